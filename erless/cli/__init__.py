@@ -1,0 +1,1 @@
+"""The `erless` command: one file per verb."""

@@ -1,0 +1,60 @@
+"""The command line's root: verbs in the order in which a user meets them.
+
+Verb modules import only typer at the top and the rest inside their functions, so that
+`erless --help` answers without torch, pyarrow or pydantic.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from erless.version import __version__
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="erless",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Serve deep learning recommendation models elastically: one function per embedding shard.",
+    epilog="Start with: `erless example rm1 --out m`, "
+    "then `erless predict --monolith m m/queries.safetensors`",
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"erless {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it, exit."),
+    ] = False,
+) -> None:
+    """Options of erless itself."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM unwinds like Ctrl-C does, so that staged files go away."""
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except BrokenPipeError:
+        # the reader of our stdout (head, less) went away: not an error, and nothing left to flush
+        sys.stderr.close()
+        raise SystemExit(141) from None

@@ -1,0 +1,106 @@
+"""What every verb shares: output as text or JSON, errors in one voice, exit codes.
+
+Exit codes: 0 done, 1 an `ErlessError`, 2 usage, 130 interrupted (Ctrl-C), 143 terminated.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+
+from erless import errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Output", "OutputOption", "emit", "note", "verb"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+WIDE = 160  # columns where nobody's terminal sets them
+
+HINTS: dict[type[errors.ErlessError], str] = {
+    errors.ConfigError: "see `erless init` for a commented erless.yaml",
+    errors.ArtifactError: "check the path, or make the artifact again; --overwrite replaces it",
+    errors.StorageError: "free space or choose another --out; nothing half-written was kept",
+    errors.CheckpointError: "see `erless import --help` for what each importer reads",
+    errors.ModelError: "compare with `erless bundle show`",
+    errors.QueryError: "compare the query with `erless bundle show`: tables, rows, dense features",
+    errors.LogError: "see `erless profile --help` for the log formats",
+    errors.InfeasibleError: "relax the constraint named, or raise the limit beside it",
+    errors.PlanError: "see `erless plan --help`",
+    errors.StoreError: "see `erless releases list`",
+}
+
+
+class Output(StrEnum):
+    """How a verb prints its result."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+OutputOption = Annotated[
+    Output,
+    typer.Option("--output", "-o", help="json: one document on stdout, the rest on stderr."),
+]
+
+
+def verb(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a verb: short messages for our errors, tracebacks for bugs, the right exit code."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except errors.ErlessError as error:
+            _fail(error, kwargs.get("output"))
+        except KeyboardInterrupt:
+            note("interrupted; nothing half-written was kept")
+            raise SystemExit(130) from None
+
+    return run
+
+
+def _fail(error: errors.ErlessError, output: object) -> NoReturn:
+    """Print the facts, then the next thing to try."""
+    hint = next((text for kind, text in HINTS.items() if isinstance(error, kind)), "")
+    details = list(error.violations) if isinstance(error, errors.InfeasibleError) else []
+    for line in [f"error: {error}", *(f"  - {each}" for each in details)]:
+        note(line)
+    if hint:
+        note(f"try: {hint}")
+    if output is Output.JSON:
+        kind = type(error).__name__
+        document = {"error": {"type": kind, "message": str(error), "details": details}}
+        _write_json(document)
+    raise SystemExit(1) from error
+
+
+def note(line: str) -> None:
+    """A line for people, on stderr whatever the output is."""
+    print(line, file=sys.stderr)
+
+
+def emit(output: Output, document: Mapping[str, Any], text: Callable[[Console], None]) -> None:
+    """Print a verb's result once: `document` as JSON, or what `text` draws."""
+    if output is Output.JSON:
+        _write_json(document)
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDE)
+    text(console)
+
+
+def _write_json(document: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()

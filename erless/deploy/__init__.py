@@ -1,0 +1,1 @@
+"""Targets that run a release: this machine, or Knative."""

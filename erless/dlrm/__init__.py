@@ -1,0 +1,1 @@
+"""The arithmetic: queries, embedding bags, dense tower, the monolith. Pure, no I/O policy."""

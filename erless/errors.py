@@ -1,0 +1,92 @@
+"""Every error that erless raises on purpose.
+
+    ErlessError                  a fact the user must know: what, where, measured against allowed
+    ├── ConfigError              erless.yaml: unknown key, wrong type, contradiction
+    ├── ArtifactError            a file of ours is missing, truncated, altered or of a newer schema
+    ├── StorageError             the disk or bucket refused: full, read-only, no permission
+    ├── CheckpointError          a foreign checkpoint or dataset cannot be imported
+    ├── ModelError               tables and tower do not fit together
+    ├── QueryError               a query does not fit the model: table, sample and value are named
+    ├── LogError                 an access log cannot be read or does not fit the model
+    ├── PlanError                a plan cannot be made from these inputs
+    │   └── InfeasibleError      no plan meets the constraints; carries each shortfall
+    ├── StoreError               a release store: absent, torn, contended
+    └── InterruptedRunError      the user stopped a stage; nothing half-written stays
+
+Library errors state facts. The CLI adds the next command to try (`erless.cli.run`).
+Foreign exceptions are translated once, at the boundary, by type.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArtifactError",
+    "CheckpointError",
+    "ConfigError",
+    "ErlessError",
+    "InfeasibleError",
+    "InterruptedRunError",
+    "LogError",
+    "ModelError",
+    "PlanError",
+    "QueryError",
+    "StorageError",
+    "StoreError",
+]
+
+
+class ErlessError(Exception):
+    """Base of all errors that are shown short. The message is one or two sentences of fact."""
+
+
+class ConfigError(ErlessError):
+    """`erless.yaml` (or an option) has an unknown key, a wrong value or contradicts itself."""
+
+
+class ArtifactError(ErlessError):
+    """An artifact of ours is missing, truncated, altered, or of a newer schema."""
+
+
+class StorageError(ErlessError):
+    """The file system or object store refused an operation (full, read-only, not permitted)."""
+
+
+class CheckpointError(ErlessError):
+    """A foreign checkpoint or dataset cannot be imported."""
+
+
+class ModelError(ErlessError):
+    """Tables, pooling and tower do not fit together."""
+
+
+class QueryError(ErlessError):
+    """A query does not fit the model."""
+
+
+class LogError(ErlessError):
+    """An access log cannot be read, is empty, or does not fit the model."""
+
+
+class PlanError(ErlessError):
+    """A plan cannot be made from these inputs."""
+
+
+class InfeasibleError(PlanError):
+    """No plan meets the constraints.
+
+    Args:
+        message: one sentence that names the worst violation.
+        violations: one line per violated constraint: measured against allowed, what lifts it.
+    """
+
+    def __init__(self, message: str, violations: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.violations = violations
+
+
+class StoreError(ErlessError):
+    """A release store is absent, torn or contended."""
+
+
+class InterruptedRunError(ErlessError):
+    """The user stopped a stage before it was done."""

@@ -1,0 +1,1 @@
+"""Foreign checkpoints and datasets in, model bundles and access logs out."""

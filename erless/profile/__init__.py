@@ -1,0 +1,1 @@
+"""From access logs to hotness, from measurements to throughput curves."""

@@ -1,0 +1,75 @@
+"""The model bundle's manifest, `model.json`.
+
+model/
+  model.json                   this document
+  tables/<name>.safetensors    one tensor `rows`, (rows, dim) float32
+  tower.safetensors            built-in tower: bottom.I.weight/bias, top.I.weight/bias
+  tower.pt2                    or a `torch.export` archive
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from erless.errors import ArtifactError
+from erless.progress import Progress
+from erless.specs.artifact import Artifact, FileEntry
+from erless.specs.model import ModelSpec, TableSpec
+from erless.storage.atomic import os_errors
+from erless.storage.digests import digest_file
+
+__all__ = ["MANIFEST", "TABLE_TENSOR", "BundleManifest"]
+
+MANIFEST = "model.json"
+TABLE_TENSOR = "rows"
+
+
+class BundleManifest(Artifact):
+    """A model and the files that hold it: one file per table, in the model's order."""
+
+    KIND: ClassVar[str] = "erless model bundle"
+
+    model: ModelSpec
+    tables: tuple[FileEntry, ...]
+    tower: FileEntry
+
+    @classmethod
+    def open(cls, folder: Path) -> BundleManifest:
+        """Read `folder/model.json` and check that each file is there in full size.
+
+        Raises:
+            ArtifactError: no bundle there, a file is missing or of another size.
+        """
+        if not folder.is_dir():
+            raise ArtifactError(f"{folder} is not a model bundle: no such directory")
+        manifest = cls.load(folder / MANIFEST)
+        for entry in manifest.files():
+            path = folder / entry.path
+            with os_errors(path, "read"):
+                size = path.stat().st_size
+            if size != entry.size_bytes:
+                raise ArtifactError(
+                    f"{path}: {size:,} bytes, expected {entry.size_bytes:,}: truncated or altered"
+                )
+        return manifest
+
+    def files(self) -> tuple[FileEntry, ...]:
+        """All files but the manifest."""
+        return (*self.tables, self.tower)
+
+    def table_file(self, folder: Path, table: TableSpec) -> Path:
+        """The file of `table`, for a bundle at `folder`."""
+        names = [each.name for each in self.model.tables]
+        return folder / self.tables[names.index(table.name)].path
+
+    def verify(self, folder: Path, progress: Progress | None = None) -> None:
+        """Read every file whole and compare with its digest.
+
+        Raises:
+            ArtifactError: a file's content is not what the bundle was written with.
+        """
+        for entry in self.files():
+            found = digest_file(folder / entry.path, progress)
+            if (found.size_bytes, found.sha256) != (entry.size_bytes, entry.sha256):
+                raise ArtifactError(f"{folder / entry.path}: altered: sha256 does not match")

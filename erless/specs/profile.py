@@ -1,0 +1,84 @@
+"""The profile: how hot each row is, and how fast this code gathers, as measured.
+
+    profile/
+      profile.json                      this document
+      counts/<table>.safetensors        `ids` int64 and `counts` int64, hottest first
+
+Rows are ranked by count, descending; ties, and the rows that the log never touched, by id. This is
+the one definition of a row's *rank* (`erless.dlrm.rows.HotnessOrder`), which plans refer to.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from erless.specs.artifact import Artifact, FileEntry, Frozen
+
+__all__ = ["MANIFEST", "CurveSample", "Machine", "Profile", "TableAccess", "ThroughputCurve"]
+
+MANIFEST = "profile.json"
+
+
+class TableAccess(Frozen):
+    """Accesses of one table in the log; `counts` is absent where the log never touched it."""
+
+    table: str
+    rows: int = Field(gt=0)
+    samples: int = Field(ge=0, description="samples that the log covers")
+    accesses: int = Field(ge=0)
+    touched: int = Field(ge=0, description="distinct rows accessed")
+    counts: FileEntry | None = None
+
+    @property
+    def pooling_factor(self) -> float:
+        """Mean ids per bag."""
+        return self.accesses / self.samples if self.samples else 0.0
+
+
+class Machine(Frozen):
+    """Where a curve was measured."""
+
+    processor: str
+    cores: int
+    memory_bytes: int
+    python: str
+    measured_on: str
+
+
+class CurveSample(Frozen):
+    """One measured point: `gathers` rows per call took `seconds` of CPU (median)."""
+
+    gathers: int
+    row_bytes: int
+    precision: str
+    locality: float
+    vcpu: float
+    seconds: float
+    spread: float = 0.0
+
+
+class ThroughputCurve(Frozen):
+    """QPS(n; c) = c / (a + β·n): call overhead a, cost β per gather; seconds on one vCPU."""
+
+    name: str
+    overhead_s: float = Field(gt=0, description="a")
+    gather_s: float = Field(ge=0, description="β at `row_bytes` and `precision`")
+    row_bytes: int
+    precision: str = "fp32"
+    residual: float = Field(0.0, ge=0, description="largest relative error of the fit")
+    shipped: bool = Field(False, description="a default, not measured on the user's machine")
+    machine: Machine | None = None
+    samples: tuple[CurveSample, ...] = ()
+
+
+class Profile(Artifact):
+    """Hotness of each table, in the model's order, and the curves measured with it."""
+
+    KIND: ClassVar[str] = "erless profile"
+
+    model_digest: str = Field(description="digest of the bundle whose tables these are")
+    sources: tuple[str, ...] = Field(description="the logs, as given")
+    tables: tuple[TableAccess, ...]
+    curves: tuple[ThroughputCurve, ...] = ()

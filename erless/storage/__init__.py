@@ -1,0 +1,1 @@
+"""Files as every stage writes and reads them: staged and renamed, streamed, mapped, digested."""

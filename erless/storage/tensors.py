@@ -1,0 +1,247 @@
+"""safetensors files written as a stream and read through a memory map.
+
+The `safetensors` package writes whole tensors from memory and its numpy reader copies; tables that
+exceed memory need neither. Format: 8 bytes little-endian header length, JSON header
+`{name: {dtype, shape, data_offsets}}`, then the data without gaps
+(https://github.com/huggingface/safetensors, section Format). The header is padded with spaces so
+that the data starts on a multiple of 64 bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from erless.errors import ArtifactError
+from erless.storage.atomic import os_errors
+from erless.storage.digests import FileDigest
+
+__all__ = ["TensorFile", "TensorInfo", "TensorWriter", "write_tensors"]
+
+ALIGNMENT_BYTES = 64
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
+
+_DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
+    "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1",
+    "BF16": "<u2",  # numpy has no bfloat16: its bits
+}  # fmt: skip
+_NAMES = {np.dtype(code): name for name, code in _DTYPES.items() if name != "BF16"}
+
+
+class TensorInfo(NamedTuple):
+    """Where one tensor lies: `begin` and `end` are bytes from the start of the file."""
+
+    dtype_name: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy dtype; bfloat16 reads as its uint16 bits."""
+        return np.dtype(_DTYPES[self.dtype_name])
+
+
+class TensorWriter:
+    """Write a safetensors file chunk by chunk, hashing it on the way.
+
+    Declare every tensor first, then `write` their rows in the order declared.
+
+    Args:
+        path: the file to make. Call this inside `staged_directory` or `staged_file`.
+        tensors: name → (dtype, shape).
+        metadata: strings for the header's `__metadata__`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, tuple[DTypeLike, tuple[int, ...]]],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = path
+        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        self._ends: list[tuple[str, np.dtype[Any], int]] = []
+        offset = 0
+        for name, (dtype, shape) in tensors.items():
+            kind = np.dtype(dtype)
+            end = offset + kind.itemsize * math.prod(shape)
+            header[name] = {
+                "dtype": _NAMES[kind],
+                "shape": list(shape),
+                "data_offsets": [offset, end],
+            }
+            self._ends.append((name, kind, end))
+            offset = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % ALIGNMENT_BYTES)
+        self._hash = hashlib.sha256()
+        self._written = 0
+        self._size = 0
+        with os_errors(path):
+            self._file = path.open("wb", buffering=0)
+        self._put(len(text).to_bytes(8, "little") + text)
+
+    def write(self, name: str, chunk: NDArray[Any]) -> None:
+        """Append `chunk` (C order) to tensor `name`.
+
+        Raises:
+            ValueError: the chunk is out of turn, of another dtype, or overruns the tensor.
+            StorageError: the disk refused.
+        """
+        while self._ends and self._written == self._ends[0][2] and self._ends[0][0] != name:
+            self._ends.pop(0)  # that tensor is complete
+        if not self._ends or self._ends[0][0] != name:
+            raise ValueError(f"{self.path.name}: tensor {name} is out of turn")
+        _, dtype, end = self._ends[0]
+        if chunk.dtype != dtype or self._written + chunk.nbytes > end:
+            raise ValueError(f"{self.path.name}: chunk of {name} has the wrong dtype or size")
+        self._put(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
+        self._written += chunk.nbytes
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self._hash.update(data)
+        with os_errors(self.path):
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view) or 0 :]
+        self._size += len(data)
+
+    def close(self) -> FileDigest:
+        """Make the file durable and say what it holds.
+
+        Raises:
+            ValueError: a declared tensor was not written whole.
+        """
+        with self._file:
+            if self._ends and self._written != self._ends[-1][2]:
+                raise ValueError(f"{self.path.name}: tensor {self._ends[0][0]} is incomplete")
+            with os_errors(self.path):
+                os.fsync(self._file.fileno())
+        return FileDigest(self._size, self._hash.hexdigest())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
+) -> FileDigest:
+    """Write whole arrays as one safetensors file."""
+    declared = {name: (array.dtype, array.shape) for name, array in tensors.items()}
+    with TensorWriter(path, declared, metadata) as writer:
+        for name, array in tensors.items():
+            writer.write(name, array)
+        return writer.close()
+
+
+class TensorFile:
+    """A safetensors file opened for mapping; its header is checked against its size.
+
+    Raises:
+        ArtifactError: not a safetensors file, truncated, or with trailing bytes; says where.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with os_errors(path, "read"), path.open("rb") as file:
+            self.size_bytes = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, self.size_bytes - 8):
+                raise ArtifactError(
+                    f"{path}: truncated or not a safetensors file: the header at offset 8 should "
+                    f"have {length:,} bytes, the file has {self.size_bytes:,}"
+                )
+            text = file.read(length)
+        try:
+            header = json.loads(text)
+            self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+            self.tensors = {name: _tensor_info(entry, 8 + length) for name, entry in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{path}: the header at offset 8 is damaged: {error}") from error
+        self._check_layout(8 + length)
+
+    def _check_layout(self, data_begin: int) -> None:
+        """The tensors must cover the rest of the file without gap or overlap."""
+        offset = data_begin
+        for name, info in sorted(self.tensors.items(), key=lambda item: item[1][2:]):
+            if info.begin != offset:
+                raise ArtifactError(
+                    f"{self.path}: tensor {name} begins at offset {info.begin:,}, "
+                    f"expected {offset:,}"
+                )
+            if info.end > self.size_bytes:
+                raise ArtifactError(
+                    f"{self.path}: truncated inside tensor {name}, which ends at offset "
+                    f"{info.end:,}; the file has {self.size_bytes:,} bytes"
+                )
+            offset = info.end
+        if offset != self.size_bytes:
+            raise ArtifactError(
+                f"{self.path}: {self.size_bytes - offset:,} unexpected bytes at offset {offset:,}"
+            )
+
+    def info(self, name: str) -> TensorInfo:
+        """Where tensor `name` lies.
+
+        Raises:
+            ArtifactError: there is no such tensor.
+        """
+        try:
+            return self.tensors[name]
+        except KeyError:
+            has = ", ".join(sorted(self.tensors)) or "nothing"
+            raise ArtifactError(f"{self.path}: no tensor {name}; the file has {has}") from None
+
+    def map(self, name: str) -> NDArray[Any]:
+        """Tensor `name` mapped copy-on-write: pages are read when touched, writes stay private."""
+        info = self.info(name)
+        if info.begin == info.end:
+            return np.empty(info.shape, info.dtype)
+        with os_errors(self.path, "read"):
+            array = np.memmap(self.path, info.dtype, "c", info.begin, info.shape)
+        return np.asarray(array)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Tensor `name` read into memory."""
+        info = self.info(name)
+        array = np.empty(info.shape, info.dtype)
+        with os_errors(self.path, "read"), self.path.open("rb", buffering=0) as file:
+            file.seek(info.begin)
+            view = array.reshape(-1).view(np.uint8).data
+            while view:
+                read = file.readinto(view)
+                if not read:
+                    raise ArtifactError(f"{self.path}: truncated inside tensor {name}")
+                view = view[read:]
+        return array
+
+
+def _tensor_info(entry: Mapping[str, Any], data_begin: int) -> TensorInfo:
+    begin, end = (int(offset) for offset in entry["data_offsets"])
+    shape = tuple(int(size) for size in entry["shape"])
+    info = TensorInfo(entry["dtype"], shape, data_begin + begin, data_begin + end)
+    if info.dtype_name not in _DTYPES:
+        raise ValueError(f"unknown dtype {info.dtype_name}")
+    if min(shape, default=0) < 0 or end - begin != info.dtype.itemsize * math.prod(shape):
+        raise ValueError(f"shape {shape} does not match {end - begin} bytes")
+    return info
