@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from erless.errors import ArtifactError
+from erless.errors import ArtifactError, first_line
 from erless.storage.atomic import os_errors
 
 __all__ = ["load_exported"]
@@ -63,8 +63,10 @@ def load_exported(path: Path) -> torch.nn.Module:
         contents = load_pt2(io.BytesIO(data))
         return contents.exported_programs["model"].module(check_guards=False)
     except (RuntimeError, ValueError, KeyError, AssertionError, TypeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtifactError(f"{path}: torch {torch.__version__} cannot load it: {first}") from error
+        reason = first_line(error)
+        raise ArtifactError(
+            f"{path}: torch {torch.__version__} cannot load it: {reason}"
+        ) from error
 
 
 def _screen(path: Path, data: bytes) -> None:

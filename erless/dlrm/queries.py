@@ -92,6 +92,9 @@ def check_query(query: Query, model: ModelSpec) -> None:
         raise QueryError(f"table {weighted.name} pools by weighted sum: the query has no weights")
     if query.weights is not None and query.weights.shape != query.values.shape:
         raise QueryError(f"{len(query.weights):,} weights for {len(query.values):,} values")
+    if query.weights is not None and not np.isfinite(query.weights).all():
+        position = int(np.flatnonzero(~np.isfinite(query.weights))[0])
+        raise QueryError(f"weights[{position}] is {query.weights[position]}: not a finite number")
     _check_ids(query, model)
 
 

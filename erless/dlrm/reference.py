@@ -17,7 +17,6 @@ from torch import Tensor
 
 from erless.dlrm.queries import Query, check_query
 from erless.dlrm.tower import Tower, load_tower
-from erless.errors import QueryError
 from erless.progress import Progress, Silent
 from erless.specs.bundle import TABLE_TENSOR, BundleManifest
 from erless.specs.model import ModelSpec, Pooling
@@ -138,5 +137,8 @@ def _check_shape(query: Query, model: ModelSpec) -> None:
     missing = model.has_weights and query.weights is None
     if shapes != expected or missing or not np.isfinite(query.dense).all():
         check_query(query, model)
-    if query.weights is not None and query.weights.shape != query.values.shape:
-        raise QueryError(f"{len(query.weights):,} weights for {len(query.values):,} values")
+    weights = query.weights
+    if weights is not None and not (
+        len(weights) == len(query.values) and np.isfinite(weights).all()
+    ):
+        check_query(query, model)

@@ -73,7 +73,7 @@ class BuiltinTower(Tower):
             x = F.linear(x, weight, bias).relu_()
         vectors = torch.cat([x, *(each.to(dtype) for each in pooled)], dim=1)
         if self._pairs is not None:
-            stacked = vectors.view(len(x), -1, x.shape[1])
+            stacked = vectors.view(len(x), len(self.model.tables) + 1, x.shape[1])
             products = torch.bmm(stacked, stacked.transpose(1, 2)).flatten(1)
             vectors = torch.cat([x, products.index_select(1, self._pairs)], dim=1)
         for weight, bias in self.top[:-1]:

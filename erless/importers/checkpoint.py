@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from erless.errors import CheckpointError
+from erless.errors import CheckpointError, first_line
 from erless.importers.bundle import row_chunks
 from erless.storage.atomic import os_errors
 from erless.storage.tensors import TensorFile
@@ -65,7 +66,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         except SafetensorError as error:
             raise CheckpointError(f"{path}: {error}") from error
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of the protocols it then refuses
             document = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
@@ -74,10 +76,10 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path}: not a checkpoint of plain tensors; it holds other pickled objects, and "
             "erless executes none. Save model.state_dict() with torch.save, or safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         size = path.stat().st_size
         raise CheckpointError(
-            f"{path}: truncated or not a checkpoint ({size:,} bytes): {str(error).splitlines()[0]}"
+            f"{path}: truncated or not a checkpoint ({size:,} bytes): {first_line(error)}"
         ) from error
     if not isinstance(document, Mapping):
         raise CheckpointError(f"{path}: holds a {type(document).__name__}, not a state dict")

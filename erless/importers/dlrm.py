@@ -150,20 +150,28 @@ def _widths(dim: int, tables: int) -> dict[Interaction, int]:
 
 
 def _derive_interaction(dim: int, table_dims: list[int], width: int) -> Interaction:
-    """The interaction that gives the top MLP `width` inputs."""
+    """The interaction that gives the top MLP `width` inputs.
+
+    T tables with `dot_itself` give the width of T + 1 tables with `dot`, so the rare former is
+    never assumed: it would hide a missing table.
+    """
     if any(each != dim for each in table_dims):
-        fits = [Interaction.CAT] if dim + sum(table_dims) == width else []
+        expected = {Interaction.CAT: dim + sum(table_dims)}
     else:
-        fits = [kind for kind, each in _widths(dim, len(table_dims)).items() if each == width]
-    if len(fits) == 1:
+        expected = _widths(dim, len(table_dims))
+    fits = [kind for kind, each in expected.items() if each == width]
+    if len(fits) == 1 and fits[0] is not Interaction.DOT_ITSELF:
         return fits[0]
-    if fits:
+    if len(fits) > 1:
         kinds = " and ".join(fits)
         raise CheckpointError(f"a top MLP of {width} inputs fits {kinds}: name the interaction")
-    expected = ", ".join(f"{w} ({k})" for k, w in _widths(dim, len(table_dims)).items())
+    widths = ", ".join(f"{each} ({kind})" for kind, each in expected.items())
+    either = "a table is missing or of a wrong dim"
+    if fits:
+        either += ", or name the interaction dot_itself"
     raise CheckpointError(
         f"the top MLP takes {width} inputs; {len(table_dims)} tables and a bottom MLP of {dim} "
-        f"outputs give {expected}: a table is missing or of a wrong dim"
+        f"outputs give {widths}: {either}"
     )
 
 

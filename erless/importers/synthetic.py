@@ -99,10 +99,11 @@ def _rows(table: TableSpec, index: int, pooling: int, seed: int) -> Iterator[NDA
 
 
 def _tower(model: ModelSpec, seed: int) -> dict[str, NDArray[np.float32]]:
-    """He-initialised layers, small biases."""
+    """He-initialised layers; each unit's weights sum to zero, so that no logit drowns the rest."""
     generator = np.random.default_rng([seed, _TOWER])
     tensors = {}
     for name, shape in tower_layers(model).items():
         scale = (2 / shape[1]) ** 0.5 if len(shape) == 2 else 0.01
-        tensors[name] = generator.standard_normal(shape, np.float32) * np.float32(scale)
+        tensor = generator.standard_normal(shape, np.float32) * np.float32(scale)
+        tensors[name] = tensor - tensor.mean(axis=-1, keepdims=True)
     return tensors

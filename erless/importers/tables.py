@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from erless.dlrm.exported import load_exported
 from erless.dlrm.tower import ForeignTower
-from erless.errors import CheckpointError, ModelError
+from erless.errors import CheckpointError, ModelError, first_line
 from erless.importers.bundle import new_bundle, row_chunks
 from erless.importers.poolings import Poolings
 from erless.importers.specs import make_model, table_spec
@@ -144,5 +144,5 @@ def _try_tower(model: ModelSpec, module: torch.nn.Module, path: Path) -> None:
             shape = (batch, len(model.tables), max(table.dim for table in model.tables))
             raise ModelError(
                 f"{path}: the tower does not take dense {tuple(dense.shape)} and pooled {shape} "
-                f"to one prediction per sample: {str(error).splitlines()[0]}"
+                f"to one prediction per sample: {first_line(error)}"
             ) from error
