@@ -71,6 +71,10 @@ def read_movielens(folder: Path) -> Ratings:
     ratings = _read(folder / "ml-100k.inter", ("user_id", "item_id", "rating", "timestamp"))
     users = _read(folder / "ml-100k.user", ("user_id", "age", "gender", "occupation"))
     items = _read(folder / "ml-100k.item", ("item_id", "release_year", "class"))
+    for row in ratings:
+        for what, value in (("rating", row[2]), ("timestamp", row[3])):
+            if not value.replace(".", "", 1).isdigit():
+                raise CheckpointError(f"{folder}: {what} {value!r} of user {row[0]} is no number")
     order = np.argsort(np.array([float(row[3]) for row in ratings]), kind="stable")
     by_user = {row[0]: row for row in users}
     by_item = {row[0]: row for row in items}
