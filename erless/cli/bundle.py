@@ -73,5 +73,6 @@ def draw(console: Console, folder: Path, manifest: BundleManifest) -> None:
         size = f"{each.table_bytes / 1e6:,.1f}"
         table.add_row(each.name, f"{each.rows:,}", str(each.dim), each.pooling, size)
     console.print(table)
-    console.print(f"dense features {model.dense_features}, tower {model.tower}")
+    tower = ", ".join(f"{key} {value}" for key, value in model.tower.model_dump(mode="json").items())
+    console.print(f"dense features {model.dense_features}; tower {tower}")
     console.print(f"digest {manifest.digest}")
