@@ -73,6 +73,7 @@ def draw(console: Console, folder: Path, manifest: BundleManifest) -> None:
         size = f"{each.table_bytes / 1e6:,.1f}"
         table.add_row(each.name, f"{each.rows:,}", str(each.dim), each.pooling, size)
     console.print(table)
-    tower = ", ".join(f"{key} {value}" for key, value in model.tower.model_dump(mode="json").items())
+    fields = model.tower.model_dump(mode="json")
+    tower = ", ".join(f"{key} {value}" for key, value in fields.items())
     console.print(f"dense features {model.dense_features}; tower {tower}")
     console.print(f"digest {manifest.digest}")
