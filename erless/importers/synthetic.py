@@ -15,7 +15,7 @@ from erless.dlrm.tower import tower_layers
 from erless.dlrm.workload import PowerLaw, RowOrder, Workload
 from erless.importers.accesslog import write_access_log
 from erless.importers.bundle import CHUNK_BYTES, new_bundle
-from erless.progress import Progress
+from erless.progress import Progress, Silent, Step
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import ModelSpec, TableSpec
 
@@ -55,7 +55,9 @@ def make_example(
         bundle.add_tower(_tower(model, seed))
         held_out = queries_of(workload, queries * workload.batch, seed=seed, stream=_QUERIES)
         write_queries(bundle.folder / QUERIES, held_out, names, workload.batch)
-        write_access_log(bundle.folder / ACCESS_LOG, names, _log(workload, log_samples, seed))
+        with (progress or Silent()).step("access log", log_samples, "samples") as step:
+            log = _log(workload, log_samples, seed, step)
+            write_access_log(bundle.folder / ACCESS_LOG, names, log)
         return bundle.finish()
 
 
@@ -78,11 +80,12 @@ def queries_of(
     )
 
 
-def _log(workload: Workload, samples: int, seed: int) -> Iterator[Query]:
+def _log(workload: Workload, samples: int, seed: int, step: Step) -> Iterator[Query]:
     for block, begin in enumerate(range(0, samples, LOG_BLOCK)):
         size = min(LOG_BLOCK, samples - begin)
         query = queries_of(workload, size, seed=seed, stream=_LOG, block=block)
         yield dataclasses.replace(query, dense=query.dense[:, :0])
+        step.advance(size)
 
 
 def _rows(table: TableSpec, index: int, pooling: int, seed: int) -> Iterator[NDArray[np.float32]]:

@@ -119,7 +119,7 @@ def _train(ratings: Ratings, seed: int, progress: Progress) -> _Weights:
     validation = _samples(ratings.samples, fit, ratings.train)
     best = _Weights([], {}, 0.0, 0)
     offsets = _offsets(ratings.samples)
-    with progress.step("train", EPOCHS * fit, "queries") as step:
+    with progress.step("train", EPOCHS * fit, "samples") as step:
         for epoch in range(1, EPOCHS + 1):
             order = torch.randperm(fit, generator=generator).numpy()
             for begin in range(0, fit, BATCH):
