@@ -1,4 +1,4 @@
-"""The compiled kernels (erless/dlrm/kernels/module.c). rows.py and embedding.py are their only users.
+"""The compiled kernels (kernels/module.c). rows.py and embedding.py are their only users.
 
 A fault is (kind, table, sample, position, value); kinds as in kernels.h.
 """
@@ -15,7 +15,7 @@ INSTRUCTION_SET: str
 def index_mark(blocks: _Array, rows: int, ids: _Array, /) -> int: ...
 def index_rank(blocks: _Array, /) -> int: ...
 def index_find(
-    blocks: _Array | None, rows: int, ids: _Array, locals: _Array, /
+    blocks: _Array | None, rows: int, ids: _Array, found: _Array, /
 ) -> tuple[int, int]: ...
 def combine_begin(samples: int, out: _Array, places: _Array, /) -> None: ...
 def combine(

@@ -1,15 +1,7 @@
 """Gather-pool over a shard's stored rows, and combine of the partials.
 
-How rows are stored (one byte layout for pack, sparse function and gateway), `dim` elements each:
-
-    fp32   (rows, dim) float32
-    fp16   (rows, dim) float16
-    int8   (rows, dim + 4) uint8:            codes c_0 … c_dim-1, scale fp16, bias fp16
-    int4   (rows, ceil(dim / 2) + 4) uint8:  nibbles, scale fp16, bias fp16
-
-    element j = scale · c_j + bias. With h = ceil(dim / 2), int4's code of element j < h is the low
-    nibble of byte j, of element j ≥ h the high nibble of byte j - h: both halves are contiguous,
-    so that a vector register fills from one load. fp16 is little-endian.
+Rows are stored as `erless.pack.quantize` writes them: fp32 and fp16 as they are; an int8 or int4 row
+is its fp16 scale, its fp16 bias, then its codes (int4: two in a byte, low nibble first).
 
 A partial is float32 (or float16), in one of two forms:
 
@@ -35,7 +27,7 @@ from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision
 
 __all__ = [
-    "Combiner", "EmbeddingShard", "StoredSlice", "default_partial", "row_dtype", "row_width",
+    "Combiner", "EmbeddingShard", "StoredSlice", "default_partial", "stored_dtype", "stored_width",
 ]  # fmt: skip
 
 Floats = NDArray[np.float32]
@@ -47,15 +39,15 @@ _PRECISIONS = {Precision.FP32: 0, Precision.FP16: 1, Precision.INT8: 2, Precisio
 _POOLINGS = {Pooling.SUM: 0, Pooling.MAX: 1, Pooling.WEIGHTED_SUM: 2, Pooling.MEAN: 3}
 
 
-def row_dtype(precision: Precision) -> np.dtype[Any]:
+def stored_dtype(precision: Precision) -> np.dtype[Any]:
     """The dtype of the array that stores rows."""
     names = {Precision.FP32: np.float32, Precision.FP16: np.float16}
     return np.dtype(names.get(precision, np.uint8))
 
 
-def row_width(precision: Precision, dim: int) -> int:
+def stored_width(precision: Precision, dim: int) -> int:
     """Elements of one stored row: the second dimension of the array that stores rows."""
-    return precision.row_bytes(dim) // row_dtype(precision).itemsize
+    return precision.row_bytes(dim) // stored_dtype(precision).itemsize
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ class StoredSlice:
     Args:
         table: the whole table's shape and pooling.
         precision: how `rows` are stored.
-        rows: (stored, `row_width`) of `row_dtype`, by ascending row id.
+        rows: (stored, `stored_width`) of `stored_dtype`, by ascending row id.
         index: row id → position in `rows`.
 
     Raises:
@@ -78,8 +70,8 @@ class StoredSlice:
     index: RowIndex
 
     def __post_init__(self) -> None:
-        shape = (self.index.stored, row_width(self.precision, self.table.dim))
-        dtype = row_dtype(self.precision)
+        shape = (self.index.stored, stored_width(self.precision, self.table.dim))
+        dtype = stored_dtype(self.precision)
         if self.rows.shape != shape or self.rows.dtype != dtype:
             raise ArtifactError(
                 f"table {self.table.name}: its stored rows have shape {self.rows.shape} of "

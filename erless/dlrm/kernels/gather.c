@@ -14,6 +14,8 @@
 #define AHEAD 16
 #endif
 
+enum { HEADER = 4 }; /* fp16 scale and bias in front of the codes of an int8 or int4 row */
+
 /* One bag: `n` > 0 rows at `ptrs` (which goes on for AHEAD valid entries) -> out (dim). */
 typedef void (*bag_fn)(const uint8_t *const *ptrs, const float *weights, int64_t n,
                        int64_t row_bytes, int64_t dim, float *out);
@@ -272,6 +274,16 @@ static int64_t find_rows(const slice_t *slice, const ids_t *ids, int64_t begin, 
     return locate_any(slice, ids, begin, n, ptrs);
 }
 
+/* Even elements, then odd ones -> element by element. */
+static void interleave(const float *parts, float *out, int64_t dim) {
+    const float *even = parts, *odd = parts + (dim + 1) / 2;
+    for (int64_t j = 0; j < dim / 2; j++) {
+        out[2 * j] = even[j];
+        out[2 * j + 1] = odd[j];
+    }
+    if (dim & 1) out[dim - 1] = even[dim / 2];
+}
+
 /* Check lengths; *most = the largest number of ids of one slice. */
 static int check_lengths(const int32_t *lengths, int64_t count, int64_t samples, int64_t size,
                          int64_t *most, fault_t *fault) {
@@ -295,11 +307,15 @@ static int check_lengths(const int32_t *lengths, int64_t count, int64_t samples,
 int64_t pool(const slice_t *slices, int64_t count, const ids_t *values, const float *weights,
              const int32_t *lengths, int64_t samples, float *out, int64_t stride,
              const int64_t *columns, int packed, fault_t *fault) {
-    int64_t most = 0, begin = 0;
+    int64_t most = 0, begin = 0, widest = 0;
     float *next = out;
+    for (int64_t s = 0; s < count; s++) widest = slices[s].dim > widest ? slices[s].dim : widest;
     if (!check_lengths(lengths, count, samples, values->size, &most, fault)) return 0;
     const uint8_t **ptrs = malloc(sizeof(*ptrs) * (size_t)(most + AHEAD));
-    if (ptrs == NULL) {
+    float *parts = malloc(sizeof(*parts) * (size_t)(widest + 1));
+    if (ptrs == NULL || parts == NULL) {
+        free(ptrs);
+        free(parts);
         fault->kind = FAULT_MEMORY;
         return 0;
     }
@@ -322,15 +338,18 @@ int64_t pool(const slice_t *slices, int64_t count, const ids_t *values, const fl
         for (int64_t i = 0; i < AHEAD; i++) ptrs[n + i] = slice->rows;
         for (int64_t b = 0; b < samples; b++) {
             float *at = packed ? next : out + b * stride + columns[s];
-            if (row[b])
+            if (row[b]) {
+                const int split = slice->precision == INT4;
                 bag(ptrs + done, weights ? weights + begin + done : NULL, row[b],
-                    slice->row_bytes, slice->dim, at);
-            else if (!packed) memset(at, 0, sizeof(float) * (size_t)slice->dim);
+                    slice->row_bytes, slice->dim, split ? parts : at);
+                if (split) interleave(parts, at, slice->dim);
+            } else if (!packed) memset(at, 0, sizeof(float) * (size_t)slice->dim);
             if (row[b]) next += slice->dim;
             done += row[b];
         }
         begin += n;
     }
+    free(parts);
     free(ptrs);
     return packed ? next - out : 0;
 }

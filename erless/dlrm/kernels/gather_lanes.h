@@ -15,7 +15,7 @@ static ALWAYS_INLINE void SUFFIX(fetch)(const uint8_t *row, int64_t row_bytes) {
     __builtin_prefetch(row + row_bytes - 1);
 }
 
-/* The columns [c, c + N*LANES) of one bag. `part` of int4: 0 low nibbles, 1 high, at byte c. */
+/* The columns [c, c + N*LANES) of one bag; of int4 the bytes, `part` 0 their low nibbles, 1 high. */
 static ALWAYS_INLINE void SUFFIX(block)(const int precision, const int mode, const int N,
                                         const int part, const uint8_t *const *ptrs,
                                         const float *weights, int64_t n, int64_t row_bytes,
@@ -30,7 +30,7 @@ static ALWAYS_INLINE void SUFFIX(block)(const int precision, const int mode, con
         const float weight = mode == WEIGHTED ? weights[i] : 1.0f;
         vec_t factor = SPLAT(weight), shift = ZERO;
         if (precision == INT8 || precision == INT4) {
-            const float scale = HALF(row + row_bytes - 4), bias = HALF(row + row_bytes - 2);
+            const float scale = HALF(row), bias = HALF(row + 2);
             factor = SPLAT(mode == WEIGHTED ? weight * scale : scale);
             if (mode == MAX) shift = SPLAT(bias);
             else bias_sum += mode == WEIGHTED ? weight * bias : bias;
@@ -41,8 +41,8 @@ static ALWAYS_INLINE void SUFFIX(block)(const int precision, const int mode, con
             vec_t x;
             if (precision == FP32) x = LOAD_F32(row + 4 * at);
             else if (precision == FP16) x = LOAD_F16(row + 2 * at);
-            else if (precision == INT8) x = LOAD_U8(row + at);
-            else x = part ? LOAD_HIGH(row + at) : LOAD_LOW(row + at);
+            else if (precision == INT8) x = LOAD_U8(row + HEADER + at);
+            else x = part ? LOAD_HIGH(row + HEADER + at) : LOAD_LOW(row + HEADER + at);
             if (precision == INT8 || precision == INT4) {
                 if (mode == MAX) acc[v] = MAXIMUM(acc[v], MULADD(x, factor, shift));
                 else acc[v] = MULADD(x, factor, acc[v]);
@@ -79,6 +79,7 @@ static ALWAYS_INLINE void SUFFIX(columns)(const int precision, const int mode, c
 #undef BLOCK
 }
 
+/* int4: out gets the elements of even index, then those of odd index; `pool` interleaves them. */
 #define DEFINE_BAG(NAME, PRECISION, MODE)                                                        \
     static void SUFFIX(NAME)(const uint8_t *const *ptrs, const float *weights, int64_t n,         \
                              int64_t row_bytes, int64_t dim, float *out) {                        \
