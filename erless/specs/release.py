@@ -25,8 +25,8 @@ from erless.specs.model import ModelSpec, Pooling
 from erless.specs.plan import Precision, Tier
 
 __all__ = [
-    "ROUTING_LIMIT", "GatewayFiles", "ReleaseManifest", "ReleaseShard", "ShardManifest", "ShardSlice",
-    "release_name", "shard_name",
+    "ROUTING_LIMIT", "GatewayFiles", "ReleaseManifest", "ReleaseShard", "ShardManifest",
+    "ShardSlice", "release_name", "shard_name",
 ]  # fmt: skip
 
 ROUTING_LIMIT = 255  # shards of a release, the resident ones among them: one byte per row
