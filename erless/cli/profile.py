@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.main import app
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from erless.specs.profile import ThroughputCurve, TowerCurve
 
 __all__ = ["profile"]
 
@@ -29,7 +30,6 @@ class Format(StrEnum):
     COUNTS = "counts"
 
 
-@app.command()
 @verb
 def profile(
     out: Annotated[Path, typer.Option("--out", help="Folder of the profile.")],
@@ -71,7 +71,8 @@ def profile(
     from erless.profile.formats import LogFormat, LogSource
 
     with bars() as progress:
-        curves, towers = (), ()
+        curves: tuple[ThroughputCurve, ...] = ()
+        towers: tuple[TowerCurve, ...] = ()
         if throughput:
             from erless.profile.throughput import measure
 

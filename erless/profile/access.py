@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from erless.specs.bundle import BundleManifest
 from erless.specs.profile import MANIFEST, Profile, TableAccess, ThroughputCurve, TowerCurve
 from erless.storage.atomic import os_errors, staged_directory
 
-__all__ = ["SHARES", "TableHotness", "profile_access"]
+__all__ = ["SHARES", "AccessReport", "TableHotness", "extend_profile", "profile_access"]
 
 SHARES = (0.001, 0.01, 0.1, 0.5)  # fractions of a table's rows whose share of accesses is reported
 LOCALITY_FRACTION = 0.1  # locality P is over the hottest 10 % of rows
@@ -47,6 +48,29 @@ class AccessReport:
     profile: Profile
     tables: tuple[TableHotness, ...]
     warnings: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        drop = {"machine", "samples"}
+        return {
+            "digest": self.profile.digest,
+            "model_digest": self.profile.model_digest,
+            "sources": list(self.profile.sources),
+            "tables": [
+                each.access.model_dump(mode="json", exclude={"counts"})
+                | {
+                    "pooling_factor": each.access.pooling_factor,
+                    "top_shares": {
+                        f"{fraction:g}": share
+                        for fraction, share in zip(SHARES, each.shares, strict=True)
+                    },
+                }
+                for each in self.tables
+            ],
+            "curves": [each.model_dump(mode="json", exclude=drop) for each in self.profile.curves],
+            "towers": [each.model_dump(mode="json", exclude=drop) for each in self.profile.towers],
+            "warnings": list(self.warnings),
+        }
 
 
 @dataclass
@@ -123,6 +147,35 @@ def profile_access(
         shutil.rmtree(scratch)
     warnings += _coverage_warnings(tables, coverage)
     return AccessReport(profile, tuple(tables), tuple(warnings))
+
+
+def extend_profile(
+    out: Path,
+    model: Path | None,
+    curves: tuple[ThroughputCurve, ...],
+    towers: tuple[TowerCurve, ...],
+) -> AccessReport:
+    """Write `curves` and `towers` to the profile at `out`; its counts stay as they are.
+
+    Where there is no profile yet, it becomes one without tables.
+
+    Raises:
+        ArtifactError: `out` holds something else, or a damaged profile.
+        StorageError: the disk refused.
+    """
+    fields: dict[str, Any] = {"sources": (), "tables": (), "model_digest": ""}
+    if (out / MANIFEST).is_file():
+        old = Profile.load(out / MANIFEST)
+        fields = {"sources": old.sources, "tables": old.tables, "model_digest": old.model_digest}
+        profile = Profile.create(curves=curves, towers=towers, **fields)
+        profile.save(out / MANIFEST)  # one atomic rename: the counts beside it are not touched
+        return AccessReport(profile, (), ())
+    if model is not None:
+        fields["model_digest"] = BundleManifest.open(model).digest
+    with staged_directory(out, marker=MANIFEST) as stage:
+        profile = Profile.create(curves=curves, towers=towers, **fields)
+        profile.save(stage / MANIFEST)
+    return AccessReport(profile, (), ())
 
 
 def _age_warning(source: LogSource, model: Path) -> str | None:

@@ -96,8 +96,10 @@ def _open_file(
         return InteractionLog(path, _one_table(path, table, tables))
     if chosen is LogFormat.COUNTS:
         return CountLog(path, tables, table)
-    return open_parquet(path, tables, table) if log_format is LogFormat.AUTO else ListLog(
-        path, tables, table
+    return (
+        open_parquet(path, tables, table)
+        if log_format is LogFormat.AUTO
+        else ListLog(path, tables, table)
     )
 
 

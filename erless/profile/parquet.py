@@ -236,5 +236,7 @@ def _samples(path: Path, metadata: dict[bytes, bytes]) -> int | None:
     if text is None:
         return None
     if not text.isdigit():
-        raise LogError(f"{path}: metadata samples is {text.decode(errors='replace')!r}, not a count")
+        raise LogError(
+            f"{path}: metadata samples is {text.decode(errors='replace')!r}, not a count"
+        )
     return int(text)

@@ -27,15 +27,15 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
         entries = []
         for name, rows in tables.items():
             path = f"tables/{name}.safetensors"
-            digest = write_tensors(
-                folder / path, {TABLE_TENSOR: np.zeros((rows, 1), np.float32)}
-            )
+            digest = write_tensors(folder / path, {TABLE_TENSOR: np.zeros((rows, 1), np.float32)})
             entries.append(FileEntry(path=path, **digest._asdict()))
         tower = write_tensors(folder / "tower.safetensors", {"x": np.zeros(1, np.float32)})
         BundleManifest.create(
             model=ModelSpec(
                 dense_features=1,
-                tables=tuple(TableSpec(name=name, rows=rows, dim=1) for name, rows in tables.items()),
+                tables=tuple(
+                    TableSpec(name=name, rows=rows, dim=1) for name, rows in tables.items()
+                ),
                 tower=DlrmTower(bottom_mlp=(1,), top_mlp=(1,), interaction=Interaction.CAT),
             ),
             tables=tuple(entries),
