@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from erless.cli import bundle, config, example, import_, predict
+from erless.cli import bundle, config, example, import_, predict, profile
 from erless.version import __version__
 
 __all__ = ["app", "main"]
@@ -51,6 +51,7 @@ app.add_typer(example.app, name="example")
 app.add_typer(import_.app, name="import")
 app.add_typer(bundle.app, name="bundle")
 app.command("predict")(predict.predict)
+app.command("profile")(profile.profile)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

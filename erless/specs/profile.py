@@ -16,7 +16,10 @@ from pydantic import Field
 
 from erless.specs.artifact import Artifact, FileEntry, Frozen
 
-__all__ = ["MANIFEST", "CurveSample", "Machine", "Profile", "TableAccess", "ThroughputCurve"]
+__all__ = [
+    "MANIFEST", "CurveSample", "Machine", "Profile", "TableAccess", "ThroughputCurve",
+    "TowerCurve", "TowerSample",
+]  # fmt: skip
 
 MANIFEST = "profile.json"
 
@@ -29,6 +32,7 @@ class TableAccess(Frozen):
     samples: int = Field(ge=0, description="samples that the log covers")
     accesses: int = Field(ge=0)
     touched: int = Field(ge=0, description="distinct rows accessed")
+    locality: float = Field(0.0, ge=0, le=1, description="share of the hottest 10 % of rows")
     counts: FileEntry | None = None
 
     @property
@@ -56,7 +60,7 @@ class CurveSample(Frozen):
     locality: float
     vcpu: float
     seconds: float
-    spread: float = 0.0
+    spread: float = Field(0.0, description="interquartile range ÷ median")
 
 
 class ThroughputCurve(Frozen):
@@ -67,10 +71,33 @@ class ThroughputCurve(Frozen):
     gather_s: float = Field(ge=0, description="β at `row_bytes` and `precision`")
     row_bytes: int
     precision: str = "fp32"
+    locality: float = Field(0.9, ge=0, le=1, description="access skew that it was measured under")
+    vcpu: float = Field(1.0, gt=0, description="cores that gathered at once during the measurement")
     residual: float = Field(0.0, ge=0, description="largest relative error of the fit")
     shipped: bool = Field(False, description="a default, not measured on the user's machine")
     machine: Machine | None = None
     samples: tuple[CurveSample, ...] = ()
+
+
+class TowerSample(Frozen):
+    """One measured point: the tower took `seconds` of CPU for `batch` samples (median)."""
+
+    batch: int
+    seconds: float
+    spread: float = 0.0
+
+
+class TowerCurve(Frozen):
+    """CPU seconds of the dense tower for B samples: a + β·B, on one vCPU."""
+
+    name: str
+    overhead_s: float = Field(gt=0, description="a")
+    sample_s: float = Field(ge=0, description="β")
+    macs_per_sample: int = Field(0, ge=0, description="multiply-adds of the MLPs and interaction")
+    residual: float = Field(0.0, ge=0, description="largest relative error of the fit")
+    shipped: bool = Field(False, description="a default, not measured on the user's machine")
+    machine: Machine | None = None
+    samples: tuple[TowerSample, ...] = ()
 
 
 class Profile(Artifact):
@@ -82,3 +109,4 @@ class Profile(Artifact):
     sources: tuple[str, ...] = Field(description="the logs, as given")
     tables: tuple[TableAccess, ...]
     curves: tuple[ThroughputCurve, ...] = ()
+    towers: tuple[TowerCurve, ...] = ()

@@ -1,0 +1,102 @@
+"""`erless pack`: plan + bundle → release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from erless.cli.bars import bars
+from erless.cli.run import Output, OutputOption, emit, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from erless.pack.packer import Packed
+
+__all__ = ["EndpointOption", "StoreOption", "pack"]
+
+StoreOption = Annotated[
+    str, typer.Option("--store", "-s", help="A directory, or s3://bucket/prefix.")
+]
+EndpointOption = Annotated[
+    str | None, typer.Option("--endpoint-url", help="Of an S3 API other than AWS's.")
+]
+
+
+@verb
+def pack(
+    model: Annotated[Path, typer.Option("--model", "-m", help="The model bundle.")],
+    profile: Annotated[
+        Path, typer.Option("--profile", "-p", help="The profile it was planned by.")
+    ],
+    plan: Annotated[Path, typer.Option("--plan", help="The plan.")],
+    store: StoreOption,
+    shard: Annotated[
+        int | None,
+        typer.Option(help="Only shard number I of the plan: many workers share the work.", min=0),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read what the store has; make the damaged again.")
+    ] = False,
+    endpoint_url: EndpointOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Cut a model into the shards of a plan and keep them in a store.
+
+    Packing what is there already does nothing; a run that was stopped is completed by the next.
+
+        erless pack --model m --profile p --plan plan.json --store store
+    """
+    from erless.pack.packer import Packer
+    from erless.storage.stores import open_store
+
+    with bars() as progress:
+        target = open_store(store, endpoint_url=endpoint_url, create=True)
+        packer = Packer(model, profile, plan, target, verify=verify, progress=progress)
+        packed = packer.pack(shard)
+    document = _document(packed, target.url)
+    emit(output, document, lambda console: _draw(console, packed, target.url))
+
+
+def _document(packed: Packed, url: str) -> dict[str, Any]:
+    release = packed.release
+    return {
+        "store": url,
+        "release": release.digest if release else None,
+        "missing_shards": list(packed.missing),
+        "slices_written": packed.slices_written,
+        "slices_kept": packed.slices_kept,
+        "bytes_written": packed.bytes_written,
+        "shards": [each.model_dump(mode="json") for each in release.shards] if release else [],
+    }
+
+
+def _draw(console: Console, packed: Packed, url: str) -> None:
+    from rich.table import Table
+
+    release = packed.release
+    done = f"{packed.slices_written} slices written, {packed.slices_kept} were there"
+    if release is None:
+        console.print(f"{done}; the release waits for: {', '.join(packed.missing)}")
+        return
+    table = Table()
+    for heading in (
+        "shard",
+        "tier",
+        "precision",
+        "tables",
+        "rows",
+        "MB",
+        "largest error",
+        "digest",
+    ):
+        table.add_column(heading, justify="left" if heading in ("shard", "tier") else "right")
+    for each in release.shards:
+        table.add_row(
+            each.name, each.tier, each.precision, str(len(each.tables)), f"{each.rows:,}",
+            f"{each.size_bytes / 1e6:,.1f}", f"{each.largest_error:.2g}", each.digest[:12],
+        )  # fmt: skip
+    console.print(table)
+    console.print(f"release {release.digest} in {url}: {done}")

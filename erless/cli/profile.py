@@ -1,0 +1,138 @@
+"""`erless profile`: access logs and this machine's speed → a profile."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from erless.cli.bars import bars
+from erless.cli.run import Output, OutputOption, emit, note, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from erless.specs.profile import ThroughputCurve, TowerCurve
+
+__all__ = ["profile"]
+
+
+class Format(StrEnum):
+    """Log formats; the same names as `erless.profile.formats.LogFormat`."""
+
+    AUTO = "auto"
+    QUERIES = "queries"
+    PARQUET = "parquet"
+    CRITEO = "criteo"
+    INTERACTIONS = "interactions"
+    COUNTS = "counts"
+
+
+@verb
+def profile(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the profile.")],
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Model bundle whose tables the logs access.")
+    ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option("--log", help="PATH, or TABLE:PATH for the log of one table. Repeatable."),
+    ] = None,
+    log_format: Annotated[
+        Format, typer.Option("--format", help="How the logs are laid out; auto looks at each.")
+    ] = Format.AUTO,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples covered, for aggregated logs that cannot say."),
+    ] = None,
+    throughput: Annotated[
+        bool, typer.Option("--throughput", help="Measure gathers and tower on this machine.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="With --throughput: fewer points, about 10 s.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the profile.")] = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Measure how hot each row is from access logs, and with --throughput how fast this machine is.
+
+    Logs: query files, parquet with a list of ids per table, Criteo TSV/CSV, interactions
+    (`user item item …`), aggregated parquet (table, id, count); larger than memory is fine.
+
+    Example: `erless profile --model m --log m/access.parquet --out p`
+    """
+    if not log and not throughput:
+        raise typer.BadParameter("give --log, --throughput or both")
+    if log and model is None:
+        raise typer.BadParameter("--log needs --model: ids are checked against its tables")
+    from erless.profile.access import extend_profile, profile_access
+    from erless.profile.formats import LogFormat, LogSource
+
+    with bars() as progress:
+        curves: tuple[ThroughputCurve, ...] = ()
+        towers: tuple[TowerCurve, ...] = ()
+        if throughput:
+            from erless.profile.throughput import measure
+
+            curves, towers = measure(model, quick=quick, progress=progress)
+        if log and model is not None:
+            report = profile_access(
+                model,
+                [LogSource.parse(each) for each in log],
+                out,
+                log_format=LogFormat(log_format.value),
+                samples=samples,
+                curves=curves,
+                towers=towers,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        else:
+            report = extend_profile(out, model, curves, towers)
+    for line in report.warnings:
+        note(f"warning: {line}")
+    document = report.document()
+    document["out"] = str(out)
+    emit(output, document, lambda console: _text(console, document))
+
+
+def _text(console: Console, document: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    if document["tables"]:
+        table = Table("table", title=f"profile {document['out']}")
+        for head in ("rows", "accesses", "touched", "ids per bag", "hottest 0.1 %", "1 %", "10 %"):
+            table.add_column(head, justify="right")
+        for each in document["tables"]:
+            shares = each["top_shares"]
+            table.add_row(
+                each["table"],
+                f"{each['rows']:,}",
+                f"{each['accesses']:,}",
+                f"{each['touched']:,}",
+                f"{each['pooling_factor']:.2f}",
+                *(f"{100 * shares[key]:.1f} %" for key in ("0.001", "0.01", "0.1")),
+            )
+        console.print(table)
+    if document["curves"]:
+        table = Table("gather", title="QPS(n; c) = c ÷ (a + β·n)")
+        for head in ("row bytes", "locality", "vCPU", "a (µs)", "β (ns)", "residual"):
+            table.add_column(head, justify="right")
+        for each in document["curves"]:
+            table.add_row(
+                each["precision"],
+                str(each["row_bytes"]),
+                f"{each['locality']:.2f}",
+                f"{each['vcpu']:g}",
+                f"{1e6 * each['overhead_s']:.2f}",
+                f"{1e9 * each['gather_s']:.2f}",
+                f"{100 * each['residual']:.0f} %",
+            )
+        console.print(table)
+    for each in document["towers"]:
+        console.print(
+            f"tower {each['name']}: {1e6 * each['overhead_s']:.1f} µs + "
+            f"{1e6 * each['sample_s']:.2f} µs per sample, residual {100 * each['residual']:.0f} %"
+        )

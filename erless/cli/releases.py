@@ -1,0 +1,198 @@
+"""`erless releases`: list, show, verify, prune."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from erless.cli.bars import bars
+from erless.cli.pack import EndpointOption, StoreOption
+from erless.cli.run import Output, OutputOption, emit, note, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True, help="What a release store holds: `list`, `show`, `verify`, `prune`."
+)
+
+DigestArgument = Annotated[
+    str, typer.Argument(help="The release's digest, or its beginning; without it, the newest.")
+]
+
+
+@app.command("list")
+@verb
+def list_(
+    store: StoreOption, endpoint_url: EndpointOption = None, output: OutputOption = Output.TEXT
+) -> None:
+    """List the releases of a store, newest first.
+
+    erless releases list --store store
+    """
+    from datetime import UTC, datetime
+
+    from erless.errors import ArtifactError
+    from erless.pack.inventory import list_releases, load_release
+    from erless.storage.stores import open_store
+
+    opened = open_store(store, endpoint_url=endpoint_url)
+    rows: list[dict[str, Any]] = []
+    for digest, each in list_releases(opened):
+        when = datetime.fromtimestamp(each.modified_s, UTC).isoformat(timespec="seconds")
+        row: dict[str, Any] = {"release": digest, "packed_at": when}
+        try:
+            release = load_release(opened, digest)
+        except ArtifactError as error:
+            row["damaged"] = str(error)
+        else:
+            row |= {
+                "model": release.model.name,
+                "shards": len(release.shards),
+                "size_bytes": sum(shard.size_bytes for shard in release.shards),
+                "plan_digest": release.plan_digest,
+                "bundle_digest": release.bundle_digest,
+            }
+        rows.append(row)
+    emit(output, {"store": opened.url, "releases": rows}, lambda console: _draw(console, rows))
+
+
+def _draw(console: Console, rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table("release", "packed at", "model", "shards", "MB", "plan")
+    for row in rows:
+        if "damaged" in row:
+            table.add_row(row["release"], row["packed_at"], f"damaged: {row['damaged']}")
+            continue
+        table.add_row(
+            row["release"], row["packed_at"], row["model"], str(row["shards"]),
+            f"{row['size_bytes'] / 1e6:,.1f}", row["plan_digest"][:12],
+        )  # fmt: skip
+    console.print(table)
+
+
+@app.command()
+@verb
+def show(
+    store: StoreOption,
+    digest: DigestArgument = "",
+    endpoint_url: EndpointOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Show one release: its shards, and what it was made from.
+
+    erless releases show --store store 3f9a
+    """
+    from erless.pack.inventory import find_release
+    from erless.storage.stores import open_store
+
+    release = find_release(open_store(store, endpoint_url=endpoint_url), digest)
+
+    def draw(console: Console) -> None:
+        from rich.table import Table
+
+        table = Table("shard", "tier", "precision", "tables", "rows", "MB", "digest")
+        for each in release.shards:
+            table.add_row(
+                each.name, each.tier, each.precision, str(len(each.tables)), f"{each.rows:,}",
+                f"{each.size_bytes / 1e6:,.1f}", each.digest,
+            )  # fmt: skip
+        console.print(f"release {release.digest}\nbundle  {release.bundle_digest}")
+        console.print(f"plan    {release.plan_digest}\nprofile {release.profile_digest}")
+        console.print(table)
+
+    emit(output, release.model_dump(mode="json"), draw)
+
+
+@app.command()
+@verb
+def verify(
+    store: StoreOption,
+    digest: DigestArgument = "",
+    every: Annotated[bool, typer.Option("--all", help="All releases of the store.")] = False,
+    endpoint_url: EndpointOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Read every file of a release and compare it with its digest; exit 1 if one differs.
+
+    erless releases verify --store store
+    """
+    from erless.errors import ArtifactError, StoreError
+    from erless.pack import inventory
+    from erless.storage.stores import open_store
+
+    opened = open_store(store, endpoint_url=endpoint_url)
+    found = [name for name, _ in inventory.list_releases(opened) if name.startswith(digest)]
+    if not found or (digest and len(found) > 1):
+        raise StoreError(f"{opened.url}: {len(found)} releases begin with {digest!r}, expected one")
+    damage = {}
+    with bars() as progress:
+        for name in found if every else found[:1]:
+            damage[name] = inventory.verify(opened, name, progress)
+    facts = [each for name in damage for each in damage[name]]
+    document = {
+        "store": opened.url,
+        "releases": [
+            {
+                "release": name,
+                "sound": not damage[name],
+                "damage": [{"name": each.name, "fact": each.fact} for each in damage[name]],
+            }
+            for name in damage
+        ],
+    }
+    if facts and output is Output.TEXT:
+        for each in facts:
+            note(f"damaged: {each.fact}")
+        raise ArtifactError(f"{opened.url}: {len(facts)} files are not as they were packed")
+    emit(output, document, lambda console: console.print(f"sound: {', '.join(damage)}"))
+    if facts:
+        raise SystemExit(1)
+
+
+@app.command()
+@verb
+def prune(
+    store: StoreOption,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="A release to keep, by digest; may be repeated.")
+    ] = None,
+    keep_last: Annotated[int, typer.Option(help="Keep the N newest releases too.", min=0)] = 3,
+    grace_hours: Annotated[
+        float, typer.Option(help="Spare what is younger: a packer may need it.", min=0)
+    ] = 24.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    endpoint_url: EndpointOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Remove old releases, and the files that no release refers to.
+
+    erless releases prune --store store --keep-last 2
+    """
+    from erless.pack import inventory
+    from erless.storage.stores import open_store
+
+    opened = open_store(store, endpoint_url=endpoint_url)
+    wanted = {name for name, _ in inventory.list_releases(opened)[:keep_last]}
+    wanted |= {inventory.find_release(opened, each).digest for each in keep or ()}
+    pruned = inventory.prune(opened, keep=wanted, grace_s=grace_hours * 3600, dry_run=dry_run)
+    document = {
+        "store": opened.url,
+        "dry_run": dry_run,
+        "releases_removed": list(pruned.releases),
+        "objects_removed": pruned.objects,
+        "bytes_removed": pruned.size_bytes,
+    }
+    word = "would remove" if dry_run else "removed"
+    emit(
+        output,
+        document,
+        lambda console: console.print(
+            f"{word} {len(pruned.releases)} releases, {pruned.objects} objects, "
+            f"{pruned.size_bytes / 1e6:,.1f} MB"
+        ),
+    )

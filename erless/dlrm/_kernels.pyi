@@ -1,0 +1,43 @@
+"""The compiled kernels (kernels/module.c). rows.py and embedding.py are their only users.
+
+A fault is (kind, table, sample, position, value); kinds as in kernels.h.
+"""
+
+from typing import Any, final
+
+from numpy.typing import NDArray
+
+_Array = NDArray[Any]
+_Fault = tuple[int, int, int, int, int]
+
+INSTRUCTION_SET: str
+
+def index_mark(blocks: _Array, rows: int, ids: _Array, /) -> int: ...
+def index_rank(blocks: _Array, /) -> int: ...
+def index_find(
+    blocks: _Array | None, rows: int, ids: _Array, found: _Array, /
+) -> tuple[int, int]: ...
+def combine_begin(samples: int, out: _Array, places: _Array, /) -> None: ...
+def combine(
+    samples: int, out: _Array, places: _Array, lengths: _Array, partial: _Array, packed: bool, /
+) -> None: ...
+def combine_end(samples: int, out: _Array, places: _Array, lengths: _Array, /) -> None: ...
+def to_half(floats: _Array, halves: _Array, /) -> None: ...
+
+@final
+class Router:
+    def __new__(cls, routes: tuple[_Array, ...], slots: _Array, widths: _Array, /) -> Router: ...
+    def bucketize(
+        self, values: _Array, weights: _Array | None, lengths: _Array, values_out: _Array,
+        weights_out: _Array | None, lengths_out: _Array, starts: _Array, /,
+    ) -> _Fault | None: ...  # fmt: skip
+
+@final
+class Pooler:
+    def __new__(
+        cls, slices: tuple[tuple[_Array, _Array | None, int, int, int, int], ...], /
+    ) -> Pooler: ...
+    def pool(
+        self, values: _Array, weights: _Array | None, lengths: _Array, out: _Array,
+        columns: _Array | None, /,
+    ) -> int | _Fault: ...  # fmt: skip

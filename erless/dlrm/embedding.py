@@ -1,0 +1,242 @@
+"""Gather-pool over a shard's stored rows, and combine of the partials.
+
+Rows are stored as `erless.pack.quantize` writes them: fp32 and fp16 as they are; an int8 or int4 row
+is its fp16 scale, its fp16 bias, then its codes (int4: two in a byte, low nibble first).
+
+A partial is float32 (or float16), in one of two forms:
+
+    dense    (B, W), W = Σ dim of the shard's tables, in their order; an empty bag is zeros
+    packed   (Σ dim of the bags that are not empty,), table by table, sample by sample
+
+Whoever combines knows the lengths it sent, so an empty bag takes no part, whatever the pooling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm import _kernels
+from erless.dlrm.rows import Ids, RowIndex, as_ids, as_lengths, as_weights, query_error
+from erless.errors import ArtifactError, QueryError
+from erless.specs.model import Pooling, TableSpec
+from erless.specs.plan import Precision
+
+__all__ = [
+    "Combiner", "EmbeddingShard", "StoredSlice", "default_partial", "stored_dtype", "stored_width",
+]  # fmt: skip
+
+Floats = NDArray[np.float32]
+Halves = NDArray[np.float16]
+Lengths = NDArray[np.int32]
+
+# The numbers of kernels/kernels.h.
+_PRECISIONS = {Precision.FP32: 0, Precision.FP16: 1, Precision.INT8: 2, Precision.INT4: 3}
+_POOLINGS = {Pooling.SUM: 0, Pooling.MAX: 1, Pooling.WEIGHTED_SUM: 2, Pooling.MEAN: 3}
+
+
+def stored_dtype(precision: Precision) -> np.dtype[Any]:
+    """The dtype of the array that stores rows."""
+    names = {Precision.FP32: np.float32, Precision.FP16: np.float16}
+    return np.dtype(names.get(precision, np.uint8))
+
+
+def stored_width(precision: Precision, dim: int) -> int:
+    """Elements of one stored row: the second dimension of the array that stores rows."""
+    return precision.row_bytes(dim) // stored_dtype(precision).itemsize
+
+
+@dataclass(frozen=True)
+class StoredSlice:
+    """The rows of one table that one shard stores.
+
+    Args:
+        table: the whole table's shape and pooling.
+        precision: how `rows` are stored.
+        rows: (stored, `stored_width`) of `stored_dtype`, by ascending row id.
+        index: row id → position in `rows`.
+
+    Raises:
+        ArtifactError: rows, index and table do not fit together.
+    """
+
+    table: TableSpec
+    precision: Precision
+    rows: NDArray[Any]
+    index: RowIndex
+
+    def __post_init__(self) -> None:
+        shape = (self.index.stored, stored_width(self.precision, self.table.dim))
+        dtype = stored_dtype(self.precision)
+        if self.rows.shape != shape or self.rows.dtype != dtype:
+            raise ArtifactError(
+                f"table {self.table.name}: its stored rows have shape {self.rows.shape} of "
+                f"{self.rows.dtype}, expected {shape} of {dtype}"
+            )
+        if self.index.rows != self.table.rows:
+            raise ArtifactError(
+                f"table {self.table.name} has {self.table.rows:,} rows, "
+                f"its index {self.index.rows:,}"
+            )
+
+
+class EmbeddingShard:
+    """The slices of one shard, ready to answer. Arrays may be memory-mapped; they are not copied.
+
+    Args:
+        slices: in the order of the shard's lengths.
+        name: for error messages.
+    """
+
+    def __init__(self, slices: Sequence[StoredSlice], name: str = "this shard") -> None:
+        self.name = name
+        self.slices = tuple(slices)
+        self.tables = tuple(each.table for each in slices)
+        self.width = sum(table.dim for table in self.tables)
+        self.has_weights = any(table.pooling is Pooling.WEIGHTED_SUM for table in self.tables)
+        self._columns = np.cumsum([0, *(table.dim for table in self.tables)])[:-1]
+        self._dims = np.array([table.dim for table in self.tables], np.int64)
+        self._pooler = _kernels.Pooler(
+            tuple(
+                (
+                    np.ascontiguousarray(each.rows).reshape(-1).view(np.uint8),
+                    each.index.blocks,
+                    each.table.rows,
+                    each.table.dim,
+                    _PRECISIONS[each.precision],
+                    _POOLINGS[each.table.pooling],
+                )
+                for each in slices
+            )
+        )
+
+    def pool(self, values: Ids, lengths: Lengths, weights: Floats | None = None) -> Floats:
+        """The dense partial (B, W): sums (of mean too: the combiner divides) or maxima.
+
+        Args:
+            values: (n,) original row ids, table-major.
+            lengths: (tables of the shard, B).
+            weights: (n,) float32; needed where a table pools by weighted sum.
+
+        Raises:
+            QueryError: naming table, sample and value of what does not fit.
+        """
+        values, lengths, weights = self._check(values, lengths, weights)
+        out = np.empty((lengths.shape[1], self.width), np.float32)
+        self._run(values, weights, lengths, out, self._columns)
+        return out
+
+    def pool_packed(self, values: Ids, lengths: Lengths, weights: Floats | None = None) -> Floats:
+        """The packed partial: only bags that are not empty. Arguments and errors as `pool`."""
+        values, lengths, weights = self._check(values, lengths, weights)
+        out = np.empty(int(np.count_nonzero(lengths, axis=1) @ self._dims), np.float32)
+        self._run(values, weights, lengths, out, None)
+        return out
+
+    def _check(
+        self, values: Ids, lengths: Lengths, weights: Floats | None
+    ) -> tuple[Ids, Lengths, Floats | None]:
+        values, lengths, weights = as_ids(values), as_lengths(lengths), as_weights(weights, values)
+        if lengths.ndim != 2 or len(lengths) != len(self.tables):
+            raise QueryError(
+                f"lengths has shape {lengths.shape}, expected ({len(self.tables)}, B): "
+                f"{self.name} holds {', '.join(table.name for table in self.tables)}"
+            )
+        if self.has_weights and weights is None:
+            name = next(each.name for each in self.tables if each.pooling == Pooling.WEIGHTED_SUM)
+            raise QueryError(f"table {name} pools by weighted sum: the query has no weights")
+        return values, lengths, weights
+
+    def _run(
+        self,
+        values: Ids,
+        weights: Floats | None,
+        lengths: Lengths,
+        out: Floats,
+        columns: NDArray[np.int64] | None,
+    ) -> None:
+        result = self._pooler.pool(values, weights, lengths, out, columns)
+        if isinstance(result, tuple):
+            raise query_error(result, self.tables, self.name)
+
+
+class Combiner:
+    """Partials of all shards → pooled vectors (B, T, D), D the largest dim, the rest zeros.
+
+    Args:
+        tables: the model's, in order.
+        holdings: per shard the indexes of its tables, as `Routing.holdings`.
+
+    Use: `out = begin(B)`, `add` each shard's partial in any order, `finish(out, lengths)`.
+    """
+
+    def __init__(self, tables: Sequence[TableSpec], holdings: Sequence[Sequence[int]]) -> None:
+        self.tables = tuple(tables)
+        self.dim = max(table.dim for table in tables)
+        places = [
+            (index * self.dim, table.dim, _POOLINGS[table.pooling])
+            for index, table in enumerate(tables)
+        ]
+        self._places = np.array(places, np.int64)
+        self._held = tuple(np.ascontiguousarray(self._places[list(each)]) for each in holdings)
+
+    def begin(self, batch: int) -> Floats:
+        """An empty accumulator for `batch` samples."""
+        out = np.empty((batch, len(self.tables), self.dim), np.float32)
+        _kernels.combine_begin(batch, out, self._places)
+        return out
+
+    def add(
+        self,
+        out: Floats,
+        shard: int,
+        partial: Floats | Halves,
+        lengths: Lengths,
+        *,
+        packed: bool = False,
+    ) -> None:
+        """Add the partial that `shard` answered for `lengths` (its tables, B).
+
+        Raises:
+            ValueError: the partial does not have the size that `lengths` asks for.
+        """
+        places = self._held[shard]
+        _kernels.combine(len(out), out, places, as_lengths(lengths), partial, packed)
+
+    def finish(self, out: Floats, lengths: Lengths) -> Floats:
+        """Divide means by `lengths` (T, B) of the whole query; bags without a row become zero."""
+        _kernels.combine_end(len(out), out, self._places, as_lengths(lengths))
+        return out
+
+
+def default_partial(
+    tables: Sequence[TableSpec],
+    defaults: Sequence[Floats],
+    lengths: Lengths,
+    weights: Floats | None = None,
+) -> Floats:
+    """The dense partial of a shard that did not answer, each row taken as its table's default.
+
+    Args:
+        tables: the shard's.
+        defaults: per table of the shard its default vector (dim,).
+        lengths: (tables of the shard, B).
+        weights: (n,) of the ids that the shard would have got.
+    """
+    begins = np.zeros(lengths.size + 1, np.int64)
+    np.cumsum(lengths, out=begins[1:])
+    parts = []
+    for index, (table, default) in enumerate(zip(tables, defaults, strict=True)):
+        factor = lengths[index].astype(np.float32)
+        if table.pooling is Pooling.MAX:
+            factor = np.minimum(factor, 1)
+        elif table.pooling is Pooling.WEIGHTED_SUM and weights is not None:
+            running = np.concatenate([[0.0], np.cumsum(weights, dtype=np.float64)])
+            at = begins[index * lengths.shape[1] : (index + 1) * lengths.shape[1] + 1]
+            factor = np.diff(running[at]).astype(np.float32)
+        parts.append(factor[:, None] * default.astype(np.float32))
+    return np.concatenate(parts, axis=1)

@@ -1,0 +1,118 @@
+/* The compiled arithmetic of erless: row index, bucketize, gather-pool, combine.
+ *
+ * index.c   row id -> local index, by rank over a bitmap
+ * route.c   bucketize: ids of a query -> ids per shard
+ * gather.c  gather-pool (gather_lanes.h once per instruction set), combine
+ * module.c  the Python binding; nothing below it touches Python, so all of it runs without the GIL
+ *
+ * No function here trusts an id: each is compared with its table before it becomes an address. A
+ * function that meets a bad one fills in `fault_t`, and the caller names table, sample and value.
+ */
+#ifndef ERLESS_KERNELS_H
+#define ERLESS_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Ids arrive as int32 or int64. */
+typedef struct {
+    const void *data;
+    int64_t size;
+    int wide; /* int64 */
+} ids_t;
+
+static inline int64_t id_at(const ids_t *ids, int64_t i) {
+    return ids->wide ? ((const int64_t *)ids->data)[i] : ((const int32_t *)ids->data)[i];
+}
+
+enum { /* fault_t.kind */
+    FAULT_NONE = 0,
+    FAULT_RANGE,    /* the id is not a row of the table */
+    FAULT_ABSENT,   /* it is a row, but not one stored here (routed nowhere) */
+    FAULT_LENGTH,   /* a negative bag length */
+    FAULT_TOTAL,    /* lengths do not sum to the number of ids; value is their sum */
+    FAULT_MEMORY,
+};
+
+typedef struct {
+    int kind;
+    int64_t table;    /* row of `lengths` */
+    int64_t sample;   /* column of `lengths` */
+    int64_t position; /* index into `values` */
+    int64_t value;    /* the id, length or sum that does not fit */
+} fault_t;
+
+/* Row index: blocks of 4 words, one per 192 rows of the table.
+ *   word 0     rank << 16 | rows in words 1 and 2 << 8 | rows in word 1
+ *   words 1-3  bitmap, 64 rows each; `rank` counts the stored rows before the block
+ * 32 bytes per 192 rows: 0.167 byte per row, one cache line per look-up. blocks == NULL says that
+ * every row is stored and local index = row id. */
+enum { INDEX_WORDS = 4, INDEX_ROWS = 192 };
+
+static inline int64_t index_local(const uint64_t *blocks, uint64_t id) {
+    const uint64_t word = id >> 6, block = word / 3, lane = word - 3 * block;
+    const uint64_t *entry = blocks + INDEX_WORDS * block;
+    const uint64_t bits = entry[1 + lane], bit = id & 63;
+    if (!(bits >> bit & 1)) return -1;
+    const uint64_t inside = (entry[0] & 0xffff) << 8 >> (8 * lane) & 0xff;
+    return (int64_t)((entry[0] >> 16) + inside +
+                     (uint64_t)__builtin_popcountll(bits & (((uint64_t)1 << bit) - 1)));
+}
+
+int64_t index_mark(uint64_t *blocks, int64_t rows, const ids_t *ids);
+int64_t index_rank(uint64_t *blocks, int64_t count);
+int64_t index_find(const uint64_t *blocks, int64_t rows, const ids_t *ids, int64_t *locals,
+                   int64_t *absent);
+
+/* Bucketize. `routes[t]` has one byte per row of table t: the number of the shard that holds it. */
+enum { MAX_SHARDS = 255, NO_SHARD = 255 };
+
+typedef struct {
+    int64_t tables, shards;
+    const uint8_t **routes; /* (tables) */
+    const int64_t *rows;    /* (tables) */
+    const int32_t *slots;   /* (shards, tables): row of the shard's lengths, or -1: holds none */
+    const int64_t *widths;  /* (shards): tables that the shard holds */
+} routing_t;
+
+/* values_out (n), weights_out (n): by shard. starts (shards + 1): where each shard's ids begin.
+ * lengths_out: for each shard (widths[s], samples), one after the other. */
+void route(const routing_t *routing, const ids_t *values, const float *weights,
+           const int32_t *lengths, int64_t samples, void *values_out, float *weights_out,
+           int32_t *lengths_out, int64_t *starts, fault_t *fault);
+
+/* Gather-pool. Numbers as in erless/dlrm/embedding.py. */
+enum { FP32 = 0, FP16 = 1, INT8 = 2, INT4 = 3 };
+enum { SUM = 0, MAX = 1, WEIGHTED = 2, MEAN = 3 };
+
+typedef struct {
+    const uint8_t *rows;
+    const uint64_t *blocks;
+    int64_t stored, table_rows, dim, row_bytes;
+    int precision, pooling;
+} slice_t;
+
+/* out: (samples, stride) with slice s at its column, or packed: only the bags that are not empty,
+ * one after the other. Returns the floats written when packed. */
+int64_t pool(const slice_t *slices, int64_t count, const ids_t *values, const float *weights,
+             const int32_t *lengths, int64_t samples, float *out, int64_t stride,
+             const int64_t *columns, int packed, fault_t *fault);
+
+/* One row per slice of a partial: where it goes in `out`. */
+typedef struct {
+    int64_t column, dim, pooling;
+} place_t;
+
+void combine(float *out, int64_t stride, const void *partial, int half, int packed,
+             const int32_t *lengths, int64_t samples, const place_t *places, int64_t count);
+void combine_begin(float *out, int64_t stride, int64_t samples, const place_t *places,
+                   int64_t count);
+void combine_end(float *out, int64_t stride, const int32_t *lengths, int64_t samples,
+                 const place_t *places, int64_t count);
+void to_half(const float *from, uint16_t *to, int64_t size);
+
+int64_t stored_row_bytes(int precision, int64_t dim);
+const char *gather_choose(void); /* once, before anything else; says which instruction set */
+
+#endif

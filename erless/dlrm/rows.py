@@ -1,0 +1,439 @@
+"""Row id → shard, local index: the only definition. And rank → row id, which plans refer to.
+
+HotnessOrder   rank → row id      (plan → pack)
+Routing        row id → shard     (gateway: bucketize)
+RowIndex       row id → local     (sparse function); local order is ascending row id
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm import _kernels
+from erless.errors import ArtifactError, PlanError, QueryError
+from erless.specs.model import TableSpec
+from erless.specs.profile import TableAccess
+from erless.storage.tensors import TensorFile
+
+__all__ = [
+    "INDEX_ROWS",
+    "MAX_SHARDS",
+    "NO_SHARD",
+    "Bucket",
+    "Buckets",
+    "HotnessOrder",
+    "Ids",
+    "Routing",
+    "RowIndex",
+    "as_ids",
+    "as_lengths",
+    "as_weights",
+    "query_error",
+    "route_table",
+]
+
+Ids = NDArray[np.int32] | NDArray[np.int64]
+Lengths = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+CHUNK_ROWS = 1 << 20  # ids in memory at a time: 8 MB
+INDEX_ROWS = 192  # rows per block of the index (kernels/kernels.h)
+INDEX_WORDS = 4
+MAX_SHARDS = 255
+NO_SHARD = 255
+
+
+class HotnessOrder:
+    """Rank → row id of one table: by count, descending; ties and untouched rows by id.
+
+    Untouched rows are not stored: they are found as the complement of the touched ones.
+
+    Args:
+        rows: rows of the table.
+        ids: (n,) distinct row ids that the log touched, in any order.
+        counts: (n,) accesses of each, > 0.
+
+    Raises:
+        ArtifactError: ids outside the table or twice, or counts below 1.
+
+    >>> HotnessOrder(6, np.array([4, 1, 5]), np.array([7, 9, 7])).ids(0, 6).tolist()
+    [1, 4, 5, 0, 2, 3]
+    """
+
+    def __init__(self, rows: int, ids: Ids, counts: NDArray[np.integer[Any]]) -> None:
+        self.rows = rows
+        self._by_id = np.sort(np.asarray(ids, np.int64))
+        if len(ids) != len(counts):
+            raise ArtifactError(f"{len(ids):,} ids, but {len(counts):,} counts")
+        if len(ids):
+            if self._by_id[0] < 0 or self._by_id[-1] >= rows:
+                wrong = self._by_id[0] if self._by_id[0] < 0 else self._by_id[-1]
+                raise ArtifactError(f"row id {wrong} is outside 0 … {rows - 1}")
+            twice = np.flatnonzero(self._by_id[1:] == self._by_id[:-1])
+            if len(twice):
+                raise ArtifactError(f"row id {self._by_id[twice[0]]} is counted twice")
+            if int(np.min(counts)) < 1:
+                raise ArtifactError("a touched row has a count below 1")
+        order = np.lexsort((np.asarray(ids), -np.asarray(counts, np.int64)))
+        self._ranked = np.asarray(ids, np.int64)[order]
+        # untouched rows before the j-th touched row (by id); ascending
+        self._gaps = self._by_id - np.arange(len(self._by_id))
+
+    @classmethod
+    def from_profile(cls, folder: Path, access: TableAccess) -> HotnessOrder:
+        """The order of one table of the profile at `folder`.
+
+        Raises:
+            ArtifactError: its counts file is damaged or does not fit the table.
+        """
+        if access.counts is None:
+            empty = np.empty(0, np.int64)
+            return cls(access.rows, empty, empty)
+        path = folder / access.counts.path
+        file = TensorFile(path)
+        try:
+            return cls(access.rows, file.read("ids"), file.read("counts"))
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}") from error
+
+    @property
+    def touched(self) -> int:
+        """Rows that the log touched: ranks 0 … touched - 1."""
+        return len(self._ranked)
+
+    def ids(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Row ids of ranks `start` … `stop - 1`, in rank order.
+
+        Raises:
+            PlanError: the ranks are not all in the table.
+        """
+        if not 0 <= start <= stop <= self.rows:
+            raise PlanError(f"ranks {start} … {stop - 1} are not all in 0 … {self.rows - 1}")
+        hot = self._ranked[start:stop]
+        begin, end = max(0, start - self.touched), max(0, stop - self.touched)
+        if begin == end:
+            return hot
+        cold = np.arange(begin, end)
+        cold += np.searchsorted(self._gaps, cold, side="right")
+        return np.concatenate([hot, cold]) if len(hot) else cold
+
+    def chunks(
+        self, start: int, stop: int, chunk_rows: int = CHUNK_ROWS
+    ) -> Iterator[NDArray[np.int64]]:
+        """`ids(start, stop)`, at most `chunk_rows` at a time."""
+        for begin in range(start, stop, chunk_rows):
+            yield self.ids(begin, min(stop, begin + chunk_rows))
+
+
+class RowIndex:
+    """Row id → local index of the rows of one table that one shard stores.
+
+    A bitmap with a rank per block of 192 rows: 0.167 byte per row of the table. The local index of
+    a row is the number of stored rows with a smaller id.
+
+    Args:
+        rows: rows of the whole table.
+        blocks: (ceil(rows / 192), 4) uint64 as written by `array`, or (0, 4): every row is stored.
+
+    Raises:
+        ArtifactError: `blocks` does not fit a table of `rows` rows.
+
+    >>> RowIndex.build(10, np.array([7, 2, 3])).local(np.array([2, 3, 4, 7])).tolist()
+    [0, 1, -1, 2]
+    """
+
+    def __init__(self, rows: int, blocks: NDArray[np.uint64]) -> None:
+        wanted = (_blocks(rows), INDEX_WORDS)
+        if blocks.dtype != np.uint64 or blocks.shape not in (wanted, (0, INDEX_WORDS)):
+            raise ArtifactError(
+                f"the row index has shape {blocks.shape} of {blocks.dtype}, "
+                f"expected {wanted} of uint64"
+            )
+        self.rows = rows
+        self.blocks = None if len(blocks) == 0 else np.ascontiguousarray(blocks)
+        self.stored = rows
+        if self.blocks is not None:
+            last = self.blocks[-1]
+            self.stored = int(last[0] >> np.uint64(16)) + int(np.bitwise_count(last[1:]).sum())
+
+    @classmethod
+    def build(cls, rows: int, ids: Ids | Iterable[Ids]) -> RowIndex:
+        """Index the distinct `ids`, an array or chunks of it, in any order.
+
+        Raises:
+            PlanError: an id is outside the table.
+        """
+        blocks = np.zeros((_blocks(rows), INDEX_WORDS), np.uint64)
+        for chunk in [ids] if isinstance(ids, np.ndarray) else ids:
+            bad = _kernels.index_mark(blocks, rows, as_ids(chunk))
+            if bad >= 0:
+                raise PlanError(f"row id {int(chunk[bad])} is outside 0 … {rows - 1}")
+        if _kernels.index_rank(blocks) == rows:
+            blocks = blocks[:0]
+        return cls(rows, blocks)
+
+    @property
+    def array(self) -> NDArray[np.uint64]:
+        """What to store: `RowIndex(rows, array)` is this index again."""
+        return np.empty((0, INDEX_WORDS), np.uint64) if self.blocks is None else self.blocks
+
+    def local(self, ids: Ids) -> NDArray[np.int64]:
+        """Local index of each id, -1 where the shard does not store the row.
+
+        Raises:
+            QueryError: an id is outside the table.
+        """
+        ids = as_ids(ids)
+        found = np.empty(len(ids), np.int64)
+        bad, _ = _kernels.index_find(self.blocks, self.rows, ids, found)
+        if bad >= 0:
+            raise QueryError(f"row id {int(ids[bad])} is outside 0 … {self.rows - 1}")
+        return found
+
+    def ids(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Row ids of local indexes `start` … `stop - 1`: ascending.
+
+        Raises:
+            IndexError: beyond the stored rows.
+        """
+        if not 0 <= start <= stop <= self.stored:
+            raise IndexError(f"local {start} … {stop - 1} are not all in 0 … {self.stored - 1}")
+        if self.blocks is None or start == stop:
+            return np.arange(start, stop)
+        ranks = self.blocks[:, 0]
+        keys = np.array([start, stop - 1], np.uint64) << np.uint64(16) | np.uint64(0xFFFF)
+        first, last = (int(each) - 1 for each in np.searchsorted(ranks, keys, side="right"))
+        words = np.ascontiguousarray(self.blocks[first : last + 1, 1:]).astype("<u8", copy=False)
+        rows = np.flatnonzero(np.unpackbits(words.reshape(-1).view(np.uint8), bitorder="little"))
+        begin = start - int(ranks[first] >> np.uint64(16))
+        return rows[begin : begin + stop - start] + first * INDEX_ROWS
+
+    def chunks(self, chunk_rows: int = CHUNK_ROWS) -> Iterator[NDArray[np.int64]]:
+        """All stored row ids, ascending, at most `chunk_rows` at a time."""
+        for begin in range(0, self.stored, chunk_rows):
+            yield self.ids(begin, min(self.stored, begin + chunk_rows))
+
+
+def _blocks(rows: int) -> int:
+    return -(-rows // INDEX_ROWS)
+
+
+def route_table(
+    rows: int,
+    parts: Iterable[tuple[int, Ids | Iterable[Ids]]],
+    out: NDArray[np.uint8] | None = None,
+) -> NDArray[np.uint8]:
+    """The routing of one table: for each row, the number of the shard that stores it.
+
+    Args:
+        rows: rows of the table.
+        parts: (shard number, its row ids: an array or chunks of it).
+        out: (rows,) to fill in, such as a memory-mapped file.
+
+    Raises:
+        PlanError: a row is in two parts, in none, or outside the table; or a shard number is.
+    """
+    route = np.empty(rows, np.uint8) if out is None else out
+    route[:] = NO_SHARD
+    for shard, ids in parts:
+        if not 0 <= shard < MAX_SHARDS:
+            raise PlanError(f"shard number {shard} is outside 0 … {MAX_SHARDS - 1}")
+        for chunk in [ids] if isinstance(ids, np.ndarray) else ids:
+            if not len(chunk):
+                continue
+            if int(chunk.min()) < 0 or int(chunk.max()) >= rows:
+                raise PlanError(f"shard {shard}: a row id is outside 0 … {rows - 1}")
+            taken = np.flatnonzero(route[chunk] != NO_SHARD)
+            if len(taken):
+                row = int(chunk[taken[0]])
+                raise PlanError(f"row {row} is in shard {route[row]} and in shard {shard}")
+            route[chunk] = shard
+    for begin in range(0, rows, CHUNK_ROWS):
+        missing = np.flatnonzero(route[begin : begin + CHUNK_ROWS] == NO_SHARD)
+        if len(missing):
+            raise PlanError(f"row {begin + int(missing[0])} is in no shard")
+    return route
+
+
+class Bucket(NamedTuple):
+    """What one shard gets of a query: views into arrays of their own, C-contiguous.
+
+    `lengths` is (tables of the shard, B), in the order of `Routing.holdings[shard]`.
+    """
+
+    values: Ids
+    lengths: Lengths
+    weights: Floats | None
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """A query's ids by shard.
+
+    Args:
+        values: (n,) ids, shard by shard; inside a shard table-major, bags in order.
+        weights: (n,) or None.
+        lengths: (Σ tables of each shard × B,) int32.
+        starts: (shards + 1,) where each shard's ids begin in `values`.
+        bags: (shards + 1,) where each shard's lengths begin in `lengths`.
+        batch: samples B.
+    """
+
+    values: Ids
+    weights: Floats | None
+    lengths: Lengths
+    starts: NDArray[np.int64]
+    bags: NDArray[np.int64]
+    batch: int
+
+    def gathers(self, shard: int) -> int:
+        """Ids that `shard` gets."""
+        return int(self.starts[shard + 1] - self.starts[shard])
+
+    def touched(self) -> list[int]:
+        """Shards that get at least one id."""
+        touched: list[int] = np.flatnonzero(self.starts[1:] > self.starts[:-1]).tolist()
+        return touched
+
+    def __getitem__(self, shard: int) -> Bucket:
+        span = slice(int(self.starts[shard]), int(self.starts[shard + 1]))
+        lengths = self.lengths[int(self.bags[shard]) : int(self.bags[shard + 1])]
+        return Bucket(
+            self.values[span],
+            lengths.reshape(-1, self.batch) if self.batch else lengths.reshape(0, 0),
+            None if self.weights is None else self.weights[span],
+        )
+
+
+class Routing:
+    """Row id → shard of every table, and bucketize.
+
+    Args:
+        tables: the model's, in order.
+        routes: per table (rows,) uint8: the shard of each row (`route_table`).
+        holdings: per shard the indexes of the tables it stores rows of, ascending.
+
+    Raises:
+        ArtifactError: a route does not fit its table, or there are too many shards.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TableSpec],
+        routes: Sequence[NDArray[np.uint8]],
+        holdings: Sequence[Sequence[int]],
+    ) -> None:
+        self.tables = tuple(tables)
+        self.holdings = tuple(tuple(each) for each in holdings)
+        if len(routes) != len(self.tables):
+            raise ArtifactError(f"{len(routes)} routes for {len(self.tables)} tables")
+        if not 0 < len(self.holdings) <= MAX_SHARDS:
+            raise ArtifactError(f"{len(self.holdings)} shards, allowed are 1 … {MAX_SHARDS}")
+        for table, route in zip(self.tables, routes, strict=True):
+            if route.dtype != np.uint8 or route.shape != (table.rows,):
+                raise ArtifactError(
+                    f"table {table.name}: its routing has shape {route.shape} of {route.dtype}, "
+                    f"expected ({table.rows},) of uint8"
+                )
+        slots = np.full((len(self.holdings), len(self.tables)), -1, np.int32)
+        for shard, held in enumerate(self.holdings):
+            slots[shard, list(held)] = np.arange(len(held))
+        widths = np.array([len(held) for held in self.holdings], np.int64)
+        self._router = _kernels.Router(tuple(routes), slots, widths)
+        self._bags = np.concatenate([[0], np.cumsum(widths)])
+
+    def bucketize(self, values: Ids, lengths: Lengths, weights: Floats | None = None) -> Buckets:
+        """Sort a query's ids by shard, keeping the order of bags: one pass to count, one to place.
+
+        Args:
+            values: (n,) row ids, table-major, int32 or int64.
+            lengths: (T, B) ids per bag.
+            weights: (n,) float32, carried along.
+
+        Raises:
+            QueryError: lengths and values disagree, or an id is not a row of its table; names
+                table, sample and value.
+        """
+        values, lengths, weights = as_ids(values), as_lengths(lengths), as_weights(weights, values)
+        if lengths.ndim != 2 or len(lengths) != len(self.tables):
+            raise QueryError(
+                f"lengths has shape {lengths.shape}, expected ({len(self.tables)} tables, B)"
+            )
+        batch = lengths.shape[1]
+        bags = self._bags * batch
+        starts = np.empty(len(self.holdings) + 1, np.int64)
+        counts = np.empty(int(bags[-1]), np.int32)
+        sorted_values = np.empty_like(values)
+        sorted_weights = None if weights is None else np.empty_like(weights)
+        fault = self._router.bucketize(
+            values, weights, lengths, sorted_values, sorted_weights, counts, starts
+        )
+        if fault is not None:
+            raise query_error(fault, self.tables)
+        return Buckets(sorted_values, sorted_weights, counts, starts, bags, batch)
+
+
+def as_ids(values: NDArray[Any]) -> Ids:
+    """`values` as the kernels take them.
+
+    Raises:
+        QueryError: not a vector of int32 or int64.
+    """
+    if values.ndim != 1 or values.dtype not in (np.int32, np.int64):
+        raise QueryError(
+            f"values has shape {values.shape} of {values.dtype}, expected (n,) of int32 or int64"
+        )
+    return np.ascontiguousarray(values)
+
+
+def as_lengths(lengths: NDArray[Any]) -> Lengths:
+    """`lengths` as the kernels take them: int32; int64 is converted if it fits.
+
+    Raises:
+        QueryError: not integers, or beyond int32.
+    """
+    if lengths.dtype == np.int32:
+        return np.ascontiguousarray(lengths)
+    if lengths.dtype != np.int64:
+        raise QueryError(f"lengths is {lengths.dtype}, expected int32")
+    narrow = lengths.astype(np.int32)
+    if not np.array_equal(narrow, lengths):
+        raise QueryError(f"lengths: {int(np.abs(lengths).max()):,} ids in one bag is beyond int32")
+    return np.ascontiguousarray(narrow)
+
+
+def as_weights(weights: NDArray[Any] | None, values: Ids) -> Floats | None:
+    """`weights` as the kernels take them.
+
+    Raises:
+        QueryError: not float32, or not one per value.
+    """
+    if weights is None:
+        return None
+    if weights.dtype != np.float32 or weights.shape != values.shape:
+        raise QueryError(
+            f"weights has shape {weights.shape} of {weights.dtype}, "
+            f"expected {values.shape} of float32"
+        )
+    return np.ascontiguousarray(weights)
+
+
+def query_error(
+    fault: tuple[int, int, int, int, int], tables: Sequence[TableSpec], where: str = ""
+) -> QueryError:
+    """Name table, sample and value of a fault (kernels/kernels.h, `fault_t`)."""
+    kind, index, sample, position, value = fault
+    if kind == 4:
+        return QueryError(f"lengths sum to {value:,}, but values has {position:,} ids")
+    table = tables[index]
+    bag = f"table {table.name}, sample {sample}"
+    if kind == 3:
+        return QueryError(f"{bag}: length {value} is negative")
+    fact = f"is outside 0 … {table.rows - 1}" if kind == 1 else f"is not stored in {where or 'any'}"
+    return QueryError(f"{bag}: row id {value} at values[{position}] {fact}")

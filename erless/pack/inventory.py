@@ -1,0 +1,201 @@
+"""What a store holds: list, show, verify and prune its releases."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from erless.errors import ArtifactError, StoreError
+from erless.progress import Progress, Silent
+from erless.specs.artifact import Artifact, FileEntry
+from erless.specs.release import ReleaseManifest, ShardManifest, release_name, shard_name
+from erless.storage.stores import Blob, Store, StoredObject
+
+__all__ = [
+    "Damage", "Pruned", "find_release", "list_releases", "load_release", "load_shard", "prune",
+    "verify",
+]  # fmt: skip
+
+VERIFY_THREADS = 4
+GRACE_S = 24 * 3600.0  # a pack that runs longer than this between a blob and its manifest loses it
+
+A = TypeVar("A", bound=Artifact)
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing that is not as it was packed."""
+
+    name: str
+    fact: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What `prune` removed, or would."""
+
+    releases: tuple[str, ...]
+    objects: int
+    size_bytes: int
+
+
+def _load(store: Store, name: str, kind: type[A], digest: str) -> A:
+    """Read a manifest and check it against the name it has."""
+    text = store.read(name)
+    with tempfile.TemporaryDirectory(prefix="erless-") as folder:
+        path = Path(folder) / "manifest.json"
+        path.write_bytes(text)
+        try:
+            artifact = kind.load(path)
+        except ArtifactError as error:
+            fact = str(error).removeprefix(f"{path}: ")
+            raise ArtifactError(f"{store.url}/{name}: {fact}") from error
+    if artifact.digest != digest:
+        raise ArtifactError(f"{store.url}/{name}: altered: its digest is {artifact.digest}")
+    return artifact
+
+
+def load_release(store: Store, digest: str) -> ReleaseManifest:
+    """The release with `digest`.
+
+    Raises:
+        ArtifactError: missing, altered or of a newer schema.
+    """
+    return _load(store, release_name(digest), ReleaseManifest, digest)
+
+
+def load_shard(store: Store, digest: str) -> ShardManifest:
+    """The shard with `digest`.
+
+    Raises:
+        ArtifactError: missing, altered or of a newer schema.
+    """
+    return _load(store, shard_name(digest), ShardManifest, digest)
+
+
+def list_releases(store: Store) -> list[tuple[str, StoredObject]]:
+    """Digest and manifest of each release, newest first."""
+    found = store.list("releases/")
+    named = [(each.name.removeprefix("releases/").removesuffix(".json"), each) for each in found]
+    return sorted(named, key=lambda item: (-item[1].modified_s, item[0]))
+
+
+def find_release(store: Store, prefix: str) -> ReleaseManifest:
+    """The one release whose digest begins with `prefix`; "" finds the newest.
+
+    Raises:
+        StoreError: none, or several.
+        ArtifactError: its manifest is damaged.
+    """
+    releases = list_releases(store)
+    found = [digest for digest, _ in releases if digest.startswith(prefix)]
+    if not found:
+        what = f"release {prefix}" if prefix else "release"
+        raise StoreError(f"{store.url} holds no {what}")
+    if prefix and len(found) > 1:
+        raise StoreError(f"{store.url}: {len(found)} releases begin with {prefix}")
+    return load_release(store, found[0])
+
+
+def verify(store: Store, digest: str, progress: Progress | None = None) -> list[Damage]:
+    """Read every file of the release `digest`; returns what is damaged, nothing if all is well.
+
+    Raises:
+        StorageError: the disk or bucket refused.
+    """
+    damage: list[Damage] = []
+    files: dict[str, FileEntry] = {}
+    try:
+        release = load_release(store, digest)
+    except ArtifactError as error:
+        return [Damage(release_name(digest), str(error))]
+    for entry in release.files():
+        files[entry.path] = entry
+    for each in release.shards:
+        try:
+            for entry in load_shard(store, each.digest).files():
+                files[entry.path] = entry
+        except ArtifactError as error:
+            damage.append(Damage(shard_name(each.digest), str(error)))
+    total = sum(entry.size_bytes for entry in files.values())
+    with (
+        (progress or Silent()).step("verify", total, "bytes") as step,
+        ThreadPoolExecutor(VERIFY_THREADS) as pool,
+    ):
+
+        def check(entry: FileEntry) -> Damage | None:
+            try:
+                store.check(Blob(entry.path, entry.size_bytes, entry.sha256), step)
+            except ArtifactError as error:
+                return Damage(entry.path, str(error))
+            return None
+
+        damage += [each for each in pool.map(check, files.values()) if each]
+    return damage
+
+
+def prune(
+    store: Store, *, keep: set[str], grace_s: float = GRACE_S, dry_run: bool = False
+) -> Pruned:
+    """Remove all releases but `keep`, then all that no remaining release refers to.
+
+    What is younger than `grace_s` stays, since a packer may be about to refer to it. Releases go
+    first, so a stop in between leaves only files that nothing refers to.
+
+    Raises:
+        StoreError: a packer is writing to the store (a directory), or `keep` names no release.
+        ArtifactError: a release to keep is damaged, so what it refers to is not known.
+    """
+    with store.held(exclusive=True):
+        releases = dict(list_releases(store))
+        unknown = sorted(keep - set(releases))
+        if unknown:
+            raise StoreError(f"{store.url} holds no release {unknown[0]}")
+        horizon = time.time() - grace_s
+        doomed = [
+            digest for digest, each in releases.items()
+            if digest not in keep and each.modified_s <= horizon
+        ]  # fmt: skip
+        needed = _needed(store, [digest for digest in releases if digest not in doomed])
+        everything = [
+            *store.list("shards/"), *store.list("keys/"), *store.list("blobs/")
+        ]  # fmt: skip
+        orphans = [
+            each
+            for each in everything
+            if each.modified_s <= horizon and not _refers(store, each, needed)
+        ]
+        gone = [releases[digest] for digest in doomed] + orphans
+        if not dry_run:
+            for each in gone:
+                store.delete(each.name)
+            store.sweep(horizon)
+    return Pruned(tuple(doomed), len(gone), sum(each.size_bytes for each in gone))
+
+
+def _needed(store: Store, digests: list[str]) -> set[str]:
+    """Names of all that the releases refer to."""
+    names: set[str] = set()
+    for digest in digests:
+        release = load_release(store, digest)
+        names |= {entry.path for entry in release.files()}
+        for each in release.shards:
+            names.add(shard_name(each.digest))
+            names |= {entry.path for entry in load_shard(store, each.digest).files()}
+    return names
+
+
+def _refers(store: Store, each: StoredObject, needed: set[str]) -> bool:
+    """Whether a stored object is needed; a key is while its files are."""
+    if not each.name.startswith("keys/"):
+        return each.name in needed
+    try:
+        files = json.loads(store.read(each.name))["files"]
+        return all(entry["path"] in needed for entry in files)
+    except (ValueError, KeyError, TypeError, ArtifactError):
+        return False

@@ -1,0 +1,269 @@
+"""Hotness from access logs: how often the log touches each row of each table.
+
+    log files → reader (`formats.open_log`) → ids, checked → `Tallies` → counts/<table>.safetensors
+
+The profile's folder is built beside its final name and renamed, so a killed run leaves nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from erless.errors import LogError
+from erless.profile.formats import LogFormat, LogSource, open_log
+from erless.profile.logs import AccessLog, Chunk
+from erless.profile.tally import Tallies
+from erless.progress import Progress, Silent
+from erless.specs.artifact import FileEntry
+from erless.specs.bundle import MANIFEST as BUNDLE_MANIFEST
+from erless.specs.bundle import BundleManifest
+from erless.specs.profile import MANIFEST, Profile, TableAccess, ThroughputCurve, TowerCurve
+from erless.storage.atomic import os_errors, staged_directory
+
+__all__ = ["SHARES", "AccessReport", "TableHotness", "extend_profile", "profile_access"]
+
+SHARES = (0.001, 0.01, 0.1, 0.5)  # fractions of a table's rows whose share of accesses is reported
+LOCALITY_FRACTION = 0.1  # locality P is over the hottest 10 % of rows
+
+
+@dataclass(frozen=True, slots=True)
+class TableHotness:
+    """What a person wants to know of one table's access; `shares` follow `SHARES`."""
+
+    access: TableAccess
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AccessReport:
+    """The profile written, and what is worth a warning."""
+
+    profile: Profile
+    tables: tuple[TableHotness, ...]
+    warnings: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        drop = {"machine", "samples"}
+        return {
+            "digest": self.profile.digest,
+            "model_digest": self.profile.model_digest,
+            "sources": list(self.profile.sources),
+            "tables": [
+                each.access.model_dump(mode="json", exclude={"counts"})
+                | {
+                    "pooling_factor": each.access.pooling_factor,
+                    "top_shares": {
+                        f"{fraction:g}": share
+                        for fraction, share in zip(SHARES, each.shares, strict=True)
+                    },
+                }
+                for each in self.tables
+            ],
+            "curves": [each.model_dump(mode="json", exclude=drop) for each in self.profile.curves],
+            "towers": [each.model_dump(mode="json", exclude=drop) for each in self.profile.towers],
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass
+class _Coverage:
+    """Samples that the logs cover per table; None once a log could not say."""
+
+    samples: dict[str, int | None]
+    covered: set[str]
+
+    def add(self, log: AccessLog) -> None:
+        for name in log.tables:
+            known = self.samples[name]
+            both = known is not None and log.samples is not None
+            self.samples[name] = (known or 0) + (log.samples or 0) if both else None
+            self.covered.add(name)
+
+
+def profile_access(
+    model: Path,
+    sources: Sequence[LogSource],
+    out: Path,
+    *,
+    log_format: LogFormat = LogFormat.AUTO,
+    samples: int | None = None,
+    curves: tuple[ThroughputCurve, ...] = (),
+    towers: tuple[TowerCurve, ...] = (),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> AccessReport:
+    """Read the logs and write the profile of the bundle `model` to `out`.
+
+    Args:
+        model: folder of a model bundle.
+        sources: the logs; accesses of several logs add up.
+        out: folder of the profile.
+        log_format: how to read them; AUTO looks at each.
+        samples: samples that the logs cover, for formats that cannot say (aggregated counts).
+        curves: throughput curves to keep in the profile.
+        towers: tower latency curves to keep in the profile.
+        overwrite: replace an existing profile.
+        progress: where to announce steps.
+
+    Raises:
+        LogError: a log is empty, damaged, or has ids that are not rows of its table.
+        ArtifactError: no bundle there, or `out` exists.
+        StorageError: the disk refused.
+    """
+    progress = progress or Silent()
+    bundle = BundleManifest.open(model)
+    rows = {table.name: table.rows for table in bundle.model.tables}
+    warnings = [line for each in sources if (line := _age_warning(each, model))]
+    with staged_directory(out, marker=MANIFEST, overwrite=overwrite) as stage:
+        scratch = stage / "scratch"
+        (stage / "counts").mkdir()
+        scratch.mkdir()
+        tallies = Tallies(rows, scratch)
+        coverage = _Coverage(dict.fromkeys(rows, 0), set())
+        for source in sources:
+            for log in open_log(source, rows, log_format):
+                _read(log, rows, tallies, progress)
+                coverage.add(log)
+        tables = _write_counts(rows, tallies, coverage, samples, stage, progress)
+        if not any(each.access.accesses for each in tables):
+            names = ", ".join(source.text for source in sources)
+            raise LogError(f"{names}: no accesses to any table of the model")
+        profile = Profile.create(
+            model_digest=bundle.digest,
+            sources=tuple(source.text for source in sources),
+            tables=tuple(each.access for each in tables),
+            curves=curves,
+            towers=towers,
+        )
+        profile.save(stage / MANIFEST)
+        shutil.rmtree(scratch)
+    warnings += _coverage_warnings(tables, coverage)
+    return AccessReport(profile, tuple(tables), tuple(warnings))
+
+
+def extend_profile(
+    out: Path,
+    model: Path | None,
+    curves: tuple[ThroughputCurve, ...],
+    towers: tuple[TowerCurve, ...],
+) -> AccessReport:
+    """Write `curves` and `towers` to the profile at `out`; its counts stay as they are.
+
+    Where there is no profile yet, it becomes one without tables.
+
+    Raises:
+        ArtifactError: `out` holds something else, or a damaged profile.
+        StorageError: the disk refused.
+    """
+    fields: dict[str, Any] = {"sources": (), "tables": (), "model_digest": ""}
+    if (out / MANIFEST).is_file():
+        old = Profile.load(out / MANIFEST)
+        fields = {"sources": old.sources, "tables": old.tables, "model_digest": old.model_digest}
+        profile = Profile.create(curves=curves, towers=towers, **fields)
+        profile.save(out / MANIFEST)  # one atomic rename: the counts beside it are not touched
+        return AccessReport(profile, (), ())
+    if model is not None:
+        fields["model_digest"] = BundleManifest.open(model).digest
+    with staged_directory(out, marker=MANIFEST) as stage:
+        profile = Profile.create(curves=curves, towers=towers, **fields)
+        profile.save(stage / MANIFEST)
+    return AccessReport(profile, (), ())
+
+
+def _age_warning(source: LogSource, model: Path) -> str | None:
+    """A log from before the model says little about how the model is used now."""
+    with os_errors(source.path, "read"):
+        log_time = source.path.stat().st_mtime
+    with os_errors(model, "read"):
+        model_time = (model / BUNDLE_MANIFEST).stat().st_mtime
+    if log_time >= model_time:
+        return None
+    log_at, model_at = (
+        datetime.fromtimestamp(each, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        for each in (log_time, model_time)
+    )
+    return f"{source.path} ({log_at}) is older than the bundle {model} ({model_at})"
+
+
+def _read(log: AccessLog, rows: dict[str, int], tallies: Tallies, progress: Progress) -> None:
+    """Count all accesses of one log."""
+    empty = True
+    with progress.step(f"read {log.path.name}", log.total, log.unit) as step:
+        for chunk in log.chunks(step):
+            _check_ids(chunk, rows[chunk.table], log.path)
+            tallies.add(chunk.table, chunk.ids, chunk.counts)
+            empty = empty and not len(chunk.ids)
+    if empty:
+        raise LogError(f"{log.path}: the log is empty: no accesses in {log.samples or 0:,} samples")
+
+
+def _check_ids(chunk: Chunk, rows: int, path: Path) -> None:
+    """Every id must be a row of its table."""
+    ids = chunk.ids
+    if not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) < rows):
+        return
+    position = int(np.flatnonzero((ids < 0) | (ids >= rows))[0])
+    raise LogError(
+        f"{path}: {chunk.locate(position)}: id {int(ids[position])} is outside table "
+        f"{chunk.table}, whose rows are 0 … {rows - 1}"
+    )
+
+
+def _write_counts(
+    rows: dict[str, int],
+    tallies: Tallies,
+    coverage: _Coverage,
+    samples: int | None,
+    stage: Path,
+    progress: Progress,
+) -> list[TableHotness]:
+    """Rank and write each table."""
+    found = []
+    with progress.step("rank rows", len(rows), "steps") as step:
+        for name, table_rows in rows.items():
+            distribution = tallies.distribution(name)
+            entry = None
+            if distribution.touched:
+                path = f"counts/{name}.safetensors"
+                digest = tallies.write(name, distribution, stage / path)
+                entry = FileEntry(path=path, size_bytes=digest.size_bytes, sha256=digest.sha256)
+            known = coverage.samples[name]
+            access = TableAccess(
+                table=name,
+                rows=table_rows,
+                samples=(samples or 0) if known is None else known,
+                accesses=distribution.accesses,
+                touched=distribution.touched,
+                locality=distribution.share(LOCALITY_FRACTION * table_rows),
+                counts=entry,
+            )
+            shares = tuple(distribution.share(each * table_rows) for each in SHARES)
+            found.append(TableHotness(access, shares))
+            step.advance(1)
+    return found
+
+
+def _coverage_warnings(tables: Sequence[TableHotness], coverage: _Coverage) -> list[str]:
+    warnings = []
+    cold = [each.access.table for each in tables if each.access.table not in coverage.covered]
+    if cold:
+        names = ", ".join(cold[:8]) + (f" and {len(cold) - 8} more" if len(cold) > 8 else "")
+        warnings.append(f"in no log, taken as never accessed (all rows cold): {names}")
+    unknown = [
+        each.access.table for each in tables if each.access.accesses and not each.access.samples
+    ]
+    if unknown:
+        names = ", ".join(unknown[:8]) + (" …" if len(unknown) > 8 else "")
+        warnings.append(
+            f"the log does not say how many samples it covers, so the pooling factor is unknown "
+            f"(give --samples): {names}"
+        )
+    return warnings

@@ -1,0 +1,126 @@
+"""Which reader a log needs: by what the user said, else by the file's content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from erless.errors import LogError
+from erless.profile.logs import AccessLog, arrow_errors, unknown_table
+from erless.profile.parquet import CountLog, ListLog, open_parquet
+from erless.profile.querylog import QueryLog
+from erless.profile.text import CriteoLog, InteractionLog, first_line, looks_like_criteo
+
+__all__ = ["LogFormat", "LogSource", "open_log"]
+
+
+class LogFormat(StrEnum):
+    """How a log is laid out."""
+
+    AUTO = "auto"
+    QUERIES = "queries"
+    PARQUET = "parquet"
+    CRITEO = "criteo"
+    INTERACTIONS = "interactions"
+    COUNTS = "counts"
+
+
+@dataclass(frozen=True, slots=True)
+class LogSource:
+    """A log as the user named it: `PATH`, or `TABLE:PATH` for the log of one table."""
+
+    text: str
+    path: Path
+    table: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> LogSource:
+        """Split `TABLE:PATH`; a file whose own name has the colon wins.
+
+        >>> LogSource.parse("amazon-book:logs/amazon-book.txt").table
+        'amazon-book'
+        """
+        table, colon, path = text.partition(":")
+        if not colon or not table or not path or "/" in table or Path(text).exists():
+            return cls(text, Path(text))
+        return cls(text, Path(path), table)
+
+
+def open_log(
+    source: LogSource, table_rows: Mapping[str, int], log_format: LogFormat = LogFormat.AUTO
+) -> Iterator[AccessLog]:
+    """The readers of `source`: one per file; a directory is its parquet files, as Spark writes it.
+
+    Args:
+        source: the log.
+        table_rows: the model's tables and their rows, in order.
+        log_format: how it is laid out; AUTO tells by content.
+
+    Raises:
+        LogError: unreadable, of no known format, or about tables that the model lacks.
+    """
+    if source.table is not None and source.table not in table_rows:
+        raise unknown_table(source.path, source.table, table_rows)
+    if not source.path.exists():
+        raise LogError(f"{source.path}: no such file")
+    if not source.path.is_dir():
+        yield _open_file(source.path, source.table, dict(table_rows), log_format)
+        return
+    parts = sorted(
+        path
+        for path in source.path.rglob("*.parquet")
+        if not path.name.startswith((".", "_")) and path.stat().st_size
+    )
+    if not parts:
+        raise LogError(f"{source.path}: the folder holds no parquet files")
+    for path in parts:
+        yield _open_file(path, source.table, dict(table_rows), log_format)
+
+
+def _open_file(
+    path: Path, table: str | None, table_rows: dict[str, int], log_format: LogFormat
+) -> AccessLog:
+    tables = tuple(table_rows)
+    with arrow_errors(path):
+        size = path.stat().st_size
+        if not size:
+            raise LogError(f"{path}: the log is empty: the file has 0 bytes")
+    chosen = _detect(path) if log_format is LogFormat.AUTO else log_format
+    if chosen is LogFormat.QUERIES:
+        return QueryLog(path, tables, table)
+    if chosen is LogFormat.CRITEO:
+        return CriteoLog(path, table_rows, table)
+    if chosen is LogFormat.INTERACTIONS:
+        return InteractionLog(path, _one_table(path, table, tables))
+    if chosen is LogFormat.COUNTS:
+        return CountLog(path, tables, table)
+    return (
+        open_parquet(path, tables, table)
+        if log_format is LogFormat.AUTO
+        else ListLog(path, tables, table)
+    )
+
+
+def _detect(path: Path) -> LogFormat:
+    """Tell the format by the first bytes, where the name does not."""
+    if path.suffix == ".safetensors":
+        return LogFormat.QUERIES
+    with arrow_errors(path), path.open("rb") as file:
+        magic = file.read(4)
+    if path.suffix == ".parquet" or magic == b"PAR1":
+        return LogFormat.PARQUET
+    return LogFormat.CRITEO if looks_like_criteo(first_line(path)) else LogFormat.INTERACTIONS
+
+
+def _one_table(path: Path, table: str | None, tables: tuple[str, ...]) -> str:
+    """Interactions are of one table: the one named, or the model's only one."""
+    if table is not None:
+        return table
+    if len(tables) == 1:
+        return tables[0]
+    raise LogError(
+        f"{path}: interactions are accesses of one table and the model has {len(tables)}: "
+        f"say which one, as TABLE:{path}"
+    )

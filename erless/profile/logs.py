@@ -1,0 +1,103 @@
+"""What an access log is to the profile: a stream of row ids per table, whatever the file format.
+
+Each reader (`parquet.py`, `text.py`, `querylog.py`) turns one file into `Chunk`s of a few million
+ids, so that memory does not depend on the size of the log.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from erless.errors import LogError
+from erless.progress import Step, Unit
+
+__all__ = ["AccessLog", "Chunk", "arrow_errors", "as_ids", "unknown_table"]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Accesses of one table, in the order of the log.
+
+    Args:
+        table: a table of the model.
+        ids: (n,) integers as the log has them, not yet checked against the table.
+        locate: position in `ids` → where that is in the file, such as `row 17`.
+        counts: (n,) int64 accesses of each id; None is one access each.
+    """
+
+    table: str
+    ids: NDArray[Any]
+    locate: Callable[[int], str]
+    counts: NDArray[np.int64] | None = None
+
+
+class AccessLog(Protocol):
+    """One file being read.
+
+    `total` counts `unit`s for a progress bar (None: not known). `samples` is how many samples the
+    log covers: it is complete when `chunks` has run dry, and None where the format cannot say.
+    `tables` are the tables that the log is about, touched or not.
+    """
+
+    path: Path
+    tables: tuple[str, ...]
+    total: int | None
+    unit: Unit
+    samples: int | None
+
+    def chunks(self, step: Step) -> Iterator[Chunk]:
+        """Read the file once, front to back.
+
+        Raises:
+            LogError: the file is damaged or holds something else than row ids; says where.
+        """
+
+
+def unknown_table(path: Path, name: str, tables: Collection[str]) -> LogError:
+    """The fact that `path` speaks of a table that the model lacks, and what is nearest."""
+    near = difflib.get_close_matches(name, list(tables), n=1, cutoff=0.0)
+    return LogError(f"{path}: the model has no table {name!r}; the nearest is {near[0]!r}")
+
+
+@contextmanager
+def arrow_errors(path: Path) -> Iterator[None]:
+    """Translate what pyarrow raises while it reads `path`.
+
+    Raises:
+        LogError: truncated, damaged, or not what the format says.
+    """
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise LogError(f"{path}: cannot be read: {_first_line(error)}") from error
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise LogError(f"{path}: cannot be read: {error.strerror or _first_line(error)}") from error
+    except OSError as error:  # parquet pages that do not decode
+        raise LogError(f"{path}: damaged: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def as_ids(values: Any, locate: Callable[[int], str], path: Path, what: str) -> NDArray[Any]:
+    """An Arrow integer array as numpy, without a copy where there are no nulls.
+
+    Raises:
+        LogError: a value is missing.
+    """
+    if values.null_count:
+        position = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise LogError(f"{path}: {locate(position)}: {what} is null, not a row id")
+    ids: NDArray[Any] = values.to_numpy(zero_copy_only=True)
+    return ids

@@ -1,0 +1,242 @@
+"""Parquet logs: one list-of-int column per table, or rows already aggregated as (table, id, count).
+
+Row groups are decoded column by column in batches, so that a log of any size takes a few hundred
+megabytes. Only the columns that the model's tables need are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from erless.errors import LogError
+from erless.profile.logs import Chunk, arrow_errors, as_ids, unknown_table
+from erless.progress import Step, Unit
+
+__all__ = ["SAMPLES_KEY", "CountLog", "ListLog", "open_parquet"]
+
+BATCH_IDS = 4_000_000  # ids in one batch, about: 32 MB
+MIN_BATCH_ROWS = 1024
+COUNT_COLUMNS = {"id", "count"}
+SAMPLES_KEY = b"samples"  # schema metadata of an aggregated log: samples it covers, as text
+
+
+def open_parquet(path: Path, tables: Sequence[str], only: str | None) -> ListLog | CountLog:
+    """The log at `path`, by its schema: columns `id` and `count` make it an aggregated one.
+
+    Args:
+        path: a parquet file.
+        tables: the model's tables.
+        only: the one table that the log is of, where the user said so.
+
+    Raises:
+        LogError: not parquet, truncated, or its columns fit no table.
+    """
+    with arrow_errors(path):
+        schema = pq.read_schema(path)
+    if set(schema.names) >= COUNT_COLUMNS:
+        return CountLog(path, tables, only)
+    return ListLog(path, tables, only)
+
+
+def _is_ids(kind: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(kind) for is_kind in lists) and bool(pa.types.is_integer(kind.value_type))
+
+
+class ListLog:
+    """One row per sample; column `<table>` holds the ids of that table's bag.
+
+    A column is a list of integers, or plain integers (bags of one id); null is an empty bag.
+    Columns of other types (labels, dense features, times) are not looked at.
+    """
+
+    unit: Unit = "rows"
+
+    def __init__(self, path: Path, tables: Sequence[str], only: str | None) -> None:
+        self.path = path
+        self.samples: int | None = 0
+        with arrow_errors(path):
+            self._file = pq.ParquetFile(path)
+            self._schema = self._file.schema_arrow
+        self.total: int | None = self._file.metadata.num_rows
+        self._columns = self._match(tables, only)
+        self.tables = tuple(self._columns)
+
+    def _match(self, tables: Sequence[str], only: str | None) -> dict[str, str]:
+        """Table → column."""
+        lists = [field.name for field in self._schema if _is_ids(field.type)]
+        if only is not None:
+            if only in self._schema.names:
+                return {only: only}
+            if len(lists) != 1:
+                raise LogError(
+                    f"{self.path}: no column {only!r} and {len(lists)} list-of-int columns: "
+                    f"which one holds the ids of table {only} is not clear"
+                )
+            return {only: lists[0]}
+        for name in lists:
+            if name not in tables:
+                raise unknown_table(self.path, name, tables)
+        columns = {name: name for name in tables if name in self._schema.names}
+        if not columns:
+            has = ", ".join(self._schema.names[:8])
+            raise LogError(f"{self.path}: no column is named as a table of the model; it has {has}")
+        return columns
+
+    def _batch_rows(self) -> int:
+        """Rows that hold about `BATCH_IDS` ids, from the file's own value counts."""
+        meta = self._file.metadata
+        roots = set(self._columns.values())
+        values = sum(
+            group.column(index).num_values
+            for group in (meta.row_group(each) for each in range(meta.num_row_groups))
+            for index in range(group.num_columns)
+            if group.column(index).path_in_schema.split(".")[0] in roots
+        )
+        per_row = max(1.0, values / max(1, meta.num_rows))
+        return max(MIN_BATCH_ROWS, int(BATCH_IDS / per_row))
+
+    def chunks(self, step: Step) -> Iterator[Chunk]:
+        """Batches of rows, each cut into its tables."""
+        with arrow_errors(self.path):
+            for name in self._columns.values():
+                self._check_type(name)
+            begin = 0
+            batches = self._file.iter_batches(
+                self._batch_rows(), columns=list(self._columns.values())
+            )
+            for batch in batches:
+                for table, column in self._columns.items():
+                    yield self._chunk(table, batch.column(batch.schema.names.index(column)), begin)
+                begin += batch.num_rows
+                self.samples = begin
+                step.advance(batch.num_rows)
+
+    def _check_type(self, column: str) -> None:
+        kind = self._schema.field(column).type
+        if not _is_ids(kind) and not pa.types.is_integer(kind):
+            raise LogError(f"{self.path}: column {column} has type {kind}, expected list of int")
+
+    def _chunk(self, table: str, column: Any, begin: int) -> Chunk:
+        if pa.types.is_integer(column.type):
+            rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+            values = column.drop_null()
+
+            def locate(position: int) -> str:
+                return f"row {begin + int(rows[position])}"
+
+        else:
+            values = column.flatten()
+            locate = _locate_in_lists(column, begin)
+        return Chunk(table, as_ids(values, locate, self.path, f"an id of {table}"), locate)
+
+
+def _locate_in_lists(column: Any, begin: int) -> Callable[[int], str]:
+    def locate(position: int) -> str:
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        ends = np.cumsum(lengths, dtype=np.int64)
+        return f"row {begin + int(np.searchsorted(ends, position, side='right'))}"
+
+    return locate
+
+
+class CountLog:
+    """Aggregated accesses: columns `table` (text), `id`, `count`, as a warehouse hands them over.
+
+    The same (table, id) may occur more than once, as in partial aggregates. The log of one table
+    needs no column `table`. The samples covered are read from the schema metadata `samples`.
+    """
+
+    unit: Unit = "rows"
+
+    def __init__(self, path: Path, tables: Sequence[str], only: str | None) -> None:
+        self.path = path
+        with arrow_errors(path):
+            self._file = pq.ParquetFile(path)
+            schema = self._file.schema_arrow
+        self.total: int | None = self._file.metadata.num_rows
+        self.samples = _samples(path, schema.metadata or {})
+        self._only, self._known = only, tuple(tables)
+        self._has_table = "table" in schema.names
+        if not self._has_table and only is None:
+            raise LogError(f"{path}: no column table: say which one it is of, as TABLE:{path}")
+        for name in sorted(COUNT_COLUMNS):
+            if not pa.types.is_integer(schema.field(name).type):
+                raise LogError(
+                    f"{path}: column {name} has type {schema.field(name).type}, expected int"
+                )
+        self._seen = {only} if only is not None else set[str]()
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Tables found so far, in the model's order."""
+        return tuple(name for name in self._known if name in self._seen)
+
+    def chunks(self, step: Step) -> Iterator[Chunk]:
+        """Batches of rows, each grouped by table."""
+        columns = ["table", "id", "count"] if self._has_table else ["id", "count"]
+        begin = 0
+        with arrow_errors(self.path):
+            for batch in self._file.iter_batches(BATCH_IDS // 4, columns=columns):
+                column = {name: batch.column(batch.schema.names.index(name)) for name in columns}
+                yield from self._grouped(column, begin)
+                begin += batch.num_rows
+                step.advance(batch.num_rows)
+
+    def _grouped(self, column: dict[str, Any], begin: int) -> Iterator[Chunk]:
+        def row(position: int) -> str:
+            return f"row {begin + position}"
+
+        ids = as_ids(column["id"], row, self.path, "id")
+        counts = as_ids(column["count"], row, self.path, "count").astype(np.int64, copy=False)
+        if len(counts) and int(counts.min()) < 0:
+            position = int(np.flatnonzero(counts < 0)[0])
+            raise LogError(f"{self.path}: {row(position)}: count {counts[position]} is negative")
+        if not self._has_table:
+            if self._only is not None and len(ids):
+                yield Chunk(self._only, ids, row, counts)
+            return
+        for name, rows in self._by_table(column["table"], row):
+            if self._only is None or name == self._only:
+                self._seen.add(name)
+                yield Chunk(name, ids[rows], _locate_rows(rows, begin), counts[rows])
+
+    def _by_table(
+        self, names: Any, row: Callable[[int], str]
+    ) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """Each table of the batch with its rows in it."""
+        if names.null_count:
+            position = int(np.flatnonzero(names.is_null().to_numpy(zero_copy_only=False))[0])
+            raise LogError(f"{self.path}: {row(position)}: table is null")
+        encoded = names if pa.types.is_dictionary(names.type) else names.dictionary_encode()
+        codes = encoded.indices.to_numpy(zero_copy_only=False)
+        order = np.argsort(codes, kind="stable")
+        used, starts = np.unique(codes[order], return_index=True)
+        for code, rows in zip(used, np.split(order, starts[1:]), strict=True):
+            name = str(encoded.dictionary[int(code)].as_py())
+            if name not in self._known:
+                raise unknown_table(self.path, name, self._known)
+            yield name, rows
+
+
+def _locate_rows(rows: NDArray[np.int64], begin: int) -> Callable[[int], str]:
+    return lambda position: f"row {begin + int(rows[position])}"
+
+
+def _samples(path: Path, metadata: dict[bytes, bytes]) -> int | None:
+    text = metadata.get(SAMPLES_KEY)
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise LogError(
+            f"{path}: metadata samples is {text.decode(errors='replace')!r}, not a count"
+        )
+    return int(text)

@@ -1,0 +1,174 @@
+"""A release in a store: one immutable version of a model, cut into shards.
+
+    STORE/                        a directory, or s3://bucket/prefix
+      store.json                  tells a store of ours, and its schema
+      blobs/<sha256>.<kind>       every file, named by its content
+      shards/<digest>.json        a `ShardManifest`: what one sparse function needs to know
+      releases/<digest>.json      a `ReleaseManifest`, written last: what the gateway needs to know
+      keys/<key>.json             what an input became, so that packing it again does nothing
+
+All paths in a manifest are relative to the store. A shard's manifest names neither plan nor
+profile, so two releases that hold the same rows at the same precision share the shard (and the
+function that serves it), whatever their plans call it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+from pydantic import Field
+
+from erless.errors import ArtifactError
+from erless.specs.artifact import Artifact, FileEntry, Frozen
+from erless.specs.model import ModelSpec, Pooling
+from erless.specs.plan import Precision, Tier
+
+__all__ = [
+    "ROUTING_LIMIT", "GatewayFiles", "ReleaseManifest", "ReleaseShard", "ShardManifest",
+    "ShardSlice", "release_name", "shard_name",
+]  # fmt: skip
+
+ROUTING_LIMIT = 255  # shards of a release, the resident ones among them: one byte per row
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def shard_name(digest: str) -> str:
+    """The name in a store of the shard manifest with `digest`.
+
+    Raises:
+        ArtifactError: not a digest.
+    """
+    return f"shards/{_checked(digest)}.json"
+
+
+def release_name(digest: str) -> str:
+    """The name in a store of the release manifest with `digest`.
+
+    Raises:
+        ArtifactError: not a digest.
+    """
+    return f"releases/{_checked(digest)}.json"
+
+
+def _checked(digest: str) -> str:
+    if not _HEX.fullmatch(digest):
+        raise ArtifactError(f"{digest!r} is not a digest: 64 hexadecimal digits are")
+    return digest
+
+
+class ShardSlice(Frozen):
+    """The rows of one table in one shard; `file` holds the tensors `rows` and the row-id index.
+
+    `rows` are in ascending order of row id; their layout is `erless.pack.quantize`'s. The index
+    (`erless.dlrm.rows.RowIndex`) gives a row id's position among them.
+    """
+
+    table: str
+    table_rows: int = Field(gt=0, description="rows of the whole table: the range of row ids")
+    dim: int = Field(gt=0)
+    pooling: Pooling
+    rows: int = Field(gt=0, description="rows of the table that this shard holds")
+    file: FileEntry
+
+
+class ShardManifest(Artifact):
+    """All that a sparse function needs: it is named, and verified, by `digest`."""
+
+    KIND: ClassVar[str] = "erless shard"
+
+    precision: Precision
+    slices: tuple[ShardSlice, ...] = Field(min_length=1, description="in the model's table order")
+
+    @property
+    def rows(self) -> int:
+        """Rows of all tables in the shard."""
+        return sum(each.rows for each in self.slices)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the stored rows, without the index."""
+        return sum(each.rows * self.precision.row_bytes(each.dim) for each in self.slices)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(each.file.size_bytes for each in self.slices)
+
+    def files(self) -> tuple[FileEntry, ...]:
+        """All files of the shard."""
+        return tuple(each.file for each in self.slices)
+
+
+class ReleaseShard(Frozen):
+    """One shard as the plan placed it. Its number, in routing, is its place in the release."""
+
+    name: str
+    tier: Tier
+    precision: Precision
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="of its ShardManifest")
+    tables: tuple[str, ...]
+    rows: int
+    row_bytes: int = Field(description="bytes of the stored rows")
+    size_bytes: int = Field(description="bytes of its files: rows and indexes")
+    largest_error: float = Field(
+        ge=0, description="largest |stored - fp32| over all elements, measured while packing"
+    )
+
+
+class GatewayFiles(Frozen):
+    """What the gateway loads besides the resident shards.
+
+    routing: one uint8 tensor (rows,) per table, named for it: row id → shard number.
+    defaults: one float32 tensor (dim,) per slice, `<shard number>.<table>`: the vector that stands
+        in for a row whose shard is not awake, the mean of the slice's rows, each weighted by its
+        accesses + 1.
+    """
+
+    routing: FileEntry
+    defaults: FileEntry
+
+
+class ReleaseManifest(Artifact):
+    """One immutable deployed version: this bundle, cut by this plan."""
+
+    KIND: ClassVar[str] = "erless release"
+
+    bundle_digest: str
+    plan_digest: str
+    profile_digest: str
+    model: ModelSpec
+    shards: tuple[ReleaseShard, ...] = Field(min_length=1, max_length=ROUTING_LIMIT)
+    gateway: GatewayFiles
+    tower: FileEntry
+    bundle: FileEntry = Field(description="the bundle's model.json")
+    plan: FileEntry = Field(description="plan.json")
+    profile: FileEntry = Field(description="profile.json")
+
+    @property
+    def remote(self) -> tuple[ReleaseShard, ...]:
+        """The shards that are functions of their own."""
+        return tuple(each for each in self.shards if each.tier is not Tier.RESIDENT)
+
+    @property
+    def resident(self) -> tuple[ReleaseShard, ...]:
+        """The shards that every gateway replica holds."""
+        return tuple(each for each in self.shards if each.tier is Tier.RESIDENT)
+
+    def shard(self, name: str) -> ReleaseShard:
+        """The shard called `name`.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for each in self.shards:
+            if each.name == name:
+                return each
+        raise KeyError(name)
+
+    def files(self) -> tuple[FileEntry, ...]:
+        """The release's own files: all but those of its shards."""
+        return (
+            self.gateway.routing, self.gateway.defaults, self.tower,
+            self.bundle, self.plan, self.profile,
+        )  # fmt: skip
