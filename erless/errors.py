@@ -32,6 +32,7 @@ __all__ = [
     "QueryError",
     "StorageError",
     "StoreError",
+    "first_line",
 ]
 
 
@@ -90,3 +91,8 @@ class StoreError(ErlessError):
 
 class InterruptedRunError(ErlessError):
     """The user stopped a stage before it was done."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign exception says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

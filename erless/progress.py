@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 __all__ = ["Progress", "Silent", "Step", "Unit"]
 
-Unit = Literal["bytes", "rows", "queries", "accesses", "steps"]
+Unit = Literal["bytes", "rows", "samples", "queries", "accesses", "steps"]
 
 
 class Step(Protocol):

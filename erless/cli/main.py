@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from erless.cli import bundle, config, example, import_, predict
 from erless.version import __version__
 
 __all__ = ["app", "main"]
@@ -42,6 +43,14 @@ def root(
     ] = False,
 ) -> None:
     """Options of erless itself."""
+
+
+app.command("init")(config.init)
+app.add_typer(config.app, name="config")
+app.add_typer(example.app, name="example")
+app.add_typer(import_.app, name="import")
+app.add_typer(bundle.app, name="bundle")
+app.command("predict")(predict.predict)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -14,6 +14,7 @@ query over all S samples, so any batch size can be cut from it:
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from erless.specs.model import ModelSpec
 from erless.storage.digests import FileDigest
 from erless.storage.tensors import TensorFile, write_tensors
 
-__all__ = ["Ids", "Query", "QueryFile", "check_query", "write_queries"]
+__all__ = ["Ids", "Query", "QueryFile", "check_query", "check_tables", "write_queries"]
 
 Ids = NDArray[np.int32] | NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -91,6 +92,9 @@ def check_query(query: Query, model: ModelSpec) -> None:
         raise QueryError(f"table {weighted.name} pools by weighted sum: the query has no weights")
     if query.weights is not None and query.weights.shape != query.values.shape:
         raise QueryError(f"{len(query.weights):,} weights for {len(query.values):,} values")
+    if query.weights is not None and not np.isfinite(query.weights).all():
+        position = int(np.flatnonzero(~np.isfinite(query.weights))[0])
+        raise QueryError(f"weights[{position}] is {query.weights[position]}: not a finite number")
     _check_ids(query, model)
 
 
@@ -127,6 +131,19 @@ def write_queries(path: Path, query: Query, table_names: Sequence[str], batch: i
         tensors["labels"] = query.labels
     metadata = {"tables": json.dumps(list(table_names)), "batch": str(batch)}
     return write_tensors(path, tensors, metadata)
+
+
+def check_tables(file: QueryFile, model: ModelSpec) -> None:
+    """A query file that names its tables must name the model's, in its order.
+
+    Raises:
+        QueryError: it names others.
+    """
+    names = [table.name for table in model.tables]
+    if file.table_names and file.table_names != names:
+        pairs = itertools.zip_longest(file.table_names, names)
+        found, expected = next(pair for pair in pairs if pair[0] != pair[1])
+        raise QueryError(f"{file.path} is for table {found} where the model has {expected}")
 
 
 class QueryFile:

@@ -1,0 +1,204 @@
+"""The dense tower: bottom MLP, feature interaction, top MLP; or any exported architecture.
+
+A tower takes `dense` (B, F) and the pooled vectors, and gives B predictions. Pooled vectors come as
+tensors whose concatenation along dim 1 is (B, Σ dim) in table order: one per table (the monolith),
+or one for all (a gateway that combined partial sums in place).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from erless.dlrm.exported import load_exported
+from erless.errors import ModelError
+from erless.specs.bundle import BundleManifest
+from erless.specs.model import DlrmTower, Interaction, ModelSpec
+from erless.storage.tensors import TensorFile
+
+__all__ = [
+    "BuiltinTower", "ForeignTower", "Tower", "builtin_tower", "load_tower", "load_tower_file",
+    "top_inputs", "tower_layers",
+]  # fmt: skip
+
+Layers = Sequence[tuple[Tensor, Tensor]]
+
+
+class Tower(ABC):
+    """`dense` and pooled vectors in, predictions out. Call it under `torch.inference_mode()`."""
+
+    @abstractmethod
+    def __call__(self, dense: Tensor, pooled: Sequence[Tensor]) -> Tensor:
+        """Predict.
+
+        Args:
+            dense: (B, F) float32.
+            pooled: float32 tensors whose concatenation along dim 1 is (B, Σ dim).
+
+        Returns:
+            (B,) float32.
+        """
+
+    @abstractmethod
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tower:
+        """The same tower on `device`, computing in `dtype`."""
+
+
+class BuiltinTower(Tower):
+    """The DLRM tower (arXiv 1906.00091, §3).
+
+    Args:
+        model: a model whose tower is a `DlrmTower`.
+        bottom: (weight (out, in), bias (out,)) per layer.
+        top: likewise.
+    """
+
+    def __init__(self, model: ModelSpec, bottom: Layers, top: Layers) -> None:
+        self.model, self.spec = model, _builtin_spec(model)
+        self.bottom, self.top = bottom, top
+        device = top[0][0].device
+        pairs = _pairs(self.spec.interaction, len(model.tables) + 1)
+        self._pairs = None if pairs is None else pairs.to(device)
+
+    def __call__(self, dense: Tensor, pooled: Sequence[Tensor]) -> Tensor:
+        """Predict, (B,) float32; see `Tower`."""
+        dtype = self.top[0][0].dtype
+        x = dense.to(dtype)
+        for weight, bias in self.bottom:
+            x = F.linear(x, weight, bias).relu_()
+        vectors = torch.cat([x, *(each.to(dtype) for each in pooled)], dim=1)
+        if self._pairs is not None:
+            stacked = vectors.view(len(x), len(self.model.tables) + 1, x.shape[1])
+            products = torch.bmm(stacked, stacked.transpose(1, 2)).flatten(1)
+            vectors = torch.cat([x, products.index_select(1, self._pairs)], dim=1)
+        for weight, bias in self.top[:-1]:
+            vectors = F.linear(vectors, weight, bias).relu_()
+        logits = F.linear(vectors, *self.top[-1]).float().flatten()
+        return logits.sigmoid_() if self.spec.sigmoid else logits
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> BuiltinTower:
+        """The same tower on `device`, computing in `dtype`; predictions stay float32."""
+
+        def move(layers: Layers) -> Layers:
+            return [(w.to(device, dtype), b.to(device, dtype)) for w, b in layers]
+
+        return BuiltinTower(self.model, move(self.bottom), move(self.top))
+
+
+class ForeignTower(Tower):
+    """A `torch.export` archive with inputs `dense (B,F)` and `pooled (B,T,D)`."""
+
+    def __init__(self, model: ModelSpec, module: torch.nn.Module) -> None:
+        self.model, self._module = model, module
+        self._dims = [table.dim for table in model.tables]
+        self._dtype = torch.float32
+
+    def __call__(self, dense: Tensor, pooled: Sequence[Tensor]) -> Tensor:
+        """Predict, (B,) float32; see `Tower`."""
+        flat = torch.cat(list(pooled), dim=1) if len(pooled) > 1 else pooled[0]
+        widest = max(self._dims)
+        if min(self._dims) != widest:
+            parts = torch.split(flat, self._dims, dim=1)
+            flat = torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in parts], dim=1)
+        vectors = flat.view(len(dense), len(self._dims), widest)
+        out: Tensor = self._module(dense.to(self._dtype), vectors.to(self._dtype))
+        return out.float().reshape(len(dense))
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> ForeignTower:
+        """The same tower on `device`, computing in `dtype`."""
+        moved = ForeignTower(self.model, self._module.to(device, dtype))
+        moved._dtype = dtype
+        return moved
+
+
+def _builtin_spec(model: ModelSpec) -> DlrmTower:
+    if not isinstance(model.tower, DlrmTower):
+        raise ModelError(f"model {model.name} has an exported tower, not the built-in one")
+    return model.tower
+
+
+def top_inputs(model: ModelSpec) -> int:
+    """Width of the top MLP's input under the built-in tower's interaction."""
+    tower = _builtin_spec(model)
+    x = tower.bottom_mlp[-1]
+    pairs = _pairs(tower.interaction, len(model.tables) + 1)
+    return x + (sum(table.dim for table in model.tables) if pairs is None else len(pairs))
+
+
+def _pairs(interaction: Interaction, vectors: int) -> Tensor | None:
+    """Which products of the flattened (vectors × vectors) matrix enter the top MLP, in order."""
+    if interaction is Interaction.CAT:
+        return None
+    if interaction is Interaction.DOT_UPPER:
+        index = torch.triu_indices(vectors, vectors, offset=1)
+    else:
+        diagonal = 0 if interaction is Interaction.DOT_ITSELF else -1
+        index = torch.tril_indices(vectors, vectors, offset=diagonal)
+    return index[0] * vectors + index[1]
+
+
+def tower_layers(model: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the built-in tower's tensors, in file order.
+
+    `bottom.I.weight` (out, in), `bottom.I.bias` (out,), then `top.I.…`.
+    """
+    tower = _builtin_spec(model)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, inputs, sizes in (
+        ("bottom", model.dense_features, tower.bottom_mlp),
+        ("top", top_inputs(model), tower.top_mlp),
+    ):
+        width = inputs
+        for layer, size in enumerate(sizes):
+            shapes[f"{name}.{layer}.weight"] = (size, width)
+            shapes[f"{name}.{layer}.bias"] = (size,)
+            width = size
+    return shapes
+
+
+def builtin_tower(model: ModelSpec, tensors: Mapping[str, Tensor]) -> BuiltinTower:
+    """The built-in tower over `tensors`, named and shaped as `tower_layers` says.
+
+    Raises:
+        ModelError: a tensor is missing or of another shape.
+    """
+    for name, shape in tower_layers(model).items():
+        if name not in tensors:
+            raise ModelError(f"the tower has no tensor {name}")
+        if tuple(tensors[name].shape) != shape:
+            raise ModelError(
+                f"tower tensor {name} has shape {tuple(tensors[name].shape)}, expected {shape}"
+            )
+    tower = _builtin_spec(model)
+
+    def layers(name: str, count: int) -> Layers:
+        return [(tensors[f"{name}.{i}.weight"], tensors[f"{name}.{i}.bias"]) for i in range(count)]
+
+    return BuiltinTower(
+        model,
+        layers("bottom", len(tower.bottom_mlp)),
+        layers("top", len(tower.top_mlp)),
+    )
+
+
+def load_tower_file(path: Path, model: ModelSpec) -> Tower:
+    """The tower of `model` from its file: safetensors (built-in) or a `torch.export` archive.
+
+    Raises:
+        ArtifactError: the file is damaged or holds pickled objects.
+        ModelError: its tensors do not fit the model.
+    """
+    if not isinstance(model.tower, DlrmTower):
+        return ForeignTower(model, load_exported(path))
+    file = TensorFile(path)
+    return builtin_tower(model, {name: torch.from_numpy(file.read(name)) for name in file.tensors})
+
+
+def load_tower(folder: Path, manifest: BundleManifest) -> Tower:
+    """The tower of the bundle at `folder`. Raises as `load_tower_file`."""
+    return load_tower_file(folder / manifest.tower.path, manifest.model)

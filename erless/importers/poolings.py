@@ -1,0 +1,61 @@
+"""Which pooling each table has: checkpoints do not record it, so users say it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from erless.errors import ConfigError
+from erless.specs.model import Pooling
+
+__all__ = ["Poolings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Poolings:
+    """A default, and exceptions by table name."""
+
+    default: Pooling = Pooling.SUM
+    tables: dict[str, Pooling] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, options: Sequence[str]) -> Poolings:
+        """From options like `mean` (the default) and `items=max`.
+
+        >>> Poolings.parse(["mean", "items=max"]).of("items").value
+        'max'
+
+        Raises:
+            ConfigError: no such pooling.
+        """
+        default, tables = Pooling.SUM, {}
+        for option in options:
+            table, equals, name = option.rpartition("=")
+            try:
+                pooling = Pooling(name)
+            except ValueError as error:
+                raise ConfigError(
+                    f"pooling {name!r}: must be one of {', '.join(Pooling)}"
+                ) from error
+            if equals:
+                tables[table] = pooling
+            else:
+                default = pooling
+        return cls(default, tables)
+
+    def of(self, table: str) -> Pooling:
+        """The pooling of `table`."""
+        return self.tables.get(table, self.default)
+
+    def check(self, names: Sequence[str]) -> None:
+        """Every exception must name a table.
+
+        Raises:
+            ConfigError: one does not; the nearest name is told.
+        """
+        for table in self.tables:
+            if table not in names:
+                near = difflib.get_close_matches(table, names, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"pooling names table {table}, which the model lacks{hint}")

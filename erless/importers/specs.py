@@ -1,0 +1,55 @@
+"""Build model specs from what a checkpoint holds, telling what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from erless.dlrm.tower import top_inputs
+from erless.errors import CheckpointError, ModelError
+from erless.specs.model import DlrmTower, ExportedTower, ModelSpec, Pooling, TableSpec
+
+__all__ = ["make_model", "table_spec"]
+
+
+def table_spec(name: str, shape: tuple[int, ...], pooling: Pooling) -> TableSpec:
+    """The spec of a table found with `shape`.
+
+    Raises:
+        CheckpointError: the shape is not (rows, dim), or the name cannot be a file's.
+    """
+    if len(shape) != 2 or min(shape) < 1:
+        raise CheckpointError(f"table {name} has shape {shape}, expected (rows, dim)")
+    try:
+        return TableSpec(name=name, rows=shape[0], dim=shape[1], pooling=pooling)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"table name {name!r}: use letters, digits, '_', '.' and '-', at most 100 characters"
+        ) from error
+
+
+def make_model(
+    dense_features: int,
+    tables: Sequence[TableSpec],
+    tower: DlrmTower | ExportedTower,
+    top_inputs_found: int | None = None,
+    name: str = "model",
+) -> ModelSpec:
+    """The model, checked as a whole.
+
+    Raises:
+        ModelError: tables, interaction and MLPs contradict each other.
+    """
+    try:
+        model = ModelSpec(
+            name=name, dense_features=dense_features, tables=tuple(tables), tower=tower
+        )
+    except ValidationError as error:
+        raise ModelError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
+    if top_inputs_found is not None and top_inputs_found != top_inputs(model):
+        raise ModelError(
+            f"the top MLP takes {top_inputs_found} inputs, the interaction gives "
+            f"{top_inputs(model)}: a table is missing or of a wrong dim"
+        )
+    return model

@@ -1,0 +1,112 @@
+"""`erless example rm1|rm2|rm3`: the paper's workloads at any scale, with seeded weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm.queries import Query, write_queries
+from erless.dlrm.tower import tower_layers
+from erless.dlrm.workload import PowerLaw, RowOrder, Workload
+from erless.importers.accesslog import write_access_log
+from erless.importers.bundle import CHUNK_BYTES, new_bundle
+from erless.progress import Progress, Silent, Step
+from erless.specs.bundle import BundleManifest
+from erless.specs.model import ModelSpec, TableSpec
+
+__all__ = ["ACCESS_LOG", "QUERIES", "make_example", "queries_of"]
+
+ACCESS_LOG = "access.parquet"
+QUERIES = "queries.safetensors"
+LOG_BLOCK = 512  # samples per parquet row group
+
+# Independent random streams of one seed
+_ROWS, _TOWER, _ORDER, _QUERIES, _LOG = range(5)
+
+
+def make_example(
+    workload: Workload,
+    target: Path,
+    *,
+    queries: int = 64,
+    log_samples: int = 8192,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> BundleManifest:
+    """Write the workload's bundle, `queries` queries and an access log of `log_samples` samples.
+
+    The same arguments give the same bytes.
+
+    Raises:
+        ArtifactError: `target` exists and may not be replaced.
+        StorageError: the disk refused.
+    """
+    model = workload.model()
+    names = [table.name for table in model.tables]
+    with new_bundle(target, model, overwrite=overwrite, progress=progress) as bundle:
+        for index, table in enumerate(model.tables):
+            bundle.add_table(table, _rows(table, index, workload.pooling, seed))
+        bundle.add_tower(_tower(model, seed))
+        held_out = queries_of(workload, queries * workload.batch, seed=seed, stream=_QUERIES)
+        write_queries(bundle.folder / QUERIES, held_out, names, workload.batch)
+        with (progress or Silent()).step("access log", log_samples, "samples") as step:
+            log = _log(workload, log_samples, seed, step)
+            write_access_log(bundle.folder / ACCESS_LOG, names, log)
+        return bundle.finish()
+
+
+def queries_of(
+    workload: Workload, samples: int, *, seed: int = 0, stream: int = _QUERIES, block: int = 0
+) -> Query:
+    """`samples` samples of the workload's traffic as one query, without labels."""
+    generator = np.random.default_rng([seed, stream, block])
+    model = workload.model()
+    kind = np.int32 if workload.rows < 2**31 else np.int64
+    ids: NDArray[Any] = np.empty((len(model.tables), samples * workload.pooling), kind)
+    for index, table in enumerate(model.tables):
+        order = RowOrder.seeded(table.rows, np.random.default_rng([seed, _ORDER, index]))
+        ranks = PowerLaw(table.rows, workload.locality).sample(generator, ids.shape[1])
+        ids[index] = order.ids(ranks)
+    return Query(
+        dense=generator.standard_normal((samples, model.dense_features), np.float32),
+        values=ids.reshape(-1),
+        lengths=np.full((len(model.tables), samples), workload.pooling, np.int32),
+    )
+
+
+def _log(workload: Workload, samples: int, seed: int, step: Step) -> Iterator[Query]:
+    for block, begin in enumerate(range(0, samples, LOG_BLOCK)):
+        size = min(LOG_BLOCK, samples - begin)
+        query = queries_of(workload, size, seed=seed, stream=_LOG, block=block)
+        yield dataclasses.replace(query, dense=query.dense[:, :0])
+        step.advance(size)
+
+
+def _rows(table: TableSpec, index: int, pooling: int, seed: int) -> Iterator[NDArray[np.float32]]:
+    """Normal rows, scaled so that a dot product of two pooled vectors is about 1.
+
+    Under a power law one row may take half a bag, so pooled vectors grow like the pooling factor.
+    """
+    scale = np.float32(2 / (pooling * table.dim**0.25))
+    step = max(1, CHUNK_BYTES // table.row_bytes)
+    for chunk, begin in enumerate(range(0, table.rows, step)):
+        generator = np.random.default_rng([seed, _ROWS, index, chunk])
+        size = min(step, table.rows - begin)
+        yield generator.standard_normal((size, table.dim), np.float32) * scale
+
+
+def _tower(model: ModelSpec, seed: int) -> dict[str, NDArray[np.float32]]:
+    """He-initialised layers; each unit's weights sum to zero, so that no logit drowns the rest."""
+    generator = np.random.default_rng([seed, _TOWER])
+    tensors = {}
+    for name, shape in tower_layers(model).items():
+        scale = (2 / shape[1]) ** 0.5 if len(shape) == 2 else 0.01
+        tensor = generator.standard_normal(shape, np.float32) * np.float32(scale)
+        tensors[name] = tensor - tensor.mean(axis=-1, keepdims=True)
+    return tensors

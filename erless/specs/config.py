@@ -1,0 +1,205 @@
+"""`erless.yaml`: what a person writes. Unknown keys are errors that name the nearest valid one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from erless.errors import ConfigError
+from erless.specs.plan import Precision, Tier
+from erless.storage.atomic import os_errors
+
+__all__ = [
+    "Config", "Gateway", "KnativeTarget", "LocalTarget", "Planner", "PrecisionBudget", "Targets",
+    "Traffic", "load_config",
+]  # fmt: skip
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    """Written by people: frozen, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Traffic(_Section):
+    """What the deployment must serve."""
+
+    qps: Positive = Field(100.0, description="Queries per second to plan for.")
+    batch: Count = Field(32, description="Samples per query.")
+    sla_p95_ms: Positive = Field(100.0, description="95th percentile of latency, in ms.")
+
+
+class Planner(_Section):
+    """How rows become functions."""
+
+    policy: Literal["joint", "elasticrec", "table-wise", "model-wise"] = Field(
+        "joint", description="joint (default), or a baseline to compare with."
+    )
+    objective: Literal["dollars", "memory"] = Field(
+        "dollars", description="What the plan minimises: whole nodes' price, or bytes."
+    )
+    max_fan_out: Count | None = Field(None, description="Most remote calls per query.")
+    max_shard_bytes: Count | None = Field(None, description="Largest shard, in bytes.")
+    min_replicas: dict[Tier, Annotated[int, Field(ge=0)]] = Field(
+        default_factory=dict, description="Fewest replicas by tier; frozen may be 0."
+    )
+    prices: Path | None = Field(None, description="Your own price table; default: the shipped one.")
+
+
+class PrecisionBudget(_Section):
+    """Which precisions the plan may use below the resident tier."""
+
+    allowed: tuple[Precision, ...] = Field(
+        (Precision.FP32,), min_length=1, description="fp32, fp16, int8, int4 (row-wise)."
+    )
+    max_auc_loss: float = Field(
+        0.001, ge=0, le=1, description="Accuracy budget, measured by `erless pack --evaluate`."
+    )
+
+
+class Gateway(_Section):
+    """The data path's front."""
+
+    max_in_flight: Count = Field(256, description="Queries at once; beyond it 503 + Retry-After.")
+    cold_miss: Literal["wait", "default"] = Field(
+        "wait", description="While a function wakes: wait, or answer with the default vector."
+    )
+    hedge: bool = Field(False, description="Send a second call to a shard slower than its p95.")
+    token_env: str | None = Field(
+        None, description="Environment variable that holds the bearer token, if any."
+    )
+    visibility: Literal["cluster-local", "public"] = Field(
+        "cluster-local", description="Who reaches the gateway on Kubernetes."
+    )
+
+
+class LocalTarget(_Section):
+    """This machine, with plain processes."""
+
+    state: Path = Field(Path(".erless"), description="Folder of the supervisor's state.")
+    port: int = Field(0, ge=0, le=65535, description="Gateway's port on loopback; 0: any free.")
+
+
+class KnativeTarget(_Section):
+    """A Kubernetes cluster with Knative Serving."""
+
+    context: str | None = Field(None, description="kubeconfig context; default: the current one.")
+    namespace: str = Field(
+        "erless", pattern=r"^[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?$", description="Namespace."
+    )
+    infra: Path | None = Field(None, description="Terraform folder whose outputs to read.")
+
+
+class Targets(_Section):
+    """Where to deploy."""
+
+    default: Literal["local", "knative"] = Field("local", description="Target of `erless deploy`.")
+    local: LocalTarget = LocalTarget()
+    knative: KnativeTarget = KnativeTarget()
+
+
+class Config(_Section):
+    """All of `erless.yaml`. Relative paths are relative to the file."""
+
+    model: Path = Field(Path("model"), description="The model bundle.")
+    profile: Path = Field(Path("profile"), description="The profile of its access log.")
+    store: str = Field("releases", description="Where releases go: a folder or s3://bucket/prefix.")
+    traffic: Traffic = Traffic()
+    planner: Planner = Planner()
+    precision: PrecisionBudget = PrecisionBudget()
+    gateway: Gateway = Gateway()
+    targets: Targets = Targets()
+
+
+def load_config(path: Path) -> Config:
+    """Read and check `erless.yaml` at `path`; relative paths come back joined to its folder.
+
+    Raises:
+        ConfigError: not YAML, an unknown key, or a wrong value; names file, line and key.
+        ArtifactError: there is no such file.
+    """
+    with os_errors(path, "read"):
+        text = path.read_text(encoding="utf-8")
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        document = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: expected keys and values, found a {type(document).__name__}")
+    lines = dict(_lines(tree)) if tree is not None else {}
+    try:
+        config = Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error, lines)) from error
+    return _anchored(config, path.parent)
+
+
+def _explain(path: Path, error: ValidationError, lines: dict[tuple[str, ...], int]) -> str:
+    """The first finding as `file:line: key: what`."""
+    first = error.errors()[0]
+    keys = tuple(str(part) for part in first["loc"])
+    line = next((lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in lines), 1)
+    where = f"{path}:{line}: {'.'.join(keys)}"
+    more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    if first["type"] != "extra_forbidden":
+        return f"{where}: {first['msg']}, found {first['input']!r}{more}"
+    names = _valid_names(keys[:-1])
+    near = difflib.get_close_matches(keys[-1], names, 1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"valid are {', '.join(names)}"
+    return f"{where}: unknown key; {hint}{more}"
+
+
+def _valid_names(keys: tuple[str, ...]) -> list[str]:
+    """Field names of the section that `keys` leads to."""
+    section: Any = Config
+    for key in keys:
+        field = section.model_fields.get(key) if hasattr(section, "model_fields") else None
+        kinds = [field.annotation, *get_args(field.annotation)] if field else []
+        section = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+    return list(section.model_fields) if section else []
+
+
+def _lines(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """The line of every key of a YAML tree."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*keys, str(key.value))
+            yield here, key.start_mark.line + 1
+            yield from _lines(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*keys, str(index)), value.start_mark.line + 1
+            yield from _lines(value, (*keys, str(index)))
+
+
+def _anchored(config: Config, folder: Path) -> Config:
+    """`config` with paths relative to `folder`."""
+    local, knative = config.targets.local, config.targets.knative
+    store = config.store if "://" in config.store else str(folder / config.store)
+    infra = knative.infra and folder / knative.infra
+    prices = config.planner.prices and folder / config.planner.prices
+    return config.model_copy(
+        update={
+            "model": folder / config.model,
+            "profile": folder / config.profile,
+            "store": store,
+            "planner": config.planner.model_copy(update={"prices": prices}),
+            "targets": config.targets.model_copy(
+                update={
+                    "local": local.model_copy(update={"state": folder / local.state}),
+                    "knative": knative.model_copy(update={"infra": infra}),
+                }
+            ),
+        }
+    )

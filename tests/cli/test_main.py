@@ -1,0 +1,168 @@
+"""The command line as a user meets it: processes, exit codes, one JSON document, no remains."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Cli
+
+
+def test_help_lists_the_verbs_and_imports_nothing_heavy(cli: Cli) -> None:
+    shown = cli("--help")
+    assert shown.returncode == 0
+    for word in ("init", "config", "example", "import", "bundle", "predict"):
+        assert word in shown.stdout
+    program = (
+        "import sys; from erless.cli.main import app\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'pyarrow', 'boto3', 'scipy', 'kubernetes'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("init",), ("config", "check"), ("config", "schema"), ("example", "rm1"),
+        ("example", "movielens"), ("import", "dlrm"), ("import", "torchrec"), ("import", "tables"),
+        ("bundle", "show"), ("bundle", "verify"), ("predict",),
+    ],
+)  # fmt: skip
+def test_every_verb_shows_an_example_and_takes_output(cli: Cli, verb: tuple[str, ...]) -> None:
+    shown = cli(*verb, "--help")
+    assert shown.returncode == 0
+    assert f"Example: erless {' '.join(verb)}" in shown.stdout
+    assert "--output" in shown.stdout
+
+
+def test_version_and_completion(cli: Cli) -> None:
+    assert cli("--version").stdout.startswith("erless 0.")
+    env = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    shown = subprocess.run(
+        [sys.executable, "-m", "erless", "--show-completion", "bash"],
+        capture_output=True, text=True, env=env, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert "complete" in shown.stdout
+
+
+def test_usage_errors_are_2(cli: Cli, tmp_path: Path) -> None:
+    assert cli("predict", "--nope").returncode == 2
+    assert cli("exmple").returncode == 2
+    assert cli("example", "rm1", "--rows", 0, "--out", tmp_path / "m").returncode == 2
+    wrong = cli("example", "rm1", "--locality", 1.5, "--out", tmp_path / "m")
+    assert wrong.returncode == 2
+    assert "between 0 and 1" in wrong.stderr
+
+
+def test_an_erless_error_is_short_and_says_what_to_try(cli: Cli, tmp_path: Path) -> None:
+    run = cli("predict", "--monolith", tmp_path / "none", tmp_path / "q")
+    assert run.returncode == 1
+    assert run.stdout == ""
+    lines = run.stderr.splitlines()
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("try: ")
+    assert len(lines) == 2
+    run = cli("bundle", "show", tmp_path / "none", "-o", "json")
+    assert run.returncode == 1
+    error = json.loads(run.stdout)["error"]
+    assert error["type"] == "ArtifactError"
+    assert "no such directory" in error["message"]
+
+
+def test_the_way_of_a_new_user(cli: Cli, tmp_path: Path) -> None:
+    """Each output is one JSON document, whatever goes to stderr."""
+    made = cli("example", "rm3", "--rows", 500, "--out", "m", "-o", "json", cwd=tmp_path)
+    assert json.loads(made.stdout)["tables"] == 10, made.stderr
+    again = cli("example", "rm3", "--rows", 500, "--out", "m", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "m exists already" in again.stderr
+    assert "--overwrite" in again.stderr
+    shown = json.loads(cli("bundle", "show", "m", "-o", "json", cwd=tmp_path).stdout)
+    assert shown["model"]["tables"][9]["rows"] == 500
+    verified = json.loads(cli("bundle", "verify", "m", "-o", "json", cwd=tmp_path).stdout)
+    assert verified["digest"] == shown["digest"]
+    predicted = cli("predict", "--monolith", "m", "m/queries.safetensors", cwd=tmp_path)
+    assert predicted.returncode == 0, predicted.stderr
+    assert "ms of CPU per query" in predicted.stdout
+    written = cli("init", "-o", "json", cwd=tmp_path)
+    assert json.loads(written.stdout)["config"] == "erless.yaml"
+    assert cli("init", cwd=tmp_path).returncode == 1
+    assert cli("config", "check", cwd=tmp_path).returncode == 0
+    config = tmp_path / "erless.yaml"
+    config.write_text(config.read_text().replace("  qps:", "  qpss:"))
+    wrong = cli("config", "check", cwd=tmp_path)
+    assert wrong.returncode == 1
+    assert "erless.yaml:13: traffic.qpss: unknown key; did you mean qps?" in wrong.stderr
+    schema = json.loads(cli("config", "schema", "-o", "json", cwd=tmp_path).stdout)
+    assert "traffic" in schema["properties"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["erless.yaml", "m"]
+
+
+def test_movielens_end_to_end(cli: Cli, tmp_path: Path, shared_data: Path) -> None:
+    run = cli("example", "movielens", "--data", shared_data, "--out", tmp_path / "m", "-o", "json")
+    assert run.returncode == 0, run.stderr
+    trained = json.loads(run.stdout)
+    assert trained["auc"] > 0.70
+    queries = tmp_path / "m" / "queries.safetensors"
+    predicted = json.loads(cli("predict", "--monolith", tmp_path / "m", queries, "-ojson").stdout)
+    assert predicted["auc"] == pytest.approx(trained["auc"], abs=1e-5)
+    assert len(predicted["predictions"]) == 20_000
+
+
+def test_a_full_disk_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
+    """A limit on file size stands in for the full disk: the write itself fails, half-way."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    run = cli("example", "rm1", "--rows", 20_000, "--out", tmp_path / "m", preexec_fn=limit)
+    assert run.returncode == 1
+    assert "no space left" in run.stderr
+    assert "table_0.safetensors" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_stopping_an_import_half_way(cli: Cli, tmp_path: Path, number: int, code: int) -> None:
+    arguments = ["example", "rm1", "--rows", "400000", "--out", str(tmp_path / "m")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "erless", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".m.tmp-*/tables/*")):
+        assert time.monotonic() < deadline, "the example never began to write"
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert not (tmp_path / "m").exists()
+    if number == signal.SIGINT:
+        assert errors == "interrupted; nothing half-written was kept\n"
+    if number == signal.SIGKILL:
+        assert list(tmp_path.iterdir()) != []
+        small = cli("example", "rm1", "--rows", 100, "--out", tmp_path / "m")
+        assert small.returncode == 0, small.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    else:
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_output_into_a_closed_pipe(tmp_path: Path, cli: Cli) -> None:
+    cli("example", "rm3", "--rows", 100, "--out", tmp_path / "m")
+    program = f"{sys.executable} -m erless predict --monolith m m/queries.safetensors -o json"
+    run = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; PYTHONPATH={ROOT} {program} | head -c 1 >/dev/null"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in run.stderr

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from erless.errors import ArtifactError, ConfigError
+from erless.specs.config import Config, load_config
+from erless.specs.schema import SCHEMA_FILE, main, schema_text
+from erless.specs.template import config_template
+
+
+def load(tmp_path: Path, text: str) -> Config:
+    (tmp_path / "erless.yaml").write_text(text)
+    return load_config(tmp_path / "erless.yaml")
+
+
+def test_the_template_is_the_defaults(tmp_path: Path) -> None:
+    assert Config.model_validate(yaml.safe_load(config_template())) == Config()
+    comments = [line for line in config_template().splitlines() if line.strip().startswith("#")]
+    assert len(comments) > 25
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    config = load(tmp_path, "model: m\nstore: s3://bucket/x\nprofile: /abs/p\n")
+    assert config.model == tmp_path / "m"
+    assert config.store == "s3://bucket/x"
+    assert config.profile == Path("/abs/p")
+    assert config.targets.local.state == tmp_path / ".erless"
+    assert load(tmp_path, "").traffic.qps == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modle: m", r"erless.yaml:1: modle: unknown key; did you mean model\?"),
+        ("model: m\ntraffic:\n  qqs: 1", r":3: traffic.qqs: unknown key; did you mean qps\?"),
+        ("targets:\n  local:\n    zzz: 1", r":3: targets.local.zzz: unknown key; valid are state"),
+        ("traffic:\n  batch: 0", r":2: traffic.batch: .*greater than or equal to 1, found 0"),
+        ("traffic:\n  qps: fast\n  batch: 0", r":2: traffic.qps: .*\(1 more\)"),
+        ("planner:\n  policy: best", r":2: planner.policy: .*'joint'"),
+        ("planner:\n  min_replicas:\n    warmm: 2", r":3: planner.min_replicas.warmm"),
+        ("precision:\n  allowed: [fp32, int3]", r":2: precision.allowed.1: "),
+        ("- a", "expected keys and values, found a list"),
+        ("model: [", r"erless.yaml:2: not YAML|erless.yaml:1: not YAML"),
+    ],
+)
+def test_mistakes_name_file_line_and_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, text)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="does not exist"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_the_schema_is_fresh(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path) -> None:
+    assert main(["--check"]) == 0
+    stale = tmp_path / "erless.schema.json"
+    stale.write_text(SCHEMA_FILE.read_text().replace("qps", "qpss"))
+    monkeypatch.setattr("erless.specs.schema.SCHEMA_FILE", stale)
+    assert main(["--check"]) == 1
+    assert "make schema" in capsys.readouterr().err
+    assert main([]) == 0
+    assert stale.read_text() == schema_text()
