@@ -142,7 +142,9 @@ def _levels(
     most = max(least, math.ceil((front + total * order.resident_load_ratio) / each) + 1)
     for paid, carry in _counts(least, most if resident else least, optimistic):
         room = max(0.0, carry * each - front) / order.resident_load_ratio if resident else 0.0
-        factor = paid * order.resident_size_ratio
+        # a row's index weighs little: on a tie the gateway takes the hotter rows
+        ratio = order.resident_size_ratio
+        factor = paid * (ratio if optimistic else max(1.0, ratio))
         levels.append(_Level(factor, paid, carry, room, True, terms.gateway_memory_bytes))
     usable = [level for level in levels if level.gateway or level.capacity > 0]
     return sorted(usable, key=lambda level: (level.factor, level.gateway))

@@ -206,7 +206,8 @@ def _gateway(
     vcpu = vcpu_each(load, number, terms)
     return Function(
         "gateway", tuple(resident), precision, gathers, count, size, service, load, number, vcpu,
-        memory, "the dense tower's load rounded up to whole replicas; the rest gathers for free",
+        memory, "load: the gateway's replicas have no room for one more row's gathers"
+        if shards else "the whole model in each replica",
     )  # fmt: skip
 
 
