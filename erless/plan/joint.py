@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from erless.plan import exact
+from erless.plan.atoms import settle_atoms
 from erless.plan.cost import Terms
 from erless.plan.frontier import Step, search
 from erless.plan.layout import Demand, Layout, Slice, cover
@@ -23,6 +24,7 @@ from erless.specs.plan import Precision
 
 __all__ = ["joint_layouts", "joint_memory"]
 
+ATOM_TABLES = 16  # tables up to which single hot rows are tried in other functions
 FEWER_FUNCTIONS = 0.004  # memory given up at most for fewer functions
 SLACK = (0.0, 1e-6, 1e-4, 1e-3)  # capacity left free for rows that do not divide
 
@@ -53,10 +55,15 @@ def joint_layouts(
         for slack in SLACK:
             cuts = _realise(order, demand, terms, steps, slack, max_shard_bytes, max_service_s)
             layouts.append(_layout(demand, terms, cuts, steps, precision, resident_precision))
+    if len(demand.tables) <= ATOM_TABLES:
+        least = min(layouts, key=lambda each: each.memory)
+        layouts.append(settle_atoms(least, precision, resident_precision))
     if sum(each.rows for each in demand.tables) <= exact.MOST_ROWS:
         layouts.append(exact.best(demand, terms, precision, resident_precision, max_fan_out,
                                   max_shard_bytes))  # fmt: skip
-    return [each for each in layouts if len(each.shards) <= max_fan_out]
+    fits = [each for each in layouts if len(each.shards) <= max_fan_out]
+    sized = [each for each in fits if all(f.memory <= max_shard_bytes for f in each.shards)]
+    return sized or fits
 
 
 def joint_memory(layouts: Sequence[Layout]) -> Layout:
