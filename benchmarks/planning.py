@@ -1,6 +1,6 @@
 """Planning: the comparison of issue 3 in one run, the large instance, and the docs' table.
 
-    python benchmarks/planning.py [--output json] [--docs docs/planning.md] [--large]
+python benchmarks/planning.py [--output json] [--docs docs/planning.md] [--large]
 """
 
 from __future__ import annotations

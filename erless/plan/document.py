@@ -96,7 +96,8 @@ def _ranges(outcome: Outcome, function: Function) -> tuple[RankRange, ...]:
 def _tiers(layout: Layout) -> list[Tier]:
     """Hot: replicated. Of the others the coldest is cold, the rest warm."""
     tiers = []
-    coldest = min(layout.shards, key=lambda each: each.gathers / each.rows, default=None)
+    awake = [each for each in layout.shards if each.name != "frozen"]
+    coldest = min(awake, key=lambda each: each.gathers / each.rows, default=None)
     for each in layout.shards:
         if each.name == "frozen":
             tiers.append(Tier.FROZEN)
@@ -135,7 +136,7 @@ def _shard(
         precision=function.precision,
         gathers=function.gathers,
         share=min(1.0, function.gathers / whole) if whole else 0.0,
-        touch_probability=-math.expm1(-function.gathers),
+        touch_probability=-math.expm1(-max(0.0, function.gathers)),
         row_data_bytes=math.ceil(function.row_bytes),
         memory_bytes=math.ceil(function.memory),
         vcpu=function.vcpu,

@@ -67,9 +67,7 @@ def cut_table(
     return cuts[::-1]
 
 
-def _candidates(
-    table: TableLoad, demand: Demand, terms: Terms, points: int
-) -> NDArray[np.int64]:
+def _candidates(table: TableLoad, demand: Demand, terms: Terms, points: int) -> NDArray[np.int64]:
     if table.rows <= EVERY_ROW:
         return np.arange(table.rows + 1)
     ranks = table.curve.ranks

@@ -97,6 +97,7 @@ def search(
     max_shard_bytes: float = math.inf,
     optimistic: bool = False,
     resident: bool = True,
+    resident_hot: bool = True,
 ) -> list[tuple[float, tuple[Step, ...]]]:
     """Best cost and its steps, coldest first, for each number of shards that improves on fewer.
 
@@ -106,9 +107,10 @@ def search(
         max_shard_bytes: rows and m0 of one shard replica; ignored where `optimistic`.
         optimistic: return lower bounds rather than reachable costs.
         resident: rows may live in the gateway.
+        resident_hot: where a byte costs nearly the same in both, the gateway takes hotter rows.
     """
     runner = _Search(order, demand, terms, count_shards, max_shards, max_shard_bytes, optimistic)
-    levels = _levels(order, demand, terms, optimistic, resident)
+    levels = _levels(order, demand, terms, optimistic, resident, resident_hot)
     return runner.run(levels)
 
 
@@ -125,7 +127,12 @@ def _counts(low: int, high: int, optimistic: bool) -> list[tuple[int, int]]:
 
 
 def _levels(
-    order: MergedOrder, demand: Demand, terms: Terms, optimistic: bool, resident: bool
+    order: MergedOrder,
+    demand: Demand,
+    terms: Terms,
+    optimistic: bool,
+    resident: bool,
+    resident_hot: bool,
 ) -> list[_Level]:
     """All function sizes, by what a byte costs in them."""
     each = terms.max_vcpu * terms.utilisation
@@ -144,7 +151,7 @@ def _levels(
         room = max(0.0, carry * each - front) / order.resident_load_ratio if resident else 0.0
         # a row's index weighs little: on a tie the gateway takes the hotter rows
         ratio = order.resident_size_ratio
-        factor = paid * (ratio if optimistic else max(1.0, ratio))
+        factor = paid * (max(1.0, ratio) if resident_hot and not optimistic else ratio)
         levels.append(_Level(factor, paid, carry, room, True, terms.gateway_memory_bytes))
     usable = [level for level in levels if level.gateway or level.capacity > 0]
     return sorted(usable, key=lambda level: (level.factor, level.gateway))

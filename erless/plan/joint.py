@@ -39,16 +39,18 @@ def joint_layouts(
     max_shard_bytes: float = math.inf,
     max_service_s: float = math.inf,
     shards_wanted: int = 12,
+    resident_hot: bool = True,
 ) -> list[Layout]:
     """Layouts of least memory, one per number of shards, unsorted; every row once in each."""
     order = MergedOrder.of(demand.tables, terms, precision, resident_precision)
-    found = search(order, demand, terms, max_shards=max_fan_out, max_shard_bytes=max_shard_bytes)
+    found = search(order, demand, terms, max_shards=max_fan_out, max_shard_bytes=max_shard_bytes,
+                   resident_hot=resident_hot)  # fmt: skip
     most = max((len(steps) - 1 for _, steps in found), default=0)
     limit = min(max_fan_out, max(shards_wanted, 1))
     if most > 1:
         found += search(
             order, demand, terms, count_shards=True, max_shards=min(limit, most),
-            max_shard_bytes=max_shard_bytes,
+            max_shard_bytes=max_shard_bytes, resident_hot=resident_hot,
         )  # fmt: skip
     layouts = []
     for steps in dict.fromkeys(steps for _, steps in found):

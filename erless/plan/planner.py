@@ -12,6 +12,7 @@ from erless.plan.bounds import dollars_bound, memory_bound
 from erless.plan.cost import DEFAULT_TERMS, PAPER_TERMS, Terms, tower_macs
 from erless.plan.curves import TableLoad
 from erless.plan.elasticrec import elasticrec
+from erless.plan.frozen import split_frozen
 from erless.plan.joint import joint_layouts, joint_memory
 from erless.plan.layout import Demand, Layout
 from erless.plan.nodes import Packing, pack
@@ -143,11 +144,13 @@ class Planner:
         for policy in wanted:
             strict = policy == self.request.policy
             found = self._choose(policy, pools[policy], strict)
+            if found and policy == "joint" and self.request.frozen:
+                frozen = split_frozen(found.layout, self.request)
+                packing = pack(frozen, self.prices.types)
+                found = Candidate(policy, frozen, packing) if packing else found
             if found:
                 best[policy] = found
-        return Outcome(
-            self.request, self.demand, self.terms, self.prices, self._bound(), best
-        )
+        return Outcome(self.request, self.demand, self.terms, self.prices, self._bound(), best)
 
     def _sizes(self) -> list[float]:
         """Container sizes to try: the usable vCPU of each node type."""
@@ -176,20 +179,23 @@ class Planner:
 
     def _joint(self, terms: Terms) -> list[Layout]:
         request = self.request
-        layouts = joint_layouts(
-            self.demand, terms, precision=request.precision,
-            resident_precision=request.resident_precision, max_fan_out=request.max_fan_out,
-            max_shard_bytes=self.shard_bytes,
-            shards_wanted=12 if terms.fixed_vcpu else 6,
-        )  # fmt: skip
-        if terms.fixed_vcpu:
-            return layouts
-        by_number: dict[int, Layout] = {}
-        for each in layouts:
-            known = by_number.get(len(each.shards))
-            if known is None or each.memory < known.memory:
-                by_number[len(each.shards)] = each
-        return list(by_number.values())
+        chosen: list[Layout] = []
+        for hot in (True,) if terms.fixed_vcpu else (True, False):
+            layouts = joint_layouts(
+                self.demand, terms, precision=request.precision,
+                resident_precision=request.resident_precision, max_fan_out=request.max_fan_out,
+                max_shard_bytes=self.shard_bytes, resident_hot=hot,
+                shards_wanted=12 if terms.fixed_vcpu else 6,
+            )  # fmt: skip
+            if terms.fixed_vcpu:
+                return layouts
+            by_number: dict[int, Layout] = {}
+            for each in layouts:
+                known = by_number.get(len(each.shards))
+                if known is None or each.memory < known.memory:
+                    by_number[len(each.shards)] = each
+            chosen += by_number.values()
+        return chosen
 
     def _choose(self, policy: Policy, pool: Sequence[Layout], strict: bool) -> Candidate | None:
         """The cheapest layout that meets the constraints; for a baseline, else the cheapest."""

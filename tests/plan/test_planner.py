@@ -17,6 +17,7 @@ from erless.plan.report import explain
 from erless.plan.request import PlanRequest
 from erless.plan.source import workload_tables
 from erless.specs.plan import Plan
+from tests.plan.instances import assert_covers
 
 DIGEST = "0" * 64
 
@@ -108,7 +109,9 @@ def test_no_traffic_is_an_error(qps: float) -> None:
 
 def test_no_node_fits(tmp_path) -> None:
     path = tmp_path / "own.csv"
-    path.write_text("# mine 2026-01-01\ninstance_type,vcpu,memory_gib,gpu,usd_per_hour\na,4,1,0,1\n")
+    path.write_text(
+        "# mine 2026-01-01\ninstance_type,vcpu,memory_gib,gpu,usd_per_hour\na,4,1,0,1\n"
+    )
     prices = read_prices(path)
     assert prices.date == "2026-01-01"
     model, tables = workload_tables("rm1", 0.9, 32)
@@ -147,3 +150,14 @@ def test_compare_prints_one_document() -> None:
               "fan_out", "vcpu", "nodes", "usd_per_month", "predicted_p95_ms",
               "lower_bound_gap"}  # fmt: skip
     assert all(wanted <= set(each) for each in rows)
+
+
+def test_frozen_rows_idle_and_scale_to_zero() -> None:
+    found = outcome("rm1", ("joint",), equal_containers=True, frozen=True, frozen_window_s=1e-3,
+                    frozen_error_budget=0.2)  # fmt: skip
+    document = plan_document(found, DIGEST, DIGEST)
+    frozen = document.shards[-1]
+    assert (frozen.name, frozen.tier.value, frozen.scaling.min_scale) == ("frozen", "frozen", 0)
+    assert math.exp(-document.qps * frozen.gathers * 1e-3) >= 0.5
+    assert frozen.gathers <= 0.2
+    assert_covers(found.best["joint"].layout)
