@@ -68,7 +68,7 @@ def large(count: int = 1000, rows: int = 1_000_000) -> dict[str, float]:
 def table(rows: list[dict[str, object]]) -> str:
     """The docs' table: memory, utility and cost over model-wise."""
     lines = [
-        "| terms | workload | P | traffic | policy | memory ÷ | utility × | $ ÷ | containers | "
+        "| terms | workload | P | traffic | policy | memory ÷ | utility × | $ ÷ | containers | "  # noqa: RUF001
         "above bound |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -80,7 +80,7 @@ def table(rows: list[dict[str, object]]) -> str:
         utility = float(each["memory_utility"]) / float(base["memory_utility"])  # type: ignore[arg-type]
         cost = float(base["usd_per_month"]) / float(each["usd_per_month"])  # type: ignore[arg-type]
         lines.append(
-            f"| {each['terms']} | {each['workload']} | {each['P']:.0%} | {each['traffic']}× | "
+            f"| {each['terms']} | {each['workload']} | {each['P']:.0%} | {each['traffic']}× | "  # noqa: RUF001
             f"{each['policy']} | {each['memory_reduction']:.2f} | {utility:.2f} | {cost:.2f} | "
             f"{each['containers']} | {each['lower_bound_gap']:.2%} |"
         )

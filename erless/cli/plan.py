@@ -36,6 +36,7 @@ def plan(
     ] = False,
     precision: Annotated[str, typer.Option(help="Below the resident tier.")] = "fp32",
     sla_p95_ms: Annotated[float | None, typer.Option(help="p95 allowed.")] = None,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Let idle rows scale to zero.")] = False,
     max_fan_out: Annotated[int, typer.Option(help="Remote calls per query.")] = 254,
     max_shard_bytes: Annotated[float | None, typer.Option(help="Of one replica.")] = None,
     min_replicas: Annotated[int, typer.Option(min=1, help="Of every function.")] = 1,
@@ -71,7 +72,7 @@ def plan(
             "batch": batch, "equal_containers": equal_containers, "precision": precision,
             "sla_p95_ms": sla_p95_ms, "max_fan_out": max_fan_out, "tower_ms": tower_ms,
             "max_shard_bytes": max_shard_bytes, "min_replicas": min_replicas,
-            "max_vcpu": max_vcpu, "stale_profile": stale_profile,
+            "max_vcpu": max_vcpu, "stale_profile": stale_profile, "frozen": frozen,
         })  # fmt: skip
     except ValidationError as error:
         first = error.errors()[0]
@@ -81,7 +82,7 @@ def plan(
     )
     known = read_prices(prices)
     outcome = Planner(spec, tables, request, known, curve).outcome(POLICIES if compare else ())
-    document = plan_document(outcome, *digests, notes)
+    document = plan_document(outcome, digests[0], digests[1], notes)
     points = []
     if plot or (compare and not equal_containers):
         points = break_even(spec, tables, request, outcome.demand.qps, known)

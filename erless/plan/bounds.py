@@ -1,10 +1,9 @@
 """Provable lower bounds: no partition of rows into functions, by any policy, costs less.
 
-Memory: `frontier.search(optimistic=True)` over divisible rows. Its exchange arguments hold for every
-partition (not only for runs of the merged order), and everything it leaves out (whole rows, the
+Memory: `frontier.search(optimistic=True)` over divisible rows. Its exchange arguments hold for
+every partition (not only for runs of the merged order), and all it leaves out (whole rows, the
 gateway's cost per remote call, routing tables, a shard size limit) only adds memory. Where a shard
-size limit s is set, B rows' bytes outside the gateway also need ⌈…⌉ containers; the search ignores
-that, so the bound stays valid.
+size limit is set, more containers may be needed; the search ignores that, so the bound holds.
 
 Dollars: whatever the policy, the nodes must hold at least one copy of all rows and the code, and
 run at least the calls, gathers and tower. Either no function is remote, and then each node that
@@ -75,7 +74,7 @@ def _cover(load: float, size: float, terms: Terms, types: Sequence[InstanceType]
     result = milp(
         np.array([kind.usd_per_month for kind in types]),
         constraints=LinearConstraint(rows, lb=np.array([cpu, size / 1e9]) * (1 - 1e-9)),
-        integrality=np.ones(len(types)),
+        integrality=np.ones(len(types), np.int64),
         bounds=Bounds(0, np.inf),
         options={"time_limit": 5.0, "mip_rel_gap": 1e-3},
     )

@@ -141,4 +141,4 @@ def quantile_wait_s(service_s: float, load: float, count: int, vcpu: float, tail
     servers = max(1, math.floor(vcpu))
     busy = min(load / (count * vcpu), 0.999)
     mean = service_s * busy ** (math.sqrt(2 * (servers + 1)) - 1) / (servers * (1 - busy)) / 2
-    return mean * math.log(1 / tail)
+    return float(mean * math.log(1 / tail))

@@ -28,8 +28,8 @@ def split_frozen(layout: Layout, request: PlanRequest) -> Layout:
     order = MergedOrder.of(demand.tables, terms, request.precision, request.resident_precision)
     dearest = min(terms.beta_of(table.spec.dim, request.precision) for table in demand.tables)
     cut = order.cut(gathers * dearest)
-    coldest = min(range(len(layout.shards)),
-                  key=lambda index: layout.shards[index].gathers / layout.shards[index].rows)  # fmt: skip
+    heat = [each.gathers / each.rows for each in layout.shards]
+    coldest = heat.index(min(heat))
     idle, kept = [], []
     for part in layout.shards[coldest].slices:
         middle = min(part.stop, max(part.start, int(cut[part.table])))

@@ -57,7 +57,7 @@ def joint_layouts(
         for slack in SLACK:
             cuts = _realise(order, demand, terms, steps, slack, max_shard_bytes, max_service_s)
             layouts.append(_layout(demand, terms, cuts, steps, precision, resident_precision))
-    if len(demand.tables) <= ATOM_TABLES:
+    if terms.fixed_vcpu and len(demand.tables) <= ATOM_TABLES:
         least = min(layouts, key=lambda each: each.memory)
         layouts.append(settle_atoms(least, precision, resident_precision))
     if sum(each.rows for each in demand.tables) <= exact.MOST_ROWS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -219,5 +220,5 @@ def cover(stops: Sequence[NDArray[np.int64]]) -> list[list[Slice]]:
             for table in range(len(above))
             if above[table] > below[table]
         ]
-        for above, below in zip(stops[:-1], stops[1:], strict=True)
+        for above, below in itertools.pairwise(stops)
     ]

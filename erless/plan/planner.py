@@ -249,8 +249,9 @@ class Planner:
         lowest = min(pool, key=lambda layout: max(each.memory for each in layout.functions))
         need = max(each.memory for each in lowest.functions)
         node = max(kind.usable_bytes for kind in self.prices.types)
-        line = (f"nodes: the largest container needs {need:,.0f} bytes, {max(0.0, need - node):,.0f}"
-                f" more than the largest node type gives ({node:,.0f}): add a larger type to the "
+        over = max(0.0, need - node)
+        line = (f"nodes: the largest container needs {need:,.0f} bytes, {over:,.0f}"
+                f" over what the largest node type has ({node:,.0f}): add a larger type to the "
                 "prices, or set max_shard_bytes")  # fmt: skip
         return InfeasibleError("no node type fits", (line,))
 

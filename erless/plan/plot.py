@@ -1,4 +1,4 @@
-"""`--plot`: access CDF per table with the cuts, memory and replicas per shard, cost over traffic."""
+"""`--plot`: access CDF with the cuts, memory and replicas per shard, cost over traffic."""
 
 from __future__ import annotations
 

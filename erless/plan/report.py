@@ -51,7 +51,7 @@ def policy_table(plan: Plan) -> Table:
         table.add_column(name, justify="right")
     for each in plan.policies:
         table.add_row(
-            each.policy, _size(each.memory_bytes), f"{each.memory_reduction:.2f}×",
+            each.policy, _size(each.memory_bytes), f"{each.memory_reduction:.2f}×",  # noqa: RUF001
             f"{each.memory_utility:.2%}", str(each.functions), str(each.containers),
             str(each.fan_out), f"{each.vcpu:g}", str(each.nodes), f"{each.usd_per_month:,.0f}",
             f"{each.predicted_p95_ms:.2f}", f"{each.lower_bound_gap:.2%}",
@@ -107,7 +107,7 @@ def verdict(plan: Plan) -> str:
     saved = whole.usd_per_month - joint.usd_per_month
     word = "saves" if saved >= 0 else "costs more by"
     return (f"sharding {word} ${abs(saved):,.0f} a month ({abs(saved) / whole.usd_per_month:.1%}) "
-            f"and holds {whole.memory_bytes / joint.memory_bytes:.2f}× less memory")  # fmt: skip
+            f"and holds {whole.memory_bytes / joint.memory_bytes:.2f}× less memory")  # fmt: skip  # noqa: RUF001
 
 
 def _size(count: int) -> str:

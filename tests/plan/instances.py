@@ -1,5 +1,7 @@
 """Small and random instances for the planning tests."""
 
+import itertools
+
 import numpy as np
 
 from erless.plan.cost import PAPER_TERMS
@@ -39,4 +41,4 @@ def assert_covers(layout: Layout) -> None:
         )
         assert pieces[0][0] == 0
         assert pieces[-1][1] == each.rows
-        assert all(left[1] == right[0] for left, right in zip(pieces, pieces[1:], strict=False))
+        assert all(left[1] == right[0] for left, right in itertools.pairwise(pieces))
