@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from erless.cli import bundle, config, example, import_, predict, profile
+from erless.cli import bundle, config, example, import_, plan, predict, profile
 from erless.version import __version__
 
 __all__ = ["app", "main"]
@@ -50,6 +50,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(example.app, name="example")
 app.add_typer(import_.app, name="import")
 app.add_typer(bundle.app, name="bundle")
+app.command("plan")(plan.plan)
 app.command("predict")(predict.predict)
 app.command("profile")(profile.profile)
 

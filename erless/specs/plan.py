@@ -7,13 +7,16 @@ table size; pack turns ranks into row ids with the profile whose digest the plan
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from erless.specs.artifact import Artifact, Frozen
 
-__all__ = ["Plan", "Precision", "RankRange", "ShardPlan", "Tier"]
+__all__ = [
+    "GatewayPlan", "NodeGroup", "Plan", "PolicyResult", "Precision", "RankRange", "Scaling",
+    "ShardPlan", "Tier",
+]  # fmt: skip
 
 
 class Tier(StrEnum):
@@ -60,13 +63,84 @@ class RankRange(Frozen):
         return self.stop - self.start
 
 
+class Scaling(Frozen):
+    """Autoscaling numbers in Knative's words (`autoscaling.knative.dev/*`)."""
+
+    metric: Literal["rps", "concurrency"] = "rps"
+    target: float = Field(1.0, gt=0, description="requests/s, or concurrent requests, per replica")
+    target_utilisation: float = Field(0.7, gt=0, le=1)
+    window_s: float = Field(60.0, gt=0)
+    min_scale: int = Field(1, ge=0)
+    max_scale: int = Field(1, ge=1)
+    initial_scale: int = Field(1, ge=0)
+
+
 class ShardPlan(Frozen):
-    """One shard: a function of its own, or (tier resident) rows inside every gateway replica."""
+    """One shard: a function of its own, or (tier resident) rows inside every gateway replica.
+
+    A resident shard's vCPU, memory and replicas are its gateway's: see `GatewayPlan`.
+    """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9\-]{0,39}$")
     tier: Tier
     slices: tuple[RankRange, ...] = Field(min_length=1)
     precision: Precision = Precision.FP32
+    gathers: float = Field(0.0, ge=0, description="gathers per query")
+    share: float = Field(0.0, ge=0, le=1.000001, description="of all gathers")
+    touch_probability: float = Field(1.0, ge=0, le=1, description="a query gathers here at all")
+    row_data_bytes: int = Field(0, ge=0, description="stored rows of one replica")
+    memory_bytes: int = Field(0, ge=0, description="one replica, with its code")
+    vcpu: float = Field(1.0, gt=0, description="one replica")
+    replicas: int = Field(1, ge=0)
+    min_replicas: int = Field(1, ge=0)
+    qps_per_replica: float = Field(0.0, ge=0, description="at 100 % of its vCPU")
+    scaling: Scaling = Scaling()
+    usd_per_month: float = Field(0.0, ge=0, description="its part of the nodes")
+    binding: str = Field("", description="what fixes its cut")
+
+    @property
+    def rows(self) -> int:
+        """Rows of one copy."""
+        return sum(each.rows for each in self.slices)
+
+
+class GatewayPlan(Frozen):
+    """The gateway with the dense tower inside; resident rows count in its memory and load."""
+
+    dense_placement: Literal["gateway"] = "gateway"
+    vcpu: float = Field(1.0, gt=0)
+    replicas: int = Field(1, ge=1)
+    memory_bytes: int = Field(0, ge=0, description="one replica")
+    qps_per_replica: float = Field(0.0, ge=0)
+    scaling: Scaling = Scaling()
+    usd_per_month: float = Field(0.0, ge=0)
+
+
+class NodeGroup(Frozen):
+    """`count` nodes of one instance type."""
+
+    instance_type: str
+    count: int = Field(ge=1)
+    usd_per_hour: float = Field(ge=0, description="of one node")
+
+
+class PolicyResult(Frozen):
+    """What one policy would cost: the rows of `erless plan --compare`."""
+
+    policy: str
+    memory_bytes: int
+    memory_reduction: float = Field(description="model-wise memory ÷ this")
+    memory_utility: float = Field(description="share of allocated rows that 1,000 queries touch")
+    functions: int = Field(description="sparse functions, and the gateway")
+    containers: int
+    fan_out: int
+    vcpu: float
+    nodes: int
+    usd_per_month: float
+    predicted_p95_ms: float
+    lower_bound: float = Field(description="of the objective: bytes, or dollars per month")
+    lower_bound_gap: float = Field(description="objective ÷ lower bound - 1")
+    feasible: bool = True
 
 
 class Plan(Artifact):
@@ -78,3 +152,15 @@ class Plan(Artifact):
     profile_digest: str
     policy: str
     shards: tuple[ShardPlan, ...]
+    gateway: GatewayPlan = GatewayPlan()
+    objective: Literal["memory", "dollars"] = "dollars"
+    qps: float = Field(0.0, ge=0)
+    batch: int = Field(32, ge=1)
+    nodes: tuple[NodeGroup, ...] = ()
+    result: PolicyResult | None = None
+    policies: tuple[PolicyResult, ...] = ()
+    assumptions: dict[str, str] = Field(default_factory=dict)
+    curve: str = ""
+    curve_shipped: bool = True
+    prices_date: str = ""
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,144 @@
+"""The cost model: formulas, their units and the assumptions, beside each other.
+
+    QPS(n; c) = c / (a + β·n)                 one replica on c vCPU, n gathers per query
+    load      = λ·(a + β·n)                   vCPU that a function needs for λ queries/s
+    replicas  = max(min replicas, ⌈load / (u·c)⌉)        u: the utilisation planned for
+    memory    = replicas × (rows·bytes + m0)             bytes
+    gateway   = λ·(a + d + call·fan-out + route·remote gathers + β·resident gathers)
+
+The dense tower (d seconds of one vCPU per query) runs in the gateway, in every policy. A touch of
+a shard costs `a` once per query however many tables the shard serves.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from erless.errors import PlanError
+from erless.specs.model import DlrmTower, Interaction, ModelSpec
+from erless.specs.plan import Precision
+
+__all__ = ["DEFAULT_TERMS", "PAPER_TERMS", "Terms", "quantile_wait_s", "replicas", "tower_macs"]
+
+REFERENCE_BYTES = 128  # the row that β is quoted for: 32 fp32
+ROUNDING = 1e-9  # relative slack when a load is rounded up to whole replicas
+VCPU_STEP = 0.05
+SECONDS_PER_MAC = 2 / 70e9  # fp32 at 70 GFLOP/s per vCPU: DESIGN's RM numbers reproduce within 1 %
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Everything the formulas assume. Seconds are CPU seconds of one vCPU."""
+
+    name: str
+    curve: str
+    curve_shipped: bool
+    call_s: float = 2e-4
+    gather_s: float = 4e-8
+    gather_fixed: float = 0.0  # part of β that does not shrink with the row's bytes
+    mac_s: float = SECONDS_PER_MAC
+    shard_memory_bytes: float = 0.22e9
+    gateway_memory_bytes: float = 0.22e9
+    remote_call_s: float = 0.0
+    route_s: float = 0.0
+    routing_bytes_per_row: float = 0.0
+    index_bytes_per_row: float = 0.0
+    hop_s: float = 0.0
+    utilisation: float = 1.0
+    max_vcpu: float = 1.0
+    fixed_vcpu: bool = True
+    queueing: bool = False
+
+    def beta(self, row_bytes: int) -> float:
+        """β in seconds for a stored row of `row_bytes`: β128·(f + (1-f)·bytes/128)."""
+        part = self.gather_fixed + (1 - self.gather_fixed) * row_bytes / REFERENCE_BYTES
+        return self.gather_s * part
+
+    def beta_of(self, dim: int, precision: Precision) -> float:
+        """β in seconds for a row of `dim` elements."""
+        return self.beta(precision.row_bytes(dim))
+
+    def on(self, max_vcpu: float) -> Terms:
+        """The same terms with containers of at most `max_vcpu`."""
+        return replace(self, max_vcpu=max_vcpu)
+
+    def assumptions(self) -> dict[str, str]:
+        """One line per assumption, with its unit, for plan.json and reports."""
+        shipped = "shipped default, not measured on your machine" if self.curve_shipped else "fit"
+        queue = "M/D/c waiting, exponential tail" if self.queueing else "excluded (paper's terms)"
+        return {
+            "curve": f"{self.curve} ({shipped})",
+            "call overhead a": f"{self.call_s * 1e3:g} ms per call",
+            "gather cost β": f"{self.gather_s * 1e9:g} ns per gather of {REFERENCE_BYTES} B, "
+            f"{self.gather_fixed:.0%} of it independent of the row's bytes",
+            "dense tower": f"{1e-9 * 2 / self.mac_s:g} GFLOP/s per vCPU, inside the gateway",
+            "memory without rows": f"shard {self.shard_memory_bytes / 1e9:g} GB, "
+            f"gateway {self.gateway_memory_bytes / 1e9:g} GB",
+            "gateway cost": f"{self.remote_call_s * 1e3:g} ms per remote call, "
+            f"{self.route_s * 1e9:g} ns per remote gather",
+            "tables of rows": f"{self.routing_bytes_per_row:g} B of routing per row of a cut table "
+            f"in each gateway, {self.index_bytes_per_row:g} B of index in each shard",
+            "utilisation": f"{self.utilisation:.0%}",
+            "vCPU per container": "exactly 1" if self.fixed_vcpu else f"up to {self.max_vcpu:g}",
+            "queueing": queue,
+        }
+
+
+PAPER_TERMS = Terms(name="equal containers", curve="ElasticRec terms", curve_shipped=True)
+# Gateway client CPU per call 0.09 ms and bucketize 0.24 ms / 40,960 ids: DESIGN.md, Serving.
+DEFAULT_TERMS = Terms(
+    name="best against best", curve="erless default", curve_shipped=True, gather_fixed=0.5,
+    shard_memory_bytes=0.1e9, gateway_memory_bytes=0.3e9, remote_call_s=9e-5, route_s=6e-9,
+    routing_bytes_per_row=1.0, index_bytes_per_row=0.25, hop_s=5e-4, utilisation=0.7,
+    max_vcpu=64.0, fixed_vcpu=False, queueing=True,
+)  # fmt: skip
+
+
+def replicas(load: float, terms: Terms, minimum: int = 1) -> int:
+    """Whole replicas for `load` vCPU."""
+    need = load / (terms.utilisation * terms.max_vcpu)
+    return max(minimum, math.ceil(need * (1 - ROUNDING) - 1e-12), 1)
+
+
+def vcpu_each(load: float, count: int, terms: Terms) -> float:
+    """vCPU of each of `count` replicas, in steps of 0.05."""
+    if terms.fixed_vcpu:
+        return terms.max_vcpu
+    need = load / (terms.utilisation * count)
+    return round(max(2, math.ceil(need / VCPU_STEP - 1e-6)) * VCPU_STEP, 2)
+
+
+def tower_macs(model: ModelSpec) -> int:
+    """Multiply-accumulates of the built-in tower per sample.
+
+    Raises:
+        PlanError: the tower is an exported archive, whose cost must be measured.
+    """
+    tower = model.tower
+    if not isinstance(tower, DlrmTower):
+        raise PlanError("an exported tower's cost is not known: measure it with "
+                        "`erless profile --throughput` or give --tower-ms")  # fmt: skip
+    bottom = (model.dense_features, *tower.bottom_mlp)
+    vectors = len(model.tables) + 1
+    pairs = vectors * (vectors - 1) // 2
+    if tower.interaction is Interaction.CAT:
+        width, dots = tower.bottom_mlp[-1] + sum(each.dim for each in model.tables), 0
+    else:
+        pairs += vectors if tower.interaction is Interaction.DOT_ITSELF else 0
+        width, dots = tower.bottom_mlp[-1] + pairs, pairs * tower.bottom_mlp[-1]
+    top = (width, *tower.top_mlp)
+    return dots + sum(x * y for x, y in [*pairwise(bottom), *pairwise(top)])
+
+
+def quantile_wait_s(service_s: float, load: float, count: int, vcpu: float, tail: float) -> float:
+    """Waiting time that a share `tail` of queries exceeds, at one of `count` replicas.
+
+    Mean wait of M/M/c by Sakasegawa (1977), halved for near-constant service, with an exponential
+    tail. A replica of c vCPU serves ⌊c⌋ queries at a time.
+    """
+    servers = max(1, math.floor(vcpu))
+    busy = min(load / (count * vcpu), 0.999)
+    mean = service_s * busy ** (math.sqrt(2 * (servers + 1)) - 1) / (servers * (1 - busy)) / 2
+    return float(mean * math.log(1 / tail))

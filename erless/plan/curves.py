@@ -1,0 +1,115 @@
+"""Access curves: how a table's accesses spread over its ranks, as a concave piecewise-linear CDF.
+
+A curve has breakpoints over ranks (hottest first); within a bin all rows are equally hot. The
+first rows have bins of their own, later bins grow geometrically, so a curve of 20 million rows has
+about 1,700 bins and differs from the closed form by less than 1e-6 of the accesses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm.workload import PowerLaw
+from erless.specs.model import TableSpec
+
+__all__ = ["AccessCurve", "TableLoad"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+RATIO = 1.01  # neighbouring breakpoints; the chord then lies ≤ RATIO-dependent 1e-6 under F
+
+
+def breakpoints(rows: int, ratio: float = RATIO) -> Ints:
+    """Ranks 0, 1, 2, … and then geometrically up to `rows`."""
+    steps = int(np.ceil(np.log(max(rows, 2)) / np.log(ratio))) + 1
+    ranks = np.rint(np.geomspace(1, rows, steps)).astype(np.int64)
+    return np.unique(np.concatenate([np.array([0, rows], np.int64), ranks]))
+
+
+@dataclass(frozen=True)
+class AccessCurve:
+    """F(x) over breakpoints.
+
+    Args:
+        ranks: (n+1,) int64, 0 … rows.
+        share: (n+1,) float64, F at `ranks`: 0 … 1, concave; all zero for a table never accessed.
+    """
+
+    ranks: Ints
+    share: Floats
+
+    @classmethod
+    def power_law(cls, rows: int, locality: float, ratio: float = RATIO) -> AccessCurve:
+        """The closed form F(x) = (x/rows)^α on breakpoints (`PowerLaw`)."""
+        ranks = breakpoints(rows, ratio)
+        return cls(ranks, PowerLaw(rows, locality).cdf(ranks.astype(np.float64)))
+
+    @classmethod
+    def cold(cls, rows: int) -> AccessCurve:
+        """A table that the log never touched."""
+        return cls(np.array([0, rows], np.int64), np.zeros(2))
+
+    @classmethod
+    def from_counts(cls, counts: NDArray[np.int64], rows: int, ratio: float = RATIO) -> AccessCurve:
+        """The curve of measured `counts` (hottest first, int64), the rest of `rows` unseen.
+
+        A log sees only part of the traffic: rows it never saw get the Good-Turing mass
+        (Good 1953: share of accesses that went to rows seen once), at most a once-seen row's rate.
+        """
+        seen = len(counts)
+        if seen == 0 or int(counts[0]) == 0:
+            return cls.cold(rows)
+        marks = breakpoints(seen, ratio)
+        sums = np.add.reduceat(counts, marks[:-1]).astype(np.float64)
+        total = float(sums.sum())
+        unseen = rows - seen
+        if unseen <= 0:
+            share = np.concatenate([[0.0], np.cumsum(sums)]) / total
+            return cls(marks, share)
+        once = seen - int(np.searchsorted(-counts, -1, side="left"))
+        missing = min(once / total, unseen / (total + unseen))
+        seen_share = np.concatenate([[0.0], np.cumsum(sums)]) / total * (1 - missing)
+        return cls(np.append(marks, rows), np.append(seen_share, 1.0))
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table."""
+        return int(self.ranks[-1])
+
+    def cdf(self, ranks: Floats | Ints | float) -> Floats:
+        """Share of accesses that the hottest `ranks` rows take."""
+        return np.asarray(np.interp(ranks, self.ranks, self.share), np.float64)
+
+    def touched(self, accesses: float, start: int = 0, stop: int | None = None) -> float:
+        """Expected distinct rows among ranks start … stop-1 that `accesses` draws touch.
+
+        Σ over rows 1 - (1-p)^accesses, p the row's share.
+        """
+        end = self.rows if stop is None else stop
+        edges = np.clip(self.ranks, start, end)
+        rows = np.diff(edges).astype(np.float64)
+        width = np.diff(self.ranks).astype(np.float64)
+        chance = np.clip(np.diff(self.share) / width, 0.0, 1.0 - 1e-15)
+        return float((rows * -np.expm1(accesses * np.log1p(-chance))).sum())
+
+
+@dataclass(frozen=True)
+class TableLoad:
+    """One table with its traffic: `gathers` rows read per query (batch × pooling factor)."""
+
+    spec: TableSpec
+    gathers: float
+    curve: AccessCurve
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table."""
+        return self.spec.rows
+
+    def gathers_between(self, start: int, stop: int) -> float:
+        """Gathers per query that fall on ranks start … stop-1."""
+        low, high = self.curve.cdf(np.array([start, stop], np.float64))
+        return float(self.gathers * max(0.0, high - low))

@@ -1,0 +1,224 @@
+"""A layout: which ranks live in which function. Everything a plan predicts follows from it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.plan.cost import Terms, quantile_wait_s, replicas, vcpu_each
+from erless.plan.curves import TableLoad
+from erless.specs.plan import Precision
+
+__all__ = ["Demand", "Function", "Layout", "Slice", "cover"]
+
+UTILITY_QUERIES = 1000
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What must be served: tables with traffic, λ queries/s, tower seconds per query."""
+
+    tables: tuple[TableLoad, ...]
+    qps: float
+    tower_s: float
+    batch: int = 32
+    min_replicas: int = 1
+
+    def sparse_s(self, terms: Terms, precision: Precision = Precision.FP32) -> float:
+        """Seconds of one vCPU per query for all gathers."""
+        return sum(each.gathers * terms.beta_of(each.spec.dim, precision) for each in self.tables)
+
+    def monolith_s(self, terms: Terms) -> float:
+        """Seconds of one vCPU per query in a model-wise replica: a + β·(all gathers) + tower."""
+        return terms.call_s + self.sparse_s(terms) + self.tower_s
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Ranks start … stop-1 of table number `table`."""
+
+    table: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function with its rows, sized. The gateway is the one whose name is `gateway`."""
+
+    name: str
+    slices: tuple[Slice, ...]
+    precision: Precision
+    gathers: float
+    rows: int
+    row_bytes: float
+    service_s: float
+    load: float
+    replicas: int
+    vcpu: float
+    memory: float
+    why: str = ""
+
+    @property
+    def total_memory(self) -> float:
+        """Bytes of all replicas."""
+        return self.replicas * self.memory
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A gateway (first) and its shards, hottest first."""
+
+    demand: Demand
+    terms: Terms
+    gateway: Function
+    shards: tuple[Function, ...]
+    functions: tuple[Function, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "functions", (self.gateway, *self.shards))
+
+    @classmethod
+    def of(
+        cls,
+        demand: Demand,
+        terms: Terms,
+        shards: Sequence[Sequence[Slice]],
+        resident: Sequence[Slice] = (),
+        precision: Precision = Precision.FP32,
+        resident_precision: Precision = Precision.FP32,
+        why: Sequence[str] = (),
+    ) -> Layout:
+        """Size every function for the demand. Empty slices and shards are dropped."""
+        kept = [[each for each in rows if each.stop > each.start] for rows in shards]
+        reasons = list(why) or [""] * len(kept)
+        pairs = [(rows, text) for rows, text in zip(kept, reasons, strict=True) if rows]
+        functions = [
+            _shard(demand, terms, f"shard-{index}", rows, precision, text)
+            for index, (rows, text) in enumerate(pairs)
+        ]
+        inside = [each for each in resident if each.stop > each.start]
+        gateway = _gateway(demand, terms, inside, resident_precision, functions)
+        return cls(demand, terms, gateway, tuple(functions))
+
+    @property
+    def memory(self) -> float:
+        """Bytes of all containers."""
+        return sum(each.total_memory for each in self.functions)
+
+    @property
+    def vcpu(self) -> float:
+        """vCPU of all containers."""
+        return sum(each.replicas * each.vcpu for each in self.functions)
+
+    @property
+    def containers(self) -> int:
+        """All replicas."""
+        return sum(each.replicas for each in self.functions)
+
+    @property
+    def p95_s(self) -> float:
+        """95th percentile of a query's latency, in seconds.
+
+        The query passes the gateway, then its slowest shard. The 5 % tail is split evenly over
+        the functions that it visits (union bound), so this is conservative under the model.
+        """
+        tail = 0.05 / len(self.functions)
+        waits = [self._latency(each, tail) for each in self.functions]
+        remote = max(waits[1:]) + self.terms.hop_s if self.shards else 0.0
+        return waits[0] + remote
+
+    def _latency(self, function: Function, tail: float) -> float:
+        service = function.service_s / min(1.0, function.vcpu)
+        if not self.terms.queueing:
+            return service
+        return service + quantile_wait_s(
+            service, function.load, function.replicas, function.vcpu, tail
+        )
+
+    @property
+    def utility(self) -> float:
+        """Share of allocated rows that 1,000 queries touch, spread evenly over the replicas."""
+        touched = allocated = 0.0
+        for function in self.functions:
+            queries = UTILITY_QUERIES / function.replicas
+            for each in function.slices:
+                table = self.demand.tables[each.table]
+                accesses = table.gathers * queries
+                touched += function.replicas * table.curve.touched(accesses, each.start, each.stop)
+            allocated += function.replicas * function.rows
+        return touched / allocated if allocated else 0.0
+
+
+def _contents(
+    demand: Demand, terms: Terms, rows: Sequence[Slice], precision: Precision
+) -> tuple[float, int, float, float]:
+    """Gathers per query, rows, their bytes, seconds of gathering per query."""
+    gathers = count = 0
+    size = seconds = share = 0.0
+    for each in rows:
+        table = demand.tables[each.table]
+        gathered = table.gathers_between(each.start, each.stop)
+        share += gathered
+        count += each.stop - each.start
+        size += (each.stop - each.start) * precision.row_bytes(table.spec.dim)
+        seconds += gathered * terms.beta_of(table.spec.dim, precision)
+    return share + gathers, count, size, seconds
+
+
+def _shard(
+    demand: Demand, terms: Terms, name: str, rows: Sequence[Slice], precision: Precision, why: str
+) -> Function:
+    gathers, count, size, seconds = _contents(demand, terms, rows, precision)
+    service = terms.call_s + seconds
+    load = demand.qps * service
+    number = replicas(load, terms, demand.min_replicas)
+    memory = size + count * terms.index_bytes_per_row + terms.shard_memory_bytes
+    vcpu = vcpu_each(load, number, terms)
+    return Function(
+        name, tuple(rows), precision, gathers, count, size, service, load, number, vcpu, memory, why
+    )
+
+
+def _gateway(
+    demand: Demand,
+    terms: Terms,
+    resident: Sequence[Slice],
+    precision: Precision,
+    shards: Sequence[Function],
+) -> Function:
+    gathers, count, size, seconds = _contents(demand, terms, resident, precision)
+    remote = sum(each.gathers for each in shards)
+    service = terms.call_s + demand.tower_s + seconds
+    service += terms.remote_call_s * len(shards) + terms.route_s * remote
+    load = demand.qps * service
+    number = replicas(load, terms, demand.min_replicas)
+    homes = np.zeros(len(demand.tables), np.int64)
+    for each in [*resident, *(part for shard in shards for part in shard.slices)]:
+        homes[each.table] += 1
+    cut_rows = sum(
+        table.rows for table, pieces in zip(demand.tables, homes, strict=True) if pieces > 1
+    )
+    memory = size + terms.gateway_memory_bytes + cut_rows * terms.routing_bytes_per_row
+    vcpu = vcpu_each(load, number, terms)
+    return Function(
+        "gateway", tuple(resident), precision, gathers, count, size, service, load, number, vcpu,
+        memory, "load: the gateway's replicas have no room for one more row's gathers"
+        if shards else "the whole model in each replica",
+    )  # fmt: skip
+
+
+def cover(stops: Sequence[NDArray[np.int64]]) -> list[list[Slice]]:
+    """Slices between successive cut vectors, `stops` falling from all rows to 0 (coldest first)."""
+    return [
+        [
+            Slice(table, int(below[table]), int(above[table]))
+            for table in range(len(above))
+            if above[table] > below[table]
+        ]
+        for above, below in itertools.pairwise(stops)
+    ]

@@ -1,0 +1,82 @@
+"""Whole nodes: containers are packed onto instance types, and a plan costs what the nodes cost.
+
+Two-dimensional bin packing is NP-hard; this is a heuristic with a bound beside it
+(`bounds.dollars_bound`). For each instance type, nodes are filled largest container first, then
+each node is replaced by the cheapest type that holds what is on it; the cheapest mix wins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from erless.plan.layout import Layout
+from erless.plan.prices import InstanceType
+
+__all__ = ["Packing", "pack"]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Nodes by type and what they cost."""
+
+    nodes: tuple[tuple[InstanceType, int], ...]
+
+    @property
+    def count(self) -> int:
+        """All nodes."""
+        return sum(number for _, number in self.nodes)
+
+    @property
+    def usd_per_month(self) -> float:
+        """Dollars per month of whole nodes."""
+        return sum(kind.usd_per_month * number for kind, number in self.nodes)
+
+
+Group = tuple[float, float, int]  # vCPU, bytes, how many
+
+
+def pack(layout: Layout, types: Sequence[InstanceType]) -> Packing | None:
+    """The cheapest packing found; None where a container fits on no type."""
+    groups: list[Group] = [(each.vcpu, each.memory, each.replicas) for each in layout.functions]
+    best: Packing | None = None
+    ladder = sorted(types, key=lambda kind: (kind.usd_per_hour, kind.name))
+    for kind in types:
+        found = _fill(groups, kind, ladder)
+        if found and (best is None or found.usd_per_month < best.usd_per_month - 1e-9):
+            best = found
+    return best
+
+
+def _fill(
+    groups: Sequence[Group], kind: InstanceType, ladder: Sequence[InstanceType]
+) -> Packing | None:
+    cpu, memory = kind.usable_vcpu, kind.usable_bytes
+    if any(each[0] > cpu + 1e-9 or each[1] > memory for each in groups):
+        return None
+    order = sorted(groups, key=lambda each: -max(each[0] / cpu, each[1] / memory))
+    left = [each[2] for each in order]
+    nodes: Counter[InstanceType] = Counter()
+    while any(left):
+        free_cpu, free_memory = cpu, memory
+        placed = [0] * len(order)
+        for index, (need_cpu, need_memory, _) in enumerate(order):
+            fits = min(math.floor((free_cpu + 1e-9) / need_cpu),
+                       math.floor(free_memory / need_memory), left[index])  # fmt: skip
+            placed[index] = fits
+            free_cpu -= fits * need_cpu
+            free_memory -= fits * need_memory
+        times = min(have // use for have, use in zip(left, placed, strict=True) if use)
+        left = [have - times * use for have, use in zip(left, placed, strict=True)]
+        nodes[_cheapest(cpu - free_cpu, memory - free_memory, ladder)] += times
+    return Packing(tuple(sorted(nodes.items(), key=lambda entry: entry[0].name)))
+
+
+def _cheapest(cpu: float, memory: float, ladder: Sequence[InstanceType]) -> InstanceType:
+    return next(
+        kind
+        for kind in ladder
+        if kind.usable_vcpu + 1e-6 >= cpu and kind.usable_bytes >= memory - 1
+    )

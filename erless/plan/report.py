@@ -1,0 +1,114 @@
+"""What `erless plan` prints: a row per shard, policies side by side, why a shard is cut there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from erless.errors import PlanError
+from erless.specs.plan import Plan, ShardPlan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["explain", "policy_table", "shard_table", "verdict"]
+
+
+def shard_table(plan: Plan) -> Table:
+    """One row per shard, then the gateway."""
+    from rich.table import Table
+
+    table = Table(title=f"{plan.policy}, {plan.qps:,.0f} queries/s of {plan.batch}")
+    for name in ("shard", "tier", "tables"):
+        table.add_column(name)
+    for name in ("rows", "gathers", "row bytes", "precision", "vCPU", "replicas", "QPS each",
+                 "memory each", "$/month"):  # fmt: skip
+        table.add_column(name, justify="right")
+    for shard in plan.shards:
+        resident = shard.tier == "resident"
+        table.add_row(
+            shard.name, shard.tier.value, str(len({each.table for each in shard.slices})),
+            f"{shard.rows:,}", f"{shard.share:.2%}", _size(shard.row_data_bytes),
+            shard.precision.value,
+            *(("in gateway", "", "", "", "") if resident else (
+                f"{shard.vcpu:g}", str(shard.replicas), f"{shard.qps_per_replica:,.0f}",
+                _size(shard.memory_bytes), f"{shard.usd_per_month:,.0f}")),
+        )  # fmt: skip
+    gateway = plan.gateway
+    table.add_row("gateway", "dense", "", "", "", "", "", f"{gateway.vcpu:g}",
+                  str(gateway.replicas), f"{gateway.qps_per_replica:,.0f}",
+                  _size(gateway.memory_bytes), f"{gateway.usd_per_month:,.0f}")  # fmt: skip
+    return table
+
+
+def policy_table(plan: Plan) -> Table:
+    """All policies that were compared."""
+    from rich.table import Table
+
+    table = Table(title=f"policies, objective {plan.objective}")
+    table.add_column("policy")
+    for name in ("memory", "smaller", "utility", "functions", "containers", "fan-out", "vCPU",
+                 "nodes", "$/month", "p95 ms", "above bound"):  # fmt: skip
+        table.add_column(name, justify="right")
+    for each in plan.policies:
+        table.add_row(
+            each.policy, _size(each.memory_bytes), f"{each.memory_reduction:.2f}×",  # noqa: RUF001
+            f"{each.memory_utility:.2%}", str(each.functions), str(each.containers),
+            str(each.fan_out), f"{each.vcpu:g}", str(each.nodes), f"{each.usd_per_month:,.0f}",
+            f"{each.predicted_p95_ms:.2f}", f"{each.lower_bound_gap:.2%}",
+        )  # fmt: skip
+    return table
+
+
+def explain(plan: Plan, name: str) -> list[str]:
+    """Why shard `name` is cut where it is, and what binds.
+
+    Raises:
+        PlanError: the plan has no such shard.
+    """
+    shard = next((each for each in plan.shards if each.name == name), None)
+    if shard is None:
+        names = ", ".join(each.name for each in plan.shards)
+        raise PlanError(f"the plan has no shard {name}; it has {names}")
+    lines = [
+        f"{shard.name}: {shard.rows:,} rows of {len(shard.slices)} slices, "
+        f"{shard.gathers:,.1f} gathers per query ({shard.share:.2%})",
+        *(f"  {each.table}: ranks {each.start:,} … {each.stop - 1:,}" for each in shard.slices[:5]),
+    ]
+    if len(shard.slices) > 5:
+        lines.append(f"  and {len(shard.slices) - 5} more")
+    return [*lines, *_load_lines(plan, shard)]
+
+
+def _load_lines(plan: Plan, shard: ShardPlan) -> list[str]:
+    if shard.tier == "resident":
+        return [
+            f"  rides in each of {plan.gateway.replicas} gateway replica(s) beside the tower: a "
+            "resident gather costs no remote call",
+            f"  binds: {shard.binding}",
+        ]
+    used = plan.qps / shard.qps_per_replica
+    return [
+        f"  load {used:.3f} of {shard.replicas} replica(s) of {shard.vcpu:g} vCPU "
+        f"({used / max(1, shard.replicas):.1%} busy)",
+        f"  binds: {shard.binding or 'the policy'}",
+    ]
+
+
+def verdict(plan: Plan) -> str:
+    """Plainly: does sharding pay here?"""
+    known = {each.policy: each for each in plan.policies}
+    whole, joint = known.get("model-wise"), known.get("joint")
+    if whole is None or joint is None:
+        return ""
+    if joint.fan_out == 0:
+        return (f"sharding does not pay here: the whole model on {joint.nodes} node(s) costs "
+                f"${joint.usd_per_month:,.0f} a month, and no sharded plan found is cheaper "
+                "by the objective")  # fmt: skip
+    saved = whole.usd_per_month - joint.usd_per_month
+    word = "saves" if saved >= 0 else "costs more by"
+    return (f"sharding {word} ${abs(saved):,.0f} a month ({abs(saved) / whole.usd_per_month:.1%}) "
+            f"and holds {whole.memory_bytes / joint.memory_bytes:.2f}× less memory")  # fmt: skip  # noqa: RUF001
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.2f} MB"

@@ -1,0 +1,72 @@
+"""Where traffic comes from: a profile of a real log, or a reference workload's power law."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from erless.dlrm.workload import WORKLOADS
+from erless.errors import PlanError
+from erless.plan.curves import RATIO, AccessCurve, TableLoad
+from erless.specs.bundle import BundleManifest
+from erless.specs.model import ModelSpec
+from erless.specs.profile import MANIFEST, Profile
+from erless.storage.tensors import TensorFile
+
+__all__ = ["MANY_ROWS", "profile_tables", "workload_tables"]
+
+MANY_ROWS = 200  # tables from here on: coarser curves keep planning within its time
+
+
+def workload_tables(
+    name: str, locality: float, batch: int, rows: int | None = None
+) -> tuple[ModelSpec, list[TableLoad]]:
+    """A reference workload at full size; no weights are needed.
+
+    Raises:
+        PlanError: no such workload, or a locality outside 0 … 1.
+    """
+    if name not in WORKLOADS:
+        raise PlanError(f"no workload {name}; there are {', '.join(WORKLOADS)}")
+    if not 0 < locality < 1:
+        raise PlanError(f"locality is {locality:g}: it must lie between 0 and 1")
+    workload = WORKLOADS[name]
+    if rows:
+        workload = replace(workload, rows=rows)
+    model = workload.model()
+    curve = AccessCurve.power_law(workload.rows, locality)
+    gathers = float(batch * workload.pooling)
+    return model, [TableLoad(table, gathers, curve) for table in model.tables]
+
+
+def profile_tables(
+    bundle: BundleManifest, folder: Path, batch: int, stale: bool = False
+) -> tuple[Profile, list[TableLoad], list[str]]:
+    """The bundle's tables with the traffic that the profile at `folder` saw, and notes on gaps.
+
+    Raises:
+        ArtifactError: the profile is missing or damaged.
+        PlanError: it was made for another bundle, or for tables of another size.
+    """
+    profile = Profile.load(folder / MANIFEST)
+    if profile.model_digest != bundle.digest and not stale:
+        raise PlanError(
+            f"{folder}: profiled for bundle {profile.model_digest[:12]}, the model is "
+            f"{bundle.digest[:12]}: profile again, or accept it with --stale-profile"
+        )
+    known = {each.table: each for each in profile.tables}
+    ratio = RATIO if len(bundle.model.tables) < MANY_ROWS else 1.05
+    tables, notes = [], []
+    for spec in bundle.model.tables:
+        access = known.get(spec.name)
+        if access is None or access.counts is None or not access.accesses:
+            notes.append(f"table {spec.name} is not in the log: all its rows are cold")
+            tables.append(TableLoad(spec, 0.0, AccessCurve.cold(spec.rows)))
+            continue
+        if access.rows != spec.rows:
+            raise PlanError(f"{folder}: table {spec.name} has {access.rows:,} rows in the profile, "
+                            f"{spec.rows:,} in the model")  # fmt: skip
+        counts = TensorFile(folder / access.counts.path).map("counts")
+        curve = AccessCurve.from_counts(counts, spec.rows, ratio)
+        tables.append(TableLoad(spec, access.pooling_factor * batch, curve))
+    return profile, tables, notes
