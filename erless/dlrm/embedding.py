@@ -1,6 +1,7 @@
 """Gather-pool over a shard's stored rows, and combine of the partials.
 
-Rows are stored as `erless.pack.quantize` writes them: fp32 and fp16 as they are; an int8 or int4 row
+Rows are stored as `erless.pack.quantize` writes them: fp32 and fp16 as they are; an int8 or int4
+row
 is its fp16 scale, its fp16 bias, then its codes (int4: two in a byte, low nibble first).
 
 A partial is float32 (or float16), in one of two forms:

@@ -130,7 +130,7 @@ class Packer:
         ):
             if digest != self.bundle.digest:
                 raise PlanError(
-                    f"the {what} was made for bundle {digest[:12]}, this is {self.bundle.digest[:12]}"
+                    f"the {what} was made for bundle {digest[:12]}, this is {self.bundle.digest[:12]}"  # noqa: E501
                 )
         if self.plan.profile_digest != self.profile.digest:
             raise PlanError(

@@ -106,7 +106,7 @@ def error_bound(stored: NDArray[Any], precision: Precision, rows: Floats) -> NDA
     if precision is Precision.FP32:
         return np.zeros(len(rows))
     if precision is Precision.FP16:
-        return np.maximum(largest * 2.0**-11, 2.0**-25)
+        return np.maximum(largest * 2.0**-11, 2.0**-25)  # type: ignore[no-any-return]
     scale, bias = (each.astype(np.float64) for each in _header(stored))
     span = np.maximum(largest, np.abs(bias)) + _LEVELS[precision] * scale
     return np.asarray(scale / 2 + 4 * span * 2.0**-24)

@@ -49,7 +49,12 @@ class AccessLog(Protocol):
     """
 
     path: Path
-    tables: tuple[str, ...]
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that the log speaks of."""
+        ...
+
     total: int | None
     unit: Unit
     samples: int | None

@@ -135,7 +135,7 @@ class ListLog:
 
         else:
             values = column.flatten()
-            locate = _locate_in_lists(column, begin)
+            locate = _locate_in_lists(column, begin)  # type: ignore[assignment]
         return Chunk(table, as_ids(values, locate, self.path, f"an id of {table}"), locate)
 
 

@@ -1,4 +1,4 @@
-"""Query files (`erless.dlrm.queries`) as access logs: what `erless example` writes and tests send."""
+"""Query files (`erless.dlrm.queries`) as access logs: as `erless example` writes them."""
 
 from __future__ import annotations
 

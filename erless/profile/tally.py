@@ -288,7 +288,7 @@ class Tallies:
                 place = len(ascending) - 1 - np.searchsorted(ascending, counts)
                 keys = (place << span) | np.arange(len(ids))
                 keys.sort()
-                place, ids = keys >> span, ids[keys & (WINDOW_ROWS - 1)]
+                place, ids = keys >> span, ids[keys & (WINDOW_ROWS - 1)]  # noqa: PLW2901
                 starts = _starts(place)
                 stops = [*starts[1:].tolist(), len(ids)]
                 for start, stop in zip(starts.tolist(), stops, strict=True):

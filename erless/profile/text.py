@@ -5,7 +5,7 @@ Both are parsed by Arrow in blocks; gzip and the other codecs that Arrow knows a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def hash_hex(values: Any, rows: int) -> NDArray[np.int64]:
         (n,) int64 ids; -1 where the value is not hexadecimal.
 
     >>> hash_hex(pa.array(["68fd1e64", "a", "oops"]), 1000).tolist()
-    [420, 10, -1]
+    [852, 10, -1]
     """
     count = len(values)
     if not count:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erless.dlrm.queries import Query, write_queries
-from erless.errors import LogError
+from erless.errors import ArtifactError, LogError
 from erless.profile import tally
 from erless.profile.access import profile_access
 from erless.profile.formats import LogFormat, LogSource
@@ -185,7 +185,7 @@ BAD = [
     ("log.txt", b"1 2\n", "one table and the model has 2"),
     ("log.parquet", b"PAR1 truncated", "cannot be read"),
     ("log.safetensors", b"\x00" * 4, "truncated"),
-    ("missing.txt", None, "no such file"),
+    ("missing.txt", None, "does not exist"),
 ]
 
 
@@ -201,8 +201,8 @@ def test_bad_logs_say_where(
     bundle = make_bundle({"t": 10, "users": 5})
     monkeypatch.chdir(tmp_path)
     if content is not None:
-        Path(name.split(":")[-1]).write_bytes(content)
-    with pytest.raises(LogError, match=message):
+        Path(name.rsplit(":", maxsplit=1)[-1]).write_bytes(content)
+    with pytest.raises((LogError, ArtifactError), match=message):
         profile_access(bundle, [LogSource.parse(name)], Path("p"))
     assert sorted(each.name for each in tmp_path.iterdir() if "log" not in each.name) == ["model"]
 
