@@ -111,8 +111,9 @@ def _tiers(layout: Layout) -> list[Tier]:
 def _shards(outcome: Outcome, candidate: Candidate) -> tuple[ShardPlan, ...]:
     layout = candidate.layout
     gateway = layout.gateway
-    shards = [_shard(outcome, candidate, gateway, "resident", Tier.RESIDENT)]
-    shards = shards if gateway.slices else []
+    shards = []
+    if gateway.slices:
+        shards.append(_shard(outcome, candidate, gateway, "resident", Tier.RESIDENT))
     numbers: dict[Tier, int] = {}
     for function, tier in zip(layout.shards, _tiers(layout), strict=True):
         number = numbers.get(tier, 0)
