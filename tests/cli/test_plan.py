@@ -14,7 +14,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize(
-    ("workload", "locality"), itertools.product(["rm1", "rm2", "rm3"], [0.5, 0.9])
+    ("workload", "locality"), list(itertools.product(["rm1", "rm2", "rm3"], [0.5, 0.9]))
 )
 def test_joint_under_the_papers_terms(cli: Cli, workload: str, locality: float) -> None:
     run = cli(
