@@ -7,17 +7,15 @@ from typing import Annotated
 
 import typer
 
-from erless.cli.options import OverwriteOption
+from erless.cli.options import CONFIG_FILE, OverwriteOption
 from erless.cli.run import Output, OutputOption, emit, verb
 
 app = typer.Typer(no_args_is_help=True, help="Check erless.yaml, or print its JSON schema.")
 
-DEFAULT_FILE = Path("erless.yaml")
-
 
 @verb
 def init(
-    path: Annotated[Path, typer.Argument(help="File to write.")] = DEFAULT_FILE,
+    path: Annotated[Path, typer.Argument(help="File to write.")] = CONFIG_FILE,
     overwrite: OverwriteOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -39,7 +37,7 @@ def init(
 @app.command()
 @verb
 def check(
-    path: Annotated[Path, typer.Argument(help="File to check.")] = DEFAULT_FILE,
+    path: Annotated[Path, typer.Argument(help="File to check.")] = CONFIG_FILE,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Check every key and value.

@@ -13,7 +13,17 @@ from typing import Annotated
 
 import typer
 
-from erless.cli import bundle, config, example, import_, plan, predict, profile
+from erless.cli import (
+    bundle,
+    config,
+    example,
+    import_,
+    pack,
+    plan,
+    predict,
+    profile,
+    releases,
+)
 from erless.version import __version__
 
 __all__ = ["app", "main"]
@@ -50,9 +60,11 @@ app.add_typer(config.app, name="config")
 app.add_typer(example.app, name="example")
 app.add_typer(import_.app, name="import")
 app.add_typer(bundle.app, name="bundle")
-app.command("plan")(plan.plan)
-app.command("predict")(predict.predict)
 app.command("profile")(profile.profile)
+app.command("plan")(plan.plan)
+app.command("pack")(pack.pack)
+app.add_typer(releases.app, name="releases")
+app.command("predict")(predict.predict)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

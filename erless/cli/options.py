@@ -1,13 +1,38 @@
-"""Options that several verbs take."""
+"""Options that several verbs take, and what stands in for those left out."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-__all__ = ["OutOption", "OverwriteOption"]
+if TYPE_CHECKING:
+    from erless.specs.config import Config
+
+__all__ = [
+    "CONFIG_FILE", "EndpointOption", "OutOption", "OverwriteOption", "StoreOption", "project",
+]  # fmt: skip
+
+CONFIG_FILE = Path("erless.yaml")
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to make.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", "-s", help="A folder, or s3://bucket/prefix [default: erless.yaml's]."),
+]
+EndpointOption = Annotated[
+    str | None, typer.Option("--endpoint-url", help="Of an S3 API other than AWS's.")
+]
+
+
+def project() -> Config:
+    """What `erless.yaml` in the current folder says, or every default where there is none.
+
+    Raises:
+        ConfigError: the file has a mistake.
+    """
+    from erless.specs.config import Config, load_config
+
+    return load_config(CONFIG_FILE) if CONFIG_FILE.exists() else Config()

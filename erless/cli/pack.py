@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
+from erless.cli.options import EndpointOption, StoreOption, project
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
@@ -15,24 +16,20 @@ if TYPE_CHECKING:
 
     from erless.pack.packer import Packed
 
-__all__ = ["EndpointOption", "StoreOption", "pack"]
-
-StoreOption = Annotated[
-    str, typer.Option("--store", "-s", help="A directory, or s3://bucket/prefix.")
-]
-EndpointOption = Annotated[
-    str | None, typer.Option("--endpoint-url", help="Of an S3 API other than AWS's.")
-]
+__all__ = ["pack"]
 
 
 @verb
 def pack(
-    model: Annotated[Path, typer.Option("--model", "-m", help="The model bundle.")],
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Model bundle [default: erless.yaml's].")
+    ] = None,
     profile: Annotated[
-        Path, typer.Option("--profile", "-p", help="The profile it was planned by.")
-    ],
-    plan: Annotated[Path, typer.Option("--plan", help="The plan.")],
-    store: StoreOption,
+        Path | None,
+        typer.Option("--profile", "-p", help="Profile of the plan [default: erless.yaml's]."),
+    ] = None,
+    plan: Annotated[Path, typer.Option(help="The plan.")] = Path("plan.json"),
+    store: StoreOption = None,
     shard: Annotated[
         int | None,
         typer.Option(help="Only shard number I of the plan: many workers share the work.", min=0),
@@ -47,14 +44,16 @@ def pack(
 
     Packing what is there already does nothing; a run that was stopped is completed by the next.
 
-        erless pack --model m --profile p --plan plan.json --store store
+    Example: `erless pack --model m --profile p --plan plan.json --store releases`
     """
     from erless.pack.packer import Packer
     from erless.storage.stores import open_store
 
+    config = project()
+    bundle, hotness = model or config.model, profile or config.profile
     with bars() as progress:
-        target = open_store(store, endpoint_url=endpoint_url, create=True)
-        packer = Packer(model, profile, plan, target, verify=verify, progress=progress)
+        target = open_store(store or config.store, endpoint_url=endpoint_url, create=True)
+        packer = Packer(bundle, hotness, plan, target, verify=verify, progress=progress)
         packed = packer.pack(shard)
     document = _document(packed, target.url)
     emit(output, document, lambda console: _draw(console, packed, target.url))

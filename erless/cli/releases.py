@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.pack import EndpointOption, StoreOption
+from erless.cli.options import EndpointOption, StoreOption, project
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from erless.storage.stores import Store
 
 __all__ = ["app"]
 
@@ -24,22 +26,30 @@ DigestArgument = Annotated[
 ]
 
 
+def _open(location: str | None, endpoint_url: str | None) -> Store:
+    """The store that the user named, or `erless.yaml` does."""
+    from erless.storage.stores import open_store
+
+    return open_store(location or project().store, endpoint_url=endpoint_url)
+
+
 @app.command("list")
 @verb
 def list_(
-    store: StoreOption, endpoint_url: EndpointOption = None, output: OutputOption = Output.TEXT
+    store: StoreOption = None,
+    endpoint_url: EndpointOption = None,
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """List the releases of a store, newest first.
 
-    erless releases list --store store
+    Example: `erless releases list --store releases`
     """
     from datetime import UTC, datetime
 
     from erless.errors import ArtifactError
     from erless.pack.inventory import list_releases, load_release
-    from erless.storage.stores import open_store
 
-    opened = open_store(store, endpoint_url=endpoint_url)
+    opened = _open(store, endpoint_url)
     rows: list[dict[str, Any]] = []
     for digest, each in list_releases(opened):
         when = datetime.fromtimestamp(each.modified_s, UTC).isoformat(timespec="seconds")
@@ -78,19 +88,18 @@ def _draw(console: Console, rows: list[dict[str, Any]]) -> None:
 @app.command()
 @verb
 def show(
-    store: StoreOption,
+    store: StoreOption = None,
     digest: DigestArgument = "",
     endpoint_url: EndpointOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show one release: its shards, and what it was made from.
 
-    erless releases show --store store 3f9a
+    Example: `erless releases show 3f9a --store releases`
     """
     from erless.pack.inventory import find_release
-    from erless.storage.stores import open_store
 
-    release = find_release(open_store(store, endpoint_url=endpoint_url), digest)
+    release = find_release(_open(store, endpoint_url), digest)
 
     def draw(console: Console) -> None:
         from rich.table import Table
@@ -111,7 +120,7 @@ def show(
 @app.command()
 @verb
 def verify(
-    store: StoreOption,
+    store: StoreOption = None,
     digest: DigestArgument = "",
     every: Annotated[bool, typer.Option("--all", help="All releases of the store.")] = False,
     endpoint_url: EndpointOption = None,
@@ -119,13 +128,12 @@ def verify(
 ) -> None:
     """Read every file of a release and compare it with its digest; exit 1 if one differs.
 
-    erless releases verify --store store
+    Example: `erless releases verify --store releases`
     """
     from erless.errors import ArtifactError, StoreError
     from erless.pack import inventory
-    from erless.storage.stores import open_store
 
-    opened = open_store(store, endpoint_url=endpoint_url)
+    opened = _open(store, endpoint_url)
     found = [name for name, _ in inventory.list_releases(opened) if name.startswith(digest)]
     if not found or (digest and len(found) > 1):
         raise StoreError(f"{opened.url}: {len(found)} releases begin with {digest!r}, expected one")
@@ -157,7 +165,7 @@ def verify(
 @app.command()
 @verb
 def prune(
-    store: StoreOption,
+    store: StoreOption = None,
     keep: Annotated[
         list[str] | None, typer.Option(help="A release to keep, by digest; may be repeated.")
     ] = None,
@@ -171,12 +179,11 @@ def prune(
 ) -> None:
     """Remove old releases, and the files that no release refers to.
 
-    erless releases prune --store store --keep-last 2
+    Example: `erless releases prune --store releases --keep-last 2`
     """
     from erless.pack import inventory
-    from erless.storage.stores import open_store
 
-    opened = open_store(store, endpoint_url=endpoint_url)
+    opened = _open(store, endpoint_url)
     wanted = {name for name, _ in inventory.list_releases(opened)[:keep_last]}
     wanted |= {inventory.find_release(opened, each).digest for each in keep or ()}
     pruned = inventory.prune(opened, keep=wanted, grace_s=grace_hours * 3600, dry_run=dry_run)

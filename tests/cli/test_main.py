@@ -32,7 +32,8 @@ def test_help_lists_the_verbs_and_imports_nothing_heavy(cli: Cli) -> None:
     [
         ("init",), ("config", "check"), ("config", "schema"), ("example", "rm1"),
         ("example", "movielens"), ("import", "dlrm"), ("import", "torchrec"), ("import", "tables"),
-        ("bundle", "show"), ("bundle", "verify"), ("predict",),
+        ("bundle", "show"), ("bundle", "verify"), ("predict",), ("pack",), ("releases", "list"),
+        ("releases", "show"), ("releases", "verify"), ("releases", "prune"),
     ],
 )  # fmt: skip
 def test_every_verb_shows_an_example_and_takes_output(cli: Cli, verb: tuple[str, ...]) -> None:
