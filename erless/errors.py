@@ -11,6 +11,7 @@
     ├── PlanError                a plan cannot be made from these inputs
     │   └── InfeasibleError      no plan meets the constraints; carries each shortfall
     ├── StoreError               a release store: absent, torn, contended
+    ├── InfraError               Terraform: not installed, not applied, an output is missing
     └── InterruptedRunError      the user stopped a stage; nothing half-written stays
 
 Library errors state facts. The CLI adds the next command to try (`erless.cli.run`).
@@ -25,6 +26,7 @@ __all__ = [
     "ConfigError",
     "ErlessError",
     "InfeasibleError",
+    "InfraError",
     "InterruptedRunError",
     "LogError",
     "ModelError",
@@ -87,6 +89,10 @@ class InfeasibleError(PlanError):
 
 class StoreError(ErlessError):
     """A release store is absent, torn or contended."""
+
+
+class InfraError(ErlessError):
+    """What Terraform provisioned cannot be read: not installed, not applied, incomplete."""
 
 
 class InterruptedRunError(ErlessError):

@@ -36,6 +36,7 @@ HINTS: dict[type[errors.ErlessError], str] = {
     errors.InfeasibleError: "relax the constraint named, or raise the limit beside it",
     errors.PlanError: "see `erless plan --help`",
     errors.StoreError: "see `erless releases list`",
+    errors.InfraError: "run `terraform -chdir=DIR init` and `terraform -chdir=DIR apply` first",
 }
 
 
