@@ -12,6 +12,10 @@
     │   └── InfeasibleError      no plan meets the constraints; carries each shortfall
     ├── StoreError               a release store: absent, torn, contended
     ├── InfraError               Terraform: not installed, not applied, an output is missing
+    ├── ServeError               a query was not answered; carries the HTTP status and a kind
+    ├── DeployError              a target refused, or did not get ready: the function's own reason
+    │   ├── NotDeployedError     nothing of erless runs there
+    │   └── ConflictError        somebody else owns or changes what we would change
     └── InterruptedRunError      the user stopped a stage; nothing half-written stays
 
 Library errors state facts. The CLI adds the next command to try (`erless.cli.run`).
@@ -24,14 +28,18 @@ __all__ = [
     "ArtifactError",
     "CheckpointError",
     "ConfigError",
+    "ConflictError",
+    "DeployError",
     "ErlessError",
     "InfeasibleError",
     "InfraError",
     "InterruptedRunError",
     "LogError",
     "ModelError",
+    "NotDeployedError",
     "PlanError",
     "QueryError",
+    "ServeError",
     "StorageError",
     "StoreError",
     "first_line",
@@ -93,6 +101,33 @@ class StoreError(ErlessError):
 
 class InfraError(ErlessError):
     """What Terraform provisioned cannot be read: not installed, not applied, incomplete."""
+
+
+class ServeError(ErlessError):
+    """A query was not answered.
+
+    Args:
+        message: the reason, as the client reads it.
+        status: HTTP status.
+        kind: one word for metrics: `deadline`, `overload`, `shard`, `digest`, `query`, ...
+    """
+
+    def __init__(self, message: str, status: int = 500, kind: str = "internal") -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+
+
+class DeployError(ErlessError):
+    """A target refused, or a function did not get ready; says the function's own reason."""
+
+
+class NotDeployedError(DeployError):
+    """Nothing of erless runs at this target."""
+
+
+class ConflictError(DeployError):
+    """Somebody else owns what we would change, or changes it at the same time."""
 
 
 class InterruptedRunError(ErlessError):

@@ -47,7 +47,7 @@ def list_(
     from datetime import UTC, datetime
 
     from erless.errors import ArtifactError
-    from erless.pack.inventory import list_releases, load_release
+    from erless.specs.stored import list_releases, load_release
 
     opened = _open(store, endpoint_url)
     rows: list[dict[str, Any]] = []
@@ -97,7 +97,7 @@ def show(
 
     Example: `erless releases show 3f9a --store releases`
     """
-    from erless.pack.inventory import find_release
+    from erless.specs.stored import find_release
 
     release = find_release(_open(store, endpoint_url), digest)
 
@@ -132,9 +132,10 @@ def verify(
     """
     from erless.errors import ArtifactError, StoreError
     from erless.pack import inventory
+    from erless.specs.stored import list_releases
 
     opened = _open(store, endpoint_url)
-    found = [name for name, _ in inventory.list_releases(opened) if name.startswith(digest)]
+    found = [name for name, _ in list_releases(opened) if name.startswith(digest)]
     if not found or (digest and len(found) > 1):
         raise StoreError(f"{opened.url}: {len(found)} releases begin with {digest!r}, expected one")
     damage = {}
@@ -182,10 +183,11 @@ def prune(
     Example: `erless releases prune --store releases --keep-last 2`
     """
     from erless.pack import inventory
+    from erless.specs.stored import find_release, list_releases
 
     opened = _open(store, endpoint_url)
-    wanted = {name for name, _ in inventory.list_releases(opened)[:keep_last]}
-    wanted |= {inventory.find_release(opened, each).digest for each in keep or ()}
+    wanted = {name for name, _ in list_releases(opened)[:keep_last]}
+    wanted |= {find_release(opened, each).digest for each in keep or ()}
     pruned = inventory.prune(opened, keep=wanted, grace_s=grace_hours * 3600, dry_run=dry_run)
     document = {
         "store": opened.url,

@@ -37,6 +37,9 @@ HINTS: dict[type[errors.ErlessError], str] = {
     errors.PlanError: "see `erless plan --help`",
     errors.StoreError: "see `erless releases list`",
     errors.InfraError: "run `terraform -chdir=DIR init` and `terraform -chdir=DIR apply` first",
+    errors.NotDeployedError: "`erless deploy` first",
+    errors.DeployError: "see `erless status` and `erless logs`",
+    errors.ServeError: "see `erless status`",
 }
 
 

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
 from erless.errors import ArtifactError, StoreError
 from erless.progress import Progress, Silent
-from erless.specs.artifact import Artifact, FileEntry
-from erless.specs.release import ReleaseManifest, ShardManifest, release_name, shard_name
+from erless.specs.artifact import FileEntry
+from erless.specs.release import release_name, shard_name
+from erless.specs.stored import list_releases, load_release, load_shard
 from erless.storage.stores import Blob, Store, StoredObject
 
-__all__ = [
-    "Damage", "Pruned", "find_release", "list_releases", "load_release", "load_shard", "prune",
-    "verify",
-]  # fmt: skip
+__all__ = ["Damage", "Pruned", "prune", "verify"]
 
 VERIFY_THREADS = 4
 GRACE_S = 24 * 3600.0  # a pack that runs longer than this between a blob and its manifest loses it
-
-A = TypeVar("A", bound=Artifact)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,64 +35,6 @@ class Pruned:
     releases: tuple[str, ...]
     objects: int
     size_bytes: int
-
-
-def _load(store: Store, name: str, kind: type[A], digest: str) -> A:
-    """Read a manifest and check it against the name it has."""
-    text = store.read(name)
-    with tempfile.TemporaryDirectory(prefix="erless-") as folder:
-        path = Path(folder) / "manifest.json"
-        path.write_bytes(text)
-        try:
-            artifact = kind.load(path)
-        except ArtifactError as error:
-            fact = str(error).removeprefix(f"{path}: ")
-            raise ArtifactError(f"{store.url}/{name}: {fact}") from error
-    if artifact.digest != digest:
-        raise ArtifactError(f"{store.url}/{name}: altered: its digest is {artifact.digest}")
-    return artifact
-
-
-def load_release(store: Store, digest: str) -> ReleaseManifest:
-    """The release with `digest`.
-
-    Raises:
-        ArtifactError: missing, altered or of a newer schema.
-    """
-    return _load(store, release_name(digest), ReleaseManifest, digest)
-
-
-def load_shard(store: Store, digest: str) -> ShardManifest:
-    """The shard with `digest`.
-
-    Raises:
-        ArtifactError: missing, altered or of a newer schema.
-    """
-    return _load(store, shard_name(digest), ShardManifest, digest)
-
-
-def list_releases(store: Store) -> list[tuple[str, StoredObject]]:
-    """Digest and manifest of each release, newest first."""
-    found = store.list("releases/")
-    named = [(each.name.removeprefix("releases/").removesuffix(".json"), each) for each in found]
-    return sorted(named, key=lambda item: (-item[1].modified_s, item[0]))
-
-
-def find_release(store: Store, prefix: str) -> ReleaseManifest:
-    """The one release whose digest begins with `prefix`; "" finds the newest.
-
-    Raises:
-        StoreError: none, or several.
-        ArtifactError: its manifest is damaged.
-    """
-    releases = list_releases(store)
-    found = [digest for digest, _ in releases if digest.startswith(prefix)]
-    if not found:
-        what = f"release {prefix}" if prefix else "release"
-        raise StoreError(f"{store.url} holds no {what}")
-    if prefix and len(found) > 1:
-        raise StoreError(f"{store.url}: {len(found)} releases begin with {prefix}")
-    return load_release(store, found[0])
 
 
 def verify(store: Store, digest: str, progress: Progress | None = None) -> list[Damage]:

@@ -14,8 +14,8 @@ from pydantic import Field
 from erless.specs.artifact import Artifact, Frozen
 
 __all__ = [
-    "GatewayPlan", "NodeGroup", "Plan", "PolicyResult", "Precision", "RankRange", "Scaling",
-    "ShardPlan", "Tier",
+    "DensePlan", "GatewayPlan", "NodeGroup", "Plan", "PolicyResult", "Precision", "RankRange",
+    "Scaling", "ShardPlan", "Tier",
 ]  # fmt: skip
 
 
@@ -70,6 +70,14 @@ class Scaling(Frozen):
     target: float = Field(1.0, gt=0, description="requests/s, or concurrent requests, per replica")
     target_utilisation: float = Field(0.7, gt=0, le=1)
     window_s: float = Field(60.0, gt=0)
+    panic_window_percentage: float = Field(10.0, ge=1, le=100)
+    panic_threshold_percentage: float = Field(200.0, ge=110, le=1000)
+    max_scale_up_rate: float = Field(1000.0, gt=1)
+    max_scale_down_rate: float = Field(2.0, gt=1)
+    scale_down_delay_s: float = Field(0.0, ge=0)
+    grace_s: float = Field(30.0, ge=0, description="scale-to-zero grace period")
+    retention_s: float = Field(0.0, ge=0, description="the last replica stays at least so long")
+    activation_scale: int = Field(1, ge=1, description="replicas when woken from zero")
     min_scale: int = Field(1, ge=0)
     max_scale: int = Field(1, ge=1)
     initial_scale: int = Field(1, ge=0)
@@ -105,14 +113,33 @@ class ShardPlan(Frozen):
 
 
 class GatewayPlan(Frozen):
-    """The gateway with the dense tower inside; resident rows count in its memory and load."""
+    """The gateway, with the dense tower inside unless `dense_placement` is `function`.
 
-    dense_placement: Literal["gateway"] = "gateway"
+    Resident rows count in its memory and load.
+    """
+
+    dense_placement: Literal["gateway", "function"] = "gateway"
     vcpu: float = Field(1.0, gt=0)
     replicas: int = Field(1, ge=1)
     memory_bytes: int = Field(0, ge=0, description="one replica")
     qps_per_replica: float = Field(0.0, ge=0)
     scaling: Scaling = Scaling()
+    usd_per_month: float = Field(0.0, ge=0)
+
+
+class DensePlan(Frozen):
+    """The dense tower as a function of its own; concurrency target by Little's law."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gpus: int = Field(0, ge=0, description="one replica")
+    vcpu: float = Field(1.0, gt=0, description="one replica")
+    replicas: int = Field(1, ge=0)
+    memory_bytes: int = Field(0, ge=0, description="one replica")
+    qps_per_replica: float = Field(0.0, ge=0)
+    max_batch: int = Field(256, ge=1, description="samples that one forward pass takes")
+    max_delay_ms: float = Field(1.0, ge=0, description="a query waits for others at most so long")
+    scaling: Scaling = Scaling(metric="concurrency")
     usd_per_month: float = Field(0.0, ge=0)
 
 
@@ -153,6 +180,7 @@ class Plan(Artifact):
     policy: str
     shards: tuple[ShardPlan, ...]
     gateway: GatewayPlan = GatewayPlan()
+    dense: DensePlan | None = Field(None, description="where dense_placement is `function`")
     objective: Literal["memory", "dollars"] = "dollars"
     qps: float = Field(0.0, ge=0)
     batch: int = Field(32, ge=1)

@@ -1,0 +1,127 @@
+"""What every target does: the protocol that `local` and `knative` share, and its value classes.
+
+Render, then act: `diff` says what `deploy` would change, `deploy` does exactly that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, Protocol
+
+from erless.progress import Progress
+from erless.specs.plan import Plan
+from erless.specs.release import ReleaseManifest
+
+__all__ = [
+    "Change", "Deployment", "Desired", "FunctionState", "FunctionStatus", "Status", "Target",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What shall run: a release from a store, placed as its plan says."""
+
+    store: str
+    release: ReleaseManifest
+    plan: Plan
+    endpoint_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that deploy creates, updates, keeps or removes; `detail` says what differs."""
+
+    action: Literal["create", "update", "keep", "remove"]
+    what: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One deployed release. `url` answers queries when it is current."""
+
+    release: str
+    url: str
+    deployed_at: str
+    current: bool
+
+
+class FunctionState(StrEnum):
+    """Where a function stands."""
+
+    SERVING = "serving"
+    IDLE = "idle"
+    AT_ZERO = "at zero"
+    WAKING = "waking"
+    DRAINING = "draining"
+    FAILING = "failing"
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionStatus:
+    """One function: `wanted` replicas by the autoscaler, rates over the last window.
+
+    rps: requests/s. p95_ms: of its calls, None without any. memory_bytes: all replicas (PSS where
+    it can be measured, else the requested memory).
+    """
+
+    name: str
+    kind: Literal["gateway", "sparse", "dense"]
+    tier: str
+    digest: str
+    ready: int
+    wanted: int
+    rps: float
+    p95_ms: float | None
+    memory_bytes: int
+    state: FunctionState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everything that runs. `model_wise_bytes`: what as many full copies would hold."""
+
+    target: str
+    release: str
+    url: str
+    functions: tuple[FunctionStatus, ...]
+    memory_bytes: int
+    model_wise_bytes: int
+
+
+class Target(Protocol):
+    """A place to run functions. Every method may raise DeployError or a subclass of it."""
+
+    name: str
+
+    def diff(self, desired: Desired) -> tuple[Change, ...]:
+        """What `deploy` would do now; changes nothing."""
+
+    def deploy(self, desired: Desired, progress: Progress, timeout_s: float) -> Deployment:
+        """Start what is missing, wait until all of it is ready, cut over, let the old one drain.
+
+        Idempotent. Before the cut-over a failure leaves the old release serving; interrupted, a
+        second call completes it.
+
+        Raises:
+            DeployError: a function failed (its own reason), or the time is over.
+            ConflictError: another deploy is under way.
+        """
+
+    def status(self) -> Status:
+        """Raises NotDeployedError where nothing runs."""
+
+    def deployments(self) -> tuple[Deployment, ...]:
+        """Kept releases, newest first."""
+
+    def rollback(self, release: str | None, progress: Progress, timeout_s: float) -> Deployment:
+        """Make a kept release current again; None: the one before the current."""
+
+    def logs(self, function: str | None, lines: int, follow: bool) -> Iterator[str]:
+        """The last `lines` of one function or all, then what comes."""
+
+    def destroy(self, progress: Progress, timeout_s: float) -> None:
+        """Drain and remove everything that erless owns here. Nothing there: nothing to do."""
