@@ -49,6 +49,9 @@ def plan(
     explain: Annotated[str | None, typer.Option(help="Why this shard is cut there.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a page with the curves.")] = None,
     prices: Annotated[Path | None, typer.Option(help="Your own instance types (CSV).")] = None,
+    nodes_from: Annotated[
+        Path | None, typer.Option(help="Terraform folder: its types; write its pools' sizes.")
+    ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Choose which rows live in which function, on how many replicas and nodes.
@@ -63,6 +66,7 @@ def plan(
     from erless.plan.document import plan_document
     from erless.plan.planner import POLICIES, Planner
     from erless.plan.plot import write_plot
+    from erless.plan.pools import limit_prices, read_pools, size_pools, write_pools
     from erless.plan.prices import read_prices
     from erless.plan.request import PlanRequest
 
@@ -81,6 +85,8 @@ def plan(
         model, profile, workload, locality, batch, stale_profile
     )
     known = read_prices(prices)
+    pools = read_pools(nodes_from) if nodes_from else {}
+    known = limit_prices(known, pools)
     outcome = Planner(spec, tables, request, known, curve).outcome(POLICIES if compare else ())
     document = plan_document(outcome, digests[0], digests[1], notes)
     points = []
@@ -89,6 +95,10 @@ def plan(
     said = [*notes, *([report.verdict(document)] if compare else []),
             *(lines(points) if points else [])]  # fmt: skip
     reasons = report.explain(document, explain) if explain else []
+    sized = size_pools(document, known, pools) if nodes_from else {}
+    said += [f"pool {name}: {each}" for name, each in sized.items()]
+    if nodes_from:
+        note(f"wrote {write_pools(nodes_from, sized)}")
     if out:
         document.save(out)
         note(f"wrote {out}")

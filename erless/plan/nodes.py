@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from erless.plan.layout import Layout
 from erless.plan.prices import InstanceType
 
-__all__ = ["Packing", "pack"]
+__all__ = ["Group", "Packing", "pack", "pack_equal"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,12 @@ def pack(layout: Layout, types: Sequence[InstanceType]) -> Packing | None:
         if found and (best is None or found.usd_per_month < best.usd_per_month - 1e-9):
             best = found
     return best
+
+
+def pack_equal(groups: Sequence[Group], kind: InstanceType) -> int | None:
+    """How many nodes of one type hold all containers; None where one does not fit."""
+    packing = _fill(groups, kind, [kind])
+    return packing.count if packing else None
 
 
 def _fill(
