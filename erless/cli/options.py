@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from erless.specs.config import Config
 
 __all__ = [
-    "CONFIG_FILE", "EndpointOption", "OutOption", "OverwriteOption", "StoreOption", "project",
+    "CONFIG_FILE", "EndpointOption", "InfraOption", "OutOption", "OverwriteOption", "StoreOption",
+    "project", "store_of",
 ]  # fmt: skip
 
 CONFIG_FILE = Path("erless.yaml")
@@ -25,6 +26,12 @@ StoreOption = Annotated[
 EndpointOption = Annotated[
     str | None, typer.Option("--endpoint-url", help="Of an S3 API other than AWS's.")
 ]
+InfraOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--infra", help="Terraform folder, or a saved `terraform output -json`: bucket, cluster."
+    ),
+]
 
 
 def project() -> Config:
@@ -36,3 +43,16 @@ def project() -> Config:
     from erless.specs.config import Config, load_config
 
     return load_config(CONFIG_FILE) if CONFIG_FILE.exists() else Config()
+
+
+def store_of(store: str | None, infra: Path | None, config: Config) -> str:
+    """The store that options and config name: `--store`, else `--infra`'s, else erless.yaml's.
+
+    Raises:
+        InfraError, ArtifactError: `infra` cannot be read.
+    """
+    if store or infra is None:
+        return store or config.store
+    from erless.deploy.infra import read_infra
+
+    return read_infra(infra).store_url

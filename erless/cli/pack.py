@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.options import EndpointOption, StoreOption, project
+from erless.cli.options import EndpointOption, InfraOption, StoreOption, project, store_of
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def pack(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read what the store has; make the damaged again.")
     ] = False,
+    infra: InfraOption = None,
     endpoint_url: EndpointOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -52,7 +53,8 @@ def pack(
     config = project()
     bundle, hotness = model or config.model, profile or config.profile
     with bars() as progress:
-        target = open_store(store or config.store, endpoint_url=endpoint_url, create=True)
+        where = store_of(store, infra, config)
+        target = open_store(where, endpoint_url=endpoint_url, create=True)
         packer = Packer(bundle, hotness, plan, target, verify=verify, progress=progress)
         packed = packer.pack(shard)
     document = _document(packed, target.url)
