@@ -1,1 +1,1 @@
-"""The scaling decision, pure, shared by the local target and the simulator."""
+"""The scaling decision, pure, shared by the local target and the simulator: `kpa.py`."""
