@@ -37,6 +37,18 @@ def plan(
     precision: Annotated[str, typer.Option(help="Below the resident tier.")] = "fp32",
     sla_p95_ms: Annotated[float | None, typer.Option(help="p95 allowed.")] = None,
     frozen: Annotated[bool, typer.Option("--frozen", help="Let idle rows scale to zero.")] = False,
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="Remote functions; per table for elasticrec.")
+    ] = None,
+    resident_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of the gathers, inside the gateway.")
+    ] = None,
+    max_resident_bytes: Annotated[
+        float | None, typer.Option(help="Most bytes of rows inside one gateway.")
+    ] = None,
+    frozen_share: Annotated[
+        float | None, typer.Option(help="Freeze the coldest gathers though they are not idle.")
+    ] = None,
     max_fan_out: Annotated[int, typer.Option(help="Remote calls per query.")] = 254,
     max_shard_bytes: Annotated[float | None, typer.Option(help="Of one replica.")] = None,
     min_replicas: Annotated[int, typer.Option(min=1, help="Of every function.")] = 1,
@@ -77,6 +89,8 @@ def plan(
             "sla_p95_ms": sla_p95_ms, "max_fan_out": max_fan_out, "tower_ms": tower_ms,
             "max_shard_bytes": max_shard_bytes, "min_replicas": min_replicas,
             "max_vcpu": max_vcpu, "stale_profile": stale_profile, "frozen": frozen,
+            "shards": shards, "resident_share": resident_share,
+            "max_resident_bytes": max_resident_bytes, "frozen_share": frozen_share,
         })  # fmt: skip
     except ValidationError as error:
         first = error.errors()[0]
@@ -92,7 +106,7 @@ def plan(
     points = []
     if plot or (compare and not equal_containers):
         points = break_even(spec, tables, request, outcome.demand.qps, known)
-    said = [*notes, *([report.verdict(document)] if compare else []),
+    said = [*document.notes, *([report.verdict(document)] if compare else []),
             *(lines(points) if points else [])]  # fmt: skip
     reasons = report.explain(document, explain) if explain else []
     sized = size_pools(document, known, pools) if nodes_from else {}

@@ -113,3 +113,14 @@ class TableLoad:
         """Gathers per query that fall on ranks start … stop-1."""
         low, high = self.curve.cdf(np.array([start, stop], np.float64))
         return float(self.gathers * max(0.0, high - low))
+
+    def between(self, start: int, stop: int) -> TableLoad:
+        """Ranks start … stop-1 as a table of their own."""
+        marks = self.curve.ranks
+        ranks = np.concatenate([[start], marks[(marks > start) & (marks < stop)], [stop]])
+        share = self.curve.cdf(ranks) - self.curve.cdf(start)
+        if share[-1] > 0:
+            share = share / share[-1]
+        spec = self.spec.model_copy(update={"rows": stop - start})
+        curve = AccessCurve(ranks.astype(np.int64) - start, share)
+        return TableLoad(spec, self.gathers_between(start, stop), curve)

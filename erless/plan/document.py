@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from erless.plan.layout import Function, Layout
+from erless.plan.frozen import FROZEN
+from erless.plan.layout import Function
+from erless.plan.notes import outcome_notes
 from erless.plan.planner import POLICIES, Candidate, Outcome
+from erless.plan.tiers import floor_of, tiers_of
 from erless.specs.plan import (
     GatewayPlan,
     NodeGroup,
@@ -81,7 +84,7 @@ def plan_document(
         curve=outcome.terms.curve,
         curve_shipped=outcome.terms.curve_shipped,
         prices_date=outcome.prices.date,
-        notes=tuple(notes),
+        notes=(*notes, *outcome_notes(outcome)),
     )
 
 
@@ -93,21 +96,6 @@ def _ranges(outcome: Outcome, function: Function) -> tuple[RankRange, ...]:
     )
 
 
-def _tiers(layout: Layout) -> list[Tier]:
-    """Hot: replicated. Of the others the coldest is cold, the rest warm."""
-    tiers = []
-    awake = [each for each in layout.shards if each.name != "frozen"]
-    coldest = min(awake, key=lambda each: each.gathers / each.rows, default=None)
-    for each in layout.shards:
-        if each.name == "frozen":
-            tiers.append(Tier.FROZEN)
-        elif each is coldest:
-            tiers.append(Tier.COLD)
-        else:
-            tiers.append(Tier.HOT if each.replicas > 1 else Tier.WARM)
-    return tiers
-
-
 def _shards(outcome: Outcome, candidate: Candidate) -> tuple[ShardPlan, ...]:
     layout = candidate.layout
     gateway = layout.gateway
@@ -115,7 +103,7 @@ def _shards(outcome: Outcome, candidate: Candidate) -> tuple[ShardPlan, ...]:
     if gateway.slices:
         shards.append(_shard(outcome, candidate, gateway, "resident", Tier.RESIDENT))
     numbers: dict[Tier, int] = {}
-    for function, tier in zip(layout.shards, _tiers(layout), strict=True):
+    for function, tier in zip(layout.shards, tiers_of(layout), strict=True):
         number = numbers.get(tier, 0)
         numbers[tier] = number + 1
         name = "frozen" if tier is Tier.FROZEN else f"{tier.value}-{number}"
@@ -127,8 +115,7 @@ def _shard(
     outcome: Outcome, candidate: Candidate, function: Function, name: str, tier: Tier
 ) -> ShardPlan:
     whole = sum(table.gathers for table in outcome.demand.tables)
-    idle = tier is Tier.FROZEN
-    least = 0 if idle else outcome.request.min_replicas
+    least = floor_of(tier, candidate.policy, outcome.request)
     rate = function.vcpu / function.service_s
     return ShardPlan(
         name=name,
@@ -159,7 +146,7 @@ def _scaling(outcome: Outcome, function: Function, least: int, rate: float) -> S
         window_s=request.scale_window_s,
         min_scale=least,
         max_scale=max(1, math.ceil(function.replicas * request.peak)),
-        initial_scale=0 if least == 0 else function.replicas,
+        initial_scale=0 if function.name == FROZEN else function.replicas,
     )
 
 
@@ -178,7 +165,7 @@ def _gateway(outcome: Outcome, candidate: Candidate) -> GatewayPlan:
             target=max(1.0, rate * budget_s),
             target_utilisation=request.target_utilisation,
             window_s=request.scale_window_s,
-            min_scale=request.min_replicas,
+            min_scale=max(1, floor_of(Tier.RESIDENT, candidate.policy, request)),
             max_scale=max(1, math.ceil(gateway.replicas * request.peak)),
             initial_scale=gateway.replicas,
         ),

@@ -11,6 +11,9 @@ the curve, plus the points where a shard at either end just fills a whole number
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,13 +24,22 @@ from erless.specs.plan import Precision
 
 __all__ = ["cut_table", "elasticrec"]
 
+Floats = NDArray[np.float64]
 EVERY_ROW = 600  # tables up to here: every cut is a candidate
 CANDIDATES = 600
+TIE = 1e-3  # weight of memory's growth with traffic, where the number of shards is demanded
 SHIPPED_LIMIT = 64  # tables at whose number candidates get fewer, to bound planning time
 
 
-def elasticrec(demand: Demand, terms: Terms) -> Layout:
-    """The layout of ElasticRec: no rows in the gateway, fp32, one function per table and cut."""
+def elasticrec(demand: Demand, terms: Terms, per_table: int | None = None) -> Layout:
+    """The layout of ElasticRec: no rows in the gateway, fp32, one function per table and cut.
+
+    Args:
+        demand: what must be served.
+        terms: what it costs.
+        per_table: shards of every table, as in the paper's sensitivity study; None: as many as
+            cost least.
+    """
     known: dict[tuple[object, ...], list[tuple[int, int]]] = {}
     shards = []
     points = CANDIDATES if len(demand.tables) <= SHIPPED_LIMIT else 150
@@ -35,35 +47,71 @@ def elasticrec(demand: Demand, terms: Terms) -> Layout:
         curve = table.curve
         key = (table.rows, table.spec.dim, table.gathers, curve.share.tobytes())
         if key not in known:
-            known[key] = cut_table(table, demand, terms, points)
+            known[key] = cut_table(table, demand, terms, points, per_table)
         shards += [[Slice(number, start, stop)] for start, stop in known[key]]
     return Layout.of(demand, terms, shards, why=["the table's own programme"] * len(shards))
 
 
 def cut_table(
-    table: TableLoad, demand: Demand, terms: Terms, points: int = CANDIDATES
-) -> list[tuple[int, int]]:
+    table: TableLoad, demand: Demand, terms: Terms, points: int = CANDIDATES,
+    shards: int | None = None,
+) -> list[tuple[int, int]]:  # fmt: skip
     """Rank ranges of the table's shards, hottest first, of least memory over the candidates."""
     ranks = _candidates(table, demand, terms, points)
     share = table.curve.cdf(ranks)
     beta = terms.beta_of(table.spec.dim, Precision.FP32)
     row = table.spec.row_bytes + terms.index_bytes_per_row
     each = terms.max_vcpu * terms.utilisation
-    best = np.full(len(ranks), np.inf)
-    best[0] = 0.0
-    before = np.zeros(len(ranks), np.int64)
-    for j in range(1, len(ranks)):
+
+    def busy(j: int) -> Floats:
+        """Replicas at 100 % of shards that end at point j, by where they begin."""
         load = demand.qps * (terms.call_s + beta * table.gathers * (share[j] - share[:j]))
-        count = np.maximum(np.ceil(load / each * (1 - ROUNDING) - 1e-12), demand.min_replicas)
-        cost = best[:j] + np.maximum(count, 1) * (
-            (ranks[j] - ranks[:j]) * row + terms.shard_memory_bytes
-        )
-        k = int(np.argmin(cost))
-        best[j], before[j] = cost[k], k
-    cuts, j = [], len(ranks) - 1
-    while j:
-        cuts.append((int(ranks[before[j]]), int(ranks[j])))
-        j = int(before[j])
+        return np.asarray(load / each)
+
+    def memory(j: int) -> Floats:
+        return np.asarray((ranks[j] - ranks[:j]) * row + terms.shard_memory_bytes)
+
+    def cost(j: int) -> Floats:
+        count = np.maximum(np.ceil(busy(j) * (1 - ROUNDING) - 1e-12), demand.min_replicas)
+        return np.asarray(np.maximum(count, 1) * memory(j))
+
+    last = len(ranks) - 1
+    if shards is not None:
+        cuts = _exactly(min(shards, last), last, lambda j: cost(j) + TIE * busy(j) * memory(j))
+    else:
+        cuts = _any_number(last, cost)
+    return [(int(ranks[k]), int(ranks[j])) for k, j in pairwise(cuts)]
+
+
+def _any_number(last: int, cost: Callable[[int], Floats]) -> list[int]:
+    """0 = k0 < k1 < … = last of least cost, by the recurrence above."""
+    best = np.full(last + 1, np.inf)
+    best[0] = 0.0
+    before = np.zeros(last + 1, np.int64)
+    for j in range(1, last + 1):
+        total = best[:j] + cost(j)
+        before[j] = int(np.argmin(total))
+        best[j] = total[before[j]]
+    cuts = [last]
+    while cuts[-1]:
+        cuts.append(int(before[cuts[-1]]))
+    return cuts[::-1]
+
+
+def _exactly(
+    number: int, last: int, cost: Callable[[int], Floats]
+) -> list[int]:  # fmt: skip
+    """The same with exactly `number` shards."""
+    best = np.full((number + 1, last + 1), np.inf)
+    best[0, 0] = 0.0
+    before = np.zeros((number + 1, last + 1), np.int64)
+    for j in range(1, last + 1):
+        total = best[:-1, :j] + cost(j)
+        before[1:, j] = np.argmin(total, axis=1)
+        best[1:, j] = np.min(total, axis=1)
+    cuts = [last]
+    for layer in range(number, 0, -1):
+        cuts.append(int(before[layer, cuts[-1]]))
     return cuts[::-1]
 
 

@@ -11,23 +11,40 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from erless.plan.layout import Layout, Slice
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.plan.cost import Terms
+from erless.plan.layout import Demand, Layout, Slice
 from erless.plan.order import MergedOrder
 from erless.plan.request import PlanRequest
 
-__all__ = ["split_frozen"]
+__all__ = ["FROZEN", "idle_cut", "name_frozen", "split_frozen"]
+
+FROZEN = "frozen"
+
+
+def idle_cut(demand: Demand, terms: Terms, request: PlanRequest) -> NDArray[np.int64]:
+    """The first rank of each table from which on rows idle; its number of rows where none does."""
+    gathers = min(math.log(2) / (demand.qps * request.frozen_window_s),
+                  request.frozen_error_budget)  # fmt: skip
+    order = MergedOrder.of(demand.tables, terms, request.precision, request.resident_precision)
+    cheapest = min(terms.beta_of(table.spec.dim, request.precision) for table in demand.tables)
+    return order.cut(gathers * cheapest)
+
+
+def name_frozen(layout: Layout) -> Layout:
+    """The same layout, its last shard called frozen."""
+    last = replace(layout.shards[-1], name=FROZEN)
+    return Layout(layout.demand, layout.terms, layout.gateway, (*layout.shards[:-1], last))
 
 
 def split_frozen(layout: Layout, request: PlanRequest) -> Layout:
     """`layout` with a last shard `frozen`, or as it is where no shard has rows that idle."""
     demand, terms = layout.demand, layout.terms
-    if not layout.shards or len(layout.shards) >= request.max_fan_out:
+    if not layout.shards:
         return layout
-    gathers = min(math.log(2) / (demand.qps * request.frozen_window_s),
-                  request.frozen_error_budget)  # fmt: skip
-    order = MergedOrder.of(demand.tables, terms, request.precision, request.resident_precision)
-    dearest = min(terms.beta_of(table.spec.dim, request.precision) for table in demand.tables)
-    cut = order.cut(gathers * dearest)
+    cut = idle_cut(demand, terms, request)
     heat = [each.gathers / each.rows for each in layout.shards]
     coldest = heat.index(min(heat))
     idle, kept = [], []
@@ -35,15 +52,19 @@ def split_frozen(layout: Layout, request: PlanRequest) -> Layout:
         middle = min(part.stop, max(part.start, int(cut[part.table])))
         kept.append(Slice(part.table, part.start, middle))
         idle.append(Slice(part.table, middle, part.stop))
-    if not any(part.stop > part.start for part in idle) or not any(
-        part.stop > part.start for part in kept
-    ):
+    if not any(part.stop > part.start for part in idle):
         return layout
     shards = [list(each.slices) for each in layout.shards]
     reasons = [each.why for each in layout.shards]
-    shards[coldest] = kept
     why = f"idle for {request.frozen_window_s:g} s at least half of the time"
-    split = Layout.of(demand, terms, [*shards, idle], layout.gateway.slices, request.precision,
-                      request.resident_precision, [*reasons, why])  # fmt: skip
-    last = replace(split.shards[-1], name="frozen")
-    return Layout(demand, terms, split.gateway, (*split.shards[:-1], last))
+    if any(part.stop > part.start for part in kept):
+        if len(shards) >= request.max_fan_out:
+            return layout
+        shards[coldest] = kept
+    else:
+        shards.pop(coldest)
+        reasons.pop(coldest)
+    return name_frozen(
+        Layout.of(demand, terms, [*shards, idle], layout.gateway.slices, request.precision,
+                  request.resident_precision, [*reasons, why])
+    )  # fmt: skip

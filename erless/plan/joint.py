@@ -40,27 +40,31 @@ def joint_layouts(
     max_service_s: float = math.inf,
     shards_wanted: int = 12,
     resident_hot: bool = True,
+    resident: bool = True,
 ) -> list[Layout]:
-    """Layouts of least memory, one per number of shards, unsorted; every row once in each."""
+    """Layouts of least memory, one per number of shards, unsorted; every row once in each.
+
+    Where `resident` is false, the gateway holds no rows and each shard is one run of the order.
+    """
     order = MergedOrder.of(demand.tables, terms, precision, resident_precision)
     found = search(order, demand, terms, max_shards=max_fan_out, max_shard_bytes=max_shard_bytes,
-                   resident_hot=resident_hot)  # fmt: skip
+                   resident_hot=resident_hot, resident=resident)  # fmt: skip
     most = max((len(steps) - 1 for _, steps in found), default=0)
     limit = min(max_fan_out, max(shards_wanted, 1))
     if most > 1:
         found += search(
             order, demand, terms, count_shards=True, max_shards=min(limit, most),
-            max_shard_bytes=max_shard_bytes, resident_hot=resident_hot,
+            max_shard_bytes=max_shard_bytes, resident_hot=resident_hot, resident=resident,
         )  # fmt: skip
     layouts = []
-    for steps in dict.fromkeys(steps for _, steps in found):
+    for steps in dict.fromkeys(steps if resident else _remote(steps) for _, steps in found):
         for slack in SLACK:
             cuts = _realise(order, demand, terms, steps, slack, max_shard_bytes, max_service_s)
             layouts.append(_layout(demand, terms, cuts, steps, precision, resident_precision))
-    if terms.fixed_vcpu and len(demand.tables) <= ATOM_TABLES:
+    if resident and terms.fixed_vcpu and len(demand.tables) <= ATOM_TABLES:
         least = min(layouts, key=lambda each: each.memory)
         layouts.append(settle_atoms(least, precision, resident_precision))
-    if sum(each.rows for each in demand.tables) <= exact.MOST_ROWS:
+    if resident and sum(each.rows for each in demand.tables) <= exact.MOST_ROWS:
         layouts.append(exact.best(demand, terms, precision, resident_precision, max_fan_out,
                                   max_shard_bytes))  # fmt: skip
     fits = [each for each in layouts if len(each.shards) <= max_fan_out]
@@ -78,6 +82,11 @@ def joint_memory(layouts: Sequence[Layout]) -> Layout:
     margin = 0.0 if rows <= exact.MOST_ROWS else FEWER_FUNCTIONS
     near = [each for each in layouts if each.memory <= least * (1 + margin) + 1e-6]
     return min(near, key=lambda each: (len(each.shards), each.memory))
+
+
+def _remote(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Only the shards; where nothing has load, one that holds every row."""
+    return tuple(each for each in steps if not each.gateway) or (Step(1, False),)
 
 
 def _realise(

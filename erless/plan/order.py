@@ -54,7 +54,12 @@ class MergedOrder:
         gathers = np.concatenate([np.diff(each.curve.share) * each.gathers for each in tables])
         load = np.maximum(gathers, 0.0) * beta[table]
         size = (stop - start) * size_each[table]
-        order = np.argsort(-load / size, kind="stable")[::-1]
+        # noise of summed shares must not put a hotter rank of a table below a colder one
+        ends = np.cumsum(counts)
+        heat = np.concatenate([
+            np.minimum.accumulate(part) for part in np.split(load / size, ends[:-1])
+        ])  # fmt: skip
+        order = np.lexsort((table, -start, heat))
         above = np.array([terms.beta_of(each.spec.dim, resident) for each in tables])
         wider = np.array([resident.row_bytes(each.spec.dim) for each in tables])
         return cls(

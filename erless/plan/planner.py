@@ -11,6 +11,7 @@ from erless.plan.baselines import model_wise, table_wise
 from erless.plan.bounds import dollars_bound, memory_bound
 from erless.plan.cost import DEFAULT_TERMS, PAPER_TERMS, Terms, tower_macs
 from erless.plan.curves import TableLoad
+from erless.plan.demanded import demanded_layouts
 from erless.plan.elasticrec import elasticrec
 from erless.plan.frozen import split_frozen
 from erless.plan.joint import joint_layouts, joint_memory
@@ -18,6 +19,7 @@ from erless.plan.layout import Demand, Layout
 from erless.plan.nodes import Packing, pack
 from erless.plan.prices import Prices, read_prices
 from erless.plan.request import PlanRequest, Policy
+from erless.plan.tiers import with_floors
 from erless.specs.model import ModelSpec
 from erless.specs.profile import ThroughputCurve
 
@@ -47,6 +49,7 @@ class Outcome:
     prices: Prices
     bound: float
     best: dict[Policy, Candidate]
+    free: Candidate | None = None  # joint's own choice, where the request demands a shape
 
     def value(self, candidate: Candidate) -> float:
         """The objective: bytes or dollars per month."""
@@ -140,17 +143,46 @@ class Planner:
         pools = {policy: self._pool(policy) for policy in need}
         if "joint" in pools:
             pools["joint"] = [each for pool in pools.values() for each in pool]
+        if "elasticrec" in wanted and self.request.shards is not None:
+            pools["elasticrec"] = self._pool("elasticrec", self.request.shards)
         best: dict[Policy, Candidate] = {}
         for policy in wanted:
-            strict = policy == self.request.policy
-            found = self._choose(policy, pools[policy], strict)
-            if found and policy == "joint" and self.request.frozen:
-                frozen = split_frozen(found.layout, self.request)
-                packing = pack(frozen, self.prices.types)
-                found = Candidate(policy, frozen, packing) if packing else found
+            found = self._choose(policy, pools[policy], policy == self.request.policy)
             if found:
-                best[policy] = found
-        return Outcome(self.request, self.demand, self.terms, self.prices, self._bound(), best)
+                best[policy] = self._frozen(found) if policy == "joint" else found
+        free = best.get("joint")
+        if not (free and self.request.shaped):
+            free = None
+        else:
+            best["joint"] = self._demanded()
+        return Outcome(self.request, self.demand, self.terms, self.prices, self._bound(), best,
+                       free)  # fmt: skip
+
+    def _frozen(self, found: Candidate) -> Candidate:
+        """With its idle rows in a function of their own, where frozen rows are wanted."""
+        if not self.request.freezes:
+            return found
+        layout = split_frozen(found.layout, self.request)
+        packing = pack(layout, self.prices.types)
+        return Candidate(found.policy, layout, packing) if packing else found
+
+    def _demanded(self) -> Candidate:
+        """The best layout of the demanded shape.
+
+        Raises:
+            InfeasibleError: no layout has that shape within the constraints.
+        """
+        pool = [
+            layout for size in self._sizes()
+            for layout in demanded_layouts(self.demand, self.terms.on(size), self.request)
+        ]  # fmt: skip
+        found = self._choose("joint", pool, strict=True) if pool else None
+        if found is None:
+            wanted = self.request.shards
+            line = (f"shards: {wanted} remote functions need as many groups of rows outside the "
+                    "gateway: lower shards or the resident share")  # fmt: skip
+            raise InfeasibleError("no plan has the demanded shape", (line,))
+        return found
 
     def _sizes(self) -> list[float]:
         """Container sizes to try: the usable vCPU of each node type."""
@@ -163,7 +195,7 @@ class Planner:
             sizes = sizes[:: max(1, len(sizes) // 3)]
         return sizes
 
-    def _pool(self, policy: Policy) -> list[Layout]:
+    def _pool(self, policy: Policy, per_table: int | None = None) -> list[Layout]:
         layouts: list[Layout] = []
         for size in self._sizes():
             terms = self.terms.on(size)
@@ -172,7 +204,7 @@ class Planner:
             elif policy == "table-wise":
                 layouts.append(table_wise(self.demand, terms))
             elif policy == "elasticrec":
-                layouts.append(elasticrec(self.demand, terms))
+                layouts.append(elasticrec(self.demand, terms, per_table))
             else:
                 layouts += self._joint(terms)
         return layouts
@@ -199,6 +231,7 @@ class Planner:
 
     def _choose(self, policy: Policy, pool: Sequence[Layout], strict: bool) -> Candidate | None:
         """The cheapest layout that meets the constraints; for a baseline, else the cheapest."""
+        pool = [with_floors(each, policy, self.request) for each in pool]
         if self.request.aim == "memory":
             pool = sorted(pool, key=lambda each: each.memory)
             legal = [each for each in pool if not self._violations(each)]

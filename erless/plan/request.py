@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from erless.specs.artifact import Frozen
-from erless.specs.plan import Precision
+from erless.specs.plan import Precision, Tier
 
 __all__ = ["Objective", "PlanRequest", "Policy"]
 
@@ -26,6 +26,17 @@ class PlanRequest(Frozen):
     equal_containers: bool = Field(False, description="the paper's terms")
     precision: Precision = Field(Precision.FP32, description="below the resident tier")
     resident_precision: Precision = Precision.FP32
+    shards: int | None = Field(
+        None,
+        ge=1,
+        le=254,
+        description="remote functions (joint), or cuts of each table (elasticrec)",
+    )
+    resident_share: float | None = Field(None, ge=0, le=1, description="of gathers, in the gateway")
+    max_resident_bytes: float | None = Field(None, ge=0, description="of rows in one gateway")
+    frozen_share: float | None = Field(
+        None, gt=0, lt=1, description="gathers whose rows freeze although they are not idle"
+    )
     frozen: bool = Field(False, description="let idle rows scale to zero")
     frozen_window_s: float = Field(60.0, gt=0, description="idle time before scale to zero")
     frozen_error_budget: float = Field(1e-3, ge=0, description="queries that may meet a cold start")
@@ -33,6 +44,9 @@ class PlanRequest(Frozen):
     max_fan_out: int = Field(254, ge=0, le=254, description="routing is one byte per row")
     max_shard_bytes: float | None = Field(None, gt=0)
     min_replicas: int = Field(1, ge=1)
+    tier_replicas: dict[Tier, int] = Field(
+        default_factory=dict, description="fewest replicas by tier, over min_replicas"
+    )
     max_vcpu: float | None = Field(None, gt=0, description="of one container; None: the node's")
     utilisation: float | None = Field(None, gt=0, le=1)
     tower_ms: float | None = Field(None, ge=0, description="CPU of the dense tower per query")
@@ -40,6 +54,17 @@ class PlanRequest(Frozen):
     scale_window_s: float = Field(60.0, gt=0)
     peak: float = Field(2.0, ge=1, description="max scale ÷ planned replicas")
     stale_profile: bool = Field(False, description="accept another bundle's profile")
+
+    @property
+    def shaped(self) -> bool:
+        """Whether the shape of the joint policy's layout is demanded, not chosen."""
+        knobs = (self.shards, self.resident_share, self.max_resident_bytes, self.frozen_share)
+        return any(each is not None for each in knobs)
+
+    @property
+    def freezes(self) -> bool:
+        """Whether a frozen tier is wanted."""
+        return self.frozen or self.frozen_share is not None
 
     @property
     def aim(self) -> Objective:

@@ -1,0 +1,63 @@
+"""Tiers: what each shard is for, and how few replicas of it may run.
+
+Hot: replicated, or the hottest of three or more. Cold: the coldest that is awake. Warm: the rest.
+A cold or frozen function of the joint policy may scale to zero: with traffic it stays up, since
+its own requests hold it; without, its memory is free. The baselines keep one replica, as they do
+where they are deployed today.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from erless.plan.cost import vcpu_each
+from erless.plan.frozen import FROZEN
+from erless.plan.layout import Function, Layout
+from erless.plan.request import PlanRequest, Policy
+from erless.specs.plan import Tier
+
+__all__ = ["floor_of", "tiers_of", "with_floors"]
+
+
+def tiers_of(layout: Layout) -> list[Tier]:
+    """The tier of each shard, in the layout's order."""
+    awake = [each for each in layout.shards if each.name != FROZEN]
+    by_heat = sorted(awake, key=lambda each: each.gathers / each.rows)
+    coldest = by_heat[0] if by_heat else None
+    hottest = by_heat[-1] if len(by_heat) > 2 else None
+    return [_tier(each, coldest, hottest) for each in layout.shards]
+
+
+def _tier(shard: Function, coldest: Function | None, hottest: Function | None) -> Tier:
+    if shard.name == FROZEN:
+        return Tier.FROZEN
+    if shard is coldest:
+        return Tier.COLD
+    return Tier.HOT if shard.replicas > 1 or shard is hottest else Tier.WARM
+
+
+def floor_of(tier: Tier, policy: Policy, request: PlanRequest) -> int:
+    """Fewest running replicas of a shard of this tier."""
+    if tier in request.tier_replicas:
+        return request.tier_replicas[tier]
+    sleeps = policy == "joint" and tier in (Tier.COLD, Tier.FROZEN)
+    return 0 if sleeps and request.min_replicas == 1 else request.min_replicas
+
+
+def with_floors(layout: Layout, policy: Policy, request: PlanRequest) -> Layout:
+    """The layout with at least `tier_replicas` planned of each function."""
+    if not request.tier_replicas:
+        return layout
+    tiers = [Tier.RESIDENT, *tiers_of(layout)]
+    gateway, *shards = (
+        _raised(each, floor_of(tier, policy, request), layout)
+        for each, tier in zip(layout.functions, tiers, strict=True)
+    )
+    return Layout(layout.demand, layout.terms, gateway, tuple(shards))
+
+
+def _raised(function: Function, least: int, layout: Layout) -> Function:
+    if function.replicas >= least:
+        return function
+    vcpu = vcpu_each(function.load, least, layout.terms)
+    return replace(function, replicas=least, vcpu=vcpu)
