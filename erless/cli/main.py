@@ -23,6 +23,7 @@ from erless.cli import (
     predict,
     profile,
     releases,
+    report,
 )
 from erless.version import __version__
 
@@ -65,6 +66,7 @@ app.command("plan")(plan.plan)
 app.command("pack")(pack.pack)
 app.add_typer(releases.app, name="releases")
 app.command("predict")(predict.predict)
+app.command("report")(report.report)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -1,0 +1,292 @@
+"""Charts as inline SVG: nothing to load, sharp at any size, coloured by the page's variables.
+
+Each chart is drawn twice, for a desktop and for a phone; the page's style sheet shows one. Text
+therefore keeps its size whatever the screen. The data ride along for the crosshair.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Bar", "Line", "bar_chart", "line_chart", "number", "size"]
+
+Floats = NDArray[np.float64]
+POINTS = 360  # most points of one line: about two per pixel of a phone
+WIDTHS = {"wide": (860, 250), "narrow": (360, 230)}
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 30
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series; `colour` numbers the page's palette, 0 … 7. `dash`: a reference, not data."""
+
+    name: str
+    x: Floats
+    y: Floats
+    colour: int
+    dash: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: parts are (name, value, colour)."""
+
+    label: str
+    parts: tuple[tuple[str, float, int], ...]
+
+    @property
+    def total(self) -> float:
+        """Length of the bar."""
+        return sum(value for _, value, _ in self.parts)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A drawing's size and how values become pixels."""
+
+    width: int
+    height: int
+    low_x: float
+    high_x: float
+    high_y: float
+    log_x: bool
+
+    def x(self, value: Floats | float) -> Floats:
+        low, high, at = self.low_x, self.high_x, np.asarray(value, np.float64)
+        if self.log_x:
+            low, high, at = math.log10(low), math.log10(high), np.log10(np.maximum(at, low))
+        return np.asarray(LEFT + (at - low) / max(high - low, 1e-12) * self.inner_width)
+
+    def y(self, value: Floats | float) -> Floats:
+        part = np.clip(np.asarray(value, np.float64) / self.high_y, 0, 1)
+        return np.asarray(TOP + (1 - part) * (self.height - TOP - BOTTOM))
+
+    @property
+    def inner_width(self) -> float:
+        return self.width - LEFT - RIGHT
+
+
+def number(value: float) -> str:
+    """A number for people: three significant digits, k and M.
+
+    >>> number(0.01234), number(12.34), number(1234567), number(0)
+    ('0.0123', '12.3', '1.23M', '0')
+    """
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if unit == 'k' else limit):.3g}{unit}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def size(count: float) -> str:
+    """Bytes for people.
+
+    >>> size(2_600_000_000), size(80_500_000), size(1_500)
+    ('2.6 GB', '80.5 MB', '1.5 kB')
+    """
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(count) >= limit:
+            return f"{count / limit:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def line_chart(
+    lines: Sequence[Line], *, x_name: str, y_name: str, y_text: Callable[[float], str] = number,
+    x_text: Callable[[float], str] = number, limit: tuple[float, str] | None = None,
+    marks: Sequence[tuple[float, str]] = (), log_x: bool = False, stacked: bool = False,
+) -> str:  # fmt: skip
+    """Lines over x, or areas stacked on each other.
+
+    Args:
+        lines: series; NaN breaks a line.
+        x_name, y_name: axis titles.
+        y_text, x_text: how values are written.
+        limit: a horizontal line (value, name) such as the SLA.
+        marks: vertical lines (x, name).
+        log_x: logarithmic x.
+        stacked: areas, first series lowest; all series share their x.
+    """
+    drawn = [_thin(each) for each in lines if len(each.x)]
+    if not drawn:
+        return '<p class="none">no data</p>'
+    if stacked:
+        drawn = _stack(drawn)
+    tops = [float(np.nanmax(each.y)) for each in drawn if np.isfinite(each.y).any()]
+    high = max([*tops, limit[0] if limit else 0.0, 1e-12])
+    step = _step(high, 4)
+    high = math.ceil(high / step - 1e-9) * step
+    low_x, high_x = (float(f([f(each.x) for each in drawn])) for f in (min, max))
+    data = {
+        "x": x_name, "y": y_name,
+        "series": [{"name": each.name, "x": _rounded(raw.x), "y": _rounded(raw.y),
+                    "colour": each.colour, "text": [_said(y_text, value) for value in raw.y]}
+                   for each, raw in zip(drawn, [_thin(each) for each in lines if len(each.x)],
+                                        strict=True)],
+    }  # fmt: skip
+    parts = []
+    for name, (width, height) in WIDTHS.items():
+        frame = _Frame(width, height, low_x, high_x, high, log_x)
+        body = [_axes(frame, x_text, y_text)]
+        body += [_mark(frame, at, what) for at, what in marks]
+        body += _areas(frame, drawn) if stacked else [_path(frame, each) for each in drawn]
+        if limit:
+            body.append(_limit(frame, *limit))
+        ends = f'data-left="{LEFT}" data-width="{frame.inner_width:g}" data-low="{low_x:g}" ' \
+               f'data-high="{high_x:g}" data-log="{int(log_x)}"'  # fmt: skip
+        parts.append(
+            f'<svg class="chart {name}" viewBox="0 0 {width} {height}" role="img" '
+            f'aria-label="{escape(y_name)} over {escape(x_name)}" {ends}>{"".join(body)}'
+            f'<line class="cross" y1="{TOP}" y2="{height - BOTTOM}"/></svg>'
+        )
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return (f'<div class="plot">{_legend(lines)}{"".join(parts)}<div class="tip" hidden></div>'
+            f'<script type="application/json">{text}</script></div>')  # fmt: skip
+
+
+def bar_chart(bars: Sequence[Bar], *, text: Callable[[float], str] = number) -> str:
+    """Horizontal bars of stacked parts, longest full width; plain HTML, so it wraps by itself."""
+    longest = max([each.total for each in bars] or [0.0]) or 1.0
+    named: dict[str, int] = {}
+    rows = []
+    for bar in bars:
+        pieces = []
+        for name, value, colour in bar.parts:
+            named.setdefault(name, colour)
+            share = 100 * value / longest
+            pieces.append(
+                f'<i style="width:{share:.2f}%;background:var(--c{colour})" '
+                f'title="{escape(name)}: {escape(text(value))}"></i>'
+            )
+        rows.append(
+            f'<div class="bar"><span>{escape(bar.label)}</span><b>{"".join(pieces)}</b>'
+            f"<em>{escape(text(bar.total))}</em></div>"
+        )
+    keys = "".join(f'<li><i style="background:var(--c{colour})"></i>{escape(name)}</li>'
+                   for name, colour in named.items())  # fmt: skip
+    legend = f'<ul class="legend">{keys}</ul>' if len(named) > 1 else ""
+    return f'<div class="bars">{legend}{"".join(rows)}</div>'
+
+
+def _thin(line: Line) -> Line:
+    """At most `POINTS` points; each stands for its bucket's maximum, so no spike is lost."""
+    count = len(line.x)
+    if count <= POINTS:
+        return line
+    edges = np.linspace(0, count, POINTS + 1).astype(np.int64)[:-1]
+    safe = np.where(np.isnan(line.y), -np.inf, line.y)
+    top = np.maximum.reduceat(safe, edges)
+    return Line(line.name, line.x[edges], np.where(np.isinf(top), np.nan, top), line.colour,
+                line.dash)  # fmt: skip
+
+
+def _stack(lines: Sequence[Line]) -> list[Line]:
+    total = np.zeros(len(lines[0].y))
+    stacked = []
+    for each in lines:
+        total = total + np.nan_to_num(each.y)
+        stacked.append(Line(each.name, each.x, total, each.colour))
+    return stacked
+
+
+def _said(text: Callable[[float], str], value: float) -> str | None:
+    return text(float(value)) if np.isfinite(value) else None
+
+
+def _rounded(values: Floats) -> list[float | None]:
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+
+
+def _step(span: float, count: int) -> float:
+    """A round distance of ticks, so that about `count` fit into `span`.
+
+    >>> _step(95, 4), _step(600, 8), _step(1.0, 4)
+    (25.0, 100.0, 0.25)
+    """
+    power = 10.0 ** math.floor(math.log10(max(span, 1e-12) / count))
+    return next(part * power for part in (1, 2, 2.5, 5, 10) if part * power >= span / count)
+
+
+def _path(frame: _Frame, line: Line) -> str:
+    pieces, pen = [], "M"
+    for x, y, good in zip(frame.x(line.x), frame.y(np.nan_to_num(line.y)), np.isfinite(line.y),
+                          strict=True):  # fmt: skip
+        if good:
+            pieces.append(f"{pen}{x:.1f} {y:.1f}")
+        pen = "L" if good else "M"
+    kind = "line dash" if line.dash else "line"
+    return f'<path class="{kind}" style="stroke:var(--c{line.colour})" d="{"".join(pieces)}"/>'
+
+
+def _areas(frame: _Frame, lines: Sequence[Line]) -> list[str]:
+    below, drawn = np.zeros(len(lines[0].y)), []
+    for each in lines:
+        x = frame.x(each.x)
+        upper = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, frame.y(each.y), strict=True))
+        lower = " ".join(f"{a:.1f},{b:.1f}"
+                         for a, b in zip(x[::-1], frame.y(below)[::-1], strict=True))  # fmt: skip
+        drawn.append(f'<polygon class="area" style="fill:var(--c{each.colour})" '
+                     f'points="{upper} {lower}"/>')  # fmt: skip
+        below = each.y
+    return drawn
+
+
+def _axes(frame: _Frame, x_text: Callable[[float], str], y_text: Callable[[float], str]) -> str:
+    parts = []
+    for value in np.arange(0, frame.high_y * 1.001, _step(frame.high_y, 4)):
+        y = float(frame.y(value))
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{y + 4:.1f}">'
+            f"{escape(y_text(float(value)))}</text>"
+        )
+    for value in _x_ticks(frame):
+        x, edge = float(frame.x(value)), frame.width - RIGHT
+        anchor = "end" if edge - x < 16 else "middle"
+        parts.append(
+            f'<text class="tick" text-anchor="{anchor}" x="{x:.1f}" '
+            f'y="{frame.height - BOTTOM + 16}">{escape(x_text(value))}</text>'
+        )
+    return "".join(parts)
+
+
+def _x_ticks(frame: _Frame) -> list[float]:
+    if frame.log_x:
+        low, high = math.ceil(math.log10(frame.low_x)), math.floor(math.log10(frame.high_x))
+        every = 1 if frame.width > 500 else 2
+        return [10.0**power for power in range(low, high + 1, every)]
+    span = frame.high_x - frame.low_x
+    step = _step(span, 4 if frame.width < 500 else 8)
+    first = math.ceil(frame.low_x / step - 1e-9)
+    last = math.floor(frame.high_x / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _limit(frame: _Frame, value: float, name: str) -> str:
+    y = float(frame.y(value))
+    return (f'<line class="limit" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y:.1f}" '
+            f'y2="{y:.1f}"/><text class="said" text-anchor="end" x="{frame.width - RIGHT - 2}" '
+            f'y="{y - 4:.1f}">{escape(name)}</text>')  # fmt: skip
+
+
+def _mark(frame: _Frame, at: float, name: str) -> str:
+    x = float(frame.x(at))
+    return (f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" '
+            f'y2="{frame.height - BOTTOM}"><title>{escape(name)}</title></line>')  # fmt: skip
+
+
+def _legend(lines: Sequence[Line]) -> str:
+    if len(lines) < 2:
+        return ""
+    keys = "".join(
+        f'<li><i class="{"dash" if each.dash else ""}" style="background:var(--c{each.colour})">'
+        f"</i>{escape(each.name)}</li>"
+        for each in lines
+    )
+    return f'<ul class="legend">{keys}</ul>'
