@@ -8,13 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import settings
 
-from erless.importers.bundle import new_bundle
-from erless.specs.bundle import BundleManifest
-from erless.specs.model import ModelSpec
+from tests.releases import Made, make_release
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,20 +49,7 @@ def cli() -> Cli:
     return run
 
 
-def write_bundle(folder: Path, model: ModelSpec, seed: int = 0) -> BundleManifest:
-    """A bundle of `model` (built-in tower) with random weights."""
-    from erless.dlrm.tower import tower_layers
-
-    generator = np.random.default_rng(seed)
-    with new_bundle(folder, model) as bundle:
-        for table in model.tables:
-            bundle.add_table(
-                table, [generator.standard_normal((table.rows, table.dim), np.float32)]
-            )
-        bundle.add_tower(
-            {
-                name: generator.standard_normal(shape, np.float32) * np.float32(0.3)
-                for name, shape in tower_layers(model).items()
-            }
-        )
-        return bundle.finish()
+@pytest.fixture(scope="session")
+def packed_release(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A small release with a shard of each tier in a directory store. Read it only."""
+    return make_release(tmp_path_factory.mktemp("release"))

@@ -156,7 +156,8 @@ class RowIndex:
                 f"expected {wanted} of uint64"
             )
         self.rows = rows
-        self.blocks = None if len(blocks) == 0 else np.ascontiguousarray(blocks)
+        # behind rows of an odd size a mapped index lies askew; the kernels read whole words
+        self.blocks = None if len(blocks) == 0 else np.require(blocks, requirements=["C", "A"])
         self.stored = rows
         if self.blocks is not None:
             last = self.blocks[-1]

@@ -59,25 +59,35 @@ class Artifact(Frozen):
         """
         with os_errors(path, "read"):
             text = path.read_bytes()
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> Self:
+        """The artifact that `text`, read from `where`, holds; checked as `load` does.
+
+        Raises:
+            ArtifactError: as `load`.
+        """
         try:
             document = json.loads(text)
         except ValueError as error:
-            raise ArtifactError(f"{path}: not JSON ({error})") from error
+            raise ArtifactError(f"{where}: not JSON ({error})") from error
         if not isinstance(document, dict) or document.get("kind") != cls.KIND:
-            raise ArtifactError(f"{path}: not a {cls.KIND}")
+            raise ArtifactError(f"{where}: not a {cls.KIND}")
         version = document.get("schema_version")
         if not isinstance(version, int) or version > cls.SCHEMA_VERSION:
             raise ArtifactError(
-                f"{path}: {cls.KIND} schema {version}; this erless reads up to {cls.SCHEMA_VERSION}"
+                f"{where}: {cls.KIND} schema {version}; "
+                f"this erless reads up to {cls.SCHEMA_VERSION}"
             )
         if document.get("digest") != _digest(document):
-            raise ArtifactError(f"{path}: altered: its content does not match its digest")
+            raise ArtifactError(f"{where}: altered: its content does not match its digest")
         try:
             return cls.model_validate(document)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ArtifactError(f"{path}: {where}: {first['msg']}") from error
+            field = ".".join(str(part) for part in first["loc"])
+            raise ArtifactError(f"{where}: {field}: {first['msg']}") from error
 
     def save(self, path: Path) -> None:
         """Write the artifact to `path`, atomically.

@@ -5,8 +5,6 @@ Every stage that reads a release starts here: pack's inventory, the functions, t
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TypeVar
 
 from erless.errors import ArtifactError, StoreError
@@ -21,15 +19,7 @@ A = TypeVar("A", bound=Artifact)
 
 def _load(store: Store, name: str, kind: type[A], digest: str) -> A:
     """Read a manifest and check it against the name it has."""
-    text = store.read(name)
-    with tempfile.TemporaryDirectory(prefix="erless-") as folder:
-        path = Path(folder) / "manifest.json"
-        path.write_bytes(text)
-        try:
-            artifact = kind.load(path)
-        except ArtifactError as error:
-            fact = str(error).removeprefix(f"{path}: ")
-            raise ArtifactError(f"{store.url}/{name}: {fact}") from error
+    artifact = kind.parse(store.read(name), f"{store.url}/{name}")
     if artifact.digest != digest:
         raise ArtifactError(f"{store.url}/{name}: altered: its digest is {artifact.digest}")
     return artifact

@@ -1,8 +1,10 @@
 """The node-local cache: what replicas on one machine fetched from a bucket, once for all of them.
 
     CACHE/<digest>/<name of the blob>     complete and verified, or not there under that name
+    CACHE/<digest>/.verified.json         which files were hashed (`erless.storage.ledger`)
     CACHE/.<digest>.lock                  held by whoever fetches it
     CACHE/.tmp-<digest>/                  while it is fetched
+    CACHE/.notes/<digest>.json            what was hashed of a store that is a directory
 
 A user holds an flock on the folder, shared; eviction needs it alone, so what is in use stays. The
 folder's mtime is when it was last asked for: the oldest unused goes first.
@@ -22,11 +24,12 @@ from typing import Self
 
 from erless.errors import ArtifactError, StorageError
 from erless.storage.atomic import fsync_directory, os_errors
-from erless.storage.stores import Blob, Counter, Ignore, Store, verify_blob
+from erless.storage.ledger import note_blobs, verify_blobs
+from erless.storage.stores import Blob, Counter, Ignore, Store
 
 __all__ = ["Lease", "NodeCache", "obtain"]
 
-VERIFY_THREADS = 4
+NOTE = ".verified.json"
 SMALL_FILE_THREADS = 8
 SMALL_BYTES = 8 << 20
 
@@ -75,7 +78,8 @@ def obtain(
         store: where they are.
         digest: names the set of blobs, in the cache.
         blobs: what to have.
-        cache: needed where the store is not a directory.
+        cache: needed where the store is not a directory; where it is one, only what was verified
+            is remembered there (None: each call reads and hashes everything).
         counter: told of each byte verified or fetched.
 
     Raises:
@@ -84,18 +88,12 @@ def obtain(
     """
     counter = counter or Ignore()
     if store.folder is not None:
-        _verify(store.folder, blobs, counter)
+        note = cache.folder / ".notes" / f"{digest}.json" if cache else None
+        verify_blobs(store.folder, blobs, note, counter)
         return Lease(store.folder)
     if cache is None:
         raise StorageError(f"{store.url}: a cache folder is needed to load from it")
     return cache.acquire(store, digest, blobs, counter)
-
-
-def _verify(folder: Path, blobs: Sequence[Blob], counter: Counter) -> None:
-    """Read all blobs and compare: threads, because sha256 lets others run."""
-    with ThreadPoolExecutor(VERIFY_THREADS) as pool:
-        for _ in pool.map(lambda blob: verify_blob(folder / blob.name, blob, counter), blobs):
-            pass
 
 
 class NodeCache:
@@ -124,7 +122,7 @@ class NodeCache:
             lease = self._lease(target)
             if lease:
                 try:
-                    _verify(target, blobs, counter)
+                    verify_blobs(target, blobs, target / NOTE, counter)
                 except ArtifactError:
                     lease.close()
                     shutil.rmtree(target, ignore_errors=True)  # whoever maps it keeps its pages
@@ -159,6 +157,7 @@ class NodeCache:
             for blob in blobs:
                 if blob.size_bytes > SMALL_BYTES:  # each fetched by ranges in parallel already
                     store.fetch(blob, stage / blob.name, counter)
+            note_blobs(stage, blobs, stage / NOTE)
             with os_errors(stage):
                 (stage / ".reserved").unlink()
                 stage.rename(self.folder / digest)

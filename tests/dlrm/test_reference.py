@@ -17,7 +17,8 @@ from erless.dlrm.tower import load_tower
 from erless.errors import ArtifactError, QueryError
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import DlrmTower, Interaction, ModelSpec, Pooling, TableSpec
-from tests.conftest import Cli, write_bundle
+from tests.bundles import write_bundle
+from tests.conftest import Cli
 
 
 def independent(folder: Path, batch: int = 32) -> list[float]:

@@ -6,7 +6,7 @@ import pytest
 from erless.errors import ArtifactError
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import DlrmTower, ModelSpec, TableSpec
-from tests.conftest import write_bundle
+from tests.bundles import write_bundle
 
 
 @pytest.fixture
