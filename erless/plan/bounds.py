@@ -23,7 +23,7 @@ from erless.plan.cost import Terms
 from erless.plan.frontier import search
 from erless.plan.layout import Demand
 from erless.plan.order import MergedOrder
-from erless.plan.prices import InstanceType
+from erless.plan.prices import InstanceType, Prices
 from erless.specs.plan import Precision
 
 __all__ = ["dollars_bound", "memory_bound"]
@@ -41,10 +41,10 @@ def memory_bound(
 
 
 def dollars_bound(
-    demand: Demand, terms: Terms, precision: Precision, resident: Precision,
-    types: Sequence[InstanceType],
-) -> float:  # fmt: skip
+    demand: Demand, terms: Terms, precision: Precision, resident: Precision, prices: Prices
+) -> float:
     """Dollars per month that every plan under these terms needs at least; inf if nothing fits."""
+    types = prices.types
     finest = [min(precision, resident, key=lambda kind: kind.row_bytes(table.spec.dim))
               for table in demand.tables]  # fmt: skip
     seconds = terms.call_s + demand.tower_s
@@ -54,12 +54,25 @@ def dollars_bound(
         seconds += table.gathers * terms.beta_of(table.spec.dim, kind)
         size += table.rows * kind.row_bytes(table.spec.dim)
         inside += table.rows * resident.row_bytes(table.spec.dim)
+    gpus = 0.0
+    if demand.dense:
+        on_gpu = demand.dense.device == "cuda"
+        gpus = demand.qps * demand.dense.service_s / terms.utilisation if on_gpu else 0.0
+        seconds += 0.0 if on_gpu else demand.dense.service_s
     load = demand.qps * seconds / terms.utilisation
     call = demand.qps * terms.call_s / terms.utilisation
     sharded = _cover(load + call, size + terms.shard_memory_bytes, terms, types)
     holding = [kind for kind in types if kind.usable_bytes >= inside]
     alone = _cover(load, inside, terms, holding)
-    return min(sharded, alone)
+    return min(sharded, alone) + _gpu_nodes(gpus, prices)
+
+
+def _gpu_nodes(gpus: float, prices: Prices) -> float:
+    """Dollars per month of at least `gpus` GPUs, at the lowest price of one."""
+    if not gpus:
+        return 0.0
+    each = min((kind.usd_per_month / kind.gpu for kind in prices.gpu_types), default=math.inf)
+    return max(1, math.ceil(gpus * (1 - 1e-9))) * each
 
 
 def _cover(load: float, size: float, terms: Terms, types: Sequence[InstanceType]) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 
 from erless.errors import InfeasibleError
 from erless.plan.curves import AccessCurve, TableLoad
+from erless.plan.measured import Measured
 from erless.plan.planner import Planner
 from erless.plan.prices import Prices
 from erless.plan.request import PlanRequest
@@ -39,18 +40,19 @@ class Point:
 
 
 def break_even(
-    model: ModelSpec, tables: Sequence[TableLoad], request: PlanRequest, qps: float, prices: Prices
-) -> list[Point]:
+    model: ModelSpec, tables: Sequence[TableLoad], request: PlanRequest, qps: float, prices: Prices,
+    measured: Measured | None = None,
+) -> list[Point]:  # fmt: skip
     """Model-wise and joint dollars over traffic, and over table size, around this request."""
     base = request.model_copy(update={"policy": "joint", "objective": "dollars"})
     points = []
     for factor in TRAFFIC:
         asked = base.model_copy(update={"qps": qps * factor})
-        points.append(_point("traffic", factor, model, tables, asked, prices))
+        points.append(_point("traffic", factor, model, tables, asked, prices, measured))
     for factor in SIZES:
         grown = [_grow(each, factor) for each in tables]
         asked = base.model_copy(update={"qps": qps})
-        points.append(_point("rows", factor, model, grown, asked, prices))
+        points.append(_point("rows", factor, model, grown, asked, prices, measured))
     return points
 
 
@@ -65,10 +67,10 @@ def _grow(table: TableLoad, factor: float) -> TableLoad:
 
 def _point(
     kind: str, factor: float, model: ModelSpec, tables: Sequence[TableLoad], request: PlanRequest,
-    prices: Prices,
+    prices: Prices, measured: Measured | None,
 ) -> Point:  # fmt: skip
     try:
-        best = Planner(model, tables, request, prices).outcome(["model-wise"]).best
+        best = Planner(model, tables, request, prices, measured).outcome(["model-wise"]).best
     except InfeasibleError:
         return Point(kind, factor, None, None)
     whole, joint = best.get("model-wise"), best.get("joint")

@@ -6,7 +6,8 @@
     memory    = replicas × (rows·bytes + m0)             bytes
     gateway   = λ·(a + d + call·fan-out + route·remote gathers + β·resident gathers)
 
-The dense tower (d seconds of one vCPU per query) runs in the gateway, in every policy. A touch of
+The dense tower (d seconds of one vCPU per query) runs in the gateway unless `dense.py` puts it into
+a function of its own. A touch of
 a shard costs `a` once per query however many tables the shard serves.
 """
 
@@ -14,18 +15,39 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
-from erless.errors import PlanError
-from erless.specs.model import DlrmTower, Interaction, ModelSpec
+import numpy as np
+
 from erless.specs.plan import Precision
 
-__all__ = ["DEFAULT_TERMS", "PAPER_TERMS", "Terms", "quantile_wait_s", "replicas", "tower_macs"]
+__all__ = [
+    "DEFAULT_TERMS", "EXCHANGE_S", "PAPER_TERMS", "BetaCurve", "Terms", "quantile_wait_s",
+    "replicas", "vcpu_each",
+]  # fmt: skip
 
 REFERENCE_BYTES = 128  # the row that β is quoted for: 32 fp32
 ROUNDING = 1e-9  # relative slack when a load is rounded up to whole replicas
 VCPU_STEP = 0.05
-SECONDS_PER_MAC = 2 / 70e9  # fp32 at 70 GFLOP/s per vCPU: DESIGN's RM numbers reproduce within 1 %
+# fp32 at 52 GFLOP/s per vCPU: geometric mean of what the towers of RM1, RM2 and RM3 reached at
+# batch 32 where erless was developed (40, 53 and 63; `erless profile --throughput`).
+SECONDS_PER_MAC = 2 / 52e9
+EXCHANGE_S = 1.2e-4  # server CPU of an HTTP call, 160 KB in and 40 KB out: DESIGN.md, Serving
+
+
+@dataclass(frozen=True)
+class BetaCurve:
+    """Measured β (s per gather) of one precision over the stored row's bytes, ascending."""
+
+    precision: Precision
+    row_bytes: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    def at(self, row_bytes: int) -> float:
+        """β between the measured points; flat below them, in proportion to the bytes above."""
+        most = self.row_bytes[-1]
+        if row_bytes > most:
+            return self.seconds[-1] * row_bytes / most
+        return float(np.interp(row_bytes, self.row_bytes, self.seconds))
 
 
 @dataclass(frozen=True)
@@ -37,6 +59,7 @@ class Terms:
     curve_shipped: bool
     call_s: float = 2e-4
     gather_s: float = 4e-8
+    betas: tuple[BetaCurve, ...] = ()  # measured; where there are none, gather_s and gather_fixed
     gather_fixed: float = 0.0  # part of β that does not shrink with the row's bytes
     mac_s: float = SECONDS_PER_MAC
     shard_memory_bytes: float = 0.22e9
@@ -58,6 +81,9 @@ class Terms:
 
     def beta_of(self, dim: int, precision: Precision) -> float:
         """β in seconds for a row of `dim` elements."""
+        for curve in self.betas:
+            if curve.precision is precision:
+                return curve.at(precision.row_bytes(dim))
         return self.beta(precision.row_bytes(dim))
 
     def on(self, max_vcpu: float) -> Terms:
@@ -71,9 +97,7 @@ class Terms:
         return {
             "curve": f"{self.curve} ({shipped})",
             "call overhead a": f"{self.call_s * 1e3:g} ms per call",
-            "gather cost β": f"{self.gather_s * 1e9:g} ns per gather of {REFERENCE_BYTES} B, "
-            f"{self.gather_fixed:.0%} of it independent of the row's bytes",
-            "dense tower": f"{1e-9 * 2 / self.mac_s:g} GFLOP/s per vCPU, inside the gateway",
+            "gather cost β": self._gather_text(),
             "memory without rows": f"shard {self.shard_memory_bytes / 1e9:g} GB, "
             f"gateway {self.gateway_memory_bytes / 1e9:g} GB",
             "gateway cost": f"{self.remote_call_s * 1e3:g} ms per remote call, "
@@ -84,6 +108,16 @@ class Terms:
             "vCPU per container": "exactly 1" if self.fixed_vcpu else f"up to {self.max_vcpu:g}",
             "queueing": queue,
         }
+
+    def _gather_text(self) -> str:
+        if self.betas:
+            return "measured: " + ", ".join(
+                f"{each.precision.value} {each.seconds[0] * 1e9:.3g} … "
+                f"{each.seconds[-1] * 1e9:.3g} ns for rows of {each.row_bytes[0]} … "
+                f"{each.row_bytes[-1]} B" for each in self.betas
+            )  # fmt: skip
+        return (f"{self.gather_s * 1e9:g} ns per gather of {REFERENCE_BYTES} B, "
+                f"{self.gather_fixed:.0%} of it independent of the row's bytes")  # fmt: skip
 
 
 PAPER_TERMS = Terms(name="equal containers", curve="ElasticRec terms", curve_shipped=True)
@@ -108,28 +142,6 @@ def vcpu_each(load: float, count: int, terms: Terms) -> float:
         return terms.max_vcpu
     need = load / (terms.utilisation * count)
     return round(max(2, math.ceil(need / VCPU_STEP - 1e-6)) * VCPU_STEP, 2)
-
-
-def tower_macs(model: ModelSpec) -> int:
-    """Multiply-accumulates of the built-in tower per sample.
-
-    Raises:
-        PlanError: the tower is an exported archive, whose cost must be measured.
-    """
-    tower = model.tower
-    if not isinstance(tower, DlrmTower):
-        raise PlanError("an exported tower's cost is not known: measure it with "
-                        "`erless profile --throughput` or give --tower-ms")  # fmt: skip
-    bottom = (model.dense_features, *tower.bottom_mlp)
-    vectors = len(model.tables) + 1
-    pairs = vectors * (vectors - 1) // 2
-    if tower.interaction is Interaction.CAT:
-        width, dots = tower.bottom_mlp[-1] + sum(each.dim for each in model.tables), 0
-    else:
-        pairs += vectors if tower.interaction is Interaction.DOT_ITSELF else 0
-        width, dots = tower.bottom_mlp[-1] + pairs, pairs * tower.bottom_mlp[-1]
-    top = (width, *tower.top_mlp)
-    return dots + sum(x * y for x, y in [*pairwise(bottom), *pairwise(top)])
 
 
 def quantile_wait_s(service_s: float, load: float, count: int, vcpu: float, tail: float) -> float:

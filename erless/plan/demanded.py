@@ -25,6 +25,7 @@ from erless.plan.joint import joint_layouts
 from erless.plan.layout import Demand, Layout, cover
 from erless.plan.order import MergedOrder
 from erless.plan.request import PlanRequest
+from erless.specs.plan import Precision
 
 __all__ = ["demanded_layouts", "fluid_cuts"]
 
@@ -38,9 +39,11 @@ FROZEN_SHARE = 0.001  # of the gathers: what freezes on demand where no row is i
 WHY = "demanded: cut where memory grows least with traffic"
 
 
-def demanded_layouts(demand: Demand, terms: Terms, request: PlanRequest) -> list[Layout]:
+def demanded_layouts(
+    demand: Demand, terms: Terms, request: PlanRequest, precision: Precision
+) -> list[Layout]:  # fmt: skip
     """Layouts with the demanded shards, resident tier and frozen rows; empty if none can be."""
-    return _Shapes(demand, terms, request).layouts()
+    return _Shapes(demand, terms, request, precision).layouts()
 
 
 def fluid_cuts(load: Floats, size: Floats, count: int, terms: Terms) -> list[int]:
@@ -72,6 +75,7 @@ class _Shapes:
     demand: Demand
     terms: Terms
     request: PlanRequest
+    precision: Precision
 
     def layouts(self) -> list[Layout]:
         found = []
@@ -83,7 +87,7 @@ class _Shapes:
 
     @cached_property
     def order(self) -> MergedOrder:
-        return MergedOrder.of(self.demand.tables, self.terms, self.request.precision,
+        return MergedOrder.of(self.demand.tables, self.terms, self.precision,
                               self.request.resident_precision)  # fmt: skip
 
     def _layout(self, cuts: list[Ints], frozen_why: str) -> Layout:
@@ -94,7 +98,7 @@ class _Shapes:
         if frozen:
             shards, why = [*shards, frozen], [*why, frozen_why]
         inside = cover([cuts[-1], np.zeros_like(rows)])[0]
-        layout = Layout.of(self.demand, self.terms, shards, inside, self.request.precision,
+        layout = Layout.of(self.demand, self.terms, shards, inside, self.precision,
                            self.request.resident_precision, why)  # fmt: skip
         return name_frozen(layout) if frozen else layout
 
@@ -137,7 +141,7 @@ class _Shapes:
         if not request.freezes:
             return self.order.table_rows, ""
         share = request.frozen_share
-        idle = np.maximum(idle_cut(self.demand, self.terms, request), resident)
+        idle = np.maximum(idle_cut(self.demand, self.terms, request, self.precision), resident)
         if share is None and (idle < self.order.table_rows).any():
             return idle, f"idle for {request.frozen_window_s:g} s at least half of the time"
         share = FROZEN_SHARE if share is None else share
@@ -169,7 +173,7 @@ class _Shapes:
         wanted = min(most, self.request.shards or SHARDS_WANTED)
         room = self.request.max_shard_bytes or math.inf
         found = joint_layouts(
-            demand, self.terms, precision=self.request.precision,
+            demand, self.terms, precision=self.precision,
             resident_precision=self.request.resident_precision, max_fan_out=most,
             max_shard_bytes=room, shards_wanted=wanted, resident=False,
         )  # fmt: skip
@@ -198,7 +202,7 @@ class _Shapes:
         """Seconds of one vCPU per query of all ranks from `cut` on."""
         return sum(
             table.gathers_between(int(start), table.rows)
-            * self.terms.beta_of(table.spec.dim, self.request.precision)
+            * self.terms.beta_of(table.spec.dim, self.precision)
             for table, start in zip(self.demand.tables, cut, strict=True)
         )
 

@@ -9,8 +9,10 @@ from erless.plan.frozen import FROZEN
 from erless.plan.layout import Function
 from erless.plan.notes import outcome_notes
 from erless.plan.planner import POLICIES, Candidate, Outcome
+from erless.plan.request import PlanRequest, Policy
 from erless.plan.tiers import floor_of, tiers_of
 from erless.specs.plan import (
+    DensePlan,
     GatewayPlan,
     NodeGroup,
     Plan,
@@ -23,6 +25,8 @@ from erless.specs.plan import (
 
 __all__ = ["plan_document", "policy_results"]
 
+MAX_BATCH = 256  # samples of one forward pass
+MAX_DELAY_MS, DELAY_SHARE = 1.0, 0.02  # a query waits for others at most so long
 LITTLE_SHARE = 0.65  # of the SLA: ElasticRec's latency target for the dense tower
 DEFAULT_SLA_MS = 100.0
 
@@ -71,6 +75,7 @@ def plan_document(
         policy=request.policy,
         shards=_shards(outcome, candidate),
         gateway=_gateway(outcome, candidate),
+        dense=_dense(outcome, candidate),
         objective=request.aim,
         qps=outcome.demand.qps,
         batch=request.batch,
@@ -80,7 +85,7 @@ def plan_document(
         ),
         result=chosen,
         policies=results,
-        assumptions=outcome.terms.assumptions(),
+        assumptions={**outcome.terms.assumptions(), "dense tower": outcome.tower.source},
         curve=outcome.terms.curve,
         curve_shipped=outcome.terms.curve_shipped,
         prices_date=outcome.prices.date,
@@ -154,22 +159,51 @@ def _gateway(outcome: Outcome, candidate: Candidate) -> GatewayPlan:
     """The dense tower scales on concurrency: Little's law at 65 % of the SLA."""
     request, gateway = outcome.request, candidate.layout.gateway
     rate = gateway.vcpu / gateway.service_s
-    budget_s = LITTLE_SHARE * (request.sla_p95_ms or DEFAULT_SLA_MS) / 1e3
     return GatewayPlan(
+        dense_placement="function" if candidate.layout.dense else "gateway",
         vcpu=gateway.vcpu,
         replicas=gateway.replicas,
         memory_bytes=math.ceil(gateway.memory),
         qps_per_replica=rate,
-        scaling=Scaling(
-            metric="concurrency",
-            target=max(1.0, rate * budget_s),
-            target_utilisation=request.target_utilisation,
-            window_s=request.scale_window_s,
-            min_scale=max(1, floor_of(Tier.RESIDENT, candidate.policy, request)),
-            max_scale=max(1, math.ceil(gateway.replicas * request.peak)),
-            initial_scale=gateway.replicas,
-        ),
+        scaling=_concurrency(request, rate, gateway.replicas, candidate.policy),
         usd_per_month=_dollars(candidate, gateway),
+    )
+
+
+def _dense(outcome: Outcome, candidate: Candidate) -> DensePlan | None:
+    function, apart = candidate.layout.dense, candidate.layout.demand.dense
+    if function is None or apart is None:
+        return None
+    request = outcome.request
+    sla = request.sla_p95_ms or DEFAULT_SLA_MS
+    rate = function.vcpu / function.service_s
+    return DensePlan(
+        device=apart.device,
+        gpus=function.gpus,
+        vcpu=function.vcpu,
+        replicas=function.replicas,
+        memory_bytes=math.ceil(function.memory),
+        qps_per_replica=rate,
+        max_batch=max(MAX_BATCH, request.batch),
+        max_delay_ms=min(MAX_DELAY_MS, DELAY_SHARE * sla),
+        scaling=_concurrency(request, rate, function.replicas, candidate.policy),
+        usd_per_month=_dollars(candidate, function),
+    )
+
+
+def _concurrency(
+    request: PlanRequest, rate: float, replicas: int, policy: Policy
+) -> Scaling:  # fmt: skip
+    """Concurrent queries that one replica answers within 65 % of the SLA: Little's law."""
+    budget_s = LITTLE_SHARE * (request.sla_p95_ms or DEFAULT_SLA_MS) / 1e3
+    return Scaling(
+        metric="concurrency",
+        target=max(1.0, rate * budget_s),
+        target_utilisation=request.target_utilisation,
+        window_s=request.scale_window_s,
+        min_scale=max(1, floor_of(Tier.RESIDENT, policy, request)),
+        max_scale=max(1, math.ceil(replicas * request.peak)),
+        initial_scale=replicas,
     )
 
 

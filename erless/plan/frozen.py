@@ -18,18 +18,21 @@ from erless.plan.cost import Terms
 from erless.plan.layout import Demand, Layout, Slice
 from erless.plan.order import MergedOrder
 from erless.plan.request import PlanRequest
+from erless.specs.plan import Precision
 
 __all__ = ["FROZEN", "idle_cut", "name_frozen", "split_frozen"]
 
 FROZEN = "frozen"
 
 
-def idle_cut(demand: Demand, terms: Terms, request: PlanRequest) -> NDArray[np.int64]:
+def idle_cut(
+    demand: Demand, terms: Terms, request: PlanRequest, precision: Precision
+) -> NDArray[np.int64]:  # fmt: skip
     """The first rank of each table from which on rows idle; its number of rows where none does."""
     gathers = min(math.log(2) / (demand.qps * request.frozen_window_s),
                   request.frozen_error_budget)  # fmt: skip
-    order = MergedOrder.of(demand.tables, terms, request.precision, request.resident_precision)
-    cheapest = min(terms.beta_of(table.spec.dim, request.precision) for table in demand.tables)
+    order = MergedOrder.of(demand.tables, terms, precision, request.resident_precision)
+    cheapest = min(terms.beta_of(table.spec.dim, precision) for table in demand.tables)
     return order.cut(gathers * cheapest)
 
 
@@ -44,7 +47,8 @@ def split_frozen(layout: Layout, request: PlanRequest) -> Layout:
     demand, terms = layout.demand, layout.terms
     if not layout.shards:
         return layout
-    cut = idle_cut(demand, terms, request)
+    precision = layout.shards[0].precision
+    cut = idle_cut(demand, terms, request, precision)
     heat = [each.gathers / each.rows for each in layout.shards]
     coldest = heat.index(min(heat))
     idle, kept = [], []
@@ -65,6 +69,6 @@ def split_frozen(layout: Layout, request: PlanRequest) -> Layout:
         shards.pop(coldest)
         reasons.pop(coldest)
     return name_frozen(
-        Layout.of(demand, terms, [*shards, idle], layout.gateway.slices, request.precision,
+        Layout.of(demand, terms, [*shards, idle], layout.gateway.slices, precision,
                   request.resident_precision, [*reasons, why])
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,20 +14,46 @@ from erless.plan.cost import Terms, quantile_wait_s, replicas, vcpu_each
 from erless.plan.curves import TableLoad
 from erless.specs.plan import Precision
 
-__all__ = ["Demand", "Function", "Layout", "Slice", "cover"]
+__all__ = ["Demand", "DenseDemand", "Function", "Layout", "Slice", "cover"]
 
 UTILITY_QUERIES = 1000
 
 
 @dataclass(frozen=True)
+class DenseDemand:
+    """The dense tower as a function of its own.
+
+    Args:
+        device: cpu, or cuda.
+        service_s: seconds of one vCPU, or of one GPU, per query.
+        memory_bytes: of one replica.
+        cpu_s: seconds of one vCPU per query beside the GPU.
+    """
+
+    device: Literal["cpu", "cuda"]
+    service_s: float
+    memory_bytes: float
+    cpu_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class Demand:
-    """What must be served: tables with traffic, λ queries/s, tower seconds per query."""
+    """What must be served: tables with traffic, λ queries/s, tower seconds per query.
+
+    With `dense`, `tower_s` is what the gateway spends on calling that function.
+    """
 
     tables: tuple[TableLoad, ...]
     qps: float
     tower_s: float
     batch: int = 32
     min_replicas: int = 1
+    dense: DenseDemand | None = None
+
+    def least_s(self, terms: Terms) -> float:
+        """Least latency of a query on one vCPU, in seconds: the tower and the calls around it."""
+        apart = self.dense.service_s + terms.hop_s if self.dense else 0.0
+        return terms.call_s + self.tower_s + apart
 
     def sparse_s(self, terms: Terms, precision: Precision = Precision.FP32) -> float:
         """Seconds of one vCPU per query for all gathers."""
@@ -62,6 +89,7 @@ class Function:
     vcpu: float
     memory: float
     why: str = ""
+    gpus: int = 0
 
     @property
     def total_memory(self) -> float:
@@ -71,16 +99,21 @@ class Function:
 
 @dataclass(frozen=True)
 class Layout:
-    """A gateway (first) and its shards, hottest first."""
+    """A gateway (first), its shards, hottest first, and the dense function where there is one."""
 
     demand: Demand
     terms: Terms
     gateway: Function
     shards: tuple[Function, ...]
+    dense: Function | None = field(init=False)
     functions: tuple[Function, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "functions", (self.gateway, *self.shards))
+        apart = self.demand.dense
+        dense = _dense(self.demand, apart, self.terms) if apart else None
+        object.__setattr__(self, "dense", dense)
+        every = (self.gateway, *self.shards, *([dense] if dense else []))
+        object.__setattr__(self, "functions", every)
 
     @classmethod
     def of(
@@ -92,14 +125,19 @@ class Layout:
         precision: Precision = Precision.FP32,
         resident_precision: Precision = Precision.FP32,
         why: Sequence[str] = (),
+        precisions: Sequence[Precision] = (),
     ) -> Layout:
-        """Size every function for the demand. Empty slices and shards are dropped."""
+        """Size every function for the demand. Empty slices and shards are dropped.
+
+        `precisions` has one for each shard, instead of `precision` for all.
+        """
         kept = [[each for each in rows if each.stop > each.start] for rows in shards]
         reasons = list(why) or [""] * len(kept)
-        pairs = [(rows, text) for rows, text in zip(kept, reasons, strict=True) if rows]
+        kinds = list(precisions) or [precision] * len(kept)
+        parts = [each for each in zip(kept, reasons, kinds, strict=True) if each[0]]
         functions = [
-            _shard(demand, terms, f"shard-{index}", rows, precision, text)
-            for index, (rows, text) in enumerate(pairs)
+            _shard(demand, terms, f"shard-{index}", rows, kind, text)
+            for index, (rows, text, kind) in enumerate(parts)
         ]
         inside = [each for each in resident if each.stop > each.start]
         gateway = _gateway(demand, terms, inside, resident_precision, functions)
@@ -124,13 +162,15 @@ class Layout:
     def p95_s(self) -> float:
         """95th percentile of a query's latency, in seconds.
 
-        The query passes the gateway, then its slowest shard. The 5 % tail is split evenly over
-        the functions that it visits (union bound), so this is conservative under the model.
+        The query passes the gateway, its slowest shard, then the dense function if any. The 5 %
+        tail is split evenly over the functions that it visits (union bound), so this is
+        conservative under the model.
         """
         tail = 0.05 / len(self.functions)
-        waits = [self._latency(each, tail) for each in self.functions]
-        remote = max(waits[1:]) + self.terms.hop_s if self.shards else 0.0
-        return waits[0] + remote
+        waits = [self._latency(each, tail) for each in self.shards]
+        remote = max(waits) + self.terms.hop_s if waits else 0.0
+        tower = self._latency(self.dense, tail) + self.terms.hop_s if self.dense else 0.0
+        return self._latency(self.gateway, tail) + remote + tower
 
     def _latency(self, function: Function, tail: float) -> float:
         service = function.service_s / min(1.0, function.vcpu)
@@ -168,6 +208,19 @@ def _contents(
         size += (each.stop - each.start) * precision.row_bytes(table.spec.dim)
         seconds += gathered * terms.beta_of(table.spec.dim, precision)
     return share + gathers, count, size, seconds
+
+
+def _dense(demand: Demand, dense: DenseDemand, terms: Terms) -> Function:
+    """On a GPU a replica has one, and one vCPU that feeds it."""
+    on_gpu = dense.device == "cuda"
+    sized = terms if not on_gpu else terms.on(1.0)
+    load = demand.qps * dense.service_s
+    number = replicas(max(load, demand.qps * dense.cpu_s), sized, demand.min_replicas)
+    vcpu = 1.0 if on_gpu else vcpu_each(load, number, sized)
+    return Function(
+        "dense", (), Precision.FP32, 0.0, 0, 0.0, dense.service_s, load, number, vcpu,
+        dense.memory_bytes, "the dense tower", int(on_gpu),
+    )  # fmt: skip
 
 
 def _shard(

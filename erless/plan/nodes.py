@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from erless.plan.layout import Layout
-from erless.plan.prices import InstanceType
+from erless.plan.prices import InstanceType, Prices
 
 __all__ = ["Group", "Packing", "pack", "pack_equal"]
 
@@ -38,16 +38,32 @@ class Packing:
 Group = tuple[float, float, int]  # vCPU, bytes, how many
 
 
-def pack(layout: Layout, types: Sequence[InstanceType]) -> Packing | None:
-    """The cheapest packing found; None where a container fits on no type."""
-    groups: list[Group] = [(each.vcpu, each.memory, each.replicas) for each in layout.functions]
+def pack(layout: Layout, prices: Prices) -> Packing | None:
+    """The cheapest packing found; None where a container fits on no type.
+
+    Containers with a GPU get nodes of their own, one GPU each.
+    """
+    groups: list[Group] = [(each.vcpu, each.memory, each.replicas)
+                           for each in layout.functions if not each.gpus]  # fmt: skip
     best: Packing | None = None
-    ladder = sorted(types, key=lambda kind: (kind.usd_per_hour, kind.name))
-    for kind in types:
+    ladder = sorted(prices.types, key=lambda kind: (kind.usd_per_hour, kind.name))
+    for kind in prices.types:
         found = _fill(groups, kind, ladder)
         if found and (best is None or found.usd_per_month < best.usd_per_month - 1e-9):
             best = found
-    return best
+    dense = layout.dense
+    if best is None or dense is None or not dense.gpus:
+        return best
+    choices = [
+        (math.ceil(dense.replicas / each), kind)
+        for kind in prices.gpu_types
+        if (each := min(kind.gpu, int(kind.usable_vcpu / dense.vcpu),
+                        int(kind.usable_bytes / dense.memory)))
+    ]  # fmt: skip
+    if not choices:
+        return None
+    count, kind = min(choices, key=lambda each: (each[0] * each[1].usd_per_hour, each[1].name))
+    return Packing((*best.nodes, (kind, count)))
 
 
 def pack_equal(groups: Sequence[Group], kind: InstanceType) -> int | None:

@@ -9,25 +9,27 @@ from dataclasses import dataclass, replace
 from erless.errors import InfeasibleError, PlanError
 from erless.plan.baselines import model_wise, table_wise
 from erless.plan.bounds import dollars_bound, memory_bound
-from erless.plan.cost import DEFAULT_TERMS, PAPER_TERMS, Terms, tower_macs
+from erless.plan.constraints import check_request, no_node, shard_bytes, violations
+from erless.plan.cost import DEFAULT_TERMS, PAPER_TERMS, Terms
 from erless.plan.curves import TableLoad
 from erless.plan.demanded import demanded_layouts
+from erless.plan.dense import placements
 from erless.plan.elasticrec import elasticrec
 from erless.plan.frozen import split_frozen
 from erless.plan.joint import joint_layouts, joint_memory
 from erless.plan.layout import Demand, Layout
+from erless.plan.measured import Measured, measured_terms
 from erless.plan.nodes import Packing, pack
 from erless.plan.prices import Prices, read_prices
 from erless.plan.request import PlanRequest, Policy
-from erless.plan.tiers import with_floors
+from erless.plan.tiers import with_tiers
+from erless.plan.tower import TowerCost, tower_cost
 from erless.specs.model import ModelSpec
-from erless.specs.profile import ThroughputCurve
 
 __all__ = ["POLICIES", "Candidate", "Outcome", "Planner"]
 
 POLICIES: tuple[Policy, ...] = ("model-wise", "table-wise", "elasticrec", "joint")
 MANY_TABLES = 64  # beyond this many, policies try fewer container sizes
-GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Outcome:
     request: PlanRequest
     demand: Demand
     terms: Terms
+    tower: TowerCost
     prices: Prices
     bound: float
     best: dict[Policy, Candidate]
@@ -66,7 +69,7 @@ class Planner:
         tables: the same tables with their traffic.
         request: all knobs.
         prices: instance types; None takes those that ship.
-        curve: measured throughput; None takes the shipped default.
+        measured: curves of the profile; None takes the shipped defaults.
 
     Raises:
         PlanError: λ is not above 0, or a value contradicts another.
@@ -75,15 +78,18 @@ class Planner:
 
     def __init__(
         self, model: ModelSpec, tables: Sequence[TableLoad], request: PlanRequest,
-        prices: Prices | None = None, curve: ThroughputCurve | None = None,
+        prices: Prices | None = None, measured: Measured | None = None,
     ) -> None:  # fmt: skip
         self.request = request
         self.prices = prices or read_prices()
-        self.terms = _terms(request, curve)
-        tower = request.tower_ms / 1e3 if request.tower_ms is not None else None
-        if tower is None:
-            tower = tower_macs(model) * request.batch * self.terms.mac_s
-        idle = Demand(tuple(tables), 0.0, tower, request.batch, request.min_replicas)
+        measured = measured or Measured()
+        self.terms = _terms(request, measured)
+        self.tower = tower_cost(
+            model, request.batch, self.terms, given_ms=request.tower_ms,
+            curves=() if request.equal_containers else measured.towers,
+            archive_bytes=measured.archive_bytes,
+        )  # fmt: skip
+        idle = Demand(tuple(tables), 0.0, self.tower.seconds, request.batch, request.min_replicas)
         qps = request.qps
         if qps is None:
             qps = request.traffic / idle.monolith_s(self.terms)
@@ -93,44 +99,10 @@ class Planner:
         biggest = max(kind.usable_vcpu for kind in self.prices.types)
         if not self.terms.fixed_vcpu:
             self.terms = self.terms.on(min(request.max_vcpu or biggest, biggest))
-        self._check()
-
-    @property
-    def shard_bytes(self) -> float:
-        """Most bytes of one container."""
-        node = max(kind.usable_bytes for kind in self.prices.types)
-        limit = self.request.max_shard_bytes or math.inf
-        return min(limit, math.inf if self.terms.fixed_vcpu else node)
-
-    def _check(self) -> None:
-        """Constraints that no layout can meet, all at once."""
-        wrong = []
-        sla, demand, terms = self.request.sla_p95_ms, self.demand, self.terms
-        floor = (terms.call_s + demand.tower_s) * 1e3
-        if sla is not None and floor > sla:
-            wrong.append(
-                f"SLA: the dense tower and its call alone take {floor:.2f} ms on one vCPU, "
-                f"{floor - sla:.2f} ms over the {sla:g} ms allowed: raise sla_p95_ms, shrink the "
-                "batch or the tower"
-            )
-        widest = max(demand.tables, key=lambda table: table.spec.dim)
-        row = self.request.precision.row_bytes(widest.spec.dim) + terms.shard_memory_bytes
-        if row > self.shard_bytes:
-            wrong.append(
-                f"shard size: one row of {widest.spec.name} with the function's own memory needs "
-                f"{row:,.0f} bytes, {row - self.shard_bytes:,.0f} over the {self.shard_bytes:,.0f} "
-                "allowed: raise max_shard_bytes"
-            )
-        largest = max(kind.usable_bytes for kind in self.prices.types)
-        if terms.gateway_memory_bytes > largest:
-            wrong.append(
-                f"nodes: a gateway without rows needs {terms.gateway_memory_bytes:,.0f} bytes, "
-                f"the largest node type has {largest:,.0f}: add a larger type to the prices"
-            )
-        if terms.fixed_vcpu and terms.max_vcpu > max(k.usable_vcpu for k in self.prices.types):
-            wrong.append("nodes: no type has a whole vCPU free: add a larger type to the prices")
-        if wrong:
-            raise InfeasibleError(wrong[0].split(": raise")[0], tuple(wrong))
+        self.places = placements(request, self.demand, self.tower, self.terms, self.prices)
+        self.shard_bytes = shard_bytes(request, self.terms, self.prices)
+        least = min(self.places, key=lambda each: each.least_s(self.terms))
+        check_request(request, least, self.terms, self.prices)
 
     def outcome(self, policies: Sequence[Policy] | None = None) -> Outcome:
         """Lay out the policies (default: only the one asked for) and bound them all.
@@ -150,20 +122,19 @@ class Planner:
             found = self._choose(policy, pools[policy], policy == self.request.policy)
             if found:
                 best[policy] = self._frozen(found) if policy == "joint" else found
-        free = best.get("joint")
-        if not (free and self.request.shaped):
-            free = None
-        else:
+        free = best.get("joint") if self.request.shaped else None
+        if free:
             best["joint"] = self._demanded()
-        return Outcome(self.request, self.demand, self.terms, self.prices, self._bound(), best,
-                       free)  # fmt: skip
+        return Outcome(self.request, self.demand, self.terms, self.tower, self.prices,
+                       self._bound(), best, free)  # fmt: skip
 
     def _frozen(self, found: Candidate) -> Candidate:
         """With its idle rows in a function of their own, where frozen rows are wanted."""
         if not self.request.freezes:
             return found
-        layout = split_frozen(found.layout, self.request)
-        packing = pack(layout, self.prices.types)
+        split = split_frozen(found.layout, self.request)
+        layout = with_tiers(split, found.policy, self.request)
+        packing = pack(layout, self.prices)
         return Candidate(found.policy, layout, packing) if packing else found
 
     def _demanded(self) -> Candidate:
@@ -173,14 +144,16 @@ class Planner:
             InfeasibleError: no layout has that shape within the constraints.
         """
         pool = [
-            layout for size in self._sizes()
-            for layout in demanded_layouts(self.demand, self.terms.on(size), self.request)
-        ]  # fmt: skip
+            layout
+            for demand in self.places
+            for size in self._sizes()
+            for kind in self.request.precisions
+            for layout in demanded_layouts(demand, self.terms.on(size), self.request, kind)
+        ]
         found = self._choose("joint", pool, strict=True) if pool else None
         if found is None:
-            wanted = self.request.shards
-            line = (f"shards: {wanted} remote functions need as many groups of rows outside the "
-                    "gateway: lower shards or the resident share")  # fmt: skip
+            line = (f"shards: {self.request.shards} remote functions need as many groups of rows "
+                    "outside the gateway: lower shards or the resident share")  # fmt: skip
             raise InfeasibleError("no plan has the demanded shape", (line,))
         return found
 
@@ -197,60 +170,64 @@ class Planner:
 
     def _pool(self, policy: Policy, per_table: int | None = None) -> list[Layout]:
         layouts: list[Layout] = []
-        for size in self._sizes():
-            terms = self.terms.on(size)
-            if policy == "model-wise":
-                layouts.append(model_wise(self.demand, terms))
-            elif policy == "table-wise":
-                layouts.append(table_wise(self.demand, terms))
-            elif policy == "elasticrec":
-                layouts.append(elasticrec(self.demand, terms, per_table))
-            else:
-                layouts += self._joint(terms)
+        for demand in self.places:
+            for size in self._sizes():
+                terms = self.terms.on(size)
+                if policy == "model-wise":
+                    layouts.append(model_wise(demand, terms))
+                elif policy == "table-wise":
+                    layouts.append(table_wise(demand, terms))
+                elif policy == "elasticrec":
+                    layouts.append(elasticrec(demand, terms, per_table))
+                else:
+                    layouts += self._joint(demand, terms)
         return layouts
 
-    def _joint(self, terms: Terms) -> list[Layout]:
+    def _joint(self, demand: Demand, terms: Terms) -> list[Layout]:
         request = self.request
         chosen: list[Layout] = []
-        for hot in (True,) if terms.fixed_vcpu else (True, False):
-            layouts = joint_layouts(
-                self.demand, terms, precision=request.precision,
-                resident_precision=request.resident_precision, max_fan_out=request.max_fan_out,
-                max_shard_bytes=self.shard_bytes, resident_hot=hot,
-                shards_wanted=12 if terms.fixed_vcpu else 6,
-            )  # fmt: skip
-            if terms.fixed_vcpu:
-                return layouts
-            by_number: dict[int, Layout] = {}
-            for each in layouts:
-                known = by_number.get(len(each.shards))
-                if known is None or each.memory < known.memory:
-                    by_number[len(each.shards)] = each
-            chosen += by_number.values()
+        for precision in request.precisions:
+            for hot in (True,) if terms.fixed_vcpu else (True, False):
+                layouts = joint_layouts(
+                    demand, terms, precision=precision,
+                    resident_precision=request.resident_precision,
+                    max_fan_out=request.max_fan_out, max_shard_bytes=self.shard_bytes,
+                    resident_hot=hot, shards_wanted=12 if terms.fixed_vcpu else 6,
+                )  # fmt: skip
+                if terms.fixed_vcpu:
+                    chosen += layouts
+                    continue
+                by_number: dict[int, Layout] = {}
+                for each in layouts:
+                    known = by_number.get(len(each.shards))
+                    if known is None or each.memory < known.memory:
+                        by_number[len(each.shards)] = each
+                chosen += by_number.values()
         return chosen
 
     def _choose(self, policy: Policy, pool: Sequence[Layout], strict: bool) -> Candidate | None:
         """The cheapest layout that meets the constraints; for a baseline, else the cheapest."""
-        pool = [with_floors(each, policy, self.request) for each in pool]
-        if self.request.aim == "memory":
+        pool = [with_tiers(each, policy, self.request) for each in pool]
+        by_memory = self.request.aim == "memory"
+        if by_memory:
             pool = sorted(pool, key=lambda each: each.memory)
             legal = [each for each in pool if not self._violations(each)]
             head = [joint_memory(legal)] if policy == "joint" and legal else []
             pool = [*head, *pool]
         packed = []
         for rank, layout in enumerate(pool):
-            packing = pack(layout, self.prices.types)
+            packing = pack(layout, self.prices)
             if packing is None:
                 continue
             legal_now = not self._violations(layout)
-            key = (not legal_now, rank if self.request.aim == "memory" else 0.0,
-                   round(packing.usd_per_month, 6), len(layout.shards), layout.memory)  # fmt: skip
+            key = (not legal_now, rank if by_memory else 0.0, round(packing.usd_per_month, 6),
+                   self._loss(layout), len(layout.shards), layout.memory)  # fmt: skip
             packed.append((key, Candidate(policy, layout, packing)))
-            if self.request.aim == "memory" and legal_now:
+            if by_memory and legal_now:
                 break
         if not packed:
             if strict:
-                raise self._no_node(pool)
+                raise no_node(pool, self.prices)
             return None
         key, found = min(packed, key=lambda entry: entry[0])
         if key[0] and strict:
@@ -258,54 +235,38 @@ class Planner:
             raise InfeasibleError(f"no {policy} plan meets the constraints", tuple(lines))
         return found
 
-    def _violations(self, layout: Layout) -> list[str]:
-        """Constraints that this layout breaks: measured, allowed, what lifts it."""
-        request, lines = self.request, []
-        if request.sla_p95_ms is not None and layout.p95_s * 1e3 > request.sla_p95_ms:
-            over = layout.p95_s * 1e3 - request.sla_p95_ms
-            lines.append(f"SLA: predicted p95 {layout.p95_s * 1e3:.2f} ms, {over:.2f} ms over the "
-                         f"{request.sla_p95_ms:g} ms allowed: raise sla_p95_ms or lower the "
-                         "utilisation")  # fmt: skip
-        if len(layout.shards) > request.max_fan_out:
-            lines.append(f"fan-out: {len(layout.shards)} remote calls per query, "
-                         f"{len(layout.shards) - request.max_fan_out} over the "
-                         f"{request.max_fan_out} allowed: raise max_fan_out")  # fmt: skip
-        for each in layout.shards:
-            if each.memory > self.shard_bytes * (1 + 1e-9):
-                lines.append(f"shard size: {each.name} has {each.memory:,.0f} bytes, "
-                             f"{each.memory - self.shard_bytes:,.0f} over the "
-                             f"{self.shard_bytes:,.0f} allowed: raise max_shard_bytes")  # fmt: skip
-                break
-        return lines
+    def _loss(self, layout: Layout) -> int:
+        """Where dollars are equal, precision is not given up for nothing."""
+        kinds = [each.precision for each in layout.shards]
+        return max((-kind.row_bytes(1024) for kind in kinds), default=-(1 << 30))
 
-    def _no_node(self, pool: Sequence[Layout]) -> InfeasibleError:
-        lowest = min(pool, key=lambda layout: max(each.memory for each in layout.functions))
-        need = max(each.memory for each in lowest.functions)
-        node = max(kind.usable_bytes for kind in self.prices.types)
-        over = max(0.0, need - node)
-        line = (f"nodes: the largest container needs {need:,.0f} bytes, {over:,.0f}"
-                f" over what the largest node type has ({node:,.0f}): add a larger type to the "
-                "prices, or set max_shard_bytes")  # fmt: skip
-        return InfeasibleError("no node type fits", (line,))
+    def _violations(self, layout: Layout) -> list[str]:
+        return violations(layout, self.request, self.shard_bytes)
 
     def _bound(self) -> float:
         request = self.request
         if request.aim == "memory":
-            return memory_bound(self.demand, self.terms, request.precision,
-                                request.resident_precision, request.max_fan_out)  # fmt: skip
-        return dollars_bound(self.demand, self.terms, request.precision,
-                             request.resident_precision, self.prices.types)  # fmt: skip
+            return min(self._memory_bound(demand) for demand in self.places)
+        return min(
+            dollars_bound(demand, self.terms, request.smallest, request.resident_precision,
+                          self.prices) for demand in self.places
+        )  # fmt: skip
+
+    def _memory_bound(self, place: Demand) -> float:
+        """A CPU function for the tower is a gateway without rows beside a shard: no new bound."""
+        request, dense = self.request, place.dense
+        fan_out = min(254, request.max_fan_out + (dense is not None))
+        on_gpu = dense is not None and dense.device == "cuda"
+        least = memory_bound(place if on_gpu else self.demand, self.terms, request.smallest,
+                             request.resident_precision, fan_out)  # fmt: skip
+        return least + (dense.memory_bytes if on_gpu and dense else 0.0)
 
 
-def _terms(request: PlanRequest, curve: ThroughputCurve | None) -> Terms:
-    """The paper's terms, or erless's with the measured curve."""
+def _terms(request: PlanRequest, measured: Measured) -> Terms:
+    """The paper's terms, or erless's with the measured curves."""
     if request.equal_containers:
         return PAPER_TERMS
-    terms = DEFAULT_TERMS
-    if curve is not None:
-        part = terms.gather_fixed + (1 - terms.gather_fixed) * curve.row_bytes / 128
-        terms = replace(terms, curve=curve.name, curve_shipped=curve.shipped,
-                        call_s=curve.overhead_s, gather_s=curve.gather_s / part)  # fmt: skip
+    terms = measured_terms(DEFAULT_TERMS, measured)
     if request.utilisation:
         terms = replace(terms, utilisation=request.utilisation)
     return terms

@@ -61,6 +61,11 @@ class Prices:
         """Types that sparse functions and a CPU tower run on."""
         return tuple(each for each in self.every if not each.gpu)
 
+    @property
+    def gpu_types(self) -> tuple[InstanceType, ...]:
+        """Instance types with GPUs, for the dense tower."""
+        return tuple(kind for kind in self.every if kind.gpu)
+
 
 def read_prices(path: Path | None = None) -> Prices:
     """Read a price file; without a path, the one that ships.

@@ -25,7 +25,10 @@ class PlanRequest(Frozen):
     batch: int = Field(32, ge=1, description="samples per query")
     equal_containers: bool = Field(False, description="the paper's terms")
     precision: Precision = Field(Precision.FP32, description="below the resident tier")
-    resident_precision: Precision = Precision.FP32
+    allowed: tuple[Precision, ...] = Field((), description="to choose from, instead of one")
+    tier_precision: dict[Tier, Precision] = Field(
+        default_factory=dict, description="of single tiers, over `precision`"
+    )
     shards: int | None = Field(
         None,
         ge=1,
@@ -49,6 +52,9 @@ class PlanRequest(Frozen):
     )
     max_vcpu: float | None = Field(None, gt=0, description="of one container; None: the node's")
     utilisation: float | None = Field(None, gt=0, le=1)
+    dense: Literal["auto", "gateway", "function", "gpu"] = Field(
+        "auto", description="where the dense tower runs"
+    )
     tower_ms: float | None = Field(None, ge=0, description="CPU of the dense tower per query")
     target_utilisation: float = Field(0.7, gt=0, le=1, description="Knative's")
     scale_window_s: float = Field(60.0, gt=0)
@@ -60,6 +66,22 @@ class PlanRequest(Frozen):
         """Whether the shape of the joint policy's layout is demanded, not chosen."""
         knobs = (self.shards, self.resident_share, self.max_resident_bytes, self.frozen_share)
         return any(each is not None for each in knobs)
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Precisions to try below the resident tier."""
+        return self.allowed or (self.precision,)
+
+    @property
+    def resident_precision(self) -> Precision:
+        """Precision of the rows inside the gateway."""
+        return self.tier_precision.get(Tier.RESIDENT, Precision.FP32)
+
+    @property
+    def smallest(self) -> Precision:
+        """The precision of fewest bytes that any shard may have; lower bounds rest on it."""
+        below = [kind for tier, kind in self.tier_precision.items() if tier != Tier.RESIDENT]
+        return min((*self.precisions, *below), key=lambda kind: kind.row_bytes(1024))
 
     @property
     def freezes(self) -> bool:

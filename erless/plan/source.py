@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from erless.dlrm.workload import WORKLOADS
 from erless.errors import PlanError
 from erless.plan.curves import RATIO, AccessCurve, TableLoad
+from erless.plan.measured import Measured
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import ModelSpec
 from erless.specs.profile import MANIFEST, Profile
+from erless.storage.digests import digest_json
 from erless.storage.tensors import TensorFile
 
-__all__ = ["MANY_ROWS", "profile_tables", "workload_tables"]
+__all__ = [
+    "MANY_ROWS", "Source", "profile_source", "profile_tables", "workload_source", "workload_tables",
+]  # fmt: skip
 
 MANY_ROWS = 200  # tables from here on: coarser curves keep planning within its time
 
@@ -39,6 +43,45 @@ def workload_tables(
     return model, [TableLoad(table, gathers, curve) for table in model.tables]
 
 
+@dataclass(frozen=True)
+class Source:
+    """A model with its traffic, what was measured of it, and what to say of gaps."""
+
+    model: ModelSpec
+    tables: list[TableLoad]
+    measured: Measured
+    model_digest: str
+    profile_digest: str
+    notes: list[str]
+
+
+def workload_source(name: str, locality: float, batch: int, rows: int | None = None) -> Source:
+    """A reference workload; its digests identify its shape.
+
+    Raises:
+        PlanError: no such workload, or a locality outside 0 … 1.
+    """
+    model, tables = workload_tables(name, locality, batch, rows)
+    shape = {"workload": name, "locality": locality}
+    return Source(model, tables, Measured(), digest_json(model.model_dump(mode="json")),
+                  digest_json(shape), [])  # fmt: skip
+
+
+def profile_source(model: Path, profile: Path, batch: int, stale: bool = False) -> Source:
+    """A bundle with the traffic and the speed of its profile.
+
+    Raises:
+        ArtifactError: one of them is missing or damaged.
+        PlanError: they do not fit together.
+    """
+    bundle = BundleManifest.open(model)
+    found, tables, notes = profile_tables(bundle, profile, batch, stale)
+    accesses = sum(each.accesses for each in found.tables)
+    locality = sum(each.locality * each.accesses for each in found.tables) / max(1, accesses)
+    measured = Measured(found.curves, found.towers, locality, bundle.tower.size_bytes)
+    return Source(bundle.model, tables, measured, bundle.digest, found.digest, notes)
+
+
 def profile_tables(
     bundle: BundleManifest, folder: Path, batch: int, stale: bool = False
 ) -> tuple[Profile, list[TableLoad], list[str]]:
@@ -49,6 +92,9 @@ def profile_tables(
         PlanError: it was made for another bundle, or for tables of another size.
     """
     profile = Profile.load(folder / MANIFEST)
+    if not profile.tables:
+        raise PlanError(f"{folder}: the profile has no accesses, only measurements of speed: "
+                        "profile a log into it with --log")  # fmt: skip
     if profile.model_digest != bundle.digest and not stale:
         raise PlanError(
             f"{folder}: profiled for bundle {profile.model_digest[:12]}, the model is "
@@ -66,6 +112,11 @@ def profile_tables(
         if access.rows != spec.rows:
             raise PlanError(f"{folder}: table {spec.name} has {access.rows:,} rows in the profile, "
                             f"{spec.rows:,} in the model")  # fmt: skip
+        if not access.samples:
+            raise PlanError(
+                f"{folder}: table {spec.name}: the log did not say how many samples it "
+                "covers, so traffic per query is unknown: profile again with --samples"
+            )
         counts = TensorFile(folder / access.counts.path).map("counts")
         curve = AccessCurve.from_counts(counts, spec.rows, ratio)
         tables.append(TableLoad(spec, access.pooling_factor * batch, curve))

@@ -14,9 +14,9 @@ from erless.plan.cost import vcpu_each
 from erless.plan.frozen import FROZEN
 from erless.plan.layout import Function, Layout
 from erless.plan.request import PlanRequest, Policy
-from erless.specs.plan import Tier
+from erless.specs.plan import Precision, Tier
 
-__all__ = ["floor_of", "tiers_of", "with_floors"]
+__all__ = ["floor_of", "tiers_of", "with_tiers"]
 
 
 def tiers_of(layout: Layout) -> list[Tier]:
@@ -44,16 +44,34 @@ def floor_of(tier: Tier, policy: Policy, request: PlanRequest) -> int:
     return 0 if sleeps and request.min_replicas == 1 else request.min_replicas
 
 
-def with_floors(layout: Layout, policy: Policy, request: PlanRequest) -> Layout:
-    """The layout with at least `tier_replicas` planned of each function."""
+def with_tiers(layout: Layout, policy: Policy, request: PlanRequest) -> Layout:
+    """The layout with the precision that its tiers ask for, and their fewest replicas."""
+    tiers = tiers_of(layout)
+    wanted = [request.tier_precision.get(tier, each.precision)
+              for each, tier in zip(layout.shards, tiers, strict=True)]  # fmt: skip
+    if policy == "joint" and any(
+        kind is not each.precision for each, kind in zip(layout.shards, wanted, strict=True)
+    ):
+        layout = _stored_as(layout, wanted)
     if not request.tier_replicas:
         return layout
-    tiers = [Tier.RESIDENT, *tiers_of(layout)]
     gateway, *shards = (
         _raised(each, floor_of(tier, policy, request), layout)
-        for each, tier in zip(layout.functions, tiers, strict=True)
-    )
+        for each, tier in zip((layout.gateway, *layout.shards), (Tier.RESIDENT, *tiers),
+                              strict=True)
+    )  # fmt: skip
     return Layout(layout.demand, layout.terms, gateway, tuple(shards))
+
+
+def _stored_as(layout: Layout, kinds: list[Precision]) -> Layout:
+    resized = Layout.of(
+        layout.demand, layout.terms, [each.slices for each in layout.shards],
+        layout.gateway.slices, resident_precision=layout.gateway.precision,
+        why=[each.why for each in layout.shards], precisions=kinds,
+    )  # fmt: skip
+    named = (replace(new, name=old.name)
+             for new, old in zip(resized.shards, layout.shards, strict=True))  # fmt: skip
+    return Layout(layout.demand, layout.terms, resized.gateway, tuple(named))
 
 
 def _raised(function: Function, least: int, layout: Layout) -> Function:

@@ -64,7 +64,7 @@ def test_packed_nodes_hold_what_is_on_them() -> None:
         nodes = each.packing.nodes
         assert sum(k.usable_vcpu * n for k, n in nodes) >= each.layout.vcpu - 1e-6
         assert sum(k.usable_bytes * n for k, n in nodes) >= each.layout.memory - 1
-        assert pack(each.layout, found.prices.types) is not None
+        assert pack(each.layout, found.prices) is not None
 
 
 def test_plan_document_round_trips(tmp_path) -> None:
