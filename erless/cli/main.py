@@ -24,6 +24,7 @@ from erless.cli import (
     profile,
     releases,
     report,
+    render,
 )
 from erless.version import __version__
 
@@ -65,6 +66,7 @@ app.command("profile")(profile.profile)
 app.command("plan")(plan.plan)
 app.command("pack")(pack.pack)
 app.add_typer(releases.app, name="releases")
+app.command("render")(render.render)
 app.command("predict")(predict.predict)
 app.command("report")(report.report)
 

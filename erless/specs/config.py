@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from erless.errors import ConfigError
+from erless.specs.knative import KnativeTarget
 from erless.specs.plan import Precision, Tier
+from erless.specs.section import Section
 from erless.storage.atomic import os_errors
 
 __all__ = [
@@ -23,13 +25,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class _Section(BaseModel):
-    """Written by people: frozen, and strict about names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Traffic(_Section):
+class Traffic(Section):
     """What the deployment must serve."""
 
     qps: Positive = Field(100.0, description="Queries per second to plan for.")
@@ -37,7 +33,7 @@ class Traffic(_Section):
     sla_p95_ms: Positive = Field(100.0, description="95th percentile of latency, in ms.")
 
 
-class Planner(_Section):
+class Planner(Section):
     """How rows become functions."""
 
     policy: Literal["joint", "elasticrec", "table-wise", "model-wise"] = Field(
@@ -54,7 +50,7 @@ class Planner(_Section):
     prices: Path | None = Field(None, description="Your own price table; default: the shipped one.")
 
 
-class PrecisionBudget(_Section):
+class PrecisionBudget(Section):
     """Which precisions the plan may use below the resident tier."""
 
     allowed: tuple[Precision, ...] = Field(
@@ -65,7 +61,7 @@ class PrecisionBudget(_Section):
     )
 
 
-class Gateway(_Section):
+class Gateway(Section):
     """The data path's front."""
 
     max_in_flight: Count = Field(256, description="Queries at once; beyond it 503 + Retry-After.")
@@ -81,24 +77,14 @@ class Gateway(_Section):
     )
 
 
-class LocalTarget(_Section):
+class LocalTarget(Section):
     """This machine, with plain processes."""
 
     state: Path = Field(Path(".erless"), description="Folder of the supervisor's state.")
     port: int = Field(0, ge=0, le=65535, description="Gateway's port on loopback; 0: any free.")
 
 
-class KnativeTarget(_Section):
-    """A Kubernetes cluster with Knative Serving."""
-
-    context: str | None = Field(None, description="kubeconfig context; default: the current one.")
-    namespace: str = Field(
-        "erless", pattern=r"^[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?$", description="Namespace."
-    )
-    infra: Path | None = Field(None, description="Terraform folder whose outputs to read.")
-
-
-class Targets(_Section):
+class Targets(Section):
     """Where to deploy."""
 
     default: Literal["local", "knative"] = Field("local", description="Target of `erless deploy`.")
@@ -106,7 +92,7 @@ class Targets(_Section):
     knative: KnativeTarget = KnativeTarget()
 
 
-class Config(_Section):
+class Config(Section):
     """All of `erless.yaml`. Relative paths are relative to the file."""
 
     model: Path = Field(Path("model"), description="The model bundle.")
@@ -187,7 +173,7 @@ def _anchored(config: Config, folder: Path) -> Config:
     """`config` with paths relative to `folder`."""
     local, knative = config.targets.local, config.targets.knative
     store = config.store if "://" in config.store else str(folder / config.store)
-    infra = knative.infra and folder / knative.infra
+    paths = {name: getattr(knative, name) for name in ("infra", "kubeconfig", "images_file")}
     prices = config.planner.prices and folder / config.planner.prices
     return config.model_copy(
         update={
@@ -198,7 +184,9 @@ def _anchored(config: Config, folder: Path) -> Config:
             "targets": config.targets.model_copy(
                 update={
                     "local": local.model_copy(update={"state": folder / local.state}),
-                    "knative": knative.model_copy(update={"infra": infra}),
+                    "knative": knative.model_copy(
+                        update={name: path and folder / path for name, path in paths.items()}
+                    ),
                 }
             ),
         }

@@ -1,0 +1,109 @@
+"""Options of verbs that speak to a Kubernetes cluster, and what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from erless.deploy.site import Site
+    from erless.deploy.target import Desired
+    from erless.specs.config import Config
+
+__all__ = [
+    "ContextOption", "ImageOption", "InfraOption", "KubeconfigOption", "NamespaceOption",
+    "ReleaseOption", "cluster_config", "cluster_site", "desired_release",
+]  # fmt: skip
+
+ReleaseOption = Annotated[
+    str, typer.Option("--release", "-r", help="Digest or its beginning [default: the newest].")
+]
+InfraOption = Annotated[
+    Path | None,
+    typer.Option(help="Terraform folder, or a saved `terraform output -json` [knative]."),
+]
+KubeconfigOption = Annotated[
+    Path | None, typer.Option(help="kubeconfig [default: KUBECONFIG] [knative].")
+]
+ContextOption = Annotated[str | None, typer.Option(help="kubeconfig context [knative].")]
+NamespaceOption = Annotated[
+    str | None, typer.Option("--namespace", "-n", help="Kubernetes namespace [knative].")
+]
+ImageOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image", help="KIND=REGISTRY/NAME@sha256:…; gateway, dense or sparse [knative]."
+    ),
+]
+
+
+def cluster_config(
+    config: Config,
+    *,
+    kubeconfig: Path | None = None,
+    context: str | None = None,
+    namespace: str | None = None,
+    infra: Path | None = None,
+) -> Config:
+    """`config` with the command line's values above `erless.yaml`'s.
+
+    Raises:
+        ConfigError: a value does not fit.
+    """
+    from pydantic import ValidationError
+
+    from erless.errors import ConfigError
+    from erless.specs.config import KnativeTarget
+
+    given = {
+        "kubeconfig": kubeconfig, "context": context, "namespace": namespace, "infra": infra
+    }  # fmt: skip
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if not chosen:
+        return config
+    here = config.targets.knative.model_dump(exclude_unset=True)
+    try:
+        knative = KnativeTarget.model_validate(here | chosen)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from error
+    targets = config.targets.model_copy(update={"knative": knative})
+    return config.model_copy(update={"targets": targets})
+
+
+def cluster_site(config: Config, images: Sequence[str] | None = None) -> Site:
+    """The cluster that `config` names, with `images` as the command line has them.
+
+    Raises:
+        ConfigError: an image is not KIND=IMAGE, or the images file is damaged.
+        InfraError: Terraform's outputs cannot be read.
+    """
+    from erless.deploy.infra import read_infra
+    from erless.deploy.site import resolve_site
+    from erless.errors import ConfigError
+
+    chosen: dict[str, str] = {}
+    for each in images or ():
+        kind, sign, image = each.partition("=")
+        if not sign or not image:
+            raise ConfigError(f"--image {each}: expected KIND=IMAGE")
+        chosen[kind] = image
+    folder = config.targets.knative.infra
+    return resolve_site(config, read_infra(folder) if folder else None, chosen)
+
+
+def desired_release(
+    config: Config, store: str | None, release: str, endpoint_url: str | None
+) -> Desired:
+    """A release of the store and its plan.
+
+    Raises:
+        StoreError: no such release.
+        ArtifactError: it is damaged.
+    """
+    from erless.deploy.desired import load_desired
+
+    return load_desired(store or config.store, release, endpoint_url)

@@ -1,0 +1,64 @@
+"""`erless render`: the Kubernetes objects of a release, as YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from erless.cli.cluster_options import (
+    ImageOption,
+    InfraOption,
+    NamespaceOption,
+    ReleaseOption,
+    cluster_config,
+    cluster_site,
+    desired_release,
+)
+from erless.cli.options import EndpointOption, StoreOption, project
+from erless.cli.run import Output, OutputOption, emit, verb
+
+__all__ = ["render"]
+
+
+@verb
+def render(
+    store: StoreOption = None,
+    release: ReleaseOption = "",
+    image: ImageOption = None,
+    namespace: NamespaceOption = None,
+    infra: InfraOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the YAML here [default: stdout].")
+    ] = None,
+    endpoint_url: EndpointOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Write the exact Kubernetes objects that `erless deploy --target knative` applies.
+
+    They are checked against Kubernetes' and Knative's definitions; no cluster is needed.
+
+    Example: `erless render --store releases --namespace recs > release.yaml`
+    """
+    import sys
+
+    import yaml
+
+    from erless.deploy.render import render as render_objects
+    from erless.deploy.schema import check_objects
+    from erless.storage.atomic import os_errors, staged_file
+
+    config = cluster_config(project(), namespace=namespace, infra=infra)
+    desired = desired_release(config, store, release, endpoint_url)
+    rendered = render_objects(desired, cluster_site(config, image))
+    check_objects(rendered.objects)
+    text = yaml.safe_dump_all(rendered.objects, sort_keys=False, width=1000)
+    if out is not None:
+        with staged_file(out) as stage, os_errors(stage):
+            stage.write_text(text, encoding="utf-8")
+    document = {"release": desired.release.digest, "objects": list(rendered.objects)}
+    if output is Output.JSON or out is None:
+        emit(output, document, lambda _: print(text, end="", file=sys.stdout))
+    else:
+        emit(output, document, lambda console: console.print(f"wrote {out}"))

@@ -1,0 +1,37 @@
+"""What shall run, read from a store: a release, and the plan that it was packed from."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from erless.deploy.target import Desired
+from erless.errors import ArtifactError
+from erless.specs.plan import Plan
+from erless.specs.stored import find_release
+from erless.storage.stores import open_store
+
+__all__ = ["load_desired"]
+
+
+def load_desired(location: str, release: str = "", endpoint_url: str | None = None) -> Desired:
+    """The release whose digest begins with `release` ("": the newest) in the store at `location`.
+
+    Raises:
+        StoreError: no such store or release.
+        ArtifactError: release or plan are damaged, or do not belong together.
+        StorageError: the disk or service refused.
+    """
+    store = open_store(location, endpoint_url=endpoint_url)
+    found = find_release(store, release)
+    with tempfile.TemporaryDirectory(prefix="erless-") as folder:
+        path = Path(folder) / "plan.json"
+        path.write_bytes(store.read(found.plan.path))
+        plan = Plan.load(path)
+    if plan.digest != found.plan_digest:
+        raise ArtifactError(
+            f"{store.url}/{found.plan.path}: plan {plan.digest[:12]}, "
+            f"expected {found.plan_digest[:12]}"
+        )
+    where = location if location.startswith("s3://") else str(Path(location).resolve())
+    return Desired(where, found, plan, endpoint_url)

@@ -1,0 +1,137 @@
+"""What the objects depend on besides release and plan: the cluster, as configured and provisioned.
+
+`erless.yaml` wins over what Terraform says; images come from `erless.yaml`, or from the file that
+`erless image push` wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from erless.deploy.infra import Infra
+from erless.errors import ConfigError
+from erless.specs.config import Config, Gateway
+from erless.specs.knative import FunctionKind, KnativeTarget, PodPlacement
+from erless.storage.atomic import os_errors
+
+__all__ = ["Site", "read_images", "resolve_site"]
+
+KINDS: tuple[FunctionKind, ...] = ("gateway", "dense", "sparse")
+DIGEST = re.compile(r"^[^\s@]+@sha256:[0-9a-f]{64}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A cluster to render for.
+
+    images: function kind → image by digest. sla_ms: p95 objective of a query.
+    """
+
+    options: KnativeTarget
+    images: Mapping[FunctionKind, str]
+    gateway: Gateway = field(default_factory=Gateway)
+    sla_ms: float = 100.0
+    create_namespace: bool = True
+
+    def image(self, kind: FunctionKind) -> str:
+        """The image of a function.
+
+        Raises:
+            ConfigError: none is configured, or by tag: a tag may move.
+        """
+        image = self.images.get(kind)
+        if image is None:
+            raise ConfigError(
+                f"no image for {kind} functions: `erless image push` writes one to "
+                f"{self.options.images_file}, or name it under targets.knative.images"
+            )
+        if not DIGEST.match(image):
+            raise ConfigError(
+                f"image {image} of {kind} functions is not named by digest (@sha256:…)"
+            )
+        return image
+
+    def place(self, role: str) -> PodPlacement:
+        """Where pods of `role` may run."""
+        return next(
+            (p for name, p in self.options.placement.items() if name == role), PodPlacement()
+        )
+
+
+def resolve_site(
+    config: Config, infra: Infra | None = None, images: Mapping[str, str] | None = None
+) -> Site:
+    """Combine configuration and infrastructure.
+
+    Args:
+        config: of `erless.yaml`.
+        infra: what Terraform provisioned, if it did.
+        images: function kind → image, above all others.
+
+    Raises:
+        ConfigError: the images file is damaged, or `gateway.token_env` has no Secret beside it.
+    """
+    options = config.targets.knative
+    if infra is not None:
+        options = _with_infra(options, infra)
+    if config.gateway.token_env and not options.token_secret:
+        raise ConfigError(
+            "gateway.token_env is set; on Kubernetes the token comes from a Secret: name one under "
+            "targets.knative.token_secret (key `token`)"
+        )
+    found: dict[FunctionKind, str] = {}
+    if options.images_file.exists():
+        found |= read_images(options.images_file)
+    found |= options.images
+    for kind, image in (images or {}).items():
+        found[_kind(kind)] = image
+    return Site(options, found, config.gateway, config.traffic.sla_p95_ms)
+
+
+def _kind(name: str) -> FunctionKind:
+    for kind in KINDS:
+        if kind == name:
+            return kind
+    raise ConfigError(f"no function kind {name!r}: {', '.join(KINDS)} are")
+
+
+def read_images(path: Path) -> dict[FunctionKind, str]:
+    """What `erless image push` wrote: function kind → image by digest.
+
+    Raises:
+        ConfigError: not that file.
+        ArtifactError: there is no such file.
+    """
+    with os_errors(path, "read"):
+        text = path.read_text(encoding="utf-8")
+    try:
+        document = json.loads(text)
+        images = document["images"]
+        return {_kind(kind): str(image) for kind, image in images.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: not a file of `erless image push` ({error!r})") from error
+
+
+def _with_infra(options: KnativeTarget, infra: Infra) -> KnativeTarget:
+    """`options`, completed by what Terraform says where nothing is set by hand."""
+    chosen = options.model_fields_set
+    identity = infra.identity
+    update: dict[str, object] = {}
+    if "namespace" not in chosen:
+        update["namespace"] = identity.namespace
+    if "service_account" not in chosen:
+        update["service_account"] = identity.service_account
+    if options.role_arn is None and identity.method == "irsa":
+        update["role_arn"] = identity.functions_role_arn
+    update["region"] = options.region or infra.region
+    update["registry"] = options.registry or infra.registry_url
+    placement = {
+        role: PodPlacement.model_validate(place.model_dump())
+        for role, place in infra.placement.items()
+    }
+    update["placement"] = placement | dict(options.placement)
+    return options.model_copy(update=update)
