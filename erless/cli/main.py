@@ -23,8 +23,8 @@ from erless.cli import (
     predict,
     profile,
     releases,
-    report,
     render,
+    report,
 )
 from erless.version import __version__
 
