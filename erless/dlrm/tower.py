@@ -16,9 +16,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erless.dlrm.exported import load_exported
-from erless.errors import ModelError
+from erless.dlrm.layers import (
+    builtin_spec,
+    check_layers,
+    interaction_pairs,
+    top_inputs,
+    tower_layers,
+)
 from erless.specs.bundle import BundleManifest
-from erless.specs.model import DlrmTower, Interaction, ModelSpec
+from erless.specs.model import DlrmTower, ModelSpec
 from erless.storage.tensors import TensorFile
 
 __all__ = [
@@ -59,11 +65,11 @@ class BuiltinTower(Tower):
     """
 
     def __init__(self, model: ModelSpec, bottom: Layers, top: Layers) -> None:
-        self.model, self.spec = model, _builtin_spec(model)
+        self.model, self.spec = model, builtin_spec(model)
         self.bottom, self.top = bottom, top
         device = top[0][0].device
-        pairs = _pairs(self.spec.interaction, len(model.tables) + 1)
-        self._pairs = None if pairs is None else pairs.to(device)
+        pairs = interaction_pairs(self.spec.interaction, len(model.tables) + 1)
+        self._pairs = None if pairs is None else torch.from_numpy(pairs).to(device)
 
     def __call__(self, dense: Tensor, pooled: Sequence[Tensor]) -> Tensor:
         """Predict, (B,) float32; see `Tower`."""
@@ -116,65 +122,14 @@ class ForeignTower(Tower):
         return moved
 
 
-def _builtin_spec(model: ModelSpec) -> DlrmTower:
-    if not isinstance(model.tower, DlrmTower):
-        raise ModelError(f"model {model.name} has an exported tower, not the built-in one")
-    return model.tower
-
-
-def top_inputs(model: ModelSpec) -> int:
-    """Width of the top MLP's input under the built-in tower's interaction."""
-    tower = _builtin_spec(model)
-    x = tower.bottom_mlp[-1]
-    pairs = _pairs(tower.interaction, len(model.tables) + 1)
-    return x + (sum(table.dim for table in model.tables) if pairs is None else len(pairs))
-
-
-def _pairs(interaction: Interaction, vectors: int) -> Tensor | None:
-    """Which products of the flattened (vectors × vectors) matrix enter the top MLP, in order."""
-    if interaction is Interaction.CAT:
-        return None
-    if interaction is Interaction.DOT_UPPER:
-        index = torch.triu_indices(vectors, vectors, offset=1)
-    else:
-        diagonal = 0 if interaction is Interaction.DOT_ITSELF else -1
-        index = torch.tril_indices(vectors, vectors, offset=diagonal)
-    return index[0] * vectors + index[1]
-
-
-def tower_layers(model: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the built-in tower's tensors, in file order.
-
-    `bottom.I.weight` (out, in), `bottom.I.bias` (out,), then `top.I.…`.
-    """
-    tower = _builtin_spec(model)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, inputs, sizes in (
-        ("bottom", model.dense_features, tower.bottom_mlp),
-        ("top", top_inputs(model), tower.top_mlp),
-    ):
-        width = inputs
-        for layer, size in enumerate(sizes):
-            shapes[f"{name}.{layer}.weight"] = (size, width)
-            shapes[f"{name}.{layer}.bias"] = (size,)
-            width = size
-    return shapes
-
-
 def builtin_tower(model: ModelSpec, tensors: Mapping[str, Tensor]) -> BuiltinTower:
     """The built-in tower over `tensors`, named and shaped as `tower_layers` says.
 
     Raises:
         ModelError: a tensor is missing or of another shape.
     """
-    for name, shape in tower_layers(model).items():
-        if name not in tensors:
-            raise ModelError(f"the tower has no tensor {name}")
-        if tuple(tensors[name].shape) != shape:
-            raise ModelError(
-                f"tower tensor {name} has shape {tuple(tensors[name].shape)}, expected {shape}"
-            )
-    tower = _builtin_spec(model)
+    check_layers(model, {name: tuple(each.shape) for name, each in tensors.items()})
+    tower = builtin_spec(model)
 
     def layers(name: str, count: int) -> Layers:
         return [(tensors[f"{name}.{i}.weight"], tensors[f"{name}.{i}.bias"]) for i in range(count)]

@@ -1,0 +1,393 @@
+"""HTTP/1.1 between gateway, shards and clients: the gateway's half.
+
+An `Endpoint` keeps the connections to one function; `send` starts a call and returns at once. On
+an idle connection that costs one write: no task, no future. Whoever called is called back once,
+with the `Reply` or with the `CallError` that explains why there is none.
+
+A connection that dies before any byte of an answer is replaced once and the request sent again:
+that is what a replica that was stopped looks like. Connections are replaced when they are old, so
+that new replicas behind the same address get their share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import httptools
+
+from erless.errors import ErlessError, first_line
+from erless.serve.http import Buffer, aligned, body_offset
+
+__all__ = ["Call", "CallError", "Endpoint", "Reply"]
+
+BUFFER_BYTES = 64 << 10
+MAX_HEAD_BYTES = 16 << 10
+MAX_BODY_BYTES = 256 << 20
+LATENCIES = 256  # of the last calls, for the p95
+EVERY = 32  # calls between two computations of it
+CONNECT_S = 10.0
+
+
+class CallError(ErlessError):
+    """A call got no usable answer. `unanswered`: the connection died before any byte of one."""
+
+    def __init__(self, message: str, *, unanswered: bool = False) -> None:
+        super().__init__(message)
+        self.unanswered = unanswered
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer. `took_s` since the request was written; header names in lower case."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    body: memoryview
+    took_s: float
+
+
+Callback = Callable[["Reply | CallError"], None]
+
+
+class _Head:
+    """What llhttp calls while it parses an answer."""
+
+    __slots__ = ("chunks", "ended", "headers", "received")
+
+    def __init__(self) -> None:
+        self.headers: dict[bytes, bytes] = {}
+        self.chunks: list[bytes] = []
+        self.received = 0
+        self.ended = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.lower()] = value
+
+    def on_body(self, data: bytes) -> None:
+        self.received += len(data)
+        if self.received <= MAX_BODY_BYTES:
+            self.chunks.append(data)
+
+    def on_message_complete(self) -> None:
+        self.ended = True
+
+
+class Call:
+    """One request on its way. `abort` gives it up; the callback is then not called."""
+
+    __slots__ = ("began", "buffers", "connection", "done", "endpoint", "retried", "task")
+
+    def __init__(self, endpoint: Endpoint, buffers: Sequence[Buffer], done: Callback) -> None:
+        self.endpoint, self.buffers = endpoint, buffers
+        self.done: Callback | None = done
+        self.connection: _Connection | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.retried = False
+        self.began = endpoint.now()
+
+    @property
+    def open(self) -> bool:
+        """Neither answered nor given up."""
+        return self.done is not None
+
+    def finish(self, result: Reply | CallError) -> None:
+        """Call back, once."""
+        done, self.done = self.done, None
+        self.connection = None
+        if done is not None:
+            done(result)
+
+    def abort(self) -> None:
+        """Give up: an answer that still comes belongs to nobody, so its connection closes."""
+        self.done = None
+        if self.task is not None:
+            self.task.cancel()
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+
+class _Connection(asyncio.BufferedProtocol):
+    """One connection; at most one request on it at a time."""
+
+    __slots__ = (
+        "body", "born", "buffer", "call", "endpoint", "got", "head", "keep", "parser",
+        "status", "tail", "transport", "used", "view",
+    )  # fmt: skip
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.transport: asyncio.Transport | None = None
+        self.call: Call | None = None
+        self.buffer = bytearray(BUFFER_BYTES)
+        self.view = memoryview(self.buffer)
+        self.tail = self.got = self.status = 0
+        self.head: _Head | None = None
+        self.parser: Any = None
+        self.body: memoryview | None = None
+        self.keep = True
+        self.born = self.used = endpoint.now()
+
+    # -- asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.endpoint.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.endpoint.forget(self)
+        call, self.call = self.call, None
+        if call is not None:
+            started = self.tail > 0 or self.head is not None
+            why = f": {first_line(exc)}" if exc else ""
+            if started:
+                call.finish(CallError(f"the connection broke within the answer{why}"))
+            else:
+                call.endpoint.unanswered(call, f"the connection closed before an answer{why}")
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self.body is not None and self.got < len(self.body):
+            return self.body[self.got :]
+        return self.view[self.tail :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self.call is None:
+            self.close()  # nobody asked
+            return
+        if self.body is not None:
+            self.got += nbytes
+            if self.got == len(self.body):
+                self._complete(self.body)
+            return
+        self.tail += nbytes
+        if self.parser is not None:
+            self._feed_chunks(0)
+        else:
+            self._parse()
+
+    # -- sending
+
+    def send(self, call: Call) -> None:
+        """Write the request of `call`."""
+        self.call, call.connection = call, self
+        if self.transport is not None:
+            self.transport.writelines(call.buffers)
+
+    def close(self) -> None:
+        """Close; a call that waits here is not told."""
+        self.call = None
+        self.endpoint.forget(self)
+        if self.transport is not None:
+            self.transport.abort()
+
+    # -- the answer
+
+    def _parse(self) -> None:
+        begin = 0
+        while True:
+            end = self.buffer.find(b"\r\n\r\n", begin, self.tail) + 4
+            if end < 4:
+                if self.tail - begin > MAX_HEAD_BYTES:
+                    self._damaged("its head is too large")
+                elif begin:
+                    self.buffer[: self.tail - begin] = self.buffer[begin : self.tail]
+                    self.tail -= begin
+                return
+            head = _Head()
+            parser = httptools.HttpResponseParser(head)
+            try:
+                parser.feed_data(self.view[begin:end])
+            except httptools.HttpParserError as error:
+                self._damaged(str(error))
+                return
+            self.status = parser.get_status_code()
+            begin = end
+            if self.status >= 200:
+                break
+        self.head = head
+        self.keep = parser.should_keep_alive()
+        self._expect_body(head, parser, begin)
+
+    def _expect_body(self, head: _Head, parser: Any, begin: int) -> None:
+        length = head.headers.get(b"content-length")
+        if b"transfer-encoding" in head.headers:
+            self.parser = parser
+            self._feed_chunks(begin)
+            return
+        if length is None or not length.isdigit():
+            self._damaged("it has no length")
+            return
+        size = int(length)
+        if size > MAX_BODY_BYTES or self.tail - begin > size:
+            self._damaged(f"its length is {size:,} bytes")
+            return
+        body = aligned(size, body_offset(head.headers))
+        got = self.tail - begin
+        body[:got] = self.view[begin : self.tail]
+        if got == size:
+            self._complete(body)
+        else:
+            self.body, self.got = body, got
+
+    def _feed_chunks(self, begin: int) -> None:
+        head = self.head
+        if head is None:
+            return
+        try:
+            self.parser.feed_data(self.view[begin : self.tail])
+        except httptools.HttpParserError as error:
+            self._damaged(str(error))
+            return
+        self.tail = 0
+        if head.received > MAX_BODY_BYTES:
+            self._damaged(f"it has more than {MAX_BODY_BYTES:,} bytes")
+        elif head.ended:
+            whole = b"".join(head.chunks)
+            body = aligned(len(whole), body_offset(head.headers))
+            body[:] = whole
+            self._complete(body)
+
+    def _damaged(self, why: str) -> None:
+        call = self.call
+        self.close()
+        if call is not None:
+            call.finish(CallError(f"the answer is not HTTP: {why}"))
+
+    def _complete(self, body: memoryview) -> None:
+        call, head = self.call, self.head
+        if call is None or head is None:
+            return
+        self.call = self.head = self.parser = self.body = None
+        self.tail = 0
+        took = self.endpoint.now() - call.began
+        self.endpoint.release(self, took)
+        call.finish(Reply(self.status, head.headers, body, took))
+
+
+class Endpoint:
+    """One function, reached at `http://host:port`.
+
+    Args:
+        url: where.
+        age_s: a connection is replaced after this long.
+        on_retry: told of each call that is sent again.
+    """
+
+    def __init__(self, url: str, age_s: float, on_retry: Callable[[], None]) -> None:
+        authority = url.removeprefix("http://").rstrip("/")
+        host, _, port = authority.rpartition(":")
+        if not port.isdigit():
+            host, port = authority, "80"
+        self.url, self.host, self.port = url, host.strip("[]"), int(port)
+        self.authority = authority.encode()
+        self._age_s, self._on_retry = age_s, on_retry
+        self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
+        self.connections: set[_Connection] = set()
+        self._idle: list[_Connection] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._latencies: deque[float] = deque(maxlen=LATENCIES)
+        self._calls = 0
+        self.p95_s = math.inf  # until enough calls are known
+
+    @property
+    def connected(self) -> bool:
+        """A connection exists that has carried an answer."""
+        return any(each.used > each.born for each in self.connections)
+
+    def send(self, buffers: Sequence[Buffer], done: Callback) -> Call:
+        """Start a call.
+
+        Args:
+            buffers: the whole request; not to be changed until the call is over.
+            done: called back once, never from within `send`.
+        """
+        call = Call(self, buffers, done)
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.transport is not None and not connection.transport.is_closing():
+                connection.send(call)
+                return call
+        self._connect(call)
+        return call
+
+    def _connect(self, call: Call | None) -> None:
+        task = self._loop.create_task(self._open(call))
+        if call is not None:
+            call.task = task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _open(self, call: Call | None) -> None:
+        """A new connection for `call`, or, for None, an idle one."""
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                _, connection = await self._loop.create_connection(
+                    lambda: _Connection(self), self.host, self.port
+                )
+        except (OSError, TimeoutError) as error:
+            if call is not None:
+                call.task = None
+                why = first_line(error) if str(error) else f"no answer within {CONNECT_S:g} s"
+                self.unanswered(call, f"no connection: {why}")
+            return
+        if call is None:
+            self._idle.append(connection)
+            return
+        call.task = None
+        if call.open:
+            connection.send(call)
+        else:
+            self._idle.append(connection)
+
+    def unanswered(self, call: Call, why: str) -> None:
+        """The connection of `call` is gone and no byte of an answer came: try once more."""
+        call.connection = None
+        if not call.open:
+            return
+        if call.retried:
+            call.finish(CallError(why, unanswered=True))
+            return
+        call.retried = True
+        self._on_retry()
+        self._connect(call)
+
+    def release(self, connection: _Connection, took_s: float) -> None:
+        """An answer is complete: keep its connection, unless it is old or the server closes it."""
+        now = self.now()
+        connection.used = now
+        self._latencies.append(took_s)
+        self._calls += 1
+        if self._calls % EVERY == 0:
+            ordered = sorted(self._latencies)
+            self.p95_s = ordered[int(0.95 * len(ordered))]
+        if not connection.keep or now - connection.born > self._age_s:
+            connection.close()
+            if connection.keep and not self._idle:
+                self._connect(None)
+        else:
+            self._idle.append(connection)
+
+    def forget(self, connection: _Connection) -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def sweep(self) -> None:
+        """Close idle connections that are old."""
+        oldest = self.now() - self._age_s
+        for each in [each for each in self._idle if each.used < oldest]:
+            each.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        for task in self._tasks:
+            task.cancel()
+        for each in list(self.connections):
+            each.close()

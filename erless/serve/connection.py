@@ -1,0 +1,382 @@
+"""HTTP/1.1 between gateway, shards and clients: one connection of a server.
+
+An `asyncio.BufferedProtocol`. llhttp (httptools) parses heads; the body's framing is our own, so
+that a body of known size is received straight into the buffer that numpy then reads, aligned for
+it. One request of a connection is handled at a time; pipelined ones wait.
+
+A handler that returns a Response is answered within the same turn of the loop: no task is made.
+Limits: head, body, time for the head, time for the body, a client that does not read its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from typing import TYPE_CHECKING, Any, cast
+
+import httptools
+
+from erless.serve.http import Request, Response, aligned, body_offset, problem
+
+if TYPE_CHECKING:
+    from erless.serve.server import HttpServer
+
+__all__ = ["Connection"]
+
+BUFFER_BYTES = 64 << 10  # a whole small request in one read
+LINGER_S = 2.0  # a refused client that still sends
+CHOKED_BYTES = 4 << 20  # an answer this size waits for its reader before the next request
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+BODYLESS = {204, 304}
+
+
+class _State(Enum):
+    HEAD = 0  # between requests, or within a head
+    BODY = 1  # a body of known size
+    CHUNKED = 2
+    WAIT = 3  # the handler has it
+    LINGER = 4  # refused: what still comes is thrown away, so that the client reads why
+    CLOSED = 5
+
+
+_DEAF = {_State.LINGER, _State.CLOSED}
+
+
+class _Head:
+    """What llhttp calls while it parses a head, and a chunked body."""
+
+    __slots__ = (
+        "chunks",
+        "complete",
+        "ended",
+        "extra",
+        "headers",
+        "limit",
+        "method",
+        "received",
+        "target",
+    )
+
+    def __init__(self, limit: int) -> None:
+        self.headers: dict[bytes, bytes] = {}
+        self.target = b""
+        self.complete = self.ended = self.extra = False
+        self.chunks: list[bytes] = []
+        self.received = 0
+        self.limit = limit
+
+    def on_url(self, url: bytes) -> None:
+        if self.complete:
+            self.extra = True
+        else:
+            self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.complete:
+            return  # a trailer
+        name = name.lower()
+        old = self.headers.get(name)
+        self.headers[name] = value if old is None else old + b", " + value
+
+    def on_body(self, data: bytes) -> None:
+        self.received += len(data)
+        if self.received <= self.limit:
+            self.chunks.append(data)
+
+    def on_message_complete(self) -> None:
+        self.ended = True
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client."""
+
+    __slots__ = (
+        "body",
+        "buffer",
+        "choked",
+        "got",
+        "head",
+        "keep",
+        "method",
+        "parser",
+        "path",
+        "paused",
+        "server",
+        "since",
+        "start",
+        "state",
+        "tail",
+        "transport",
+        "view",
+    )  # fmt: skip
+
+    def __init__(self, server: HttpServer) -> None:
+        self.server = server
+        self.transport: asyncio.Transport | None = None
+        self.state = _State.HEAD
+        self.buffer = bytearray(BUFFER_BYTES)
+        self.view = memoryview(self.buffer)
+        self.start = self.tail = self.got = 0
+        self.body = memoryview(b"")
+        self.head: _Head | None = None
+        self.parser: Any = None
+        self.method = self.path = b""
+        self.keep = True
+        self.paused = self.choked = False
+        self.since = server.now()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        self.transport.set_write_buffer_limits(CHOKED_BYTES)
+        self.server.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self.state = _State.CLOSED
+        self.server.connections.discard(self)
+        self.server.check_drained()
+
+    def pause_writing(self) -> None:
+        """The client does not read its answer fast enough."""
+        self.choked = True
+        self.since = self.server.now()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self.choked = False
+        self.since = self.server.now()
+        if self.state is _State.HEAD:
+            self._parse()
+
+    # -- receiving
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go: the body's own buffer, while one is expected."""
+        if self.state is _State.BODY:
+            return self.body[self.got :]
+        if self.state in _DEAF:
+            self.start = self.tail = 0
+        return self.view[self.tail :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """They are there."""
+        if self.state is _State.BODY:
+            self.got += nbytes
+            if self.got == len(self.body):
+                self._dispatch(self.body)
+                self._parse()
+            return
+        if self.state in _DEAF:
+            return
+        if self.tail == self.start and self.state is _State.HEAD:
+            self.since = self.server.now()  # the first byte of a head
+        self.tail += nbytes
+        if self.state is _State.HEAD:
+            self._parse()
+        elif self.state is _State.CHUNKED:
+            self._feed_chunks()
+        if self.tail == BUFFER_BYTES:
+            self._make_room()
+
+    def eof_received(self) -> bool:
+        """Half-closed by the client: answer what is being handled, then close."""
+        if self.state is _State.WAIT:
+            self.keep = False
+            return True
+        return False
+
+    def _make_room(self) -> None:
+        """Move what is left to the front; a full buffer stops reading until it is handled."""
+        left = self.tail - self.start
+        if self.start and left:
+            self.buffer[:left] = self.buffer[self.start : self.tail]
+        self.start, self.tail = 0, left
+        if left == BUFFER_BYTES and not self.paused and self.transport:
+            self.paused = True
+            self.transport.pause_reading()
+
+    def _parse(self) -> None:
+        """Handle every complete request in the buffer, until one has to wait."""
+        while self.state is _State.HEAD and not self.choked:
+            while self.tail - self.start >= 2 and self.buffer.startswith(b"\r\n", self.start):
+                self.start += 2  # RFC 9112, 2.2: empty lines in front of a request
+            if self.start == self.tail:
+                self.start = self.tail = 0
+                break
+            end = self.buffer.find(b"\r\n\r\n", self.start, self.tail)
+            if end < 0:
+                if self.tail - self.start > self.server.limits.head_bytes:
+                    self._refuse(431, "the request's head is too large")
+                elif self.tail == BUFFER_BYTES:
+                    self._make_room()
+                break
+            if end - self.start > self.server.limits.head_bytes:
+                self._refuse(431, "the request's head is too large")
+                break
+            self._take_head(end + 4)
+        if self.paused and self.tail < BUFFER_BYTES and self.transport:
+            self.paused = False
+            self.transport.resume_reading()
+
+    def _take_head(self, end: int) -> None:
+        head = _Head(self.server.limits.body_bytes)
+        parser = httptools.HttpRequestParser(head)
+        fed = self.view[self.start : end]
+        self.start = end
+        try:
+            parser.feed_data(fed)
+        except httptools.HttpParserUpgrade:
+            pass  # an offer that we do not take up (RFC 9110, 7.8)
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"not an HTTP/1.1 request: {error}")
+            return
+        self.keep = parser.should_keep_alive()
+        self.method = parser.get_method()
+        self.path = head.target.partition(b"?")[0]
+        if not head.target:
+            self._refuse(400, "not an HTTP/1.1 request: its head is incomplete")
+            return
+        if not self.path.startswith(b"/"):
+            try:
+                self.path = httptools.parse_url(head.target).path or b"/"
+            except httptools.HttpParserError:
+                self._refuse(400, "the request's target is not a URL")
+                return
+        self.head = head
+        self._expect_body(head, parser)
+
+    def _expect_body(self, head: _Head, parser: Any) -> None:
+        headers = head.headers
+        limit = self.server.limits.body_bytes
+        chunked = b"transfer-encoding" in headers
+        if chunked and headers[b"transfer-encoding"].strip().lower() != b"chunked":
+            self._refuse(501, "this transfer encoding is not supported: use chunked")
+            return
+        size = 0 if chunked else int(headers.get(b"content-length", b"0"))
+        if size > limit:
+            self._refuse(413, f"the body has {size:,} bytes, at most {limit:,} are taken")
+            return
+        if b"expect" in headers:
+            if headers[b"expect"].lower() != b"100-continue":
+                self._refuse(417, "only Expect: 100-continue is known")
+                return
+            if (chunked or size > self.tail - self.start) and self.transport:
+                self.transport.write(CONTINUE)
+        if chunked:
+            head.complete = True
+            self.parser = parser
+            self.state = _State.CHUNKED
+            self._feed_chunks()
+        elif size:
+            body = aligned(size, body_offset(headers))
+            got = min(size, self.tail - self.start)
+            body[:got] = self.view[self.start : self.start + got]
+            self.start += got
+            if got == size:
+                self._dispatch(body)
+            else:
+                self.start = self.tail = 0
+                self.body, self.got = body, got
+                self.state = _State.BODY
+        else:
+            self._dispatch(memoryview(b""))
+
+    def _feed_chunks(self) -> None:
+        head = self.head
+        if head is None:
+            return
+        data = self.view[self.start : self.tail]
+        self.start = self.tail = 0
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            head.extra = True
+        except httptools.HttpParserError as error:
+            if not head.ended:
+                self._refuse(400, f"the chunked body is damaged: {error}")
+                return
+            head.extra = True
+        if head.received > head.limit:
+            self._refuse(413, f"the body has more than the {head.limit:,} bytes that are taken")
+        elif head.ended:
+            if head.extra:
+                self.keep = False  # what came behind the body is gone: the client sends it anew
+            whole = b"".join(head.chunks)
+            body = aligned(len(whole), body_offset(head.headers))
+            body[:] = whole
+            self._dispatch(body)
+            self._parse()
+
+    # -- answering
+
+    def _dispatch(self, body: memoryview) -> None:
+        head = self.head
+        if head is None:
+            return
+        self.body, self.head, self.parser = memoryview(b""), None, None
+        self.state = _State.WAIT
+        request = Request(self.method, self.path, head.headers, body, self.server.now())
+        answer = self.server.handler(request)
+        if isinstance(answer, Response):
+            self.answer(answer)
+        else:
+            self.server.spawn(self, answer)
+
+    def answer(self, response: Response) -> None:
+        """Write `response`; the connection is then ready for its next request, or closes."""
+        transport = self.transport
+        if self.state is _State.CLOSED or transport is None or transport.is_closing():
+            return
+        keep = self.keep and not response.close and not self.server.draining
+        head = self.server.head(response, keep)
+        if self.method == b"HEAD" or response.status in BODYLESS:
+            transport.write(head)
+        else:
+            transport.writelines([head, *response.body])
+        self.state = _State.HEAD
+        self.since = self.server.now()
+        if not keep:
+            self.state = _State.CLOSED
+            transport.close()
+
+    def resume(self) -> None:
+        """Go on with what was pipelined behind a request that was answered later."""
+        self._parse()
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer what cannot be read on from, and close."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        self.server.refused(status)
+        response = problem(status, message)
+        transport.writelines([self.server.head(response, keep=False), *response.body])
+        transport.write_eof()
+        self.state, self.since = _State.LINGER, self.server.now()
+
+    def sweep(self, now: float) -> None:
+        """Enforce the time limits."""
+        limits, waited = self.server.limits, now - self.since
+        if self.transport is None:
+            return
+        if self.transport.get_write_buffer_size() > 0 and waited > limits.read_s:
+            self.transport.abort()
+        elif self.state is _State.LINGER:
+            if waited > LINGER_S:
+                self.transport.close()
+        elif self.state is _State.HEAD and self.tail == self.start:
+            if waited > limits.idle_s:
+                self.transport.close()
+        elif self.state is _State.HEAD:
+            if waited > limits.head_s:
+                self._refuse(408, f"no complete head within {limits.head_s:g} s")
+        elif self.state in {_State.BODY, _State.CHUNKED}:
+            got = self.got if self.state is _State.BODY else getattr(self.head, "received", 0)
+            if waited > limits.body_s + got / limits.body_rate:
+                self._refuse(408, f"no complete body within {waited:.0f} s")
+
+    @property
+    def idle(self) -> bool:
+        """Between requests."""
+        return self.state is _State.HEAD and self.tail == self.start

@@ -1,0 +1,337 @@
+"""The gateway: bucketize, fan out, combine, predict.
+
+    query → bucketize → resident rows, here ────────┐
+                      → one call per touched shard ─┴→ combine → tower → prediction
+
+All calls of a query start within one turn of the event loop; what is resident is pooled while
+they are on their way; each partial is added when it comes. The first failure fails the query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm.rows import Bucket, Buckets
+from erless.errors import ArtifactError, QueryError, ServeError
+from erless.serve.app import Answer, Call
+from erless.serve.client import Call as Sent
+from erless.serve.client import CallError, Endpoint, Reply
+from erless.serve.load import OpenGateway, open_gateway, open_tower
+from erless.serve.metrics import Metrics
+from erless.serve.remote import RemoteDense, RemoteShard, was_cold
+from erless.serve.settings import Settings
+from erless.serve.sparse import source_of
+from erless.serve.towers import Predict, open_predict
+from erless.serve.wire import TensorSpec
+from erless.specs.model import ModelSpec
+from erless.specs.plan import Tier
+
+__all__ = ["Gateway", "check_query", "load_gateway", "query_inputs"]
+
+Floats = NDArray[np.float32]
+IDLE_S = 5.0  # no query for so long: the next one touches every function
+SWEEP_S = 1.0
+COLD_BUDGET_S = 0.02  # beyond a shard's usual time, before default vectors stand in for it
+NARROW = np.iinfo(np.int32).max
+
+
+def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
+    """The tensors of a whole query to `model`."""
+    return (
+        TensorSpec("values", ("INT64", "INT32"), (-1,)),
+        TensorSpec("lengths", ("INT32",), (len(model.tables), -1)),
+        TensorSpec("dense", ("FP32",), (-1, model.dense_features)),
+        TensorSpec("weights", ("FP32",), (-1,), optional=not model.has_weights),
+    )
+
+
+def check_query(inputs: dict[str, NDArray[Any]], max_batch: int) -> None:
+    """What bucketize and the kernels do not check.
+
+    Raises:
+        QueryError: saying what does not fit.
+    """
+    dense, lengths, weights = inputs["dense"], inputs["lengths"], inputs.get("weights")
+    batch = lengths.shape[1]
+    if batch > max_batch:
+        raise QueryError(f"{batch:,} samples, at most {max_batch:,} are taken")
+    if len(dense) != batch:
+        raise QueryError(f"dense has {len(dense):,} samples, lengths {batch:,}")
+    for name, array in (("dense", dense), ("weights", weights)):
+        if array is not None and not np.isfinite(array).all():
+            position = [int(each) for each in np.argwhere(~np.isfinite(array))[0]]
+            raise QueryError(f"{name}{position} is {array[tuple(position)]}: not a finite number")
+
+
+def load_gateway(settings: Settings, metrics: Metrics) -> tuple[OpenGateway, Predict]:
+    """Everything that the gateway holds: may run in any thread.
+
+    Raises:
+        ArtifactError: something is missing or altered, or a remote shard has no URL.
+    """
+    source = source_of(settings)
+    opened = open_gateway(source, settings.digest)
+    urls = settings.shard_urls or {}
+    for shard in opened.release.remote:
+        if shard.digest not in urls:
+            raise ArtifactError(
+                f"ERLESS_SHARD_URLS has no URL for shard {shard.name} ({shard.digest})"
+            )
+    if settings.dense_url:
+        return opened, _elsewhere
+    tower = open_tower(source, settings.digest)
+    predict = open_predict(tower.path, tower.model, threads=settings.threads)
+    tower.close()
+    return opened, predict
+
+
+def _elsewhere(dense: Floats, pooled: Floats) -> Floats:
+    raise ServeError("the tower is a function of its own")
+
+
+class _Fan:
+    """The calls of one query: `done` is set when all are answered, or the first has failed."""
+
+    __slots__ = ("cold", "degraded", "done", "open", "sent", "timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.open = 0
+        self.sent: list[Sent] = []
+        self.timer: asyncio.TimerHandle | None = None
+        self.cold = self.degraded = False
+
+    def arrived(self) -> None:
+        """One more call is answered."""
+        self.open -= 1
+        if not self.open and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """The query has failed; the other calls are left to end by themselves."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def expire(self) -> None:
+        """The deadline: give up what is still under way."""
+        waiting = [each for each in self.sent if each.open]
+        self.fail(
+            ServeError(
+                f"the deadline passed while {', '.join(sorted(e.endpoint.url for e in waiting))} "
+                "did not answer",
+                504, "deadline",
+            )
+        )  # fmt: skip
+        for each in waiting:
+            each.abort()
+
+
+class Gateway:
+    """Answers `prediction` for a whole query. Create it on the event loop.
+
+    Args:
+        opened: the release's gateway files.
+        predict: the tower; not called where it is a function of its own.
+        settings, metrics: of this process.
+    """
+
+    def __init__(
+        self, opened: OpenGateway, predict: Predict, settings: Settings, metrics: Metrics
+    ) -> None:
+        self._opened, self._predict = opened, predict
+        self._settings, self._metrics = settings, metrics
+        self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
+        release = opened.release
+        self.model = release.model.name
+        self.inputs = query_inputs(release.model)
+        self.outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
+        self.digest = release.digest
+        urls = settings.shard_urls or {}
+        self._remote = {
+            number: RemoteShard(
+                number,
+                shard.name,
+                shard.digest,
+                self._endpoint(urls[shard.digest]),
+                halves=settings.half_partials,
+                keen=shard.tier is not Tier.FROZEN,
+            )
+            for number, shard in enumerate(release.shards)
+            if number not in opened.resident
+        }
+        self._dense = None
+        if settings.dense_url:
+            self._dense = RemoteDense(release.tower.sha256, self._endpoint(settings.dense_url))
+        self._dims = np.array([table.dim for table in release.model.tables], np.int64)
+        self._held = [self._dims[list(each)] for each in opened.holdings]
+        self._narrow = max(table.rows for table in release.model.tables) <= NARROW
+        self._last_query = -IDLE_S
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _endpoint(self, url: str) -> Endpoint:
+        return Endpoint(url, self._settings.connection_age_s, self._retried)
+
+    def _retried(self) -> None:
+        self._metrics.retries += 1
+
+    # -- a query
+
+    def infer(self, call: Call) -> Awaitable[Answer]:
+        """Predict."""
+        inputs = call.request.inputs
+        check_query(inputs, self._settings.max_batch)
+        values = inputs["values"]
+        if values.dtype == np.int64 and self._narrow:
+            values = self._narrowed(values)
+        weights = inputs.get("weights")
+        buckets = self._opened.routing.bucketize(values, inputs["lengths"], weights)
+        return self._answer(call, buckets)
+
+    def _narrowed(self, values: NDArray[np.int64]) -> NDArray[Any]:
+        """Ids as int32, half the bytes to shards; ids that do not fit stay, to be refused."""
+        narrow = values.astype(np.int32)
+        return narrow if np.array_equal(narrow, values) else values
+
+    async def _answer(self, call: Call, buckets: Buckets) -> Answer:
+        inputs = call.request.inputs
+        now = self._now()
+        idle, self._last_query = now - self._last_query > IDLE_S, now
+        touched = buckets.touched()
+        out = self._opened.combiner.begin(buckets.batch)
+        fan = _Fan(self._loop)
+        remote = [number for number in touched if number not in self._opened.resident]
+        for number in remote:
+            self._call_shard(fan, self._remote[number], buckets[number], out, call)
+        self._metrics.fan_out += len(remote)
+        if idle:
+            self._prewarm(remote)
+        try:
+            if remote:
+                fan.timer = self._loop.call_at(call.deadline, fan.expire)
+                await asyncio.sleep(0)  # the requests leave now
+            for number in touched:
+                if number in self._opened.resident:
+                    self._pool_here(number, buckets[number], out)
+            if remote:
+                await fan.done
+            pooled = self._opened.combiner.finish(out, inputs["lengths"])
+            prediction = await self._tower(fan, inputs["dense"], pooled, call)
+        finally:
+            self._settle(fan)
+        if not np.isfinite(prediction).all():
+            raise QueryError("the prediction is not finite: a dense feature or weight is too large")
+        return self._told(fan, prediction, len(remote) + (self._dense is not None))
+
+    def _told(self, fan: _Fan, prediction: Floats, fan_out: int) -> Answer:
+        self._metrics.degraded += fan.degraded
+        self._metrics.cold_starts += fan.cold
+        return Answer(
+            {"prediction": prediction},
+            {
+                "release": self.digest,
+                "degraded": fan.degraded,
+                "cold_start": fan.cold,
+                "fan_out": fan_out,
+            },
+        )
+
+    def _pool_here(self, number: int, bucket: Bucket, out: Floats) -> None:
+        shard = self._opened.resident[number]
+        partials = shard.pool_packed(bucket.values, bucket.lengths, bucket.weights)
+        self._opened.combiner.add(out, number, partials, bucket.lengths, packed=True)
+        self._metrics.gathers += len(bucket.values)
+
+    def _left_ms(self, call: Call) -> int:
+        return max(1, int((call.deadline - self._now()) * 1e3))
+
+    def _call_shard(
+        self, fan: _Fan, remote: RemoteShard, bucket: Bucket, out: Floats, call: Call
+    ) -> None:
+        buffers = remote.request(bucket, self._left_ms(call), call.traceparent)
+        fan.open += 1
+        done = partial(self._shard_answered, fan, remote, bucket, out)
+        fan.sent.append(remote.endpoint.send(buffers, done))
+
+    def _shard_answered(
+        self, fan: _Fan, remote: RemoteShard, bucket: Bucket, out: Floats,
+        result: Reply | CallError,
+    ) -> None:  # fmt: skip
+        if fan.done.done():
+            return
+        try:
+            if isinstance(result, CallError):
+                raise ServeError(f"{remote.what}: {result}", 502, "shard")
+            elements = int(np.count_nonzero(bucket.lengths, axis=1) @ self._held[remote.number])
+            partials = remote.read(result, elements, remote.halves)
+            self._opened.combiner.add(out, remote.number, partials, bucket.lengths, packed=True)
+        except Exception as error:  # told to the query, which answers for it
+            fan.fail(error)
+            return
+        fan.cold = fan.cold or was_cold(result)
+        fan.arrived()
+
+    async def _tower(self, fan: _Fan, dense: Floats, pooled: Floats, call: Call) -> Floats:
+        remote = self._dense
+        if remote is None:
+            return self._predict(dense, pooled)
+        fan.done = self._loop.create_future()
+        if fan.timer is None:
+            fan.timer = self._loop.call_at(call.deadline, fan.expire)
+        answers: list[Floats] = []
+
+        def answered(result: Reply | CallError) -> None:
+            try:
+                if isinstance(result, CallError):
+                    raise ServeError(f"{remote.what}: {result}", 502, "shard")
+                answers.append(remote.read(result, len(dense)))  # type: ignore[arg-type]
+            except ServeError as error:
+                fan.fail(error)
+                return
+            fan.cold = fan.cold or was_cold(result)
+            fan.arrived()
+
+        buffers = remote.request(dense, pooled, self._left_ms(call), call.traceparent)
+        fan.open = 1
+        fan.sent.append(remote.endpoint.send(buffers, answered))
+        self._metrics.fan_out += 1
+        await fan.done
+        return answers[0]
+
+    def _settle(self, fan: _Fan) -> None:
+        """The query is over: calls that are left may end by themselves until the deadline."""
+        if fan.timer is not None and not any(each.open for each in fan.sent):
+            fan.timer.cancel()
+        if fan.done.done() and not fan.done.cancelled():
+            fan.done.exception()  # seen, also where nobody waited for it
+
+    # -- waking
+
+    def _prewarm(self, called: list[int]) -> None:
+        """The first query after idle wakes all functions at once, frozen ones excepted."""
+        for number, remote in self._remote.items():
+            if number not in called and remote.keen and not remote.endpoint.connected:
+                remote.touch()
+        if self._dense is not None and not self._dense.endpoint.connected:
+            self._dense.touch()
+
+    def _sweep(self) -> None:
+        for each in self._everything():
+            each.endpoint.sweep()
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _everything(self) -> list[RemoteShard | RemoteDense]:
+        return [*self._remote.values(), *([self._dense] if self._dense else [])]
+
+    def close(self) -> None:
+        """Close all connections and give back what was opened."""
+        self._sweeper.cancel()
+        for each in self._everything():
+            each.endpoint.close()
+        self._opened.close()

@@ -1,0 +1,85 @@
+"""HTTP/1.1 between gateway, shards and clients: what both sides pass around."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "JSON_LENGTH", "JSON_TYPE", "Buffer", "Handler", "Limits", "Request", "Response", "aligned",
+    "body_offset", "problem",
+]  # fmt: skip
+
+ALIGNMENT_BYTES = 16
+JSON_LENGTH = b"inference-header-content-length"
+JSON_TYPE = b"application/json"
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may take of us."""
+
+    head_bytes: int = 16 << 10
+    body_bytes: int = 64 << 20
+    head_s: float = 10.0
+    body_s: float = 30.0
+    body_rate: int = 64 << 10  # bytes/s: so much longer may a body take that keeps coming
+    idle_s: float = 120.0
+    read_s: float = 30.0  # for an answer that the client does not read
+    connections: int = 4096
+
+
+@dataclass(slots=True)
+class Request:
+    """One request. Header names are in lower case; `body` starts so that, behind an inference
+    header of the announced length, it is aligned to 16 bytes."""
+
+    method: bytes
+    path: bytes
+    headers: dict[bytes, bytes]
+    body: memoryview
+    arrived: float  # loop time of the head
+
+
+@dataclass(slots=True)
+class Response:
+    """One answer; the body may come in pieces, which are not copied."""
+
+    status: int
+    body: Sequence[Buffer] = ()
+    content_type: bytes = JSON_TYPE
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    close: bool = False
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = sum(map(len, self.body))
+
+
+Handler = Callable[[Request], Response | Awaitable[Response]]
+
+
+def problem(
+    status: int, message: str, *, headers: Sequence[tuple[bytes, bytes]] = (), **more: Any
+) -> Response:
+    """`{"error": message}`."""
+    text = json.dumps({"error": message, **more}).encode()
+    return Response(status, (text,), headers=headers)
+
+
+def aligned(size: int, offset: int = 0) -> memoryview:
+    """`size` writable bytes of which those from `offset` on are aligned to 16 bytes."""
+    pad = -offset % ALIGNMENT_BYTES
+    return np.empty(pad + size, np.uint8).data[pad:]
+
+
+def body_offset(headers: dict[bytes, bytes]) -> int:
+    """Where the tensors of a body begin, as its head announces; 0 where it does not."""
+    text = headers.get(JSON_LENGTH, b"0")
+    return int(text) if text.isdigit() and len(text) < 10 else 0

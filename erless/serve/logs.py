@@ -1,0 +1,52 @@
+"""JSON lines on stderr, one per event."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from typing import Any, Literal
+
+__all__ = ["Log"]
+
+Level = Literal["debug", "info", "warning", "error"]
+_ORDER = {"debug": 0, "info": 1, "warning": 2, "error": 3}
+
+
+class Log:
+    """Writes events of at least `level`, each with the fields that say who speaks.
+
+    >>> Log("warning", function="sparse").info("not written")
+    """
+
+    def __init__(self, level: Level, **who: Any) -> None:
+        self._least = _ORDER[level]
+        self._who = who
+        self.debugging = self._least == 0
+
+    def debug(self, message: str, **more: Any) -> None:
+        """What helps to find a fault."""
+        self._write("debug", message, more)
+
+    def info(self, message: str, **more: Any) -> None:
+        """What happens in a normal life."""
+        self._write("info", message, more)
+
+    def warning(self, message: str, **more: Any) -> None:
+        """What went wrong and was dealt with."""
+        self._write("warning", message, more)
+
+    def error(self, message: str, *, trace: BaseException | None = None, **more: Any) -> None:
+        """What went wrong; the traceback of `trace` is written too."""
+        if trace is not None:
+            more["trace"] = "".join(traceback.format_exception(trace))
+        self._write("error", message, more)
+
+    def _write(self, level: Level, message: str, more: dict[str, Any]) -> None:
+        if _ORDER[level] < self._least:
+            return
+        entry = {"time": round(time.time(), 3), "level": level, "message": message}
+        text = json.dumps(entry | self._who | more, default=str)
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()

@@ -1,0 +1,123 @@
+"""What a function counts, and its text for Prometheus.
+
+Counting is plain arithmetic on the event loop's thread; the text (exposition format 0.0.4) is made
+when it is asked for. Names: docs/functions.md.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+
+__all__ = ["Metrics"]
+
+# Seconds: from a fast gather to a cold start.
+BOUNDS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0, 30.0,
+)  # fmt: skip
+_COUNTERS = {
+    "gathers": "rows gathered in this process",
+    "bytes_received": "bytes of bodies that clients sent",
+    "bytes_sent": "bytes of bodies sent to clients",
+}
+_GATEWAY_COUNTERS = {
+    "fan_out": "calls to shards and the dense function",
+    "degraded": "queries answered with default vectors",
+    "cold_starts": "queries that waited for a function to start",
+    "retries": "calls repeated because their connection died before an answer",
+    "hedges": "second calls to a slow shard",
+}
+
+
+class Metrics:
+    """Counters of one process.
+
+    Args:
+        kind: the function's.
+        digest: what it serves.
+        release: the gateway's and dense function's release, else "".
+        version: of erless.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, kind: str, digest: str, release: str, version: str, clock: Callable[[], float]
+    ) -> None:
+        self.info = {"function": kind, "digest": digest, "release": release, "version": version}
+        self._names = _COUNTERS | (_GATEWAY_COUNTERS if kind == "gateway" else {})
+        self._clock = clock
+        self.codes: dict[int, int] = {}
+        self.kinds: dict[str, int] = {}
+        self._buckets = [0] * (len(BOUNDS) + 1)
+        self._seconds = 0.0
+        self.in_flight = 0
+        self._concurrency = 0.0
+        self._changed = clock()
+        self.load_s = 0.0
+        self.gathers = self.bytes_received = self.bytes_sent = 0
+        self.fan_out = self.degraded = self.cold_starts = self.retries = self.hedges = 0
+
+    def begin(self) -> float:
+        """An infer call has come; returns the time."""
+        now = self._clock()
+        self._concurrency += self.in_flight * (now - self._changed)
+        self._changed = now
+        self.in_flight += 1
+        return now
+
+    def end(self, began: float, code: int) -> float:
+        """It is answered with status `code`; returns the seconds it took."""
+        now = self._clock()
+        self._concurrency += self.in_flight * (now - self._changed)
+        self._changed = now
+        self.in_flight -= 1
+        self.codes[code] = self.codes.get(code, 0) + 1
+        took = now - began
+        self._seconds += took
+        self._buckets[bisect_left(BOUNDS, took)] += 1
+        return took
+
+    def failed(self, kind: str) -> None:
+        """An infer call, or a request that could not be read, failed for this `kind` of reason."""
+        self.kinds[kind] = self.kinds.get(kind, 0) + 1
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return ("\n".join(self._lines()) + "\n").encode()
+
+    def _lines(self) -> Iterator[str]:
+        now = self._clock()
+        labels = ",".join(f'{name}="{value}"' for name, value in self.info.items())
+        yield from _metric("info", "gauge", "what runs here", [(f"{{{labels}}}", 1)])
+        codes = [(f'{{code="{code}"}}', count) for code, count in sorted(self.codes.items())]
+        yield from _metric("requests_total", "counter", "infer calls answered", codes)
+        kinds = [(f'{{kind="{kind}"}}', count) for kind, count in sorted(self.kinds.items())]
+        yield from _metric("errors_total", "counter", "requests that failed, by kind", kinds)
+        yield "# HELP erless_request_seconds time that infer calls took"
+        yield "# TYPE erless_request_seconds histogram"
+        counts = list(accumulate(self._buckets))
+        for bound, count in zip(BOUNDS, counts, strict=False):
+            yield f'erless_request_seconds_bucket{{le="{bound}"}} {count}'
+        yield f'erless_request_seconds_bucket{{le="+Inf"}} {counts[-1]}'
+        yield f"erless_request_seconds_sum {self._seconds}"
+        yield f"erless_request_seconds_count {counts[-1]}"
+        yield from _metric("in_flight", "gauge", "infer calls now", [("", self.in_flight)])
+        concurrency = self._concurrency + self.in_flight * (now - self._changed)
+        yield from _metric(
+            "concurrency_seconds_total", "counter", "integral of infer calls in flight over time",
+            [("", concurrency)],
+        )  # fmt: skip
+        for name, what in self._names.items():
+            yield from _metric(f"{name}_total", "counter", what, [("", getattr(self, name))])
+        yield from _metric(
+            "load_seconds", "gauge", "from process start to ready", [("", self.load_s)]
+        )
+
+
+def _metric(name: str, kind: str, what: str, samples: Sequence[tuple[str, float]]) -> Iterator[str]:
+    yield f"# HELP erless_{name} {what}"
+    yield f"# TYPE erless_{name} {kind}"
+    for labels, value in samples:
+        yield f"erless_{name}{labels} {value}"

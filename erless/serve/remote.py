@@ -1,0 +1,195 @@
+"""A shard, or the dense tower, as the gateway sees it: requests written, answers believed or not.
+
+The requests are ours and the answers come from our own functions, so both are byte templates of
+`erless.serve.wire`'s format: the JSON of an answer is compared with the only one that would be
+right, and read only to find out what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm.rows import Bucket
+from erless.errors import ServeError
+from erless.serve.client import CallError, Endpoint, Reply
+from erless.serve.http import JSON_LENGTH, Buffer
+
+__all__ = ["RemoteDense", "RemoteShard", "was_cold"]
+
+Floats = NDArray[np.float32]
+Partial = NDArray[np.float32] | NDArray[np.float16]
+
+
+_HEAD = (
+    b"POST /v2/models/%b/infer HTTP/1.1\r\nhost: %b\r\n"
+    b"content-type: application/octet-stream\r\n"
+    b"inference-header-content-length: %%d\r\ncontent-length: %%d\r\n"
+    b"erless-deadline-ms: %%d\r\n%%b\r\n"
+)
+_TENSOR = b'{"name":"%b","datatype":"%b","shape":[%b],"parameters":{"binary_data_size":%d}}'
+_ANSWER = (
+    b'{"model_name":"%b","model_version":"%b","parameters":{"digest":"%b"},"outputs":'
+    b'[{"name":"%b","datatype":"%%b","shape":[%%d],"parameters":{"binary_data_size":%%d}}]}'
+)
+_UP = b"erless-up-ms"
+
+
+def was_cold(reply: Reply) -> bool:
+    """Whether the replica got ready after the call was made: the call had waited for its start."""
+    up = reply.headers.get(_UP)
+    return up is not None and up.isdigit() and int(up) / 1e3 < reply.took_s
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+class _Remote:
+    """What a shard and the dense tower have in common."""
+
+    def __init__(self, what: str, model: str, output: str, digest: str, endpoint: Endpoint) -> None:
+        self.what, self.digest, self.endpoint = what, digest, endpoint
+        self._model, self._output = model, output
+        self._head = _HEAD % (model.encode(), endpoint.authority)
+        self._answer = _ANSWER % (
+            model.encode(), digest[:12].encode(), digest.encode(), output.encode()
+        )  # fmt: skip
+        self._probe = b"GET /v2/health/ready HTTP/1.1\r\nhost: %b\r\n\r\n" % endpoint.authority
+        self.waking = False
+
+    def touch(self) -> None:
+        """Open a connection and ask whether it is ready: wakes a function that is at zero."""
+        if not self.waking:
+            self.waking = True
+            self.endpoint.send([self._probe], self._touched)
+
+    def _touched(self, result: Reply | CallError) -> None:
+        self.waking = False
+
+    def _request(
+        self,
+        tensors: list[tuple[bytes, NDArray[Any]]],
+        tail: bytes,
+        left_ms: int,
+        trace: bytes | None,
+    ) -> list[Buffer]:
+        listed = b",".join(
+            _TENSOR
+            % (
+                name,
+                _NAMES[array.dtype.char],
+                b",".join(b"%d" % size for size in array.shape),
+                array.nbytes,
+            )
+            for name, array in tensors
+        )
+        text = b'{"inputs":[%b],%b}' % (listed, tail)
+        size = len(text) + sum(array.nbytes for _, array in tensors)
+        more = b"" if trace is None else b"traceparent: %b\r\n" % trace
+        head = self._head % (len(text), size, left_ms, more)
+        return [head + text, *(_bytes(array) for _, array in tensors)]
+
+    def read(self, reply: Reply, elements: int, halves: bool = False) -> Partial:
+        """The `elements` numbers of an answer.
+
+        Raises:
+            ServeError: it is an error, or not the answer to what was asked.
+        """
+        if reply.status != 200:
+            raise self._failure(reply)
+        length = reply.headers.get(JSON_LENGTH, b"")
+        end = int(length) if length.isdigit() and len(length) < 10 else len(reply.body)
+        text = bytes(reply.body[:end])
+        for datatype, dtype in ((b"FP16", np.float16), (b"FP32", np.float32))[not halves :]:
+            size = elements * np.dtype(dtype).itemsize
+            if text == self._answer % (datatype, elements, size) and len(reply.body) == end + size:
+                return cast("Partial", np.frombuffer(reply.body, dtype, elements, end))
+        raise self._mismatch(text, len(reply.body) - end, elements)
+
+    def _failure(self, reply: Reply) -> ServeError:
+        try:
+            reason = str(json.loads(bytes(reply.body))["error"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            reason = "no reason given"
+        if reply.status == 503:
+            return ServeError(f"{self.what} is overloaded: {reason}", 503, "overload")
+        if reply.status == 504:
+            return ServeError(f"{self.what}: {reason}", 504, "deadline")
+        return ServeError(f"{self.what} answered {reply.status}: {reason}", 502, "shard")
+
+    def _mismatch(self, text: bytes, size: int, elements: int) -> ServeError:
+        """Say what is wrong with an answer that is not the one expected."""
+        try:
+            document = json.loads(text)
+            digest = document["parameters"]["digest"]
+            output = document["outputs"][0]
+            found = f"{output['name']} {output['datatype']} {output['shape']}, {size:,} bytes"
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+            return ServeError(f"{self.what}: its answer makes no sense", 502, "shard")
+        if digest != self.digest:
+            return ServeError(
+                f"{self.what} answered for {str(digest)[:12]}, expected {self.digest[:12]}",
+                502, "digest",
+            )  # fmt: skip
+        return ServeError(
+            f"{self.what} answered {found}, expected {self._output} of {elements:,} elements",
+            502, "shard",
+        )  # fmt: skip
+
+
+_NAMES = {"i": b"INT32", "l": b"INT64", "q": b"INT64", "f": b"FP32"}
+_ASKED = b'"outputs":[{"name":"%b","parameters":{"binary_data":true}}],"parameters":{%b}'
+
+
+class RemoteShard(_Remote):
+    """One sparse function.
+
+    Args:
+        number: of the shard in the release.
+        name: for errors.
+        digest: of its manifest, which its answers must carry.
+        endpoint: where it is.
+        halves: ask for partials in float16.
+    """
+
+    def __init__(
+        self, number: int, name: str, digest: str, endpoint: Endpoint, *, halves: bool, keen: bool
+    ) -> None:
+        super().__init__(f"shard {name}", "shard", "partial", digest, endpoint)
+        self.number, self.name, self.halves = number, name, halves
+        self.keen = keen  # woken together with the others; a frozen shard is not
+        wanted = b'"packed":true,"half":true' if halves else b'"packed":true'
+        self._tail = _ASKED % (b"partial", wanted)
+
+    def request(self, bucket: Bucket, left_ms: int, trace: bytes | None) -> list[Buffer]:
+        """What to send for `bucket`; refers to its arrays."""
+        tensors: list[tuple[bytes, NDArray[Any]]] = [
+            (b"values", bucket.values), (b"lengths", bucket.lengths)
+        ]  # fmt: skip
+        if bucket.weights is not None:
+            tensors.append((b"weights", bucket.weights))
+        return self._request(tensors, self._tail, left_ms, trace)
+
+
+class RemoteDense(_Remote):
+    """The dense function.
+
+    Args:
+        digest: sha256 of the release's tower file, which its answers must carry.
+        endpoint: where it is.
+    """
+
+    def __init__(self, digest: str, endpoint: Endpoint) -> None:
+        super().__init__("the dense function", "tower", "prediction", digest, endpoint)
+        self._tail = _ASKED % (b"prediction", b"")
+
+    def request(
+        self, dense: Floats, pooled: Floats, left_ms: int, trace: bytes | None
+    ) -> list[Buffer]:
+        """What to send for `dense` (B, F) and `pooled` (B, T, D); refers to them."""
+        dense = np.ascontiguousarray(dense)
+        return self._request([(b"dense", dense), (b"pooled", pooled)], self._tail, left_ms, trace)

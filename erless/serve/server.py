@@ -1,0 +1,168 @@
+"""HTTP/1.1 between gateway, shards and clients: the server.
+
+server = HttpServer(handler)            # Request → Response, or a coroutine that returns one
+server.listen(socket)
+await server.drain(...)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from http import HTTPStatus
+
+from erless.serve.connection import Connection
+from erless.serve.http import Handler, Limits, Response
+
+__all__ = ["HttpServer"]
+
+SWEEP_S = 0.25
+ACCEPT_PAUSE_S = 0.1  # after running out of descriptors
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+class HttpServer:
+    """Connections of any number of listening sockets, one handler.
+
+    Args:
+        handler: answers every request that could be read.
+        limits: see `Limits`.
+        refused: told the status of each request that could not be read.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        limits: Limits | None = None,
+        refused: Callable[[int], None] = lambda status: None,
+    ) -> None:
+        self.handler, self.limits, self.refused = handler, limits or Limits(), refused
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
+        self._listening: dict[socket.socket, bool] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._drained: asyncio.Future[None] | None = None
+        self._date = b""
+        self._tick()
+
+    # -- listening
+
+    def listen(self, listener: socket.socket, *, shared: bool = False) -> None:
+        """Accept from `listener`.
+
+        Args:
+            listener: bound and listening.
+            shared: other processes accept from it too: what waits in its backlog when we stop is
+                left to them.
+        """
+        listener.setblocking(False)
+        self._listening[listener] = shared
+        self._loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Take one connection: replicas that share a socket then share the connections."""
+        try:
+            client, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                self._loop.remove_reader(listener.fileno())
+                self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again, listener)
+                return
+            raise
+        if len(self.connections) >= self.limits.connections:
+            client.close()
+            return
+        client.setblocking(False)
+        task = self._loop.create_task(self._adopt(client))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _accept_again(self, listener: socket.socket) -> None:
+        if listener in self._listening:
+            self._loop.add_reader(listener.fileno(), self._accept, listener)
+
+    async def _adopt(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # gone before we had it
+            await self._loop.connect_accepted_socket(lambda: Connection(self), client)
+
+    # -- answering
+
+    def spawn(self, connection: Connection, answer: Awaitable[Response]) -> None:
+        """Answer when the handler's coroutine is done."""
+        task = self._loop.create_task(self._await(connection, answer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _await(self, connection: Connection, answer: Awaitable[Response]) -> None:
+        connection.answer(await answer)
+        connection.resume()
+
+    def head(self, response: Response, keep: bool) -> bytes:
+        """Status line and headers."""
+        lines = [
+            b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\ndate: %b\r\n"
+            % (
+                response.status,
+                _REASONS.get(response.status, b"Unknown"),
+                response.content_type,
+                response.size,
+                self._date,
+            )
+        ]
+        lines += [b"%b: %b\r\n" % header for header in response.headers]
+        lines.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
+        return b"".join(lines)
+
+    # -- time
+
+    def _tick(self) -> None:
+        now = self.now()
+        self._date = formatdate(time.time(), usegmt=True).encode()
+        for each in list(self.connections):
+            each.sweep(now)
+        self._loop.call_later(SWEEP_S, self._tick)
+
+    async def drain(self, linger_s: float, limit_s: float) -> bool:
+        """Stop accepting, answer what is in flight, close; False where that took too long.
+
+        Idle connections stay open for `linger_s`: a client that was about to send its next query
+        on one is answered and told to go elsewhere, instead of meeting a closed connection.
+        """
+        for listener, shared in list(self._listening.items()):
+            self._loop.remove_reader(listener.fileno())
+            while not shared:  # nobody else will: take what the kernel has accepted for us
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    break
+                client.setblocking(False)
+                await self._adopt(client)
+            listener.close()
+        self._listening.clear()
+        self.draining = True
+        if self.connections:
+            await asyncio.sleep(min(linger_s, limit_s))
+        for each in list(self.connections):
+            if each.idle and each.transport:
+                each.transport.close()
+        self._drained = self._loop.create_future()
+        self.check_drained()
+        try:
+            await asyncio.wait_for(self._drained, limit_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def check_drained(self) -> None:
+        """Called whenever a connection is gone."""
+        if not self.connections and self._drained and not self._drained.done():
+            self._drained.set_result(None)

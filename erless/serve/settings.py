@@ -1,0 +1,179 @@
+"""The environment of a function → its settings: the code of docs/functions.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from erless.errors import ConfigError
+
+__all__ = ["Kind", "Settings", "read_settings"]
+
+Kind = Literal["sparse", "dense", "gateway", "monolith"]
+T = TypeVar("T")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_URL = re.compile(r"http://([A-Za-z0-9.\-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?/?")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that a function is told. See docs/functions.md for each."""
+
+    kind: Kind
+    store: str
+    digest: str  # of the shard, or of the release
+    endpoint_url: str | None = None
+    cache: str | None = None
+    cache_bytes: int = 64 << 30
+    shard_urls: Mapping[str, str] | None = None
+    dense_url: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8080
+    listen_fd: int | None = None
+    admin_fd: int | None = None
+    sla_ms: float = 100.0
+    deadline_ms: float = 30_000.0
+    cold_miss: Literal["wait", "default"] = "wait"
+    hedge: bool = False
+    half_partials: bool = False
+    token: str | None = None
+    max_in_flight: int = 256
+    max_batch: int = 4096
+    max_body_bytes: int = 64 << 20
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    max_delay_ms: float = 1.0
+    max_coalesce: int = 256
+    drain_s: float = 30.0
+    connection_age_s: float = 10.0
+    log: Literal["debug", "info", "warning"] = "info"
+    threads: int = 1
+
+
+class _Environment:
+    """Reads variables, and names the one that is wrong."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+
+    def text(self, name: str) -> str | None:
+        """The variable, or None where it is absent or empty."""
+        return self._variables.get(name) or None
+
+    def read(self, name: str, default: T, parse: Callable[[str], T], expected: str) -> T:
+        """The variable through `parse`, or `default`."""
+        text = self.text(name)
+        if text is None:
+            return default
+        try:
+            return parse(text)
+        except (ValueError, KeyError):
+            raise ConfigError(f"{name} is {text!r}: expected {expected}") from None
+
+    def number(self, name: str, default: float, low: float = 0.0) -> float:
+        """A finite number of at least `low`."""
+
+        def parse(text: str) -> float:
+            value = float(text)
+            if not low <= value < 1e15:
+                raise ValueError
+            return value
+
+        return self.read(name, default, parse, f"a number from {low:g}")
+
+    def integer(self, name: str, default: int, low: int = 1) -> int:
+        """A whole number of at least `low`."""
+
+        def parse(text: str) -> int:
+            value = int(text)
+            if value < low:
+                raise ValueError
+            return value
+
+        return self.read(name, default, parse, f"a whole number from {low}")
+
+    def choice(self, name: str, *choices: str) -> str:
+        """One of `choices`; the first by default."""
+        return self.read(name, choices[0], {each: each for each in choices}.__getitem__,
+                         " or ".join(choices))  # fmt: skip
+
+    def required(self, name: str, pattern: re.Pattern[str] | None, expected: str) -> str:
+        """A variable that must be there."""
+        text = self.text(name)
+        if text is None or (pattern and not pattern.fullmatch(text)):
+            found = "absent" if text is None else repr(text)
+            raise ConfigError(f"{name} is {found}: expected {expected}")
+        return text
+
+    def descriptor(self, name: str) -> int | None:
+        """An inherited file descriptor, or None."""
+        return self.read(name, None, int, "a file descriptor")
+
+    def url(self, name: str) -> str | None:
+        """A URL without a path, or None."""
+        text = self.text(name)
+        if text is not None and not _URL.fullmatch(text):
+            raise ConfigError(f"{name} is {text!r}: expected http://host:port")
+        return text
+
+
+def _shard_urls(environment: _Environment) -> dict[str, str]:
+    name = "ERLESS_SHARD_URLS"
+    text = environment.required(name, None, 'JSON {shard digest: "http://host:port"}')
+    try:
+        urls = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} is not JSON: {error}") from None
+    if not isinstance(urls, dict):
+        raise ConfigError(f'{name}: expected JSON {{shard digest: "http://host:port"}}')
+    for digest, url in urls.items():
+        if not _DIGEST.fullmatch(digest):
+            raise ConfigError(f"{name}: {digest!r} is not a digest")
+        if not isinstance(url, str) or not _URL.fullmatch(url):
+            raise ConfigError(f"{name}: {url!r} is not http://host:port")
+    return urls
+
+
+def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
+    """The settings of a function of `kind`.
+
+    Raises:
+        ConfigError: naming the variable that is missing or wrong.
+    """
+    env = _Environment(variables)
+    digest = "ERLESS_SHARD" if kind == "sparse" else "ERLESS_RELEASE"
+    choice = env.choice
+    return Settings(
+        kind=kind,
+        store=env.required("ERLESS_STORE", None, "a directory or s3://bucket/prefix"),
+        digest=env.required(digest, _DIGEST, "a digest: 64 hexadecimal digits"),
+        endpoint_url=env.text("ERLESS_ENDPOINT_URL"),
+        cache=env.text("ERLESS_CACHE"),
+        cache_bytes=env.integer("ERLESS_CACHE_BYTES", 64 << 30),
+        shard_urls=_shard_urls(env) if kind == "gateway" else None,
+        dense_url=env.url("ERLESS_DENSE_URL") if kind == "gateway" else None,
+        host=env.text("ERLESS_HOST") or "127.0.0.1",
+        port=env.integer("PORT", 8080, 0),
+        listen_fd=env.descriptor("ERLESS_LISTEN_FD"),
+        admin_fd=env.descriptor("ERLESS_ADMIN_FD"),
+        sla_ms=env.number("ERLESS_SLA_MS", 100.0, 0.001),
+        deadline_ms=env.number("ERLESS_DEADLINE_MS", 30_000.0, 0.001),
+        cold_miss=choice("ERLESS_COLD_MISS", "wait", "default"),  # type: ignore[arg-type]
+        hedge=choice("ERLESS_HEDGE", "0", "1") == "1",
+        half_partials=choice("ERLESS_HALF_PARTIALS", "0", "1") == "1",
+        token=env.text("ERLESS_TOKEN") if kind == "gateway" else None,
+        max_in_flight=env.integer("ERLESS_MAX_IN_FLIGHT", 256),
+        max_batch=env.integer("ERLESS_MAX_BATCH", 4096),
+        max_body_bytes=env.integer("ERLESS_MAX_BODY_BYTES", 64 << 20),
+        device=choice("ERLESS_DEVICE", "cpu", "cuda"),  # type: ignore[arg-type]
+        precision=choice("ERLESS_PRECISION", "fp32", "bf16"),  # type: ignore[arg-type]
+        max_delay_ms=env.number("ERLESS_MAX_DELAY_MS", 1.0),
+        max_coalesce=env.integer("ERLESS_MAX_COALESCE", 256),
+        drain_s=env.number("ERLESS_DRAIN_S", 30.0),
+        connection_age_s=env.number("ERLESS_CONNECTION_AGE_S", 10.0, 0.01),
+        log=choice("ERLESS_LOG", "info", "debug", "warning"),  # type: ignore[arg-type]
+        threads=env.integer("ERLESS_THREADS", 1),
+    )

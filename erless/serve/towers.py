@@ -1,0 +1,60 @@
+"""The tower as the functions call it: numpy in, numpy out, whatever computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.errors import ConfigError
+from erless.specs.model import DlrmTower, ModelSpec
+
+__all__ = ["Predict", "open_predict"]
+
+Floats = NDArray[np.float32]
+# dense (B, F), pooled (B, T, D) padded to the largest dim → predictions (B,)
+Predict = Callable[[Floats, Floats], Floats]
+
+
+def open_predict(
+    path: Path, model: ModelSpec, *, device: str = "cpu", precision: str = "fp32", threads: int = 1
+) -> Predict:
+    """The tower at `path`: the built-in one on a CPU in fp32 needs no torch.
+
+    Raises:
+        ArtifactError: the file is damaged.
+        ModelError: it does not fit the model.
+        ConfigError: the device is not there.
+    """
+    if isinstance(model.tower, DlrmTower) and device == "cpu" and precision == "fp32":
+        from erless.dlrm.numpy_tower import NumpyTower
+
+        return NumpyTower.load(path, model)
+    return _torch_predict(path, model, device, precision, threads)
+
+
+def _torch_predict(
+    path: Path, model: ModelSpec, device: str, precision: str, threads: int
+) -> Predict:
+    import torch
+
+    from erless.dlrm.numpy_tower import flat_pooled
+    from erless.dlrm.tower import load_tower_file
+
+    torch.set_num_threads(threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("ERLESS_DEVICE is 'cuda', but torch finds no CUDA device here")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    tower = load_tower_file(path, model).to(device, dtype)
+    dims = [table.dim for table in model.tables]
+
+    def predict(dense: Floats, pooled: Floats) -> Floats:
+        with torch.inference_mode():
+            inputs = (torch.from_numpy(dense), torch.from_numpy(flat_pooled(pooled, dims)))
+            x, vectors = (each.to(device, non_blocking=True) for each in inputs)
+            answer: Floats = tower(x, [vectors]).cpu().numpy()
+            return answer
+
+    return predict

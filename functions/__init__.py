@@ -1,0 +1,1 @@
+"""What runs in the cloud: one process each."""
