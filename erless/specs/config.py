@@ -82,6 +82,17 @@ class LocalTarget(Section):
 
     state: Path = Field(Path(".erless"), description="Folder of the supervisor's state.")
     port: int = Field(0, ge=0, le=65535, description="Gateway's port on loopback; 0: any free.")
+    keep: Count = Field(
+        3, description="Releases kept for `erless rollback`, the current among them."
+    )
+    limits: bool = Field(
+        False, description="Hold replicas to their plan's vCPU and memory (cgroup)."
+    )
+    poll_s: Positive = Field(2.0, description="Metrics are read and scaling is decided so often.")
+    window_s: Positive | None = Field(None, description="Scaling window, instead of the plan's.")
+    grace_s: float | None = Field(
+        None, ge=0, description="Scale-to-zero grace period, instead of the plan's."
+    )
 
 
 class Targets(Section):

@@ -1,0 +1,32 @@
+"""The targets by name. A new target is one line here; verbs call only the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from erless.deploy.target import Target
+from erless.errors import ConfigError
+from erless.specs.config import Config
+
+__all__ = ["TARGETS", "open_target"]
+
+
+def _local(config: Config) -> Target:
+    from erless.deploy.local import LocalTarget
+
+    return LocalTarget(config)
+
+
+TARGETS: dict[str, Callable[[Config], Target]] = {"local": _local}
+
+
+def open_target(name: str | None, config: Config) -> Target:
+    """The target `name`; None: `erless.yaml`'s default.
+
+    Raises:
+        ConfigError: there is no such target.
+    """
+    name = name or config.targets.default
+    if name not in TARGETS:
+        raise ConfigError(f"target {name!r} is unknown; valid are {', '.join(TARGETS)}")
+    return TARGETS[name](config)

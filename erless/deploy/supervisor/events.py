@@ -1,0 +1,21 @@
+"""What the supervisor did, as JSON lines like those of the functions."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from typing import Any
+
+__all__ = ["tell"]
+
+
+def tell(message: str, function: str = "", **more: Any) -> None:
+    """Write one line to stderr, which is the supervisor's log."""
+    entry: dict[str, Any] = {"time": round(time.time(), 3), "level": "info", "message": message}
+    if function:
+        entry["function"] = function
+    with contextlib.suppress(OSError):  # a full disk must not stop the supervisor
+        sys.stderr.write(json.dumps(entry | more) + "\n")
+        sys.stderr.flush()

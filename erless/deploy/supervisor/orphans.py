@@ -1,0 +1,94 @@
+"""Replicas that outlived their supervisor.
+
+Each replica carries the state folder in its environment, so it is found by what it is, not by a
+pid that was written down and may have been reused; a replica started in the instant of a kill -9
+is found as well.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["FUNCTION_MARK", "STATE_MARK", "Orphan", "end_all", "find_orphans"]
+
+STATE_MARK = "ERLESS_LOCAL_STATE"
+FUNCTION_MARK = "ERLESS_LOCAL_FUNCTION"
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A process of ours; `pidfd` stays valid whatever becomes of the pid. Close it after use."""
+
+    pid: int
+    pidfd: int
+    function: str
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal it, if it is still there."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            return
+
+    @property
+    def alive(self) -> bool:
+        """It has not ended (a zombie has)."""
+        return _environment(self.pid).get(FUNCTION_MARK) == self.function
+
+
+def find_orphans(state: Path) -> list[Orphan]:
+    """Live processes that were started for the state folder `state`, but for this process."""
+    found = []
+    for pid in _pids():
+        if pid == os.getpid() or STATE_MARK not in _environment(pid):
+            continue
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            continue
+        environment = _environment(pid)  # read again: now it is the process that pidfd holds
+        if environment.get(STATE_MARK) == str(state):
+            found.append(Orphan(pid, pidfd, environment.get(FUNCTION_MARK, "")))
+        else:
+            os.close(pidfd)
+    return found
+
+
+def end_all(state: Path, drain_s: float) -> int:
+    """Let all of them drain, kill what has not ended after `drain_s`; how many there were."""
+    orphans = find_orphans(state)
+    for each in orphans:
+        each.send(signal.SIGTERM)
+    deadline = time.monotonic() + drain_s
+    while any(each.alive for each in orphans) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for each in orphans:
+        each.send(signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while any(each.alive for each in orphans) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for each in orphans:
+        os.close(each.pidfd)
+    return len(orphans)
+
+
+def _pids() -> Iterator[int]:
+    for entry in PROC.iterdir():
+        if entry.name.isdigit():
+            yield int(entry.name)
+
+
+def _environment(pid: int) -> dict[str, str]:
+    """Of a process of this user; empty where it is not, or has ended."""
+    try:
+        text = (PROC / str(pid) / "environ").read_bytes()
+    except OSError:
+        return {}
+    pairs = (each.partition("=") for each in os.fsdecode(text).split("\0") if "=" in each)
+    return {name: value for name, _, value in pairs}

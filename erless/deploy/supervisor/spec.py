@@ -1,0 +1,89 @@
+"""What the supervisor is told to run, and what it keeps in `state.json`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from erless.specs.artifact import Frozen
+from erless.specs.plan import Scaling
+
+__all__ = ["FunctionSpec", "ReleaseSpec", "StoredState", "Timing"]
+
+
+class FunctionSpec(Frozen):
+    """One function. Two releases that name the same `key` share it, with its replicas.
+
+    env: of each replica, besides the sockets; a gateway's shard URLs are added when their ports
+    are known.
+    """
+
+    key: str = Field(pattern=r"^[a-z0-9\-]{1,60}$", description="kind and digest of what it serves")
+    name: str = Field(description="as the plan calls it")
+    kind: Literal["gateway", "sparse", "dense"]
+    tier: str = ""
+    digest: str
+    module: str = Field(description="`python -m` this")
+    env: dict[str, str]
+    scaling: Scaling
+    vcpu: float = 1.0
+    memory_bytes: int = Field(0, ge=0, description="that a replica is planned to need")
+
+
+class ReleaseSpec(Frozen):
+    """One deployed release: its functions, the gateway among them.
+
+    key: identifies the functions and all they are told.
+    full_copy_bytes: one model-wise replica.
+    """
+
+    key: str
+    release: str = Field(description="digest")
+    deployed_at: str
+    model: str = ""
+    full_copy_bytes: int = 0
+    functions: tuple[FunctionSpec, ...] = Field(min_length=1)
+
+    @property
+    def gateway(self) -> FunctionSpec:
+        """The function that answers queries."""
+        return next(each for each in self.functions if each.kind == "gateway")
+
+    @property
+    def behind(self) -> tuple[FunctionSpec, ...]:
+        """All but the gateway."""
+        return tuple(each for each in self.functions if each.kind != "gateway")
+
+
+class Timing(Frozen):
+    """How often and how long. Tests take smaller numbers."""
+
+    poll_s: float = Field(2.0, gt=0, description="metrics, decisions: Knative's tick")
+    ready_poll_s: float = Field(0.02, gt=0, description="a starting replica is asked so often")
+    answer_s: float = Field(5.0, gt=0, description="a poll takes at most so long")
+    silence_s: float = Field(60.0, gt=0, description="a replica that does not answer is killed")
+    drain_s: float = Field(30.0, gt=0, description="from SIGTERM to SIGKILL")
+    backoff_s: float = Field(0.5, gt=0, description="after the second crash in a row; doubles")
+    backoff_most_s: float = Field(30.0, gt=0)
+    steady_s: float = Field(
+        30.0, gt=0, description="a replica that lived so long did not crash-loop"
+    )
+    rate_window_s: float = Field(30.0, gt=0, description="of the rates that status shows")
+
+
+class StoredState(Frozen):
+    """`state.json`: everything a restarted supervisor needs. Releases newest first."""
+
+    schema_version: int = 1
+    port: int = Field(0, description="that the user asked for; 0: any")
+    ports: dict[str, int] = Field(default_factory=dict, description="function key → port")
+    current: str | None = Field(None, description="key of a release")
+    releases: tuple[ReleaseSpec, ...] = ()
+    keep: int = Field(3, ge=1, description="releases")
+    limits: bool = Field(False, description="cgroup limits where available")
+    timing: Timing = Timing()
+
+    def release(self, key: str | None) -> ReleaseSpec | None:
+        """The kept release with `key`."""
+        return next((each for each in self.releases if each.key == key), None)

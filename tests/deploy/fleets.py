@@ -1,0 +1,133 @@
+"""A supervisor with toy functions: what its tests share."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from erless.deploy.supervisor.client import call, ensure
+from erless.deploy.supervisor.folder import StateFolder
+from erless.deploy.supervisor.orphans import end_all, find_orphans
+from erless.deploy.supervisor.spec import FunctionSpec, ReleaseSpec, StoredState, Timing
+from erless.specs.plan import Scaling
+
+QUICK = {"window_s": 2.0, "grace_s": 0.2}
+WAIT_S = 60.0  # generous: the machine may be busy
+TIMING = Timing(poll_s=0.1, backoff_s=0.1, backoff_most_s=1.0)
+
+
+def function(kind: str, name: str, digest: str, **more: Any) -> FunctionSpec:
+    scaling = Scaling.model_validate({**QUICK, **more.pop("scaling", {})})
+    return FunctionSpec(
+        key=f"{kind}-{digest}", name=name, kind=kind, tier="", digest=digest.ljust(64, "0"),
+        module="tests.deploy.toy", env=more, scaling=scaling,
+    )  # fmt: skip
+
+
+def release(name: str, shared: str = "a1", gateway: dict | None = None, **cold: str) -> ReleaseSpec:
+    """A hot shard, a frozen one and a gateway that says `name`; `cold`: the frozen one's env."""
+    return ReleaseSpec(
+        key=f"key-{name}", release=name.ljust(64, "0"), deployed_at="",
+        functions=(
+            function("sparse", "hot-0", shared),
+            function("sparse", "frozen", f"f{name}",
+                     scaling={"min_scale": 0, "initial_scale": 0}, **cold),
+            function("gateway", "gateway", f"g{name}", TOY_NAME=name,
+                     scaling={"metric": "concurrency", "target": 2, "max_scale": 3},
+                     **(gateway or {})),
+        ),
+    )  # fmt: skip
+
+
+class Box:
+    """One state folder, and the calls that its supervisor answers."""
+
+    def __init__(self, path: Path) -> None:
+        self.folder = StateFolder(path)
+
+    def deploy(self, release: ReleaseSpec, timeout_s: float = WAIT_S, **settings: Any) -> str:
+        """The URL."""
+        ensure(self.folder)
+        done = call(self.folder, {
+            "do": "deploy", "release": release.model_dump(mode="json"),
+            "settings": StoredState(timing=TIMING, **settings).model_dump(mode="json"),
+        }, timeout_s)  # fmt: skip
+        return f"http://127.0.0.1:{done['port']}/infer"
+
+    def status(self) -> dict[str, Any]:
+        ensure(self.folder)
+        return call(self.folder, {"do": "status"}, WAIT_S)
+
+    def function(self, name: str) -> dict[str, Any]:
+        return next(each for each in self.status()["functions"] if each["name"] == name)
+
+    def until(self, name: str, seen: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Wait until `seen` says so of a function."""
+        deadline = time.monotonic() + WAIT_S
+        while not seen(facts := self.function(name)):
+            assert time.monotonic() < deadline, facts
+            time.sleep(0.05)
+        return facts
+
+    def kill_supervisor(self) -> None:
+        pid = self.folder.supervisor_pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + WAIT_S
+        while self.folder.supervisor_pid() is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def processes(self) -> int:
+        """Of functions, whoever supervises them."""
+        found = find_orphans(self.folder.path)
+        for each in found:
+            os.close(each.pidfd)
+        return len(found)
+
+    def end(self) -> None:
+        """Whatever the test did, nothing is left."""
+        pid = self.folder.supervisor_pid()
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+        end_all(self.folder.path, 0.0)
+        self.folder.close()
+
+
+def get(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url, timeout=WAIT_S) as answer:  # noqa: S310
+        return json.loads(answer.read())
+
+
+class Load:
+    """Threads that query until the block ends: what they were told, and what went wrong."""
+
+    def __init__(self, url: str, threads: int = 4) -> None:
+        self.answers: list[str] = []
+        self.errors: list[str] = []
+        self._url, self._end = url, Event()
+        self._threads = [Thread(target=self._run) for _ in range(threads)]
+
+    def _run(self) -> None:
+        while not self._end.is_set():
+            try:
+                self.answers.append(get(self._url)["release"])
+            except Exception as error:
+                self.errors.append(repr(error))
+
+    def __enter__(self) -> Load:
+        for each in self._threads:
+            each.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for each in self._threads:
+            each.join()

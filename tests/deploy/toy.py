@@ -1,0 +1,109 @@
+"""A function that keeps docs/functions.md's contract and does no arithmetic: `python -m` this.
+
+It starts in 0.1 s where a real one takes seconds, and fails on demand:
+
+    TOY_LOAD_S   seconds from start to ready
+    TOY_FAIL     ends while loading, with this as its last words, exit code 65
+    TOY_SLOW_S   seconds that a call takes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+
+class Toy:
+    def __init__(self) -> None:
+        self.state = "loading"
+        self.calls: dict[asyncio.Task[None], None] = {}
+        self.busy = self.answered = 0
+        self.concurrency_s, self.changed_s = 0.0, time.monotonic()
+        self.buckets = {0.01: 0, 1.0: 0, float("inf"): 0}
+
+    def count(self, change: int) -> None:
+        now = time.monotonic()
+        self.concurrency_s += self.busy * (now - self.changed_s)
+        self.changed_s, self.busy = now, self.busy + change
+
+    def metrics(self) -> str:
+        self.count(0)
+        bounds = {bound: str(bound).replace("inf", "+Inf") for bound in self.buckets}
+        lines = [
+            f'erless_requests_total{{code="200"}} {self.answered}',
+            f"erless_concurrency_seconds_total {self.concurrency_s}",
+            f"erless_in_flight {self.busy}",
+        ]
+        lines += [
+            f'erless_request_seconds_bucket{{le="{bounds[bound]}"}} {count}'
+            for bound, count in self.buckets.items()
+        ]
+        return "\n".join(lines) + "\n"
+
+    async def infer(self) -> str:
+        self.count(1)
+        began = time.monotonic()
+        await asyncio.sleep(float(os.environ.get("TOY_SLOW_S", "0")))
+        self.count(-1)
+        self.answered += 1
+        for bound in self.buckets:
+            self.buckets[bound] += time.monotonic() - began <= bound
+        return json.dumps({
+            "pid": os.getpid(), "release": os.environ.get("TOY_NAME", ""),
+            "shards": os.environ.get("ERLESS_SHARD_URLS", ""),
+        })  # fmt: skip
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                path = head.split(b" ", 2)[1].decode()
+                ready = self.state == "ready"
+                status, body = 200, "{}"
+                if path == "/metrics":
+                    body = self.metrics()
+                elif path == "/v2/health/ready":
+                    status, body = (200 if ready else 503), json.dumps({"state": self.state})
+                elif path == "/infer":
+                    body = await self.infer()
+                end = b"connection: close" in head.lower() or self.state == "draining"
+                writer.write(
+                    f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n"
+                    f"connection: {'close' if end else 'keep-alive'}\r\n\r\n{body}".encode()
+                )
+                await writer.drain()
+                if end:
+                    break
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def run(self) -> None:
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+        admin = socket.socket(fileno=int(os.environ["ERLESS_ADMIN_FD"]))
+        await asyncio.start_unix_server(self.serve, sock=admin)
+        await asyncio.sleep(float(os.environ.get("TOY_LOAD_S", "0")))
+        if "TOY_FAIL" in os.environ:
+            line = {"time": time.time(), "level": "error", "message": os.environ["TOY_FAIL"]}
+            print(json.dumps(line), file=sys.stderr, flush=True)
+            os._exit(65)
+        public = socket.socket(fileno=int(os.environ["ERLESS_LISTEN_FD"]))
+        server = await asyncio.start_server(self.serve, sock=public)
+        self.state = "ready"
+        await ended.wait()
+        self.state = "draining"
+        server.close()
+        while self.busy:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    asyncio.run(Toy().run())
