@@ -10,6 +10,7 @@
     ├── LogError                 an access log cannot be read or does not fit the model
     ├── PlanError                a plan cannot be made from these inputs
     │   └── InfeasibleError      no plan meets the constraints; carries each shortfall
+    ├── TrafficError             a traffic shape or trace cannot be replayed
     ├── StoreError               a release store: absent, torn, contended
     ├── InfraError               Terraform: not installed, not applied, an output is missing
     ├── ServeError               a query was not answered; carries the HTTP status and a kind
@@ -42,6 +43,7 @@ __all__ = [
     "ServeError",
     "StorageError",
     "StoreError",
+    "TrafficError",
     "first_line",
 ]
 
@@ -93,6 +95,10 @@ class InfeasibleError(PlanError):
     def __init__(self, message: str, violations: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.violations = violations
+
+
+class TrafficError(ErlessError):
+    """A traffic shape or a recorded trace cannot be replayed."""
 
 
 class StoreError(ErlessError):

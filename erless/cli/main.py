@@ -25,6 +25,7 @@ from erless.cli import (
     releases,
     render,
     report,
+    simulate,
 )
 from erless.version import __version__
 
@@ -69,6 +70,7 @@ app.add_typer(releases.app, name="releases")
 app.command("render")(render.render)
 app.command("predict")(predict.predict)
 app.command("report")(report.report)
+app.command("simulate")(simulate.simulate)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

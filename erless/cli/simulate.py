@@ -1,0 +1,157 @@
+"""`erless simulate`: a plan under a day of traffic, at any scale, in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from erless.cli.run import Output, OutputOption, emit, verb
+
+if TYPE_CHECKING:
+    from erless.observe.simulator.fleet import NodeType
+    from erless.specs.plan import Plan
+    from erless.specs.result import RunResult
+
+__all__ = ["simulate"]
+
+GB = 1e9
+HOUR_S = 3600.0
+
+
+@verb
+def simulate(
+    plan: Annotated[Path, typer.Option(help="plan.json of `erless plan --out`.")],
+    traffic: Annotated[str, typer.Option(help="step:50,150,50 or a trace (t_s, qps).")],
+    out: Annotated[Path, typer.Option(help="Result directory to make.")],
+    duration: Annotated[float | None, typer.Option(help="Seconds of a shape [60].")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="plan.json to compare with, e.g. of --policy model-wise.")
+    ] = None,
+    sla_p95_ms: Annotated[float | None, typer.Option(help="p95 allowed.")] = None,
+    start_s: Annotated[float, typer.Option(help="Start of a replica, without its rows.")] = 2.0,
+    load_gb_s: Annotated[float, typer.Option(min=1e-3, help="GB/s that rows load at.")] = 1.0,
+    node_boot_s: Annotated[float, typer.Option(help="Until a new machine is there.")] = 90.0,
+    elastic_nodes: Annotated[
+        bool, typer.Option("--elastic-nodes/--fixed-nodes", help="Machines follow the replicas.")
+    ] = True,
+    replica_mtbf_h: Annotated[
+        float | None, typer.Option(help="Hours between failures of one replica.")
+    ] = None,
+    node_mtbf_h: Annotated[
+        float | None, typer.Option(help="Hours between failures of one machine.")
+    ] = None,
+    host_cores: Annotated[
+        float | None, typer.Option(help="All replicas share a host of so many cores.")
+    ] = None,
+    cold_miss: Annotated[str, typer.Option(help="At a function asleep: wait or default.")] = "wait",
+    service: Annotated[
+        list[str] | None, typer.Option(help="NAME=MS: measured time of one call.")
+    ] = None,
+    prices: Annotated[Path | None, typer.Option(help="Your own instance types (CSV).")] = None,
+    seed: Annotated[int, typer.Option(help="Of arrivals and failures.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a result.")] = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Simulate a plan under a traffic trace; `erless report` draws the result.
+
+    Example: `erless simulate --plan plan.json --traffic diurnal:20,400 --duration 86400 --out sim`
+    """
+    import math
+    import time
+
+    from erless.errors import PlanError
+    from erless.observe.simulator.fleet import Terms
+    from erless.observe.simulator.outcome import run_simulation, write_simulation
+    from erless.specs.plan import Plan
+    from erless.specs.traffic import parse_traffic
+
+    if cold_miss not in ("wait", "default"):
+        raise PlanError(f"cold_miss is {cold_miss!r}: wait or default")
+    terms = Terms(
+        start_s=start_s, load_bytes_s=load_gb_s * GB, node_boot_s=node_boot_s,
+        replica_mtbf_s=replica_mtbf_h * HOUR_S if replica_mtbf_h else math.inf,
+        node_mtbf_s=node_mtbf_h * HOUR_S if node_mtbf_h else math.inf,
+        host_cores=host_cores, cold_miss="wait" if cold_miss == "wait" else "default",
+    )  # fmt: skip
+    load, offered = Plan.load(plan), parse_traffic(traffic, duration)
+    times = _times(service or [])
+    begin = time.perf_counter()
+    node = _node(load, prices) if elastic_nodes else None
+    done = run_simulation(load, offered, terms, node, seed, times)
+    base = None
+    if against:
+        other = Plan.load(against)
+        room = _node(other, prices) if elastic_nodes else None
+        base = run_simulation(other, offered, terms, room, seed)
+    result = write_simulation(
+        out, done, title=f"{load.policy} plan under {offered.name}", sla_ms=sla_p95_ms,
+        against=base, overwrite=overwrite,
+        notes=(f"simulated in {time.perf_counter() - begin:.1f} s; {terms}",),
+    )  # fmt: skip
+    document = {"result": str(out), **_document(result)}
+    emit(output, document, lambda console: console.print("\n".join(lines(result))))
+
+
+def _times(pairs: list[str]) -> dict[str, float]:
+    from erless.errors import PlanError
+
+    times = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        try:
+            times[name] = float(text)
+        except ValueError:
+            raise PlanError(f"service {pair!r}: write it as hot=0.8, in milliseconds") from None
+        if not times[name] > 0:
+            raise PlanError(f"service {pair!r}: a call takes more than 0 ms")
+    return times
+
+
+def _node(plan: Plan, prices: Path | None) -> NodeType | None:
+    """The plan's most common machine."""
+    from erless.observe.simulator.fleet import NodeType
+    from erless.plan.prices import read_prices
+
+    if not plan.nodes:
+        return None
+    name = max(plan.nodes, key=lambda group: group.count).instance_type
+    kind = next((each for each in read_prices(prices).every if each.name == name), None)
+    if kind is None:
+        return None
+    return NodeType(kind.name, kind.usable_vcpu, kind.usable_bytes, kind.usd_per_hour)
+
+
+def _document(result: RunResult) -> dict[str, Any]:
+    return {**result.model_dump(mode="json"), "memory_reduction": result.memory_reduction}
+
+
+def lines(result: RunResult) -> list[str]:
+    """A result in a few lines, for a terminal."""
+    from erless.observe.charts import number, size
+
+    latency = result.latency
+    said = [
+        f"{result.queries:,} queries in {result.duration_s:,.0f} s: {result.answered:,} answered, "
+        f"{result.failed:,} failed, {result.degraded:,} degraded, {result.cold_starts:,} met a "
+        "cold start"
+    ]
+    if latency.p95_ms is not None:
+        said.append(f"latency: p50 {number(latency.p50_ms or 0)} ms, p95 {number(latency.p95_ms)} "
+                    f"ms, p99 {number(latency.p99_ms or 0)} ms")  # fmt: skip
+    if result.sla_p95_ms is not None:
+        said.append(f"SLA {number(result.sla_p95_ms)} ms: {result.late_share:.2%} of queries late")
+    said.append(
+        f"memory: {size(result.memory_bytes.mean)} on average, {size(result.memory_bytes.peak)} at "
+        f"most; replicas: {result.replicas.mean:,.1f}, {result.replicas.peak:,.0f} at most"
+    )
+    base = result.model_wise
+    if base and result.memory_reduction:
+        said.append(
+            f"model-wise: {size(base.memory_bytes.mean)}, {result.memory_reduction:.2f}x as much "
+            f"({base.source})"
+        )
+    for reason, count in result.failures.items():
+        said.append(f"failed: {count:,} {reason}")
+    return said

@@ -1,0 +1,1 @@
+"""A plan under traffic, simulated: see `engine`."""

@@ -1,0 +1,145 @@
+"""What the simulator knows of each function: a plan's numbers as columns over functions.
+
+The gateway is function 0. A replica of c vCPU serves ⌊c⌋ calls at a time, at least one; a call
+takes `service_s`, so that the replica's highest rate is the plan's `qps_per_replica`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.errors import PlanError
+from erless.specs.plan import Plan, Scaling, Tier
+
+__all__ = ["Fleet", "Function", "NodeType", "Terms", "fleet_of"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """One kind of machine: what containers may use of it, and its price."""
+
+    name: str
+    vcpu: float
+    memory_bytes: float
+    usd_per_hour: float
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the simulation assumes beside the plan. Times in seconds.
+
+    start_s: scheduling and process start of a replica; its bytes then load at `load_bytes_s`.
+    hop_s: network and client time of one remote call. call_spread: coefficient of variation of a
+    service time. node_boot_s, node_idle_s: until a new machine is there, and how long an unneeded
+    one stays (Kubernetes' cluster autoscaler: 10 minutes). fill: the part of a machine that
+    containers of unequal size fill. replica_mtbf_s, node_mtbf_s: mean time between failures of one;
+    infinite: none fails. host_cores: all replicas share so many cores (one machine); None: each has
+    its own. cold_miss: what a query does at a function that is asleep. deadline_s: a query that
+    would wait longer fails.
+    """
+
+    start_s: float = 2.0
+    load_bytes_s: float = 1e9
+    hop_s: float = 5e-4
+    call_spread: float = 0.0
+    node_boot_s: float = 90.0
+    node_idle_s: float = 600.0
+    fill: float = 0.95
+    replica_mtbf_s: float = math.inf
+    node_mtbf_s: float = math.inf
+    host_cores: float | None = None
+    cold_miss: Literal["wait", "default"] = "wait"
+    deadline_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function of the fleet."""
+
+    name: str
+    kind: Literal["gateway", "sparse", "dense"]
+    tier: str
+    scaling: Scaling
+    vcpu: float
+    memory_bytes: float
+    row_data_bytes: float
+    qps_per_replica: float
+    touch: float
+    initial: int
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """All functions; each array is (F,), in the order of `functions`."""
+
+    functions: tuple[Function, ...]
+    vcpu: Floats
+    memory: Floats
+    service_s: Floats
+    servers: Floats
+    rate: Floats
+    touch: Floats
+    cold_start_s: Floats
+
+    def __len__(self) -> int:
+        return len(self.functions)
+
+
+def fleet_of(plan: Plan, terms: Terms, service_ms: Mapping[str, float] | None = None) -> Fleet:
+    """The plan's functions.
+
+    Args:
+        plan: what to simulate.
+        terms: what a cold start costs.
+        service_ms: measured milliseconds per call that replace the plan's, by function.
+
+    Raises:
+        PlanError: a function has no rate, so nothing can be simulated.
+    """
+    found = [
+        Function(
+            "gateway", "gateway", "", plan.gateway.scaling, plan.gateway.vcpu,
+            plan.gateway.memory_bytes, plan.gateway.memory_bytes, plan.gateway.qps_per_replica, 1.0,
+            plan.gateway.replicas,
+        ),
+        *(
+            Function(each.name, "sparse", each.tier.value, each.scaling, each.vcpu,
+                     each.memory_bytes, each.row_data_bytes, each.qps_per_replica,
+                     min(1.0, each.touch_probability), each.replicas)
+            for each in plan.shards if each.tier is not Tier.RESIDENT
+        ),
+    ]  # fmt: skip
+    if plan.dense is not None:
+        dense = plan.dense
+        found.append(Function("dense", "dense", "", dense.scaling, dense.vcpu, dense.memory_bytes,
+                              dense.memory_bytes, dense.qps_per_replica, 1.0,
+                              dense.replicas))  # fmt: skip
+    known = dict(service_ms or {})
+    servers = np.array([max(1.0, math.floor(each.vcpu)) for each in found])
+    service = np.zeros(len(found))
+    for index, each in enumerate(found):
+        if each.name in known:
+            service[index] = known[each.name] / 1e3
+        elif each.qps_per_replica > 0:
+            service[index] = servers[index] / each.qps_per_replica
+        else:
+            raise PlanError(f"{each.name}: the plan has no qps_per_replica to simulate with")
+    loads = np.array([each.row_data_bytes for each in found])
+    return Fleet(
+        functions=tuple(found),
+        vcpu=np.array([each.vcpu for each in found]),
+        memory=np.array([each.memory_bytes for each in found], np.float64),
+        service_s=service,
+        servers=servers,
+        rate=servers / service,
+        touch=np.array([each.touch for each in found]),
+        cold_start_s=terms.start_s + loads / terms.load_bytes_s,
+    )

@@ -1,0 +1,196 @@
+"""Traffic over time: shapes by name, or a recorded trace. Load tests and the simulator share it.
+
+    constant:100          100 queries/s
+    step:50,150,50        equal parts of the duration, one rate each
+    ramp:10,200           from the first rate to the last, linearly
+    spike:50,400          the first rate, but the second during the middle tenth
+    diurnal:20,200        one sine wave per duration, lowest at both ends
+    sawtooth:20,200       four rises from the first rate to the second, each falling at once
+    trace.csv, .parquet   columns t_s and qps: each rate holds until the next row
+
+Arrivals are a Poisson process of that rate: queries come whether or not earlier ones were answered.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.errors import TrafficError
+from erless.storage.atomic import os_errors
+
+__all__ = ["SHAPES", "Traffic", "parse_traffic", "read_trace"]
+
+Floats = NDArray[np.float64]
+SHAPES = ("constant", "step", "ramp", "spike", "diurnal", "sawtooth")
+TEETH = 4
+POINTS = 2000  # of a curved or sloped shape
+GAP = 10  # times the usual distance of rows: what a trace calls a gap
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Queries per second as steps.
+
+    Args:
+        name: for people.
+        t_s: (n,) ascending seconds, the first 0: where each rate begins.
+        qps: (n,) rates, 0 or more.
+        duration_s: where the last rate ends.
+        notes: what was assumed about a trace.
+    """
+
+    name: str
+    t_s: Floats
+    qps: Floats
+    duration_s: float
+    notes: tuple[str, ...] = ()
+
+    def at(self, t_s: Floats | float) -> Floats:
+        """Rate at each time; 0 after the end."""
+        place = np.searchsorted(self.t_s, t_s, side="right") - 1
+        inside = (np.asarray(t_s) >= 0) & (np.asarray(t_s) < self.duration_s)
+        return np.asarray(np.where(inside, self.qps[np.maximum(place, 0)], 0.0))
+
+    def expected(self, edges_s: Floats) -> Floats:
+        """Expected queries between neighbouring `edges_s`, exactly: (n-1,)."""
+        knots = np.append(self.t_s, self.duration_s)
+        total = np.concatenate([[0.0], np.cumsum(self.qps * np.diff(knots))])
+        return np.diff(np.interp(edges_s, knots, total))
+
+    def arrivals(self, generator: np.random.Generator, scale: float = 1.0) -> Floats:
+        """Poisson arrivals in ascending order, seconds; `scale` multiplies the rate."""
+        knots = np.append(self.t_s, self.duration_s)
+        total = np.concatenate([[0.0], np.cumsum(self.qps * scale * np.diff(knots))])
+        count = generator.poisson(total[-1])
+        drawn = np.sort(generator.random(count)) * total[-1]
+        place = np.searchsorted(total, drawn, side="right") - 1
+        place = np.clip(place, 0, len(self.qps) - 1)
+        rate = self.qps[place] * scale
+        inside = (drawn - total[place]) / np.where(rate > 0, rate, np.inf)
+        return np.asarray(self.t_s[place] + inside)
+
+    @property
+    def queries(self) -> float:
+        """Expected queries in all."""
+        return float(self.expected(np.array([0.0, self.duration_s]))[0])
+
+    @property
+    def peak(self) -> float:
+        """Highest rate."""
+        return float(self.qps.max())
+
+
+def parse_traffic(text: str, duration_s: float | None = None) -> Traffic:
+    """A shape such as `step:50,150,50` over `duration_s`, or the trace at a path.
+
+    >>> parse_traffic("step:10,30", 20).at(np.array([0.0, 9.9, 10.0, 20.0])).tolist()
+    [10.0, 10.0, 30.0, 0.0]
+
+    Raises:
+        TrafficError: no such shape or trace, wrong rates, or a trace that cannot be replayed.
+    """
+    name, colon, rest = text.partition(":")
+    if not colon or name not in SHAPES:
+        if Path(text).suffix in (".csv", ".parquet"):
+            return read_trace(Path(text), duration_s)
+        raise TrafficError(f"traffic {text!r}: neither a trace (.csv, .parquet) nor a shape like "
+                           f"step:50,150; shapes are {', '.join(SHAPES)}")  # fmt: skip
+    rates = _rates(text, rest)
+    duration = 60.0 if duration_s is None else duration_s
+    if not (math.isfinite(duration) and duration > 0):
+        raise TrafficError(f"traffic {text!r}: a duration of {duration:g} s is not above 0")
+    needed = {"constant": 1, "step": len(rates)}.get(name, 2)
+    if len(rates) != needed:
+        raise TrafficError(f"traffic {text!r}: {name} takes {needed} rates, found {len(rates)}")
+    t_s, qps = _shape(name, rates, duration)
+    return Traffic(text, t_s, qps, duration)
+
+
+def _rates(text: str, rest: str) -> list[float]:
+    try:
+        rates = [float(each) for each in rest.split(",")]
+    except ValueError:
+        raise TrafficError(f"traffic {text!r}: {rest!r} are not rates like 50,150") from None
+    wrong = [each for each in rates if not (math.isfinite(each) and each >= 0)]
+    if wrong:
+        raise TrafficError(f"traffic {text!r}: a rate of {wrong[0]:g} queries/s is not 0 or more")
+    return rates
+
+
+def _shape(name: str, rates: Sequence[float], duration: float) -> tuple[Floats, Floats]:
+    """Steps of a shape: where each begins, and its rate."""
+    low, high = rates[0], rates[-1]
+    if name in ("constant", "step"):
+        return np.arange(len(rates)) * duration / len(rates), np.asarray(rates, np.float64)
+    if name == "spike":
+        return np.array([0, 0.45, 0.55]) * duration, np.array([low, high, low])
+    part = (np.arange(POINTS) + 0.5) / POINTS
+    if name == "ramp":
+        height = part
+    elif name == "sawtooth":
+        height = part * TEETH % 1.0
+    else:
+        height = (1 - np.cos(2 * np.pi * part)) / 2
+    return np.arange(POINTS) * duration / POINTS, low + (high - low) * height
+
+
+def read_trace(path: Path, duration_s: float | None = None) -> Traffic:
+    """A recorded trace: columns `t_s` (seconds, ascending) and `qps`; begins at its first row.
+
+    The last rate holds for as long as rows usually do. A longer distance than usual is a gap: the
+    rate before it holds, and a note says so.
+
+    Raises:
+        ArtifactError: no such file.
+        TrafficError: not such a table, no rows, a time that is negative or out of order, a rate
+            that is missing or negative.
+    """
+    with os_errors(path, "read"):
+        columns = _columns(path)
+    t_s, qps = columns
+    if not len(t_s):
+        raise TrafficError(f"{path}: no rows")
+    for row, (at, rate) in enumerate(zip(t_s, qps, strict=True), 1):
+        if not math.isfinite(at) or at < 0:
+            raise TrafficError(f"{path}: row {row}: t_s is {at:g}: a time must be 0 or later")
+        if not math.isfinite(rate) or rate < 0:
+            raise TrafficError(f"{path}: row {row}: qps is {rate:g}: a rate must be 0 or more")
+        if row > 1 and at <= t_s[row - 2]:
+            raise TrafficError(f"{path}: row {row}: t_s is {at:g}, not after {t_s[row - 2]:g}")
+    steps = np.diff(t_s)
+    usual = float(np.median(steps)) if len(steps) else (duration_s or 60.0)
+    notes = tuple(
+        f"{path.name}: no rows from {t_s[i]:g} s to {t_s[i + 1]:g} s: {qps[i]:g} queries/s hold"
+        for i in np.flatnonzero(steps > GAP * usual)
+    )
+    start = float(t_s[0])
+    end = float(t_s[-1]) - start + usual
+    keep = t_s - start < (duration_s or math.inf)
+    return Traffic(path.name, (t_s - start)[keep], qps[keep], min(end, duration_s or end), notes)
+
+
+def _columns(path: Path) -> tuple[Floats, Floats]:
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            table = pq.read_table(path, columns=["t_s", "qps"])
+            found = [table.column(name).to_pylist() for name in ("t_s", "qps")]
+        else:
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+                found = [[row[name] for row in rows] for name in ("t_s", "qps")]
+        columns = [np.array([math.nan if each in (None, "") else float(each) for each in column])
+                   for column in found]  # fmt: skip
+    except KeyError as error:
+        raise TrafficError(f"{path}: no column {error}; a trace has t_s and qps") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise TrafficError(f"{path}: not a trace of t_s and qps ({error})") from error
+    return columns[0].astype(np.float64), columns[1].astype(np.float64)

@@ -1,0 +1,299 @@
+"""Queries as bytes that only need to be sent, and what their answers should be.
+
+Bodies are made once, before the first query leaves, so that a generator on one core spends its time
+on sending. They come from a query file, or are drawn from the model's metadata: rows by a power law
+of locality P (their order is made up: only the profile knows which rows are hot), or by a
+profile's counts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm.queries import Query, QueryFile
+from erless.dlrm.workload import PowerLaw, RowOrder
+from erless.errors import ArtifactError, QueryError, ServeError
+from erless.specs.profile import MANIFEST, Profile
+from erless.storage.tensors import TensorFile
+
+__all__ = [
+    "Answer", "Body", "Expected", "ServedModel", "build", "discover", "generate", "read_answer",
+    "read_expected",
+]  # fmt: skip
+
+JSON_LENGTH = "Inference-Header-Content-Length"
+DATATYPES = {"float32": "FP32", "int32": "INT32", "int64": "INT64"}
+DISCOVERY_S = 5.0  # a gateway that does not answer within this is down
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What the gateway says about the model that it serves."""
+
+    name: str
+    version: str
+    release: str
+    dense_features: int
+    tables: tuple[dict[str, Any], ...]
+    batch: int = 32
+
+    @property
+    def path(self) -> str:
+        """Where queries are sent."""
+        return f"/v2/models/{self.name}/infer"
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """One request: the body, and the length of its JSON. `index` is the query's place in a file."""
+
+    data: bytes
+    json_length: int
+    batch: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One response. `prediction` is (B,) float32."""
+
+    prediction: Floats
+    release: str
+    degraded: bool
+    cold: bool
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The monolith's predictions of a query file, (S,), cut into queries of `batch`."""
+
+    predictions: Floats
+    batch: int
+
+    def error(self, index: int, prediction: Floats) -> float:
+        """Largest relative difference to query `index`'s predictions; inf where sizes differ."""
+        expected = self.predictions[index * self.batch : (index + 1) * self.batch]
+        if expected.shape != prediction.shape:
+            return float("inf")
+        scale = np.maximum(np.abs(expected), np.float32(1e-12))
+        return float(np.max(np.abs(prediction - expected) / scale, initial=0.0))
+
+
+def build(query: Query, index: int = 0) -> Body:
+    """`query` as a request of the Open Inference Protocol with binary tensors."""
+    tensors: dict[str, NDArray[Any]] = {
+        "values": np.ascontiguousarray(query.values),
+        "lengths": np.ascontiguousarray(query.lengths),
+        "dense": np.ascontiguousarray(query.dense),
+    }
+    if query.weights is not None:
+        tensors["weights"] = np.ascontiguousarray(query.weights)
+    inputs = [
+        {
+            "name": name,
+            "datatype": DATATYPES[tensor.dtype.name],
+            "shape": list(tensor.shape),
+            "parameters": {"binary_data_size": tensor.nbytes},
+        }
+        for name, tensor in tensors.items()
+    ]
+    document = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+    head = json.dumps(document, separators=(",", ":")).encode()
+    data = b"".join([head, *(tensor.tobytes() for tensor in tensors.values())])
+    return Body(data, len(head), query.batch, index)
+
+
+def read_answer(body: bytes, json_length: int | None) -> Answer:
+    """A response's prediction and parameters.
+
+    Raises:
+        ServeError: it is not an answer of the protocol.
+    """
+    try:
+        document = json.loads(body if json_length is None else body[:json_length])
+        output = next(each for each in document["outputs"] if each["name"] == "prediction")
+        if json_length is None:
+            prediction = np.asarray(output["data"], np.float32)
+        else:
+            prediction = np.frombuffer(body, "<f4", offset=json_length)
+        said = document.get("parameters", {})
+        return Answer(
+            prediction,
+            str(said.get("release", "")),
+            bool(said.get("degraded", False)),
+            bool(said.get("cold_start", False)),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise ServeError(
+            f"not an answer: {type(error).__name__}: {error}", kind="garbage"
+        ) from None
+
+
+def discover(
+    host: str, model: str | None = None, token: str | None = None, wait_s: float = DISCOVERY_S
+) -> ServedModel:
+    """Ask the gateway at `host` what it serves; tries again for `wait_s`.
+
+    Raises:
+        ServeError: it is down, not ready, or not a gateway.
+    """
+    name = model or _served_name(_get(host, "/v2", token, wait_s))
+    said = _get(host, f"/v2/models/{name}", token, wait_s)
+    parameters = said.get("parameters", {})
+    dense = next((each["shape"][-1] for each in said.get("inputs", ()) if each["name"] == "dense"),
+                 None)  # fmt: skip
+    if dense is None:
+        raise ServeError(f"{host}: {name} takes no `dense`: it is not a recommendation model")
+    return ServedModel(
+        name=name,
+        version=str((said.get("versions") or [""])[0]),
+        release=str(parameters.get("digest", "")),
+        dense_features=int(dense),
+        tables=tuple(parameters.get("tables", ())),
+        batch=int(parameters.get("batch", 32)),
+    )
+
+
+def _served_name(server: dict[str, Any]) -> str:
+    models = server.get("models") or server.get("parameters", {}).get("models") or ()
+    if len(models) != 1:
+        raise ServeError(f"{server.get('name', 'the server')} does not say which model it serves: "
+                         "name it with --model")  # fmt: skip
+    return str(models[0])
+
+
+def _get(host: str, path: str, token: str | None, wait_s: float) -> dict[str, Any]:
+    url = host.rstrip("/") + path
+    if not url.startswith(("http://", "https://")):
+        raise ServeError(f"{host}: a gateway's URL begins with http:// or https://")
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            request = urllib.request.Request(url, headers=headers)  # noqa: S310 - checked above
+            with urllib.request.urlopen(request, timeout=wait_s) as response:  # noqa: S310
+                document = json.loads(response.read())
+            if not isinstance(document, dict):
+                raise ServeError(f"{url}: not a server of the Open Inference Protocol")
+        except urllib.error.HTTPError as error:
+            reason: object = f"HTTP {error.code}"
+            if error.code < 500:
+                raise ServeError(f"{url}: {reason}", status=error.code) from None
+        except ValueError:
+            raise ServeError(f"{url}: not a server of the Open Inference Protocol") from None
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+        else:
+            return document
+        if time.monotonic() > end:
+            raise ServeError(f"{url}: no answer within {wait_s:g} s ({reason})", kind="down")
+        time.sleep(0.2)
+
+
+def from_file(path: Path, most: int, batch: int | None = None) -> Iterator[Body]:
+    """The first `most` queries of a query file.
+
+    Raises:
+        ArtifactError, QueryError: the file is damaged.
+    """
+    file = QueryFile(path, batch)
+    if not len(file):
+        raise QueryError(f"{path}: no queries")
+    for index in range(min(most, len(file))):
+        yield build(file[index], index)
+
+
+def generate(
+    served: ServedModel, count: int, *, locality: float = 0.9, batch: int | None = None,
+    pooling: int | None = None, profile: Path | None = None, seed: int = 0,
+) -> Iterator[Body]:  # fmt: skip
+    """Draw `count` queries that fit the served model.
+
+    Raises:
+        QueryError: the gateway does not tell its tables, or `locality` is not within 0 … 1.
+        ArtifactError: the profile is damaged.
+    """
+    if not served.tables:
+        raise QueryError(f"{served.name}: the gateway does not tell its tables: give --queries")
+    if not 0 < locality < 1:
+        raise QueryError(f"locality is {locality:g}: it must lie between 0 and 1")
+    samples = batch or served.batch
+    known = _profiled(profile) if profile else {}
+    generator = np.random.default_rng(seed)
+    orders = [RowOrder.seeded(int(each["rows"]), np.random.default_rng([seed, index]))
+              for index, each in enumerate(served.tables)]  # fmt: skip
+    for index in range(count):
+        columns, lengths = [], []
+        for table, order in zip(served.tables, orders, strict=True):
+            rows = int(table["rows"])
+            each = max(1, round(pooling or float(table.get("pooling_factor") or 32)))
+            lengths.append(np.full(samples, each, np.int32))
+            ids = known.get(str(table["name"]))
+            if ids is None:
+                ranks = PowerLaw(rows, locality).sample(generator, samples * each)
+                columns.append(order.ids(ranks))
+            else:
+                columns.append(ids.sample(generator, samples * each))
+        wide = any(int(table["rows"]) >= 2**31 for table in served.tables)
+        weighted = any(table.get("pooling") == "weighted_sum" for table in served.tables)
+        values = np.concatenate(columns).astype(np.int64 if wide else np.int32)
+        query = Query(
+            dense=generator.standard_normal((samples, served.dense_features), np.float32),
+            values=values,
+            lengths=np.stack(lengths),
+            weights=generator.random(len(values), np.float32) if weighted else None,
+        )
+        yield build(query, index)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Row ids as often as a profile counted them."""
+
+    ids: NDArray[np.int64]
+    totals: NDArray[np.int64]
+
+    def sample(self, generator: np.random.Generator, count: int) -> NDArray[np.int64]:
+        drawn = generator.integers(int(self.totals[-1]), size=count)
+        return self.ids[np.searchsorted(self.totals, drawn, side="right")]
+
+
+def _profiled(folder: Path) -> dict[str, _Counted]:
+    found = {}
+    for access in Profile.load(folder / MANIFEST).tables:
+        if access.counts is not None and access.accesses:
+            file = TensorFile(folder / access.counts.path)
+            totals = np.cumsum(file.map("counts").astype(np.int64))
+            found[access.table] = _Counted(file.map("ids").astype(np.int64), totals)
+    return found
+
+
+def read_expected(path: Path, batch: int) -> Expected:
+    """What `erless predict --monolith … -o json` said about the query file.
+
+    Raises:
+        ArtifactError: not its output.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return Expected(np.asarray(document["predictions"], np.float32), batch)
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: not the output of `erless predict -o json`") from error
+
+
+def total_bytes(bodies: Sequence[Body]) -> int:
+    """Bytes that the bodies hold in memory."""
+    return sum(len(each.data) for each in bodies)
