@@ -179,7 +179,12 @@ def extend_profile(
 
 
 def _age_warning(source: LogSource, model: Path) -> str | None:
-    """A log from before the model says little about how the model is used now."""
+    """A log from before the model says little about how the model is used now.
+
+    A log inside the bundle's folder was made with it (`erless example`), whichever came first.
+    """
+    if source.path.resolve().is_relative_to(model.resolve()):
+        return None
     with os_errors(source.path, "read"):
         log_time = source.path.stat().st_mtime
     with os_errors(model, "read"):

@@ -265,3 +265,15 @@ def test_memory_does_not_grow_with_the_log(make_bundle: MakeBundle, tmp_path: Pa
         argv = [sys.executable, "-c", MEMORY, str(bundle), str(path), str(tmp_path / f"p{groups}")]
         growth.append(int(subprocess.run(argv, check=True, capture_output=True).stdout))
     assert growth[1] < 400  # MB; the larger log is 120 MB of ids and may hold 64 MB of them
+
+
+def test_a_log_that_came_with_its_bundle_is_not_called_old(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_bundle({"t": 10})
+    path = bundle / "c.parquet"
+    pq.write_table(pa.table({"id": [1], "count": [4]}), path)
+    os.utime(path, (1_500_000_000, 1_500_000_000))
+    source = LogSource.parse(f"t:{path}")
+    report = profile_access(bundle, [source], tmp_path / "p", log_format=LogFormat.COUNTS)
+    assert not any("older" in each for each in report.warnings)
