@@ -16,8 +16,12 @@ import typer
 from erless.cli import (
     bundle,
     config,
+    deploy,
+    destroy,
     example,
+    history,
     import_,
+    logs,
     pack,
     plan,
     predict,
@@ -26,6 +30,7 @@ from erless.cli import (
     render,
     report,
     simulate,
+    status,
 )
 from erless.version import __version__
 
@@ -68,7 +73,13 @@ app.command("plan")(plan.plan)
 app.command("pack")(pack.pack)
 app.add_typer(releases.app, name="releases")
 app.command("render")(render.render)
+app.command("deploy")(deploy.deploy)
+app.command("status")(status.status)
 app.command("predict")(predict.predict)
+app.command("logs")(logs.logs)
+app.command("history")(history.history)
+app.command("rollback")(history.rollback)
+app.command("destroy")(destroy.destroy)
 app.command("report")(report.report)
 app.command("simulate")(simulate.simulate)
 

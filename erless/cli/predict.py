@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.run import Output, OutputOption, emit, verb
+from erless.cli.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
+from erless.cli.run import Output, OutputOption, emit, note, verb
+from erless.cli.target_options import StateOption, TargetOption, chosen_target
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from erless.dlrm.queries import QueryFile
 
 SHOWN = 10  # predictions in the text output
 
@@ -19,28 +23,78 @@ SHOWN = 10  # predictions in the text output
 @verb
 def predict(
     queries: Annotated[Path, typer.Argument(help="Query file (safetensors).")],
-    monolith: Annotated[Path, typer.Option(help="Bundle to predict with, whole, in this process.")],
+    monolith: Annotated[
+        Path | None, typer.Option(help="Bundle to predict with, whole, in this process.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="A gateway [default: the deployment's].")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Compare the deployment's answers with this bundle's.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest relative difference, with --against.")
+    ] = 1e-5,
+    concurrency: Annotated[int, typer.Option(min=1, help="Queries in flight.")] = 1,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per query.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 1,
     check: Annotated[bool, typer.Option(help="Compare the bundle with its digests first.")] = True,
+    target: TargetOption = None,
+    state: StateOption = None,
+    kubeconfig: KubeconfigOption = None,
+    context: ContextOption = None,
+    namespace: NamespaceOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Predict every query of a file; tell predictions, latency and CPU per query.
+    """Predict every query of a file by the deployment, or with --monolith by one process.
 
-    Example: `erless predict --monolith m m/queries.safetensors -o json`
+    With --against the answers are compared with a bundle's own; exit 1 where they differ.
+
+    Example: `erless predict m/queries.safetensors --against m`
     """
+    import numpy as np
+
+    from erless.dlrm.queries import QueryFile
+
+    file = QueryFile(queries, batch)
+    if monolith is not None:
+        scores, document = _whole(file, monolith, threads, check)
+    else:
+        chosen, config = chosen_target(
+            target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
+        )
+        name = config.gateway.token_env
+        scores, document = _deployed(file, url or chosen.status().url, concurrency, name)
+    document |= {
+        "queries": len(file),
+        "batch": file.batch,
+        "predictions": [float(each) for each in scores],
+    }
+    if file.labels is not None:
+        from erless.dlrm.auc import auc
+
+        document["auc"] = round(auc(file.labels, scores), 6)
+    if against is not None:
+        expected, _ = _whole(file, against, threads, check)
+        errors = np.abs(scores - expected) / np.maximum(np.abs(expected), 1e-12)
+        document["max_relative_error"] = float(errors.max()) if len(errors) else 0.0
+    emit(output, document, lambda console: _draw(console, document))
+    if document.get("max_relative_error", 0.0) > tolerance:
+        note(f"error: relative difference {document['max_relative_error']:.2g} > {tolerance:g}")
+        raise SystemExit(1)
+
+
+def _whole(file: QueryFile, bundle: Path, threads: int, check: bool) -> tuple[Any, dict[str, Any]]:
+    """Predictions (S,) of a bundle in this process, and what was measured."""
     import time
 
     import numpy as np
     import torch
 
-    from erless.dlrm.queries import QueryFile, check_tables
+    from erless.dlrm.queries import check_tables
     from erless.dlrm.reference import Monolith
 
     torch.set_num_threads(threads)
-    file = QueryFile(queries, batch)
     with bars() as progress:
-        model = Monolith.load(monolith, verify=check, progress=progress)
+        model = Monolith.load(bundle, verify=check, progress=progress)
         check_tables(file, model.model)
         predictions, latencies = [], []
         with progress.step("predict", len(file), "queries") as step:
@@ -51,21 +105,53 @@ def predict(
                 latencies.append((time.perf_counter() - begin) * 1e3)
                 step.advance(1)
             cpu = time.process_time() - cpu
-    scores = np.concatenate(predictions) if predictions else np.empty(0, np.float32)
-    document: dict[str, Any] = {
-        "bundle": str(monolith),
-        "queries": len(file),
-        "batch": file.batch,
-        "predictions": [float(each) for each in scores],
+    return (np.concatenate(predictions) if predictions else np.empty(0, np.float32)), {
+        "bundle": str(bundle),
         "latency_ms": _quantiles(latencies),
         "cpu_ms_per_query": round(cpu * 1e3 / max(1, len(file)), 4),
         "threads": threads,
     }
-    if file.labels is not None:
-        from erless.dlrm.auc import auc
 
-        document["auc"] = round(auc(file.labels, scores), 6)
-    emit(output, document, lambda console: _draw(console, document))
+
+def _deployed(
+    file: QueryFile, url: str, concurrency: int, token_env: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """Predictions (S,) of the gateway at `url`, and what was measured."""
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import local
+
+    import numpy as np
+
+    from erless.serve.query import Answered, QueryClient
+
+    token = os.environ.get(token_env) if token_env else None
+    clients = local()
+
+    def ask(index: int) -> Answered:
+        if not hasattr(clients, "own"):
+            clients.own = QueryClient(url, token)
+        own: QueryClient = clients.own
+        return own.predict(file[index])
+
+    answers = []
+    with (
+        bars() as progress,
+        ThreadPoolExecutor(concurrency) as pool,
+        progress.step("predict", len(file), "queries") as step,
+    ):
+        for each in pool.map(ask, range(len(file))):
+            answers.append(each)
+            step.advance(1)
+    parts = [each.predictions for each in answers]
+    return (np.concatenate(parts) if parts else np.empty(0, np.float32)), {
+        "url": url,
+        "releases": sorted({each.release for each in answers}),
+        "degraded": sum(each.degraded for each in answers),
+        "cold_starts": sum(each.cold_start for each in answers),
+        "fan_out": round(sum(each.fan_out for each in answers) / max(1, len(answers)), 3),
+        "latency_ms": _quantiles([each.took_s * 1e3 for each in answers]),
+    }
 
 
 def _quantiles(latencies: list[float]) -> dict[str, float]:
@@ -84,9 +170,12 @@ def _draw(console: Console, document: dict[str, Any]) -> None:
     latency = document["latency_ms"]
     if latency:
         times = ", ".join(f"{name} {value:.3f} ms" for name, value in latency.items())
-        console.print(
-            f"{document['queries']:,} queries of {document['batch']}: {times}; "
-            f"{document['cpu_ms_per_query']:.3f} ms of CPU per query"
-        )
+        cpu = document.get("cpu_ms_per_query")
+        spent = f"; {cpu:.3f} ms of CPU per query" if cpu is not None else ""
+        console.print(f"{document['queries']:,} queries of {document['batch']}: {times}{spent}")
+    if document.get("degraded") or document.get("cold_starts"):
+        console.print(f"{document['degraded']} degraded, {document['cold_starts']} cold starts")
+    if "max_relative_error" in document:
+        console.print(f"largest relative difference: {document['max_relative_error']:.3g}")
     if "auc" in document:
         console.print(f"AUC {document['auc']:.4f}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from erless.deploy.target import Target
 from erless.errors import ConfigError
@@ -11,17 +11,25 @@ from erless.specs.config import Config
 __all__ = ["TARGETS", "open_target"]
 
 
-def _local(config: Config) -> Target:
+Opener = Callable[[Config, Sequence[str]], Target]
+
+
+def _local(config: Config, images: Sequence[str]) -> Target:
     from erless.deploy.local import LocalTarget
 
     return LocalTarget(config)
 
 
-TARGETS: dict[str, Callable[[Config], Target]] = {"local": _local}
+TARGETS: dict[str, Opener] = {"local": _local}
 
 
-def open_target(name: str | None, config: Config) -> Target:
+def open_target(name: str | None, config: Config, images: Sequence[str] = ()) -> Target:
     """The target `name`; None: `erless.yaml`'s default.
+
+    Args:
+        name: a key of `TARGETS`.
+        config: of the project, with the command line's values in place.
+        images: KIND=IMAGE, of targets that run containers.
 
     Raises:
         ConfigError: there is no such target.
@@ -29,4 +37,4 @@ def open_target(name: str | None, config: Config) -> Target:
     name = name or config.targets.default
     if name not in TARGETS:
         raise ConfigError(f"target {name!r} is unknown; valid are {', '.join(TARGETS)}")
-    return TARGETS[name](config)
+    return TARGETS[name](config, images)

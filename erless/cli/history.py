@@ -1,0 +1,78 @@
+"""`erless history` and `erless rollback`: the releases that a target keeps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from erless.cli.bars import bars
+from erless.cli.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
+from erless.cli.run import Output, OutputOption, emit, verb
+from erless.cli.target_options import StateOption, TargetOption, TimeoutOption, chosen_target
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["history", "rollback"]
+
+
+@verb
+def history(
+    target: TargetOption = None,
+    state: StateOption = None,
+    kubeconfig: KubeconfigOption = None,
+    context: ContextOption = None,
+    namespace: NamespaceOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """List the releases that were deployed and are kept, newest first.
+
+    Example: `erless history`
+    """
+    from dataclasses import asdict
+
+    chosen, _ = chosen_target(
+        target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
+    )
+    found = chosen.deployments()
+
+    def draw(console: Console) -> None:
+        from rich.table import Table
+
+        table = Table("", "release", "deployed at", "url")
+        for each in found:
+            mark = "→" if each.current else ""
+            table.add_row(mark, each.release, each.deployed_at, each.url if each.current else "")
+        console.print(table)
+
+    document = {"target": chosen.name, "deployments": [asdict(each) for each in found]}
+    emit(output, document, draw)
+
+
+@verb
+def rollback(
+    release: Annotated[
+        str | None, typer.Argument(help="Digest or its beginning [the one before the current].")
+    ] = None,
+    target: TargetOption = None,
+    timeout_s: TimeoutOption = 120,
+    state: StateOption = None,
+    kubeconfig: KubeconfigOption = None,
+    context: ContextOption = None,
+    namespace: NamespaceOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Make a kept release current again; queries in flight are answered by the one they reached.
+
+    Example: `erless rollback`, `erless rollback 3f9a`
+    """
+    from dataclasses import asdict
+
+    chosen, _ = chosen_target(
+        target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
+    )
+    with bars() as progress:
+        done = chosen.rollback(release, progress, timeout_s)
+    emit(output, {"target": chosen.name, **asdict(done)}, lambda console: console.print(
+        f"release {done.release[:12]} answers at {done.url} again"))  # fmt: skip

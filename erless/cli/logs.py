@@ -1,0 +1,44 @@
+"""`erless logs`: what the functions say."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from erless.cli.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
+from erless.cli.run import Output, OutputOption, emit, verb
+from erless.cli.target_options import StateOption, TargetOption, chosen_target
+
+__all__ = ["logs"]
+
+
+@verb
+def logs(
+    function: Annotated[
+        str | None, typer.Argument(help="Name from `erless status`, or supervisor [all].")
+    ] = None,
+    target: TargetOption = None,
+    lines: Annotated[int, typer.Option("--lines", min=0, help="The last so many.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Then what comes.")] = False,
+    state: StateOption = None,
+    kubeconfig: KubeconfigOption = None,
+    context: ContextOption = None,
+    namespace: NamespaceOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Print the log lines of one function, or of all in order of time.
+
+    Example: `erless logs gateway --follow`
+    """
+    if follow and output is Output.JSON:
+        raise typer.BadParameter("--follow never ends; leave out -o json")
+    chosen, _ = chosen_target(
+        target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
+    )
+    found = chosen.logs(function, lines, follow)
+    if output is Output.JSON:
+        emit(output, {"target": chosen.name, "lines": list(found)}, lambda _: None)
+        return
+    for line in found:
+        typer.echo(line)
