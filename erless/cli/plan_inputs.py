@@ -18,6 +18,7 @@ __all__ = ["Inputs", "read_inputs"]
 
 PLAN_FILE = Path("plan.json")
 DEFAULT_LOCALITY = 0.9
+OPTIONS = {"allowed": "precision", "tier_precision": "precision", "tier_replicas": "min-replicas"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ def _request(given: Mapping[str, Any], config: Mapping[str, Any]) -> PlanRequest
         return PlanRequest.model_validate(known | fields)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])).replace("_", "-")
+        name = str(first["loc"][0])
+        where = OPTIONS.get(name, name.replace("_", "-"))
         raise PlanError(f"{where}: {first['msg']}, found {first['input']!r}") from error
 
 

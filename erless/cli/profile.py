@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
+from erless.cli.options import project
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from erless.specs.profile import ThroughputCurve, TowerCurve
 
 __all__ = ["profile"]
+
+EXAMPLE_LOG = "access.parquet"  # as `erless example` writes it into the bundle
 
 
 class Format(StrEnum):
@@ -32,13 +35,20 @@ class Format(StrEnum):
 
 @verb
 def profile(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the profile.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the profile [default: erless.yaml's].")
+    ] = None,
     model: Annotated[
-        Path | None, typer.Option("--model", help="Model bundle whose tables the logs access.")
+        Path | None,
+        typer.Option("--model", "-m", help="Model bundle of these tables [erless.yaml's]."),
     ] = None,
     log: Annotated[
         list[str] | None,
-        typer.Option("--log", help="PATH, or TABLE:PATH for the log of one table. Repeatable."),
+        typer.Option(
+            "--log",
+            help="PATH, or TABLE:PATH for the log of one table. Repeatable. "
+            "[default: access.parquet beside the model]",
+        ),
     ] = None,
     log_format: Annotated[
         Format, typer.Option("--format", help="How the logs are laid out; auto looks at each.")
@@ -63,6 +73,12 @@ def profile(
 
     Example: `erless profile --model m --log m/access.parquet --out p`
     """
+    config = project()
+    if model is None and config.model.exists():
+        model = config.model
+    out = out or config.profile
+    if not log and not throughput and model and (model / EXAMPLE_LOG).is_file():
+        log = [str(model / EXAMPLE_LOG)]
     if not log and not throughput:
         raise typer.BadParameter("give --log, --throughput or both")
     if log and model is None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from erless.errors import LogError
+from erless.errors import ArtifactError, LogError
 from erless.profile.formats import LogFormat, LogSource, open_log
 from erless.profile.logs import AccessLog, Chunk
 from erless.profile.tally import Tallies
@@ -30,6 +30,7 @@ from erless.storage.atomic import os_errors, staged_directory
 __all__ = ["SHARES", "AccessReport", "TableHotness", "extend_profile", "profile_access"]
 
 SHARES = (0.001, 0.01, 0.1, 0.5)  # fractions of a table's rows whose share of accesses is reported
+SAME_RUN_S = 60.0  # a log and a bundle written together are of one age
 LOCALITY_FRACTION = 0.1  # locality P is over the hottest 10 % of rows
 
 
@@ -108,9 +109,9 @@ def profile_access(
         out: folder of the profile.
         log_format: how to read them; AUTO looks at each.
         samples: samples that the logs cover, for formats that cannot say (aggregated counts).
-        curves: throughput curves to keep in the profile.
-        towers: tower latency curves to keep in the profile.
-        overwrite: replace an existing profile.
+        curves: throughput curves to keep in the profile; none: those of the profile at `out`.
+        towers: tower latency curves, likewise.
+        overwrite: replace an existing profile; one without accesses is always completed.
         progress: where to announce steps.
 
     Raises:
@@ -122,6 +123,10 @@ def profile_access(
     bundle = BundleManifest.open(model)
     rows = {table.name: table.rows for table in bundle.model.tables}
     warnings = [line for each in sources if (line := _age_warning(each, model))]
+    known = _known(out)
+    if known and not curves and not towers:
+        curves, towers = known.curves, known.towers  # of this machine still, whatever the log
+    overwrite = overwrite or bool(known and not known.tables)
     with staged_directory(out, marker=MANIFEST, overwrite=overwrite) as stage:
         scratch = stage / "scratch"
         (stage / "counts").mkdir()
@@ -178,6 +183,16 @@ def extend_profile(
     return AccessReport(profile, (), ())
 
 
+def _known(out: Path) -> Profile | None:
+    """The profile that is there; one that is damaged counts as none."""
+    if not (out / MANIFEST).is_file():
+        return None
+    try:
+        return Profile.load(out / MANIFEST)
+    except ArtifactError:
+        return None
+
+
 def _age_warning(source: LogSource, model: Path) -> str | None:
     """A log from before the model says little about how the model is used now.
 
@@ -189,7 +204,7 @@ def _age_warning(source: LogSource, model: Path) -> str | None:
         log_time = source.path.stat().st_mtime
     with os_errors(model, "read"):
         model_time = (model / BUNDLE_MANIFEST).stat().st_mtime
-    if log_time >= model_time:
+    if log_time > model_time - SAME_RUN_S:
         return None
     log_at, model_at = (
         datetime.fromtimestamp(each, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -2,8 +2,11 @@
 
 import itertools
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from tests.conftest import Cli
 
@@ -30,3 +33,100 @@ def test_joint_under_the_papers_terms(cli: Cli, workload: str, locality: float) 
     assert 0 <= joint["lower_bound_gap"] <= 0.01
     if locality == 0.9:
         assert joint["containers"] <= elasticrec["containers"] / 2
+
+
+TABLE = "amazon-book"
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
+    """A folder with a model of one Amazon-book table and a foreign tower (`torch.export`)."""
+    folder = tmp_path_factory.mktemp("book")
+    np.save(folder / "book.npy", np.random.default_rng(0).random((91_599, 32), np.float32))
+    batch = torch.export.Dim("batch", min=2, max=4096)
+    tower = torch.export.export(
+        _Tower().eval(), (torch.rand(8, 4), torch.rand(8, 1, 32)),
+        dynamic_shapes=({0: batch}, {0: batch}),
+    )  # fmt: skip
+    torch.export.save(tower, folder / "tower.pt2")
+    done = cli("import", "tables", f"{TABLE}=book.npy", "--tower", "tower.pt2",
+               "--dense-features", 4, "--out", "model", cwd=folder)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+class _Tower(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.last = torch.nn.Linear(36, 64), torch.nn.Linear(64, 1)
+
+    def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([dense, pooled.flatten(1)], 1)
+        return torch.sigmoid(self.last(torch.relu(self.hidden(both))))[:, 0]
+
+
+def test_a_real_log_then_all_policies(cli: Cli, book: Path, shared_data: Path) -> None:
+    """The must-show of issue 3, with a tower whose cost nobody measured."""
+    log = f"{TABLE}:{shared_data / 'amazon-book.txt'}"
+    done = cli("profile", "--model", "model", "--log", log, "--out", "p", cwd=book)
+    assert done.returncode == 0, done.stderr
+    done = cli("plan", "--model", "model", "--profile", "p", "--compare", "-o", "json", cwd=book)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert [each["policy"] for each in document["policies"]] == [
+        "model-wise", "table-wise", "elasticrec", "joint",
+    ]  # fmt: skip
+    assert "estimated from the archive's" in document["assumptions"]["dense tower"]
+    assert not (book / "plan.json").exists()
+
+
+def test_erless_yaml_says_all_and_options_win(cli: Cli, book: Path, shared_data: Path) -> None:
+    (book / "erless.yaml").write_text(
+        "traffic: {qps: 300, batch: 8, sla_p95_ms: 50}\n"
+        "planner: {objective: memory, min_replicas: {cold: 2}, max_fan_out: 3}\n"
+        "precision: {allowed: [fp32, int8]}\n"
+    )
+    done = cli("profile", "--log", f"{TABLE}:{shared_data / 'amazon-book.txt'}", cwd=book)
+    assert done.returncode == 0, done.stderr
+    done = cli("plan", "-o", "json", cwd=book)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((book / "plan.json").read_text())
+    assert (plan["qps"], plan["batch"], plan["objective"]) == (300, 8, "memory")
+    for each in plan["shards"]:
+        if each["tier"] == "cold":
+            assert (each["precision"], each["replicas"]) == ("int8", 2)
+    done = cli("plan", "--qps", 20, "--objective", "dollars", "--shards", 2, "--out", "o.json",
+               "--precision", "fp32", "--min-replicas", "cold=1", cwd=book)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((book / "o.json").read_text())
+    assert (plan["qps"], plan["objective"], plan["result"]["fan_out"]) == (20, "dollars", 2)
+    done = cli("plan", "--workload", "rm3", "-o", "json", cwd=book)
+    assert json.loads(done.stdout)["qps"] > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--qps", "0"], "above 0"),
+        (["--traffic", "often"], "'often' is not a number"),
+        (["--policy", "jiont"], "policy: Input should be 'model-wise', 'table-wise'"),
+        (["--precision", "fp12"], "precision: Input should be 'fp32'"),
+        (["--precision", "tepid=int8"], "no such tier; there are resident, hot, warm"),
+        (["--resident-share", "1", "--shards", "2"], "no plan has the demanded shape"),
+        (["--sla-p95-ms", "0.01"], "over the 0.01 ms allowed"),
+        (["--max-shard-bytes", "5"], "over the 5 allowed: raise max_shard_bytes"),
+        (["--locality", "0.5", "--workload", "rm4"], "no workload rm4"),
+    ],
+)
+def test_wrong_options_say_what_is_right(cli: Cli, options: list[str], words: str) -> None:
+    base = [] if "--workload" in options else ["--workload", "rm3"]
+    done = cli("plan", *base, *options)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_model_or_yaml_it_says_what_to_give(cli: Cli, tmp_path: Path) -> None:
+    done = cli("plan", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no model at model: give --model" in done.stderr
