@@ -70,7 +70,11 @@ def _point(
     prices: Prices, measured: Measured | None,
 ) -> Point:  # fmt: skip
     try:
-        best = Planner(model, tables, request, prices, measured).outcome(["model-wise"]).best
+        best = (
+            Planner(model, tables, request, prices, measured, coarse=True)
+            .outcome(["model-wise"])
+            .best
+        )
     except InfeasibleError:
         return Point(kind, factor, None, None)
     whole, joint = best.get("model-wise"), best.get("joint")

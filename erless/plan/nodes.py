@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from erless.plan.layout import Layout
 from erless.plan.prices import InstanceType, Prices
 
-__all__ = ["Group", "Packing", "pack", "pack_equal"]
+__all__ = ["Group", "Packing", "cheapest_possible", "pack", "pack_equal"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,16 @@ class Packing:
 
 
 Group = tuple[float, float, int]  # vCPU, bytes, how many
+
+
+def cheapest_possible(layout: Layout, prices: Prices) -> float:
+    """Dollars per month below which no packing of this layout can cost."""
+    plain = [each for each in layout.functions if not each.gpus]
+    cpu = sum(each.replicas * each.vcpu for each in plain)
+    memory = sum(each.total_memory for each in plain)
+    per_cpu = min(kind.usd_per_month / kind.usable_vcpu for kind in prices.types)
+    per_byte = min(kind.usd_per_month / kind.usable_bytes for kind in prices.types)
+    return max(cpu * per_cpu, memory * per_byte) * (1 - 1e-9)
 
 
 def pack(layout: Layout, prices: Prices) -> Packing | None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from erless.errors import InfeasibleError, PlanError
 from erless.plan.baselines import model_wise, table_wise
 from erless.plan.bounds import dollars_bound, memory_bound
@@ -19,7 +21,7 @@ from erless.plan.frozen import split_frozen
 from erless.plan.joint import joint_layouts, joint_memory
 from erless.plan.layout import Demand, Layout
 from erless.plan.measured import Measured, measured_terms
-from erless.plan.nodes import Packing, pack
+from erless.plan.nodes import Packing, cheapest_possible, pack
 from erless.plan.prices import Prices, read_prices
 from erless.plan.request import PlanRequest, Policy
 from erless.plan.tiers import with_tiers
@@ -70,6 +72,7 @@ class Planner:
         request: all knobs.
         prices: instance types; None takes those that ship.
         measured: curves of the profile; None takes the shipped defaults.
+        coarse: try every other container size only; four times as fast, at most dearer.
 
     Raises:
         PlanError: λ is not above 0, or a value contradicts another.
@@ -78,9 +81,9 @@ class Planner:
 
     def __init__(
         self, model: ModelSpec, tables: Sequence[TableLoad], request: PlanRequest,
-        prices: Prices | None = None, measured: Measured | None = None,
+        prices: Prices | None = None, measured: Measured | None = None, coarse: bool = False,
     ) -> None:  # fmt: skip
-        self.request = request
+        self.request, self.coarse = request, coarse
         self.prices = prices or read_prices()
         measured = measured or Measured()
         self.terms = _terms(request, measured)
@@ -166,7 +169,7 @@ class Planner:
         sizes = sorted(set(sizes))
         if len(self.demand.tables) > MANY_TABLES:
             sizes = sizes[:: max(1, len(sizes) // 3)]
-        return sizes
+        return sizes[::-2][::-1] if self.coarse else sizes
 
     def _pool(self, policy: Policy, per_table: int | None = None) -> list[Layout]:
         layouts: list[Layout] = []
@@ -187,7 +190,7 @@ class Planner:
         request = self.request
         chosen: list[Layout] = []
         for precision in request.precisions:
-            for hot in (True,) if terms.fixed_vcpu else (True, False):
+            for hot in (True,) if terms.fixed_vcpu or self.coarse else (True, False):
                 layouts = joint_layouts(
                     demand, terms, precision=precision,
                     resident_precision=request.resident_precision,
@@ -215,14 +218,22 @@ class Planner:
             head = [joint_memory(legal)] if policy == "joint" and legal else []
             pool = [*head, *pool]
         packed = []
-        for rank, layout in enumerate(pool):
+        least = math.inf  # dollars of the best that is legal
+        floors = [cheapest_possible(each, self.prices) for each in pool]
+        order = range(len(pool)) if by_memory else np.argsort(floors, kind="stable").tolist()
+        for rank in order:
+            layout = pool[rank]
+            if not by_memory and floors[rank] > least + 1e-6:
+                break
             packing = pack(layout, self.prices)
             if packing is None:
                 continue
             legal_now = not self._violations(layout)
-            key = (not legal_now, rank if by_memory else 0.0, round(packing.usd_per_month, 6),
-                   self._loss(layout), len(layout.shards), layout.memory)  # fmt: skip
+            dollars = round(packing.usd_per_month, 6)
+            key = (not legal_now, rank if by_memory else 0.0, dollars, self._loss(layout),
+                   len(layout.shards), layout.memory)  # fmt: skip
             packed.append((key, Candidate(policy, layout, packing)))
+            least = min(least, dollars) if legal_now else least
             if by_memory and legal_now:
                 break
         if not packed:

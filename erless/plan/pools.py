@@ -131,8 +131,8 @@ def size_pools(plan: Plan, prices: Prices, pools: Mapping[str, Pool]) -> dict[st
     for name, pool in pools.items():
         containers = [each for each in _containers(plan) if each[0] in pool.roles]
         if containers:
-            allowed = pool.instance_types or [each.name for each in prices.types]
-            types = [each for each in prices.types if each.name in allowed]
+            allowed = pool.instance_types or [each.name for each in prices.cpu_types]
+            types = [each for each in prices.cpu_types if each.name in allowed]
             sized[name] = _size(name, containers, types)
     return sized
 
@@ -145,6 +145,10 @@ def _containers(plan: Plan) -> list[Container]:
     gateway = plan.gateway
     found = [("gateway", gateway.vcpu, gateway.memory_bytes, gateway.scaling.min_scale,
               gateway.replicas, gateway.scaling.max_scale)]  # fmt: skip
+    dense = plan.dense
+    if dense is not None and not dense.gpus:
+        found.append(("dense", dense.vcpu, dense.memory_bytes, dense.scaling.min_scale,
+                      dense.replicas, dense.scaling.max_scale))  # fmt: skip
     for each in plan.shards:
         if each.tier is not Tier.RESIDENT:
             found.append((each.tier.value, each.vcpu, each.memory_bytes, each.scaling.min_scale,

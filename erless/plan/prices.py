@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from erless.errors import PlanError
@@ -56,10 +57,19 @@ class Prices:
     date: str
     every: tuple[InstanceType, ...]
 
-    @property
+    @cached_property
     def types(self) -> tuple[InstanceType, ...]:
-        """Types that sparse functions and a CPU tower run on."""
-        return tuple(each for each in self.every if not each.gpu)
+        """Types that sparse functions and a CPU tower run on: the cheapest of each shape."""
+        found: dict[tuple[float, float], InstanceType] = {}
+        for kind in sorted(self.cpu_types, key=lambda each: (each.usd_per_hour, each.name)):
+            found.setdefault((kind.vcpu, kind.memory_gib), kind)
+        chosen = set(found.values())
+        return tuple(each for each in self.every if each in chosen)
+
+    @property
+    def cpu_types(self) -> tuple[InstanceType, ...]:
+        """All instance types without GPUs."""
+        return tuple(kind for kind in self.every if not kind.gpu)
 
     @property
     def gpu_types(self) -> tuple[InstanceType, ...]:
@@ -93,7 +103,7 @@ def read_prices(path: Path | None = None) -> Prices:
             raise PlanError(f"{path}: {entry.name}: vCPU, memory and price must be above 0")
         types.append(entry)
     prices = Prices(str(path.name), _date(heading), tuple(types))
-    if not prices.types:
+    if not prices.cpu_types:
         raise PlanError(f"{path}: no instance type without GPU")
     return prices
 
