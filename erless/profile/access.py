@@ -30,7 +30,6 @@ from erless.storage.atomic import os_errors, staged_directory
 __all__ = ["SHARES", "AccessReport", "TableHotness", "extend_profile", "profile_access"]
 
 SHARES = (0.001, 0.01, 0.1, 0.5)  # fractions of a table's rows whose share of accesses is reported
-SAME_RUN_S = 60.0  # a log and a bundle written together are of one age
 LOCALITY_FRACTION = 0.1  # locality P is over the hottest 10 % of rows
 
 
@@ -204,7 +203,7 @@ def _age_warning(source: LogSource, model: Path) -> str | None:
         log_time = source.path.stat().st_mtime
     with os_errors(model, "read"):
         model_time = (model / BUNDLE_MANIFEST).stat().st_mtime
-    if log_time > model_time - SAME_RUN_S:
+    if log_time >= model_time:
         return None
     log_at, model_at = (
         datetime.fromtimestamp(each, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
