@@ -21,7 +21,7 @@ from erless.pack.packer import Packer
 from erless.specs.artifact import FileEntry
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import DlrmTower, ModelSpec, Pooling, TableSpec
-from erless.specs.plan import Plan, Precision, RankRange, ShardPlan, Tier
+from erless.specs.plan import Plan, Precision, RankRange, Scaling, ShardPlan, Tier
 from erless.specs.profile import MANIFEST as PROFILE_MANIFEST
 from erless.specs.profile import Profile, TableAccess
 from erless.specs.release import ReleaseManifest
@@ -167,6 +167,7 @@ def make_plan(bundle: Path, profile: Path, tiers: Sequence[Cut]) -> Plan:
                     precision=cut.precision,
                     min_replicas=0 if frozen else 1,
                     replicas=0 if frozen else 1,
+                    scaling=Scaling(min_scale=0, initial_scale=0) if frozen else Scaling(),
                 )
             )
     return Plan.create(

@@ -1,0 +1,68 @@
+"""What a target must bring to be tested: one class here, one line in `HARNESSES`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from erless.deploy.desired import load_desired
+from erless.deploy.local import LocalTarget
+from erless.deploy.supervisor.folder import StateFolder
+from erless.deploy.supervisor.orphans import end_all, find_orphans
+from erless.deploy.supervisor.spec import Timing
+from erless.deploy.target import Desired, Target
+from erless.specs.config import Config, Targets
+from erless.specs.config import LocalTarget as LocalOptions
+from tests.releases import Made
+
+__all__ = ["HARNESSES", "Harness", "LocalHarness"]
+
+
+class Harness(Protocol):
+    """A place of its own for one target, made for tests: windows of seconds, not minutes."""
+
+    def __init__(self, folder: Path) -> None: ...
+
+    target: Target
+
+    def desired(self, made: Made) -> Desired:
+        """`made` in a store that the target's functions reach."""
+
+    def leftovers(self) -> list[str]:
+        """What of erless is still there: processes, files, objects."""
+
+    def end(self) -> None:
+        """Whatever the test did, nothing is left."""
+
+
+class LocalHarness:
+    """Processes of this machine under a temporary folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = folder / "state"
+        self.config = Config(
+            targets=Targets(local=LocalOptions(state=self.state, window_s=3.0, grace_s=0.5))
+        )
+        self.target = LocalTarget(self.config, Timing(poll_s=0.2))
+
+    def desired(self, made: Made) -> Desired:
+        return load_desired(made.store, made.release.digest, None)
+
+    def leftovers(self) -> list[str]:
+        found = find_orphans(self.state)
+        for each in found:
+            os.close(each.pidfd)
+        files = [str(each) for each in self.state.rglob("*")] if self.state.exists() else []
+        return [f"process {each.pid} of {each.function}" for each in found] + files
+
+    def end(self) -> None:
+        pid = StateFolder(self.state).supervisor_pid()
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+        end_all(self.state, 0.0)
+
+
+HARNESSES: dict[str, Callable[[Path], Harness]] = {"local": LocalHarness}

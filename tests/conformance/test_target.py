@@ -1,0 +1,234 @@
+"""What every target does. `pytest tests/conformance` runs it against each that is at hand."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+
+from erless.deploy.target import Deployment, FunctionState, FunctionStatus
+from erless.dlrm.queries import QueryFile
+from erless.errors import ConflictError, DeployError, NotDeployedError
+from erless.progress import Silent
+from erless.serve.query import QueryClient
+from tests.conformance.conftest import TIMEOUT_S, Releases
+from tests.conformance.harness import Harness
+
+Wanted = dict[str, list[np.ndarray]]
+EXACT = 1e-5
+
+
+def wrong(found: np.ndarray, expected: np.ndarray) -> bool:
+    return bool((np.abs(found - expected) > EXACT * np.abs(expected)).any())
+
+
+def function(harness: Harness, name: str) -> FunctionStatus:
+    return next(each for each in harness.target.status().functions if each.name == name)
+
+
+def until(harness: Harness, name: str, state: FunctionState) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while (found := function(harness, name)).state is not state:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+
+
+def test_nothing_is_there_before_a_deploy_and_a_diff_makes_nothing(
+    harness: Harness, releases: Releases
+) -> None:
+    for call in (harness.target.status, lambda: harness.target.rollback(None, Silent(), 5)):
+        with pytest.raises(NotDeployedError):
+            call()
+    changes = harness.target.diff(harness.desired(releases.first))
+    assert {(each.action, each.what) for each in changes} >= {
+        ("create", name) for name in ("hot", "cold", "frozen", "gateway")
+    }
+    assert harness.target.deployments() == ()
+    assert harness.leftovers() == []
+    harness.target.destroy(Silent(), TIMEOUT_S)  # nothing there: nothing to do
+
+
+def test_deploys_and_deploying_again_changes_nothing(
+    harness: Harness, releases: Releases, deployed: Deployment
+) -> None:
+    desired = harness.desired(releases.first)
+    assert deployed.current
+    assert deployed.release == releases.first.release.digest
+    assert {each.action for each in harness.target.diff(desired)} == {"keep"}
+    before = {each.name: each.ready for each in harness.target.status().functions}
+    assert harness.target.deploy(desired, Silent(), TIMEOUT_S) == deployed
+    after = {each.name: each.ready for each in harness.target.status().functions}
+    assert after.keys() == before.keys()
+    assert [each.release for each in harness.target.deployments()] == [deployed.release]
+
+
+def test_status_tells_every_function(harness: Harness, deployed: Deployment) -> None:
+    until(harness, "frozen", FunctionState.AT_ZERO)
+    status = harness.target.status()
+    assert (status.release, status.url) == (deployed.release, deployed.url)
+    found = {each.name: each for each in status.functions}
+    assert {name: each.tier for name, each in found.items() if each.kind == "sparse"} == {
+        "hot": "hot", "cold": "cold", "frozen": "frozen",
+    }  # fmt: skip
+    assert found["gateway"].ready >= 1
+    assert found["gateway"].memory_bytes > 0
+    assert (found["frozen"].ready, found["frozen"].wanted) == (0, 0)
+    assert status.memory_bytes >= sum(each.memory_bytes for each in found.values())
+    assert status.model_wise_bytes > 0
+
+
+def test_answers_exactly_and_wakes_what_sleeps(
+    harness: Harness, releases: Releases, wanted: Wanted, deployed: Deployment
+) -> None:
+    until(harness, "frozen", FunctionState.AT_ZERO)
+    expected = wanted[deployed.release]
+    with QueryClient(deployed.url) as client:
+        answers = [client.predict(each) for each in QueryFile(releases.first.queries)]
+    for answer, right in zip(answers, expected, strict=True):
+        assert not wrong(answer.predictions, right)
+    assert {each.release for each in answers} == {deployed.release}
+    assert not any(each.degraded for each in answers)
+    assert answers[0].cold_start  # it waited for the frozen shard
+    assert not answers[-1].cold_start
+    until(harness, "frozen", FunctionState.AT_ZERO)
+
+
+class Traffic:
+    """Clients that query in a loop and compare each answer with what its release must say."""
+
+    def __init__(self, url: str, queries: Path, wanted: Wanted, clients: int = 3) -> None:
+        self.releases: list[str] = []
+        self.faults: list[str] = []
+        self._arguments = (url, QueryFile(queries), wanted)
+        self._end = Event()
+        self._threads = [Thread(target=self._run) for _ in range(clients)]
+
+    def _run(self) -> None:
+        url, file, wanted = self._arguments
+        with QueryClient(url) as client:
+            while not self._end.is_set():
+                for index in range(len(file)):
+                    try:
+                        answer = client.predict(file[index])
+                    except Exception as error:
+                        self.faults.append(f"{type(error).__name__}: {error}")
+                        continue
+                    if wrong(answer.predictions, wanted[answer.release][index]):
+                        self.faults.append(f"mixed: {answer.release[:12]}")
+                    self.releases.append(answer.release)
+
+    def __enter__(self) -> Traffic:
+        for each in self._threads:
+            each.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for each in self._threads:
+            each.join()
+
+    def more(self, count: int) -> None:
+        """Wait until `count` more are answered."""
+        goal, deadline = len(self.releases) + count, time.monotonic() + TIMEOUT_S
+        while len(self.releases) < goal:
+            assert time.monotonic() < deadline, self.faults[:3]
+            time.sleep(0.02)
+
+
+def test_upgrades_and_rolls_back_under_load_without_a_failed_or_mixed_answer(
+    harness: Harness, releases: Releases, wanted: Wanted, deployed: Deployment
+) -> None:
+    with Traffic(deployed.url, releases.first.queries, wanted) as traffic:
+        traffic.more(20)
+        done = harness.target.deploy(harness.desired(releases.second), Silent(), TIMEOUT_S)
+        assert done.url == deployed.url
+        traffic.more(10)  # what was in flight at the cut-over
+        place = len(traffic.releases)
+        traffic.more(20)
+        assert set(traffic.releases[place:]) == {releases.second.release.digest}
+        back = harness.target.rollback(None, Silent(), TIMEOUT_S)
+        assert (back.release, back.current) == (deployed.release, True)
+        traffic.more(10)
+        place = len(traffic.releases)
+        traffic.more(20)
+        assert set(traffic.releases[place:]) == {deployed.release}
+    assert traffic.faults == []
+    kept = {each.release: each.current for each in harness.target.deployments()}
+    assert kept == {deployed.release: True, releases.second.release.digest: False}
+
+
+def test_a_shard_that_did_not_change_stays(
+    harness: Harness, releases: Releases, deployed: Deployment
+) -> None:
+    desired = harness.desired(releases.recut)
+    changes = {each.what: each.action for each in harness.target.diff(desired)}
+    assert changes["hot"] == "keep"
+    assert changes["cold"] == "update"
+    assert changes["gateway"] == "update"
+    harness.target.deploy(desired, Silent(), TIMEOUT_S)
+    assert function(harness, "hot").digest == releases.first.release.shard("hot").digest
+
+
+def test_a_damaged_release_fails_early_and_the_old_one_serves_on(
+    harness: Harness, releases: Releases, wanted: Wanted, deployed: Deployment,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    from tests.releases import make_release
+
+    broken = make_release(tmp_path, seed=7)
+    blobs = sorted(Path(broken.store, "blobs").iterdir(), key=lambda each: each.stat().st_size)
+    damaged = blobs[-1]
+    damaged.chmod(0o644)
+    with damaged.open("r+b") as file:
+        file.seek(-20, 2)
+        file.write(b"damage")
+    with pytest.raises(DeployError, match="does not start: .*differs|altered|damaged"):
+        harness.target.deploy(harness.desired(broken), Silent(), TIMEOUT_S)
+    status = harness.target.status()
+    assert status.release == deployed.release
+    query = QueryFile(releases.first.queries)[0]
+    with QueryClient(deployed.url) as client:
+        assert not wrong(client.predict(query).predictions, wanted[deployed.release][0])
+
+
+def test_two_deploys_at_once_do_not_mix(
+    harness: Harness, releases: Releases, deployed: Deployment
+) -> None:
+    outcomes: list[str] = []
+
+    def deploy(desired: object) -> None:
+        try:
+            done = harness.target.deploy(desired, Silent(), TIMEOUT_S)  # type: ignore[arg-type]
+        except ConflictError:
+            outcomes.append("conflict")
+        else:
+            outcomes.append(done.release)
+
+    both = [harness.desired(made) for made in (releases.recut, releases.second)]
+    threads = [Thread(target=deploy, args=(each,)) for each in both]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert sorted(each == "conflict" for each in outcomes) in ([False, True], [False, False])
+    done = [each for each in outcomes if each != "conflict"]
+    assert harness.target.status().release in done
+
+
+def test_logs_have_what_functions_say(harness: Harness, deployed: Deployment) -> None:
+    lines = list(harness.target.logs("gateway", 200, follow=False))
+    assert any('"ready"' in line for line in lines)
+    assert len(list(harness.target.logs(None, 3, follow=False))) == 3
+    with pytest.raises(DeployError, match="there is no function 'lost'"):
+        list(harness.target.logs("lost", 3, follow=False))
+
+
+def test_destroy_leaves_nothing(harness: Harness, deployed: Deployment) -> None:
+    harness.target.destroy(Silent(), TIMEOUT_S)
+    assert harness.leftovers() == []
+    with pytest.raises(NotDeployedError):
+        harness.target.status()
+    assert harness.target.deployments() == ()
