@@ -33,6 +33,7 @@ __all__ = [
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 DATATYPES = {"float32": "FP32", "int32": "INT32", "int64": "INT64"}
+POOLING = 32  # ids per bag where nobody says
 DISCOVERY_S = 5.0  # a gateway that does not answer within this is down
 Floats = NDArray[np.float32]
 
@@ -237,9 +238,10 @@ def generate(
         columns, lengths = [], []
         for table, order in zip(served.tables, orders, strict=True):
             rows = int(table["rows"])
-            each = max(1, round(pooling or float(table.get("pooling_factor") or 32)))
-            lengths.append(np.full(samples, each, np.int32))
             ids = known.get(str(table["name"]))
+            usual = ids.pooling if ids else float(table.get("pooling_factor") or POOLING)
+            each = max(1, round(pooling or usual))
+            lengths.append(np.full(samples, each, np.int32))
             if ids is None:
                 ranks = PowerLaw(rows, locality).sample(generator, samples * each)
                 columns.append(order.ids(ranks))
@@ -263,6 +265,7 @@ class _Counted:
 
     ids: NDArray[np.int64]
     totals: NDArray[np.int64]
+    pooling: float
 
     def sample(self, generator: np.random.Generator, count: int) -> NDArray[np.int64]:
         drawn = generator.integers(int(self.totals[-1]), size=count)
@@ -275,7 +278,9 @@ def _profiled(folder: Path) -> dict[str, _Counted]:
         if access.counts is not None and access.accesses:
             file = TensorFile(folder / access.counts.path)
             totals = np.cumsum(file.map("counts").astype(np.int64))
-            found[access.table] = _Counted(file.map("ids").astype(np.int64), totals)
+            found[access.table] = _Counted(
+                file.map("ids").astype(np.int64), totals, access.pooling_factor
+            )
     return found
 
 

@@ -269,6 +269,7 @@ class App:
             "name": f"erless-{self.settings.kind}",
             "version": __version__,
             "extensions": ["binary_tensor_data"],
+            "models": [self.served.model] if self.served else [],
         }
 
     def _metadata(self, served: Served) -> dict[str, Any]:
@@ -278,7 +279,7 @@ class App:
             "platform": f"erless-{self.settings.kind}",
             "inputs": [each.describe() for each in served.inputs if not each.optional],
             "outputs": [each.describe() for each in served.outputs],
-            "parameters": {"digest": served.digest},
+            "parameters": {"digest": served.digest, **getattr(served, "facts", {})},
         }
 
     def _describe_api(self) -> bytes:

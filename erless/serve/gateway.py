@@ -22,6 +22,7 @@ from erless.errors import ArtifactError, QueryError, ServeError
 from erless.serve.app import Answer, Call
 from erless.serve.client import Call as Sent
 from erless.serve.client import CallError, Endpoint, Reply
+from erless.serve.facts import model_facts
 from erless.serve.load import OpenGateway, open_gateway, open_tower
 from erless.serve.metrics import Metrics
 from erless.serve.remote import RemoteDense, RemoteShard, was_cold
@@ -152,6 +153,7 @@ class Gateway:
         self.model = release.model.name
         self.inputs = query_inputs(release.model)
         self.outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
+        self.facts = model_facts(release.model)
         self.digest = release.digest
         urls = settings.shard_urls or {}
         self._remote = {

@@ -10,6 +10,7 @@ from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
 from erless.dlrm.rows import INDEX_WORDS, RowIndex
 from erless.errors import QueryError
 from erless.serve.app import Answer, Call
+from erless.serve.facts import model_facts
 from erless.serve.gateway import check_query, query_inputs
 from erless.serve.metrics import Metrics
 from erless.serve.settings import Settings
@@ -57,7 +58,7 @@ class WholeModel:
         metrics: Metrics,
     ) -> None:
         model = bundle.model
-        self.model, self.digest = model.name, bundle.digest
+        self.model, self.digest, self.facts = model.name, bundle.digest, model_facts(model)
         self.inputs = query_inputs(model)
         self.outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
         self._shard, self._predict = shard, predict
