@@ -11,6 +11,7 @@
     ├── PlanError                a plan cannot be made from these inputs
     │   └── InfeasibleError      no plan meets the constraints; carries each shortfall
     ├── TrafficError             a traffic shape or trace cannot be replayed
+    ├── LoadTestError            a load could not be sent
     ├── StoreError               a release store: absent, torn, contended
     ├── InfraError               Terraform: not installed, not applied, an output is missing
     ├── ServeError               a query was not answered; carries the HTTP status and a kind
@@ -35,6 +36,7 @@ __all__ = [
     "InfeasibleError",
     "InfraError",
     "InterruptedRunError",
+    "LoadTestError",
     "LogError",
     "ModelError",
     "NotDeployedError",
@@ -99,6 +101,10 @@ class InfeasibleError(PlanError):
 
 class TrafficError(ErlessError):
     """A traffic shape or a recorded trace cannot be replayed."""
+
+
+class LoadTestError(ErlessError):
+    """A load could not be sent: the gateway is down, or the generator did not start."""
 
 
 class StoreError(ErlessError):

@@ -160,8 +160,15 @@ def _begin(environment: Environment, **_: object) -> None:
 
 @events.test_stop.add_listener
 def _end(environment: Environment, **_: object) -> None:
-    if session is not None and session.record is not None:
-        session.record.flush()
+    if session is None or session.record is None:
+        return
+    now = shapes.now()
+    while session.arrivals is not None and (at := session.arrivals.take()) is not None:
+        due = session.started + at
+        if due > now:
+            break
+        session.note(due, now - due, "not sent", math.nan, "")  # all connections were busy
+    session.record.flush()
 
 
 class Client(User):
@@ -207,6 +214,10 @@ class Client(User):
             else:
                 mark = response.get(queries.JSON_LENGTH.lower())
                 answer = queries.read_answer(data, int(mark) if mark else None)
+        except gevent.GreenletExit:
+            if session.arrivals is not None:
+                session.note(due, shapes.now() - due, "no answer", math.nan, "")
+            raise
         except ServeError as reason:
             failure = reason.kind
         except ConnectionRefusedError:

@@ -21,6 +21,7 @@ from erless.cli import (
     example,
     history,
     import_,
+    loadtest,
     logs,
     pack,
     plan,
@@ -80,6 +81,7 @@ app.command("logs")(logs.logs)
 app.command("history")(history.history)
 app.command("rollback")(history.rollback)
 app.command("destroy")(destroy.destroy)
+app.command("loadtest")(loadtest.loadtest)
 app.command("report")(report.report)
 app.command("simulate")(simulate.simulate)
 

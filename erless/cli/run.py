@@ -36,6 +36,7 @@ HINTS: dict[type[errors.ErlessError], str] = {
     errors.InfeasibleError: "relax the constraint named, or raise the limit beside it",
     errors.PlanError: "see `erless plan --help`",
     errors.TrafficError: "traffic is like step:50,150,50, or a table with columns t_s and qps",
+    errors.LoadTestError: "see `erless status`, and `erless loadtest --help` for --host",
     errors.StoreError: "see `erless releases list`",
     errors.InfraError: "run `terraform -chdir=DIR init` and `terraform -chdir=DIR apply` first",
     errors.NotDeployedError: "`erless deploy` first",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +131,11 @@ def _scaling(scaling: Scaling, site: LocalSite) -> Scaling:
 
 
 def _threads(vcpu: float) -> str:
-    return str(max(1, int(vcpu)))
+    """The tower's threads: as planned, but one core less than there are.
+
+    All functions share this machine; threads that wait for a core that another one has spin.
+    """
+    return str(max(1, min(int(vcpu), (os.cpu_count() or 1) - 1)))
 
 
 def _full_copy(release: ReleaseManifest) -> int:

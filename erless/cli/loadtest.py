@@ -1,0 +1,181 @@
+"""`erless loadtest`: send queries to a deployment, watch it, keep what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from erless.cli.run import Output, OutputOption, emit, note, verb
+
+if TYPE_CHECKING:
+    from erless.deploy.target import Target
+    from erless.observe.loadtest.sampler import Probe
+    from erless.observe.loadtest.search import Found, Trial
+
+__all__ = ["loadtest"]
+
+
+@verb
+def loadtest(
+    out: Annotated[Path, typer.Option(help="Result directory to make.")] = Path("result"),
+    host: Annotated[str | None, typer.Option(help="A gateway's URL, instead of a target.")] = None,
+    target: Annotated[str | None, typer.Option("--target", "-t", help="local or knative.")] = None,
+    traffic: Annotated[
+        str | None, typer.Option(help="step:50,150,50 or a trace (t_s, qps); else closed loops.")
+    ] = None,
+    duration: Annotated[float, typer.Option(min=1, help="Seconds.")] = 60.0,
+    users: Annotated[int, typer.Option(min=1, help="Connections.")] = 64,
+    queries: Annotated[Path | None, typer.Option(help="Query file; else drawn.")] = None,
+    expected: Annotated[
+        Path | None, typer.Option(help="`erless predict --monolith … -o json` of that file.")
+    ] = None,
+    profile: Annotated[Path | None, typer.Option(help="Draw rows as its log had them.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="plan.json, whose cuts to show.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples per query.")] = None,
+    pooling: Annotated[int | None, typer.Option(min=1, help="Ids per bag, drawn queries.")] = None,
+    locality: Annotated[float, typer.Option(help="P of drawn queries.")] = 0.9,
+    sla_p95_ms: Annotated[float | None, typer.Option(help="[default: erless.yaml's]")] = None,
+    deadline_ms: Annotated[float, typer.Option(min=1, help="Of one query.")] = 10_000.0,
+    tolerance: Annotated[float, typer.Option(help="Relative, of predictions.")] = 1e-5,
+    search: Annotated[
+        bool, typer.Option("--search", help="Find the highest rate that meets the SLA.")
+    ] = False,
+    monolith: Annotated[
+        Path | None, typer.Option(help="Bundle: measure it whole in one process here.")
+    ] = None,
+    start_qps: Annotated[float, typer.Option(min=0.1, help="First rate of --search.")] = 50.0,
+    processes: Annotated[int, typer.Option(min=1, help="Of Locust.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of arrivals and drawn queries.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a result.")] = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Put a deployment under load. Ctrl-C keeps what was measured; `erless report` draws it.
+
+    Example: `erless loadtest --traffic step:50,150,50 --duration 90 --out result`,
+    `erless loadtest --search --queries m/queries.safetensors --sla-p95-ms 20`
+    """
+    from contextlib import ExitStack
+
+    from erless.cli.options import project
+    from erless.errors import ConfigError
+    from erless.observe.access import access_plots
+    from erless.observe.loadtest.locust import Load
+    from erless.observe.loadtest.measure import measure
+    from erless.specs.plan import Plan
+    from erless.specs.traffic import parse_traffic
+
+    if host and monolith:
+        raise ConfigError("--host and --monolith name two gateways: give one")
+    parsed = parse_traffic(traffic, duration) if traffic else None
+    length = parsed.duration_s if parsed else duration
+    limit = sla_p95_ms or project().traffic.sla_p95_ms
+    fields: dict[str, Any] = {}
+    loaded = Plan.load(plan) if plan else None
+    if loaded is not None:
+        fields |= {"plan_digest": loaded.digest, "policy": loaded.policy}
+    if profile:
+        fields["access"] = access_plots(profile, loaded)
+    with ExitStack() as running:
+        probe: Probe | None = None
+        if monolith:
+            host, probe = _whole(monolith, running)
+            fields["title"] = f"Load test of {monolith}, whole"
+        elif host is None:
+            host, probe, facts = _deployed(target)
+            fields |= facts
+        options = _options(queries, expected, profile, batch, pooling, locality, deadline_ms,
+                           tolerance, seed)  # fmt: skip
+        load = Load(host, length, traffic, users, options, processes)
+        if search:
+            _search(load, limit, start_qps, output)
+            return
+        result = measure(load, out, sla_ms=limit, probe=probe, fields=fields, overwrite=overwrite,
+                         tolerance=tolerance)  # fmt: skip
+    if result.interrupted:
+        note(f"stopped; {out} has what the first {result.duration_s:.0f} s measured")
+    from erless.cli.simulate import lines
+
+    document = {"result": str(out), **result.model_dump(mode="json"),
+                "memory_reduction": result.memory_reduction}  # fmt: skip
+    emit(output, document, lambda console: console.print("\n".join(lines(result))))
+
+
+def _options(
+    queries: Path | None, expected: Path | None, profile: Path | None, batch: int | None,
+    pooling: int | None, locality: float, deadline_ms: float, tolerance: float, seed: int,
+) -> tuple[str, ...]:  # fmt: skip
+    """The locustfile's options."""
+    given = {
+        "--queries": queries, "--expected": expected, "--hotness": profile, "--batch": batch,
+        "--pooling": pooling, "--locality": locality, "--deadline-ms": deadline_ms,
+        "--tolerance": tolerance, "--seed": seed,
+    }  # fmt: skip
+    return tuple(text for name, value in given.items() if value is not None
+                 for text in (name, str(value)))  # fmt: skip
+
+
+def _deployed(name: str | None) -> tuple[str, Probe, dict[str, Any]]:
+    """The current release of a target: its URL, what to ask while it serves, and its facts."""
+    from erless.cli.options import project
+    from erless.deploy.registry import open_target
+
+    target = open_target(name, project())
+    now = target.status()
+    facts = {"title": f"Load test of release {now.release[:12]} on {now.target}",
+             "release": now.release}  # fmt: skip
+    return now.url, _probe(target), facts
+
+
+def _probe(target: Target) -> Probe:
+    from erless.observe.loadtest.sampler import FunctionSample
+
+    def ask() -> tuple[list[FunctionSample], int]:
+        now = target.status()
+        return [
+            FunctionSample(each.name, each.kind, each.tier, each.ready, each.wanted, each.rps,
+                           each.p95_ms, each.memory_bytes)
+            for each in now.functions
+        ], now.model_wise_bytes  # fmt: skip
+
+    return ask
+
+
+def _whole(bundle: Path, running: Any) -> tuple[str, Probe]:
+    """The monolith as a process of its own, ended with the block."""
+    from erless.observe.loadtest.monolith import MonolithServer
+
+    server = running.enter_context(MonolithServer(bundle))
+    return server.url, server.probe
+
+
+def _search(load: Any, limit: float, start_qps: float, output: Output) -> None:
+    import tempfile
+    from dataclasses import asdict, replace
+
+    from erless.observe.loadtest.locust import run_locust
+    from erless.observe.loadtest.record import read_record
+    from erless.observe.loadtest.search import late_blocks, search
+
+    def blocks(qps: float) -> Any:
+        trial = replace(load, traffic=f"constant:{qps:g}")
+        with tempfile.TemporaryDirectory(prefix="erless-search-") as folder:
+            path, interrupted = run_locust(trial, Path(folder))
+            if interrupted:
+                raise KeyboardInterrupt
+            return late_blocks(read_record(path).log, trial.duration_s, limit)
+
+    def tell(trial: Trial) -> None:
+        word = "met" if trial.met else "not met"
+        note(f"{trial.qps:8.1f} queries/s: SLA {word}, {trial.late:.2%} late "
+             f"({trial.low:.2%} to {trial.high:.2%} over {trial.blocks} s)")  # fmt: skip
+
+    found: Found = search(blocks, start_qps=start_qps, tell=tell)
+    document = {
+        "host": load.host, "sla_p95_ms": limit, "qps": found.qps,
+        "not_met_at": None if found.beyond == float("inf") else found.beyond,
+        "interrupted": found.interrupted, "trials": [asdict(each) for each in found.trials],
+    }  # fmt: skip
+    said = f"p95 within {limit:g} ms up to {found.qps:.0f} queries/s (not at {found.beyond:.0f})"
+    emit(output, document, lambda console: console.print(said))

@@ -1,0 +1,55 @@
+"""Access CDFs of a profile, with the cuts that a plan made: what the report draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from erless.specs.plan import Plan, Tier
+from erless.specs.profile import MANIFEST, Profile
+from erless.specs.result import AccessPlot
+from erless.storage.tensors import TensorFile
+
+__all__ = ["access_plots"]
+
+POINTS = 160
+MOST_TABLES = 6
+
+
+def access_plots(profile: Path, plan: Plan | None = None) -> tuple[AccessPlot, ...]:
+    """The busiest tables' CDFs.
+
+    Args:
+        profile: its folder.
+        plan: whose cuts to mark; None marks none.
+
+    Raises:
+        ArtifactError: the profile is missing or damaged.
+    """
+    known = [(each, each.counts) for each in Profile.load(profile / MANIFEST).tables if each.counts]
+    plots = []
+    for access, file in sorted(known, key=lambda pair: -pair[0].accesses)[:MOST_TABLES]:
+        counts = TensorFile(profile / file.path).map("counts")
+        total = np.cumsum(counts, dtype=np.int64)
+        ranks = np.unique(np.rint(np.geomspace(1, len(total), POINTS)).astype(np.int64))
+        share = total[ranks - 1] / max(1, int(total[-1]))
+        ends, heights = ranks.tolist(), share.tolist()
+        if access.rows > len(total):  # rows that the log never touched
+            ends, heights = [*ends, access.rows], [*heights, 1.0]
+        plots.append(AccessPlot(table=access.table, ranks=tuple(ends), share=tuple(heights),
+                                cuts=_cuts(plan, access.table, access.rows)))  # fmt: skip
+    return tuple(plots)
+
+
+def _cuts(plan: Plan | None, table: str, rows: int) -> tuple[tuple[int, str], ...]:
+    """Where the shards of `table` end, but for its last rank."""
+    if plan is None:
+        return ()
+    ends = [
+        (part.stop, f"{each.name} (in the gateway)" if each.tier is Tier.RESIDENT else each.name)
+        for each in plan.shards
+        for part in each.slices
+        if part.table == table and part.stop < rows
+    ]
+    return tuple(sorted(ends))

@@ -1,0 +1,1 @@
+"""Measure a deployment under load: Locust sends, the target is asked what runs meanwhile."""

@@ -1,0 +1,85 @@
+"""One measured run: Locust's record and the target's samples become a result directory."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from erless.errors import LoadTestError
+from erless.observe.loadtest.locust import Load, run_locust
+from erless.observe.loadtest.record import Record, read_record
+from erless.observe.loadtest.sampler import Probe, Sampler, columns_of, usage_of, wakings
+from erless.observe.queries import timeline_of, totals_of
+from erless.observe.results import Series, write_result
+from erless.specs.result import Baseline, RunResult, Usage
+
+__all__ = ["TOLERANCE", "measure", "write_measured"]
+
+TOLERANCE = 1e-5  # relative, of predictions: sharded fp32 equals the monolith up to summation order
+ROWS = 600  # of the timeline, at most
+MIN_STEP_S = 1.0
+
+
+def measure(
+    load: Load, out: Path, *, sla_ms: float | None = None, probe: Probe | None = None,
+    fields: Mapping[str, Any] | None = None, overwrite: bool = False, tolerance: float = TOLERANCE,
+) -> RunResult:  # fmt: skip
+    """Send `load`, watch, and write the result to `out`.
+
+    Ctrl-C keeps what was measured until then: the result is written, marked as interrupted.
+
+    Raises:
+        LoadTestError: nothing could be sent.
+        ArtifactError: `out` exists and may not be replaced.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="erless-loadtest-") as folder:
+        with Sampler(probe) as sampler:
+            path, interrupted = run_locust(load, Path(folder))
+        record = read_record(path)
+    return write_measured(
+        out, record, sampler, load, sla_ms=sla_ms, interrupted=interrupted, fields=fields,
+        overwrite=overwrite, tolerance=tolerance,
+    )  # fmt: skip
+
+
+def write_measured(
+    out: Path, record: Record, sampler: Sampler, load: Load, *, sla_ms: float | None = None,
+    interrupted: bool = False, fields: Mapping[str, Any] | None = None, overwrite: bool = False,
+    tolerance: float = TOLERANCE,
+) -> RunResult:  # fmt: skip
+    """The result directory of what was recorded and sampled."""
+    start, log = record.started_s, record.log
+    if start is None or not len(log.due_s):
+        raise LoadTestError(f"{load.host}: no query was sent")
+    duration = load.duration_s
+    if interrupted:
+        duration = min(duration, float(log.due_s.max()) + 1e-3)
+    samples = [each for each in sampler.samples if 0 <= each.at_s - start <= duration]
+    step = max(MIN_STEP_S, math.ceil(duration / ROWS))
+    how = f"{load.traffic}, Poisson" if load.traffic else f"{load.users} closed loops"
+    known: dict[str, Any] = {
+        "source": "loadtest", "title": f"Load test of {load.host}",
+        "started_at": datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "duration_s": duration, "interrupted": interrupted, "arrivals": how,
+        "notes": tuple(f"while sampling: {each}" for each in sampler.troubles),
+        "prediction": record.prediction(tolerance),
+        **totals_of(log, sla_ms), **usage_of(samples),
+    }  # fmt: skip
+    if samples and "model_wise" not in (fields or {}):
+        whole = [each.model_wise_bytes for each in samples]
+        if any(whole):
+            known["model_wise"] = Baseline(
+                memory_bytes=Usage(mean=sum(whole) / len(whole), peak=max(whole)),
+                replicas=Usage(), source="reckoned by the target for as many whole copies",
+            )  # fmt: skip
+    series = Series(
+        timeline_of(log, duration, step, sla_ms),
+        columns_of(samples, start),
+        wakings(samples, start),
+    )
+    return write_result(out, {**known, **(fields or {})}, series, overwrite=overwrite)

@@ -1,0 +1,140 @@
+"""What runs while queries are sent: replicas and memory per function, asked every few seconds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.errors import ErlessError
+from erless.observe.results import Event
+from erless.specs.result import FunctionResult, Usage
+
+__all__ = ["FunctionSample", "Probe", "Sample", "Sampler", "columns_of", "usage_of"]
+
+EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSample:
+    """One function at one moment; memory of all its replicas."""
+
+    name: str
+    kind: Literal["gateway", "sparse", "dense"]
+    tier: str
+    ready: int
+    wanted: int
+    rps: float
+    p95_ms: float | None
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All functions at one moment. at_s: seconds since 1970."""
+
+    at_s: float
+    functions: tuple[FunctionSample, ...]
+    model_wise_bytes: int = 0
+
+
+Probe = Callable[[], tuple[Sequence[FunctionSample], int]]
+
+
+class Sampler:
+    """Asks `probe` in a thread of its own while its block runs.
+
+    Args:
+        probe: what runs now, and what as many whole models would hold.
+        every_s: pause between two questions.
+    """
+
+    def __init__(self, probe: Probe | None, every_s: float = EVERY_S) -> None:
+        self.samples: list[Sample] = []
+        self.troubles: list[str] = []
+        self._probe, self._every_s = probe, every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+
+    def __enter__(self) -> Sampler:
+        if self._probe is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        while self._probe is not None and not self._stop.is_set():
+            begin = time.time()
+            try:
+                functions, whole = self._probe()
+            except ErlessError as error:  # the target is busy or gone: say so, go on asking
+                if str(error) not in self.troubles:
+                    self.troubles.append(str(error))
+            else:
+                self.samples.append(Sample((begin + time.time()) / 2, tuple(functions), whole))
+            self._stop.wait(max(0.0, self._every_s - (time.time() - begin)))
+
+
+def columns_of(samples: Sequence[Sample], start_s: float) -> dict[str, NDArray[Any]]:
+    """The `FUNCTIONS` columns."""
+    rows = [(round(sample.at_s - start_s, 3), each) for sample in samples
+            for each in sample.functions]  # fmt: skip
+    return {
+        "t_s": np.array([at for at, _ in rows], np.float64),
+        "function": np.array([each.name for _, each in rows], object),
+        "ready": np.array([each.ready for _, each in rows], np.int64),
+        "wanted": np.array([each.wanted for _, each in rows], np.int64),
+        "rps": np.array([each.rps for _, each in rows], np.float64),
+        "p95_ms": np.array([np.nan if each.p95_ms is None else each.p95_ms for _, each in rows]),
+        "memory_bytes": np.array([each.memory_bytes for _, each in rows], np.int64),
+    }
+
+
+def usage_of(samples: Sequence[Sample]) -> dict[str, Any]:
+    """`RunResult` fields about what ran; samples are evenly spaced."""
+    if not samples:
+        return {}
+    memory = [sum(each.memory_bytes for each in sample.functions) for sample in samples]
+    replicas = [sum(each.ready for each in sample.functions) for sample in samples]
+    by_name: dict[str, list[FunctionSample]] = {}
+    for sample in samples:
+        for each in sample.functions:
+            by_name.setdefault(each.name, []).append(each)
+    return {
+        "memory_bytes": _usage(memory),
+        "replicas": _usage(replicas),
+        "functions": tuple(
+            FunctionResult(
+                name=name, kind=seen[0].kind, tier=seen[0].tier,
+                replicas=_usage([each.ready for each in seen], len(samples)),
+                memory_bytes=_usage([each.memory_bytes for each in seen], len(samples)),
+                zero_share=1 - sum(each.ready > 0 for each in seen) / len(samples),
+            )
+            for name, seen in by_name.items()
+        ),
+    }  # fmt: skip
+
+
+def wakings(samples: Sequence[Sample], start_s: float) -> list[Event]:
+    """Functions that went from zero replicas to some."""
+    events = []
+    before: dict[str, int] = {}
+    for sample in samples:
+        for each in sample.functions:
+            if before.get(each.name) == 0 and each.ready > 0:
+                events.append(Event(sample.at_s - start_s, "cold start", each.name, "woke"))
+            before[each.name] = each.ready
+    return events
+
+
+def _usage(values: Sequence[float], count: int | None = None) -> Usage:
+    return Usage(mean=sum(values) / (count or len(values)), peak=max(values))
