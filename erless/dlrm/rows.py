@@ -1,15 +1,15 @@
-"""Row id → shard, local index: the only definition. And rank → row id, which plans refer to.
+"""Row id → shard, local index: the only definition.
 
-HotnessOrder   rank → row id      (plan → pack)
 Routing        row id → shard     (gateway: bucketize)
 RowIndex       row id → local     (sparse function); local order is ascending row id
+
+Rank → row id, which plans refer to, is `erless.pack.ranks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,24 +18,20 @@ from numpy.typing import NDArray
 from erless.dlrm import _kernels
 from erless.errors import ArtifactError, PlanError, QueryError
 from erless.specs.model import TableSpec
-from erless.specs.profile import TableAccess
-from erless.storage.tensors import TensorFile
 
 __all__ = [
     "INDEX_ROWS",
     "MAX_SHARDS",
-    "NO_SHARD",
     "Bucket",
     "Buckets",
-    "HotnessOrder",
     "Ids",
     "Routing",
     "RowIndex",
     "as_ids",
     "as_lengths",
     "as_weights",
+    "index_blocks",
     "query_error",
-    "route_table",
 ]
 
 Ids = NDArray[np.int32] | NDArray[np.int64]
@@ -46,89 +42,6 @@ CHUNK_ROWS = 1 << 20  # ids in memory at a time: 8 MB
 INDEX_ROWS = 192  # rows per block of the index (kernels/kernels.h)
 INDEX_WORDS = 4
 MAX_SHARDS = 255
-NO_SHARD = 255
-
-
-class HotnessOrder:
-    """Rank → row id of one table: by count, descending; ties and untouched rows by id.
-
-    Untouched rows are not stored: they are found as the complement of the touched ones.
-
-    Args:
-        rows: rows of the table.
-        ids: (n,) distinct row ids that the log touched, in any order.
-        counts: (n,) accesses of each, > 0.
-
-    Raises:
-        ArtifactError: ids outside the table or twice, or counts below 1.
-
-    >>> HotnessOrder(6, np.array([4, 1, 5]), np.array([7, 9, 7])).ids(0, 6).tolist()
-    [1, 4, 5, 0, 2, 3]
-    """
-
-    def __init__(self, rows: int, ids: Ids, counts: NDArray[np.integer[Any]]) -> None:
-        self.rows = rows
-        self._by_id = np.sort(np.asarray(ids, np.int64))
-        if len(ids) != len(counts):
-            raise ArtifactError(f"{len(ids):,} ids, but {len(counts):,} counts")
-        if len(ids):
-            if self._by_id[0] < 0 or self._by_id[-1] >= rows:
-                wrong = self._by_id[0] if self._by_id[0] < 0 else self._by_id[-1]
-                raise ArtifactError(f"row id {wrong} is outside 0 … {rows - 1}")
-            twice = np.flatnonzero(self._by_id[1:] == self._by_id[:-1])
-            if len(twice):
-                raise ArtifactError(f"row id {self._by_id[twice[0]]} is counted twice")
-            if int(np.min(counts)) < 1:
-                raise ArtifactError("a touched row has a count below 1")
-        order = np.lexsort((np.asarray(ids), -np.asarray(counts, np.int64)))
-        self._ranked = np.asarray(ids, np.int64)[order]
-        # untouched rows before the j-th touched row (by id); ascending
-        self._gaps = self._by_id - np.arange(len(self._by_id))
-
-    @classmethod
-    def from_profile(cls, folder: Path, access: TableAccess) -> HotnessOrder:
-        """The order of one table of the profile at `folder`.
-
-        Raises:
-            ArtifactError: its counts file is damaged or does not fit the table.
-        """
-        if access.counts is None:
-            empty = np.empty(0, np.int64)
-            return cls(access.rows, empty, empty)
-        path = folder / access.counts.path
-        file = TensorFile(path)
-        try:
-            return cls(access.rows, file.read("ids"), file.read("counts"))
-        except ArtifactError as error:
-            raise ArtifactError(f"{path}: {error}") from error
-
-    @property
-    def touched(self) -> int:
-        """Rows that the log touched: ranks 0 … touched - 1."""
-        return len(self._ranked)
-
-    def ids(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Row ids of ranks `start` … `stop - 1`, in rank order.
-
-        Raises:
-            PlanError: the ranks are not all in the table.
-        """
-        if not 0 <= start <= stop <= self.rows:
-            raise PlanError(f"ranks {start} … {stop - 1} are not all in 0 … {self.rows - 1}")
-        hot = self._ranked[start:stop]
-        begin, end = max(0, start - self.touched), max(0, stop - self.touched)
-        if begin == end:
-            return hot
-        cold = np.arange(begin, end)
-        cold += np.searchsorted(self._gaps, cold, side="right")
-        return np.concatenate([hot, cold]) if len(hot) else cold
-
-    def chunks(
-        self, start: int, stop: int, chunk_rows: int = CHUNK_ROWS
-    ) -> Iterator[NDArray[np.int64]]:
-        """`ids(start, stop)`, at most `chunk_rows` at a time."""
-        for begin in range(start, stop, chunk_rows):
-            yield self.ids(begin, min(stop, begin + chunk_rows))
 
 
 class RowIndex:
@@ -221,45 +134,31 @@ class RowIndex:
             yield self.ids(begin, min(self.stored, begin + chunk_rows))
 
 
-def _blocks(rows: int) -> int:
-    return -(-rows // INDEX_ROWS)
-
-
-def route_table(
-    rows: int,
-    parts: Iterable[tuple[int, Ids | Iterable[Ids]]],
-    out: NDArray[np.uint8] | None = None,
-) -> NDArray[np.uint8]:
-    """The routing of one table: for each row, the number of the shard that stores it.
+def index_blocks(rows: int, ids: Ids, stored_before: int = 0) -> NDArray[np.uint64]:
+    """The index over a stretch of `rows` rows of a table that begins at a multiple of 192.
 
     Args:
-        rows: rows of the table.
-        parts: (shard number, its row ids: an array or chunks of it).
-        out: (rows,) to fill in, such as a memory-mapped file.
+        rows: rows of the stretch.
+        ids: the distinct ones that are stored, from the stretch's begin, in any order.
+        stored_before: rows stored before the stretch.
+
+    Returns:
+        (ceil(rows / 192), 4) uint64; those of consecutive stretches make up the table's index.
 
     Raises:
-        PlanError: a row is in two parts, in none, or outside the table; or a shard number is.
+        PlanError: an id is outside the stretch.
     """
-    route = np.empty(rows, np.uint8) if out is None else out
-    route[:] = NO_SHARD
-    for shard, ids in parts:
-        if not 0 <= shard < MAX_SHARDS:
-            raise PlanError(f"shard number {shard} is outside 0 … {MAX_SHARDS - 1}")
-        for chunk in [ids] if isinstance(ids, np.ndarray) else ids:
-            if not len(chunk):
-                continue
-            if int(chunk.min()) < 0 or int(chunk.max()) >= rows:
-                raise PlanError(f"shard {shard}: a row id is outside 0 … {rows - 1}")
-            taken = np.flatnonzero(route[chunk] != NO_SHARD)
-            if len(taken):
-                row = int(chunk[taken[0]])
-                raise PlanError(f"row {row} is in shard {route[row]} and in shard {shard}")
-            route[chunk] = shard
-    for begin in range(0, rows, CHUNK_ROWS):
-        missing = np.flatnonzero(route[begin : begin + CHUNK_ROWS] == NO_SHARD)
-        if len(missing):
-            raise PlanError(f"row {begin + int(missing[0])} is in no shard")
-    return route
+    blocks = np.zeros((_blocks(rows), INDEX_WORDS), np.uint64)
+    bad = _kernels.index_mark(blocks, rows, as_ids(ids))
+    if bad >= 0:
+        raise PlanError(f"row id {int(ids[bad])} is outside 0 … {rows - 1}")
+    _kernels.index_rank(blocks)
+    blocks[:, 0] += np.uint64(stored_before) << np.uint64(16)
+    return blocks
+
+
+def _blocks(rows: int) -> int:
+    return -(-rows // INDEX_ROWS)
 
 
 class Bucket(NamedTuple):

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm.embedding import stored_dtype, stored_width
 from erless.errors import ModelError
 from erless.specs.plan import Precision
 
@@ -34,20 +35,6 @@ _HALF_MAX = np.float16(FP16_MAX)
 
 Floats = NDArray[np.float32]
 Halves = NDArray[np.float16]
-
-
-def stored_dtype(precision: Precision) -> np.dtype[Any]:
-    """The dtype of the tensor that holds the rows."""
-    return np.dtype({Precision.FP32: "<f4", Precision.FP16: "<f2"}.get(precision, "|u1"))
-
-
-def stored_width(precision: Precision, dim: int) -> int:
-    """Elements of one stored row.
-
-    >>> [stored_width(each, 33) for each in Precision]
-    [33, 33, 37, 21]
-    """
-    return precision.row_bytes(dim) // stored_dtype(precision).itemsize
 
 
 def encode(rows: Floats, precision: Precision) -> NDArray[Any]:

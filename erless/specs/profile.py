@@ -5,7 +5,7 @@
       counts/<table>.safetensors        `ids` int64 and `counts` int64, hottest first
 
 Rows are ranked by count, descending; ties, and the rows that the log never touched, by id. This is
-the one definition of a row's *rank* (`erless.dlrm.rows.HotnessOrder`), which plans refer to.
+the one definition of a row's *rank* (`erless.pack.ranks`), which plans refer to.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 The profile lists the touched rows of a table hottest first; their ranks are their places in that
 list, and the rows it does not list follow in ascending order of id. A window of row ids is routed
-by one scan of the list, in chunks, and one count of the unlisted rows, so memory does not grow
-with the table.
+by what the list says of it, and one count of the unlisted rows. Where a table has several windows
+the list is read once and sorted by window on disk, in chunks: neither memory nor the time per row
+grows with the table.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm.rows import INDEX_ROWS
 from erless.errors import ArtifactError, PlanError
 from erless.specs.model import ModelSpec
 from erless.specs.plan import Plan
@@ -24,11 +26,11 @@ from erless.specs.release import ROUTING_LIMIT
 from erless.storage.atomic import os_errors
 from erless.storage.tensors import TensorFile
 
-__all__ = ["Cut", "TableRanks", "Window", "cuts_of", "index_blocks", "read_rows"]
+__all__ = ["Cut", "TableRanks", "Window", "cuts_of"]
 
-INDEX_ROWS = 192  # rows per block of the row index (erless/dlrm/kernels/kernels.h)
 WINDOW_ROWS = INDEX_ROWS * 65_536  # 12.6 M rows: 12 MiB of routing, 48 MiB of weights
 SCAN_ROWS = 1 << 20
+TOUCHED = np.dtype([("place", "<u4"), ("count", "<f4"), ("shard", "u1")])  # 9 bytes on disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,44 +96,102 @@ class TableRanks:
     rows: int
     counts: Path | None
 
-    def windows(self, cuts: tuple[Cut, ...], window_rows: int = WINDOW_ROWS) -> Iterator[Window]:
+    def windows(
+        self, cuts: tuple[Cut, ...], scratch: Path, window_rows: int = WINDOW_ROWS
+    ) -> Iterator[Window]:
         """Route all rows, ascending by id.
+
+        Args:
+            cuts: of the table, `cuts_of`.
+            scratch: a folder to sort in: 9 bytes per touched row, where there are several windows.
+            window_rows: rows of a window, a multiple of 192.
 
         Raises:
             ArtifactError: the profile's counts name a row twice, or one that is not there.
+            StorageError: `scratch` is full.
         """
-        file = TensorFile(self.counts) if self.counts else None
-        touched = file.info("ids").shape[0] if file else 0
+        touched = _Touched(self, cuts, scratch, window_rows)
         stops = np.array([cut.stop for cut in cuts], np.int64)
         shards = np.array([cut.shard for cut in cuts], np.uint8)
         seen = 0  # touched rows in the windows so far
         for begin in range(0, self.rows, window_rows):
             size = min(window_rows, self.rows - begin)
             window = Window(begin, np.zeros(size, np.uint8), np.zeros(size, np.float32))
-            if file:
-                _scan_touched(file, window, stops, shards)
-            seen += _route_untouched(window, touched + begin - seen, stops, shards)
+            for part in touched.parts(begin // window_rows):
+                window.routes[part["place"]] = part["shard"]
+                window.counts[part["place"]] = part["count"]
+            seen += _route_untouched(window, touched.total + begin - seen, stops, shards)
             yield window
-        if seen != touched:
+        if seen != touched.total:
             raise ArtifactError(
-                f"{self.counts}: lists {touched:,} rows, {seen:,} of them distinct rows of the "
-                f"table with a count above 0"
+                f"{self.counts}: lists {touched.total:,} rows, {seen:,} of them distinct rows of "
+                f"the table with a count above 0"
             )
 
 
-def _scan_touched(
-    file: TensorFile, window: Window, stops: NDArray[np.int64], shards: NDArray[np.uint8]
-) -> None:
-    """Route the listed rows that lie in the window."""
-    total = file.info("ids").shape[0]
-    end = window.begin + len(window.routes)
-    for rank in range(0, total, SCAN_ROWS):
-        stop = min(rank + SCAN_ROWS, total)
-        ids = read_rows(file, "ids", rank, stop)
-        inside = np.flatnonzero((ids >= window.begin) & (ids < end))
-        places = ids[inside] - window.begin
-        window.routes[places] = shards[np.searchsorted(stops, inside + rank, side="right")]
-        window.counts[places] = read_rows(file, "counts", rank, stop)[inside]
+class _Touched:
+    """The profile's list of touched rows, by window."""
+
+    def __init__(
+        self, ranks: TableRanks, cuts: tuple[Cut, ...], scratch: Path, window_rows: int
+    ) -> None:
+        self._ranks, self._scratch, self._window_rows = ranks, scratch, window_rows
+        self._stops = np.array([cut.stop for cut in cuts], np.int64)
+        self._shards = np.array([cut.shard for cut in cuts], np.uint8)
+        self._file = TensorFile(ranks.counts) if ranks.counts else None
+        self.total = self._file.info("ids").shape[0] if self._file else 0
+        self._sorted = ranks.rows > window_rows
+        if self._sorted:
+            self._sort()
+
+    def parts(self, number: int) -> Iterator[NDArray[Any]]:
+        """What lies in window `number`, in chunks of TOUCHED."""
+        if not self._sorted:
+            for _, records in self._scan():
+                yield records
+            return
+        path = self._path(number)
+        if not path.exists():
+            return
+        with os_errors(path, "read"), path.open("rb") as file:
+            while data := file.read(SCAN_ROWS * TOUCHED.itemsize):
+                yield np.frombuffer(data, TOUCHED)
+        path.unlink()
+
+    def _scan(self) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+        """The whole list in chunks: window numbers, and records with places inside them."""
+        if self._file is None:
+            return
+        for rank in range(0, self.total, SCAN_ROWS):
+            stop = min(rank + SCAN_ROWS, self.total)
+            ids = _read_rows(self._file, "ids", rank, stop)
+            if int(ids.min()) < 0 or int(ids.max()) >= self._ranks.rows:
+                wrong = ids.min() if ids.min() < 0 else ids.max()
+                raise ArtifactError(
+                    f"{self._file.path}: row id {wrong} is outside 0 … {self._ranks.rows - 1}"
+                )
+            windows = ids // self._window_rows
+            records = np.empty(len(ids), TOUCHED)
+            records["place"] = ids - windows * self._window_rows
+            records["count"] = _read_rows(self._file, "counts", rank, stop)
+            cuts = np.searchsorted(self._stops, np.arange(rank, stop), side="right")
+            records["shard"] = self._shards[cuts]
+            yield windows, records
+
+    def _sort(self) -> None:
+        """Append each record to its window's file."""
+        for old in self._scratch.glob("window-*"):
+            old.unlink()
+        for windows, records in self._scan():
+            order = np.argsort(windows, kind="stable")
+            numbers, begins = np.unique(windows[order], return_index=True)
+            for number, part in zip(numbers, np.split(records[order], begins[1:]), strict=True):
+                path = self._path(int(number))
+                with os_errors(path), path.open("ab") as file:
+                    file.write(part.tobytes())
+
+    def _path(self, number: int) -> Path:
+        return self._scratch / f"window-{number}"
 
 
 def _route_untouched(
@@ -152,7 +212,7 @@ def _route_untouched(
     return touched
 
 
-def read_rows(file: TensorFile, name: str, start: int, stop: int) -> NDArray[Any]:
+def _read_rows(file: TensorFile, name: str, start: int, stop: int) -> NDArray[Any]:
     """Rows `start` … `stop - 1` of a tensor, read and not mapped: mapped pages count as memory.
 
     Raises:
@@ -170,22 +230,3 @@ def read_rows(file: TensorFile, name: str, start: int, stop: int) -> NDArray[Any
                 raise ArtifactError(f"{file.path}: truncated at offset {offset:,}")
             view, offset = view[read:], offset + read
     return array
-
-
-def index_blocks(bits: NDArray[np.bool_], rank: int) -> NDArray[np.uint64]:
-    """The row index over `bits` (n,), the rows a shard holds of n rows, after `rank` earlier ones.
-
-    n is a multiple of 192 but at the table's end.
-
-    Returns:
-        (ceil(n / 192), 4) uint64: see erless/dlrm/kernels/kernels.h.
-    """
-    blocks = -(-len(bits) // INDEX_ROWS)
-    packed = np.packbits(bits, bitorder="little")
-    words = np.zeros((blocks, 3), "<u8")
-    words.reshape(-1).view(np.uint8)[: len(packed)] = packed
-    inside = np.cumsum(np.bitwise_count(words), axis=1, dtype=np.uint64)
-    before = np.cumsum(inside[:, 2]) - inside[:, 2] + np.uint64(rank)
-    first, second, shift = inside[:, 0], inside[:, 1], np.uint64(8)
-    header = (before << np.uint64(16)) | (second << shift) | first
-    return np.concatenate((header[:, None], words), axis=1)

@@ -1,0 +1,145 @@
+"""What a pack is made from, checked to belong together, and the slices that it comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from erless.errors import ArtifactError, PlanError
+from erless.pack.ranks import Cut, TableRanks, cuts_of
+from erless.specs.artifact import FileEntry
+from erless.specs.bundle import BundleManifest
+from erless.specs.model import TableSpec
+from erless.specs.plan import Plan, Precision
+from erless.specs.profile import MANIFEST as PROFILE_MANIFEST
+from erless.specs.profile import Profile
+from erless.storage.digests import digest_file, digest_json
+
+__all__ = ["LAYOUT", "Inputs", "PackSlice"]
+
+LAYOUT = 1  # of a slice's and the gateway's files; part of every key
+
+
+@dataclass(frozen=True, slots=True)
+class PackSlice:
+    """One table's rows in one shard: the unit of packing. `key` says all that its file depends on.
+
+    `table_number` is the table's place in the model, `shard` the shard's in the plan.
+    """
+
+    shard: int
+    table_number: int
+    table: TableSpec
+    precision: Precision
+    rows: int
+    key: str
+
+
+class Inputs:
+    """A bundle, the profile of its log, and the plan made from both.
+
+    Args:
+        bundle: folder of the model bundle.
+        profile: folder of the profile that the plan was made from.
+        plan: the plan's file.
+
+    Raises:
+        PlanError: the three do not belong together, or the plan misses a row.
+        ArtifactError: one of them is missing, truncated or altered.
+    """
+
+    def __init__(self, bundle: Path, profile: Path, plan: Path) -> None:
+        self.bundle_folder, self.profile_folder, self.plan_path = bundle, profile, plan
+        self.bundle = BundleManifest.open(bundle)
+        self.profile = Profile.load(profile / PROFILE_MANIFEST)
+        self.plan = Plan.load(plan)
+        self.model = self.bundle.model
+        self._check_belong()
+        self.cuts = cuts_of(self.plan, self.model)
+        self.slices = tuple(
+            each
+            for number, table in enumerate(self.model.tables)
+            for each in self._slices_of(number, table)
+        )
+
+    def _check_belong(self) -> None:
+        own = self.bundle.digest
+        for what, digest in (
+            ("plan", self.plan.model_digest),
+            ("profile", self.profile.model_digest),
+        ):
+            if digest != own:
+                raise PlanError(f"the {what} was made for bundle {digest[:12]}, this is {own[:12]}")
+        if self.plan.profile_digest != self.profile.digest:
+            raise PlanError(
+                f"the plan was made from profile {self.plan.profile_digest[:12]}, this is "
+                f"{self.profile.digest[:12]}"
+            )
+
+    def _slices_of(self, number: int, table: TableSpec) -> list[PackSlice]:
+        counts = self.counts(table)
+        by_shard: dict[int, list[Cut]] = {}
+        for cut in self.cuts[table.name]:
+            by_shard.setdefault(cut.shard, []).append(cut)
+        found = []
+        for shard, cuts in sorted(by_shard.items()):
+            precision = self.plan.shards[shard].precision
+            key = digest_json(
+                {
+                    "what": "slice",
+                    "layout": LAYOUT,
+                    "table": self.bundle.tables[number].sha256,
+                    "counts": counts.sha256 if counts else "",
+                    "ranks": [[cut.start, cut.stop] for cut in cuts],
+                    "precision": precision.value,
+                }
+            )
+            rows = sum(cut.stop - cut.start for cut in cuts)
+            found.append(PackSlice(shard, number, table, precision, rows, key))
+        return found
+
+    def counts(self, table: TableSpec) -> FileEntry | None:
+        """The profile's counts file of `table`, or None where its log never touched it.
+
+        Raises:
+            PlanError: the profile is of a table of another size.
+        """
+        for each in self.profile.tables:
+            if each.table == table.name:
+                if each.rows != table.rows:
+                    raise PlanError(
+                        f"table {table.name} has {table.rows:,} rows, the profile {each.rows:,}"
+                    )
+                return each.counts
+        return None
+
+    def ranks(self, table: TableSpec) -> TableRanks:
+        """The rows of `table` in the profile's order.
+
+        Raises:
+            ArtifactError: its counts file is missing or altered.
+        """
+        entry = self.counts(table)
+        if entry is None:
+            return TableRanks(table.rows, None)
+        path = self.profile_folder / entry.path
+        found = digest_file(path)
+        if (found.size_bytes, found.sha256) != (entry.size_bytes, entry.sha256):
+            raise ArtifactError(f"{path}: altered: sha256 does not match the profile's")
+        return TableRanks(table.rows, path)
+
+    def routing_key(self) -> str:
+        """Says all that the gateway's routing depends on."""
+        counts = [self.counts(table) for table in self.model.tables]
+        return digest_json(
+            {
+                "what": "routing",
+                "layout": LAYOUT,
+                "tables": [[table.name, table.rows] for table in self.model.tables],
+                "counts": [each.sha256 if each else "" for each in counts],
+                "cuts": [
+                    [[cut.start, cut.stop, cut.shard] for cut in self.cuts[table.name]]
+                    for table in self.model.tables
+                ],
+            }
+        )

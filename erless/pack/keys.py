@@ -1,0 +1,122 @@
+"""What each input became: a store's `keys/`, so that nothing is made twice.
+
+A key is the digest of all that a file depends on. Its record names the files it became; it counts
+only while they are all there in full size. A record is written after its files, so a run that was
+killed in between makes them again and finds the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from erless.errors import ArtifactError
+from erless.progress import Progress, Silent
+from erless.specs.artifact import FileEntry
+from erless.storage.digests import digest_file
+from erless.storage.stores import Blob, Store
+
+__all__ = ["Keys", "json_bytes"]
+
+
+class Keys:
+    """The records of one store, and the blobs that they name.
+
+    Args:
+        store: where they are.
+        verify: trust no size: read what a record names, and forget what is damaged.
+        progress: told of what is read.
+    """
+
+    def __init__(self, store: Store, *, verify: bool = False, progress: Progress) -> None:
+        self._store, self._verify, self._progress = store, verify, progress
+        self._sizes: dict[str, int] = {}
+        self._records: dict[str, dict[str, Any]] = {}
+        self.bytes_written = 0
+
+    def take_stock(self, keys: list[str]) -> None:
+        """See which of `keys` were made already.
+
+        Raises:
+            StorageError: the disk or bucket refused.
+        """
+        self._list_blobs()
+        known = {each.name for each in self._store.list("keys/")}
+        for key in keys:
+            if _name(key) in known:
+                self.recall(key)
+
+    def recall(self, key: str, *, late: bool = False) -> bool:
+        """Whether `key` was made and is still there. `late`: perhaps since stock was taken."""
+        if key in self._records:
+            return True
+        try:
+            record = json.loads(self._store.read(_name(key)))
+            files = [FileEntry(**each) for each in record["files"]]
+        except (ArtifactError, ValueError, KeyError, TypeError):
+            return False  # never made, or a damaged record: make it again
+        if late:
+            self._list_blobs()
+        if not all(self._is_whole(entry) for entry in files):
+            return False
+        self._records[key] = record
+        return True
+
+    def _list_blobs(self) -> None:
+        self._sizes |= {each.name: each.size_bytes for each in self._store.list("blobs/")}
+
+    def _is_whole(self, entry: FileEntry) -> bool:
+        if self._sizes.get(entry.path) != entry.size_bytes:
+            return False
+        if self._verify:
+            try:
+                with self._progress.step("verify", entry.size_bytes, "bytes") as step:
+                    self._store.check(_blob(entry), step)
+            except ArtifactError:
+                self._store.delete(entry.path)
+                del self._sizes[entry.path]
+                return False
+        return True
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._records
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        return self._records[key]
+
+    def file(self, key: str) -> FileEntry:
+        """The one file that `key` became."""
+        return FileEntry(**self._records[key]["files"][0])
+
+    def remember(self, key: str, entry: FileEntry, **more: Any) -> None:
+        """Record that `key` became `entry`, which is in the store."""
+        record = {"files": [entry.model_dump()], **more}
+        self._store.replace(_name(key), json_bytes(record))
+        self._records[key] = record
+
+    def adopt(self, staged: Path, entry: FileEntry) -> FileEntry:
+        """Keep the local file `staged` as the blob that `entry` names."""
+        self._store.adopt(staged, _blob(entry), Silent())
+        self._sizes[entry.path] = entry.size_bytes
+        self.bytes_written += entry.size_bytes
+        return entry
+
+    def add(self, staged: Path, kind: str) -> FileEntry:
+        """Keep `staged` as a blob, unless the store has it."""
+        size, sha256 = digest_file(staged)
+        entry = FileEntry(path=f"blobs/{sha256}.{kind}", size_bytes=size, sha256=sha256)
+        return entry if self._is_whole(entry) else self.adopt(staged, entry)
+
+
+def json_bytes(document: dict[str, Any]) -> bytes:
+    """`document` as the store keeps it."""
+    return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _name(key: str) -> str:
+    return f"keys/{key}.json"
+
+
+def _blob(entry: FileEntry) -> Blob:
+    return Blob(entry.path, entry.size_bytes, entry.sha256)

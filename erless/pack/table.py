@@ -1,0 +1,209 @@
+"""One table, read once, becomes the slices of all shards that hold rows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm.rows import INDEX_ROWS, INDEX_WORDS, index_blocks
+from erless.errors import ArtifactError
+from erless.pack.inputs import Inputs, PackSlice
+from erless.pack.quantize import decode, encode, stored_dtype, stored_width
+from erless.pack.ranks import Window
+from erless.pack.stream import CHUNK_BYTES, Pipeline, SourceTable, StreamWriter
+from erless.progress import Progress, Step
+from erless.specs.artifact import FileEntry
+from erless.specs.bundle import TABLE_TENSOR
+from erless.specs.plan import Precision
+from erless.storage.atomic import os_errors
+
+__all__ = ["PackedSlice", "pack_table"]
+
+Floats = NDArray[np.float32]
+
+INDEX_CHUNK_BYTES = 4 << 20
+
+
+class PackedSlice:
+    """A slice that was made: its staged file, what it holds, and what was measured on the way.
+
+    Args:
+        slice: what it is.
+        path: the staged file.
+        file: its name in a store, size and sha256.
+        default: (dim,) float32, the mean of its rows, each weighted by its accesses + 1.
+        error: largest |stored - fp32| over all elements.
+    """
+
+    def __init__(
+        self, slice_: PackSlice, path: Path, file: FileEntry, default: Floats, error: float
+    ) -> None:
+        self.slice, self.path, self.file = slice_, path, file
+        self.default, self.error = default, error
+
+
+def pack_table(
+    inputs: Inputs,
+    slices: Sequence[PackSlice],
+    stage: Path,
+    progress: Progress,
+    done: Callable[[PackedSlice], None],
+) -> None:
+    """Read the table of `slices` once and write each of them to `stage`.
+
+    Memory: a few chunks, and a window of routing, whatever the table's size.
+
+    Args:
+        inputs: what is packed.
+        slices: of one table.
+        stage: folder for the files.
+        progress: told of the table's bytes.
+        done: called with each slice when its file is complete.
+
+    Raises:
+        ArtifactError: the table or its counts are damaged.
+        ModelError: a row that its precision cannot hold.
+        StorageError: the disk refused.
+    """
+    table, number = slices[0].table, slices[0].table_number
+    entry = inputs.bundle.tables[number]
+    chunk_rows = max(64, CHUNK_BYTES // table.row_bytes)
+    source = SourceTable(inputs.bundle_folder / entry.path, entry, chunk_rows)
+    if source.info.shape != (table.rows, table.dim) or source.info.dtype_name != "F32":
+        raise ArtifactError(
+            f"{source.file.path}: {TABLE_TENSOR} are {source.info.dtype_name} "
+            f"{source.info.shape}, expected F32 ({table.rows}, {table.dim})"
+        )
+    with (
+        ExitStack() as files,
+        Pipeline() as pipeline,
+        progress.step(f"pack {table.name}", table.table_bytes, "bytes") as step,
+    ):
+        outputs = [files.enter_context(_Output(each, stage, pipeline)) for each in slices]
+        windows = inputs.ranks(table).windows(inputs.cuts[table.name], stage)
+        _split(source, windows, outputs, step)
+        for each in outputs:
+            done(each.finish())
+
+
+class _Output:
+    """A slice while it is written; its index waits in a file of its own, since rows come first."""
+
+    def __init__(self, slice_: PackSlice, stage: Path, pipeline: Pipeline) -> None:
+        self.slice = slice_
+        table = slice_.table
+        shape = (slice_.rows, stored_width(slice_.precision, table.dim))
+        tensors: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "rows": (stored_dtype(slice_.precision), shape)
+        }
+        self._index: Any = None
+        if slice_.rows < table.rows:
+            tensors["index"] = (np.uint64, (-(-table.rows // INDEX_ROWS), INDEX_WORDS))
+            self._index_path = stage / f"{slice_.key}.index"
+            with os_errors(self._index_path):
+                self._index = self._index_path.open("w+b")
+        self._path = stage / f"{slice_.key}.safetensors"
+        self._writer = StreamWriter(self._path, tensors, pipeline)
+        self._indexed = 0  # stored rows in the windows so far
+        self._rows = 0
+        self._weight = 0.0
+        self._weighted = np.zeros(table.dim)
+        self._error = 0.0
+
+    def index(self, window: Window) -> None:
+        """Append the window's part of the row index."""
+        if self._index is None:
+            return
+        places = np.flatnonzero(window.routes == self.slice.shard)
+        blocks = index_blocks(len(window.routes), places, self._indexed)
+        self._indexed += len(places)
+        with os_errors(self._index_path):
+            self._index.write(blocks.data)
+
+    def take(self, chunk: Floats, routes: NDArray[np.uint8], counts: Floats) -> None:
+        """Append the rows of `chunk` that belong to the slice, and add them to its mean."""
+        places = np.flatnonzero(routes == self.slice.shard)
+        if not len(places):
+            return
+        rows = chunk if len(places) == len(chunk) else chunk.take(places, axis=0)
+        weights = counts[places] + np.float32(1)
+        self._weighted += _weighted_sum(rows, weights)
+        self._weight += float(weights.sum(dtype=np.float64))
+        stored = encode(rows, self.slice.precision)
+        if self.slice.precision is not Precision.FP32:
+            values = decode(stored, self.slice.precision, rows.shape[1])
+            values -= rows
+            self._error = max(self._error, float(np.abs(values, out=values).max()))
+        self._writer.write("rows", stored)
+        self._rows += len(rows)
+
+    def finish(self) -> PackedSlice:
+        """Put the index behind the rows, make the file durable, and say what it became."""
+        if self._rows != self.slice.rows:
+            raise ArtifactError(
+                f"table {self.slice.table.name}: {self._rows:,} rows for shard "
+                f"{self.slice.shard}, expected {self.slice.rows:,}"
+            )
+        if self._index is not None:
+            self._index.seek(0)
+            with os_errors(self._index_path):
+                while data := self._index.read(INDEX_CHUNK_BYTES):
+                    self._writer.write("index", np.frombuffer(data, np.uint64))
+            self._index.close()
+            self._index_path.unlink()
+        size, sha256 = self._writer.close()
+        file = FileEntry(path=f"blobs/{sha256}.safetensors", size_bytes=size, sha256=sha256)
+        default = (self._weighted / self._weight).astype(np.float32)
+        return PackedSlice(self.slice, self._path, file, default, self._error)
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._writer.__exit__(None, None, None)
+        if self._index is not None:
+            self._index.close()
+
+
+def _split(
+    source: SourceTable, windows: Iterator[Window], outputs: Sequence[_Output], step: Step
+) -> None:
+    """Send each chunk's rows to the slices they belong to."""
+
+    def following() -> Window:
+        window = next(windows)
+        for each in outputs:
+            each.index(window)
+        return window
+
+    pending = following()
+    begin = 0
+    for chunk in source:
+        done = 0
+        while done < len(chunk):
+            if begin == pending.begin + len(pending.routes):
+                pending = following()
+            inside = begin - pending.begin
+            size = min(len(chunk) - done, len(pending.routes) - inside)
+            rows = chunk[done : done + size]
+            part = slice(inside, inside + size)
+            for each in outputs:
+                each.take(rows, pending.routes[part], pending.counts[part])
+            done, begin = done + size, begin + size
+        step.advance(chunk.nbytes)
+    for _ in windows:  # the last step of the iterator checks the profile's counts
+        raise AssertionError("windows go beyond the table")
+
+
+def _weighted_sum(rows: Floats, weights: Floats) -> NDArray[np.float64]:
+    """Σ weight·row (dim,), the same to the bit on every machine: no BLAS, a fixed order."""
+    total = np.zeros(rows.shape[1])
+    for begin in range(0, len(rows), 4096):
+        part = slice(begin, begin + 4096)
+        total += np.add.reduce(rows[part] * weights[part, None], axis=0)
+    return total
