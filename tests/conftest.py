@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.buckets import S3, s3_server
 from tests.releases import Made, make_release
 
 ROOT = Path(__file__).parents[1]
@@ -53,3 +54,15 @@ def cli() -> Cli:
 def packed_release(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A small release with a shard of each tier in a directory store. Read it only."""
     return make_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="session")
+def _buckets() -> Iterator[Iterator[S3]]:
+    with s3_server() as buckets:
+        yield buckets
+
+
+@pytest.fixture
+def s3(_buckets: Iterator[S3]) -> S3:
+    """A new bucket of a real S3 API server."""
+    return next(_buckets)

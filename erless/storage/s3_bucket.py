@@ -85,7 +85,8 @@ class Bucket:
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-            if code == "NoSuchBucket":
+            # an answer to HEAD has no body, so no code but the status
+            if code == "NoSuchBucket" or (status == 404 and error.operation_name == "HeadBucket"):
                 raise StoreError(f"{where}: there is no bucket {self.name}") from error
             if code in {"NoSuchKey", "404"}:
                 raise ArtifactError(f"{where} does not exist") from error
