@@ -33,6 +33,7 @@ from erless.specs.release import (
     release_name,
     shard_name,
 )
+from erless.storage.atomic import os_errors
 from erless.storage.stores import Store
 from erless.storage.tensors import write_tensors
 
@@ -221,7 +222,13 @@ class Packer:
     def _copy(self, path: Path, stage: Path, expected: FileEntry | None = None) -> FileEntry:
         """Keep a copy of one of the inputs."""
         copy = stage / path.name
-        shutil.copyfile(path, copy)
+        with (
+            os_errors(path, "read"),
+            path.open("rb") as source,
+            os_errors(copy),
+            copy.open("wb") as target,
+        ):
+            shutil.copyfileobj(source, target)
         entry = self._keys.add(copy, path.suffix.removeprefix("."))
         if expected and entry.sha256 != expected.sha256:
             raise ArtifactError(f"{path}: altered: sha256 does not match the bundle's")

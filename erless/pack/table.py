@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +150,8 @@ class _Output:
                 f"{self.slice.shard}, expected {self.slice.rows:,}"
             )
         if self._index is not None:
-            self._index.seek(0)
             with os_errors(self._index_path):
+                self._index.seek(0)
                 while data := self._index.read(INDEX_CHUNK_BYTES):
                     self._writer.write("index", np.frombuffer(data, np.uint64))
             self._index.close()
@@ -167,7 +167,8 @@ class _Output:
     def __exit__(self, *details: object) -> None:
         self._writer.__exit__(None, None, None)
         if self._index is not None:
-            self._index.close()
+            with suppress(OSError):  # what it still holds back is of no use any more
+                self._index.close()
 
 
 def _split(

@@ -263,17 +263,28 @@ class DirectoryStore:
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """A folder to make files in."""
-        folder = self.root / "tmp" / secrets.token_hex(8)
-        with os_errors(folder):
-            folder.mkdir(parents=True)
-            lock = os.open(folder, os.O_RDONLY)
+        with os_errors(self.root):
+            folder, lock = self._new_stage()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             self._sweep_staging()
             yield folder
         finally:
             os.close(lock)
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _new_stage(self) -> tuple[Path, int]:
+        """A folder of our own, and the lock that says so."""
+        while True:
+            folder = self.root / "tmp" / secrets.token_hex(8)
+            folder.mkdir(parents=True)
+            try:
+                lock = os.open(folder, os.O_RDONLY)
+            except FileNotFoundError:
+                continue  # swept by another writer before we could lock it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
 
     def _sweep_staging(self) -> int:
         """Remove the folders of writers that were killed."""
