@@ -11,7 +11,6 @@ the curve, plus the points where a shard at either end just fills a whole number
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -63,50 +62,42 @@ def cut_table(
     row = table.spec.row_bytes + terms.index_bytes_per_row
     each = terms.max_vcpu * terms.utilisation
 
-    def busy(j: int) -> Floats:
-        """Replicas at 100 % of shards that end at point j, by where they begin."""
-        load = demand.qps * (terms.call_s + beta * table.gathers * (share[j] - share[:j]))
-        return np.asarray(load / each)
-
-    def memory(j: int) -> Floats:
-        return np.asarray((ranks[j] - ranks[:j]) * row + terms.shard_memory_bytes)
-
-    def cost(j: int) -> Floats:
-        count = np.maximum(np.ceil(busy(j) * (1 - ROUNDING) - 1e-12), demand.min_replicas)
-        return np.asarray(np.maximum(count, 1) * memory(j))
-
+    load = demand.qps * (terms.call_s + beta * table.gathers * (share[None, :] - share[:, None]))
+    busy = load / each  # replicas at 100 %, of a shard from point i (row) to point j (column)
+    memory = (ranks[None, :] - ranks[:, None]) * row + terms.shard_memory_bytes
+    count = np.maximum(np.ceil(busy * (1 - ROUNDING) - 1e-12), max(1, demand.min_replicas))
+    cost = count * memory
     last = len(ranks) - 1
     if shards is not None:
-        cuts = _exactly(min(shards, last), last, lambda j: cost(j) + TIE * busy(j) * memory(j))
+        cuts = _exactly(min(shards, last), last, cost + TIE * busy * memory)
     else:
         cuts = _any_number(last, cost)
     return [(int(ranks[k]), int(ranks[j])) for k, j in pairwise(cuts)]
 
 
-def _any_number(last: int, cost: Callable[[int], Floats]) -> list[int]:
+def _any_number(last: int, cost: Floats) -> list[int]:
     """0 = k0 < k1 < … = last of least cost, by the recurrence above."""
+    columns = np.ascontiguousarray(cost.T)
     best = np.full(last + 1, np.inf)
     best[0] = 0.0
     before = np.zeros(last + 1, np.int64)
     for j in range(1, last + 1):
-        total = best[:j] + cost(j)
-        before[j] = int(np.argmin(total))
-        best[j] = total[before[j]]
+        total = best[:j] + columns[j, :j]
+        k = total.argmin()
+        before[j], best[j] = k, total[k]
     cuts = [last]
     while cuts[-1]:
         cuts.append(int(before[cuts[-1]]))
     return cuts[::-1]
 
 
-def _exactly(
-    number: int, last: int, cost: Callable[[int], Floats]
-) -> list[int]:  # fmt: skip
+def _exactly(number: int, last: int, cost: Floats) -> list[int]:
     """The same with exactly `number` shards."""
     best = np.full((number + 1, last + 1), np.inf)
     best[0, 0] = 0.0
     before = np.zeros((number + 1, last + 1), np.int64)
     for j in range(1, last + 1):
-        total = best[:-1, :j] + cost(j)
+        total = best[:-1, :j] + cost[:j, j]
         before[1:, j] = np.argmin(total, axis=1)
         best[1:, j] = np.min(total, axis=1)
     cuts = [last]
