@@ -51,7 +51,7 @@ def _atoms(layout: Layout) -> list[Slice]:
 def _neighbours(
     layout: Layout, atoms: list[Slice], precision: Precision, resident: Precision
 ) -> list[Layout]:
-    places = [list(each.slices) for each in layout.functions]
+    places = [list(each.slices) for each in (layout.gateway, *layout.shards)]
     home = {atom: _home(places, atom) for atom in atoms}
     moves = [((atom, target),) for atom in atoms for target in range(len(places))
              if target != home[atom]]  # fmt: skip

@@ -70,6 +70,7 @@ class Terms:
     index_bytes_per_row: float = 0.0
     hop_s: float = 0.0
     utilisation: float = 1.0
+    least_vcpu: float = 0.1
     max_vcpu: float = 1.0
     fixed_vcpu: bool = True
     queueing: bool = False
@@ -141,7 +142,7 @@ def vcpu_each(load: float, count: int, terms: Terms) -> float:
     if terms.fixed_vcpu:
         return terms.max_vcpu
     need = load / (terms.utilisation * count)
-    return round(max(2, math.ceil(need / VCPU_STEP - 1e-6)) * VCPU_STEP, 2)
+    return max(terms.least_vcpu, round(math.ceil(need / VCPU_STEP - 1e-6) * VCPU_STEP, 2))
 
 
 def quantile_wait_s(service_s: float, load: float, count: int, vcpu: float, tail: float) -> float:

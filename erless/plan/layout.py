@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -142,6 +142,21 @@ class Layout:
         inside = [each for each in resident if each.stop > each.start]
         gateway = _gateway(demand, terms, inside, resident_precision, functions)
         return cls(demand, terms, gateway, tuple(functions))
+
+    def resized(
+        self, terms: Terms | None = None, precisions: Sequence[Precision] = ()
+    ) -> Layout:  # fmt: skip
+        """The same rows in the same functions, sized under other terms or precisions."""
+        terms = terms or self.terms
+        kinds = precisions or [each.precision for each in self.shards]
+        made = Layout.of(
+            self.demand, terms, [each.slices for each in self.shards], self.gateway.slices,
+            resident_precision=self.gateway.precision, why=[each.why for each in self.shards],
+            precisions=kinds,
+        )  # fmt: skip
+        named = (replace(new, name=old.name)
+                 for new, old in zip(made.shards, self.shards, strict=True))  # fmt: skip
+        return Layout(self.demand, terms, made.gateway, tuple(named))
 
     @property
     def memory(self) -> float:

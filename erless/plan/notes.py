@@ -12,9 +12,24 @@ __all__ = ["outcome_notes"]
 
 def outcome_notes(outcome: Outcome) -> list[str]:
     """One sentence per fact; empty where the plan is simply the best by its objective."""
-    if outcome.request.policy != "joint":
+    notes = [*_dense(outcome)]
+    if outcome.request.policy == "joint":
+        notes += [*_demanded(outcome), *_frozen(outcome)]
+    return notes
+
+
+def _dense(outcome: Outcome) -> list[str]:
+    layout = outcome.best[outcome.request.policy].layout
+    if layout.dense is None:
         return []
-    return [*_demanded(outcome), *_frozen(outcome)]
+    where = "a GPU" if layout.dense.gpus else "CPUs"
+    if outcome.request.dense in ("function", "gpu"):
+        return [f"the dense tower is a function of its own on {where}, as demanded"]
+    tower = outcome.tower.seconds
+    cpu = outcome.demand.qps * tower / outcome.terms.utilisation
+    return [f"the dense tower is a function of its own on {where}: in the gateway it would take "
+            f"{cpu:,.1f} vCPU and {tower * 1e3:.2f} ms of each query; GPU speed is a shipped "
+            "default (2 TFLOP/s), not measured"]  # fmt: skip
 
 
 def _demanded(outcome: Outcome) -> list[str]:

@@ -32,6 +32,7 @@ __all__ = ["POLICIES", "Candidate", "Outcome", "Planner"]
 
 POLICIES: tuple[Policy, ...] = ("model-wise", "table-wise", "elasticrec", "joint")
 MANY_TABLES = 64  # beyond this many, policies try fewer container sizes
+HEADROOM = (1.0, 0.75, 0.5, 0.3)  # of the planned utilisation, where the SLA needs it
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class Planner:
 
     def _choose(self, policy: Policy, pool: Sequence[Layout], strict: bool) -> Candidate | None:
         """The cheapest layout that meets the constraints; for a baseline, else the cheapest."""
-        pool = [with_tiers(each, policy, self.request) for each in pool]
+        pool = [with_tiers(self._in_time(each), policy, self.request) for each in pool]
         by_memory = self.request.aim == "memory"
         if by_memory:
             pool = sorted(pool, key=lambda each: each.memory)
@@ -245,6 +246,18 @@ class Planner:
             lines = self._violations(found.layout)
             raise InfeasibleError(f"no {policy} plan meets the constraints", tuple(lines))
         return found
+
+    def _in_time(self, layout: Layout) -> Layout:
+        """The layout, with as much more vCPU per container as its p95 needs to meet the SLA."""
+        sla = self.request.sla_p95_ms
+        if sla is None or layout.terms.fixed_vcpu or layout.p95_s * 1e3 <= sla:
+            return layout
+        for share in HEADROOM:
+            roomy = replace(layout.terms, utilisation=layout.terms.utilisation * share,
+                            least_vcpu=min(1.0, layout.terms.max_vcpu))  # fmt: skip
+            if (sized := layout.resized(roomy)).p95_s * 1e3 <= sla:
+                return sized
+        return layout
 
     def _loss(self, layout: Layout) -> int:
         """Where dollars are equal, precision is not given up for nothing."""

@@ -14,7 +14,7 @@ from erless.plan.cost import vcpu_each
 from erless.plan.frozen import FROZEN
 from erless.plan.layout import Function, Layout
 from erless.plan.request import PlanRequest, Policy
-from erless.specs.plan import Precision, Tier
+from erless.specs.plan import Tier
 
 __all__ = ["floor_of", "tiers_of", "with_tiers"]
 
@@ -52,7 +52,7 @@ def with_tiers(layout: Layout, policy: Policy, request: PlanRequest) -> Layout:
     if policy == "joint" and any(
         kind is not each.precision for each, kind in zip(layout.shards, wanted, strict=True)
     ):
-        layout = _stored_as(layout, wanted)
+        layout = layout.resized(precisions=wanted)
     if not request.tier_replicas:
         return layout
     gateway, *shards = (
@@ -61,17 +61,6 @@ def with_tiers(layout: Layout, policy: Policy, request: PlanRequest) -> Layout:
                               strict=True)
     )  # fmt: skip
     return Layout(layout.demand, layout.terms, gateway, tuple(shards))
-
-
-def _stored_as(layout: Layout, kinds: list[Precision]) -> Layout:
-    resized = Layout.of(
-        layout.demand, layout.terms, [each.slices for each in layout.shards],
-        layout.gateway.slices, resident_precision=layout.gateway.precision,
-        why=[each.why for each in layout.shards], precisions=kinds,
-    )  # fmt: skip
-    named = (replace(new, name=old.name)
-             for new, old in zip(resized.shards, layout.shards, strict=True))  # fmt: skip
-    return Layout(layout.demand, layout.terms, resized.gateway, tuple(named))
 
 
 def _raised(function: Function, least: int, layout: Layout) -> Function:

@@ -101,8 +101,8 @@ def test_the_plan_chooses_among_precisions_only_where_it_pays() -> None:
     dear = plan(name="rm1", allowed=("fp32",), traffic=0.5, shards=2)
     assert cheap.result is not None
     assert dear.result is not None
-    if cheap.result.usd_per_month == dear.result.usd_per_month:
-        assert {each.precision for each in cheap.shards} == {Precision.FP32}
+    assert cheap.result.usd_per_month == dear.result.usd_per_month
+    assert {each.precision for each in cheap.shards} == {Precision.FP32}
 
 
 @pytest.mark.parametrize("traffic", [0.5, 8, 64])

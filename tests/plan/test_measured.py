@@ -57,12 +57,13 @@ def test_a_plan_says_which_curve_and_tower_it_used() -> None:
     model, tables = workload_tables("rm1", 0.9, 32, 200_000)
     tower = TowerCurve(name="rm1", overhead_s=5e-5, sample_s=2e-6, residual=0.04,
                        macs_per_sample=75_584)  # fmt: skip
-    found = Planner(model, tables, PlanRequest(), measured=Measured(CURVES, (tower,))).outcome()
+    asked = PlanRequest(qps=4000)
+    found = Planner(model, tables, asked, measured=Measured(CURVES, (tower,))).outcome()
     document = plan_document(found, "0" * 64, "0" * 64)
     assert not document.curve_shipped
     assert document.curve.startswith("Test 1, 2026-01-01 (largest residual 10%)")
     assert document.assumptions["dense tower"].startswith("0.114 ms per query, measured")
-    shipped = plan_document(Planner(model, tables, PlanRequest()).outcome(), "0" * 64, "0" * 64)
+    shipped = plan_document(Planner(model, tables, asked).outcome(), "0" * 64, "0" * 64)
     assert shipped.curve_shipped
     assert "shipped default" in shipped.assumptions["curve"]
     assert found.best["joint"].layout.vcpu < 0.7 * shipped.result.vcpu  # type: ignore[union-attr]
