@@ -26,7 +26,10 @@ def to_half(floats: _Array, halves: _Array, /) -> None: ...
 
 @final
 class Router:
-    def __new__(cls, routes: tuple[_Array, ...], slots: _Array, widths: _Array, /) -> Router: ...
+    def __new__(
+        cls, routes: tuple[_Array, ...], slots: _Array, widths: _Array,
+        homes: tuple[tuple[int, _Array | None] | None, ...] | None = None, /,
+    ) -> Router: ...  # fmt: skip
     def bucketize(
         self, values: _Array, weights: _Array | None, lengths: _Array, values_out: _Array,
         weights_out: _Array | None, lengths_out: _Array, starts: _Array, /,

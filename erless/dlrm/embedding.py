@@ -13,7 +13,7 @@ Whoever combines knows the lengths it sent, so an empty bag takes no part, whate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,9 +137,24 @@ class EmbeddingShard:
     def pool_packed(self, values: Ids, lengths: Lengths, weights: Floats | None = None) -> Floats:
         """The packed partial: only bags that are not empty. Arguments and errors as `pool`."""
         values, lengths, weights = self._check(values, lengths, weights)
-        out = np.empty(int(np.count_nonzero(lengths, axis=1) @ self._dims), np.float32)
-        self._run(values, weights, lengths, out, None)
-        return out
+        out = np.empty(lengths.shape[1] * self.width, np.float32)
+        return out[: self._run(values, weights, lengths, out, None)]
+
+    def at_home(self, tables: Collection[str]) -> EmbeddingShard:
+        """The same rows, where `tables` are asked for by local index instead of row id.
+
+        That is what `Routing` with `homes` gives to the shard in its own process.
+        """
+        slices = []
+        for each in self.slices:
+            if each.table.name in tables and each.index.blocks is not None:
+                rows = each.index.stored
+                table = each.table.model_copy(update={"rows": rows})
+                every = RowIndex(rows, each.index.array[:0])
+                slices.append(StoredSlice(table, each.precision, each.rows, every))
+            else:
+                slices.append(each)
+        return EmbeddingShard(slices, self.name)
 
     def _check(
         self, values: Ids, lengths: Lengths, weights: Floats | None
@@ -162,10 +177,12 @@ class EmbeddingShard:
         lengths: Lengths,
         out: Floats,
         columns: NDArray[np.int64] | None,
-    ) -> None:
+    ) -> int:
+        """Returns the floats written, where they are packed."""
         result = self._pooler.pool(values, weights, lengths, out, columns)
         if isinstance(result, tuple):
             raise query_error(result, self.tables, self.name)
+        return result
 
 
 class Combiner:

@@ -218,6 +218,9 @@ class Routing:
         tables: the model's, in order.
         routes: per table (rows,) uint8: the shard of each row (`route_table`).
         holdings: per shard the indexes of the tables it stores rows of, ascending.
+        homes: per table None, or the number and row index of the shard that lies in this process.
+            What `bucketize` gives to that shard of that table are local indexes, not row ids: the
+            index is asked first, which finds most ids, so that only the others need routing.
 
     Raises:
         ArtifactError: a route does not fit its table, or there are too many shards.
@@ -228,6 +231,7 @@ class Routing:
         tables: Sequence[TableSpec],
         routes: Sequence[NDArray[np.uint8]],
         holdings: Sequence[Sequence[int]],
+        homes: Sequence[tuple[int, RowIndex] | None] | None = None,
     ) -> None:
         self.tables = tuple(tables)
         self.holdings = tuple(tuple(each) for each in holdings)
@@ -245,7 +249,10 @@ class Routing:
         for shard, held in enumerate(self.holdings):
             slots[shard, list(held)] = np.arange(len(held))
         widths = np.array([len(held) for held in self.holdings], np.int64)
-        self._router = _kernels.Router(tuple(routes), slots, widths)
+        at_home = None
+        if homes is not None and any(homes):
+            at_home = tuple(each and (each[0], each[1].blocks) for each in homes)
+        self._router = _kernels.Router(tuple(routes), slots, widths, at_home)
         self._bags = np.concatenate([[0], np.cumsum(widths)])
 
     def bucketize(self, values: Ids, lengths: Lengths, weights: Floats | None = None) -> Buckets:

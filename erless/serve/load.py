@@ -19,7 +19,7 @@ Importing this imports neither torch nor, for a directory, boto3: it is part of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +116,8 @@ class OpenGateway(_Open):
         routing: bucketizes queries.
         combiner: adds partials up.
         holdings: per shard number the indexes of the model's tables that it holds rows of.
-        resident: shard number → its rows, for the shards inside the gateway.
+        resident: shard number → its rows, for the shards inside the gateway, which take what
+            `routing` gives them: local indexes of the tables that they are the home of.
         defaults: per shard number one vector (dim,) float32 for each table that it holds.
     """
 
@@ -181,14 +182,24 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
             for number, each in enumerate(release.shards)
             if each in release.resident
         }
+        homes = _homes(holdings, resident)
         return OpenGateway(
             release=release,
             routing=Routing(
-                tables, [routes.map(table.name, populate=True) for table in tables], holdings
+                tables,
+                [routes.map(table.name, populate=True) for table in tables],
+                holdings,
+                [homes.get(index) for index in range(len(tables))],
             ),
             combiner=Combiner(tables, holdings),
             holdings=holdings,
-            resident=resident,
+            resident={
+                number: shard.at_home(
+                    [tables[index].name for index in held if homes[index][0] == number]
+                )
+                for number, shard in resident.items()
+                for held in [holdings[number]]
+            },
             defaults=tuple(
                 tuple(
                     _default(vectors, number, tables[index]) for index in holdings[number]
@@ -197,6 +208,17 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
             ),
             _leases=leases.pop_all(),
         )  # fmt: skip
+
+
+def _homes(
+    holdings: Sequence[Sequence[int]], resident: Mapping[int, EmbeddingShard]
+) -> dict[int, tuple[int, RowIndex]]:
+    """Table → the first resident shard that holds rows of it, and their index."""
+    homes: dict[int, tuple[int, RowIndex]] = {}
+    for number, shard in sorted(resident.items()):
+        for table, each in zip(holdings[number], shard.slices, strict=True):
+            homes.setdefault(table, (number, each.index))
+    return homes
 
 
 def open_tower(source: Source, digest: str, counter: Counter | None = None) -> OpenTower:

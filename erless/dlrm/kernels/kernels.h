@@ -65,11 +65,26 @@ int64_t index_rank(uint64_t *blocks, int64_t count);
 int64_t index_find(const uint64_t *blocks, int64_t rows, const ids_t *ids, int64_t *locals,
                    int64_t *absent);
 
+typedef struct {
+    uint64_t bits, rank; /* 64 rows: which are stored, and how many are before them */
+} word_t;
+
+void index_unpack(const uint64_t *blocks, int64_t count, word_t *words);
+
 /* Bucketize. `routes[t]` has one byte per row of table t: the number of the shard that holds it. */
 enum { MAX_SHARDS = 255, NO_SHARD = 255 };
 
+/* A table's home is the shard that lies in the same process: its ids are looked up in its index
+ * first, since most are there, and leave as local indexes; only the others are routed. Since this
+ * is done for every id, the index is unpacked: 0.25 byte per row, and no division. */
+typedef struct {
+    int64_t shard;       /* -1: this table has no home */
+    const word_t *words; /* NULL: the home stores every row */
+} home_t;
+
 typedef struct {
     int64_t tables, shards;
+    const home_t *homes; /* (tables) or NULL */
     const uint8_t **routes; /* (tables) */
     const int64_t *rows;    /* (tables) */
     const int32_t *slots;   /* (shards, tables): row of the shard's lengths, or -1: holds none */

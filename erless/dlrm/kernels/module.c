@@ -111,6 +111,7 @@ typedef struct {
     PyObject_HEAD
     routing_t routing;
     Py_buffer *tables, slots, widths;
+    home_t *homes; /* their words are ours */
     int64_t *rows, width; /* width: tables of all shards together */
 } Router;
 
@@ -120,8 +121,12 @@ static void router_free(PyObject *object) {
     if (self->tables)
         for (int64_t t = 0; t < self->routing.tables; t++)
             if (self->tables[t].obj) PyBuffer_Release(&self->tables[t]);
+    if (self->homes)
+        for (int64_t t = 0; t < self->routing.tables; t++)
+            PyMem_Free((void *)self->homes[t].words);
     if (self->slots.obj) PyBuffer_Release(&self->slots);
     if (self->widths.obj) PyBuffer_Release(&self->widths);
+    PyMem_Free(self->homes);
     PyMem_Free(self->tables);
     PyMem_Free(self->rows);
     PyMem_Free((void *)self->routing.routes);
@@ -129,13 +134,58 @@ static void router_free(PyObject *object) {
     Py_DECREF(type);
 }
 
+/* homes: per table None, or (shard, blocks or None: all rows). */
+static int router_settle(Router *self, PyObject *homes) {
+    const Py_ssize_t tables = (Py_ssize_t)self->routing.tables;
+    if (!expect("homes", PyTuple_GET_SIZE(homes), tables)) return 0;
+    self->homes = PyMem_Calloc((size_t)tables + 1, sizeof(home_t));
+    if (!self->homes) {
+        PyErr_NoMemory();
+        return 0;
+    }
+    for (Py_ssize_t t = 0; t < tables; t++) {
+        PyObject *item = PyTuple_GET_ITEM(homes, t), *blocks;
+        long long shard;
+        self->homes[t].shard = -1;
+        if (item == Py_None) continue;
+        if (!PyArg_ParseTuple(item, "LO", &shard, &blocks)) return 0;
+        if (shard < 0 || shard >= self->routing.shards ||
+            self->routing.slots[shard * tables + t] < 0) {
+            PyErr_SetString(PyExc_ValueError, "homes: the shard does not hold the table");
+            return 0;
+        }
+        self->homes[t].shard = shard;
+        if (blocks == Py_None) continue;
+        Py_buffer view;
+        const int64_t count = blocks_for(self->rows[t]);
+        const Py_ssize_t found = take(blocks, &view, 8, 0, "blocks");
+        if (found < 0) return 0;
+        word_t *words = NULL;
+        if (expect("blocks", found, (Py_ssize_t)(INDEX_WORDS * count))) {
+            words = PyMem_Malloc(sizeof(word_t) * (size_t)(count * (INDEX_WORDS - 1)));
+            if (words) index_unpack(view.buf, count, words);
+            else PyErr_NoMemory();
+        }
+        PyBuffer_Release(&view);
+        if (words == NULL) return 0;
+        self->homes[t].words = words;
+    }
+    self->routing.homes = self->homes;
+    return 1;
+}
+
 PyDoc_STRVAR(router_doc,
-             "Router(routes, slots, widths): one uint8 array per table; int32 (shards, tables); "
-             "int64 (shards)");
+             "Router(routes, slots, widths, homes or None): one uint8 array per table; int32 "
+             "(shards, tables); int64 (shards); per table None or (shard, its blocks or None)");
 static PyObject *router_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    PyObject *routes, *slots, *widths;
+    PyObject *routes, *slots, *widths, *homes = Py_None;
     (void)kwargs;
-    if (!PyArg_ParseTuple(args, "O!OO", &PyTuple_Type, &routes, &slots, &widths)) return NULL;
+    if (!PyArg_ParseTuple(args, "O!OO|O", &PyTuple_Type, &routes, &slots, &widths, &homes))
+        return NULL;
+    if (homes != Py_None && !PyTuple_Check(homes)) {
+        PyErr_SetString(PyExc_TypeError, "homes: neither None nor a tuple");
+        return NULL;
+    }
     Router *self = (Router *)type->tp_alloc(type, 0);
     if (self == NULL) return NULL;
     const Py_ssize_t tables = PyTuple_GET_SIZE(routes);
@@ -188,6 +238,7 @@ static PyObject *router_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
         }
         self->width += width;
     }
+    if (homes != Py_None && !router_settle(self, homes)) goto failed;
     return (PyObject *)self;
 failed:
     Py_DECREF(self);

@@ -1,0 +1,184 @@
+"""Function processes for benchmarks: started, their CPU and memory read from /proc, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from erless.dlrm.queries import Query
+from erless.specs.release import ReleaseManifest
+
+START_S = 120.0
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+class Process:
+    """One function, its log in a file."""
+
+    def __init__(self, name: str, command: list[str], env: Mapping[str, str], folder: Path) -> None:
+        self.name, self.log = name, folder / f"{name}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *command], stdout=log, stderr=log, env={**os.environ, **env}
+            )
+
+    def event(self, message: str) -> dict[str, Any]:
+        """Wait until it logs `message`."""
+        until = time.monotonic() + START_S
+        while time.monotonic() < until and self.process.poll() is None:
+            for line in self.log.read_text().splitlines():
+                event = json.loads(line) if line.startswith("{") else {}
+                if event.get("message") == message:
+                    return event
+            time.sleep(0.01)
+        raise SystemExit(f"{self.name} did not get {message}:\n{self.log.read_text()}")
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.event("listening")["port"])
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def cpu_s(self) -> float:
+        """CPU seconds so far, of all threads, to the nanosecond where the kernel tells."""
+        total = 0
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                total += int((task / "schedstat").read_text().split()[0])
+        return total / 1e9
+
+    def memory_mb(self) -> dict[str, float]:
+        """Resident, proportional and private memory."""
+        found = {}
+        for line in Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name in {"Rss", "Pss", "Private_Dirty", "Anonymous"}:
+                found[name.lower()] = int(rest.split()[0]) / 1024
+        return found
+
+    def stop(self) -> None:
+        """Terminate and wait."""
+        self.process.terminate()
+        try:
+            self.process.wait(40)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Fleet:
+    """The functions of a release, or (`model`) a monolith."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: list[Process] = []
+
+    def monolith(self, model: Path) -> Process:
+        """Start the monolith's server."""
+        command = ["-m", "erless.serve.monolith", "--model", str(model), "--port", "0"]
+        return self._start("monolith", [*command, "--log", "info"], {})
+
+    def shards(self, store: str, release: ReleaseManifest, **env: str) -> dict[str, Process]:
+        """Start a sparse function per remote shard: digest → process."""
+        more = {"ERLESS_STORE": store, "PORT": "0", **env}
+        return {
+            shard.digest: self._start(
+                shard.name, ["-m", "functions.sparse.main"], {**more, "ERLESS_SHARD": shard.digest}
+            )
+            for shard in release.remote
+        }
+
+    def gateway(
+        self, store: str, release: ReleaseManifest, shards: Mapping[str, Process], **env: str
+    ) -> Process:
+        """Start the gateway."""
+        urls = json.dumps({digest: each.url for digest, each in shards.items()})
+        more = {"ERLESS_STORE": store, "PORT": "0", "ERLESS_RELEASE": release.digest, **env}
+        name = f"gateway{len(self.processes)}"
+        return self._start(
+            name, ["-m", "functions.gateway.main"], {**more, "ERLESS_SHARD_URLS": urls}
+        )
+
+    def _start(self, name: str, command: list[str], env: Mapping[str, str]) -> Process:
+        started = Process(name, command, env, self.folder)
+        self.processes.append(started)
+        return started
+
+    def ready(self) -> None:
+        """Wait until all are."""
+        for each in self.processes:
+            each.event("ready")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for each in reversed(self.processes):
+            each.stop()
+
+
+@contextlib.contextmanager
+def fleet() -> Iterator[Fleet]:
+    """A fleet whose logs go away with it."""
+    with tempfile.TemporaryDirectory(prefix="erless-bench-") as folder, Fleet(Path(folder)) as made:
+        yield made
+
+
+def encoded(query: Query) -> tuple[bytes, bytes]:
+    """JSON header and tensor bytes of a binary request for `query`."""
+    tensors = [("values", query.values), ("lengths", query.lengths), ("dense", query.dense)]
+    names = {"i4": "INT32", "i8": "INT64", "f4": "FP32"}
+    listed = [
+        {
+            "name": name,
+            "datatype": names[array.dtype.str[1:]],
+            "shape": list(array.shape),
+            "parameters": {"binary_data_size": array.nbytes},
+        }
+        for name, array in tensors
+    ]
+    text = json.dumps({"inputs": listed, "parameters": {"binary_data_output": True}}).encode()
+    return text, b"".join(np.ascontiguousarray(array).tobytes() for _, array in tensors)
+
+
+class Client:
+    """One connection to a gateway or monolith."""
+
+    def __init__(self, port: int, model: str) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._path = f"/v2/models/{model}/infer"
+
+    def infer(self, request: tuple[bytes, bytes]) -> np.ndarray:
+        """Predictions of one encoded query."""
+        text, tensors = request
+        self._connection.request(
+            "POST", self._path, text + tensors,
+            {"inference-header-content-length": str(len(text))},
+        )  # fmt: skip
+        response = self._connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise SystemExit(f"{response.status}: {body[:300]!r}")
+        size = int(response.headers["inference-header-content-length"])
+        return np.frombuffer(body, np.float32, offset=size)
