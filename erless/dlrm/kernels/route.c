@@ -22,6 +22,7 @@ typedef struct {
     uint8_t *to;       /* the shard of each */
     int64_t away_size;
     int64_t *at_home;  /* (tables): ids kept */
+    int64_t *away_end; /* (tables): where the table's ids end in `away` */
 } split_t;
 
 /* The first id outside the table, as a fault. */
@@ -182,6 +183,7 @@ static int split_table(const routing_t *routing, int64_t t, const ids_t *values,
     }
     if (home) totals[home->shard] += kept;
     split->at_home[t] = kept;
+    split->away_end[t] = split->away_size;
     if (routed + kept == size && !astray) return 1;
     const ids_t all = {home ? split->away : values->data, 0, values->wide};
     for (int64_t i = first; i < split->away_size; i++) {
@@ -214,29 +216,33 @@ static int check_lengths(const routing_t *routing, const ids_t *values, const in
     return begin == values->size;
 }
 
-/* Second pass: everything to its place. */
+/* Second pass: everything to its place, table by table. */
 static void place(const routing_t *routing, const ids_t *values, const float *weights,
                   const int32_t *lengths, int64_t samples, const split_t *split, int64_t *cursor,
                   void *values_out, float *weights_out) {
     const size_t width = values->wide ? sizeof(int64_t) : sizeof(int32_t);
-    int64_t begin = 0;
-    for (int64_t t = 0; routing->homes && t < routing->tables; t++) {
-        if (routing->homes[t].shard >= 0) {
-            int64_t *at = &cursor[routing->homes[t].shard];
+    int64_t begin = 0, at = 0;
+    for (int64_t t = 0; t < routing->tables; t++) {
+        if (routing->homes && routing->homes[t].shard >= 0) {
+            int64_t *to = &cursor[routing->homes[t].shard];
             const size_t kept = (size_t)split->at_home[t];
-            memcpy((char *)values_out + width * (size_t)*at,
+            memcpy((char *)values_out + width * (size_t)*to,
                    (const char *)split->kept + width * (size_t)begin, width * kept);
-            if (weights) memcpy(weights_out + *at, split->kept_weights + begin, 4 * kept);
-            *at += split->at_home[t];
+            if (weights)
+                memcpy(weights_out + *to, split->kept_weights + begin, sizeof(float) * kept);
+            *to += split->at_home[t];
         }
+        const float *w = weights ? split->away_weights + at : NULL;
+        const int64_t size = split->away_end[t] - at;
+        if (values->wide)
+            wide_scatter(split->to + at, (const int64_t *)split->away + at, w, size, cursor,
+                         values_out, weights_out);
+        else
+            narrow_scatter(split->to + at, (const int32_t *)split->away + at, w, size, cursor,
+                           values_out, weights_out);
+        at = split->away_end[t];
         for (int64_t b = 0; b < samples; b++) begin += lengths[t * samples + b];
     }
-    const float *w = weights ? split->away_weights : NULL;
-    if (values->wide)
-        wide_scatter(split->to, split->away, w, split->away_size, cursor, values_out, weights_out);
-    else
-        narrow_scatter(split->to, split->away, w, split->away_size, cursor, values_out,
-                       weights_out);
 }
 
 /* Buffers of a split; without homes the ids are read where they are. Returns 0 without memory. */
@@ -245,15 +251,17 @@ static int open_split(split_t *split, const routing_t *routing, const ids_t *val
     const size_t n = (size_t)values->size + 1;
     const size_t width = values->wide ? sizeof(int64_t) : sizeof(int32_t);
     split->to = malloc(n);
-    split->at_home = calloc((size_t)routing->tables + 1, sizeof(int64_t));
-    if (!routing->homes) return split->to && split->at_home;
+    split->at_home = calloc(2 * (size_t)routing->tables + 1, sizeof(int64_t));
+    if (!split->to || !split->at_home) return 0;
+    split->away_end = split->at_home + routing->tables;
+    if (!routing->homes) return 1;
     split->kept = malloc(n * width);
     split->away = malloc(n * width);
     if (weights) {
         split->kept_weights = malloc(n * sizeof(float));
         split->away_weights = malloc(n * sizeof(float));
     }
-    return split->to && split->at_home && split->kept && split->away &&
+    return split->kept && split->away &&
            (!weights || (split->kept_weights && split->away_weights));
 }
 
