@@ -33,6 +33,7 @@ from erless.errors import ErlessError, ServeError
 
 PAUSE_S = 0.1  # of a closed loop after a query that failed: a gateway that is down is not hammered
 BLOCK_BYTES = 64 << 10
+CONNECT_S = 5.0
 GRACE_S = 1.0  # beyond the deadline, for the gateway's own 504
 FLUSH_EVERY_S = 0.5
 
@@ -67,8 +68,13 @@ def _early(argv: list[str]) -> argparse.Namespace:
 
 def _stop(error: ErlessError) -> None:
     """Locust ends with the reason and exit code 1, without a traceback."""
-    print(f"error: {error}", file=sys.stderr)
+    _tell(error)
     sys.exit(1)
+
+
+def _tell(error: ErlessError) -> None:
+    """Past Locust's own stderr, which its log level filters."""
+    print(f"error: {error}", file=sys.__stderr__, flush=True)
 
 
 chosen = _early(sys.argv[1:])
@@ -118,15 +124,26 @@ class Session:
         self.record: IO[str] | None = None
         if options.record:
             self.record = Path(options.record).open("a", encoding="utf-8")  # noqa: SIM115
-            print(f"# start {time.time():.6f}", file=self.record, flush=True)
-        self.started = shapes.now()
-        self.flushed = self.started
+        self.started = self.flushed = math.inf
         self.arrivals: shapes.Arrivals | None = None
         shape = environment.shape_class
         if isinstance(shape, shapes.OpenLoop):
             processes = max(1, options.processes or 1)
             seed = options.seed + (os.getpid() if processes > 1 else 0)
             self.arrivals = shapes.Arrivals(shape.traffic, processes, seed)
+
+    def begin(self) -> None:
+        """Due times count from now."""
+        if self.record is not None:
+            print(f"# start {time.time():.6f}", file=self.record, flush=True)
+        self.started = self.flushed = shapes.now()
+
+    def connect(self) -> HTTPClient:
+        """A connection of one user's own; opened by its first query."""
+        return HTTPClient.from_url(
+            self.url, connection_timeout=CONNECT_S, concurrency=1, block_size=BLOCK_BYTES,
+            network_timeout=self.deadline_s + GRACE_S,
+        )  # fmt: skip
 
     def note(self, due: float, took_s: float, failure: str, error: float, said: str) -> None:
         """One line of the record: due, seconds, failure, relative error, flags."""
@@ -143,19 +160,36 @@ class Session:
 session: Session | None = None
 
 
-@events.test_start.add_listener
-def _begin(environment: Environment, **_: object) -> None:
+@events.init.add_listener
+def _prepare(environment: Environment, **_: object) -> None:
+    """Headless: everything is made before the clock of `--run-time` starts."""
     global session  # noqa: PLW0603 - Locust makes users by class, without arguments
-    if type(environment.runner).__name__ == "MasterRunner":
+    options: Any = environment.parsed_options
+    if options is None or not options.headless or options.master:
         return
     try:
         session = Session(environment)
     except ErlessError as error:
+        _stop(error)
+
+
+@events.test_start.add_listener
+def _begin(environment: Environment, **_: object) -> None:
+    """A test begins: in the web UI only now is it known against which host."""
+    global session  # noqa: PLW0603
+    if type(environment.runner).__name__ == "MasterRunner":
+        return
+    try:
+        if session is None or not environment.parsed_options.headless:
+            session = Session(environment)
+    except ErlessError as error:
         environment.process_exit_code = 1
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        _tell(error)
         session = None
         if environment.runner is not None:
             gevent.spawn(environment.runner.quit)
+        return
+    session.begin()
 
 
 @events.test_stop.add_listener
@@ -180,10 +214,7 @@ class Client(User):
         if session is None:
             gevent.sleep(1)
             return
-        client = HTTPClient.from_url(
-            session.url, connection_timeout=5.0, concurrency=1, block_size=BLOCK_BYTES,
-            network_timeout=session.deadline_s + GRACE_S,
-        )  # fmt: skip
+        client = session.connect()
         while True:
             due = shapes.now()
             if session.arrivals is not None:
@@ -194,8 +225,11 @@ class Client(User):
                 due = session.started + at
                 if (wait := due - shapes.now()) > 0:
                     gevent.sleep(wait)
-            if not self._query(session, client, due) and session.arrivals is None:
-                gevent.sleep(PAUSE_S)
+            if not self._query(session, client, due):
+                client.close()
+                client = session.connect()  # whatever state the old one was left in
+                if session.arrivals is None:
+                    gevent.sleep(PAUSE_S)
 
     def _query(self, session: Session, client: HTTPClient, due: float) -> bool:
         """One query; True where it was answered rightly."""
@@ -227,15 +261,15 @@ class Client(User):
         except Exception as reason:
             failure = type(reason).__name__
         took_s = shapes.now() - due
-        if answer is not None and session.expected is not None and number % session.every == 0:
+        # shifted by one each round through the bodies, so that every query gets its turn
+        checked = (number + number // len(session.bodies)) % session.every == 0
+        if answer is not None and session.expected is not None and checked:
             error = session.expected.error(body.index, answer.prediction)
             if error > session.tolerance:
                 failure = "wrong prediction"
         self._report(session, took_s, length, failure, answer)
         said = ("d" if answer and answer.degraded else "") + ("c" if answer and answer.cold else "")
         session.note(due, took_s, failure, error, said)
-        if failure:
-            client.close()  # the next query begins on a fresh connection
         return not failure
 
     def _report(

@@ -26,7 +26,7 @@ class Sink(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember whom to answer."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
         """Skip bodies, answer when one is complete."""
@@ -46,7 +46,11 @@ class Sink(asyncio.Protocol):
             self._need -= taken
             view = view[taken:]
             if self._need == 0:
-                self._transport.write(self._pages.get(self._path, self._answer))
+                self.reply(self._path)
+
+    def reply(self, path: bytes) -> None:
+        """Answer one request."""
+        self.transport.write(self._pages.get(path, self._answer))
 
 
 def _content_length(head: bytes) -> int:
@@ -61,7 +65,9 @@ def _response(body: bytes, extra: bytes = b"") -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n%s\r\n%s" % (len(body), extra, body)
 
 
-async def serve(tables: int, rows: int, dense: int, pooling: int, batch: int) -> asyncio.Server:
+async def serve(
+    tables: int, rows: int, dense: int, pooling: int, batch: int, protocol: type[Sink] = Sink
+) -> asyncio.Server:
     """Listen on a free port of loopback."""
     document = {
         "model_name": "sink",
@@ -83,7 +89,7 @@ async def serve(tables: int, rows: int, dense: int, pooling: int, batch: int) ->
     pages = {b"/v2": _response(json.dumps(METADATA).encode()),
              b"/v2/models/sink": _response(json.dumps(model).encode())}  # fmt: skip
     loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: Sink(pages, answer), "127.0.0.1", 0)
+    return await loop.create_server(lambda: protocol(pages, answer), "127.0.0.1", 0)
 
 
 async def _main() -> None:

@@ -106,5 +106,5 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _reason(output: Path) -> str:
     """What Locust said before it gave up."""
     lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    said = [line.partition("error: ")[2] for line in lines if "error: " in line]
     return said[0] if said else f"Locust sent nothing: {' '.join(lines[-3:])[-300:]}"

@@ -1,0 +1,138 @@
+"""`erless loadtest` against a sink; Ctrl-C; the search; samples of a target."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from erless.errors import DeployError, LoadTestError
+from erless.observe.loadtest.locust import Load
+from erless.observe.loadtest.measure import measure
+from erless.observe.loadtest.record import read_record
+from erless.observe.loadtest.sampler import FunctionSample, Sampler, usage_of
+from erless.observe.loadtest.search import late_blocks, search
+from erless.observe.queries import QueryLog
+from erless.observe.report import write_report
+from erless.observe.results import read_result
+from tests.conftest import ROOT, Cli
+
+
+def sample(ready: int, name: str = "hot") -> FunctionSample:
+    return FunctionSample(name, "sparse", "hot", ready, ready, 1.0, 2.0, ready * 100)
+
+
+def test_a_run_becomes_a_result(sink: str, tmp_path: Path) -> None:
+    calls = []
+
+    def probe() -> tuple[Sequence[FunctionSample], int]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise DeployError("the target is busy")
+        return [sample(len(calls) % 2)], 1000
+
+    load = Load(sink, 4.0, "constant:40", users=10)
+    result = measure(load, tmp_path / "r", sla_ms=500.0, probe=probe)
+    assert result.queries > 100 and not result.interrupted
+    assert result.queries == result.answered + result.failed
+    assert result.model_wise and result.model_wise.memory_bytes.mean == 1000
+    stored = read_result(tmp_path / "r")
+    assert stored.document.notes == ("while sampling: the target is busy",)
+    assert {each.kind for each in stored.events} == {"cold start"}
+    write_report(tmp_path / "r", tmp_path / "r.html")
+
+
+def test_usage_over_samples() -> None:
+    with Sampler(lambda: ([sample(1), sample(0, "frozen")], 7), every_s=0.01) as sampler:
+        end = time.monotonic() + 20
+        while len(sampler.samples) < 3 and time.monotonic() < end:
+            time.sleep(0.01)
+    fields = usage_of(sampler.samples)
+    assert fields["memory_bytes"].mean == 100
+    assert [each.zero_share for each in fields["functions"]] == [0, 1]
+
+
+def test_nothing_there(tmp_path: Path, cli: Cli) -> None:
+    run = cli("loadtest", "--host", "http://127.0.0.1:9", "--duration", 2, "--out",
+              tmp_path / "r")  # fmt: skip
+    assert run.returncode == 1
+    assert "http://127.0.0.1:9/v2: no answer within 5 s" in run.stderr
+    assert not (tmp_path / "r").exists()
+    run = cli("loadtest", "--out", tmp_path / "r", cwd=tmp_path)
+    assert run.returncode == 1 and "nothing" in run.stderr and "erless deploy" in run.stderr
+
+
+def test_ctrl_c_keeps_what_was_measured(sink: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "erless", "loadtest", "--host", sink, "--traffic",
+               "constant:50", "--duration", "300", "--out", str(tmp_path / "r"),
+               "-o", "json"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
+                               env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True)  # fmt: skip
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    document = json.loads(out)
+    assert document["interrupted"] and document["queries"] > 50
+    assert document["duration_s"] < 60
+    stored = read_result(tmp_path / "r")
+    assert stored.document.interrupted
+    write_report(tmp_path / "r", tmp_path / "r.html")
+    assert "Stopped early" in (tmp_path / "r.html").read_text()
+
+
+def test_a_record_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    path.write_text("# start 10.5\n0.1\t0.002\t\tnan\t\n0.2\t0.5\ttimeout\tnan\t\n0.3\t0.0")
+    record = read_record(path)
+    assert record.started_s == 10.5
+    assert record.log.failure == ["", "timeout"]
+    assert np.isnan(record.log.latency_s).tolist() == [False, True]
+    assert record.prediction(1e-5) is None
+
+
+def queue(rate: float, capacity: float, seconds: int, generator: np.random.Generator) -> QueryLog:
+    """One server that needs 1/capacity seconds per query."""
+    due = np.sort(generator.random(generator.poisson(rate * seconds)) * seconds)
+    free, took = 0.0, []
+    for at in due:
+        free = max(free, at) + 1 / capacity
+        took.append(free - at)
+    none = np.zeros(len(due), bool)
+    return QueryLog(due, np.array(took), [""] * len(due), none, none)
+
+
+def test_search_finds_the_capacity() -> None:
+    generator = np.random.default_rng(0)
+
+    def blocks(rate: float) -> np.ndarray:
+        return late_blocks(queue(rate, 400.0, 20, generator), 20.0, 20.0)
+
+    # M/D/1 at 2.5 ms service: P(sojourn > 20 ms) = 5 % at about ρ = 0.83
+    found = search(blocks, start_qps=20.0)
+    assert 290 < found.qps < 365
+    assert found.beyond / found.qps <= 1.051
+    assert all(trial.high <= 0.05 for trial in found.trials if trial.met)
+
+
+def test_search_where_nothing_meets_the_sla() -> None:
+    with pytest.raises(LoadTestError, match="not met even at"):
+        search(lambda rate: np.ones(5), start_qps=10.0)
+
+
+def test_search_stops_at_ctrl_c() -> None:
+    def blocks(rate: float) -> np.ndarray:
+        if rate > 100:
+            raise KeyboardInterrupt
+        return np.zeros(5)
+
+    found = search(blocks, start_qps=30.0)
+    assert found.interrupted and found.qps == 60.0 and found.beyond == float("inf")
