@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.errors import QueryError, ServeError
-from erless.serve.http import Request, Response, problem
+from erless.serve.http import DEADLINE, UP, Request, Response, problem
 from erless.serve.logs import Log
 from erless.serve.metrics import Metrics
 from erless.serve.settings import Settings
@@ -30,8 +30,6 @@ from erless.version import __version__
 __all__ = ["Answer", "App", "Call", "Served"]
 
 State = Literal["loading", "ready", "draining"]
-DEADLINE = b"erless-deadline-ms"
-UP = b"erless-up-ms"  # how long the replica has been ready: younger than the call, it was cold
 UP_FOR_S = 120.0  # told for so long
 LONGEST_MS = 3_600_000.0
 RETRY_AFTER = ((b"retry-after", b"1"),)
@@ -64,6 +62,10 @@ class Served(Protocol):
     digest: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    prompt: bool  # `infer` answers at once, so that arrays may lie in the connection's buffer
+
+    def quick(self, request: Request) -> Response | None:
+        """Answer at once where the request is in the fast lane (erless.serve.lane), else None."""
 
     def infer(self, call: Call) -> Answer | Awaitable[Answer]:
         """Answer. Raises QueryError for what the client sent, ServeError for anything else."""
@@ -127,9 +129,13 @@ class App:
         metrics.bytes_received += len(request.body)
         try:
             served = self._admit(request)
+            deadline = self._deadline(request)
+            quick = served.quick(request)
+            if quick is not None:
+                return self._done(quick, began)
             inputs = decode(request.body, request.headers, served.inputs)
             call = Call(
-                inputs, request.arrived, self._deadline(request),
+                inputs, request.arrived, deadline,
                 request.headers.get(b"traceparent"),
             )  # fmt: skip
             answer = served.infer(call)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from typing import Any, cast
 import httptools
 
 from erless.errors import ErlessError, first_line
-from erless.serve.http import Buffer, aligned, body_offset
+from erless.serve.http import JSON_LENGTH, UP, Buffer, aligned, body_offset
+from erless.serve.lane import ANSWER_HEAD
 
 __all__ = ["Call", "CallError", "Endpoint", "Reply"]
 
@@ -43,7 +45,10 @@ class CallError(ErlessError):
 
 @dataclass(slots=True)
 class Reply:
-    """An answer. `took_s` since the request was written; header names in lower case."""
+    """An answer. `took_s` since the request was written; header names in lower case.
+
+    `body` may lie in the connection's buffer: it is valid while the callback runs.
+    """
 
     status: int
     headers: dict[bytes, bytes]
@@ -188,6 +193,10 @@ class _Connection(asyncio.BufferedProtocol):
     # -- the answer
 
     def _parse(self) -> None:
+        plain = ANSWER_HEAD.match(self.buffer, 0, self.tail)
+        if plain is not None:
+            self._take_plain(plain)
+            return
         begin = 0
         while True:
             end = self.buffer.find(b"\r\n\r\n", begin, self.tail) + 4
@@ -212,6 +221,25 @@ class _Connection(asyncio.BufferedProtocol):
         self.head = head
         self.keep = parser.should_keep_alive()
         self._expect_body(head, parser, begin)
+
+    def _take_plain(self, plain: re.Match[bytes]) -> None:
+        """An answer in the fast lane (erless.serve.lane)."""
+        length, announced, up = plain.groups()
+        size, begin = int(length), plain.end()
+        head = _Head()
+        head.headers[JSON_LENGTH] = announced
+        if up is not None:
+            head.headers[UP] = up
+        self.head, self.status, self.keep = head, 200, True
+        got = self.tail - begin
+        if got == size:
+            self._complete(self.view[begin : self.tail])
+        elif got > size or size > MAX_BODY_BYTES:
+            self._damaged(f"its length is {size:,} bytes")
+        else:
+            body = aligned(size, int(announced))
+            body[:got] = self.view[begin : self.tail]
+            self.body, self.got = body, got
 
     def _expect_body(self, head: _Head, parser: Any, begin: int) -> None:
         length = head.headers.get(b"content-length")

@@ -11,12 +11,22 @@ Limits: head, body, time for the head, time for the body, a client that does not
 from __future__ import annotations
 
 import asyncio
+import re
 from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 
-from erless.serve.http import Request, Response, aligned, body_offset, problem
+from erless.serve.http import (
+    DEADLINE,
+    JSON_LENGTH,
+    Request,
+    Response,
+    aligned,
+    body_offset,
+    problem,
+)
+from erless.serve.lane import REQUEST_HEAD
 
 if TYPE_CHECKING:
     from erless.serve.server import HttpServer
@@ -26,6 +36,7 @@ __all__ = ["Connection"]
 BUFFER_BYTES = 64 << 10  # a whole small request in one read
 LINGER_S = 2.0  # a refused client that still sends
 CHOKED_BYTES = 4 << 20  # an answer this size waits for its reader before the next request
+MAX_PLAIN_BYTES = 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 BODYLESS = {204, 304}
 
@@ -204,6 +215,9 @@ class Connection(asyncio.BufferedProtocol):
             if self.start == self.tail:
                 self.start = self.tail = 0
                 break
+            plain = REQUEST_HEAD.match(self.buffer, self.start, self.tail)
+            if plain is not None and self._take_plain(plain):
+                continue
             end = self.buffer.find(b"\r\n\r\n", self.start, self.tail)
             if end < 0:
                 if self.tail - self.start > self.server.limits.head_bytes:
@@ -218,6 +232,22 @@ class Connection(asyncio.BufferedProtocol):
         if self.paused and self.tail < BUFFER_BYTES and self.transport:
             self.paused = False
             self.transport.resume_reading()
+
+    def _take_plain(self, plain: re.Match[bytes]) -> bool:
+        """A head in the fast lane (erless.serve.lane), unless its body is too large."""
+        path, announced, length, left_ms = plain.groups()
+        size = int(length)
+        if size > self.server.limits.body_bytes or plain.end() - self.start > MAX_PLAIN_BYTES:
+            return False
+        head = _Head(0)
+        head.headers = {JSON_LENGTH: announced, DEADLINE: left_ms}
+        trace = plain.group(0).partition(b"traceparent: ")[2]
+        if trace:
+            head.headers[b"traceparent"] = trace.rstrip()
+        self.start = plain.end()
+        self.keep, self.method, self.path, self.head = True, b"POST", path, head
+        self._receive(size, int(announced))
+        return True
 
     def _take_head(self, end: int) -> None:
         head = _Head(self.server.limits.body_bytes)
@@ -268,19 +298,24 @@ class Connection(asyncio.BufferedProtocol):
             self.parser = parser
             self.state = _State.CHUNKED
             self._feed_chunks()
-        elif size:
-            body = aligned(size, body_offset(headers))
-            got = min(size, self.tail - self.start)
-            body[:got] = self.view[self.start : self.start + got]
-            self.start += got
-            if got == size:
-                self._dispatch(body)
-            else:
-                self.start = self.tail = 0
-                self.body, self.got = body, got
-                self.state = _State.BODY
         else:
-            self._dispatch(memoryview(b""))
+            self._receive(size, body_offset(headers))
+
+    def _receive(self, size: int, offset: int) -> None:
+        """Take a body of known size, of which `offset` bytes are JSON."""
+        begin, got = self.start, min(size, self.tail - self.start)
+        self.start += got
+        if got == size and self.server.borrow:
+            self._dispatch(self.view[begin : begin + size])
+            return
+        body = aligned(size, offset)
+        body[:got] = self.view[begin : begin + got]
+        if got == size:
+            self._dispatch(body)
+        else:
+            self.start = self.tail = 0
+            self.body, self.got = body, got
+            self.state = _State.BODY
 
     def _feed_chunks(self) -> None:
         head = self.head

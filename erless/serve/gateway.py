@@ -23,6 +23,7 @@ from erless.serve.app import Answer, Call
 from erless.serve.client import Call as Sent
 from erless.serve.client import CallError, Endpoint, Reply
 from erless.serve.facts import model_facts
+from erless.serve.http import Request, Response
 from erless.serve.load import OpenGateway, open_gateway, open_tower
 from erless.serve.metrics import Metrics
 from erless.serve.remote import RemoteDense, RemoteShard, was_cold
@@ -142,6 +143,8 @@ class Gateway:
         settings, metrics: of this process.
     """
 
+    prompt = False
+
     def __init__(
         self, opened: OpenGateway, predict: Predict, settings: Settings, metrics: Metrics
     ) -> None:
@@ -184,6 +187,9 @@ class Gateway:
         self._metrics.retries += 1
 
     # -- a query
+
+    def quick(self, request: Request) -> Response | None:
+        """No request takes the fast lane."""
 
     def infer(self, call: Call) -> Awaitable[Answer]:
         """Predict."""

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 __all__ = [
-    "JSON_LENGTH", "JSON_TYPE", "Buffer", "Handler", "Limits", "Request", "Response", "aligned",
-    "body_offset", "problem",
+    "ALIGNMENT_BYTES", "DEADLINE", "JSON_LENGTH", "JSON_TYPE", "UP", "Buffer", "Handler", "Limits",
+    "Request", "Response", "aligned", "body_offset", "problem",
 ]  # fmt: skip
 
 ALIGNMENT_BYTES = 16
+DEADLINE = b"erless-deadline-ms"
 JSON_LENGTH = b"inference-header-content-length"
+UP = b"erless-up-ms"  # how long a replica has been ready: younger than the call, it was cold
 JSON_TYPE = b"application/json"
 
 Buffer = bytes | bytearray | memoryview

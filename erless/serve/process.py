@@ -124,6 +124,7 @@ async def _life(settings: Settings, loader: Loader, log: Log) -> int:
     if served is None:
         log.info("stopped while loading")
         _leave()
+    server.borrow = served.prompt
     app.ready(served)
     if later is not None:
         server.listen(later, shared=True)

@@ -1,13 +1,13 @@
 """A shard, or the dense tower, as the gateway sees it: requests written, answers believed or not.
 
-The requests are ours and the answers come from our own functions, so both are byte templates of
-`erless.serve.wire`'s format: the JSON of an answer is compared with the only one that would be
-right, and read only to find out what is wrong with it.
+Requests and answers are those of `erless.serve.lane`: the JSON of an answer is compared with the
+only one that would be right, and read only to find out what is wrong with it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from erless.dlrm.rows import Bucket
 from erless.errors import ServeError
 from erless.serve.client import CallError, Endpoint, Reply
-from erless.serve.http import JSON_LENGTH, Buffer
+from erless.serve.http import ALIGNMENT_BYTES, JSON_LENGTH, UP, Buffer
+from erless.serve.lane import ANSWER, ASK, request_head, tensor
 
 __all__ = ["RemoteDense", "RemoteShard", "was_cold"]
 
@@ -24,23 +25,9 @@ Floats = NDArray[np.float32]
 Partial = NDArray[np.float32] | NDArray[np.float16]
 
 
-_HEAD = (
-    b"POST /v2/models/%b/infer HTTP/1.1\r\nhost: %b\r\n"
-    b"content-type: application/octet-stream\r\n"
-    b"inference-header-content-length: %%d\r\ncontent-length: %%d\r\n"
-    b"erless-deadline-ms: %%d\r\n%%b\r\n"
-)
-_TENSOR = b'{"name":"%b","datatype":"%b","shape":[%b],"parameters":{"binary_data_size":%d}}'
-_ANSWER = (
-    b'{"model_name":"%b","model_version":"%b","parameters":{"digest":"%b"},"outputs":'
-    b'[{"name":"%b","datatype":"%%b","shape":[%%d],"parameters":{"binary_data_size":%%d}}]}'
-)
-_UP = b"erless-up-ms"
-
-
 def was_cold(reply: Reply) -> bool:
     """Whether the replica got ready after the call was made: the call had waited for its start."""
-    up = reply.headers.get(_UP)
+    up = reply.headers.get(UP)
     return up is not None and up.isdigit() and int(up) / 1e3 < reply.took_s
 
 
@@ -54,8 +41,8 @@ class _Remote:
     def __init__(self, what: str, model: str, output: str, digest: str, endpoint: Endpoint) -> None:
         self.what, self.digest, self.endpoint = what, digest, endpoint
         self._model, self._output = model, output
-        self._head = _HEAD % (model.encode(), endpoint.authority)
-        self._answer = _ANSWER % (
+        self._head = request_head(model.encode(), endpoint.authority)
+        self._answer = ANSWER % (
             model.encode(), digest[:12].encode(), digest.encode(), output.encode()
         )  # fmt: skip
         self._probe = b"GET /v2/health/ready HTTP/1.1\r\nhost: %b\r\n\r\n" % endpoint.authority
@@ -72,26 +59,27 @@ class _Remote:
 
     def _request(
         self,
-        tensors: list[tuple[bytes, NDArray[Any]]],
-        tail: bytes,
+        tensors: Sequence[tuple[bytes, NDArray[Any]]],
+        parameters: bytes,
         left_ms: int,
         trace: bytes | None,
     ) -> list[Buffer]:
-        listed = b",".join(
-            _TENSOR
-            % (
-                name,
-                _NAMES[array.dtype.char],
-                b",".join(b"%d" % size for size in array.shape),
-                array.nbytes,
-            )
+        inputs = b",".join(
+            tensor(name, _NAMES[array.dtype.char], array.shape, array.nbytes)
             for name, array in tensors
         )
-        text = b'{"inputs":[%b],%b}' % (listed, tail)
-        size = len(text) + sum(array.nbytes for _, array in tensors)
+        text = ASK % (inputs, self._output.encode(), parameters)
+        return self._with_head(text, [_bytes(array) for _, array in tensors], left_ms, trace)
+
+    def _with_head(
+        self, text: bytes, arrays: list[memoryview], left_ms: int, trace: bytes | None
+    ) -> list[Buffer]:
+        """The whole request; spaces behind the JSON align the tensors for who receives them."""
+        size = len(text) + sum(map(len, arrays))
         more = b"" if trace is None else b"traceparent: %b\r\n" % trace
-        head = self._head % (len(text), size, left_ms, more)
-        return [head + text, *(_bytes(array) for _, array in tensors)]
+        pad = -(len(self._head % (len(text), size, left_ms, more)) + len(text)) % ALIGNMENT_BYTES
+        head = self._head % (len(text) + pad, size + pad, left_ms, more)
+        return [head + text + b" " * pad, *arrays]
 
     def read(self, reply: Reply, elements: int, halves: bool = False) -> Partial:
         """The `elements` numbers of an answer.
@@ -142,7 +130,6 @@ class _Remote:
 
 
 _NAMES = {"i": b"INT32", "l": b"INT64", "q": b"INT64", "f": b"FP32"}
-_ASKED = b'"outputs":[{"name":"%b","parameters":{"binary_data":true}}],"parameters":{%b}'
 
 
 class RemoteShard(_Remote):
@@ -162,8 +149,7 @@ class RemoteShard(_Remote):
         super().__init__(f"shard {name}", "shard", "partial", digest, endpoint)
         self.number, self.name, self.halves = number, name, halves
         self.keen = keen  # woken together with the others; a frozen shard is not
-        wanted = b'"packed":true,"half":true' if halves else b'"packed":true'
-        self._tail = _ASKED % (b"partial", wanted)
+        self._parameters = b'"packed":true,"half":true' if halves else b'"packed":true'
 
     def request(self, bucket: Bucket, left_ms: int, trace: bytes | None) -> list[Buffer]:
         """What to send for `bucket`; refers to its arrays."""
@@ -172,7 +158,7 @@ class RemoteShard(_Remote):
         ]  # fmt: skip
         if bucket.weights is not None:
             tensors.append((b"weights", bucket.weights))
-        return self._request(tensors, self._tail, left_ms, trace)
+        return self._request(tensors, self._parameters, left_ms, trace)
 
 
 class RemoteDense(_Remote):
@@ -185,11 +171,10 @@ class RemoteDense(_Remote):
 
     def __init__(self, digest: str, endpoint: Endpoint) -> None:
         super().__init__("the dense function", "tower", "prediction", digest, endpoint)
-        self._tail = _ASKED % (b"prediction", b"")
 
     def request(
         self, dense: Floats, pooled: Floats, left_ms: int, trace: bytes | None
     ) -> list[Buffer]:
         """What to send for `dense` (B, F) and `pooled` (B, T, D); refers to them."""
         dense = np.ascontiguousarray(dense)
-        return self._request([(b"dense", dense), (b"pooled", pooled)], self._tail, left_ms, trace)
+        return self._request([(b"dense", dense), (b"pooled", pooled)], b"", left_ms, trace)

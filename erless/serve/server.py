@@ -44,6 +44,9 @@ class HttpServer:
         self.handler, self.limits, self.refused = handler, limits or Limits(), refused
         self.connections: set[Connection] = set()
         self.draining = False
+        self.borrow = (
+            False  # the handler answers at once: bodies may lie in the connection's buffer
+        )
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
         self._listening: dict[socket.socket, bool] = {}

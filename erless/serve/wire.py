@@ -32,6 +32,8 @@ DTYPES = {"INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4"}
 NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 SHOWN = 60  # characters of what a client sent that an error repeats
 
+_TO_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
 Array = NDArray[Any]
 
 
@@ -299,7 +301,7 @@ def encode(
     if request.id is not None:
         document["id"] = request.id
     document |= {"parameters": parameters, "outputs": listed}
-    text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    text = _TO_JSON(document).encode()
     if not request.binary:
         return Response(200, (text,))
     return Response(200, (text, *buffers), BINARY_TYPE, ((JSON_LENGTH, b"%d" % len(text)),))

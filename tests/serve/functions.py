@@ -114,16 +114,22 @@ class Fleet:
     """All functions of one release."""
 
     def __init__(self, made: Made, folder: Path, *, dense: bool = False, **env: str) -> None:
-        self.made, self._folder, self._env = made, folder, env
+        self.made, self._folder = made, folder
+        self._started: list[Function] = []
+        try:
+            self._start(dense, env)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, dense: bool, env: dict[str, str]) -> None:
+        made = self.made
         self.shards = {shard.name: self.start_shard(shard.name) for shard in made.release.remote}
         self.dense = (
-            Function(
-                "dense", folder,
-                ERLESS_STORE=made.store, ERLESS_RELEASE=made.release.digest,
-            )
+            self._function("dense", ERLESS_STORE=made.store, ERLESS_RELEASE=made.release.digest)
             if dense
             else None
-        )  # fmt: skip
+        )
         self.urls = {shard.digest: self.shards[shard.name].url for shard in made.release.remote}
         self.gateway = self.start_gateway(**env)
         for each in self.functions:
@@ -134,17 +140,19 @@ class Fleet:
         found = [*self.shards.values(), self.gateway]
         return found if self.dense is None else [*found, self.dense]
 
+    def _function(self, kind: str, **env: str) -> Function:
+        started = Function(kind, self._folder, **env)
+        self._started.append(started)
+        return started
+
     def start_shard(self, name: str, **env: str) -> Function:
         digest = self.made.release.shard(name).digest
-        return Function(
-            "sparse", self._folder, ERLESS_STORE=self.made.store, ERLESS_SHARD=digest, **env
-        )
+        return self._function("sparse", ERLESS_STORE=self.made.store, ERLESS_SHARD=digest, **env)
 
     def start_gateway(self, urls: dict[str, str] | None = None, **env: str) -> Function:
         more = {"ERLESS_DENSE_URL": self.dense.url} if self.dense else {}
-        return Function(
+        return self._function(
             "gateway",
-            self._folder,
             ERLESS_STORE=self.made.store,
             ERLESS_RELEASE=self.made.release.digest,
             ERLESS_SHARD_URLS=json.dumps(urls or self.urls),
@@ -161,10 +169,14 @@ class Fleet:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for each in self.functions:
+        self.close()
+
+    def close(self) -> None:
+        """Kill whatever was started and still runs."""
+        for each in self._started:
             if each.process.poll() is None:
                 each.process.kill()
-                each.process.wait()
+            each.process.wait()
 
 
 @contextlib.contextmanager
