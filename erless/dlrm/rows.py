@@ -202,8 +202,8 @@ class Buckets:
         return touched
 
     def __getitem__(self, shard: int) -> Bucket:
-        span = slice(int(self.starts[shard]), int(self.starts[shard + 1]))
-        lengths = self.lengths[int(self.bags[shard]) : int(self.bags[shard + 1])]
+        span = slice(self.starts[shard], self.starts[shard + 1])
+        lengths = self.lengths[self.bags[shard] : self.bags[shard + 1]]
         return Bucket(
             self.values[span],
             lengths.reshape(-1, self.batch) if self.batch else lengths.reshape(0, 0),

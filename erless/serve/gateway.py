@@ -165,6 +165,7 @@ class Gateway:
                 shard.name,
                 shard.digest,
                 self._endpoint(urls[shard.digest]),
+                tables=len(opened.holdings[number]),
                 halves=settings.half_partials,
                 keen=shard.tier is not Tier.FROZEN,
             )
@@ -176,6 +177,7 @@ class Gateway:
             self._dense = RemoteDense(release.tower.sha256, self._endpoint(settings.dense_url))
         self._dims = np.array([table.dim for table in release.model.tables], np.int64)
         self._held = [self._dims[list(each)] for each in opened.holdings]
+        self._one_dim = int(self._dims[0]) if len(set(self._dims.tolist())) == 1 else 0
         self._narrow = max(table.rows for table in release.model.tables) <= NARROW
         self._last_query = -IDLE_S
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
@@ -276,14 +278,19 @@ class Gateway:
         try:
             if isinstance(result, CallError):
                 raise ServeError(f"{remote.what}: {result}", 502, "shard")
-            elements = int(np.count_nonzero(bucket.lengths, axis=1) @ self._held[remote.number])
-            partials = remote.read(result, elements, remote.halves)
+            partials = remote.read(result, self._elements(remote, bucket), remote.halves)
             self._opened.combiner.add(out, remote.number, partials, bucket.lengths, packed=True)
         except Exception as error:  # told to the query, which answers for it
             fan.fail(error)
             return
         fan.cold = fan.cold or was_cold(result)
         fan.arrived()
+
+    def _elements(self, remote: RemoteShard, bucket: Bucket) -> int:
+        """Floats of the packed partial for `bucket`."""
+        if self._one_dim:
+            return int(np.count_nonzero(bucket.lengths)) * self._one_dim
+        return int(np.count_nonzero(bucket.lengths, axis=1) @ self._held[remote.number])
 
     async def _tower(self, fan: _Fan, dense: Floats, pooled: Floats, call: Call) -> Floats:
         remote = self._dense

@@ -25,6 +25,9 @@ Floats = NDArray[np.float32]
 Partial = NDArray[np.float32] | NDArray[np.float16]
 
 
+_FORMS = ((b"FP16", np.dtype("<f2"), 2), (b"FP32", np.dtype("<f4"), 4))
+
+
 def was_cold(reply: Reply) -> bool:
     """Whether the replica got ready after the call was made: the call had waited for its start."""
     up = reply.headers.get(UP)
@@ -92,11 +95,12 @@ class _Remote:
         length = reply.headers.get(JSON_LENGTH, b"")
         end = int(length) if length.isdigit() and len(length) < 10 else len(reply.body)
         text = bytes(reply.body[:end])
-        for datatype, dtype in ((b"FP16", np.float16), (b"FP32", np.float32))[not halves :]:
-            size = elements * np.dtype(dtype).itemsize
-            if text == self._answer % (datatype, elements, size) and len(reply.body) == end + size:
+        size = len(reply.body) - end
+        for datatype, dtype, width in _FORMS[not halves :]:
+            expected = self._answer % (datatype, elements, elements * width)
+            if size == elements * width and text == expected:
                 return cast("Partial", np.frombuffer(reply.body, dtype, elements, end))
-        raise self._mismatch(text, len(reply.body) - end, elements)
+        raise self._mismatch(text, size, elements)
 
     def _failure(self, reply: Reply) -> ServeError:
         try:
@@ -140,25 +144,48 @@ class RemoteShard(_Remote):
         name: for errors.
         digest: of its manifest, which its answers must carry.
         endpoint: where it is.
+        tables: that it holds rows of.
         halves: ask for partials in float16.
+        keen: to be woken together with the others; a frozen shard is not.
     """
 
     def __init__(
-        self, number: int, name: str, digest: str, endpoint: Endpoint, *, halves: bool, keen: bool
+        self,
+        number: int,
+        name: str,
+        digest: str,
+        endpoint: Endpoint,
+        *,
+        tables: int,
+        halves: bool,
+        keen: bool,
     ) -> None:
         super().__init__(f"shard {name}", "shard", "partial", digest, endpoint)
         self.number, self.name, self.halves = number, name, halves
-        self.keen = keen  # woken together with the others; a frozen shard is not
+        self.keen = keen
         self._parameters = b'"packed":true,"half":true' if halves else b'"packed":true'
+        self._templates = {
+            width: ASK
+            % (
+                b'{"name":"values","datatype":"INT%d","shape":[%%d],"parameters":'
+                b'{"binary_data_size":%%d}},{"name":"lengths","datatype":"INT32",'
+                b'"shape":[%d,%%d],"parameters":{"binary_data_size":%%d}}' % (8 * width, tables),
+                b"partial",
+                self._parameters,
+            )
+            for width in (4, 8)
+        }
 
     def request(self, bucket: Bucket, left_ms: int, trace: bytes | None) -> list[Buffer]:
         """What to send for `bucket`; refers to its arrays."""
-        tensors: list[tuple[bytes, NDArray[Any]]] = [
-            (b"values", bucket.values), (b"lengths", bucket.lengths)
-        ]  # fmt: skip
-        if bucket.weights is not None:
-            tensors.append((b"weights", bucket.weights))
-        return self._request(tensors, self._parameters, left_ms, trace)
+        values, lengths, weights = bucket
+        if weights is not None:
+            tensors = ((b"values", values), (b"lengths", lengths), (b"weights", weights))
+            return self._request(tensors, self._parameters, left_ms, trace)
+        text = self._templates[values.itemsize] % (
+            len(values), values.nbytes, lengths.shape[1], lengths.nbytes,
+        )  # fmt: skip
+        return self._with_head(text, [_bytes(values), _bytes(lengths)], left_ms, trace)
 
 
 class RemoteDense(_Remote):
