@@ -174,7 +174,8 @@ class _Tally:
             touched = counts > 0
             if not touched.all():
                 ids, counts = ids[touched], counts[touched]
-            yield ids, counts
+            if len(ids):  # aggregated logs may count 0 for every row of a window
+                yield ids, counts
 
 
 def _starts(ids: NDArray[Any]) -> NDArray[np.int64]:

@@ -135,6 +135,18 @@ def test_tally_equals_counter(
         assert distribution.share(half) == pytest.approx(sum(hottest[:half]) / sum(hottest))
 
 
+def test_a_window_of_rows_that_were_all_counted_zero_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tally, "WINDOW_ROWS", 4)
+    tallies = Tallies({"t": 8}, tmp_path)
+    tallies.add("t", np.array([0, 1, 6]), np.array([0, 0, 3]))
+    distribution = tallies.distribution("t")
+    assert distribution.touched == 1
+    tallies.write("t", distribution, tmp_path / "t.safetensors")
+    assert TensorFile(tmp_path / "t.safetensors").read("ids").tolist() == [6]
+
+
 def test_criteo_reader_equals_counter(
     make_bundle: MakeBundle, tmp_path: Path, shared_data: Path
 ) -> None:
