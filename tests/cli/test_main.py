@@ -137,9 +137,12 @@ def test_a_full_disk_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
 def test_stopping_an_import_half_way(cli: Cli, tmp_path: Path, number: int, code: int) -> None:
     arguments = ["example", "rm1", "--rows", "400000", "--out", str(tmp_path / "m")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "erless", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: os.nice(15),  # so that on a busy machine it does not end before we look
-    )  # fmt: skip
+        # nice: so that on a busy machine it does not end before we look
+        ["nice", "-n", "15", sys.executable, "-m", "erless", *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".m.tmp-*/tables/*")):
         assert time.monotonic() < deadline, "the example never began to write"
