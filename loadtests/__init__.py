@@ -1,0 +1,1 @@
+"""Load tests: Locust files, and peers to compare with. Run Locust on `locustfile.py`."""

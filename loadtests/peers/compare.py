@@ -1,0 +1,289 @@
+"""One model, one split, three ways to serve it, side by side on this machine.
+
+    python -m loadtests.peers.compare --ray-python peers/bin/python
+
+erless's functions (target local), the same split as Ray Serve deployments, and the monolith in one
+process, all behind the same wire and with the same kernels. Each is measured in turn, several
+rounds over: throughput with `--connections` closed loops, latency with one query in flight, the CPU
+of all its processes per query, its memory, and whether predictions equal the monolith's.
+
+Ray is heavy and pins its own dependencies, so it may live in a virtual environment of its own:
+
+    python -m venv peers && peers/bin/pip install 'ray[serve]' -e .
+
+Without Ray the other two are measured and the row says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from erless.deploy.desired import load_desired
+from erless.deploy.registry import open_target
+from erless.observe.loadtest.locust import Load, run_locust
+from erless.observe.loadtest.monolith import MonolithServer
+from erless.observe.loadtest.record import Record, read_record
+from erless.progress import Silent
+from erless.specs.config import Config
+
+ROOT = Path(__file__).parents[2]
+START_S = 180.0
+WARM_S = 3.0
+
+
+@dataclass
+class System:
+    """One way to serve, running. `roots` are the processes whose trees it is made of."""
+
+    name: str
+    url: str
+    roots: Callable[[], list[int]]
+    qps: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
+    p50_ms: list[float] = field(default_factory=list)
+    p99_ms: list[float] = field(default_factory=list)
+    failed: int = 0
+    largest_error: float = 0.0
+    memory_bytes: int = 0
+
+    def tree(self) -> list[psutil.Process]:
+        """All processes now."""
+        found: dict[int, psutil.Process] = {}
+        for root in self.roots():
+            try:
+                process = psutil.Process(root)
+                for each in [process, *process.children(recursive=True)]:
+                    found[each.pid] = each
+            except psutil.NoSuchProcess:
+                continue
+        return list(found.values())
+
+    def cpu_s(self) -> float:
+        """CPU seconds that the tree has used."""
+        total = 0.0
+        for each in self.tree():
+            try:
+                times = each.cpu_times()
+                total += times.user + times.system
+            except psutil.NoSuchProcess:
+                continue
+        return total
+
+    def pss(self) -> int:
+        """Proportional memory of the tree."""
+        total = 0
+        for each in self.tree():
+            try:
+                total += each.memory_full_info().pss
+            except psutil.Error:
+                continue
+        return total
+
+    def row(self) -> dict[str, Any]:
+        """Medians, and the spread of the throughput."""
+        return {
+            "system": self.name,
+            "qps": round(statistics.median(self.qps), 1),
+            "qps_rounds": [round(each, 1) for each in self.qps],
+            "cpu_ms_per_query": round(statistics.median(self.cpu_ms), 3),
+            "cpu_ms_rounds": [round(each, 3) for each in self.cpu_ms],
+            "p50_ms": round(statistics.median(self.p50_ms), 3),
+            "p99_ms": round(statistics.median(self.p99_ms), 3),
+            "memory_bytes": self.memory_bytes,
+            "failed": self.failed,
+            "largest_relative_error": self.largest_error,
+        }
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def erless(*arguments: object) -> str:
+    """Run the command line."""
+    command = [sys.executable, "-m", "erless", *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+
+
+def make(folder: Path, rows: int, shards: int) -> tuple[Path, Path, Path]:
+    """RM1 with its profile, cut into `shards` remote shards: bundle, store, expected answers."""
+    model, profile, plan, store = (folder / name for name in ("m", "p", "plan.json", "store"))
+    erless("example", "rm1", "--rows", rows, "--out", model)
+    erless("profile", "--model", model, "--log", model / "access.parquet", "--out", profile)
+    erless("plan", "--model", model, "--profile", profile, "--shards", shards, "--traffic", "4x",
+           "--out", plan)  # fmt: skip
+    erless("pack", "--model", model, "--profile", profile, "--plan", plan, "--store", store)
+    expected = folder / "expected.json"
+    expected.write_text(erless("predict", "--monolith", model, model / "queries.safetensors",
+                               "-o", "json"))  # fmt: skip
+    return model, store, expected
+
+
+@contextmanager
+def local(store: Path, state: Path) -> Iterator[System]:
+    """erless on target local."""
+    config = Config()
+    target = config.targets.local.model_copy(update={"state": state})
+    config = config.model_copy(
+        update={"targets": config.targets.model_copy(update={"local": target})}
+    )
+    opened = open_target("local", config)
+    try:
+        deployed = opened.deploy(load_desired(str(store)), Silent(), START_S)
+        supervisor = next(
+            each.pid for each in psutil.process_iter(["cmdline"])
+            if "erless.deploy.supervisor" in (each.info["cmdline"] or ())
+            and str(state) in (each.info["cmdline"] or ())
+        )  # fmt: skip
+        yield System("erless", deployed.url, lambda: [supervisor])
+    finally:
+        opened.destroy(Silent(), START_S)
+
+
+@contextmanager
+def ray_serve(python: str, store: Path, folder: Path) -> Iterator[System]:
+    """The same split in Ray Serve."""
+    port, log = free_port(), folder / "ray.log"
+    release = next((store / "releases").iterdir()).stem
+    command = [python, "-m", "loadtests.peers.ray_serve", "--store", str(store), "--release",
+               release, "--port", str(port)]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder / "ray")}
+    with log.open("w") as sink:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=sink, stderr=sink, env=environment,
+                                   start_new_session=True)  # fmt: skip
+    try:
+        end = time.monotonic() + START_S
+        while '"ready"' not in log.read_text():
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"Ray Serve did not start: {log.read_text()[-800:]}")
+            time.sleep(0.5)
+        yield System("Ray Serve", f"http://127.0.0.1:{port}", lambda: [process.pid])
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None \
+            else []  # fmt: skip
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        for child in children:
+            if child.is_running():
+                child.kill()
+
+
+def drive(system: System, users: int, seconds: float, options: tuple[str, ...]) -> Record:
+    """One closed-loop run."""
+    load = Load(system.url, seconds, users=users, options=options)
+    with tempfile.TemporaryDirectory(prefix="erless-peers-") as folder:
+        path, _ = run_locust(load, Path(folder))
+        return read_record(path)
+
+
+def measure(system: System, connections: int, seconds: float, options: tuple[str, ...]) -> None:
+    """One round: full load, then one query in flight."""
+    before = system.cpu_s()
+    record = drive(system, connections, seconds, options)
+    spent = system.cpu_s() - before
+    log = record.log
+    answered = np.array([not each for each in log.failure], bool)
+    inside = (log.due_s + np.nan_to_num(log.latency_s) < seconds) & answered
+    system.qps.append(float(inside.sum()) / seconds)
+    system.cpu_ms.append(spent * 1e3 / max(1, len(log.due_s)))
+    alone = drive(system, 1, max(3.0, seconds / 2), options)
+    latency = alone.log.latency_s[np.isfinite(alone.log.latency_s)] * 1e3
+    system.p50_ms.append(float(np.quantile(latency, 0.5)))
+    system.p99_ms.append(float(np.quantile(latency, 0.99)))
+    system.failed += sum(1 for each in [*log.failure, *alone.log.failure] if each)
+    errors = np.concatenate([record.errors, alone.errors])
+    system.largest_error = max(system.largest_error, float(errors.max(initial=0.0)))
+    system.memory_bytes = system.pss()
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, as the README quotes it."""
+    base = next(row for row in rows if row["system"] == "monolith")
+    lines = ["| served by | queries/s | CPU per query | over the monolith | p50 | p99 | memory |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in rows:
+        tax = row["cpu_ms_per_query"] / base["cpu_ms_per_query"]
+        lines.append(
+            f"| {row['system']} | {row['qps']:.0f} | {row['cpu_ms_per_query']:.2f} ms | {tax:.2f}× "
+            f"| {row['p50_ms']:.1f} ms | {row['p99_ms']:.1f} ms | "
+            f"{row['memory_bytes'] / 1e6:.0f} MB |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    parser.add_argument("--rows", type=int, default=200_000, help="per table of RM1")
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--ray-python", default=sys.executable)
+    parser.add_argument("--output", choices=["text", "json"], default="text")
+    given = parser.parse_args()
+    probe = subprocess.run([given.ray_python, "-c", "import ray.serve"], capture_output=True,
+                           check=False)  # fmt: skip
+    with ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="erless-peers-")))
+        model, store, expected = make(folder, given.rows, given.shards)
+        systems = [running.enter_context(local(store, folder / "state"))]
+        if probe.returncode == 0:
+            systems.append(running.enter_context(ray_serve(given.ray_python, store, folder)))
+        server = running.enter_context(MonolithServer(model))
+        systems.append(System("monolith", server.url, lambda: [server.pid]))
+        options = ("--queries", str(model / "queries.safetensors"), "--expected", str(expected))
+        for each in systems:
+            drive(each, 4, WARM_S, options)
+        for number in range(given.rounds):
+            for each in systems:
+                measure(each, given.connections, given.seconds, options)
+                print(f"round {number + 1}: {each.name} {each.qps[-1]:.0f} queries/s, "
+                      f"{each.cpu_ms[-1]:.2f} ms of CPU", file=sys.stderr)  # fmt: skip
+        rows = [each.row() for each in systems]
+    by_name = {row["system"]: row for row in rows}
+    result: dict[str, Any] = {"rows": given.rows, "shards": given.shards, "systems": rows}
+    if "Ray Serve" in by_name:
+        ours, theirs = systems[0], systems[1]
+        ratios = [a / b for a, b in zip(ours.qps, theirs.qps, strict=True)]
+        cpu = [b / a for a, b in zip(ours.cpu_ms, theirs.cpu_ms, strict=True)]
+        result["qps_over_ray"] = round(statistics.median(ratios), 2)
+        result["qps_over_ray_rounds"] = [round(each, 2) for each in ratios]
+        result["cpu_under_ray"] = round(statistics.median(cpu), 2)
+    if given.output == "json":
+        print(json.dumps(result, indent=2))
+        return
+    print(table(rows))
+    if "qps_over_ray" in result:
+        print(f"\nerless answers {result['qps_over_ray']}× the queries of Ray Serve "
+              f"({result['cpu_under_ray']}× less CPU per query)")  # fmt: skip
+    else:
+        print(f"\nRay Serve was left out: {given.ray_python} has no ray[serve]")
+
+
+if __name__ == "__main__":
+    main()
