@@ -33,6 +33,7 @@ from erless.cli import (
     simulate,
     status,
 )
+from erless.cli.demo import verb as demo
 from erless.version import __version__
 
 __all__ = ["app", "main"]
@@ -43,8 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Serve deep learning recommendation models elastically: one function per embedding shard.",
-    epilog="Start with: `erless example rm1 --out m`, "
-    "then `erless predict --monolith m m/queries.safetensors`",
+    epilog="Start with: `erless demo`",
 )
 
 
@@ -64,6 +64,7 @@ def root(
     """Options of erless itself."""
 
 
+app.command("demo")(demo.demo)
 app.command("init")(config.init)
 app.add_typer(config.app, name="config")
 app.add_typer(example.app, name="example")

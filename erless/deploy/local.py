@@ -85,9 +85,12 @@ class LocalTarget:
         """See `Target.status`. A dead supervisor is started first."""
         return _status(self._facts(), self.name)
 
-    def memory_bytes(self) -> int:
-        """PSS of all functions and the supervisor."""
-        return self.status().memory_bytes
+    def processes(self) -> dict[str, list[int]]:
+        """Process ids of every function's replicas, by name; `supervisor` is among them."""
+        facts = self._facts()
+        found = {each["name"]: [replica["pid"] for replica in each["replicas"]]
+                 for each in facts["functions"]}  # fmt: skip
+        return {**found, "supervisor": [facts["supervisor"]["pid"]]}
 
     def _facts(self) -> dict[str, Any]:
         self._must_exist()

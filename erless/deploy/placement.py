@@ -77,9 +77,10 @@ def place(desired: Desired, site: LocalSite) -> ReleaseSpec:
 
 def _common(desired: Desired, site: LocalSite) -> dict[str, str]:
     """Where every function finds its artifacts."""
+    env = {"ERLESS_CACHE": str(site.cache)}  # also remembers what was verified, for a directory
     if "://" not in desired.store:
-        return {"ERLESS_STORE": str(Path(desired.store).absolute())}
-    env = {"ERLESS_STORE": desired.store, "ERLESS_CACHE": str(site.cache)}
+        return {**env, "ERLESS_STORE": str(Path(desired.store).absolute())}
+    env["ERLESS_STORE"] = desired.store
     if desired.endpoint_url:
         env["ERLESS_ENDPOINT_URL"] = desired.endpoint_url
     return env

@@ -27,7 +27,7 @@ JSON_LENGTH = "Inference-Header-Content-Length"
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A gateway's answer: predictions (B,), and what it says about them."""
+    """An answer: predictions (B,), and what a gateway says about them (a monolith is silent)."""
 
     predictions: NDArray[np.float32]
     release: str
@@ -99,8 +99,9 @@ class QueryClient:
         document = json.loads(body[:size])
         said = document["parameters"]
         return Answered(
-            np.frombuffer(body, np.float32, offset=size).copy(), said["release"],
-            said["degraded"], said["cold_start"], said["fan_out"], took_s,
+            np.frombuffer(body, np.float32, offset=size).copy(), said.get("release", ""),
+            said.get("degraded", False), said.get("cold_start", False), said.get("fan_out", 0),
+            took_s,
         )  # fmt: skip
 
     def _send(

@@ -1,0 +1,1 @@
+"""`erless demo`: the whole system, once through, measured on this machine."""

@@ -1,0 +1,174 @@
+"""What the demo serves: a model, its profile, a plan of every tier, and a packed release."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm.queries import Query, QueryFile
+from erless.errors import ConfigError, PlanError
+from erless.progress import Progress
+from erless.specs.plan import Plan, Scaling, Tier
+from erless.specs.release import ReleaseManifest
+
+if TYPE_CHECKING:
+    from erless.plan.source import Source
+
+__all__ = ["ModelName", "Prepared", "make_model", "make_plan", "make_release", "memory_utility"]
+
+ModelName = Literal["rm1", "rm2", "rm3", "movielens"]
+QUERIES = 256
+LOG_SAMPLES = 8192
+TRAFFIC = 0.275  # of what a model-wise replica with a whole vCPU serves: four of VCPU at 70 %
+VCPU = 0.1  # of a container: a laptop then shows what takes ten times the cores otherwise
+MOST_QPS = 150.0
+SHAPE = {"shards": 3, "resident_share": 0.6, "frozen_share": 0.005}
+AT_ZERO = (Tier.COLD, Tier.FROZEN)
+WINDOW_S = 6.0  # Knative's shortest
+GRACE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Folders and artifacts of one demo.
+
+    expected: the monolith's predictions of each query, (B,) float32.
+    auc: of the monolith on the held-out labels, where there are any.
+    """
+
+    bundle: Path
+    profile: Path
+    queries: list[Query]
+    expected: list[NDArray[np.float32]]
+    labels: NDArray[np.float32] | None
+
+
+def make_model(
+    name: ModelName, folder: Path, rows: int, data: Path | None, progress: Progress
+) -> Prepared:
+    """Build or train the model, profile its access log, and predict its queries with torch.
+
+    Raises:
+        ConfigError: movielens without its data.
+    """
+    from erless.dlrm.reference import Monolith
+    from erless.importers.synthetic import ACCESS_LOG
+    from erless.importers.synthetic import QUERIES as QUERY_FILE
+    from erless.profile.access import profile_access
+    from erless.profile.formats import LogSource
+
+    bundle, profile = folder / "model", folder / "profile"
+    if name == "movielens":
+        from erless.importers.training import make_movielens
+
+        if data is None:
+            raise ConfigError("movielens is trained here: --data names the folder of ml-100k")
+        make_movielens(data, bundle, progress=progress)
+    else:
+        from erless.dlrm.workload import WORKLOADS
+        from erless.importers.synthetic import make_example
+
+        workload = dataclasses.replace(WORKLOADS[name], rows=rows)
+        make_example(workload, bundle, queries=QUERIES, log_samples=LOG_SAMPLES, progress=progress)
+    profile_access(bundle, [LogSource.parse(str(bundle / ACCESS_LOG))], profile, progress=progress)
+    file = QueryFile(bundle / QUERY_FILE)
+    queries = list(file)
+    model = Monolith.load(bundle, verify=False)
+    expected = [model.predict(each) for each in queries]
+    return Prepared(bundle, profile, queries, expected, file.labels)
+
+
+def make_plan(prepared: Prepared, batch: int) -> tuple[Plan, Source]:
+    """The plan for the spike, through the same planner as `erless plan`, with every tier in it.
+
+    Its scaling is quickened to windows of seconds. The gateway scales on rps as the shards do:
+    nothing holds a process of this machine to its container's vCPU, so that concurrency would say
+    that one replica suffices, for every policy alike.
+    """
+    from erless.plan.document import plan_document
+    from erless.plan.planner import POLICIES, Planner
+    from erless.plan.prices import read_prices
+    from erless.plan.request import PlanRequest
+    from erless.plan.source import profile_source
+
+    source = profile_source(prepared.bundle, prepared.profile, batch, stale=True)
+    prices = read_prices(None)
+
+    def planner(**more: float) -> Planner:
+        request = PlanRequest.model_validate({
+            "traffic": TRAFFIC, "batch": batch, "objective": "memory", "max_vcpu": VCPU,
+            **SHAPE, **more,
+        })  # fmt: skip
+        return Planner(source.model, source.tables, request, prices, source.measured)
+
+    chosen = planner()
+    if chosen.demand.qps > MOST_QPS:  # one client must keep up: it is Python, too
+        chosen = planner(qps=MOST_QPS)
+    outcome = chosen.outcome(POLICIES)
+    plan = plan_document(outcome, source.model_digest, source.profile_digest, source.notes)
+    if not any(each.tier is Tier.FROZEN for each in plan.shards):
+        raise PlanError("the demo's plan has no frozen tier: the model has too few rows")
+    return _quickened(plan), source
+
+
+def _quickened(plan: Plan) -> Plan:
+    quick = {"window_s": WINDOW_S, "grace_s": GRACE_S, "panic_window_percentage": 50.0}
+
+    def scaled(scaling: Scaling, least: int, **more: object) -> Scaling:
+        asked = {**quick, "min_scale": least, "initial_scale": least, **more}
+        return scaling.model_copy(update=asked)
+
+    shards = tuple(
+        each.model_copy(update={
+            "min_replicas": 0 if each.tier in AT_ZERO else 1,
+            "scaling": scaled(each.scaling, 0 if each.tier in AT_ZERO else 1),
+        })
+        for each in plan.shards
+    )  # fmt: skip
+    gateway = plan.gateway.model_copy(update={
+        "scaling": scaled(plan.gateway.scaling, 1, metric="rps",
+                          target=plan.gateway.qps_per_replica),
+    })  # fmt: skip
+    fields = {name: getattr(plan, name) for name in Plan.model_fields}
+    for stamped in ("kind", "schema_version", "digest"):
+        del fields[stamped]
+    return Plan.create(**{**fields, "shards": shards, "gateway": gateway})
+
+
+def make_release(
+    prepared: Prepared, plan: Plan, folder: Path, progress: Progress
+) -> tuple[str, ReleaseManifest]:
+    """Pack `plan`; the store and the release in it."""
+    from erless.pack.packer import Packer
+    from erless.storage.stores import open_store
+
+    file, store = folder / "plan.json", str(folder / "releases")
+    plan.save(file)
+    opened = open_store(store, create=True)
+    packed = Packer(prepared.bundle, prepared.profile, file, opened, progress=progress).pack()
+    if packed.release is None:
+        raise PlanError(f"packing left out shards: {', '.join(packed.missing)}")
+    return store, packed.release
+
+
+def memory_utility(plan: Plan, source: Source, ready: dict[str, int], queries: int) -> float:
+    """Share of the rows in all `ready` replicas that `queries` queries touch, by the profile.
+
+    Each of a function's replicas takes its part of the queries. `ready` is by function name; the
+    resident shard is the gateway's.
+    """
+    tables = {each.spec.name: each for each in source.tables}
+    touched = allocated = 0.0
+    for shard in plan.shards:
+        count = ready.get("gateway" if shard.tier is Tier.RESIDENT else shard.name, 0)
+        for part in shard.slices if count else ():
+            table = tables[part.table]
+            accesses = table.gathers * queries / count
+            touched += count * table.curve.touched(accesses, part.start, part.stop)
+            allocated += count * part.rows
+    return touched / allocated if allocated else 0.0

@@ -1,0 +1,119 @@
+"""What the demo measured, as a result directory, a page, a JSON document and a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from erless.cli.demo.inputs import Prepared
+from erless.cli.demo.stage import Measured
+from erless.observe.access import access_plots
+from erless.observe.loadtest.record import Record
+from erless.observe.loadtest.sampler import columns_of, usage_of, wakings
+from erless.observe.queries import latency_of, timeline_of, totals_of
+from erless.observe.report import write_report
+from erless.observe.results import Series, write_result
+from erless.specs.result import Baseline, Usage
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["document_of", "summary_table", "write_page"]
+
+TOLERANCE = 1e-5
+SLA_MS = 100.0
+STEP_S = 1.0
+
+
+def write_page(found: Measured, prepared: Prepared, out: Path, folder: Path) -> None:
+    """Write the result to `folder` and its page to `out`."""
+    samples, start = found.samples.samples, found.started_s
+    log = found.answers.log()
+    errors = np.array(found.errors)
+    plan = found.plan
+    fields: dict[str, Any] = {
+        "source": "demo", "title": "erless demo", "release": found.release,
+        "plan_digest": plan.digest, "policy": plan.policy, "started_at": found.begun_at,
+        "duration_s": found.duration_s,
+        "arrivals": "Poisson: low, then the spike; then nothing; then one query",
+        "prediction": Record(start, log, errors).prediction(TOLERANCE),
+        "memory_utility": found.utility,
+        "notes": plan.notes,
+        "access": access_plots(prepared.profile, plan),
+        "model_wise": Baseline(
+            memory_bytes=Usage(mean=found.model_wise_bytes, peak=found.model_wise_bytes),
+            replicas=Usage(mean=found.whole_replicas, peak=found.whole_replicas),
+            source="one replica's PSS, measured, times the replicas that the same plan's "
+            "model-wise policy needs at the spike, all through the run",
+        ),
+        **totals_of(log, SLA_MS), **usage_of(samples),
+    }  # fmt: skip
+    series = Series(
+        timeline_of(log, found.duration_s, STEP_S, SLA_MS), columns_of(samples, start),
+        wakings(samples, start),
+    )  # fmt: skip
+    write_result(folder, fields, series, overwrite=True)
+    write_report(folder, out)
+
+
+def document_of(found: Measured, report: Path) -> dict[str, Any]:
+    """`-o json`."""
+    latency = latency_of(np.array(found.answers.latency_s))
+    document: dict[str, Any] = {
+        "max_relative_error": max(found.errors, default=0.0),
+        "queries_checked": len(found.errors),
+        "queries_failed": sum(bool(each) for each in found.answers.failure),
+        "memory_bytes": found.memory_bytes,
+        "model_wise_memory_bytes": found.model_wise_bytes,
+        "model_wise_replicas": found.whole_replicas,
+        "memory_reduction": round(found.model_wise_bytes / max(1, found.memory_bytes), 3),
+        "idle_memory_bytes": found.idle_memory_bytes,
+        "memory_utility": round(found.utility, 4),
+        "tax": round(found.cpu_ms / found.whole_cpu_ms, 3) if found.whole_cpu_ms else None,
+        "cpu_ms_per_query": round(found.cpu_ms, 3),
+        "p50_ms": round(latency.p50_ms or 0.0, 3),
+        "p95_ms": round(latency.p95_ms or 0.0, 3),
+        "p99_ms": round(latency.p99_ms or 0.0, 3),
+        "cold_start_ms": round(found.cold_start_ms, 1),
+        "functions": found.functions,
+        "functions_at_zero_when_idle": len(found.at_zero),
+        "functions_woken": len(found.woken),
+        "release": found.release,
+        "report": str(report),
+    }
+    if found.aucs is not None:
+        document |= {"auc": round(found.aucs[0], 6), "monolith_auc": round(found.aucs[1], 6)}
+    return document
+
+
+def summary_table(document: dict[str, Any], found: Measured) -> Table:
+    """The one table at the end."""
+    from rich.table import Table
+
+    table = Table("measured here", "", title="erless demo")
+    table.columns[1].justify = "right"
+    megabytes = 1e6
+    rows = [
+        ("memory at the spike, all processes (PSS)",
+         f"{document['memory_bytes'] / megabytes:,.0f} MB"),
+        (f"the same traffic by {document['model_wise_replicas']} model-wise replicas",
+         f"{document['model_wise_memory_bytes'] / megabytes:,.0f} MB"),
+        ("memory, model-wise ÷ sharded", f"{document['memory_reduction']:.2f}"),
+        ("memory utility, 1,000 queries", f"{document['memory_utility']:.1%}"),
+        ("disaggregation tax: CPU per query, sharded ÷ monolith", f"{document['tax']:.2f}"),
+        ("latency p50 / p95 / p99", f"{document['p50_ms']:.1f} / {document['p95_ms']:.1f} / "
+         f"{document['p99_ms']:.1f} ms"),
+        ("query that woke " + ", ".join(found.woken), f"{document['cold_start_ms']:,.0f} ms"),
+        ("functions; at zero when idle",
+         f"{document['functions']}; {document['functions_at_zero_when_idle']}"),
+        ("answers compared with the monolith", f"{document['queries_checked']:,}"),
+        ("largest relative difference", f"{document['max_relative_error']:.2g}"),
+    ]  # fmt: skip
+    if "auc" in document:
+        rows.append(("AUC, held out; monolith",
+                     f"{document['auc']:.4f}; {document['monolith_auc']:.4f}"))  # fmt: skip
+    for row in rows:
+        table.add_row(*row)
+    return table

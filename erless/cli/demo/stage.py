@@ -1,0 +1,255 @@
+"""The demo itself: make, deploy, send, watch, and clean up whatever happens."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from erless.cli.demo import inputs
+from erless.cli.demo.traffic import Answers, arrivals, one_by_one, open_loop
+from erless.deploy.local import LocalTarget
+from erless.deploy.supervisor.spec import Timing
+from erless.deploy.target import Desired, FunctionState
+from erless.errors import DeployError
+from erless.observe.loadtest.monolith import MonolithServer
+from erless.observe.loadtest.sampler import FunctionSample, Probe, Sampler
+from erless.progress import Progress
+from erless.specs.config import Config, Targets
+from erless.specs.config import LocalTarget as LocalOptions
+from erless.specs.plan import Plan
+
+__all__ = ["Demo", "Measured"]
+
+UTILITY_QUERIES = 1000
+CHECKED = 1000  # answers, at least
+LOW, LOW_SHARE = 0.2, 0.3  # of the spike's rate, of its time
+IDLE_S = 120.0  # until all that may be is at zero, at most
+DEPLOY_S = 300.0
+POLL_S = 0.5
+WARM = 32  # queries before CPU is measured
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Measured:
+    """Everything that the table, the JSON and the page are made of."""
+
+    plan: Plan
+    release: str = ""
+    functions: int = 0
+    answers: Answers = field(default_factory=Answers)
+    begun_at: str = ""
+    started_s: float = 0.0
+    duration_s: float = 0.0
+    samples: Sampler = field(default_factory=lambda: Sampler(None))
+    memory: list[tuple[float, int]] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    memory_bytes: int = 0
+    idle_memory_bytes: int = 0
+    whole_bytes: int = 0
+    whole_replicas: int = 0
+    utility: float = 0.0
+    cpu_ms: float = 0.0
+    whole_cpu_ms: float = 0.0
+    cold_start_ms: float = 0.0
+    woken: tuple[str, ...] = ()
+    at_zero: tuple[str, ...] = ()
+    replicas: dict[str, int] = field(default_factory=dict)
+    aucs: tuple[float, float] | None = None
+
+    @property
+    def model_wise_bytes(self) -> int:
+        """Model-wise memory at the spike."""
+        return self.whole_bytes * self.whole_replicas
+
+
+class Demo:
+    """One demo in a folder of its own.
+
+    Args:
+        name: of the model.
+        rows: per table, of a synthetic one.
+        data: of movielens.
+        spike_s: seconds of the spike.
+        progress: of its stages.
+        say: is told what happens.
+    """
+
+    def __init__(
+        self,
+        name: inputs.ModelName,
+        rows: int,
+        data: Path | None,
+        spike_s: float,
+        progress: Progress,
+        say: Say,
+    ) -> None:
+        self._name, self._rows, self._data, self._spike_s = name, rows, data, spike_s
+        self._progress, self._say = progress, say
+        self._began = time.monotonic()
+
+    def run(self, show_plan: Callable[[Plan], None], report: Callable[..., None]) -> Measured:
+        """Do it all. `report(measured, prepared)` is called while the inputs are still there."""
+        with tempfile.TemporaryDirectory(prefix="erless-demo-") as folder:
+            work = Path(folder)
+            prepared = self._prepare(work)
+            plan, source = inputs.make_plan(prepared, prepared.queries[0].batch)
+            show_plan(plan)
+            store, release = inputs.make_release(prepared, plan, work, self._progress)
+            self._tell(f"packed {sum(each.size_bytes for each in release.shards) / 1e6:,.0f} MB")
+            found = Measured(plan, release.digest)
+            self._measure_whole(prepared, found)
+            options = LocalOptions(state=work / "state", poll_s=POLL_S)
+            target = LocalTarget(
+                Config(targets=Targets(local=options)), Timing(poll_s=POLL_S, rate_window_s=5)
+            )
+            try:
+                desired = Desired(store, release, plan)
+                url = target.deploy(desired, self._progress, DEPLOY_S).url
+                self._tell(f"deployed at {url}")
+                self._measure_sharded(target, url, prepared, found)
+                with Sampler(_probe(target, found)) as found.samples:
+                    self._traffic(target, url, prepared, found)
+                    self._idle_and_wake(target, url, prepared, found)
+            finally:
+                target.destroy(self._progress, DEPLOY_S)
+            found.utility = inputs.memory_utility(plan, source, found.replicas, UTILITY_QUERIES)
+            report(found, prepared)
+        self._tell("cleaned up")
+        return found
+
+    def _tell(self, what: str) -> None:
+        self._say(f"{time.monotonic() - self._began:5.1f} s  {what}")
+
+    def _prepare(self, work: Path) -> inputs.Prepared:
+        prepared = inputs.make_model(self._name, work, self._rows, self._data, self._progress)
+        size = sum(each.stat().st_size for each in prepared.bundle.rglob("*.safetensors"))
+        self._tell(f"built {self._name} ({size / 1e6:,.0f} MB) and profiled its access log")
+        return prepared
+
+    def _measure_whole(self, prepared: inputs.Prepared, found: Measured) -> None:
+        """One model-wise replica behind the same wire: its memory, its CPU per query."""
+        with MonolithServer(prepared.bundle) as server:
+            pids = [server.pid]
+            found.whole_cpu_ms = _cpu_per_query(server.url, prepared, lambda: pids)[0]
+            found.whole_bytes = server.probe()[1]
+        whole = next(each for each in found.plan.policies if each.policy == "model-wise")
+        found.whole_replicas = whole.containers
+        self._tell(
+            f"a model-wise replica holds {found.whole_bytes / 1e6:,.0f} MB; "
+            f"the spike needs {found.whole_replicas}"
+        )
+
+    def _measure_sharded(
+        self, target: LocalTarget, url: str, prepared: inputs.Prepared, found: Measured
+    ) -> None:
+        def pids() -> list[int]:
+            running = target.processes()
+            return [pid for name, each in running.items() if name != "supervisor" for pid in each]
+
+        found.cpu_ms, answers, predictions = _cpu_per_query(url, prepared, pids)
+        found.errors += answers.errors
+        if prepared.labels is not None:
+            from erless.dlrm.auc import auc
+
+            scores = np.concatenate(predictions[: len(prepared.queries)])
+            labels = prepared.labels[: len(scores)]
+            found.aucs = auc(labels, scores), auc(labels, np.concatenate(prepared.expected))
+
+    def _traffic(
+        self, target: LocalTarget, url: str, prepared: inputs.Prepared, found: Measured
+    ) -> None:
+        """Low, then the spike."""
+        rate, low_s = found.plan.qps, LOW_SHARE * self._spike_s
+        due = arrivals([(LOW * rate, low_s), (rate, self._spike_s)])
+
+        self._tell(f"traffic: {LOW * rate:,.0f} queries/s for {low_s:g} s, then {rate:,.0f}")
+        found.begun_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        found.started_s = time.time()
+        found.answers = open_loop(url, prepared.queries, prepared.expected, due)
+        found.errors += found.answers.errors
+        end_s = time.time()
+        spike = [size for at, size in found.memory if end_s - self._spike_s / 2 <= at <= end_s]
+        found.memory_bytes = int(np.mean(spike)) if spike else target.status().memory_bytes
+        found.replicas = {each.name: each.ready for each in target.status().functions}
+        missing = CHECKED - len(found.errors)
+        if missing > 0:
+            found.errors += one_by_one(url, prepared.queries, prepared.expected, missing)[0].errors
+        replicas = ", ".join(f"{name} {count}" for name, count in found.replicas.items())
+        self._tell(f"at the end of the spike: {replicas}; {found.memory_bytes / 1e6:,.0f} MB")
+
+    def _idle_and_wake(
+        self, target: LocalTarget, url: str, prepared: inputs.Prepared, found: Measured
+    ) -> None:
+        """Nothing is asked until all that may sleep does; then one query."""
+        sleepy = {each.name for each in found.plan.shards if each.scaling.min_scale == 0}
+        deadline = time.monotonic() + IDLE_S
+        while True:
+            status = target.status()
+            asleep = {each.name for each in status.functions
+                      if each.state is FunctionState.AT_ZERO}  # fmt: skip
+            if asleep >= sleepy:
+                break
+            if time.monotonic() > deadline:
+                raise DeployError(f"{', '.join(sleepy - asleep)} not at zero in {IDLE_S:g} s")
+            time.sleep(POLL_S)
+        found.functions = len(status.functions)
+        found.at_zero, found.idle_memory_bytes = tuple(sorted(asleep)), status.memory_bytes
+        self._tell(f"idle: {', '.join(found.at_zero)} at zero; {status.memory_bytes / 1e6:,.0f} MB")
+        asked_s = time.time()
+        answers, _ = one_by_one(url, prepared.queries, prepared.expected, 1)
+        found.cold_start_ms = answers.latency_s[0] * 1e3
+        found.errors += answers.errors
+        found.woken = tuple(
+            each.name for each in target.status().functions
+            if each.name in asleep and each.ready
+        )  # fmt: skip
+        found.answers.extend(answers, asked_s - found.started_s)
+        time.sleep(2 * POLL_S)  # so that the samples show it
+        found.duration_s = time.time() - found.started_s
+        self._tell(f"a query woke {', '.join(found.woken)} in {found.cold_start_ms:,.0f} ms")
+
+
+def _probe(target: LocalTarget, found: Measured) -> Probe:
+    """Asks the target; keeps the whole deployment's memory, with the supervisor's."""
+
+    def probe() -> tuple[Sequence[FunctionSample], int]:
+        status = target.status()
+        found.memory.append((time.time(), status.memory_bytes))
+        return [
+            FunctionSample(each.name, each.kind, each.tier, each.ready, each.wanted, each.rps,
+                           each.p95_ms, each.memory_bytes)
+            for each in status.functions
+        ], 0  # fmt: skip
+
+    return probe
+
+
+def _cpu_per_query(
+    url: str, prepared: inputs.Prepared, pids: Callable[[], list[int]]
+) -> tuple[float, Answers, list[Any]]:
+    """CPU of the serving processes per query, in ms, with one query at a time."""
+    one_by_one(url, prepared.queries, prepared.expected, min(WARM, len(prepared.queries)))
+    running = [psutil.Process(pid) for pid in pids()]
+    before = _cpu_s(running)
+    count = len(prepared.queries)
+    answers, predictions = one_by_one(url, prepared.queries, prepared.expected, count)
+    return (_cpu_s(running) - before) * 1e3 / count, answers, predictions
+
+
+def _cpu_s(processes: Sequence[psutil.Process]) -> float:
+    total = 0.0
+    for each in processes:
+        if each.is_running():
+            times = each.cpu_times()
+            total += times.user + times.system
+    return total

@@ -1,0 +1,132 @@
+"""Queries on their way: an open loop of phases, and one query after the other.
+
+Every answer is compared with the monolith's. Latency runs from the moment a query was due.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Lock, local
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm.queries import Query
+from erless.errors import ErlessError
+from erless.observe.queries import QueryLog
+from erless.serve.query import Answered, QueryClient
+
+__all__ = ["Answers", "arrivals", "one_by_one", "open_loop", "relative_error"]
+
+CLIENTS = 16
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Answers:
+    """What came back, in the order in which it was due."""
+
+    due_s: list[float] = field(default_factory=list)
+    latency_s: list[float] = field(default_factory=list)
+    failure: list[str] = field(default_factory=list)
+    degraded: list[bool] = field(default_factory=list)
+    cold: list[bool] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+
+    def add(self, due_s: float, latency_s: float, answer: Answered | None, error: float,
+            failure: str = "") -> None:  # fmt: skip
+        """One query."""
+        self.due_s.append(due_s)
+        self.latency_s.append(latency_s if answer is not None else float("nan"))
+        self.failure.append(failure)
+        self.degraded.append(answer is not None and answer.degraded)
+        self.cold.append(answer is not None and answer.cold_start)
+        if answer is not None:
+            self.errors.append(error)
+
+    def extend(self, others: Answers, shift_s: float) -> None:
+        """Add `others`, which were due `shift_s` later than they say."""
+        self.due_s += [each + shift_s for each in others.due_s]
+        for name in ("latency_s", "failure", "degraded", "cold", "errors"):
+            getattr(self, name).extend(getattr(others, name))
+
+    def log(self) -> QueryLog:
+        """As columns."""
+        return QueryLog(
+            due_s=np.array(self.due_s), latency_s=np.array(self.latency_s), failure=self.failure,
+            degraded=np.array(self.degraded, bool), cold=np.array(self.cold, bool),
+        )  # fmt: skip
+
+
+def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The largest over the samples of a query."""
+    difference = np.abs(found.astype(np.float64) - expected)
+    return float((difference / np.maximum(np.abs(expected), 1e-12)).max(initial=0.0))
+
+
+def arrivals(phases: Sequence[tuple[float, float]], seed: int = 0) -> Floats:
+    """When queries are due: Poisson, at `(queries/s, seconds)` one phase after the other."""
+    generator = np.random.default_rng(seed)
+    due, begin = [], 0.0
+    for rate, seconds in phases:
+        count = generator.poisson(rate * seconds)
+        due.append(begin + np.sort(generator.random(count)) * seconds)
+        begin += seconds
+    return np.concatenate(due) if due else np.empty(0)
+
+
+def open_loop(
+    url: str, queries: Sequence[Query], expected: Sequence[NDArray[np.float32]], due_s: Floats
+) -> Answers:
+    """Send a query at each of `due_s`, whatever has become of those before."""
+    answers, lock = Answers(), Lock()
+    clients = local()
+    pending = iter(enumerate(due_s.tolist()))
+    start = time.monotonic()
+
+    def work() -> None:
+        clients.own = QueryClient(url)
+        with clients.own as client:
+            while True:
+                with lock:
+                    place, due = next(pending, (-1, 0.0))
+                if place < 0:
+                    return
+                time.sleep(max(0.0, start + due - time.monotonic()))
+                index = place % len(queries)
+                try:
+                    answer = client.predict(queries[index])
+                except ErlessError as error:
+                    with lock:
+                        answers.add(due, 0.0, None, 0.0, str(error))
+                    continue
+                took = time.monotonic() - start - due
+                error_found = relative_error(answer.predictions, expected[index])
+                with lock:
+                    answers.add(due, took, answer, error_found)
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for each in [pool.submit(work) for _ in range(CLIENTS)]:
+            each.result()
+    return answers
+
+
+def one_by_one(
+    url: str, queries: Sequence[Query], expected: Sequence[NDArray[np.float32]], count: int
+) -> tuple[Answers, list[NDArray[np.float32]]]:
+    """`count` queries, each sent when the one before is answered; answers and predictions."""
+    answers = Answers()
+    predictions = []
+    start = time.monotonic()
+    with QueryClient(url) as client:
+        for index in itertools.islice(itertools.cycle(range(len(queries))), count):
+            due = time.monotonic() - start
+            answer = client.predict(queries[index])
+            error = relative_error(answer.predictions, expected[index])
+            answers.add(due, answer.took_s, answer, error)
+            predictions.append(answer.predictions)
+    return answers, predictions

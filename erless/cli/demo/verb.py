@@ -1,0 +1,85 @@
+"""`erless demo`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from erless.cli.bars import bars
+from erless.cli.run import Output, OutputOption, emit, note, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from erless.specs.plan import Plan
+
+__all__ = ["demo"]
+
+
+class Model(StrEnum):
+    """What the demo can serve."""
+
+    RM1 = "rm1"
+    RM2 = "rm2"
+    RM3 = "rm3"
+    MOVIELENS = "movielens"
+
+
+@verb
+def demo(
+    model: Annotated[Model, typer.Option(help="The paper's workloads, or a real model.")] = (
+        Model.RM1
+    ),
+    rows: Annotated[int, typer.Option(min=10_000, help="Per table of rm1, rm2, rm3.")] = 500_000,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of ml-100k.inter, .user and .item [movielens].")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=2, help="Of the spike.")] = 14,
+    report: Annotated[Path, typer.Option(help="The page to write.")] = Path("erless-demo.html"),
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Serve a model by shards on this machine, in about a minute, and show what it takes.
+
+    Builds (or trains) a model, profiles, plans, packs, deploys, sends low, then spike, then no
+    traffic, wakes what sleeps, compares every answer with the monolith's, writes a page, cleans up.
+
+    Example: `erless demo`, `erless demo --model movielens --data ../shared/data -o json`
+    """
+    from erless.cli.demo.inputs import Prepared
+    from erless.cli.demo.page import TOLERANCE, document_of, summary_table, write_page
+    from erless.cli.demo.stage import Demo, Measured
+
+    def show_plan(plan: Plan) -> None:
+        from rich.console import Console
+
+        from erless.plan.report import policy_table, shard_table
+
+        console = Console(stderr=True, highlight=False)
+        if not console.is_terminal:
+            console = Console(stderr=True, highlight=False, width=150)
+        console.print(shard_table(plan))
+        console.print(policy_table(plan))
+        for line in plan.notes:
+            console.print(line)
+
+    def write(found: Measured, prepared: Prepared) -> None:
+        write_page(found, prepared, report, prepared.bundle.parent / "result")
+
+    with bars() as progress:
+        found = Demo(model.value, rows, data, seconds, progress, note).run(show_plan, write)
+    document = document_of(found, report)
+
+    def draw(console: Console) -> None:
+        console.print(summary_table(document, found))
+        console.print(f"the page: {report}")
+
+    emit(output, document, draw)
+    if document["max_relative_error"] > TOLERANCE or document["queries_failed"]:
+        note(
+            f"error: {document['queries_failed']} queries failed; largest relative difference "
+            f"{document['max_relative_error']:.2g}, allowed {TOLERANCE:g}"
+        )
+        raise SystemExit(1)

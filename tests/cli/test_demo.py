@@ -1,0 +1,35 @@
+"""`erless demo` at a small scale: everything in it is real, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from tests.conftest import Cli
+
+KEYS = {
+    "max_relative_error", "queries_checked", "memory_bytes", "model_wise_memory_bytes",
+    "memory_reduction", "memory_utility", "tax", "p50_ms", "p95_ms", "p99_ms", "cold_start_ms",
+    "functions", "functions_at_zero_when_idle", "report",
+}  # fmt: skip
+
+
+def test_the_demo_shows_all_of_it_and_cleans_up(cli: Cli, tmp_path: Path) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("erless-demo-*"))
+    done = cli("demo", "--rows", 20_000, "--seconds", 3, "-o", "json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.keys() >= KEYS
+    assert found["max_relative_error"] <= 1e-5
+    assert found["queries_checked"] >= 1000
+    assert found["queries_failed"] == 0
+    assert found["functions"] == 4
+    assert found["functions_at_zero_when_idle"] == found["functions_woken"] == 2
+    assert 0 < found["memory_utility"] <= 1
+    assert found["cold_start_ms"] > 0
+    page = (tmp_path / found["report"]).read_text()
+    assert page.startswith("<!doctype html>")
+    assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
+    assert set(Path(tempfile.gettempdir()).glob("erless-demo-*")) <= before
+    assert [each.name for each in tmp_path.iterdir()] == [found["report"]]
