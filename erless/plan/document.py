@@ -176,7 +176,7 @@ def _dense(outcome: Outcome, candidate: Candidate) -> DensePlan | None:
         return None
     request = outcome.request
     sla = request.sla_p95_ms or DEFAULT_SLA_MS
-    rate = function.vcpu / function.service_s
+    rate = (1.0 if function.gpus else function.vcpu) / function.service_s
     return DensePlan(
         device=apart.device,
         gpus=function.gpus,

@@ -188,12 +188,11 @@ class Layout:
         return self._latency(self.gateway, tail) + remote + tower
 
     def _latency(self, function: Function, tail: float) -> float:
-        service = function.service_s / min(1.0, function.vcpu)
+        cores = 1.0 if function.gpus else function.vcpu
+        service = function.service_s / min(1.0, cores)
         if not self.terms.queueing:
             return service
-        return service + quantile_wait_s(
-            service, function.load, function.replicas, function.vcpu, tail
-        )
+        return service + quantile_wait_s(service, function.load, function.replicas, cores, tail)
 
     @property
     def utility(self) -> float:
@@ -226,15 +225,14 @@ def _contents(
 
 
 def _dense(demand: Demand, dense: DenseDemand, terms: Terms) -> Function:
-    """On a GPU a replica has one, and one vCPU that feeds it."""
+    """On a GPU a replica has one, and the vCPU that feed it; its load then counts GPUs."""
     on_gpu = dense.device == "cuda"
-    sized = terms if not on_gpu else terms.on(1.0)
     load = demand.qps * dense.service_s
-    number = replicas(max(load, demand.qps * dense.cpu_s), sized, demand.min_replicas)
-    vcpu = 1.0 if on_gpu else vcpu_each(load, number, sized)
+    number = replicas(load, terms.on(1.0) if on_gpu else terms, demand.min_replicas)
+    vcpu = vcpu_each(demand.qps * dense.cpu_s if on_gpu else load, number, terms)
     return Function(
-        "dense", (), Precision.FP32, 0.0, 0, 0.0, dense.service_s, load, number, vcpu,
-        dense.memory_bytes, "the dense tower", int(on_gpu),
+        "dense", (), Precision.FP32, 0.0, 0, 0.0, dense.service_s, load, number,
+        max(1.0, vcpu) if on_gpu else vcpu, dense.memory_bytes, "the dense tower", int(on_gpu),
     )  # fmt: skip
 
 

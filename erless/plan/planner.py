@@ -24,9 +24,11 @@ from erless.plan.measured import Measured, measured_terms
 from erless.plan.nodes import Packing, cheapest_possible, pack
 from erless.plan.prices import Prices, read_prices
 from erless.plan.request import PlanRequest, Policy
+from erless.plan.shaped import node_shaped
 from erless.plan.tiers import with_tiers
 from erless.plan.tower import TowerCost, tower_cost
 from erless.specs.model import ModelSpec
+from erless.specs.plan import Precision
 
 __all__ = ["POLICIES", "Candidate", "Outcome", "Planner"]
 
@@ -73,7 +75,8 @@ class Planner:
         request: all knobs.
         prices: instance types; None takes those that ship.
         measured: curves of the profile; None takes the shipped defaults.
-        coarse: try every other container size only; four times as fast, at most dearer.
+        coarse: try every other container size only; four times as fast, at most dearer,
+            and the outcome has no bound (NaN).
 
     Raises:
         PlanError: λ is not above 0, or a value contradicts another.
@@ -130,7 +133,7 @@ class Planner:
         if free:
             best["joint"] = self._demanded()
         return Outcome(self.request, self.demand, self.terms, self.tower, self.prices,
-                       self._bound(), best, free)  # fmt: skip
+                       math.nan if self.coarse else self._bound(), best, free)  # fmt: skip
 
     def _frozen(self, found: Candidate) -> Candidate:
         """With its idle rows in a function of their own, where frozen rows are wanted."""
@@ -185,29 +188,40 @@ class Planner:
                     layouts.append(elasticrec(demand, terms, per_table))
                 else:
                     layouts += self._joint(demand, terms)
+            if policy == "joint":
+                layouts += self._node_shaped(demand)
         return layouts
 
     def _joint(self, demand: Demand, terms: Terms) -> list[Layout]:
-        request = self.request
         chosen: list[Layout] = []
-        for precision in request.precisions:
+        for precision in self.request.precisions:
             for hot in (True,) if terms.fixed_vcpu or self.coarse else (True, False):
-                layouts = joint_layouts(
-                    demand, terms, precision=precision,
-                    resident_precision=request.resident_precision,
-                    max_fan_out=request.max_fan_out, max_shard_bytes=self.shard_bytes,
-                    resident_hot=hot, shards_wanted=12 if terms.fixed_vcpu else 6,
-                )  # fmt: skip
-                if terms.fixed_vcpu:
-                    chosen += layouts
-                    continue
-                by_number: dict[int, Layout] = {}
-                for each in layouts:
-                    known = by_number.get(len(each.shards))
-                    if known is None or each.memory < known.memory:
-                        by_number[len(each.shards)] = each
-                chosen += by_number.values()
+                found = self._joint_layouts(demand, terms, precision, self.shard_bytes, hot)
+                chosen += found if terms.fixed_vcpu else _least_of_each_number(found)
         return chosen
+
+    def _node_shaped(self, demand: Demand) -> list[Layout]:
+        """Shards that fill one node of some type, where the model is larger than that node."""
+        if self.terms.fixed_vcpu:
+            return []
+        return [
+            layout
+            for kind in self.request.precisions
+            for layout in node_shaped(
+                demand, self.terms, self.prices.types, kind, self.request.resident_precision,
+                self.shard_bytes,
+            )
+        ]  # fmt: skip
+
+    def _joint_layouts(
+        self, demand: Demand, terms: Terms, precision: Precision, room: float, hot: bool
+    ) -> list[Layout]:  # fmt: skip
+        return joint_layouts(
+            demand, terms, precision=precision,
+            resident_precision=self.request.resident_precision,
+            max_fan_out=self.request.max_fan_out, max_shard_bytes=room, resident_hot=hot,
+            shards_wanted=12 if terms.fixed_vcpu else 6,
+        )  # fmt: skip
 
     def _choose(self, policy: Policy, pool: Sequence[Layout], strict: bool) -> Candidate | None:
         """The cheapest layout that meets the constraints; for a baseline, else the cheapest."""
@@ -284,6 +298,16 @@ class Planner:
         least = memory_bound(place if on_gpu else self.demand, self.terms, request.smallest,
                              request.resident_precision, fan_out)  # fmt: skip
         return least + (dense.memory_bytes if on_gpu and dense else 0.0)
+
+
+def _least_of_each_number(layouts: Sequence[Layout]) -> list[Layout]:
+    """Of the layouts with equally many shards the one of least memory."""
+    chosen: dict[int, Layout] = {}
+    for each in layouts:
+        known = chosen.get(len(each.shards))
+        if known is None or each.memory < known.memory:
+            chosen[len(each.shards)] = each
+    return list(chosen.values())
 
 
 def _terms(request: PlanRequest, measured: Measured) -> Terms:

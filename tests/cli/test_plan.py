@@ -130,3 +130,18 @@ def test_without_model_or_yaml_it_says_what_to_give(cli: Cli, tmp_path: Path) ->
     done = cli("plan", cwd=tmp_path)
     assert done.returncode == 1
     assert "no model at model: give --model" in done.stderr
+
+
+@pytest.mark.parametrize("workload", ["rm1", "rm2", "rm3"])
+def test_best_against_best_is_one_document_and_joint_is_never_dearer(
+    cli: Cli, workload: str
+) -> None:
+    """Nothing but JSON on stdout: the solver of the bound has its own mind about that."""
+    done = cli("plan", "--workload", workload, "--traffic", "16x", "--compare", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    policies = {each["policy"]: each for each in document["policies"]}
+    cost = {name: each["usd_per_month"] for name, each in policies.items()}
+    assert cost["joint"] <= min(cost.values()) + 0.01
+    assert all(each["lower_bound"] <= each["usd_per_month"] + 0.01 for each in policies.values())
+    assert any("sharding" in line for line in document["verdict"])

@@ -161,3 +161,20 @@ def test_frozen_rows_idle_and_scale_to_zero() -> None:
     assert math.exp(-document.qps * frozen.gathers * 1e-3) >= 0.5
     assert frozen.gathers <= 0.2
     assert_covers(found.best["joint"].layout)
+
+
+def test_shards_that_fill_nodes_reach_the_bound_where_memory_decides() -> None:
+    """RM2 is 82 GB: a 64 GiB node and a 16 GiB node are half the price of a 128 GiB one."""
+    found = outcome("rm2", traffic=4)
+    joint = found.best["joint"]
+    assert_covers(joint.layout)
+    assert joint.packing.usd_per_month == pytest.approx(found.bound, rel=1e-6)
+    assert joint.packing.usd_per_month < 0.65 * found.best["model-wise"].packing.usd_per_month
+
+
+def test_more_vcpu_where_the_sla_needs_it() -> None:
+    slow = outcome("rm1", qps=50.0)
+    fast = outcome("rm1", qps=50.0, sla_p95_ms=8.0)
+    late = slow.best["joint"].layout.p95_s * 1e3
+    assert late > 8 >= fast.best["joint"].layout.p95_s * 1e3
+    assert fast.best["joint"].layout.vcpu > slow.best["joint"].layout.vcpu
