@@ -46,6 +46,7 @@ from erless.specs.config import Config
 ROOT = Path(__file__).parents[2]
 START_S = 180.0
 WARM_S = 3.0
+ALONE_S = 2.0  # at least, with one query in flight
 
 
 @dataclass
@@ -209,7 +210,7 @@ def measure(system: System, connections: int, seconds: float, options: tuple[str
     inside = (log.due_s + np.nan_to_num(log.latency_s) < seconds) & answered
     system.qps.append(float(inside.sum()) / seconds)
     system.cpu_ms.append(spent * 1e3 / max(1, len(log.due_s)))
-    alone = drive(system, 1, max(3.0, seconds / 2), options)
+    alone = drive(system, 1, max(ALONE_S, seconds / 2), options)
     latency = alone.log.latency_s[np.isfinite(alone.log.latency_s)] * 1e3
     system.p50_ms.append(float(np.quantile(latency, 0.5)))
     system.p99_ms.append(float(np.quantile(latency, 0.99)))

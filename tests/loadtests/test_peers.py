@@ -1,13 +1,14 @@
-"""The comparison: its table, and the whole command without Ray, on a small model."""
+"""The comparison: its table, and its measurements of a small model, without Ray."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from contextlib import ExitStack
+from pathlib import Path
 
-from loadtests.peers.compare import table
-from tests.conftest import ROOT
+from erless.observe.loadtest.monolith import MonolithServer
+from loadtests.peers.compare import System, local, measure, table
+from tests.conftest import Cli
+from tests.releases import Made
 
 
 def test_table() -> None:
@@ -22,17 +23,20 @@ def test_table() -> None:
     assert "1.00\u00d7" in lines[3]
 
 
-def test_the_command_without_ray() -> None:
-    command = [sys.executable, "-m", "loadtests.peers.compare", "--rows", "2000", "--rounds", "1",
-               "--seconds", "2", "--shards", "2", "--ray-python", "/bin/false", "--output",
-               "json"]  # fmt: skip
-    run = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout)
-    assert [row["system"] for row in result["systems"]] == ["erless", "monolith"]
-    for row in result["systems"]:
+def test_the_monolith_and_the_functions_answer_alike(
+    packed_release: Made, tmp_path: Path, cli: Cli
+) -> None:
+    expected = tmp_path / "expected.json"
+    told = cli("predict", "--monolith", packed_release.bundle, packed_release.queries, "-o", "json")
+    expected.write_text(told.stdout)
+    options = ("--queries", str(packed_release.queries), "--expected", str(expected))
+    with ExitStack() as running:
+        functions = running.enter_context(local(Path(packed_release.store), tmp_path / "state"))
+        server = running.enter_context(MonolithServer(packed_release.bundle))
+        systems = [functions, System("monolith", server.url, lambda: [server.pid])]
+        for each in systems:
+            measure(each, 2, 2.0, options)
+    for row in (each.row() for each in systems):
         assert row["failed"] == 0
         assert row["largest_relative_error"] <= 1e-5
         assert row["qps"] > 1 and row["cpu_ms_per_query"] > 0.05

@@ -1,0 +1,336 @@
+"""The paper's evaluation: measured at this machine's scale, simulated at full scale, side by side.
+
+    python benchmarks/evaluation.py --output markdown
+
+Measured (one run): RM1, RM2, RM3; locality 10, 50, 90 %; 1, 2, 4, 8 remote shards. Each case is
+made, profiled, planned, packed and deployed with one replica per function; queries go through the
+gateway and are compared with the monolith's answers. From the CPU seconds that each process spends
+per query and the memory that it takes follows what traffic of eight monoliths' worth needs:
+
+    replicas of f = ⌈8 · cpu(f) / cpu(monolith)⌉      memory = Σ replicas · PSS of one
+
+against eight monoliths. CPU seconds, unlike seconds, do not depend on who else uses the machine.
+Memory utility is counted: rows that 1,000 queries touch, spread evenly over the replicas.
+
+Full scale (20 M rows): planned on the paper's terms at eight replicas' traffic and simulated under
+steps of it, with cold starts and machines that must boot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from erless.cli.simulate import _node
+from erless.dlrm.queries import Query
+from erless.dlrm.workload import WORKLOADS
+from erless.importers.synthetic import queries_of
+from erless.observe.loadtest.monolith import MonolithServer
+from erless.observe.simulator.fleet import Terms
+from erless.observe.simulator.outcome import Simulation, run_simulation
+from erless.specs.plan import Plan
+from erless.specs.profile import MANIFEST, Profile, TableAccess
+from erless.specs.traffic import parse_traffic
+from erless.storage.tensors import TensorFile
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from loadtests.peers.compare import System, drive, erless, local
+
+TIMES = 8
+UTILITY_QUERIES = 1000
+# AWS Fargate, us-east-1, on demand: dollars per vCPU hour and per GB hour
+VCPU_HOUR, GB_HOUR = 0.04048, 0.004445
+PAPER = {"memory": 3.3, "utility": 8.1, "cost": 1.6}  # averages of ElasticRec's abstract
+ROWS = {"rm1": 500_000, "rm2": 150_000, "rm3": 500_000}
+STEPS = (0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25)
+STEP_S = 300.0
+SLA_S = 0.4  # the paper's
+
+
+@dataclass(frozen=True)
+class Case:
+    """One column of the evaluation."""
+
+    workload: str
+    locality: float
+    shards: int
+
+
+CASES = [
+    Case("rm1", 0.9, 4), Case("rm2", 0.9, 4), Case("rm3", 0.9, 4), Case("rm1", 0.1, 4),
+    Case("rm1", 0.5, 4), Case("rm1", 0.9, 1), Case("rm1", 0.9, 2), Case("rm1", 0.9, 8),
+]  # fmt: skip
+
+
+class Bundle:
+    """A workload's bundle, profile and expected predictions, shared by its cases."""
+
+    def __init__(self, case: Case, rows: int, folder: Path) -> None:
+        self.rows, self.folder = rows, folder
+        self.model, self.profile = folder / "m", folder / "p"
+        self.expected = folder / "expected.json"
+        erless("example", case.workload, "--rows", rows, "--locality", case.locality, "--out",
+               self.model)  # fmt: skip
+        erless("profile", "--model", self.model, "--log", self.model / "access.parquet", "--out",
+               self.profile)  # fmt: skip
+        queries = self.model / "queries.safetensors"
+        self.expected.write_text(erless("predict", "--monolith", self.model, queries, "-o", "json"))
+        self.options = ("--queries", str(queries), "--expected", str(self.expected))
+
+
+def per_process(system: System, users: int, seconds: float, options: tuple[str, ...]) -> Any:
+    """CPU seconds per query and PSS of each process of a system; the record of the run."""
+
+    def spent() -> dict[int, float]:
+        found = {}
+        for each in system.tree():
+            try:
+                found[each.pid] = sum(each.cpu_times()[:2])
+            except psutil.Error:
+                continue
+        return found
+
+    drive(system, users, 1.5, options)
+    before = spent()
+    record = drive(system, users, seconds, options)
+    after = spent()
+    count = len(record.log.due_s)
+    cpu = {pid: (after[pid] - before.get(pid, 0.0)) / count for pid in after}
+    memory = {each.pid: each.memory_full_info().pss for each in system.tree()}
+    return cpu, memory, record
+
+
+def function_of(pid: int, names: dict[str, str]) -> str | None:
+    """The plan's name of the function that a process runs."""
+    process = psutil.Process(pid)
+    command = process.cmdline()
+    if "functions.gateway.main" in command:
+        return "gateway"
+    if "functions.sparse.main" in command:
+        return names[process.environ()["ERLESS_SHARD"]]
+    return None
+
+
+def ranks_of(profile: Path, access: TableAccess) -> np.ndarray:
+    """Rank of each row id: counted rows hottest first, then the others by id."""
+    file = TensorFile(profile / access.counts.path) if access.counts else None
+    hottest = file.map("ids").astype(np.int64) if file else np.empty(0, np.int64)
+    rank = np.full(access.rows, -1, np.int64)
+    rank[hottest] = np.arange(len(hottest))
+    rank[rank < 0] = np.arange(len(hottest), access.rows)
+    return rank
+
+
+def touched_rows(plan: Plan, bundle: Bundle, replicas: dict[str, int], query: Query) -> float:
+    """Share of allocated rows that the queries touch, spread evenly over the replicas."""
+    profile = Profile.load(bundle.profile / MANIFEST)
+    samples = query.lengths.shape[1]
+    per_table = query.values.reshape(len(profile.tables), samples, -1)
+    rank = [ranks_of(bundle.profile, access) for access in profile.tables]
+    names = {access.table: index for index, access in enumerate(profile.tables)}
+    touched = allocated = 0.0
+    for shard in plan.shards:
+        copies = replicas["gateway"] if shard.tier == "resident" else replicas[shard.name]
+        part = max(1, samples // copies)
+        for each in shard.slices:
+            ranks = rank[names[each.table]][per_table[names[each.table]][:part].ravel()]
+            inside = ranks[(ranks >= each.start) & (ranks < each.stop)]
+            touched += copies * len(np.unique(inside))
+            allocated += copies * each.rows
+    return touched / allocated
+
+
+def dollars(cpu: float, memory_bytes: float) -> float:
+    """A month at Fargate's prices."""
+    return 730 * (cpu * VCPU_HOUR + memory_bytes / 1e9 * GB_HOUR)
+
+
+def measured(case: Case, bundle: Bundle, seconds: float, whole: dict[str, float]) -> dict[str, Any]:
+    """One case on this machine."""
+    plan_path, store = bundle.folder / f"plan{case.shards}.json", bundle.folder / f"s{case.shards}"
+    erless("plan", "--model", bundle.model, "--profile", bundle.profile, "--shards", case.shards,
+           "--traffic", f"{TIMES}x", "--out", plan_path)  # fmt: skip
+    erless("pack", "--model", bundle.model, "--profile", bundle.profile, "--plan", plan_path,
+           "--store", store)  # fmt: skip
+    plan = Plan.load(plan_path)
+    with local(store, bundle.folder / f"state{case.shards}") as system:
+        release = json.loads(next((store / "releases").iterdir()).read_text())
+        names = {each["digest"]: each["name"] for each in release["shards"]}
+        cpu, memory, record = per_process(system, 4, seconds, bundle.options)
+        functions: dict[str, tuple[float, int]] = {}
+        for pid, spent in cpu.items():
+            name = function_of(pid, names)
+            if name is not None:
+                functions[name] = (spent, memory[pid])
+    replicas = {name: max(1, math.ceil(TIMES * spent / whole["cpu"] - 1e-9))
+                for name, (spent, _) in functions.items()}  # fmt: skip
+    total = sum(replicas[name] * size for name, (_, size) in functions.items())
+    vcpu = sum(TIMES * spent / whole["cpu"] for spent, _ in functions.values())
+    sample = stream(case, bundle.rows)
+    utility = touched_rows(plan, bundle, replicas, sample)
+    mono_utility = touched_rows(whole_plan(plan), bundle, {"gateway": TIMES}, sample)
+    return {
+        "workload": case.workload, "locality": case.locality, "shards": case.shards,
+        "rows": bundle.rows, "replicas": replicas,
+        "memory": TIMES * whole["memory"] / total,
+        "utility": utility / mono_utility,
+        "cost": dollars(TIMES, TIMES * whole["memory"]) / dollars(vcpu, total),
+        "tax": sum(spent for spent, _ in functions.values()) / whole["cpu"],
+        "memory_bytes": total, "model_wise_bytes": TIMES * whole["memory"],
+        "failed": sum(1 for each in record.log.failure if each),
+        "largest_error": float(record.errors.max(initial=0.0)),
+    }  # fmt: skip
+
+
+def whole_plan(plan: Plan) -> Plan:
+    """All rows in the gateway."""
+    shards = tuple(each.model_copy(update={"tier": "resident"}) for each in plan.shards)
+    return plan.model_copy(update={"shards": shards})
+
+
+def stream(case: Case, rows: int) -> Query:
+    """1,000 queries of the case."""
+    import dataclasses
+
+    workload = dataclasses.replace(WORKLOADS[case.workload], rows=rows, locality=case.locality)
+    return queries_of(workload, UTILITY_QUERIES * workload.batch, block=1)
+
+
+def monolith(bundle: Bundle, seconds: float) -> dict[str, float]:
+    """CPU seconds per query and memory of the whole model in one process."""
+    with MonolithServer(bundle.model) as server:
+        system = System("monolith", server.url, lambda: [server.pid])
+        cpu, memory, _ = per_process(system, 4, seconds, bundle.options)
+    return {"cpu": sum(cpu.values()), "memory": float(sum(memory.values()))}
+
+
+def full_scale(case: Case, folder: Path, policy: str, demand: tuple[str, str]) -> dict[str, Any]:
+    """Plan and simulate at 20 M rows per table, in steps of the traffic that was planned for."""
+    plans = {}
+    for each in dict.fromkeys((policy, "model-wise")):
+        path = folder / f"{each}.json"
+        erless("plan", "--workload", case.workload, "--locality", case.locality, "--policy", each,
+               "--equal-containers", "--sla-p95-ms", 400, *demand, "--out", path)  # fmt: skip
+        plans[each] = Plan.load(path)
+    ours, base = plans[policy], plans["model-wise"]
+    traffic = parse_traffic("step:" + ",".join(f"{part * ours.qps:.1f}" for part in STEPS),
+                            STEP_S * len(STEPS))  # fmt: skip
+    runs = {each: simulate(plan, traffic) for each, plan in plans.items()}
+    result, whole = ours.result, base.result
+    assert result and whole
+    return {
+        "workload": case.workload, "locality": case.locality, "policy": policy, "qps": ours.qps,
+        "planned_memory": whole.memory_bytes / result.memory_bytes,
+        "planned_utility": result.memory_utility / whole.memory_utility,
+        "planned_cost": whole.usd_per_month / result.usd_per_month,
+        "simulated_memory": mean_memory(runs["model-wise"]) / mean_memory(runs[policy]),
+        "simulated_cost": runs["model-wise"].usd_per_month / runs[policy].usd_per_month,
+        "late": late_share(runs[policy], SLA_S),
+        "late_model_wise": late_share(runs["model-wise"], SLA_S),
+    }  # fmt: skip
+
+
+def simulate(plan: Plan, traffic: Any) -> Simulation:
+    """As planned, with every function scaled on requests: see docs/evaluation.md."""
+    gateway = plan.gateway
+    scaling = gateway.scaling.model_copy(
+        update={"metric": "rps", "target": gateway.qps_per_replica}
+    )
+    plan = plan.model_copy(update={"gateway": gateway.model_copy(update={"scaling": scaling})})
+    return run_simulation(plan, traffic, Terms(), _node(plan, None), seed=0)
+
+
+def mean_memory(run: Simulation) -> float:
+    """Bytes over time."""
+    return float(run.memory.mean())
+
+
+def late_share(run: Simulation, sla_s: float) -> float:
+    """Queries beyond the SLA, or failed."""
+    values = run.samples.latency_s
+    weight = np.broadcast_to(run.samples.weight[:, None], values.shape)
+    late = np.isnan(values) | (values > sla_s)
+    total = float(weight.sum())
+    return float((weight * late).sum()) / total if total else 0.0
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables of docs/evaluation.md."""
+    lines = [
+        f"Paper (averages): memory {PAPER['memory']}×, utility {PAPER['utility']}×, "
+        f"cost {PAPER['cost']}×.", "", "Measured on this machine, over eight monoliths:", "",
+        "| workload | P | remote shards | rows per table | memory | utility | cost | tax | wrong |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in result["measured"]:
+        lines.append(
+            f"| {row['workload']} | {row['locality']:.0%} | {row['shards']} | {row['rows']:,} | "
+            f"{row['memory']:.2f}× | {row['utility']:.2f}× | {row['cost']:.2f}× | "
+            f"{row['tax']:.2f} | {row['failed']} |"
+        )
+    lines += ["", "Full scale, 20 M rows per table, over model-wise:", "",
+              "| workload | P | policy | queries/s | memory, planned | utility, planned | "
+              "cost, planned | memory, simulated | cost, simulated | late | late, model-wise |",
+              "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in result["full_scale"]:
+        lines.append(
+            f"| {row['workload']} | {row['locality']:.0%} | {row['policy']} | {row['qps']:,.0f} | "
+            f"{row['planned_memory']:.2f}× | {row['planned_utility']:.2f}× | "
+            f"{row['planned_cost']:.2f}× | {row['simulated_memory']:.2f}× | "
+            f"{row['simulated_cost']:.2f}× | {row['late']:.2%} | {row['late_model_wise']:.2%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, simulate, print."""
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the rows")
+    parser.add_argument("--only", choices=["measured", "full"], default=None)
+    parser.add_argument("--output", choices=["json", "markdown"], default="markdown")
+    given = parser.parse_args()
+    result: dict[str, Any] = {"paper": PAPER, "measured": [], "full_scale": []}
+    groups: dict[tuple[str, float], list[Case]] = {}
+    for case in CASES if given.only != "full" else []:
+        groups.setdefault((case.workload, case.locality), []).append(case)
+    for cases in groups.values():
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="erless-eval-")))
+            rows = int(ROWS[cases[0].workload] * given.scale)
+            bundle = Bundle(cases[0], rows, folder)
+            whole = monolith(bundle, given.seconds)
+            for case in cases:
+                row = measured(case, bundle, given.seconds, whole)
+                result["measured"].append(row)
+                print(json.dumps(row), file=sys.stderr)
+    demands = [("--traffic", f"{TIMES}x")]
+    for workload in WORKLOADS if given.only != "measured" else ():
+        for locality in (0.1, 0.5, 0.9) if workload == "rm1" else (0.9,):
+            for policy in ("elasticrec", "joint"):
+                for demand in demands if locality != 0.9 else [*demands, ("--qps", "100")]:
+                    with tempfile.TemporaryDirectory(prefix="erless-eval-") as name:
+                        case = Case(workload, locality, 0)
+                        row = full_scale(case, Path(name), policy, demand)
+                        result["full_scale"].append(row)
+                        print(json.dumps(row), file=sys.stderr)
+    print(json.dumps(result, indent=2) if given.output == "json" else markdown(result))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{' '.join(map(str, error.cmd))}: {error.stderr}")
