@@ -29,6 +29,7 @@ API = "serving.knative.dev/v1"
 QUEUE_PROXY = "queue.sidecar.serving.knative.dev"
 LOCAL = {"networking.knative.dev/visibility": "cluster-local"}
 SHARD_BYTES, GATEWAY_BYTES = 100_000_000, 300_000_000  # m0, where a plan says nothing
+MONOLITH_BYTES = 217_000_000  # torch, measured resident: a model-wise replica without rows
 PROGRESS_S = (600, 300)  # at least; for pulling an image and adding a node
 DEADLINE_S = 30.0  # docs/functions.md: of a query whose client names none
 
@@ -152,6 +153,8 @@ def gateway_service(
         timeout=timeout,
         public=site.gateway.visibility == "public",
     )
+    copy_bytes = release.model.embedding_bytes + MONOLITH_BYTES
+    service["metadata"]["annotations"][names.FULL_COPY] = str(copy_bytes)
     template = service["spec"]["template"]
     # a kept release's revision must not be collected: rollback needs it
     template["metadata"]["annotations"]["serving.knative.dev/no-gc"] = "true"

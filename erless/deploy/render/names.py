@@ -14,7 +14,7 @@ from typing import Any
 from erless.version import __version__
 
 __all__ = [
-    "DIGEST", "GATEWAY", "HISTORY", "KIND", "MANAGED", "OWNED", "RELEASE", "TIER",
+    "DIGEST", "FULL_COPY", "GATEWAY", "HISTORY", "KIND", "MANAGED", "OWNED", "RELEASE", "TIER",
     "dense_name", "function_labels", "metadata", "revision_name", "shard_service", "short",
 ]  # fmt: skip
 
@@ -27,6 +27,7 @@ TIER = "erless.dev/tier"
 DIGEST = "erless.dev/digest"
 RELEASE = "erless.dev/release"
 HISTORY = "erless.dev/history"
+FULL_COPY = "erless.dev/full-copy-bytes"
 SHORT = 16
 
 

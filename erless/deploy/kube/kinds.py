@@ -1,0 +1,81 @@
+"""The kinds that erless applies, reads and removes: where the API serves them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from erless.errors import DeployError
+
+__all__ = [
+    "ACCESS_REVIEW", "ACCOUNT", "BUDGET", "CLAIM", "CONFIG_MAP", "CRD", "DEPLOYMENT", "EVENT", "KSERVICE",
+    "LEASE", "NAMESPACE", "NODE", "OWNED_KINDS", "POD", "POD_AUTOSCALER", "POD_METRICS",
+    "REVISION", "SECRET", "SERVICE", "Kind", "kind_of",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One type of object; `plural` is its name in paths."""
+
+    api: str
+    kind: str
+    plural: str
+    namespaced: bool = True
+
+    @property
+    def group(self) -> str:
+        """The API group; empty for the core."""
+        return self.api.rpartition("/")[0]
+
+    def path(self, namespace: str | None = None, name: str = "", sub: str = "") -> str:
+        """The path of the collection, or of one object, or of a part of it."""
+        root = f"/apis/{self.api}" if "/" in self.api else f"/api/{self.api}"
+        where = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
+        return "/".join(part for part in (f"{root}{where}/{self.plural}", name, sub) if part)
+
+
+NAMESPACE = Kind("v1", "Namespace", "namespaces", namespaced=False)
+ACCOUNT = Kind("v1", "ServiceAccount", "serviceaccounts")
+POD = Kind("v1", "Pod", "pods")
+NODE = Kind("v1", "Node", "nodes", namespaced=False)
+EVENT = Kind("v1", "Event", "events")
+SECRET = Kind("v1", "Secret", "secrets")
+CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
+CLAIM = Kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+SERVICE = Kind("v1", "Service", "services")
+DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
+LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
+POLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+BUDGET = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+MONITOR = Kind("monitoring.coreos.com/v1", "PodMonitor", "podmonitors")
+KSERVICE = Kind("serving.knative.dev/v1", "Service", "services")
+REVISION = Kind("serving.knative.dev/v1", "Revision", "revisions")
+POD_AUTOSCALER = Kind(
+    "autoscaling.internal.knative.dev/v1alpha1", "PodAutoscaler", "podautoscalers"
+)
+POD_METRICS = Kind("metrics.k8s.io/v1beta1", "PodMetrics", "pods")
+CRD = Kind(
+    "apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions",
+    namespaced=False,
+)  # fmt: skip
+ACCESS_REVIEW = Kind(
+    "authorization.k8s.io/v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews",
+    namespaced=False,
+)  # fmt: skip
+
+# what deploy applies, in the order of removing: functions first, what they need last
+OWNED_KINDS = (KSERVICE, BUDGET, MONITOR, POLICY, ACCOUNT, LEASE)
+_APPLIED = {each.kind: each for each in (NAMESPACE, *OWNED_KINDS)}
+
+
+def kind_of(document: dict[str, Any]) -> Kind:
+    """The kind of an object that erless rendered.
+
+    Raises:
+        DeployError: erless applies no such kind.
+    """
+    kind = _APPLIED.get(document["kind"])
+    if kind is None or kind.api != document["apiVersion"]:
+        raise DeployError(f"{document['apiVersion']} {document['kind']} is none of erless's kinds")
+    return kind

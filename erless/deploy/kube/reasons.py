@@ -1,0 +1,122 @@
+"""Why a pod does not run, in the pod's own words: image, memory, crash, configuration, placement.
+
+A fact is final when waiting cannot mend it: an image that is not there, a container that ended for
+want of memory or with one of our own exit codes (docs/functions.md: 78 and 65), a Secret that is
+missing. A pod without a node may get one, so it is final only after a while in which no autoscaler
+said that it brings one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+__all__ = ["Fact", "pod_facts"]
+
+Object = dict[str, Any]
+OURS = {78: "its settings are wrong", 65: "an artifact is damaged or missing"}
+UNSCHEDULABLE_S = 90.0
+_IMAGE = {"ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
+_CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+_SCALES_UP = {"TriggeredScaleUp", "Nominated"}  # cluster autoscaler, Karpenter
+_LENGTH = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What keeps a pod from running; `final`: waiting does not help."""
+
+    pod: str
+    what: str
+    final: bool
+
+
+def pod_facts(pods: Iterable[Object], events: Iterable[Object]) -> list[Fact]:
+    """One fact per pod that does not run.
+
+    Args:
+        pods: as the API server gives them.
+        events: of their namespace.
+    """
+    scaling = {
+        event.get("involvedObject", {}).get("name")
+        for event in events
+        if event.get("reason") in _SCALES_UP
+    }
+    facts = (_fact(pod, scaling) for pod in pods)
+    return [fact for fact in facts if fact is not None]
+
+
+def _fact(pod: Object, scaling: set[Any]) -> Fact | None:
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    for condition in status.get("conditions", []):
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            final = name not in scaling and _age_s(condition) > UNSCHEDULABLE_S
+            return Fact(name, f"no node takes it: {condition.get('message', '?')}", final)
+    if status.get("reason") == "Evicted":
+        return Fact(name, f"evicted: {status.get('message', '?')}", True)
+    for container in status.get("containerStatuses", []):
+        fact = _container_fact(name, container)
+        if fact is not None:
+            return fact
+    return None
+
+
+def _container_fact(pod: str, container: Object) -> Fact | None:
+    waiting = container.get("state", {}).get("waiting") or {}
+    reason, message = waiting.get("reason", ""), waiting.get("message", "")
+    if reason in _IMAGE or (reason == "ErrImagePull" and message):
+        text = f"image {container.get('image')} cannot be pulled: {_line(message)}"
+        return Fact(pod, text, reason in _IMAGE)
+    if reason in _CONFIG:
+        return Fact(pod, f"{reason}: {_line(message)}", True)
+    ended = (
+        container.get("state", {}).get("terminated")
+        or container.get("lastState", {}).get("terminated")
+        or {}
+    )
+    if not ended or (container.get("ready") and container.get("started")):
+        return None
+    code = ended.get("exitCode", 0)
+    if ended.get("reason") == "OOMKilled":
+        limit = container.get("resources", {}).get("limits", {}).get("memory", "its limit")
+        return Fact(pod, f"out of memory: it took more than {limit}", True)
+    if code == 0:
+        return None
+    why = f" ({OURS[code]})" if code in OURS else ""
+    text = f"{container.get('name')} ended with code {code}{why}: {_last_words(ended)}"
+    final = code in OURS or reason == "CrashLoopBackOff" or container.get("restartCount", 0) > 1
+    return Fact(pod, text, final)
+
+
+def _last_words(ended: Object) -> str:
+    """What the container said last; our functions say it as one JSON line."""
+    said = (ended.get("message") or ended.get("reason") or "no word").strip()
+    line = said.splitlines()[-1]
+    try:
+        document = json.loads(line)
+    except ValueError:
+        return _line(line)
+    if not isinstance(document, dict):
+        return _line(line)
+    text = next((document[key] for key in ("error", "message", "event") if document.get(key)), line)
+    return _line(str(text))
+
+
+def _line(text: str) -> str:
+    short = re.sub(r"\s+", " ", text).strip()
+    return short if len(short) <= _LENGTH else f"{short[: _LENGTH - 1]}…"
+
+
+def _age_s(condition: Object) -> float:
+    """Seconds since the condition changed; 0 where it does not say."""
+    try:
+        since = datetime.fromisoformat(condition["lastTransitionTime"].replace("Z", "+00:00"))
+    except (KeyError, ValueError):
+        return 0.0
+    return max(time.time() - since.timestamp(), 0.0)
