@@ -13,6 +13,7 @@
     ├── TrafficError             a traffic shape or trace cannot be replayed
     ├── LoadTestError            a load could not be sent
     ├── StoreError               a release store: absent, torn, contended
+    ├── ImageError               a function's image cannot be built, pulled or pushed
     ├── InfraError               Terraform: not installed, not applied, an output is missing
     ├── ServeError               a query was not answered; carries the HTTP status and a kind
     ├── DeployError              a target refused, or did not get ready: the function's own reason
@@ -33,6 +34,7 @@ __all__ = [
     "ConflictError",
     "DeployError",
     "ErlessError",
+    "ImageError",
     "InfeasibleError",
     "InfraError",
     "InterruptedRunError",
@@ -109,6 +111,10 @@ class LoadTestError(ErlessError):
 
 class StoreError(ErlessError):
     """A release store is absent, torn or contended."""
+
+
+class ImageError(ErlessError):
+    """A function's image cannot be built, pulled or pushed: the engine's or registry's reason."""
 
 
 class InfraError(ErlessError):

@@ -20,6 +20,7 @@ from erless.cli import (
     destroy,
     example,
     history,
+    image,
     import_,
     loadtest,
     logs,
@@ -74,6 +75,7 @@ app.command("profile")(profile.profile)
 app.command("plan")(plan.plan)
 app.command("pack")(pack.pack)
 app.add_typer(releases.app, name="releases")
+app.add_typer(image.app, name="image")
 app.command("render")(render.render)
 app.command("deploy")(deploy.deploy)
 app.command("status")(status.status)

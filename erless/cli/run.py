@@ -38,6 +38,7 @@ HINTS: dict[type[errors.ErlessError], str] = {
     errors.TrafficError: "traffic is like step:50,150,50, or a table with columns t_s and qps",
     errors.LoadTestError: "see `erless status`, and `erless loadtest --help` for --host",
     errors.StoreError: "see `erless releases list`",
+    errors.ImageError: "see `erless image build --help`: --base, --wheels, --registry",
     errors.InfraError: "run `terraform -chdir=DIR init` and `terraform -chdir=DIR apply` first",
     errors.NotDeployedError: "`erless deploy` first",
     errors.DeployError: "see `erless status` and `erless logs`",

@@ -8,9 +8,9 @@ from typing import Any
 from erless.errors import DeployError
 
 __all__ = [
-    "ACCESS_REVIEW", "ACCOUNT", "BUDGET", "CLAIM", "CONFIG_MAP", "CRD", "DEPLOYMENT", "EVENT", "KSERVICE",
-    "LEASE", "NAMESPACE", "NODE", "OWNED_KINDS", "POD", "POD_AUTOSCALER", "POD_METRICS",
-    "REVISION", "SECRET", "SERVICE", "Kind", "kind_of",
+    "ACCESS_REVIEW", "ACCOUNT", "BUDGET", "CLAIM", "CONFIG_MAP", "CRD", "DEPLOYMENT", "EVENT",
+    "KSERVICE", "LEASE", "NAMESPACE", "NODE", "OWNED_KINDS", "POD", "POD_AUTOSCALER",
+    "POD_METRICS", "REVISION", "SECRET", "SERVICE", "Kind", "kind_of",
 ]  # fmt: skip
 
 

@@ -1,0 +1,171 @@
+"""`erless image`: build and push the functions' images."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from erless.cli.options import project
+from erless.cli.run import Output, OutputOption, emit, note, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from erless.specs.knative import FunctionKind
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Images of the functions: `build`, `push`.")
+
+ARCHIVES = Path("images")
+
+
+class Builder(StrEnum):
+    """Who builds."""
+
+    AUTO = "auto"
+    DOCKER = "docker"
+    PODMAN = "podman"
+    BUILDAH = "buildah"
+    NONE = "none"
+
+
+class Kind(StrEnum):
+    """Which function."""
+
+    GATEWAY = "gateway"
+    SPARSE = "sparse"
+    DENSE = "dense"
+
+
+KindOption = Annotated[
+    list[Kind] | None,
+    typer.Option(
+        "--kind", help="gateway, sparse, dense; may be repeated [default: the first two]."
+    ),
+]
+FolderOption = Annotated[Path, typer.Option("--out", help="Folder of the archives.")]
+
+
+def _kinds(chosen: list[Kind] | None) -> list[FunctionKind]:
+    kinds: list[FunctionKind] = [each.value for each in chosen or (Kind.GATEWAY, Kind.SPARSE)]
+    return kinds
+
+
+@app.command()
+@verb
+def build(
+    kind: KindOption = None,
+    base: Annotated[
+        str | None, typer.Option(help="Image to build on [default: a slim Python 3.11].")
+    ] = None,
+    dependencies: Annotated[
+        bool, typer.Option(help="Add what erless imports; off where the base has it.")
+    ] = True,
+    torch: Annotated[
+        bool, typer.Option("--torch", help="torch in the gateway too (exported towers).")
+    ] = False,
+    wheels: Annotated[
+        Path | None, typer.Option(help="Folder of wheels instead of the package index.")
+    ] = None,
+    out: FolderOption = ARCHIVES,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Build images without a container engine: base, dependencies, erless → an OCI archive each.
+
+    The same inputs give the same digest. `erless image push` sends the archives to a registry;
+    with --engine it builds the Dockerfiles of `functions/` by docker, podman or buildah instead.
+
+    Example: `erless image build --base python:3.11.14-slim-bookworm --out images`
+    """
+    import tempfile
+
+    from erless.deploy.image.build import BASE, build_archive
+
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="erless-image-") as folder:
+        for each in _kinds(kind):
+            note(f"building {each}")
+            image = build_archive(
+                each, base or BASE, out / f"{each}.tar", Path(folder), dependencies=dependencies,
+                torch=torch or each == "dense", wheels=wheels,
+            )  # fmt: skip
+            rows.append(
+                {"kind": each, "archive": str(image.path), "digest": image.digest,
+                 "size_bytes": image.size}
+            )  # fmt: skip
+    emit(output, {"images": rows}, lambda console: _draw(console, rows))
+
+
+@app.command()
+@verb
+def push(
+    registry: Annotated[
+        str | None, typer.Option(help="HOST[:PORT]/NAME [default: erless.yaml's].")
+    ] = None,
+    tag: Annotated[str, typer.Option(help="Tag for people; deploys use the digest.")] = "latest",
+    kind: KindOption = None,
+    engine: Annotated[
+        Builder, typer.Option(help="Build the Dockerfiles by this engine, then push.")
+    ] = Builder.NONE,
+    base: Annotated[str | None, typer.Option(help="Base image for --engine.")] = None,
+    torch: Annotated[bool, typer.Option("--torch", help="torch in the gateway, for --engine.")] = (
+        False
+    ),
+    out: FolderOption = ARCHIVES,
+    images: Annotated[
+        Path | None, typer.Option(help="Write the digests here [default: images.json].")
+    ] = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Push images as REGISTRY/KIND and save their digests for `erless deploy`.
+
+    Example: `erless image push --registry 127.0.0.1:5000/erless`
+    """
+    import json
+    import tempfile
+
+    from erless.deploy.image import engine as engines
+    from erless.deploy.image.oci import push_archive
+    from erless.deploy.image.reference import parse_reference
+    from erless.errors import ConfigError, ImageError
+    from erless.storage.atomic import os_errors, staged_file
+
+    options = project().targets.knative
+    where = registry or options.registry
+    if where is None:
+        raise ConfigError("no registry: name one by --registry, or under targets.knative.registry")
+    chosen = engines.find_engine() if engine is Builder.AUTO else engine.value
+    if chosen is None:
+        raise ImageError(f"no container engine answers here: {', '.join(engines.ENGINES)}")
+    pushed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="erless-image-") as folder:
+        for each in _kinds(kind):
+            image = f"{where.rstrip('/')}/{each}:{tag}"
+            note(f"pushing {image}")
+            if engine is Builder.NONE:
+                reference = parse_reference(image)
+                pushed[each] = push_archive(out / f"{each}.tar", reference, Path(folder))
+            else:
+                engines.build(chosen, each, image, base, torch=torch)
+                pushed[each] = engines.push(chosen, image)
+    path = images or options.images_file
+    document: dict[str, Any] = {"images": pushed}
+    with staged_file(path) as stage, os_errors(stage):
+        stage.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    emit(
+        output, document | {"file": str(path)},
+        lambda console: console.print("\n".join([*pushed.values(), f"wrote {path}"])),
+    )  # fmt: skip
+
+
+def _draw(console: Console, rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table("function", "archive", "MB", "digest")
+    for row in rows:
+        table.add_row(row["kind"], row["archive"], f"{row['size_bytes'] / 1e6:,.1f}", row["digest"])
+    console.print(table)

@@ -1,0 +1,75 @@
+"""A function's image without an engine: base + dependencies + erless → archive."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from erless.deploy.image.content import APP, application_items, dependency_items
+from erless.deploy.image.layer import write_layer
+from erless.deploy.image.oci import Base, Image, append, load_base
+from erless.deploy.image.reference import parse_reference
+from erless.errors import ImageError
+from erless.specs.knative import FunctionKind
+
+__all__ = ["BASE", "build_archive"]
+
+BASE = "python:3.11.14-slim-bookworm"
+USER = "65532:65532"
+
+
+def build_archive(
+    kind: FunctionKind,
+    base: str,
+    target: Path,
+    scratch: Path,
+    *,
+    dependencies: bool = True,
+    torch: bool = False,
+    wheels: Path | None = None,
+) -> Image:
+    """Write the image of a function to `target`, an OCI archive.
+
+    Args:
+        kind: of the function.
+        base: reference of an image with this Python's version.
+        target: the archive's file.
+        scratch: a folder to work in; it may be kept between functions.
+        dependencies: whether to add what erless imports; False: the base has it.
+        torch: add torch.
+        wheels: a folder of wheels instead of the package index.
+
+    Raises:
+        ImageError: the base has another Python, or one of the parts failed.
+    """
+    below = load_base(parse_reference(base), scratch)
+    _check_python(below)
+    layers = []
+    if dependencies:
+        items = dependency_items(kind, scratch, torch=torch, wheels=wheels)
+        layers.append(write_layer(items, scratch / f"{kind}-dependencies.tar.gz"))
+    layers.append(write_layer(application_items(scratch), scratch / f"{kind}-erless.tar.gz"))
+    settings = {
+        "Entrypoint": ["python3", "-m", f"functions.{kind}.main"],
+        "WorkingDir": f"/{APP}",
+        "User": USER,
+        "ExposedPorts": {"8080/tcp": {}},
+    }
+    environment = {
+        "PYTHONPATH": f"/{APP}:/{APP}/site-packages",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    return append(below, layers, settings, environment, target)
+
+
+def _check_python(base: Base) -> None:
+    """Compiled kernels and bytecode are for one minor version; official images say theirs."""
+    variables = dict(each.split("=", 1) for each in base.config.get("config", {}).get("Env", []))
+    version = variables.get("PYTHON_VERSION")
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if version and not version.startswith(f"{here}."):
+        raise ImageError(
+            f"base {base.name} has Python {version}; erless is compiled for {here} here"
+        )

@@ -1,0 +1,138 @@
+"""What goes into a function's image besides its base: its dependencies, and erless itself.
+
+Python files come with their compiled form: a pod's root is read-only, so nothing would be compiled
+there, and compiling anew costs every cold start half a second.
+"""
+
+from __future__ import annotations
+
+import py_compile
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import erless
+from erless.deploy.image.layer import Item
+from erless.errors import ImageError
+from erless.specs.knative import FunctionKind
+
+__all__ = ["APP", "application_items", "dependency_items", "requirements", "source_root"]
+
+APP = "app"  # in the image
+SITE = f"{APP}/site-packages"
+SUFFIXES = {".py", ".json", ".csv", ".so"}
+PIP_TIMEOUT_S = 1800
+# what pip notes about how and when it installed; not what is installed
+NOTES = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
+
+
+def source_root() -> Path:
+    """The checkout that erless runs from: it holds `functions/` and the pinned versions.
+
+    Raises:
+        ImageError: erless is installed without its sources.
+    """
+    root = Path(erless.__file__).resolve().parents[1]
+    if not (root / "functions").is_dir() or not (root / "constraints.txt").is_file():
+        raise ImageError(
+            f"{root} is no checkout of erless: functions/ and constraints.txt are not there"
+        )
+    return root
+
+
+def requirements(kind: FunctionKind) -> Path:
+    """The list of what a function imports."""
+    return source_root() / "functions" / kind / "requirements.txt"
+
+
+def application_items(scratch: Path) -> list[Item]:
+    """erless and its functions, with compiled Python and the compiled kernels.
+
+    Raises:
+        ImageError: the kernels are not built.
+    """
+    root = source_root()
+    extension = sysconfig.get_config_var("EXT_SUFFIX")
+    items = []
+    for path in _sources(root):
+        name = path.relative_to(root)
+        items.append(Item(f"{APP}/{name.as_posix()}", path))
+        if path.suffix == ".py":
+            items.append(_compiled(path, name, scratch))
+    if not any(item.path.endswith(str(extension)) for item in items):
+        raise ImageError(f"{root}/erless/dlrm has no compiled kernels (*{extension})")
+    return items
+
+
+def _sources(root: Path) -> Iterator[Path]:
+    for folder in ("erless", "functions"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in SUFFIXES and path.is_file() and "__pycache__" not in path.parts:
+                yield path
+
+
+def _compiled(path: Path, name: Path, scratch: Path) -> Item:
+    """Bytecode that Python takes without looking at the source's time."""
+    folder = f"{APP}/{name.parent.as_posix()}/__pycache__"
+    tag = sys.implementation.cache_tag
+    target = scratch / "compiled" / f"{name}.{tag}.pyc"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    py_compile.compile(
+        str(path), str(target), dfile=f"/{APP}/{name.as_posix()}", doraise=True,
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )  # fmt: skip
+    return Item(f"{folder}/{name.stem}.{tag}.pyc", target)
+
+
+def dependency_items(
+    kind: FunctionKind, scratch: Path, *, torch: bool, wheels: Path | None
+) -> list[Item]:
+    """What the function imports, at the pinned versions, as pip installs it.
+
+    Args:
+        kind: of the function.
+        scratch: a folder to install into.
+        torch: torch too (exported towers, GPUs).
+        wheels: a folder of wheels instead of the package index.
+
+    Raises:
+        ImageError: pip failed; with its own words.
+    """
+    target = scratch / f"site-{kind}"
+    command = [
+        sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary=:all:",
+        "--disable-pip-version-check", "--target", str(target),
+        "--constraint", str(source_root() / "constraints.txt"),
+        "--requirement", str(requirements(kind)),
+    ]  # fmt: skip
+    command += ["--no-index", "--find-links", str(wheels)] if wheels else []
+    command += ["torch"] if torch else []
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ImageError(f"pip did not finish within {PIP_TIMEOUT_S} s") from error
+    if done.returncode:
+        last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise ImageError(f"pip: {(last or done.stderr.splitlines() or ['failed'])[-1]}")
+    shutil.rmtree(target / "bin", ignore_errors=True)  # scripts name this machine's Python
+    return list(_installed(target, scratch))
+
+
+def _installed(target: Path, scratch: Path) -> Iterator[Item]:
+    for path in sorted(target.rglob("*")):
+        if not path.is_file() or "__pycache__" in path.parts or path.name in NOTES:
+            continue
+        name = path.relative_to(target)
+        yield Item(f"{SITE}/{name.as_posix()}", path)
+        if path.suffix == ".py":
+            try:
+                item = _compiled(path, Path("site-packages") / name, scratch)
+            except py_compile.PyCompileError:
+                continue  # templates and files for other versions of Python
+            yield item

@@ -1,0 +1,85 @@
+"""Images by a container engine: docker, podman or buildah, whichever is here and answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from erless.deploy.image.content import source_root
+from erless.deploy.image.reference import parse_reference
+from erless.errors import ImageError
+from erless.specs.knative import FunctionKind
+
+__all__ = ["ENGINES", "build", "find_engine", "push"]
+
+ENGINES = ("docker", "podman", "buildah")
+ANSWER_S, BUILD_S = 20, 3600
+
+
+def find_engine() -> str | None:
+    """The first engine that is installed and works; docker's client without a daemon does not."""
+    for name in ENGINES:
+        if shutil.which(name) is None:
+            continue
+        try:
+            done = subprocess.run(
+                [name, "info"], capture_output=True, timeout=ANSWER_S, check=False,
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if done.returncode == 0:
+            return name
+    return None
+
+
+def build(engine: str, kind: FunctionKind, image: str, base: str | None, *, torch: bool) -> None:
+    """Build a function's Dockerfile as `image`.
+
+    Raises:
+        ImageError: the build failed; its output went to stderr.
+    """
+    verb = "bud" if engine == "buildah" else "build"
+    command = [engine, verb, "--file", f"functions/{kind}/Dockerfile", "--tag", image]
+    command += ["--build-arg", f"BASE={base}"] if base else []
+    command += ["--build-arg", "TORCH=1"] if torch and kind == "gateway" else []
+    _run([*command, "."], source_root(), f"{engine} could not build the {kind} image")
+
+
+def push(engine: str, image: str) -> str:
+    """Push `image`; returns it by digest.
+
+    Raises:
+        ImageError: the registry refused, or the engine knows no digest afterwards.
+    """
+    _run([engine, "push", image], source_root(), f"{engine} could not push {image}")
+    if engine == "buildah":
+        from erless.deploy.image.registry import resolve_digest
+
+        return resolve_digest(parse_reference(image))
+    done = subprocess.run(
+        [engine, "image", "inspect", image], capture_output=True, text=True, timeout=ANSWER_S,
+        check=False,
+    )  # fmt: skip
+    name = image.rpartition(":")[0]
+    try:
+        digests = json.loads(done.stdout)[0]["RepoDigests"]
+        return str(next(each for each in digests if each.startswith(f"{name}@")))
+    except (ValueError, KeyError, IndexError, StopIteration) as error:
+        raise ImageError(f"{engine} knows no digest of {image} after the push") from error
+
+
+def _run(command: Sequence[str], folder: Path, failure: str) -> None:
+    """Run an engine's command, its output on stderr for people to follow."""
+    try:
+        done = subprocess.run(
+            command, cwd=folder, check=False, timeout=BUILD_S, stdin=subprocess.DEVNULL,
+            stdout=2,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ImageError(f"{failure}: {error}") from error
+    if done.returncode:
+        raise ImageError(f"{failure}: exit code {done.returncode}")

@@ -1,0 +1,193 @@
+"""Images as documents: base + layers + what to start → an OCI archive, and an archive → a registry.
+
+An archive is the OCI image layout as one tar file: `oci-layout`, `index.json`, `blobs/sha256/…`.
+`skopeo copy oci-archive:sparse.tar …`, podman and containerd read it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erless.deploy.image.layer import Layer
+from erless.deploy.image.reference import Reference
+from erless.deploy.image.registry import Registry
+from erless.errors import ImageError
+from erless.storage.atomic import os_errors, staged_file
+
+__all__ = ["Base", "Image", "append", "load_base", "push_archive"]
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+LAYERS = {
+    "application/vnd.docker.image.rootfs.diff.tar.gzip": (
+        "application/vnd.oci.image.layer.v1.tar+gzip"
+    ),
+    "application/vnd.docker.image.rootfs.diff.tar": "application/vnd.oci.image.layer.v1.tar",
+}
+CREATED = "1970-01-01T00:00:00Z"
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """An image to build on: its layers' descriptors and files, and its configuration."""
+
+    name: str
+    layers: tuple[Document, ...]
+    config: Document
+    blobs: dict[str, Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An archive on disk. digest: of its manifest."""
+
+    path: Path
+    digest: str
+    size: int
+
+
+def load_base(reference: Reference, scratch: Path) -> Base:
+    """Pull a base's configuration and layers.
+
+    Raises:
+        ImageError: the registry does not know it, or does not answer.
+    """
+    registry = Registry(reference)
+    _, manifest = registry.manifest(reference.version)
+    blobs = {}
+    for each in [manifest["config"], *manifest["layers"]]:
+        target = scratch / each["digest"].replace(":", "-")
+        if not target.exists():
+            registry.pull(each["digest"], target)
+        blobs[each["digest"]] = target
+    config = json.loads(blobs[manifest["config"]["digest"]].read_bytes())
+    layers = [
+        {**each, "mediaType": LAYERS.get(each["mediaType"], each["mediaType"])}
+        for each in manifest["layers"]
+    ]
+    return Base(f"{reference.host}/{reference.name}", tuple(layers), config, blobs)
+
+
+def append(
+    base: Base, layers: list[Layer], settings: Document, environment: dict[str, str], target: Path
+) -> Image:
+    """Write `base` with `layers` on top as an archive.
+
+    Args:
+        base: what is below.
+        layers: from the lowest.
+        settings: `Entrypoint`, `User`, `WorkingDir`, … of the OCI configuration.
+        environment: variables, added to the base's.
+        target: the archive's file.
+    """
+    inherited = base.config.get("config", {})
+    known = dict(each.split("=", 1) for each in inherited.get("Env", []))
+    merged = [f"{name}={value}" for name, value in (known | environment).items()]
+    config = {
+        "architecture": base.config.get("architecture", "amd64"),
+        "os": base.config.get("os", "linux"),
+        "created": CREATED,
+        "config": {
+            **{key: value for key, value in inherited.items() if key not in ("Cmd", "Healthcheck")},
+            **settings, "Env": merged,
+        },
+        "rootfs": {
+            "type": "layers",
+            "diff_ids": [*base.config["rootfs"]["diff_ids"], *(each.diff_id for each in layers)],
+        },
+        "history": [
+            *base.config.get("history", []),
+            *({"created": CREATED, "created_by": "erless image build"} for _ in layers),
+        ],
+    }  # fmt: skip
+    text = _canonical(config)
+    manifest = _canonical(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": {"mediaType": CONFIG, "size": len(text), "digest": _sha256(text)},
+            "layers": [*base.layers, *(each.descriptor() for each in layers)],
+        }
+    )
+    blobs: dict[str, bytes | Path] = {
+        each["digest"]: base.blobs[each["digest"]] for each in base.layers
+    }
+    blobs |= {each.digest: each.path for each in layers}
+    blobs |= {_sha256(text): text, _sha256(manifest): manifest}
+    _write_archive(blobs, manifest, target)
+    return Image(target, _sha256(manifest), target.stat().st_size)
+
+
+def _write_archive(blobs: dict[str, bytes | Path], manifest: bytes, target: Path) -> None:
+    entry = {"mediaType": MANIFEST, "size": len(manifest), "digest": _sha256(manifest)}
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}
+    with staged_file(target) as stage, os_errors(stage), tarfile.open(stage, "w") as archive:
+        _put(archive, "oci-layout", _canonical({"imageLayoutVersion": "1.0.0"}))
+        _put(archive, "index.json", _canonical(index))
+        for digest in sorted(blobs):
+            _put(archive, f"blobs/{digest.replace(':', '/')}", blobs[digest])
+
+
+def _put(archive: tarfile.TarFile, name: str, content: bytes | Path) -> None:
+    header = tarfile.TarInfo(name)
+    header.mode = 0o644
+    if isinstance(content, bytes):
+        header.size = len(content)
+        archive.addfile(header, io.BytesIO(content))
+        return
+    header.size = content.stat().st_size
+    with content.open("rb") as file:
+        archive.addfile(header, file)
+
+
+def push_archive(path: Path, reference: Reference, scratch: Path) -> str:
+    """Push an archive's image under `reference`'s tag; returns it by digest.
+
+    Raises:
+        ImageError: not an archive, or the registry refused.
+        ArtifactError: there is no such file.
+    """
+    registry = Registry(reference)
+    with os_errors(path, "read"):
+        file = path.open("rb")
+    try:
+        with file, tarfile.open(fileobj=file) as archive:
+            index = json.loads(_member(archive, "index.json").read())
+            digest = index["manifests"][0]["digest"]
+            text = _member(archive, f"blobs/{digest.replace(':', '/')}").read()
+            manifest = json.loads(text)
+            for each in [manifest["config"], *manifest["layers"]]:
+                blob = scratch / each["digest"].replace(":", "-")
+                with blob.open("wb") as out:
+                    source = _member(archive, f"blobs/{each['digest'].replace(':', '/')}")
+                    while chunk := source.read(1 << 20):
+                        out.write(chunk)
+                registry.push(blob, each["digest"])
+                blob.unlink()
+    except (tarfile.TarError, KeyError, IndexError, ValueError) as error:
+        raise ImageError(f"{path} is not an OCI archive: {error}") from error
+    registry.tag(text.decode(), reference.tag)
+    return reference.at(digest)
+
+
+def _member(archive: tarfile.TarFile, name: str) -> Any:
+    member = archive.extractfile(name)
+    if member is None:
+        raise KeyError(name)
+    return member
+
+
+def _canonical(document: Document) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _sha256(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
