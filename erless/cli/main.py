@@ -18,6 +18,7 @@ from erless.cli import (
     config,
     deploy,
     destroy,
+    doctor,
     example,
     history,
     image,
@@ -76,6 +77,7 @@ app.command("plan")(plan.plan)
 app.command("pack")(pack.pack)
 app.add_typer(releases.app, name="releases")
 app.add_typer(image.app, name="image")
+app.command("doctor")(doctor.doctor)
 app.command("render")(render.render)
 app.command("deploy")(deploy.deploy)
 app.command("status")(status.status)

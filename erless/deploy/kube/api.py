@@ -30,6 +30,7 @@ __all__ = ["FIELD_MANAGER", "Api", "Gone", "Missing", "Unreachable", "connect"]
 Object = dict[str, Any]
 FIELD_MANAGER = "erless"
 RETRY_S = 60.0  # a rolling control plane comes back within this
+UNKNOWN_RETRY_S = 5.0  # a cluster that never answered is rather somewhere else
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
 TIMEOUT_S = (5.0, 30.0)  # connect, read
 _LATER = {429, 500, 502, 503, 504}
@@ -84,6 +85,7 @@ class Api:
     def __init__(self, api_client: client.ApiClient, retry_s: float = RETRY_S) -> None:
         self.host = str(api_client.configuration.host)
         self.retry_s = retry_s
+        self._reached = False
         # no discovery: the paths of our few kinds are known
         self._client = DynamicClient(  # type: ignore[no-untyped-call]
             api_client, discoverer=lambda *_: None
@@ -107,11 +109,14 @@ class Api:
             Gone: 410.
             DeployError: anything else that is not a success, or no answer.
         """
-        give_up = time.monotonic() + (self.retry_s if retry_s is None else retry_s)
+        if retry_s is None:
+            retry_s = self.retry_s if self._reached else min(self.retry_s, UNKNOWN_RETRY_S)
+        give_up = time.monotonic() + retry_s
         pause = FIRST_PAUSE_S
         while True:
             try:
                 answer = self._send(method, path, body, query, content_type)
+                self._reached = True
                 return dict(json.loads(answer.data or b"{}"))
             except ApiException as error:
                 asked = _retry_after(error)
@@ -121,7 +126,7 @@ class Api:
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
                 if time.monotonic() + pause > give_up:
                     raise Unreachable(
-                        f"no answer from the cluster at {self.host}: {first_line(error)}"
+                        f"no answer from the cluster at {self.host}: {_why(error)}"
                     ) from error
                 wait = pause
             time.sleep(wait * random.uniform(0.8, 1.0))  # noqa: S311
@@ -268,6 +273,12 @@ class Api:
         if error.status in (401, 403):
             return DeployError(f"the cluster at {self.host} does not let you: {said}")
         return DeployError(f"{method} {path}: {said} ({error.status})")
+
+
+def _why(error: Exception) -> str:
+    """What a connection failed of; urllib3 puts it last, behind its own objects."""
+    last = error.args[-1] if error.args else error
+    return first_line(last if isinstance(last, Exception) else Exception(str(last)))
 
 
 def _conflict(document: Object, path: str, said: str) -> str:

@@ -1,0 +1,89 @@
+"""`erless doctor`: is a cluster ready?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from erless.cli.cluster_options import (
+    ContextOption,
+    ImageOption,
+    InfraOption,
+    KubeconfigOption,
+    NamespaceOption,
+    ReleaseOption,
+    cluster_config,
+    cluster_site,
+)
+from erless.cli.options import EndpointOption, StoreOption, project
+from erless.cli.run import Output, OutputOption, emit, note, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from erless.deploy.doctor import Finding
+    from erless.deploy.render import Rendered
+    from erless.deploy.site import Site
+
+__all__ = ["doctor"]
+
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
+
+
+@verb
+def doctor(
+    store: StoreOption = None,
+    release: ReleaseOption = "",
+    image: ImageOption = None,
+    kubeconfig: KubeconfigOption = None,
+    context: ContextOption = None,
+    namespace: NamespaceOption = None,
+    infra: InfraOption = None,
+    endpoint_url: EndpointOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Check a cluster: reachable, Knative and its settings, permissions, nodes, images, store.
+
+    Each line passes, warns or fails, with the command that mends it. Exit 1 where one fails.
+
+    Example: `erless doctor --context my-cluster`
+    """
+    from erless.deploy.doctor import examine
+    from erless.deploy.kube.api import connect
+
+    config = cluster_config(
+        project(), kubeconfig=kubeconfig, context=context, namespace=namespace, infra=infra
+    )
+    site = cluster_site(config, image)
+    options = config.targets.knative
+    where = store or config.store
+    rendered = _rendered(site, where, release, endpoint_url)
+    findings = list(examine(connect(options.kubeconfig, options.context), site, rendered, where))
+    failed = sum(each.level == "fail" for each in findings)
+    document = {"ready": not failed, "findings": [asdict(each) for each in findings]}
+    emit(output, document, lambda console: _draw(console, findings))
+    if failed:
+        raise SystemExit(1)
+
+
+def _rendered(site: Site, store: str, release: str, endpoint_url: str | None) -> Rendered | None:
+    """The objects of the release in the store, where there is one."""
+    from erless.deploy.desired import load_desired
+    from erless.deploy.render import render
+    from erless.errors import ErlessError
+
+    try:
+        return render(load_desired(store, release, endpoint_url), site)
+    except ErlessError as error:
+        note(f"note: what a release needs is not checked: {error}")
+        return None
+
+
+def _draw(console: Console, findings: list[Finding]) -> None:
+    from rich.table import Table
+
+    table = Table("", "what", "fact", "mend")
+    for each in findings:
+        colour = COLOURS[each.level]
+        table.add_row(f"[{colour}]{each.level}[/]", each.what, each.fact, each.mend)
+    console.print(table)
