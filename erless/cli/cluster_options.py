@@ -47,6 +47,7 @@ def cluster_config(
     context: str | None = None,
     namespace: str | None = None,
     infra: Path | None = None,
+    canary_percent: int | None = None,
 ) -> Config:
     """`config` with the command line's values above `erless.yaml`'s.
 
@@ -59,7 +60,8 @@ def cluster_config(
     from erless.specs.config import KnativeTarget
 
     given = {
-        "kubeconfig": kubeconfig, "context": context, "namespace": namespace, "infra": infra
+        "kubeconfig": kubeconfig, "context": context, "namespace": namespace, "infra": infra,
+        "canary_percent": canary_percent,
     }  # fmt: skip
     chosen = {name: value for name, value in given.items() if value is not None}
     if not chosen:
@@ -82,17 +84,10 @@ def cluster_site(config: Config, images: Sequence[str] | None = None) -> Site:
         InfraError: Terraform's outputs cannot be read.
     """
     from erless.deploy.infra import read_infra
-    from erless.deploy.site import resolve_site
-    from erless.errors import ConfigError
+    from erless.deploy.site import read_choices, resolve_site
 
-    chosen: dict[str, str] = {}
-    for each in images or ():
-        kind, sign, image = each.partition("=")
-        if not sign or not image:
-            raise ConfigError(f"--image {each}: expected KIND=IMAGE")
-        chosen[kind] = image
     folder = config.targets.knative.infra
-    return resolve_site(config, read_infra(folder) if folder else None, chosen)
+    return resolve_site(config, read_infra(folder) if folder else None, read_choices(images or ()))
 
 
 def desired_release(

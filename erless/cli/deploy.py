@@ -23,9 +23,11 @@ from erless.cli.target_options import StateOption, TargetOption, TimeoutOption, 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from erless.deploy.target import Change
+    from erless.deploy.target import Change, Checked
 
 __all__ = ["deploy"]
+
+VALIDATED = {"server": "API server and Knative", "schemas": "definitions; no cluster answers"}
 
 
 @verb
@@ -47,6 +49,14 @@ def deploy(
     namespace: NamespaceOption = None,
     infra: InfraOption = None,
     image: ImageOption = None,
+    canary: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=99,
+            help="Per cent of queries for the new release, until the next deploy [knative].",
+        ),
+    ] = None,
     endpoint_url: EndpointOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -57,22 +67,29 @@ def deploy(
 
     Example: `erless deploy --store releases`, `erless deploy --diff`
     """
+    from erless.deploy.target import Validates
+
     chosen, config = chosen_target(
         target, state=state, port=port, kubeconfig=kubeconfig, context=context,
-        namespace=namespace, infra=infra, images=image,
+        namespace=namespace, infra=infra, images=image, canary_percent=canary,
     )  # fmt: skip
     desired = desired_release(config, store, release, endpoint_url)
-    changes = chosen.diff(desired)
-    document: dict[str, Any] = {
-        "target": chosen.name,
-        "release": desired.release.digest,
+    document: dict[str, Any] = {"target": chosen.name, "release": desired.release.digest}
+    checked = None
+    if dry_run and isinstance(chosen, Validates):
+        checked = chosen.validate(desired)
+        document |= {"validated_by": checked.by, "objects": list(checked.objects)}
+    # where nobody answers, nothing is known to be there
+    offline = checked is not None and checked.by == "schemas"
+    changes = () if offline else chosen.diff(desired)
+    document |= {
         "changes": [
             {"action": each.action, "what": each.what, "detail": each.detail} for each in changes
         ],
-        "changed": any(each.action != "keep" for each in changes),
+        "changed": any(each.action != "keep" for each in changes) or offline,
     }
     if dry_run or diff:
-        emit(output, document, lambda console: _draw(console, changes))
+        emit(output, document, lambda console: _draw_dry(console, changes, checked))
         if diff and document["changed"]:
             raise SystemExit(1)
         return
@@ -85,6 +102,16 @@ def deploy(
         console.print(f"release {done.release[:12]} answers at {done.url}")
 
     emit(output, document, draw)
+
+
+def _draw_dry(console: Console, changes: tuple[Change, ...], checked: Checked | None) -> None:
+    if checked is not None:
+        for each in checked.objects:
+            console.print(f"  {each['kind']} {each['metadata']['name']}")
+        console.print(f"{len(checked.objects)} objects, valid by the {VALIDATED[checked.by]}")
+        if checked.by == "schemas":
+            return
+    _draw(console, changes)
 
 
 def _draw(console: Console, changes: tuple[Change, ...]) -> None:

@@ -62,7 +62,11 @@ def predict(
             target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
         )
         name = config.gateway.token_env
-        scores, document = _deployed(file, url or chosen.status().url, concurrency, name)
+        found = None if url else chosen.status()
+        address = found.address if found else ""
+        scores, document = _deployed(
+            file, url or (found.url if found else ""), address, concurrency, name
+        )
     document |= {
         "queries": len(file),
         "batch": file.batch,
@@ -114,7 +118,7 @@ def _whole(file: QueryFile, bundle: Path, threads: int, check: bool) -> tuple[An
 
 
 def _deployed(
-    file: QueryFile, url: str, concurrency: int, token_env: str | None
+    file: QueryFile, url: str, address: str, concurrency: int, token_env: str | None
 ) -> tuple[Any, dict[str, Any]]:
     """Predictions (S,) of the gateway at `url`, and what was measured."""
     import os
@@ -130,7 +134,7 @@ def _deployed(
 
     def ask(index: int) -> Answered:
         if not hasattr(clients, "own"):
-            clients.own = QueryClient(url, token)
+            clients.own = QueryClient(url, token, address=address)
         own: QueryClient = clients.own
         return own.predict(file[index])
 

@@ -44,6 +44,7 @@ def chosen_target(
     namespace: str | None = None,
     infra: Path | None = None,
     images: Sequence[str] | None = None,
+    canary_percent: int | None = None,
 ) -> tuple[Target, Config]:
     """The target that options and `erless.yaml` name, and the configuration behind it.
 
@@ -56,6 +57,7 @@ def chosen_target(
 
     config = local_config(project(), state=state, port=port)
     config = cluster_config(
-        config, kubeconfig=kubeconfig, context=context, namespace=namespace, infra=infra
-    )
+        config, kubeconfig=kubeconfig, context=context, namespace=namespace, infra=infra,
+        canary_percent=canary_percent,
+    )  # fmt: skip
     return open_target(name, config, images or ()), config

@@ -16,18 +16,26 @@ from erless.deploy.trial import Trial
 __all__ = ["compare"]
 
 _SERVERS = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
+# which release applied it last, by which version: true of every shared function, and no change
+_NOTES = (names.RELEASE, "app.kubernetes.io/version", names.FUNCTION)
 _SHOWN = 6  # fields per object; a changed image and scale are seen, a page of JSON is not
 
 
 def compare(api: Api, rendered: Rendered, namespace: str, trial: Trial) -> tuple[Change, ...]:
     """One change per object, and those that go away once no kept release needs them."""
     changes = []
+    running = _running(api, namespace)
     for each in rendered.objects:
-        what = f"{each['kind']} {each['metadata']['name']}"
-        live = api.get(kind_of(each), each["metadata"].get("namespace"), each["metadata"]["name"])
+        meta = each["metadata"]
+        what = meta["annotations"].get(names.FUNCTION) or f"{each['kind']} {meta['name']}"
+        live = api.get(kind_of(each), meta.get("namespace"), meta["name"])
         if live is None:
             trial.apply(each)
-            changes.append(Change("create", what))
+            old = running.get(what)
+            changes.append(
+                Change("create", what) if old is None
+                else Change("update", what, f"{old} stays until it is pruned; new {meta['name']}")
+            )  # fmt: skip
             continue
         fields = list(_differences(live, _tried(trial, each, live)))
         if fields:
@@ -36,6 +44,18 @@ def compare(api: Api, rendered: Rendered, namespace: str, trial: Trial) -> tuple
         else:
             changes.append(Change("keep", what))
     return (*changes, *_orphans(api, rendered, namespace))
+
+
+def _running(api: Api, namespace: str) -> dict[str, str]:
+    """Function name → Service, of the current release."""
+    pointer = read_pointer(api.get(KSERVICE, namespace, names.GATEWAY))
+    revision = api.get(REVISION, namespace, pointer.revision) if pointer.revision else None
+    found = {}
+    for service in called_services(revision) if revision else ():
+        live = api.get(KSERVICE, namespace, service)
+        if live is not None:
+            found[live["metadata"]["annotations"].get(names.FUNCTION, service)] = service
+    return found
 
 
 def _tried(trial: Trial, document: Object, live: Object) -> Object:
@@ -67,7 +87,7 @@ def _orphans(api: Api, rendered: Rendered, namespace: str) -> Iterator[Change]:
     for each in found:
         name = each["metadata"]["name"]
         if name not in needed:
-            yield Change("remove", f"Service {name}", "no kept release calls it")
+            yield Change("remove", name, "no kept release calls it")
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
@@ -77,7 +97,7 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
             here = f"{path}.{key}".lstrip(".")
             if path == "metadata" and key in _SERVERS:
                 continue
-            if here != "status":
+            if here != "status" and not here.endswith(_NOTES):
                 yield from _differences(old.get(key), new.get(key), here)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (one, other) in enumerate(zip(old, new, strict=True)):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from erless.deploy.compare import compare
 from erless.deploy.infra import read_infra
@@ -27,29 +26,22 @@ from erless.deploy.kube.lock import LOCK, locked
 from erless.deploy.kube.mirror import Deadline
 from erless.deploy.logs import pod_logs
 from erless.deploy.pointer import Pointer, read_pointer
+from erless.deploy.reach import find_address
 from erless.deploy.render import Object, Rendered, names, render
 from erless.deploy.rollout import Rollout
 from erless.deploy.schema import check_objects
 from erless.deploy.site import Site, resolve_site
-from erless.deploy.survey import survey
-from erless.deploy.target import Change, Deployment, Desired, Status
+from erless.deploy.survey import function_name, survey
+from erless.deploy.target import Change, Checked, Deployment, Desired, Status
 from erless.deploy.trial import Trial
 from erless.errors import ConfigError, DeployError, NotDeployedError
 from erless.progress import Progress
 from erless.specs.config import Config
 
-__all__ = ["KnativeTarget", "Validated"]
+__all__ = ["KnativeTarget"]
 
 GONE_POLL_S = 1.0
 TOKEN_SECRET = "kubernetes.io/service-account-token"  # noqa: S105
-
-
-@dataclass(frozen=True, slots=True)
-class Validated:
-    """What `deploy` would apply, and who found it valid."""
-
-    objects: tuple[Object, ...]
-    by: Literal["server", "schemas"]
 
 
 class KnativeTarget:
@@ -72,6 +64,7 @@ class KnativeTarget:
         folder = config.targets.knative.infra
         self._site = resolve_site(config, read_infra(folder) if folder else None, images)
         self._connected = api
+        self._addresses: dict[str, str] = {}
 
     @property
     def site(self) -> Site:
@@ -104,7 +97,7 @@ class KnativeTarget:
         check_objects(rendered.objects)
         return rendered
 
-    def validate(self, desired: Desired) -> Validated:
+    def validate(self, desired: Desired) -> Checked:
         """Let the API server and Knative's webhooks check everything; change nothing.
 
         Where no cluster answers, Kubernetes' and Knative's definitions are checked alone.
@@ -113,12 +106,12 @@ class KnativeTarget:
             DeployError: an object is refused.
         """
         if not self._answers():
-            return Validated(self._render(desired, self._site).objects, "schemas")
+            return Checked(self._render(desired, self._site).objects, "schemas")
         rendered = self.objects(desired)
         trial = self._trial()
         for each in rendered.objects:
             trial.apply(each)
-        return Validated(rendered.objects, "server")
+        return Checked(rendered.objects, "server")
 
     def _answers(self) -> bool:
         """Whether there is a cluster to ask; one that was named by hand has to be there."""
@@ -180,15 +173,29 @@ class KnativeTarget:
 
     def status(self) -> Status:
         """See `Target.status`."""
-        return survey(self.api, self._namespace)
+        found = survey(self.api, self._namespace)
+        return replace(found, address=self._address(found.url))
+
+    def _address(self, url: str) -> str:
+        """Where to connect from here; looked for once."""
+        options = self._site.options
+        if options.gateway_address or not url:
+            return options.gateway_address or ""
+        if url not in self._addresses:
+            found = find_address(self.api, url, options.ingress_namespaces)
+            if found:
+                self._addresses[url] = found
+            return found
+        return self._addresses[url]
 
     def deployments(self) -> tuple[Deployment, ...]:
         """Kept releases, newest first."""
         pointer = self.pointer()
         url = (pointer.service or {}).get("status", {}).get("url", "")
-        current = pointer.current
+        current, address = pointer.current, self._address(url) if pointer.history else ""
         return tuple(
-            Deployment(each.release, url, each.at, each == current) for each in pointer.history
+            Deployment(each.release, url, each.at, each == current, address)
+            for each in pointer.history
         )
 
     def _current(self, release: str) -> Deployment:
@@ -207,19 +214,18 @@ class KnativeTarget:
         return next(each for each in self.deployments() if each.current)
 
     def logs(self, function: str | None, lines: int, follow: bool) -> Iterator[str]:
-        """See `Target.logs`. A function is named as in `status`; `gateway` is one of them."""
+        """See `Target.logs`. A function is named as in `status`, or as its Service."""
         found, _ = self.api.list(KSERVICE, self._namespace, names.OWNED)
-        known = {each["metadata"]["name"] for each in found}
-        if not known:
+        if not found:
             raise NotDeployedError(f"nothing is deployed in namespace {self._namespace}")
-        if function is None:
-            return pod_logs(self.api, self._namespace, None, lines, follow)
-        name = names.GATEWAY if function == "gateway" else function
-        if name not in known:
-            raise DeployError(
-                f"there is no function {function!r}; there are {', '.join(sorted(known))}"
-            )
-        return pod_logs(self.api, self._namespace, {name}, lines, follow)
+        called = {each["metadata"]["name"]: function_name(each) for each in found}
+        chosen = {
+            name: shown for name, shown in called.items() if function in (None, name, shown)
+        }  # fmt: skip
+        if not chosen:
+            known = ", ".join(sorted(set(called.values())))
+            raise DeployError(f"there is no function {function!r}; there are {known}")
+        return pod_logs(self.api, self._namespace, chosen, lines, follow)
 
     def destroy(self, progress: Progress, timeout_s: float) -> None:
         """See `Target.destroy`: all that carries our label, and the namespace if erless made it."""

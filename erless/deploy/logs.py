@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from erless.deploy.kube.api import Api, Missing
 from erless.deploy.kube.kinds import POD
@@ -21,57 +20,67 @@ LOG_TIMEOUT_S = 30.0
 
 
 def pod_logs(
-    api: Api, namespace: str, services: set[str] | None, lines: int, follow: bool
+    api: Api, namespace: str, functions: Mapping[str, str], lines: int, follow: bool
 ) -> Iterator[str]:
-    """Lines as `POD | LINE`; of `services`, or of all functions."""
+    """The last `lines` of all `functions` together, in the order of time, then what comes.
 
-    def pods() -> list[str]:
-        found, _ = api.list(POD, namespace, names.OWNED)
-        return sorted(
-            each["metadata"]["name"] for each in found
-            if services is None or each["metadata"]["labels"].get(SERVICE_LABEL) in services
-        )  # fmt: skip
+    Args:
+        api: the cluster.
+        namespace: where.
+        functions: Service → how it is called in a line.
+        lines: most lines of the past.
+        follow: go on with what comes.
+    """
+    past = sorted(
+        (line for pod, name in _pods(api, namespace, functions)
+         for line in _tail(api, namespace, pod, name, lines)),
+        key=lambda line: line[0],
+    )  # fmt: skip
+    yield from (text for _, text in past[-lines:] if lines)
+    if follow:
+        yield from _follow(api, namespace, functions)
 
-    if not follow:
-        for pod in pods():
-            yield from _tail(api, namespace, pod, lines)
-        return
-    yield from _follow(api, namespace, pods, lines)
+
+def _pods(api: Api, namespace: str, functions: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Pod and function name."""
+    found, _ = api.list(POD, namespace, names.OWNED)
+    owners = [
+        (each["metadata"]["name"], each["metadata"]["labels"].get(SERVICE_LABEL)) for each in found
+    ]
+    return sorted((pod, functions[owner]) for pod, owner in owners if owner in functions)
 
 
-def _short(pod: str) -> str:
-    return pod.replace("-deployment-", "-")
-
-
-def _tail(api: Api, namespace: str, pod: str, lines: int) -> Iterator[str]:
-    query = {"container": CONTAINER, "tailLines": str(lines)}
+def _tail(api: Api, namespace: str, pod: str, name: str, lines: int) -> Iterator[tuple[str, str]]:
+    """Time and text of a pod's last lines."""
+    query = {"container": CONTAINER, "tailLines": str(lines), "timestamps": "true"}
     try:
         text = api.text(POD.path(namespace, pod, "log"), query, LOG_TIMEOUT_S)
     except (DeployError, Missing):
         return  # it has not started, or is gone
-    yield from (f"{_short(pod)} | {line}" for line in text.splitlines())
+    for line in text.splitlines():
+        when, _, said = line.partition(" ")
+        yield when, f"{name} | {said}"
 
 
-def _follow(api: Api, namespace: str, pods: Any, lines: int) -> Iterator[str]:
-    """One thread per pod; the iterator ends with its reader."""
+def _follow(api: Api, namespace: str, functions: Mapping[str, str]) -> Iterator[str]:
+    """What comes, from one thread per pod; new pods from their first line on."""
     found: queue.Queue[str] = queue.Queue(maxsize=10_000)
     known: set[str] = set()
 
-    def read(pod: str, tail: int) -> None:
-        query = {"container": CONTAINER, "tailLines": str(tail), "follow": "true"}
+    def read(pod: str, name: str, past: bool) -> None:
+        query = {"container": CONTAINER, "follow": "true"} | ({} if past else {"tailLines": "0"})
         try:
             for line in api.lines(POD.path(namespace, pod, "log"), query):
-                found.put(f"{_short(pod)} | {line}")
+                found.put(f"{name} | {line}")
         except (DeployError, Missing):
             known.discard(pod)  # not started yet: tried again
 
     first = True
     while True:
-        for pod in pods():
+        for pod, name in _pods(api, namespace, functions):
             if pod not in known:
                 known.add(pod)
-                tail = lines if first else 1000
-                threading.Thread(target=read, args=(pod, tail), daemon=True).start()
+                threading.Thread(target=read, args=(pod, name, not first), daemon=True).start()
         first = False
         try:
             while True:

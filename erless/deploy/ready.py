@@ -17,7 +17,7 @@ from erless.deploy.kube.reasons import Fact, pod_facts
 from erless.deploy.render import names
 from erless.errors import DeployError
 
-__all__ = ["Watchful", "condition", "is_ready"]
+__all__ = ["REVISION_LABEL", "SERVICE_LABEL", "Watchful", "condition", "is_ready"]
 
 Object = dict[str, Any]
 STAYS_FALSE_S = 30.0

@@ -20,7 +20,14 @@ def _local(config: Config, images: Sequence[str]) -> Target:
     return LocalTarget(config)
 
 
-TARGETS: dict[str, Opener] = {"local": _local}
+def _knative(config: Config, images: Sequence[str]) -> Target:
+    from erless.deploy.knative import KnativeTarget
+    from erless.deploy.site import read_choices
+
+    return KnativeTarget(config, read_choices(images))
+
+
+TARGETS: dict[str, Opener] = {"local": _local, "knative": _knative}
 
 
 def open_target(name: str | None, config: Config, images: Sequence[str] = ()) -> Target:

@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 from erless.deploy.kube.api import Api
-from erless.deploy.kube.kinds import BUDGET, KSERVICE, POD_AUTOSCALER, REVISION
+from erless.deploy.kube.kinds import BUDGET, KSERVICE, POD, POD_AUTOSCALER, REVISION
 from erless.deploy.kube.mirror import Deadline, Mirror
+from erless.deploy.kube.reasons import pod_facts
 from erless.deploy.pointer import NEXT, Kept, Pointer, called_services, pointed, read_pointer
-from erless.deploy.ready import Watchful, condition, is_ready
+from erless.deploy.ready import REVISION_LABEL, SERVICE_LABEL, Watchful, condition, is_ready
 from erless.deploy.render import Object, Rendered, names
 from erless.deploy.render.functions import Traffic
 from erless.deploy.render.scaling import MIN_SCALE
@@ -163,19 +164,26 @@ class Rollout:
         )
 
     def _clear_failed(self, wanted: set[str], before: Pointer) -> None:
-        """Remove revisions that failed for good, so that they are made again.
+        """Remove revisions that failed, so that they are made again.
 
-        Knative does not try a revision twice. One that gets traffic, or was ever ready, stays.
+        Knative does not try a revision twice, and a pod that could not start waits ever longer.
+        One that gets traffic, or is ready, or is a kept release's, stays.
         """
         spared = {line.revision for line in before.traffic if line.percent}
         spared |= {each.revision for each in before.history}
         found, _ = self._api.list(REVISION, self._namespace, names.OWNED)
+        pods, _ = self._api.list(POD, self._namespace, names.OWNED)
+        stuck = {fact.pod for fact in pod_facts(pods, ()) if fact.final}
+        hopeless = {
+            pod["metadata"]["labels"].get(REVISION_LABEL) for pod in pods
+            if pod["metadata"]["name"] in stuck
+        }  # fmt: skip
         for each in found:
-            name = each["metadata"]["name"]
-            service = each["metadata"]["labels"].get("serving.knative.dev/service")
-            if service not in wanted or name in spared:
+            name, ready = each["metadata"]["name"], condition(each, "Ready").get("status")
+            service = each["metadata"]["labels"].get(SERVICE_LABEL)
+            if service not in wanted or name in spared or ready == "True":
                 continue
-            if condition(each, "Ready").get("status") == "False":
+            if ready == "False" or name in hopeless:
                 self._api.delete(REVISION, self._namespace, name)
 
     def _restore(self, services: Iterable[str]) -> None:

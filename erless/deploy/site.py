@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from erless.specs.config import Config, Gateway
 from erless.specs.knative import FunctionKind, KnativeTarget, PodPlacement
 from erless.storage.atomic import os_errors
 
-__all__ = ["Site", "read_images", "resolve_site"]
+__all__ = ["Site", "read_choices", "read_images", "resolve_site"]
 
 KINDS: tuple[FunctionKind, ...] = ("gateway", "dense", "sparse")
 DIGEST = re.compile(r"^[^\s@]+@sha256:[0-9a-f]{64}$")
@@ -73,6 +73,7 @@ def resolve_site(
         images: function kind → image, above all others.
 
     Raises:
+        ImageError: a tag cannot be resolved.
         ConfigError: the images file is damaged, or `gateway.token_env` has no Secret beside it.
     """
     options = config.targets.knative
@@ -89,7 +90,33 @@ def resolve_site(
     found |= options.images
     for kind, image in (images or {}).items():
         found[_kind(kind)] = image
+    found = {kind: _by_digest(image) for kind, image in found.items()}
     return Site(options, found, config.gateway, config.traffic.sla_p95_ms)
+
+
+def _by_digest(image: str) -> str:
+    """The image as it is now: a tag may move between two pods, a digest may not."""
+    if DIGEST.match(image):
+        return image
+    from erless.deploy.image.reference import parse_reference
+    from erless.deploy.image.registry import resolve_digest
+
+    return resolve_digest(parse_reference(image))
+
+
+def read_choices(images: Sequence[str]) -> dict[str, str]:
+    """KIND=IMAGE, as the command line has them.
+
+    Raises:
+        ConfigError: one has another form.
+    """
+    chosen: dict[str, str] = {}
+    for each in images:
+        kind, sign, image = each.partition("=")
+        if not sign or not image:
+            raise ConfigError(f"--image {each}: expected KIND=IMAGE")
+        chosen[_kind(kind)] = image
+    return chosen
 
 
 def _kind(name: str) -> FunctionKind:

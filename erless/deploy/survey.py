@@ -13,15 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
 from erless.deploy.kube.api import Api, Missing
-from erless.deploy.kube.kinds import KSERVICE, POD, POD_AUTOSCALER, POD_METRICS
-from erless.deploy.pointer import Pointer, read_pointer
+from erless.deploy.kube.kinds import KSERVICE, POD, POD_AUTOSCALER, POD_METRICS, REVISION
+from erless.deploy.pointer import Pointer, called_services, read_pointer
 from erless.deploy.ready import REVISION_LABEL, condition
 from erless.deploy.render import names
 from erless.deploy.render.pods import PORT
 from erless.deploy.target import FunctionState, FunctionStatus, Status
 from erless.errors import DeployError, NotDeployedError
 
-__all__ = ["quantity", "survey"]
+__all__ = ["function_name", "quantity", "survey"]
 
 Object = dict[str, Any]
 Samples = dict[str, float]
@@ -45,6 +45,12 @@ def quantity(text: str) -> float:
     return float(found[1]) * _UNITS.get(found[2], 1.0) if found else 0.0
 
 
+def function_name(service: Object) -> str:
+    """What the plan calls the function of a Service."""
+    meta = service["metadata"]
+    return str(meta.get("annotations", {}).get(names.FUNCTION, meta["name"]))
+
+
 def survey(api: Api, namespace: str) -> Status:
     """Everything that runs in `namespace`.
 
@@ -61,11 +67,20 @@ def survey(api: Api, namespace: str) -> Status:
     scale = {each["metadata"]["name"]: each.get("status", {}) for each in scalers}
     used = _used_memory(api, namespace)
     rates = _rates(api, namespace, [each for each in pods if _is_ready(each)])
-    functions = [
-        _function(service, revision, _of(pods, revision), scale.get(revision, {}), used, rates)
-        for service in services
-        for revision in _revisions(service, pointer)
-    ]
+    called = _called(api, namespace, pointer)
+    functions = []
+    for service in services:
+        own = service["metadata"]["name"] == names.GATEWAY
+        for revision in _revisions(service, pointer):
+            theirs = _of(pods, revision)
+            now = service["metadata"]["name"] in called or (own and revision == pointer.revision)
+            if now or theirs:  # what only a kept release calls, and rests, runs nowhere
+                functions.append(
+                    _function(
+                        service, _shown(service, revision, now), theirs,
+                        scale.get(revision, {}), used, rates,
+                    )
+                )  # fmt: skip
     functions.sort(key=lambda each: (each.kind, each.tier, each.name))
     current = pointer.current
     release = current.release if current else ""
@@ -83,6 +98,17 @@ def survey(api: Api, namespace: str) -> Status:
 def _full_copy(gateway: Object) -> int:
     """Bytes of one replica of the whole model, as the gateway's Service notes them."""
     return int(gateway["metadata"].get("annotations", {}).get(names.FULL_COPY, "0"))
+
+
+def _called(api: Api, namespace: str, pointer: Pointer) -> set[str]:
+    """The Services that the current release calls."""
+    live = api.get(REVISION, namespace, pointer.revision) if pointer.revision else None
+    return called_services(live) if live else set()
+
+
+def _shown(service: Object, revision: str, now: bool) -> str:
+    """A function's name; one of another release is told by its revision."""
+    return function_name(service) if now else f"{function_name(service)} ({revision})"
 
 
 def _revisions(service: Object, pointer: Pointer) -> Iterable[str]:
@@ -106,7 +132,7 @@ def _leaving(pod: Object) -> bool:
 
 
 def _function(
-    service: Object, revision: str, pods: list[Object], scale: Object,
+    service: Object, name: str, pods: list[Object], scale: Object,
     used: Mapping[str, int], rates: Mapping[str, tuple[float, float | None]],
 ) -> FunctionStatus:  # fmt: skip
     meta = service["metadata"]
@@ -121,7 +147,7 @@ def _function(
         state = FunctionState.IDLE
     tails = [p95 for _, p95 in measured if p95 is not None]
     return FunctionStatus(
-        name=meta["name"],
+        name=name,
         kind=cast(Literal["gateway", "sparse", "dense"], labels.get(names.KIND, "sparse")),
         tier=labels.get(names.TIER, ""),
         digest=meta["annotations"].get(names.DIGEST, ""),

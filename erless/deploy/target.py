@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from erless.progress import Progress
 from erless.specs.plan import Plan
 from erless.specs.release import ReleaseManifest
 
 __all__ = [
-    "Change", "Deployment", "Desired", "FunctionState", "FunctionStatus", "Status", "Target",
+    "Change", "Checked", "Deployment", "Desired", "FunctionState", "FunctionStatus", "Status",
+    "Target", "Validates",
 ]  # fmt: skip
 
 
@@ -40,12 +41,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """One deployed release. `url` answers queries when it is current."""
+    """One deployed release. `url` answers queries when it is current.
+
+    address: HOST:PORT to connect to where the URL's own host is not known here; else empty.
+    """
 
     release: str
     url: str
     deployed_at: str
     current: bool
+    address: str = ""
 
 
 class FunctionState(StrEnum):
@@ -82,7 +87,10 @@ class FunctionStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Everything that runs. `model_wise_bytes`: what as many full copies would hold."""
+    """Everything that runs. `model_wise_bytes`: what as many full copies would hold.
+
+    address: as in `Deployment`.
+    """
 
     target: str
     release: str
@@ -90,6 +98,23 @@ class Status:
     functions: tuple[FunctionStatus, ...]
     memory_bytes: int
     model_wise_bytes: int
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What `deploy` would apply, as documents, and who found them valid."""
+
+    objects: tuple[dict[str, Any], ...]
+    by: Literal["server", "schemas"]
+
+
+@runtime_checkable
+class Validates(Protocol):
+    """A target whose dry run has the very objects that it would apply."""
+
+    def validate(self, desired: Desired) -> Checked:
+        """Have everything checked; change nothing. Raises DeployError where it is refused."""
 
 
 class Target(Protocol):

@@ -44,16 +44,21 @@ class QueryClient:
         url: `http://host:port`.
         token: bearer token, where the gateway wants one.
         timeout_s: most that a query may take.
+        address: `host:port` to connect to, where the URL's own host is not known here.
     """
 
-    def __init__(self, url: str, token: str | None = None, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, url: str, token: str | None = None, timeout_s: float = 60.0, address: str = ""
+    ) -> None:
         place = urlsplit(url)
         if place.scheme != "http" or not place.hostname:
             raise ServeError(f"{url!r} is not http://host:port", 400, "query")
         self.url, self._token = url, token
+        there = urlsplit(f"//{address}") if address else place
         self._connection = http.client.HTTPConnection(
-            place.hostname, place.port or 80, timeout=timeout_s
+            there.hostname or "", there.port or 80, timeout=timeout_s
         )
+        self._host = place.netloc
         self._path = ""
 
     def __enter__(self) -> Self:
@@ -111,7 +116,9 @@ class QueryClient:
         for attempt in (0, 1):
             fresh = self._connection.sock is None
             try:
-                self._connection.request(method, path, body or None, headers)
+                self._connection.request(
+                    method, path, body or None, {"Host": self._host, **headers}
+                )
                 response = self._connection.getresponse()
                 return response.status, response.headers, response.read()
             except (http.client.RemoteDisconnected, ConnectionError) as error:

@@ -13,6 +13,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -24,7 +25,7 @@ SERVICES, REVISIONS = "services.serving.knative.dev", "revisions.serving.knative
 SCALERS, PODS = "podautoscalers.autoscaling.internal.knative.dev", "pods"
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818
     def __init__(self, code: int, message: str, **details: Any) -> None:
         super().__init__(message)
         self.code, self.details = code, details
@@ -316,6 +317,7 @@ class FakeCluster:
 class _Handler(BaseHTTPRequestHandler):
     cluster: FakeCluster
     protocol_version = "HTTP/1.1"
+    wbufsize, disable_nagle_algorithm = 1 << 16, True
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -349,9 +351,17 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
+    def handle(self) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError, ValueError):
+            super().handle()  # the client went away, or we cut the watch off
+
+    def finish(self) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError, ValueError):
+            super().finish()
+
     do_GET = do_PATCH = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
 
-    def _route(self, path: str, query: dict[str, str], body: Object) -> None:
+    def _route(self, path: str, query: dict[str, str], body: Object) -> None:  # noqa: PLR0911
         cluster = self.cluster
         if path == "/version":
             return self._answer(200, {"gitVersion": "v1.33.0"})
@@ -416,6 +426,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+        self.wfile.flush()
         end, sent = time.monotonic() + int(query["timeoutSeconds"]), 0
         while time.monotonic() < end:
             with cluster.changed:

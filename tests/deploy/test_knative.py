@@ -39,7 +39,7 @@ def connection(cluster: FakeCluster, retry_s: float = 10.0) -> Api:
 
 
 def target(cluster: FakeCluster, **options: Any) -> KnativeTarget:
-    knative = {"images": IMAGES, "namespace": SPACE, **options}
+    knative = {"images": IMAGES, "namespace": SPACE, "gateway_address": "127.0.0.1:9", **options}
     config = Config.model_validate({"targets": {"knative": knative}})
     return KnativeTarget(config, api=connection(cluster))
 
@@ -355,7 +355,7 @@ def test_destroy_removes_what_is_ours_and_spares_what_is_not(cluster: FakeCluste
 
 def test_what_the_functions_are_told_to_use_must_be_there(cluster: FakeCluster) -> None:
     with pytest.raises(DeployError, match="no Secret store-keys"):
-        deploy(cluster, credentials_secret="store-keys")
+        deploy(cluster, credentials_secret="store-keys")  # noqa: S106
     cluster.remove(
         ("customresourcedefinitions.apiextensions.k8s.io", "", "services.serving.knative.dev")
     )
@@ -381,8 +381,8 @@ def test_status_tells_zero_from_waking_and_failing(cluster: FakeCluster) -> None
     status = target(cluster).status()
     assert status.release == release
     states = {each.name: each.state for each in status.functions}
-    assert states[shard(Tier.COLD)] is FunctionState.AT_ZERO
-    assert states[shard(Tier.HOT)] is FunctionState.IDLE
+    assert states["cold-0"] is FunctionState.AT_ZERO
+    assert states["hot-0"] is FunctionState.IDLE
     assert status.memory_bytes == 200 * 2**20
     assert status.model_wise_bytes > 128_000_000
 
@@ -394,7 +394,7 @@ def test_objects_are_tried_on_the_server_and_nothing_is_written(cluster: FakeClu
     assert cluster.objects == before
     assert {each.action for each in target(cluster).diff(desired())} == {"create"}
     changes = {each.what: each for each in _after_change(cluster)}
-    assert "cpu" in changes[f"Service {shard(Tier.HOT)}"].detail
+    assert "cpu" in changes["hot-0"].detail
     cluster.close()
     gone = KnativeTarget(
         Config.model_validate({"targets": {"knative": {"images": IMAGES}}}),

@@ -14,8 +14,9 @@ from typing import Any
 from erless.version import __version__
 
 __all__ = [
-    "DIGEST", "FULL_COPY", "GATEWAY", "HISTORY", "KIND", "MANAGED", "OWNED", "RELEASE", "TIER",
-    "dense_name", "function_labels", "metadata", "revision_name", "shard_service", "short",
+    "DIGEST", "FULL_COPY", "FUNCTION", "GATEWAY", "HISTORY", "KIND", "MANAGED", "OWNED",
+    "RELEASE", "TIER", "dense_name", "function_labels", "metadata", "revision_name",
+    "shard_service", "short",
 ]  # fmt: skip
 
 GATEWAY = "erless-gateway"
@@ -27,6 +28,7 @@ TIER = "erless.dev/tier"
 DIGEST = "erless.dev/digest"
 RELEASE = "erless.dev/release"
 HISTORY = "erless.dev/history"
+FUNCTION = "erless.dev/function"
 FULL_COPY = "erless.dev/full-copy-bytes"
 SHORT = 16
 
