@@ -6,9 +6,7 @@ Verb modules import only typer at the top and the rest inside their functions, s
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -36,6 +34,7 @@ from erless.cli import (
     status,
 )
 from erless.cli.demo import verb as demo
+from erless.cli.signals import unwind_on_signals
 from erless.version import __version__
 
 __all__ = ["app", "main"]
@@ -91,14 +90,9 @@ app.command("report")(report.report)
 app.command("simulate")(simulate.simulate)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """SIGTERM unwinds like Ctrl-C does, so that staged files go away."""
-    raise SystemExit(128 + number)
-
-
 def main() -> None:
     """Entry point of the console script."""
-    signal.signal(signal.SIGTERM, _terminate)
+    unwind_on_signals()
     try:
         app()
     except BrokenPipeError:
