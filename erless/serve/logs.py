@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -48,5 +49,6 @@ class Log:
             return
         entry = {"time": round(time.time(), 3), "level": level, "message": message}
         text = json.dumps(entry | self._who | more, default=str)
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a full disk must not stop a function
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()

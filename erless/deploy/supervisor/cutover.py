@@ -108,6 +108,7 @@ async def destroy(fleet: Fleet) -> None:
 async def _switch(
     fleet: Fleet, release: ReleaseSpec, timeout_s: float, report: Report
 ) -> ReleaseSpec:
+    fleet.folder.check_space()
     known = set(fleet.functions)
     resting = {key for key, each in fleet.functions.items() if not each.active}
     try:

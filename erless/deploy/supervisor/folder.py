@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from erless.deploy.supervisor.spec import StoredState
-from erless.errors import ArtifactError, ConflictError
+from erless.errors import ArtifactError, ConflictError, StorageError
 from erless.storage.atomic import os_errors, staged_file
 
 __all__ = ["CONTROL", "StateFolder"]
@@ -30,6 +30,7 @@ CONTROL = "control"  # the supervisor's socket
 STATE = "state.json"
 OURS = {STATE, "lock", "run", "logs", "cache"}
 BACKLOG = 1024
+FREE_BYTES = 1 << 20  # a change writes a few KB of state, and functions log
 
 
 class StateFolder:
@@ -86,6 +87,17 @@ class StateFolder:
         except ValidationError as error:
             first = error.errors()[0]
             raise ArtifactError(f"{file}: damaged: {first['msg']}") from error
+
+    def check_space(self) -> None:
+        """There is room for logs and state: a change is not begun without.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        with os_errors(self.path, "read"):
+            free = shutil.disk_usage(self.path).free
+        if free < FREE_BYTES:
+            raise StorageError(f"no space left in {self.path}: {free:,} bytes free")
 
     def save(self, state: StoredState) -> None:
         """Replace the saved state.
