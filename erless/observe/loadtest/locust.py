@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import signal
 import subprocess
@@ -43,7 +44,7 @@ class Load:
 
     def command(self, record: Path) -> list[str]:
         """The command line."""
-        shape = ["--run-time", f"{self.duration_s:g}s"]
+        shape = ["--run-time", f"{math.ceil(self.duration_s)}s"]  # Locust takes whole seconds
         if self.traffic is not None:
             shape = ["--traffic", self.traffic, "--duration", f"{self.duration_s:g}"]
         many = ["--processes", str(self.processes)] if self.processes > 1 else []
