@@ -75,8 +75,8 @@ def violations(layout: Layout, request: PlanRequest, limit: float) -> list[str]:
     late = layout.p95_s * 1e3
     if request.sla_p95_ms is not None and late > request.sla_p95_ms:
         lines.append(f"SLA: predicted p95 {late:.2f} ms, {late - request.sla_p95_ms:.2f} ms over "
-                     f"the {request.sla_p95_ms:g} ms allowed: raise sla_p95_ms or lower the "
-                     "utilisation")  # fmt: skip
+                     f"the {request.sla_p95_ms:g} ms allowed: raise sla_p95_ms, or send smaller "
+                     "batches")  # fmt: skip
     over = len(layout.shards) - request.max_fan_out
     if over > 0:
         lines.append(f"fan-out: {len(layout.shards)} remote calls per query, {over} over the "

@@ -155,13 +155,22 @@ class _Shapes:
         if number is None:
             return free
         number -= self.request.freezes
-        found = [each for each in free if len(each) == number - 1]
+        chosen = [each for each in free if len(each) == number - 1]
+        found: list[list[float]] = []
         loads = self._grid(self._load_outside(frozen), self._load_outside(resident))
         if 1 <= number < len(loads):
             points = fluid_cuts(loads, self.order.size_at(loads), number, self.terms)
-            inner = [self.order.cut(float(loads[each])) for each in points[1:-1]]
-            found.append([np.clip(each, resident, frozen) for each in inner])
-        return found
+            found.append([float(loads[each]) for each in points[1:-1]])
+            found.append(self._even(float(loads[0]), float(loads[-1]), number))
+        for each in found:
+            cuts = [self.order.cut(load) for load in each]
+            chosen.append([np.clip(cut, resident, frozen) for cut in cuts])
+        return chosen
+
+    def _even(self, low: float, high: float, number: int) -> list[float]:
+        """Loads between shards of equally many bytes: the smallest that the largest can be."""
+        sizes = np.linspace(self.order.size_at(low), self.order.size_at(high), number + 1)
+        return [float(each) for each in self.order.load_at(sizes[1:-1])]
 
     def _free_cuts(self, resident: Ints, frozen: Ints) -> list[list[Ints]]:
         """As the search cuts these rows when the gateway holds none of them."""

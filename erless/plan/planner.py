@@ -131,7 +131,7 @@ class Planner:
                 best[policy] = self._frozen(found) if policy == "joint" else found
         free = best.get("joint") if self.request.shaped else None
         if free:
-            best["joint"] = self._demanded()
+            best["joint"] = self._demanded(pools["joint"])
         return Outcome(self.request, self.demand, self.terms, self.tower, self.prices,
                        math.nan if self.coarse else self._bound(), best, free)  # fmt: skip
 
@@ -144,8 +144,8 @@ class Planner:
         packing = pack(layout, self.prices)
         return Candidate(found.policy, layout, packing) if packing else found
 
-    def _demanded(self) -> Candidate:
-        """The best layout of the demanded shape.
+    def _demanded(self, free: Sequence[Layout]) -> Candidate:
+        """The best layout of the demanded shape, of those made for it and of `free` ones.
 
         Raises:
             InfeasibleError: no layout has that shape within the constraints.
@@ -157,12 +157,22 @@ class Planner:
             for kind in self.request.precisions
             for layout in demanded_layouts(demand, self.terms.on(size), self.request, kind)
         ]
+        pool += [each for each in free if self._has_shape(each)]
         found = self._choose("joint", pool, strict=True) if pool else None
         if found is None:
             line = (f"shards: {self.request.shards} remote functions need as many groups of rows "
                     "outside the gateway: lower shards or the resident share")  # fmt: skip
             raise InfeasibleError("no plan has the demanded shape", (line,))
         return found
+
+    def _has_shape(self, layout: Layout) -> bool:
+        """Whether a layout that was not made for the demand meets it all the same."""
+        request = self.request
+        if request.freezes or request.resident_share is not None:
+            return False
+        room = request.max_resident_bytes
+        fits = room is None or layout.gateway.row_bytes <= room
+        return fits and request.shards in (None, len(layout.shards))
 
     def _sizes(self) -> list[float]:
         """Container sizes to try: the usable vCPU of each node type."""
@@ -257,7 +267,9 @@ class Planner:
             return None
         key, found = min(packed, key=lambda entry: entry[0])
         if key[0] and strict:
-            lines = self._violations(found.layout)
+            near = min((each.layout for _, each in packed),
+                       key=lambda each: (len(self._violations(each)), each.p95_s))  # fmt: skip
+            lines = self._violations(near)
             raise InfeasibleError(f"no {policy} plan meets the constraints", tuple(lines))
         return found
 
@@ -269,9 +281,10 @@ class Planner:
         for share in HEADROOM:
             roomy = replace(layout.terms, utilisation=layout.terms.utilisation * share,
                             least_vcpu=min(1.0, layout.terms.max_vcpu))  # fmt: skip
-            if (sized := layout.resized(roomy)).p95_s * 1e3 <= sla:
-                return sized
-        return layout
+            sized = layout.resized(roomy)
+            if sized.p95_s * 1e3 <= sla:
+                break
+        return sized
 
     def _loss(self, layout: Layout) -> int:
         """Where dollars are equal, precision is not given up for nothing."""

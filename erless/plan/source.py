@@ -30,7 +30,7 @@ def workload_tables(
     Raises:
         PlanError: no such workload, or a locality outside 0 … 1.
     """
-    if name not in WORKLOADS:
+    if (name := name.lower()) not in WORKLOADS:
         raise PlanError(f"no workload {name}; there are {', '.join(WORKLOADS)}")
     if not 0 < locality < 1:
         raise PlanError(f"locality is {locality:g}: it must lie between 0 and 1")
