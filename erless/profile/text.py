@@ -153,21 +153,7 @@ class CriteoLog:
     def chunks(self, step: Step) -> Iterator[Chunk]:
         """Blocks of lines, each cut into its tables."""
         columns = list(self._columns.values())
-        reader = pcsv.open_csv(
-            pa.input_stream(str(self.path), compression="detect"),
-            pcsv.ReadOptions(
-                column_names=self._names,
-                skip_rows=int(self._header),
-                block_size=self._block_bytes,
-            ),
-            pcsv.ParseOptions(delimiter=self._delimiter),
-            pcsv.ConvertOptions(
-                include_columns=columns,
-                column_types=dict.fromkeys(columns, pa.string()),
-                strings_can_be_null=True,
-                null_values=[""],
-            ),
-        )
+        reader = self._open(columns)
         begin = 0
         with arrow_errors(self.path):
             for batch in reader:
@@ -176,6 +162,24 @@ class CriteoLog:
                 begin += batch.num_rows
                 self.samples = begin
                 step.advance(batch.nbytes)
+
+    def _open(self, columns: list[str]) -> Any:
+        with arrow_errors(self.path):
+            return pcsv.open_csv(
+                pa.input_stream(str(self.path), compression="detect"),
+                pcsv.ReadOptions(
+                    column_names=self._names,
+                    skip_rows=int(self._header),
+                    block_size=self._block_bytes,
+                ),
+                pcsv.ParseOptions(delimiter=self._delimiter),
+                pcsv.ConvertOptions(
+                    include_columns=columns,
+                    column_types=dict.fromkeys(columns, pa.string()),
+                    strings_can_be_null=True,
+                    null_values=[""],
+                ),
+            )
 
     def _chunk(self, table: str, column: Any, begin: int) -> Chunk:
         def locate(position: int) -> str:

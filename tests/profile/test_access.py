@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from erless.dlrm.queries import Query, write_queries
 from erless.errors import ArtifactError, LogError
 from erless.profile import tally
-from erless.profile.access import profile_access
+from erless.profile.access import extend_profile, profile_access
 from erless.profile.formats import LogFormat, LogSource
 from erless.profile.tally import Tallies
-from erless.specs.profile import Profile
+from erless.specs.profile import Profile, ThroughputCurve
 from erless.storage.tensors import TensorFile
 
 from .conftest import MakeBundle
@@ -254,7 +254,7 @@ def test_warnings_for_cold_tables_old_logs_and_unknown_samples(
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from erless.profile.access import profile_access
+from erless.profile.access import extend_profile, profile_access
 from erless.profile.formats import LogSource
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 profile_access(Path(sys.argv[1]), [LogSource.parse(sys.argv[2])], Path(sys.argv[3]))
@@ -289,3 +289,57 @@ def test_a_log_that_came_with_its_bundle_is_not_called_old(
     source = LogSource.parse(f"t:{path}")
     report = profile_access(bundle, [source], tmp_path / "p", log_format=LogFormat.COUNTS)
     assert not any("older" in each for each in report.warnings)
+
+
+def test_curves_stay_when_a_log_is_profiled_into_their_profile(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    """`--throughput` first, then `--log`, then another log: one measurement serves them all."""
+    bundle = make_bundle({"t": 10})
+    curve = ThroughputCurve(name="x", overhead_s=1e-6, gather_s=1e-9, row_bytes=128)
+    extend_profile(tmp_path / "p", bundle, (curve,), ())
+    source = LogSource.parse(write_log("parquet", tmp_path))
+    first = profile_access(bundle, [source], tmp_path / "p")
+    assert first.profile.curves == (curve,)
+    with pytest.raises(ArtifactError, match="exists"):
+        profile_access(bundle, [source], tmp_path / "p")
+    again = profile_access(bundle, [source, source], tmp_path / "p", overwrite=True)
+    assert again.profile.curves == (curve,)
+    assert again.profile.tables[0].accesses == 2 * first.profile.tables[0].accesses
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (14, "zz\x00", r"row 3: C1 is 'zz\\x00', not a hexadecimal value"),
+        (15, "0123456789abcdef0", r"row 3: C2 is '0123456789abcdef0', not a hexadecimal"),
+        (39, "\t1", "cannot be read: CSV parse error: Expected 40 columns, got 41"),
+        (39, None, "cannot be read: CSV parse error: Expected 40 columns, got 39"),
+    ],
+)
+def test_damaged_criteo_lines(
+    make_bundle: MakeBundle, tmp_path: Path, shared_data: Path, place: int, value: str | None,
+    message: str,
+) -> None:  # fmt: skip
+    text = (shared_data / "criteo-sample.csv").read_text().split("\n", 1)[1].replace(",", "\t")
+    lines = [line.split("\t") for line in text.splitlines()]
+    lines[3] = lines[3][:place] + ([value] if value else []) + lines[3][place + 1 :]
+    (tmp_path / "day_0.tsv").write_text("\n".join("\t".join(line) for line in lines))
+    bundle = make_bundle({f"C{index}": 50 for index in range(1, 27)})
+    with pytest.raises(LogError, match=message):
+        profile_access(bundle, [LogSource.parse(str(tmp_path / "day_0.tsv"))], tmp_path / "p")
+
+
+def test_criteo_with_crlf_and_gzip(
+    make_bundle: MakeBundle, tmp_path: Path, shared_data: Path
+) -> None:
+    text = (shared_data / "criteo-sample.csv").read_text()
+    (tmp_path / "a.csv").write_bytes(text.replace("\n", "\r\n").encode())
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(text.encode()))
+    bundle = make_bundle({f"C{index}": 1000 for index in range(1, 27)})
+    found = [
+        profile_access(bundle, [LogSource.parse(str(tmp_path / name))], tmp_path / f"p-{name}")
+        for name in ("a.csv", "b.csv.gz")
+    ]
+    assert counts_of(tmp_path / "p-a.csv", "C26") == counts_of(tmp_path / "p-b.csv.gz", "C26")
+    assert all(each.tables[25].access.samples == 324 for each in found)
