@@ -11,6 +11,7 @@ from typing import Any
 from erless.deploy.placement import LocalSite, changes, place
 from erless.deploy.supervisor.client import call, ensure
 from erless.deploy.supervisor.folder import StateFolder
+from erless.deploy.supervisor.limits import obstacle
 from erless.deploy.supervisor.logs import read_logs
 from erless.deploy.supervisor.orphans import end_all
 from erless.deploy.supervisor.sockets import LOOPBACK
@@ -67,6 +68,8 @@ class LocalTarget:
     def deploy(self, desired: Desired, progress: Progress, timeout_s: float) -> Deployment:
         """See `Target.deploy`."""
         release = place(desired, self._site)
+        if self._options.limits and (reason := obstacle()):
+            raise DeployError(f"targets.local.limits: {reason}")
         settings = StoredState(
             port=self._options.port, keep=self._options.keep, limits=self._options.limits,
             timing=self._timing,

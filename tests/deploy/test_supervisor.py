@@ -14,6 +14,7 @@ from threading import Thread
 import pytest
 
 from erless.deploy.supervisor.client import call
+from erless.deploy.supervisor.limits import obstacle
 from erless.errors import ConflictError, DeployError, NotDeployedError
 from tests.deploy.fleets import WAIT_S, Box, Load, function, get, release
 
@@ -220,3 +221,27 @@ def test_a_function_that_cannot_start_names_the_module(box: Box) -> None:
     broken = broken.model_copy(update={"functions": (lost, *broken.functions)})
     with pytest.raises(DeployError, match="lost does not start: .*functions.lost"):
         box.deploy(broken)
+
+
+def test_holds_replicas_to_their_plan_where_the_system_can(box: Box) -> None:
+    if reason := obstacle():
+        pytest.skip(reason)
+    limited = release("one")
+    functions = tuple(
+        each.model_copy(update={"vcpu": 0.5, "memory_bytes": 256 << 20})
+        for each in limited.functions
+    )
+    box.deploy(limited.model_copy(update={"functions": functions}), limits=True)
+    pid = box.function("hot-0")["replicas"][0]["pid"]
+    places = Path(f"/proc/{pid}/cgroup").read_text()
+    name = next(line.rpartition("/")[2] for line in places.splitlines() if "/erless-" in line)
+    folders = [Path(root) for root, _, _ in os.walk("/sys/fs/cgroup") if root.endswith(name)]
+    found = {file: (folder / file).read_text().split()[0] for folder in folders
+             for file in ("cpu.cfs_quota_us", "cpu.max", "memory.limit_in_bytes", "memory.max")
+             if (folder / file).exists()}  # fmt: skip
+    assert set(found.values()) == {"50000", str(256 << 20)}
+    call(box.folder, {"do": "destroy"}, WAIT_S)
+    deadline = time.monotonic() + WAIT_S
+    while any(each.exists() for each in folders):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

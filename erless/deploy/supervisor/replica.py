@@ -78,7 +78,7 @@ class Replica:
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         self._process = self._spawn(listen_fd, environment)
         self.pid = self._process.pid
-        self._group = limits.confine(spec, folder.path, slot, self.pid) if limit else None
+        self._group = limits.confine(spec, folder.path, slot, self.pid) if limit else ()
         self._pidfd = os.pidfd_open(self.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
         self._killer: asyncio.TimerHandle | None = None

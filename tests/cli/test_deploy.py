@@ -1,0 +1,95 @@
+"""deploy → status → predict → rollback → destroy, as a user types them, on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erless.specs.plan import Tier
+from tests.conftest import Cli
+from tests.releases import TIERS, Cut, Made, make_release
+
+CONFIG = """\
+store: {store}
+targets:
+  local: {{state: state, poll_s: 0.2, window_s: 3, grace_s: 0.5}}
+"""
+Run = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, Made]:
+    folder = tmp_path_factory.mktemp("cli")
+    recut = (*TIERS[:2], Cut("cold", Tier.COLD, 0.5), Cut("frozen", Tier.FROZEN, 1.0))
+    return make_release(folder), make_release(folder, tiers=recut)
+
+
+@pytest.fixture
+def run(cli: Cli, made: tuple[Made, Made], tmp_path: Path) -> Iterator[Run]:
+    """Run a verb with `-o json` in a project of its own: exit code and document."""
+    (tmp_path / "erless.yaml").write_text(CONFIG.format(store=made[0].store))
+
+    def verb(*arguments: object) -> tuple[int, Any]:
+        done = cli(*arguments, "-o", "json", cwd=tmp_path)
+        return done.returncode, json.loads(done.stdout or "null")
+
+    yield verb
+    assert verb("destroy", "--yes")[0] == 0
+
+
+def test_the_verbs_of_a_deployment(
+    run: Run, cli: Cli, made: tuple[Made, Made], tmp_path: Path
+) -> None:
+    first, second = (each.release.digest for each in made)
+    code, said = run("status")
+    assert (code, said["error"]["type"]) == (1, "NotDeployedError")
+    code, said = run("deploy", "--release", first, "--diff")
+    assert (code, said["changed"]) == (1, True)
+    code, said = run("deploy", "--release", first, "--dry-run")
+    assert code == 0
+    assert {each["action"] for each in said["changes"]} == {"create"}
+
+    code, deployed = run("deploy", "--release", first)
+    assert (code, deployed["release"]) == (0, first)
+    assert run("deploy", "--release", first, "--diff")[0] == 0
+
+    code, status = run("status")
+    assert code == 0
+    assert {each["name"] for each in status["functions"]} == {"hot", "cold", "frozen", "gateway"}
+    assert status["memory_reduction"] > 0
+    text = cli("status", cwd=tmp_path)
+    assert "model-wise replicas would hold" in text.stdout
+
+    code, answers = run("predict", made[0].queries, "--against", made[0].bundle)
+    assert code == 0
+    assert answers["max_relative_error"] <= 1e-5
+    assert answers["releases"] == [first]
+    assert len(answers["predictions"]) == 64
+
+    assert run("deploy", "--release", second)[0] == 0
+    code, back = run("rollback")
+    assert (code, back["release"], back["url"]) == (0, first, deployed["url"])
+    code, kept = run("history")
+    assert [(each["release"], each["current"]) for each in kept["deployments"]] == [
+        (second, False), (first, True),
+    ]  # fmt: skip
+    code, logs = run("logs", "gateway", "--lines", 5)
+    assert code == 0
+    assert len(logs["lines"]) == 5
+
+    assert run("destroy", "--yes")[0] == 0
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["erless.yaml"]
+    assert run("rollback")[1]["error"]["type"] == "NotDeployedError"
+
+
+def test_what_cannot_be_is_said_shortly(run: Run, cli: Cli, tmp_path: Path) -> None:
+    code, said = run("deploy", "--release", "abcdef")
+    assert (code, said["error"]["type"]) == (1, "StoreError")
+    lost = cli("status", "--target", "moon", cwd=tmp_path)
+    assert lost.returncode == 1
+    assert "target 'moon' is unknown; valid are local" in lost.stderr
+    assert cli("status", "--watch", "-o", "json", cwd=tmp_path).returncode == 2
