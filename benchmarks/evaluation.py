@@ -172,7 +172,8 @@ def measured(case: Case, bundle: Bundle, seconds: float, whole: dict[str, float]
         for pid, spent in cpu.items():
             name = function_of(pid, names)
             if name is not None:
-                functions[name] = (spent, memory[pid])
+                known = functions.get(name, (0.0, 0))
+                functions[name] = (known[0] + spent, max(known[1], memory[pid]))
     replicas = {name: max(1, math.ceil(TIMES * spent / whole["cpu"] - 1e-9))
                 for name, (spent, _) in functions.items()}  # fmt: skip
     total = sum(replicas[name] * size for name, (_, size) in functions.items())

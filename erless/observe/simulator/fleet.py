@@ -37,18 +37,19 @@ class Terms:
     """What the simulation assumes beside the plan. Times in seconds.
 
     start_s: scheduling and process start of a replica; its bytes then load at `load_bytes_s`.
-    hop_s: network and client time of one remote call. call_spread: coefficient of variation of a
-    service time. node_boot_s, node_idle_s: until a new machine is there, and how long an unneeded
-    one stays (Kubernetes' cluster autoscaler: 10 minutes). fill: the part of a machine that
-    containers of unequal size fill. replica_mtbf_s, node_mtbf_s: mean time between failures of one;
-    infinite: none fails. host_cores: all replicas share so many cores (one machine); None: each has
-    its own. cold_miss: what a query does at a function that is asleep. deadline_s: a query that
-    would wait longer fails.
+    hop_s: network and client time of one remote call, hop_spread its coefficient of variation.
+    call_spread: that of a service time. node_boot_s, node_idle_s: until a new machine is there, and
+    how long an unneeded one stays (Kubernetes' cluster autoscaler: 10 minutes). fill: the part of a
+    machine that containers of unequal size fill. replica_mtbf_s, node_mtbf_s: mean time between
+    failures of one; infinite: none fails. host_cores: all replicas share so many cores (one
+    machine); None: each has its own. cold_miss: what a query does at a function that is asleep.
+    deadline_s: a query that would wait longer fails.
     """
 
     start_s: float = 2.0
     load_bytes_s: float = 1e9
     hop_s: float = 5e-4
+    hop_spread: float = 0.0
     call_spread: float = 0.0
     node_boot_s: float = 90.0
     node_idle_s: float = 600.0

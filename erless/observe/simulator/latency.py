@@ -47,7 +47,8 @@ def sample_latencies(fleet: Fleet, trace: Trace, terms: Terms, seed: int = 0) ->
     cold, degraded = np.zeros(shape, bool), np.zeros(shape, bool)
     gateway = _call(fleet, trace, terms, GATEWAY, count, generator)
     for index in range(1, size):
-        took = terms.hop_s + _call(fleet, trace, terms, index, count, generator)
+        hop = _spread_out(generator, np.full(steps, terms.hop_s), terms.hop_spread, count)
+        took = hop + _call(fleet, trace, terms, index, count, generator)
         asleep = trace.ready[:, index] == 0
         if asleep.any():
             waking = _until_ready(trace, index)[:, None] + took
@@ -77,12 +78,18 @@ def _call(
     servers = float(fleet.servers[index])
     service = fleet.service_s[index] * trace.stretch
     wait = draw_waits(generator, trace.busy[:, index], servers, service, terms.call_spread, count)
-    if terms.call_spread > 0:
-        form = terms.call_spread**-2
-        took = generator.gamma(form, 1 / form, (len(service), count)) * service[:, None]
-    else:
-        took = np.broadcast_to(service[:, None], wait.shape)
+    took = _spread_out(generator, service, terms.call_spread, count)
     return np.asarray(wait + took + trace.backlog_s[:, index, None])
+
+
+def _spread_out(
+    generator: np.random.Generator, mean_s: Floats, spread: float, count: int
+) -> Floats:
+    """(n, count) gamma-distributed times with these means and coefficient of variation."""
+    if spread <= 0:
+        return np.broadcast_to(mean_s[:, None], (len(mean_s), count))
+    form = spread**-2
+    return np.asarray(generator.gamma(form, 1 / form, (len(mean_s), count)) * mean_s[:, None])
 
 
 def _until_ready(trace: Trace, index: int) -> Floats:
