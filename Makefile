@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format schema clean
+.PHONY: evaluate help setup demo test check format schema clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## Serve RM1 by shards on this machine, measure it, write erless-demo.html
 	$(BIN)/erless demo
+
+evaluate: $(READY) ## The paper's evaluation: measured here, simulated at full scale (15 minutes)
+	$(BIN)/python benchmarks/evaluation.py
 
 test: $(READY) ## Run all tests
 	$(BIN)/python -m pytest

@@ -46,6 +46,7 @@ WINDOW_S = 20.0
 START_S = 1.0
 SPREADS = np.arange(0.0, 3.01, 0.1)
 ROUNDS = 6
+CALM = "constant:5"  # below every target, so that one replica of each serves
 
 
 def low_targets(plan: Plan) -> Plan:
@@ -99,12 +100,14 @@ def calibrated(plan: Plan, cpu_s: dict[str, float], calm: list[RunResult],
 
 
 def usage(system: System, names: dict[str, str]) -> dict[str, tuple[float, int]]:
-    """CPU seconds so far and memory of each function's only replica."""
-    found = {}
+    """CPU seconds so far of each function, and the memory of its largest replica."""
+    found: dict[str, tuple[float, int]] = {}
     for each in system.tree():
         name = function_of(each.pid, names)
         if name is not None:
-            found[name] = (sum(each.cpu_times()[:2]), int(each.memory_full_info().pss))
+            cpu, memory = found.get(name, (0.0, 0))
+            pss = int(each.memory_full_info().pss)
+            found[name] = (cpu + sum(each.cpu_times()[:2]), max(memory, pss))
     return found
 
 
@@ -152,8 +155,8 @@ def main() -> None:  # noqa: PLR0915 - an experiment reads from top to bottom
         with local(store, folder / "state") as system:
             release = json.loads(next((store / "releases").iterdir()).read_text())
             names = {each["digest"]: each["name"] for each in release["shards"]}
-            steady = parse_traffic("constant:10", given.calibrate)
-            load = Load(system.url, given.calibrate, "constant:10", 32, queries)
+            steady = parse_traffic(CALM, given.calibrate)
+            load = Load(system.url, given.calibrate, CALM, 32, queries)
             before = usage(system, names)
             calm = [measure(load, folder / "calm0")]
             after = usage(system, names)
