@@ -26,9 +26,9 @@ Floats = NDArray[np.float32]
 
 def flat_pooled(pooled: Floats, dims: list[int]) -> Floats:
     """Pooled vectors (B, T, D), padded to the largest dim, as (B, Σ dim)."""
-    batch, _, widest = pooled.shape
+    batch, tables, widest = pooled.shape
     if min(dims) == widest:
-        return pooled.reshape(batch, -1)
+        return pooled.reshape(batch, tables * widest)
     return np.concatenate([pooled[:, i, :dim] for i, dim in enumerate(dims)], axis=1)
 
 
@@ -93,7 +93,8 @@ class NumpyTower:
             stacked = np.empty((batch, self._vectors, width), np.float32)
             stacked[:, 0] = x
             stacked[:, 1:] = pooled
-            products = np.matmul(stacked, stacked.transpose(0, 2, 1)).reshape(batch, -1)
+            products = np.matmul(stacked, stacked.transpose(0, 2, 1))
+            products = products.reshape(batch, self._vectors**2)
             vectors = np.empty((batch, width + len(self._pairs)), np.float32)
             vectors[:, :width] = x
             np.take(products, self._pairs, axis=1, out=vectors[:, width:], mode="clip")

@@ -203,12 +203,11 @@ class App:
             left_ms = float(text)
         except ValueError:
             left_ms = math.nan
-        if not left_ms <= LONGEST_MS:
+        if not 0 < left_ms <= LONGEST_MS:
             raise QueryError(
-                f"{DEADLINE.decode()} must be a number of milliseconds up to {LONGEST_MS:,.0f}"
+                f"{DEADLINE.decode()} must be a number of milliseconds, above 0 and up to "
+                f"{LONGEST_MS:,.0f}"
             )
-        if left_ms <= 0:
-            raise ServeError("the deadline had passed before the query came", 504, "deadline")
         return request.arrived + left_ms / 1e3
 
     def _failed(self, error: Exception) -> Response:

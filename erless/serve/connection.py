@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import re
 from enum import Enum
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from erless.serve.chunked import ChunkedBody
 from erless.serve.http import (
     DEADLINE,
     JSON_LENGTH,
@@ -54,71 +55,29 @@ _DEAF = {_State.LINGER, _State.CLOSED}
 
 
 class _Head:
-    """What llhttp calls while it parses a head, and a chunked body."""
+    """What llhttp calls while it parses a head."""
 
-    __slots__ = (
-        "chunks",
-        "complete",
-        "ended",
-        "extra",
-        "headers",
-        "limit",
-        "method",
-        "received",
-        "target",
-    )
+    __slots__ = ("headers", "target")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self) -> None:
         self.headers: dict[bytes, bytes] = {}
         self.target = b""
-        self.complete = self.ended = self.extra = False
-        self.chunks: list[bytes] = []
-        self.received = 0
-        self.limit = limit
 
     def on_url(self, url: bytes) -> None:
-        if self.complete:
-            self.extra = True
-        else:
-            self.target += url
+        self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.complete:
-            return  # a trailer
         name = name.lower()
         old = self.headers.get(name)
         self.headers[name] = value if old is None else old + b", " + value
-
-    def on_body(self, data: bytes) -> None:
-        self.received += len(data)
-        if self.received <= self.limit:
-            self.chunks.append(data)
-
-    def on_message_complete(self) -> None:
-        self.ended = True
 
 
 class Connection(asyncio.BufferedProtocol):
     """One client."""
 
     __slots__ = (
-        "body",
-        "buffer",
-        "choked",
-        "got",
-        "head",
-        "keep",
-        "method",
-        "parser",
-        "path",
-        "paused",
-        "server",
-        "since",
-        "start",
-        "state",
-        "tail",
-        "transport",
-        "view",
+        "body", "buffer", "choked", "chunked", "got", "head", "keep", "method", "path", "paused",
+        "server", "since", "start", "state", "tail", "transport", "view",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
@@ -130,7 +89,7 @@ class Connection(asyncio.BufferedProtocol):
         self.start = self.tail = self.got = 0
         self.body = memoryview(b"")
         self.head: _Head | None = None
-        self.parser: Any = None
+        self.chunked: ChunkedBody | None = None
         self.method = self.path = b""
         self.keep = True
         self.paused = self.choked = False
@@ -239,7 +198,7 @@ class Connection(asyncio.BufferedProtocol):
         size = int(length)
         if size > self.server.limits.body_bytes or plain.end() - self.start > MAX_PLAIN_BYTES:
             return False
-        head = _Head(0)
+        head = _Head()
         head.headers = {JSON_LENGTH: announced, DEADLINE: left_ms}
         trace = plain.group(0).partition(b"traceparent: ")[2]
         if trace:
@@ -250,7 +209,7 @@ class Connection(asyncio.BufferedProtocol):
         return True
 
     def _take_head(self, end: int) -> None:
-        head = _Head(self.server.limits.body_bytes)
+        head = _Head()
         parser = httptools.HttpRequestParser(head)
         fed = self.view[self.start : end]
         self.start = end
@@ -274,9 +233,9 @@ class Connection(asyncio.BufferedProtocol):
                 self._refuse(400, "the request's target is not a URL")
                 return
         self.head = head
-        self._expect_body(head, parser)
+        self._expect_body(head)
 
-    def _expect_body(self, head: _Head, parser: Any) -> None:
+    def _expect_body(self, head: _Head) -> None:
         headers = head.headers
         limit = self.server.limits.body_bytes
         chunked = b"transfer-encoding" in headers
@@ -294,8 +253,7 @@ class Connection(asyncio.BufferedProtocol):
             if (chunked or size > self.tail - self.start) and self.transport:
                 self.transport.write(CONTINUE)
         if chunked:
-            head.complete = True
-            self.parser = parser
+            self.chunked = ChunkedBody(limit)
             self.state = _State.CHUNKED
             self._feed_chunks()
         else:
@@ -318,30 +276,24 @@ class Connection(asyncio.BufferedProtocol):
             self.state = _State.BODY
 
     def _feed_chunks(self) -> None:
-        head = self.head
-        if head is None:
+        chunked, head = self.chunked, self.head
+        if chunked is None or head is None:
             return
-        data = self.view[self.start : self.tail]
-        self.start = self.tail = 0
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            head.extra = True
-        except httptools.HttpParserError as error:
-            if not head.ended:
-                self._refuse(400, f"the chunked body is damaged: {error}")
-                return
-            head.extra = True
-        if head.received > head.limit:
-            self._refuse(413, f"the body has more than the {head.limit:,} bytes that are taken")
-        elif head.ended:
-            if head.extra:
-                self.keep = False  # what came behind the body is gone: the client sends it anew
-            whole = b"".join(head.chunks)
-            body = aligned(len(whole), body_offset(head.headers))
-            body[:] = whole
+            self.start += chunked.feed(self.view[self.start : self.tail])
+        except ValueError as error:
+            self._refuse(400, f"the chunked body is damaged: {error}")
+            return
+        if chunked.too_large:
+            self._refuse(413, f"the body has more than the {chunked.limit:,} bytes that are taken")
+        elif chunked.done:
+            self.chunked = None
+            body = aligned(len(chunked.data), body_offset(head.headers))
+            body[:] = chunked.data
             self._dispatch(body)
             self._parse()
+        else:
+            self.start = self.tail = 0
 
     # -- answering
 
@@ -349,7 +301,7 @@ class Connection(asyncio.BufferedProtocol):
         head = self.head
         if head is None:
             return
-        self.body, self.head, self.parser = memoryview(b""), None, None
+        self.body, self.head = memoryview(b""), None
         self.state = _State.WAIT
         request = Request(self.method, self.path, head.headers, body, self.server.now())
         answer = self.server.handler(request)
@@ -407,7 +359,7 @@ class Connection(asyncio.BufferedProtocol):
             if waited > limits.head_s:
                 self._refuse(408, f"no complete head within {limits.head_s:g} s")
         elif self.state in {_State.BODY, _State.CHUNKED}:
-            got = self.got if self.state is _State.BODY else getattr(self.head, "received", 0)
+            got = self.got if self.chunked is None else len(self.chunked.data)
             if waited > limits.body_s + got / limits.body_rate:
                 self._refuse(408, f"no complete body within {waited:.0f} s")
 

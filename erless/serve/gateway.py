@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm.embedding import default_partial
 from erless.dlrm.rows import Bucket, Buckets
 from erless.errors import ArtifactError, QueryError, ServeError
 from erless.serve.app import Answer, Call
-from erless.serve.client import Call as Sent
-from erless.serve.client import CallError, Endpoint, Reply
+from erless.serve.client import Endpoint, Reply
 from erless.serve.facts import model_facts
+from erless.serve.fanout import Fan, Leg
 from erless.serve.http import Request, Response
 from erless.serve.load import OpenGateway, open_gateway, open_tower
 from erless.serve.metrics import Metrics
-from erless.serve.remote import RemoteDense, RemoteShard, was_cold
+from erless.serve.remote import RemoteDense, RemoteShard
 from erless.serve.settings import Settings
 from erless.serve.sparse import source_of
 from erless.serve.towers import Predict, open_predict
@@ -39,7 +39,6 @@ __all__ = ["Gateway", "check_query", "load_gateway", "query_inputs"]
 Floats = NDArray[np.float32]
 IDLE_S = 5.0  # no query for so long: the next one touches every function
 SWEEP_S = 1.0
-COLD_BUDGET_S = 0.02  # beyond a shard's usual time, before default vectors stand in for it
 NARROW = np.iinfo(np.int32).max
 
 
@@ -95,43 +94,6 @@ def load_gateway(settings: Settings, metrics: Metrics) -> tuple[OpenGateway, Pre
 
 def _elsewhere(dense: Floats, pooled: Floats) -> Floats:
     raise ServeError("the tower is a function of its own")
-
-
-class _Fan:
-    """The calls of one query: `done` is set when all are answered, or the first has failed."""
-
-    __slots__ = ("cold", "degraded", "done", "open", "sent", "timer")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.done: asyncio.Future[None] = loop.create_future()
-        self.open = 0
-        self.sent: list[Sent] = []
-        self.timer: asyncio.TimerHandle | None = None
-        self.cold = self.degraded = False
-
-    def arrived(self) -> None:
-        """One more call is answered."""
-        self.open -= 1
-        if not self.open and not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        """The query has failed; the other calls are left to end by themselves."""
-        if not self.done.done():
-            self.done.set_exception(error)
-
-    def expire(self) -> None:
-        """The deadline: give up what is still under way."""
-        waiting = [each for each in self.sent if each.open]
-        self.fail(
-            ServeError(
-                f"the deadline passed while {', '.join(sorted(e.endpoint.url for e in waiting))} "
-                "did not answer",
-                504, "deadline",
-            )
-        )  # fmt: skip
-        for each in waiting:
-            each.abort()
 
 
 class Gateway:
@@ -213,33 +175,33 @@ class Gateway:
         inputs = call.request.inputs
         now = self._now()
         idle, self._last_query = now - self._last_query > IDLE_S, now
+        here = self._opened.resident
         touched = buckets.touched()
+        remote = [number for number in touched if number not in here]
         out = self._opened.combiner.begin(buckets.batch)
-        fan = _Fan(self._loop)
-        remote = [number for number in touched if number not in self._opened.resident]
-        for number in remote:
-            self._call_shard(fan, self._remote[number], buckets[number], out, call)
-        self._metrics.fan_out += len(remote)
-        if idle:
-            self._prewarm(remote)
+        fan = Fan(self._loop, call.deadline)
         try:
+            for number in remote:
+                self._call_shard(fan, self._remote[number], buckets[number], out, call)
+            self._metrics.fan_out += len(remote)
+            if idle:
+                self._prewarm(remote)
             if remote:
-                fan.timer = self._loop.call_at(call.deadline, fan.expire)
                 await asyncio.sleep(0)  # the requests leave now
             for number in touched:
-                if number in self._opened.resident:
+                if number in here:
                     self._pool_here(number, buckets[number], out)
             if remote:
                 await fan.done
-            pooled = self._opened.combiner.finish(out, inputs["lengths"])
-            prediction = await self._tower(fan, inputs["dense"], pooled, call)
         finally:
-            self._settle(fan)
+            fan.settle()
+        pooled = self._opened.combiner.finish(out, inputs["lengths"])
+        prediction = await self._tower(fan, inputs["dense"], pooled, call)
         if not np.isfinite(prediction).all():
             raise QueryError("the prediction is not finite: a dense feature or weight is too large")
         return self._told(fan, prediction, len(remote) + (self._dense is not None))
 
-    def _told(self, fan: _Fan, prediction: Floats, fan_out: int) -> Answer:
+    def _told(self, fan: Fan, prediction: Floats, fan_out: int) -> Answer:
         self._metrics.degraded += fan.degraded
         self._metrics.cold_starts += fan.cold
         return Answer(
@@ -262,29 +224,30 @@ class Gateway:
         return max(1, int((call.deadline - self._now()) * 1e3))
 
     def _call_shard(
-        self, fan: _Fan, remote: RemoteShard, bucket: Bucket, out: Floats, call: Call
+        self, fan: Fan, remote: RemoteShard, bucket: Bucket, out: Floats, call: Call
     ) -> None:
-        buffers = remote.request(bucket, self._left_ms(call), call.traceparent)
-        fan.open += 1
-        done = partial(self._shard_answered, fan, remote, bucket, out)
-        fan.sent.append(remote.endpoint.send(buffers, done))
+        combine = self._opened.combiner.add
 
-    def _shard_answered(
-        self, fan: _Fan, remote: RemoteShard, bucket: Bucket, out: Floats,
-        result: Reply | CallError,
-    ) -> None:  # fmt: skip
-        if fan.done.done():
-            return
-        try:
-            if isinstance(result, CallError):
-                raise ServeError(f"{remote.what}: {result}", 502, "shard")
-            partials = remote.read(result, self._elements(remote, bucket), remote.halves)
-            self._opened.combiner.add(out, remote.number, partials, bucket.lengths, packed=True)
-        except Exception as error:  # told to the query, which answers for it
-            fan.fail(error)
-            return
-        fan.cold = fan.cold or was_cold(result)
-        fan.arrived()
+        def take(reply: Reply) -> None:
+            partials = remote.read(reply, self._elements(remote, bucket), remote.halves)
+            combine(out, remote.number, partials, bucket.lengths, packed=True)
+
+        def stand_in() -> None:
+            held = self._opened.holdings[remote.number]
+            tables = [self._opened.release.model.tables[index] for index in held]
+            vectors = self._opened.defaults[remote.number]
+            partials = default_partial(tables, vectors, bucket.lengths, bucket.weights)
+            combine(out, remote.number, partials, bucket.lengths)
+
+        buffers = remote.request(bucket, self._left_ms(call), call.traceparent)
+        Leg(
+            self._loop, fan, remote, buffers, take,
+            stand_in=stand_in if self._settings.cold_miss == "default" else None,
+            hedge=self._hedged if self._settings.hedge else None,
+        ).start()  # fmt: skip
+
+    def _hedged(self) -> None:
+        self._metrics.hedges += 1
 
     def _elements(self, remote: RemoteShard, bucket: Bucket) -> int:
         """Floats of the packed partial for `bucket`."""
@@ -292,39 +255,25 @@ class Gateway:
             return int(np.count_nonzero(bucket.lengths)) * self._one_dim
         return int(np.count_nonzero(bucket.lengths, axis=1) @ self._held[remote.number])
 
-    async def _tower(self, fan: _Fan, dense: Floats, pooled: Floats, call: Call) -> Floats:
+    async def _tower(self, fan: Fan, dense: Floats, pooled: Floats, call: Call) -> Floats:
         remote = self._dense
         if remote is None:
             return self._predict(dense, pooled)
-        fan.done = self._loop.create_future()
-        if fan.timer is None:
-            fan.timer = self._loop.call_at(call.deadline, fan.expire)
         answers: list[Floats] = []
 
-        def answered(result: Reply | CallError) -> None:
-            try:
-                if isinstance(result, CallError):
-                    raise ServeError(f"{remote.what}: {result}", 502, "shard")
-                answers.append(remote.read(result, len(dense)))  # type: ignore[arg-type]
-            except ServeError as error:
-                fan.fail(error)
-                return
-            fan.cold = fan.cold or was_cold(result)
-            fan.arrived()
+        def take(reply: Reply) -> None:
+            answers.append(np.array(remote.read(reply, len(dense)), np.float32))
 
+        last = Fan(self._loop, call.deadline)
         buffers = remote.request(dense, pooled, self._left_ms(call), call.traceparent)
-        fan.open = 1
-        fan.sent.append(remote.endpoint.send(buffers, answered))
+        Leg(self._loop, last, remote, buffers, take).start()
         self._metrics.fan_out += 1
-        await fan.done
+        try:
+            await last.done
+        finally:
+            last.settle()
+        fan.cold = fan.cold or last.cold
         return answers[0]
-
-    def _settle(self, fan: _Fan) -> None:
-        """The query is over: calls that are left may end by themselves until the deadline."""
-        if fan.timer is not None and not any(each.open for each in fan.sent):
-            fan.timer.cancel()
-        if fan.done.done() and not fan.done.cancelled():
-            fan.done.exception()  # seen, also where nobody waited for it
 
     # -- waking
 

@@ -22,7 +22,7 @@ _ERROR = {
 _REASONS = {
     200: "OK", 400: "what the client sent does not fit; the error says what", 401: "no token",
     404: "no such model, version or path", 405: "another method", 408: "the client was too slow",
-    413: "the body is too large", 500: "a fault in the function", 502: "a shard failed",
+    413: "the body is too large", 502: "a shard failed",
     503: "loading, draining or overloaded: try again", 504: "the deadline passed",
 }  # fmt: skip
 
@@ -131,7 +131,7 @@ def _infer(served: Served, closed: list[int], kind: str) -> dict[str, Any]:
             },
         },
     }
-    statuses = [200, 400, *closed, 408, 413, 500, 503, 504]
+    statuses = [200, 400, *closed, 408, 413, 503, 504]
     if kind == "gateway":
         statuses.append(502)
     return {

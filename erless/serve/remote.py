@@ -6,6 +6,7 @@ only one that would be right, and read only to find out what is wrong with it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any, cast
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from erless.dlrm.rows import Bucket
 from erless.errors import ServeError
-from erless.serve.client import CallError, Endpoint, Reply
+from erless.serve.client import Call, CallError, Endpoint, Reply
 from erless.serve.http import ALIGNMENT_BYTES, JSON_LENGTH, UP, Buffer
 from erless.serve.lane import ANSWER, ASK, request_head, tensor
 
@@ -25,6 +26,7 @@ Floats = NDArray[np.float32]
 Partial = NDArray[np.float32] | NDArray[np.float16]
 
 
+WAKE_S = 60.0  # a function that does not start within it is called anew
 _FORMS = ((b"FP16", np.dtype("<f2"), 2), (b"FP32", np.dtype("<f4"), 4))
 
 
@@ -54,11 +56,20 @@ class _Remote:
     def touch(self) -> None:
         """Open a connection and ask whether it is ready: wakes a function that is at zero."""
         if not self.waking:
-            self.waking = True
-            self.endpoint.send([self._probe], self._touched)
+            self.woken_by(self.endpoint.send([self._probe], self._touched))
 
     def _touched(self, result: Reply | CallError) -> None:
         self.waking = False
+
+    def woken_by(self, call: Call) -> None:
+        """`call` waits for the function to start; it is given up after a while."""
+        self.waking = True
+        asyncio.get_running_loop().call_later(WAKE_S, self._give_up, call)
+
+    def _give_up(self, call: Call) -> None:
+        if call.open:
+            call.abort()
+            self.waking = False
 
     def _request(
         self,
@@ -82,6 +93,9 @@ class _Remote:
         more = b"" if trace is None else b"traceparent: %b\r\n" % trace
         pad = -(len(self._head % (len(text), size, left_ms, more)) + len(text)) % ALIGNMENT_BYTES
         head = self._head % (len(text) + pad, size + pad, left_ms, more)
+        if (len(head) + len(text) + pad) % ALIGNMENT_BYTES:  # the padding took another digit
+            pad += ALIGNMENT_BYTES - 1
+            head = self._head % (len(text) + pad, size + pad, left_ms, more)
         return [head + text + b" " * pad, *arrays]
 
     def read(self, reply: Reply, elements: int, halves: bool = False) -> Partial:

@@ -7,7 +7,17 @@ from collections.abc import Iterator
 import pytest
 
 from tests.releases import Made
-from tests.serve.functions import Fleet
+from tests.serve.functions import Fleet, Function
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_function_is_left() -> Iterator[None]:
+    """Whatever a failed test left running ends with the tests."""
+    yield
+    for each in Function.started:
+        if each.process.poll() is None:
+            each.process.kill()
+        each.process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -33,6 +33,8 @@ START_S = 60.0
 class Function:
     """One function process; its log is a file, so that nothing blocks on a pipe."""
 
+    started: ClassVar[list[Function]] = []  # all of this test run; conftest.py ends them
+
     def __init__(self, kind: str, folder: Path, command: list[str] | None = None, **env: str):
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"{kind}-{time.monotonic_ns()}.log"
@@ -46,6 +48,8 @@ class Function:
                 env={**inherited, "PYTHONPATH": str(ROOT), "PORT": "0", **env},
                 pass_fds=[int(env[name]) for name in env if name.endswith("_FD")],
             )
+
+        Function.started.append(self)
 
     @property
     def events(self) -> list[dict[str, Any]]:

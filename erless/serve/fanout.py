@@ -1,0 +1,200 @@
+"""The calls of one query.
+
+A `Fan` holds a `Leg` per call and ends when all legs have, or the first has failed. A leg may take
+more than one call: a second one to a slow shard (hedging), another while the shard still loads; and
+where the plan allows it, default vectors stand in for a shard that is not awake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+
+from erless.errors import ServeError
+from erless.serve.client import Call, CallError, Reply
+from erless.serve.http import Buffer
+from erless.serve.remote import RemoteDense, RemoteShard, was_cold
+
+__all__ = ["Fan", "Leg"]
+
+POLL_S = 0.05  # between two calls to a function that still loads
+COLD_BUDGET_S = 0.02  # how long a shard that is not awake is waited for
+LOADING = b'"state": "loading"'
+
+
+class Fan:
+    """All calls of one query, or of one phase of it.
+
+    `done` is set when all are answered, or to the first error. `cold`: a call waited for a
+    function to start; `degraded`: defaults stood in for a shard.
+    """
+
+    __slots__ = ("_loop", "cold", "degraded", "done", "legs", "open", "timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        self._loop = loop
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.legs: list[Leg] = []
+        self.open = 0
+        self.timer = loop.call_at(deadline, self._expire)
+        self.cold = self.degraded = False
+
+    def add(self, leg: Leg) -> None:
+        """One more call that has to be answered."""
+        self.legs.append(leg)
+        self.open += 1
+
+    def arrived(self) -> None:
+        """One of them is."""
+        self.open -= 1
+        if not self.open and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """The query has failed; the other calls are left to end by themselves."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def _expire(self) -> None:
+        """The deadline: give up what is still under way."""
+        late = [leg for leg in self.legs if not leg.over]
+        names = ", ".join(leg.remote.what for leg in late)
+        if not self.done.done():
+            self.fail(ServeError(f"the deadline passed while waiting for {names}", 504, "deadline"))
+        for leg in late:
+            leg.abort()
+
+    def settle(self) -> None:
+        """The query is over: calls that are left may end by themselves until the deadline."""
+        if all(leg.over for leg in self.legs):
+            self.timer.cancel()
+        if self.done.done() and not self.done.cancelled():
+            self.done.exception()  # seen, also where nobody waited for it
+
+
+class Leg:
+    """One shard's (or the tower's) part of a query.
+
+    Args:
+        fan: what it belongs to.
+        remote: whom to call.
+        buffers: the request.
+        take: adds the answer to the query's result; raises ServeError where it is none.
+        stand_in: adds default vectors instead, or None: then the shard is waited for.
+        hedge: told when a second call is made, or None: then none is.
+    """
+
+    __slots__ = (
+        "_buffers", "_fan", "_hedge", "_loop", "_sent", "_stand_in", "_take", "_timers", "over",
+        "remote",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        fan: Fan,
+        remote: RemoteShard | RemoteDense,
+        buffers: Sequence[Buffer],
+        take: Callable[[Reply], None],
+        *,
+        stand_in: Callable[[], None] | None = None,
+        hedge: Callable[[], None] | None = None,
+    ) -> None:
+        self._loop, self._fan, self.remote, self._buffers = loop, fan, remote, buffers
+        self._take, self._stand_in, self._hedge = take, stand_in, hedge
+        self._sent: list[Call] = []
+        self._timers: list[asyncio.TimerHandle] = []
+        self.over = False
+        fan.add(self)
+
+    def start(self) -> None:
+        """Call; where the shard is being woken by another query already, default vectors do."""
+        if self._stand_in is not None:
+            if self.remote.endpoint.connected:
+                self._stand_in = None  # it is awake: whatever it takes, its answer is right
+            elif self.remote.waking:
+                self._degrade()
+                return
+            else:
+                self._after(COLD_BUDGET_S, self._degrade)
+        self._send()
+        p95_s = self.remote.endpoint.p95_s
+        if self._hedge is not None and p95_s < math.inf:
+            self._after(p95_s, self._send_second)
+
+    def _after(self, seconds: float, call: Callable[[], None]) -> None:
+        self._timers.append(self._loop.call_later(seconds, call))
+
+    def _send(self) -> None:
+        if not self.over:
+            self._sent.append(self.remote.endpoint.send(self._buffers, self._answered))
+
+    def _send_second(self) -> None:
+        if self._hedge is not None and not self.over:
+            self._hedge()
+            self._send()
+
+    def _answered(self, result: Reply | CallError) -> None:
+        if self.over:
+            self.remote.waking = False  # the answer that nobody waited for any more
+            return
+        if _failed(result) and any(call.open for call in self._sent):
+            return  # the other of two calls may still do
+        if isinstance(result, Reply) and result.status == 503 and LOADING in bytes(result.body):
+            self._after(POLL_S, self._send)
+            return
+        if self._stand_in is not None and _failed(result):
+            self._degrade()
+            return
+        self._end()
+        if self._fan.done.done():
+            return
+        try:
+            if isinstance(result, CallError):
+                raise ServeError(f"{self.remote.what}: {result}", 502, "shard")
+            self._take(result)
+        except Exception as error:  # told to the query, which answers for it
+            self._fan.fail(error)
+            return
+        self._fan.cold = self._fan.cold or was_cold(result)
+        self._fan.arrived()
+
+    def _degrade(self) -> None:
+        """Take default vectors; the call goes on, since it wakes the shard."""
+        if self.over or self._stand_in is None or self._fan.done.done():
+            return
+        self.over = True
+        self._cancel_timers()
+        try:
+            self._stand_in()
+        except Exception as error:  # as above
+            self._fan.fail(error)
+            return
+        for call in self._sent:
+            if call.open:
+                self.remote.woken_by(call)
+        self._fan.degraded = True
+        self._fan.arrived()
+
+    def _end(self) -> None:
+        """Answered: what is left of it is not needed."""
+        self.over = True
+        self._cancel_timers()
+        for call in self._sent:
+            if call.open:
+                call.abort()
+
+    def abort(self) -> None:
+        """Give up."""
+        self._end()
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+
+def _failed(result: Reply | CallError) -> bool:
+    """No answer, or one that says so."""
+    return isinstance(result, CallError) or result.status >= 500
