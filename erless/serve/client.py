@@ -62,13 +62,18 @@ Callback = Callable[["Reply | CallError"], None]
 class _Head:
     """What llhttp calls while it parses an answer."""
 
-    __slots__ = ("chunks", "ended", "headers", "received")
+    __slots__ = ("chunks", "ended", "headers", "keep", "parser", "received")
 
     def __init__(self) -> None:
+        self.keep = True
+        self.parser: Any = None
         self.headers: dict[bytes, bytes] = {}
         self.chunks: list[bytes] = []
         self.received = 0
         self.ended = False
+
+    def on_headers_complete(self) -> None:
+        self.keep = self.parser.should_keep_alive()  # forgotten once the message is complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.lower()] = value
@@ -208,7 +213,7 @@ class _Connection(asyncio.BufferedProtocol):
                     self.tail -= begin
                 return
             head = _Head()
-            parser = httptools.HttpResponseParser(head)
+            parser = head.parser = httptools.HttpResponseParser(head)
             try:
                 parser.feed_data(self.view[begin:end])
             except httptools.HttpParserError as error:
@@ -219,7 +224,7 @@ class _Connection(asyncio.BufferedProtocol):
             if self.status >= 200:
                 break
         self.head = head
-        self.keep = parser.should_keep_alive()
+        self.keep, head.parser = head.keep, None
         self._expect_body(head, parser, begin)
 
     def _take_plain(self, plain: re.Match[bytes]) -> None:

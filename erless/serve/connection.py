@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 from enum import Enum
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 
@@ -57,14 +57,19 @@ _DEAF = {_State.LINGER, _State.CLOSED}
 class _Head:
     """What llhttp calls while it parses a head."""
 
-    __slots__ = ("headers", "target")
+    __slots__ = ("headers", "keep", "parser", "target")
 
     def __init__(self) -> None:
         self.headers: dict[bytes, bytes] = {}
         self.target = b""
+        self.keep = True
+        self.parser: Any = None
 
     def on_url(self, url: bytes) -> None:
         self.target += url
+
+    def on_headers_complete(self) -> None:
+        self.keep = self.parser.should_keep_alive()  # forgotten once the message is complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -210,7 +215,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take_head(self, end: int) -> None:
         head = _Head()
-        parser = httptools.HttpRequestParser(head)
+        parser = head.parser = httptools.HttpRequestParser(head)
         fed = self.view[self.start : end]
         self.start = end
         try:
@@ -220,7 +225,7 @@ class Connection(asyncio.BufferedProtocol):
         except httptools.HttpParserError as error:
             self._refuse(400, f"not an HTTP/1.1 request: {error}")
             return
-        self.keep = parser.should_keep_alive()
+        self.keep, head.parser = head.keep, None
         self.method = parser.get_method()
         self.path = head.target.partition(b"?")[0]
         if not head.target:
