@@ -361,7 +361,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_PATCH = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
 
-    def _route(self, path: str, query: dict[str, str], body: Object) -> None:  # noqa: PLR0911
+    def _route(self, path: str, query: dict[str, str], body: Object) -> None:
         cluster = self.cluster
         if path == "/version":
             return self._answer(200, {"gitVersion": "v1.33.0"})
