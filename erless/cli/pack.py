@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +10,12 @@ import typer
 
 from erless.cli.bars import bars
 from erless.cli.options import EndpointOption, InfraOption, StoreOption, project, store_of
-from erless.cli.run import Output, OutputOption, emit, verb
+from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from erless.pack.evaluate import Evaluation
     from erless.pack.packer import Packed
 
 __all__ = ["pack"]
@@ -38,6 +40,10 @@ def pack(
         bool, typer.Option("--verify", help="Read what the store has; make the damaged again.")
     ] = False,
     infra: InfraOption = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(help="Query file: tell what precision costs in predictions, and in AUC."),
+    ] = None,
     endpoint_url: EndpointOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -57,8 +63,32 @@ def pack(
         target = open_store(where, endpoint_url=endpoint_url, create=True)
         packer = Packer(bundle, hotness, plan, target, verify=verify, progress=progress)
         packed = packer.pack(shard)
+        found: list[Evaluation] = []
+        if evaluate:
+            import torch
+
+            from erless.pack.evaluate import evaluate as measure
+
+            torch.set_num_threads(1)  # as `erless predict`: small layers gain nothing from more
+            found = measure(packer.inputs, evaluate, progress=progress)
+    budget = config.precision.max_auc_loss
     document = _document(packed, target.url)
-    emit(output, document, lambda console: _draw(console, packed, target.url))
+    if evaluate:
+        document["evaluation"] = {
+            "queries": str(evaluate),
+            "max_auc_loss": budget,
+            "precisions": [asdict(each) | {"auc_loss": each.auc_loss} for each in found],
+        }
+    if found and (found[0].auc_loss or 0.0) > budget:
+        note(f"warning: the plan's precisions lose {found[0].auc_loss:.4f} of AUC, "
+             f"allowed are {budget:g}")  # fmt: skip
+
+    def draw(console: Console) -> None:
+        _draw(console, packed, target.url)
+        if found:
+            _draw_evaluation(console, found)
+
+    emit(output, document, draw)
 
 
 def _document(packed: Packed, url: str) -> dict[str, Any]:
@@ -101,3 +131,22 @@ def _draw(console: Console, packed: Packed, url: str) -> None:
         )  # fmt: skip
     console.print(table)
     console.print(f"release {release.digest} in {url}: {done}")
+
+
+def _draw_evaluation(console: Console, found: list[Evaluation]) -> None:
+    from rich.table import Table
+
+    table = Table("rows", title="predictions against fp32; precisions are below the resident tier")
+    for heading in ("row MB", "max error", "mean error", "max relative", "AUC", "AUC loss"):
+        table.add_column(heading, justify="right")
+    for each in found:
+        table.add_row(
+            each.precision,
+            f"{each.row_bytes / 1e6:,.1f}",
+            f"{each.max_error:.2g}",
+            f"{each.mean_error:.2g}",
+            f"{each.relative_error:.2g}",
+            "" if each.auc_after is None else f"{each.auc_after:.5f}",
+            "" if each.auc_loss is None else f"{each.auc_loss:+.5f}",
+        )
+    console.print(table)

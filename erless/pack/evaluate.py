@@ -1,0 +1,200 @@
+"""What precision costs in predictions: the plan's own, and each other below the resident tier.
+
+Only the rows that the queries touch are read, encoded and decoded, exactly as pack stores them
+(`erless.pack.quantize` works row by row), so any table size will do. Every variant then predicts
+every query with the reference implementation.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from erless.dlrm.auc import auc
+from erless.dlrm.queries import Query, QueryFile, check_query, check_tables
+from erless.dlrm.reference import Monolith
+from erless.dlrm.tower import load_tower
+from erless.pack.inputs import Inputs
+from erless.pack.quantize import decode, encode
+from erless.progress import Progress, Silent
+from erless.specs.bundle import TABLE_TENSOR
+from erless.specs.model import TableSpec
+from erless.specs.plan import Precision, Tier
+from erless.storage.tensors import TensorFile
+
+__all__ = ["AS_PLANNED", "Evaluation", "evaluate"]
+
+Floats = NDArray[np.float32]
+
+AS_PLANNED = "as planned"
+CHUNK_ROWS = 1 << 18
+BATCH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Predictions at some precision against those of the fp32 bundle.
+
+    Args:
+        precision: `as planned`, or the precision of all rows below the resident tier.
+        row_bytes: of all stored rows, once.
+        max_error: largest |Δ prediction|.
+        mean_error: mean |Δ prediction|.
+        relative_error: largest |Δ prediction| ÷ |fp32 prediction|.
+        auc_before, auc_after: with fp32, and so; None without labels of both kinds.
+    """
+
+    precision: str
+    row_bytes: int
+    max_error: float
+    mean_error: float
+    relative_error: float
+    auc_before: float | None = None
+    auc_after: float | None = None
+
+    @property
+    def auc_loss(self) -> float | None:
+        """AUC given up; below 0 where it rose."""
+        if self.auc_before is None or self.auc_after is None:
+            return None
+        return self.auc_before - self.auc_after
+
+
+@dataclass(frozen=True, slots=True)
+class _Touched:
+    """The rows of one table that the queries ask for: ids ascending, their rows and shards."""
+
+    table: TableSpec
+    ids: NDArray[np.int64]
+    rows: Floats
+    shards: NDArray[np.uint8]
+
+    def at(self, precisions: list[Precision]) -> Floats:
+        """The rows as they come back, `precisions` by shard number."""
+        out = self.rows.copy()
+        for shard, precision in enumerate(precisions):
+            if precision is not Precision.FP32:
+                places = np.flatnonzero(self.shards == shard)
+                for begin in range(0, len(places), CHUNK_ROWS):
+                    part = places[begin : begin + CHUNK_ROWS]
+                    stored = encode(self.rows[part], precision)
+                    out[part] = decode(stored, precision, self.table.dim)
+        return out
+
+
+def evaluate(
+    inputs: Inputs, queries: Path, batch: int = BATCH, progress: Progress | None = None
+) -> list[Evaluation]:
+    """Predict `queries` with the plan's precisions, and with each precision below the residents.
+
+    Args:
+        inputs: bundle, profile and plan.
+        queries: a query file; with labels the AUC is told too.
+        batch: samples predicted at a time.
+        progress: told of the queries predicted.
+
+    Raises:
+        QueryError: the queries do not fit the model.
+        ModelError: a row that a precision cannot hold.
+    """
+    file = QueryFile(queries, batch)
+    check_tables(file, inputs.model)
+    touched = _touched(inputs, file)
+    tower = load_tower(inputs.bundle_folder, inputs.bundle)
+    variants = [("", [Precision.FP32] * len(inputs.plan.shards)), *_variants(inputs)]
+    found: list[Evaluation] = []
+    before = np.empty(0, np.float32)
+    with (progress or Silent()).step("evaluate", len(file) * len(variants), "queries") as step:
+        for name, precisions in variants:
+            tables = [torch.from_numpy(each.at(precisions)) for each in touched]
+            model = Monolith(inputs.model, tables, tower)
+            parts = []
+            for query in _compact(file, touched):
+                parts.append(model.predict(query))
+                step.advance(1)
+            scores = np.concatenate(parts) if parts else np.empty(0, np.float32)
+            if not name:
+                before = scores
+            else:
+                found.append(_compare(name, inputs, precisions, before, scores, file.labels))
+    return found
+
+
+def _variants(inputs: Inputs) -> Iterator[tuple[str, list[Precision]]]:
+    """Name, and precision by shard number."""
+    shards = inputs.plan.shards
+    yield AS_PLANNED, [shard.precision for shard in shards]
+    for precision in Precision:
+        yield (
+            precision.value,
+            [shard.precision if shard.tier is Tier.RESIDENT else precision for shard in shards],
+        )
+
+
+def _touched(inputs: Inputs, file: QueryFile) -> list[_Touched]:
+    """Read what the queries touch; checks the queries on the way."""
+    for query in file:
+        check_query(query, inputs.model)
+    ends = np.cumsum(file.lengths.sum(axis=1, dtype=np.int64))
+    found = []
+    for number, table in enumerate(inputs.model.tables):
+        begin = int(ends[number - 1]) if number else 0
+        ids = np.unique(file.values[begin : int(ends[number])]).astype(np.int64)
+        if not len(ids):
+            ids = np.zeros(1, np.int64)
+        path = inputs.bundle_folder / inputs.bundle.tables[number].path
+        rows = TensorFile(path).map(TABLE_TENSOR)[ids].astype(np.float32)
+        found.append(_Touched(table, ids, rows, _shards(inputs, table, ids)))
+    return found
+
+
+def _shards(inputs: Inputs, table: TableSpec, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The shard of each id."""
+    parts = []
+    with tempfile.TemporaryDirectory(prefix="erless-") as scratch:
+        for window in inputs.ranks(table).windows(inputs.cuts[table.name], Path(scratch)):
+            span = np.searchsorted(ids, [window.begin, window.begin + len(window.routes)])
+            parts.append(window.routes[ids[span[0] : span[1]] - window.begin])
+    return np.concatenate(parts)
+
+
+def _compact(file: QueryFile, touched: list[_Touched]) -> Iterator[Query]:
+    """The queries, with ids that are places in `touched`."""
+    for query in file:
+        ends = np.cumsum(query.lengths.sum(axis=1, dtype=np.int64))[:-1]
+        values: list[NDArray[Any]] = [
+            np.searchsorted(each.ids, part)
+            for each, part in zip(touched, np.split(query.values, ends), strict=True)
+        ]
+        yield Query(query.dense, np.concatenate(values), query.lengths, query.weights)
+
+
+def _compare(
+    name: str,
+    inputs: Inputs,
+    precisions: list[Precision],
+    before: Floats,
+    after: Floats,
+    labels: Floats | None,
+) -> Evaluation:
+    error = np.abs(after.astype(np.float64) - before)
+    scale = np.maximum(np.abs(before).astype(np.float64), np.finfo(np.float32).tiny)
+    both = labels is not None and 0 < np.count_nonzero(labels) < len(labels)
+    return Evaluation(
+        precision=name,
+        row_bytes=sum(
+            each.rows * precisions[each.shard].row_bytes(each.table.dim) for each in inputs.slices
+        ),
+        max_error=float(error.max(initial=0)),
+        mean_error=float(error.mean()) if len(error) else 0.0,
+        relative_error=float((error / scale).max(initial=0)),
+        auc_before=auc(labels, before) if both and labels is not None else None,
+        auc_after=auc(labels, after) if both and labels is not None else None,
+    )
