@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm import _kernels
 from erless.dlrm.rows import INDEX_ROWS, INDEX_WORDS, index_blocks
 from erless.errors import ArtifactError
 from erless.pack.inputs import Inputs, PackSlice
@@ -127,13 +128,15 @@ class _Output:
 
     def take(self, chunk: Floats, routes: NDArray[np.uint8], counts: Floats) -> None:
         """Append the rows of `chunk` that belong to the slice, and add them to its mean."""
-        places = np.flatnonzero(routes == self.slice.shard)
-        if not len(places):
+        found = np.count_nonzero(routes == self.slice.shard)
+        if not found:
             return
-        rows = chunk if len(places) == len(chunk) else chunk.take(places, axis=0)
-        weights = counts[places] + np.float32(1)
-        self._weighted += _weighted_sum(rows, weights)
-        self._weight += float(weights.sum(dtype=np.float64))
+        whole = found == len(chunk)
+        rows = chunk if whole else np.empty((found, chunk.shape[1]), np.float32)
+        _, weight = _kernels.pick_rows(
+            chunk, routes, self.slice.shard, counts, None if whole else rows, self._weighted
+        )
+        self._weight += weight
         stored = encode(rows, self.slice.precision)
         if self.slice.precision is not Precision.FP32:
             values = decode(stored, self.slice.precision, rows.shape[1])
@@ -199,12 +202,3 @@ def _split(
         step.advance(chunk.nbytes)
     for _ in windows:  # the last step of the iterator checks the profile's counts
         raise AssertionError("windows go beyond the table")
-
-
-def _weighted_sum(rows: Floats, weights: Floats) -> NDArray[np.float64]:
-    """Σ weight·row (dim,), the same to the bit on every machine: no BLAS, a fixed order."""
-    total = np.zeros(rows.shape[1])
-    for begin in range(0, len(rows), 4096):
-        part = slice(begin, begin + 4096)
-        total += np.add.reduce(rows[part] * weights[part, None], axis=0)
-    return total

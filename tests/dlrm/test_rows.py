@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from erless.dlrm import _kernels
 from erless.dlrm.rows import INDEX_ROWS, Routing, RowIndex, index_blocks
 from erless.errors import ArtifactError, PlanError, QueryError
 from erless.specs.model import TableSpec
@@ -157,3 +158,25 @@ def test_routes_that_do_not_fit_are_told() -> None:
         Routing(tables, [np.zeros(4, np.uint8)], [[0]] * 256)
     with pytest.raises(ArtifactError, match="0 routes for 1 tables"):
         Routing(tables, [], [[0]])
+
+
+@given(st.integers(0, 300), st.sampled_from([1, 3, 8, 33]), st.integers(0, 2**32 - 1))
+def test_picked_rows_are_those_of_the_shard(rows, dim, seed) -> None:
+    generator = np.random.default_rng(seed)
+    table = generator.standard_normal((rows, dim)).astype(np.float32)
+    routes = generator.integers(0, 3, rows).astype(np.uint8)
+    counts = generator.integers(0, 1000, rows).astype(np.float32)
+    mine = routes == 1
+    out, sums = np.empty((int(mine.sum()), dim), np.float32), np.zeros(dim)
+    found, weight = _kernels.pick_rows(table, routes, 1, counts, out, sums)
+    assert found == mine.sum()
+    assert weight == (counts[mine] + 1).sum()
+    np.testing.assert_array_equal(out, table[mine])
+    exact = ((counts[mine] + 1.0)[:, None] * table[mine].astype(np.float64)).sum(axis=0)
+    np.testing.assert_allclose(sums, exact, rtol=1e-12, atol=1e-9)
+    again = np.zeros(dim)
+    _kernels.pick_rows(table, routes, 1, counts, None, again)
+    np.testing.assert_array_equal(sums, again)
+    if mine.any():
+        with pytest.raises(ValueError, match="out: "):
+            _kernels.pick_rows(table, routes, 1, counts, out[1:], sums)

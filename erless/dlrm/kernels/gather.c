@@ -8,7 +8,6 @@
 #include <immintrin.h>
 #endif
 
-#define ALWAYS_INLINE inline __attribute__((always_inline))
 /* Rows fetched ahead of the one being added. Measured by benchmarks/kernels.py --ahead. */
 #ifndef AHEAD
 #define AHEAD 16

@@ -15,6 +15,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
 /* Ids arrive as int32 or int64. */
 typedef struct {
     const void *data;
@@ -50,7 +52,7 @@ typedef struct {
  * every row is stored and local index = row id. */
 enum { INDEX_WORDS = 4, INDEX_ROWS = 192 };
 
-static inline int64_t index_local(const uint64_t *blocks, uint64_t id) {
+static ALWAYS_INLINE int64_t index_local(const uint64_t *blocks, uint64_t id) {
     const uint64_t word = id >> 6, block = word / 3, lane = word - 3 * block;
     const uint64_t *entry = blocks + INDEX_WORDS * block;
     const uint64_t bits = entry[1 + lane], bit = id & 63;
@@ -64,6 +66,8 @@ int64_t index_mark(uint64_t *blocks, int64_t rows, const ids_t *ids);
 int64_t index_rank(uint64_t *blocks, int64_t count);
 int64_t index_find(const uint64_t *blocks, int64_t rows, const ids_t *ids, int64_t *locals,
                    int64_t *absent);
+int64_t pick_rows(const float *rows, int64_t size, int64_t dim, const uint8_t *routes, int shard,
+                  const float *counts, float *out, double *sums, double *weight);
 
 typedef struct {
     uint64_t bits, rank; /* 64 rows: which are stored, and how many are before them */

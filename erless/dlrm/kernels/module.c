@@ -105,6 +105,50 @@ no_ids:
     return result;
 }
 
+/* ---- packing ---- */
+
+PyDoc_STRVAR(pick_doc,
+             "pick_rows(rows, routes, shard, counts, out or None, sums) -> (rows found, weight); "
+             "float32 (n, dim), uint8 (n), int, float32 (n), float32 (found, dim), float64 (dim)");
+static PyObject *py_pick_rows(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    static const char *names[] = {"rows", "routes", "shard", "counts", "out", "sums"};
+    static const Py_ssize_t items[] = {4, 1, 0, 4, 4, 8};
+    Py_buffer views[6] = {{0}};
+    Py_ssize_t sizes[6] = {0};
+    PyObject *result = NULL;
+    (void)module;
+    if (!expect("arguments", count, 6)) return NULL;
+    const long shard = PyLong_AsLong(args[2]);
+    if (shard == -1 && PyErr_Occurred()) return NULL;
+    for (int k = 0; k < 6; k++) {
+        if (k == 2 || (k == 4 && args[k] == Py_None)) continue;
+        sizes[k] = take(args[k], &views[k], items[k], k >= 4, names[k]);
+        if (sizes[k] < 0) {
+            views[k].obj = NULL;
+            goto done;
+        }
+    }
+    const Py_ssize_t dim = sizes[5];
+    const uint8_t *routes = views[1].buf;
+    if (!expect("rows", sizes[0], sizes[1] * dim) || !expect("counts", sizes[3], sizes[1]))
+        goto done;
+    if (views[4].obj) {
+        Py_ssize_t wanted = 0;
+        for (Py_ssize_t i = 0; i < sizes[1]; i++) wanted += routes[i] == shard;
+        if (!expect("out", sizes[4], wanted * dim)) goto done;
+    }
+    double weight = 0;
+    int64_t found;
+    Py_BEGIN_ALLOW_THREADS found =
+        pick_rows(views[0].buf, sizes[1], dim, routes, (int)shard, views[3].buf, views[4].buf,
+                  views[5].buf, &weight);
+    Py_END_ALLOW_THREADS result = Py_BuildValue("Ld", (long long)found, weight);
+done:
+    for (int k = 0; k < 6; k++)
+        if (views[k].obj) PyBuffer_Release(&views[k]);
+    return result;
+}
+
 /* ---- routing ---- */
 
 typedef struct {
@@ -580,6 +624,7 @@ static PyMethodDef functions[] = {
     {"index_mark", py_index_mark, METH_VARARGS, mark_doc},
     {"index_rank", py_index_rank, METH_O, rank_doc},
     {"index_find", py_index_find, METH_VARARGS, find_doc},
+    {"pick_rows", (PyCFunction)(void (*)(void))py_pick_rows, METH_FASTCALL, pick_doc},
     {"combine_begin", (PyCFunction)(void (*)(void))py_begin, METH_FASTCALL, begin_doc},
     {"combine", (PyCFunction)(void (*)(void))py_combine, METH_FASTCALL, combine_doc},
     {"combine_end", (PyCFunction)(void (*)(void))py_end, METH_FASTCALL, end_doc},
