@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CHECKOV_VERSION := 3.3.30
+CHECKOV := .venv-checkov/bin/checkov
 
 .DEFAULT_GOAL := help
-.PHONY: evaluate help setup demo test check format schema clean
+.PHONY: evaluate help setup demo test check checkov format schema clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +37,12 @@ check: $(READY) ## Lint, types, import layering, fresh generated files
 	$(BIN)/lint-imports
 	$(BIN)/python -m erless.specs.schema --check
 
+checkov: $(CHECKOV) ## Install checkov, which `make test` then runs over infra/terraform
+
+$(CHECKOV): # its pins contradict ours, so it gets an environment of its own
+	$(PYTHON) -m venv .venv-checkov
+	.venv-checkov/bin/pip install --quiet checkov==$(CHECKOV_VERSION)
+
 format: $(READY) ## Format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -43,4 +51,4 @@ schema: $(READY) ## Regenerate erless/specs/erless.schema.json
 	$(BIN)/python -m erless.specs.schema
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .venv-checkov build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,0 +1,136 @@
+"""`erless cluster init`: Knative and the settings that erless needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from erless.cli.bars import bars
+from erless.cli.cluster_options import (
+    ContextOption,
+    InfraOption,
+    KubeconfigOption,
+    NamespaceOption,
+    cluster_config,
+)
+from erless.cli.options import project
+from erless.cli.run import Output, OutputOption, emit, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from erless.deploy.cluster.init import Applied
+    from erless.deploy.kube.api import Api
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Make a Kubernetes cluster ready for erless.")
+
+
+@app.callback()
+def _root() -> None:
+    """Keep `init` a verb of its own."""
+
+
+@app.command("init")
+@verb
+def init(
+    knative: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Knative's manifests: files or https URLs, may repeat [default: pinned release]."
+        ),
+    ] = None,
+    manifest: Annotated[
+        list[str] | None,
+        typer.Option(help="More to apply, such as a device plugin: files or https URLs."),
+    ] = None,
+    ingress_class: Annotated[
+        str, typer.Option(help="Of the networking layer in Knative's manifests.")
+    ] = "kourier.ingress.networking.knative.dev",
+    kubeconfig: KubeconfigOption = None,
+    context: ContextOption = None,
+    namespace: NamespaceOption = None,
+    infra: InfraOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Ask the server, change nothing.")
+    ] = False,
+    force_conflicts: Annotated[
+        bool, typer.Option("--force-conflicts", help="Take settings that somebody else set.")
+    ] = False,
+    wait_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds to wait for Knative to serve.")
+    ] = 600,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Install Knative Serving, set what erless needs of it, and let deployers deploy.
+
+    A second run changes nothing; a run that was stopped is completed by the next.
+
+    Example: `erless cluster init --infra infra/terraform/examples/minimal`
+    """
+    from erless.deploy.cluster.init import ClusterInit
+    from erless.deploy.cluster.manifests import KNATIVE, read_source
+    from erless.deploy.cluster.settings import access, settings
+    from erless.deploy.kube.api import connect
+
+    options = cluster_config(
+        project(), kubeconfig=kubeconfig, context=context, namespace=namespace, infra=infra
+    ).targets.knative
+    api = connect(options.kubeconfig, options.context)
+    space = _checked_namespace(api, options.infra, namespace, options.namespace)
+    sources = [read_source(each) for each in [*(knative or KNATIVE), *(manifest or ())]]
+    with bars() as progress:
+        done = ClusterInit(
+            api, sources, settings(ingress_class), access(space),
+            dry_run=dry_run, force=force_conflicts, timeout_s=wait_timeout, progress=progress,
+        ).run()  # fmt: skip
+    document = {
+        "cluster": api.host,
+        "dry_run": dry_run,
+        "sources": [{"name": each.name, "sha256": each.sha256} for each in sources],
+        "objects": [
+            {"action": each.action, "kind": each.kind, "namespace": each.namespace,
+             "name": each.name}
+            for each in done
+        ],
+    }  # fmt: skip
+    emit(output, document, lambda console: _draw(console, done, api.host, dry_run))
+
+
+def _checked_namespace(api: Api, infra: Path | None, given: str | None, otherwise: str) -> str:
+    """The functions' namespace; with `infra`, only on the cluster that Terraform made.
+
+    Raises:
+        ConfigError: kubeconfig leads to another cluster.
+    """
+    if infra is None:
+        return given or otherwise
+    from erless.deploy.infra import read_infra
+    from erless.errors import ConfigError
+
+    made = read_infra(infra)
+    if api.host.rstrip("/").lower() != made.cluster.endpoint.rstrip("/").lower():
+        raise ConfigError(
+            f"kubeconfig leads to {api.host}, but {infra} made the cluster {made.cluster.name} at "
+            f"{made.cluster.endpoint}; run: aws eks update-kubeconfig --region {made.region} "
+            f"--name {made.cluster.name}"
+        )
+    return given or made.identity.namespace
+
+
+def _draw(console: Console, done: list[Applied], host: str, dry_run: bool) -> None:
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("action", "kind", "namespace", "name"):
+        table.add_column(heading)
+    changed = [each for each in done if each.action != "keep"]
+    for each in changed:
+        table.add_row(each.action, each.kind, each.namespace or "", each.name)
+    if changed:
+        console.print(table)
+    would = "would be changed" if dry_run else "changed"
+    console.print(f"{len(changed)} of {len(done)} objects {would} on {host}")

@@ -1,0 +1,1 @@
+"""`erless cluster init`: Knative Serving and the settings that erless needs, on any cluster."""

@@ -1,0 +1,192 @@
+"""Make a cluster ready: apply Knative's manifests, wait until they serve, set what erless needs.
+
+Every step is server-side apply, so a second run changes nothing, and a run that was stopped is
+completed by the next. Manifests are taken over from whoever applied them before; of Knative's
+settings erless owns its own keys and leaves a key that somebody else set to another value alone,
+unless it is told to take it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from erless.deploy.cluster.manifests import Object, Source, in_order
+from erless.deploy.kube.api import FIELD_MANAGER, Api, Missing
+from erless.deploy.kube.kinds import CRD, DEPLOYMENT, Kind
+from erless.errors import DeployError
+from erless.progress import Progress, Silent, Step
+
+__all__ = ["Applied", "ClusterInit"]
+
+MANIFESTS = "erless-cluster-init"  # field manager of what is not erless's own
+APPLY = "application/apply-patch+yaml"
+PAUSE_S = 1.0
+Action = Literal["create", "update", "keep"]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """One object: what was done with it, or under a dry run, what would be."""
+
+    action: Action
+    kind: str
+    namespace: str | None
+    name: str
+
+
+@dataclass
+class ClusterInit:
+    """One run.
+
+    Args:
+        api: the cluster.
+        sources: manifests to apply.
+        settings: ConfigMaps of Knative of which erless sets some keys.
+        access: the functions' namespace and who may deploy there.
+        dry_run: ask the server, change nothing.
+        force: take keys of `settings` from whoever set them to something else.
+        timeout_s: longest wait for CRDs, and for deployments.
+        progress: told of every object.
+    """
+
+    api: Api
+    sources: Sequence[Source]
+    settings: Sequence[Object]
+    access: Sequence[Object]
+    dry_run: bool = False
+    force: bool = False
+    timeout_s: float = 600.0
+    progress: Progress = field(default_factory=Silent)
+    _kinds: dict[tuple[str, str], Kind] = field(default_factory=dict)
+    _planned: set[tuple[str, str]] = field(default_factory=set)
+
+    def run(self) -> list[Applied]:
+        """Apply everything, in order, and wait between the steps.
+
+        Raises:
+            ConflictError: somebody else set a key that erless needs to another value.
+            DeployError: refused, or something did not become ready in time.
+        """
+        objects = in_order(self.sources)
+        definitions = [each for each in objects if each["kind"] == CRD.kind]
+        rest = [each for each in objects if each["kind"] != CRD.kind]
+        own = [*self.settings, *self.access]
+        self._planned = set(_promised(definitions))
+        done: list[Applied] = []
+        with self.progress.step("applying", len(objects) + len(own), "steps") as step:
+            done += self._apply_all(definitions, MANIFESTS, True, step)
+            self._wait("definitions", lambda: self._pending_definitions(definitions))
+            done += self._apply_all(rest, MANIFESTS, True, step)
+            self._wait("deployments", lambda: self._pending_deployments(rest))
+            done += self._apply_all(own, FIELD_MANAGER, self.force, step)
+        return done
+
+    def _apply_all(
+        self, documents: Iterable[Object], manager: str, force: bool, step: Step
+    ) -> Iterator[Applied]:
+        for each in documents:
+            yield self._apply(each, manager, force)
+            step.advance(1)
+
+    def _apply(self, document: Object, manager: str, force: bool) -> Applied:
+        """Server-side apply of one object, as far as a dry run can go."""
+        meta = document["metadata"]
+        kind = self._kind(document)
+        space = meta.get("namespace", "default") if kind.namespaced else None
+        here = self.api.get(kind, space, meta["name"])
+        query = {"fieldManager": manager} | ({"force": "true"} if force else {})
+        if self.dry_run:
+            query["dryRun"] = "All"
+        action: Action = "update" if here else "create"
+        # under a dry run, neither new kinds nor new namespaces are there to try against
+        if here or not self.dry_run:
+            path = kind.path(space, meta["name"])
+            try:
+                after = self.api.call("PATCH", path, document, query=query, content_type=APPLY)
+            except Missing as error:
+                raise DeployError(f"cannot apply {kind.kind} {meta['name']}: {error}") from error
+            if here and _content(after) == _content(here):
+                action = "keep"
+        return Applied(action, kind.kind, space, meta["name"])
+
+    def _kind(self, document: Object) -> Kind:
+        """Where the server serves the kind of `document`, by the API's own listing."""
+        version, name = document["apiVersion"], document["kind"]
+        if (version, name) not in self._kinds:
+            root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+            try:
+                listed = self.api.call("GET", root).get("resources", [])
+            except Missing:
+                listed = []
+            for each in listed:
+                if "/" not in each["name"]:
+                    kind = Kind(version, each["kind"], each["name"], each["namespaced"])
+                    self._kinds[version, each["kind"]] = kind
+        found = self._kinds.get((version, name))
+        if found is None and self.dry_run and (version, name) in self._planned:
+            return Kind(version, name, f"{name.lower()}s")
+        if found is None:
+            raise DeployError(f"{version} {name}: the cluster knows no such kind")
+        return found
+
+    def _wait(self, what: str, pending: Callable[[], Iterable[str]]) -> None:
+        """Until nothing is pending; a dry run has nothing to wait for.
+
+        Raises:
+            DeployError: past the deadline; says what is still pending and why.
+        """
+        deadline = time.monotonic() + self.timeout_s
+        while not self.dry_run and (left := list(pending())):
+            if time.monotonic() > deadline:
+                raise DeployError(
+                    f"{what} not ready after {self.timeout_s:g} s: {'; '.join(left[:5])}"
+                )
+            time.sleep(PAUSE_S)
+
+    def _pending_definitions(self, definitions: Sequence[Object]) -> Iterator[str]:
+        for each in definitions:
+            found = self.api.get(CRD, None, each["metadata"]["name"]) or {}
+            state = _conditions(found)
+            if state.get("Established", {}).get("status") != "True":
+                why = state.get("NamesAccepted", {}).get("message", "not established yet")
+                yield f"{each['metadata']['name']} ({why})"
+
+    def _pending_deployments(self, objects: Sequence[Object]) -> Iterator[str]:
+        for each in objects:
+            if each["kind"] != DEPLOYMENT.kind:
+                continue
+            meta = each["metadata"]
+            found = self.api.get(DEPLOYMENT, meta.get("namespace", "default"), meta["name"]) or {}
+            status = found.get("status", {})
+            fresh = status.get("observedGeneration", 0) >= found.get("metadata", {}).get(
+                "generation", 0
+            )
+            available = _conditions(found).get("Available", {})
+            if not fresh or available.get("status") != "True":
+                why = available.get("message") or "no condition yet"
+                yield f"{meta.get('namespace', 'default')}/{meta['name']} ({why})"
+
+
+def _promised(definitions: Sequence[Object]) -> Iterator[tuple[str, str]]:
+    """Version and kind of everything that `definitions` will add."""
+    for each in definitions:
+        spec = each.get("spec", {})
+        for version in spec.get("versions", ()):
+            yield f"{spec.get('group')}/{version.get('name')}", spec.get("names", {}).get("kind")
+
+
+def _conditions(document: Object) -> dict[str, Object]:
+    return {each["type"]: each for each in document.get("status", {}).get("conditions", ())}
+
+
+def _content(document: Object) -> Object:
+    """An object without what the server counts and stamps by itself."""
+    meta = {
+        key: value
+        for key, value in document.get("metadata", {}).items()
+        if key not in ("managedFields", "resourceVersion", "generation")
+    }
+    return {**document, "metadata": meta, "status": None}

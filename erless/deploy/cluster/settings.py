@@ -1,0 +1,91 @@
+"""What erless needs of Knative beyond its defaults, and who may deploy.
+
+Each is a ConfigMap of which erless owns the keys below and no other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["DEPLOYERS", "KOURIER", "SERVING", "access", "settings"]
+
+Object = dict[str, Any]
+SERVING = "knative-serving"
+KOURIER = "kourier.ingress.networking.knative.dev"
+DEPLOYERS = "erless:deployers"  # the group of infra/terraform's deployer role
+
+FEATURES = (
+    "kubernetes.podspec-nodeselector",  # tiers are placed on node pools
+    "kubernetes.podspec-tolerations",  # GPU pools are tainted
+    "kubernetes.podspec-affinity",
+    "kubernetes.podspec-topologyspreadconstraints",
+    "kubernetes.podspec-securitycontext",  # non-root, seccomp
+    "kubernetes.podspec-volumes-emptydir",  # scratch and shard cache
+)
+
+
+def settings(ingress_class: str = KOURIER) -> list[Object]:
+    """Knative's ConfigMaps with the keys that erless needs."""
+    values: dict[str, dict[str, str]] = {
+        "config-features": dict.fromkeys(FEATURES, "enabled"),
+        # Frozen shards start at zero replicas, and every shard goes there when it is idle.
+        "config-autoscaler": {"enable-scale-to-zero": "true", "allow-zero-initial-scale": "true"},
+        "config-network": {"ingress-class": ingress_class},
+        # Knative's own cap, written down so that `erless doctor` and people find it.
+        "config-defaults": {"max-revision-timeout-seconds": "600"},
+        # A pod that waits for a new node is not a failed revision (Knative 1.21 and on).
+        "config-deployment": {"pod-is-always-schedulable": "true"},
+    }
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": SERVING},
+            "data": data,
+        }
+        for name, data in values.items()
+    ]
+
+
+def access(namespace: str, group: str = DEPLOYERS) -> list[Object]:
+    """The functions' namespace, and what `group` may do: administer it, and look around."""
+    labels = {"app.kubernetes.io/managed-by": "erless"}
+    subjects = [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group}]
+    rbac = "rbac.authorization.k8s.io/v1"
+
+    def role(kind: str, name: str, where: str | None, rules: list[Object]) -> Object:
+        place = {"namespace": where} if where else {}
+        meta = {"name": name, "labels": labels, **place}
+        return {"apiVersion": rbac, "kind": kind, "metadata": meta, "rules": rules}
+
+    def bind(kind: str, name: str, where: str | None, refers: str, to: str) -> Object:
+        place = {"namespace": where} if where else {}
+        meta = {"name": name, "labels": labels, **place}
+        target = {"apiGroup": "rbac.authorization.k8s.io", "kind": refers, "name": to}
+        return {
+            "apiVersion": rbac, "kind": kind, "metadata": meta, "roleRef": target,
+            "subjects": subjects,
+        }  # fmt: skip
+
+    def may(group: str, kinds: str, verbs: str, names: tuple[str, ...] = ()) -> Object:
+        rule: Object = {
+            "apiGroups": [group], "resources": kinds.split(), "verbs": verbs.split(),
+        }  # fmt: skip
+        return rule | ({"resourceNames": list(names)} if names else {})
+
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
+        # Kubernetes' own role, into which Knative adds its kinds; pods' proxy is in it too
+        bind("RoleBinding", "erless-deployers", namespace, "ClusterRole", "admin"),
+        role("ClusterRole", "erless-deployer", None, [
+            may("", "nodes", "get list"),
+            may("", "namespaces", "get patch", (namespace,)),
+            may("apiextensions.k8s.io", "customresourcedefinitions", "get list"),
+        ]),
+        bind("ClusterRoleBinding", "erless-deployers", None, "ClusterRole", "erless-deployer"),
+        role("Role", "erless-deployer", SERVING, [
+            may("", "configmaps", "get list"),
+            may("apps", "deployments", "get list"),
+        ]),
+        bind("RoleBinding", "erless-deployers", SERVING, "Role", "erless-deployer"),
+    ]  # fmt: skip

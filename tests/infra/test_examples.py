@@ -1,0 +1,154 @@
+"""Each example applied to an AWS API: no change after, nothing left at the end; erless on top."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erless.deploy.infra import read_infra
+from erless.plan.prices import read_prices
+from tests.conftest import Cli
+from tests.infra.conftest import Applied, Example
+from tests.infra.terraform import SOURCE
+
+pytestmark = pytest.mark.timeout(600)
+NAMES = ["minimal", "production"]
+
+
+def client(service: str, applied: Applied) -> Any:
+    return applied.aws.client(service)
+
+
+def left(applied: Applied) -> dict[str, list[str]]:
+    """What of ours is in the account."""
+    ec2, iam, eks = client("ec2", applied), client("iam", applied), client("eks", applied)
+    keys = client("kms", applied)
+    states = [keys.describe_key(KeyId=each["KeyId"])["KeyMetadata"]
+              for each in keys.list_keys()["Keys"]]  # fmt: skip
+    vpcs = ec2.describe_vpcs(Filters=[{"Name": "isDefault", "Values": ["false"]}])["Vpcs"]
+    nat = ec2.describe_nat_gateways()["NatGateways"]
+    return {
+        "clusters": eks.list_clusters()["clusters"],
+        "vpcs": [each["VpcId"] for each in vpcs],
+        "addresses": [each["AllocationId"] for each in ec2.describe_addresses()["Addresses"]],
+        "nat": [each["NatGatewayId"] for each in nat if each["State"] != "deleted"],
+        "templates": [
+            each["LaunchTemplateId"] for each in ec2.describe_launch_templates()["LaunchTemplates"]
+        ],
+        "groups": [
+            each["AutoScalingGroupName"]
+            for each in client("autoscaling", applied).describe_auto_scaling_groups()[
+                "AutoScalingGroups"
+            ]
+        ],
+        "roles": [each["RoleName"] for each in iam.list_roles()["Roles"]],
+        "issuers": iam.list_open_id_connect_providers()["OpenIDConnectProviderList"],
+        "buckets": [each["Name"] for each in client("s3", applied).list_buckets()["Buckets"]],
+        "repositories": [
+            each["repositoryName"]
+            for each in client("ecr", applied).describe_repositories()["repositories"]
+        ],
+        "logs": [
+            each["logGroupName"]
+            for each in client("logs", applied).describe_log_groups()["logGroups"]
+        ],
+        "keys": [each["KeyId"] for each in states if each["KeyState"] == "Enabled"],
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_are_what_erless_reads(examples: dict[str, Example], name: str) -> None:
+    infra = read_infra(examples[name].applied().terraform.folder)
+    assert infra.cluster.name == f"erless-{name}"
+    assert infra.store_url == f"s3://erless-{name}-releases-123456789012-us-east-1/releases"
+    assert infra.registry_url == f"123456789012.dkr.ecr.us-east-1.amazonaws.com/erless-{name}"
+    assert set(infra.repositories) == {"gateway", "sparse", "dense"}
+    assert set(infra.placement) == {"gateway", "dense", "hot", "warm", "cold", "frozen"}
+    assert infra.identity.functions_role_arn.endswith(f":role/erless-{name}-functions")
+    pool = "all" if name == "minimal" else "cold"
+    assert infra.place("cold").node_selector == {"erless.dev/pool": pool}
+    if name == "production":
+        assert infra.place("dense").tolerations[0].key == "nvidia.com/gpu"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cost_line_holds(examples: dict[str, Example], name: str) -> None:
+    """Nodes at their smallest, at the shipped prices."""
+    prices = {each.name: each.usd_per_month for each in read_prices().every}
+    pools = read_infra(examples[name].applied().terraform.folder).node_pools
+    nodes = sum(pool.min_size * prices[pool.instance_types[0]] for pool in pools.values())
+    readme = (SOURCE / "examples" / name / "README.md").read_text(encoding="utf-8")
+    assert f"nodes ${nodes:,.0f} (" in readme
+
+
+def test_what_was_applied_is_what_was_meant(examples: dict[str, Example]) -> None:
+    """A look at the account itself, past Terraform."""
+    applied = examples["production"].applied()
+    eks = client("eks", applied)
+    cluster = eks.describe_cluster(name="erless-production")["cluster"]
+    assert cluster["resourcesVpcConfig"]["endpointPublicAccess"] is False
+    assert set(eks.list_addons(clusterName="erless-production")["addons"]) == {
+        "vpc-cni", "kube-proxy", "eks-pod-identity-agent", "coredns", "aws-ebs-csi-driver",
+    }  # fmt: skip
+    groups = eks.list_nodegroups(clusterName="erless-production")["nodegroups"]
+    assert set(groups) == {"system", "hot", "cold", "gpu"}
+    gpu = eks.describe_nodegroup(clusterName="erless-production", nodegroupName="gpu")["nodegroup"]
+    tags = client("autoscaling", applied).describe_tags(
+        Filters=[
+            {
+                "Name": "auto-scaling-group",
+                "Values": [gpu["resources"]["autoScalingGroups"][0]["name"]],
+            }
+        ]
+    )["Tags"]
+    prefix = "k8s.io/cluster-autoscaler/node-template"
+    assert {each["Key"]: each["Value"] for each in tags} == {
+        f"{prefix}/label/erless.dev/pool": "gpu",
+        f"{prefix}/label/nvidia.com/gpu.present": "true",
+        f"{prefix}/taint/nvidia.com/gpu": "true:NoSchedule",
+        f"{prefix}/resources/ephemeral-storage": "200Gi",
+    }
+
+
+def test_pack_goes_to_the_bucket(
+    examples: dict[str, Example], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """apply → erless reads the outputs → pack to that bucket, on the same AWS API."""
+    applied = examples["minimal"].applied()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    for arguments in (
+        ("example", "rm1", "--rows", 2000, "--out", "m"),
+        ("profile", "--model", "m", "--log", "m/access.parquet", "--out", "p"),
+        ("plan", "--model", "m", "--profile", "p", "--out", "plan.json"),
+    ):
+        done = cli(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    done = cli(
+        *("pack", "--model", "m", "--profile", "p", "--plan", "plan.json"),
+        *("--infra", applied.terraform.folder, "--endpoint-url", applied.aws.url, "-o", "json"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    infra = read_infra(applied.terraform.folder)
+    assert document["store"] == infra.store_url
+    listed = client("s3", applied).list_objects_v2(Bucket=infra.bucket)["Contents"]
+    assert all(each["Key"].startswith("releases/") for each in listed)
+    assert any(document["release"] in each["Key"] for each in listed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_to_change_then_nothing_left(examples: dict[str, Example], name: str) -> None:
+    applied = examples[name].applied()
+    terraform = applied.terraform
+    again = terraform.run("plan", "-detailed-exitcode", "-input=false", "-no-color")
+    assert again.returncode == 0, again.stdout
+    assert "No changes." in again.stdout
+    assert all(left(applied).values()), left(applied)
+    terraform.must("destroy", "-auto-approve", "-refresh=false", "-input=false", "-no-color")
+    assert terraform.must("state", "list") == ""
+    assert left(applied) == {key: [] for key in left(applied)}
