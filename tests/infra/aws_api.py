@@ -6,7 +6,8 @@ moto (5.2) knows EKS clusters and node groups, but no add-ons, access entries or
 associations, forgets a cluster's access config, makes no autoscaling group for a node group but an
 SSH key that nobody asked for, and mixes a launch template's own tags into its content. `EksExtras`
 stands in front and mends that, in the shapes of the EKS API, so that an example is applied whole.
-A bucket that denies plain HTTP stays usable: loopback counts as TLS here.
+A bucket that denies plain HTTP stays usable: loopback counts as TLS here. Budgets remember who is
+told.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from werkzeug.wrappers import Request, Response
 
 App = Callable[..., Iterable[bytes]]
 ACCOUNT = "123456789012"
+BUDGETS = "AWSBudgetServiceGateway."
 TLS = {"aws:SecureTransport", "s3:TlsVersion"}
 EXTRAS = re.compile(
     r"^/clusters/(?P<cluster>[^/]+)/"
@@ -53,6 +55,7 @@ class EksExtras:
         self._things: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._policies: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self._created_with: dict[str, dict[str, Any]] = {}
+        self._subscribers: dict[tuple[str, str, float], list[dict[str, str]]] = {}
         self._update_configs: dict[str, dict[str, Any]] = {}
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
@@ -64,10 +67,25 @@ class EksExtras:
             with self._lock:
                 answer = self._extra(request.method, body, **found.groupdict())
             return answer(environ, start)
+        if environ.get("HTTP_X_AMZ_TARGET", "").startswith(BUDGETS):
+            return self._budgets(environ, start)
         if re.fullmatch(r"/clusters(/[^/]+)?", path):
             return self._cluster(environ, start)
         if re.fullmatch(r"/clusters/[^/]+/node-groups(/[^/]+)?", path):
             return self._node_group(environ, start)
+        return self._inner(environ, start)
+
+    def _budgets(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        """Pass on, and remember and tell the subscribers, which moto does not."""
+        verb, sent = environ["HTTP_X_AMZ_TARGET"].removeprefix(BUDGETS), _body(environ)
+        notes = sent.get("NotificationsWithSubscribers", [sent] if "Subscribers" in sent else [])
+        for each in notes:
+            self._subscribers[_key(each["Notification"])] = each["Subscribers"]
+        if verb == "DescribeSubscribersForNotification":
+            told = self._subscribers[_key(sent["Notification"])]
+            return _json({"Subscribers": told})(environ, start)
+        if verb == "ListTagsForResource":
+            return _json({"ResourceTags": []})(environ, start)
         return self._inner(environ, start)
 
     def _node_group(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
@@ -202,6 +220,12 @@ _NAMES = {
     "access-entries": "accessEntry",
     "pod-identity-associations": "association",
 }
+
+
+def _key(notification: dict[str, Any]) -> tuple[str, str, float]:
+    """What tells one notification of a budget from another."""
+    return (notification["NotificationType"], notification["ComparisonOperator"],
+            float(notification["Threshold"]))  # fmt: skip
 
 
 def _body(environ: dict[str, Any]) -> dict[str, Any]:
