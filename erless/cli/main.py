@@ -13,6 +13,7 @@ import typer
 
 from erless.cli import (
     bundle,
+    cluster,
     config,
     deploy,
     destroy,
@@ -76,6 +77,7 @@ app.command("plan")(plan.plan)
 app.command("pack")(pack.pack)
 app.add_typer(releases.app, name="releases")
 app.add_typer(image.app, name="image")
+app.add_typer(cluster.app, name="cluster")
 app.command("doctor")(doctor.doctor)
 app.command("render")(render.render)
 app.command("deploy")(deploy.deploy)
