@@ -135,6 +135,7 @@ def plan(
 
     def text(console: Console) -> None:
         console.print(report.shard_table(document))
+        console.print(report.node_line(document))
         if compare:
             console.print(report.policy_table(document))
         for line in [*reasons, *said]:

@@ -47,6 +47,10 @@ def write_plot(path: Path, plan: Plan, demand: Demand, points: Sequence[Point]) 
     memory = [each.replicas * each.memory_bytes / 1e9 for each in sized]
     memory.append(plan.gateway.replicas * plan.gateway.memory_bytes / 1e9)
     counts = [*(each.replicas for each in sized), plan.gateway.replicas]
+    if plan.dense:
+        names.append("dense")
+        memory.append(plan.dense.replicas * plan.dense.memory_bytes / 1e9)
+        counts.append(plan.dense.replicas)
     figure.add_trace(go.Bar(x=names, y=memory, showlegend=False), row=1, col=2)
     figure.add_trace(go.Bar(x=names, y=counts, showlegend=False), row=2, col=1)
     traffic = [each for each in points if each.kind == "traffic"]

@@ -10,7 +10,7 @@ from erless.specs.plan import Plan, ShardPlan
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["explain", "policy_table", "shard_table", "verdict"]
+__all__ = ["explain", "node_line", "policy_table", "shard_table", "verdict"]
 
 
 def shard_table(plan: Plan) -> Table:
@@ -33,11 +33,22 @@ def shard_table(plan: Plan) -> Table:
                 f"{shard.vcpu:g}", str(shard.replicas), f"{shard.qps_per_replica:,.0f}",
                 _size(shard.memory_bytes), f"{shard.usd_per_month:,.0f}")),
         )  # fmt: skip
-    gateway = plan.gateway
-    table.add_row("gateway", "dense", "", "", "", "", "", f"{gateway.vcpu:g}",
+    gateway, dense = plan.gateway, plan.dense
+    table.add_row("gateway", "" if dense else "dense", "", "", "", "", "", f"{gateway.vcpu:g}",
                   str(gateway.replicas), f"{gateway.qps_per_replica:,.0f}",
                   _size(gateway.memory_bytes), f"{gateway.usd_per_month:,.0f}")  # fmt: skip
+    if dense is not None:
+        table.add_row("dense", "on GPU" if dense.gpus else "dense", "", "", "", "", "",
+                      f"{dense.vcpu:g}", str(dense.replicas), f"{dense.qps_per_replica:,.0f}",
+                      _size(dense.memory_bytes), f"{dense.usd_per_month:,.0f}")  # fmt: skip
     return table
+
+
+def node_line(plan: Plan) -> str:
+    """The nodes that hold all containers, and what they cost."""
+    nodes = ", ".join(f"{each.count} × {each.instance_type}" for each in plan.nodes)  # noqa: RUF001
+    dollars = plan.result.usd_per_month if plan.result else 0.0
+    return f"nodes: {nodes}: ${dollars:,.0f} a month at prices of {plan.prices_date}"
 
 
 def policy_table(plan: Plan) -> Table:

@@ -16,7 +16,9 @@ from erless.storage.tensors import write_tensors
 from tests.plan.instances import assert_covers
 
 
-def make(folder: Path, digest: str = "", rows: int = 1000) -> BundleManifest:
+def make(
+    folder: Path, digest: str = "", rows: int = 1000, samples: int = 8020
+) -> BundleManifest:  # fmt: skip
     entry = FileEntry(path="x", size_bytes=1, sha256="0" * 64)
     model = ModelSpec(
         dense_features=256,
@@ -39,7 +41,7 @@ def make(folder: Path, digest: str = "", rows: int = 1000) -> BundleManifest:
     Profile.create(
         model_digest=digest or bundle.digest,
         sources=("log",),
-        tables=(TableAccess(table="seen", rows=rows, samples=8020, accesses=80200, touched=400,
+        tables=(TableAccess(table="seen", rows=rows, samples=samples, accesses=80200, touched=400,
                             counts=file),),
     ).save(folder / MANIFEST)  # fmt: skip
     return bundle
@@ -69,3 +71,26 @@ def test_tables_of_another_size_are_refused(tmp_path: Path) -> None:
     bundle = make(tmp_path, rows=999)
     with pytest.raises(PlanError, match="999 rows in the profile, 1,000 in the model"):
         profile_tables(bundle, tmp_path, 32)
+
+
+def test_a_log_of_unknown_samples_gives_no_traffic(tmp_path: Path) -> None:
+    bundle = make(tmp_path, samples=0)
+    with pytest.raises(PlanError, match="table seen: the log did not say how many samples"):
+        profile_tables(bundle, tmp_path, 32)
+
+
+def test_a_profile_of_speed_alone_has_no_hotness(tmp_path: Path) -> None:
+    bundle = make(tmp_path)
+    Profile.create(model_digest=bundle.digest, sources=(), tables=()).save(tmp_path / MANIFEST)
+    with pytest.raises(PlanError, match="no accesses, only measurements of speed"):
+        profile_tables(bundle, tmp_path, 32)
+
+
+def test_all_tables_cold_is_still_a_plan(tmp_path: Path) -> None:
+    """A model whose log touches one table only, in so few rows that almost all is cold."""
+    bundle = make(tmp_path)
+    _, tables, _ = profile_tables(bundle, tmp_path, 32)
+    idle = [tables[1]]
+    model = bundle.model.model_copy(update={"tables": (idle[0].spec,)})
+    found = Planner(model, idle, PlanRequest(qps=10, shards=1)).outcome()
+    assert_covers(found.best["joint"].layout)
