@@ -35,7 +35,7 @@ NamespaceOption = Annotated[
 ImageOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--image", help="KIND=REGISTRY/NAME@sha256:…; gateway, dense or sparse [knative]."
+        "--image", help="KIND=IMAGE@sha256:… or, of the registry, KIND=sha256:… [knative]."
     ),
 ]
 

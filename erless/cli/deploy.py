@@ -16,7 +16,7 @@ from erless.cli.cluster_options import (
     ReleaseOption,
     desired_release,
 )
-from erless.cli.options import EndpointOption, StoreOption
+from erless.cli.options import EndpointOption, StoreOption, store_of
 from erless.cli.run import Output, OutputOption, emit, verb
 from erless.cli.target_options import StateOption, TargetOption, TimeoutOption, chosen_target
 
@@ -73,7 +73,7 @@ def deploy(
         target, state=state, port=port, kubeconfig=kubeconfig, context=context,
         namespace=namespace, infra=infra, images=image, canary_percent=canary,
     )  # fmt: skip
-    desired = desired_release(config, store, release, endpoint_url)
+    desired = desired_release(config, store_of(store, infra, config), release, endpoint_url)
     document: dict[str, Any] = {"target": chosen.name, "release": desired.release.digest}
     checked = None
     if dry_run and isinstance(chosen, Validates):

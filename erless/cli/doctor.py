@@ -15,7 +15,7 @@ from erless.cli.cluster_options import (
     cluster_config,
     cluster_site,
 )
-from erless.cli.options import EndpointOption, StoreOption, project
+from erless.cli.options import EndpointOption, StoreOption, project, store_of
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def doctor(
     )
     site = cluster_site(config, image)
     options = config.targets.knative
-    where = store or config.store
+    where = store_of(store, infra, config)
     rendered = _rendered(site, where, release, endpoint_url)
     findings = list(examine(connect(options.kubeconfig, options.context), site, rendered, where))
     failed = sum(each.level == "fail" for each in findings)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from erless.cli.options import project
+from erless.cli.options import InfraOption, project
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def push(
     registry: Annotated[
         str | None, typer.Option(help="HOST[:PORT]/NAME [default: erless.yaml's].")
     ] = None,
+    infra: InfraOption = None,
     tag: Annotated[str, typer.Option(help="Tag for people; deploys use the digest.")] = "latest",
     kind: KindOption = None,
     engine: Annotated[
@@ -131,13 +132,16 @@ def push(
     from erless.deploy.image import engine as engines
     from erless.deploy.image.oci import push_archive
     from erless.deploy.image.reference import parse_reference
+    from erless.deploy.infra import read_infra
     from erless.errors import ConfigError, ImageError
     from erless.storage.atomic import os_errors, staged_file
 
     options = project().targets.knative
-    where = registry or options.registry
+    where = registry or (read_infra(infra).registry_url if infra else options.registry)
     if where is None:
-        raise ConfigError("no registry: name one by --registry, or under targets.knative.registry")
+        raise ConfigError(
+            "no registry: name one by --registry, --infra, or under targets.knative.registry"
+        )
     chosen = engines.find_engine() if engine is Builder.AUTO else engine.value
     if chosen is None:
         raise ImageError(f"no container engine answers here: {', '.join(engines.ENGINES)}")

@@ -16,7 +16,7 @@ from erless.cli.cluster_options import (
     cluster_site,
     desired_release,
 )
-from erless.cli.options import EndpointOption, StoreOption, project
+from erless.cli.options import EndpointOption, StoreOption, project, store_of
 from erless.cli.run import Output, OutputOption, emit, verb
 
 __all__ = ["render"]
@@ -50,7 +50,7 @@ def render(
     from erless.storage.atomic import os_errors, staged_file
 
     config = cluster_config(project(), namespace=namespace, infra=infra)
-    desired = desired_release(config, store, release, endpoint_url)
+    desired = desired_release(config, store_of(store, infra, config), release, endpoint_url)
     rendered = render_objects(desired, cluster_site(config, image))
     check_objects(rendered.objects)
     text = yaml.safe_dump_all(rendered.objects, sort_keys=False, width=1000)

@@ -74,7 +74,8 @@ def resolve_site(
 
     Raises:
         ImageError: a tag cannot be resolved.
-        ConfigError: the images file is damaged, or `gateway.token_env` has no Secret beside it.
+        ConfigError: the images file is damaged, a digest has no registry, or `gateway.token_env`
+            has no Secret beside it.
     """
     options = config.targets.knative
     if infra is not None:
@@ -90,8 +91,19 @@ def resolve_site(
     found |= options.images
     for kind, image in (images or {}).items():
         found[_kind(kind)] = image
-    found = {kind: _by_digest(image) for kind, image in found.items()}
+    found = {kind: _by_digest(_whole(kind, image, options)) for kind, image in found.items()}
     return Site(options, found, config.gateway, config.traffic.sla_p95_ms)
+
+
+def _whole(kind: FunctionKind, image: str, options: KnativeTarget) -> str:
+    """`image`, or where it is a digest alone, that of the registry's repository for `kind`."""
+    if not image.startswith("sha256:"):
+        return image
+    if not options.registry:
+        raise ConfigError(
+            f"image {image}: a digest alone needs a registry: --infra, or erless.yaml"
+        )
+    return f"{options.registry.rstrip('/')}/{kind}@{image}"
 
 
 def _by_digest(image: str) -> str:

@@ -14,8 +14,9 @@ serves which roles; the result goes to a file of its own, which Terraform loads 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,14 @@ WRITTEN = "erless.auto.tfvars.json"
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool before planning: the roles that it serves, and the types it may have (none: any)."""
+    """A pool before planning: the roles that it serves, and the types it may have (none: any).
+
+    A pool with GPUs serves what asks for GPUs, and nothing else.
+    """
 
     roles: tuple[str, ...]
     instance_types: tuple[str, ...] = ()
+    gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,12 @@ class SizedPool:
         return f"{self.min_size} to {self.max_size} nodes of {self.instance_types[0]}"
 
 
-# As the Terraform module's own defaults have it
-DEFAULT = {"hot": Pool(("gateway", "dense", "hot", "warm")), "cold": Pool(("cold", "frozen"))}
+# As the Terraform module's own defaults have it, and the GPU pool that its examples add
+DEFAULT = {
+    "hot": Pool(("gateway", "dense", "hot", "warm")),
+    "cold": Pool(("cold", "frozen")),
+    "gpu": Pool(("dense",), gpu=True),
+}
 
 
 def read_pools(folder: Path) -> dict[str, Pool]:
@@ -88,11 +97,11 @@ def _declared(path: Path) -> dict[str, Pool]:
         found: dict[str, Any] = document.get("node_pools") or {}
         pools = {
             name: Pool(
-                tuple(pool.get("roles", DEFAULT[name].roles if name in DEFAULT else ())),
+                tuple(pool.get("roles", ())),
                 tuple(pool.get("instance_types", ())),
+                bool(pool.get("gpu")),
             )
             for name, pool in found.items()
-            if not pool.get("gpu")
         }
     except (ValueError, AttributeError, TypeError) as error:
         raise PlanError(f"{path}: node_pools is not a map of pools ({error})") from error
@@ -110,10 +119,17 @@ def limit_prices(prices: Prices, pools: Mapping[str, Pool]) -> Prices:
         missing = [each for each in pool.instance_types if each not in known]
         if missing:
             raise PlanError(f"node_pools.{name}: {missing[0]} is not in {prices.source}")
-    if not pools or not all(pool.instance_types for pool in pools.values()):
+
+    def allowed(kind: InstanceType) -> bool:
+        mine = [pool for pool in pools.values() if pool.gpu == bool(kind.gpu)]
+        return any(not pool.instance_types or kind.name in pool.instance_types for pool in mine)
+
+    if not pools:
         return prices
-    allowed = {each for pool in pools.values() for each in pool.instance_types}
-    return replace(prices, every=tuple(each for each in prices.every if each.name in allowed))
+    # without a GPU pool, GPUs stay in the table: what plans them is told that no pool serves them
+    gpus = any(pool.gpu for pool in pools.values())
+    kept = tuple(kind for kind in prices.every if allowed(kind) or (kind.gpu and not gpus))
+    return replace(prices, every=kept)
 
 
 def size_pools(plan: Plan, prices: Prices, pools: Mapping[str, Pool]) -> dict[str, SizedPool]:
@@ -123,61 +139,97 @@ def size_pools(plan: Plan, prices: Prices, pools: Mapping[str, Pool]) -> dict[st
         InfeasibleError: a container fits on none of its pool's types.
         PlanError: a function's role is served by no pool.
     """
-    served = {role for pool in pools.values() for role in pool.roles}
-    homeless = sorted({role for role, *_ in _containers(plan)} - served)
-    if homeless:
-        raise PlanError(f"no pool serves the role {homeless[0]}: add it to some pool's roles")
+    containers = _containers(plan)
     sized = {}
+    homeless = list(containers)
     for name, pool in pools.items():
-        containers = [each for each in _containers(plan) if each[0] in pool.roles]
-        if containers:
-            allowed = pool.instance_types or [each.name for each in prices.cpu_types]
-            types = [each for each in prices.cpu_types if each.name in allowed]
-            sized[name] = _size(name, containers, types)
+        mine = [each for each in containers if each.role in pool.roles
+                and bool(each.gpus) == pool.gpu]  # fmt: skip
+        homeless = [each for each in homeless if each not in mine]
+        if mine:
+            known = prices.gpu_types if pool.gpu else prices.cpu_types
+            names = pool.instance_types or [kind.name for kind in known]
+            sized[name] = _size(name, mine, [kind for kind in known if kind.name in names])
+    if homeless:
+        kind = "pool with gpu = true" if homeless[0].gpus else "pool"
+        role = homeless[0].role
+        raise PlanError(f"no {kind} serves the role {role}: add it to some pool's roles")
     return sized
 
 
-Container = tuple[str, float, int, int, int, int]  # role, vCPU, bytes, least, planned, most
+@dataclass(frozen=True)
+class Container:
+    """One function: its role, what one replica takes, replicas at least, as planned, at most."""
+
+    role: str
+    vcpu: float
+    memory_bytes: int
+    gpus: int
+    least: int
+    planned: int
+    most: int
 
 
 def _containers(plan: Plan) -> list[Container]:
     """Every function of the plan, the gateway first."""
-    gateway = plan.gateway
-    found = [("gateway", gateway.vcpu, gateway.memory_bytes, gateway.scaling.min_scale,
-              gateway.replicas, gateway.scaling.max_scale)]  # fmt: skip
-    dense = plan.dense
-    if dense is not None and not dense.gpus:
-        found.append(("dense", dense.vcpu, dense.memory_bytes, dense.scaling.min_scale,
-                      dense.replicas, dense.scaling.max_scale))  # fmt: skip
+    gateway, dense = plan.gateway, plan.dense
+    found = [Container("gateway", gateway.vcpu, gateway.memory_bytes, 0,
+                       gateway.scaling.min_scale, gateway.replicas,
+                       gateway.scaling.max_scale)]  # fmt: skip
+    if dense is not None:
+        found.append(Container("dense", dense.vcpu, dense.memory_bytes, dense.gpus,
+                               dense.scaling.min_scale, dense.replicas,
+                               dense.scaling.max_scale))  # fmt: skip
     for each in plan.shards:
         if each.tier is not Tier.RESIDENT:
-            found.append((each.tier.value, each.vcpu, each.memory_bytes, each.scaling.min_scale,
-                          each.replicas, each.scaling.max_scale))  # fmt: skip
+            found.append(Container(each.tier.value, each.vcpu, each.memory_bytes, 0,
+                                   each.scaling.min_scale, each.replicas,
+                                   each.scaling.max_scale))  # fmt: skip
     return found
 
 
 def _size(name: str, containers: Sequence[Container], types: Sequence[InstanceType]) -> SizedPool:
-    least: list[Group] = [(vcpu, size, few) for _, vcpu, size, few, _, _ in containers]
-    usual: list[Group] = [(vcpu, size, number) for _, vcpu, size, _, number, _ in containers]
-    most: list[Group] = [(vcpu, size, max(many, number) + number)
-                         for _, vcpu, size, _, number, many in containers]  # fmt: skip
+    """The type on which the planned replicas cost least, then those at their most."""
+
+    def nodes(kind: InstanceType, replicas: Callable[[Container], int]) -> int | None:
+        return _nodes(kind, [(each, replicas(each)) for each in containers])
+
     best: tuple[float, float, InstanceType] | None = None
     for kind in types:
-        nodes, peak = pack_equal(usual, kind), pack_equal(most, kind)
-        if nodes is not None and peak is not None:
-            entry = (nodes * kind.usd_per_hour, peak * kind.usd_per_hour, kind)
+        usual, peak = nodes(kind, lambda each: each.planned), nodes(kind, _peak)
+        if usual is not None and peak is not None:
+            entry = (usual * kind.usd_per_hour, peak * kind.usd_per_hour, kind)
             best = min(best or entry, entry, key=lambda each: (each[0], each[1], each[2].name))
     if best is None:
-        vcpu, size = max(each[1] for each in containers), max(each[2] for each in containers)
+        vcpu = max(each.vcpu for each in containers)
+        size = max(each.memory_bytes for each in containers)
         names = ", ".join(kind.name for kind in types[:4]) or "none"
         raise InfeasibleError(
             f"pool {name}: no instance type holds its largest container",
             (f"containers of up to {vcpu:g} vCPU and {size:,} bytes; allowed types: {names}",),
         )
     kind = best[2]
-    return SizedPool(
-        (kind.name,), pack_equal(least, kind) or 0, max(1, pack_equal(most, kind) or 0)
-    )
+    least = nodes(kind, lambda each: each.least)
+    return SizedPool((kind.name,), least or 0, max(1, nodes(kind, _peak) or 0))
+
+
+def _peak(container: Container) -> int:
+    """Replicas at their most, and the next release's beside them."""
+    return max(container.most, container.planned) + container.planned
+
+
+def _nodes(kind: InstanceType, wanted: Sequence[tuple[Container, int]]) -> int | None:
+    """Nodes of `kind` that hold so many replicas of each; None where one does not fit."""
+    groups: list[Group] = [(each.vcpu, each.memory_bytes, number) for each, number in wanted]
+    nodes = pack_equal(groups, kind)
+    if nodes is None or any(each.gpus > kind.gpu for each, _ in wanted):
+        return None
+    return max(nodes, math.ceil(sum(_gpu_share(each, kind) * number for each, number in wanted)))
+
+
+def _gpu_share(container: Container, kind: InstanceType) -> float:
+    """The part of a node's GPUs that one replica takes: a GPU is not split between replicas."""
+    return 1 / (kind.gpu // container.gpus) if container.gpus else 0.0
 
 
 def write_pools(folder: Path, pools: Mapping[str, SizedPool]) -> Path:

@@ -113,32 +113,51 @@ def test_what_was_applied_is_what_was_meant(examples: dict[str, Example]) -> Non
     }
 
 
-def test_pack_goes_to_the_bucket(
+def test_from_terraform_to_a_rendered_deploy(
     examples: dict[str, Example], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """apply → erless reads the outputs → pack to that bucket, on the same AWS API."""
-    applied = examples["minimal"].applied()
+    """apply → outputs read → packed to that bucket → deploy --dry-run: nothing by hand."""
+    applied = examples["production"].applied()
+    infra = read_infra(applied.terraform.folder)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    for arguments in (
-        ("example", "rm1", "--rows", 2000, "--out", "m"),
-        ("profile", "--model", "m", "--log", "m/access.parquet", "--out", "p"),
-        ("plan", "--model", "m", "--profile", "p", "--out", "plan.json"),
-    ):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    there = ("--infra", applied.terraform.folder, "--endpoint-url", applied.aws.url, "-o", "json")
+
+    def run(*arguments: object) -> Any:
         done = cli(*arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    done = cli(
-        *("pack", "--model", "m", "--profile", "p", "--plan", "plan.json"),
-        *("--infra", applied.terraform.folder, "--endpoint-url", applied.aws.url, "-o", "json"),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    infra = read_infra(applied.terraform.folder)
-    assert document["store"] == infra.store_url
+        return json.loads(done.stdout)
+
+    run("example", "rm1", "--rows", 2000, "--out", "m", "-o", "json")
+    run("profile", "--model", "m", "--log", "m/access.parquet", "--out", "p", "-o", "json")
+    run("plan", "--model", "m", "--profile", "p", "--out", "plan.json", "--shards", 2, "-o", "json")
+    packed = run("pack", "--model", "m", "--profile", "p", "--plan", "plan.json", *there)
+    assert packed["store"] == infra.store_url
     listed = client("s3", applied).list_objects_v2(Bucket=infra.bucket)["Contents"]
     assert all(each["Key"].startswith("releases/") for each in listed)
-    assert any(document["release"] in each["Key"] for each in listed)
+    assert any(packed["release"] in each["Key"] for each in listed)
+
+    images = []
+    for kind, digit in (("gateway", "a"), ("sparse", "b"), ("dense", "c")):
+        images += ["--image", f"{kind}=sha256:{digit * 64}"]
+    deployed = run("deploy", "--target", "knative", "--dry-run", *images, *there)
+    assert deployed["release"] == packed["release"]
+    services = [each for each in deployed["objects"] if each["kind"] == "Service"]
+    assert len(services) >= 2
+    for service in services:
+        spec = service["spec"]["template"]["spec"]
+        container = spec["containers"][0]
+        settings = {each["name"]: each.get("value") for each in container["env"]}
+        assert settings["ERLESS_STORE"] == infra.store_url
+        assert container["image"].startswith(f"{infra.registry_url}/")
+        pool = spec["nodeSelector"]["erless.dev/pool"]
+        assert pool in {"hot", "cold", "gpu"}
+        assert spec["serviceAccountName"] == infra.identity.service_account
+        assert service["metadata"]["namespace"] == infra.identity.namespace
+    pools = {each["spec"]["template"]["spec"]["nodeSelector"]["erless.dev/pool"]
+             for each in services}  # fmt: skip
+    assert {"hot", "cold"} <= pools
 
 
 @pytest.mark.parametrize("name", NAMES)

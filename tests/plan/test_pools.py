@@ -21,7 +21,7 @@ from erless.plan.pools import (
     write_pools,
 )
 from erless.plan.prices import read_prices
-from erless.specs.plan import GatewayPlan, Plan, RankRange, Scaling, ShardPlan, Tier
+from erless.specs.plan import DensePlan, GatewayPlan, Plan, RankRange, Scaling, ShardPlan, Tier
 from tests.conftest import Cli
 
 GIB = 1 << 30
@@ -127,19 +127,34 @@ def test_the_nodes_hold_the_containers(
 
 def test_a_person_limits_types_and_roles(folder: Path) -> None:
     (folder / "terraform.tfvars.json").write_text(json.dumps({"node_pools": {
-        "hot": {"instance_types": ["m7i.2xlarge", "m7i.4xlarge"]},
+        "hot": {"instance_types": ["m7i.2xlarge", "m7i.4xlarge"], "roles": ["gateway", "hot"]},
         "all-cold": {"instance_types": ["r7i.4xlarge"], "roles": ["cold", "frozen"]},
         "gpu": {"instance_types": ["g6.xlarge"], "gpu": True, "roles": ["dense"]},
         "system": {"instance_types": ["m7i.large"]},
     }}))  # fmt: skip
     pools = read_pools(folder)
-    assert set(pools) == {"hot", "all-cold"}
+    assert set(pools) == {"hot", "all-cold", "gpu"}
     limited = limit_prices(PRICES, pools)
     assert {each.name for each in limited.types} == {"m7i.2xlarge", "m7i.4xlarge", "r7i.4xlarge"}
     plan = plan_of(shard(Tier.COLD, 50, 1, 1, 1, 2))
     sized = size_pools(plan, limited, pools)
     assert sized["all-cold"].instance_types == ("r7i.4xlarge",)
     assert sized["hot"].instance_types[0].startswith("m7i")
+
+
+def test_a_tower_on_gpus_gets_the_gpu_pool() -> None:
+    """Four replicas at most and two of the next release, one GPU each; g6 has one GPU."""
+    dense = DensePlan(device="cuda", gpus=1, vcpu=2, memory_bytes=4 * GIB, replicas=2,
+                      scaling=Scaling(min_scale=0, max_scale=4))  # fmt: skip
+    plan = plan_of().model_copy(update={"dense": dense})
+    sized = size_pools(plan, PRICES, DEFAULT)
+    assert set(sized) == {"hot", "gpu"}
+    assert sized["gpu"].instance_types[0].startswith("g")
+    assert (sized["gpu"].min_size, sized["gpu"].max_size) == (0, 6)
+    with pytest.raises(PlanError, match="no pool with gpu = true serves the role dense"):
+        size_pools(plan, PRICES, {"hot": DEFAULT["hot"]})
+    on_cpu = plan.model_copy(update={"dense": dense.model_copy(update={"gpus": 0})})
+    assert set(size_pools(on_cpu, PRICES, DEFAULT)) == {"hot"}
 
 
 def test_what_was_written_before_limits_nothing(folder: Path) -> None:
