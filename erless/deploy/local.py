@@ -89,11 +89,11 @@ class LocalTarget:
         return _status(self._facts(), self.name)
 
     def processes(self) -> dict[str, list[int]]:
-        """Process ids of every function's replicas, by name; `supervisor` is among them."""
+        """Process ids of all replicas by function; `supervisor` has its own and its zygote's."""
         facts = self._facts()
         found = {each["name"]: [replica["pid"] for replica in each["replicas"]]
                  for each in facts["functions"]}  # fmt: skip
-        return {**found, "supervisor": [facts["supervisor"]["pid"]]}
+        return {**found, "supervisor": facts["supervisor"]["pids"]}
 
     def _facts(self) -> dict[str, Any]:
         self._must_exist()

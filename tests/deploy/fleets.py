@@ -90,7 +90,14 @@ class Box:
         found = find_orphans(self.folder.path)
         for each in found:
             os.close(each.pidfd)
-        return len(found)
+        return sum(bool(each.function) for each in found)
+
+    def left_with(self, count: int) -> None:
+        """Wait until so many processes of functions are left."""
+        deadline = time.monotonic() + WAIT_S
+        while self.processes() != count:
+            assert time.monotonic() < deadline, self.processes()
+            time.sleep(0.05)
 
     def end(self) -> None:
         """Whatever the test did, nothing is left."""

@@ -28,8 +28,8 @@ def box(tmp_path: Path) -> Iterator[Box]:
 
 def test_wakes_at_a_connection_and_goes_back_to_zero(box: Box) -> None:
     box.deploy(release("one"))
-    frozen = box.function("frozen")
-    assert (frozen["state"], frozen["wanted"]) == ("at zero", 0)
+    frozen = box.until("frozen", lambda each: each["state"] == "at zero")
+    assert frozen["wanted"] == 0
     assert get(f"http://127.0.0.1:{frozen['port']}/infer")["pid"]
     woken = box.until("frozen", lambda each: each["requests"] >= 1)
     assert woken["ready"] == 1
@@ -93,7 +93,7 @@ def test_a_release_that_fails_leaves_the_old_one_serving(box: Box) -> None:
         box.deploy(release("two", TOY_FAIL="rows.bin: altered"))
     assert get(url)["release"] == "one"
     assert box.status()["release"].startswith("one")
-    assert box.processes() == 2
+    box.left_with(2)
 
 
 def test_a_first_release_that_fails_leaves_no_process(box: Box) -> None:
@@ -103,7 +103,7 @@ def test_a_first_release_that_fails_leaves_no_process(box: Box) -> None:
     while box.folder.supervisor_pid() is not None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert box.processes() == 0
+    box.left_with(0)
     assert not box.folder.exists
 
 
@@ -112,7 +112,7 @@ def test_a_deploy_that_takes_too_long_is_undone(box: Box) -> None:
     with pytest.raises(DeployError, match=r"not ready within 0.5 s: frozen \(loading\)"):
         box.deploy(release("two", TOY_LOAD_S="60"), timeout_s=0.5)
     assert get(url)["release"] == "one"
-    assert box.processes() == 2
+    box.left_with(2)
 
 
 def test_two_deploys_at_once_conflict_and_a_client_that_leaves_is_undone(box: Box) -> None:
@@ -130,7 +130,7 @@ def test_two_deploys_at_once_conflict_and_a_client_that_leaves_is_undone(box: Bo
     opened.close()  # Ctrl-C
     while box.status()["changing"]:
         time.sleep(0.02)
-    assert box.processes() == 2
+    box.left_with(2)
     assert get(url)["release"] == "one"
     assert box.deploy(release("three")) == url
 
@@ -212,7 +212,7 @@ def test_destroy_answers_what_is_in_flight_and_leaves_nothing(box: Box) -> None:
     for each in threads:
         each.join()
     assert answers == ["one"] * 4
-    assert box.processes() == 0
+    box.left_with(0)
 
 
 def test_a_function_that_cannot_start_names_the_module(box: Box) -> None:

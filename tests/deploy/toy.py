@@ -99,9 +99,10 @@ class Toy:
         await ended.wait()
         self.state = "draining"
         server.close()
+        await asyncio.sleep(0.3)  # what was accepted, but not read yet
         while self.busy:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
         os._exit(0)
 
 

@@ -21,6 +21,7 @@ from erless.deploy.supervisor.function import Function
 from erless.deploy.supervisor.memory import pss_bytes
 from erless.deploy.supervisor.orphans import Orphan, find_orphans
 from erless.deploy.supervisor.sockets import LOOPBACK, listen
+from erless.deploy.supervisor.spawner import Spawner
 from erless.deploy.supervisor.spec import FunctionSpec, ReleaseSpec, StoredState
 from erless.errors import ConflictError, DeployError, ErlessError
 
@@ -43,6 +44,7 @@ class Fleet:
         self.folder, self.environment = folder, environment
         self.state: StoredState = folder.load()
         self.functions: dict[str, Function] = {}
+        self.spawner = Spawner(folder.path)
         self.public: socket.socket | None = None
         self.problem = ""  # why there is no public socket
         self.changing = ""
@@ -99,7 +101,14 @@ class Fleet:
         self, spec: FunctionSpec, opened: socket.socket, env: dict[str, str] | None = None
     ) -> Function:
         return Function(
-            spec, opened, self.folder, self.state.timing, self.environment, self.state.limits, env
+            spec,
+            opened,
+            self.folder,
+            self.spawner,
+            self.state.timing,
+            self.environment,
+            self.state.limits,
+            env,
         )
 
     def drop(self, keys: Iterable[str]) -> None:
@@ -112,6 +121,7 @@ class Fleet:
     async def restore(self) -> None:
         """Run what `state.json` says; what a killed supervisor left serves until that is ready."""
         orphans = find_orphans(self.folder.path)
+        self.spawner.warm()
         tell("supervises", release=self.state.current, orphans=len(orphans))
         release = self.state.release(self.state.current)
         wanted = {each.key for each in release.functions} if release else set()
@@ -213,6 +223,7 @@ class Fleet:
                 each.pause()
             await asyncio.gather(*(each.gone() for each in group))
         self.drop(self.functions)
+        self.spawner.close()
         if self.public is not None:
             self.public.close()
             self.public = None
@@ -266,6 +277,7 @@ class Fleet:
         keys = [each.key for each in release.functions] if release else []
         shown = [self.functions[key] for key in keys if key in self.functions]
         shown += [each for key, each in self.functions.items() if key not in keys and each.replicas]
+        own = [pid for pid in (os.getpid(), self.spawner.zygote_pid) if pid is not None]
         return {
             "current": self.state.current,
             "release": release.release if release else None,
@@ -274,5 +286,5 @@ class Fleet:
             "problem": self.problem,
             "changing": self.changing,
             "functions": [each.facts() for each in shown],
-            "supervisor": {"pid": os.getpid(), "memory_bytes": pss_bytes(os.getpid())},
+            "supervisor": {"pids": own, "memory_bytes": sum(map(pss_bytes, own))},
         }

@@ -18,6 +18,7 @@ from erless.deploy.supervisor.logs import rotate
 from erless.deploy.supervisor.memory import pss_bytes
 from erless.deploy.supervisor.replica import Phase, Replica
 from erless.deploy.supervisor.scrape import Counters
+from erless.deploy.supervisor.spawner import Spawner
 from erless.deploy.supervisor.spec import FunctionSpec, Timing
 from erless.deploy.target import FunctionState
 from erless.errors import DeployError
@@ -32,6 +33,7 @@ class Function:
         spec: what to run and how to scale it.
         opened: its public listening socket.
         folder: of the state.
+        spawner: starts its processes.
         timing: how often, how long.
         environment: what replicas inherit; shared, and read at every start.
         limit: hold replicas to their plan.
@@ -43,6 +45,7 @@ class Function:
         spec: FunctionSpec,
         opened: socket.socket,
         folder: StateFolder,
+        spawner: Spawner,
         timing: Timing,
         environment: dict[str, str],
         limit: bool = False,
@@ -55,7 +58,7 @@ class Function:
         self.failures, self.reason = 0, ""
         self.restarts = 0
         self.decision = ""
-        self._folder, self.timing = folder, timing
+        self._folder, self._spawner, self.timing = folder, spawner, timing
         self._environment, self._limit, self._env = environment, limit, env or {}
         self._loop = asyncio.get_running_loop()
         self._scaler = Scaler(spec.scaling, self._loop.time())
@@ -188,7 +191,7 @@ class Function:
         slot = next(number for number in range(len(taken) + 1) if number not in taken)
         try:
             replica = Replica(
-                self.spec, slot, self._folder, self.socket.fileno(),
+                self.spec, slot, self._folder, self._spawner, self.socket.fileno(),
                 {**self._environment, **self._env}, self.timing, self._on_exit, self._limit,
             )  # fmt: skip
         except (DeployError, OSError) as error:

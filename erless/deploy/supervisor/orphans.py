@@ -1,23 +1,26 @@
 """Replicas that outlived their supervisor.
 
-Each replica carries the state folder in its environment, so it is found by what it is, not by a
-pid that was written down and may have been reused; a replica started in the instant of a kill -9
-is found as well.
+Each carries the state folder in its environment (one that was forked, in its zygote's), so it is
+found by what it is, not by a pid that was written down and may have been reused; one started in the
+instant of a kill -9 is found as well. Which function a forked one is, it wrote into a file itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["FUNCTION_MARK", "STATE_MARK", "Orphan", "end_all", "find_orphans"]
+__all__ = ["FUNCTION_MARK", "RECORD", "STATE_MARK", "Orphan", "end_all", "find_orphans"]
 
 STATE_MARK = "ERLESS_LOCAL_STATE"
 FUNCTION_MARK = "ERLESS_LOCAL_FUNCTION"
+RECORD = ".pid"  # of files in run/: FUNCTION.SLOT.pid
 PROC = Path("/proc")
 
 
@@ -39,12 +42,16 @@ class Orphan:
     @property
     def alive(self) -> bool:
         """It has not ended (a zombie has)."""
-        return _environment(self.pid).get(FUNCTION_MARK) == self.function
+        return not select.select([self.pidfd], [], [], 0)[0]
 
 
 def find_orphans(state: Path) -> list[Orphan]:
-    """Live processes that were started for the state folder `state`, but for this process."""
+    """Live processes that were started for the state folder `state`, but for this process.
+
+    A zygote is one of them, of no function.
+    """
     found = []
+    recorded = dict(_recorded(state))
     for pid in _pids():
         if pid == os.getpid() or STATE_MARK not in _environment(pid):
             continue
@@ -54,7 +61,8 @@ def find_orphans(state: Path) -> list[Orphan]:
             continue
         environment = _environment(pid)  # read again: now it is the process that pidfd holds
         if environment.get(STATE_MARK) == str(state):
-            found.append(Orphan(pid, pidfd, environment.get(FUNCTION_MARK, "")))
+            function = environment.get(FUNCTION_MARK) or recorded.get(pid, "")
+            found.append(Orphan(pid, pidfd, function))
         else:
             os.close(pidfd)
     return found
@@ -76,6 +84,14 @@ def end_all(state: Path, drain_s: float) -> int:
     for each in orphans:
         os.close(each.pidfd)
     return len(orphans)
+
+
+def _recorded(state: Path) -> Iterator[tuple[int, str]]:
+    """What forked replicas wrote: pid, function."""
+    for file in (state / "run").glob(f"*{RECORD}"):
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(file.read_text(encoding="ascii"))
+            yield pid, file.name.removesuffix(RECORD).rpartition(".")[0]
 
 
 def _pids() -> Iterator[int]:

@@ -5,27 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
-import erless
 from erless.deploy.supervisor import limits
 from erless.deploy.supervisor.folder import StateFolder
 from erless.deploy.supervisor.logs import last_words, log_file
-from erless.deploy.supervisor.orphans import FUNCTION_MARK, STATE_MARK
+from erless.deploy.supervisor.orphans import FUNCTION_MARK, RECORD, STATE_MARK
 from erless.deploy.supervisor.scrape import Counters, ask, parse_counters
+from erless.deploy.supervisor.spawner import Child, Spawner
 from erless.deploy.supervisor.spec import FunctionSpec, Timing
 from erless.errors import DeployError, ServeError
 
 __all__ = ["Phase", "Replica"]
 
 LOADING_S = 1.0  # from SIGTERM to SIGKILL for a replica that has not been ready
-ROOT = Path(erless.__file__).resolve().parents[1]  # `functions/` lies beside `erless/`
 
 
 class Phase(StrEnum):
@@ -44,6 +40,7 @@ class Replica:
         spec: what to run.
         slot: its place among the function's replicas; names its log.
         folder: of the state.
+        spawner: starts processes.
         listen_fd: the function's public socket.
         environment: the supervisor's, on top of which the function's comes.
         timing: how often, how long.
@@ -59,6 +56,7 @@ class Replica:
         spec: FunctionSpec,
         slot: int,
         folder: StateFolder,
+        spawner: Spawner,
         listen_fd: int,
         environment: dict[str, str],
         timing: Timing,
@@ -76,34 +74,30 @@ class Replica:
         self.admin = folder.socket_path(self._admin_name)
         self.log = log_file(folder.logs, spec.key, slot)
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
-        self._process = self._spawn(listen_fd, environment)
+        self._record_name = f"{self._admin_name}{RECORD}"
+        self._process = self._spawn(spawner, listen_fd, environment)
         self.pid = self._process.pid
         self._group = limits.confine(spec, folder.path, slot, self.pid) if limit else ()
         self._pidfd = os.pidfd_open(self.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
         self._killer: asyncio.TimerHandle | None = None
 
-    def _spawn(self, listen_fd: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _spawn(self, spawner: Spawner, listen_fd: int, environment: dict[str, str]) -> Child:
         admin = self._folder.listen(self._admin_name)
         try:
-            fds = (listen_fd, admin.fileno())
-            variables: dict[str, str] = {
-                **environment,
-                **self.spec.env,
-                "ERLESS_LISTEN_FD": str(listen_fd),
-                "ERLESS_ADMIN_FD": str(admin.fileno()),
-                STATE_MARK: str(self._folder.path),
-                FUNCTION_MARK: self.spec.key,
-                "PYTHONPATH": os.pathsep.join(
-                    filter(None, [str(ROOT), environment.get("PYTHONPATH")])
-                ),
-            }
             with self.log.open("ab") as log:
-                return subprocess.Popen(
-                    [sys.executable, "-m", self.spec.module],
-                    env=variables, cwd=self._folder.path, pass_fds=fds,
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                )  # fmt: skip
+                return spawner.spawn(
+                    self.spec.module,
+                    {
+                        **environment,
+                        **self.spec.env,
+                        STATE_MARK: str(self._folder.path),
+                        FUNCTION_MARK: self.spec.key,
+                    },
+                    {"ERLESS_LISTEN_FD": listen_fd, "ERLESS_ADMIN_FD": admin.fileno()},
+                    log.fileno(),
+                    self._folder.run / self._record_name,
+                )
         except OSError as error:
             self._folder.forget(self._admin_name)
             raise DeployError(f"cannot start {self.spec.name}: {error.strerror}") from error
@@ -168,6 +162,7 @@ class Replica:
         if self._killer is not None:
             self._killer.cancel()
         self._folder.forget(self._admin_name)
+        self._folder.forget(self._record_name)
         limits.release(self._group)
         self._on_exit(self)
 
