@@ -43,8 +43,12 @@ def break_even(
     model: ModelSpec, tables: Sequence[TableLoad], request: PlanRequest, qps: float, prices: Prices,
     measured: Measured | None = None,
 ) -> list[Point]:  # fmt: skip
-    """Model-wise and joint dollars over traffic, and over table size, around this request."""
-    base = request.model_copy(update={"policy": "joint", "objective": "dollars"})
+    """Model-wise and joint dollars over traffic, and over table size, around this request.
+
+    No shape is demanded of joint: the question is whether sharding pays.
+    """
+    free = dict.fromkeys(("shards", "resident_share", "max_resident_bytes", "frozen_share"))
+    base = request.model_copy(update={"policy": "joint", "objective": "dollars", **free})
     points = []
     for factor in TRAFFIC:
         asked = base.model_copy(update={"qps": qps * factor})

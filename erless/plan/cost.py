@@ -93,7 +93,8 @@ class Terms:
 
     def assumptions(self) -> dict[str, str]:
         """One line per assumption, with its unit, for plan.json and reports."""
-        shipped = "shipped default, not measured on your machine" if self.curve_shipped else "fit"
+        shipped = "shipped default, not measured on your machine" if self.curve_shipped else (
+            "measured by `erless profile --throughput`")  # fmt: skip
         queue = "M/D/c waiting, exponential tail" if self.queueing else "excluded (paper's terms)"
         return {
             "curve": f"{self.curve} ({shipped})",

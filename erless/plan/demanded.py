@@ -161,7 +161,8 @@ class _Shapes:
         if 1 <= number < len(loads):
             points = fluid_cuts(loads, self.order.size_at(loads), number, self.terms)
             found.append([float(loads[each]) for each in points[1:-1]])
-            found.append(self._even(float(loads[0]), float(loads[-1]), number))
+            if self.request.max_shard_bytes:
+                found.append(self._even(float(loads[0]), float(loads[-1]), number))
         for each in found:
             cuts = [self.order.cut(load) for load in each]
             chosen.append([np.clip(cut, resident, frozen) for cut in cuts])

@@ -36,12 +36,16 @@ def write_plot(path: Path, plan: Plan, demand: Demand, points: Sequence[Point]) 
     for table in demand.tables:
         if table.spec.name in shown:
             ranks = table.curve.ranks[1:].tolist()
-            figure.add_trace(go.Scatter(x=ranks, y=table.curve.share[1:].tolist(),
-                             name=table.spec.name), row=1, col=1)  # fmt: skip
-    first = demand.tables[0].spec.name
-    cuts = {each.start for shard in plan.shards for each in shard.slices if each.table == first}
-    for cut in sorted(cuts - {0}):
-        figure.add_vline(x=cut, line_dash="dot", line_width=1, row=1, col=1)
+            group = {"name": table.spec.name, "legendgroup": table.spec.name}
+            line = go.Scatter(x=ranks, y=table.curve.share[1:].tolist(), mode="lines", **group)
+            figure.add_trace(line, row=1, col=1)
+            cuts = sorted({part.start for shard in plan.shards for part in shard.slices
+                           if part.table == table.spec.name} - {0})  # fmt: skip
+            marks = go.Scatter(x=cuts, y=[table.curve.at(cut) for cut in cuts], mode="markers",
+                               marker={"symbol": "line-ns-open", "size": 16, "line_width": 2},
+                               showlegend=False, hovertemplate="cut at rank %{x:,}",
+                               **group)  # fmt: skip
+            figure.add_trace(marks, row=1, col=1)
     names = [each.name for each in plan.shards if each.tier != "resident"] + ["gateway"]
     sized = [each for each in plan.shards if each.tier != "resident"]
     memory = [each.replicas * each.memory_bytes / 1e9 for each in sized]
@@ -58,7 +62,7 @@ def write_plot(path: Path, plan: Plan, demand: Demand, points: Sequence[Point]) 
                           ("joint", [each.joint for each in traffic])):  # fmt: skip
         scaled = [each.factor * plan.qps for each in traffic]
         figure.add_trace(go.Scatter(x=scaled, y=values, name=label), row=2, col=2)
-    figure.update_xaxes(type="log", title_text=f"rank (cuts of {first})", row=1, col=1)
+    figure.update_xaxes(type="log", title_text="rank; marks are cuts", row=1, col=1)
     figure.update_xaxes(type="log", title_text="queries/s", row=2, col=2)
     figure.update_yaxes(title_text="share of accesses", row=1, col=1)
     figure.update_yaxes(title_text="GB", row=1, col=2)

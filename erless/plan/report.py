@@ -17,7 +17,7 @@ def shard_table(plan: Plan) -> Table:
     """One row per shard, then the gateway."""
     from rich.table import Table
 
-    table = Table(title=f"{plan.policy}, {plan.qps:,.0f} queries/s of {plan.batch}")
+    table = Table(title=f"{plan.policy}, {_rate(plan.qps)} queries/s of {plan.batch} samples")
     for name in ("shard", "tier", "tables"):
         table.add_column(name)
     for name in ("rows", "gathers", "row bytes", "precision", "vCPU", "replicas", "QPS each",
@@ -119,6 +119,10 @@ def verdict(plan: Plan) -> str:
     word = "saves" if saved >= 0 else "costs more by"
     return (f"sharding {word} ${abs(saved):,.0f} a month ({abs(saved) / whole.usd_per_month:.1%}) "
             f"and holds {whole.memory_bytes / joint.memory_bytes:.2f}× less memory")  # fmt: skip  # noqa: RUF001
+
+
+def _rate(qps: float) -> str:
+    return f"{qps:,.0f}" if qps >= 10 else f"{qps:.2g}"
 
 
 def _size(count: int) -> str:

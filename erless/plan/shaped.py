@@ -36,9 +36,11 @@ def node_shaped(
     found = []
     for size in sorted(each for each in sizes if whole / MOST_NODES < each < whole):
         room = size - terms.shard_memory_bytes
+        if room < max(stored):
+            continue
         borders = int(whole / room) + 1
         beside = terms.gateway_memory_bytes + routing * borders
-        for first in (room - beside, room):
+        for first in (max(0.0, room - beside), room):
             chunks = _chunks(demand, stored, first, room)
             found.append(_layout(demand, terms, chunks, [], precision, resident))
         found.append(_layout(demand, terms, chunks[:-1], chunks[-1], precision, resident))

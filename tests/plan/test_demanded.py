@@ -114,3 +114,9 @@ def test_fluid_cuts_equal_brute_force() -> None:
         ]  # fmt: skip
         best = min(every, key=cost)
         assert fluid_cuts(load, size, count, DEFAULT_TERMS) == best
+
+
+def test_a_largest_shard_is_kept_to() -> None:
+    document = plan(shards=4, resident_share=0.0, max_shard_bytes=0.165e9)
+    assert len(document.shards) == 4
+    assert all(each.memory_bytes <= 0.165e9 for each in document.shards)
