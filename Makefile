@@ -30,6 +30,9 @@ evaluate: $(READY) ## The paper's evaluation: measured here, simulated at full s
 test: $(READY) ## Run all tests
 	$(BIN)/python -m pytest
 
+bench-serve: $(READY) ## Measure serving by shards against one process with the whole model
+	$(BIN)/python benchmarks/serving.py --output json
+
 check: $(READY) ## Lint, types, import layering, fresh generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""The stages together, on real data."""
