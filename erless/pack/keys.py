@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from erless.errors import ArtifactError
-from erless.progress import Progress, Silent
+from erless.progress import Progress
 from erless.specs.artifact import FileEntry
 from erless.storage.digests import digest_file
 from erless.storage.stores import Blob, Store
@@ -97,7 +97,8 @@ class Keys:
 
     def adopt(self, staged: Path, entry: FileEntry) -> FileEntry:
         """Keep the local file `staged` as the blob that `entry` names."""
-        self._store.adopt(staged, _blob(entry), Silent())
+        with self._progress.step("store", entry.size_bytes, "bytes") as step:
+            self._store.adopt(staged, _blob(entry), step)
         self._sizes[entry.path] = entry.size_bytes
         self.bytes_written += entry.size_bytes
         return entry

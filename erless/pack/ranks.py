@@ -28,7 +28,7 @@ from erless.storage.tensors import TensorFile
 
 __all__ = ["Cut", "TableRanks", "Window", "cuts_of"]
 
-WINDOW_ROWS = INDEX_ROWS * 65_536  # 12.6 M rows: 12 MiB of routing, 48 MiB of weights
+WINDOW_ROWS = INDEX_ROWS * 32_768  # 6.3 M rows: 6 MiB of routing, 24 MiB of accesses
 SCAN_ROWS = 1 << 20
 TOUCHED = np.dtype([("place", "<u4"), ("count", "<f4"), ("shard", "u1")])  # 9 bytes on disk
 
