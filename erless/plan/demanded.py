@@ -154,7 +154,7 @@ class _Shapes:
         free = self._free_cuts(resident, frozen)
         if number is None:
             return free
-        number -= self.request.freezes
+        number -= bool((frozen < self.order.table_rows).any())
         chosen = [each for each in free if len(each) == number - 1]
         found: list[list[float]] = []
         loads = self._grid(self._load_outside(frozen), self._load_outside(resident))

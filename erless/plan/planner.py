@@ -158,6 +158,7 @@ class Planner:
             for layout in demanded_layouts(demand, self.terms.on(size), self.request, kind)
         ]
         pool += [each for each in free if self._has_shape(each)]
+        pool = [each for each in pool if self.request.shards in (None, len(each.shards))]
         found = self._choose("joint", pool, strict=True) if pool else None
         if found is None:
             line = (f"shards: {self.request.shards} remote functions need as many groups of rows "

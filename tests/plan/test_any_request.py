@@ -2,7 +2,7 @@
 
 import math
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from erless.errors import PlanError
@@ -49,6 +49,9 @@ knobs = st.fixed_dictionaries(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(tables, knobs)
+@example([(1, 4, 0.5, 1.0)], {"qps": 1.0, "shards": 2})
+@example([(1, 4, 0.5, 1.0)], {"qps": 1.0, "shards": 1, "resident_share": 0.5})
+@example([(10**6, 32, 0.9, 300.0)], {"qps": 10.0, "shards": 3, "max_shard_bytes": 1.2e8})
 def test_a_plan_or_an_error(shapes, asked) -> None:
     loads = [
         table(f"t{index}", gathers,
