@@ -7,9 +7,10 @@ made, profiled, planned, packed and deployed with one replica per function; quer
 gateway and are compared with the monolith's answers. From the CPU seconds that each process spends
 per query and the memory that it takes follows what traffic of eight monoliths' worth needs:
 
-    replicas of f = ⌈8 · cpu(f) / cpu(monolith)⌉      memory = Σ replicas · PSS of one
+    replicas of f = ⌈8 · cpu(f) / cpu(monolith)⌉      memory = Σ replicas · RSS of one
 
-against eight monoliths. CPU seconds, unlike seconds, do not depend on who else uses the machine.
+against eight monoliths (RSS: as if each replica were alone on its machine). CPU seconds, unlike
+seconds, do not depend much on who else uses the machine.
 Memory utility is counted: rows that 1,000 queries touch, spread evenly over the replicas.
 
 Full scale (20 M rows): planned on the paper's terms at eight replicas' traffic and simulated under
@@ -45,7 +46,7 @@ from erless.specs.traffic import parse_traffic
 from erless.storage.tensors import TensorFile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from loadtests.peers.compare import System, drive, erless, local
+from loadtests.peers.compare import System, drive, erless, functions_of, local
 
 TIMES = 8
 UTILITY_QUERIES = 1000
@@ -90,7 +91,7 @@ class Bundle:
 
 
 def per_process(system: System, users: int, seconds: float, options: tuple[str, ...]) -> Any:
-    """CPU seconds per query and PSS of each process of a system; the record of the run."""
+    """CPU seconds per query and RSS of each process of a system; the record of the run."""
 
     def spent() -> dict[int, float]:
         found = {}
@@ -107,19 +108,8 @@ def per_process(system: System, users: int, seconds: float, options: tuple[str, 
     after = spent()
     count = len(record.log.due_s)
     cpu = {pid: (after[pid] - before.get(pid, 0.0)) / count for pid in after}
-    memory = {each.pid: each.memory_full_info().pss for each in system.tree()}
+    memory = {each.pid: each.memory_info().rss for each in system.tree()}
     return cpu, memory, record
-
-
-def function_of(pid: int, names: dict[str, str]) -> str | None:
-    """The plan's name of the function that a process runs."""
-    process = psutil.Process(pid)
-    command = process.cmdline()
-    if "functions.gateway.main" in command:
-        return "gateway"
-    if "functions.sparse.main" in command:
-        return names[process.environ()["ERLESS_SHARD"]]
-    return None
 
 
 def ranks_of(profile: Path, access: TableAccess) -> np.ndarray:
@@ -164,13 +154,13 @@ def measured(case: Case, bundle: Bundle, seconds: float, whole: dict[str, float]
     erless("pack", "--model", bundle.model, "--profile", bundle.profile, "--plan", plan_path,
            "--store", store)  # fmt: skip
     plan = Plan.load(plan_path)
-    with local(store, bundle.folder / f"state{case.shards}") as system:
-        release = json.loads(next((store / "releases").iterdir()).read_text())
-        names = {each["digest"]: each["name"] for each in release["shards"]}
+    state = bundle.folder / f"state{case.shards}"
+    with local(store, state) as system:
         cpu, memory, record = per_process(system, 4, seconds, bundle.options)
+        names = functions_of(state)
         functions: dict[str, tuple[float, int]] = {}
         for pid, spent in cpu.items():
-            name = function_of(pid, names)
+            name = names.get(pid)
             if name is not None:
                 known = functions.get(name, (0.0, 0))
                 functions[name] = (known[0] + spent, max(known[1], memory[pid]))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from erless.deploy.registry import open_target
 from erless.deploy.target import Status
@@ -38,8 +39,7 @@ from erless.specs.result import RunResult
 from erless.specs.traffic import Traffic, parse_traffic
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.evaluation import function_of
-from loadtests.peers.compare import System, erless, local
+from loadtests.peers.compare import erless, functions_of, local
 
 TARGETS = {"gateway": 25.0, Tier.HOT: 20.0, Tier.WARM: 30.0, Tier.COLD: 60.0}  # queries/s
 WINDOW_S = 20.0
@@ -99,15 +99,14 @@ def calibrated(plan: Plan, cpu_s: dict[str, float], calm: list[RunResult],
     return terms, service
 
 
-def usage(system: System, names: dict[str, str]) -> dict[str, tuple[float, int]]:
-    """CPU seconds so far of each function, and the memory of its largest replica."""
+def usage(state: Path) -> dict[str, tuple[float, int]]:
+    """CPU seconds so far of each function, and the most that one replica has for itself."""
     found: dict[str, tuple[float, int]] = {}
-    for each in system.tree():
-        name = function_of(each.pid, names)
-        if name is not None:
-            cpu, memory = found.get(name, (0.0, 0))
-            pss = int(each.memory_full_info().pss)
-            found[name] = (cpu + sum(each.cpu_times()[:2]), max(memory, pss))
+    for pid, name in functions_of(state).items():
+        process = psutil.Process(pid)
+        cpu, memory = found.get(name, (0.0, 0))
+        own = int(process.memory_full_info().uss)
+        found[name] = (cpu + sum(process.cpu_times()[:2]), max(memory, own))
     return found
 
 
@@ -120,13 +119,10 @@ def quantile(run: Simulation, part: float) -> float:
     return float(values.ravel()[order][np.searchsorted(total, part * total[-1])])
 
 
-def held_bytes(run: Simulation, rows: dict[str, int], memory: dict[str, int]) -> np.ndarray:
-    """Memory over time on one machine, where replicas of a function share its rows' pages."""
-    total = np.zeros(len(run.trace.t_s))
-    for index, each in enumerate(run.fleet.functions):
-        held = run.trace.held[:, index]
-        total += rows[each.name] * (held > 0) + held * (memory[each.name] - rows[each.name])
-    return total
+def held_bytes(run: Simulation, own: dict[str, int], shared: float) -> np.ndarray:
+    """Memory over time on one machine, where replicas share the rows' pages and the program's."""
+    each = np.array([own[function.name] for function in run.fleet.functions], np.float64)
+    return np.asarray(shared + run.trace.held @ each)
 
 
 def main() -> None:  # noqa: PLR0915 - an experiment reads from top to bottom
@@ -153,19 +149,18 @@ def main() -> None:  # noqa: PLR0915 - an experiment reads from top to bottom
         )
         queries = ("--queries", str(model / "queries.safetensors"))
         with local(store, folder / "state") as system:
-            release = json.loads(next((store / "releases").iterdir()).read_text())
-            names = {each["digest"]: each["name"] for each in release["shards"]}
-            steady = parse_traffic(CALM, given.calibrate)
-            load = Load(system.url, given.calibrate, CALM, 32, queries)
-            before = usage(system, names)
-            calm = [measure(load, folder / "calm0")]
-            after = usage(system, names)
-            cpu_s = {each: (after[each][0] - before[each][0]) / calm[0].queries for each in after}
-            pss = {each: after[each][1] for each in after}
             config = Config()
             state = config.targets.local.model_copy(update={"state": folder / "state"})
             targets = config.targets.model_copy(update={"local": state})
             target = open_target("local", config.model_copy(update={"targets": targets}))
+            steady = parse_traffic(CALM, given.calibrate)
+            load = Load(system.url, given.calibrate, CALM, 32, queries)
+            before = usage(folder / "state")
+            calm = [measure(load, folder / "calm0")]
+            after = usage(folder / "state")
+            cpu_s = {each: (after[each][0] - before[each][0]) / calm[0].queries for each in after}
+            own = {each: after[each][1] for each in after}
+            shared = target.status().memory_bytes - float(sum(own.values()))
             measured = measure(
                 Load(system.url, given.seconds, given.traffic, 64, queries), given.out / "measured",
                 sla_ms=400.0, overwrite=True, fields={"title": "measured"},
@@ -178,9 +173,7 @@ def main() -> None:  # noqa: PLR0915 - an experiment reads from top to bottom
         write_simulation(given.out / "simulated", predicted, title="simulated", sla_ms=400.0,
                          overwrite=True)  # fmt: skip
         write_comparison(given.out / "measured", given.out / "simulated", given.out / "report.html")
-        resident = sum(each.row_data_bytes for each in plan.shards if each.tier is Tier.RESIDENT)
-        rows = {each.name: each.row_data_bytes for each in plan.shards} | {"gateway": resident}
-        bytes_now = held_bytes(predicted, rows, pss)
+        bytes_now = held_bytes(predicted, own, shared)
         stored = read_result(given.out / "measured")
         for index, each in enumerate(predicted.fleet.functions):
             seen = stored.of_function(each.name)["ready"]

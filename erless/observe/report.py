@@ -110,8 +110,9 @@ def _summary(document: RunResult) -> str:
         entries.append((f"{document.late_share:.2%}", "of queries late or failed"))
     entries.append((size(document.memory_bytes.mean), "memory, mean over the run"))
     if base and document.memory_reduction:
-        entries.append((f"{document.memory_reduction:.2f}×",
-                        "less memory than model-wise"))  # fmt: skip
+        ratio = document.memory_reduction
+        word, shown = ("less", ratio) if ratio >= 1 else ("more", 1 / ratio)
+        entries.append((f"{shown:.2f}×", f"{word} memory than model-wise"))
     if base and document.memory_utility and base.memory_utility:
         entries.append((f"{document.memory_utility / base.memory_utility:.2f}×",
                         "model-wise memory utility"))  # fmt: skip

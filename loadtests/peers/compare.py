@@ -37,6 +37,8 @@ import psutil
 
 from erless.deploy.desired import load_desired
 from erless.deploy.registry import open_target
+from erless.deploy.supervisor.client import call
+from erless.deploy.supervisor.folder import StateFolder
 from erless.observe.loadtest.locust import Load, run_locust
 from erless.observe.loadtest.monolith import MonolithServer
 from erless.observe.loadtest.record import Record, read_record
@@ -159,6 +161,15 @@ def local(store: Path, state: Path) -> Iterator[System]:
         yield System("erless", deployed.url, lambda: [supervisor])
     finally:
         opened.destroy(Silent(), START_S)
+
+
+def functions_of(state: Path) -> dict[int, str]:
+    """Process → the plan's name of the function that it is a replica of, on target local."""
+    facts = call(StateFolder(state), {"do": "status"}, START_S)
+    return {
+        int(replica["pid"]): str(each["name"])
+        for each in facts["functions"] for replica in each["replicas"]
+    }  # fmt: skip
 
 
 @contextmanager
