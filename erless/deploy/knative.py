@@ -41,7 +41,9 @@ from erless.specs.config import Config
 __all__ = ["KnativeTarget"]
 
 GONE_POLL_S = 1.0
-TOKEN_SECRET = "kubernetes.io/service-account-token"  # noqa: S105
+# what a control plane puts into every namespace by itself
+PUBLISHED = {"kube-root-ca.crt", "openshift-service-ca.crt", "istio-ca-root-cert"}
+PUBLISHED_TYPES = {"kubernetes.io/service-account-token", "kubernetes.io/dockercfg"}
 
 
 class KnativeTarget:
@@ -263,7 +265,7 @@ class KnativeTarget:
         for kind in (POD, SERVICE, SECRET, CONFIG_MAP, CLAIM):
             for each in self.api.list(kind, self._namespace)[0]:
                 name = each["metadata"]["name"]
-                if "kube-root-ca.crt" in name or each.get("type") == TOKEN_SECRET:
+                if name in PUBLISHED or each.get("type") in PUBLISHED_TYPES:
                     continue
                 if not each["metadata"].get("ownerReferences"):
                     found.append(f"{kind.kind} {name}")

@@ -65,4 +65,10 @@ class LocalHarness:
         end_all(self.state, 0.0)
 
 
-HARNESSES: dict[str, Callable[[Path], Harness]] = {"local": LocalHarness}
+def _knative(folder: Path) -> Harness:
+    from tests.conformance.knative import KnativeHarness
+
+    return KnativeHarness(folder)
+
+
+HARNESSES: dict[str, Callable[[Path], Harness]] = {"local": LocalHarness, "knative": _knative}

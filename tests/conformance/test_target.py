@@ -85,7 +85,7 @@ def test_answers_exactly_and_wakes_what_sleeps(
 ) -> None:
     until(harness, "frozen", FunctionState.AT_ZERO)
     expected = wanted[deployed.release]
-    with QueryClient(deployed.url) as client:
+    with QueryClient(deployed.url, address=deployed.address) as client:
         answers = [client.predict(each) for each in QueryFile(releases.first.queries)]
     for answer, right in zip(answers, expected, strict=True):
         assert not wrong(answer.predictions, right)
@@ -99,16 +99,18 @@ def test_answers_exactly_and_wakes_what_sleeps(
 class Traffic:
     """Clients that query in a loop and compare each answer with what its release must say."""
 
-    def __init__(self, url: str, queries: Path, wanted: Wanted, clients: int = 3) -> None:
+    def __init__(
+        self, gateway: Deployment, queries: Path, wanted: Wanted, clients: int = 3
+    ) -> None:
         self.releases: list[str] = []
         self.faults: list[str] = []
-        self._arguments = (url, QueryFile(queries), wanted)
+        self._arguments = (gateway, QueryFile(queries), wanted)
         self._end = Event()
         self._threads = [Thread(target=self._run) for _ in range(clients)]
 
     def _run(self) -> None:
-        url, file, wanted = self._arguments
-        with QueryClient(url) as client:
+        gateway, file, wanted = self._arguments
+        with QueryClient(gateway.url, address=gateway.address) as client:
             while not self._end.is_set():
                 for index in range(len(file)):
                     try:
@@ -141,7 +143,7 @@ class Traffic:
 def test_upgrades_and_rolls_back_under_load_without_a_failed_or_mixed_answer(
     harness: Harness, releases: Releases, wanted: Wanted, deployed: Deployment
 ) -> None:
-    with Traffic(deployed.url, releases.first.queries, wanted) as traffic:
+    with Traffic(deployed, releases.first.queries, wanted) as traffic:
         traffic.more(20)
         done = harness.target.deploy(harness.desired(releases.second), Silent(), TIMEOUT_S)
         assert done.url == deployed.url
@@ -190,7 +192,7 @@ def test_a_damaged_release_fails_early_and_the_old_one_serves_on(
     status = harness.target.status()
     assert status.release == deployed.release
     query = QueryFile(releases.first.queries)[0]
-    with QueryClient(deployed.url) as client:
+    with QueryClient(deployed.url, address=deployed.address) as client:
         assert not wrong(client.predict(query).predictions, wanted[deployed.release][0])
 
 

@@ -82,6 +82,7 @@ class FakeCluster:
         self.ready_after_s = 0.05
         self.pod_trouble: dict[str, Object] = {}
         self.watch_limit = 1_000_000
+        self.denied: set[tuple[str, str]] = set()
         self.watches = self.lists = 0
         self.requests: list[tuple[str, str]] = []
         self.before: Callable[[str, str, Object], None] = lambda *_: None
@@ -370,6 +371,10 @@ class _Handler(BaseHTTPRequestHandler):
             if query.get("watch"):
                 return self._watch(key, query)
             return self._list(key, query)
+        if path.endswith("/selfsubjectaccessreviews"):
+            asked = body["spec"]["resourceAttributes"]
+            allowed = (asked["verb"], asked["resource"]) not in cluster.denied
+            return self._answer(201, {"status": {"allowed": allowed}})
         if self.command == "POST":
             key = (key[0], key[1], body["metadata"]["name"])
             if key in cluster.objects:

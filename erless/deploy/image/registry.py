@@ -71,15 +71,11 @@ class Registry:
         return str(named or f"sha256:{hashlib.sha256(text.encode()).hexdigest()}")
 
     def pull(self, digest: str, target: Path) -> None:
-        """Fetch a blob to a file, and compare it with its digest."""
-        state = hashlib.sha256()
+        """Fetch a blob to a file; python-dxf compares it with its digest."""
         with self._errors(f"pull {digest} of"), target.open("wb") as file:
             chunks = cast(Iterator[bytes], self._dxf.pull_blob(digest, chunk_size=1 << 20))
             for chunk in chunks:
-                state.update(chunk)
                 file.write(chunk)
-        if f"sha256:{state.hexdigest()}" != digest:
-            raise ImageError(f"{self._what}: {digest} arrived altered")
 
     def push(self, path: Path, digest: str) -> bool:
         """Send a blob unless it is there; says whether it was sent."""

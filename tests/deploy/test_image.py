@@ -1,0 +1,210 @@
+"""Images without an engine: the same digest twice, and a registry that takes and gives them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from erless.deploy.image.build import build_archive
+from erless.deploy.image.content import application_items
+from erless.deploy.image.layer import Item, write_layer
+from erless.deploy.image.oci import Base, append, push_archive
+from erless.deploy.image.reference import parse_reference
+from erless.deploy.image.registry import Registry, resolve_digest
+from erless.deploy.site import read_images, resolve_site
+from erless.errors import ConfigError, ImageError
+from erless.specs.config import Config
+from tests.conftest import Cli
+
+
+class _Registry(BaseHTTPRequestHandler):
+    """The part of the OCI distribution API that pulling and pushing take."""
+
+    blobs: ClassVar[dict[str, bytes]] = {}
+    manifests: ClassVar[dict[str, bytes]] = {}
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self, code: int, data: bytes = b"", **headers: str) -> None:
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        data = b""
+        while size := int(self.rfile.readline(), 16):
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return data
+
+    def _blob(self) -> None:
+        digest = self.path.rpartition("/")[2]
+        if digest not in self.blobs:
+            return self._answer(404)
+        return self._answer(200, self.blobs[digest], Docker_Content_Digest=digest)
+
+    def do_GET(self) -> None:
+        if "/blobs/" in self.path:
+            return self._blob()
+        version = self.path.rpartition("/")[2]
+        if version not in self.manifests:
+            return self._answer(404, b"{}")
+        data = self.manifests[version]
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        return self._answer(200, data, Docker_Content_Digest=digest)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def do_POST(self) -> None:
+        self._body()
+        host = self.headers["Host"]
+        self._answer(202, Location=f"http://{host}{self.path}1")
+
+    def do_PUT(self) -> None:
+        data = self._body()
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        if "/manifests/" in self.path:
+            self.manifests[digest] = self.manifests[self.path.rpartition("/")[2]] = data
+            return self._answer(201)
+        asked = re.search(r"digest=(sha256(?::|%3A)[0-9a-f]+)", self.path)
+        if asked is None or asked[1].replace("%3A", ":") != digest:
+            return self._answer(400)
+        self.blobs[digest] = data
+        return self._answer(201)
+
+
+@pytest.fixture
+def registry() -> Iterator[str]:
+    _Registry.blobs, _Registry.manifests = {}, {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Registry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def push_base(registry: str, folder: Path, python: str = "3.11.14") -> str:
+    """A base image with one file, as another tool would have pushed it."""
+    layer = write_layer([Item("usr/bin/python3", b"#!", executable=True)], folder / "base.tar.gz")
+    config = {"rootfs": {"type": "layers", "diff_ids": []}, "config": {}}
+    nothing = Base("scratch", (), config, {})
+    environment = {"PYTHON_VERSION": python, "PATH": "/usr/bin"}
+    image = append(nothing, [layer], {"Cmd": ["python3"]}, environment, folder / "base.tar")
+    reference = parse_reference(f"{registry}/python:slim")
+    push_archive(image.path, reference, folder)
+    return f"{registry}/python:slim"
+
+
+def test_a_layer_is_its_files_and_nothing_else(tmp_path: Path) -> None:
+    source = tmp_path / "file"
+    source.write_bytes(b"content")
+    items = [Item("app/b", source), Item("app/a", b"x", executable=True)]
+    first = write_layer(items, tmp_path / "one")
+    os.utime(source, (1, 1))
+    source.chmod(0o600)
+    second = write_layer(reversed(items), tmp_path / "two")
+    assert (first.digest, first.diff_id) == (second.digest, second.diff_id)
+    assert first.digest == f"sha256:{hashlib.sha256((tmp_path / 'one').read_bytes()).hexdigest()}"
+    with tarfile.open(tmp_path / "one") as archive:
+        found = {each.name: (each.mode, each.uid, each.mtime) for each in archive}
+    assert found == {"app": (0o755, 0, 0), "app/a": (0o755, 0, 0), "app/b": (0o644, 0, 0)}
+
+
+def test_the_application_brings_code_bytecode_and_kernels(tmp_path: Path) -> None:
+    paths = {item.path for item in application_items(tmp_path)}
+    assert "app/functions/sparse/main.py" in paths
+    assert "app/erless/serve/sparse.py" in paths
+    assert any(re.fullmatch(r"app/erless/serve/__pycache__/sparse\.cpython-.*\.pyc", each)
+               for each in paths)  # fmt: skip
+    assert any(re.fullmatch(r"app/erless/dlrm/_kernels\..*\.so", each) for each in paths)
+    assert not any("/tests/" in each for each in paths)
+
+
+def test_built_twice_is_one_digest_and_the_registry_gives_back_what_it_took(
+    tmp_path: Path, registry: str
+) -> None:
+    base = push_base(registry, tmp_path)
+    digests = []
+    for name in ("one", "two"):
+        scratch = tmp_path / name
+        scratch.mkdir()
+        image = build_archive("sparse", base, scratch / "sparse.tar", scratch, dependencies=False)
+        digests.append(image.digest)
+    assert digests[0] == digests[1]
+    reference = parse_reference(f"{registry}/erless/sparse:1")
+    pushed = push_archive(tmp_path / "one" / "sparse.tar", reference, tmp_path)
+    assert pushed == f"{registry}/erless/sparse@{digests[0]}"
+    assert resolve_digest(reference) == pushed
+    found, manifest = Registry(reference).manifest(digests[0])
+    assert found == digests[0]
+    Registry(reference).pull(manifest["config"]["digest"], tmp_path / "config")
+    config = json.loads((tmp_path / "config").read_text())
+    assert config["config"]["Entrypoint"] == ["python3", "-m", "functions.sparse.main"]
+    assert config["config"]["User"] == "65532:65532"
+    assert "PATH=/usr/bin" in config["config"]["Env"]
+    assert len(config["rootfs"]["diff_ids"]) == len(manifest["layers"]) == 2
+    for layer in manifest["layers"]:
+        Registry(reference).pull(layer["digest"], tmp_path / "layer")
+
+
+def test_a_base_with_another_python_is_refused(tmp_path: Path, registry: str) -> None:
+    base = push_base(registry, tmp_path, python="3.9.1")
+    with pytest.raises(ImageError, match=r"has Python 3\.9\.1"):
+        build_archive("sparse", base, tmp_path / "x.tar", tmp_path, dependencies=False)
+
+
+def test_what_is_altered_or_absent_is_said(tmp_path: Path, registry: str) -> None:
+    reference = parse_reference(f"{registry}/erless/none:1")
+    with pytest.raises(ImageError, match=r"not there \(404\)"):
+        resolve_digest(reference)
+    digest = f"sha256:{'0' * 64}"
+    _Registry.blobs[digest] = b"something else"
+    with pytest.raises(ImageError, match="expected digest sha256:0000"):
+        Registry(reference).pull(digest, tmp_path / "blob")
+    bad = tmp_path / "bad.tar"
+    bad.write_bytes(b"no archive")
+    with pytest.raises(ImageError, match="not an OCI archive"):
+        push_archive(bad, reference, tmp_path)
+    with pytest.raises(ImageError, match="no image reference|not an image reference"):
+        parse_reference("Not A Reference")
+    with pytest.raises(ImageError, match="cannot resolve 1 of 127.0.0.1:1/x"):
+        resolve_digest(parse_reference("127.0.0.1:1/x:1"))
+
+
+def test_push_saves_digests_that_deploy_reads(tmp_path: Path, registry: str, cli: Cli) -> None:
+    base = push_base(registry, tmp_path)
+    built = cli("image", "build", "--base", base, "--no-dependencies", "-o", "json", cwd=tmp_path)
+    assert built.returncode == 0, built.stderr
+    pushed = cli("image", "push", "--registry", f"{registry}/erless", "-o", "json", cwd=tmp_path)
+    assert pushed.returncode == 0, pushed.stderr
+    images = read_images(tmp_path / "images.json")
+    assert images == json.loads(pushed.stdout)["images"]
+    by_kind = {each["kind"]: each["digest"] for each in json.loads(built.stdout)["images"]}
+    assert images == {
+        kind: f"{registry}/erless/{kind}@{digest}" for kind, digest in by_kind.items()
+    }
+    # a tag is resolved once, and what is deployed is the digest
+    site = resolve_site(Config(), images={"sparse": f"{registry}/erless/sparse:latest"})
+    assert site.image("sparse") == images["sparse"]
+    (tmp_path / "images.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not a file of `erless image push`"):
+        read_images(tmp_path / "images.json")
