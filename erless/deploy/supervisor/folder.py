@@ -37,7 +37,7 @@ class StateFolder:
     """Paths, state and sockets under one folder."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+        self.path = path.resolve()  # the mark by which orphans are found: one name only
         self.logs = self.path / "logs"
         self.run = self.path / "run"
         self.cache = self.path / "cache"
