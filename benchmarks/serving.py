@@ -6,7 +6,8 @@ Monolith and shards answer the same queries in turns; each round gives one ratio
 and quartiles of the ratios are printed. CPU is that of all server processes, from the kernel; the
 client's is left out.
 
-tax             CPU per query by shards ÷ CPU per query by the monolith
+tax             CPU per query by shards ÷ CPU per query by the monolith, 8 queries in flight
+tax_one         the same with one query in flight: every call then wakes a process
 p99_ratio       (p99 by shards - 1 ms) ÷ p99 by the monolith, one query in flight
 qps             queries/s by shards with several in flight; monolith_qps likewise
 gather_ratio    torch.nn.functional.embedding_bag's time ÷ ours for the same gathers, per precision
@@ -77,7 +78,8 @@ class Side:
         self.processes, self.url = processes, server.url
         self.path = f"/v2/models/{model}/infer"
         self.client = Client(server.port, model)
-        self.cpu_ms: list[float] = []
+        self.cpu_ms: list[float] = []  # per query, several in flight
+        self.cpu_one_ms: list[float] = []
         self.p50_ms: list[float] = []
         self.p99_ms: list[float] = []
         self.qps: list[float] = []
@@ -94,15 +96,21 @@ class Side:
             begin = time.perf_counter()
             self.client.infer(request)
             took.append((time.perf_counter() - begin) * 1e3)
-        self.cpu_ms.append((self.cpu_s() - cpu) / len(requests) * 1e3)
+        self.cpu_one_ms.append((self.cpu_s() - cpu) / len(requests) * 1e3)
         self.p50_ms.append(float(np.quantile(took, 0.5)))
         self.p99_ms.append(float(np.quantile(took, 0.99)))
 
     def many(self, requests: Sequence[tuple[bytes, bytes]], seconds: float) -> None:
         """A round with several in flight."""
-        self.qps.append(uvloop.run(self._many(requests, seconds)))
+        cpu = self.cpu_s()
+        count, took = uvloop.run(self._many(requests, seconds))
+        self.cpu_ms.append((self.cpu_s() - cpu) / count * 1e3)
+        self.qps.append(count / took)
 
-    async def _many(self, requests: Sequence[tuple[bytes, bytes]], seconds: float) -> float:
+    async def _many(
+        self, requests: Sequence[tuple[bytes, bytes]], seconds: float
+    ) -> tuple[int, float]:
+        """Answers and seconds."""
         loop = asyncio.get_running_loop()
         endpoint = Endpoint(self.url, 3600, lambda: None)
         host = endpoint.authority.decode()
@@ -130,7 +138,7 @@ class Side:
         await asyncio.gather(*(lane(number) for number in range(LANES)))
         took = loop.time() - begin
         endpoint.close()
-        return count / took
+        return count, took
 
 
 def measure(
@@ -160,11 +168,15 @@ def measure(
         for side in (whole, split):
             side.many(requests, options.seconds)
     pairs = list(zip(split.cpu_ms, whole.cpu_ms, strict=True))
+    ones = list(zip(split.cpu_one_ms, whole.cpu_one_ms, strict=True))
     tails = list(zip(split.p99_ms, whole.p99_ms, strict=True))
     return {
         "tax": spread([a / b for a, b in pairs]),
+        "tax_one": spread([a / b for a, b in ones]),
         "cpu_ms": spread(split.cpu_ms),
         "monolith_cpu_ms": spread(whole.cpu_ms),
+        "cpu_one_ms": spread(split.cpu_one_ms),
+        "monolith_cpu_one_ms": spread(whole.cpu_one_ms),
         "p99_ratio": spread([max(0.0, a - 1) / b for a, b in tails]),
         "p50_ms": spread(split.p50_ms),
         "monolith_p50_ms": spread(whole.p50_ms),
@@ -206,48 +218,68 @@ def _cpu_ms(call: Callable[..., object], calls: Sequence[tuple[Any, ...]]) -> fl
     return (time.thread_time() - begin) / len(calls) * 1e3
 
 
-def gather_ratios(queries: Sequence[Query]) -> dict[str, Any]:
-    """torch's CPU time for a query's gathers from one 200,000-row table ÷ ours."""
+def gather_ratios(work: Path, queries: Sequence[Query]) -> dict[str, Any]:
+    """torch's CPU time for a query's gathers, a call per table, ÷ ours, per precision."""
     import torch
 
     from erless.dlrm.embedding import EmbeddingShard, StoredSlice
     from erless.dlrm.rows import INDEX_WORDS, RowIndex
     from erless.pack.quantize import encode
-    from erless.specs.model import TableSpec
+    from erless.specs.bundle import TABLE_TENSOR, BundleManifest
     from erless.specs.plan import Precision
+    from erless.storage.tensors import TensorFile
 
     torch.set_num_threads(1)
-    rows = max(int(query.values.max()) for query in queries) + 1
-    table = np.random.default_rng(0).standard_normal((rows, 32), np.float32)
-    spec = TableSpec(name="t", rows=rows, dim=32)
-    bags = [(q.values, np.full((1, q.lengths.size), q.lengths.flat[0], np.int32)) for q in queries]
-    theirs_in = [
-        (torch.from_numpy(v), torch.arange(0, len(v) + 1, int(b[0, 0]), dtype=torch.int32))
-        for v, b in bags
+    bundle = BundleManifest.open(work / "model")
+    specs = bundle.model.tables
+    tables = [
+        TensorFile(bundle.table_file(work / "model", spec)).read(TABLE_TENSOR) for spec in specs
     ]
-    packed = torch.ops.quantized.embedding_bag_byte_prepack(torch.from_numpy(table))
-    plain = {
-        Precision.FP32: torch.from_numpy(table),
-        Precision.FP16: torch.from_numpy(table).half(),
-    }
+    ours_in = [(query.values, query.lengths) for query in queries]
+    theirs_in = []
+    for query in queries:
+        ends = np.cumsum(query.lengths.sum(axis=1))
+        ids = [torch.from_numpy(part) for part in np.split(query.values, ends[:-1])]
+        offsets = np.zeros((len(specs), query.batch + 1), query.values.dtype)
+        np.cumsum(query.lengths, axis=1, out=offsets[:, 1:])
+        theirs_in.append((ids, list(torch.from_numpy(offsets))))
 
     def theirs(precision: Precision) -> Callable[..., object]:
+        """One call of torch's operator per table."""
         if precision is Precision.INT8:
-            return lambda v, o: torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
-                packed, v, o, False, 0, False, None, None, True
-            )
-        return lambda v, o: torch.nn.functional.embedding_bag(
-            v, plain[precision], o, mode="sum", include_last_offset=True
-        )
+            prepack = torch.ops.quantized.embedding_bag_byte_prepack
+            packed = [prepack(torch.from_numpy(table)) for table in tables]
+            bags = torch.ops.quantized.embedding_bag_byte_rowwise_offsets
+            return lambda ids, offsets: [
+                bags(table, i, o, False, 0, False, None, None, True)
+                for table, i, o in zip(packed, ids, offsets, strict=True)
+            ]
+        dtype = torch.float16 if precision is Precision.FP16 else torch.float32
+        plain = [torch.from_numpy(table).to(dtype) for table in tables]
+        bag = torch.nn.functional.embedding_bag
+        return lambda ids, offsets: [
+            bag(i, table, o, mode="sum", include_last_offset=True)
+            for table, i, o in zip(plain, ids, offsets, strict=True)
+        ]
 
     found = {}
     for precision in (Precision.FP32, Precision.FP16, Precision.INT8):
-        index = RowIndex(rows, np.empty((0, INDEX_WORDS), np.uint64))
-        shard = EmbeddingShard([StoredSlice(spec, precision, encode(table, precision), index)])
+        shard = EmbeddingShard(
+            [
+                StoredSlice(
+                    spec,
+                    precision,
+                    encode(table, precision),
+                    RowIndex(spec.rows, np.empty((0, INDEX_WORDS), np.uint64)),
+                )
+                for spec, table in zip(specs, tables, strict=True)
+            ]
+        )
+        torchs = theirs(precision)
         pairs = []
         with torch.inference_mode():
-            for _ in range(15):
-                pairs.append((_cpu_ms(theirs(precision), theirs_in), _cpu_ms(shard.pool, bags)))
+            for _ in range(21):
+                pairs.append((_cpu_ms(torchs, theirs_in), _cpu_ms(shard.pool, ours_in)))
         found[precision.value] = {
             **spread([a / b for a, b in pairs]),
             "ours_ms": round(statistics.median(b for _, b in pairs), 4),
@@ -267,9 +299,9 @@ def main() -> None:
     parser.add_argument("--resident-share", type=float, default=None, help="default: the plan's")
     parser.add_argument("--half", action="store_true", help="partials in float16")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--repeat", type=int, default=5, help="times all queries per round")
-    parser.add_argument("--throughput-rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a throughput round")
+    parser.add_argument("--repeat", type=int, default=3, help="times all queries per round")
+    parser.add_argument("--throughput-rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a throughput round")
     parser.add_argument("--no-kernels", action="store_true", help="only what crosses the wire")
     parser.add_argument("--output", choices=["text", "json"], default="text")
     options = parser.parse_args()
@@ -283,7 +315,7 @@ def main() -> None:
         if not options.no_kernels:
             queries = list(QueryFile(work / "model" / "queries.safetensors"))
             result["bucketize_ms"] = bucketize_ms(store, release, queries)
-            result["gather_ratio"] = gather_ratios(queries)
+            result["gather_ratio"] = gather_ratios(work, queries)
     if options.output == "json":
         print(json.dumps(result, indent=2))
         return
