@@ -105,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--load", type=float, default=0.8, help="of what the gateway sustains")
+    parser.add_argument("--qps", type=float, help="offer this, on a machine that others use too")
     parser.add_argument("--work", type=Path, help="keep what is made here, for the next run")
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--shards", type=int, default=4)
@@ -120,7 +121,7 @@ def main() -> None:
         requests = [encoded(q) for q in QueryFile(work / "model" / "queries.safetensors")]
         side = Side(gateway, running.processes, release.model.name)
         side.many(requests, CALIBRATE_S)
-        rate = side.qps[0] * options.load
+        rate = options.qps or side.qps[0] * options.load
         soak = Soak(gateway.url, side.path, requests)
         uvloop.run(soak.run(running, rate, options.minutes * 60))
         print(json.dumps(soak.report(rate), indent=2))

@@ -38,6 +38,7 @@ class FakeShard:
 
     def __init__(self, real_port: int) -> None:
         self.behaviour = "good"
+        self.hanging = 0  # calls that it has not answered so far
         self.slow_once = threading.Event()
         self.close_once = threading.Event()
         self._real = real_port
@@ -94,6 +95,7 @@ class FakeShard:
         text = answer[: int(size)]
         match behaviour:
             case "hang":
+                self.hanging += 1
                 self._stopped.wait(60)
                 return False
             case "always close":
