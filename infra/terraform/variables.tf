@@ -11,13 +11,13 @@ variable "name" {
 }
 
 variable "kubernetes_version" {
-  description = "Kubernetes minor version of the control plane, such as 1.33."
+  description = "Kubernetes minor version of the control plane, such as 1.34."
   type        = string
-  default     = "1.33"
+  default     = "1.34"
 
   validation {
     condition     = can(regex("^1\\.[0-9]{2}$", var.kubernetes_version)) && try(tonumber(split(".", var.kubernetes_version)[1]) >= 29, false)
-    error_message = "kubernetes_version: a minor version from 1.29 on, such as 1.33 (AL2023 nodes and pod identity need it)."
+    error_message = "kubernetes_version: a minor version from 1.29 on, such as 1.34 (AL2023 nodes and pod identity need it)."
   }
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ CORE = """
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingWebhookConfiguration
 metadata: {name: config.webhook.serving.knative.dev}
+webhooks: [{name: config.webhook.serving.knative.dev, rules: []}]
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -119,6 +121,18 @@ def test_a_second_run_changes_nothing(
     before = json.dumps(cluster.objects, sort_keys=True)
     assert {each.action for each in run(kubeconfig, files)} == {"keep"}
     assert json.dumps(cluster.objects, sort_keys=True) == before
+
+
+def test_the_rules_that_knative_wrote_stay(
+    cluster: BareCluster, kubeconfig: Path, files: list[Path]
+) -> None:
+    run(kubeconfig, files)
+    path = next(path for path in cluster.objects if "webhookconfigurations" in path)
+    written = [{"name": "config.webhook.serving.knative.dev", "rules": [{"scope": "*"}]}]
+    cluster.apply(path, {"metadata": {}, "webhooks": written},
+                  {"fieldManager": "webhook", "force": "true"})  # fmt: skip
+    assert {each.action for each in run(kubeconfig, files)} == {"keep"}
+    assert cluster.objects[path]["webhooks"] == written
 
 
 def test_a_stopped_run_is_completed(
@@ -223,6 +237,18 @@ def test_manifests_come_by_url(tmp_path: Path, files: list[Path]) -> None:
         read_source(str(tmp_path / "absent.yaml"))
 
 
+def test_a_real_cluster_takes_the_settings() -> None:
+    """Checked by the API server and Knative's own webhooks; nothing is changed."""
+    given = os.environ.get("ERLESS_TEST_KUBECONFIG")
+    if not given:
+        pytest.skip("ERLESS_TEST_KUBECONFIG names no cluster with Knative")
+    api = connect(Path(given))
+    init = ClusterInit(api, [], settings(), access("erless-cluster-init-test"), dry_run=True)
+    done = init.run()
+    assert len(done) == len(settings()) + len(access("x"))
+    assert {each.action for each in done if each.kind == "ConfigMap"} <= {"keep", "update"}
+
+
 def test_the_default_release_is_pinned() -> None:
     assert all(each.startswith("https://github.com/knative") for each in KNATIVE)
     assert all("/knative-v1." in each and "latest" not in each for each in KNATIVE)
@@ -243,7 +269,7 @@ def test_the_verb(
         arguments += ["--knative", each]
     done = cli(*arguments, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "17 of 17 objects would be changed" in done.stdout
+    assert "19 of 19 objects would be changed" in done.stdout
     assert not cluster.objects
     done = cli(*arguments, "-o", "json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from erless.deploy.infra import read_infra
 from erless.plan.prices import read_prices
 from tests.conftest import Cli
 from tests.infra.conftest import Applied, Example
-from tests.infra.terraform import SOURCE
+from tests.infra.terraform import SOURCE, TIMEOUT_S
 
 pytestmark = pytest.mark.timeout(600)
 NAMES = ["minimal", "production"]
@@ -160,14 +164,36 @@ def test_from_terraform_to_a_rendered_deploy(
     assert {"hot", "cold"} <= pools
 
 
+@dataclass(frozen=True)
+class Ending:
+    """A plan after the apply, then destroy: what each said, and what was in the account."""
+
+    plan: subprocess.CompletedProcess[str]
+    before: dict[str, list[str]]
+    state: str
+    after: dict[str, list[str]]
+
+
+@pytest.fixture(scope="module")
+def endings(examples: dict[str, Example]) -> Iterator[dict[str, Future[Ending]]]:
+    """Both examples end side by side: the provider mostly waits."""
+
+    def end(applied: Applied) -> Ending:
+        terraform = applied.terraform
+        plan = terraform.run("plan", "-detailed-exitcode", "-input=false", "-no-color")
+        before = left(applied)
+        terraform.must("destroy", "-auto-approve", "-refresh=false", "-input=false", "-no-color")
+        return Ending(plan, before, terraform.must("state", "list"), left(applied))
+
+    with ThreadPoolExecutor(len(NAMES)) as pool:
+        yield {name: pool.submit(end, examples[name].applied()) for name in NAMES}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_to_change_then_nothing_left(examples: dict[str, Example], name: str) -> None:
-    applied = examples[name].applied()
-    terraform = applied.terraform
-    again = terraform.run("plan", "-detailed-exitcode", "-input=false", "-no-color")
-    assert again.returncode == 0, again.stdout
-    assert "No changes." in again.stdout
-    assert all(left(applied).values()), left(applied)
-    terraform.must("destroy", "-auto-approve", "-refresh=false", "-input=false", "-no-color")
-    assert terraform.must("state", "list") == ""
-    assert left(applied) == {key: [] for key in left(applied)}
+def test_nothing_to_change_then_nothing_left(endings: dict[str, Future[Ending]], name: str) -> None:
+    ending = endings[name].result(timeout=TIMEOUT_S)
+    assert ending.plan.returncode == 0, ending.plan.stdout
+    assert "No changes." in ending.plan.stdout
+    assert all(ending.before.values()), ending.before
+    assert ending.state == ""
+    assert ending.after == {key: [] for key in ending.before}

@@ -1,7 +1,8 @@
 """Make a cluster ready: apply Knative's manifests, wait until they serve, set what erless needs.
 
 Every step is server-side apply, so a second run changes nothing, and a run that was stopped is
-completed by the next. Manifests are taken over from whoever applied them before; of Knative's
+completed by the next. Manifests are taken over from whoever applied them before, but for the rules
+of webhooks, which Knative's own controller writes once it runs; of Knative's
 settings erless owns its own keys and leaves a key that somebody else set to another value alone,
 unless it is told to take it.
 """
@@ -97,6 +98,7 @@ class ClusterInit:
         kind = self._kind(document)
         space = meta.get("namespace", "default") if kind.namespaced else None
         here = self.api.get(kind, space, meta["name"])
+        document = _with_rules(document, here or {})
         query = {"fieldManager": manager} | ({"force": "true"} if force else {})
         if self.dry_run:
             query["dryRun"] = "All"
@@ -168,6 +170,16 @@ class ClusterInit:
             if not fresh or available.get("status") != "True":
                 why = available.get("message") or "no condition yet"
                 yield f"{meta.get('namespace', 'default')}/{meta['name']} ({why})"
+
+
+def _with_rules(document: Object, here: Object) -> Object:
+    """`document`, its webhooks with the rules that they have now."""
+    if not document["kind"].endswith("WebhookConfiguration"):
+        return document
+    rules = {each["name"]: each["rules"] for each in here.get("webhooks", ()) if "rules" in each}
+    hooks = [each | ({"rules": rules[each["name"]]} if each["name"] in rules else {})
+             for each in document.get("webhooks", ())]  # fmt: skip
+    return {**document, "webhooks": hooks}
 
 
 def _promised(definitions: Sequence[Object]) -> Iterator[tuple[str, str]]:

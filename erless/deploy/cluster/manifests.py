@@ -19,8 +19,8 @@ __all__ = ["KNATIVE", "KOURIER_VERSION", "SERVING_VERSION", "Source", "in_order"
 
 Object = dict[str, Any]
 
-# The newest release whose settings were read against this code; `--knative` takes another.
-SERVING_VERSION, KOURIER_VERSION = "1.21.2", "1.21.0"
+# The release that this was run with on a real cluster; it asks for Kubernetes 1.34.
+SERVING_VERSION, KOURIER_VERSION = "1.23.0", "1.23.0"
 _SERVING = f"https://github.com/knative/serving/releases/download/knative-v{SERVING_VERSION}"
 _KOURIER = f"https://github.com/knative-extensions/net-kourier/releases/download/knative-v{KOURIER_VERSION}"
 KNATIVE = (

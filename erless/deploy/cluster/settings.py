@@ -73,10 +73,15 @@ def access(namespace: str, group: str = DEPLOYERS) -> list[Object]:
         }  # fmt: skip
         return rule | ({"resourceNames": list(names)} if names else {})
 
+    warn = {"pod-security.kubernetes.io/warn": "restricted"}  # as the functions' pods keep it
     return [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
-        # Kubernetes' own role, into which Knative adds its kinds; pods' proxy is in it too
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": warn}},
+        # Kubernetes' own role, into which Knative adds its kinds, but autoscalers to read only
         bind("RoleBinding", "erless-deployers", namespace, "ClusterRole", "admin"),
+        role("Role", "erless-scaler", namespace, [
+            may("autoscaling.internal.knative.dev", "podautoscalers", "patch"),
+        ]),
+        bind("RoleBinding", "erless-scalers", namespace, "Role", "erless-scaler"),
         role("ClusterRole", "erless-deployer", None, [
             may("", "nodes", "get list"),
             may("", "namespaces", "get patch", (namespace,)),

@@ -24,7 +24,7 @@ variable "kubernetes_version" {
 
   validation {
     condition     = can(regex("^1\\.[0-9]{2}$", var.kubernetes_version))
-    error_message = "kubernetes_version: a minor version such as 1.33."
+    error_message = "kubernetes_version: a minor version such as 1.34."
   }
 }
 
