@@ -32,23 +32,24 @@ def terraform_in(
     if program is None:
         pytest.skip("terraform is not on PATH")
     cache = pytestconfig.cache.mkdir("terraform-providers")
-    trial = tmp_path_factory.mktemp("trial")
-    shutil.copy(ROOT / "infra/terraform/versions.tf", trial)
-    done = Terraform(program, trial, environment(cache)).init()
+    folder = tmp_path_factory.mktemp("trial")
+    shutil.copy(ROOT / "infra/terraform/versions.tf", folder)
+    trial = Terraform(program, folder, environment(cache))
+    done = trial.init()
     if done.returncode:
         lines = [line for line in done.stdout.splitlines() if "rror" in line] or ["no reason given"]
         pytest.skip(f"no AWS provider (ERLESS_TERRAFORM_MIRROR is not set): {lines[0]}")
-    return lambda folder: Terraform(program, folder, environment(cache))
+    settings = trial.with_installed_provider(folder / "terraform.rc")
+    return lambda folder: Terraform(program, folder, settings)
 
 
 @pytest.fixture(scope="session")
 def root_module(
     terraform_in: Callable[[Path], Terraform], tmp_path_factory: pytest.TempPathFactory
 ) -> Terraform:
-    """The root module, initialised, on a copy."""
+    """The root module with its modules, on a copy."""
     terraform = terraform_in(copy_source(tmp_path_factory.mktemp("root") / "terraform"))
-    done = terraform.init()
-    assert done.returncode == 0, done.stdout
+    terraform.must("get")
     return terraform
 
 
@@ -138,8 +139,7 @@ def examples(
     def apply(name: str, terraform: Terraform) -> Applied:
         aws = start_aws()
         aws.override(terraform.folder)
-        done = terraform.init()
-        assert done.returncode == 0, done.stdout
+        terraform.must("get")
         lines = ["force_destroy = true"]
         if name == "production":
             lines.append('budget = { limit_usd = 2500, emails = ["ml@example.com"] }')

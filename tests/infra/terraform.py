@@ -62,9 +62,23 @@ class Terraform:
         source = [f"-plugin-dir={found}"] if found else []
         return self.run("init", "-input=false", "-no-color", *source)
 
+    def with_installed_provider(self, settings: Path) -> dict[str, str]:
+        """The environment in which every folder uses the provider installed here.
+
+        Terraform else hashes the provider's 700 MB at every command, and GOGC spares its collector
+        the schema: together two thirds of the CPU time of a validate.
+        """
+        installed = self.folder / ".terraform/providers" / PROVIDER
+        (package,) = installed.glob("*/*")
+        settings.write_text(
+            f'provider_installation {{\n  dev_overrides {{\n    "hashicorp/aws" = "{package}"\n'
+            "  }\n  direct {}\n}\n"
+        )
+        return {**self.environment, "TF_CLI_CONFIG_FILE": str(settings), "GOGC": "400"}
+
 
 def environment(cache: Path) -> dict[str, str]:
-    """The environment of every run: no questions, no account, a provider cache."""
+    """The environment of the first run: no questions, no account, a provider cache."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "TF_"))}
     own = os.environ.get("TF_CLI_CONFIG_FILE", "")
     if Path(own).is_file():

@@ -39,7 +39,8 @@ def test_it_is_formatted(terraform_in: Callable[[Path], Terraform]) -> None:
 def test_it_is_valid(root_module: Terraform) -> None:
     answer = json.loads(root_module.must("validate", "-json"))
     assert answer["valid"]
-    assert answer["warning_count"] == 0, answer["diagnostics"]
+    said = [each["summary"] for each in answer["diagnostics"]]
+    assert [each for each in said if "development overrides" not in each] == []
 
 
 def test_every_module_plans_as_asserted(root_module: Terraform) -> None:
@@ -105,7 +106,6 @@ def test_a_taken_bucket_name_says_which_variable(
     shutil.copytree(SOURCE / "modules/artifacts", tmp_path / "artifacts")
     terraform = terraform_in(tmp_path / "artifacts")
     aws.override(terraform.folder)
-    assert terraform.init().returncode == 0
     done = terraform.run(
         "apply", "-auto-approve", "-input=false", "-no-color", "-var", "name=recs",
         "-var", "bucket_name=taken-by-someone", "-target=aws_s3_bucket.releases",
