@@ -77,6 +77,7 @@ resource "aws_internet_gateway" "this" {
 }
 
 resource "aws_eip" "nat" {
+  #checkov:skip=CKV2_AWS_19:The addresses belong to NAT gateways, which the check does not follow through for_each.
   for_each = toset(local.nat_zones)
 
   domain = "vpc"
