@@ -54,6 +54,8 @@ UTILITY_QUERIES = 1000
 VCPU_HOUR, GB_HOUR = 0.04048, 0.004445
 PAPER = {"memory": 3.3, "utility": 8.1, "cost": 1.6}  # averages of ElasticRec's abstract
 ROWS = {"rm1": 500_000, "rm2": 150_000, "rm3": 500_000}
+# CPU only, and with GPU
+PAPER_RATES = [("--qps", "100"), ("--qps", "200", "--dense", "gpu")]
 STEPS = (0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25)
 STEP_S = 300.0
 SLA_S = 0.4  # the paper's
@@ -150,7 +152,7 @@ def measured(case: Case, bundle: Bundle, seconds: float, whole: dict[str, float]
     """One case on this machine."""
     plan_path, store = bundle.folder / f"plan{case.shards}.json", bundle.folder / f"s{case.shards}"
     erless("plan", "--model", bundle.model, "--profile", bundle.profile, "--shards", case.shards,
-           "--traffic", f"{TIMES}x", "--out", plan_path)  # fmt: skip
+           "--traffic", f"{TIMES}x", "--equal-containers", "--out", plan_path)  # fmt: skip
     erless("pack", "--model", bundle.model, "--profile", bundle.profile, "--plan", plan_path,
            "--store", store)  # fmt: skip
     plan = Plan.load(plan_path)
@@ -206,7 +208,7 @@ def monolith(bundle: Bundle, seconds: float) -> dict[str, float]:
     return {"cpu": sum(cpu.values()), "memory": float(sum(memory.values()))}
 
 
-def full_scale(case: Case, folder: Path, policy: str, demand: tuple[str, str]) -> dict[str, Any]:
+def full_scale(case: Case, folder: Path, policy: str, demand: tuple[str, ...]) -> dict[str, Any]:
     """Plan and simulate at 20 M rows per table, in steps of the traffic that was planned for."""
     plans = {}
     for each in dict.fromkeys((policy, "model-wise")):
@@ -222,6 +224,7 @@ def full_scale(case: Case, folder: Path, policy: str, demand: tuple[str, str]) -
     assert result and whole
     return {
         "workload": case.workload, "locality": case.locality, "policy": policy, "qps": ours.qps,
+        "gpu": "gpu" in demand,
         "planned_memory": whole.memory_bytes / result.memory_bytes,
         "planned_utility": result.memory_utility / whole.memory_utility,
         "planned_cost": whole.usd_per_month / result.usd_per_month,
@@ -276,7 +279,8 @@ def markdown(result: dict[str, Any]) -> str:
               "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in result["full_scale"]:
         lines.append(
-            f"| {row['workload']} | {row['locality']:.0%} | {row['policy']} | {row['qps']:,.0f} | "
+            f"| {row['workload']} | {row['locality']:.0%} | {row['policy']} | "
+            f"{row['qps']:,.0f}{' GPU' if row['gpu'] else ''} | "
             f"{row['planned_memory']:.2f}× | {row['planned_utility']:.2f}× | "
             f"{row['planned_cost']:.2f}× | {row['simulated_memory']:.2f}× | "
             f"{row['simulated_cost']:.2f}× | {row['late']:.2%} | {row['late_model_wise']:.2%} |"
@@ -307,11 +311,11 @@ def main() -> None:
                 row = measured(case, bundle, given.seconds, whole)
                 result["measured"].append(row)
                 print(json.dumps(row), file=sys.stderr)
-    demands = [("--traffic", f"{TIMES}x")]
+    demands: list[tuple[str, ...]] = [("--traffic", f"{TIMES}x")]
     for workload in WORKLOADS if given.only != "measured" else ():
         for locality in (0.1, 0.5, 0.9) if workload == "rm1" else (0.9,):
             for policy in ("elasticrec", "joint"):
-                for demand in demands if locality != 0.9 else [*demands, ("--qps", "100")]:
+                for demand in demands if locality != 0.9 else [*demands, *PAPER_RATES]:
                     with tempfile.TemporaryDirectory(prefix="erless-eval-") as name:
                         case = Case(workload, locality, 0)
                         row = full_scale(case, Path(name), policy, demand)
