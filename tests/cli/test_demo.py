@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import Cli
 
@@ -15,9 +16,14 @@ KEYS = {
 }  # fmt: skip
 
 
-def test_the_demo_shows_all_of_it_and_cleans_up(cli: Cli, tmp_path: Path) -> None:
-    before = set(Path(tempfile.gettempdir()).glob("erless-demo-*"))
-    done = cli("demo", "--rows", 20_000, "--seconds", 3, "-o", "json", cwd=tmp_path)
+def test_the_demo_shows_all_of_it_and_cleans_up(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, project = tmp_path / "temporary", tmp_path / "project"
+    own.mkdir()
+    project.mkdir()
+    monkeypatch.setenv("TMPDIR", str(own))
+    done = cli("demo", "--rows", 10_000, "--seconds", 3, "-o", "json", cwd=project)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found.keys() >= KEYS
@@ -28,8 +34,8 @@ def test_the_demo_shows_all_of_it_and_cleans_up(cli: Cli, tmp_path: Path) -> Non
     assert found["functions_at_zero_when_idle"] == found["functions_woken"] == 2
     assert 0 < found["memory_utility"] <= 1
     assert found["cold_start_ms"] > 0
-    page = (tmp_path / found["report"]).read_text()
+    page = (project / found["report"]).read_text()
     assert page.startswith("<!doctype html>")
     assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
-    assert set(Path(tempfile.gettempdir()).glob("erless-demo-*")) <= before
-    assert [each.name for each in tmp_path.iterdir()] == [found["report"]]
+    assert [each.name for each in project.iterdir()] == [found["report"]]
+    assert list(own.iterdir()) == []

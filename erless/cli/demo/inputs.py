@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["ModelName", "Prepared", "make_model", "make_plan", "make_release", "memory_utility"]
 
 ModelName = Literal["rm1", "rm2", "rm3", "movielens"]
-QUERIES = 256
-LOG_SAMPLES = 8192
+QUERIES = 128
+LOG_SAMPLES = 4096
 TRAFFIC = 0.275  # of what a model-wise replica with a whole vCPU serves: four of VCPU at 70 %
 VCPU = 0.1  # of a container: a laptop then shows what takes ten times the cores otherwise
 MOST_QPS = 150.0
