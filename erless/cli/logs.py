@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from typing import Annotated
 
 import typer
@@ -40,5 +41,6 @@ def logs(
     if output is Output.JSON:
         emit(output, {"target": chosen.name, "lines": list(found)}, lambda _: None)
         return
-    for line in found:
-        typer.echo(line)
+    with suppress(KeyboardInterrupt) if follow else nullcontext():  # how one ends it
+        for line in found:
+            typer.echo(line)

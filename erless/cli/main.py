@@ -7,6 +7,7 @@ Verb modules import only typer at the top and the rest inside their functions, s
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -35,6 +36,7 @@ from erless.cli import (
     status,
 )
 from erless.cli.demo import verb as demo
+from erless.cli.run import write_error
 from erless.cli.signals import unwind_on_signals
 from erless.version import __version__
 
@@ -101,3 +103,15 @@ def main() -> None:
         # the reader of our stdout (head, less) went away: not an error, and nothing left to flush
         sys.stderr.close()
         raise SystemExit(141) from None
+    except SystemExit as error:
+        wrong_usage = getattr(error.__context__, "format_message", None)  # of click's exceptions
+        if wrong_usage is not None and _json_wanted(sys.argv[1:]):
+            write_error("UsageError", wrong_usage())
+        raise
+
+
+def _json_wanted(words: list[str]) -> bool:
+    """Whether `-o json` stands in a command line that could not be parsed."""
+    if {"-ojson", "--output=json"} & set(words):
+        return True
+    return any(pair in (("-o", "json"), ("--output", "json")) for pair in pairwise(words))

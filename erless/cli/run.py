@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
@@ -19,7 +19,7 @@ from erless import errors
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Output", "OutputOption", "emit", "note", "verb"]
+__all__ = ["Output", "OutputOption", "emit", "note", "verb", "write_error"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,7 +37,7 @@ HINTS: dict[type[errors.ErlessError], str] = {
     errors.PlanError: "see `erless plan --help`",
     errors.TrafficError: "traffic is like step:50,150,50, or a table with columns t_s and qps",
     errors.LoadTestError: "see `erless status`, and `erless loadtest --help` for --host",
-    errors.StoreError: "see `erless releases list`",
+    errors.StoreError: "see `erless releases list`; `erless pack` makes a release",
     errors.ImageError: "see `erless image build --help`: --base, --wheels, --registry",
     errors.InfraError: "run `terraform -chdir=DIR init` and `terraform -chdir=DIR apply` first",
     errors.NotDeployedError: "`erless deploy` first",
@@ -70,6 +70,8 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
             _fail(error, kwargs.get("output"))
         except KeyboardInterrupt:
             note("interrupted; nothing half-written was kept")
+            if kwargs.get("output") is Output.JSON:
+                write_error("Interrupted", "interrupted; nothing half-written was kept")
             raise SystemExit(130) from None
 
     return run
@@ -84,10 +86,13 @@ def _fail(error: errors.ErlessError, output: object) -> NoReturn:
     if hint:
         note(f"try: {hint}")
     if output is Output.JSON:
-        kind = type(error).__name__
-        document = {"error": {"type": kind, "message": str(error), "details": details}}
-        _write_json(document)
+        write_error(type(error).__name__, str(error), details)
     raise SystemExit(1) from error
+
+
+def write_error(kind: str, message: str, details: Sequence[str] = ()) -> None:
+    """The one document of a verb that failed under `-o json`."""
+    _write_json({"error": {"type": kind, "message": message, "details": list(details)}})
 
 
 def note(line: str) -> None:

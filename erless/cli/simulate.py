@@ -10,7 +10,7 @@ import typer
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
-    from erless.observe.simulator.fleet import NodeType
+    from erless.observe.simulator.fleet import NodeType, Terms
     from erless.specs.plan import Plan
     from erless.specs.result import RunResult
 
@@ -88,10 +88,21 @@ def simulate(
     result = write_simulation(
         out, done, title=f"{load.policy} plan under {offered.name}", sla_ms=sla_p95_ms,
         against=base, overwrite=overwrite,
-        notes=(f"simulated in {time.perf_counter() - begin:.1f} s; {terms}",),
+        notes=(f"simulated in {time.perf_counter() - begin:.1f} s", f"assumed: {_told(terms)}"),
     )  # fmt: skip
     document = {"result": str(out), **_document(result)}
     emit(output, document, lambda console: console.print("\n".join(lines(result))))
+
+
+def _told(terms: Terms) -> str:
+    """What was assumed, in a line for people."""
+    from dataclasses import asdict
+
+    told = {name: each for name, each in asdict(terms).items() if each is not None}
+    return ", ".join(
+        f"{name} {each:g}" if isinstance(each, float) else f"{name} {each}"
+        for name, each in told.items()
+    )
 
 
 def _times(pairs: list[str]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -46,7 +47,8 @@ def status(
         target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
     )
     if watch:
-        _watch(chosen, interval_s)
+        with suppress(KeyboardInterrupt):  # how one ends it
+            _watch(chosen, interval_s)
         return
     found = chosen.status()
     emit(output, status_document(found), lambda console: console.print(status_view(found)))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from erless.cli.demo.stage import _woken
+from erless.deploy.target import FunctionState
 from tests.conftest import Cli
 
 KEYS = {
@@ -39,3 +43,19 @@ def test_the_demo_shows_all_of_it_and_cleans_up(
     assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
     assert [each.name for each in project.iterdir()] == [found["report"]]
     assert list(own.iterdir()) == []
+
+
+def test_an_answer_quicker_than_its_news_names_what_it_woke() -> None:
+    """The first statuses after the answer still have everything at zero, then half of it."""
+    told = [("at zero", "at zero"), ("serving", "waking"), ("serving", "serving")]
+
+    class Target:
+        def status(self) -> Any:
+            states = told.pop(0) if len(told) > 1 else told[0]
+            return SimpleNamespace(functions=[
+                SimpleNamespace(name=name, state=FunctionState(state),
+                                ready=int(state == "serving"))
+                for name, state in zip(("cold-0", "frozen"), states, strict=True)
+            ])  # fmt: skip
+
+    assert _woken(Target(), {"cold-0", "frozen"}) == ("cold-0", "frozen")  # type: ignore[arg-type]

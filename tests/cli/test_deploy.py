@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +16,7 @@ from typing import Any
 import pytest
 
 from erless.specs.plan import Tier
-from tests.conftest import Cli
+from tests.conftest import ROOT, Cli
 from tests.releases import TIERS, Cut, Made, make_release
 
 CONFIG = """\
@@ -84,6 +90,33 @@ def test_the_verbs_of_a_deployment(
     assert run("destroy", "--yes")[0] == 0
     assert sorted(each.name for each in tmp_path.iterdir()) == ["erless.yaml"]
     assert run("rollback")[1]["error"]["type"] == "NotDeployedError"
+
+
+@pytest.mark.parametrize("words", [("status", "--watch"), ("logs", "--follow")])
+def test_what_ends_by_ctrl_c_ends_well(
+    run: Run, made: tuple[Made, Made], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """Nothing went wrong: exit 0, and no word about it."""
+    assert run("deploy", "--release", made[0].release.digest)[0] == 0
+    master, slave = pty.openpty()
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "erless", *words],
+        cwd=tmp_path, stdout=slave, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    os.close(slave)
+    try:
+        seen = b""
+        while b"gateway" not in seen:
+            assert select.select([master], [], [], 60)[0], f"silent after {seen!r}"
+            seen += os.read(master, 65536)
+        watching.send_signal(signal.SIGINT)
+        assert watching.communicate(timeout=60)[1] == ""
+        assert watching.returncode == 0
+    finally:
+        watching.kill()
+        watching.wait()
+        os.close(master)
 
 
 def test_what_cannot_be_is_said_shortly(run: Run, cli: Cli, tmp_path: Path) -> None:

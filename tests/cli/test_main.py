@@ -62,6 +62,24 @@ def test_usage_errors_are_2(cli: Cli, tmp_path: Path) -> None:
     assert "between 0 and 1" in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("exmple", "-o", "json"), "No such command"),
+        (("predict", "--nope", "--output", "json"), "No such option"),
+        (("simulate", "-ojson"), "Missing option"),
+        (("status", "--watch", "--output=json"), "leave out -o json"),
+    ],
+)
+def test_wrong_usage_is_one_document_too(cli: Cli, words: tuple[str, ...], says: str) -> None:
+    run = cli(*words)
+    assert run.returncode == 2
+    error = json.loads(run.stdout)["error"]
+    assert error["type"] == "UsageError"
+    assert says in error["message"]
+    assert says in " ".join(run.stderr.replace("│", "").split())
+
+
 def test_an_erless_error_is_short_and_says_what_to_try(cli: Cli, tmp_path: Path) -> None:
     run = cli("predict", "--monolith", tmp_path / "none", tmp_path / "q")
     assert run.returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,8 @@ def test_the_verb(tmp_path: Path, cli: Cli) -> None:
               tmp_path / "s", "--against", path, "-o", "json", "--sla-p95-ms", 100)  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert '"source": "simulate"' in run.stdout
+    notes = json.loads(run.stdout)["notes"]
+    assert "node_boot_s 90" in notes[1], notes
     bad = cli("simulate", "--plan", path, "--traffic", "wave:3", "--out", tmp_path / "t")
     assert bad.returncode == 1
     assert "shapes are constant, step, ramp" in bad.stderr and not (tmp_path / "t").exists()

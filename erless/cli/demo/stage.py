@@ -32,6 +32,7 @@ UTILITY_QUERIES = 1000
 CHECKED = 1000  # answers, at least
 LOW, LOW_SHARE = 0.2, 0.3  # of the spike's rate, of its time
 IDLE_S = 120.0  # until all that may be is at zero, at most
+NEWS_S = 20.0  # until the target tells what a query woke, at most
 DEPLOY_S = 300.0
 POLL_S = 0.5
 WARM = 32  # queries before CPU is measured
@@ -218,12 +219,13 @@ class Demo:
 
 def _woken(target: LocalTarget, asleep: set[str]) -> tuple[str, ...]:
     """Which of `asleep` run, once none is on its way: an answer may be quicker than its news."""
-    deadline = time.monotonic() + IDLE_S
+    deadline = time.monotonic() + NEWS_S
     while True:
         functions = target.status().functions
         waking = any(each.state is FunctionState.WAKING for each in functions)
-        if not waking or time.monotonic() > deadline:
-            return tuple(each.name for each in functions if each.name in asleep and each.ready)
+        woken = tuple(each.name for each in functions if each.name in asleep and each.ready)
+        if (woken and not waking) or time.monotonic() > deadline:
+            return woken
         time.sleep(POLL_S / 10)
 
 
