@@ -125,7 +125,7 @@ def _deployed(name: str | None) -> tuple[str, Probe, dict[str, Any]]:
     now = target.status()
     facts = {"title": f"Load test of release {now.release[:12]} on {now.target}",
              "release": now.release}  # fmt: skip
-    return now.url, _probe(target), facts
+    return now.answering_url(), _probe(target), facts
 
 
 def _probe(target: Target) -> Probe:

@@ -65,7 +65,7 @@ def predict(
         found = None if url else chosen.status()
         address = found.address if found else ""
         scores, document = _deployed(
-            file, url or (found.url if found else ""), address, concurrency, name
+            file, url or (found.answering_url() if found else ""), address, concurrency, name
         )
     document |= {
         "queries": len(file),

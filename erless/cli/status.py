@@ -68,7 +68,9 @@ def status_view(found: Status) -> Group:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{found.target}: release {found.release[:12]} at {found.url}")
+    table = Table(
+        title=f"{found.target}: release {found.release[:12]} at {found.url or 'no address'}"
+    )
     for heading in ("function", "tier", "replicas", "rps", "p95 ms", "MB", "state"):
         numeric = heading in ("replicas", "rps", "p95 ms", "MB")
         table.add_column(heading, justify="right" if numeric else "left")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from erless.errors import DeployError
 from erless.progress import Progress
 from erless.specs.plan import Plan
 from erless.specs.release import ReleaseManifest
@@ -89,7 +90,7 @@ class FunctionStatus:
 class Status:
     """Everything that runs. `model_wise_bytes`: what as many full copies would hold.
 
-    address: as in `Deployment`.
+    url: of the gateway, empty while it does not listen. address: as in `Deployment`.
     """
 
     target: str
@@ -99,6 +100,14 @@ class Status:
     memory_bytes: int
     model_wise_bytes: int
     address: str = ""
+
+    def answering_url(self) -> str:
+        """The gateway's URL. DeployError where it does not listen, with its reason."""
+        if not self.url:
+            reasons = [each.reason for each in self.functions if each.kind == "gateway"]
+            said = next(filter(None, reasons), "it does not listen")
+            raise DeployError(f"the gateway of release {self.release[:12]} is not there: {said}")
+        return self.url
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,17 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from erless.deploy.supervisor.orphans import end_all
 from erless.specs.plan import Tier
 from tests.conftest import ROOT, Cli
 from tests.releases import TIERS, Cut, Made, make_release
@@ -117,6 +120,25 @@ def test_what_ends_by_ctrl_c_ends_well(
         watching.kill()
         watching.wait()
         os.close(master)
+
+
+def test_after_a_reboot_a_taken_port_is_named_and_heals(
+    run: Run, made: tuple[Made, Made], tmp_path: Path
+) -> None:
+    url = run("deploy", "--release", made[0].release.digest)[1]["url"]
+    state = tmp_path / "state"
+    os.kill(int((state / "lock").read_text()), signal.SIGKILL)
+    end_all(state, drain_s=0)
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        taken.listen()
+        code, said = run("predict", made[0].queries)
+        assert (code, said["error"]["type"]) == (1, "DeployError")
+        assert "is taken by another process" in said["error"]["message"]
+    deadline = time.monotonic() + 60
+    while run("predict", made[0].queries)[0]:
+        assert time.monotonic() < deadline
 
 
 def test_what_cannot_be_is_said_shortly(run: Run, cli: Cli, tmp_path: Path) -> None:
