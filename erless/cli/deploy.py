@@ -17,7 +17,7 @@ from erless.cli.cluster_options import (
     desired_release,
 )
 from erless.cli.options import EndpointOption, StoreOption, store_of
-from erless.cli.run import Output, OutputOption, emit, verb
+from erless.cli.run import Output, OutputOption, emit, note, verb
 from erless.cli.target_options import StateOption, TargetOption, TimeoutOption, chosen_target
 
 if TYPE_CHECKING:
@@ -78,9 +78,15 @@ def deploy(
     checked = None
     if dry_run and isinstance(chosen, Validates):
         checked = chosen.validate(desired)
-        document |= {"validated_by": checked.by, "objects": list(checked.objects)}
-    # where nobody answers, nothing is known to be there
-    offline = checked is not None and checked.by == "schemas"
+        document |= {
+            "validated_by": checked.by,
+            "missing": list(checked.missing),
+            "objects": list(checked.objects),
+        }
+        for each in checked.missing:
+            note(f"note: no {each} is configured; a placeholder stands for it")
+    # where nobody answers, or images are to come, what would change is not known
+    offline = checked is not None and (checked.by == "schemas" or bool(checked.missing))
     changes = () if offline else chosen.diff(desired)
     document |= {
         "changes": [
@@ -109,7 +115,7 @@ def _draw_dry(console: Console, changes: tuple[Change, ...], checked: Checked | 
         for each in checked.objects:
             console.print(f"  {each['kind']} {each['metadata']['name']}")
         console.print(f"{len(checked.objects)} objects, valid by the {VALIDATED[checked.by]}")
-        if checked.by == "schemas":
+        if checked.by == "schemas" or checked.missing:
             return
     _draw(console, changes)
 

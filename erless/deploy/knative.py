@@ -37,6 +37,7 @@ from erless.deploy.trial import Trial
 from erless.errors import ConfigError, DeployError, NotDeployedError
 from erless.progress import Progress
 from erless.specs.config import Config
+from erless.specs.knative import FunctionKind
 
 __all__ = ["KnativeTarget"]
 
@@ -87,9 +88,12 @@ class KnativeTarget:
 
     def objects(self, desired: Desired) -> Rendered:
         """Exactly what `deploy` applies: a namespace that is somebody else's is left alone."""
+        return self._render(desired, self._spare_namespace(self._site))
+
+    def _spare_namespace(self, site: Site) -> Site:
+        """`site`, without the namespace where that is somebody else's."""
         live = self.api.get(NAMESPACE, None, self._namespace)
-        ours = live is None or _is_ours(live)
-        return self._render(desired, replace(self._site, create_namespace=ours))
+        return replace(site, create_namespace=live is None or _is_ours(live))
 
     def _render(self, desired: Desired, site: Site) -> Rendered:
         if desired.endpoint_url and not site.options.endpoint_url:
@@ -107,13 +111,14 @@ class KnativeTarget:
         Raises:
             DeployError: an object is refused.
         """
+        site, missing = self._site.with_placeholders(_kinds(desired))
         if not self._answers():
-            return Checked(self._render(desired, self._site).objects, "schemas")
-        rendered = self.objects(desired)
+            return Checked(self._render(desired, site).objects, "schemas", missing)
+        rendered = self._render(desired, self._spare_namespace(site))
         trial = self._trial()
         for each in rendered.objects:
             trial.apply(each)
-        return Checked(rendered.objects, "server")
+        return Checked(rendered.objects, "server", missing)
 
     def _answers(self) -> bool:
         """Whether there is a cluster to ask; one that was named by hand has to be there."""
@@ -270,6 +275,14 @@ class KnativeTarget:
                 if not each["metadata"].get("ownerReferences"):
                     found.append(f"{kind.kind} {name}")
         return found
+
+
+def _kinds(desired: Desired) -> list[FunctionKind]:
+    """The kinds of functions that a release takes."""
+    kinds: list[FunctionKind] = ["gateway"]
+    kinds += ["sparse"] if desired.release.remote else []
+    kinds += ["dense"] if desired.plan.gateway.dense_placement == "function" else []
+    return kinds
 
 
 def _is_ours(document: Object) -> bool:

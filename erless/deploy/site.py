@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from erless.deploy.infra import Infra
@@ -54,6 +54,17 @@ class Site:
                 f"image {image} of {kind} functions is not named by digest (@sha256:…)"
             )
         return image
+
+    def with_placeholders(self, kinds: Sequence[FunctionKind]) -> tuple[Site, tuple[str, ...]]:
+        """This cluster with an image for each of `kinds`, and what had to be made up.
+
+        A dry run may come before the images do; their names end in `.invalid`, which no registry
+        has (RFC 2606).
+        """
+        missing = [kind for kind in kinds if kind not in self.images]
+        made_up = {kind: f"images.invalid/erless/{kind}@sha256:{'0' * 64}" for kind in missing}
+        facts = tuple(f"image of {kind} functions" for kind in missing)
+        return replace(self, images={**self.images, **made_up}), facts
 
     def place(self, role: str) -> PodPlacement:
         """Where pods of `role` may run."""

@@ -112,10 +112,14 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What `deploy` would apply, as documents, and who found them valid."""
+    """What `deploy` would apply, as documents, and who found them valid.
+
+    missing: what `deploy` will still ask for; placeholders stand for it.
+    """
 
     objects: tuple[dict[str, Any], ...]
     by: Literal["server", "schemas"]
+    missing: tuple[str, ...] = ()
 
 
 @runtime_checkable

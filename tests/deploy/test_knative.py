@@ -16,7 +16,7 @@ from erless.deploy.kube.kinds import KSERVICE, LEASE
 from erless.deploy.kube.lock import LOCK, locked
 from erless.deploy.render.names import GATEWAY, HISTORY, shard_service
 from erless.deploy.target import FunctionState
-from erless.errors import ConflictError, DeployError, NotDeployedError
+from erless.errors import ConfigError, ConflictError, DeployError, NotDeployedError
 from erless.progress import Silent
 from erless.specs.config import Config
 from erless.specs.plan import Tier
@@ -401,6 +401,19 @@ def test_objects_are_tried_on_the_server_and_nothing_is_written(cluster: FakeClu
         api=connection(cluster),
     )
     assert gone.validate(desired()).by == "schemas"
+
+
+def test_a_dry_run_may_come_before_the_images(cluster: FakeCluster) -> None:
+    none = Config.model_validate({"targets": {"knative": {"namespace": SPACE}}})
+    bare = KnativeTarget(none, api=connection(cluster))
+    checked = bare.validate(desired(dense=True))
+    assert checked.missing == (
+        "image of gateway functions", "image of sparse functions", "image of dense functions"
+    )  # fmt: skip
+    assert checked.objects == bare.validate(desired(dense=True)).objects
+    with pytest.raises(ConfigError, match="no image for sparse"):
+        bare.deploy(desired(), Silent(), TIMEOUT_S)
+    assert target(cluster).validate(desired()).missing == ()
 
 
 def _after_change(cluster: FakeCluster) -> Any:
