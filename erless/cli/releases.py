@@ -170,6 +170,10 @@ def prune(
     keep: Annotated[
         list[str] | None, typer.Option(help="A release to keep, by digest; may be repeated.")
     ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", "-t", help="Keep what is deployed at this target; repeatable."),
+    ] = None,
     keep_last: Annotated[int, typer.Option(help="Keep the N newest releases too.", min=0)] = 3,
     grace_hours: Annotated[
         float, typer.Option(help="Spare what is younger: a packer may need it.", min=0)
@@ -180,14 +184,21 @@ def prune(
 ) -> None:
     """Remove old releases, and the files that no release refers to.
 
-    Example: `erless releases prune --store releases --keep-last 2`
+    A function that starts anew reads its release again: name every target that uses the store.
+
+    Example: `erless releases prune --store releases --keep-last 2 --target knative`
     """
+    from erless.cli.target_options import chosen_target
     from erless.pack import inventory
     from erless.specs.stored import find_release, list_releases
 
     opened = _open(store, endpoint_url)
-    wanted = {name for name, _ in list_releases(opened)[:keep_last]}
+    stored = [name for name, _ in list_releases(opened)]
+    wanted = set(stored[:keep_last])
     wanted |= {find_release(opened, each).digest for each in keep or ()}
+    for name in target or ():
+        deployed = {each.release for each in chosen_target(name)[0].deployments()}
+        wanted |= deployed.intersection(stored)
     pruned = inventory.prune(opened, keep=wanted, grace_s=grace_hours * 3600, dry_run=dry_run)
     document = {
         "store": opened.url,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kubernetes import client
 
+from erless.deploy.desired import load_desired
 from erless.deploy.knative import KnativeTarget
 from erless.deploy.kube.api import Api
 from erless.deploy.kube.kinds import KSERVICE, LEASE
@@ -20,8 +23,10 @@ from erless.errors import ConfigError, ConflictError, DeployError, NotDeployedEr
 from erless.progress import Silent
 from erless.specs.config import Config
 from erless.specs.plan import Tier
+from tests.conftest import Cli
 from tests.deploy.desired import IMAGES, desired, digest_of
 from tests.deploy.fake_cluster import MIN_SCALE, PODS, REVISIONS, SERVICES, FakeCluster, Refused
+from tests.releases import make_release
 
 SPACE = "recs"
 TIMEOUT_S = 30.0
@@ -445,3 +450,33 @@ def test_record_and_pointer_are_one_write(cluster: FakeCluster) -> None:
     reader.join()
     assert wrong == []
     assert connection(cluster).get(KSERVICE, SPACE, GATEWAY) is not None
+
+
+def test_pruning_a_store_keeps_what_is_deployed(
+    cluster: FakeCluster, tmp_path: Path, cli: Cli
+) -> None:
+    first = make_release(tmp_path, store=str(tmp_path / "store"))
+    target(cluster).deploy(load_desired(first.store), Silent(), TIMEOUT_S)
+    second = make_release(tmp_path / "two", store=str(tmp_path / "store"), seed=1)
+    kubeconfig = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "fake",
+        "clusters": [{"name": "fake", "cluster": {"server": cluster.url}}],
+        "users": [{"name": "me", "user": {}}],
+        "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "me"}}],
+    }  # fmt: skip
+    (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
+    options = {"kubeconfig": "kubeconfig", "namespace": SPACE, "gateway_address": "127.0.0.1:9"}
+    config = {"store": "store", "targets": {"knative": options}}
+    (tmp_path / "erless.yaml").write_text(json.dumps(config))
+
+    def prune(*more: str) -> list[str]:
+        done = cli(
+            "releases", "prune", "--keep-last", 1, "--grace-hours", 0, "--dry-run", "-o", "json",
+            *more, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return list(json.loads(done.stdout)["releases_removed"])
+
+    newest = second.release.digest
+    assert prune() == [first.release.digest] != [newest]
+    assert prune("--target", "knative") == []
