@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -118,6 +119,8 @@ def _function(
     vcpu: float, memory_bytes: int,
 ) -> FunctionSpec:  # fmt: skip
     """The key names what is served and all that it is told, but not how it scales."""
+    if kind != "dense":
+        scaling = _by_the_core(scaling, vcpu)
     told = digest_json({"env": env})[:6]
     return FunctionSpec.model_validate({
         "key": f"{kind}-{digest[:SHORT]}-{told}", "name": name, "kind": kind, "tier": tier,
@@ -129,6 +132,16 @@ def _function(
 def _scaling(scaling: Scaling, site: LocalSite) -> Scaling:
     asked = {"window_s": site.window_s, "grace_s": site.grace_s}
     return scaling.model_copy(update={key: each for key, each in asked.items() if each is not None})
+
+
+def _by_the_core(scaling: Scaling, vcpu: float) -> Scaling:
+    """What the plan does on several vCPU, replicas of one core each do here.
+
+    They map the same files, so the rows lie in memory once all the same.
+    """
+    cores = math.ceil(vcpu)
+    most = scaling.max_scale * min(cores, os.cpu_count() or 1)
+    return scaling.model_copy(update={"target": scaling.target / cores, "max_scale": most})
 
 
 def _threads(vcpu: float) -> str:

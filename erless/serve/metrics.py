@@ -1,7 +1,7 @@
 """What a function counts, and its text for Prometheus.
 
 Counting is plain arithmetic on the event loop's thread; the text (exposition format 0.0.4) is made
-when it is asked for. Names: docs/functions.md.
+when it is asked for, of all workers of the function. Names: docs/functions.md.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
 __all__ = ["Metrics"]
 
@@ -58,6 +59,8 @@ class Metrics:
         self.load_s = 0.0
         self.gathers = self.bytes_received = self.bytes_sent = 0
         self.fan_out = self.degraded = self.cold_starts = self.retries = self.hedges = 0
+        # What the other workers of the function counted, as `counts` gives it.
+        self.others: Callable[[], Sequence[dict[str, Any]]] = tuple
 
     def begin(self) -> float:
         """An infer call has come; returns the time."""
@@ -83,37 +86,78 @@ class Metrics:
         """An infer call, or a request that could not be read, failed for this `kind` of reason."""
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
 
+    def counts(self) -> dict[str, Any]:
+        """Everything counted so far, for JSON."""
+        now = self._clock()
+        return {
+            "codes": {str(code): count for code, count in self.codes.items()},
+            "kinds": dict(self.kinds),
+            "buckets": list(self._buckets),
+            "seconds": self._seconds,
+            "in_flight": self.in_flight,
+            "concurrency": self._concurrency + self.in_flight * (now - self._changed),
+            "load_s": self.load_s,
+            **{name: getattr(self, name) for name in self._names},
+        }
+
+    def go_on(self, counts: dict[str, Any]) -> None:
+        """Begin where a worker that crashed stopped counting."""
+        self.codes = {int(code): count for code, count in counts.get("codes", {}).items()}
+        self.kinds = dict(counts.get("kinds", {}))
+        self._buckets = list(counts.get("buckets", self._buckets))
+        self._seconds = counts.get("seconds", 0.0)
+        self._concurrency = counts.get("concurrency", 0.0)
+        for name in self._names:
+            setattr(self, name, counts.get(name, 0))
+
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
-        return ("\n".join(self._lines()) + "\n").encode()
+        found = self.counts()
+        for other in self.others():
+            found = _sum(found, other)
+        return ("\n".join(self._lines(found)) + "\n").encode()
 
-    def _lines(self) -> Iterator[str]:
-        now = self._clock()
+    def _lines(self, found: dict[str, Any]) -> Iterator[str]:
         labels = ",".join(f'{name}="{value}"' for name, value in self.info.items())
         yield from _metric("info", "gauge", "what runs here", [(f"{{{labels}}}", 1)])
-        codes = [(f'{{code="{code}"}}', count) for code, count in sorted(self.codes.items())]
+        codes = [(f'{{code="{code}"}}', count) for code, count in sorted(found["codes"].items())]
         yield from _metric("requests_total", "counter", "infer calls answered", codes)
-        kinds = [(f'{{kind="{kind}"}}', count) for kind, count in sorted(self.kinds.items())]
+        kinds = [(f'{{kind="{kind}"}}', count) for kind, count in sorted(found["kinds"].items())]
         yield from _metric("errors_total", "counter", "requests that failed, by kind", kinds)
         yield "# HELP erless_request_seconds time that infer calls took"
         yield "# TYPE erless_request_seconds histogram"
-        counts = list(accumulate(self._buckets))
+        counts = list(accumulate(found["buckets"]))
         for bound, count in zip(BOUNDS, counts, strict=False):
             yield f'erless_request_seconds_bucket{{le="{bound}"}} {count}'
         yield f'erless_request_seconds_bucket{{le="+Inf"}} {counts[-1]}'
-        yield f"erless_request_seconds_sum {self._seconds}"
+        yield f"erless_request_seconds_sum {found['seconds']}"
         yield f"erless_request_seconds_count {counts[-1]}"
-        yield from _metric("in_flight", "gauge", "infer calls now", [("", self.in_flight)])
-        concurrency = self._concurrency + self.in_flight * (now - self._changed)
+        yield from _metric("in_flight", "gauge", "infer calls now", [("", found["in_flight"])])
         yield from _metric(
             "concurrency_seconds_total", "counter", "integral of infer calls in flight over time",
-            [("", concurrency)],
+            [("", found["concurrency"])],
         )  # fmt: skip
         for name, what in self._names.items():
-            yield from _metric(f"{name}_total", "counter", what, [("", getattr(self, name))])
+            yield from _metric(f"{name}_total", "counter", what, [("", found[name])])
         yield from _metric(
-            "load_seconds", "gauge", "from process start to ready", [("", self.load_s)]
+            "load_seconds", "gauge", "from process start to ready", [("", found["load_s"])]
         )
+
+
+def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Both workers' counts together; of the load times the longer."""
+    found: dict[str, Any] = {}
+    for name, value in one.items():
+        more = other.get(name, type(value)())
+        if isinstance(value, dict):
+            found[name] = {
+                key: value.get(key, 0) + more.get(key, 0) for key in sorted({*value, *more})
+            }
+        elif isinstance(value, list):
+            found[name] = [a + b for a, b in zip(value, more or [0] * len(value), strict=True)]
+        else:
+            found[name] = max(value, more) if name == "load_s" else value + more
+    return found
 
 
 def _metric(name: str, kind: str, what: str, samples: Sequence[tuple[str, float]]) -> Iterator[str]:

@@ -33,6 +33,7 @@ from erless.serve.logs import Log
 from erless.serve.metrics import Metrics
 from erless.serve.server import HttpServer
 from erless.serve.settings import Kind, Settings, read_settings
+from erless.serve.workers import Board, Worker, run_workers
 from erless.version import __version__
 
 __all__ = ["run"]
@@ -85,11 +86,21 @@ def run_function(settings: Settings, loader: Loader) -> int:
     log = Log(settings.log, function=settings.kind, digest=settings.digest[:12])
     np.seterr(all="ignore")  # what overflows is found where it would reach a client
     try:
-        return uvloop.run(_life(settings, loader, log))
+        if settings.workers == 1:
+            return uvloop.run(_life(settings, loader, log))
+        listener = _bound(settings, log)
     except ErlessError as error:
         return _refuse(log, error, _exit_code(error))
     except OSError as error:
         return _refuse(log, error, os.EX_CONFIG)
+
+    def work(listener: socket.socket, board: Board, slot: int) -> int:
+        try:
+            return uvloop.run(_life(settings, loader, log, Worker(listener, board, slot)))
+        except ErlessError as error:
+            return _refuse(log, error, _exit_code(error))
+
+    return run_workers(listener, settings.workers, log, work)
 
 
 def _exit_code(error: ErlessError) -> int:
@@ -108,7 +119,7 @@ def _refuse(log: Log, error: Exception, code: int) -> int:
     return code
 
 
-async def _life(settings: Settings, loader: Loader, log: Log) -> int:
+async def _life(settings: Settings, loader: Loader, log: Log, worker: Worker | None = None) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -118,7 +129,11 @@ async def _life(settings: Settings, loader: Loader, log: Log) -> int:
     app = App(settings, metrics, log, loop.time)
     limits = Limits(body_bytes=settings.max_body_bytes)
     server = HttpServer(app, limits, lambda status: metrics.failed("query"))
-    later = _listen(server, settings, log)
+    if worker is None:
+        later = _listen(server, settings, log)
+    else:
+        later = None
+        server.listen(worker.listener)
     log.info("loading", pid=os.getpid())
     served = await _loaded(settings, loader, metrics, stop)
     if served is None:
@@ -131,6 +146,8 @@ async def _life(settings: Settings, loader: Loader, log: Log) -> int:
     gc.collect()
     gc.freeze()  # what is loaded stays: collections need not look at it again
     metrics.load_s = process_age_s()
+    if worker is not None:
+        worker.share(metrics, loop)
     log.info("ready", seconds=round(metrics.load_s, 3), model=served.model)
     await stop.wait()
     app.state = "draining"
@@ -147,15 +164,20 @@ def _listen(server: HttpServer, settings: Settings, log: Log) -> socket.socket |
         server.listen(_inherited("ERLESS_ADMIN_FD", settings.admin_fd))
     if settings.listen_fd is not None:
         return _inherited("ERLESS_LISTEN_FD", settings.listen_fd)
+    server.listen(_bound(settings, log))
+    return None
+
+
+def _bound(settings: Settings, log: Log) -> socket.socket:
+    """A socket that listens on the port we were told."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         address = (settings.host, settings.port)
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(f"cannot listen on {settings.host}:{settings.port}: {error}") from error
-    server.listen(listener)
     log.info("listening", host=settings.host, port=listener.getsockname()[1])
-    return None
+    return listener
 
 
 def _inherited(name: str, descriptor: int) -> socket.socket:

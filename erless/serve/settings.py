@@ -51,6 +51,7 @@ class Settings:
     connection_age_s: float = 10.0
     log: Literal["debug", "info", "warning"] = "info"
     threads: int = 1
+    workers: int = 1
 
 
 class _Environment:
@@ -144,6 +145,11 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         ConfigError: naming the variable that is missing or wrong.
     """
     env = _Environment(variables)
+    workers = env.integer("ERLESS_WORKERS", 1)
+    if workers > 1 and (env.text("ERLESS_LISTEN_FD") or env.text("ERLESS_ADMIN_FD")):
+        raise ConfigError(
+            f"ERLESS_WORKERS is {workers}: replicas that share a socket are started one by one"
+        )
     digest = "ERLESS_SHARD" if kind == "sparse" else "ERLESS_RELEASE"
     choice = env.choice
     return Settings(
@@ -176,4 +182,5 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         connection_age_s=env.number("ERLESS_CONNECTION_AGE_S", 10.0, 0.01),
         log=choice("ERLESS_LOG", "info", "debug", "warning"),  # type: ignore[arg-type]
         threads=env.integer("ERLESS_THREADS", 1),
+        workers=workers,
     )

@@ -63,7 +63,7 @@ def shard_service_object(desired: Desired, shard: ReleaseShard, site: Site) -> O
     plan = _shard_plan(desired, shard)
     memory = max(plan.memory_bytes, shard.size_bytes + LEAST_BYTES)
     needs = Needs(plan.vcpu, memory, shard.size_bytes)
-    environment = {"ERLESS_SHARD": shard.digest} | _sizes(desired)
+    environment = {"ERLESS_SHARD": shard.digest, **_workers(plan.vcpu)} | _sizes(desired)
     annotations = scaling_annotations(plan.scaling, shard.tier, site.options.min_window_s)
     spec = pod("sparse", shard.tier.value, needs, environment, site, desired.store)
     return _service(
@@ -78,6 +78,11 @@ def shard_service_object(desired: Desired, shard: ReleaseShard, site: Site) -> O
         size_bytes=shard.size_bytes,
         timeout=timeout_s(shard.size_bytes, site),
     )
+
+
+def _workers(vcpu: float) -> dict[str, str]:
+    """A process per vCPU: each answers queries one after the other, all map the same rows."""
+    return {"ERLESS_WORKERS": str(math.ceil(vcpu))}
 
 
 def dense_service(desired: Desired, site: Site) -> Object | None:
@@ -143,7 +148,7 @@ def gateway_service(
         "ERLESS_COLD_MISS": site.gateway.cold_miss,
         "ERLESS_HEDGE": "1" if site.gateway.hedge else "0",
         "ERLESS_MAX_IN_FLIGHT": str(site.gateway.max_in_flight),
-        "ERLESS_THREADS": str(max(math.floor(plan.vcpu), 1)),
+        **_workers(plan.vcpu),
     } | _sizes(desired)
     if dense is not None:
         environment["ERLESS_DENSE_URL"] = _url(dense["metadata"]["name"], site)
