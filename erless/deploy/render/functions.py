@@ -32,6 +32,8 @@ FULL_DUPLEX = {"features.knative.dev/http-full-duplex": "Enabled"}
 QUEUE_PROXY = "queue.sidecar.serving.knative.dev"
 LOCAL = {"networking.knative.dev/visibility": "cluster-local"}
 LEAST_BYTES = 80_000_000  # m0: numpy, the server, buffers; measured 60 MB resident
+WORKER_BYTES = 70_000_000  # of each worker after the first: measured 30-72 MB private
+QUERY_BYTES = 1_000_000  # of a query in the gateway: ids twice, partials, pooled vectors
 TORCH_BYTES = 300_000_000  # with torch, where a plan says nothing
 MONOLITH_BYTES = 217_000_000  # torch, measured resident: a model-wise replica without rows
 PROGRESS_S = (600, 300)  # at least; for pulling an image and adding a node
@@ -62,6 +64,7 @@ def shard_service_object(desired: Desired, shard: ReleaseShard, site: Site) -> O
     """
     plan = _shard_plan(desired, shard)
     memory = max(plan.memory_bytes, shard.size_bytes + LEAST_BYTES)
+    memory += (_cores(plan.vcpu) - 1) * WORKER_BYTES
     needs = Needs(plan.vcpu, memory, shard.size_bytes)
     environment = {"ERLESS_SHARD": shard.digest, **_workers(plan.vcpu)} | _sizes(desired)
     annotations = scaling_annotations(plan.scaling, shard.tier, site.options.min_window_s)
@@ -82,7 +85,11 @@ def shard_service_object(desired: Desired, shard: ReleaseShard, site: Site) -> O
 
 def _workers(vcpu: float) -> dict[str, str]:
     """A process per vCPU: each answers queries one after the other, all map the same rows."""
-    return {"ERLESS_WORKERS": str(math.ceil(vcpu))}
+    return {"ERLESS_WORKERS": str(_cores(vcpu))}
+
+
+def _cores(vcpu: float) -> int:
+    return max(1, math.ceil(vcpu))
 
 
 def dense_service(desired: Desired, site: Site) -> Object | None:
@@ -130,7 +137,10 @@ def gateway_service(
     own = (release.gateway.routing, release.gateway.defaults, release.tower)
     size = sum(each.size_bytes for each in own)
     size += sum(each.size_bytes for each in release.resident)
-    needs = Needs(plan.vcpu, max(plan.memory_bytes, size + LEAST_BYTES), size)
+    workers = _cores(plan.vcpu)
+    memory = max(plan.memory_bytes, size + LEAST_BYTES) + (workers - 1) * WORKER_BYTES
+    memory += site.gateway.max_in_flight * QUERY_BYTES
+    needs = Needs(plan.vcpu, memory, size)
     slowest = max([load_s(each.size_bytes, site) for each in release.remote], default=0.0)
     deadline = max(DEADLINE_S, slowest + 10 * site.sla_ms / 1e3)
     timeout = min(max(math.ceil(deadline) + 5, timeout_s(size, site)), 600)
@@ -147,7 +157,7 @@ def gateway_service(
         "ERLESS_DEADLINE_MS": f"{1000 * min(deadline, timeout - 5):.0f}",
         "ERLESS_COLD_MISS": site.gateway.cold_miss,
         "ERLESS_HEDGE": "1" if site.gateway.hedge else "0",
-        "ERLESS_MAX_IN_FLIGHT": str(site.gateway.max_in_flight),
+        "ERLESS_MAX_IN_FLIGHT": str(math.ceil(site.gateway.max_in_flight / workers)),
         **_workers(plan.vcpu),
     } | _sizes(desired)
     if dense is not None:
