@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from erless.deploy.placement import LocalSite, changes, place
-from erless.deploy.supervisor.client import call, ensure
+from erless.deploy.supervisor.client import call, command
 from erless.deploy.supervisor.folder import StateFolder
 from erless.deploy.supervisor.limits import obstacle
 from erless.deploy.supervisor.logs import read_logs
@@ -75,7 +75,6 @@ class LocalTarget:
             timing=self._timing,
         )  # fmt: skip
         self._folder.make()
-        ensure(self._folder)
         request = {
             "do": "deploy",
             "release": release.model_dump(mode="json"),
@@ -97,8 +96,7 @@ class LocalTarget:
 
     def _facts(self) -> dict[str, Any]:
         self._must_exist()
-        ensure(self._folder)
-        facts: dict[str, Any] = call(self._folder, {"do": "status"}, ANSWER_S)
+        facts: dict[str, Any] = command(self._folder, {"do": "status"}, ANSWER_S)
         if facts["current"] is None and not facts["changing"]:
             raise NotDeployedError(f"nothing is deployed in {self._folder.path}")
         return facts
@@ -115,7 +113,6 @@ class LocalTarget:
     def rollback(self, release: str | None, progress: Progress, timeout_s: float) -> Deployment:
         """See `Target.rollback`; `release` may be the beginning of a digest."""
         self._must_exist()
-        ensure(self._folder)
         self._change({"do": "rollback", "release": release}, progress, timeout_s, None)
         return self._current()
 
@@ -130,7 +127,7 @@ class LocalTarget:
                 step.advance(max(0, done - seen) if label == "functions ready" else 1)
                 seen = max(seen, done)
 
-            call(self._folder, request, timeout_s, report)
+            command(self._folder, request, timeout_s, report)
 
     def _current(self) -> Deployment:
         return next(each for each in self.deployments() if each.current)

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from erless.deploy.supervisor.client import call, ensure
+from erless.deploy.supervisor.client import command
 from erless.deploy.supervisor.folder import StateFolder
 from erless.deploy.supervisor.orphans import end_all, find_orphans
 from erless.deploy.supervisor.spec import FunctionSpec, ReleaseSpec, StoredState, Timing
@@ -54,16 +54,14 @@ class Box:
 
     def deploy(self, release: ReleaseSpec, timeout_s: float = WAIT_S, **settings: Any) -> str:
         """The URL."""
-        ensure(self.folder)
-        done = call(self.folder, {
+        done = command(self.folder, {
             "do": "deploy", "release": release.model_dump(mode="json"),
             "settings": StoredState(timing=TIMING, **settings).model_dump(mode="json"),
         }, timeout_s)  # fmt: skip
         return f"http://127.0.0.1:{done['port']}/infer"
 
     def status(self) -> dict[str, Any]:
-        ensure(self.folder)
-        return call(self.folder, {"do": "status"}, WAIT_S)
+        return command(self.folder, {"do": "status"}, WAIT_S)
 
     def function(self, name: str) -> dict[str, Any]:
         return next(each for each in self.status()["functions"] if each["name"] == name)

@@ -15,7 +15,7 @@ from erless import errors
 from erless.deploy.supervisor.folder import CONTROL, StateFolder
 from erless.errors import DeployError
 
-__all__ = ["call", "ensure"]
+__all__ = ["call", "command", "ensure"]
 
 START_S = 30.0
 PASSED_ON = ("AWS_", "ERLESS_LOG")  # the functions' credentials are those of who deploys
@@ -50,6 +50,34 @@ def ensure(folder: StateFolder) -> bool:
     raise DeployError(f"the supervisor did not start: {said[-1] if said else 'no reason given'}")
 
 
+class _EndedError(DeployError):
+    """The supervisor ended before it answered."""
+
+
+def command(
+    folder: StateFolder,
+    request: dict[str, Any],
+    timeout_s: float,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Any:
+    """`call`, by a supervisor that is started where none lives.
+
+    One that has nothing deployed ends by itself: a request that meets it then is sent to the next.
+
+    Raises:
+        DeployError: as `call`.
+    """
+    ensure(folder)
+    try:
+        return call(folder, request, timeout_s, progress)
+    except _EndedError:
+        deadline = time.monotonic() + START_S
+        while folder.supervisor_pid() is not None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        ensure(folder)
+        return call(folder, request, timeout_s, progress)
+
+
 def _path() -> str:
     """`python -m erless...` must find this erless, wherever the caller stands."""
     root = os.path.dirname(os.path.dirname(errors.__file__))  # noqa: PTH120
@@ -69,7 +97,7 @@ def call(
     """
     opened = _connect(folder, "call")
     if opened is None:
-        raise DeployError(f"no supervisor listens in {folder.path}")
+        raise _EndedError(f"no supervisor listens in {folder.path}")
     environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
     request = {**request, "timeout_s": timeout_s, "environment": environment}
     with opened, opened.makefile("rb") as lines:
@@ -88,8 +116,9 @@ def call(
         except TimeoutError:
             raise DeployError(f"the supervisor gave no answer in {timeout_s:g} s") from None
         except ConnectionError as error:
-            raise DeployError(f"the supervisor ended while it worked: {error.strerror}") from error
-    raise DeployError("the supervisor ended while it worked")
+            said = f"the supervisor ended while it worked: {error.strerror}"
+            raise _EndedError(said) from error
+    raise _EndedError("the supervisor ended while it worked")
 
 
 def _error(document: dict[str, str]) -> errors.ErlessError:
