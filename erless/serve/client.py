@@ -16,75 +16,22 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import httptools
 
-from erless.errors import ErlessError, first_line
+from erless.errors import first_line
 from erless.serve.http import JSON_LENGTH, UP, Buffer, aligned, body_offset
 from erless.serve.lane import ANSWER_HEAD
+from erless.serve.reply import MAX_BODY_BYTES, Callback, CallError, Head, Reply
 
 __all__ = ["Call", "CallError", "Endpoint", "Reply"]
 
 BUFFER_BYTES = 64 << 10
 MAX_HEAD_BYTES = 16 << 10
-MAX_BODY_BYTES = 256 << 20
 LATENCIES = 256  # of the last calls, for the p95
 EVERY = 32  # calls between two computations of it
 CONNECT_S = 10.0
-
-
-class CallError(ErlessError):
-    """A call got no usable answer. `unanswered`: the connection died before any byte of one."""
-
-    def __init__(self, message: str, *, unanswered: bool = False) -> None:
-        super().__init__(message)
-        self.unanswered = unanswered
-
-
-@dataclass(slots=True)
-class Reply:
-    """An answer. `took_s` since the request was written; header names in lower case.
-
-    `body` may lie in the connection's buffer: it is valid while the callback runs.
-    """
-
-    status: int
-    headers: dict[bytes, bytes]
-    body: memoryview
-    took_s: float
-
-
-Callback = Callable[["Reply | CallError"], None]
-
-
-class _Head:
-    """What llhttp calls while it parses an answer."""
-
-    __slots__ = ("chunks", "ended", "headers", "keep", "parser", "received")
-
-    def __init__(self) -> None:
-        self.keep = True
-        self.parser: Any = None
-        self.headers: dict[bytes, bytes] = {}
-        self.chunks: list[bytes] = []
-        self.received = 0
-        self.ended = False
-
-    def on_headers_complete(self) -> None:
-        self.keep = self.parser.should_keep_alive()  # forgotten once the message is complete
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.lower()] = value
-
-    def on_body(self, data: bytes) -> None:
-        self.received += len(data)
-        if self.received <= MAX_BODY_BYTES:
-            self.chunks.append(data)
-
-    def on_message_complete(self) -> None:
-        self.ended = True
 
 
 class Call:
@@ -137,7 +84,7 @@ class _Connection(asyncio.BufferedProtocol):
         self.buffer = bytearray(BUFFER_BYTES)
         self.view = memoryview(self.buffer)
         self.tail = self.got = self.status = 0
-        self.head: _Head | None = None
+        self.head: Head | None = None
         self.parser: Any = None
         self.body: memoryview | None = None
         self.keep = True
@@ -212,7 +159,7 @@ class _Connection(asyncio.BufferedProtocol):
                     self.buffer[: self.tail - begin] = self.buffer[begin : self.tail]
                     self.tail -= begin
                 return
-            head = _Head()
+            head = Head()
             parser = head.parser = httptools.HttpResponseParser(head)
             try:
                 parser.feed_data(self.view[begin:end])
@@ -231,7 +178,7 @@ class _Connection(asyncio.BufferedProtocol):
         """An answer in the fast lane (erless.serve.lane)."""
         length, announced, up = plain.groups()
         size, begin = int(length), plain.end()
-        head = _Head()
+        head = Head()
         head.headers[JSON_LENGTH] = announced
         if up is not None:
             head.headers[UP] = up
@@ -246,7 +193,7 @@ class _Connection(asyncio.BufferedProtocol):
             body[:got] = self.view[begin : self.tail]
             self.body, self.got = body, got
 
-    def _expect_body(self, head: _Head, parser: Any, begin: int) -> None:
+    def _expect_body(self, head: Head, parser: Any, begin: int) -> None:
         length = head.headers.get(b"content-length")
         if b"transfer-encoding" in head.headers:
             self.parser = parser

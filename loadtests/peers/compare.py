@@ -39,6 +39,7 @@ from erless.deploy.desired import load_desired
 from erless.deploy.registry import open_target
 from erless.deploy.supervisor.client import call
 from erless.deploy.supervisor.folder import StateFolder
+from erless.deploy.supervisor.memory import pss_bytes
 from erless.observe.loadtest.locust import Load, run_locust
 from erless.observe.loadtest.monolith import MonolithServer
 from erless.observe.loadtest.record import Record, read_record
@@ -91,13 +92,7 @@ class System:
 
     def pss(self) -> int:
         """Proportional memory of the tree."""
-        total = 0
-        for each in self.tree():
-            try:
-                total += each.memory_full_info().pss
-            except psutil.Error:
-                continue
-        return total
+        return sum(pss_bytes(each.pid) for each in self.tree())
 
     def row(self) -> dict[str, Any]:
         """Medians, and the spread of the throughput."""
