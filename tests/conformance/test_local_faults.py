@@ -52,7 +52,7 @@ def until_settled(target: LocalTarget) -> None:
 def test_a_killed_shard_fails_no_query(
     local: LocalHarness, releases: Releases, wanted: Wanted, deployed: Deployment
 ) -> None:
-    with Traffic(deployed.url, releases.first.queries, wanted) as traffic:
+    with Traffic(deployed, releases.first.queries, wanted) as traffic:
         traffic.more(20)
         for name in ("hot", "cold"):
             kill(local.target.processes()[name][0])
@@ -64,7 +64,7 @@ def test_a_killed_shard_fails_no_query(
 def test_a_killed_gateway_loses_only_what_it_was_answering(
     local: LocalHarness, releases: Releases, wanted: Wanted, deployed: Deployment
 ) -> None:
-    with Traffic(deployed.url, releases.first.queries, wanted, clients=3) as traffic:
+    with Traffic(deployed, releases.first.queries, wanted, clients=3) as traffic:
         traffic.more(10)
         kill(local.target.processes()["gateway"][0])
         traffic.more(20)
@@ -78,7 +78,7 @@ def test_a_killed_supervisor_is_replaced_and_nothing_leaks(
     local: LocalHarness, releases: Releases, wanted: Wanted, deployed: Deployment
 ) -> None:
     before = local.target.processes()
-    with Traffic(deployed.url, releases.first.queries, wanted) as traffic:
+    with Traffic(deployed, releases.first.queries, wanted) as traffic:
         kill(before["supervisor"][0])
         traffic.more(20)  # functions serve on without it
         until_settled(local.target)  # `status` starts another, which replaces them
@@ -136,7 +136,7 @@ def test_ctrl_c_leaves_the_old_release_serving(
 def test_destroy_under_load_answers_or_refuses_but_never_hangs(
     local: LocalHarness, releases: Releases, wanted: Wanted, deployed: Deployment
 ) -> None:
-    with Traffic(deployed.url, releases.first.queries, wanted) as traffic:
+    with Traffic(deployed, releases.first.queries, wanted) as traffic:
         traffic.more(10)
         local.target.destroy(Silent(), TIMEOUT_S)
         assert local.leftovers() == []
