@@ -27,8 +27,8 @@ demo: $(READY) ## Serve RM1 by shards on this machine, measure it, write erless-
 evaluate: $(READY) ## The paper's evaluation: measured here, simulated at full scale (15 minutes)
 	$(BIN)/python benchmarks/evaluation.py
 
-test: $(READY) ## Run all tests
-	$(BIN)/python -m pytest
+test: $(READY) ## Run all tests, a file at a time on two cores: many of them wait
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench-serve: $(READY) ## Measure serving by shards against one process with the whole model
 	$(BIN)/python benchmarks/serving.py --output json
