@@ -139,7 +139,7 @@ def _by_the_core(scaling: Scaling, vcpu: float) -> Scaling:
 
     They map the same files, so the rows lie in memory once all the same.
     """
-    cores = max(1, math.ceil(vcpu))
+    cores = math.ceil(vcpu)
     most = scaling.max_scale * min(cores, os.cpu_count() or 1)
     return scaling.model_copy(update={"target": scaling.target / cores, "max_scale": most})
 

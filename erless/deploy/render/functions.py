@@ -64,7 +64,7 @@ def shard_service_object(desired: Desired, shard: ReleaseShard, site: Site) -> O
     """
     plan = _shard_plan(desired, shard)
     memory = max(plan.memory_bytes, shard.size_bytes + LEAST_BYTES)
-    memory += (_cores(plan.vcpu) - 1) * WORKER_BYTES
+    memory += (math.ceil(plan.vcpu) - 1) * WORKER_BYTES
     needs = Needs(plan.vcpu, memory, shard.size_bytes)
     environment = {"ERLESS_SHARD": shard.digest, **_workers(plan.vcpu)} | _sizes(desired)
     annotations = scaling_annotations(plan.scaling, shard.tier, site.options.min_window_s)
@@ -85,11 +85,7 @@ def shard_service_object(desired: Desired, shard: ReleaseShard, site: Site) -> O
 
 def _workers(vcpu: float) -> dict[str, str]:
     """A process per vCPU: each answers queries one after the other, all map the same rows."""
-    return {"ERLESS_WORKERS": str(_cores(vcpu))}
-
-
-def _cores(vcpu: float) -> int:
-    return max(1, math.ceil(vcpu))
+    return {"ERLESS_WORKERS": str(math.ceil(vcpu))}
 
 
 def dense_service(desired: Desired, site: Site) -> Object | None:
@@ -137,7 +133,7 @@ def gateway_service(
     own = (release.gateway.routing, release.gateway.defaults, release.tower)
     size = sum(each.size_bytes for each in own)
     size += sum(each.size_bytes for each in release.resident)
-    workers = _cores(plan.vcpu)
+    workers = math.ceil(plan.vcpu)
     memory = max(plan.memory_bytes, size + LEAST_BYTES) + (workers - 1) * WORKER_BYTES
     memory += site.gateway.max_in_flight * QUERY_BYTES
     needs = Needs(plan.vcpu, memory, size)
