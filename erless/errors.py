@@ -1,7 +1,9 @@
 """Every error that erless raises on purpose.
 
     ErlessError                  a fact the user must know: what, where, measured against allowed
-    ├── ConfigError              erless.yaml: unknown key, wrong type, contradiction
+    ├── ConfigError              erless.yaml: absent, unknown key, wrong type, contradiction
+    │   ├── OptionError          an option of the command line is missing or contradicts another
+    │   └── KubeconfigError      no kubeconfig, or it leads to another cluster
     ├── ArtifactError            a file of ours is missing, truncated, altered or of a newer schema
     ├── StorageError             the disk or bucket refused: full, read-only, no permission
     ├── CheckpointError          a foreign checkpoint or dataset cannot be imported
@@ -38,10 +40,12 @@ __all__ = [
     "InfeasibleError",
     "InfraError",
     "InterruptedRunError",
+    "KubeconfigError",
     "LoadTestError",
     "LogError",
     "ModelError",
     "NotDeployedError",
+    "OptionError",
     "PlanError",
     "QueryError",
     "ServeError",
@@ -58,6 +62,14 @@ class ErlessError(Exception):
 
 class ConfigError(ErlessError):
     """`erless.yaml` (or an option) has an unknown key, a wrong value or contradicts itself."""
+
+
+class OptionError(ConfigError):
+    """An option of the command line is missing, has a wrong value or contradicts another."""
+
+
+class KubeconfigError(ConfigError):
+    """No kubeconfig leads to a cluster, or it leads to another than the one meant."""
 
 
 class ArtifactError(ErlessError):

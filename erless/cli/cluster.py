@@ -104,16 +104,16 @@ def _checked_namespace(api: Api, infra: Path | None, given: str | None, otherwis
     """The functions' namespace; with `infra`, only on the cluster that Terraform made.
 
     Raises:
-        ConfigError: kubeconfig leads to another cluster.
+        KubeconfigError: kubeconfig leads to another cluster.
     """
     if infra is None:
         return given or otherwise
     from erless.deploy.infra import read_infra
-    from erless.errors import ConfigError
+    from erless.errors import KubeconfigError
 
     made = read_infra(infra)
     if api.host.rstrip("/").lower() != made.cluster.endpoint.rstrip("/").lower():
-        raise ConfigError(
+        raise KubeconfigError(
             f"kubeconfig leads to {api.host}, but {infra} made the cluster {made.cluster.name} at "
             f"{made.cluster.endpoint}; run: aws eks update-kubeconfig --region {made.region} "
             f"--name {made.cluster.name}"

@@ -52,11 +52,11 @@ def cluster_config(
     """`config` with the command line's values above `erless.yaml`'s.
 
     Raises:
-        ConfigError: a value does not fit.
+        OptionError: a value does not fit.
     """
     from pydantic import ValidationError
 
-    from erless.errors import ConfigError
+    from erless.errors import OptionError
     from erless.specs.config import KnativeTarget
 
     given = {
@@ -71,7 +71,7 @@ def cluster_config(
         knative = KnativeTarget.model_validate(here | chosen)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from error
+        raise OptionError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from error
     targets = config.targets.model_copy(update={"knative": knative})
     return config.model_copy(update={"targets": targets})
 

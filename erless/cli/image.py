@@ -133,14 +133,14 @@ def push(
     from erless.deploy.image.oci import push_archive
     from erless.deploy.image.reference import parse_reference
     from erless.deploy.infra import read_infra
-    from erless.errors import ConfigError, ImageError
+    from erless.errors import ImageError, OptionError
     from erless.storage.atomic import os_errors, staged_file
 
     options = project().targets.knative
     where = registry or (read_infra(infra).registry_url if infra else options.registry)
     if where is None:
-        raise ConfigError(
-            "no registry: name one by --registry, --infra, or under targets.knative.registry"
+        raise OptionError(
+            "no registry: pass --registry or --infra, or set targets.knative.registry"
         )
     chosen = engines.find_engine() if engine is Builder.AUTO else engine.value
     if chosen is None:

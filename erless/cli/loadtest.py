@@ -59,7 +59,7 @@ def loadtest(
     from contextlib import ExitStack
 
     from erless.cli.options import project
-    from erless.errors import ConfigError
+    from erless.errors import OptionError
     from erless.observe.access import access_plots
     from erless.observe.loadtest.locust import Load
     from erless.observe.loadtest.measure import measure
@@ -67,7 +67,7 @@ def loadtest(
     from erless.specs.traffic import parse_traffic
 
     if host and monolith:
-        raise ConfigError("--host and --monolith name two gateways: give one")
+        raise OptionError("--host and --monolith name two gateways: give one")
     parsed = parse_traffic(traffic, duration) if traffic else None
     length = parsed.duration_s if parsed else duration
     limit = sla_p95_ms or project().traffic.sla_p95_ms

@@ -26,7 +26,9 @@ R = TypeVar("R")
 WIDE = 160  # columns where nobody's terminal sets them
 
 HINTS: dict[type[errors.ErlessError], str] = {
-    errors.ConfigError: "see `erless init` for a commented erless.yaml",
+    errors.OptionError: "the command's --help lists its options",
+    errors.KubeconfigError: "set KUBECONFIG, or pass --kubeconfig and --context",
+    errors.ConfigError: "`erless init` writes erless.yaml, commented; `erless config schema` has every key",
     errors.ArtifactError: "check the path, or make the artifact again; --overwrite replaces it",
     errors.StorageError: "free space or choose another --out; nothing half-written was kept",
     errors.CheckpointError: "see `erless import --help` for what each importer reads",

@@ -49,7 +49,7 @@ def chosen_target(
     """The target that options and `erless.yaml` name, and the configuration behind it.
 
     Raises:
-        ConfigError: no such target, or a value does not fit it.
+        OptionError: no such target, or a value does not fit it.
     """
     from erless.cli.cluster_options import cluster_config
     from erless.cli.options import project

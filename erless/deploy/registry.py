@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from erless.deploy.target import Target
-from erless.errors import ConfigError
+from erless.errors import OptionError
 from erless.specs.config import Config
 
 __all__ = ["TARGETS", "open_target"]
@@ -39,9 +39,9 @@ def open_target(name: str | None, config: Config, images: Sequence[str] = ()) ->
         images: KIND=IMAGE, of targets that run containers.
 
     Raises:
-        ConfigError: there is no such target.
+        OptionError: there is no such target.
     """
     name = name or config.targets.default
     if name not in TARGETS:
-        raise ConfigError(f"target {name!r} is unknown; valid are {', '.join(TARGETS)}")
+        raise OptionError(f"target {name!r} is unknown; valid are {', '.join(TARGETS)}")
     return TARGETS[name](config, images)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from erless.deploy.infra import Infra
-from erless.errors import ConfigError
+from erless.errors import ConfigError, OptionError
 from erless.specs.config import Config, Gateway
 from erless.specs.knative import FunctionKind, KnativeTarget, PodPlacement
 from erless.storage.atomic import os_errors
@@ -131,13 +131,13 @@ def read_choices(images: Sequence[str]) -> dict[str, str]:
     """KIND=IMAGE, as the command line has them.
 
     Raises:
-        ConfigError: one has another form.
+        OptionError: one has another form.
     """
     chosen: dict[str, str] = {}
     for each in images:
         kind, sign, image = each.partition("=")
         if not sign or not image:
-            raise ConfigError(f"--image {each}: expected KIND=IMAGE")
+            raise OptionError(f"--image {each}: expected KIND=IMAGE")
         chosen[_kind(kind)] = image
     return chosen
 
@@ -146,7 +146,7 @@ def _kind(name: str) -> FunctionKind:
     for kind in KINDS:
         if kind == name:
             return kind
-    raise ConfigError(f"no function kind {name!r}: {', '.join(KINDS)} are")
+    raise OptionError(f"no function kind {name!r}: {', '.join(KINDS)} are")
 
 
 def read_images(path: Path) -> dict[FunctionKind, str]:

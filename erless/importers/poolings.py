@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from erless.errors import ConfigError
+from erless.errors import OptionError
 from erless.specs.model import Pooling
 
 __all__ = ["Poolings"]
@@ -27,7 +27,7 @@ class Poolings:
         'max'
 
         Raises:
-            ConfigError: no such pooling.
+            OptionError: no such pooling.
         """
         default, tables = Pooling.SUM, {}
         for option in options:
@@ -35,7 +35,7 @@ class Poolings:
             try:
                 pooling = Pooling(name)
             except ValueError as error:
-                raise ConfigError(
+                raise OptionError(
                     f"pooling {name!r}: must be one of {', '.join(Pooling)}"
                 ) from error
             if equals:
@@ -52,10 +52,10 @@ class Poolings:
         """Every exception must name a table.
 
         Raises:
-            ConfigError: one does not; the nearest name is told.
+            OptionError: one does not; the nearest name is told.
         """
         for table in self.tables:
             if table not in names:
                 near = difflib.get_close_matches(table, names, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise ConfigError(f"pooling names table {table}, which the model lacks{hint}")
+                raise OptionError(f"pooling names table {table}, which the model lacks{hint}")

@@ -120,9 +120,12 @@ def load_config(path: Path) -> Config:
     """Read and check `erless.yaml` at `path`; relative paths come back joined to its folder.
 
     Raises:
-        ConfigError: not YAML, an unknown key, or a wrong value; names file, line and key.
-        ArtifactError: there is no such file.
+        ConfigError: there is no such file; it is not YAML, has an unknown key or a wrong value:
+            names file, line and key.
+        ArtifactError: it cannot be read.
     """
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist")
     with os_errors(path, "read"):
         text = path.read_text(encoding="utf-8")
     try:

@@ -105,6 +105,26 @@ def test_an_erless_error_is_short_and_says_what_to_try(cli: Cli, tmp_path: Path)
     assert "no such directory" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("config", "check"), "`erless init` writes"),
+        (("config", "check", "none.yaml"), "`erless init` writes"),
+        (("doctor", "--kubeconfig", "none"), "pass --kubeconfig"),
+        (("status", "--target", "knative"), "set KUBECONFIG"),
+        (("status", "--target", "mars"), "--help"),
+        (("image", "push"), "--help lists"),
+    ],
+)
+def test_the_hint_helps_with_the_very_error(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
+    run = cli(*words, cwd=tmp_path)
+    assert run.returncode == 1
+    assert says in run.stderr.splitlines()[-1]
+
+
 def test_the_way_of_a_new_user(cli: Cli, tmp_path: Path) -> None:
     """Each output is one JSON document, whatever goes to stderr."""
     made = cli("example", "rm3", "--rows", 500, "--out", "m", "-o", "json", cwd=tmp_path)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from erless.errors import ArtifactError, ConfigError
+from erless.errors import ConfigError
 from erless.specs.config import Config, load_config
 from erless.specs.schema import SCHEMA_FILE, main, schema_text
 from erless.specs.template import config_template
@@ -50,7 +50,7 @@ def test_mistakes_name_file_line_and_key(tmp_path: Path, text: str, message: str
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="does not exist"):
+    with pytest.raises(ConfigError, match="does not exist"):
         load_config(tmp_path / "none.yaml")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.queries import Query, QueryFile
-from erless.errors import ConfigError, PlanError
+from erless.errors import OptionError, PlanError
 from erless.progress import Progress
 from erless.specs.plan import Plan, Scaling, Tier
 from erless.specs.release import ReleaseManifest
@@ -54,7 +54,7 @@ def make_model(
     """Build or train the model, profile its access log, and predict its queries with torch.
 
     Raises:
-        ConfigError: movielens without its data.
+        OptionError: movielens without its data.
     """
     from erless.dlrm.reference import Monolith
     from erless.importers.synthetic import ACCESS_LOG
@@ -67,7 +67,7 @@ def make_model(
         from erless.importers.training import make_movielens
 
         if data is None:
-            raise ConfigError("movielens is trained here: --data names the folder of ml-100k")
+            raise OptionError("movielens is trained here: --data names the folder of ml-100k")
         make_movielens(data, bundle, progress=progress)
     else:
         from erless.dlrm.workload import WORKLOADS

@@ -23,7 +23,7 @@ from kubernetes.config import ConfigException
 from kubernetes.dynamic import DynamicClient
 
 from erless.deploy.kube.kinds import Kind, kind_of
-from erless.errors import ConfigError, ConflictError, DeployError, first_line
+from erless.errors import ConflictError, DeployError, KubeconfigError, first_line
 
 __all__ = ["FIELD_MANAGER", "Api", "Gone", "Missing", "Unreachable", "connect"]
 
@@ -53,7 +53,7 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> Api:
     """The cluster that kubeconfig and context name; within a pod without either, its own.
 
     Raises:
-        ConfigError: no kubeconfig, no such context, or it is damaged.
+        KubeconfigError: no kubeconfig, no such context, or it is damaged.
     """
     settings = client.Configuration()
     try:
@@ -61,15 +61,18 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> Api:
             config.load_kube_config(  # type: ignore[no-untyped-call]
                 str(kubeconfig) if kubeconfig else None, context, client_configuration=settings
             )
-        except ConfigException:
+        except ConfigException as absent:
             if kubeconfig or context:
                 raise
-            config.load_incluster_config(  # type: ignore[no-untyped-call]
-                client_configuration=settings
-            )
+            try:
+                config.load_incluster_config(  # type: ignore[no-untyped-call]
+                    client_configuration=settings
+                )
+            except ConfigException:  # not within a pod: the kubeconfig is what lacks
+                raise absent from None
     except (ConfigException, OSError, ValueError) as error:
         where = kubeconfig or "KUBECONFIG or ~/.kube/config"
-        raise ConfigError(f"no usable kubeconfig at {where}: {first_line(error)}") from error
+        raise KubeconfigError(f"no usable kubeconfig at {where}: {first_line(error)}") from error
     settings.retries = False  # retried here, where the deadline is known
     return Api(client.ApiClient(settings))
 
