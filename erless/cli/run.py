@@ -28,7 +28,7 @@ WIDE = 160  # columns where nobody's terminal sets them
 HINTS: dict[type[errors.ErlessError], str] = {
     errors.OptionError: "the command's --help lists its options",
     errors.KubeconfigError: "set KUBECONFIG, or pass --kubeconfig and --context",
-    errors.ConfigError: "`erless init` writes erless.yaml, commented; `erless config schema` has every key",
+    errors.ConfigError: "`erless init` writes one, commented; `erless config schema` has all keys",
     errors.ArtifactError: "check the path, or make the artifact again; --overwrite replaces it",
     errors.StorageError: "free space or choose another --out; nothing half-written was kept",
     errors.CheckpointError: "see `erless import --help` for what each importer reads",

@@ -29,6 +29,10 @@ def test_the_demo_shows_all_of_it_and_cleans_up(
     monkeypatch.setenv("TMPDIR", str(own))
     done = cli("demo", "--rows", 10_000, "--seconds", 3, "-o", "json", cwd=project)
     assert done.returncode == 0, done.stderr
+    told = [line.split(" s  ")[1] for line in done.stderr.splitlines() if " s  " in line]
+    begun = [line.split()[0] for line in told if line.split()[0].endswith("ing")]
+    assert begun[:4] == ["building", "profiling", "predicting", "planning"], done.stderr
+    assert begun[4:] == ["packing", "measuring", "deploying"], done.stderr
     found = json.loads(done.stdout)
     assert found.keys() >= KEYS
     assert found["max_relative_error"] <= 1e-5

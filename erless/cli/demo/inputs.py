@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -49,9 +50,12 @@ class Prepared:
 
 
 def make_model(
-    name: ModelName, folder: Path, rows: int, data: Path | None, progress: Progress
-) -> Prepared:
+    name: ModelName, folder: Path, rows: int, data: Path | None, progress: Progress,
+    say: Callable[[str], None],
+) -> Prepared:  # fmt: skip
     """Build or train the model, profile its access log, and predict its queries with torch.
+
+    `say` is told what begins: on no terminal nothing else shows that it does.
 
     Raises:
         OptionError: movielens without its data.
@@ -68,14 +72,18 @@ def make_model(
 
         if data is None:
             raise OptionError("movielens is trained here: --data names the folder of ml-100k")
+        say(f"training {name}")
         make_movielens(data, bundle, progress=progress)
     else:
         from erless.dlrm.workload import WORKLOADS
         from erless.importers.synthetic import make_example
 
         workload = dataclasses.replace(WORKLOADS[name], rows=rows)
+        say(f"building {name} at {rows:,} rows a table")
         make_example(workload, bundle, queries=QUERIES, log_samples=LOG_SAMPLES, progress=progress)
+    say("profiling its access log")
     profile_access(bundle, [LogSource.parse(str(bundle / ACCESS_LOG))], profile, progress=progress)
+    say("predicting with the whole model, to compare with")
     file = QueryFile(bundle / QUERY_FILE)
     queries = list(file)
     model = Monolith.load(bundle, verify=False)

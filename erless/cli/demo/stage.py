@@ -103,8 +103,10 @@ class Demo:
         with tempfile.TemporaryDirectory(prefix="erless-demo-") as folder:
             work = Path(folder)
             prepared = self._prepare(work)
+            self._tell("planning")
             plan, source = inputs.make_plan(prepared, prepared.queries[0].batch)
             show_plan(plan)
+            self._tell("packing")
             store, release = inputs.make_release(prepared, plan, work, self._progress)
             self._tell(f"packed {sum(each.size_bytes for each in release.shards) / 1e6:,.0f} MB")
             found = Measured(plan, release.digest)
@@ -114,6 +116,7 @@ class Demo:
                 Config(targets=Targets(local=options)), Timing(poll_s=POLL_S, rate_window_s=5)
             )
             try:
+                self._tell("deploying")
                 desired = Desired(store, release, plan)
                 url = target.deploy(desired, self._progress, DEPLOY_S).url
                 self._tell(f"deployed at {url}")
@@ -132,13 +135,16 @@ class Demo:
         self._say(f"{time.monotonic() - self._began:5.1f} s  {what}")
 
     def _prepare(self, work: Path) -> inputs.Prepared:
-        prepared = inputs.make_model(self._name, work, self._rows, self._data, self._progress)
+        prepared = inputs.make_model(
+            self._name, work, self._rows, self._data, self._progress, self._tell
+        )
         size = sum(each.stat().st_size for each in prepared.bundle.rglob("*.safetensors"))
-        self._tell(f"built {self._name} ({size / 1e6:,.0f} MB) and profiled its access log")
+        self._tell(f"built and profiled {self._name}: {size / 1e6:,.0f} MB")
         return prepared
 
     def _measure_whole(self, prepared: inputs.Prepared, found: Measured) -> None:
         """One model-wise replica behind the same wire: its memory, its CPU per query."""
+        self._tell("measuring a model-wise replica")
         with MonolithServer(prepared.bundle) as server:
             pids = [server.pid]
             found.whole_cpu_ms = _cpu_per_query(server.url, prepared, lambda: pids)[0]
