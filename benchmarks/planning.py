@@ -247,7 +247,7 @@ def checks(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     lines = [
         ("joint memory ÷ elasticrec's, largest over all P and traffic", "≤ 1", f"{more:.4f}",
          more <= 1 + 1e-9),
-        ("above the relaxed bound, P = 50 and 90 %, 4× and 8×", "≤ 1 %", f"{gap:.2%}", gap <= 0.01),  # noqa: RUF001
+        ("above the relaxed bound, P = 50 and 90 %, 4× and 8×", "≤ 1 %", f"{gap:.2%}", gap <= 0.01),
         ("the same over all P and traffic", "", f"{all_gap:.2%}", True),
     ]  # fmt: skip
     known = {"rm1": 7.05, "rm2": 7.81, "rm3": 7.37}
@@ -256,10 +256,10 @@ def checks(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
         got = each["joint"]["memory_reduction"]
         few, many = each["joint"]["containers"], each["elasticrec"]["containers"]
         lines += [
-            (f"{name}, P = 90 %, 8×: memory reduction (ElasticRec "  # noqa: RUF001
+            (f"{name}, P = 90 %, 8×: memory reduction (ElasticRec "
              f"{each['elasticrec']['memory_reduction']:.2f})", f"{reach}", f"{got:.2f}",
              got >= reach - 0.005),
-            (f"{name}, P = 90 %, 8×: containers", f"≤ {many} ÷ 2", f"{few}", few <= many / 2),  # noqa: RUF001
+            (f"{name}, P = 90 %, 8×: containers", f"≤ {many} ÷ 2", f"{few}", few <= many / 2),
         ]  # fmt: skip
     for row in found["int8"]:
         lines.append((f"{row['workload']} with int8 below the resident tier", "≥ 22",
@@ -319,7 +319,7 @@ def _mark(reach: str, fine: bool) -> str:
 def table(rows: list[Row]) -> str:
     """The docs' table: memory, utility and cost over model-wise."""
     lines = [
-        "| terms | workload | P | traffic | policy | memory ÷ | utility × | $ ÷ | containers | "  # noqa: RUF001
+        "| terms | workload | P | traffic | policy | memory ÷ | utility × | $ ÷ | containers | "
         "above bound |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -331,7 +331,7 @@ def table(rows: list[Row]) -> str:
         utility = each["memory_utility"] / base["memory_utility"]
         cost = base["usd_per_month"] / each["usd_per_month"]
         lines.append(
-            f"| {each['terms']} | {each['workload']} | {each['P']:.0%} | {each['traffic']}× | "  # noqa: RUF001
+            f"| {each['terms']} | {each['workload']} | {each['P']:.0%} | {each['traffic']}× | "
             f"{each['policy']} | {each['memory_reduction']:.2f} | {utility:.2f} | {cost:.2f} | "
             f"{each['containers']} | {each['lower_bound_gap']:.2%} |"
         )

@@ -160,7 +160,7 @@ def lines(result: RunResult) -> list[str]:
     base = result.model_wise
     if base and result.memory_reduction:
         said.append(
-            f"model-wise: {size(base.memory_bytes.mean)}, {result.memory_reduction:.2f}x as much "
+            f"model-wise: {size(base.memory_bytes.mean)}, {result.memory_reduction:.2f}× as much "
             f"({base.source})"
         )
     for reason, count in result.failures.items():

@@ -19,8 +19,8 @@ __all__ = ["Bar", "Line", "bar_chart", "line_chart", "number", "size"]
 
 Floats = NDArray[np.float64]
 POINTS = 360  # most points of one line: about two per pixel of a phone
-WIDTHS = {"wide": (860, 250), "narrow": (360, 230)}
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 30
+WIDTHS = {"wide": (860, 280), "narrow": (360, 260)}
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 28, 46
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def line_chart(
 
     Args:
         lines: series; NaN breaks a line.
-        x_name, y_name: axis titles.
+        x_name, y_name: axis titles, each with its unit in parentheses.
         y_text, x_text: how values are written.
         limit: a horizontal line (value, name) such as the SLA.
         marks: vertical lines (x, name).
@@ -134,6 +134,7 @@ def line_chart(
     for name, (width, height) in WIDTHS.items():
         frame = _Frame(width, height, low_x, high_x, high, log_x)
         body = [_axes(frame, x_text, y_text)]
+        body.append(_titles(frame, x_name, y_name))
         body += [_mark(frame, at, what) for at, what in marks]
         body += _areas(frame, drawn) if stacked else [_path(frame, each) for each in drawn]
         if limit:
@@ -254,6 +255,15 @@ def _axes(frame: _Frame, x_text: Callable[[float], str], y_text: Callable[[float
             f'y="{frame.height - BOTTOM + 16}">{escape(x_text(value))}</text>'
         )
     return "".join(parts)
+
+
+def _titles(frame: _Frame, x_name: str, y_name: str) -> str:
+    """The x axis' title below its middle, the y axis' above it: no width is lost."""
+    middle = LEFT + frame.inner_width / 2
+    return (
+        f'<text class="tick" text-anchor="middle" x="{middle:.1f}" y="{frame.height - 6}">'
+        f'{escape(x_name)}</text><text class="tick" x="4" y="13">{escape(y_name)}</text>'
+    )
 
 
 def _x_ticks(frame: _Frame) -> list[float]:

@@ -83,7 +83,7 @@ for (const plot of document.querySelectorAll('.plot')) {
         row.append(dot, `${series.name}: ${series.text[best]}`);
         tip.append(row);
       }
-      head.textContent = `${data.x} ${(+shown.toPrecision(4)).toLocaleString('en')}`;
+      head.textContent = `${data.x}: ${(+shown.toPrecision(4)).toLocaleString('en')}`;
       const x = left + width * part;
       cross.setAttribute('x1', x); cross.setAttribute('x2', x);
       cross.style.visibility = 'visible';

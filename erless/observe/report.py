@@ -22,7 +22,10 @@ Floats = NDArray[np.float64]
 COLOURS = 8
 MOST_TABLES = 6  # access curves drawn
 MOST_MARKS = 60  # cold starts drawn
-SECONDS = "seconds"
+TIME = "time (s)"
+TRAFFIC = "traffic (queries/s)"
+LATENCY = "latency (ms)"
+MEMORY = "memory (bytes)"
 
 
 def write_report(result: Path, out: Path) -> RunResult:
@@ -63,13 +66,13 @@ def write_comparison(first: Path, second: Path, out: Path) -> tuple[RunResult, R
     parts = [
         figure("Side by side", "Ratios are A ÷ B.", _side_by_side(a.document, b.document)),
         figure("Served traffic", "Queries answered per second.",
-               line_chart(over_time("served_qps"), x_name=SECONDS, y_name="queries/s")),
+               line_chart(over_time("served_qps"), x_name=TIME, y_name=TRAFFIC)),
         figure("p95 latency", "From the moment a query was due.",
-               line_chart(over_time("p95_ms"), x_name=SECONDS, y_name="ms", limit=limit)),
+               line_chart(over_time("p95_ms"), x_name=TIME, y_name=LATENCY, limit=limit)),
         figure("Memory", "All replicas of all functions.",
-               line_chart(summed("memory_bytes"), x_name=SECONDS, y_name="bytes", y_text=size)),
+               line_chart(summed("memory_bytes"), x_name=TIME, y_name=MEMORY, y_text=size)),
         figure("Replicas", "Ready, all functions.",
-               line_chart(summed("ready"), x_name=SECONDS, y_name="replicas")),
+               line_chart(summed("ready"), x_name=TIME, y_name="replicas (count)")),
     ]  # fmt: skip
     _save(out, page("Two results side by side", f"{names[0]}; {names[1]}", parts))
     return a.document, b.document
@@ -135,7 +138,7 @@ def _traffic(stored: StoredResult) -> str:
     caption = "Queries per second."
     if marks:
         caption += " Dotted: functions woken from zero, failures."
-    return figure("Traffic", caption, line_chart(lines, x_name=SECONDS, y_name="queries/s",
+    return figure("Traffic", caption, line_chart(lines, x_name=TIME, y_name=TRAFFIC,
                                                  marks=marks))  # fmt: skip
 
 
@@ -144,7 +147,7 @@ def _latency(stored: StoredResult) -> str:
     lines = [Line(name, columns["t_s"], columns[f"{name}_ms"], colour)
              for name, colour in (("p50", 2), ("p95", 0), ("p99", 1))]  # fmt: skip
     return figure("Latency", "From the moment a query was due to its answer, per step.",
-                  line_chart(lines, x_name=SECONDS, y_name="ms", limit=_sla(stored.document),
+                  line_chart(lines, x_name=TIME, y_name=LATENCY, limit=_sla(stored.document),
                              marks=_marks(stored)))  # fmt: skip
 
 
@@ -192,7 +195,7 @@ def _replicas(stored: StoredResult) -> str:
     lines.append(_total(stored, "wanted", "wanted, all", 7))
     lines[-1] = Line(lines[-1].name, lines[-1].x, lines[-1].y, 7, dash=True)
     return figure("Replicas", "Ready replicas, and how many the autoscaler wanted in all.",
-                  line_chart(lines, x_name=SECONDS, y_name="replicas"))  # fmt: skip
+                  line_chart(lines, x_name=TIME, y_name="replicas (count)"))  # fmt: skip
 
 
 def _memory(stored: StoredResult) -> str:
@@ -205,7 +208,7 @@ def _memory(stored: StoredResult) -> str:
     if base:
         caption += f" Model-wise: {base.source}."
     return figure("Memory", caption,
-                  line_chart(lines, x_name=SECONDS, y_name="bytes", y_text=size, stacked=True,
+                  line_chart(lines, x_name=TIME, y_name=MEMORY, y_text=size, stacked=True,
                              limit=limit))  # fmt: skip
 
 
@@ -250,8 +253,8 @@ def _access(document: RunResult) -> str:
     if len(document.access) > len(shown):
         caption += f" {len(shown)} of {len(document.access)} tables."
     return figure("Access and cuts", caption,
-                  line_chart(lines, x_name="hottest rows", y_name="share of accesses", log_x=True,
-                             marks=marks))  # fmt: skip
+                  line_chart(lines, x_name="rows, hottest first (count)",
+                             y_name="accesses (share)", log_x=True, marks=marks))  # fmt: skip
 
 
 def _prediction(document: RunResult) -> str:

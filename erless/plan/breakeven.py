@@ -94,8 +94,8 @@ def lines(points: Sequence[Point]) -> list[str]:
     said = []
     for kind in ("traffic", "rows"):
         tried = [each for each in points if each.kind == kind]
-        pays = [f"{each.factor:g}×" for each in tried if each.pays]  # noqa: RUF001
+        pays = [f"{each.factor:g}×" for each in tried if each.pays]
         where = f"pays at {', '.join(pays)}" if pays else "pays at none"
-        said.append(f"over {kind} ({tried[0].factor:g}× … {tried[-1].factor:g}× of this): sharding "  # noqa: RUF001
+        said.append(f"over {kind} ({tried[0].factor:g}× … {tried[-1].factor:g}× of this): sharding "
                     f"{where} of the {len(tried)} scales tried")  # fmt: skip
     return said

@@ -46,7 +46,7 @@ def shard_table(plan: Plan) -> Table:
 
 def node_line(plan: Plan) -> str:
     """The nodes that hold all containers, and what they cost."""
-    nodes = ", ".join(f"{each.count} × {each.instance_type}" for each in plan.nodes)  # noqa: RUF001
+    nodes = ", ".join(f"{each.count} × {each.instance_type}" for each in plan.nodes)
     dollars = plan.result.usd_per_month if plan.result else 0.0
     return f"nodes: {nodes}: ${dollars:,.0f} a month at prices of {plan.prices_date}"
 
@@ -62,7 +62,7 @@ def policy_table(plan: Plan) -> Table:
         table.add_column(name, justify="right")
     for each in plan.policies:
         table.add_row(
-            each.policy, _size(each.memory_bytes), f"{each.memory_reduction:.2f}×",  # noqa: RUF001
+            each.policy, _size(each.memory_bytes), f"{each.memory_reduction:.2f}×",
             f"{each.memory_utility:.2%}", str(each.functions), str(each.containers),
             str(each.fan_out), f"{each.vcpu:g}", str(each.nodes), f"{each.usd_per_month:,.0f}",
             f"{each.predicted_p95_ms:.2f}", f"{each.lower_bound_gap:.2%}",
@@ -118,7 +118,7 @@ def verdict(plan: Plan) -> str:
     saved = whole.usd_per_month - joint.usd_per_month
     word = "saves" if saved >= 0 else "costs more by"
     return (f"sharding {word} ${abs(saved):,.0f} a month ({abs(saved) / whole.usd_per_month:.1%}) "
-            f"and holds {whole.memory_bytes / joint.memory_bytes:.2f}× less memory")  # fmt: skip  # noqa: RUF001
+            f"and holds {whole.memory_bytes / joint.memory_bytes:.2f}× less memory")  # fmt: skip
 
 
 def _rate(qps: float) -> str:

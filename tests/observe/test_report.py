@@ -27,6 +27,10 @@ def test_the_page_in_a_browser(tmp_path: Path, browser: Browser, width: int) -> 
     assert console == ""
     assert document.count('class="plot"') == 5
     assert len(re.findall(r'class="line" ', document)) == 2 * 9  # wide, narrow
+    titles = re.findall(r'class="tick"[^>]*>([a-z, ]+ \([^)]+\))<', document)
+    assert titles.count("time (s)") == 2 * 4
+    assert titles.count("rows, hottest first (count)") == 2
+    assert {"traffic (queries/s)", "latency (ms)", "memory (bytes)"} < set(titles)
     assert "a &lt;small&gt; run" in document
     tip = re.search(r'<div class="tip"[^>]*>(.*?)</div></div>', document)
     assert tip and "hidden" not in tip[0] and "offered: 5" in tip[0]
