@@ -63,7 +63,7 @@ def rollback(
     namespace: NamespaceOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Make a kept release current again; queries in flight are answered by the one they reached.
+    """Make a kept release current again; queries in flight are answered where they are.
 
     Example: `erless rollback`, `erless rollback 3f9a`
     """

@@ -66,7 +66,7 @@ def profile(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the profile.")] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Measure how hot each row is from access logs, and with --throughput how fast this machine is.
+    """Measure how hot each row is from access logs; with --throughput how fast this machine is.
 
     Logs: query files, parquet with a list of ids per table, Criteo TSV/CSV, interactions
     (`user item item …`), aggregated parquet (table, id, count); larger than memory is fine.

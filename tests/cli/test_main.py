@@ -15,6 +15,7 @@ import pytest
 from typer.main import get_command
 
 from erless.cli.main import app
+from erless.cli.verbs import VERBS
 from tests.conftest import ROOT, Cli
 
 
@@ -24,7 +25,9 @@ def test_help_lists_the_verbs_and_imports_nothing_heavy(cli: Cli) -> None:
     for word in ("init", "config", "example", "import", "bundle", "predict"):
         assert word in shown.stdout
     program = (
-        "import sys; from erless.cli.main import app\n"
+        "import sys; from typer.main import get_command; from erless.cli.main import app\n"
+        "root = get_command(app)\n"
+        "assert all(root.get_command(None, name) for name in root.commands)\n"
         "heavy = {'torch', 'numpy', 'pydantic', 'pyarrow', 'boto3', 'scipy', 'kubernetes'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
@@ -45,12 +48,29 @@ def test_every_verb_shows_an_example_and_takes_output(cli: Cli) -> None:
 
 def _verbs(command: Any, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Each verb of the command line by its words."""
-    below = getattr(command, "commands", None)
-    if below is None:
+    if not hasattr(command, "commands"):
         yield words, command
         return
-    for name, each in below.items():
-        yield from _verbs(each, (*words, name))
+    for name in command.commands:
+        yield from _verbs(command.get_command(None, name), (*words, name))
+
+
+def test_the_help_says_of_a_verb_what_its_own_help_does() -> None:
+    command: Any = get_command(app)
+    for name, (_, line) in VERBS.items():
+        own = command.get_command(None, name).help
+        assert own.split("\n\n")[0].replace("\n", " ") == line, name
+
+
+def test_the_help_imports_no_verb() -> None:
+    program = (
+        "import sys; from erless.cli.main import main\n"
+        "sys.argv = ['erless', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'erless.cli.verbs' in sys.modules and 'erless.cli.plan' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True)
 
 
 def test_version_and_completion(cli: Cli) -> None:
