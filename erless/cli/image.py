@@ -77,7 +77,7 @@ def build(
     """Build images without a container engine: base, dependencies, erless → an OCI archive each.
 
     The same inputs give the same digest. `erless image push` sends the archives to a registry;
-    with --engine it builds the Dockerfiles of `functions/` by docker, podman or buildah instead.
+    with --engine it builds `functions/Dockerfile` by docker, podman or buildah instead.
 
     Example: `erless image build --base python:3.11.14-slim-bookworm --out images`
     """
@@ -110,7 +110,7 @@ def push(
     tag: Annotated[str, typer.Option(help="Tag for people; deploys use the digest.")] = "latest",
     kind: KindOption = None,
     engine: Annotated[
-        Builder, typer.Option(help="Build the Dockerfiles by this engine, then push.")
+        Builder, typer.Option(help="Build functions/Dockerfile by this engine, then push.")
     ] = Builder.NONE,
     base: Annotated[str | None, typer.Option(help="Base image for --engine.")] = None,
     torch: Annotated[bool, typer.Option("--torch", help="torch in the gateway, for --engine.")] = (

@@ -15,8 +15,9 @@ from typing import ClassVar
 
 import pytest
 
+from erless.deploy.image import engine
 from erless.deploy.image.build import build_archive
-from erless.deploy.image.content import application_items
+from erless.deploy.image.content import application_items, source_root
 from erless.deploy.image.layer import Item, write_layer
 from erless.deploy.image.oci import Base, append, push_archive
 from erless.deploy.image.reference import parse_reference
@@ -24,6 +25,7 @@ from erless.deploy.image.registry import Registry, resolve_digest
 from erless.deploy.site import read_images, resolve_site
 from erless.errors import ConfigError, ImageError
 from erless.specs.config import Config
+from erless.specs.knative import FunctionKind
 from tests.conftest import Cli
 
 
@@ -188,6 +190,42 @@ def test_what_is_altered_or_absent_is_said(tmp_path: Path, registry: str) -> Non
         parse_reference("Not A Reference")
     with pytest.raises(ImageError, match="cannot resolve 1 of 127.0.0.1:1/x"):
         resolve_digest(parse_reference("127.0.0.1:1/x:1"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "torch", "target"),
+    [
+        ("sparse", False, "sparse"),
+        ("gateway", False, "gateway"),
+        ("gateway", True, "gateway-torch"),
+        ("dense", True, "dense"),
+    ],
+)
+def test_an_engine_builds_a_target_that_is_there(
+    tmp_path: Path, kind: FunctionKind, torch: bool, target: str
+) -> None:
+    """No engine runs here: a script stands in for it, and writes down how it was called."""
+    script, called = tmp_path / "engine", tmp_path / "called"
+    script.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {called}\n')
+    script.chmod(0o755)
+    engine.build(str(script), kind, "r/x:1", "base:1", torch=torch)
+    words = called.read_text().split()
+    options = dict(zip(words[1:-1:2], words[2:-1:2], strict=True))
+    assert options["--target"] == target
+    assert options["--build-arg"] == "BASE=base:1"
+    lines = (source_root() / options["--file"]).read_text()
+    stages = re.findall(r"^FROM \S+ AS (\S+)$", lines, re.MULTILINE)
+    assert target in stages
+
+    def stage(name: str) -> str:
+        return lines.split(f" AS {name}\n")[1].split("\nFROM ")[0]
+
+    assert ("--from=torch" in stage(target)) == torch
+    entry = "gateway" if target == "gateway-torch" else target
+    assert f"functions.{entry}.main" in stage(entry)
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", lines, re.MULTILINE)
+    for each in " ".join(copied).split():
+        assert (source_root() / each).exists(), each
 
 
 def test_push_saves_digests_that_deploy_reads(tmp_path: Path, registry: str, cli: Cli) -> None:

@@ -43,9 +43,9 @@ def source_root() -> Path:
     return root
 
 
-def requirements(kind: FunctionKind) -> Path:
-    """The list of what a function imports."""
-    return source_root() / "functions" / kind / "requirements.txt"
+def requirements() -> Path:
+    """The list of what the functions import, but for torch."""
+    return source_root() / "functions" / "requirements.txt"
 
 
 def application_items(scratch: Path) -> list[Item]:
@@ -106,7 +106,7 @@ def dependency_items(
         sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary=:all:",
         "--disable-pip-version-check", "--target", str(target),
         "--constraint", str(source_root() / "constraints.txt"),
-        "--requirement", str(requirements(kind)),
+        "--requirement", str(requirements()),
     ]  # fmt: skip
     command += ["--no-index", "--find-links", str(wheels)] if wheels else []
     command += ["torch"] if torch else []

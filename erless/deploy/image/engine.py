@@ -16,6 +16,7 @@ from erless.specs.knative import FunctionKind
 __all__ = ["ENGINES", "build", "find_engine", "push"]
 
 ENGINES = ("docker", "podman", "buildah")
+DOCKERFILE = "functions/Dockerfile"
 ANSWER_S, BUILD_S = 20, 3600
 
 
@@ -37,15 +38,15 @@ def find_engine() -> str | None:
 
 
 def build(engine: str, kind: FunctionKind, image: str, base: str | None, *, torch: bool) -> None:
-    """Build a function's Dockerfile as `image`.
+    """Build a function's target of the Dockerfile as `image`.
 
     Raises:
         ImageError: the build failed; its output went to stderr.
     """
     verb = "bud" if engine == "buildah" else "build"
-    command = [engine, verb, "--file", f"functions/{kind}/Dockerfile", "--tag", image]
+    target = "gateway-torch" if torch and kind == "gateway" else kind
+    command = [engine, verb, "--file", DOCKERFILE, "--target", target, "--tag", image]
     command += ["--build-arg", f"BASE={base}"] if base else []
-    command += ["--build-arg", "TORCH=1"] if torch and kind == "gateway" else []
     _run([*command, "."], source_root(), f"{engine} could not build the {kind} image")
 
 
