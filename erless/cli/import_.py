@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,20 +63,11 @@ def dlrm(
     Example: `erless import dlrm dlrm.pt --out model`
     """
     from erless.importers.dlrm import import_dlrm
-    from erless.importers.poolings import Poolings
-    from erless.specs.model import Interaction
 
-    with bars() as progress:
-        manifest = import_dlrm(
-            checkpoint,
-            out,
-            interaction=None if interaction is None else Interaction(interaction.value),
-            poolings=Poolings.parse(pooling or []),
-            sigmoid=not logits,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    _emit(output, out, manifest)
+    _import(
+        import_dlrm, checkpoint, out, pooling, interaction, logits=logits, overwrite=overwrite,
+        output=output,
+    )  # fmt: skip
 
 
 @app.command()
@@ -94,20 +86,11 @@ def torchrec(
     Example: `erless import torchrec dlrm.pt --pooling mean --out model`
     """
     from erless.importers.dlrm import import_torchrec
-    from erless.importers.poolings import Poolings
-    from erless.specs.model import Interaction
 
-    with bars() as progress:
-        manifest = import_torchrec(
-            checkpoint,
-            out,
-            interaction=None if interaction is None else Interaction(interaction.value),
-            poolings=Poolings.parse(pooling or []),
-            sigmoid=not logits,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    _emit(output, out, manifest)
+    _import(
+        import_torchrec, checkpoint, out, pooling, interaction, logits=logits, overwrite=overwrite,
+        output=output,
+    )  # fmt: skip
 
 
 @app.command()
@@ -138,6 +121,28 @@ def tables(
             dense_features,
             out,
             poolings=Poolings.parse(pooling or []),
+            overwrite=overwrite,
+            progress=progress,
+        )
+    _emit(output, out, manifest)
+
+
+def _import(
+    importer: Callable[..., BundleManifest], checkpoint: Path, out: Path,
+    pooling: list[str] | None, interaction: InteractionChoice | None, *, logits: bool,
+    overwrite: bool, output: Output,
+) -> None:  # fmt: skip
+    """What the importers of checkpoints share: the same options, and the same answer."""
+    from erless.importers.poolings import Poolings
+    from erless.specs.model import Interaction
+
+    with bars() as progress:
+        manifest = importer(
+            checkpoint,
+            out,
+            interaction=None if interaction is None else Interaction(interaction.value),
+            poolings=Poolings.parse(pooling or []),
+            sigmoid=not logits,
             overwrite=overwrite,
             progress=progress,
         )

@@ -1,5 +1,6 @@
 """Checkpoints made by the very module layouts of facebookresearch/dlrm and torchrec."""
 
+import json
 import pickle
 from collections import OrderedDict
 from itertools import pairwise
@@ -18,6 +19,7 @@ from erless.importers.dlrm import import_dlrm, import_torchrec
 from erless.importers.poolings import Poolings
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import Interaction, Pooling
+from tests.conftest import Cli
 
 DENSE, DIM, ROWS = 5, 4, (7, 11, 3)
 
@@ -86,6 +88,19 @@ def test_a_dlrm_checkpoint_predicts_the_same(tmp_path: Path, interaction, itself
     query, bags, dense = queries()
     found = Monolith.load(tmp_path / "m").predict(query)
     assert np.abs(found - model(dense, bags).detach().numpy()[:, 0]).max() <= 1e-6
+
+
+def test_the_verb_passes_every_option_on(tmp_path: Path, cli: Cli) -> None:
+    path = save(tmp_path / "c.pt", Dlrm(itself=True))
+    run = cli("import", "dlrm", path, "--out", tmp_path / "m", "--pooling", "table_1=mean",
+              "--interaction", "dot_itself", "--logits", "-o", "json")  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    model = json.loads(run.stdout)["model"]
+    assert [each["pooling"] for each in model["tables"]] == ["sum", "mean", "sum"]
+    assert (model["tower"]["interaction"], model["tower"]["sigmoid"]) == ("dot_itself", False)
+    run = cli("import", "torchrec", path, "--out", tmp_path / "n")
+    assert run.returncode == 1
+    assert "embedding_bags" in run.stderr
 
 
 @pytest.mark.parametrize("form", ["ddp", "bare", "legacy", "safetensors", "half"])
