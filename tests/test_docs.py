@@ -37,6 +37,27 @@ def test_every_command_is_understood(page: Path) -> None:
         command.make_context("erless", words)  # UsageError where it is not
 
 
+def options(command: Any) -> set[str]:
+    """The options of a verb, or of all verbs below it."""
+    found = {each for param in command.params for each in (*param.opts, *param.secondary_opts)}
+    for name in getattr(command, "commands", ()):
+        found |= options(command.get_command(None, name))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_named_is_there(page: Path) -> None:
+    """One of a verb, or of a benchmark or load test."""
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text(encoding="utf-8")))
+    scripts = "".join(
+        each.read_text(encoding="utf-8")
+        for folder in ("benchmarks", "loadtests")
+        for each in (ROOT / folder).rglob("*.py")
+    )
+    unknown = named - options(get_command(app))
+    assert [each for each in unknown if each.removeprefix("--") not in scripts] == []
+
+
 def test_the_commands_are_found() -> None:
     assert "erless deploy --store releases" in typed(ROOT / "README.md")
 

@@ -85,7 +85,7 @@ def status_view(found: Status) -> Group:
     reduction = found.model_wise_bytes / found.memory_bytes if found.memory_bytes else 0
     memory = (
         f"{found.memory_bytes / 1e6:,.0f} MB in all; as many model-wise replicas would hold "
-        f"{found.model_wise_bytes / 1e6:,.0f} MB ({reduction:.1f} times as much)"
+        f"{found.model_wise_bytes / 1e6:,.0f} MB ({reduction:.2f}× as much)"
     )
     return Group(table, Text(memory))
 

@@ -41,16 +41,16 @@ class Site:
         """The image of a function.
 
         Raises:
-            ConfigError: none is configured, or by tag: a tag may move.
+            OptionError: none is configured, or by tag: a tag may move.
         """
         image = self.images.get(kind)
         if image is None:
-            raise ConfigError(
-                f"no image for {kind} functions: `erless image push` writes one to "
-                f"{self.options.images_file}, or name it under targets.knative.images"
+            raise OptionError(
+                f"no image for {kind} functions: pass --image, set targets.knative.images, or run "
+                f"`erless image push`, which writes {self.options.images_file}"
             )
         if not DIGEST.match(image):
-            raise ConfigError(
+            raise OptionError(
                 f"image {image} of {kind} functions is not named by digest (@sha256:…)"
             )
         return image

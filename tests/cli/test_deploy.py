@@ -71,6 +71,7 @@ def test_the_verbs_of_a_deployment(
     assert {each["name"] for each in status["functions"]} == {"hot", "cold", "frozen", "gateway"}
     assert status["memory_reduction"] > 0
     text = cli("status", cwd=tmp_path)
+    assert "× as much)" in text.stdout
     assert "model-wise replicas would hold" in text.stdout
 
     code, answers = run("predict", made[0].queries, "--against", made[0].bundle)
