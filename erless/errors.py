@@ -5,6 +5,7 @@
     │   ├── OptionError          an option of the command line is missing or contradicts another
     │   └── KubeconfigError      no kubeconfig, or it leads to another cluster
     ├── ArtifactError            a file of ours is missing, truncated, altered or of a newer schema
+    │   └── ExistsError          what would be written is there already
     ├── StorageError             the disk or bucket refused: full, read-only, no permission
     ├── CheckpointError          a foreign checkpoint or dataset cannot be imported
     ├── ModelError               tables and tower do not fit together
@@ -36,6 +37,7 @@ __all__ = [
     "ConflictError",
     "DeployError",
     "ErlessError",
+    "ExistsError",
     "ImageError",
     "InfeasibleError",
     "InfraError",
@@ -74,6 +76,10 @@ class KubeconfigError(ConfigError):
 
 class ArtifactError(ErlessError):
     """An artifact of ours is missing, truncated, altered, or of a newer schema."""
+
+
+class ExistsError(ArtifactError):
+    """What would be written is there already."""
 
 
 class StorageError(ErlessError):

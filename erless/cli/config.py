@@ -23,12 +23,12 @@ def init(
 
     Example: `erless init`
     """
-    from erless.errors import ArtifactError
+    from erless.errors import ExistsError
     from erless.specs.template import config_template
     from erless.storage.atomic import os_errors, staged_file
 
     if path.exists() and not overwrite:
-        raise ArtifactError(f"{path} exists already")
+        raise ExistsError(f"{path} exists already")
     with staged_file(path) as stage, os_errors(stage):
         stage.write_text(config_template(), encoding="utf-8")
     emit(output, {"config": str(path)}, lambda console: console.print(f"wrote {path}"))

@@ -149,11 +149,14 @@ def push(
     with tempfile.TemporaryDirectory(prefix="erless-image-") as folder:
         for each in _kinds(kind):
             image = f"{where.rstrip('/')}/{each}:{tag}"
-            note(f"pushing {image}")
             if engine is Builder.NONE:
+                if not (out / f"{each}.tar").exists():
+                    raise ImageError(f"{out / f'{each}.tar'} is not built yet")
+                note(f"pushing {image}")
                 reference = parse_reference(image)
                 pushed[each] = push_archive(out / f"{each}.tar", reference, Path(folder))
             else:
+                note(f"building and pushing {image}")
                 engines.build(chosen, each, image, base, torch=torch)
                 pushed[each] = engines.push(chosen, image)
     path = images or options.images_file

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from erless.errors import ArtifactError, StorageError
+from erless.errors import ArtifactError, ExistsError, StorageError
 
 __all__ = ["fsync_directory", "os_errors", "staged_directory", "staged_file"]
 
@@ -65,7 +65,8 @@ def staged_directory(
         durable: fsync every file before the rename.
 
     Raises:
-        ArtifactError: `target` exists and may not be replaced.
+        ExistsError: `target` is there already.
+        ArtifactError: it is there and not erless's to replace.
         StorageError: the disk refused.
     """
     target = Path(os.path.abspath(target))  # noqa: PTH100 - keeps symlinks, unlike resolve()
@@ -123,7 +124,7 @@ def _check_replaceable(target: Path, marker: str, overwrite: bool) -> None:
     if not target.is_dir() or not (target / marker).is_file():
         raise ArtifactError(f"{target} exists and holds no {marker}: it is not erless's to replace")
     if not overwrite:
-        raise ArtifactError(f"{target} exists already")
+        raise ExistsError(f"{target} exists already")
 
 
 def _swap(stage: Path, target: Path, marker: str, overwrite: bool) -> None:

@@ -134,6 +134,8 @@ def test_an_erless_error_is_short_and_says_what_to_try(cli: Cli, tmp_path: Path)
         (("status", "--target", "knative"), "set KUBECONFIG"),
         (("status", "--target", "mars"), "--help"),
         (("image", "push"), "--help lists"),
+        (("image", "push", "--registry", "r.example/x"), "`erless image build"),
+        (("pack",), "check the path, or make the artifact again"),
     ],
 )
 def test_the_hint_helps_with_the_very_error(
@@ -143,6 +145,8 @@ def test_the_hint_helps_with_the_very_error(
     run = cli(*words, cwd=tmp_path)
     assert run.returncode == 1
     assert says in run.stderr.splitlines()[-1]
+    assert "--overwrite" not in run.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_way_of_a_new_user(cli: Cli, tmp_path: Path) -> None:
