@@ -9,6 +9,10 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, ExecError, PlatformError
 
 SOURCES = Path("erless/dlrm/kernels")
+FILES = (
+    "index", "route", "home", "gather",
+    "module", "py_index", "py_router", "py_pooler", "py_combine",
+)  # fmt: skip
 
 
 class BuildKernels(build_ext):
@@ -30,8 +34,8 @@ setup(
     ext_modules=[
         Extension(
             "erless.dlrm._kernels",
-            sources=[str(SOURCES / f"{each}.c") for each in ("module", "index", "route", "gather")],
-            depends=[str(SOURCES / each) for each in ("kernels.h", "gather_lanes.h")],
+            sources=[str(SOURCES / f"{each}.c") for each in FILES],
+            depends=[str(SOURCES / each) for each in ("kernels.h", "binding.h", "gather_lanes.h")],
             # No -march: the widest instruction set is chosen when the module is loaded.
             extra_compile_args=["-std=gnu11", "-O3", "-g0", "-fno-math-errno"],
         )

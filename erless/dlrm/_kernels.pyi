@@ -1,4 +1,4 @@
-"""The compiled kernels (kernels/module.c). rows.py and embedding.py are their only users.
+"""The compiled kernels (kernels/module.c, binding.h). rows.py and embedding.py are their only users.
 
 A fault is (kind, table, sample, position, value); kinds as in kernels.h.
 """
@@ -18,7 +18,7 @@ def index_find(
     blocks: _Array | None, rows: int, ids: _Array, found: _Array, /
 ) -> tuple[int, int]: ...
 def pick_rows(
-    rows: _Array, routes: _Array, shard: int, counts: _Array, out: _Array | None, sums: _Array, /
+    rows: _Array, routes: _Array, counts: _Array, out: _Array | None, sums: _Array, shard: int, /
 ) -> tuple[int, float]: ...
 def combine_begin(samples: int, out: _Array, places: _Array, /) -> None: ...
 def combine(
@@ -28,15 +28,20 @@ def combine_end(samples: int, out: _Array, places: _Array, lengths: _Array, /) -
 def to_half(floats: _Array, halves: _Array, /) -> None: ...
 
 @final
+class Kept:
+    def __len__(self) -> int: ...
+    def pool(self, out: _Array, places: _Array, /) -> None: ...
+
+@final
 class Router:
     def __new__(
         cls, routes: tuple[_Array, ...], slots: _Array, widths: _Array,
-        homes: tuple[tuple[int, _Array | None] | None, ...] | None = None, /,
+        homes: tuple[tuple[int, Pooler, int] | None, ...] | None = None, /,
     ) -> Router: ...  # fmt: skip
     def bucketize(
         self, values: _Array, weights: _Array | None, lengths: _Array, values_out: _Array,
         weights_out: _Array | None, lengths_out: _Array, starts: _Array, /,
-    ) -> _Fault | None: ...  # fmt: skip
+    ) -> Kept | _Fault: ...  # fmt: skip
 
 @final
 class Pooler:

@@ -13,7 +13,7 @@ Whoever combines knows the lengths it sent, so an empty bag takes no part, whate
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
-from erless.dlrm.rows import Ids, RowIndex, as_ids, as_lengths, as_weights, query_error
+from erless.dlrm.rows import Home, Ids, RowIndex, as_ids, as_lengths, as_weights, query_error
 from erless.errors import ArtifactError, QueryError
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision
@@ -140,21 +140,9 @@ class EmbeddingShard:
         out = np.empty(lengths.shape[1] * self.width, np.float32)
         return out[: self._run(values, weights, lengths, out, None)]
 
-    def at_home(self, tables: Collection[str]) -> EmbeddingShard:
-        """The same rows, where `tables` are asked for by local index instead of row id.
-
-        That is what `Routing` with `homes` gives to the shard in its own process.
-        """
-        slices = []
-        for each in self.slices:
-            if each.table.name in tables and each.index.blocks is not None:
-                rows = each.index.stored
-                table = each.table.model_copy(update={"rows": rows})
-                every = RowIndex(rows, each.index.array[:0])
-                slices.append(StoredSlice(table, each.precision, each.rows, every))
-            else:
-                slices.append(each)
-        return EmbeddingShard(slices, self.name)
+    def homes(self, shard: int) -> list[Home]:
+        """Per slice what `Routing` needs to find its rows here, as the shard numbered `shard`."""
+        return [Home(shard, self._pooler, number) for number in range(len(self.slices))]
 
     def _check(
         self, values: Ids, lengths: Lengths, weights: Floats | None
@@ -192,7 +180,8 @@ class Combiner:
         tables: the model's, in order.
         holdings: per shard the indexes of its tables, as `Routing.holdings`.
 
-    Use: `out = begin(B)`, `add` each shard's partial in any order, `finish(out, lengths)`.
+    Use: `out = begin(B)`, `keep` what lies here and `add` each shard's partial, in any order,
+    `finish(out, lengths)`.
     """
 
     def __init__(self, tables: Sequence[TableSpec], holdings: Sequence[Sequence[int]]) -> None:
@@ -227,6 +216,10 @@ class Combiner:
         """
         places = self._held[shard]
         _kernels.combine(len(out), out, places, as_lengths(lengths), partial, packed)
+
+    def keep(self, out: Floats, kept: _kernels.Kept) -> None:
+        """Add the rows that `Routing.bucketize` found in this process."""
+        kept.pool(out, self._places)
 
     def finish(self, out: Floats, lengths: Lengths) -> Floats:
         """Divide means by `lengths` (T, B) of the whole query; bags without a row become zero."""

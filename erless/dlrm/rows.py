@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
 from erless.errors import ArtifactError, PlanError, QueryError
-from erless.specs.model import TableSpec
+from erless.specs.model import Pooling, TableSpec
 
 __all__ = [
     "INDEX_ROWS",
     "MAX_SHARDS",
     "Bucket",
     "Buckets",
+    "Home",
     "Ids",
     "Routing",
     "RowIndex",
@@ -172,19 +173,30 @@ class Bucket(NamedTuple):
     weights: Floats | None
 
 
+class Home(NamedTuple):
+    """Where a table's rows lie in this process: slice `slice` of the shard numbered `shard`."""
+
+    shard: int
+    pooler: _kernels.Pooler
+    slice: int
+
+
 @dataclass(frozen=True, slots=True)
 class Buckets:
     """A query's ids by shard.
 
     Args:
-        values: (n,) ids, shard by shard; inside a shard table-major, bags in order.
-        weights: (n,) or None.
+        kept: rows found in their table's home, which no shard is asked for; `len` tells how many.
+        values: (n,) ids, shard by shard; inside a shard table-major, bags in order. What was kept
+            is missing: the end is then unused.
+        weights: (n,) or None, likewise.
         lengths: (Σ tables of each shard × B,) int32.
         starts: (shards + 1,) where each shard's ids begin in `values`.
         bags: (shards + 1,) where each shard's lengths begin in `lengths`.
         batch: samples B.
     """
 
+    kept: _kernels.Kept
     values: Ids
     weights: Floats | None
     lengths: Lengths
@@ -218,9 +230,8 @@ class Routing:
         tables: the model's, in order.
         routes: per table (rows,) uint8: the shard of each row (`route_table`).
         holdings: per shard the indexes of the tables it stores rows of, ascending.
-        homes: per table None, or the number and row index of the shard that lies in this process.
-            What `bucketize` gives to that shard of that table are local indexes, not row ids: the
-            index is asked first, which finds most ids, so that only the others need routing.
+        homes: per table None, or where its rows lie in this process. That index is asked first,
+            which finds most ids, so that only the others need routing: `Buckets.kept`.
 
     Raises:
         ArtifactError: a route does not fit its table, or there are too many shards.
@@ -231,7 +242,7 @@ class Routing:
         tables: Sequence[TableSpec],
         routes: Sequence[NDArray[np.uint8]],
         holdings: Sequence[Sequence[int]],
-        homes: Sequence[tuple[int, RowIndex] | None] | None = None,
+        homes: Sequence[Home | None] | None = None,
     ) -> None:
         self.tables = tuple(tables)
         self.holdings = tuple(tuple(each) for each in holdings)
@@ -249,14 +260,25 @@ class Routing:
         for shard, held in enumerate(self.holdings):
             slots[shard, list(held)] = np.arange(len(held))
         widths = np.array([len(held) for held in self.holdings], np.int64)
-        at_home = None
-        if homes is not None and any(homes):
-            at_home = tuple(each and (each[0], each[1].blocks) for each in homes)
-        self._router = _kernels.Router(tuple(routes), slots, widths, at_home)
+        at_home = tuple(homes) if homes is not None and any(homes) else None
+        self._weighted = next(
+            (
+                table.name
+                for table, home in zip(self.tables, at_home or (), strict=bool(at_home))
+                if home is not None and table.pooling is Pooling.WEIGHTED_SUM
+            ),
+            None,
+        )
+        try:
+            self._router = _kernels.Router(tuple(routes), slots, widths, at_home)
+        except ValueError as error:
+            raise ArtifactError(f"routing and shards do not fit together: {error}") from error
         self._bags = np.concatenate([[0], np.cumsum(widths)])
 
     def bucketize(self, values: Ids, lengths: Lengths, weights: Floats | None = None) -> Buckets:
         """Sort a query's ids by shard, keeping the order of bags: one pass to count, one to place.
+
+        Rows at home are found on the way: `Combiner.keep` adds them to the query's result.
 
         Args:
             values: (n,) row ids, table-major, int32 or int64.
@@ -272,18 +294,22 @@ class Routing:
             raise QueryError(
                 f"lengths has shape {lengths.shape}, expected ({len(self.tables)} tables, B)"
             )
+        if self._weighted is not None and weights is None:
+            raise QueryError(
+                f"table {self._weighted} pools by weighted sum: the query has no weights"
+            )
         batch = lengths.shape[1]
         bags = self._bags * batch
         starts = np.empty(len(self.holdings) + 1, np.int64)
         counts = np.empty(int(bags[-1]), np.int32)
         sorted_values = np.empty_like(values)
         sorted_weights = None if weights is None else np.empty_like(weights)
-        fault = self._router.bucketize(
+        kept = self._router.bucketize(
             values, weights, lengths, sorted_values, sorted_weights, counts, starts
         )
-        if fault is not None:
-            raise query_error(fault, self.tables)
-        return Buckets(sorted_values, sorted_weights, counts, starts, bags, batch)
+        if isinstance(kept, tuple):
+            raise query_error(kept, self.tables)
+        return Buckets(kept, sorted_values, sorted_weights, counts, starts, bags, batch)
 
 
 def as_ids(values: NDArray[Any]) -> Ids:

@@ -134,7 +134,7 @@ class _Output:
         whole = found == len(chunk)
         rows = chunk if whole else np.empty((found, chunk.shape[1]), np.float32)
         _, weight = _kernels.pick_rows(
-            chunk, routes, self.slice.shard, counts, None if whole else rows, self._weighted
+            chunk, routes, counts, None if whole else rows, self._weighted, self.slice.shard
         )
         self._weight += weight
         stored = encode(rows, self.slice.precision)

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
-from erless.dlrm.rows import INDEX_WORDS, Routing, RowIndex
+from erless.dlrm.rows import INDEX_WORDS, Home, Routing, RowIndex
 from erless.errors import ArtifactError
 from erless.specs.artifact import FileEntry
 from erless.specs.model import ModelSpec, TableSpec
@@ -110,8 +110,8 @@ class OpenGateway(_Open):
         routing: bucketizes queries.
         combiner: adds partials up.
         holdings: per shard number the indexes of the model's tables that it holds rows of.
-        resident: shard number → its rows, for the shards inside the gateway, which take what
-            `routing` gives them: local indexes of the tables that they are the home of.
+        resident: shard number → its rows, for the shards inside the gateway. `routing` finds what
+            the first of them holds of a table by itself; what others hold goes to them as ids.
         defaults: per shard number one vector (dim,) float32 for each table that it holds.
     """
 
@@ -187,13 +187,7 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
             ),
             combiner=Combiner(tables, holdings),
             holdings=holdings,
-            resident={
-                number: shard.at_home(
-                    [tables[index].name for index in held if homes[index][0] == number]
-                )
-                for number, shard in resident.items()
-                for held in [holdings[number]]
-            },
+            resident=resident,
             defaults=tuple(
                 tuple(
                     _default(vectors, number, tables[index]) for index in holdings[number]
@@ -206,12 +200,12 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
 
 def _homes(
     holdings: Sequence[Sequence[int]], resident: Mapping[int, EmbeddingShard]
-) -> dict[int, tuple[int, RowIndex]]:
-    """Table → the first resident shard that holds rows of it, and their index."""
-    homes: dict[int, tuple[int, RowIndex]] = {}
+) -> dict[int, Home]:
+    """Table → where its rows lie in the first resident shard that holds some."""
+    homes: dict[int, Home] = {}
     for number, shard in sorted(resident.items()):
-        for table, each in zip(holdings[number], shard.slices, strict=True):
-            homes.setdefault(table, (number, each.index))
+        for table, each in zip(holdings[number], shard.homes(number), strict=True):
+            homes.setdefault(table, each)
     return homes
 
 

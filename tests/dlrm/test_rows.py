@@ -168,15 +168,15 @@ def test_picked_rows_are_those_of_the_shard(rows, dim, seed) -> None:
     counts = generator.integers(0, 1000, rows).astype(np.float32)
     mine = routes == 1
     out, sums = np.empty((int(mine.sum()), dim), np.float32), np.zeros(dim)
-    found, weight = _kernels.pick_rows(table, routes, 1, counts, out, sums)
+    found, weight = _kernels.pick_rows(table, routes, counts, out, sums, 1)
     assert found == mine.sum()
     assert weight == (counts[mine] + 1).sum()
     np.testing.assert_array_equal(out, table[mine])
     exact = ((counts[mine] + 1.0)[:, None] * table[mine].astype(np.float64)).sum(axis=0)
     np.testing.assert_allclose(sums, exact, rtol=1e-12, atol=1e-9)
     again = np.zeros(dim)
-    _kernels.pick_rows(table, routes, 1, counts, None, again)
+    _kernels.pick_rows(table, routes, counts, None, again, 1)
     np.testing.assert_array_equal(sums, again)
     if mine.any():
         with pytest.raises(ValueError, match="out: "):
-            _kernels.pick_rows(table, routes, 1, counts, out[1:], sums)
+            _kernels.pick_rows(table, routes, counts, out[1:], sums, 1)

@@ -8,10 +8,7 @@
 #include <immintrin.h>
 #endif
 
-/* Rows fetched ahead of the one being added. Measured by benchmarks/kernels.py --ahead. */
-#ifndef AHEAD
-#define AHEAD 16
-#endif
+#define AHEAD POOL_AHEAD
 
 enum { HEADER = 4 }; /* fp16 scale and bias in front of the codes of an int8 or int4 row */
 
@@ -351,6 +348,38 @@ int64_t pool(const slice_t *slices, int64_t count, const ids_t *values, const fl
     free(parts);
     free(ptrs);
     return packed ? next - out : 0;
+}
+
+/* Returns 0 without memory. */
+int home_pool(const home_t *homes, int64_t tables, const kept_t *kept, int64_t samples, float *out,
+              int64_t stride, const place_t *places) {
+    const uint8_t **rows = kept->rows;
+    int64_t widest = 0, done = 0;
+    for (int64_t t = 0; t < tables; t++)
+        if (homes[t].shard >= 0 && places[t].dim > widest) widest = places[t].dim;
+    float *sum = malloc(sizeof(float) * 2 * (size_t)(widest + 1)), *parts = sum + widest + 1;
+    if (sum == NULL) return 0;
+    for (int64_t i = 0; i < AHEAD; i++) rows[kept->size + i] = kept->size ? rows[0] : NULL;
+    for (int64_t t = 0; t < tables; t++) {
+        if (homes[t].shard < 0) continue;
+        const slice_t *slice = &homes[t].slice;
+        const bag_fn bag = choose(slice);
+        for (int64_t b = 0; b < samples; b++) {
+            const int64_t size = kept->sizes[t * samples + b], split = slice->precision == INT4;
+            if (size == 0) continue;
+            bag(rows + done, kept->weights ? kept->weights + done : NULL, size, slice->row_bytes,
+                slice->dim, split ? parts : sum);
+            if (split) interleave(parts, sum, slice->dim);
+            float *to = out + b * stride + places[t].column;
+            if (slice->pooling == MAX)
+                for (int64_t c = 0; c < slice->dim; c++) to[c] = sum[c] > to[c] ? sum[c] : to[c];
+            else
+                for (int64_t c = 0; c < slice->dim; c++) to[c] += sum[c];
+            done += size;
+        }
+    }
+    free(sum);
+    return 1;
 }
 
 /* Sums start at 0, maxima at -inf. */

@@ -93,14 +93,3 @@ int64_t pick_rows(const float *rows, int64_t size, int64_t dim, const uint8_t *r
     *weight += total;
     return found;
 }
-
-void index_unpack(const uint64_t *blocks, int64_t count, word_t *words) {
-    for (int64_t k = 0; k < count; k++) {
-        uint64_t rank = blocks[INDEX_WORDS * k] >> 16;
-        for (int lane = 0; lane < INDEX_WORDS - 1; lane++) {
-            const uint64_t bits = blocks[INDEX_WORDS * k + 1 + lane];
-            *words++ = (word_t){bits, rank};
-            rank += (uint64_t)__builtin_popcountll(bits);
-        }
-    }
-}

@@ -2,6 +2,7 @@
  *
  * index.c   row id -> local index, by rank over a bitmap
  * route.c   bucketize: ids of a query -> ids per shard
+ * home.c    the ids of those rows that lie in the gateway itself
  * gather.c  gather-pool (gather_lanes.h once per instruction set), combine
  * module.c  the Python binding; nothing below it touches Python, so all of it runs without the GIL
  *
@@ -16,6 +17,17 @@
 #include <string.h>
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
+#if defined(__x86_64__)
+#define POPCNT __attribute__((target("popcnt,bmi,bmi2")))
+#define HAS_POPCNT (__builtin_cpu_supports("popcnt") && __builtin_cpu_supports("bmi2"))
+#define AVX2 __attribute__((target("avx2")))
+#define HAS_AVX2 __builtin_cpu_supports("avx2")
+#else
+#define POPCNT
+#define HAS_POPCNT 0
+#define AVX2
+#define HAS_AVX2 0
+#endif
 
 /* Ids arrive as int32 or int64. */
 typedef struct {
@@ -26,6 +38,10 @@ typedef struct {
 
 static inline int64_t id_at(const ids_t *ids, int64_t i) {
     return ids->wide ? ((const int64_t *)ids->data)[i] : ((const int32_t *)ids->data)[i];
+}
+
+static inline size_t id_width(const ids_t *ids) {
+    return ids->wide ? sizeof(int64_t) : sizeof(int32_t);
 }
 
 enum { /* fault_t.kind */
@@ -69,38 +85,6 @@ int64_t index_find(const uint64_t *blocks, int64_t rows, const ids_t *ids, int64
 int64_t pick_rows(const float *rows, int64_t size, int64_t dim, const uint8_t *routes, int shard,
                   const float *counts, float *out, double *sums, double *weight);
 
-typedef struct {
-    uint64_t bits, rank; /* 64 rows: which are stored, and how many are before them */
-} word_t;
-
-void index_unpack(const uint64_t *blocks, int64_t count, word_t *words);
-
-/* Bucketize. `routes[t]` has one byte per row of table t: the number of the shard that holds it. */
-enum { MAX_SHARDS = 255, NO_SHARD = 255 };
-
-/* A table's home is the shard that lies in the same process: its ids are looked up in its index
- * first, since most are there, and leave as local indexes; only the others are routed. Since this
- * is done for every id, the index is unpacked: 0.25 byte per row, and no division. */
-typedef struct {
-    int64_t shard;       /* -1: this table has no home */
-    const word_t *words; /* NULL: the home stores every row */
-} home_t;
-
-typedef struct {
-    int64_t tables, shards;
-    const home_t *homes; /* (tables) or NULL */
-    const uint8_t **routes; /* (tables) */
-    const int64_t *rows;    /* (tables) */
-    const int32_t *slots;   /* (shards, tables): row of the shard's lengths, or -1: holds none */
-    const int64_t *widths;  /* (shards): tables that the shard holds */
-} routing_t;
-
-/* values_out (n), weights_out (n): by shard. starts (shards + 1): where each shard's ids begin.
- * lengths_out: for each shard (widths[s], samples), one after the other. */
-void route(const routing_t *routing, const ids_t *values, const float *weights,
-           const int32_t *lengths, int64_t samples, void *values_out, float *weights_out,
-           int32_t *lengths_out, int64_t *starts, fault_t *fault);
-
 /* Gather-pool. Numbers as in erless/dlrm/embedding.py. */
 enum { FP32 = 0, FP16 = 1, INT8 = 2, INT4 = 3 };
 enum { SUM = 0, MAX = 1, WEIGHTED = 2, MEAN = 3 };
@@ -118,6 +102,57 @@ int64_t pool(const slice_t *slices, int64_t count, const ids_t *values, const fl
              const int32_t *lengths, int64_t samples, float *out, int64_t stride,
              const int64_t *columns, int packed, fault_t *fault);
 
+/* Bucketize. `routes[t]` has one byte per row of table t: the number of the shard that holds it. */
+enum { MAX_SHARDS = 255, NO_SHARD = 255 };
+
+/* A table's home is the shard that lies in the same process: its ids are looked up in its index
+ * first, since most are there, and only the others are routed. Since this is done for every id,
+ * the index is unpacked: 0.25 byte per row of the table, no division, addresses instead of ranks. */
+typedef struct {
+    uint64_t bits;       /* 64 rows: which are stored */
+    const uint8_t *last; /* the last stored row before them; one row before the first: none is */
+} word_t;
+
+typedef struct {
+    int64_t shard;       /* -1: this table has no home */
+    const word_t *words; /* NULL: the home stores every row */
+    slice_t slice;       /* the table's rows there */
+} home_t;
+
+/* What a query found at home: the rows' addresses, bag by bag. */
+typedef struct {
+    const uint8_t **rows; /* (size), and room for POOL_AHEAD more */
+    float *weights;       /* (size) or NULL */
+    int32_t *sizes;       /* (tables, samples): rows per bag */
+    int64_t size;
+} kept_t;
+enum { POOL_AHEAD = 16 }; /* rows fetched ahead of the one being added */
+
+/* Fill in `words` (ceil(table rows / 192) * 3) from the slice's index. Returns 0 where that goes
+ * beyond the stored rows. */
+int home_unpack(const slice_t *slice, word_t *words);
+
+/* Split table t's bags (`lengths` of them at `begin`): rows at home to `kept`, the other ids to
+ * `away`. Every id is a row of the table. Returns how many are away. */
+int64_t home_find(const home_t *home, const ids_t *values, int64_t begin, const float *weights,
+                  const int32_t *lengths, int64_t samples, int32_t *sizes, kept_t *kept,
+                  void *away, float *away_weights, int32_t *away_sizes);
+
+typedef struct {
+    int64_t tables, shards;
+    const home_t *homes; /* (tables) or NULL */
+    const uint8_t **routes; /* (tables) */
+    const int64_t *rows;    /* (tables) */
+    const int32_t *slots;   /* (shards, tables): row of the shard's lengths, or -1: holds none */
+    const int64_t *widths;  /* (shards): tables that the shard holds */
+} routing_t;
+
+/* values_out (n), weights_out (n): by shard. starts (shards + 1): where each shard's ids begin.
+ * lengths_out: for each shard (widths[s], samples), one after the other. kept: used with homes. */
+void route(const routing_t *routing, const ids_t *values, const float *weights,
+           const int32_t *lengths, int64_t samples, void *values_out, float *weights_out,
+           int32_t *lengths_out, int64_t *starts, kept_t *kept, fault_t *fault);
+
 /* One row per slice of a partial: where it goes in `out`. */
 typedef struct {
     int64_t column, dim, pooling;
@@ -129,6 +164,9 @@ void combine_begin(float *out, int64_t stride, int64_t samples, const place_t *p
                    int64_t count);
 void combine_end(float *out, int64_t stride, const int32_t *lengths, int64_t samples,
                  const place_t *places, int64_t count);
+/* Pool what was kept, and add it to `out` (samples, stride); places has one row per table. */
+int home_pool(const home_t *homes, int64_t tables, const kept_t *kept, int64_t samples, float *out,
+              int64_t stride, const place_t *places);
 void to_half(const float *from, uint16_t *to, int64_t size);
 
 int64_t stored_row_bytes(int precision, int64_t dim);
