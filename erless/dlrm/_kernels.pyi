@@ -1,4 +1,4 @@
-"""The compiled kernels (kernels/module.c, binding.h). rows.py and embedding.py are their only users.
+"""The compiled kernels (kernels/binding.h): rows.py and embedding.py are their only users.
 
 A fault is (kind, table, sample, position, value); kinds as in kernels.h.
 """
@@ -42,6 +42,17 @@ class Router:
         self, values: _Array, weights: _Array | None, lengths: _Array, values_out: _Array,
         weights_out: _Array | None, lengths_out: _Array, starts: _Array, /,
     ) -> Kept | _Fault: ...  # fmt: skip
+
+@final
+class Lane:
+    def __new__(
+        cls, pooler: Pooler, heads: tuple[bytes, ...], asks: tuple[bytes, ...],
+        answers: tuple[bytes, ...], max_batch: int, max_body: int, longest_ms: int, /,
+    ) -> Lane: ...  # fmt: skip
+    def answer(
+        self, buffer: bytes | bytearray | memoryview, begin: int, end: int, announced: int,
+        date: bytes, up_ms: int, /,
+    ) -> tuple[bytes, int, int, int, int, int] | None: ...  # fmt: skip
 
 @final
 class Pooler:

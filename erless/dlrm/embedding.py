@@ -140,6 +140,20 @@ class EmbeddingShard:
         out = np.empty(lengths.shape[1] * self.width, np.float32)
         return out[: self._run(values, weights, lengths, out, None)]
 
+    def lane(
+        self,
+        heads: tuple[bytes, ...],
+        asks: tuple[bytes, ...],
+        answers: tuple[bytes, ...],
+        max_batch: int,
+        max_body_bytes: int,
+        longest_ms: int,
+    ) -> _kernels.Lane:
+        """What turns requests into answers, `pool_packed` included (kernels.h, `lane_t`)."""
+        return _kernels.Lane(
+            self._pooler, heads, asks, answers, max_batch, max_body_bytes, longest_ms
+        )
+
     def homes(self, shard: int) -> list[Home]:
         """Per slice what `Routing` needs to find its rows here, as the shard numbered `shard`."""
         return [Home(shard, self._pooler, number) for number in range(len(self.slices))]

@@ -19,19 +19,20 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm._kernels import Lane
 from erless.errors import QueryError, ServeError
-from erless.serve.http import DEADLINE, UP, Request, Response, problem
+from erless.serve.http import DEADLINE, JSON_LENGTH, UP, Request, Response, body_offset, problem
+from erless.serve.lane import LONGEST_MS
 from erless.serve.logs import Log
 from erless.serve.metrics import Metrics
 from erless.serve.settings import Settings
-from erless.serve.wire import InferRequest, TensorSpec, decode, encode
+from erless.serve.wire import BINARY_TYPE, InferRequest, TensorSpec, decode, encode
 from erless.version import __version__
 
 __all__ = ["Answer", "App", "Call", "Served"]
 
 State = Literal["loading", "ready", "draining"]
 UP_FOR_S = 120.0  # told for so long
-LONGEST_MS = 3_600_000.0
 RETRY_AFTER = ((b"retry-after", b"1"),)
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 READ = (b"GET", b"HEAD")
@@ -64,8 +65,9 @@ class Served(Protocol):
     outputs: tuple[TensorSpec, ...]
     prompt: bool  # `infer` answers at once, so that arrays may lie in the connection's buffer
 
-    def quick(self, request: Request) -> Response | None:
-        """Answer at once where the request is in the fast lane (erless.serve.lane), else None."""
+    @property
+    def lane(self) -> Lane | None:
+        """What answers requests of the fast lane (erless.serve.lane), if anything does."""
 
     def infer(self, call: Call) -> Answer | Awaitable[Answer]:
         """Answer. Raises QueryError for what the client sent, ServeError for anything else."""
@@ -130,9 +132,10 @@ class App:
         try:
             served = self._admit(request)
             deadline = self._deadline(request)
-            quick = served.quick(request)
-            if quick is not None:
-                return self._done(quick, began)
+            if served.lane is not None:
+                quick = self._in_lane(served.lane, request)
+                if quick is not None:
+                    return self._done(quick, began)
             inputs = decode(request.body, request.headers, served.inputs)
             call = Call(
                 inputs, request.arrived, deadline,
@@ -145,6 +148,36 @@ class App:
         except Exception as error:  # whatever it is, the client gets an answer
             response = self._failed(error)
         return self._done(response, began)
+
+    def _in_lane(self, lane: Lane, request: Request) -> Response | None:
+        """The answer to a request of the fast lane whose head was read already."""
+        announced = body_offset(request.headers)
+        found = lane.answer(request.body, 0, len(request.body), announced, b"", -1)
+        if not announced or found is None:
+            return None
+        answer, _, gathers, _, size, _ = found
+        self.metrics.gathers += gathers
+        return Response(200, (answer,), BINARY_TYPE, ((JSON_LENGTH, b"%d" % size),))
+
+    def answer(
+        self, buffer: bytearray, begin: int, end: int, date: bytes
+    ) -> tuple[bytes, int] | None:
+        """The whole answer to a whole request of the fast lane, and where the request ended.
+
+        None: the request is for `__call__`, whatever it is.
+        """
+        served = self.served
+        if served is None or served.lane is None or self._token or self.log.debugging:
+            return None
+        began = self._clock()
+        up = began - self._ready_at
+        up_ms = int(up * 1e3) if up < UP_FOR_S else -1
+        found = served.lane.answer(buffer, begin, end, 0, date, up_ms)
+        if found is None:
+            return None
+        answer, done, gathers, received, json_bytes, partial_bytes = found
+        self.metrics.prompt(began, gathers, received, json_bytes + partial_bytes)
+        return answer, done
 
     async def _later(
         self, served: Served, answer: Awaitable[Answer], inputs: InferRequest, began: float

@@ -179,6 +179,8 @@ class Connection(asyncio.BufferedProtocol):
             if self.start == self.tail:
                 self.start = self.tail = 0
                 break
+            if self.server.lane is not None and self._take_lane():
+                continue
             plain = REQUEST_HEAD.match(self.buffer, self.start, self.tail)
             if plain is not None and self._take_plain(plain):
                 continue
@@ -196,6 +198,19 @@ class Connection(asyncio.BufferedProtocol):
         if self.paused and self.tail < BUFFER_BYTES and self.transport:
             self.paused = False
             self.transport.resume_reading()
+
+    def _take_lane(self) -> bool:
+        """Answer a whole request of the fast lane (erless.serve.lane) at once."""
+        lane, transport = self.server.lane, self.transport
+        if lane is None or transport is None or self.server.draining or transport.is_closing():
+            return False
+        found = lane(self.buffer, self.start, self.tail, self.server.date)
+        if found is None:
+            return False
+        answer, self.start = found
+        transport.write(answer)
+        self.since = self.server.now()
+        return True
 
     def _take_plain(self, plain: re.Match[bytes]) -> bool:
         """A head in the fast lane (erless.serve.lane), unless its body is too large."""

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from erless.errors import QueryError, ServeError
 from erless.serve.app import Answer, Call
-from erless.serve.http import Request, Response
 from erless.serve.load import OpenTower, open_tower
 from erless.serve.metrics import Metrics
 from erless.serve.settings import Settings
@@ -68,6 +67,7 @@ class DenseFunction:
     """Answers `prediction` for `dense` and `pooled`. Create it on the event loop."""
 
     model = "tower"
+    lane = None
     prompt = False
 
     def __init__(
@@ -91,9 +91,6 @@ class DenseFunction:
         # one thread: the loop goes on receiving while a pass runs without the interpreter's lock
         self._worker = ThreadPoolExecutor(1, "tower")
         self._task = self._loop.create_task(self._run())
-
-    def quick(self, request: Request) -> Response | None:
-        """No request takes the fast lane."""
 
     def infer(self, call: Call) -> Awaitable[Answer]:
         """Predict, together with whoever else is waiting."""

@@ -23,7 +23,6 @@ from erless.serve.app import Answer, Call
 from erless.serve.client import Endpoint, Reply
 from erless.serve.facts import model_facts
 from erless.serve.fanout import Fan, Leg
-from erless.serve.http import Request, Response
 from erless.serve.load import OpenGateway, open_gateway, open_tower
 from erless.serve.metrics import Metrics
 from erless.serve.remote import RemoteDense, RemoteShard
@@ -105,6 +104,7 @@ class Gateway:
         settings, metrics: of this process.
     """
 
+    lane = None
     prompt = False
 
     def __init__(
@@ -127,7 +127,6 @@ class Gateway:
                 shard.name,
                 shard.digest,
                 self._endpoint(urls[shard.digest]),
-                tables=len(opened.holdings[number]),
                 halves=settings.half_partials,
                 keen=shard.tier is not Tier.FROZEN,
             )
@@ -151,9 +150,6 @@ class Gateway:
         self._metrics.retries += 1
 
     # -- a query
-
-    def quick(self, request: Request) -> Response | None:
-        """No request takes the fast lane."""
 
     def infer(self, call: Call) -> Awaitable[Answer]:
         """Predict."""

@@ -82,6 +82,19 @@ class Metrics:
         self._buckets[bisect_left(BOUNDS, took)] += 1
         return took
 
+    def prompt(self, began: float, gathers: int, received: int, sent: int) -> None:
+        """A call that came at `began` was answered at once."""
+        now = self._clock()
+        took = now - began
+        self._concurrency += self.in_flight * (now - self._changed) + took
+        self._changed = now
+        self.codes[200] = self.codes.get(200, 0) + 1
+        self._seconds += took
+        self._buckets[bisect_left(BOUNDS, took)] += 1
+        self.gathers += gathers
+        self.bytes_received += received
+        self.bytes_sent += sent
+
     def failed(self, kind: str) -> None:
         """An infer call, or a request that could not be read, failed for this `kind` of reason."""
         self.kinds[kind] = self.kinds.get(kind, 0) + 1

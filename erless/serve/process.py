@@ -140,6 +140,7 @@ async def _life(settings: Settings, loader: Loader, log: Log, worker: Worker | N
         log.info("stopped while loading")
         _leave()
     server.borrow = served.prompt
+    server.lane = app.answer if served.lane is not None else None
     app.ready(served)
     if later is not None:
         server.listen(later, shared=True)

@@ -18,7 +18,7 @@ from erless.dlrm.rows import Bucket
 from erless.errors import ServeError
 from erless.serve.client import Call, CallError, Endpoint, Reply
 from erless.serve.http import ALIGNMENT_BYTES, JSON_LENGTH, UP, Buffer
-from erless.serve.lane import ANSWER, ASK, request_head, tensor
+from erless.serve.lane import ANSWER, ASK, ask, request_head, tensor
 
 __all__ = ["RemoteDense", "RemoteShard", "was_cold"]
 
@@ -158,7 +158,6 @@ class RemoteShard(_Remote):
         name: for errors.
         digest: of its manifest, which its answers must carry.
         endpoint: where it is.
-        tables: that it holds rows of.
         halves: ask for partials in float16.
         keen: to be woken together with the others; a frozen shard is not.
     """
@@ -170,7 +169,6 @@ class RemoteShard(_Remote):
         digest: str,
         endpoint: Endpoint,
         *,
-        tables: int,
         halves: bool,
         keen: bool,
     ) -> None:
@@ -178,17 +176,7 @@ class RemoteShard(_Remote):
         self.number, self.name, self.halves = number, name, halves
         self.keen = keen
         self._parameters = b'"packed":true,"half":true' if halves else b'"packed":true'
-        self._templates = {
-            width: ASK
-            % (
-                b'{"name":"values","datatype":"INT%d","shape":[%%d],"parameters":'
-                b'{"binary_data_size":%%d}},{"name":"lengths","datatype":"INT32",'
-                b'"shape":[%d,%%d],"parameters":{"binary_data_size":%%d}}' % (8 * width, tables),
-                b"partial",
-                self._parameters,
-            )
-            for width in (4, 8)
-        }
+        self._forms = {width: ask(width, halves) for width in (4, 8)}
 
     def request(self, bucket: Bucket, left_ms: int, trace: bytes | None) -> list[Buffer]:
         """What to send for `bucket`; refers to its arrays."""
@@ -196,8 +184,8 @@ class RemoteShard(_Remote):
         if weights is not None:
             tensors = ((b"values", values), (b"lengths", lengths), (b"weights", weights))
             return self._request(tensors, self._parameters, left_ms, trace)
-        text = self._templates[values.itemsize] % (
-            len(values), values.nbytes, lengths.shape[1], lengths.nbytes,
+        text = self._forms[values.itemsize] % (
+            len(values), values.nbytes, *lengths.shape, lengths.nbytes,
         )  # fmt: skip
         return self._with_head(text, [_bytes(values), _bytes(lengths)], left_ms, trace)
 

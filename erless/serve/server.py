@@ -21,6 +21,9 @@ from erless.serve.http import Handler, Limits, Response
 
 __all__ = ["HttpServer"]
 
+# Where in a buffer a request begins, where what came ends, the date → its answer, and where it
+# ended; or None: the handler shall have it.
+Lane = Callable[[bytearray, int, int, bytes], tuple[bytes, int] | None]
 SWEEP_S = 0.25
 ACCEPT_PAUSE_S = 0.1  # after running out of descriptors
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
@@ -44,6 +47,7 @@ class HttpServer:
         self.handler, self.limits, self.refused = handler, limits or Limits(), refused
         self.connections: set[Connection] = set()
         self.draining = False
+        self.lane: Lane | None = None
         self.borrow = (
             False  # the handler answers at once: bodies may lie in the connection's buffer
         )
@@ -52,7 +56,7 @@ class HttpServer:
         self._listening: dict[socket.socket, bool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._drained: asyncio.Future[None] | None = None
-        self._date = b""
+        self.date = b""
         self._tick()
 
     # -- listening
@@ -118,7 +122,7 @@ class HttpServer:
                 _REASONS.get(response.status, b"Unknown"),
                 response.content_type,
                 response.size,
-                self._date,
+                self.date,
             )
         ]
         lines += [b"%b: %b\r\n" % header for header in response.headers]
@@ -129,7 +133,7 @@ class HttpServer:
 
     def _tick(self) -> None:
         now = self.now()
-        self._date = formatdate(time.time(), usegmt=True).encode()
+        self.date = formatdate(time.time(), usegmt=True).encode()
         for each in list(self.connections):
             each.sweep(now)
         self._loop.call_later(SWEEP_S, self._tick)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any
 
 import numpy as np
 
@@ -11,16 +10,13 @@ from erless.dlrm import _kernels
 from erless.dlrm.embedding import EmbeddingShard
 from erless.errors import QueryError
 from erless.serve.app import Answer, Call
-from erless.serve.http import JSON_LENGTH, Request, Response
-from erless.serve.lane import ANSWER, ask_pattern
+from erless.serve.lane import LONGEST_MS, answer_forms, ask_forms, head_forms
 from erless.serve.load import OpenShard, Source, open_shard
 from erless.serve.metrics import Metrics
 from erless.serve.settings import Settings
-from erless.serve.wire import BINARY_TYPE, InferRequest, TensorSpec
+from erless.serve.wire import InferRequest, TensorSpec
 
 __all__ = ["SparseFunction", "load_sparse", "source_of"]
-
-ASKED = ask_pattern()
 
 
 def source_of(settings: Settings) -> Source:
@@ -52,8 +48,10 @@ class SparseFunction:
         self._max_batch = settings.max_batch
         self.digest = settings.digest
         self._parameters = {"digest": self.digest}
-        version, digest = self.digest[:12].encode(), self.digest.encode()
-        self._answer = ANSWER % (b"shard", version, digest, b"partial")
+        self.lane = self._shard.lane(
+            head_forms(b"shard"), ask_forms(), answer_forms(self.digest.encode()),
+            settings.max_batch, settings.max_body_bytes, LONGEST_MS,
+        )  # fmt: skip
         tables = len(self._shard.tables)
         self.inputs: tuple[TensorSpec, ...] = (
             TensorSpec("values", ("INT64", "INT32"), (-1,)),
@@ -63,38 +61,6 @@ class SparseFunction:
         self.outputs: tuple[TensorSpec, ...] = (
             TensorSpec("partial", ("FP32", "FP16"), (-1, self._shard.width)),
         )
-
-    def quick(self, request: Request) -> Response | None:
-        """A gateway's request: the same as `infer`, without parsing JSON."""
-        body, announced = request.body, request.headers.get(JSON_LENGTH, b"")
-        end = int(announced) if announced.isdigit() and len(announced) < 10 else 0
-        asked = ASKED.fullmatch(body[:end]) if end else None
-        if asked is None:
-            return None
-        wide, count, size, tables, batch, bag_bytes, half = asked.groups()
-        ids, rest = int(size), int(bag_bytes)
-        samples, width = int(batch), 8 if wide == b"64" else 4
-        if (
-            (int(count) * width, int(tables) * samples * 4) != (ids, rest)
-            or int(tables) != len(self._shard.tables)
-            or samples > self._max_batch
-            or end + ids + rest != len(body)
-            or not (ids and samples)
-        ):
-            return None  # the general way says what is wrong
-        values: Any = np.frombuffer(body, f"<i{width}", ids // width, end)
-        lengths = np.frombuffer(body, np.int32, rest // 4, end + ids).reshape(-1, samples)
-        if not (values.flags.aligned and lengths.flags.aligned):
-            values, lengths = values.copy(), lengths.copy()
-        partial = self._shard.pool_packed(values, lengths)
-        self._metrics.gathers += len(values)
-        datatype = b"FP32"
-        if half is not None:
-            partial = to_half(partial)
-            datatype = b"FP16" if partial.dtype == np.float16 else datatype
-        text = self._answer % (datatype, len(partial), partial.nbytes)
-        data = partial.view(np.uint8).data
-        return Response(200, (text, data), BINARY_TYPE, ((JSON_LENGTH, b"%d" % len(text)),))
 
     def infer(self, call: Call) -> Answer | Awaitable[Answer]:
         """Gather and pool."""

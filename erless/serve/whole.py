@@ -12,7 +12,6 @@ from erless.errors import QueryError
 from erless.serve.app import Answer, Call
 from erless.serve.facts import model_facts
 from erless.serve.gateway import check_query, query_inputs
-from erless.serve.http import Request, Response
 from erless.serve.metrics import Metrics
 from erless.serve.settings import Settings
 from erless.serve.towers import Predict, open_predict
@@ -50,6 +49,7 @@ def load_whole(settings: Settings, metrics: Metrics) -> WholeModel:
 class WholeModel:
     """Answers `prediction` for a whole query."""
 
+    lane = None
     prompt = True
 
     def __init__(
@@ -72,9 +72,6 @@ class WholeModel:
         plain = all(table.pooling is not Pooling.MEAN for table in model.tables) and len(dims) == 1
         self._shape = (len(model.tables), dims.pop()) if plain else None
         self._combiner = Combiner(model.tables, [range(len(model.tables))])
-
-    def quick(self, request: Request) -> Response | None:
-        """No request takes the fast lane."""
 
     def infer(self, call: Call) -> Answer:
         """Predict."""

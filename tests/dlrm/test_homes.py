@@ -161,15 +161,15 @@ def test_a_home_that_does_not_fit_is_refused() -> None:
     routing, shard = one_table(299)
     home = shard.homes(0)[0]
     route = np.zeros(300, np.uint8)
-    for table, given, message in (
+    for table, place, message in (
         (routing.tables[0], home._replace(slice=1), "no such slice"),
         (routing.tables[0], home._replace(shard=1), "does not hold the table"),
         (routing.tables[0].model_copy(update={"rows": 301}), home, "homes: 300 items"),
     ):
         with pytest.raises(ArtifactError, match=message):
-            Routing([table], [np.zeros(table.rows, np.uint8)], [[0]], [given])
+            Routing([table], [np.zeros(table.rows, np.uint8)], [[0]], [place])
     index = shard.slices[0].index.array.copy()
-    index[0, 0] += np.uint64(1 << 16)  # one more row before the block than there are
+    index[1, 0] += np.uint64(1 << 16)  # one row more before the last block than there is
     rows = shard.slices[0].rows
     damaged = _kernels.Pooler(((rows.view(np.uint8).reshape(-1), index, 300, 4, 0, 0),))
     with pytest.raises(ArtifactError, match="beyond the stored rows"):

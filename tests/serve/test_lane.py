@@ -15,7 +15,7 @@ from erless.dlrm.rows import Bucket
 from erless.serve.client import CallError, Endpoint, Reply
 from erless.serve.lane import ANSWER_HEAD, REQUEST_HEAD
 from erless.serve.remote import RemoteShard
-from erless.serve.sparse import ASKED
+from erless.serve.lane import ask_forms
 from erless.serve.wire import TensorSpec, decode
 from tests.serve.functions import Fleet
 
@@ -25,9 +25,7 @@ DIGEST = "ab" * 32
 def requested(bucket: Bucket, halves: bool, trace: bytes | None = None) -> bytes:
     async def write() -> bytes:
         endpoint = Endpoint("http://10.0.0.1:8080", 10, lambda: None)
-        remote = RemoteShard(
-            1, "hot", DIGEST, endpoint, tables=len(bucket.lengths), halves=halves, keen=True
-        )
+        remote = RemoteShard(1, "hot", DIGEST, endpoint, halves=halves, keen=True)
         return b"".join(remote.request(bucket, 1234, trace))
 
     return asyncio.run(write())
@@ -96,9 +94,7 @@ def test_a_function_answers_both_ways_alike(fleet: Fleet, halves: bool) -> None:
 
     async def ask() -> tuple[np.ndarray, bytes]:
         endpoint = Endpoint(process.url, 10, lambda: None)
-        remote = RemoteShard(
-            0, "frozen", shard.digest, endpoint, tables=tables, halves=halves, keen=True
-        )
+        remote = RemoteShard(0, "frozen", shard.digest, endpoint, halves=halves, keen=True)
         done: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
 
         def answered(result: Reply | CallError) -> None:

@@ -8,7 +8,8 @@
  * py_index.c    row index and packing
  * py_router.c   bucketize
  * py_pooler.c   gather-pool
- * py_combine.c  combine */
+ * py_combine.c  combine
+ * py_lane.c     a sparse function's fast lane */
 #ifndef ERLESS_BINDING_H
 #define ERLESS_BINDING_H
 
@@ -50,6 +51,6 @@ typedef struct {
 
 extern PyTypeObject *pooler_type;
 extern PyMethodDef index_functions[], combine_functions[];
-int add_pooler(PyObject *module), add_router(PyObject *module); /* 0: an error is set */
+int add_pooler(PyObject *module), add_router(PyObject *module), add_lane(PyObject *module); /* 0: an error is set */
 
 #endif

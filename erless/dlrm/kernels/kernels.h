@@ -4,6 +4,7 @@
  * route.c   bucketize: ids of a query -> ids per shard
  * home.c    the ids of those rows that lie in the gateway itself
  * gather.c  gather-pool (gather_lanes.h once per instruction set), combine
+ * lane.c    a sparse function's fast lane: request in, answer out
  * module.c  the Python binding; nothing below it touches Python, so all of it runs without the GIL
  *
  * No function here trusts an id: each is compared with its table before it becomes an address. A
@@ -168,6 +169,39 @@ void combine_end(float *out, int64_t stride, const int32_t *lengths, int64_t sam
 int home_pool(const home_t *homes, int64_t tables, const kept_t *kept, int64_t samples, float *out,
               int64_t stride, const place_t *places);
 void to_half(const float *from, uint16_t *to, int64_t size);
+
+/* Forms: text in which %d is a number of 1 to 10 digits and %s is a word of visible characters.
+ * form_scan: where `text` goes on behind `form`, or NULL where it differs; words are skipped.
+ * form_fill: the end of what was written to `out`, or NULL where it does not fit. */
+const char *form_scan(const char *form, const char *text, const char *end, int64_t *numbers);
+char *form_fill(const char *form, char *out, const char *end, const int64_t *numbers,
+                const char *word);
+
+typedef struct {
+    const slice_t *slices;
+    int64_t count, max_batch, max_body, longest_ms;
+    const char *heads[2];   /* of requests: without and with a trace */
+    const char *asks[4];    /* JSON: int32 and int64 ids, answered by floats, then by halves */
+    const char *answers[4]; /* heads: without and with the time since ready; JSON: floats, halves */
+} lane_t;
+
+/* One request: `partial`, which is the caller's to free, is set by lane_pool. */
+typedef struct {
+    ids_t values;
+    const int32_t *lengths;
+    int64_t samples;
+    int half; /* whether the answer is in `halves` */
+    float *partial;
+    uint16_t *halves;
+    const char *body, *end; /* of the request */
+} ask_t;
+
+/* Understand the request at `text`: with its head, or (announced > 0: bytes of JSON) without.
+ * Returns 0 where it is not whole, or not in the lane. */
+int lane_read(const lane_t *lane, const char *text, const char *end, int64_t announced,
+              ask_t *ask);
+/* Returns the floats of the packed partial; -1 without memory. */
+int64_t lane_pool(const lane_t *lane, ask_t *ask, fault_t *fault);
 
 int64_t stored_row_bytes(int precision, int64_t dim);
 const char *gather_choose(void); /* once, before anything else; says which instruction set */

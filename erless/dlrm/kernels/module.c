@@ -58,7 +58,7 @@ PyObject *fault_tuple(const fault_t *fault) {
 int64_t blocks_for(int64_t rows) { return (rows + INDEX_ROWS - 1) / INDEX_ROWS; }
 
 static int start(PyObject *module) {
-    return add_pooler(module) && add_router(module) &&
+    return add_pooler(module) && add_router(module) && add_lane(module) &&
                    PyModule_AddFunctions(module, index_functions) == 0 &&
                    PyModule_AddFunctions(module, combine_functions) == 0 &&
                    PyModule_AddStringConstant(module, "INSTRUCTION_SET", gather_choose()) == 0
