@@ -231,10 +231,15 @@ static bag_fn choose(const slice_t *slice) {
 static ALWAYS_INLINE int64_t locate(const slice_t *slice, const ids_t *ids, int64_t begin,
                                     int64_t n, const int wide, const uint8_t **ptrs) {
     const uint64_t rows = (uint64_t)slice->table_rows;
+    const int64_t *const far = (const int64_t *)ids->data + begin;
+    const int32_t *const near = (const int32_t *)ids->data + begin;
     for (int64_t i = 0; i < n; i++) {
-        const uint64_t id = wide ? (uint64_t)((const int64_t *)ids->data)[begin + i]
-                                 : (uint64_t)(int64_t)((const int32_t *)ids->data)[begin + i];
+        const uint64_t id = (uint64_t)(wide ? far[i] : near[i]);
         if (id >= rows) return i;
+        if (slice->blocks && i + AHEAD < n) { /* an id that is no row is named when it comes */
+            const uint64_t next = (uint64_t)(wide ? far[i + AHEAD] : near[i + AHEAD]);
+            if (next < rows) __builtin_prefetch(slice->blocks + INDEX_WORDS * (next / INDEX_ROWS));
+        }
         int64_t local = (int64_t)id;
         if (slice->blocks) {
             local = index_local(slice->blocks, id);
