@@ -10,8 +10,8 @@ from setuptools.errors import CCompilerError, ExecError, PlatformError
 
 SOURCES = Path("erless/dlrm/kernels")
 FILES = (
-    "index", "route", "home", "gather", "lane",
-    "module", "py_index", "py_router", "py_pooler", "py_combine", "py_lane",
+    "index", "route", "home", "gather", "form", "lane", "ask",
+    "module", "py_index", "py_router", "py_split", "py_pooler", "py_combine", "py_lane",
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def sharded_pool(
         ]
         buckets = gateway.routing.bucketize(query.values, query.lengths, query.weights)
         out = gateway.combiner.begin(query.batch)
-        gateway.combiner.keep(out, buckets.kept)
+        gateway.combiner.keep(out, buckets.split)
         for number in buckets.touched():
             values, lengths, weights = buckets[number]
             shard = gateway.resident.get(number, shards[number])

@@ -28,9 +28,23 @@ def combine_end(samples: int, out: _Array, places: _Array, lengths: _Array, /) -
 def to_half(floats: _Array, halves: _Array, /) -> None: ...
 
 @final
-class Kept:
-    def __len__(self) -> int: ...
+class Peer:
+    def __new__(
+        cls, heads: tuple[bytes, ...], asks: tuple[bytes, ...], answers: tuple[bytes, ...],
+        places: _Array, /,
+    ) -> Peer: ...  # fmt: skip
+
+TAKE_GENERAL: int
+TAKE_WAIT: int
+
+@final
+class Split:
+    @property
+    def kept(self) -> int: ...
+    def touched(self) -> tuple[int, ...]: ...
     def pool(self, out: _Array, places: _Array, /) -> None: ...
+    def ask(self, shard: int, peer: Peer, left_ms: int, trace: bytes | None, /) -> bytes | None: ...
+    def take(self, shard: int, peer: Peer, buffer: bytearray, end: int, out: _Array, /) -> int: ...
 
 @final
 class Router:
@@ -38,10 +52,12 @@ class Router:
         cls, routes: tuple[_Array, ...], slots: _Array, widths: _Array,
         homes: tuple[tuple[int, Pooler, int] | None, ...] | None = None, /,
     ) -> Router: ...  # fmt: skip
+    @property
+    def narrow(self) -> bool: ...
     def bucketize(
         self, values: _Array, weights: _Array | None, lengths: _Array, values_out: _Array,
         weights_out: _Array | None, lengths_out: _Array, starts: _Array, /,
-    ) -> Kept | _Fault: ...  # fmt: skip
+    ) -> Split | _Fault: ...  # fmt: skip
 
 @final
 class Lane:

@@ -231,9 +231,13 @@ class Combiner:
         places = self._held[shard]
         _kernels.combine(len(out), out, places, as_lengths(lengths), partial, packed)
 
-    def keep(self, out: Floats, kept: _kernels.Kept) -> None:
+    def keep(self, out: Floats, split: _kernels.Split) -> None:
         """Add the rows that `Routing.bucketize` found in this process."""
-        kept.pool(out, self._places)
+        split.pool(out, self._places)
+
+    def places(self, shard: int) -> NDArray[np.int64]:
+        """(tables of `shard`, 3): where in a row of the accumulator its sums go, dim, pooling."""
+        return self._held[shard]
 
     def finish(self, out: Floats, lengths: Lengths) -> Floats:
         """Divide means by `lengths` (T, B) of the whole query; bags without a row become zero."""

@@ -186,9 +186,10 @@ class Buckets:
     """A query's ids by shard.
 
     Args:
-        kept: rows found in their table's home, which no shard is asked for; `len` tells how many.
-        values: (n,) ids, shard by shard; inside a shard table-major, bags in order. What was kept
-            is missing: the end is then unused.
+        split: the same, as the kernels hold it; `split.kept` ids were found in their table's home,
+            and no shard is asked for them.
+        values: (n,) ids, shard by shard; inside a shard table-major, bags in order; int32 where
+            all tables' ids fit. What was kept is missing: the end is then unused.
         weights: (n,) or None, likewise.
         lengths: (Σ tables of each shard × B,) int32.
         starts: (shards + 1,) where each shard's ids begin in `values`.
@@ -196,7 +197,7 @@ class Buckets:
         batch: samples B.
     """
 
-    kept: _kernels.Kept
+    split: _kernels.Split
     values: Ids
     weights: Floats | None
     lengths: Lengths
@@ -208,10 +209,9 @@ class Buckets:
         """Ids that `shard` gets."""
         return int(self.starts[shard + 1] - self.starts[shard])
 
-    def touched(self) -> list[int]:
+    def touched(self) -> tuple[int, ...]:
         """Shards that get at least one id."""
-        touched: list[int] = np.flatnonzero(self.starts[1:] > self.starts[:-1]).tolist()
-        return touched
+        return self.split.touched()
 
     def __getitem__(self, shard: int) -> Bucket:
         span = slice(self.starts[shard], self.starts[shard + 1])
@@ -231,7 +231,7 @@ class Routing:
         routes: per table (rows,) uint8: the shard of each row (`route_table`).
         holdings: per shard the indexes of the tables it stores rows of, ascending.
         homes: per table None, or where its rows lie in this process. That index is asked first,
-            which finds most ids, so that only the others need routing: `Buckets.kept`.
+            which finds most ids, so that only the others need routing.
 
     Raises:
         ArtifactError: a route does not fit its table, or there are too many shards.
@@ -273,6 +273,7 @@ class Routing:
             self._router = _kernels.Router(tuple(routes), slots, widths, at_home)
         except ValueError as error:
             raise ArtifactError(f"routing and shards do not fit together: {error}") from error
+        self._narrow = self._router.narrow
         self._bags = np.concatenate([[0], np.cumsum(widths)])
 
     def bucketize(self, values: Ids, lengths: Lengths, weights: Floats | None = None) -> Buckets:
@@ -302,14 +303,14 @@ class Routing:
         bags = self._bags * batch
         starts = np.empty(len(self.holdings) + 1, np.int64)
         counts = np.empty(int(bags[-1]), np.int32)
-        sorted_values = np.empty_like(values)
+        sorted_values = np.empty(len(values), np.int32 if self._narrow else values.dtype)
         sorted_weights = None if weights is None else np.empty_like(weights)
-        kept = self._router.bucketize(
+        split = self._router.bucketize(
             values, weights, lengths, sorted_values, sorted_weights, counts, starts
         )
-        if isinstance(kept, tuple):
-            raise query_error(kept, self.tables)
-        return Buckets(kept, sorted_values, sorted_weights, counts, starts, bags, batch)
+        if isinstance(split, tuple):
+            raise query_error(split, self.tables)
+        return Buckets(split, sorted_values, sorted_weights, counts, starts, bags, batch)
 
 
 def as_ids(values: NDArray[Any]) -> Ids:

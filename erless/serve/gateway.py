@@ -184,8 +184,8 @@ class Gateway:
                 self._prewarm(remote)
             if remote:
                 await asyncio.sleep(0)  # the requests leave now
-            self._opened.combiner.keep(out, buckets.kept)
-            self._metrics.gathers += len(buckets.kept)
+            self._opened.combiner.keep(out, buckets.split)
+            self._metrics.gathers += buckets.split.kept
             for number in touched:
                 if number in here:
                     self._pool_here(number, buckets[number], out)

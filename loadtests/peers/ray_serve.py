@@ -93,7 +93,7 @@ class Gateway:
                 bucket = buckets[number]
                 calls[number] = self._remote[number].pool.remote(bucket.values, bucket.lengths)
         out = opened.combiner.begin(buckets.batch)
-        opened.combiner.keep(out, buckets.kept)
+        opened.combiner.keep(out, buckets.split)
         for number in touched:
             if number not in calls:
                 bucket = buckets[number]

@@ -72,13 +72,13 @@ class Setting:
     def pooled(self, buckets: Buckets, lengths: np.ndarray, *, kept_last: bool) -> np.ndarray:
         out = self.combiner.begin(buckets.batch)
         if not kept_last:
-            self.combiner.keep(out, buckets.kept)
+            self.combiner.keep(out, buckets.split)
         for number in buckets.touched():
             values, mine, weights = buckets[number]
             partial = self.shards[number].pool_packed(values, mine, weights)
             self.combiner.add(out, number, partial, mine, packed=True)
         if kept_last:
-            self.combiner.keep(out, buckets.kept)
+            self.combiner.keep(out, buckets.split)
         return self.combiner.finish(out, lengths)
 
 
@@ -102,13 +102,13 @@ def test_the_result_is_the_same_with_a_home_and_without(
     mine = weights if pooling is Pooling.WEIGHTED_SUM else None
     found = setting.routing.bucketize(values, lengths, mine)
     wanted = setting.plain.bucketize(values, lengths, mine)
-    assert len(wanted.kept) == 0
+    assert wanted.split.kept == 0
     for shard in range(SHARDS):
         if shard != home:
             for ours, theirs in zip(found[shard], wanted[shard], strict=True):
                 assert np.array_equal(ours, theirs) or ours is theirs is None
     if batch:
-        assert len(found.kept) == wanted[home].lengths[[0, 2]].sum()
+        assert found.split.kept == wanted[home].lengths[[0, 2]].sum()
         assert found[home].lengths[[0, 2]].sum() == 0
     np.testing.assert_allclose(
         setting.pooled(found, lengths, kept_last=kept_last),
@@ -146,7 +146,7 @@ def one_table(stored: int, pooling: Pooling = Pooling.SUM) -> tuple[Routing, Emb
 def test_an_index_that_contradicts_the_routing_is_found() -> None:
     routing, _ = one_table(299)
     lengths = np.array([[2, 1]], np.int32)
-    assert len(routing.bucketize(np.array([5, 298, 0]), lengths).kept) == 3
+    assert routing.bucketize(np.array([5, 298, 0]), lengths).split.kept == 3
     with pytest.raises(QueryError, match=r"table t, sample 1: row id 299 at values\[2\] is not"):
         routing.bucketize(np.array([5, 298, 299]), lengths)
 
@@ -178,7 +178,7 @@ def test_a_home_that_does_not_fit_is_refused() -> None:
 
 def test_what_is_kept_goes_only_where_it_fits() -> None:
     routing, _ = one_table(299)
-    kept = routing.bucketize(np.array([5, 6]), np.array([[1, 1]], np.int32)).kept
+    kept = routing.bucketize(np.array([5, 6]), np.array([[1, 1]], np.int32)).split
     places = np.array([[0, 4, 0]])
     with pytest.raises(ValueError, match="out: 7 items"):
         kept.pool(np.zeros(7, np.float32), places)

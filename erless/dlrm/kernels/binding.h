@@ -7,6 +7,7 @@
  * module.c      the module
  * py_index.c    row index and packing
  * py_router.c   bucketize
+ * py_split.c    what it gives: a query by shard; requests to shards and their answers
  * py_pooler.c   gather-pool
  * py_combine.c  combine
  * py_lane.c     a sparse function's fast lane */
@@ -49,8 +50,33 @@ typedef struct {
     Py_buffer *views; /* rows and blocks of each slice */
 } Pooler;
 
+typedef struct {
+    PyObject_HEAD
+    routing_t routing;
+    Py_buffer *tables, slots, widths;
+    PyObject *poolers;    /* keeps the homes' rows alive */
+    home_t *homes;        /* their words are ours */
+    int64_t *rows, width; /* width: tables of all shards together */
+} Router;
+
+/* A query's ids by shard, and what it found at home. */
+typedef struct {
+    PyObject_HEAD
+    Router *router;
+    kept_t kept;
+    Py_buffer values, lengths, starts; /* as `route` wrote them */
+    int64_t samples;
+    int weighted;
+} Split;
+
+/* Room for a query of `size` ids; NULL with an error set. */
+Split *split_new(Router *router, int64_t size, int64_t samples, int weighted);
+/* A tuple of `count` forms of at most `numbers` numbers each; 0 with an error set. */
+int take_forms(PyObject *tuple, Py_ssize_t count, int numbers, const char **forms);
+
 extern PyTypeObject *pooler_type;
 extern PyMethodDef index_functions[], combine_functions[];
-int add_pooler(PyObject *module), add_router(PyObject *module), add_lane(PyObject *module); /* 0: an error is set */
+int add_pooler(PyObject *module), add_router(PyObject *module), add_split(PyObject *module),
+    add_lane(PyObject *module); /* 0: an error is set */
 
 #endif

@@ -16,77 +16,91 @@ int home_unpack(const slice_t *slice, word_t *words) {
     return 1;
 }
 
-#define DEFINE_FIND(NAME, ID)                                                                    \
-    /* Split one bag. Every store is unconditional, so that what is at home and what is not costs \
-     * no mispredicted branch. Returns how many are away. */                                        \
-    static ALWAYS_INLINE int64_t NAME##_bag(const home_t *home, const ID *ids,                      \
-                                            const float *weights, int64_t size,                    \
-                                            const uint8_t **rows, float *kept_weights, ID *away,   \
-                                            float *away_weights) {                                 \
-        const uint64_t row_bytes = (uint64_t)home->slice.row_bytes;                                \
-        int64_t kept = 0;                                                                          \
-        for (int64_t i = 0; i < size; i++) {                                                       \
-            const word_t *word = home->words + ((uint64_t)ids[i] >> 6);                            \
-            const uint64_t upto = word->bits << (~ids[i] & 63); /* the id's own bit comes first */ \
-            rows[kept] = word->last + row_bytes * (uint64_t)__builtin_popcountll(upto);            \
-            away[i - kept] = ids[i];                                                               \
-            if (weights) kept_weights[kept] = away_weights[i - kept] = weights[i];                 \
-            kept += (int64_t)(upto >> 63);                                                         \
-        }                                                                                          \
-        return size - kept;                                                                              \
-    }                                                                                              \
-    static ALWAYS_INLINE int64_t NAME##_any(const home_t *home, const ID *ids,                      \
-                                            const float *weights, const int32_t *lengths,          \
-                                            int64_t samples, int32_t *sizes, kept_t *kept,         \
-                                            ID *away, float *away_weights, int32_t *away_sizes) {  \
-        int64_t others = 0, done = 0;                                                              \
-        for (int64_t b = 0; b < samples; b++) {                                                    \
-            int64_t other = 0;                                                                     \
-            if (home->words)                                                                       \
-                other = NAME##_bag(home, ids + done, weights ? weights + done : NULL, lengths[b],  \
-                                   kept->rows + kept->size,                                        \
-                                   weights ? kept->weights + kept->size : NULL, away + others,     \
-                                   weights ? away_weights + others : NULL);                        \
-            else                                                                                   \
-                for (int64_t i = 0; i < lengths[b]; i++) { /* every row is at home */              \
-                    kept->rows[kept->size + i] = home->slice.rows +                                \
-                        (uint64_t)home->slice.row_bytes * (uint64_t)ids[done + i];                 \
-                    if (weights) kept->weights[kept->size + i] = weights[done + i];                \
-                }                                                                                  \
-            sizes[b] = (int32_t)(lengths[b] - other);                                              \
-            away_sizes[b] = (int32_t)other;                                                        \
-            kept->size += sizes[b];                                                                \
-            others += other;                                                                       \
-            done += lengths[b];                                                                    \
-        }                                                                                          \
-        return others;                                                                             \
-    }                                                                                              \
-    POPCNT static int64_t NAME##_fast(const home_t *home, const ID *ids, const float *weights,      \
-                                      const int32_t *lengths, int64_t samples, int32_t *sizes,     \
-                                      kept_t *kept, ID *away, float *away_weights,                 \
-                                      int32_t *away_sizes) {                                       \
-        return NAME##_any(home, ids, weights, lengths, samples, sizes, kept, away, away_weights,   \
-                          away_sizes);                                                             \
-    }                                                                                              \
-    static int64_t NAME##_find(const home_t *home, const ID *ids, const float *weights,            \
+/* Where the ids of a table go. */
+typedef struct {
+    const void *ids;
+    const float *weights; /* or NULL, as the other two */
+    const uint8_t **rows;
+    float *kept_weights;
+    void *away;
+    float *away_weights;
+} sides_t;
+
+static ALWAYS_INLINE int64_t row_id(const void *ids, const int wide, int64_t i) {
+    return wide ? ((const int64_t *)ids)[i] : ((const int32_t *)ids)[i];
+}
+
+/* Split one bag: `done` ids were seen before, of which `others` are away. Every store is
+ * unconditional, so that what is at home and what is not costs no mispredicted branch. Returns how
+ * many are at home. */
+static ALWAYS_INLINE int64_t split_bag(const home_t *home, const sides_t *to, const int wide,
+                                       const int shrink, int64_t done, int64_t others,
+                                       int64_t size) {
+    const uint64_t row_bytes = (uint64_t)home->slice.row_bytes;
+    const word_t *const words = home->words;
+    const uint8_t **const rows = to->rows + (done - others);
+    int64_t kept = 0;
+    for (int64_t i = 0; i < size; i++) {
+        const int64_t id = row_id(to->ids, wide, done + i), other = others + i - kept;
+        const word_t *word = words + ((uint64_t)id >> 6);
+        const uint64_t upto = word->bits << (~id & 63); /* the id's own bit comes first */
+        rows[kept] = word->last + row_bytes * (uint64_t)__builtin_popcountll(upto);
+        if (wide && !shrink) ((int64_t *)to->away)[other] = id;
+        else ((int32_t *)to->away)[other] = (int32_t)id;
+        if (to->weights)
+            to->kept_weights[done - others + kept] = to->away_weights[other] =
+                to->weights[done + i];
+        kept += (int64_t)(upto >> 63);
+    }
+    return kept;
+}
+
+static ALWAYS_INLINE int64_t split_bags(const home_t *home, const sides_t *to, const int wide,
+                                        const int shrink, const int32_t *lengths, int64_t samples,
+                                        int32_t *sizes, int32_t *away_sizes) {
+    int64_t done = 0, others = 0;
+    for (int64_t b = 0; b < samples; b++) {
+        const int64_t size = lengths[b];
+        int64_t kept = size;
+        if (home->words) kept = split_bag(home, to, wide, shrink, done, others, size);
+        else
+            for (int64_t i = done; i < done + size; i++) { /* every row is at home */
+                to->rows[i] = home->slice.rows + home->slice.row_bytes * row_id(to->ids, wide, i);
+                if (to->weights) to->kept_weights[i] = to->weights[i];
+            }
+        sizes[b] = (int32_t)kept;
+        away_sizes[b] = (int32_t)(size - kept);
+        done += size;
+        others += size - kept;
+    }
+    return others;
+}
+
+#define DEFINE_SPLIT(NAME, TARGET)                                                               \
+    TARGET static int64_t NAME(const home_t *home, const sides_t *to, int wide, int shrink,        \
                                const int32_t *lengths, int64_t samples, int32_t *sizes,            \
-                               kept_t *kept, ID *away, float *away_weights,                        \
                                int32_t *away_sizes) {                                              \
-        return HAS_POPCNT ? NAME##_fast(home, ids, weights, lengths, samples, sizes, kept, away,   \
-                                        away_weights, away_sizes)                                  \
-                          : NAME##_any(home, ids, weights, lengths, samples, sizes, kept, away,    \
-                                       away_weights, away_sizes);                                  \
+        if (!wide) return split_bags(home, to, 0, 0, lengths, samples, sizes, away_sizes);         \
+        if (shrink) return split_bags(home, to, 1, 1, lengths, samples, sizes, away_sizes);        \
+        return split_bags(home, to, 1, 0, lengths, samples, sizes, away_sizes);                    \
     }
 
-DEFINE_FIND(narrow, int32_t)
-DEFINE_FIND(wide, int64_t)
+DEFINE_SPLIT(split_any, )
+DEFINE_SPLIT(split_fast, POPCNT)
 
-int64_t home_find(const home_t *home, const ids_t *values, int64_t begin, const float *weights,
-                  const int32_t *lengths, int64_t samples, int32_t *sizes, kept_t *kept,
-                  void *away, float *away_weights, int32_t *away_sizes) {
-    if (values->wide)
-        return wide_find(home, (const int64_t *)values->data + begin, weights, lengths, samples,
-                         sizes, kept, away, away_weights, away_sizes);
-    return narrow_find(home, (const int32_t *)values->data + begin, weights, lengths, samples,
-                       sizes, kept, away, away_weights, away_sizes);
+int64_t home_find(const home_t *home, const ids_t *values, int64_t begin, int shrink,
+                  const float *weights, const int32_t *lengths, int64_t samples, int32_t *sizes,
+                  kept_t *kept, void *away, float *away_weights, int32_t *away_sizes) {
+    const sides_t to = {(const char *)values->data + (size_t)begin * id_width(values),
+                        weights,
+                        kept->rows + kept->size,
+                        weights ? kept->weights + kept->size : NULL,
+                        away,
+                        away_weights};
+    const int64_t others =
+        HAS_POPCNT
+            ? split_fast(home, &to, values->wide, shrink, lengths, samples, sizes, away_sizes)
+            : split_any(home, &to, values->wide, shrink, lengths, samples, sizes, away_sizes);
+    for (int64_t b = 0; b < samples; b++) kept->size += sizes[b];
+    return others;
 }

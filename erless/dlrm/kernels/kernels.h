@@ -4,7 +4,9 @@
  * route.c   bucketize: ids of a query -> ids per shard
  * home.c    the ids of those rows that lie in the gateway itself
  * gather.c  gather-pool (gather_lanes.h once per instruction set), combine
+ * form.c    text with numbers in it: compared, filled in
  * lane.c    a sparse function's fast lane: request in, answer out
+ * ask.c     the gateway's end of it: bucket in, request out; answer in, sums added
  * module.c  the Python binding; nothing below it touches Python, so all of it runs without the GIL
  *
  * No function here trusts an id: each is compared with its table before it becomes an address. A
@@ -134,13 +136,14 @@ enum { POOL_AHEAD = 16 }; /* rows fetched ahead of the one being added */
 int home_unpack(const slice_t *slice, word_t *words);
 
 /* Split table t's bags (`lengths` of them at `begin`): rows at home to `kept`, the other ids to
- * `away`. Every id is a row of the table. Returns how many are away. */
-int64_t home_find(const home_t *home, const ids_t *values, int64_t begin, const float *weights,
-                  const int32_t *lengths, int64_t samples, int32_t *sizes, kept_t *kept,
-                  void *away, float *away_weights, int32_t *away_sizes);
+ * `away`, as int32 where `shrink`. Every id is a row of the table. Returns how many are away. */
+int64_t home_find(const home_t *home, const ids_t *values, int64_t begin, int shrink,
+                  const float *weights, const int32_t *lengths, int64_t samples, int32_t *sizes,
+                  kept_t *kept, void *away, float *away_weights, int32_t *away_sizes);
 
 typedef struct {
     int64_t tables, shards;
+    int narrow;          /* all row ids fit int32, and leave as such */
     const home_t *homes; /* (tables) or NULL */
     const uint8_t **routes; /* (tables) */
     const int64_t *rows;    /* (tables) */
@@ -148,7 +151,7 @@ typedef struct {
     const int64_t *widths;  /* (shards): tables that the shard holds */
 } routing_t;
 
-/* values_out (n), weights_out (n): by shard. starts (shards + 1): where each shard's ids begin.
+/* values_out (n; int32 where `narrow`), weights_out (n): by shard. starts (shards + 1): where each shard's ids begin.
  * lengths_out: for each shard (widths[s], samples), one after the other. kept: used with homes. */
 void route(const routing_t *routing, const ids_t *values, const float *weights,
            const int32_t *lengths, int64_t samples, void *values_out, float *weights_out,
@@ -170,9 +173,12 @@ int home_pool(const home_t *homes, int64_t tables, const kept_t *kept, int64_t s
               int64_t stride, const place_t *places);
 void to_half(const float *from, uint16_t *to, int64_t size);
 
-/* Forms: text in which %d is a number of 1 to 10 digits and %s is a word of visible characters.
+/* Forms: text in which %d is a number of 1 to 10 digits, %s is what stands until the line ends, and
+ * %% is %.
+ * form_check: whether it is one, of at most `numbers` numbers.
  * form_scan: where `text` goes on behind `form`, or NULL where it differs; words are skipped.
  * form_fill: the end of what was written to `out`, or NULL where it does not fit. */
+int form_check(const char *form, int numbers);
 const char *form_scan(const char *form, const char *text, const char *end, int64_t *numbers);
 char *form_fill(const char *form, char *out, const char *end, const int64_t *numbers,
                 const char *word);
@@ -202,6 +208,35 @@ int lane_read(const lane_t *lane, const char *text, const char *end, int64_t ann
               ask_t *ask);
 /* Returns the floats of the packed partial; -1 without memory. */
 int64_t lane_pool(const lane_t *lane, ask_t *ask, fault_t *fault);
+
+/* A remote shard, as the gateway talks to it. */
+typedef struct {
+    const char *heads[2];   /* of requests: without and with a trace */
+    const char *asks[2];    /* JSON: int32 and int64 ids */
+    const char *answers[4]; /* as lane_t; the last is empty where halves are not wanted */
+    const place_t *places;  /* (tables) where its partial goes */
+    int64_t tables;
+} peer_t;
+
+/* What a shard gets of a query. */
+typedef struct {
+    ids_t values;
+    const int32_t *lengths; /* (tables, samples) */
+    int64_t samples;
+} bucket_t;
+
+enum { MOST_HEAD = 1024, ALIGNMENT = 16 }; /* bytes of a message before its tensors */
+/* Head and JSON of the request for `bucket`, which align what follows. Returns their bytes, or 0
+ * where they do not fit. */
+int64_t ask_write(const peer_t *peer, const bucket_t *bucket, int64_t left_ms, const char *trace,
+                  char text[MOST_HEAD]);
+
+enum { TAKE_GENERAL = -2, TAKE_WAIT = -1, TAKE_OLD = INT32_MAX };
+/* Add the answer at `text` to `out`. Returns the milliseconds for which the shard has been ready
+ * (TAKE_OLD: for long); TAKE_WAIT: it is not whole; TAKE_GENERAL: it is not in the lane, or not the
+ * answer to what was asked. */
+int64_t ask_take(const peer_t *peer, const bucket_t *bucket, const char *text, const char *end,
+                 float *out, int64_t stride);
 
 int64_t stored_row_bytes(int precision, int64_t dim);
 const char *gather_choose(void); /* once, before anything else; says which instruction set */

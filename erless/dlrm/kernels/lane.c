@@ -1,45 +1,8 @@
 /* The fast lane (erless/serve/lane.py) of a sparse function: a gateway's request in, its answer out,
  * without a Python object in between. What does not fit a form byte for byte is left to Python. */
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "kernels.h"
-
-enum { MOST_DIGITS = 10 };
-
-const char *form_scan(const char *form, const char *text, const char *end, int64_t *numbers) {
-    for (; *form; form++) {
-        if (form[0] != '%') {
-            if (text == end || *text++ != *form) return NULL;
-            continue;
-        }
-        const char *first = text;
-        if (*++form == 's') {
-            while (text < end && *text >= '!' && *text <= '~') text++;
-            continue;
-        }
-        int64_t number = 0;
-        while (text < end && text - first < MOST_DIGITS && *text >= '0' && *text <= '9')
-            number = 10 * number + (*text++ - '0');
-        if (text == first || (*first == '0' && text - first > 1)) return NULL;
-        *numbers++ = number;
-    }
-    return text;
-}
-
-char *form_fill(const char *form, char *out, const char *end, const int64_t *numbers,
-                const char *word) {
-    for (; *form; form++) {
-        int size = 1;
-        if (form[0] != '%') {
-            if (out < end) *out = *form;
-        } else if (*++form == 's') size = snprintf(out, (size_t)(end - out), "%s", word);
-        else size = snprintf(out, (size_t)(end - out), "%lld", (long long)*numbers++);
-        if (size >= end - out) return NULL;
-        out += size;
-    }
-    return out;
-}
 
 /* The request whose JSON is [json, tensors), whose tensors end at `end`. Returns 0 where it is for
  * Python to understand, or to say what is wrong. */

@@ -55,10 +55,23 @@ PyObject *fault_tuple(const fault_t *fault) {
                          (long long)fault->position, (long long)fault->value);
 }
 
+int take_forms(PyObject *tuple, Py_ssize_t count, int numbers, const char **forms) {
+    if (!expect("forms", PyTuple_GET_SIZE(tuple), count)) return 0;
+    for (Py_ssize_t k = 0; k < count; k++) {
+        forms[k] = PyBytes_AsString(PyTuple_GET_ITEM(tuple, k));
+        if (forms[k] == NULL) return 0;
+        if (!form_check(forms[k], numbers)) {
+            PyErr_SetString(PyExc_ValueError, "forms: unknown, or too many numbers");
+            return 0;
+        }
+    }
+    return 1;
+}
+
 int64_t blocks_for(int64_t rows) { return (rows + INDEX_ROWS - 1) / INDEX_ROWS; }
 
 static int start(PyObject *module) {
-    return add_pooler(module) && add_router(module) && add_lane(module) &&
+    return add_pooler(module) && add_router(module) && add_split(module) && add_lane(module) &&
                    PyModule_AddFunctions(module, index_functions) == 0 &&
                    PyModule_AddFunctions(module, combine_functions) == 0 &&
                    PyModule_AddStringConstant(module, "INSTRUCTION_SET", gather_choose()) == 0

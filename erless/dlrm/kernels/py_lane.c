@@ -3,8 +3,6 @@
 
 #include "binding.h"
 
-enum { MOST_HEAD = 1024 }; /* bytes of an answer's head and JSON */
-
 typedef struct {
     PyObject_HEAD
     lane_t lane;
@@ -18,30 +16,6 @@ static void lane_free(PyObject *object) {
     for (int k = 0; k < 3; k++) Py_XDECREF(self->forms[k]);
     type->tp_free(object);
     Py_DECREF(type);
-}
-
-/* A tuple of `count` texts of at most `numbers` numbers each. */
-static int take_forms(PyObject *tuple, Py_ssize_t count, int numbers, const char **forms) {
-    if (!expect("forms", PyTuple_GET_SIZE(tuple), count)) return 0;
-    for (Py_ssize_t k = 0; k < count; k++) {
-        int found = 0;
-        forms[k] = PyBytes_AsString(PyTuple_GET_ITEM(tuple, k));
-        if (forms[k] == NULL) return 0;
-        for (const char *at = forms[k]; *at; at++) {
-            if (at[0] != '%') continue;
-            at++;
-            if (*at != 'd' && *at != 's') {
-                PyErr_SetString(PyExc_ValueError, "forms: only %d and %s are known");
-                return 0;
-            }
-            found += *at == 'd';
-        }
-        if (found > numbers) {
-            PyErr_SetString(PyExc_ValueError, "forms: too many numbers");
-            return 0;
-        }
-    }
-    return 1;
 }
 
 PyDoc_STRVAR(lane_doc,

@@ -9,6 +9,7 @@ enum { AHEAD = 24 }; /* routing bytes prefetched ahead; tables of 10^7 rows exce
 /* What the first pass leaves to the second: the ids that have to be routed, in order. */
 typedef struct {
     void *away;
+    int wide;       /* they are int64 */
     float *weights; /* of each */
     uint8_t *to;    /* the shard of each */
     int64_t size;
@@ -69,21 +70,25 @@ DEFINE_TABLE(wide, int64_t, uint64_t)
 static void keep_away(const routing_t *routing, int64_t t, const ids_t *values,
                       const float *weights, const int32_t *lengths, int64_t samples, int64_t begin,
                       int64_t size, split_t *split, kept_t *kept) {
-    const size_t width = id_width(values);
+    const size_t width = split->wide ? sizeof(int64_t) : sizeof(int32_t);
     const float *own = weights ? weights + begin : NULL;
     void *to = (char *)split->away + width * (size_t)split->size;
     float *weights_to = weights ? split->weights + split->size : NULL;
     if (routing->homes && routing->homes[t].shard >= 0) {
-        split->size += home_find(&routing->homes[t], values, begin, own, lengths, samples,
-                                 kept->sizes + t * samples, kept, to, weights_to, split->bags);
+        split->size += home_find(&routing->homes[t], values, begin, !split->wide, own, lengths,
+                                 samples, kept->sizes + t * samples, kept, to, weights_to,
+                                 split->bags);
         return;
     }
     memcpy(split->bags, lengths, sizeof(int32_t) * (size_t)samples);
-    if (routing->homes) { /* else `away` are the query's own ids */
-        memcpy(to, (const char *)values->data + width * (size_t)begin, width * (size_t)size);
-        if (weights) memcpy(weights_to, own, sizeof(float) * (size_t)size);
-    }
     split->size += size;
+    if (split->away == values->data) return; /* the query's own ids */
+    if (values->wide == split->wide)
+        memcpy(to, (const char *)values->data + width * (size_t)begin, width * (size_t)size);
+    else
+        for (int64_t i = 0; i < size; i++)
+            ((int32_t *)to)[i] = (int32_t)((const int64_t *)values->data)[begin + i];
+    if (weights_to) memcpy(weights_to, own, sizeof(float) * (size_t)size);
 }
 
 /* Lengths of table t's bags in each shard, and totals; returns how many ids have a shard. Two
@@ -127,7 +132,7 @@ static void blame_absent(const routing_t *routing, int64_t t, const ids_t *value
                          const int32_t *lengths, int64_t samples, int64_t begin, int64_t first,
                          const split_t *split, fault_t *fault) {
     const int64_t home = routing->homes ? routing->homes[t].shard : -1;
-    const ids_t away = {split->away, split->size, values->wide};
+    const ids_t away = {split->away, split->size, split->wide};
     for (int64_t i = first; i < split->size; i++) {
         const int64_t s = split->to[i];
         if (s < routing->shards && s != home && routing->slots[s * routing->tables + t] >= 0)
@@ -156,7 +161,7 @@ static int split_table(const routing_t *routing, int64_t t, const ids_t *values,
     }
     keep_away(routing, t, values, weights, lengths, samples, begin, size, split, kept);
     const int64_t away = split->size - first;
-    if (values->wide)
+    if (split->wide)
         wide_route(routing->routes[t], (const int64_t *)split->away + first, away,
                    split->to + first);
     else
@@ -186,13 +191,13 @@ static int check_lengths(const routing_t *routing, const ids_t *values, const in
 }
 
 /* Second pass: everything to its place, table by table. */
-static void place(const routing_t *routing, int wide, const split_t *split, int64_t *cursor,
+static void place(const routing_t *routing, const split_t *split, int64_t *cursor,
                   void *values_out, float *weights_out) {
     int64_t at = 0;
     for (int64_t t = 0; t < routing->tables; t++) {
         const float *w = split->weights ? split->weights + at : NULL;
         const int64_t size = split->ends[t] - at;
-        if (wide)
+        if (split->wide)
             wide_scatter(split->to + at, (const int64_t *)split->away + at, w, size, cursor,
                          values_out, weights_out);
         else
@@ -202,26 +207,28 @@ static void place(const routing_t *routing, int wide, const split_t *split, int6
     }
 }
 
-/* Buffers of a split; without homes the ids are read where they are. Returns 0 without memory. */
+/* Buffers of a split; ids that leave as they came are read where they are. Returns 0 without
+ * memory. */
 static int open_split(split_t *split, const routing_t *routing, const ids_t *values,
                       const float *weights, int64_t samples) {
     const size_t n = (size_t)values->size + 1;
+    split->wide = values->wide && !routing->narrow;
+    const int as_they_are = !routing->homes && split->wide == values->wide;
     split->to = malloc(n);
     split->ends = malloc(sizeof(int64_t) * (size_t)(routing->tables + 1));
     split->bags = malloc(sizeof(int32_t) * (size_t)(samples + 1));
-    split->away = routing->homes ? malloc(n * id_width(values)) : (void *)values->data;
+    split->away = as_they_are ? (void *)values->data : malloc(n * sizeof(int64_t));
     split->weights = (float *)weights;
-    if (routing->homes && weights) split->weights = malloc(n * sizeof(float));
+    if (!as_they_are && weights) split->weights = malloc(n * sizeof(float));
     return split->to && split->ends && split->bags && split->away && (!weights || split->weights);
 }
 
-static void close_split(split_t *split, int with_homes) {
+static void close_split(split_t *split, const ids_t *values, const float *weights) {
     free(split->to);
     free(split->ends);
     free(split->bags);
-    if (!with_homes) return;
-    free(split->away);
-    free(split->weights);
+    if (split->away != values->data) free(split->away);
+    if (split->weights != weights) free(split->weights);
 }
 
 void route(const routing_t *routing, const ids_t *values, const float *weights,
@@ -253,7 +260,7 @@ void route(const routing_t *routing, const ids_t *values, const float *weights,
         cursor[s] = starts[s];
         starts[s + 1] = starts[s] + totals[s];
     }
-    place(routing, values->wide, &split, cursor, values_out, weights_out);
+    place(routing, &split, cursor, values_out, weights_out);
 done:
-    close_split(&split, routing->homes != NULL);
+    close_split(&split, values, weights);
 }
