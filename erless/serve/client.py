@@ -20,10 +20,11 @@ from typing import Any, cast
 
 import httptools
 
+from erless.dlrm._kernels import TAKE_GENERAL, TAKE_WAIT
 from erless.errors import first_line
 from erless.serve.http import JSON_LENGTH, UP, Buffer, aligned, body_offset
 from erless.serve.lane import ANSWER_HEAD
-from erless.serve.reply import MAX_BODY_BYTES, Callback, CallError, Head, Reply
+from erless.serve.reply import MAX_BODY_BYTES, Callback, CallError, Head, Reply, Take
 
 __all__ = ["Call", "CallError", "Endpoint", "Reply"]
 
@@ -32,15 +33,19 @@ MAX_HEAD_BYTES = 16 << 10
 LATENCIES = 256  # of the last calls, for the p95
 EVERY = 32  # calls between two computations of it
 CONNECT_S = 10.0
+NO_HEADERS: dict[bytes, bytes] = {}
+NO_BODY = memoryview(b"")
 
 
 class Call:
     """One request on its way. `abort` gives it up; the callback is then not called."""
 
-    __slots__ = ("began", "buffers", "connection", "done", "endpoint", "retried", "task")
+    __slots__ = ("began", "buffers", "connection", "done", "endpoint", "retried", "take", "task")
 
-    def __init__(self, endpoint: Endpoint, buffers: Sequence[Buffer], done: Callback) -> None:
-        self.endpoint, self.buffers = endpoint, buffers
+    def __init__(
+        self, endpoint: Endpoint, buffers: Sequence[Buffer], done: Callback, take: Take | None
+    ) -> None:
+        self.endpoint, self.buffers, self.take = endpoint, buffers, take
         self.done: Callback | None = done
         self.connection: _Connection | None = None
         self.task: asyncio.Task[None] | None = None
@@ -94,6 +99,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(0)  # uvloop then writes at once, if it can
         self.endpoint.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -132,7 +138,11 @@ class _Connection(asyncio.BufferedProtocol):
     def send(self, call: Call) -> None:
         """Write the request of `call`."""
         self.call, call.connection = call, self
-        if self.transport is not None:
+        if self.transport is None:
+            return
+        if len(call.buffers) == 1:
+            self.transport.write(call.buffers[0])
+        else:
             self.transport.writelines(call.buffers)
 
     def close(self) -> None:
@@ -145,6 +155,14 @@ class _Connection(asyncio.BufferedProtocol):
     # -- the answer
 
     def _parse(self) -> None:
+        call = self.call
+        if call is not None and call.take is not None:
+            up_ms = call.take(self.buffer, self.tail)
+            if up_ms == TAKE_WAIT:
+                return
+            if up_ms != TAKE_GENERAL:
+                self._taken(call, up_ms)
+                return
         plain = ANSWER_HEAD.match(self.buffer, 0, self.tail)
         if plain is not None:
             self._take_plain(plain)
@@ -238,6 +256,14 @@ class _Connection(asyncio.BufferedProtocol):
         if call is not None:
             call.finish(CallError(f"the answer is not HTTP: {why}"))
 
+    def _taken(self, call: Call, up_ms: int) -> None:
+        self.call = None
+        self.tail = 0
+        took = self.endpoint.now() - call.began
+        self.keep = True
+        self.endpoint.release(self, took)
+        call.finish(Reply(200, NO_HEADERS, NO_BODY, took, up_ms, True))
+
     def _complete(self, body: memoryview) -> None:
         call, head = self.call, self.head
         if call is None or head is None:
@@ -246,7 +272,9 @@ class _Connection(asyncio.BufferedProtocol):
         self.tail = 0
         took = self.endpoint.now() - call.began
         self.endpoint.release(self, took)
-        call.finish(Reply(self.status, head.headers, body, took))
+        up = head.headers.get(UP, b"")
+        up_ms = int(up) if up.isdigit() and len(up) < 10 else math.inf
+        call.finish(Reply(self.status, head.headers, body, took, up_ms))
 
 
 class Endpoint:
@@ -280,14 +308,15 @@ class Endpoint:
         """A connection exists that has carried an answer."""
         return any(each.used > each.born for each in self.connections)
 
-    def send(self, buffers: Sequence[Buffer], done: Callback) -> Call:
+    def send(self, buffers: Sequence[Buffer], done: Callback, take: Take | None = None) -> Call:
         """Start a call.
 
         Args:
             buffers: the whole request; not to be changed until the call is over.
             done: called back once, never from within `send`.
+            take: shown what has come of the answer, until it takes it or declines; `done` is told.
         """
-        call = Call(self, buffers, done)
+        call = Call(self, buffers, done, take)
         while self._idle:
             connection = self._idle.pop()
             if connection.transport is not None and not connection.transport.is_closing():

@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
+from erless.dlrm._kernels import TAKE_GENERAL
 from erless.errors import ServeError
 from erless.serve.client import Call, CallError, Reply
 from erless.serve.http import Buffer
-from erless.serve.remote import RemoteDense, RemoteShard, was_cold
+from erless.serve.remote import RemoteDense, RemoteShard
 
-__all__ = ["Fan", "Leg"]
+__all__ = ["Fan", "Leg", "Part"]
 
 POLL_S = 0.05  # between two calls to a function that still loads
 COLD_BUDGET_S = 0.02  # how long a shard that is not awake is waited for
@@ -67,26 +69,44 @@ class Fan:
 
     def settle(self) -> None:
         """The query is over: calls that are left may end by themselves until the deadline."""
-        if all(leg.over for leg in self.legs):
+        if not self.open or all(leg.over for leg in self.legs):
             self.timer.cancel()
         if self.done.done() and not self.done.cancelled():
             self.done.exception()  # seen, also where nobody waited for it
 
 
+class Part(Protocol):
+    """What a function has to do with a query."""
+
+    @property
+    def remote(self) -> RemoteShard | RemoteDense:
+        """Whom it is asked of."""
+
+    def request(self) -> Sequence[Buffer]:
+        """What to ask it."""
+
+    def take(self, buffer: bytearray, end: int) -> int:
+        """Deal with an answer in the fast lane: as `erless.serve.reply.Take`."""
+
+    def read(self, reply: Reply) -> None:
+        """Deal with any other answer. Raises ServeError where it is none."""
+
+    def stand_in(self) -> None:
+        """Let default vectors do."""
+
+
 class Leg:
-    """One shard's (or the tower's) part of a query.
+    """One function's part of a query, under way.
 
     Args:
         fan: what it belongs to.
-        remote: whom to call.
-        buffers: the request.
-        take: adds the answer to the query's result; raises ServeError where it is none.
-        stand_in: adds default vectors instead, or None: then the shard is waited for.
+        part: what is asked, and what becomes of the answer.
+        stand_in: whether default vectors may do; else the function is waited for.
         hedge: told when a second call is made, or None: then none is.
     """
 
     __slots__ = (
-        "_buffers", "_fan", "_hedge", "_loop", "_sent", "_stand_in", "_take", "_timers", "over",
+        "_buffers", "_fan", "_hedge", "_loop", "_part", "_sent", "_stand_in", "_timers", "over",
         "remote",
     )  # fmt: skip
 
@@ -94,15 +114,14 @@ class Leg:
         self,
         loop: asyncio.AbstractEventLoop,
         fan: Fan,
-        remote: RemoteShard | RemoteDense,
-        buffers: Sequence[Buffer],
-        take: Callable[[Reply], None],
+        part: Part,
         *,
-        stand_in: Callable[[], None] | None = None,
+        stand_in: bool = False,
         hedge: Callable[[], None] | None = None,
     ) -> None:
-        self._loop, self._fan, self.remote, self._buffers = loop, fan, remote, buffers
-        self._take, self._stand_in, self._hedge = take, stand_in, hedge
+        self._loop, self._fan, self._part, self.remote = loop, fan, part, part.remote
+        self._stand_in, self._hedge = stand_in, hedge
+        self._buffers = part.request()
         self._sent: list[Call] = []
         self._timers: list[asyncio.TimerHandle] = []
         self.over = False
@@ -110,30 +129,35 @@ class Leg:
 
     def start(self) -> None:
         """Call; where the shard is being woken by another query already, default vectors do."""
-        if self._stand_in is not None:
+        if self._stand_in:
             if self.remote.endpoint.connected:
-                self._stand_in = None  # it is awake: whatever it takes, its answer is right
+                self._stand_in = False  # it is awake: whatever it takes, its answer is right
             elif self.remote.waking:
                 self._degrade()
                 return
             else:
                 self._after(COLD_BUDGET_S, self._degrade)
         self._send()
-        p95_s = self.remote.endpoint.p95_s
-        if self._hedge is not None and p95_s < math.inf:
-            self._after(p95_s, self._send_second)
+        if self._hedge is not None and self.remote.endpoint.p95_s < math.inf:
+            self._after(self.remote.endpoint.p95_s, self._send_second)
 
     def _after(self, seconds: float, call: Callable[[], None]) -> None:
         self._timers.append(self._loop.call_later(seconds, call))
 
     def _send(self) -> None:
         if not self.over:
-            self._sent.append(self.remote.endpoint.send(self._buffers, self._answered))
+            self._sent.append(self.remote.endpoint.send(self._buffers, self._answered, self._take))
 
     def _send_second(self) -> None:
         if self._hedge is not None and not self.over:
             self._hedge()
             self._send()
+
+    def _take(self, buffer: bytearray, end: int) -> int:
+        """Only the first answer to a query that still waits is added to its result."""
+        if self.over or self._fan.done.done():
+            return TAKE_GENERAL
+        return self._part.take(buffer, end)
 
     def _answered(self, result: Reply | CallError) -> None:
         if self.over:
@@ -144,7 +168,7 @@ class Leg:
         if isinstance(result, Reply) and result.status == 503 and LOADING in bytes(result.body):
             self._after(POLL_S, self._send)
             return
-        if self._stand_in is not None and _failed(result):
+        if self._stand_in and _failed(result):
             self._degrade()
             return
         self._end()
@@ -153,21 +177,22 @@ class Leg:
         try:
             if isinstance(result, CallError):
                 raise ServeError(f"{self.remote.what}: {result}", 502, "shard")
-            self._take(result)
+            if not result.taken:
+                self._part.read(result)
         except Exception as error:  # told to the query, which answers for it
             self._fan.fail(error)
             return
-        self._fan.cold = self._fan.cold or was_cold(result)
+        self._fan.cold = self._fan.cold or result.up_ms < result.took_s * 1e3
         self._fan.arrived()
 
     def _degrade(self) -> None:
         """Take default vectors; the call goes on, since it wakes the shard."""
-        if self.over or self._stand_in is None or self._fan.done.done():
+        if self.over or not self._stand_in or self._fan.done.done():
             return
         self.over = True
         self._cancel_timers()
         try:
-            self._stand_in()
+            self._part.stand_in()
         except Exception as error:  # as above
             self._fan.fail(error)
             return

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.dlrm.embedding import default_partial
-from erless.dlrm.rows import Bucket, Buckets
+from erless.dlrm.rows import Buckets
 from erless.errors import ArtifactError, QueryError, ServeError
 from erless.serve.app import Answer, Call
-from erless.serve.client import Endpoint, Reply
+from erless.serve.client import Endpoint
 from erless.serve.facts import model_facts
-from erless.serve.fanout import Fan, Leg
+from erless.serve.fanout import Fan, Leg, Part
 from erless.serve.load import OpenGateway, open_gateway, open_tower
 from erless.serve.metrics import Metrics
+from erless.serve.parts import DensePart, ShardPart
 from erless.serve.remote import RemoteDense, RemoteShard
 from erless.serve.settings import Settings
 from erless.serve.sparse import source_of
@@ -38,7 +38,6 @@ __all__ = ["Gateway", "check_query", "load_gateway", "query_inputs"]
 Floats = NDArray[np.float32]
 IDLE_S = 5.0  # no query for so long: the next one touches every function
 SWEEP_S = 1.0
-NARROW = np.iinfo(np.int32).max
 
 
 def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
@@ -127,6 +126,7 @@ class Gateway:
                 shard.name,
                 shard.digest,
                 self._endpoint(urls[shard.digest]),
+                places=opened.combiner.places(number),
                 halves=settings.half_partials,
                 keen=shard.tier is not Tier.FROZEN,
             )
@@ -136,10 +136,6 @@ class Gateway:
         self._dense = None
         if settings.dense_url:
             self._dense = RemoteDense(release.tower.sha256, self._endpoint(settings.dense_url))
-        self._dims = np.array([table.dim for table in release.model.tables], np.int64)
-        self._held = [self._dims[list(each)] for each in opened.holdings]
-        self._one_dim = int(self._dims[0]) if len(set(self._dims.tolist())) == 1 else 0
-        self._narrow = max(table.rows for table in release.model.tables) <= NARROW
         self._last_query = -IDLE_S
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
@@ -155,49 +151,55 @@ class Gateway:
         """Predict."""
         inputs = call.request.inputs
         check_query(inputs, self._settings.max_batch)
-        values = inputs["values"]
-        if values.dtype == np.int64 and self._narrow:
-            values = self._narrowed(values)
-        weights = inputs.get("weights")
-        buckets = self._opened.routing.bucketize(values, inputs["lengths"], weights)
+        buckets = self._opened.routing.bucketize(
+            inputs["values"], inputs["lengths"], inputs.get("weights")
+        )
         return self._answer(call, buckets)
 
-    def _narrowed(self, values: NDArray[np.int64]) -> NDArray[Any]:
-        """Ids as int32, half the bytes to shards; ids that do not fit stay, to be refused."""
-        narrow = values.astype(np.int32)
-        return narrow if np.array_equal(narrow, values) else values
-
     async def _answer(self, call: Call, buckets: Buckets) -> Answer:
-        inputs = call.request.inputs
+        inputs, opened = call.request.inputs, self._opened
         now = self._now()
         idle, self._last_query = now - self._last_query > IDLE_S, now
-        here = self._opened.resident
         touched = buckets.touched()
-        remote = [number for number in touched if number not in here]
-        out = self._opened.combiner.begin(buckets.batch)
+        remote = [number for number in touched if number not in opened.resident]
+        out = opened.combiner.begin(buckets.batch)
         fan = Fan(self._loop, call.deadline)
         try:
-            for number in remote:
-                self._call_shard(fan, self._remote[number], buckets[number], out, call)
+            for number in remote:  # the requests leave now
+                self._call(fan, ShardPart(opened, self._remote[number], buckets, out, call, now))
             self._metrics.fan_out += len(remote)
             if idle:
                 self._prewarm(remote)
-            if remote:
-                await asyncio.sleep(0)  # the requests leave now
-            self._opened.combiner.keep(out, buckets.split)
+            opened.combiner.keep(out, buckets.split)
             self._metrics.gathers += buckets.split.kept
-            for number in touched:
-                if number in here:
-                    self._pool_here(number, buckets[number], out)
+            if len(remote) < len(touched):
+                self._pool_here(buckets, out)
             if remote:
                 await fan.done
         finally:
             fan.settle()
-        pooled = self._opened.combiner.finish(out, inputs["lengths"])
+        pooled = opened.combiner.finish(out, inputs["lengths"])
         prediction = await self._tower(fan, inputs["dense"], pooled, call)
         if not np.isfinite(prediction).all():
             raise QueryError("the prediction is not finite: a dense feature or weight is too large")
         return self._told(fan, prediction, len(remote) + (self._dense is not None))
+
+    def _call(self, fan: Fan, part: Part) -> None:
+        Leg(
+            self._loop, fan, part,
+            stand_in=self._settings.cold_miss == "default",
+            hedge=self._hedged if self._settings.hedge else None,
+        ).start()  # fmt: skip
+
+    def _pool_here(self, buckets: Buckets, out: Floats) -> None:
+        """Rows of a second resident shard that holds rows of the same table."""
+        for number in buckets.touched():
+            shard = self._opened.resident.get(number)
+            if shard is not None:
+                values, lengths, weights = buckets[number]
+                partials = shard.pool_packed(values, lengths, weights)
+                self._opened.combiner.add(out, number, partials, lengths, packed=True)
+                self._metrics.gathers += len(values)
 
     def _told(self, fan: Fan, prediction: Floats, fan_out: int) -> Answer:
         self._metrics.degraded += fan.degraded
@@ -212,66 +214,22 @@ class Gateway:
             },
         )
 
-    def _pool_here(self, number: int, bucket: Bucket, out: Floats) -> None:
-        shard = self._opened.resident[number]
-        partials = shard.pool_packed(bucket.values, bucket.lengths, bucket.weights)
-        self._opened.combiner.add(out, number, partials, bucket.lengths, packed=True)
-        self._metrics.gathers += len(bucket.values)
-
-    def _left_ms(self, call: Call) -> int:
-        return max(1, int((call.deadline - self._now()) * 1e3))
-
-    def _call_shard(
-        self, fan: Fan, remote: RemoteShard, bucket: Bucket, out: Floats, call: Call
-    ) -> None:
-        combine = self._opened.combiner.add
-
-        def take(reply: Reply) -> None:
-            partials = remote.read(reply, self._elements(remote, bucket), remote.halves)
-            combine(out, remote.number, partials, bucket.lengths, packed=True)
-
-        def stand_in() -> None:
-            held = self._opened.holdings[remote.number]
-            tables = [self._opened.release.model.tables[index] for index in held]
-            vectors = self._opened.defaults[remote.number]
-            partials = default_partial(tables, vectors, bucket.lengths, bucket.weights)
-            combine(out, remote.number, partials, bucket.lengths)
-
-        buffers = remote.request(bucket, self._left_ms(call), call.traceparent)
-        Leg(
-            self._loop, fan, remote, buffers, take,
-            stand_in=stand_in if self._settings.cold_miss == "default" else None,
-            hedge=self._hedged if self._settings.hedge else None,
-        ).start()  # fmt: skip
-
     def _hedged(self) -> None:
         self._metrics.hedges += 1
 
-    def _elements(self, remote: RemoteShard, bucket: Bucket) -> int:
-        """Floats of the packed partial for `bucket`."""
-        if self._one_dim:
-            return int(np.count_nonzero(bucket.lengths)) * self._one_dim
-        return int(np.count_nonzero(bucket.lengths, axis=1) @ self._held[remote.number])
-
     async def _tower(self, fan: Fan, dense: Floats, pooled: Floats, call: Call) -> Floats:
-        remote = self._dense
-        if remote is None:
+        if self._dense is None:
             return self._predict(dense, pooled)
-        answers: list[Floats] = []
-
-        def take(reply: Reply) -> None:
-            answers.append(np.array(remote.read(reply, len(dense)), np.float32))
-
         last = Fan(self._loop, call.deadline)
-        buffers = remote.request(dense, pooled, self._left_ms(call), call.traceparent)
-        Leg(self._loop, last, remote, buffers, take).start()
+        part = DensePart(self._dense, dense, pooled, call, self._now())
         self._metrics.fan_out += 1
+        Leg(self._loop, last, part).start()
         try:
             await last.done
         finally:
             last.settle()
         fan.cold = fan.cold or last.cold
-        return answers[0]
+        return part.prediction
 
     # -- waking
 

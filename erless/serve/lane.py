@@ -57,13 +57,13 @@ ASK = (
 
 
 def request_head(model: bytes, authority: bytes) -> bytes:
-    """The template of a request's head."""
+    """The template of a request's head; "%" in `authority` has to be written twice."""
     return _REQUEST_HEAD % (model, authority)
 
 
-def head_forms(model: bytes) -> tuple[bytes, bytes]:
-    """Heads of requests to `model` at any authority: without a trace, and with one."""
-    head = request_head(model, b"%s")
+def head_forms(model: bytes, authority: bytes = b"%s") -> tuple[bytes, bytes]:
+    """Heads of requests to `model`, at any authority: without a trace, and with one."""
+    head = request_head(model, authority)
     return head.replace(b"%b", b""), head.replace(b"%b", b"traceparent: %s\r\n")
 
 
@@ -87,21 +87,20 @@ def ask(width: int, halves: bool) -> bytes:
     return ASK % (inputs, b"partial", parameters)
 
 
-def ask_forms() -> tuple[bytes, ...]:
+def ask_forms(halves: tuple[bool, ...] = (False, True)) -> tuple[bytes, ...]:
     """All of them: int32 and int64 ids, for partials in float32, then in float16."""
-    return tuple(ask(width, halves) for halves in (False, True) for width in (4, 8))
+    return tuple(ask(width, half) for half in halves for width in (4, 8))
 
 
-def answer_forms(digest: bytes) -> tuple[bytes, ...]:
+def answer_forms(digest: bytes) -> tuple[tuple[bytes, bytes], bytes, bytes]:
     """Answers of the sparse function that serves `digest`.
 
     Two heads, without and with the milliseconds since it got ready (numbers: body length, JSON
-    length, these); JSON for partials in float32, then in float16 (numbers: elements, bytes).
+    length, these); JSON for partials in float32; in float16 (numbers: elements, bytes).
     """
     text = ANSWER % (b"shard", digest[:12], digest, b"partial")
     return (
-        _ANSWER_HEAD % b"",
-        _ANSWER_HEAD % b"erless-up-ms: %d\r\n",
+        (_ANSWER_HEAD % b"", _ANSWER_HEAD % b"erless-up-ms: %d\r\n"),
         text.replace(b"%b", b"FP32"),
         text.replace(b"%b", b"FP16"),
     )

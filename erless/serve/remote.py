@@ -14,13 +14,22 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.dlrm.rows import Bucket
+from erless.dlrm import _kernels
+from erless.dlrm.rows import Buckets
 from erless.errors import ServeError
 from erless.serve.client import Call, CallError, Endpoint, Reply
-from erless.serve.http import ALIGNMENT_BYTES, JSON_LENGTH, UP, Buffer
-from erless.serve.lane import ANSWER, ASK, ask, request_head, tensor
+from erless.serve.http import ALIGNMENT_BYTES, JSON_LENGTH, Buffer
+from erless.serve.lane import (
+    ANSWER,
+    ASK,
+    answer_forms,
+    ask_forms,
+    head_forms,
+    request_head,
+    tensor,
+)  # fmt: skip
 
-__all__ = ["RemoteDense", "RemoteShard", "was_cold"]
+__all__ = ["RemoteDense", "RemoteShard"]
 
 Floats = NDArray[np.float32]
 Partial = NDArray[np.float32] | NDArray[np.float16]
@@ -28,12 +37,6 @@ Partial = NDArray[np.float32] | NDArray[np.float16]
 
 WAKE_S = 60.0  # a function that does not start within it is called anew
 _FORMS = ((b"FP16", np.dtype("<f2"), 2), (b"FP32", np.dtype("<f4"), 4))
-
-
-def was_cold(reply: Reply) -> bool:
-    """Whether the replica got ready after the call was made: the call had waited for its start."""
-    up = reply.headers.get(UP)
-    return up is not None and up.isdigit() and int(up) / 1e3 < reply.took_s
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
@@ -46,7 +49,8 @@ class _Remote:
     def __init__(self, what: str, model: str, output: str, digest: str, endpoint: Endpoint) -> None:
         self.what, self.digest, self.endpoint = what, digest, endpoint
         self._model, self._output = model, output
-        self._head = request_head(model.encode(), endpoint.authority)
+        self._authority = endpoint.authority.replace(b"%", b"%%")
+        self._head = request_head(model.encode(), self._authority)
         self._answer = ANSWER % (
             model.encode(), digest[:12].encode(), digest.encode(), output.encode()
         )  # fmt: skip
@@ -159,6 +163,7 @@ class RemoteShard(_Remote):
         digest: of its manifest, which its answers must carry.
         endpoint: where it is.
         halves: ask for partials in float16.
+        places: of its tables (`Combiner.places`).
         keen: to be woken together with the others; a frozen shard is not.
     """
 
@@ -169,6 +174,7 @@ class RemoteShard(_Remote):
         digest: str,
         endpoint: Endpoint,
         *,
+        places: NDArray[np.int64],
         halves: bool,
         keen: bool,
     ) -> None:
@@ -176,18 +182,33 @@ class RemoteShard(_Remote):
         self.number, self.name, self.halves = number, name, halves
         self.keen = keen
         self._parameters = b'"packed":true,"half":true' if halves else b'"packed":true'
-        self._forms = {width: ask(width, halves) for width in (4, 8)}
-
-    def request(self, bucket: Bucket, left_ms: int, trace: bytes | None) -> list[Buffer]:
-        """What to send for `bucket`; refers to its arrays."""
-        values, lengths, weights = bucket
-        if weights is not None:
-            tensors = ((b"values", values), (b"lengths", lengths), (b"weights", weights))
-            return self._request(tensors, self._parameters, left_ms, trace)
-        text = self._forms[values.itemsize] % (
-            len(values), values.nbytes, *lengths.shape, lengths.nbytes,
+        self._dims = places[:, 1].copy()
+        heads, json32, json16 = answer_forms(digest.encode())
+        self._peer = _kernels.Peer(
+            head_forms(b"shard", self._authority), ask_forms((halves,)),
+            (*heads, json32, json16 if halves else b""), places,
         )  # fmt: skip
-        return self._with_head(text, [_bytes(values), _bytes(lengths)], left_ms, trace)
+
+    def request(self, buckets: Buckets, left_ms: int, trace: bytes | None) -> list[Buffer]:
+        """What to send for this shard's bucket."""
+        whole = buckets.split.ask(self.number, self._peer, left_ms, trace)
+        if whole is not None:
+            return [whole]
+        values, lengths, weights = buckets[self.number]
+        tensors: list[tuple[bytes, NDArray[Any]]] = [(b"values", values), (b"lengths", lengths)]
+        if weights is not None:
+            tensors.append((b"weights", weights))
+        return self._request(tensors, self._parameters, left_ms, trace)
+
+    def take(self, buckets: Buckets, buffer: bytearray, end: int, out: Floats) -> int:
+        """Add an answer in the fast lane to `out` (B, …): as `erless.serve.reply.Take`."""
+        return buckets.split.take(self.number, self._peer, buffer, end, out)
+
+    def partial(self, buckets: Buckets, reply: Reply) -> Partial:
+        """The packed partial in any other answer. Raises ServeError as `read`."""
+        lengths = buckets[self.number].lengths
+        elements = int(np.count_nonzero(lengths, axis=1) @ self._dims)
+        return self.read(reply, elements, self.halves)
 
 
 class RemoteDense(_Remote):

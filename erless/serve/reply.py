@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from erless.errors import ErlessError
 
-__all__ = ["MAX_BODY_BYTES", "CallError", "Callback", "Head", "Reply"]
+__all__ = ["MAX_BODY_BYTES", "CallError", "Callback", "Head", "Reply", "Take"]
 
 MAX_BODY_BYTES = 256 << 20
 
@@ -25,16 +26,22 @@ class CallError(ErlessError):
 class Reply:
     """An answer. `took_s` since the request was written; header names in lower case.
 
-    `body` may lie in the connection's buffer: it is valid while the callback runs.
+    `body` may lie in the connection's buffer: it is valid while the callback runs. Where `taken`,
+    the call's `take` has dealt with the answer, and neither headers nor body are told.
     """
 
     status: int
     headers: dict[bytes, bytes]
     body: memoryview
     took_s: float
+    up_ms: float = math.inf
+    taken: bool = False
 
 
 Callback = Callable[["Reply | CallError"], None]
+# The connection's buffer and how much of it is filled → milliseconds that the function has been
+# ready, or TAKE_WAIT or TAKE_GENERAL (kernels.h, `ask_take`).
+Take = Callable[[bytearray, int], int]
 
 
 class Head:

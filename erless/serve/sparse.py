@@ -48,8 +48,9 @@ class SparseFunction:
         self._max_batch = settings.max_batch
         self.digest = settings.digest
         self._parameters = {"digest": self.digest}
+        heads, json32, json16 = answer_forms(self.digest.encode())
         self.lane = self._shard.lane(
-            head_forms(b"shard"), ask_forms(), answer_forms(self.digest.encode()),
+            head_forms(b"shard"), ask_forms(), (*heads, json32, json16),
             settings.max_batch, settings.max_body_bytes, LONGEST_MS,
         )  # fmt: skip
         tables = len(self._shard.tables)

@@ -178,7 +178,7 @@ static PyObject *split_take(PyObject *object, PyObject *const *args, Py_ssize_t 
              places_width(peer->places, (Py_ssize_t)peer->tables, stride) >= 0) {
         const char *text = views[0].buf;
         result = PyLong_FromLongLong(
-            ask_take(peer, &bucket, text, text + end, views[1].buf, stride));
+            ask_take(peer, &bucket, text, text + end, text + sizes[0], views[1].buf, stride));
     }
     release_all(views, 2);
     return result;
