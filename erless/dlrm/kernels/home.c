@@ -2,6 +2,10 @@
  * to shards is on its way. A row's address is all that is kept of its id in between. */
 #include "kernels.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 int home_unpack(const slice_t *slice, word_t *words) {
     const int64_t count = (slice->table_rows + INDEX_ROWS - 1) / INDEX_ROWS;
     for (int64_t k = 0; k < count; k++) {
@@ -55,14 +59,53 @@ static ALWAYS_INLINE int64_t split_bag(const home_t *home, const sides_t *to, co
     return kept;
 }
 
+#if defined(__x86_64__)
+#define AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx512vpopcntdq,popcnt,bmi,bmi2")))
+
+/* The same for int32 ids without weights, eight at a time. Writes up to 8 beyond what it keeps. */
+AVX512 static int64_t split_bag_512(const home_t *home, const sides_t *to, int64_t done,
+                                    int64_t others, int64_t size) {
+    const __m512i row_bytes = _mm512_set1_epi64(home->slice.row_bytes);
+    const __m256i low = _mm256_set1_epi32(63);
+    const int32_t *const ids = (const int32_t *)to->ids + done;
+    const uint8_t **rows = to->rows + (done - others);
+    int32_t *away = (int32_t *)to->away + others;
+    for (int64_t i = 0; i < size; i += 8) {
+        const __mmask8 valid = size - i >= 8 ? 0xff : (__mmask8)((1 << (size - i)) - 1);
+        const __m256i id = _mm256_maskz_loadu_epi32(valid, ids + i);
+        const __m256i word = _mm256_slli_epi32(_mm256_srli_epi32(id, 6), 1); /* of 8 bytes */
+        const __m512i bits = _mm512_i32gather_epi64(word, home->words, 8);
+        const __m512i last = _mm512_i32gather_epi64(word, &home->words->last, 8);
+        const __m512i shift = _mm512_cvtepu32_epi64(_mm256_andnot_si256(id, low));
+        const __m512i upto = _mm512_sllv_epi64(bits, shift);
+        const __m512i row = _mm512_add_epi64(
+            last, _mm512_mul_epu32(_mm512_popcnt_epi64(upto), row_bytes));
+        const __mmask8 stored = _mm512_movepi64_mask(upto) & valid, other = valid & ~stored;
+        _mm512_storeu_si512((void *)rows, _mm512_maskz_compress_epi64(stored, row));
+        _mm256_storeu_si256((__m256i *)(void *)away, _mm256_maskz_compress_epi32(other, id));
+        rows += __builtin_popcount(stored);
+        away += __builtin_popcount(other);
+    }
+    return rows - (to->rows + (done - others));
+}
+#define HAS_AVX512                                                                               \
+    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&                  \
+     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vpopcntdq"))
+#else
+#define HAS_AVX512 0
+#define split_bag_512(home, to, done, others, size) 0
+#endif
+
 static ALWAYS_INLINE int64_t split_bags(const home_t *home, const sides_t *to, const int wide,
-                                        const int shrink, const int32_t *lengths, int64_t samples,
-                                        int32_t *sizes, int32_t *away_sizes) {
+                                        const int shrink, const int vectors,
+                                        const int32_t *lengths, int64_t samples, int32_t *sizes,
+                                        int32_t *away_sizes) {
     int64_t done = 0, others = 0;
     for (int64_t b = 0; b < samples; b++) {
         const int64_t size = lengths[b];
         int64_t kept = size;
-        if (home->words) kept = split_bag(home, to, wide, shrink, done, others, size);
+        if (home->words && vectors) kept = split_bag_512(home, to, done, others, size);
+        else if (home->words) kept = split_bag(home, to, wide, shrink, done, others, size);
         else
             for (int64_t i = done; i < done + size; i++) { /* every row is at home */
                 to->rows[i] = home->slice.rows + home->slice.row_bytes * row_id(to->ids, wide, i);
@@ -80,9 +123,11 @@ static ALWAYS_INLINE int64_t split_bags(const home_t *home, const sides_t *to, c
     TARGET static int64_t NAME(const home_t *home, const sides_t *to, int wide, int shrink,        \
                                const int32_t *lengths, int64_t samples, int32_t *sizes,            \
                                int32_t *away_sizes) {                                              \
-        if (!wide) return split_bags(home, to, 0, 0, lengths, samples, sizes, away_sizes);         \
-        if (shrink) return split_bags(home, to, 1, 1, lengths, samples, sizes, away_sizes);        \
-        return split_bags(home, to, 1, 0, lengths, samples, sizes, away_sizes);                    \
+        if (!wide && !to->weights && HAS_AVX512)                                                   \
+            return split_bags(home, to, 0, 0, 1, lengths, samples, sizes, away_sizes);             \
+        if (!wide) return split_bags(home, to, 0, 0, 0, lengths, samples, sizes, away_sizes);      \
+        if (shrink) return split_bags(home, to, 1, 1, 0, lengths, samples, sizes, away_sizes);     \
+        return split_bags(home, to, 1, 0, 0, lengths, samples, sizes, away_sizes);                 \
     }
 
 DEFINE_SPLIT(split_any, )

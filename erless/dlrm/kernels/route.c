@@ -211,7 +211,7 @@ static void place(const routing_t *routing, const split_t *split, int64_t *curso
  * memory. */
 static int open_split(split_t *split, const routing_t *routing, const ids_t *values,
                       const float *weights, int64_t samples) {
-    const size_t n = (size_t)values->size + 1;
+    const size_t n = (size_t)values->size + 8; /* home_find writes beyond its end */
     split->wide = values->wide && !routing->narrow;
     const int as_they_are = !routing->homes && split->wide == values->wide;
     split->to = malloc(n);
