@@ -60,13 +60,13 @@ class Call:
     def finish(self, result: Reply | CallError) -> None:
         """Call back, once."""
         done, self.done = self.done, None
-        self.connection = None
+        self.connection = self.take = None
         if done is not None:
             done(result)
 
     def abort(self) -> None:
         """Give up: an answer that still comes belongs to nobody, so its connection closes."""
-        self.done = None
+        self.done = self.take = None
         if self.task is not None:
             self.task.cancel()
         if self.connection is not None:

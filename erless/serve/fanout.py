@@ -29,18 +29,17 @@ class Fan:
     """All calls of one query, or of one phase of it.
 
     `done` is set when all are answered, or to the first error. `cold`: a call waited for a
-    function to start; `degraded`: defaults stood in for a shard.
+    function to start; `degraded`: defaults stood in for a shard; `over`: nothing more is added.
     """
 
-    __slots__ = ("_loop", "cold", "degraded", "done", "legs", "open", "timer")
+    __slots__ = ("_settled", "_timer", "cold", "degraded", "done", "legs", "open", "over")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
-        self._loop = loop
         self.done: asyncio.Future[None] = loop.create_future()
         self.legs: list[Leg] = []
         self.open = 0
-        self.timer = loop.call_at(deadline, self._expire)
-        self.cold = self.degraded = False
+        self.cold = self.degraded = self.over = self._settled = False
+        self._timer = loop.call_at(deadline, self._expire)
 
     def add(self, leg: Leg) -> None:
         """One more call that has to be answered."""
@@ -50,29 +49,42 @@ class Fan:
     def arrived(self) -> None:
         """One of them is."""
         self.open -= 1
-        if not self.open and not self.done.done():
+        if not self.open and not self.over:
+            self.over = True
             self.done.set_result(None)
 
     def fail(self, error: Exception) -> None:
         """The query has failed; the other calls are left to end by themselves."""
-        if not self.done.done():
+        if not self.over:
+            self.over = True
             self.done.set_exception(error)
 
     def _expire(self) -> None:
         """The deadline: give up what is still under way."""
         late = [leg for leg in self.legs if not leg.over]
         names = ", ".join(leg.remote.what for leg in late)
-        if not self.done.done():
-            self.fail(ServeError(f"the deadline passed while waiting for {names}", 504, "deadline"))
+        self.fail(ServeError(f"the deadline passed while waiting for {names}", 504, "deadline"))
         for leg in late:
             leg.abort()
+        self.ended()
 
     def settle(self) -> None:
-        """The query is over: calls that are left may end by themselves until the deadline."""
-        if not self.open or all(leg.over for leg in self.legs):
-            self.timer.cancel()
+        """The query is over: calls that are left may end by themselves until the deadline.
+
+        No reference from here leads back here then, so that what the query held is free at once:
+        an error refers to the frames it passed, and they to the fan.
+        """
+        self.over = self._settled = True
         if self.done.done() and not self.done.cancelled():
             self.done.exception()  # seen, also where nobody waited for it
+        del self.done
+        self.ended()
+
+    def ended(self) -> None:
+        """One more call has ended of a query that is over."""
+        if self._settled and (not self.open or all(leg.over for leg in self.legs)):
+            self._timer.cancel()
+            self.legs.clear()
 
 
 class Part(Protocol):
@@ -155,7 +167,7 @@ class Leg:
 
     def _take(self, buffer: bytearray, end: int) -> int:
         """Only the first answer to a query that still waits is added to its result."""
-        if self.over or self._fan.done.done():
+        if self.over or self._fan.over:
             return TAKE_GENERAL
         return self._part.take(buffer, end)
 
@@ -172,7 +184,8 @@ class Leg:
             self._degrade()
             return
         self._end()
-        if self._fan.done.done():
+        if self._fan.over:
+            self._fan.ended()
             return
         try:
             if isinstance(result, CallError):
@@ -180,14 +193,14 @@ class Leg:
             if not result.taken:
                 self._part.read(result)
         except Exception as error:  # told to the query, which answers for it
-            self._fan.fail(error)
+            self._fan.fail(error.with_traceback(None) if isinstance(error, ServeError) else error)
             return
         self._fan.cold = self._fan.cold or result.up_ms < result.took_s * 1e3
         self._fan.arrived()
 
     def _degrade(self) -> None:
         """Take default vectors; the call goes on, since it wakes the shard."""
-        if self.over or not self._stand_in or self._fan.done.done():
+        if self.over or not self._stand_in or self._fan.over:
             return
         self.over = True
         self._cancel_timers()

@@ -1,6 +1,4 @@
-/* Forms: what gateway and functions say to each other (erless/serve/lane.py). */
-#include <stdio.h>
-
+/* Forms: what gateway and functions say to each other (erless/serve/lane.py). Numbers are >= 0. */
 #include "kernels.h"
 
 enum { MOST_DIGITS = 10 };
@@ -25,16 +23,31 @@ const char *form_scan(const char *form, const char *text, const char *end, int64
     return text;
 }
 
+/* `text` to `out`, if there is room. */
+static char *append(char *out, const char *end, const char *text, size_t size) {
+    if (out == NULL || size >= (size_t)(end - out)) return NULL;
+    memcpy(out, text, size);
+    return out + size;
+}
+
+static char *append_number(char *out, const char *end, int64_t number) {
+    char digits[24], *first = digits + sizeof(digits);
+    uint64_t left = (uint64_t)number;
+    do *--first = (char)('0' + left % 10);
+    while (left /= 10);
+    return append(out, end, first, (size_t)(digits + sizeof(digits) - first));
+}
+
 char *form_fill(const char *form, char *out, const char *end, const int64_t *numbers,
                 const char *word) {
-    for (; *form; form++) {
-        int size = 1;
-        if (form[0] != '%' || *++form == '%') {
-            if (out < end) *out = *form;
-        } else if (*form == 's') size = snprintf(out, (size_t)(end - out), "%s", word);
-        else size = snprintf(out, (size_t)(end - out), "%lld", (long long)*numbers++);
-        if (size >= end - out) return NULL;
-        out += size;
+    while (*form && out) {
+        const char *stop = strchr(form, '%');
+        if (stop == NULL) return append(out, end, form, strlen(form));
+        out = append(out, end, form, (size_t)(stop - form));
+        if (stop[1] == 's') out = append(out, end, word, strlen(word));
+        else if (stop[1] == 'd') out = append_number(out, end, *numbers++);
+        else out = append(out, end, stop + 1, 1);
+        form = stop + 2;
     }
     return out;
 }
