@@ -259,9 +259,10 @@ class _Connection(asyncio.BufferedProtocol):
     def _taken(self, call: Call, up_ms: int) -> None:
         self.call = None
         self.tail = 0
-        took = self.endpoint.now() - call.began
+        now = self.endpoint.now()
+        took = now - call.began
         self.keep = True
-        self.endpoint.release(self, took)
+        self.endpoint.release(self, now, took)
         call.finish(Reply(200, NO_HEADERS, NO_BODY, took, up_ms, True))
 
     def _complete(self, body: memoryview) -> None:
@@ -270,8 +271,9 @@ class _Connection(asyncio.BufferedProtocol):
             return
         self.call = self.head = self.parser = self.body = None
         self.tail = 0
-        took = self.endpoint.now() - call.began
-        self.endpoint.release(self, took)
+        now = self.endpoint.now()
+        took = now - call.began
+        self.endpoint.release(self, now, took)
         up = head.headers.get(UP, b"")
         up_ms = int(up) if up.isdigit() and len(up) < 10 else math.inf
         call.finish(Reply(self.status, head.headers, body, took, up_ms))
@@ -366,9 +368,8 @@ class Endpoint:
         self._on_retry()
         self._connect(call)
 
-    def release(self, connection: _Connection, took_s: float) -> None:
+    def release(self, connection: _Connection, now: float, took_s: float) -> None:
         """An answer is complete: keep its connection, unless it is old or the server closes it."""
-        now = self.now()
         connection.used = now
         self._latencies.append(took_s)
         self._calls += 1

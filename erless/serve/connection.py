@@ -144,9 +144,12 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self.state in _DEAF:
             return
-        if self.tail == self.start and self.state is _State.HEAD:
-            self.since = self.server.now()  # the first byte of a head
+        fresh = self.tail == self.start and self.state is _State.HEAD
         self.tail += nbytes
+        if fresh:
+            if self.server.lane and not self.choked and self._take_lane() and self._all_taken():
+                return
+            self.since = self.server.now()  # the first byte of a head
         if self.state is _State.HEAD:
             self._parse()
         elif self.state is _State.CHUNKED:
@@ -176,10 +179,9 @@ class Connection(asyncio.BufferedProtocol):
         while self.state is _State.HEAD and not self.choked:
             while self.tail - self.start >= 2 and self.buffer.startswith(b"\r\n", self.start):
                 self.start += 2  # RFC 9112, 2.2: empty lines in front of a request
-            if self.start == self.tail:
-                self.start = self.tail = 0
+            if self._all_taken():
                 break
-            if self.server.lane is not None and self._take_lane():
+            if self.server.lane and self._take_lane():
                 continue
             plain = REQUEST_HEAD.match(self.buffer, self.start, self.tail)
             if plain is not None and self._take_plain(plain):
@@ -201,15 +203,22 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take_lane(self) -> bool:
         """Answer a whole request of the fast lane (erless.serve.lane) at once."""
-        lane, transport = self.server.lane, self.transport
-        if lane is None or transport is None or self.server.draining or transport.is_closing():
+        server, transport = self.server, self.transport
+        if server.lane is None or transport is None or server.draining or transport.is_closing():
             return False
-        found = lane(self.buffer, self.start, self.tail, self.server.date)
+        found = server.lane(self.buffer, self.start, self.tail, server.date)
         if found is None:
             return False
         answer, self.start = found
         transport.write(answer)
-        self.since = self.server.now()
+        self.since = server.swept
+        return True
+
+    def _all_taken(self) -> bool:
+        """Whether the buffer holds nothing more; it then begins anew."""
+        if self.start < self.tail:
+            return False
+        self.start = self.tail = 0
         return True
 
     def _take_plain(self, plain: re.Match[bytes]) -> bool:

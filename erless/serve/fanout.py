@@ -228,9 +228,10 @@ class Leg:
         self._end()
 
     def _cancel_timers(self) -> None:
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
+        if self._timers:
+            for timer in self._timers:
+                timer.cancel()
+            self._timers.clear()
 
 
 def _failed(result: Reply | CallError) -> bool:

@@ -57,6 +57,7 @@ class HttpServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._drained: asyncio.Future[None] | None = None
         self.date = b""
+        self.swept = 0.0  # when the time limits were enforced last
         self._tick()
 
     # -- listening
@@ -132,7 +133,7 @@ class HttpServer:
     # -- time
 
     def _tick(self) -> None:
-        now = self.now()
+        now = self.swept = self.now()
         self.date = formatdate(time.time(), usegmt=True).encode()
         for each in list(self.connections):
             each.sweep(now)
