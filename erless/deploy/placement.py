@@ -103,6 +103,7 @@ def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSite) -> Fu
         "ERLESS_RELEASE": desired.release.digest,
         "ERLESS_SLA_MS": f"{site.sla_ms:g}",
         "ERLESS_COLD_MISS": options.cold_miss,
+        "ERLESS_DEGRADED_SHARE": f"{options.degraded_share:g}",
         "ERLESS_HEDGE": "1" if options.hedge else "0",
         "ERLESS_MAX_IN_FLIGHT": str(options.max_in_flight),
         "ERLESS_THREADS": _threads(plan.vcpu),

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from erless.dlrm._kernels import TAKE_GENERAL
 from erless.errors import ServeError
+from erless.serve.allowance import Allowance
 from erless.serve.client import Call, CallError, Reply
 from erless.serve.http import Buffer
 from erless.serve.remote import RemoteDense, RemoteShard
@@ -113,12 +114,12 @@ class Leg:
     Args:
         fan: what it belongs to.
         part: what is asked, and what becomes of the answer.
-        stand_in: whether default vectors may do; else the function is waited for.
+        allowance: of answers with default vectors; None: the function is waited for.
         hedge: told when a second call is made, or None: then none is.
     """
 
     __slots__ = (
-        "_buffers", "_fan", "_hedge", "_loop", "_part", "_sent", "_stand_in", "_timers", "over",
+        "_allowance", "_buffers", "_fan", "_hedge", "_loop", "_part", "_sent", "_timers", "over",
         "remote",
     )  # fmt: skip
 
@@ -128,11 +129,11 @@ class Leg:
         fan: Fan,
         part: Part,
         *,
-        stand_in: bool = False,
+        allowance: Allowance | None = None,
         hedge: Callable[[], None] | None = None,
     ) -> None:
         self._loop, self._fan, self._part, self.remote = loop, fan, part, part.remote
-        self._stand_in, self._hedge = stand_in, hedge
+        self._allowance, self._hedge = allowance, hedge
         self._buffers = part.request()
         self._sent: list[Call] = []
         self._timers: list[asyncio.TimerHandle] = []
@@ -141,19 +142,18 @@ class Leg:
 
     def start(self) -> None:
         """Call; where the shard is being woken by another query already, default vectors do."""
-        if self._stand_in:
+        if self._allowance is not None:
             if self.remote.endpoint.connected:
-                self._stand_in = False  # it is awake: whatever it takes, its answer is right
-            elif self.remote.waking:
-                self._degrade()
-                return
-            else:
+                self._allowance = None  # it is awake: whatever it takes, its answer is right
+            elif not self.remote.waking:
                 self._after(COLD_BUDGET_S, self._degrade)
+            elif self._degrade():
+                return
         self._send()
         if self._hedge is not None and self.remote.endpoint.p95_s < math.inf:
             self._after(self.remote.endpoint.p95_s, self._send_second)
 
-    def _after(self, seconds: float, call: Callable[[], None]) -> None:
+    def _after(self, seconds: float, call: Callable[[], object]) -> None:
         self._timers.append(self._loop.call_later(seconds, call))
 
     def _send(self) -> None:
@@ -180,8 +180,7 @@ class Leg:
         if isinstance(result, Reply) and result.status == 503 and LOADING in bytes(result.body):
             self._after(POLL_S, self._send)
             return
-        if self._stand_in and _failed(result):
-            self._degrade()
+        if _failed(result) and self._degrade():
             return
         self._end()
         if self._fan.over:
@@ -198,22 +197,26 @@ class Leg:
         self._fan.cold = self._fan.cold or result.up_ms < result.took_s * 1e3
         self._fan.arrived()
 
-    def _degrade(self) -> None:
-        """Take default vectors; the call goes on, since it wakes the shard."""
-        if self.over or not self._stand_in or self._fan.over:
-            return
+    def _degrade(self) -> bool:
+        """Take default vectors, where they may do; the call goes on, since it wakes the shard."""
+        if self.over or self._allowance is None or self._fan.over:
+            return False
+        if not self._fan.degraded and not self._allowance.spend():
+            self._allowance = None  # the budget is spent: wait
+            return False
+        self._fan.degraded = True
         self.over = True
         self._cancel_timers()
         try:
             self._part.stand_in()
         except Exception as error:  # as above
             self._fan.fail(error)
-            return
+            return True
         for call in self._sent:
             if call.open:
                 self.remote.woken_by(call)
-        self._fan.degraded = True
         self._fan.arrived()
+        return True
 
     def _end(self) -> None:
         """Answered: what is left of it is not needed."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from erless.dlrm.rows import Buckets
 from erless.errors import ArtifactError, QueryError, ServeError
+from erless.serve.allowance import Allowance
 from erless.serve.app import Answer, Call
 from erless.serve.client import Endpoint
 from erless.serve.facts import model_facts
@@ -136,6 +137,9 @@ class Gateway:
         self._dense = None
         if settings.dense_url:
             self._dense = RemoteDense(release.tower.sha256, self._endpoint(settings.dense_url))
+        self._allowance = (
+            Allowance(settings.degraded_share) if settings.cold_miss == "default" else None
+        )
         self._last_query = -IDLE_S
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
@@ -160,6 +164,8 @@ class Gateway:
         inputs, opened = call.request.inputs, self._opened
         now = self._now()
         idle, self._last_query = now - self._last_query > IDLE_S, now
+        if self._allowance is not None:
+            self._allowance.earn()
         touched = buckets.touched()
         remote = [number for number in touched if number not in opened.resident]
         out = opened.combiner.begin(buckets.batch)
@@ -187,7 +193,7 @@ class Gateway:
     def _call(self, fan: Fan, part: Part) -> None:
         Leg(
             self._loop, fan, part,
-            stand_in=self._settings.cold_miss == "default",
+            allowance=self._allowance,
             hedge=self._hedged if self._settings.hedge else None,
         ).start()  # fmt: skip
 

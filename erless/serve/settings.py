@@ -37,6 +37,7 @@ class Settings:
     sla_ms: float = 100.0
     deadline_ms: float = 30_000.0
     cold_miss: Literal["wait", "default"] = "wait"
+    degraded_share: float = 0.05
     hedge: bool = False
     half_partials: bool = False
     token: str | None = None
@@ -74,16 +75,17 @@ class _Environment:
         except (ValueError, KeyError):
             raise ConfigError(f"{name} is {text!r}: expected {expected}") from None
 
-    def number(self, name: str, default: float, low: float = 0.0) -> float:
-        """A finite number of at least `low`."""
+    def number(self, name: str, default: float, low: float = 0.0, high: float = 1e15) -> float:
+        """A finite number of at least `low` and at most `high`."""
 
         def parse(text: str) -> float:
             value = float(text)
-            if not low <= value < 1e15:
+            if not low <= value <= high:
                 raise ValueError
             return value
 
-        return self.read(name, default, parse, f"a number from {low:g}")
+        most = f" to {high:g}" if high < 1e15 else ""
+        return self.read(name, default, parse, f"a number from {low:g}{most}")
 
     def integer(self, name: str, default: int, low: int = 1) -> int:
         """A whole number of at least `low`."""
@@ -168,6 +170,7 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         sla_ms=env.number("ERLESS_SLA_MS", 100.0, 0.001),
         deadline_ms=env.number("ERLESS_DEADLINE_MS", 30_000.0, 0.001),
         cold_miss=choice("ERLESS_COLD_MISS", "wait", "default"),  # type: ignore[arg-type]
+        degraded_share=env.number("ERLESS_DEGRADED_SHARE", 0.05, 0.0, 1.0),
         hedge=choice("ERLESS_HEDGE", "0", "1") == "1",
         half_partials=choice("ERLESS_HALF_PARTIALS", "0", "1") == "1",
         token=env.text("ERLESS_TOKEN") if kind == "gateway" else None,

@@ -68,6 +68,9 @@ class Gateway(Section):
     cold_miss: Literal["wait", "default"] = Field(
         "wait", description="While a function wakes: wait, or answer with the default vector."
     )
+    degraded_share: float = Field(
+        0.05, ge=0, le=1, description="Most queries that `cold_miss: default` may answer so."
+    )
     hedge: bool = Field(False, description="Send a second call to a shard slower than its p95.")
     token_env: str | None = Field(
         None, description="Environment variable that holds the bearer token, if any."

@@ -2,16 +2,17 @@
 
     python -m loadtests.peers.compare --ray-python peers/bin/python
 
-erless's functions (target local), the same split as Ray Serve deployments, and the monolith in one
-process, all behind the same wire and with the same kernels. Each is measured in turn, several
-rounds over: throughput with `--connections` closed loops, latency with one query in flight, the CPU
-of all its processes per query, its memory, and whether predictions equal the monolith's.
+erless's functions (target local), the same split as Ray Serve deployments (as Ray comes, and as its
+documentation tunes it for throughput), and the monolith in one process, all behind the same wire
+and with the same kernels. Each is measured in turn, several rounds over: throughput with
+`--connections` closed loops, latency with one query in flight, the CPU of all its processes per
+query, its memory, and whether predictions equal the monolith's.
 
 Ray is heavy and pins its own dependencies, so it may live in a virtual environment of its own:
 
     python -m venv peers && peers/bin/pip install 'ray[serve]' -e .
 
-Without Ray the other two are measured and the row says so.
+Without Ray the other two are measured, and the last line says so.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,11 +41,12 @@ from erless.deploy.registry import open_target
 from erless.deploy.supervisor.client import call
 from erless.deploy.supervisor.folder import StateFolder
 from erless.deploy.supervisor.memory import pss_bytes
-from erless.observe.loadtest.locust import Load, run_locust
+from erless.dlrm.queries import QueryFile
 from erless.observe.loadtest.monolith import MonolithServer
-from erless.observe.loadtest.record import Record, read_record
 from erless.progress import Silent
 from erless.specs.config import Config
+from loadtests.peers.closed_loop import ClosedLoop, run_closed_loop
+from loadtests.queries import Body, Expected, build, discover, read_expected
 
 ROOT = Path(__file__).parents[2]
 START_S = 180.0
@@ -168,13 +170,20 @@ def functions_of(state: Path) -> dict[int, str]:
 
 
 @contextmanager
-def ray_serve(python: str, store: Path, folder: Path) -> Iterator[System]:
-    """The same split in Ray Serve."""
+def ray_serve(python: str, store: Path, folder: Path, *, tuned: bool) -> Iterator[System]:
+    """The same split in Ray Serve; `tuned`: with its own setting for throughput."""
+    folder = folder / ("tuned" if tuned else "plain")
+    folder.mkdir()
     port, log = free_port(), folder / "ray.log"
     release = next((store / "releases").iterdir()).stem
     command = [python, "-m", "loadtests.peers.ray_serve", "--store", str(store), "--release",
                release, "--port", str(port)]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder / "ray")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "RAY_TMPDIR": str(folder / "ray"),
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": str(int(tuned)),
+    }
     with log.open("w") as sink:
         process = subprocess.Popen(command, cwd=ROOT, stdout=sink, stderr=sink, env=environment,
                                    start_new_session=True)  # fmt: skip
@@ -184,7 +193,8 @@ def ray_serve(python: str, store: Path, folder: Path) -> Iterator[System]:
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"Ray Serve did not start: {log.read_text()[-800:]}")
             time.sleep(0.5)
-        yield System("Ray Serve", f"http://127.0.0.1:{port}", lambda: [process.pid])
+        name = "Ray Serve, tuned" if tuned else "Ray Serve"
+        yield System(name, f"http://127.0.0.1:{port}", lambda: [process.pid])
     finally:
         children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None \
             else []  # fmt: skip
@@ -198,31 +208,40 @@ def ray_serve(python: str, store: Path, folder: Path) -> Iterator[System]:
                 child.kill()
 
 
-def drive(system: System, users: int, seconds: float, options: tuple[str, ...]) -> Record:
-    """One closed-loop run."""
-    load = Load(system.url, seconds, users=users, options=options)
-    with tempfile.TemporaryDirectory(prefix="erless-peers-") as folder:
-        path, _ = run_locust(load, Path(folder))
-        return read_record(path)
+@dataclass(frozen=True)
+class Traffic:
+    """What every system is asked, and what it should answer."""
+
+    bodies: Sequence[Body]
+    expected: Expected
+
+    @classmethod
+    def read(cls, queries: Path, expected: Path) -> Traffic:
+        """The queries of a file, and the monolith's predictions of them."""
+        bodies = [build(query, index) for index, query in enumerate(QueryFile(queries))]
+        return cls(bodies, read_expected(expected, bodies[0].batch))
 
 
-def measure(system: System, connections: int, seconds: float, options: tuple[str, ...]) -> None:
+def measure(system: System, traffic: Traffic, connections: int, seconds: float) -> None:
     """One round: full load, then one query in flight."""
+    model = discover(system.url)
+
+    def drive(connections: int, seconds: float) -> ClosedLoop:
+        found = run_closed_loop(
+            system.url, model, traffic.bodies, traffic.expected, connections, seconds
+        )
+        system.failed += len(found.failures)
+        system.largest_error = max(system.largest_error, found.largest_error)
+        return found
+
     before = system.cpu_s()
-    record = drive(system, connections, seconds, options)
+    loaded = drive(connections, seconds)
     spent = system.cpu_s() - before
-    log = record.log
-    answered = np.array([not each for each in log.failure], bool)
-    inside = (log.due_s + np.nan_to_num(log.latency_s) < seconds) & answered
-    system.qps.append(float(inside.sum()) / seconds)
-    system.cpu_ms.append(spent * 1e3 / max(1, len(log.due_s)))
-    alone = drive(system, 1, max(ALONE_S, seconds / 2), options)
-    latency = alone.log.latency_s[np.isfinite(alone.log.latency_s)] * 1e3
-    system.p50_ms.append(float(np.quantile(latency, 0.5)))
-    system.p99_ms.append(float(np.quantile(latency, 0.99)))
-    system.failed += sum(1 for each in [*log.failure, *alone.log.failure] if each)
-    errors = np.concatenate([record.errors, alone.errors])
-    system.largest_error = max(system.largest_error, float(errors.max(initial=0.0)))
+    system.qps.append(loaded.qps)
+    system.cpu_ms.append(spent * 1e3 / max(1, len(loaded.latency_ms)))
+    alone = drive(1, max(ALONE_S, seconds / 2))
+    system.p50_ms.append(float(np.quantile(alone.latency_ms, 0.5)))
+    system.p99_ms.append(float(np.quantile(alone.latency_ms, 0.99)))
     system.memory_bytes = system.pss()
 
 
@@ -241,6 +260,53 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def rounds(systems: Sequence[System], traffic: Traffic, given: argparse.Namespace) -> None:
+    """Measure all in turn, several times."""
+    for each in systems:
+        run_closed_loop(each.url, discover(each.url), traffic.bodies, traffic.expected, 4, WARM_S)
+    for number in range(given.rounds):
+        for each in systems:
+            measure(each, traffic, given.connections, given.seconds)
+            print(f"round {number + 1}: {each.name} {each.qps[-1]:.0f} queries/s, "
+                  f"{each.cpu_ms[-1]:.2f} ms of CPU", file=sys.stderr)  # fmt: skip
+
+
+def over(ours: System, ray: System) -> dict[str, Any]:
+    """How we compare with Ray in the rounds that both just had."""
+    count = len(ray.qps)
+    queries = [a / b for a, b in zip(ours.qps[-count:], ray.qps, strict=True)]
+    cpu = [b / a for a, b in zip(ours.cpu_ms[-count:], ray.cpu_ms, strict=True)]
+    return {
+        "peer": ray.name,
+        "qps_over_peer": round(statistics.median(queries), 2),
+        "qps_over_peer_rounds": [round(each, 2) for each in queries],
+        "cpu_under_peer": round(statistics.median(cpu), 2),
+    }
+
+
+def compare(given: argparse.Namespace) -> dict[str, Any]:
+    """All systems' rows, and how erless compares with each Ray."""
+    probe = subprocess.run([given.ray_python, "-c", "import ray.serve"], capture_output=True,
+                           check=False)  # fmt: skip
+    compared, peers = [], []
+    with ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="erless-peers-")))
+        model, store, expected = make(folder, given.rows, given.shards)
+        traffic = Traffic.read(model / "queries.safetensors", expected)
+        ours = running.enter_context(local(store, folder / "state"))
+        server = running.enter_context(MonolithServer(model))
+        monolith = System("monolith", server.url, lambda: [server.pid])
+        for tuned in (False, True) if probe.returncode == 0 else ():
+            with ray_serve(given.ray_python, store, folder, tuned=tuned) as ray:
+                rounds([ours, ray, monolith], traffic, given)
+            peers.append(ray)
+            compared.append(over(ours, ray))
+        if not peers:
+            rounds([ours, monolith], traffic, given)
+        rows = [each.row() for each in (ours, *peers, monolith)]
+    return {"rows": given.rows, "shards": given.shards, "systems": rows, "compared": compared}
+
+
 def main() -> None:
     """Measure and print."""
     plain = argparse.RawDescriptionHelpFormatter
@@ -253,42 +319,15 @@ def main() -> None:
     parser.add_argument("--ray-python", default=sys.executable)
     parser.add_argument("--output", choices=["text", "json"], default="text")
     given = parser.parse_args()
-    probe = subprocess.run([given.ray_python, "-c", "import ray.serve"], capture_output=True,
-                           check=False)  # fmt: skip
-    with ExitStack() as running:
-        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="erless-peers-")))
-        model, store, expected = make(folder, given.rows, given.shards)
-        systems = [running.enter_context(local(store, folder / "state"))]
-        if probe.returncode == 0:
-            systems.append(running.enter_context(ray_serve(given.ray_python, store, folder)))
-        server = running.enter_context(MonolithServer(model))
-        systems.append(System("monolith", server.url, lambda: [server.pid]))
-        options = ("--queries", str(model / "queries.safetensors"), "--expected", str(expected))
-        for each in systems:
-            drive(each, 4, WARM_S, options)
-        for number in range(given.rounds):
-            for each in systems:
-                measure(each, given.connections, given.seconds, options)
-                print(f"round {number + 1}: {each.name} {each.qps[-1]:.0f} queries/s, "
-                      f"{each.cpu_ms[-1]:.2f} ms of CPU", file=sys.stderr)  # fmt: skip
-        rows = [each.row() for each in systems]
-    by_name = {row["system"]: row for row in rows}
-    result: dict[str, Any] = {"rows": given.rows, "shards": given.shards, "systems": rows}
-    if "Ray Serve" in by_name:
-        ours, theirs = systems[0], systems[1]
-        ratios = [a / b for a, b in zip(ours.qps, theirs.qps, strict=True)]
-        cpu = [b / a for a, b in zip(ours.cpu_ms, theirs.cpu_ms, strict=True)]
-        result["qps_over_ray"] = round(statistics.median(ratios), 2)
-        result["qps_over_ray_rounds"] = [round(each, 2) for each in ratios]
-        result["cpu_under_ray"] = round(statistics.median(cpu), 2)
+    result = compare(given)
     if given.output == "json":
         print(json.dumps(result, indent=2))
         return
-    print(table(rows))
-    if "qps_over_ray" in result:
-        print(f"\nerless answers {result['qps_over_ray']}× the queries of Ray Serve "
-              f"({result['cpu_under_ray']}× less CPU per query)")  # fmt: skip
-    else:
+    print(table(result["systems"]))
+    for each in result["compared"]:
+        print(f"\nerless answers {each['qps_over_peer']}× the queries of {each['peer']} "
+              f"({each['cpu_under_peer']}× less CPU per query)")  # fmt: skip
+    if not result["compared"]:
         print(f"\nRay Serve was left out: {given.ray_python} has no ray[serve]")
 
 

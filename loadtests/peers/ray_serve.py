@@ -4,7 +4,8 @@
 
 One deployment per remote shard and one for the gateway, which holds the resident shard, combines
 and runs the tower. Files, kernels and arithmetic are erless's own; what differs is what carries a
-query: Ray's HTTP proxy, its deployment handles, its replicas. Needs `pip install 'ray[serve]'`.
+query: Ray's HTTP proxy, its deployment handles, its replicas; RAY_SERVE_THROUGHPUT_OPTIMIZED=1 is
+its own advice for throughput. Needs `pip install 'ray[serve]'`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import signal
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")  # Ray's own advice for throughput
 
 import numpy as np
 import ray

@@ -176,6 +176,24 @@ def test_default_vectors_stand_in_for_a_cold_shard(fleet: Fleet, reference: Mono
     sleeper.socket.close()
 
 
+def test_default_vectors_stop_where_their_budget_is_spent(fleet: Fleet) -> None:
+    """A shard that never wakes: a few queries are answered without it, the others wait for it."""
+    sleeper = Sleeper(fleet, "cold")
+    gateway = fleet.start_gateway(
+        sleeper.urls, ERLESS_COLD_MISS="default", ERLESS_DEGRADED_SHARE="0.01",
+        ERLESS_DEADLINE_MS="300",
+    ).ready()  # fmt: skip
+    body = body_of(random_query(fleet.made.model, 17, 16))
+    told = [gateway.post(INFER, body) for _ in range(24)]
+    degraded = [answer for status, answer in told if status == 200]
+    assert all(answer["parameters"]["degraded"] for answer in degraded)
+    assert len(degraded) == 20
+    assert [status for status, _ in told[-4:]] == [504] * 4
+    assert gateway.metric("erless_degraded_total") == 20
+    gateway.stop()
+    sleeper.socket.close()
+
+
 def test_killing_each_function_in_turn_under_load(
     packed_release: Made, reference: Monolith, tmp_path: Path
 ) -> None:

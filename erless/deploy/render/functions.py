@@ -152,6 +152,7 @@ def gateway_service(
         "ERLESS_SLA_MS": f"{site.sla_ms:g}",
         "ERLESS_DEADLINE_MS": f"{1000 * min(deadline, timeout - 5):.0f}",
         "ERLESS_COLD_MISS": site.gateway.cold_miss,
+        "ERLESS_DEGRADED_SHARE": f"{site.gateway.degraded_share:g}",
         "ERLESS_HEDGE": "1" if site.gateway.hedge else "0",
         "ERLESS_MAX_IN_FLIGHT": str(math.ceil(site.gateway.max_in_flight / workers)),
         **_workers(plan.vcpu),

@@ -1,0 +1,114 @@
+"""A fixed number of queries always in flight, from one event loop: little CPU beside the servers'.
+
+Locust tells how a deployment behaves under traffic; here servers that share this machine's cores
+with the client are compared, and a client that takes most of a core would hide what they can do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import uvloop
+
+from erless.serve.client import CallError, Endpoint, Reply
+from erless.serve.http import JSON_LENGTH
+from loadtests.queries import Body, Expected, ServedModel, read_answer
+
+__all__ = ["ClosedLoop", "run_closed_loop"]
+
+CHECK_EVERY = 16  # answers compared with the monolith's
+CONNECTION_S = 3600.0
+
+
+@dataclass
+class ClosedLoop:
+    """What came of a run. Latencies are of answered queries."""
+
+    latency_ms: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    largest_error: float = 0.0
+    took_s: float = 0.0
+
+    @property
+    def qps(self) -> float:
+        """Answers per second."""
+        return len(self.latency_ms) / self.took_s
+
+
+class _Run:
+    def __init__(self, url: str, model: ServedModel, bodies: Sequence[Body], expected: Expected):
+        self._endpoint = Endpoint(url, CONNECTION_S, lambda: None)
+        self._bodies, self._expected = bodies, expected
+        self._heads = [
+            b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b: %d\r\n\r\n"
+            % (
+                model.path.encode(), self._endpoint.authority, len(each.data), JSON_LENGTH,
+                each.json_length,
+            )
+            for each in bodies
+        ]  # fmt: skip
+        self.found = ClosedLoop()
+
+    async def connection(self, number: int, step: int, until: float) -> None:
+        """One query after the other."""
+        loop = asyncio.get_running_loop()
+        found = self.found
+        while loop.time() < until:
+            place = number % len(self._bodies)
+            answered: asyncio.Future[Reply | CallError] = loop.create_future()
+
+            def take(
+                result: Reply | CallError,
+                place: int = place,
+                check: bool = number % CHECK_EVERY < step,
+                answered: asyncio.Future[Reply | CallError] = answered,
+            ) -> None:
+                if check and isinstance(result, Reply) and result.status == 200:
+                    self._compare(place, result)  # its bytes are valid only now
+                answered.set_result(result)
+
+            self._endpoint.send([self._heads[place], self._bodies[place].data], take)
+            result = await answered
+            if isinstance(result, CallError):
+                found.failures.append(str(result))
+            elif result.status != 200:
+                found.failures.append(f"status {result.status}")
+            else:
+                found.latency_ms.append(result.took_s * 1e3)
+            number += step
+
+    def _compare(self, place: int, reply: Reply) -> None:
+        size = int(reply.headers.get(JSON_LENGTH, b"0"))
+        prediction = read_answer(bytes(reply.body), size).prediction
+        error = self._expected.error(self._bodies[place].index, prediction)
+        self.found.largest_error = max(self.found.largest_error, error)
+
+    async def drive(self, connections: int, seconds: float) -> None:
+        """All of them."""
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        await asyncio.gather(
+            *(self.connection(each, connections, begin + seconds) for each in range(connections))
+        )
+        self.found.took_s = loop.time() - begin
+        self._endpoint.close()
+
+
+def run_closed_loop(
+    url: str,
+    model: ServedModel,
+    bodies: Sequence[Body],
+    expected: Expected,
+    connections: int,
+    seconds: float,
+) -> ClosedLoop:
+    """Keep `connections` queries in flight at `url` for `seconds`, and compare some answers."""
+
+    async def run() -> ClosedLoop:
+        driven = _Run(url, model, bodies, expected)
+        await driven.drive(connections, seconds)
+        return driven.found
+
+    return uvloop.run(run())
