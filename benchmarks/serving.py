@@ -197,7 +197,7 @@ def resident_share(store: str, release: ReleaseManifest, queries: Sequence[Query
         here = total = 0
         for query in queries:
             buckets = opened.routing.bucketize(query.values, query.lengths)
-            here += buckets.split.kept
+            here += buckets.kept
             here += sum(buckets.gathers(number) for number in opened.resident)
             total += len(query.values)
     return round(here / total, 4)

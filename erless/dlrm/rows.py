@@ -9,7 +9,6 @@ Rank → row id, which plans refer to, is `erless.pack.ranks`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,7 +162,7 @@ def _blocks(rows: int) -> int:
 
 
 class Bucket(NamedTuple):
-    """What one shard gets of a query: views into arrays of their own, C-contiguous.
+    """What one shard gets of a query: read-only views, C-contiguous.
 
     `lengths` is (tables of the shard, B), in the order of `Routing.holdings[shard]`.
     """
@@ -181,46 +180,60 @@ class Home(NamedTuple):
     slice: int
 
 
-@dataclass(frozen=True, slots=True)
 class Buckets:
-    """A query's ids by shard.
+    """A query's ids by shard; inside a shard table-major, bags in order.
+
+    Ids are int32 where all tables' ids fit. `kept` of them were found in their table's home, and no
+    shard gets them.
 
     Args:
-        split: the same, as the kernels hold it; `split.kept` ids were found in their table's home,
-            and no shard is asked for them.
-        values: (n,) ids, shard by shard; inside a shard table-major, bags in order; int32 where
-            all tables' ids fit. What was kept is missing: the end is then unused.
-        weights: (n,) or None, likewise.
-        lengths: (Σ tables of each shard × B,) int32.
-        starts: (shards + 1,) where each shard's ids begin in `values`.
-        bags: (shards + 1,) where each shard's lengths begin in `lengths`.
+        split: the same, as the kernels hold it.
+        bags: (shards + 1,) where each shard's lengths begin.
         batch: samples B.
     """
 
-    split: _kernels.Split
-    values: Ids
-    weights: Floats | None
-    lengths: Lengths
-    starts: NDArray[np.int64]
-    bags: NDArray[np.int64]
-    batch: int
+    __slots__ = ("_arrays", "_bags", "batch", "split")
 
-    def gathers(self, shard: int) -> int:
-        """Ids that `shard` gets."""
-        return int(self.starts[shard + 1] - self.starts[shard])
+    def __init__(self, split: _kernels.Split, bags: NDArray[np.int64], batch: int) -> None:
+        self.split, self._bags, self.batch = split, bags, batch
+        self._arrays: tuple[NDArray[np.int64], Lengths, Ids, Floats | None] | None = None
+
+    @property
+    def kept(self) -> int:
+        """Ids found at home."""
+        return self.split.kept
 
     def touched(self) -> tuple[int, ...]:
         """Shards that get at least one id."""
         return self.split.touched()
 
+    def gathers(self, shard: int) -> int:
+        """Ids that `shard` gets."""
+        return len(self[shard].values)
+
     def __getitem__(self, shard: int) -> Bucket:
-        span = slice(self.starts[shard], self.starts[shard + 1])
-        lengths = self.lengths[self.bags[shard] : self.bags[shard + 1]]
+        starts, lengths, values, weights = self._views()
+        span = slice(starts[shard], starts[shard + 1])
+        mine = lengths[self._bags[shard] * self.batch : self._bags[shard + 1] * self.batch]
         return Bucket(
-            self.values[span],
-            lengths.reshape(-1, self.batch) if self.batch else lengths.reshape(0, 0),
-            None if self.weights is None else self.weights[span],
+            values[span],
+            mine.reshape(-1, self.batch) if self.batch else mine.reshape(0, 0),
+            None if weights is None else weights[span],
         )
+
+    def _views(self) -> tuple[NDArray[np.int64], Lengths, Ids, Floats | None]:
+        if self._arrays is None:
+            starts, lengths, values, weights = self.split.arrays()
+            ids: Ids = np.frombuffer(values, np.int32)
+            if self.split.wide:
+                ids = np.frombuffer(values, np.int64)
+            self._arrays = (
+                np.frombuffer(starts, np.int64),
+                np.frombuffer(lengths, np.int32),
+                ids,
+                None if weights is None else np.frombuffer(weights, np.float32),
+            )
+        return self._arrays
 
 
 class Routing:
@@ -273,7 +286,6 @@ class Routing:
             self._router = _kernels.Router(tuple(routes), slots, widths, at_home)
         except ValueError as error:
             raise ArtifactError(f"routing and shards do not fit together: {error}") from error
-        self._narrow = self._router.narrow
         self._bags = np.concatenate([[0], np.cumsum(widths)])
 
     def bucketize(self, values: Ids, lengths: Lengths, weights: Floats | None = None) -> Buckets:
@@ -299,18 +311,10 @@ class Routing:
             raise QueryError(
                 f"table {self._weighted} pools by weighted sum: the query has no weights"
             )
-        batch = lengths.shape[1]
-        bags = self._bags * batch
-        starts = np.empty(len(self.holdings) + 1, np.int64)
-        counts = np.empty(int(bags[-1]), np.int32)
-        sorted_values = np.empty(len(values), np.int32 if self._narrow else values.dtype)
-        sorted_weights = None if weights is None else np.empty_like(weights)
-        split = self._router.bucketize(
-            values, weights, lengths, sorted_values, sorted_weights, counts, starts
-        )
+        split = self._router.bucketize(values, weights, lengths)
         if isinstance(split, tuple):
             raise query_error(split, self.tables)
-        return Buckets(split, sorted_values, sorted_weights, counts, starts, bags, batch)
+        return Buckets(split, self._bags, lengths.shape[1])
 
 
 def as_ids(values: NDArray[Any]) -> Ids:

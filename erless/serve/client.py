@@ -24,11 +24,11 @@ from erless.dlrm._kernels import TAKE_GENERAL, TAKE_WAIT
 from erless.errors import first_line
 from erless.serve.http import JSON_LENGTH, UP, Buffer, aligned, body_offset
 from erless.serve.lane import ANSWER_HEAD
+from erless.serve.receive import Receiving, shared_buffer
 from erless.serve.reply import MAX_BODY_BYTES, Callback, CallError, Head, Reply, Take
 
 __all__ = ["Call", "CallError", "Endpoint", "Reply"]
 
-BUFFER_BYTES = 64 << 10
 MAX_HEAD_BYTES = 16 << 10
 LATENCIES = 256  # of the last calls, for the p95
 EVERY = 32  # calls between two computations of it
@@ -74,21 +74,20 @@ class Call:
             self.connection = None
 
 
-class _Connection(asyncio.BufferedProtocol):
+class _Connection(Receiving):
     """One connection; at most one request on it at a time."""
 
     __slots__ = (
-        "body", "born", "buffer", "call", "endpoint", "got", "head", "keep", "parser",
-        "status", "tail", "transport", "used", "view",
+        "body", "born", "call", "endpoint", "got", "head", "keep", "parser", "status", "transport",
+        "used",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(endpoint.shared)
         self.endpoint = endpoint
         self.transport: asyncio.Transport | None = None
         self.call: Call | None = None
-        self.buffer = bytearray(BUFFER_BYTES)
-        self.view = memoryview(self.buffer)
-        self.tail = self.got = self.status = 0
+        self.got = self.status = 0
         self.head: Head | None = None
         self.parser: Any = None
         self.body: memoryview | None = None
@@ -116,7 +115,7 @@ class _Connection(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         if self.body is not None and self.got < len(self.body):
             return self.body[self.got :]
-        return self.view[self.tail :]
+        return self.view[self.tail :] if self.tail else self.view
 
     def buffer_updated(self, nbytes: int) -> None:
         if self.call is None:
@@ -132,6 +131,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._feed_chunks(0)
         else:
             self._parse()
+        self.settle()
 
     # -- sending
 
@@ -209,7 +209,7 @@ class _Connection(asyncio.BufferedProtocol):
         else:
             body = aligned(size, int(announced))
             body[:got] = self.view[begin : self.tail]
-            self.body, self.got = body, got
+            self.body, self.got, self.tail = body, got, 0
 
     def _expect_body(self, head: Head, parser: Any, begin: int) -> None:
         length = head.headers.get(b"content-length")
@@ -230,7 +230,7 @@ class _Connection(asyncio.BufferedProtocol):
         if got == size:
             self._complete(body)
         else:
-            self.body, self.got = body, got
+            self.body, self.got, self.tail = body, got, 0
 
     def _feed_chunks(self, begin: int) -> None:
         head = self.head
@@ -299,6 +299,7 @@ class Endpoint:
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
         self.connections: set[_Connection] = set()
+        self.shared = shared_buffer()
         self._idle: list[_Connection] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._latencies: deque[float] = deque(maxlen=LATENCIES)

@@ -28,13 +28,13 @@ from erless.serve.http import (
     problem,
 )
 from erless.serve.lane import REQUEST_HEAD
+from erless.serve.receive import BUFFER_BYTES, Receiving
 
 if TYPE_CHECKING:
     from erless.serve.server import HttpServer
 
 __all__ = ["Connection"]
 
-BUFFER_BYTES = 64 << 10  # a whole small request in one read
 LINGER_S = 2.0  # a refused client that still sends
 CHOKED_BYTES = 4 << 20  # an answer this size waits for its reader before the next request
 MAX_PLAIN_BYTES = 1024
@@ -77,21 +77,20 @@ class _Head:
         self.headers[name] = value if old is None else old + b", " + value
 
 
-class Connection(asyncio.BufferedProtocol):
+class Connection(Receiving):
     """One client."""
 
     __slots__ = (
-        "body", "buffer", "choked", "chunked", "got", "head", "keep", "method", "path", "paused",
-        "server", "since", "start", "state", "tail", "transport", "view",
+        "body", "choked", "chunked", "got", "head", "keep", "method", "path", "paused", "server",
+        "since", "state", "transport",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
+        super().__init__(server.shared)
         self.server = server
         self.transport: asyncio.Transport | None = None
         self.state = _State.HEAD
-        self.buffer = bytearray(BUFFER_BYTES)
-        self.view = memoryview(self.buffer)
-        self.start = self.tail = self.got = 0
+        self.got = 0
         self.body = memoryview(b"")
         self.head: _Head | None = None
         self.chunked: ChunkedBody | None = None
@@ -123,6 +122,7 @@ class Connection(asyncio.BufferedProtocol):
         self.since = self.server.now()
         if self.state is _State.HEAD:
             self._parse()
+            self.settle()
 
     # -- receiving
 
@@ -132,7 +132,7 @@ class Connection(asyncio.BufferedProtocol):
             return self.body[self.got :]
         if self.state in _DEAF:
             self.start = self.tail = 0
-        return self.view[self.tail :]
+        return self.view[self.tail :] if self.tail else self.view
 
     def buffer_updated(self, nbytes: int) -> None:
         """They are there."""
@@ -156,6 +156,7 @@ class Connection(asyncio.BufferedProtocol):
             self._feed_chunks()
         if self.tail == BUFFER_BYTES:
             self._make_room()
+        self.settle()
 
     def eof_received(self) -> bool:
         """Half-closed by the client: answer what is being handled, then close."""
@@ -359,6 +360,7 @@ class Connection(asyncio.BufferedProtocol):
     def resume(self) -> None:
         """Go on with what was pipelined behind a request that was answered later."""
         self._parse()
+        self.settle()
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer what cannot be read on from, and close."""

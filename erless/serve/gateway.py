@@ -158,6 +158,8 @@ class Gateway:
         buckets = self._opened.routing.bucketize(
             inputs["values"], inputs["lengths"], inputs.get("weights")
         )
+        # what is still needed is copied, so that a query that waits does not hold its whole body
+        call.request.inputs = {name: inputs[name].copy() for name in ("dense", "lengths")}
         return self._answer(call, buckets)
 
     async def _answer(self, call: Call, buckets: Buckets) -> Answer:
@@ -177,7 +179,7 @@ class Gateway:
             if idle:
                 self._prewarm(remote)
             opened.combiner.keep(out, buckets.split)
-            self._metrics.gathers += buckets.split.kept
+            self._metrics.gathers += buckets.kept
             if len(remote) < len(touched):
                 self._pool_here(buckets, out)
             if remote:

@@ -18,6 +18,7 @@ from http import HTTPStatus
 
 from erless.serve.connection import Connection
 from erless.serve.http import Handler, Limits, Response
+from erless.serve.receive import shared_buffer
 
 __all__ = ["HttpServer"]
 
@@ -46,6 +47,7 @@ class HttpServer:
     ) -> None:
         self.handler, self.limits, self.refused = handler, limits or Limits(), refused
         self.connections: set[Connection] = set()
+        self.shared = shared_buffer()
         self.draining = False
         self.lane: Lane | None = None
         self.borrow = (

@@ -41,7 +41,7 @@ class Settings:
     hedge: bool = False
     half_partials: bool = False
     token: str | None = None
-    max_in_flight: int = 256
+    max_in_flight: int = 512
     max_batch: int = 4096
     max_body_bytes: int = 64 << 20
     device: Literal["cpu", "cuda"] = "cpu"
@@ -174,7 +174,7 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         hedge=choice("ERLESS_HEDGE", "0", "1") == "1",
         half_partials=choice("ERLESS_HALF_PARTIALS", "0", "1") == "1",
         token=env.text("ERLESS_TOKEN") if kind == "gateway" else None,
-        max_in_flight=env.integer("ERLESS_MAX_IN_FLIGHT", 256),
+        max_in_flight=env.integer("ERLESS_MAX_IN_FLIGHT", 512),
         max_batch=env.integer("ERLESS_MAX_BATCH", 4096),
         max_body_bytes=env.integer("ERLESS_MAX_BODY_BYTES", 64 << 20),
         device=choice("ERLESS_DEVICE", "cpu", "cuda"),  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ class PrecisionBudget(Section):
 class Gateway(Section):
     """The data path's front."""
 
-    max_in_flight: Count = Field(256, description="Queries at once; beyond it 503 + Retry-After.")
+    max_in_flight: Count = Field(512, description="Queries at once; beyond it 503 + Retry-After.")
     cold_miss: Literal["wait", "default"] = Field(
         "wait", description="While a function wakes: wait, or answer with the default vector."
     )

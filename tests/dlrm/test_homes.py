@@ -102,13 +102,13 @@ def test_the_result_is_the_same_with_a_home_and_without(
     mine = weights if pooling is Pooling.WEIGHTED_SUM else None
     found = setting.routing.bucketize(values, lengths, mine)
     wanted = setting.plain.bucketize(values, lengths, mine)
-    assert wanted.split.kept == 0
+    assert wanted.kept == 0
     for shard in range(SHARDS):
         if shard != home:
             for ours, theirs in zip(found[shard], wanted[shard], strict=True):
                 assert np.array_equal(ours, theirs) or ours is theirs is None
     if batch:
-        assert found.split.kept == wanted[home].lengths[[0, 2]].sum()
+        assert found.kept == wanted[home].lengths[[0, 2]].sum()
         assert found[home].lengths[[0, 2]].sum() == 0
     np.testing.assert_allclose(
         setting.pooled(found, lengths, kept_last=kept_last),
@@ -146,7 +146,7 @@ def one_table(stored: int, pooling: Pooling = Pooling.SUM) -> tuple[Routing, Emb
 def test_an_index_that_contradicts_the_routing_is_found() -> None:
     routing, _ = one_table(299)
     lengths = np.array([[2, 1]], np.int32)
-    assert routing.bucketize(np.array([5, 298, 0]), lengths).split.kept == 3
+    assert routing.bucketize(np.array([5, 298, 0]), lengths).kept == 3
     with pytest.raises(QueryError, match=r"table t, sample 1: row id 299 at values\[2\] is not"):
         routing.bucketize(np.array([5, 298, 299]), lengths)
 

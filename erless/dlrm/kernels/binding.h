@@ -59,18 +59,25 @@ typedef struct {
     int64_t *rows, width; /* width: tables of all shards together */
 } Router;
 
-/* A query's ids by shard, and what it found at home. */
+/* A query's ids by shard, and what it found at home. The arrays are bytes objects, which Python
+ * may look at. */
 typedef struct {
     PyObject_HEAD
     Router *router;
-    kept_t kept;
-    Py_buffer values, lengths, starts; /* as `route` wrote them */
-    int64_t samples;
-    int weighted;
+    kept_t kept; /* its rows are given back once they are pooled */
+    int64_t samples, found;
+    int weighted, wide;
+    PyObject *arrays[4]; /* starts, lengths, values, weights or NULL */
+    int64_t *starts;
+    int32_t *lengths;
+    void *values;
+    float *weights;
 } Split;
 
 /* Room for a query of `size` ids; NULL with an error set. */
 Split *split_new(Router *router, int64_t size, int64_t samples, int weighted);
+/* Room for the `away` ids that leave; 0 with an error set. */
+int split_room(Split *self, int64_t away, int wide);
 /* A tuple of `count` forms of at most `numbers` numbers each; 0 with an error set. */
 int take_forms(PyObject *tuple, Py_ssize_t count, int numbers, const char **forms);
 

@@ -151,11 +151,28 @@ typedef struct {
     const int64_t *widths;  /* (shards): tables that the shard holds */
 } routing_t;
 
-/* values_out (n; int32 where `narrow`), weights_out (n): by shard. starts (shards + 1): where each shard's ids begin.
- * lengths_out: for each shard (widths[s], samples), one after the other. kept: used with homes. */
-void route(const routing_t *routing, const ids_t *values, const float *weights,
-           const int32_t *lengths, int64_t samples, void *values_out, float *weights_out,
-           int32_t *lengths_out, int64_t *starts, kept_t *kept, fault_t *fault);
+/* What counting leaves to placing: the ids that have to be routed, in order. */
+typedef struct {
+    void *away;
+    int wide;       /* they are int64 */
+    float *weights; /* of each, or NULL */
+    uint8_t *to;    /* the shard of each */
+    int64_t size;
+    int64_t *ends;  /* (tables): where the table's ids end in `away` */
+    int32_t *bags;  /* (samples) of one table: ids per bag */
+    int own_away, own_weights;
+} split_t;
+
+/* First pass. lengths_out: for each shard (widths[s], samples), one after the other. starts
+ * (shards + 1): where each shard's ids will begin. kept: used with homes. split: zeroed; to be
+ * closed in any case. Returns how many ids leave. */
+int64_t route_count(const routing_t *routing, const ids_t *values, const float *weights,
+                    const int32_t *lengths, int64_t samples, int32_t *lengths_out, int64_t *starts,
+                    kept_t *kept, split_t *split, fault_t *fault);
+/* Second pass: ids (int32 where `narrow`) and weights to their places, by shard. */
+void route_place(const routing_t *routing, const split_t *split, const int64_t *starts,
+                 void *values_out, float *weights_out);
+void route_close(split_t *split);
 
 /* One row per slice of a partial: where it goes in `out`. */
 typedef struct {

@@ -156,47 +156,40 @@ static int weights_missing(const routing_t *routing) {
     return 0;
 }
 
-PyDoc_STRVAR(bucketize_doc,
-             "bucketize(values, weights or None, lengths, values_out, weights_out or None, "
-             "lengths_out, starts) -> Split, or a fault; values_out is int32 where `narrow`");
+PyDoc_STRVAR(bucketize_doc, "bucketize(values, weights or None, lengths) -> Split, or a fault");
 static PyObject *router_bucketize(PyObject *object, PyObject *const *args, Py_ssize_t count) {
-    static const buffer_t wanted[] = {
-        {"values", 0, 0, 0},     {"weights", 4, 0, 1},     {"lengths", 4, 0, 0},
-        {"values_out", 0, 1, 0}, {"weights_out", 4, 1, 1}, {"lengths_out", 4, 1, 0},
-        {"starts", 8, 1, 0}};
+    static const buffer_t wanted[] = {{"values", 0, 0, 0}, {"weights", 4, 0, 1},
+                                      {"lengths", 4, 0, 0}};
     Router *self = (Router *)object;
     const routing_t *routing = &self->routing;
-    Py_buffer views[7];
-    Py_ssize_t sizes[7];
-    Split *split = NULL;
+    Py_buffer views[3];
+    Py_ssize_t sizes[3];
+    Split *result = NULL;
+    split_t split = {0};
     fault_t fault = {0};
-    if (!take_all(args, count, 7, views, sizes, wanted)) return NULL;
+    if (!take_all(args, count, 3, views, sizes, wanted)) return NULL;
     const int64_t samples = routing->tables ? sizes[2] / routing->tables : 0;
-    const Py_ssize_t width = routing->narrow ? 4 : views[0].itemsize;
     const ids_t values = ids_of(&views[0]);
-    if (expect("lengths", sizes[2], (Py_ssize_t)(samples * routing->tables)) &&
-        expect("values_out", sizes[3], sizes[0]) &&
-        expect("values_out: bytes", views[3].itemsize, width) &&
-        expect("starts", sizes[6], (Py_ssize_t)routing->shards + 1) &&
-        expect("lengths_out", sizes[5], (Py_ssize_t)(self->width * samples)) &&
-        (views[1].obj ? expect("weights", sizes[1], sizes[0]) &&
-                            expect("weights_out", sizes[4], sizes[0])
-                      : !weights_missing(routing)))
-        split = split_new(self, sizes[0], samples, views[1].obj != NULL);
-    if (split) {
-        Py_BEGIN_ALLOW_THREADS route(routing, &values, views[1].buf, views[2].buf, samples,
-                                     views[3].buf, views[4].buf, views[5].buf, views[6].buf,
-                                     &split->kept, &fault);
+    const int weighted = views[1].obj != NULL;
+    int64_t away;
+    if (!expect("lengths", sizes[2], (Py_ssize_t)(samples * routing->tables)) ||
+        !(weighted ? expect("weights", sizes[1], sizes[0]) : !weights_missing(routing)))
+        goto done;
+    result = split_new(self, sizes[0], samples, weighted);
+    if (result == NULL) goto done;
+    Py_BEGIN_ALLOW_THREADS away =
+        route_count(routing, &values, views[1].buf, views[2].buf, samples, result->lengths,
+                    result->starts, &result->kept, &split, &fault);
+    Py_END_ALLOW_THREADS result->found = result->kept.size;
+    if (!fault.kind && split_room(result, away, split.wide)) {
+        Py_BEGIN_ALLOW_THREADS route_place(routing, &split, result->starts, result->values,
+                                           result->weights);
         Py_END_ALLOW_THREADS
-    }
-    if (split && !fault.kind) { /* it keeps what it was sorted into */
-        split->values = views[3];
-        split->lengths = views[5];
-        split->starts = views[6];
-        views[3].obj = views[5].obj = views[6].obj = NULL;
-    } else Py_CLEAR(split);
-    release_all(views, 7);
-    if (split) return (PyObject *)split;
+    } else Py_CLEAR(result);
+done:
+    route_close(&split);
+    release_all(views, 3);
+    if (result) return (PyObject *)result;
     return fault.kind ? fault_tuple(&fault) : NULL;
 }
 
@@ -204,19 +197,10 @@ static PyMethodDef router_methods[] = {
     {"bucketize", (PyCFunction)(void (*)(void))router_bucketize, METH_FASTCALL, bucketize_doc},
     {NULL, NULL, 0, NULL},
 };
-static PyObject *router_narrow(PyObject *object, void *closure) {
-    (void)closure;
-    return PyBool_FromLong(((Router *)object)->routing.narrow);
-}
-
-static PyGetSetDef router_facts[] = {
-    {"narrow", router_narrow, NULL, "Whether row ids leave as int32.", NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
 static PyType_Slot router_slots[] = {
     {Py_tp_new, router_new},         {Py_tp_dealloc, router_free},
-    {Py_tp_methods, router_methods}, {Py_tp_getset, router_facts},
-    {Py_tp_doc, (void *)router_doc}, {0, NULL},
+    {Py_tp_methods, router_methods}, {Py_tp_doc, (void *)router_doc},
+    {0, NULL},
 };
 static PyType_Spec router_spec = {"erless.dlrm._kernels.Router", sizeof(Router), 0,
                                   Py_TPFLAGS_DEFAULT, router_slots};

@@ -54,18 +54,26 @@ static PyType_Spec peer_spec = {"erless.dlrm._kernels.Peer", sizeof(Peer), 0, Py
 
 /* ---- Split ---- */
 
-static void split_free(PyObject *object) {
-    Split *self = (Split *)object;
-    PyTypeObject *type = Py_TYPE(object);
+static void split_forget(Split *self) {
     PyMem_Free(self->kept.rows);
     PyMem_Free(self->kept.weights);
     PyMem_Free(self->kept.sizes);
-    release_all(&self->values, 1);
-    release_all(&self->lengths, 1);
-    release_all(&self->starts, 1);
+    self->kept = (kept_t){0};
+}
+
+static void split_free(PyObject *object) {
+    Split *self = (Split *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    split_forget(self);
+    for (int k = 0; k < 4; k++) Py_XDECREF(self->arrays[k]);
     Py_XDECREF(self->router);
     type->tp_free(object);
     Py_DECREF(type);
+}
+
+static void *room(Split *self, int which, int64_t items, size_t size) {
+    self->arrays[which] = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(size * (size_t)items));
+    return self->arrays[which] ? PyBytes_AS_STRING(self->arrays[which]) : NULL;
 }
 
 Split *split_new(Router *router, int64_t size, int64_t samples, int weighted) {
@@ -74,15 +82,28 @@ Split *split_new(Router *router, int64_t size, int64_t samples, int weighted) {
     self->router = (Router *)Py_NewRef(router);
     self->samples = samples;
     self->weighted = weighted;
-    if (!router->homes) return self;
+    self->starts = room(self, 0, router->routing.shards + 1, sizeof(int64_t));
+    self->lengths = room(self, 1, router->width * samples, sizeof(int32_t));
     kept_t *kept = &self->kept;
-    kept->rows = PyMem_Malloc(sizeof(uint8_t *) * (size_t)(size + POOL_AHEAD + 1));
-    kept->sizes = PyMem_Calloc((size_t)(router->routing.tables * samples) + 1, sizeof(int32_t));
-    if (weighted) kept->weights = PyMem_Malloc(sizeof(float) * (size_t)(size + 1));
-    if (kept->rows && kept->sizes && (!weighted || kept->weights)) return self;
+    if (router->homes) {
+        kept->rows = PyMem_Malloc(sizeof(uint8_t *) * (size_t)(size + POOL_AHEAD + 1));
+        kept->sizes =
+            PyMem_Calloc((size_t)(router->routing.tables * samples) + 1, sizeof(int32_t));
+        if (weighted) kept->weights = PyMem_Malloc(sizeof(float) * (size_t)(size + 1));
+    }
+    if (self->starts && self->lengths &&
+        (!router->homes || (kept->rows && kept->sizes && (!weighted || kept->weights))))
+        return self;
     Py_DECREF(self);
     PyErr_NoMemory();
     return NULL;
+}
+
+int split_room(Split *self, int64_t away, int wide) {
+    self->wide = wide;
+    self->values = room(self, 2, away, wide ? sizeof(int64_t) : sizeof(int32_t));
+    if (self->weighted) self->weights = room(self, 3, away, sizeof(float));
+    return self->values && (!self->weighted || self->weights);
 }
 
 /* The tables of shard `number`, and what it gets. Returns 0 with an error set. */
@@ -94,12 +115,12 @@ static int bucket_of(const Split *self, PyObject *number, int64_t *tables, bucke
         PyErr_SetString(PyExc_IndexError, "there is no such shard");
         return 0;
     }
-    const int64_t *starts = self->starts.buf;
-    const int32_t *lengths = self->lengths.buf;
+    const int64_t *starts = self->starts;
+    const int32_t *lengths = self->lengths;
     for (Py_ssize_t s = 0; s < shard; s++) lengths += routing->widths[s] * self->samples;
     *tables = routing->widths[shard];
-    *bucket = (bucket_t){{(const char *)self->values.buf + starts[shard] * self->values.itemsize,
-                          starts[shard + 1] - starts[shard], self->values.itemsize == 8},
+    *bucket = (bucket_t){{(const char *)self->values + starts[shard] * (self->wide ? 8 : 4),
+                          starts[shard + 1] - starts[shard], self->wide},
                          lengths,
                          self->samples};
     return 1;
@@ -119,7 +140,7 @@ static int talk(const Split *self, PyObject *number, PyObject *peer, bucket_t *b
 PyDoc_STRVAR(touched_doc, "touched() -> the shards that get ids, as a tuple");
 static PyObject *split_touched(PyObject *object, PyObject *unused) {
     const Split *self = (const Split *)object;
-    const int64_t *starts = self->starts.buf;
+    const int64_t *starts = self->starts;
     Py_ssize_t count = 0, at = 0;
     (void)unused;
     for (int64_t s = 0; s < self->router->routing.shards; s++) count += starts[s + 1] > starts[s];
@@ -184,7 +205,7 @@ static PyObject *split_take(PyObject *object, PyObject *const *args, Py_ssize_t 
     return result;
 }
 
-PyDoc_STRVAR(pool_doc, "pool(out, places): add the rows at home to float32 (samples, stride)");
+PyDoc_STRVAR(pool_doc, "pool(out, places): add the rows at home to float32 (samples, stride), once");
 static PyObject *split_pool(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     static const buffer_t wanted[] = {{"out", 4, 1, 0}, {"places", 8, 0, 0}};
     Split *self = (Split *)object;
@@ -204,10 +225,13 @@ static PyObject *split_pool(PyObject *object, PyObject *const *args, Py_ssize_t 
         if (routing->homes[t].shard >= 0 &&
             !expect("dim", (Py_ssize_t)places[t].dim, (Py_ssize_t)routing->homes[t].slice.dim))
             goto done;
-    Py_BEGIN_ALLOW_THREADS if (routing->homes && self->kept.size) done =
-        home_pool(routing->homes, routing->tables, &self->kept, self->samples, views[0].buf, stride,
-                  places);
-    Py_END_ALLOW_THREADS result = done ? Py_NewRef(Py_None) : PyErr_NoMemory();
+    kept_t kept = self->kept; /* ours alone: another call must not find it */
+    self->kept = (kept_t){0};
+    Py_BEGIN_ALLOW_THREADS if (kept.size) done = home_pool(
+        routing->homes, routing->tables, &kept, self->samples, views[0].buf, stride, places);
+    Py_END_ALLOW_THREADS self->kept = kept;
+    split_forget(self);
+    result = done ? Py_NewRef(Py_None) : PyErr_NoMemory();
 done:
     release_all(views, 2);
     return result;
@@ -215,10 +239,25 @@ done:
 
 static PyObject *split_kept(PyObject *object, void *closure) {
     (void)closure;
-    return PyLong_FromLongLong(((Split *)object)->kept.size);
+    return PyLong_FromLongLong(((Split *)object)->found);
+}
+
+static PyObject *split_wide(PyObject *object, void *closure) {
+    (void)closure;
+    return PyBool_FromLong(((Split *)object)->wide);
+}
+
+PyDoc_STRVAR(arrays_doc, "arrays() -> bytes of starts (int64), lengths (int32), values (int32, or "
+                         "int64 where `wide`), weights (float32) or None");
+static PyObject *split_arrays(PyObject *object, PyObject *unused) {
+    const Split *self = (const Split *)object;
+    (void)unused;
+    return PyTuple_Pack(4, self->arrays[0], self->arrays[1], self->arrays[2],
+                        self->arrays[3] ? self->arrays[3] : Py_None);
 }
 
 static PyMethodDef split_methods[] = {
+    {"arrays", split_arrays, METH_NOARGS, arrays_doc},
     {"touched", split_touched, METH_NOARGS, touched_doc},
     {"pool", (PyCFunction)(void (*)(void))split_pool, METH_FASTCALL, pool_doc},
     {"ask", (PyCFunction)(void (*)(void))split_ask, METH_FASTCALL, ask_doc},
@@ -227,6 +266,7 @@ static PyMethodDef split_methods[] = {
 };
 static PyGetSetDef split_facts[] = {
     {"kept", split_kept, NULL, "Rows that were found at home.", NULL},
+    {"wide", split_wide, NULL, "Whether values are int64.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyType_Slot split_slots[] = {

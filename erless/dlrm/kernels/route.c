@@ -6,17 +6,6 @@
 
 enum { AHEAD = 24 }; /* routing bytes prefetched ahead; tables of 10^7 rows exceed the L2 cache */
 
-/* What the first pass leaves to the second: the ids that have to be routed, in order. */
-typedef struct {
-    void *away;
-    int wide;       /* they are int64 */
-    float *weights; /* of each */
-    uint8_t *to;    /* the shard of each */
-    int64_t size;
-    int64_t *ends;  /* (tables): where the table's ids end in `away` */
-    int32_t *bags;  /* (samples) of one table: ids per bag */
-} split_t;
-
 /* The first id outside the table, as a fault. */
 static void blame(const ids_t *values, const int32_t *lengths, int64_t samples, int64_t table,
                   int64_t begin, int64_t position, int kind, fault_t *fault) {
@@ -190,10 +179,64 @@ static int check_lengths(const routing_t *routing, const ids_t *values, const in
     return begin == values->size;
 }
 
-/* Second pass: everything to its place, table by table. */
-static void place(const routing_t *routing, const split_t *split, int64_t *cursor,
-                  void *values_out, float *weights_out) {
-    int64_t at = 0;
+/* Buffers of a split; ids that leave as they came are read where they are. Returns 0 without
+ * memory. */
+static int open_split(split_t *split, const routing_t *routing, const ids_t *values,
+                      const float *weights, int64_t samples) {
+    const size_t n = (size_t)values->size + 8; /* home_find writes beyond its end */
+    split->wide = values->wide && !routing->narrow;
+    const int as_they_are = !routing->homes && split->wide == values->wide;
+    split->own_away = !as_they_are;
+    split->own_weights = !as_they_are && weights;
+    split->to = malloc(n);
+    split->ends = malloc(sizeof(int64_t) * (size_t)(routing->tables + 1));
+    split->bags = malloc(sizeof(int32_t) * (size_t)(samples + 1));
+    split->away = as_they_are ? (void *)values->data : malloc(n * sizeof(int64_t));
+    split->weights = (float *)weights;
+    if (split->own_weights) split->weights = malloc(n * sizeof(float));
+    return split->to && split->ends && split->bags && split->away && (!weights || split->weights);
+}
+
+void route_close(split_t *split) {
+    free(split->to);
+    free(split->ends);
+    free(split->bags);
+    if (split->own_away) free(split->away);
+    if (split->own_weights) free(split->weights);
+}
+
+int64_t route_count(const routing_t *routing, const ids_t *values, const float *weights,
+                    const int32_t *lengths, int64_t samples, int32_t *lengths_out, int64_t *starts,
+                    kept_t *kept, split_t *split, fault_t *fault) {
+    int64_t totals[256] = {0}, begin = 0;
+    int32_t *lengths_of[MAX_SHARDS];
+    if (!check_lengths(routing, values, lengths, samples, fault)) return 0;
+    if (!open_split(split, routing, values, weights, samples)) {
+        fault->kind = FAULT_MEMORY;
+        return 0;
+    }
+    for (int64_t s = 0; s < routing->shards; s++) {
+        lengths_of[s] = lengths_out;
+        lengths_out += routing->widths[s] * samples;
+    }
+    for (int64_t t = 0; t < routing->tables; t++) {
+        const int32_t *row = lengths + t * samples;
+        int64_t size = 0;
+        for (int64_t b = 0; b < samples; b++) size += row[b];
+        if (!split_table(routing, t, values, weights, row, samples, begin, size, split, kept,
+                         lengths_of, totals, fault))
+            return 0;
+        begin += size;
+    }
+    starts[0] = 0;
+    for (int64_t s = 0; s < routing->shards; s++) starts[s + 1] = starts[s] + totals[s];
+    return starts[routing->shards];
+}
+
+void route_place(const routing_t *routing, const split_t *split, const int64_t *starts,
+                 void *values_out, float *weights_out) {
+    int64_t cursor[256] = {0}, at = 0;
+    for (int64_t s = 0; s < routing->shards; s++) cursor[s] = starts[s];
     for (int64_t t = 0; t < routing->tables; t++) {
         const float *w = split->weights ? split->weights + at : NULL;
         const int64_t size = split->ends[t] - at;
@@ -205,62 +248,4 @@ static void place(const routing_t *routing, const split_t *split, int64_t *curso
                            values_out, weights_out);
         at = split->ends[t];
     }
-}
-
-/* Buffers of a split; ids that leave as they came are read where they are. Returns 0 without
- * memory. */
-static int open_split(split_t *split, const routing_t *routing, const ids_t *values,
-                      const float *weights, int64_t samples) {
-    const size_t n = (size_t)values->size + 8; /* home_find writes beyond its end */
-    split->wide = values->wide && !routing->narrow;
-    const int as_they_are = !routing->homes && split->wide == values->wide;
-    split->to = malloc(n);
-    split->ends = malloc(sizeof(int64_t) * (size_t)(routing->tables + 1));
-    split->bags = malloc(sizeof(int32_t) * (size_t)(samples + 1));
-    split->away = as_they_are ? (void *)values->data : malloc(n * sizeof(int64_t));
-    split->weights = (float *)weights;
-    if (!as_they_are && weights) split->weights = malloc(n * sizeof(float));
-    return split->to && split->ends && split->bags && split->away && (!weights || split->weights);
-}
-
-static void close_split(split_t *split, const ids_t *values, const float *weights) {
-    free(split->to);
-    free(split->ends);
-    free(split->bags);
-    if (split->away != values->data) free(split->away);
-    if (split->weights != weights) free(split->weights);
-}
-
-void route(const routing_t *routing, const ids_t *values, const float *weights,
-           const int32_t *lengths, int64_t samples, void *values_out, float *weights_out,
-           int32_t *lengths_out, int64_t *starts, kept_t *kept, fault_t *fault) {
-    int64_t totals[256] = {0}, cursor[256] = {0}, begin = 0;
-    int32_t *lengths_of[MAX_SHARDS];
-    split_t split = {0};
-    if (!check_lengths(routing, values, lengths, samples, fault)) return;
-    if (!open_split(&split, routing, values, weights, samples)) {
-        fault->kind = FAULT_MEMORY;
-        goto done;
-    }
-    for (int64_t s = 0; s < routing->shards; s++) {
-        lengths_of[s] = lengths_out;
-        lengths_out += routing->widths[s] * samples;
-    }
-    for (int64_t t = 0; t < routing->tables; t++) {
-        const int32_t *row = lengths + t * samples;
-        int64_t size = 0;
-        for (int64_t b = 0; b < samples; b++) size += row[b];
-        if (!split_table(routing, t, values, weights, row, samples, begin, size, &split, kept,
-                         lengths_of, totals, fault))
-            goto done;
-        begin += size;
-    }
-    starts[0] = 0;
-    for (int64_t s = 0; s < routing->shards; s++) {
-        cursor[s] = starts[s];
-        starts[s + 1] = starts[s] + totals[s];
-    }
-    place(routing, &split, cursor, values_out, weights_out);
-done:
-    close_split(&split, values, weights);
 }
