@@ -30,6 +30,7 @@ from erless.serve.remote import RemoteDense, RemoteShard
 from erless.serve.settings import Settings
 from erless.serve.sparse import source_of
 from erless.serve.towers import Predict, open_predict
+from erless.serve.trim import Trimmer
 from erless.serve.wire import TensorSpec
 from erless.specs.model import ModelSpec
 from erless.specs.plan import Tier
@@ -140,6 +141,7 @@ class Gateway:
         self._allowance = (
             Allowance(settings.degraded_share) if settings.cold_miss == "default" else None
         )
+        self._trimmer = Trimmer()
         self._last_query = -IDLE_S
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
@@ -154,6 +156,7 @@ class Gateway:
     def infer(self, call: Call) -> Awaitable[Answer]:
         """Predict."""
         inputs = call.request.inputs
+        self._trimmer.saw(self._metrics.in_flight)
         check_query(inputs, self._settings.max_batch)
         buckets = self._opened.routing.bucketize(
             inputs["values"], inputs["lengths"], inputs.get("weights")
@@ -252,6 +255,7 @@ class Gateway:
     def _sweep(self) -> None:
         for each in self._everything():
             each.endpoint.sweep()
+        self._trimmer.sweep(self._metrics.in_flight, self._now())
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
     def _everything(self) -> list[RemoteShard | RemoteDense]:

@@ -33,7 +33,9 @@ QUEUE_PROXY = "queue.sidecar.serving.knative.dev"
 LOCAL = {"networking.knative.dev/visibility": "cluster-local"}
 LEAST_BYTES = 80_000_000  # m0: numpy, the server, buffers; measured 60 MB resident
 WORKER_BYTES = 70_000_000  # of each worker after the first: measured 30-72 MB private
-QUERY_BYTES = 500_000  # of a query that waits in the gateway: what shards get, pooled vectors, dense
+QUERY_BYTES = (
+    500_000  # of a query that waits in the gateway: what shards get, pooled vectors, dense
+)
 TORCH_BYTES = 300_000_000  # with torch, where a plan says nothing
 MONOLITH_BYTES = 217_000_000  # torch, measured resident: a model-wise replica without rows
 PROGRESS_S = (600, 300)  # at least; for pulling an image and adding a node
