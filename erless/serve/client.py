@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -297,7 +298,7 @@ class Endpoint:
         self.authority = authority.encode()
         self._age_s, self._on_retry = age_s, on_retry
         self._loop = asyncio.get_running_loop()
-        self.now = self._loop.time
+        self.now = time.monotonic  # the loop's clock, which tells whole milliseconds
         self.connections: set[_Connection] = set()
         self.shared = shared_buffer()
         self._idle: list[_Connection] = []

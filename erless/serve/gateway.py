@@ -10,6 +10,7 @@ they are on their way; each partial is added when it comes. The first failure fa
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable
 from typing import Any
 
@@ -114,7 +115,7 @@ class Gateway:
         self._opened, self._predict = opened, predict
         self._settings, self._metrics = settings, metrics
         self._loop = asyncio.get_running_loop()
-        self._now = self._loop.time
+        self._now = time.monotonic  # the loop's clock, but finer
         release = opened.release
         self.model = release.model.name
         self.inputs = query_inputs(release.model)

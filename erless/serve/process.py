@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -126,8 +127,8 @@ async def _life(settings: Settings, loader: Loader, log: Log, worker: Worker | N
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     release = "" if settings.kind == "sparse" else settings.digest
-    metrics = Metrics(settings.kind, settings.digest, release, __version__, loop.time)
-    app = App(settings, metrics, log, loop.time)
+    metrics = Metrics(settings.kind, settings.digest, release, __version__, time.monotonic)
+    app = App(settings, metrics, log, time.monotonic)
     limits = Limits(body_bytes=settings.max_body_bytes)
     server = HttpServer(app, limits, lambda status: metrics.failed("query"))
     if worker is None:

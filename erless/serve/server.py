@@ -54,7 +54,7 @@ class HttpServer:
             False  # the handler answers at once: bodies may lie in the connection's buffer
         )
         self._loop = asyncio.get_running_loop()
-        self.now = self._loop.time
+        self.now = time.monotonic  # the loop's clock, but finer
         self._listening: dict[socket.socket, bool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._drained: asyncio.Future[None] | None = None

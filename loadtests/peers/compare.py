@@ -68,6 +68,7 @@ class System:
     failed: int = 0
     largest_error: float = 0.0
     memory_bytes: int = 0
+    used_s: dict[tuple[int, float], float] = field(default_factory=dict)  # CPU by process
 
     def tree(self) -> list[psutil.Process]:
         """All processes now."""
@@ -82,15 +83,14 @@ class System:
         return list(found.values())
 
     def cpu_s(self) -> float:
-        """CPU seconds that the tree has used."""
-        total = 0.0
+        """CPU seconds that the tree has used; of a process that is gone, those last seen."""
         for each in self.tree():
             try:
                 times = each.cpu_times()
-                total += times.user + times.system
+                self.used_s[each.pid, each.create_time()] = times.user + times.system
             except psutil.NoSuchProcess:
                 continue
-        return total
+        return sum(self.used_s.values())
 
     def pss(self) -> int:
         """Proportional memory of the tree."""
