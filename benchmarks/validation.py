@@ -50,18 +50,20 @@ CALM = "constant:5"  # below every target, so that one replica of each serves
 
 
 def low_targets(plan: Plan) -> Plan:
-    """The plan, scaled as if its replicas were slow."""
+    """The plan, scaled as if its replicas were slow, each of one process."""
 
     def scaling(target: float) -> Scaling:
         return Scaling(target=target, window_s=WINDOW_S, min_scale=1, max_scale=6)
 
     shards = tuple(
         each if each.tier is Tier.RESIDENT
-        else each.model_copy(update={"scaling": scaling(TARGETS[each.tier]), "replicas": 1})
+        else each.model_copy(
+            update={"scaling": scaling(TARGETS[each.tier]), "replicas": 1, "vcpu": 1.0}
+        )
         for each in plan.shards
     )  # fmt: skip
     gateway = plan.gateway.model_copy(
-        update={"scaling": scaling(TARGETS["gateway"]), "replicas": 1}
+        update={"scaling": scaling(TARGETS["gateway"]), "replicas": 1, "vcpu": 1.0}
     )
     fields = {name: getattr(plan, name) for name in Plan.model_fields
               if name not in ("kind", "schema_version", "digest")}  # fmt: skip

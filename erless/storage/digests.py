@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from erless.storage.atomic import os_errors
 
 __all__ = ["FileDigest", "digest_file", "digest_json"]
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 8 << 20  # mapped: the heap of a thread would keep it for good
 
 
 class FileDigest(NamedTuple):
@@ -34,10 +35,14 @@ def digest_file(path: Path, progress: Progress | None = None) -> FileDigest:
     size = 0
     with os_errors(path, "read"), path.open("rb", buffering=0) as file:
         total = path.stat().st_size
-        buffer = memoryview(bytearray(min(CHUNK_BYTES, max(1, total))))
-        with (progress or Silent()).step(f"check {path.name}", total, "bytes") as step:
+        with (
+            mmap.mmap(-1, min(CHUNK_BYTES, max(1, total))) as pages,
+            memoryview(pages) as buffer,
+            (progress or Silent()).step(f"check {path.name}", total, "bytes") as step,
+        ):
             while read := file.readinto(buffer):
-                state.update(buffer[:read])
+                with buffer[:read] as chunk:
+                    state.update(chunk)
                 size += read
                 step.advance(read)
     return FileDigest(size, state.hexdigest())
