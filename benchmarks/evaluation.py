@@ -46,7 +46,9 @@ from erless.specs.traffic import parse_traffic
 from erless.storage.tensors import TensorFile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from loadtests.peers.compare import System, drive, erless, functions_of, local
+from loadtests.peers.closed_loop import ClosedLoop, run_closed_loop
+from loadtests.peers.compare import System, Traffic, erless, functions_of, local
+from loadtests.queries import discover
 
 TIMES = 8
 UTILITY_QUERIES = 1000
@@ -68,11 +70,13 @@ class Case:
     workload: str
     locality: float
     shards: int
+    scale: float = 1.0  # times the workload's rows
 
 
 CASES = [
     Case("rm1", 0.9, 4), Case("rm2", 0.9, 4), Case("rm3", 0.9, 4), Case("rm1", 0.1, 4),
     Case("rm1", 0.5, 4), Case("rm1", 0.9, 1), Case("rm1", 0.9, 2), Case("rm1", 0.9, 8),
+    Case("rm1", 0.9, 4, scale=4.0),
 ]  # fmt: skip
 
 
@@ -89,11 +93,19 @@ class Bundle:
                self.profile)  # fmt: skip
         queries = self.model / "queries.safetensors"
         self.expected.write_text(erless("predict", "--monolith", self.model, queries, "-o", "json"))
-        self.options = ("--queries", str(queries), "--expected", str(self.expected))
+        self.traffic = Traffic.read(queries, self.expected)
 
 
-def per_process(system: System, users: int, seconds: float, options: tuple[str, ...]) -> Any:
-    """CPU seconds per query and RSS of each process of a system; the record of the run."""
+def per_process(
+    system: System, connections: int, seconds: float, traffic: Traffic
+) -> tuple[dict[int, float], dict[int, int], ClosedLoop]:
+    """CPU seconds per query and RSS of each process of a system; what came of the run."""
+    model = discover(system.url)
+
+    def drive(seconds: float) -> ClosedLoop:
+        return run_closed_loop(
+            system.url, model, traffic.bodies, traffic.expected, connections, seconds
+        )
 
     def spent() -> dict[int, float]:
         found = {}
@@ -104,14 +116,14 @@ def per_process(system: System, users: int, seconds: float, options: tuple[str, 
                 continue
         return found
 
-    drive(system, users, 1.5, options)
+    drive(1.5)
     before = spent()
-    record = drive(system, users, seconds, options)
+    found = drive(seconds)
     after = spent()
-    count = len(record.log.due_s)
+    count = len(found.latency_ms)
     cpu = {pid: (after[pid] - before.get(pid, 0.0)) / count for pid in after}
     memory = {each.pid: each.memory_info().rss for each in system.tree()}
-    return cpu, memory, record
+    return cpu, memory, found
 
 
 def ranks_of(profile: Path, access: TableAccess) -> np.ndarray:
@@ -158,7 +170,7 @@ def measured(case: Case, bundle: Bundle, seconds: float, whole: dict[str, float]
     plan = Plan.load(plan_path)
     state = bundle.folder / f"state{case.shards}"
     with local(store, state) as system:
-        cpu, memory, record = per_process(system, 4, seconds, bundle.options)
+        cpu, memory, record = per_process(system, 4, seconds, bundle.traffic)
         names = functions_of(state)
         functions: dict[str, tuple[float, int]] = {}
         for pid, spent in cpu.items():
@@ -181,8 +193,8 @@ def measured(case: Case, bundle: Bundle, seconds: float, whole: dict[str, float]
         "cost": dollars(TIMES, TIMES * whole["memory"]) / dollars(vcpu, total),
         "tax": sum(spent for spent, _ in functions.values()) / whole["cpu"],
         "memory_bytes": total, "model_wise_bytes": TIMES * whole["memory"],
-        "failed": sum(1 for each in record.log.failure if each),
-        "largest_error": float(record.errors.max(initial=0.0)),
+        "failed": len(record.failures),
+        "largest_error": record.largest_error,
     }  # fmt: skip
 
 
@@ -204,7 +216,7 @@ def monolith(bundle: Bundle, seconds: float) -> dict[str, float]:
     """CPU seconds per query and memory of the whole model in one process."""
     with MonolithServer(bundle.model) as server:
         system = System("monolith", server.url, lambda: [server.pid])
-        cpu, memory, _ = per_process(system, 4, seconds, bundle.options)
+        cpu, memory, _ = per_process(system, 4, seconds, bundle.traffic)
     return {"cpu": sum(cpu.values()), "memory": float(sum(memory.values()))}
 
 
@@ -298,13 +310,13 @@ def main() -> None:
     parser.add_argument("--output", choices=["json", "markdown"], default="markdown")
     given = parser.parse_args()
     result: dict[str, Any] = {"paper": PAPER, "measured": [], "full_scale": []}
-    groups: dict[tuple[str, float], list[Case]] = {}
+    groups: dict[tuple[str, float, float], list[Case]] = {}
     for case in CASES if given.only != "full" else []:
-        groups.setdefault((case.workload, case.locality), []).append(case)
+        groups.setdefault((case.workload, case.locality, case.scale), []).append(case)
     for cases in groups.values():
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="erless-eval-")))
-            rows = int(ROWS[cases[0].workload] * given.scale)
+            rows = int(ROWS[cases[0].workload] * cases[0].scale * given.scale)
             bundle = Bundle(cases[0], rows, folder)
             whole = monolith(bundle, given.seconds)
             for case in cases:
