@@ -129,7 +129,8 @@ typedef struct {
     int32_t *sizes;       /* (tables, samples): rows per bag */
     int64_t size;
 } kept_t;
-enum { POOL_AHEAD = 16 }; /* rows fetched ahead of the one being added */
+/* Rows fetched ahead of the one being added: with 16 a query takes a seventh longer. */
+enum { POOL_AHEAD = 32 };
 
 /* Fill in `words` (ceil(table rows / 192) * 3) from the slice's index. Returns 0 where that goes
  * beyond the stored rows. */
