@@ -152,8 +152,10 @@ class App:
     def _in_lane(self, lane: Lane, request: Request) -> Response | None:
         """The answer to a request of the fast lane whose head was read already."""
         announced = body_offset(request.headers)
+        if not announced:
+            return None
         found = lane.answer(request.body, 0, len(request.body), announced, b"", -1)
-        if not announced or found is None:
+        if found is None:
             return None
         answer, _, gathers, _, size, _ = found
         self.metrics.gathers += gathers

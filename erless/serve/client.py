@@ -162,7 +162,8 @@ class _Connection(Receiving):
             if up_ms == TAKE_WAIT:
                 return
             if up_ms != TAKE_GENERAL:
-                self._taken(call, up_ms)
+                self.keep = True
+                self._finish(200, NO_HEADERS, NO_BODY, up_ms, taken=True)
                 return
         plain = ANSWER_HEAD.match(self.buffer, 0, self.tail)
         if plain is not None:
@@ -257,27 +258,32 @@ class _Connection(Receiving):
         if call is not None:
             call.finish(CallError(f"the answer is not HTTP: {why}"))
 
-    def _taken(self, call: Call, up_ms: int) -> None:
-        self.call = None
-        self.tail = 0
-        now = self.endpoint.now()
-        took = now - call.began
-        self.keep = True
-        self.endpoint.release(self, now, took)
-        call.finish(Reply(200, NO_HEADERS, NO_BODY, took, up_ms, True))
-
     def _complete(self, body: memoryview) -> None:
-        call, head = self.call, self.head
-        if call is None or head is None:
+        """The answer is whole, and for the callback to read."""
+        head = self.head
+        if head is None:
             return
-        self.call = self.head = self.parser = self.body = None
-        self.tail = 0
-        now = self.endpoint.now()
-        took = now - call.began
-        self.endpoint.release(self, now, took)
         up = head.headers.get(UP, b"")
         up_ms = int(up) if up.isdigit() and len(up) < 10 else math.inf
-        call.finish(Reply(self.status, head.headers, body, took, up_ms))
+        self._finish(self.status, head.headers, body, up_ms)
+
+    def _finish(
+        self,
+        status: int,
+        headers: dict[bytes, bytes],
+        body: memoryview,
+        up_ms: float,
+        taken: bool = False,
+    ) -> None:
+        call, self.call = self.call, None
+        self.head = self.parser = self.body = None
+        self.tail = 0
+        if call is None:
+            return
+        now = self.endpoint.now()
+        took = now - call.began
+        self.endpoint.release(self, now, took)
+        call.finish(Reply(status, headers, body, took, up_ms, taken))
 
 
 class Endpoint:

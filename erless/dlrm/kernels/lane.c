@@ -10,16 +10,16 @@ static int read_ask(const lane_t *lane, const char *json, const char *tensors, c
                     ask_t *ask) {
     int64_t numbers[5];
     int form = 0;
-    const char *rest = NULL;
-    for (; form < 4 && rest == NULL; form++)
+    const char *rest = form_scan(lane->asks[form], json, tensors, numbers);
+    while (rest == NULL && ++form < 4)
         rest = form_scan(lane->asks[form], json, tensors, numbers);
     if (rest == NULL) return 0;
     while (rest < tensors && *rest == ' ') rest++; /* padding aligns the tensors */
-    const int64_t wide = (form - 1) & 1, id_bytes = numbers[1], bag_bytes = numbers[4];
+    const int64_t wide = form & 1, id_bytes = numbers[1], bag_bytes = numbers[4];
     *ask = (ask_t){.values = {tensors, numbers[0], (int)wide},
                    .lengths = (const int32_t *)(tensors + id_bytes),
                    .samples = numbers[3],
-                   .half = (form - 1) >> 1};
+                   .half = form >> 1};
     return rest == tensors && id_bytes + bag_bytes == end - tensors &&
            numbers[0] * (wide ? 8 : 4) == id_bytes && numbers[2] == lane->count &&
            lane->count * ask->samples * 4 == bag_bytes && ask->samples <= lane->max_batch &&

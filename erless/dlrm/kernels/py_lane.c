@@ -71,9 +71,9 @@ static PyObject *written(const lane_t *lane, const ask_t *ask, int64_t size, con
 
 PyDoc_STRVAR(answer_doc,
              "answer(buffer, begin, end, announced, date, up_ms) -> None, or (answer, where the "
-             "request ended, its ids, bytes of its body, of JSON, of the partial); announced: 0, or the bytes of "
-             "JSON of a request without its head, whose answer then has none either; up_ms below 0 "
-             "is not told");
+             "request ended, its ids, bytes of its body, of JSON, of the partial); announced: 0, or "
+             "the bytes of JSON of a request without its head, whose answer then has none either; "
+             "up_ms below 0 is not told");
 static PyObject *lane_answer(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     const lane_t *lane = &((Lane *)object)->lane;
     Py_buffer buffer;

@@ -106,8 +106,8 @@ int split_room(Split *self, int64_t away, int wide) {
     return self->values && (!self->weighted || self->weights);
 }
 
-/* The tables of shard `number`, and what it gets. Returns 0 with an error set. */
-static int bucket_of(const Split *self, PyObject *number, int64_t *tables, bucket_t *bucket) {
+/* What shard `number` gets, whom `peer` talks to. Returns 0 with an error set. */
+static int talk(const Split *self, PyObject *number, PyObject *peer, bucket_t *bucket) {
     const routing_t *routing = &self->router->routing;
     const Py_ssize_t shard = PyLong_AsSsize_t(number);
     if (shard == -1 && PyErr_Occurred()) return 0;
@@ -115,26 +115,19 @@ static int bucket_of(const Split *self, PyObject *number, int64_t *tables, bucke
         PyErr_SetString(PyExc_IndexError, "there is no such shard");
         return 0;
     }
-    const int64_t *starts = self->starts;
-    const int32_t *lengths = self->lengths;
-    for (Py_ssize_t s = 0; s < shard; s++) lengths += routing->widths[s] * self->samples;
-    *tables = routing->widths[shard];
-    *bucket = (bucket_t){{(const char *)self->values + starts[shard] * (self->wide ? 8 : 4),
-                          starts[shard + 1] - starts[shard], self->wide},
-                         lengths,
-                         self->samples};
-    return 1;
-}
-
-/* A peer and its bucket. Returns 0 with an error set. */
-static int talk(const Split *self, PyObject *number, PyObject *peer, bucket_t *bucket) {
-    int64_t tables;
     if (!PyObject_TypeCheck(peer, peer_type)) {
         PyErr_SetString(PyExc_TypeError, "peer: not a Peer");
         return 0;
     }
-    return bucket_of(self, number, &tables, bucket) &&
-           expect("peer", (Py_ssize_t)((Peer *)peer)->peer.tables, (Py_ssize_t)tables);
+    const int64_t *starts = self->starts;
+    const int32_t *lengths = self->lengths;
+    for (Py_ssize_t s = 0; s < shard; s++) lengths += routing->widths[s] * self->samples;
+    *bucket = (bucket_t){{(const char *)self->values + starts[shard] * (self->wide ? 8 : 4),
+                          starts[shard + 1] - starts[shard], self->wide},
+                         lengths,
+                         self->samples};
+    return expect("peer", (Py_ssize_t)((Peer *)peer)->peer.tables,
+                  (Py_ssize_t)routing->widths[shard]);
 }
 
 PyDoc_STRVAR(touched_doc, "touched() -> the shards that get ids, as a tuple");
