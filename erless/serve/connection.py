@@ -81,8 +81,8 @@ class Connection(Receiving):
     """One client."""
 
     __slots__ = (
-        "body", "choked", "chunked", "got", "head", "keep", "method", "path", "paused", "server",
-        "since", "state", "transport",
+        "body", "born", "choked", "chunked", "got", "head", "keep", "method", "path", "paused",
+        "server", "since", "state", "transport",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
@@ -97,7 +97,7 @@ class Connection(Receiving):
         self.method = self.path = b""
         self.keep = True
         self.paused = self.choked = False
-        self.since = server.now()
+        self.born = self.since = server.now()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected."""
@@ -345,7 +345,8 @@ class Connection(Receiving):
         transport = self.transport
         if self.state is _State.CLOSED or transport is None or transport.is_closing():
             return
-        keep = self.keep and not response.close and not self.server.draining
+        last = self.server.draining and self.start == self.tail  # nothing is pipelined behind it
+        keep = self.keep and not response.close and not last
         head = self.server.head(response, keep)
         if self.method == b"HEAD" or response.status in BODYLESS:
             transport.write(head)
@@ -398,3 +399,8 @@ class Connection(Receiving):
     def idle(self) -> bool:
         """Between requests."""
         return self.state is _State.HEAD and self.tail == self.start
+
+    @property
+    def asked(self) -> bool:
+        """A request has come, or begun to: whatever takes one, the fast lane too, sets `since`."""
+        return self.since != self.born

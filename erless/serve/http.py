@@ -33,6 +33,7 @@ class Limits:
     body_s: float = 30.0
     body_rate: int = 64 << 10  # bytes/s: so much longer may a body take that keeps coming
     idle_s: float = 120.0
+    first_s: float = 2.0  # from being accepted to the first request, where the server drains
     read_s: float = 30.0  # for an answer that the client does not read
     connections: int = 4096
 

@@ -123,6 +123,7 @@ def _refuse(log: Log, error: Exception, code: int) -> int:
 
 async def _life(settings: Settings, loader: Loader, log: Log, worker: Worker | None = None) -> int:
     loop = asyncio.get_running_loop()
+    parent = os.getppid()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -139,6 +140,8 @@ async def _life(settings: Settings, loader: Loader, log: Log, worker: Worker | N
     log.info("loading", pid=os.getpid())
     served = await _loaded(settings, loader, metrics, stop)
     if served is None:
+        app.state = "draining"
+        await server.drain(LINGER_S, settings.drain_s)  # who asks is told that nothing is loaded
         log.info("stopped while loading")
         _leave()
     server.borrow = served.prompt
@@ -156,7 +159,9 @@ async def _life(settings: Settings, loader: Loader, log: Log, worker: Worker | N
     await stop.wait()
     app.state = "draining"
     log.info("draining", in_flight=metrics.in_flight)
-    drained = await server.drain(LINGER_S, settings.drain_s)
+    # whoever shared our socket with others has died: those that follow listen on one of their own
+    orphaned = os.getppid() != parent
+    drained = await server.drain(LINGER_S, settings.drain_s, alone=orphaned)
     served.close()
     log.info("stopped", drained=drained)
     return 0 if drained else os.EX_TEMPFAIL

@@ -27,6 +27,8 @@ __all__ = ["HttpServer"]
 Lane = Callable[[bytearray, int, int, bytes], tuple[bytes, int] | None]
 SWEEP_S = 0.25
 ACCEPT_PAUSE_S = 0.1  # after running out of descriptors
+LOOK_S = 0.05  # a drain looks for idle connections so often
+TURNS = 4  # of the loop: a poll lies between two of them, whatever ran late
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
@@ -57,6 +59,7 @@ class HttpServer:
         self.now = time.monotonic  # the loop's clock, but finer
         self._listening: dict[socket.socket, bool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._adopting: set[asyncio.Task[None]] = set()  # accepted, and no Connection yet
         self._drained: asyncio.Future[None] | None = None
         self.date = b""
         self.swept = 0.0  # when the time limits were enforced last
@@ -70,7 +73,7 @@ class HttpServer:
         Args:
             listener: bound and listening.
             shared: other processes accept from it too: what waits in its backlog when we stop is
-                left to them.
+                left to them, unless `drain` is told otherwise.
         """
         listener.setblocking(False)
         self._listening[listener] = shared
@@ -88,21 +91,29 @@ class HttpServer:
                 self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again, listener)
                 return
             raise
-        if len(self.connections) >= self.limits.connections:
+        if len(self.connections) + len(self._adopting) >= self.limits.connections:
             client.close()
             return
-        client.setblocking(False)
-        task = self._loop.create_task(self._adopt(client))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._adopt(client)
 
     def _accept_again(self, listener: socket.socket) -> None:
         if listener in self._listening:
             self._loop.add_reader(listener.fileno(), self._accept, listener)
 
-    async def _adopt(self, client: socket.socket) -> None:
+    def _adopt(self, client: socket.socket) -> None:
+        """Serve `client`; from here on a drain waits for it."""
+        client.setblocking(False)
+        task = self._loop.create_task(self._connect(client))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopted)
+
+    async def _connect(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError):  # gone before we had it
             await self._loop.connect_accepted_socket(lambda: Connection(self), client)
+
+    def _adopted(self, task: asyncio.Task[None]) -> None:
+        self._adopting.discard(task)
+        self.check_drained()
 
     # -- answering
 
@@ -141,38 +152,66 @@ class HttpServer:
             each.sweep(now)
         self._loop.call_later(SWEEP_S, self._tick)
 
-    async def drain(self, linger_s: float, limit_s: float) -> bool:
+    # -- stopping
+
+    async def drain(self, linger_s: float, limit_s: float, *, alone: bool = False) -> bool:
         """Stop accepting, answer what is in flight, close; False where that took too long.
 
-        Idle connections stay open for `linger_s`: a client that was about to send its next query
-        on one is answered and told to go elsewhere, instead of meeting a closed connection.
+        Idle connections stay open for a while: a client that was about to send its query is
+        answered and told to go elsewhere, instead of meeting a closed connection. That is
+        `linger_s` from now on; a connection that has carried no request yet gets at least
+        `Limits.first_s` from when it was accepted, because its client would not try again, as one
+        whose kept connection closes does.
+
+        Args:
+            linger_s: for clients between two queries.
+            limit_s: for everything.
+            alone: nobody is left to accept from the sockets that were shared: take what waits.
         """
-        for listener, shared in list(self._listening.items()):
+        self.draining = True
+        self._stop_listening(alone)
+        begun = self.now()
+        drained = self._drained = self._loop.create_future()
+        self.check_drained()
+        while not drained.done():
+            left_s = begun + limit_s - self.now()
+            await self._take_turns()  # what lies in the kernel is a request that came in time
+            if left_s <= 0:
+                self._close_idle(0.0, 0.0)
+                await self._take_turns()
+                break
+            self._close_idle(begun + linger_s, self.limits.first_s)
+            await asyncio.wait({drained}, timeout=min(left_s, LOOK_S))
+        return drained.done()
+
+    def _stop_listening(self, alone: bool) -> None:
+        for listener, shared in self._listening.items():
             self._loop.remove_reader(listener.fileno())
-            while not shared:  # nobody else will: take what the kernel has accepted for us
+            while alone or not shared:  # nobody else will: take what the kernel accepted for us
                 try:
                     client, _ = listener.accept()
                 except OSError:
                     break
-                client.setblocking(False)
-                await self._adopt(client)
+                self._adopt(client)
             listener.close()
         self._listening.clear()
-        self.draining = True
-        if self.connections:
-            await asyncio.sleep(min(linger_s, limit_s))
+
+    async def _take_turns(self) -> None:
+        """Let the loop poll: after a long turn it runs timers first, and reads then."""
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+
+    def _close_idle(self, due: float, first_s: float) -> None:
+        """Close the connections that wait for a request, from `due` on; their first, `first_s`."""
+        now = self.now()
         for each in list(self.connections):
-            if each.idle and each.transport:
+            wait = due if each.asked else max(due, each.born + first_s)
+            if each.idle and each.transport and now >= wait:
                 each.transport.close()
-        self._drained = self._loop.create_future()
-        self.check_drained()
-        try:
-            await asyncio.wait_for(self._drained, limit_s)
-        except TimeoutError:
-            return False
-        return True
 
     def check_drained(self) -> None:
         """Called whenever a connection is gone."""
-        if not self.connections and self._drained and not self._drained.done():
+        if self.connections or self._adopting:
+            return
+        if self._drained and not self._drained.done():
             self._drained.set_result(None)

@@ -157,6 +157,7 @@ class _Parent:
         self._due.clear()
         for pid in self._slots:
             os.kill(pid, signal.SIGTERM)
+        self._listener.close()  # else it would take connections that no worker accepts any more
 
     def _reap(self) -> None:
         while self._slots:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 from erless.deploy.supervisor.client import command
 from erless.deploy.supervisor.folder import StateFolder
 from erless.deploy.supervisor.orphans import end_all, find_orphans
+from erless.deploy.supervisor.scrape import ask, parse_counters
 from erless.deploy.supervisor.spec import FunctionSpec, ReleaseSpec, StoredState, Timing
 from erless.specs.plan import Scaling
 
@@ -73,6 +75,15 @@ class Box:
             assert time.monotonic() < deadline, facts
             time.sleep(0.05)
         return facts
+
+    def in_flight(self, name: str) -> float:
+        """Calls that a function's replicas work on, by their own count."""
+        facts = self.function(name)
+        sockets = [
+            self.folder.socket_path(f"{facts['key']}.{each['slot']}") for each in facts["replicas"]
+        ]
+        pages = [asyncio.run(ask(each, "/metrics", WAIT_S))[1] for each in sockets]
+        return sum(parse_counters(each).in_flight for each in pages)
 
     def kill_supervisor(self) -> None:
         pid = self.folder.supervisor_pid()

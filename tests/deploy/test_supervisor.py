@@ -206,8 +206,10 @@ def test_destroy_answers_what_is_in_flight_and_leaves_nothing(box: Box) -> None:
     threads = [Thread(target=lambda: answers.append(get(url)["release"])) for _ in range(4)]
     for each in threads:
         each.start()
-    box.until("gateway", lambda _: True)
-    time.sleep(0.2)  # all four are in flight
+    deadline = time.monotonic() + WAIT_S
+    while box.in_flight("gateway") + len(answers) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     call(box.folder, {"do": "destroy"}, WAIT_S)
     for each in threads:
         each.join()

@@ -10,6 +10,7 @@ It starts in 0.1 s where a real one takes seconds, and fails on demand:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -17,11 +18,13 @@ import socket
 import sys
 import time
 
+DRAIN_S = 10.0  # a client may be starved so long before it sends what it connected for
+
 
 class Toy:
     def __init__(self) -> None:
         self.state = "loading"
-        self.calls: dict[asyncio.Task[None], None] = {}
+        self.clients: set[asyncio.Task[None]] = set()
         self.busy = self.answered = 0
         self.concurrency_s, self.changed_s = 0.0, time.monotonic()
         self.buckets = {0.01: 0, 1.0: 0, float("inf"): 0}
@@ -82,27 +85,55 @@ class Toy:
             pass
         finally:
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()  # all is written
+
+    def accept(self, listener: socket.socket) -> bool:
+        """Take one connection; it counts from here on, whether its task has begun or not."""
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            return False
+        task = asyncio.get_running_loop().create_task(self.adopt(client))
+        self.clients.add(task)
+        task.add_done_callback(self.clients.discard)
+        return True
+
+    async def adopt(self, client: socket.socket) -> None:
+        await self.serve(*await asyncio.open_connection(sock=client))
+
+    def listen(self, variable: str) -> socket.socket:
+        listener = socket.socket(fileno=int(os.environ[variable]))
+        listener.setblocking(False)
+        asyncio.get_running_loop().add_reader(listener.fileno(), self.accept, listener)
+        return listener
+
+    async def drain(self, *listeners: socket.socket) -> None:
+        """Answer everybody who has connected, even who has not asked yet."""
+        self.state = "draining"
+        for each in listeners:
+            asyncio.get_running_loop().remove_reader(each.fileno())
+            while self.accept(each):  # after a killed supervisor nobody else would
+                pass
+            each.close()
+        if self.clients:
+            await asyncio.wait(self.clients, timeout=DRAIN_S)
 
     async def run(self) -> None:
         ended = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-        admin = socket.socket(fileno=int(os.environ["ERLESS_ADMIN_FD"]))
-        await asyncio.start_unix_server(self.serve, sock=admin)
-        await asyncio.sleep(float(os.environ.get("TOY_LOAD_S", "0")))
+        admin = self.listen("ERLESS_ADMIN_FD")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), float(os.environ.get("TOY_LOAD_S", "0")))
+            os._exit(0)  # stopped while loading
         if "TOY_FAIL" in os.environ:
             line = {"time": time.time(), "level": "error", "message": os.environ["TOY_FAIL"]}
             print(json.dumps(line), file=sys.stderr, flush=True)
             os._exit(65)
-        public = socket.socket(fileno=int(os.environ["ERLESS_LISTEN_FD"]))
-        server = await asyncio.start_server(self.serve, sock=public)
+        public = self.listen("ERLESS_LISTEN_FD")
         self.state = "ready"
         await ended.wait()
-        self.state = "draining"
-        server.close()
-        await asyncio.sleep(0.3)  # what was accepted, but not read yet
-        while self.busy:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
+        await self.drain(public, admin)
         os._exit(0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -137,8 +138,16 @@ def test_stopped_while_loading(packed_release: Made, tmp_path: Path) -> None:
     os.mkfifo(store / "store.json")
     shard = Function("sparse", tmp_path, ERLESS_STORE=str(store), ERLESS_SHARD=DIGEST)
     shard.event("loading")
-    assert shard.stop(signal.SIGINT) == 0
+    shard.process.send_signal(signal.SIGSTOP)
+    clients = [socket.create_connection(("127.0.0.1", shard.port), timeout=60) for _ in range(5)]
+    for each in clients:
+        each.sendall(b"GET /v2/health/ready HTTP/1.1\r\nhost: x\r\n\r\n")
+    shard.process.send_signal(signal.SIGINT)
+    assert shard.stop(signal.SIGCONT) == 0
     assert shard.events[-1]["message"] == "stopped while loading"
+    for each in clients:
+        assert each.recv(65536).startswith(b"HTTP/1.1 503 ")
+        each.close()
 
 
 def test_drain_answers_what_is_in_flight(packed_release: Made, tmp_path: Path) -> None:
@@ -164,6 +173,41 @@ def test_drain_answers_what_is_in_flight(packed_release: Made, tmp_path: Path) -
         assert answer.startswith(b"HTTP/1.1 200 OK")
         assert b"connection: close" in answer
         assert gateway.process.wait(60) == 0
+
+
+def test_an_orphan_answers_who_waits_on_its_socket(packed_release: Made, tmp_path: Path) -> None:
+    """The supervisor that held the socket is dead: nobody else accepts from it."""
+    front = socket.create_server(("127.0.0.1", 0))
+    shard = Function(
+        "sparse", tmp_path, ["sh", "-c", f"{sys.executable} -m functions.sparse.main & wait"],
+        ERLESS_STORE=packed_release.store,
+        ERLESS_SHARD=packed_release.release.shard("hot").digest,
+        ERLESS_LISTEN_FD=str(front.fileno()),
+    ).ready()  # fmt: skip
+    address = front.getsockname()
+    front.close()
+    orphan = int(shard.event("loading")["pid"])
+    try:
+        shard.process.kill()
+        shard.process.wait(60)
+        os.kill(orphan, signal.SIGSTOP)
+        clients = [socket.create_connection(address, timeout=60) for _ in range(20)]
+        for each in clients:
+            each.sendall(b"GET /v2 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        os.kill(orphan, signal.SIGTERM)
+        os.kill(orphan, signal.SIGCONT)
+        for each in clients:
+            assert each.recv(65536).startswith(b"HTTP/1.1 200 OK")
+            each.close()
+        until = time.monotonic() + 60
+        while not any(event["message"] == "stopped" for event in shard.events):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(orphan, signal.SIGKILL)
+        raise
+    assert shard.events[-1]["drained"]
 
 
 def test_metrics(fleet: Fleet) -> None:

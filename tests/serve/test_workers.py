@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -60,7 +62,8 @@ def test_exact_and_counted_together(fleet: Fleet, packed_release: Made) -> None:
         np.testing.assert_allclose(answers[number], monolith.predict(query), rtol=1e-5, atol=1e-7)
     counted = lambda: fleet.gateway.metric("erless_requests_total") - before == QUERIES  # noqa: E731
     wait_until(counted, "whichever worker is asked counts all queries")
-    assert fleet.gateway.metric("erless_request_seconds_count") >= QUERIES
+    timed = lambda: fleet.gateway.metric("erless_request_seconds_count") >= QUERIES  # noqa: E731
+    wait_until(timed, "and times them")  # another worker may be asked, which has to be told first
 
 
 def test_a_crashed_worker_is_replaced(fleet: Fleet, packed_release: Made) -> None:
@@ -92,6 +95,29 @@ def test_sigterm_ends_all(packed_release: Made, tmp_path: Path) -> None:
     workers = workers_of(function)
     assert function.stop() == 0
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def test_sigterm_leaves_no_socket_that_nobody_serves(packed_release: Made, tmp_path: Path) -> None:
+    """Who connects while the workers drain is refused at once, not reset at the end."""
+    shard = packed_release.release.remote[0]
+    function = Function(
+        "sparse", tmp_path, ERLESS_STORE=packed_release.store, ERLESS_SHARD=shard.digest,
+        ERLESS_WORKERS="2",
+    ).ready()  # fmt: skip
+    address = ("127.0.0.1", function.port)
+    with socket.create_connection(address, timeout=60) as client:
+        client.sendall(b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhe")
+        function.process.send_signal(signal.SIGTERM)
+
+        def refused() -> bool:
+            with socket.socket() as late:
+                return late.connect_ex(address) == errno.ECONNREFUSED
+
+        wait_until(refused, "the port is closed")
+        assert function.process.poll() is None  # it waits for us
+        client.sendall(b"llo")
+        assert b"connection: close" in client.recv(65536)
+    assert function.process.wait(60) == 0
 
 
 def test_a_worker_that_cannot_load_ends_all(packed_release: Made, tmp_path: Path) -> None:

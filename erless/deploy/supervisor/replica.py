@@ -21,8 +21,6 @@ from erless.errors import DeployError, ServeError
 
 __all__ = ["Phase", "Replica"]
 
-LOADING_S = 1.0  # from SIGTERM to SIGKILL for a replica that has not been ready
-
 
 class Phase(StrEnum):
     """A replica's life goes one way through these."""
@@ -138,11 +136,10 @@ class Replica:
         """Let it answer what it has, and end; kill it where that takes too long."""
         if not self.active:
             return
-        # one that still loads has accepted nothing: there is nothing to drain
-        patience_s = self._timing.drain_s if self.phase is Phase.READY else LOADING_S
+        # one that still loads ends at once; or it has become ready since it was asked, and drains
         self.phase = Phase.DRAINING
         self._signal(signal.SIGTERM)
-        self._killer = asyncio.get_running_loop().call_later(patience_s, self.kill)
+        self._killer = asyncio.get_running_loop().call_later(self._timing.drain_s, self.kill)
 
     def kill(self) -> None:
         """At once."""
