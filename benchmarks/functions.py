@@ -37,7 +37,8 @@ class Process:
         """Wait until it logs `message`."""
         until = time.monotonic() + START_S
         while time.monotonic() < until and self.process.poll() is None:
-            for line in self.log.read_text().splitlines():
+            whole, _, _ = self.log.read_text().rpartition("\n")  # the last line may still grow
+            for line in whole.splitlines():
                 event = json.loads(line) if line.startswith("{") else {}
                 if event.get("message") == message:
                     return event

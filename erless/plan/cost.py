@@ -4,7 +4,7 @@
     load      = λ·(a + β·n)                   vCPU that a function needs for λ queries/s
     replicas  = max(min replicas, ⌈load / (u·c)⌉)        u: the utilisation planned for
     memory    = replicas × (rows·bytes + m0)             bytes
-    gateway   = λ·(a + d + call·fan-out + route·remote gathers + β·resident gathers)
+    gateway   = λ·(a + d + call·fan-out + route·remote gathers + partial·bags + β·resident gathers)
 
 The dense tower (d seconds of one vCPU per query) runs in the gateway unless `dense.py` puts it into
 a function of its own. A touch of
@@ -66,6 +66,7 @@ class Terms:
     gateway_memory_bytes: float = 0.22e9
     remote_call_s: float = 0.0
     route_s: float = 0.0
+    partial_s: float = 0.0
     routing_bytes_per_row: float = 0.0
     index_bytes_per_row: float = 0.0
     hop_s: float = 0.0
@@ -104,6 +105,7 @@ class Terms:
             f"gateway {self.gateway_memory_bytes / 1e9:g} GB",
             "gateway cost": f"{self.remote_call_s * 1e3:g} ms per remote call, "
             f"{self.route_s * 1e9:g} ns per remote gather",
+            "partial vectors": f"{self.partial_s * 1e9:g} ns each, in the shard and in the gateway",
             "tables of rows": f"{self.routing_bytes_per_row:g} B of routing per row of a cut table "
             f"in each gateway, {self.index_bytes_per_row:g} B of index in each shard",
             "utilisation": f"{self.utilisation:.0%}",
@@ -123,12 +125,14 @@ class Terms:
 
 
 PAPER_TERMS = Terms(name="equal containers", curve="ElasticRec terms", curve_shipped=True)
-# Gateway client CPU per call 0.09 ms and bucketize 0.24 ms / 40,960 ids: DESIGN.md, Serving.
+# A remote call costs the gateway 0.05 ms, and a partial vector either end 60 ns: fitted to
+# benchmarks/serving.py, RM1 cut in four with 320 and with 800 partials per query. Gathers are those
+# of tables far larger than the caches, where they take 25 to 40 ns.
 DEFAULT_TERMS = Terms(
-    name="best against best", curve="erless default", curve_shipped=True, gather_fixed=0.5,
-    shard_memory_bytes=0.1e9, gateway_memory_bytes=0.3e9, remote_call_s=9e-5, route_s=6e-9,
-    routing_bytes_per_row=1.0, index_bytes_per_row=0.25, hop_s=5e-4, utilisation=0.7,
-    max_vcpu=64.0, fixed_vcpu=False, queueing=True,
+    name="best against best", curve="erless default", curve_shipped=True, call_s=EXCHANGE_S,
+    gather_fixed=0.5, shard_memory_bytes=0.1e9, gateway_memory_bytes=0.3e9, remote_call_s=5e-5,
+    route_s=6e-9, partial_s=6e-8, routing_bytes_per_row=1.0, index_bytes_per_row=0.25,
+    hop_s=5e-4, utilisation=0.7, max_vcpu=64.0, fixed_vcpu=False, queueing=True,
 )  # fmt: skip
 
 

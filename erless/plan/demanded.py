@@ -7,7 +7,8 @@ of load ℓ and b bytes holds ℓ·(b + m0) bytes per query/s, so for N function
     best(n, j) = min over i < j of best(n-1, i) + (a + L(j) - L(i)) · (m0 + S(j) - S(i))
 
 over grid points of the merged order (L: load, S: bytes of the coldest rows), exact on that grid.
-Hot functions come out small and busy, cold ones large and quiet.
+Hot functions come out small and busy, cold ones large and quiet. Beside them, shapes are tried in
+which no table's rows outside the gateway are cut: fewer partial vectors cross the wire.
 """
 
 from __future__ import annotations
@@ -166,7 +167,34 @@ class _Shapes:
         for each in found:
             cuts = [self.order.cut(load) for load in each]
             chosen.append([np.clip(cut, resident, frozen) for cut in cuts])
-        return chosen
+        return chosen + self._whole_tables(resident, frozen, number)
+
+    def _whole_tables(self, resident: Ints, frozen: Ints, number: int) -> list[list[Ints]]:
+        """Cuts that leave what is outside the gateway of each table in one function.
+
+        A query then brings back one partial vector per bag, however many functions it asks.
+        """
+        tables = np.flatnonzero(frozen > resident)
+        if not 1 <= number <= len(tables):
+            return []
+        load = np.array([
+            table.gathers_between(int(start), int(stop))
+            * self.terms.beta_of(table.spec.dim, self.precision)
+            for table, start, stop in zip(self.demand.tables, resident, frozen, strict=True)
+        ])[tables]  # fmt: skip
+        widths = [self.precision.row_bytes(each.spec.dim) for each in self.demand.tables]
+        size = ((frozen - resident) * np.array(widths))[tables].astype(np.float64)
+        coldest = np.argsort(load / size, kind="stable")
+        points = fluid_cuts(
+            np.concatenate([[0.0], np.cumsum(load[coldest])]),
+            np.concatenate([[0.0], np.cumsum(size[coldest])]), number, self.terms,
+        )  # fmt: skip
+        cuts = []
+        for point in points[1:-1]:
+            cut = frozen.copy()
+            cut[tables[coldest[:point]]] = resident[tables[coldest[:point]]]
+            cuts.append(cut)
+        return [cuts]
 
     def _even(self, low: float, high: float, number: int) -> list[float]:
         """Loads between shards of equally many bytes: the smallest that the largest can be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -14,7 +15,7 @@ from erless.plan.cost import Terms, quantile_wait_s, replicas, vcpu_each
 from erless.plan.curves import TableLoad
 from erless.specs.plan import Precision
 
-__all__ = ["Demand", "DenseDemand", "Function", "Layout", "Slice", "cover"]
+__all__ = ["Demand", "DenseDemand", "Function", "Layout", "Slice", "cover", "partials"]
 
 UTILITY_QUERIES = 1000
 
@@ -224,6 +225,15 @@ def _contents(
     return share + gathers, count, size, seconds
 
 
+def partials(demand: Demand, rows: Sequence[Slice]) -> float:
+    """Partial vectors per query: of each slice, the bags that are likely to gather from it."""
+    count = 0.0
+    for each in rows:
+        gathered = demand.tables[each.table].gathers_between(each.start, each.stop)
+        count -= math.expm1(-gathered / demand.batch)
+    return demand.batch * count
+
+
 def _dense(demand: Demand, dense: DenseDemand, terms: Terms) -> Function:
     """On a GPU a replica has one, and the vCPU that feed it; its load then counts GPUs."""
     on_gpu = dense.device == "cuda"
@@ -240,7 +250,7 @@ def _shard(
     demand: Demand, terms: Terms, name: str, rows: Sequence[Slice], precision: Precision, why: str
 ) -> Function:
     gathers, count, size, seconds = _contents(demand, terms, rows, precision)
-    service = terms.call_s + seconds
+    service = terms.call_s + seconds + terms.partial_s * partials(demand, rows)
     load = demand.qps * service
     number = replicas(load, terms, demand.min_replicas)
     memory = size + count * terms.index_bytes_per_row + terms.shard_memory_bytes
@@ -260,7 +270,9 @@ def _gateway(
     gathers, count, size, seconds = _contents(demand, terms, resident, precision)
     remote = sum(each.gathers for each in shards)
     service = terms.call_s + demand.tower_s + seconds
+    brought = sum(partials(demand, each.slices) for each in shards)
     service += terms.remote_call_s * len(shards) + terms.route_s * remote
+    service += terms.partial_s * brought
     load = demand.qps * service
     number = replicas(load, terms, demand.min_replicas)
     homes = np.zeros(len(demand.tables), np.int64)

@@ -257,7 +257,7 @@ class Planner:
             legal_now = not self._violations(layout)
             dollars = round(packing.usd_per_month, 6)
             key = (not legal_now, rank if by_memory else 0.0, dollars, self._loss(layout),
-                   len(layout.shards), layout.memory)  # fmt: skip
+                   len(layout.shards), round(floors[rank], 2), layout.memory)  # fmt: skip
             packed.append((key, Candidate(policy, layout, packing)))
             least = min(least, dollars) if legal_now else least
             if by_memory and legal_now:

@@ -22,9 +22,10 @@ __all__ = ["floor_of", "tiers_of", "with_tiers"]
 def tiers_of(layout: Layout) -> list[Tier]:
     """The tier of each shard, in the layout's order."""
     awake = [each for each in layout.shards if each.name != FROZEN]
-    by_heat = sorted(awake, key=lambda each: each.gathers / each.rows)
-    coldest = by_heat[0] if by_heat else None
-    hottest = by_heat[-1] if len(by_heat) > 2 else None
+    # of equally hot ones the first is the hottest, the last the coldest
+    by_heat = sorted(awake, key=lambda each: -float(f"{each.gathers / each.rows:.6g}"))
+    hottest = by_heat[0] if len(by_heat) > 2 else None
+    coldest = by_heat[-1] if by_heat else None
     return [_tier(each, coldest, hottest) for each in layout.shards]
 
 

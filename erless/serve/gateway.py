@@ -24,6 +24,7 @@ from erless.serve.app import Answer, Call
 from erless.serve.client import Endpoint
 from erless.serve.facts import model_facts
 from erless.serve.fanout import Fan, Leg, Part
+from erless.serve.heap import Trimmer
 from erless.serve.load import OpenGateway, open_gateway, open_tower
 from erless.serve.metrics import Metrics
 from erless.serve.parts import DensePart, ShardPart
@@ -31,7 +32,6 @@ from erless.serve.remote import RemoteDense, RemoteShard
 from erless.serve.settings import Settings
 from erless.serve.sparse import source_of
 from erless.serve.towers import Predict, open_predict
-from erless.serve.trim import Trimmer
 from erless.serve.wire import TensorSpec
 from erless.specs.model import ModelSpec
 from erless.specs.plan import Tier

@@ -29,6 +29,7 @@ import uvloop
 
 from erless.errors import ArtifactError, ConfigError, ErlessError, ModelError, StoreError
 from erless.serve.app import App, Served, process_age_s
+from erless.serve.heap import keep_heap
 from erless.serve.http import Limits
 from erless.serve.logs import Log
 from erless.serve.metrics import Metrics
@@ -149,6 +150,7 @@ async def _life(settings: Settings, loader: Loader, log: Log, worker: Worker | N
     app.ready(served)
     if later is not None:
         server.listen(later, shared=True)
+    keep_heap()
     gc.collect()
     gc.freeze()  # what is loaded stays: collections need not look at it again
     gc.set_threshold(GC_OBJECTS)  # queries leave no cycles behind; errors may

@@ -9,6 +9,7 @@ from erless.errors import InfeasibleError
 from erless.plan.cost import DEFAULT_TERMS
 from erless.plan.demanded import fluid_cuts
 from erless.plan.document import plan_document, policy_results
+from erless.plan.layout import partials
 from erless.plan.planner import POLICIES, Outcome, Planner
 from erless.plan.request import PlanRequest
 from erless.plan.source import workload_tables
@@ -120,3 +121,23 @@ def test_a_largest_shard_is_kept_to() -> None:
     document = plan(shards=4, resident_share=0.0, max_shard_bytes=0.165e9)
     assert len(document.shards) == 4
     assert all(each.memory_bytes <= 0.165e9 for each in document.shards)
+
+
+def test_tables_stay_whole_outside_the_gateway_where_that_saves_partial_vectors() -> None:
+    layout = outcome(shards=4, resident_share=0.8).best["joint"].layout
+    homes = [part.table for shard in layout.shards for part in shard.slices]
+    assert sorted(homes) == list(range(10))
+    assert sum(partials(layout.demand, each.slices) for each in layout.shards) <= 10 * 32
+
+
+def test_more_shards_than_tables_cut_tables() -> None:
+    layout = outcome(shards=12, resident_share=0.8).best["joint"].layout
+    homes = [part.table for shard in layout.shards for part in shard.slices]
+    assert len(layout.shards) == 12
+    assert len(homes) > 10
+
+
+def test_equally_hot_shards_are_named_in_order() -> None:
+    document = plan(shards=4, resident_share=0.8)
+    names = [each.name for each in document.shards if each.tier != Tier.RESIDENT]
+    assert names == ["hot-0", "warm-0", "warm-1", "cold-0"]

@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 
-from erless.serve.trim import BURST, CALM, EVERY_S, Trimmer
+from erless.serve.heap import BURST, CALM, EVERY_S, Trimmer
 
 
 def test_a_burst_is_trimmed_once_it_is_over() -> None:

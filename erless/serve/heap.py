@@ -1,4 +1,7 @@
-"""Give back the memory of a burst.
+"""The C library's heap: kept between queries, given back after a burst.
+
+A query's buffers have some 100 KB each. glibc would take each of them from the kernel and give it
+back, page fault by page fault, for every query: `keep_heap` has it keep some megabytes.
 
 While many queries wait, the heap grows by what each holds; afterwards the C library keeps the free
 pages in between for itself. A gateway that has seen one spike would look as large ever after.
@@ -9,11 +12,28 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-__all__ = ["Trimmer"]
+__all__ = ["Trimmer", "keep_heap"]
+
+KEPT_BYTES = 16 << 20  # free at the end of the heap before it shrinks
+ALONE_BYTES = 8 << 20  # a block this large is the kernel's
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 BURST = 32  # queries at once; fewer hold too little to be worth it
 CALM = 4  # the burst is over when so few times fewer are there
 EVERY_S = 10.0  # trimming 100 MB takes some 5 ms
+
+
+def keep_heap() -> bool:
+    """Keep free memory for the next query; False where this is not glibc. For all of a process.
+
+    Called once what is loaded is there: tables that are freed while loading go to the kernel.
+    """
+    try:
+        option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    option.argtypes, option.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
+    return bool(option(M_TRIM_THRESHOLD, KEPT_BYTES) and option(M_MMAP_THRESHOLD, ALONE_BYTES))
 
 
 def _malloc_trim() -> Callable[[int], int] | None:
