@@ -46,7 +46,7 @@ from erless.specs.traffic import parse_traffic
 from erless.storage.tensors import TensorFile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from loadtests.peers.closed_loop import ClosedLoop, run_closed_loop
+from loadtests.closed_loop import ClosedLoop, run_closed_loop
 from loadtests.peers.compare import System, Traffic, erless, functions_of, local
 from loadtests.queries import discover
 
@@ -100,11 +100,11 @@ def per_process(
     system: System, connections: int, seconds: float, traffic: Traffic
 ) -> tuple[dict[int, float], dict[int, int], ClosedLoop]:
     """CPU seconds per query and RSS of each process of a system; what came of the run."""
-    model = discover(system.url)
+    path = discover(system.url).path
 
     def drive(seconds: float) -> ClosedLoop:
         return run_closed_loop(
-            system.url, model, traffic.bodies, traffic.expected, connections, seconds
+            system.url, path, traffic.bodies, connections, seconds, traffic.expected
         )
 
     def spent() -> dict[int, float]:

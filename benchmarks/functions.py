@@ -16,8 +16,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from erless.dlrm.queries import Query
 from erless.specs.release import ReleaseManifest
+
+sys.path.append(str(Path(__file__).parents[1]))  # for loadtests; whoever imports this has it too
+from loadtests.queries import Body
 
 START_S = 120.0
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -140,23 +142,6 @@ def fleet() -> Iterator[Fleet]:
         yield made
 
 
-def encoded(query: Query) -> tuple[bytes, bytes]:
-    """JSON header and tensor bytes of a binary request for `query`."""
-    tensors = [("values", query.values), ("lengths", query.lengths), ("dense", query.dense)]
-    names = {"i4": "INT32", "i8": "INT64", "f4": "FP32"}
-    listed = [
-        {
-            "name": name,
-            "datatype": names[array.dtype.str[1:]],
-            "shape": list(array.shape),
-            "parameters": {"binary_data_size": array.nbytes},
-        }
-        for name, array in tensors
-    ]
-    text = json.dumps({"inputs": listed, "parameters": {"binary_data_output": True}}).encode()
-    return text, b"".join(np.ascontiguousarray(array).tobytes() for _, array in tensors)
-
-
 class Client:
     """One connection to a gateway or monolith."""
 
@@ -164,13 +149,10 @@ class Client:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._path = f"/v2/models/{model}/infer"
 
-    def infer(self, request: tuple[bytes, bytes]) -> np.ndarray:
-        """Predictions of one encoded query."""
-        text, tensors = request
-        self._connection.request(
-            "POST", self._path, text + tensors,
-            {"inference-header-content-length": str(len(text))},
-        )  # fmt: skip
+    def infer(self, query: Body) -> np.ndarray:
+        """Predictions of one query."""
+        length = {"inference-header-content-length": str(query.json_length)}
+        self._connection.request("POST", self._path, query.data, length)
         response = self._connection.getresponse()
         body = response.read()
         if response.status != 200:

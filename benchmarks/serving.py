@@ -17,7 +17,6 @@ bucketize_ms    time to sort one query's 40,960 ids by shard
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import statistics
@@ -32,15 +31,15 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
-import uvloop
 
 from erless.dlrm.queries import Query, QueryFile
-from erless.serve.client import CallError, Endpoint, Reply
 from erless.serve.load import Source, open_gateway
 from erless.specs.release import ReleaseManifest
 from erless.specs.stored import find_release
 from erless.storage.stores import open_store
-from functions import Client, Fleet, Process, encoded, fleet
+from functions import Client, Fleet, Process, fleet
+from loadtests.closed_loop import run_closed_loop
+from loadtests.queries import Body, build
 
 LANES = 8  # queries in flight where throughput is measured
 
@@ -88,57 +87,26 @@ class Side:
         """CPU seconds of all its processes."""
         return sum(each.cpu_s() for each in self.processes)
 
-    def one_by_one(self, requests: Sequence[tuple[bytes, bytes]]) -> None:
+    def one_by_one(self, queries: Sequence[Body]) -> None:
         """A round with one query in flight: latency and CPU per query."""
         took = []
         cpu = self.cpu_s()
-        for request in requests:
+        for query in queries:
             begin = time.perf_counter()
-            self.client.infer(request)
+            self.client.infer(query)
             took.append((time.perf_counter() - begin) * 1e3)
-        self.cpu_one_ms.append((self.cpu_s() - cpu) / len(requests) * 1e3)
+        self.cpu_one_ms.append((self.cpu_s() - cpu) / len(queries) * 1e3)
         self.p50_ms.append(float(np.quantile(took, 0.5)))
         self.p99_ms.append(float(np.quantile(took, 0.99)))
 
-    def many(self, requests: Sequence[tuple[bytes, bytes]], seconds: float) -> None:
+    def many(self, queries: Sequence[Body], seconds: float) -> None:
         """A round with several in flight."""
         cpu = self.cpu_s()
-        count, took = uvloop.run(self._many(requests, seconds))
-        self.cpu_ms.append((self.cpu_s() - cpu) / count * 1e3)
-        self.qps.append(count / took)
-
-    async def _many(
-        self, requests: Sequence[tuple[bytes, bytes]], seconds: float
-    ) -> tuple[int, float]:
-        """Answers and seconds."""
-        loop = asyncio.get_running_loop()
-        endpoint = Endpoint(self.url, 3600, lambda: None)
-        host = endpoint.authority.decode()
-        heads = [
-            (
-                f"POST {self.path} HTTP/1.1\r\nhost: {host}\r\n"
-                f"content-length: {len(t) + len(b)}\r\n"
-                f"inference-header-content-length: {len(t)}\r\n\r\n"
-            ).encode()
-            for t, b in requests
-        ]
-        begin, count = loop.time(), 0
-
-        async def lane(number: int) -> None:
-            nonlocal count
-            while loop.time() - begin < seconds:
-                number = (number + LANES) % len(requests)
-                answer: asyncio.Future[Reply | CallError] = loop.create_future()
-                endpoint.send([heads[number], *requests[number]], answer.set_result)
-                reply = await answer
-                if isinstance(reply, CallError) or reply.status != 200:
-                    raise SystemExit(f"{self.url}: {reply}")
-                count += 1
-
-        await asyncio.gather(*(lane(number) for number in range(LANES)))
-        took = loop.time() - begin
-        endpoint.close()
-        return count, took
+        found = run_closed_loop(self.url, self.path, queries, LANES, seconds)
+        if found.failures:
+            raise SystemExit(f"{self.url}: {found.failures[0]}")
+        self.cpu_ms.append((self.cpu_s() - cpu) / len(found.latency_ms) * 1e3)
+        self.qps.append(found.qps)
 
 
 def measure(
@@ -155,7 +123,7 @@ def measure(
     whole = Side(monolith, [monolith], model)
     split = Side(gateway, [gateway, *shards.values()], model)
     queries = list(QueryFile(work / "model" / "queries.safetensors"))
-    requests = [encoded(query) for query in queries]
+    requests = [build(query) for query in queries]
     worst = max(
         float(np.max(np.abs(split.client.infer(r) - m) / np.maximum(np.abs(m), 1e-30)))
         for r in requests

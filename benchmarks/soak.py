@@ -23,7 +23,9 @@ from serving import Side, prepare
 
 from erless.dlrm.queries import QueryFile
 from erless.serve.client import CallError, Endpoint, Reply
-from functions import Fleet, encoded, fleet
+from functions import Fleet, fleet
+from loadtests.closed_loop import head_of
+from loadtests.queries import Body, build
 
 CALIBRATE_S = 5.0
 SAMPLE_S = 10.0
@@ -32,8 +34,8 @@ SAMPLE_S = 10.0
 class Soak:
     """An open loop of queries, and what became of them."""
 
-    def __init__(self, url: str, path: str, requests: list[tuple[bytes, bytes]]) -> None:
-        self.url, self.path, self.requests = url, path, requests
+    def __init__(self, url: str, path: str, queries: list[Body]) -> None:
+        self.url, self.path, self.queries = url, path, queries
         self.codes: Counter[str] = Counter()
         self.took_ms: list[float] = []
         self.series: list[dict[str, float]] = []
@@ -42,13 +44,7 @@ class Soak:
         """Offer `rate` queries/s for `seconds`."""
         loop = asyncio.get_running_loop()
         endpoint = Endpoint(self.url, 3600, lambda: None)
-        heads = [
-            (
-                f"POST {self.path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(t) + len(b)}\r\n"
-                f"inference-header-content-length: {len(t)}\r\n\r\n"
-            ).encode()
-            for t, b in self.requests
-        ]
+        heads = [head_of(each, self.path, endpoint.authority) for each in self.queries]
         begin, sent, sampled = loop.time(), 0, -SAMPLE_S
 
         def answered(result: Reply | CallError) -> None:
@@ -61,7 +57,7 @@ class Soak:
         while (now := loop.time() - begin) < seconds:
             while sent < now * rate:
                 number = sent % len(heads)
-                endpoint.send([heads[number], *self.requests[number]], answered)
+                endpoint.send([heads[number], self.queries[number].data], answered)
                 sent += 1
             if now - sampled >= SAMPLE_S:
                 sampled = now
@@ -118,11 +114,11 @@ def main() -> None:
         shards = running.shards(store, release)
         gateway = running.gateway(store, release, shards)
         running.ready()
-        requests = [encoded(q) for q in QueryFile(work / "model" / "queries.safetensors")]
+        queries = [build(each) for each in QueryFile(work / "model" / "queries.safetensors")]
         side = Side(gateway, running.processes, release.model.name)
-        side.many(requests, CALIBRATE_S)
+        side.many(queries, CALIBRATE_S)
         rate = options.qps or side.qps[0] * options.load
-        soak = Soak(gateway.url, side.path, requests)
+        soak = Soak(gateway.url, side.path, queries)
         uvloop.run(soak.run(running, rate, options.minutes * 60))
         print(json.dumps(soak.report(rate), indent=2))
 

@@ -45,12 +45,11 @@ from erless.dlrm.queries import QueryFile
 from erless.observe.loadtest.monolith import MonolithServer
 from erless.progress import Silent
 from erless.specs.config import Config
-from loadtests.peers.closed_loop import ClosedLoop, run_closed_loop
+from loadtests.closed_loop import ClosedLoop, run_closed_loop
 from loadtests.queries import Body, Expected, build, discover, read_expected
 
 ROOT = Path(__file__).parents[2]
 START_S = 180.0
-WARM_S = 3.0
 ALONE_S = 2.0  # at least, with one query in flight
 
 
@@ -224,11 +223,11 @@ class Traffic:
 
 def measure(system: System, traffic: Traffic, connections: int, seconds: float) -> None:
     """One round: full load, then one query in flight."""
-    model = discover(system.url)
+    path = discover(system.url).path
 
     def drive(connections: int, seconds: float) -> ClosedLoop:
         found = run_closed_loop(
-            system.url, model, traffic.bodies, traffic.expected, connections, seconds
+            system.url, path, traffic.bodies, connections, seconds, traffic.expected
         )
         system.failed += len(found.failures)
         system.largest_error = max(system.largest_error, found.largest_error)
@@ -261,9 +260,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def rounds(systems: Sequence[System], traffic: Traffic, given: argparse.Namespace) -> None:
-    """Measure all in turn, several times."""
+    """Measure all in turn, several times, each after as long a time under the same load.
+
+    What scales by itself (erless's gateway does) is then as large as the load wants it.
+    """
     for each in systems:
-        run_closed_loop(each.url, discover(each.url), traffic.bodies, traffic.expected, 4, WARM_S)
+        path = discover(each.url).path
+        run_closed_loop(each.url, path, traffic.bodies, given.connections, given.seconds)
     for number in range(given.rounds):
         for each in systems:
             measure(each, traffic, given.connections, given.seconds)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 
 import pytest
 
@@ -31,3 +33,38 @@ def test_the_c_library_does_it() -> None:
     trimmer = Trimmer()
     trimmer.saw(BURST)
     assert trimmer.sweep(0, 0.0)
+
+
+def test_buffers_of_queries_cost_no_page_faults_once_kept() -> None:
+    code = """
+import resource, sys
+import numpy as np
+from erless.serve.heap import keep_heap
+
+kept = keep_heap() if sys.argv[1] == "kept" else True
+
+def queries():
+    for _ in range(8):
+        held.append(np.ones(40_000, np.float64))
+    held.clear()
+
+held = []
+for _ in range(10):
+    queries()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(100):
+    queries()
+print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+    def run(how: str) -> list[int]:
+        told = subprocess.run(
+            [sys.executable, "-c", code, how], check=True, capture_output=True, text=True
+        )
+        return [int(each) for each in told.stdout.split()]
+
+    kept, faults = run("kept")
+    if not kept:
+        pytest.skip("this C library has no mallopt")
+    assert faults < 100
+    assert run("as it comes")[1] > 1_000  # 625 pages each time: why it is kept
