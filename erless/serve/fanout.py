@@ -98,7 +98,7 @@ class Part(Protocol):
     def request(self) -> Sequence[Buffer]:
         """What to ask it."""
 
-    def take(self, buffer: bytearray, end: int) -> int:
+    def take(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
         """Deal with an answer in the fast lane: as `erless.serve.reply.Take`."""
 
     def read(self, reply: Reply) -> None:
@@ -165,11 +165,11 @@ class Leg:
             self._hedge()
             self._send()
 
-    def _take(self, buffer: bytearray, end: int) -> int:
+    def _take(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
         """Only the first answer to a query that still waits is added to its result."""
         if self.over or self._fan.over:
-            return TAKE_GENERAL
-        return self._part.take(buffer, end)
+            return TAKE_GENERAL, begin
+        return self._part.take(buffer, begin, end, last)
 
     def _answered(self, result: Reply | CallError) -> None:
         if self.over:

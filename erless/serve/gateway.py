@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ __all__ = ["Gateway", "check_query", "load_gateway", "query_inputs"]
 Floats = NDArray[np.float32]
 IDLE_S = 5.0  # no query for so long: the next one touches every function
 SWEEP_S = 1.0
+SHARED_WRITE = 8  # calls to a shard, of queries that came at once
 
 
 def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
@@ -97,6 +99,20 @@ def _elsewhere(dense: Floats, pooled: Floats) -> Floats:
     raise ServeError("the tower is a function of its own")
 
 
+@dataclass(slots=True)
+class _Fanned:
+    """A query whose shards have been asked; partials arrive in `out` (B, T, D).
+
+    `here`: some of its rows are in a second resident shard.
+    """
+
+    fan: Fan
+    buckets: Buckets
+    out: Floats
+    calls: int
+    here: bool
+
+
 class Gateway:
     """Answers `prediction` for a whole query. Create it on the event loop.
 
@@ -128,7 +144,7 @@ class Gateway:
                 number,
                 shard.name,
                 shard.digest,
-                self._endpoint(urls[shard.digest]),
+                self._endpoint(urls[shard.digest], SHARED_WRITE),
                 places=opened.combiner.places(number),
                 halves=settings.half_partials,
                 keen=shard.tier is not Tier.FROZEN,
@@ -146,8 +162,8 @@ class Gateway:
         self._last_query = -IDLE_S
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
-    def _endpoint(self, url: str) -> Endpoint:
-        return Endpoint(url, self._settings.connection_age_s, self._retried)
+    def _endpoint(self, url: str, batch: int = 1) -> Endpoint:
+        return Endpoint(url, self._settings.connection_age_s, self._retried, batch)
 
     def _retried(self) -> None:
         self._metrics.retries += 1
@@ -164,11 +180,11 @@ class Gateway:
         )
         # what is still needed is copied, so that a query that waits does not hold its whole body
         call.request.inputs = {name: inputs[name].copy() for name in ("dense", "lengths")}
-        return self._answer(call, buckets)
+        return self._answer(call, self._fan_out(call, buckets))
 
-    async def _answer(self, call: Call, buckets: Buckets) -> Answer:
-        inputs, opened = call.request.inputs, self._opened
-        now = self._now()
+    def _fan_out(self, call: Call, buckets: Buckets) -> _Fanned:
+        """Ask the shards, before any other query of this turn is computed with."""
+        opened, now = self._opened, self._now()
         idle, self._last_query = now - self._last_query > IDLE_S, now
         if self._allowance is not None:
             self._allowance.earn()
@@ -177,16 +193,25 @@ class Gateway:
         out = opened.combiner.begin(buckets.batch)
         fan = Fan(self._loop, call.deadline)
         try:
-            for number in remote:  # the requests leave now
+            for number in remote:
                 self._call(fan, ShardPart(opened, self._remote[number], buckets, out, call, now))
-            self._metrics.fan_out += len(remote)
-            if idle:
-                self._prewarm(remote)
+        except BaseException:
+            fan.settle()
+            raise
+        self._metrics.fan_out += len(remote)
+        if idle:
+            self._prewarm(remote)
+        return _Fanned(fan, buckets, out, len(remote), len(remote) < len(touched))
+
+    async def _answer(self, call: Call, fanned: _Fanned) -> Answer:
+        inputs, opened = call.request.inputs, self._opened
+        fan, buckets, out = fanned.fan, fanned.buckets, fanned.out
+        try:
             opened.combiner.keep(out, buckets.split)
             self._metrics.gathers += buckets.kept
-            if len(remote) < len(touched):
+            if fanned.here:
                 self._pool_here(buckets, out)
-            if remote:
+            if fanned.calls:
                 await fan.done
         finally:
             fan.settle()
@@ -194,7 +219,7 @@ class Gateway:
         prediction = await self._tower(fan, inputs["dense"], pooled, call)
         if not np.isfinite(prediction).all():
             raise QueryError("the prediction is not finite: a dense feature or weight is too large")
-        return self._told(fan, prediction, len(remote) + (self._dense is not None))
+        return self._told(fan, prediction, fanned.calls + (self._dense is not None))
 
     def _call(self, fan: Fan, part: Part) -> None:
         Leg(

@@ -45,9 +45,9 @@ class ShardPart:
         left_ms = _left_ms(self._call, self._now)
         return self.remote.request(self._buckets, left_ms, self._call.traceparent)
 
-    def take(self, buffer: bytearray, end: int) -> int:
+    def take(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
         """Add the partial, where the answer is in the fast lane."""
-        return self.remote.take(self._buckets, buffer, end, self._out)
+        return self.remote.take(self._buckets, buffer, begin, end, last, self._out)
 
     def read(self, reply: Reply) -> None:
         """Add the partial, however it came."""
@@ -87,9 +87,9 @@ class DensePart:
         left_ms = _left_ms(self._call, self._now)
         return self.remote.request(self._dense, self._pooled, left_ms, self._call.traceparent)
 
-    def take(self, buffer: bytearray, end: int) -> int:
+    def take(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
         """No answer of the tower's is in the fast lane."""
-        return TAKE_GENERAL
+        return TAKE_GENERAL, begin
 
     def read(self, reply: Reply) -> None:
         """Keep the prediction."""

@@ -40,7 +40,9 @@ class Receiving(asyncio.BufferedProtocol):
                 own = bytearray(BUFFER_BYTES)
                 own[: self.tail - self.start] = self.view[self.start : self.tail]
                 self.buffer, self.view = own, memoryview(own)
-                self.start, self.tail = 0, self.tail - self.start
+            elif self.start:
+                self.buffer[: self.tail - self.start] = self.buffer[self.start : self.tail]
+            self.start, self.tail = 0, self.tail - self.start
         elif self.view is not self._shared:
             self.view = self._shared
             self.buffer = self._shared.obj  # type: ignore[assignment]

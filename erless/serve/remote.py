@@ -200,9 +200,11 @@ class RemoteShard(_Remote):
             tensors.append((b"weights", weights))
         return self._request(tensors, self._parameters, left_ms, trace)
 
-    def take(self, buckets: Buckets, buffer: bytearray, end: int, out: Floats) -> int:
+    def take(
+        self, buckets: Buckets, buffer: bytearray, begin: int, end: int, last: bool, out: Floats
+    ) -> tuple[int, int]:
         """Add an answer in the fast lane to `out` (B, …): as `erless.serve.reply.Take`."""
-        return buckets.split.take(self.number, self._peer, buffer, end, out)
+        return buckets.split.take(self.number, self._peer, buffer, begin, end, last, out)
 
     def partial(self, buckets: Buckets, reply: Reply) -> Partial:
         """The packed partial in any other answer. Raises ServeError as `read`."""

@@ -39,9 +39,10 @@ class Reply:
 
 
 Callback = Callable[["Reply | CallError"], None]
-# The connection's buffer and how much of it is filled → milliseconds that the function has been
-# ready, or TAKE_WAIT or TAKE_GENERAL (kernels.h, `ask_take`).
-Take = Callable[[bytearray, int], int]
+# The connection's buffer, where in it an answer begins, where what came ends, whether no other may
+# follow → milliseconds that the function has been ready, or TAKE_WAIT or TAKE_GENERAL (kernels.h,
+# `ask_take`), and where the answer ends.
+Take = Callable[[bytearray, int, int, bool], tuple[int, int]]
 
 
 class Head:
@@ -56,6 +57,11 @@ class Head:
         self.chunks: list[bytes] = []
         self.received = 0
         self.ended = False
+
+    def on_message_begin(self) -> None:
+        """A second answer behind a chunked one is not for this head: stops the parser."""
+        if self.ended:
+            raise ValueError
 
     def on_headers_complete(self) -> None:
         """The head is whole."""

@@ -32,8 +32,8 @@ class Whole:
     def request(self) -> list[bytes]:
         return [REQUEST % self._path]
 
-    def take(self, buffer: bytearray, end: int) -> int:
-        return TAKE_GENERAL
+    def take(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
+        return TAKE_GENERAL, begin
 
     def read(self, reply: Reply) -> None:
         if reply.status != 200:

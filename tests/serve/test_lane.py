@@ -172,14 +172,21 @@ def test_a_functions_answer_is_added_up_as_the_general_way_does(
         remote = setting.remote()
         out = setting.combiner.begin(batch)
         nothing = out.copy()
-        room = bytearray(answer + bytes(10))
-        for end in (cut % len(answer), len(answer) + 1):
-            assert remote.take(buckets, room, end, out) in (TAKE_WAIT, TAKE_GENERAL)
-        within = bytearray(answer)[: len(answer) - 1]
-        assert remote.take(buckets, within, len(within), out) == TAKE_GENERAL  # has no room
+        begin = cut % 7  # what lies in front of it was another's
+        stop = begin + len(answer)
+        room = bytearray(bytes(begin) + answer + bytes(10))
+        for end, last in ((begin + cut % len(answer), False), (stop + 1, True)):
+            code, at = remote.take(buckets, room, begin, end, last, out)
+            assert code in (TAKE_WAIT, TAKE_GENERAL)
+            assert at == begin
+        within = room[: stop - 1]  # has no room
+        assert remote.take(buckets, within, begin, len(within), True, out)[0] == TAKE_GENERAL
         assert np.array_equal(out, nothing)
-        told = remote.take(buckets, room, len(answer), out)
-        assert told == (up_ms if up_ms >= 0 else 2**31 - 1)
+        known = up_ms if up_ms >= 0 else 2**31 - 1
+        assert remote.take(buckets, room, begin, stop, True, out) == (known, stop)
+        again = setting.combiner.begin(batch)
+        assert remote.take(buckets, room, begin, stop + 10, False, again) == (known, stop)
+        assert np.array_equal(out, again)
         np.testing.assert_allclose(out, expected, rtol=2e-3 if halves else 1e-6, atol=1e-3)
         body = memoryview(answer)[head.end() :]
         reply = Reply(200, {b"inference-header-content-length": head.group(2)}, body, 0.1)
@@ -209,7 +216,7 @@ def test_an_answer_that_differs_takes_the_general_way(what: str) -> None:
 
     async def take() -> int:
         out = setting.combiner.begin(4)
-        code = setting.remote().take(buckets, damaged, len(damaged), out)
+        code, _ = setting.remote().take(buckets, damaged, 0, len(damaged), True, out)
         assert not out.any()
         return code
 
@@ -225,8 +232,8 @@ def test_the_answer_to_another_query_takes_the_general_way() -> None:
     assert found is not None
 
     async def take() -> int:
-        buffer = bytearray(found[0])
-        return setting.remote().take(ours, buffer, len(buffer), setting.combiner.begin(4))
+        buffer, out = bytearray(found[0]), setting.combiner.begin(4)
+        return setting.remote().take(ours, buffer, 0, len(buffer), True, out)[0]
 
     assert asyncio.run(take()) == TAKE_GENERAL
 
@@ -284,7 +291,8 @@ def test_sums_beyond_float16_are_answered_in_float32() -> None:
             found = lane.answer(message, 0, len(message), 0, b"now", -1)
             assert found is not None
             out = combiner.begin(1)
-            assert remote.take(buckets, bytearray(found[0]), len(found[0]), out) > 0
+            buffer = bytearray(found[0])
+            assert remote.take(buckets, buffer, 0, len(buffer), True, out)[0] > 0
             return found[0], out
 
         answer, out = asyncio.run(both())
@@ -354,8 +362,9 @@ def test_a_function_answers_both_ways_alike(fleet: Fleet, pipelined: int) -> Non
         done: asyncio.Future[Reply | CallError] = asyncio.get_running_loop().create_future()
         request = remote.request(buckets, 5000, None)
         endpoint.send(
-            request, done.set_result, lambda buffer, end: remote.take(buckets, buffer, end, out)
-        )
+            request, done.set_result,
+            lambda buffer, begin, end, last: remote.take(buckets, buffer, begin, end, last, out),
+        )  # fmt: skip
         reply = await asyncio.wait_for(done, 60)
         assert isinstance(reply, Reply)
         assert reply.taken

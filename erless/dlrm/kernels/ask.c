@@ -38,14 +38,16 @@ static int64_t wanted(const peer_t *peer, const bucket_t *bucket) {
     return floats;
 }
 
-int64_t ask_take(const peer_t *peer, const bucket_t *bucket, const char *text, const char *end,
-                 const char *room, float *out, int64_t stride) {
+int64_t ask_take(const peer_t *peer, const bucket_t *bucket, const char **text, const char *end,
+                 const char *room, int last, float *out, int64_t stride) {
     int64_t sizes[3] = {0, 0, TAKE_OLD}, numbers[2]; /* of the body, of the JSON, ms since ready */
-    const char *json = form_scan(peer->answers[0], text, end, sizes), *partial = NULL;
-    if (json == NULL) json = form_scan(peer->answers[1], text, end, sizes);
+    const char *json = form_scan(peer->answers[0], *text, end, sizes), *partial = NULL;
+    if (json == NULL) json = form_scan(peer->answers[1], *text, end, sizes);
     else sizes[2] = TAKE_OLD;
-    if (json == NULL || sizes[1] > sizes[0] || sizes[0] < end - json) return TAKE_GENERAL;
+    if (json == NULL || sizes[1] > sizes[0] || (last && sizes[0] < end - json))
+        return TAKE_GENERAL;
     if (sizes[0] > end - json) return sizes[0] > room - json ? TAKE_GENERAL : TAKE_WAIT;
+    end = json + sizes[0];
     int half = 0;
     for (; half < 2 && partial == NULL; half++)
         partial = form_scan(peer->answers[2 + half], json, json + sizes[1], numbers);
@@ -55,5 +57,6 @@ int64_t ask_take(const peer_t *peer, const bucket_t *bucket, const char *text, c
         return TAKE_GENERAL;
     combine(out, stride, partial, half, 1, bucket->lengths, bucket->samples, peer->places,
             peer->tables);
+    *text = end;
     return sizes[2];
 }

@@ -250,11 +250,12 @@ int64_t ask_write(const peer_t *peer, const bucket_t *bucket, int64_t left_ms, c
                   char text[MOST_HEAD]);
 
 enum { TAKE_GENERAL = -2, TAKE_WAIT = -1, TAKE_OLD = INT32_MAX };
-/* Add the answer in [text, end) to `out`. Returns the milliseconds for which the shard has been ready
- * (TAKE_OLD: for long); TAKE_WAIT: the rest of it, which is to come, has room; TAKE_GENERAL: it is
- * not in the lane, or not the answer to what was asked. */
-int64_t ask_take(const peer_t *peer, const bucket_t *bucket, const char *text, const char *end,
-                 const char *room, float *out, int64_t stride);
+/* Add the answer at `*text`, of which there is what lies before `end`, to `out`, and move `*text`
+ * behind it. Returns the milliseconds for which the shard has been ready (TAKE_OLD: for long), or,
+ * with nothing added or moved, TAKE_WAIT: the rest of it, which is to come, has room; TAKE_GENERAL:
+ * it is not in the lane, or not the answer to what was asked. `last`: no other answer may follow. */
+int64_t ask_take(const peer_t *peer, const bucket_t *bucket, const char **text, const char *end,
+                 const char *room, int last, float *out, int64_t stride);
 
 int64_t stored_row_bytes(int precision, int64_t dim);
 const char *gather_choose(void); /* once, before anything else; says which instruction set */

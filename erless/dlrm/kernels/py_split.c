@@ -171,8 +171,10 @@ static PyObject *split_ask(PyObject *object, PyObject *const *args, Py_ssize_t c
     return request;
 }
 
-PyDoc_STRVAR(take_doc, "take(shard, peer, buffer, end, out) -> milliseconds, WAIT or GENERAL: add "
-                       "the answer in buffer[:end] to float32 (samples, stride); kernels.h, ask_take");
+PyDoc_STRVAR(take_doc,
+             "take(shard, peer, buffer, begin, end, last, out) -> (milliseconds, WAIT or GENERAL; "
+             "where it ends): add the answer that begins in buffer[begin:end] to float32 (samples, "
+             "stride); kernels.h, ask_take");
 static PyObject *split_take(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     static const buffer_t wanted[] = {{"buffer", 1, 0, 0}, {"out", 4, 1, 0}};
     const Split *self = (const Split *)object;
@@ -180,19 +182,22 @@ static PyObject *split_take(PyObject *object, PyObject *const *args, Py_ssize_t 
     Py_buffer views[2];
     Py_ssize_t sizes[2];
     bucket_t bucket;
-    if (!expect("arguments", count, 5) || !talk(self, args[0], args[1], &bucket)) return NULL;
-    const Py_ssize_t end = PyLong_AsSsize_t(args[3]);
+    if (!expect("arguments", count, 7) || !talk(self, args[0], args[1], &bucket)) return NULL;
+    const Py_ssize_t begin = PyLong_AsSsize_t(args[3]), end = PyLong_AsSsize_t(args[4]);
+    const int last = PyObject_IsTrue(args[5]);
     if (PyErr_Occurred()) return NULL;
-    PyObject *const both[] = {args[2], args[4]};
+    PyObject *const both[] = {args[2], args[6]};
     if (!take_all(both, 2, 2, views, sizes, wanted)) return NULL;
     const peer_t *peer = &((Peer *)args[1])->peer;
     const int64_t stride = self->samples ? sizes[1] / self->samples : 0;
-    if (end < 0 || end > sizes[0]) PyErr_SetString(PyExc_ValueError, "buffer: end is beyond it");
+    if (begin < 0 || begin > end || end > sizes[0])
+        PyErr_SetString(PyExc_ValueError, "buffer: end is beyond it, or begin beyond end");
     else if (expect("out", sizes[1], (Py_ssize_t)(stride * self->samples)) &&
              places_width(peer->places, (Py_ssize_t)peer->tables, stride) >= 0) {
-        const char *text = views[0].buf;
-        result = PyLong_FromLongLong(
-            ask_take(peer, &bucket, text, text + end, text + sizes[0], views[1].buf, stride));
+        const char *whole = views[0].buf, *at = whole + begin;
+        const int64_t told = ask_take(peer, &bucket, &at, whole + end, whole + sizes[0], last,
+                                      views[1].buf, stride);
+        result = Py_BuildValue("Ln", (long long)told, (Py_ssize_t)(at - whole));
     }
     release_all(views, 2);
     return result;
