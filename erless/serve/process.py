@@ -135,9 +135,11 @@ async def _life(settings: Settings, loader: Loader, log: Log, worker: Worker | N
     server = HttpServer(app, limits, lambda status: metrics.failed("query"))
     if worker is None:
         later = _listen(server, settings, log)
-    else:
+    elif worker.greets:
         later = None
         server.listen(worker.listener)
+    else:
+        later = worker.listener
     log.info("loading", pid=os.getpid())
     served = await _loaded(settings, loader, metrics, stop)
     if served is None:
@@ -147,9 +149,6 @@ async def _life(settings: Settings, loader: Loader, log: Log, worker: Worker | N
         _leave()
     server.borrow = served.prompt
     server.lane = app.answer if served.lane is not None else None
-    app.ready(served)
-    if later is not None:
-        server.listen(later, shared=True)
     keep_heap()
     gc.collect()
     gc.freeze()  # what is loaded stays: collections need not look at it again
@@ -157,6 +156,10 @@ async def _life(settings: Settings, loader: Loader, log: Log, worker: Worker | N
     metrics.load_s = process_age_s()
     if worker is not None:
         worker.share(metrics, loop)
+        await worker.together(stop)
+    app.ready(served)
+    if later is not None:
+        server.listen(later, shared=worker is None)
     log.info("ready", seconds=round(metrics.load_s, 3), model=served.model)
     await stop.wait()
     app.state = "draining"

@@ -8,7 +8,8 @@ The parent binds, forks and waits. It passes SIGTERM on, replaces a worker that 
 with the exit code of a worker that cannot load. A worker whose parent is gone drains and ends.
 
 Workers tell what they counted through memory that they share, so that whichever of them is asked
-for /metrics answers for all.
+for /metrics answers for all. They become ready together: until then one of them answers probes, and
+afterwards a worker that replaces another accepts connections once it has loaded.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ __all__ = ["Board", "Worker", "run_workers"]
 
 SLOT_BYTES = 16 << 10
 PUBLISH_S = 0.25
+POLL_S = 0.02  # between two looks at the others while they load
 READS = 100  # of a slot that is being written
 RETRY_S = (0.1, 10.0)  # back-off before a crashed worker is replaced: first, longest
 SOUND_S = 10.0  # a worker that ran so long begins the back-off anew
@@ -85,8 +87,19 @@ class Worker:
     board: Board
     slot: int
 
+    @property
+    def greets(self) -> bool:
+        """It answers probes while the function loads, when nobody else does yet."""
+        return self.slot == 0 and not self.board.read(0)
+
+    async def together(self, stop: asyncio.Event) -> None:
+        """Wait until each worker, or the one before it, has loaded; or for `stop`."""
+        slots = range(self.board.workers)
+        while not stop.is_set() and not all(self.board.read(each).get("ready") for each in slots):
+            await asyncio.sleep(POLL_S)
+
     def share(self, metrics: Metrics, loop: asyncio.AbstractEventLoop) -> None:
-        """Be ready: go on counting where the worker before stopped, and tell the others."""
+        """Have loaded: go on counting where the worker before stopped, and tell the others."""
         metrics.go_on(self.board.read(self.slot))
         metrics.others = lambda: self.board.others(self.slot)
 

@@ -74,16 +74,30 @@ def test_a_crashed_worker_is_replaced(fleet: Fleet, packed_release: Made) -> Non
     wait_until(lambda: workers_of(fleet.gateway) - workers, "a worker replaces it")
     path = f"/v2/models/{packed_release.model.name}/infer"
     body = body_of(random_query(packed_release.model, 1, 4))
-    for _ in range(10):
-        status = 503
-        until = time.monotonic() + 60
-        while status == 503 and time.monotonic() < until:  # the new one may still load
-            status, _ = fleet.gateway.post(path, body)
+    for _ in range(100):  # while the new one loads, and after
+        status, _ = fleet.gateway.post(path, body)
         assert status == 200
     wait_until(
         lambda: fleet.gateway.metric("erless_requests_total") >= counted + 10,
         "nothing that the crashed worker counted is lost",
     )
+
+
+def test_ready_means_that_all_are(packed_release: Made, tmp_path: Path) -> None:
+    """Once one connection is told so, no other meets a worker that still loads."""
+    shard = packed_release.release.remote[0]
+    function = Function(
+        "sparse", tmp_path, ERLESS_STORE=packed_release.store, ERLESS_SHARD=shard.digest,
+        ERLESS_WORKERS="4",
+    )  # fmt: skip
+    said: list[int] = []
+    until = time.monotonic() + 60
+    while len(said) < 100 and time.monotonic() < until:
+        status, _ = function.get("/v2/health/ready")
+        if said or status == 200:
+            said.append(status)
+    assert said == [200] * 100
+    assert function.stop() == 0
 
 
 def test_sigterm_ends_all(packed_release: Made, tmp_path: Path) -> None:
