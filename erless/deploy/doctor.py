@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from erless.deploy.cluster.settings import MESH, may_be_mesh
 from erless.deploy.image.reference import parse_reference
 from erless.deploy.kube.api import Api, Missing, Unreachable
 from erless.deploy.kube.kinds import (
@@ -213,6 +214,17 @@ def _settings(config: dict[str, Any], rendered: Rendered | None) -> Iterator[Fin
             "not set: Knative's default is Istio",
             _patch("network", {"ingress-class": "kourier.ingress.networking.knative.dev"}),
         )
+    mode = config["network"].get(MESH, "auto")
+    if ingress and not may_be_mesh(ingress) and mode == "auto":
+        yield Finding(
+            "warn",
+            MESH,
+            "auto: one slow probe, and a waking shard may be waited for until its former replica "
+            "has ended (30 s); where pods are in no mesh, turn it off",
+            _patch("network", {MESH: "disabled"}),
+        )
+    else:
+        yield Finding("pass", MESH, mode)
 
 
 def _services(rendered: Rendered | None) -> list[Object]:

@@ -9,13 +9,15 @@ a shard once for several queries. Only where answers come straight from a functi
 answers at once; a proxy would handle them one after the other.
 
 A connection that dies before any byte of an answer is replaced once and the request sent again:
-that is what a replica that was stopped looks like. Connections are replaced when they are old, so
-that new replicas behind the same address get their share.
+that is what a replica that was stopped looks like. Behind a Kubernetes Service the new one may be
+refused, while the replica that is gone still gets its share: it is tried a few times. Connections
+are replaced when they are old, so that new replicas behind the same address get their share.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections import deque
@@ -32,6 +34,7 @@ __all__ = ["Call", "CallError", "Endpoint", "Reply"]
 LATENCIES = 256  # of the last calls, for the p95
 EVERY = 32  # calls between two computations of it
 CONNECT_S = 10.0
+REFUSED_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # after each refusal; then it is an error
 BATCH_BYTES = 32 << 10  # of requests that share a write: some 0.2 ms of work for one replica
 
 
@@ -130,9 +133,7 @@ class Endpoint:
         """A new connection for `call`, or, for None, an idle one."""
         try:
             async with asyncio.timeout(CONNECT_S):
-                _, exchange = await self._loop.create_connection(
-                    lambda: Exchange(self), self.host, self.port
-                )
+                exchange = await self._connected()
         except (OSError, TimeoutError) as error:
             if call is not None:
                 call.task = None
@@ -147,6 +148,20 @@ class Endpoint:
             exchange.send(call)
         else:
             self._idle.append(exchange)
+
+    async def _connected(self) -> Exchange:
+        """A connection; tried again where it is refused."""
+        for pause_s in REFUSED_S:
+            with contextlib.suppress(ConnectionRefusedError):
+                return await self._connect_once()
+            await asyncio.sleep(pause_s)
+        return await self._connect_once()
+
+    async def _connect_once(self) -> Exchange:
+        _, exchange = await self._loop.create_connection(
+            lambda: Exchange(self), self.host, self.port
+        )
+        return exchange
 
     def unanswered(self, call: Call, why: str) -> None:
         """The connection of `call` is gone and no byte of an answer came: try once more."""

@@ -205,7 +205,6 @@ class Exchange(Receiving):
         plain = ANSWER_HEAD.match(self.buffer, self.start, self.tail)
         if plain is not None:
             return self._take_plain(plain)
-        self.endpoint.direct = False
         return self._take_head()
 
     def _take_plain(self, plain: re.Match[bytes]) -> bool:
@@ -226,6 +225,7 @@ class Exchange(Receiving):
                 if self.tail - self.start > MAX_HEAD_BYTES:
                     self._damaged("its head is too large")
                 return False
+            self.endpoint.direct = False  # only now: a head in the fast lane may come in pieces
             head = Head()
             parser = head.parser = httptools.HttpResponseParser(head)
             try:

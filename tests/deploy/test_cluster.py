@@ -14,7 +14,7 @@ import yaml
 
 from erless.deploy.cluster.init import Applied, ClusterInit
 from erless.deploy.cluster.manifests import KNATIVE, in_order, read_source
-from erless.deploy.cluster.settings import KOURIER, access, settings
+from erless.deploy.cluster.settings import KOURIER, MESH, access, settings
 from erless.deploy.kube.api import connect
 from erless.errors import ArtifactError, ConflictError, DeployError
 from tests.conftest import Cli
@@ -93,7 +93,8 @@ def test_knative_is_installed_and_set(
     assert features["kubernetes.podspec-nodeselector"] == "enabled"
     assert features["kubernetes.podspec-tolerations"] == "enabled"
     network = cluster.objects[f"{serving_space}/configmaps/config-network"]["data"]
-    assert network == {"_example": "…", "ingress-class": KOURIER}
+    assert network == {"_example": "…", "ingress-class": KOURIER, MESH: "disabled"}
+    assert MESH not in settings("istio.ingress.networking.knative.dev")[2]["data"]
     scaler = cluster.objects[f"{serving_space}/configmaps/config-autoscaler"]["data"]
     assert scaler["allow-zero-initial-scale"] == "true"
     binding = cluster.objects[

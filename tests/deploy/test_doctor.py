@@ -73,6 +73,19 @@ def test_flags_are_asked_for_only_where_they_are_needed_and_come_with_the_patch(
     assert folder["kubernetes.podspec-volumes-hostpath"].level == "fail"
 
 
+def test_a_mesh_that_is_not_there_is_not_to_be_looked_for(cluster: FakeCluster) -> None:
+    found = ask(cluster)["mesh-compatibility-mode"]
+    assert (found.level, found.mend) == (
+        "warn",
+        "kubectl -n knative-serving patch configmap config-network --type merge "
+        '-p \'{"data":{"mesh-compatibility-mode":"disabled"}}\'',
+    )
+    set_config(cluster, "network", {"ingress-class": "kourier", found.what: "disabled"})
+    assert ask(cluster)[found.what].level == "pass"
+    set_config(cluster, "network", {"ingress-class": "istio.ingress.networking.knative.dev"})
+    assert ask(cluster)[found.what].level == "pass"  # pods may be in a mesh
+
+
 def test_what_is_down_off_or_forbidden_fails(cluster: FakeCluster) -> None:
     down = {"metadata": {"name": "webhook"}, "spec": {"replicas": 1}, "status": {}}
     cluster.store(("deployments.apps", SERVING, "webhook"), down)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,6 +13,7 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from erless.serve import client
 from erless.serve.client import Call, CallError, Endpoint, Reply
 from erless.serve.receive import BUFFER_BYTES
 
@@ -154,6 +156,67 @@ def test_behind_a_proxy_each_call_has_its_own_connection() -> None:
             ask(endpoint, ["b", "c"], got)
             await until(lambda: len(got) == 3)
             assert max(server.reads) == 1
+
+    run(case())
+
+
+def test_a_head_in_pieces_does_not_look_like_a_proxy() -> None:
+    async def case() -> None:
+        rest = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(plain(b"a")[:40])
+            await rest.wait()
+            writer.write(plain(b"a")[40:])
+            await _read(reader)
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        endpoint = Endpoint(f"http://127.0.0.1:{port}", 60, lambda: None, batch=8)
+        got: Got = {}
+        endpoint.direct = True
+        ask(endpoint, ["a"], got)
+        await until(lambda: any(each.tail == 40 for each in endpoint.exchanges))
+        assert endpoint.direct
+        rest.set()
+        await until(lambda: got == {"a": b"a"})
+        assert endpoint.direct
+        endpoint.close()
+        server.close()
+
+    run(case())
+
+
+def test_a_refused_connection_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Service that still names a replica that is gone."""
+    monkeypatch.setattr(client, "REFUSED_S", (0.01,) * 500)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(plain(b"a"))
+        await _read(reader)
+        writer.close()
+
+    async def case() -> None:
+        place = socket.create_server(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+        place.close()
+        endpoint = Endpoint(f"http://127.0.0.1:{port}", 60, lambda: None)
+        got: Got = {}
+        ask(endpoint, ["a"], got)
+        await asyncio.sleep(0.1)
+        assert not got
+        server = await asyncio.start_server(serve, "127.0.0.1", port)
+        await until(lambda: got == {"a": b"a"})
+        endpoint.close()
+        server.close()
+        monkeypatch.setattr(client, "REFUSED_S", (0.01,))
+        await server.wait_closed()
+        ask(endpoint, ["b"], got)
+        await until(lambda: "b" in got)
+        assert "refused" in str(got["b"])
 
     run(case())
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["DEPLOYERS", "KOURIER", "SERVING", "access", "settings"]
+__all__ = ["DEPLOYERS", "KOURIER", "MESH", "SERVING", "access", "may_be_mesh", "settings"]
 
 Object = dict[str, Any]
 SERVING = "knative-serving"
 KOURIER = "kourier.ingress.networking.knative.dev"
+MESH = "mesh-compatibility-mode"
 DEPLOYERS = "erless:deployers"  # the group of infra/terraform's deployer role
 
 FEATURES = (
@@ -26,11 +27,16 @@ FEATURES = (
 
 def settings(ingress_class: str = KOURIER) -> list[Object]:
     """Knative's ConfigMaps with the keys that erless needs."""
+    network = {"ingress-class": ingress_class}
+    if not may_be_mesh(ingress_class):
+        # By default one slow probe makes the activator give up pod addresses for good; a shard that
+        # wakes while its former replica still drains is then not found until that one has ended.
+        network[MESH] = "disabled"
     values: dict[str, dict[str, str]] = {
         "config-features": dict.fromkeys(FEATURES, "enabled"),
         # Frozen shards start at zero replicas, and every shard goes there when it is idle.
         "config-autoscaler": {"enable-scale-to-zero": "true", "allow-zero-initial-scale": "true"},
-        "config-network": {"ingress-class": ingress_class},
+        "config-network": network,
         # Knative's own cap, written down so that `erless doctor` and people find it.
         "config-defaults": {"max-revision-timeout-seconds": "600"},
         # A pod that waits for a new node is not a failed revision (Knative 1.21 and on).
@@ -45,6 +51,11 @@ def settings(ingress_class: str = KOURIER) -> list[Object]:
         }
         for name, data in values.items()
     ]
+
+
+def may_be_mesh(ingress_class: str) -> bool:
+    """Whether pods may be unreachable by their own addresses: with Istio's networking layer."""
+    return "istio" in ingress_class
 
 
 def access(namespace: str, group: str = DEPLOYERS) -> list[Object]:
