@@ -24,6 +24,7 @@ __all__ = ["Fan", "Leg", "Part"]
 POLL_S = 0.05  # between two calls to a function that still loads
 COLD_BUDGET_S = 0.02  # how long a shard that is not awake is waited for
 LOADING = b'"state": "loading"'
+UNREACHED = {502, 503}  # what Knative's queue-proxy and Envoy say while a container starts again
 
 
 class Fan:
@@ -177,7 +178,7 @@ class Leg:
             return
         if _failed(result) and any(call.open for call in self._sent):
             return  # the other of two calls may still do
-        if isinstance(result, Reply) and result.status == 503 and LOADING in bytes(result.body):
+        if isinstance(result, Reply) and not self._fan.over and _not_there(result):
             self._after(POLL_S, self._send)
             return
         if _failed(result) and self._degrade():
@@ -235,6 +236,14 @@ class Leg:
             for timer in self._timers:
                 timer.cancel()
             self._timers.clear()
+
+
+def _not_there(reply: Reply) -> bool:
+    """The function still loads, or a proxy says that it cannot reach it: ours speak JSON."""
+    if reply.status not in UNREACHED:
+        return False
+    body = bytes(reply.body)
+    return not body.startswith(b"{") or (reply.status == 503 and LOADING in body)
 
 
 def _failed(result: Reply | CallError) -> bool:

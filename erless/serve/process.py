@@ -158,6 +158,8 @@ async def _life(settings: Settings, loader: Loader, log: Log, worker: Worker | N
         worker.share(metrics, loop)
         await worker.together(stop)
     app.ready(served)
+    if worker is not None:
+        worker.serve(metrics)
     if later is not None:
         server.listen(later, shared=worker is None)
     log.info("ready", seconds=round(metrics.load_s, 3), model=served.model)

@@ -79,35 +79,51 @@ class Board:
         return [found for n in range(self.workers) if n != slot and (found := self.read(n))]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Worker:
-    """What a worker has from its parent."""
+    """What a worker has from its parent. The first one to serve is that of slot 0."""
 
     listener: socket.socket
     board: Board
     slot: int
+    serving: bool = False
 
     @property
     def greets(self) -> bool:
         """It answers probes while the function loads, when nobody else does yet."""
-        return self.slot == 0 and not self.board.read(0)
+        return self.slot == 0 and not self.board.read(0).get("serving")
 
     async def together(self, stop: asyncio.Event) -> None:
-        """Wait until each worker, or the one before it, has loaded; or for `stop`."""
-        slots = range(self.board.workers)
-        while not stop.is_set() and not all(self.board.read(each).get("ready") for each in slots):
+        """Slot 0 waits until each has loaded, the others until slot 0 serves; or for `stop`.
+
+        So nobody says ready beside a greeter that does not know it yet.
+        """
+        slots = range(self.board.workers) if self.slot == 0 else (0,)
+        what = "ready" if self.slot == 0 else "serving"
+        while not stop.is_set() and not all(self.board.read(each).get(what) for each in slots):
             await asyncio.sleep(POLL_S)
 
     def share(self, metrics: Metrics, loop: asyncio.AbstractEventLoop) -> None:
         """Have loaded: go on counting where the worker before stopped, and tell the others."""
-        metrics.go_on(self.board.read(self.slot))
+        before = self.board.read(self.slot)
+        self.serving = bool(before.get("serving"))
+        metrics.go_on(before)
         metrics.others = lambda: self.board.others(self.slot)
 
         def publish() -> None:
-            self.board.publish(self.slot, {**metrics.counts(), "ready": True})
+            self._tell(metrics)
             loop.call_later(PUBLISH_S, publish)
 
         publish()
+
+    def serve(self, metrics: Metrics) -> None:
+        """Be ready."""
+        self.serving = True
+        self._tell(metrics)
+
+    def _tell(self, metrics: Metrics) -> None:
+        told = {**metrics.counts(), "ready": True, "serving": self.serving}
+        self.board.publish(self.slot, told)
 
 
 Work = Callable[[socket.socket, Board, int], int]

@@ -40,6 +40,7 @@ class FakeShard:
         self.hanging = 0  # calls that it has not answered so far
         self.slow_once = threading.Event()
         self.close_once = threading.Event()
+        self.unreached: list[int] = []  # a proxy's next answers: that it reaches no container
         self._real = real_port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
@@ -88,6 +89,12 @@ class FakeShard:
         if self.close_once.is_set() and body:
             self.close_once.clear()
             return False
+        if self.unreached and body:
+            client.sendall(
+                b"HTTP/1.1 %d X\r\ncontent-type: text/plain\r\ncontent-length: 26\r\n\r\n"
+                b"dial tcp: connect: refused" % self.unreached.pop()
+            )
+            return True
         if self.slow_once.is_set() and body:
             self.slow_once.clear()
             self._stopped.wait(5)

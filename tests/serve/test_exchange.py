@@ -178,13 +178,16 @@ def test_a_head_in_pieces_does_not_look_like_a_proxy() -> None:
         got: Got = {}
         endpoint.direct = True
         ask(endpoint, ["a"], got)
-        await until(lambda: any(each.tail == 40 for each in endpoint.exchanges))
-        assert endpoint.direct
-        rest.set()
-        await until(lambda: got == {"a": b"a"})
-        assert endpoint.direct
-        endpoint.close()
-        server.close()
+        try:
+            await until(lambda: any(each.tail == 40 for each in endpoint.exchanges))
+            assert endpoint.direct
+            rest.set()
+            await until(lambda: got == {"a": b"a"})
+            assert endpoint.direct
+        finally:
+            rest.set()
+            endpoint.close()
+            server.close()
 
     run(case())
 

@@ -81,6 +81,22 @@ def test_a_connection_that_dies_before_an_answer_is_tried_once_more(
     assert gateway.metric("erless_retries_total") == before + 1
 
 
+def test_a_proxy_that_reaches_no_container_is_asked_again(
+    gateway: Function, faulty: FakeShard, fleet: Fleet, reference: Monolith
+) -> None:
+    """Knative's queue-proxy while the container behind it starts again."""
+    query = random_query(fleet.made.model, 16, 8)
+    faulty.unreached = [502, 503, 502]
+    found = predict(gateway, fleet.made, query)
+    np.testing.assert_allclose(found, reference.predict(query), rtol=1e-5, atol=1e-7)
+    assert not faulty.unreached
+    faulty.unreached = [502] * 1000
+    status, told = gateway.post(INFER, body_of(query), erless_deadline_ms="500")
+    assert status == 504
+    assert "deadline" in told["error"]
+    faulty.unreached = []
+
+
 def test_too_many_in_flight(gateway: Function, faulty: FakeShard, fleet: Fleet) -> None:
     body = body_of(random_query(fleet.made.model, 14, 4))
     faulty.behaviour, faulty.hanging = "hang", 0
