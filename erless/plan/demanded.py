@@ -177,11 +177,7 @@ class _Shapes:
         tables = np.flatnonzero(frozen > resident)
         if not 1 <= number <= len(tables):
             return []
-        load = np.array([
-            table.gathers_between(int(start), int(stop))
-            * self.terms.beta_of(table.spec.dim, self.precision)
-            for table, start, stop in zip(self.demand.tables, resident, frozen, strict=True)
-        ])[tables]  # fmt: skip
+        load = np.array(self._loads(resident, frozen))[tables]
         widths = [self.precision.row_bytes(each.spec.dim) for each in self.demand.tables]
         size = ((frozen - resident) * np.array(widths))[tables].astype(np.float64)
         coldest = np.argsort(load / size, kind="stable")
@@ -238,11 +234,15 @@ class _Shapes:
 
     def _load_outside(self, cut: Ints) -> float:
         """Seconds of one vCPU per query of all ranks from `cut` on."""
-        return sum(
-            table.gathers_between(int(start), table.rows)
+        return sum(self._loads(cut, self.order.table_rows))
+
+    def _loads(self, start: Ints, stop: Ints) -> list[float]:
+        """The same of ranks start … stop-1 of each table."""
+        return [
+            table.gathers_between(int(low), int(high))
             * self.terms.beta_of(table.spec.dim, self.precision)
-            for table, start in zip(self.demand.tables, cut, strict=True)
-        )
+            for table, low, high in zip(self.demand.tables, start, stop, strict=True)
+        ]
 
 
 def _between(demand: Demand, start: Ints, stop: Ints) -> tuple[Demand, list[int]] | None:

@@ -91,6 +91,7 @@ class Function:
     memory: float
     why: str = ""
     gpus: int = 0
+    partials: float = 0.0  # vectors that a shard sends back per query
 
     @property
     def total_memory(self) -> float:
@@ -250,14 +251,16 @@ def _shard(
     demand: Demand, terms: Terms, name: str, rows: Sequence[Slice], precision: Precision, why: str
 ) -> Function:
     gathers, count, size, seconds = _contents(demand, terms, rows, precision)
-    service = terms.call_s + seconds + terms.partial_s * partials(demand, rows)
+    sent = partials(demand, rows)
+    service = terms.call_s + seconds + terms.partial_s * sent
     load = demand.qps * service
     number = replicas(load, terms, demand.min_replicas)
     memory = size + count * terms.index_bytes_per_row + terms.shard_memory_bytes
     vcpu = vcpu_each(load, number, terms)
     return Function(
-        name, tuple(rows), precision, gathers, count, size, service, load, number, vcpu, memory, why
-    )
+        name, tuple(rows), precision, gathers, count, size, service, load, number, vcpu, memory,
+        why, partials=sent,
+    )  # fmt: skip
 
 
 def _gateway(
@@ -270,9 +273,8 @@ def _gateway(
     gathers, count, size, seconds = _contents(demand, terms, resident, precision)
     remote = sum(each.gathers for each in shards)
     service = terms.call_s + demand.tower_s + seconds
-    brought = sum(partials(demand, each.slices) for each in shards)
     service += terms.remote_call_s * len(shards) + terms.route_s * remote
-    service += terms.partial_s * brought
+    service += terms.partial_s * sum(each.partials for each in shards)
     load = demand.qps * service
     number = replicas(load, terms, demand.min_replicas)
     homes = np.zeros(len(demand.tables), np.int64)

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from erless.errors import first_line
-from erless.serve.exchange import Call, Exchange
+from erless.serve.exchange import CLOSED, Call, Exchange
 from erless.serve.http import Buffer
 from erless.serve.receive import shared_buffer
 from erless.serve.reply import Callback, CallError, Reply, Take
@@ -65,6 +65,7 @@ class Endpoint:
         self.direct = False  # the last answer was in the fast lane: nothing stands in between
         self._idle: list[Exchange] = []
         self._filling: Exchange | None = None  # to which calls of this turn are added
+        self._room = 0  # bytes of requests that it still takes
         self._tasks: set[asyncio.Task[None]] = set()
         self._latencies: deque[float] = deque(maxlen=LATENCIES)
         self._calls = 0
@@ -104,17 +105,17 @@ class Endpoint:
         """Let `call` leave with the others of this turn."""
         size = sum(map(len, call.buffers))
         filling = self._filling
-        if filling is not None and len(filling.calls) < self._batch and size <= filling.room:
-            filling.add(call, size)
+        if filling is not None and len(filling.calls) < self._batch and size <= self._room:
+            filling.add(call)
+            self._room -= size
             return
         self._flush()
         exchange = self._free()
         if exchange is None:
             self._connect(call)
             return
-        exchange.room = BATCH_BYTES - size
-        exchange.add(call, size)
-        self._filling = exchange
+        exchange.add(call)
+        self._filling, self._room = exchange, BATCH_BYTES - size
         self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
@@ -133,7 +134,7 @@ class Endpoint:
         """A new connection for `call`, or, for None, an idle one."""
         try:
             async with asyncio.timeout(CONNECT_S):
-                exchange = await self._connected()
+                exchange = await self._dial()
         except (OSError, TimeoutError) as error:
             if call is not None:
                 call.task = None
@@ -149,15 +150,15 @@ class Endpoint:
         else:
             self._idle.append(exchange)
 
-    async def _connected(self) -> Exchange:
+    async def _dial(self) -> Exchange:
         """A connection; tried again where it is refused."""
         for pause_s in REFUSED_S:
             with contextlib.suppress(ConnectionRefusedError):
-                return await self._connect_once()
+                return await self._dial_once()
             await asyncio.sleep(pause_s)
-        return await self._connect_once()
+        return await self._dial_once()
 
-    async def _connect_once(self) -> Exchange:
+    async def _dial_once(self) -> Exchange:
         _, exchange = await self._loop.create_connection(
             lambda: Exchange(self), self.host, self.port
         )
@@ -184,7 +185,7 @@ class Endpoint:
             ordered = sorted(self._latencies)
             self.p95_s = ordered[int(0.95 * len(ordered))]
         if not exchange.keep:
-            exchange.close()
+            exchange.drop(CLOSED)
         elif exchange.calls:
             if not exchange.calls[-1].open:
                 exchange.given_up()

@@ -166,12 +166,9 @@ class Connection(Receiving):
         return False
 
     def _make_room(self) -> None:
-        """Move what is left to the front; a full buffer stops reading until it is handled."""
-        left = self.tail - self.start
-        if self.start and left:
-            self.buffer[:left] = self.buffer[self.start : self.tail]
-        self.start, self.tail = 0, left
-        if left == BUFFER_BYTES and not self.paused and self.transport:
+        """Make room for more; a buffer that is full all the same stops reading until handled."""
+        self.compact()
+        if self.tail == BUFFER_BYTES and not self.paused and self.transport:
             self.paused = True
             self.transport.pause_reading()
 

@@ -31,6 +31,7 @@ __all__ = ["Call", "Exchange"]
 MAX_HEAD_BYTES = 16 << 10
 NO_HEADERS: dict[bytes, bytes] = {}
 NO_BODY = memoryview(b"")
+CLOSED = "the connection closed before an answer"
 
 
 class Call:
@@ -74,8 +75,8 @@ class Exchange(Receiving):
     """One connection: requests out, answers in."""
 
     __slots__ = (
-        "body", "born", "calls", "endpoint", "got", "head", "keep", "parser", "room", "status",
-        "transport", "unsent", "used",
+        "body", "born", "calls", "endpoint", "got", "head", "keep", "parser", "status", "transport",
+        "unsent", "used",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -84,7 +85,6 @@ class Exchange(Receiving):
         self.transport: asyncio.Transport | None = None
         self.calls: deque[Call] = deque()  # not answered yet, in the order of their requests
         self.unsent: list[Buffer] = []
-        self.room = 0  # bytes that may still be added to what is unsent
         self.got = self.status = 0
         self.head: Head | None = None
         self.parser: Any = None
@@ -102,13 +102,11 @@ class Exchange(Receiving):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone: the call whose answer had begun has failed, the others are sent again."""
-        self.endpoint.forget(self)
         why = f": {first_line(exc)}" if exc else ""
         started = self.tail > self.start or self.head is not None
-        calls, self.calls = self.calls, deque()
-        if started and calls:
-            calls.popleft().finish(CallError(f"the connection broke within the answer{why}"))
-        self._unanswered(calls, f"the connection closed before an answer{why}")
+        if started and self.calls:
+            self.calls.popleft().finish(CallError(f"the connection broke within the answer{why}"))
+        self.drop(f"{CLOSED}{why}")
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go: the body's own buffer, while one is expected."""
@@ -137,30 +135,24 @@ class Exchange(Receiving):
 
     def send(self, call: Call) -> None:
         """Write the request of `call` now."""
-        self.calls.append(call)
-        call.exchange = self
-        self._write(call.buffers)
+        self.add(call)
+        self.flush()
 
-    def add(self, call: Call, size: int) -> None:
-        """Let the request of `call`, of `size` bytes, leave with the others of this turn."""
+    def add(self, call: Call) -> None:
+        """Let the request of `call` leave at the next `flush`."""
         self.calls.append(call)
         call.exchange = self
-        self.room -= size
         self.unsent.extend(call.buffers)
 
     def flush(self) -> None:
         """Write what was added."""
         unsent, self.unsent = self.unsent, []
-        if unsent:
-            self._write(unsent)
-
-    def _write(self, buffers: Sequence[Buffer]) -> None:
-        if self.transport is None:
+        if self.transport is None or not unsent:
             return
-        if len(buffers) == 1:
-            self.transport.write(buffers[0])
+        if len(unsent) == 1:
+            self.transport.write(unsent[0])
         else:
-            self.transport.writelines(buffers)
+            self.transport.writelines(unsent)
 
     def given_up(self) -> None:
         """A call of ours was: the others are waited for; without any the connection closes."""
@@ -175,7 +167,10 @@ class Exchange(Receiving):
         if self.transport is not None:
             self.transport.abort()
 
-    def _unanswered(self, calls: deque[Call], why: str) -> None:
+    def drop(self, why: str) -> None:
+        """Close; calls that wait here are sent again, or fail with `why`."""
+        calls = tuple(self.calls)
+        self.close()
         for each in calls:
             self.endpoint.unanswered(each, why)
 
@@ -286,11 +281,9 @@ class Exchange(Receiving):
             self._complete(body)
 
     def _damaged(self, why: str) -> None:
-        calls = self.calls.copy()
-        self.close()
-        if calls:
-            calls.popleft().finish(CallError(f"the answer is not HTTP: {why}"))
-            self._unanswered(calls, "the connection closed before an answer")
+        call = self.calls.popleft()
+        self.drop(CLOSED)
+        call.finish(CallError(f"the answer is not HTTP: {why}"))
 
     def _complete(self, body: memoryview) -> None:
         """The answer is whole, and for the callback to read."""
@@ -313,10 +306,5 @@ class Exchange(Receiving):
         self.head = self.parser = self.body = None
         now = self.endpoint.now()
         took = now - call.began
-        if not self.keep and self.calls:
-            calls = self.calls.copy()
-            self.endpoint.answered(self, now, took)
-            self._unanswered(calls, "the connection closed before an answer")
-        else:
-            self.endpoint.answered(self, now, took)
+        self.endpoint.answered(self, now, took)
         call.finish(Reply(status, headers, body, took, up_ms, taken))

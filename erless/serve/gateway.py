@@ -101,16 +101,16 @@ def _elsewhere(dense: Floats, pooled: Floats) -> Floats:
 
 @dataclass(slots=True)
 class _Fanned:
-    """A query whose shards have been asked; partials arrive in `out` (B, T, D).
+    """A query of which `calls` shards have been asked; partials arrive in `out` (B, T, D).
 
-    `here`: some of its rows are in a second resident shard.
+    `here`: further resident shards, with rows of the same tables.
     """
 
     fan: Fan
     buckets: Buckets
     out: Floats
     calls: int
-    here: bool
+    here: list[int]
 
 
 class Gateway:
@@ -188,8 +188,10 @@ class Gateway:
         idle, self._last_query = now - self._last_query > IDLE_S, now
         if self._allowance is not None:
             self._allowance.earn()
-        touched = buckets.touched()
-        remote = [number for number in touched if number not in opened.resident]
+        remote: list[int] = []
+        here: list[int] = []
+        for number in buckets.touched():
+            (here if number in opened.resident else remote).append(number)
         out = opened.combiner.begin(buckets.batch)
         fan = Fan(self._loop, call.deadline)
         try:
@@ -201,7 +203,7 @@ class Gateway:
         self._metrics.fan_out += len(remote)
         if idle:
             self._prewarm(remote)
-        return _Fanned(fan, buckets, out, len(remote), len(remote) < len(touched))
+        return _Fanned(fan, buckets, out, len(remote), here)
 
     async def _answer(self, call: Call, fanned: _Fanned) -> Answer:
         inputs, opened = call.request.inputs, self._opened
@@ -209,8 +211,7 @@ class Gateway:
         try:
             opened.combiner.keep(out, buckets.split)
             self._metrics.gathers += buckets.kept
-            if fanned.here:
-                self._pool_here(buckets, out)
+            self._pool_here(fanned)
             if fanned.calls:
                 await fan.done
         finally:
@@ -228,15 +229,13 @@ class Gateway:
             hedge=self._hedged if self._settings.hedge else None,
         ).start()  # fmt: skip
 
-    def _pool_here(self, buckets: Buckets, out: Floats) -> None:
+    def _pool_here(self, fanned: _Fanned) -> None:
         """Rows of a second resident shard that holds rows of the same table."""
-        for number in buckets.touched():
-            shard = self._opened.resident.get(number)
-            if shard is not None:
-                values, lengths, weights = buckets[number]
-                partials = shard.pool_packed(values, lengths, weights)
-                self._opened.combiner.add(out, number, partials, lengths, packed=True)
-                self._metrics.gathers += len(values)
+        for number in fanned.here:
+            values, lengths, weights = fanned.buckets[number]
+            partials = self._opened.resident[number].pool_packed(values, lengths, weights)
+            self._opened.combiner.add(fanned.out, number, partials, lengths, packed=True)
+            self._metrics.gathers += len(values)
 
     def _told(self, fan: Fan, prediction: Floats, fan_out: int) -> Answer:
         self._metrics.degraded += fan.degraded

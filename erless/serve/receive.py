@@ -33,6 +33,13 @@ class Receiving(asyncio.BufferedProtocol):
         self.buffer: bytearray = shared.obj  # type: ignore[assignment]
         self.start = self.tail = 0
 
+    def compact(self) -> None:
+        """Move what is left to the buffer's front."""
+        left = self.tail - self.start
+        if self.start and left:
+            self.buffer[:left] = self.buffer[self.start : self.tail]
+        self.start, self.tail = 0, left
+
     def settle(self) -> None:
         """The turn ends: keep what is left from the next read, which may be another's."""
         if self.start < self.tail:
@@ -40,9 +47,9 @@ class Receiving(asyncio.BufferedProtocol):
                 own = bytearray(BUFFER_BYTES)
                 own[: self.tail - self.start] = self.view[self.start : self.tail]
                 self.buffer, self.view = own, memoryview(own)
-            elif self.start:
-                self.buffer[: self.tail - self.start] = self.buffer[self.start : self.tail]
-            self.start, self.tail = 0, self.tail - self.start
+                self.start, self.tail = 0, self.tail - self.start
+            else:
+                self.compact()
         elif self.view is not self._shared:
             self.view = self._shared
             self.buffer = self._shared.obj  # type: ignore[assignment]

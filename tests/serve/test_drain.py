@@ -69,6 +69,18 @@ def answer(client: socket.socket) -> bytes:
     return found
 
 
+def when_told(linger_s: float, limit_s: float = WAIT_S) -> Script:
+    """A script that drains once the test says go."""
+
+    async def script(drained: Drained) -> bool:
+        drained.server.listen(drained.listener)
+        drained.reached.set()
+        await until(drained.go.is_set)
+        return await drained.server.drain(linger_s, limit_s)
+
+    return script
+
+
 async def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT_S
     while not condition():
@@ -122,13 +134,7 @@ def test_what_waits_in_the_backlog(alone: bool) -> None:
 
 
 def test_who_has_not_asked_yet_has_longer_than_who_has() -> None:
-    async def script(drained: Drained) -> bool:
-        drained.server.listen(drained.listener)
-        drained.reached.set()
-        await until(drained.go.is_set)
-        return await drained.server.drain(0.05, WAIT_S)
-
-    drained = Drained(script)
+    drained = Drained(when_told(0.05))
     assert drained.reached.wait(WAIT_S)
     with drained.client() as fresh, drained.client() as kept:
         kept.sendall(GET)
@@ -199,10 +205,7 @@ def test_all_have_asked_so_it_ends_soon(lane: bool) -> None:
         if lane:
             answered = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
             drained.server.lane = lambda buffer, begin, end, date: (answered, end)
-        drained.server.listen(drained.listener)
-        drained.reached.set()
-        await until(drained.go.is_set)
-        return await drained.server.drain(0.05, LONG_S)
+        return await when_told(0.05, LONG_S)(drained)
 
     drained = Drained(script)
     assert drained.reached.wait(WAIT_S)

@@ -117,6 +117,14 @@ def ask(endpoint: Endpoint, names: list[str], got: Got) -> list[Call]:
     return [endpoint.send([request(name)], done(name)) for name in names]
 
 
+async def ask_three(endpoint: Endpoint) -> Got:
+    """What became of a, b and c, sent in one turn."""
+    got: Got = {}
+    ask(endpoint, ["a", "b", "c"], got)
+    await until(lambda: len(got) == 3)
+    return got
+
+
 async def until(seen: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not seen():
@@ -293,9 +301,7 @@ def test_what_was_not_answered_is_sent_again_once(how: str) -> None:
 
         server = Server(script)
         async with server as endpoint:
-            got: Got = {}
-            ask(endpoint, ["a", "b", "c"], got)
-            await until(lambda: len(got) == 3)
+            got = await ask_three(endpoint)
             if how == "not HTTP":
                 assert "not HTTP" in str(got["a"])
             else:
@@ -316,9 +322,7 @@ def test_a_connection_that_breaks_within_an_answer_fails_that_one() -> None:
 
         server = Server(script)
         async with server as endpoint:
-            got: Got = {}
-            ask(endpoint, ["a", "b", "c"], got)
-            await until(lambda: len(got) == 3)
+            got = await ask_three(endpoint)
             assert got["a"] == b"a"
             assert "broke within the answer" in str(got["b"])
             assert got["c"] == b"c"

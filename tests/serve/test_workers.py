@@ -34,6 +34,14 @@ def wait_until(condition: object, what: str) -> None:
         time.sleep(0.05)
 
 
+def sparse(made: Made, folder: Path, workers: int) -> Function:
+    """A shard's function with so many workers, just started."""
+    return Function(
+        "sparse", folder, ERLESS_STORE=made.store, ERLESS_SHARD=made.release.remote[0].digest,
+        ERLESS_WORKERS=str(workers),
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def fleet(packed_release: Made, tmp_path_factory: pytest.TempPathFactory) -> object:
     folder = tmp_path_factory.mktemp("workers")
@@ -85,11 +93,7 @@ def test_a_crashed_worker_is_replaced(fleet: Fleet, packed_release: Made) -> Non
 
 def test_ready_means_that_all_are(packed_release: Made, tmp_path: Path) -> None:
     """Once one connection is told so, no other meets a worker that still loads."""
-    shard = packed_release.release.remote[0]
-    function = Function(
-        "sparse", tmp_path, ERLESS_STORE=packed_release.store, ERLESS_SHARD=shard.digest,
-        ERLESS_WORKERS="4",
-    )  # fmt: skip
+    function = sparse(packed_release, tmp_path, 4)
     said: list[int] = []
     until = time.monotonic() + 60
     while len(said) < 100 and time.monotonic() < until:
@@ -101,11 +105,7 @@ def test_ready_means_that_all_are(packed_release: Made, tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_all(packed_release: Made, tmp_path: Path) -> None:
-    shard = packed_release.release.remote[0]
-    function = Function(
-        "sparse", tmp_path, ERLESS_STORE=packed_release.store, ERLESS_SHARD=shard.digest,
-        ERLESS_WORKERS="2",
-    ).ready()  # fmt: skip
+    function = sparse(packed_release, tmp_path, 2).ready()
     workers = workers_of(function)
     assert function.stop() == 0
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
@@ -113,11 +113,7 @@ def test_sigterm_ends_all(packed_release: Made, tmp_path: Path) -> None:
 
 def test_sigterm_leaves_no_socket_that_nobody_serves(packed_release: Made, tmp_path: Path) -> None:
     """Who connects while the workers drain is refused at once, not reset at the end."""
-    shard = packed_release.release.remote[0]
-    function = Function(
-        "sparse", tmp_path, ERLESS_STORE=packed_release.store, ERLESS_SHARD=shard.digest,
-        ERLESS_WORKERS="2",
-    ).ready()  # fmt: skip
+    function = sparse(packed_release, tmp_path, 2).ready()
     address = ("127.0.0.1", function.port)
     with socket.create_connection(address, timeout=60) as client:
         client.sendall(b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhe")
