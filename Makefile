@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Serve RM1 by shards on this machine, measure it, write erless-demo.html
 	$(BIN)/erless demo
 
-evaluate: $(READY) ## The paper's evaluation: measured here, simulated at full scale (5 minutes)
+evaluate: $(READY) ## The paper's evaluation: measured here, simulated at full scale (15 minutes)
 	$(BIN)/python benchmarks/evaluation.py
 
 test: $(READY) ## Run all tests, a file at a time on two cores: many of them wait

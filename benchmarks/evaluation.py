@@ -13,6 +13,9 @@ against eight monoliths (RSS: as if each replica were alone on its machine). CPU
 seconds, do not depend much on who else uses the machine.
 Memory utility is counted: rows that 1,000 queries touch, spread evenly over the replicas.
 
+Steps of traffic (`elasticity.py`): RM1 by shards and model-wise, both scaled by the autoscaler,
+their memory and late queries over time. Result directories and a page of them stay in `--out`.
+
 Full scale (20 M rows): planned on the paper's terms at eight replicas' traffic and simulated under
 steps of it, with cold starts and machines that must boot.
 """
@@ -32,8 +35,10 @@ from typing import Any
 
 import numpy as np
 import psutil
+from elasticity import Inputs, LimitsError, elasticity
+from elasticity import markdown as elasticity_markdown
 
-from erless.cli.simulate import _node
+from erless.cli.simulate import node_of
 from erless.dlrm.queries import Query
 from erless.dlrm.workload import WORKLOADS
 from erless.importers.synthetic import queries_of
@@ -47,8 +52,8 @@ from erless.storage.tensors import TensorFile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from loadtests.closed_loop import ClosedLoop, run_closed_loop
-from loadtests.peers.compare import System, Traffic, erless, functions_of, local
 from loadtests.queries import discover
+from loadtests.systems import System, Traffic, erless, local
 
 TIMES = 8
 UTILITY_QUERIES = 1000
@@ -171,7 +176,7 @@ def measured(case: Case, bundle: Bundle, seconds: float, whole: dict[str, float]
     state = bundle.folder / f"state{case.shards}"
     with local(store, state) as system:
         cpu, memory, record = per_process(system, 4, seconds, bundle.traffic)
-        names = functions_of(state)
+        names = system.functions()
         functions: dict[str, tuple[float, int]] = {}
         for pid, spent in cpu.items():
             name = names.get(pid)
@@ -220,6 +225,15 @@ def monolith(bundle: Bundle, seconds: float) -> dict[str, float]:
     return {"cpu": sum(cpu.values()), "memory": float(sum(memory.values()))}
 
 
+def in_steps(bundle: Bundle, shards: int, out: Path) -> list[dict[str, Any]]:
+    """Under steps of traffic; nothing where replicas cannot be held to a part of a core."""
+    try:
+        return elasticity(Inputs(bundle.model, bundle.profile, bundle.folder), shards, out)
+    except LimitsError as error:
+        print(f"steps of traffic are left out: {error}", file=sys.stderr)
+        return []
+
+
 def full_scale(case: Case, folder: Path, policy: str, demand: tuple[str, ...]) -> dict[str, Any]:
     """Plan and simulate at 20 M rows per table, in steps of the traffic that was planned for."""
     plans = {}
@@ -254,7 +268,7 @@ def simulate(plan: Plan, traffic: Any) -> Simulation:
         update={"metric": "rps", "target": gateway.qps_per_replica}
     )
     plan = plan.model_copy(update={"gateway": gateway.model_copy(update={"scaling": scaling})})
-    return run_simulation(plan, traffic, Terms(), _node(plan, None), seed=0)
+    return run_simulation(plan, traffic, Terms(), node_of(plan, None), seed=0)
 
 
 def mean_memory(run: Simulation) -> float:
@@ -285,6 +299,8 @@ def markdown(result: dict[str, Any]) -> str:
             f"{row['memory']:.2f}× | {row['utility']:.2f}× | {row['cost']:.2f}× | "
             f"{row['tax']:.2f} | {row['failed']} |"
         )
+    if result["elasticity"]:
+        lines += ["", "RM1 under steps of traffic:", "", elasticity_markdown(result["elasticity"])]
     lines += ["", "Full scale, 20 M rows per table, over model-wise:", "",
               "| workload | P | policy | queries/s | memory, planned | utility, planned | "
               "cost, planned | memory, simulated | cost, simulated | late | late, model-wise |",
@@ -306,10 +322,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--scale", type=float, default=1.0, help="of the rows")
+    parser.add_argument("--out", type=Path, default=Path("evaluation"), help="for the steps")
     parser.add_argument("--only", choices=["measured", "full"], default=None)
     parser.add_argument("--output", choices=["json", "markdown"], default="markdown")
     given = parser.parse_args()
-    result: dict[str, Any] = {"paper": PAPER, "measured": [], "full_scale": []}
+    result: dict[str, Any] = {"paper": PAPER, "measured": [], "elasticity": [], "full_scale": []}
     groups: dict[tuple[str, float, float], list[Case]] = {}
     for case in CASES if given.only != "full" else []:
         groups.setdefault((case.workload, case.locality, case.scale), []).append(case)
@@ -323,6 +340,8 @@ def main() -> None:
                 row = measured(case, bundle, given.seconds, whole)
                 result["measured"].append(row)
                 print(json.dumps(row), file=sys.stderr)
+            if CASES[0] in cases:
+                result["elasticity"] = in_steps(bundle, CASES[0].shards, given.out)
     demands: list[tuple[str, ...]] = [("--traffic", f"{TIMES}x")]
     for workload in WORKLOADS if given.only != "measured" else ():
         for locality in (0.1, 0.5, 0.9) if workload == "rm1" else (0.9,):

@@ -22,31 +22,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
-from erless.deploy.registry import open_target
-from erless.deploy.target import Status
+from erless.cli.loadtest import probe_of
 from erless.observe.loadtest.locust import Load
 from erless.observe.loadtest.measure import measure
-from erless.observe.loadtest.sampler import FunctionSample
 from erless.observe.report import write_comparison
 from erless.observe.results import read_result
 from erless.observe.simulator.fleet import Terms
 from erless.observe.simulator.outcome import Simulation, run_simulation, write_simulation
-from erless.specs.config import Config
 from erless.specs.plan import Plan, Scaling, Tier
 from erless.specs.result import RunResult
 from erless.specs.traffic import Traffic, parse_traffic
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from loadtests.peers.compare import erless, functions_of, local
+from loadtests.systems import LocalSystem, cpu_seconds, erless, local
 
 TARGETS = {"gateway": 25.0, Tier.HOT: 20.0, Tier.WARM: 30.0, Tier.COLD: 60.0}  # queries/s
 WINDOW_S = 20.0
 START_S = 1.0
 SPREADS = np.arange(0.0, 3.01, 0.1)
 ROUNDS = 6
-CALM = "constant:5"  # below every target, so that one replica of each serves
+CALM = "constant:10"  # below every target, so that one replica of each serves
 
 
 def low_targets(plan: Plan) -> Plan:
@@ -68,16 +64,6 @@ def low_targets(plan: Plan) -> Plan:
     fields = {name: getattr(plan, name) for name in Plan.model_fields
               if name not in ("kind", "schema_version", "digest")}  # fmt: skip
     return Plan.create(**{**fields, "shards": shards, "gateway": gateway})
-
-
-def samples_of(status: Status) -> tuple[list[FunctionSample], int]:
-    """A target's status as the sampler wants it."""
-    found = [
-        FunctionSample(each.name, each.kind, each.tier, each.ready, each.wanted, each.rps,
-                       each.p95_ms, each.memory_bytes)
-        for each in status.functions
-    ]  # fmt: skip
-    return found, status.model_wise_bytes
 
 
 def calibrated(plan: Plan, cpu_s: dict[str, float], calm: list[RunResult],
@@ -109,14 +95,12 @@ def private_bytes(pid: int) -> int:
     return 0
 
 
-def usage(state: Path) -> dict[str, tuple[float, int]]:
+def usage(system: LocalSystem) -> dict[str, tuple[float, int]]:
     """CPU seconds so far of each function, and the most that one replica has for itself."""
     found: dict[str, tuple[float, int]] = {}
-    for pid, name in functions_of(state).items():
-        process = psutil.Process(pid)
+    for pid, name in system.functions().items():
         cpu, memory = found.get(name, (0.0, 0))
-        own = private_bytes(pid)
-        found[name] = (cpu + sum(process.cpu_times()[:2]), max(memory, own))
+        found[name] = (cpu + cpu_seconds(pid), max(memory, private_bytes(pid)))
     return found
 
 
@@ -135,7 +119,7 @@ def held_bytes(run: Simulation, own: dict[str, int], shared: float) -> np.ndarra
     return np.asarray(shared + run.trace.held @ each)
 
 
-def main() -> None:  # noqa: PLR0915 - an experiment reads from top to bottom
+def main() -> None:
     """Calibrate, predict, measure, compare."""
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
@@ -159,22 +143,19 @@ def main() -> None:  # noqa: PLR0915 - an experiment reads from top to bottom
         )
         queries = ("--queries", str(model / "queries.safetensors"))
         with local(store, folder / "state") as system:
-            config = Config()
-            state = config.targets.local.model_copy(update={"state": folder / "state"})
-            targets = config.targets.model_copy(update={"local": state})
-            target = open_target("local", config.model_copy(update={"targets": targets}))
             steady = parse_traffic(CALM, given.calibrate)
             load = Load(system.url, given.calibrate, CALM, 32, queries)
-            before = usage(folder / "state")
+            before = usage(system)
             calm = [measure(load, folder / "calm0")]
-            after = usage(folder / "state")
+            after = usage(system)
             cpu_s = {each: (after[each][0] - before[each][0]) / calm[0].queries for each in after}
             own = {each: after[each][1] for each in after}
-            shared = target.status().memory_bytes - float(sum(own.values()))
+            held = sum(each.memory_bytes for each in system.target.status().functions)
+            shared = held - float(sum(own.values()))
             measured = measure(
                 Load(system.url, given.seconds, given.traffic, 64, queries), given.out / "measured",
                 sla_ms=400.0, overwrite=True, fields={"title": "measured"},
-                probe=lambda: samples_of(target.status()),
+                probe=probe_of(system.target),
             )  # fmt: skip
             calm.append(measure(load, folder / "calm1"))
         terms, service = calibrated(plan, cpu_s, calm, steady)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from erless.observe.loadtest.sampler import Probe
     from erless.observe.loadtest.search import Found, Trial
 
-__all__ = ["loadtest"]
+__all__ = ["loadtest", "probe_of"]
 
 
 @verb
@@ -32,7 +32,9 @@ def loadtest(
         Path | None, typer.Option(help="`erless predict --monolith … -o json` of that file.")
     ] = None,
     profile: Annotated[Path | None, typer.Option(help="Draw rows as its log had them.")] = None,
-    plan: Annotated[Path | None, typer.Option(help="plan.json, whose cuts to show.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="plan.json: its cuts and its dollars are shown.")
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per query.")] = None,
     pooling: Annotated[int | None, typer.Option(min=1, help="Ids per bag, drawn queries.")] = None,
     locality: Annotated[float, typer.Option(help="P of drawn queries.")] = 0.9,
@@ -92,7 +94,7 @@ def loadtest(
             _search(load, limit, start_qps, output)
             return
         result = measure(load, out, sla_ms=limit, probe=probe, fields=fields, overwrite=overwrite,
-                         tolerance=tolerance)  # fmt: skip
+                         tolerance=tolerance, plan=loaded)  # fmt: skip
     if result.interrupted:
         note(f"stopped; {out} has what the first {result.duration_s:.0f} s measured")
     from erless.cli.simulate import lines
@@ -125,10 +127,11 @@ def _deployed(name: str | None) -> tuple[str, Probe, dict[str, Any]]:
     now = target.status()
     facts = {"title": f"Load test of release {now.release[:12]} on {now.target}",
              "release": now.release}  # fmt: skip
-    return now.answering_url(), _probe(target), facts
+    return now.answering_url(), probe_of(target), facts
 
 
-def _probe(target: Target) -> Probe:
+def probe_of(target: Target) -> Probe:
+    """What the sampler asks of a target: replicas and memory by function."""
     from erless.observe.loadtest.sampler import FunctionSample
 
     def ask() -> tuple[list[FunctionSample], int]:

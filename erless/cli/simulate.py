@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from erless.specs.plan import Plan
     from erless.specs.result import RunResult
 
-__all__ = ["simulate"]
+__all__ = ["lines", "node_of", "simulate"]
 
 GB = 1e9
 HOUR_S = 3600.0
@@ -78,12 +78,12 @@ def simulate(
     load, offered = Plan.load(plan), parse_traffic(traffic, duration)
     times = _times(service or [])
     begin = time.perf_counter()
-    node = _node(load, prices) if elastic_nodes else None
+    node = node_of(load, prices) if elastic_nodes else None
     done = run_simulation(load, offered, terms, node, seed, times)
     base = None
     if against:
         other = Plan.load(against)
-        room = _node(other, prices) if elastic_nodes else None
+        room = node_of(other, prices) if elastic_nodes else None
         base = run_simulation(other, offered, terms, room, seed)
     result = write_simulation(
         out, done, title=f"{load.policy} plan under {offered.name}", sla_ms=sla_p95_ms,
@@ -120,7 +120,7 @@ def _times(pairs: list[str]) -> dict[str, float]:
     return times
 
 
-def _node(plan: Plan, prices: Path | None) -> NodeType | None:
+def node_of(plan: Plan, prices: Path | None) -> NodeType | None:
     """The plan's most common machine."""
     from erless.observe.simulator.fleet import NodeType
     from erless.plan.prices import read_prices

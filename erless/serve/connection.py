@@ -11,6 +11,7 @@ Limits: head, body, time for the head, time for the body, a client that does not
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
@@ -82,7 +83,7 @@ class Connection(Receiving):
 
     __slots__ = (
         "body", "born", "choked", "chunked", "got", "head", "keep", "method", "path", "paused",
-        "server", "since", "state", "transport",
+        "retires", "server", "since", "state", "transport",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
@@ -98,6 +99,7 @@ class Connection(Receiving):
         self.keep = True
         self.paused = self.choked = False
         self.born = self.since = server.now()
+        self.retires = self.born + server.limits.age_s * random.uniform(0.8, 1.2)  # noqa: S311
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected."""
@@ -342,7 +344,9 @@ class Connection(Receiving):
         transport = self.transport
         if self.state is _State.CLOSED or transport is None or transport.is_closing():
             return
-        last = self.server.draining and self.start == self.tail  # nothing is pipelined behind it
+        self.since = self.server.now()
+        leaving = self.server.draining or self.since > self.retires
+        last = leaving and self.start == self.tail  # nothing is pipelined behind it
         keep = self.keep and not response.close and not last
         head = self.server.head(response, keep)
         if self.method == b"HEAD" or response.status in BODYLESS:
@@ -350,7 +354,6 @@ class Connection(Receiving):
         else:
             transport.writelines([head, *response.body])
         self.state = _State.HEAD
-        self.since = self.server.now()
         if not keep:
             self.state = _State.CLOSED
             transport.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,7 @@ class Limits:
     first_s: float = 2.0  # from being accepted to the first request, where the server drains
     read_s: float = 30.0  # for an answer that the client does not read
     connections: int = 4096
+    age_s: float = math.inf  # ± a fifth; a connection closes with its next answer after so long
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import signal
 import socket
@@ -131,7 +132,9 @@ async def _life(settings: Settings, loader: Loader, log: Log, worker: Worker | N
     release = "" if settings.kind == "sparse" else settings.digest
     metrics = Metrics(settings.kind, settings.digest, release, __version__, time.monotonic)
     app = App(settings, metrics, log, time.monotonic)
-    limits = Limits(body_bytes=settings.max_body_bytes)
+    # a gateway replaces its connections to shards by itself; its clients keep theirs while they may
+    age_s = settings.connection_age_s if settings.kind == "gateway" else math.inf
+    limits = Limits(body_bytes=settings.max_body_bytes, age_s=age_s)
     server = HttpServer(app, limits, lambda status: metrics.failed("query"))
     if worker is None:
         later = _listen(server, settings, log)

@@ -27,88 +27,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
-from erless.deploy.desired import load_desired
-from erless.deploy.registry import open_target
-from erless.deploy.supervisor.client import call
-from erless.deploy.supervisor.folder import StateFolder
-from erless.deploy.supervisor.memory import pss_bytes
-from erless.dlrm.queries import QueryFile
 from erless.observe.loadtest.monolith import MonolithServer
-from erless.progress import Silent
-from erless.specs.config import Config
 from loadtests.closed_loop import ClosedLoop, run_closed_loop
-from loadtests.queries import Body, Expected, build, discover, read_expected
+from loadtests.queries import discover
+from loadtests.systems import ROOT, START_S, System, Traffic, erless, local
 
-ROOT = Path(__file__).parents[2]
-START_S = 180.0
 ALONE_S = 2.0  # at least, with one query in flight
-
-
-@dataclass
-class System:
-    """One way to serve, running. `roots` are the processes whose trees it is made of."""
-
-    name: str
-    url: str
-    roots: Callable[[], list[int]]
-    qps: list[float] = field(default_factory=list)
-    cpu_ms: list[float] = field(default_factory=list)
-    p50_ms: list[float] = field(default_factory=list)
-    p99_ms: list[float] = field(default_factory=list)
-    failed: int = 0
-    largest_error: float = 0.0
-    memory_bytes: int = 0
-    used_s: dict[tuple[int, float], float] = field(default_factory=dict)  # CPU by process
-
-    def tree(self) -> list[psutil.Process]:
-        """All processes now."""
-        found: dict[int, psutil.Process] = {}
-        for root in self.roots():
-            try:
-                process = psutil.Process(root)
-                for each in [process, *process.children(recursive=True)]:
-                    found[each.pid] = each
-            except psutil.NoSuchProcess:
-                continue
-        return list(found.values())
-
-    def cpu_s(self) -> float:
-        """CPU seconds that the tree has used; of a process that is gone, those last seen."""
-        for each in self.tree():
-            try:
-                times = each.cpu_times()
-                self.used_s[each.pid, each.create_time()] = times.user + times.system
-            except psutil.NoSuchProcess:
-                continue
-        return sum(self.used_s.values())
-
-    def pss(self) -> int:
-        """Proportional memory of the tree."""
-        return sum(pss_bytes(each.pid) for each in self.tree())
-
-    def row(self) -> dict[str, Any]:
-        """Medians, and the spread of the throughput."""
-        return {
-            "system": self.name,
-            "qps": round(statistics.median(self.qps), 1),
-            "qps_rounds": [round(each, 1) for each in self.qps],
-            "cpu_ms_per_query": round(statistics.median(self.cpu_ms), 3),
-            "cpu_ms_rounds": [round(each, 3) for each in self.cpu_ms],
-            "p50_ms": round(statistics.median(self.p50_ms), 3),
-            "p99_ms": round(statistics.median(self.p99_ms), 3),
-            "memory_bytes": self.memory_bytes,
-            "failed": self.failed,
-            "largest_relative_error": self.largest_error,
-        }
 
 
 def free_port() -> int:
@@ -116,12 +48,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def erless(*arguments: object) -> str:
-    """Run the command line."""
-    command = [sys.executable, "-m", "erless", *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
 
 
 def make(folder: Path, rows: int, shards: int) -> tuple[Path, Path, Path]:
@@ -136,36 +62,6 @@ def make(folder: Path, rows: int, shards: int) -> tuple[Path, Path, Path]:
     expected.write_text(erless("predict", "--monolith", model, model / "queries.safetensors",
                                "-o", "json"))  # fmt: skip
     return model, store, expected
-
-
-@contextmanager
-def local(store: Path, state: Path) -> Iterator[System]:
-    """erless on target local."""
-    config = Config()
-    target = config.targets.local.model_copy(update={"state": state})
-    config = config.model_copy(
-        update={"targets": config.targets.model_copy(update={"local": target})}
-    )
-    opened = open_target("local", config)
-    try:
-        deployed = opened.deploy(load_desired(str(store)), Silent(), START_S)
-        supervisor = next(
-            each.pid for each in psutil.process_iter(["cmdline"])
-            if "erless.deploy.supervisor" in (each.info["cmdline"] or ())
-            and str(state) in (each.info["cmdline"] or ())
-        )  # fmt: skip
-        yield System("erless", deployed.url, lambda: [supervisor])
-    finally:
-        opened.destroy(Silent(), START_S)
-
-
-def functions_of(state: Path) -> dict[int, str]:
-    """Process → the plan's name of the function that it is a replica of, on target local."""
-    facts = call(StateFolder(state), {"do": "status"}, START_S)
-    return {
-        int(replica["pid"]): str(each["name"])
-        for each in facts["functions"] for replica in each["replicas"]
-    }  # fmt: skip
 
 
 @contextmanager
@@ -205,20 +101,6 @@ def ray_serve(python: str, store: Path, folder: Path, *, tuned: bool) -> Iterato
         for child in children:
             if child.is_running():
                 child.kill()
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What every system is asked, and what it should answer."""
-
-    bodies: Sequence[Body]
-    expected: Expected
-
-    @classmethod
-    def read(cls, queries: Path, expected: Path) -> Traffic:
-        """The queries of a file, and the monolith's predictions of them."""
-        bodies = [build(query, index) for index, query in enumerate(QueryFile(queries))]
-        return cls(bodies, read_expected(expected, bodies[0].batch))
 
 
 def measure(system: System, traffic: Traffic, connections: int, seconds: float) -> None:

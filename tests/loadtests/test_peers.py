@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from erless.observe.loadtest.monolith import MonolithServer
-from loadtests.peers.compare import System, Traffic, local, measure, over, table
+from loadtests.peers.compare import measure, over, table
+from loadtests.systems import System, Traffic, local
 from tests.conftest import Cli
 from tests.releases import Made
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 
 import pytest
 import uvloop
 
-from erless.serve.http import Limits, Request, Response
+from erless.serve.http import Handler, Limits, Request, Response
 from erless.serve.server import HttpServer
 
 LIMITS = Limits(body_bytes=100_000, head_s=0.4, body_s=0.4, body_rate=1 << 30, idle_s=1.0)
@@ -21,20 +24,21 @@ def echo(request: Request) -> Response:
     return Response(200, (text, bytes(request.body)), b"text/plain")
 
 
-@pytest.fixture(scope="module", params=["at once", "later", "borrowed"])
-def port(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A server whose handler answers at once, or in a coroutine."""
+async def later(asked: Request) -> Response:
+    await asyncio.sleep(0.001)
+    return echo(asked)
+
+
+@contextmanager
+def serving(handler: Handler, limits: Limits, *, borrow: bool = False) -> Iterator[int]:
+    """A server in a thread; its port."""
     listener = socket.create_server(("127.0.0.1", 0))
     ready = threading.Event()
     stop: list[asyncio.Future[None]] = []
 
-    async def later(asked: Request) -> Response:
-        await asyncio.sleep(0.001)
-        return echo(asked)
-
     async def serve() -> None:
-        server = HttpServer(later if request.param == "later" else echo, LIMITS)
-        server.borrow = request.param == "borrowed"
+        server = HttpServer(handler, limits)
+        server.borrow = borrow
         server.listen(listener)
         stop.append(asyncio.get_running_loop().create_future())
         ready.set()
@@ -48,6 +52,14 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
     stop[0].get_loop().call_soon_threadsafe(stop[0].set_result, None)
     thread.join(30)
     listener.close()
+
+
+@pytest.fixture(scope="module", params=["at once", "later", "borrowed"])
+def port(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A server whose handler answers at once, or in a coroutine."""
+    handler = later if request.param == "later" else echo
+    with serving(handler, LIMITS, borrow=request.param == "borrowed") as found:
+        yield found
 
 
 def exchange(port: int, *parts: bytes, end: bool = True) -> bytes:
@@ -178,3 +190,33 @@ def test_a_client_that_goes_away_hurts_nobody(port: int) -> None:
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(message)
     assert b"GET /z 0" in exchange(port, CLOSE, end=False)
+
+
+@pytest.mark.parametrize("handler", [echo, later])
+def test_an_old_connection_closes_with_an_answer(handler: Handler) -> None:
+    """So clients that keep theirs for ever spread over replicas that came later."""
+    with (
+        serving(handler, Limits(age_s=0.2)) as port,
+        closing(HTTPConnection("127.0.0.1", port, timeout=10)) as client,
+    ):
+        begin, sockets = time.monotonic(), set()
+        while time.monotonic() - begin < 1.0:
+            client.request("GET", "/a")
+            if client.sock is not None:
+                sockets.add(client.sock.getsockname())
+            answer = client.getresponse()
+            assert answer.status == 200
+            assert answer.read().startswith(b"GET /a")
+        assert 3 <= len(sockets) <= 8
+
+
+def test_an_old_connection_answers_what_is_pipelined() -> None:
+    with serving(echo, Limits(age_s=0.01)) as port:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            time.sleep(0.1)
+            client.sendall(GET * 5)
+            found = b""
+            while data := client.recv(65536):
+                found += data
+    assert found.count(b"GET /a 0") == 5
+    assert found.count(b"connection: close") == 1

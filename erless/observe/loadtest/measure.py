@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from erless.errors import LoadTestError
+from erless.observe.cost import priced, whole_model_usd
 from erless.observe.loadtest.locust import Load, run_locust
 from erless.observe.loadtest.record import Record, read_record
-from erless.observe.loadtest.sampler import Probe, Sampler, columns_of, usage_of, wakings
+from erless.observe.loadtest.sampler import Probe, Sampler, columns_of, usage, usage_of, wakings
 from erless.observe.queries import timeline_of, totals_of
 from erless.observe.results import Series, write_result
-from erless.specs.result import Baseline, RunResult, Usage
+from erless.specs.plan import Plan
+from erless.specs.result import Baseline, RunResult
 
 __all__ = ["TOLERANCE", "measure", "write_measured"]
 
@@ -27,8 +29,9 @@ MIN_STEP_S = 1.0
 def measure(
     load: Load, out: Path, *, sla_ms: float | None = None, probe: Probe | None = None,
     fields: Mapping[str, Any] | None = None, overwrite: bool = False, tolerance: float = TOLERANCE,
+    plan: Plan | None = None,
 ) -> RunResult:  # fmt: skip
-    """Send `load`, watch, and write the result to `out`.
+    """Send `load`, watch, and write the result to `out`; `plan` tells what replicas cost.
 
     Ctrl-C keeps what was measured until then: the result is written, marked as interrupted.
 
@@ -43,14 +46,14 @@ def measure(
         record = read_record(path)
     return write_measured(
         out, record, sampler, load, sla_ms=sla_ms, interrupted=interrupted, fields=fields,
-        overwrite=overwrite, tolerance=tolerance,
+        overwrite=overwrite, tolerance=tolerance, plan=plan,
     )  # fmt: skip
 
 
 def write_measured(
     out: Path, record: Record, sampler: Sampler, load: Load, *, sla_ms: float | None = None,
     interrupted: bool = False, fields: Mapping[str, Any] | None = None, overwrite: bool = False,
-    tolerance: float = TOLERANCE,
+    tolerance: float = TOLERANCE, plan: Plan | None = None,
 ) -> RunResult:  # fmt: skip
     """The result directory of what was recorded and sampled."""
     start, log = record.started_s, record.log
@@ -72,11 +75,18 @@ def write_measured(
     }  # fmt: skip
     if samples and "model_wise" not in (fields or {}):
         whole = [each.model_wise_bytes for each in samples]
+        copies = usage(
+            [max((each.ready for each in sample.functions), default=0) for sample in samples]
+        )
         if any(whole):
             known["model_wise"] = Baseline(
-                memory_bytes=Usage(mean=sum(whole) / len(whole), peak=max(whole)),
-                replicas=Usage(), source="reckoned by the target for as many whole copies",
+                memory_bytes=usage(whole), replicas=copies,
+                usd_per_month=copies.mean * whole_model_usd(plan) if plan else 0.0,
+                source="reckoned by the target for as many whole copies",
             )  # fmt: skip
+    if plan is not None:
+        known["functions"] = priced(known.get("functions", ()), plan)
+        known["usd_per_month"] = sum(each.usd_per_month for each in known["functions"])
     series = Series(
         timeline_of(log, duration, step, sla_ms),
         columns_of(samples, start),

@@ -15,7 +15,7 @@ from erless.errors import ErlessError
 from erless.observe.results import Event
 from erless.specs.result import FunctionResult, Usage
 
-__all__ = ["FunctionSample", "Probe", "Sample", "Sampler", "columns_of", "usage_of"]
+__all__ = ["FunctionSample", "Probe", "Sample", "Sampler", "columns_of", "usage", "usage_of"]
 
 EVERY_S = 1.0
 
@@ -110,13 +110,13 @@ def usage_of(samples: Sequence[Sample]) -> dict[str, Any]:
         for each in sample.functions:
             by_name.setdefault(each.name, []).append(each)
     return {
-        "memory_bytes": _usage(memory),
-        "replicas": _usage(replicas),
+        "memory_bytes": usage(memory),
+        "replicas": usage(replicas),
         "functions": tuple(
             FunctionResult(
                 name=name, kind=seen[0].kind, tier=seen[0].tier,
-                replicas=_usage([each.ready for each in seen], len(samples)),
-                memory_bytes=_usage([each.memory_bytes for each in seen], len(samples)),
+                replicas=usage([each.ready for each in seen], len(samples)),
+                memory_bytes=usage([each.memory_bytes for each in seen], len(samples)),
                 zero_share=1 - sum(each.ready > 0 for each in seen) / len(samples),
             )
             for name, seen in by_name.items()
@@ -136,5 +136,6 @@ def wakings(samples: Sequence[Sample], start_s: float) -> list[Event]:
     return events
 
 
-def _usage(values: Sequence[float], count: int | None = None) -> Usage:
+def usage(values: Sequence[float], count: int | None = None) -> Usage:
+    """Of evenly spaced samples; `count`: how many there were in all, absent ones counting 0."""
     return Usage(mean=sum(values) / (count or len(values)), peak=max(values))

@@ -1,0 +1,300 @@
+"""Steps of traffic, as in the paper: memory and late queries over time, by shards and model-wise.
+
+    python benchmarks/elasticity.py --out elasticity
+
+One model is deployed twice on target local, by shards and whole, and both are scaled by the same
+autoscaler under the same traffic. Each replica is held to a twelfth of a vCPU (cgroups), so that a
+fleet fits on two cores, runs out of capacity as it would on machines of its own, and takes seconds
+to start. Targets of scaling: 70 % of what that vCPU can do, from CPU seconds per query that a calm
+run told. Traffic at its peak needs eight whole models.
+
+Memory is counted as if each replica had a machine of its own: RSS, in which rows that replicas
+share here count for each. The simulator is told CPU seconds, RSS and the seconds until a replica is
+ready, and predicts the replicas and memory of the same runs; not their latency, because cgroups let
+a call run at full speed until a tenth of a second's allowance is used. All runs are result
+directories; a page lays both measured ones side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from erless.cli.loadtest import probe_of
+from erless.deploy.supervisor.limits import obstacle
+from erless.observe.loadtest.locust import Load
+from erless.observe.loadtest.measure import measure
+from erless.observe.loadtest.sampler import FunctionSample, Probe
+from erless.observe.report import write_comparison
+from erless.observe.simulator.fleet import Terms
+from erless.observe.simulator.outcome import Simulation, run_simulation, write_simulation
+from erless.specs.plan import Plan, Scaling, Tier
+from erless.specs.result import Baseline, RunResult
+from erless.specs.traffic import Traffic, parse_traffic
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from loadtests.systems import LocalSystem, cpu_seconds, erless, local
+
+VCPU = 1 / 12
+UTILISATION = 0.7
+PEAK = 8  # whole models that the traffic needs at its most
+STEPS = (0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25)
+STEP_S = 30.0
+WINDOW_S = 20.0
+MOST = 16  # replicas of a function
+ROOM = 2.0  # times what a replica takes: the limit of its group
+CALM_QPS, CALM_S = 50.0, 10.0
+USERS = 256
+SLA_MS = 400.0  # the paper's
+POLICIES = ("model-wise", "joint")
+
+
+class LimitsError(Exception):
+    """This machine cannot hold replicas to a part of a core."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a calm run of one replica each told, by function."""
+
+    cpu_s: dict[str, float]  # per query of the gateway
+    start_cpu_s: dict[str, float]  # until it was ready
+    resident_bytes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A model with its profile and queries, and a folder for what is made of them."""
+
+    model: Path
+    profile: Path
+    folder: Path
+
+    @property
+    def queries(self) -> tuple[str, str]:
+        """Locust's option."""
+        return ("--queries", str(self.model / "queries.safetensors"))
+
+
+def single(name: str) -> dict[str, Any]:
+    """One replica with a core of its own."""
+    still = Scaling(metric="rps", target=1e6, min_scale=1, max_scale=1)
+    return {"scaling": still, "replicas": 1, "vcpu": 1.0}
+
+
+def small(costs: Costs, qps: float, room: float = 1.0) -> Callable[[str], dict[str, Any]]:
+    """Replicas of `VCPU` that scale by what they cost, never below what `qps` needs.
+
+    `room` times what a replica was seen to take is its memory.
+    """
+
+    def change(name: str) -> dict[str, Any]:
+        target = UTILISATION * VCPU / costs.cpu_s[name]
+        least = math.ceil(qps / target)
+        scaling = Scaling(metric="rps", target=target, window_s=WINDOW_S, min_scale=least,
+                          max_scale=MOST)  # fmt: skip
+        return {
+            "scaling": scaling, "replicas": least, "vcpu": VCPU,
+            "qps_per_replica": VCPU / costs.cpu_s[name],
+            "memory_bytes": int(costs.resident_bytes[name] * room),
+        }  # fmt: skip
+
+    return change
+
+
+def changed(plan: Plan, change: Callable[[str], dict[str, Any]]) -> Plan:
+    """The plan with each function changed."""
+    shards = tuple(
+        each if each.tier is Tier.RESIDENT else each.model_copy(update=change(each.name))
+        for each in plan.shards
+    )
+    gateway = plan.gateway.model_copy(update=change("gateway"))
+    fields = {name: getattr(plan, name) for name in Plan.model_fields
+              if name not in ("kind", "schema_version", "digest")}  # fmt: skip
+    return Plan.create(**{**fields, "shards": shards, "gateway": gateway})
+
+
+def packed(inputs: Inputs, plan: Plan, name: str) -> Path:
+    """A store with the release of `plan`."""
+    path, store = inputs.folder / f"{name}.json", inputs.folder / name
+    plan.save(path)
+    erless("pack", "--model", inputs.model, "--profile", inputs.profile, "--plan", path,
+           "--store", store)  # fmt: skip
+    return store
+
+
+def planned(inputs: Inputs, policy: str, shards: int) -> Plan:
+    """The model by shards, or whole."""
+    path = inputs.folder / f"{policy}-as-planned.json"
+    shape = ("--shards", shards) if policy == "joint" else ("--policy", policy)
+    erless("plan", "--model", inputs.model, "--profile", inputs.profile, "--traffic", f"{PEAK}x",
+           "--equal-containers", *shape, "--out", path)  # fmt: skip
+    return Plan.load(path)
+
+
+def calm(inputs: Inputs, plan: Plan, name: str) -> Costs:
+    """Costs of each function, one replica each, at a rate far below what it can do."""
+    store = packed(inputs, changed(plan, single), f"{name}-calm")
+    with local(store, inputs.folder / f"state-{name}-calm") as system:
+        start = _spent(system)
+        load = Load(system.url, CALM_S, f"constant:{CALM_QPS:g}", USERS, inputs.queries)
+        measure(load, inputs.folder / f"{name}-warm")  # fills caches, faults pages
+        before = _spent(system)
+        seen = measure(load, inputs.folder / f"{name}-calm-result")
+        after = _spent(system)
+        resident = _resident(system)
+    cpu_s = {each: (after[each] - before[each]) / seen.answered for each in after}
+    return Costs(cpu_s, start, resident)
+
+
+def _spent(system: LocalSystem) -> dict[str, float]:
+    return {name: cpu_seconds(pid) for pid, name in system.functions().items()}
+
+
+def _resident(system: LocalSystem) -> dict[str, int]:
+    """RSS by function, of all its replicas."""
+    found: dict[str, int] = {}
+    for pid, name in system.functions().items():
+        try:
+            found[name] = found.get(name, 0) + int(psutil.Process(pid).memory_info().rss)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def alone(system: LocalSystem) -> Probe:
+    """What runs, with memory as if each replica had a machine of its own."""
+    ask = probe_of(system.target)
+
+    def probe() -> tuple[list[FunctionSample], int]:
+        functions, _ = ask()
+        resident = _resident(system)
+        return [replace(each, memory_bytes=resident.get(each.name, 0)) for each in functions], 0
+
+    return probe
+
+
+def simulated(plan: Plan, costs: Costs, traffic: Traffic) -> Simulation:
+    """The run as the simulator sees it."""
+    service = {name: each / VCPU * 1e3 for name, each in costs.cpu_s.items()}
+    start = max(costs.start_cpu_s.values()) / VCPU
+    terms = Terms(start_s=start, load_bytes_s=math.inf)
+    return run_simulation(plan, traffic, terms, None, 0, service)
+
+
+def one(
+    inputs: Inputs, policy: str, plan: Plan, costs: Costs, traffic: Traffic, out: Path,
+    base: RunResult | None,
+) -> tuple[dict[str, Any], RunResult]:  # fmt: skip
+    """One policy under the steps: measured and predicted."""
+    least = float(traffic.qps.min())
+    store = packed(inputs, changed(plan, small(costs, least, ROOM)), policy)
+    fields: dict[str, Any] = {"title": f"{policy}, measured", "policy": policy}
+    if base is not None:
+        fields["model_wise"] = Baseline(
+            memory_bytes=base.memory_bytes, replicas=base.replicas,
+            source="measured under the same traffic",
+        )  # fmt: skip
+    with local(store, inputs.folder / f"state-{policy}", limits=True) as system:
+        load = Load(system.url, traffic.duration_s, traffic.name, USERS, inputs.queries)
+        seen = measure(load, out / policy, sla_ms=SLA_MS, overwrite=True, fields=fields,
+                       probe=alone(system))  # fmt: skip
+    run = simulated(changed(plan, small(costs, least)), costs, traffic)
+    told = write_simulation(out / f"{policy}-simulated", run, title=f"{policy}, simulated",
+                            sla_ms=SLA_MS, overwrite=True)  # fmt: skip
+    return {
+        "policy": policy,
+        "measured": _told(seen),
+        "simulated": _told(told),
+        "wrong": seen.failures.get("wrong prediction", 0),
+        "cpu_ms": {name: each * 1e3 for name, each in costs.cpu_s.items()},
+        "start_s": max(costs.start_cpu_s.values()) / VCPU,
+        "traffic": traffic.name,
+    }, seen  # fmt: skip
+
+
+def _told(run: RunResult) -> dict[str, Any]:
+    return {
+        "queries": run.queries, "failed": run.failed, "late": run.late_share,
+        "p50_ms": run.latency.p50_ms, "p95_ms": run.latency.p95_ms,
+        "p99_ms": run.latency.p99_ms,
+        "replicas": run.replicas.mean, "most_replicas": run.replicas.peak,
+        "memory_bytes": run.memory_bytes.mean, "most_memory_bytes": run.memory_bytes.peak,
+    }  # fmt: skip
+
+
+def elasticity(inputs: Inputs, shards: int, out: Path) -> list[dict[str, Any]]:
+    """Both policies under the same steps.
+
+    Raises:
+        LimitsError: replicas cannot be held to a part of a core here.
+    """
+    if reason := obstacle():
+        raise LimitsError(f"replicas cannot be held to {VCPU:.2f} vCPU: {reason}")
+    plans = {policy: planned(inputs, policy, shards) for policy in POLICIES}
+    costs = {policy: calm(inputs, plan, policy) for policy, plan in plans.items()}
+    peak = PEAK * UTILISATION * VCPU / costs["model-wise"].cpu_s["gateway"]
+    shape = "step:" + ",".join(f"{part * peak:.1f}" for part in STEPS)
+    traffic = parse_traffic(shape, STEP_S * len(STEPS))
+    rows: list[dict[str, Any]] = []
+    base = None
+    for policy in POLICIES:
+        row, seen = one(inputs, policy, plans[policy], costs[policy], traffic, out, base)
+        rows.append(row)
+        base = base or seen
+    write_comparison(out / POLICIES[1], out / POLICIES[0], out / "report.html")
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """One line for each policy: measured, and by how much the prediction was off."""
+    lines = ["| policy | queries | memory, mean | most | replicas, mean | most | late | failed | "
+             "p50 | p95 | p99 | predicted memory | replicas | most |",
+             "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in rows:
+        seen, told = row["measured"], row["simulated"]
+        off = [told[name] / seen[name] - 1 for name in ("memory_bytes", "replicas",
+                                                        "most_replicas")]  # fmt: skip
+        lines.append(
+            f"| {row['policy']} | {seen['queries']:,} | {seen['memory_bytes'] / 1e9:.2f} GB | "
+            f"{seen['most_memory_bytes'] / 1e9:.2f} GB | {seen['replicas']:.1f} | "
+            f"{seen['most_replicas']:.0f} | {seen['late']:.2%} | {seen['failed']} | "
+            f"{seen['p50_ms']:.1f} ms | {seen['p95_ms']:.1f} ms | {seen['p99_ms']:.1f} ms | "
+            + " | ".join(f"{each:+.1%}" for each in off) + " |"
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Make a model, run, print."""
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    parser.add_argument("--out", type=Path, default=Path("elasticity"))
+    parser.add_argument("--rows", type=int, default=500_000, help="per table of RM1")
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--output", choices=["json", "markdown"], default="markdown")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="erless-elasticity-") as name:
+        folder = Path(name)
+        inputs = Inputs(folder / "m", folder / "p", folder)
+        erless("example", "rm1", "--rows", given.rows, "--out", inputs.model)
+        erless("profile", "--model", inputs.model, "--log", inputs.model / "access.parquet",
+               "--out", inputs.profile)  # fmt: skip
+        try:
+            rows = elasticity(inputs, given.shards, given.out)
+        except LimitsError as error:
+            sys.exit(str(error))
+    print(json.dumps(rows, indent=2) if given.output == "json" else markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""What a measured run would cost: a plan's dollars per replica at the replicas that ran.
+
+A replica's dollars are its part of the machines that the plan packs its containers onto
+(`usd_per_month`, half by vCPU and half by memory); scaled by how many there were on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from erless.specs.plan import Plan, Tier
+from erless.specs.result import FunctionResult
+
+__all__ = ["priced", "whole_model_usd"]
+
+
+def priced(functions: Iterable[FunctionResult], plan: Plan) -> tuple[FunctionResult, ...]:
+    """The functions with dollars a month; one that the plan does not know stays at 0."""
+    each_usd = _replica_usd(plan)
+    return tuple(
+        each.model_copy(update={"usd_per_month": each.replicas.mean * each_usd.get(each.name, 0.0)})
+        for each in functions
+    )
+
+
+def whole_model_usd(plan: Plan) -> float:
+    """Dollars a month of one model-wise replica; 0 where the plan did not reckon any."""
+    found = next((each for each in plan.policies if each.policy == "model-wise"), None)
+    return found.usd_per_month / found.containers if found and found.containers else 0.0
+
+
+def _replica_usd(plan: Plan) -> dict[str, float]:
+    found = {"gateway": plan.gateway.usd_per_month / plan.gateway.replicas}
+    for each in plan.shards:
+        if each.tier is not Tier.RESIDENT:
+            found[each.name] = each.usd_per_month / max(1, each.replicas)
+    if plan.dense is not None:
+        found["dense"] = plan.dense.usd_per_month / max(1, plan.dense.replicas)
+    return found
