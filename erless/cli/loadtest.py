@@ -11,8 +11,8 @@ from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
     from erless.deploy.target import Target
+    from erless.observe.loadtest.locust import Load
     from erless.observe.loadtest.sampler import Probe
-    from erless.observe.loadtest.search import Found, Trial
 
 __all__ = ["loadtest", "probe_of"]
 
@@ -90,11 +90,12 @@ def loadtest(
         options = _options(queries, expected, profile, batch, pooling, locality, deadline_ms,
                            tolerance, seed)  # fmt: skip
         load = Load(host, length, traffic, users, options, processes)
+        known: dict[str, Any] = {"probe": probe, "fields": fields, "overwrite": overwrite,
+                                 "tolerance": tolerance, "plan": loaded}  # fmt: skip
         if search:
-            _search(load, limit, start_qps, output)
+            _search(load, out, limit, start_qps, output, known)
             return
-        result = measure(load, out, sla_ms=limit, probe=probe, fields=fields, overwrite=overwrite,
-                         tolerance=tolerance, plan=loaded)  # fmt: skip
+        result = measure(load, out, sla_ms=limit, **known)
     if result.interrupted:
         note(f"stopped; {out} has what the first {result.duration_s:.0f} s measured")
     from erless.cli.simulate import lines
@@ -153,32 +154,20 @@ def _whole(bundle: Path, running: Any) -> tuple[str, Probe]:
     return server.url, server.probe
 
 
-def _search(load: Any, limit: float, start_qps: float, output: Output) -> None:
-    import tempfile
-    from dataclasses import asdict, replace
+def _search(
+    load: Load, out: Path, limit: float, start_qps: float, output: Output, known: dict[str, Any]
+) -> None:
+    from dataclasses import asdict
 
-    from erless.observe.loadtest.locust import run_locust
-    from erless.observe.loadtest.record import read_record
-    from erless.observe.loadtest.search import late_blocks, search
+    from erless.observe.loadtest.highest import find_highest, told
 
-    def blocks(qps: float) -> Any:
-        trial = replace(load, traffic=f"constant:{qps:g}")
-        with tempfile.TemporaryDirectory(prefix="erless-search-") as folder:
-            path, interrupted = run_locust(trial, Path(folder))
-            if interrupted:
-                raise KeyboardInterrupt
-            return late_blocks(read_record(path).log, trial.duration_s, limit)
-
-    def tell(trial: Trial) -> None:
-        word = "met" if trial.met else "not met"
-        note(f"{trial.qps:8.1f} queries/s: SLA {word}, {trial.late:.2%} late "
-             f"({trial.low:.2%} to {trial.high:.2%} over {trial.blocks} s)")  # fmt: skip
-
-    found: Found = search(blocks, start_qps=start_qps, tell=tell)
+    found = find_highest(load, out, sla_ms=limit, start_qps=start_qps,
+                         tell=lambda trial: note(told(trial)), **known)  # fmt: skip
     document = {
-        "host": load.host, "sla_p95_ms": limit, "qps": found.qps,
+        "host": load.host, "sla_p95_ms": limit, "qps": found.qps, "result": str(out),
         "not_met_at": None if found.beyond == float("inf") else found.beyond,
         "interrupted": found.interrupted, "trials": [asdict(each) for each in found.trials],
     }  # fmt: skip
-    said = f"p95 within {limit:g} ms up to {found.qps:.0f} queries/s (not at {found.beyond:.0f})"
+    beyond = "stopped there" if found.beyond == float("inf") else f"not at {found.beyond:.0f}"
+    said = f"p95 within {limit:g} ms up to {found.qps:.0f} queries/s ({beyond}); {out} has that run"
     emit(output, document, lambda console: console.print(said))

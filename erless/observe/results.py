@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from erless.specs.result import EVENTS, FUNCTIONS, MANIFEST, TIMELINE, RunResult
 from erless.storage.atomic import os_errors, staged_directory
 from erless.storage.digests import digest_file
 
-__all__ = ["Event", "Series", "StoredResult", "read_result", "write_result"]
+__all__ = [
+    "Event", "Series", "StoredResult", "fill_result", "read_result", "staged_result",
+    "write_result",
+]  # fmt: skip
 
 Column = NDArray[Any]
 _DTYPES = {"f": np.float64, "i": np.int64, "s": np.object_}
@@ -72,18 +76,31 @@ def write_result(
         ArtifactError: `folder` exists and may not be replaced.
         StorageError: the disk refused.
     """
-    with staged_directory(folder, marker=MANIFEST, overwrite=overwrite) as stage:
-        events: dict[str, Column] = {
-            name: np.array([getattr(each, name) for each in series.events], _DTYPES[kind])
-            for name, kind in EVENTS.items()
-        }
-        document = RunResult.create(
-            **fields,
-            timeline=_write(stage, "timeline", series.timeline, TIMELINE),
-            per_function=_write(stage, "functions", series.functions, FUNCTIONS),
-            events=_write(stage, "events", events, EVENTS),
-        )
-        document.save(stage / MANIFEST)
+    with staged_result(folder, overwrite=overwrite) as stage:
+        return fill_result(stage, fields, series)
+
+
+def staged_result(folder: Path, *, overwrite: bool = False) -> AbstractContextManager[Path]:
+    """A directory that becomes the result `folder` when the block ends; `fill_result` writes it.
+
+    Whether `folder` may be written is known before the block begins, which may take long.
+    """
+    return staged_directory(folder, marker=MANIFEST, overwrite=overwrite)
+
+
+def fill_result(stage: Path, fields: Mapping[str, Any], series: Series) -> RunResult:
+    """Write a result's files into `stage`; arguments as those of `write_result`."""
+    events: dict[str, Column] = {
+        name: np.array([getattr(each, name) for each in series.events], _DTYPES[kind])
+        for name, kind in EVENTS.items()
+    }
+    document = RunResult.create(
+        **fields,
+        timeline=_write(stage, "timeline", series.timeline, TIMELINE),
+        per_function=_write(stage, "functions", series.functions, FUNCTIONS),
+        events=_write(stage, "events", events, EVENTS),
+    )
+    document.save(stage / MANIFEST)
     return document
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from erless.errors import DeployError, LoadTestError
+from erless.errors import ArtifactError, DeployError, LoadTestError
+from erless.observe.loadtest import highest
 from erless.observe.loadtest.locust import Load
 from erless.observe.loadtest.measure import measure
 from erless.observe.loadtest.record import read_record
@@ -127,6 +128,39 @@ def test_search_finds_the_capacity() -> None:
     assert 290 < found.qps < 365
     assert found.beyond / found.qps <= 1.051
     assert all(trial.high <= 0.05 for trial in found.trials if trial.met)
+
+
+def test_the_highest_rate_becomes_a_result(
+    sink: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real Locust against the sink; beyond 100 queries/s it is made to look late."""
+    real = highest.late_blocks
+
+    def late_beyond(log: QueryLog, duration_s: float, sla_ms: float) -> np.ndarray:
+        blocks = real(log, duration_s, sla_ms)
+        return np.ones_like(blocks) if len(log.due_s) > 100 * duration_s else blocks
+
+    monkeypatch.setattr(highest, "late_blocks", late_beyond)
+    load = Load(sink, 4.0, users=10)
+    found = highest.find_highest(load, tmp_path / "r", sla_ms=5000.0, start_qps=60.0)
+    assert 60 <= found.qps < 110
+    document = read_result(tmp_path / "r").document
+    assert document.arrivals == f"constant:{found.qps:g}, Poisson"
+    assert document.notes[0].startswith(f"p95 within 5000 ms up to {found.qps:.0f} queries/s (not")
+    assert len(document.notes) == 1 + len(found.trials)
+
+
+def test_what_cannot_be_kept_is_not_measured(sink: str, tmp_path: Path) -> None:
+    """A result that is there, or a folder that is not ours, is told before anything is sent."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not lose me")
+    begin = time.monotonic()
+    with pytest.raises(ArtifactError, match="not erless's to replace"):
+        measure(Load(sink, 60.0), tmp_path / "mine", overwrite=True)
+    with pytest.raises(ArtifactError, match="not erless's to replace"):
+        highest.find_highest(Load(sink, 60.0), tmp_path / "mine", sla_ms=1.0, start_qps=1.0)
+    assert time.monotonic() - begin < 30
+    assert [each.name for each in tmp_path.iterdir()] == ["mine"]
 
 
 def test_search_where_nothing_meets_the_sla() -> None:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 
 import pytest
@@ -30,9 +30,11 @@ async def later(asked: Request) -> Response:
 
 
 @contextmanager
-def serving(handler: Handler, limits: Limits, *, borrow: bool = False) -> Iterator[int]:
+def serving(
+    handler: Handler, limits: Limits, *, borrow: bool = False, listener: socket.socket | None = None
+) -> Iterator[int]:
     """A server in a thread; its port."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listener or socket.create_server(("127.0.0.1", 0))
     ready = threading.Event()
     stop: list[asyncio.Future[None]] = []
 
@@ -208,6 +210,35 @@ def test_an_old_connection_closes_with_an_answer(handler: Handler) -> None:
             assert answer.status == 200
             assert answer.read().startswith(b"GET /a")
         assert 3 <= len(sockets) <= 8
+
+
+def test_a_replica_that_comes_later_gets_its_share() -> None:
+    """Clients that keep their connections are served by both of two servers that share a socket."""
+
+    def named(name: bytes) -> Handler:
+        return lambda request: Response(200, (name,), b"text/plain")
+
+    limits = Limits(age_s=0.2)
+    with ExitStack() as running:
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = running.enter_context(serving(named(b"first"), limits, listener=listener.dup()))
+        clients = [
+            running.enter_context(closing(HTTPConnection("127.0.0.1", port, timeout=10)))
+            for _ in range(16)
+        ]
+        assert {ask(each) for each in clients} == {b"first"}
+        running.enter_context(serving(named(b"second"), limits, listener=listener.dup()))
+        listener.close()
+        answers = []
+        end = time.monotonic() + 20
+        while time.monotonic() < end and answers.count(b"second") < 50:
+            answers += [ask(each) for each in clients]
+        assert answers.count(b"second") >= 50
+
+
+def ask(client: HTTPConnection) -> bytes:
+    client.request("GET", "/")
+    return client.getresponse().read()
 
 
 def test_an_old_connection_answers_what_is_pipelined() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,25 @@ from erless.observe.loadtest.locust import Load, run_locust
 from erless.observe.loadtest.record import Record, read_record
 from erless.observe.loadtest.sampler import Probe, Sampler, columns_of, usage, usage_of, wakings
 from erless.observe.queries import timeline_of, totals_of
-from erless.observe.results import Series, write_result
+from erless.observe.results import Series, fill_result, staged_result
 from erless.specs.plan import Plan
 from erless.specs.result import Baseline, RunResult
 
-__all__ = ["TOLERANCE", "measure", "write_measured"]
+__all__ = ["TOLERANCE", "Run", "fill", "measure", "send"]
 
 TOLERANCE = 1e-5  # relative, of predictions: sharded fp32 equals the monolith up to summation order
 ROWS = 600  # of the timeline, at most
 MIN_STEP_S = 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was sent, what came back, and what was seen to run meanwhile."""
+
+    load: Load
+    record: Record
+    sampler: Sampler
+    interrupted: bool
 
 
 def measure(
@@ -37,25 +48,36 @@ def measure(
 
     Raises:
         LoadTestError: nothing could be sent.
-        ArtifactError: `out` exists and may not be replaced.
+        ArtifactError: `out` exists and may not be replaced; told before anything is sent.
+        StorageError: `out` cannot be written; likewise.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with staged_result(out, overwrite=overwrite) as stage:
+        run = send(load, probe)
+        return fill(stage, run, sla_ms=sla_ms, fields=fields, tolerance=tolerance, plan=plan)
+
+
+def send(load: Load, probe: Probe | None) -> Run:
+    """Send `load`, and watch.
+
+    Raises:
+        LoadTestError: nothing could be sent.
+    """
     with tempfile.TemporaryDirectory(prefix="erless-loadtest-") as folder:
         with Sampler(probe) as sampler:
             path, interrupted = run_locust(load, Path(folder))
-        record = read_record(path)
-    return write_measured(
-        out, record, sampler, load, sla_ms=sla_ms, interrupted=interrupted, fields=fields,
-        overwrite=overwrite, tolerance=tolerance, plan=plan,
-    )  # fmt: skip
+        return Run(load, read_record(path), sampler, interrupted)
 
 
-def write_measured(
-    out: Path, record: Record, sampler: Sampler, load: Load, *, sla_ms: float | None = None,
-    interrupted: bool = False, fields: Mapping[str, Any] | None = None, overwrite: bool = False,
+def fill(
+    stage: Path, run: Run, *, sla_ms: float | None = None, fields: Mapping[str, Any] | None = None,
     tolerance: float = TOLERANCE, plan: Plan | None = None,
 ) -> RunResult:  # fmt: skip
-    """The result directory of what was recorded and sampled."""
+    """Write what came of `run` into the result directory that is being made.
+
+    Raises:
+        LoadTestError: nothing was sent.
+    """
+    load, record, sampler, interrupted = run.load, run.record, run.sampler, run.interrupted
     start, log = record.started_s, record.log
     if start is None or not len(log.due_s):
         raise LoadTestError(f"{load.host}: no query was sent")
@@ -92,4 +114,4 @@ def write_measured(
         columns_of(samples, start),
         wakings(samples, start),
     )
-    return write_result(out, {**known, **(fields or {})}, series, overwrite=overwrite)
+    return fill_result(stage, {**known, **(fields or {})}, series)

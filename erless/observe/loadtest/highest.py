@@ -1,0 +1,72 @@
+"""The highest rate within the SLA, by trials of Locust; the best trial becomes the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from erless.errors import LoadTestError
+from erless.observe.loadtest.locust import Load
+from erless.observe.loadtest.measure import TOLERANCE, Run, fill, send
+from erless.observe.loadtest.sampler import Probe
+from erless.observe.loadtest.search import Floats, Found, Trial, late_blocks, search
+from erless.observe.results import staged_result
+from erless.specs.plan import Plan
+
+__all__ = ["find_highest", "told"]
+
+
+def find_highest(
+    load: Load, out: Path, *, sla_ms: float, start_qps: float, probe: Probe | None = None,
+    fields: Mapping[str, Any] | None = None, overwrite: bool = False, tolerance: float = TOLERANCE,
+    plan: Plan | None = None, tell: Callable[[Trial], None] | None = None,
+) -> Found:  # fmt: skip
+    """Search, and write what the highest rate's last trial measured to `out`.
+
+    Ctrl-C ends the search: the highest rate that was met until then is what is written.
+
+    Args:
+        load: each trial, but for its traffic.
+        out: result directory to make.
+        sla_ms: of p95.
+        start_qps: first rate.
+        probe: what to ask while a trial runs.
+        fields: further fields of the result.
+        overwrite: replace a result that is there.
+        tolerance: relative, of predictions.
+        plan: what replicas cost.
+        tell: called after each decision.
+
+    Raises:
+        LoadTestError: nothing could be sent, or the SLA was not met at any rate.
+        ArtifactError: `out` exists and may not be replaced; told before anything is sent.
+        StorageError: `out` cannot be written; likewise.
+    """
+    met: dict[float, Run] = {}
+
+    def blocks_at(qps: float) -> Floats:
+        run = send(replace(load, traffic=f"constant:{qps:g}"), probe)
+        if run.interrupted:
+            raise KeyboardInterrupt
+        met[qps] = run
+        return late_blocks(run.record.log, load.duration_s, sla_ms)
+
+    with staged_result(out, overwrite=overwrite) as stage:
+        found = search(blocks_at, start_qps=start_qps, tell=tell)
+        if not found.qps:
+            raise LoadTestError("stopped before any rate met the SLA")
+        end = f"not at {found.beyond:.0f}" if found.beyond != float("inf") else "stopped there"
+        said = f"p95 within {sla_ms:g} ms up to {found.qps:.0f} queries/s ({end})"
+        notes = (said, *(told(each) for each in found.trials))
+        fill(stage, met[found.qps], sla_ms=sla_ms, fields={**(fields or {}), "notes": notes},
+             tolerance=tolerance, plan=plan)  # fmt: skip
+    return found
+
+
+def told(trial: Trial) -> str:
+    """A trial in a line for people."""
+    word = "met" if trial.met else "not met"
+    return (f"{trial.qps:.1f} queries/s: SLA {word}, {trial.late:.2%} late "
+            f"({max(0.0, trial.low):.2%} to {trial.high:.2%} over {trial.blocks} s)")  # fmt: skip
