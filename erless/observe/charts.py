@@ -15,12 +15,15 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bar", "Line", "bar_chart", "line_chart", "number", "size"]
+__all__ = ["CLOCK", "DECIMAL", "Bar", "Line", "bar_chart", "line_chart", "number", "size"]
 
 Floats = NDArray[np.float64]
 POINTS = 360  # most points of one line: about two per pixel of a phone
 WIDTHS = {"wide": (860, 280), "narrow": (360, 260)}
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 28, 46
+DECIMAL = (1.0, 2.0, 2.5, 5.0, 10.0)  # distances of ticks, times a power of ten
+CLOCK = (1.0, 2.0, 3.0, 6.0, 10.0)  # of minutes and hours
+LOG = (1.0, 2.0, 5.0)  # ticks of a decade, where few decades are shown
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,11 @@ class _Frame:
     height: int
     low_x: float
     high_x: float
+    low_y: float
     high_y: float
     log_x: bool
+    log_y: bool
+    x_steps: Sequence[float]
 
     def x(self, value: Floats | float) -> Floats:
         low, high, at = self.low_x, self.high_x, np.asarray(value, np.float64)
@@ -65,7 +71,10 @@ class _Frame:
         return np.asarray(LEFT + (at - low) / max(high - low, 1e-12) * self.inner_width)
 
     def y(self, value: Floats | float) -> Floats:
-        part = np.clip(np.asarray(value, np.float64) / self.high_y, 0, 1)
+        low, high, at = self.low_y, self.high_y, np.asarray(value, np.float64)
+        if self.log_y:
+            low, high, at = math.log10(low), math.log10(high), np.log10(np.maximum(at, low))
+        part = np.clip((at - low) / (high - low), 0, 1)
         return np.asarray(TOP + (1 - part) * (self.height - TOP - BOTTOM))
 
     @property
@@ -100,7 +109,8 @@ def size(count: float) -> str:
 def line_chart(
     lines: Sequence[Line], *, x_name: str, y_name: str, y_text: Callable[[float], str] = number,
     x_text: Callable[[float], str] = number, limit: tuple[float, str] | None = None,
-    marks: Sequence[tuple[float, str]] = (), log_x: bool = False, stacked: bool = False,
+    marks: Sequence[tuple[float, str]] = (), log_x: bool = False, log_y: bool = False,
+    stacked: bool = False, x_steps: Sequence[float] = DECIMAL,
 ) -> str:  # fmt: skip
     """Lines over x, or areas stacked on each other.
 
@@ -110,7 +120,8 @@ def line_chart(
         y_text, x_text: how values are written.
         limit: a horizontal line (value, name) such as the SLA.
         marks: vertical lines (x, name).
-        log_x: logarithmic x.
+        log_x, log_y: logarithmic; the y axis then begins below the smallest value above 0.
+        x_steps: distances of ticks to choose from, times a power of ten.
         stacked: areas, first series lowest; all series share their x.
     """
     drawn = [_thin(each) for each in lines if len(each.x)]
@@ -118,10 +129,7 @@ def line_chart(
         return '<p class="none">no data</p>'
     if stacked:
         drawn = _stack(drawn)
-    tops = [float(np.nanmax(each.y)) for each in drawn if np.isfinite(each.y).any()]
-    high = max([*tops, limit[0] if limit else 0.0, 1e-12])
-    step = _step(high, 4)
-    high = math.ceil(high / step - 1e-9) * step
+    low, high = _y_range(drawn, limit[0] if limit else 0.0, log_y)
     low_x, high_x = (float(f([f(each.x) for each in drawn])) for f in (min, max))
     data = {
         "x": x_name, "y": y_name,
@@ -132,7 +140,7 @@ def line_chart(
     }  # fmt: skip
     parts = []
     for name, (width, height) in WIDTHS.items():
-        frame = _Frame(width, height, low_x, high_x, high, log_x)
+        frame = _Frame(width, height, low_x, high_x, low, high, log_x, log_y, x_steps)
         body = [_axes(frame, x_text, y_text)]
         body.append(_titles(frame, x_name, y_name))
         body += [_mark(frame, at, what) for at, what in marks]
@@ -204,14 +212,29 @@ def _rounded(values: Floats) -> list[float | None]:
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
 
 
-def _step(span: float, count: int) -> float:
+def _y_range(lines: Sequence[Line], limit: float, log_y: bool) -> tuple[float, float]:
+    """Where the y axis begins and ends."""
+    values = np.concatenate([each.y[np.isfinite(each.y)] for each in lines])
+    high = max(float(values.max(initial=0.0)), limit, 1e-12)
+    if not log_y:
+        step = _step(high, 4)
+        return 0.0, math.ceil(high / step - 1e-9) * step
+    low = float(values[values > 0].min(initial=high))
+    ticks = [part * 10.0**power for power in range(math.floor(math.log10(low)) - 1,
+                                                   math.ceil(math.log10(high)) + 1)
+             for part in LOG]  # fmt: skip
+    begin = max(each for each in ticks if each <= low * 0.999)
+    return begin, min(each for each in ticks if each >= high * (1 - 1e-9))
+
+
+def _step(span: float, count: int, steps: Sequence[float] = DECIMAL) -> float:
     """A round distance of ticks, so that about `count` fit into `span`.
 
     >>> _step(95, 4), _step(600, 8), _step(1.0, 4)
     (25.0, 100.0, 0.25)
     """
     power = 10.0 ** math.floor(math.log10(max(span, 1e-12) / count))
-    return next(part * power for part in (1, 2, 2.5, 5, 10) if part * power >= span / count)
+    return next(part * power for part in steps if part * power >= span / count)
 
 
 def _path(frame: _Frame, line: Line) -> str:
@@ -240,12 +263,12 @@ def _areas(frame: _Frame, lines: Sequence[Line]) -> list[str]:
 
 def _axes(frame: _Frame, x_text: Callable[[float], str], y_text: Callable[[float], str]) -> str:
     parts = []
-    for value in np.arange(0, frame.high_y * 1.001, _step(frame.high_y, 4)):
+    for value in _y_ticks(frame):
         y = float(frame.y(value))
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{y + 4:.1f}">'
-            f"{escape(y_text(float(value)))}</text>"
+            f"{escape(y_text(value))}</text>"
         )
     for value in _x_ticks(frame):
         x, edge = float(frame.x(value)), frame.width - RIGHT
@@ -266,13 +289,23 @@ def _titles(frame: _Frame, x_name: str, y_name: str) -> str:
     )
 
 
+def _y_ticks(frame: _Frame) -> list[float]:
+    if not frame.log_y:
+        return np.arange(0, frame.high_y * 1.001, _step(frame.high_y, 4)).tolist()
+    low, high = frame.low_y * (1 - 1e-9), frame.high_y * (1 + 1e-9)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    parts = LOG if high / low < 1e3 else LOG[:1]
+    found = [part * 10.0**power for power in powers for part in parts]
+    return [each for each in found if low <= each <= high]
+
+
 def _x_ticks(frame: _Frame) -> list[float]:
     if frame.log_x:
         low, high = math.ceil(math.log10(frame.low_x)), math.floor(math.log10(frame.high_x))
         every = 1 if frame.width > 500 else 2
         return [10.0**power for power in range(low, high + 1, every)]
     span = frame.high_x - frame.low_x
-    step = _step(span, 4 if frame.width < 500 else 8)
+    step = _step(span, 4 if frame.width < 500 else 8, frame.x_steps)
     first = math.ceil(frame.low_x / step - 1e-9)
     last = math.floor(frame.high_x / step + 1e-9)
     return [index * step for index in range(first, last + 1)]

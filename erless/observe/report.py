@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.observe.charts import Bar, Line, bar_chart, line_chart, number, size
+from erless.observe.charts import (
+    CLOCK,
+    DECIMAL,
+    Bar,
+    Line,
+    bar_chart,
+    line_chart,
+    number,
+    size,
+)
 from erless.observe.page import figure, page, table, tiles
 from erless.observe.results import StoredResult, read_result
 from erless.specs.result import RunResult
@@ -22,7 +32,9 @@ Floats = NDArray[np.float64]
 COLOURS = 8
 MOST_TABLES = 6  # access curves drawn
 MOST_MARKS = 60  # cold starts drawn
-TIME = "time (s)"
+MANY = 10**7  # queries: too long a number for a tile
+TIMES = (("s", 1.0, 900.0), ("min", 60.0, 4 * 3600.0), ("h", 3600.0, 100 * 3600.0),
+         ("d", 86400.0, np.inf))  # fmt: skip
 TRAFFIC = "traffic (queries/s)"
 LATENCY = "latency (ms)"
 MEMORY = "memory (bytes)"
@@ -66,13 +78,13 @@ def write_comparison(first: Path, second: Path, out: Path) -> tuple[RunResult, R
     parts = [
         figure("Side by side", "Ratios are A ÷ B.", _side_by_side(a.document, b.document)),
         figure("Served traffic", "Queries answered per second.",
-               line_chart(over_time("served_qps"), x_name=TIME, y_name=TRAFFIC)),
+               _over_time(over_time("served_qps"), y_name=TRAFFIC)),
         figure("p95 latency", "From the moment a query was due.",
-               line_chart(over_time("p95_ms"), x_name=TIME, y_name=LATENCY, limit=limit)),
+               _over_time(over_time("p95_ms"), y_name=LATENCY, limit=limit, log_y=True)),
         figure("Memory", "All replicas of all functions.",
-               line_chart(summed("memory_bytes"), x_name=TIME, y_name=MEMORY, y_text=size)),
+               _over_time(summed("memory_bytes"), y_name=MEMORY, y_text=size)),
         figure("Replicas", "Ready, all functions.",
-               line_chart(summed("ready"), x_name=TIME, y_name="replicas (count)")),
+               _over_time(summed("ready"), y_name="replicas (count)")),
     ]  # fmt: skip
     _save(out, page("Two results side by side", f"{names[0]}; {names[1]}", parts))
     return a.document, b.document
@@ -85,7 +97,9 @@ def _save(out: Path, text: str) -> None:
 
 def _subtitle(document: RunResult) -> str:
     kind = {"loadtest": "measured", "demo": "measured", "simulate": "simulated"}[document.source]
-    parts = [kind, document.started_at, f"{document.duration_s:,.0f} s", document.arrivals,
+    name, unit_s = _unit(document.duration_s)
+    parts = [kind, document.started_at, f"{number(document.duration_s / unit_s)} {name}",
+             document.arrivals,
              document.release[:12] and f"release {document.release[:12]}",
              document.machine.processor if document.machine else ""]  # fmt: skip
     return " · ".join(each for each in parts if each)
@@ -100,7 +114,9 @@ def _stopped(document: RunResult) -> str:
 
 def _summary(document: RunResult) -> str:
     latency, base = document.latency, document.model_wise
-    entries = [(f"{document.answered:,}", f"of {document.queries:,} queries answered")]
+    many = document.answered >= MANY
+    answered = number(document.answered) if many else f"{document.answered:,}"
+    entries = [(answered, f"of {document.queries:,} queries answered")]
     if document.failed:
         entries.append((f"{document.failed:,}", "failed: " + ", ".join(document.failures)))
     if latency.p95_ms is not None:
@@ -138,8 +154,7 @@ def _traffic(stored: StoredResult) -> str:
     caption = "Queries per second."
     if marks:
         caption += " Dotted: functions woken from zero, failures."
-    return figure("Traffic", caption, line_chart(lines, x_name=TIME, y_name=TRAFFIC,
-                                                 marks=marks))  # fmt: skip
+    return figure("Traffic", caption, _over_time(lines, y_name=TRAFFIC, marks=marks))  # fmt: skip
 
 
 def _latency(stored: StoredResult) -> str:
@@ -147,8 +162,26 @@ def _latency(stored: StoredResult) -> str:
     lines = [Line(name, columns["t_s"], columns[f"{name}_ms"], colour)
              for name, colour in (("p50", 2), ("p95", 0), ("p99", 1))]  # fmt: skip
     return figure("Latency", "From the moment a query was due to its answer, per step.",
-                  line_chart(lines, x_name=TIME, y_name=LATENCY, limit=_sla(stored.document),
-                             marks=_marks(stored)))  # fmt: skip
+                  _over_time(lines, y_name=LATENCY, limit=_sla(stored.document),
+                             marks=_marks(stored), log_y=True))  # fmt: skip
+
+
+def _over_time(
+    lines: Sequence[Line], *, marks: Sequence[tuple[float, str]] = (), **more: Any
+) -> str:
+    """A chart of lines over seconds, in the unit that suits their length."""
+    longest = max((float(each.x.max(initial=0.0)) for each in lines), default=0.0)
+    name, unit_s = _unit(longest)
+    return line_chart(
+        [replace(each, x=each.x / unit_s) for each in lines], x_name=f"time ({name})",
+        marks=[(at / unit_s, said) for at, said in marks],
+        x_steps=DECIMAL if name == "s" else CLOCK, **more,
+    )  # fmt: skip
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    """The unit to tell a time in, and its seconds."""
+    return next((name, unit_s) for name, unit_s, most in TIMES if seconds <= most)
 
 
 def _sla(document: RunResult) -> tuple[float, str] | None:
@@ -195,7 +228,7 @@ def _replicas(stored: StoredResult) -> str:
     lines.append(_total(stored, "wanted", "wanted, all", 7))
     lines[-1] = Line(lines[-1].name, lines[-1].x, lines[-1].y, 7, dash=True)
     return figure("Replicas", "Ready replicas, and how many the autoscaler wanted in all.",
-                  line_chart(lines, x_name=TIME, y_name="replicas (count)"))  # fmt: skip
+                  _over_time(lines, y_name="replicas (count)"))  # fmt: skip
 
 
 def _memory(stored: StoredResult) -> str:
@@ -208,7 +241,7 @@ def _memory(stored: StoredResult) -> str:
     if base:
         caption += f" Model-wise: {base.source}."
     return figure("Memory", caption,
-                  line_chart(lines, x_name=TIME, y_name=MEMORY, y_text=size, stacked=True,
+                  _over_time(lines, y_name=MEMORY, y_text=size, stacked=True,
                              limit=limit))  # fmt: skip
 
 

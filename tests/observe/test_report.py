@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from erless.observe.report import write_comparison, write_report
+from erless.observe.charts import Line, line_chart
+from erless.observe.report import _over_time, write_comparison, write_report
 from tests.conftest import Cli
 from tests.observe.conftest import Browser, write_small
 
@@ -64,6 +66,37 @@ def test_many_functions_are_grouped_by_tier(tmp_path: Path) -> None:
     text = out.read_text()
     assert '"name":"hot"' in text and '"name":"hot-1"' not in text
     assert "33 others" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unit", "ticks"),
+    [(210, "s", "0 50 100 150 200"), (3600, "min", "0 10 20 30 40 50 60"),
+     (86400, "h", "0 3 6 9 12 15 18 21 24"), (7 * 86400, "d", "0 1 2 3 4 5 6 7")],
+)  # fmt: skip
+def test_time_has_a_unit_that_suits_it(seconds: float, unit: str, ticks: str) -> None:
+    x = np.linspace(0, seconds, 50)
+    drawn = _over_time([Line("a", x, x, 0)], y_name="y (count)", marks=[(seconds / 2, "half")])
+    assert f"time ({unit})" in drawn
+    wide = drawn.partition("</svg>")[0]
+    shown = re.findall(r'text-anchor="(?:middle|end)" x="[^"]*" y="250">([^<]*)<', wide)
+    assert " ".join(shown) == ticks
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "limit", "ticks"),
+    [(2.3, 48.0, 400.0, "2 5 10 20 50 100 200 500"), (0.9, 3e4, 400.0, "1 10 100 1000 10000"),
+     (7.0, 9.0, None, "5 10")],
+)  # fmt: skip
+def test_latency_is_read_at_any_scale(
+    low: float, high: float, limit: float | None, ticks: str
+) -> None:
+    y = np.array([0.0, np.nan, low, high])
+    drawn = line_chart(
+        [Line("p95", np.arange(4.0), y, 0)], x_name="x", y_name="y", y_text=lambda at: f"{at:g}",
+        log_y=True, limit=(limit, "SLA") if limit else None,
+    )  # fmt: skip
+    wide = drawn.partition("</svg>")[0]
+    assert " ".join(re.findall(r'text-anchor="end" x="52" y="[^"]*">([^<]*)<', wide)) == ticks
 
 
 def test_comparison(tmp_path: Path, browser: Browser) -> None:
