@@ -10,7 +10,8 @@ per query and the memory that it takes follows what traffic of eight monoliths' 
     replicas of f = ⌈8 · cpu(f) / cpu(monolith)⌉      memory = Σ replicas · RSS of one
 
 against eight monoliths (RSS: as if each replica were alone on its machine). CPU seconds, unlike
-seconds, do not depend much on who else uses the machine.
+seconds, do not depend much on who else uses the machine; what is left of that dependence is in both
+sides, because they take turns, and medians over the rounds are told.
 Memory utility is counted: rows that 1,000 queries touch, spread evenly over the replicas.
 
 Steps of traffic (`elasticity.py`): RM1 by shards and model-wise, both scaled by the autoscaler,
@@ -28,14 +29,15 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from elasticity import Inputs, LimitsError, elasticity
+from elasticity import Inputs, LimitsError, changed, elasticity, single
 from elasticity import markdown as elasticity_markdown
 
 from erless.cli.simulate import node_of
@@ -53,9 +55,11 @@ from erless.storage.tensors import TensorFile
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from loadtests.closed_loop import ClosedLoop, run_closed_loop
 from loadtests.queries import discover
-from loadtests.systems import System, Traffic, erless, local
+from loadtests.systems import Traffic, cpu_seconds, erless, local
 
 TIMES = 8
+ROUNDS = 5
+CONNECTIONS = 4
 UTILITY_QUERIES = 1000
 # AWS Fargate, us-east-1, on demand: dollars per vCPU hour and per GB hour
 VCPU_HOUR, GB_HOUR = 0.04048, 0.004445
@@ -101,34 +105,42 @@ class Bundle:
         self.traffic = Traffic.read(queries, self.expected)
 
 
-def per_process(
-    system: System, connections: int, seconds: float, traffic: Traffic
-) -> tuple[dict[int, float], dict[int, int], ClosedLoop]:
-    """CPU seconds per query and RSS of each process of a system; what came of the run."""
-    path = discover(system.url).path
+@dataclass
+class Side:
+    """One system under a closed loop. names: process → function. cpu_s: per query, by round."""
 
-    def drive(seconds: float) -> ClosedLoop:
-        return run_closed_loop(
-            system.url, path, traffic.bodies, connections, seconds, traffic.expected
+    url: str
+    names: Callable[[], dict[int, str]]
+    cpu_s: dict[str, list[float]] = field(default_factory=dict)
+    failed: int = 0
+    largest_error: float = 0.0
+
+    def warm(self, traffic: Traffic, seconds: float) -> ClosedLoop:
+        """Full load, unmeasured but for its answers."""
+        path = discover(self.url).path
+        found = run_closed_loop(
+            self.url, path, traffic.bodies, CONNECTIONS, seconds, traffic.expected
         )
-
-    def spent() -> dict[int, float]:
-        found = {}
-        for each in system.tree():
-            try:
-                found[each.pid] = sum(each.cpu_times()[:2])
-            except psutil.Error:
-                continue
+        self.failed += len(found.failures)
+        self.largest_error = max(self.largest_error, found.largest_error)
         return found
 
-    drive(1.5)
-    before = spent()
-    found = drive(seconds)
-    after = spent()
-    count = len(found.latency_ms)
-    cpu = {pid: (after[pid] - before.get(pid, 0.0)) / count for pid in after}
-    memory = {each.pid: each.memory_info().rss for each in system.tree()}
-    return cpu, memory, found
+    def round(self, traffic: Traffic, seconds: float) -> None:
+        """The same, measured."""
+        names = self.names()
+        before = {pid: cpu_seconds(pid) for pid in names}
+        answered = len(self.warm(traffic, seconds).latency_ms)
+        for pid, name in names.items():
+            self.cpu_s.setdefault(name, []).append((cpu_seconds(pid) - before[pid]) / answered)
+
+    @property
+    def totals(self) -> list[float]:
+        """CPU seconds per query of all functions, by round."""
+        return [sum(parts) for parts in zip(*self.cpu_s.values(), strict=True)]
+
+    def memory(self) -> dict[str, int]:
+        """RSS by function."""
+        return {name: psutil.Process(pid).memory_info().rss for pid, name in self.names().items()}
 
 
 def ranks_of(profile: Path, access: TableAccess) -> np.ndarray:
@@ -165,41 +177,45 @@ def dollars(cpu: float, memory_bytes: float) -> float:
     return 730 * (cpu * VCPU_HOUR + memory_bytes / 1e9 * GB_HOUR)
 
 
-def measured(case: Case, bundle: Bundle, seconds: float, whole: dict[str, float]) -> dict[str, Any]:
-    """One case on this machine."""
+def measured(case: Case, bundle: Bundle, seconds: float) -> dict[str, Any]:
+    """One case on this machine, in rounds with the monolith."""
     plan_path, store = bundle.folder / f"plan{case.shards}.json", bundle.folder / f"s{case.shards}"
     erless("plan", "--model", bundle.model, "--profile", bundle.profile, "--shards", case.shards,
            "--traffic", f"{TIMES}x", "--equal-containers", "--out", plan_path)  # fmt: skip
+    plan = changed(Plan.load(plan_path), single)
+    plan.save(plan_path)
     erless("pack", "--model", bundle.model, "--profile", bundle.profile, "--plan", plan_path,
            "--store", store)  # fmt: skip
-    plan = Plan.load(plan_path)
     state = bundle.folder / f"state{case.shards}"
-    with local(store, state) as system:
-        cpu, memory, record = per_process(system, 4, seconds, bundle.traffic)
-        names = system.functions()
-        functions: dict[str, tuple[float, int]] = {}
-        for pid, spent in cpu.items():
-            name = names.get(pid)
-            if name is not None:
-                known = functions.get(name, (0.0, 0))
-                functions[name] = (known[0] + spent, max(known[1], memory[pid]))
-    replicas = {name: max(1, math.ceil(TIMES * spent / whole["cpu"] - 1e-9))
-                for name, (spent, _) in functions.items()}  # fmt: skip
-    total = sum(replicas[name] * size for name, (_, size) in functions.items())
-    vcpu = sum(TIMES * spent / whole["cpu"] for spent, _ in functions.values())
+    with local(store, state) as system, MonolithServer(bundle.model) as server:
+        ours = Side(system.url, system.functions)
+        whole = Side(server.url, lambda: {server.pid: "monolith"})
+        for side in (ours, whole):
+            side.warm(bundle.traffic, seconds)
+        for _ in range(ROUNDS):
+            for side in (ours, whole):
+                side.round(bundle.traffic, seconds)
+        memory, mono_memory = ours.memory(), whole.memory()["monolith"]
+    taxes = [a / b for a, b in zip(ours.totals, whole.totals, strict=True)]
+    parts = {
+        name: float(np.median([a / b for a, b in zip(spent, whole.totals, strict=True)]))
+        for name, spent in ours.cpu_s.items()
+    }
+    replicas = {name: max(1, math.ceil(TIMES * part - 1e-9)) for name, part in parts.items()}
+    total = sum(replicas[name] * size for name, size in memory.items())
     sample = stream(case, bundle.rows)
     utility = touched_rows(plan, bundle, replicas, sample)
     mono_utility = touched_rows(whole_plan(plan), bundle, {"gateway": TIMES}, sample)
     return {
         "workload": case.workload, "locality": case.locality, "shards": case.shards,
         "rows": bundle.rows, "replicas": replicas,
-        "memory": TIMES * whole["memory"] / total,
+        "memory": TIMES * mono_memory / total,
         "utility": utility / mono_utility,
-        "cost": dollars(TIMES, TIMES * whole["memory"]) / dollars(vcpu, total),
-        "tax": sum(spent for spent, _ in functions.values()) / whole["cpu"],
-        "memory_bytes": total, "model_wise_bytes": TIMES * whole["memory"],
-        "failed": len(record.failures),
-        "largest_error": record.largest_error,
+        "cost": dollars(TIMES, TIMES * mono_memory) / dollars(TIMES * sum(parts.values()), total),
+        "tax": float(np.median(taxes)), "taxes": taxes,
+        "memory_bytes": total, "model_wise_bytes": TIMES * mono_memory,
+        "failed": ours.failed + whole.failed,
+        "largest_error": max(ours.largest_error, whole.largest_error),
     }  # fmt: skip
 
 
@@ -215,14 +231,6 @@ def stream(case: Case, rows: int) -> Query:
 
     workload = dataclasses.replace(WORKLOADS[case.workload], rows=rows, locality=case.locality)
     return queries_of(workload, UTILITY_QUERIES * workload.batch, block=1)
-
-
-def monolith(bundle: Bundle, seconds: float) -> dict[str, float]:
-    """CPU seconds per query and memory of the whole model in one process."""
-    with MonolithServer(bundle.model) as server:
-        system = System("monolith", server.url, lambda: [server.pid])
-        cpu, memory, _ = per_process(system, 4, seconds, bundle.traffic)
-    return {"cpu": sum(cpu.values()), "memory": float(sum(memory.values()))}
 
 
 def in_steps(bundle: Bundle, shards: int, out: Path) -> list[dict[str, Any]]:
@@ -297,7 +305,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(
             f"| {row['workload']} | {row['locality']:.0%} | {row['shards']} | {row['rows']:,} | "
             f"{row['memory']:.2f}× | {row['utility']:.2f}× | {row['cost']:.2f}× | "
-            f"{row['tax']:.2f} | {row['failed']} |"
+            f"{row['tax']:.2f} ({min(row['taxes']):.2f} to {max(row['taxes']):.2f}) | "
+            f"{row['failed']} |"
         )
     if result["elasticity"]:
         lines += ["", "RM1 under steps of traffic:", "", elasticity_markdown(result["elasticity"])]
@@ -320,7 +329,7 @@ def main() -> None:
     """Measure, simulate, print."""
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each round")
     parser.add_argument("--scale", type=float, default=1.0, help="of the rows")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="for the steps")
     parser.add_argument("--only", choices=["measured", "full"], default=None)
@@ -335,9 +344,8 @@ def main() -> None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="erless-eval-")))
             rows = int(ROWS[cases[0].workload] * cases[0].scale * given.scale)
             bundle = Bundle(cases[0], rows, folder)
-            whole = monolith(bundle, given.seconds)
             for case in cases:
-                row = measured(case, bundle, given.seconds, whole)
+                row = measured(case, bundle, given.seconds)
                 result["measured"].append(row)
                 print(json.dumps(row), file=sys.stderr)
             if CASES[0] in cases:
