@@ -151,7 +151,7 @@ def main() -> None:
             cpu_s = {each: (after[each][0] - before[each][0]) / calm[0].queries for each in after}
             own = {each: after[each][1] for each in after}
             held = sum(each.memory_bytes for each in system.target.status().functions)
-            shared = held - float(sum(own.values()))
+            shared = held - float(sum(map(private_bytes, system.functions())))
             measured = measure(
                 Load(system.url, given.seconds, given.traffic, 64, queries), given.out / "measured",
                 sla_ms=400.0, overwrite=True, fields={"title": "measured"},
