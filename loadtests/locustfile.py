@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import gevent
 import queries
@@ -43,6 +44,7 @@ def _options(parser: LocustArgumentParser) -> None:
     group = parser.add_argument_group("erless")
     group.add_argument("--traffic", default="", help="shape (step:50,150) or trace; open loop")
     group.add_argument("--duration", type=float, default=None, help="seconds of a shape")
+    group.add_argument("--connect", default="", help="HOST:PORT to connect to, for --host")
     group.add_argument("--queries", default="", help="query file; else queries are drawn")
     group.add_argument("--distinct", type=int, default=64, help="most different queries")
     group.add_argument("--batch", type=int, default=None, help="samples per query")
@@ -94,7 +96,7 @@ class Session:
         if not host:
             raise ServeError("no gateway: give --host http://127.0.0.1:8080")
         token = os.environ.get("ERLESS_TOKEN")
-        self.served = queries.discover(host, options.model or None, token)
+        self.served = queries.discover(host, options.model or None, token, connect=options.connect)
         if options.queries:
             made = queries.from_file(Path(options.queries), options.distinct, options.batch)
         else:
@@ -107,9 +109,11 @@ class Session:
         self.expected = None
         if options.expected:
             self.expected = queries.read_expected(Path(options.expected), self.bodies[0].batch)
-        self.url = URL(host)
+        named = urlsplit(host)
+        self.url = URL(f"{named.scheme}://{options.connect}" if options.connect else host)
         self.deadline_s = options.deadline_ms / 1e3
         headers = {
+            "Host": named.netloc,
             "Content-Type": "application/octet-stream",
             "erless-deadline-ms": f"{options.deadline_ms:g}",
         }

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,15 +143,24 @@ def read_answer(body: bytes, json_length: int | None) -> Answer:
 
 
 def discover(
-    host: str, model: str | None = None, token: str | None = None, wait_s: float = DISCOVERY_S
-) -> ServedModel:
+    host: str, model: str | None = None, token: str | None = None, wait_s: float = DISCOVERY_S,
+    connect: str = "",
+) -> ServedModel:  # fmt: skip
     """Ask the gateway at `host` what it serves; tries again for `wait_s`.
+
+    connect: HOST:PORT to connect to, where the URL's own host is not known here.
 
     Raises:
         ServeError: it is down, not ready, or not a gateway.
     """
-    name = model or _served_name(_get(host, "/v2", token, wait_s))
-    said = _get(host, f"/v2/models/{name}", token, wait_s)
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    there = host
+    if connect:
+        parts = urlsplit(host)
+        headers["host"] = parts.netloc
+        there = f"{parts.scheme}://{connect}"
+    name = model or _served_name(_get(there, "/v2", headers, wait_s))
+    said = _get(there, f"/v2/models/{name}", headers, wait_s)
     parameters = said.get("parameters", {})
     dense = next((each["shape"][-1] for each in said.get("inputs", ()) if each["name"] == "dense"),
                  None)  # fmt: skip
@@ -174,11 +184,10 @@ def _served_name(server: dict[str, Any]) -> str:
     return str(models[0])
 
 
-def _get(host: str, path: str, token: str | None, wait_s: float) -> dict[str, Any]:
+def _get(host: str, path: str, headers: dict[str, str], wait_s: float) -> dict[str, Any]:
     url = host.rstrip("/") + path
     if not url.startswith(("http://", "https://")):
         raise ServeError(f"{host}: a gateway's URL begins with http:// or https://")
-    headers = {"authorization": f"Bearer {token}"} if token else {}
     end = time.monotonic() + wait_s
     while True:
         try:

@@ -21,6 +21,9 @@ __all__ = ["loadtest", "probe_of"]
 def loadtest(
     out: Annotated[Path, typer.Option(help="Result directory to make.")] = Path("result"),
     host: Annotated[str | None, typer.Option(help="A gateway's URL, instead of a target.")] = None,
+    connect: Annotated[
+        str | None, typer.Option(help="HOST:PORT to connect to, for the URL (an ingress).")
+    ] = None,
     target: Annotated[str | None, typer.Option("--target", "-t", help="local or knative.")] = None,
     traffic: Annotated[
         str | None, typer.Option(help="step:50,150,50 or a trace (t_s, qps); else closed loops.")
@@ -85,11 +88,12 @@ def loadtest(
             host, probe = _whole(monolith, running)
             fields["title"] = f"Load test of {monolith}, whole"
         elif host is None:
-            host, probe, facts = _deployed(target)
+            host, address, probe, facts = _deployed(target)
+            connect = connect or address
             fields |= facts
         options = _options(queries, expected, profile, batch, pooling, locality, deadline_ms,
                            tolerance, seed)  # fmt: skip
-        load = Load(host, length, traffic, users, options, processes)
+        load = Load(host, length, traffic, users, options, processes, connect or "")
         known: dict[str, Any] = {"probe": probe, "fields": fields, "overwrite": overwrite,
                                  "tolerance": tolerance, "plan": loaded}  # fmt: skip
         if search:
@@ -119,8 +123,8 @@ def _options(
                  for text in (name, str(value)))  # fmt: skip
 
 
-def _deployed(name: str | None) -> tuple[str, Probe, dict[str, Any]]:
-    """The current release of a target: its URL, what to ask while it serves, and its facts."""
+def _deployed(name: str | None) -> tuple[str, str, Probe, dict[str, Any]]:
+    """The current release of a target: URL, where to connect, what to ask meanwhile, its facts."""
     from erless.cli.options import project
     from erless.deploy.registry import open_target
 
@@ -128,7 +132,7 @@ def _deployed(name: str | None) -> tuple[str, Probe, dict[str, Any]]:
     now = target.status()
     facts = {"title": f"Load test of release {now.release[:12]} on {now.target}",
              "release": now.release}  # fmt: skip
-    return now.answering_url(), probe_of(target), facts
+    return now.answering_url(), now.address, probe_of(target), facts
 
 
 def probe_of(target: Target) -> Probe:

@@ -74,6 +74,23 @@ class _Faulty(Sink):
             super().reply(path)
 
 
+class _Ingress(Sink):
+    """Knows one host, as a cluster's ingress does; others get 404."""
+
+    def data_received(self, data: bytes) -> None:
+        head = data.partition(b"\r\n\r\n")[0].lower().split(b"\r\n")
+        if head[0].startswith((b"get ", b"post ")) and b"host: erless.invalid" not in head:
+            self.transport.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            return
+        super().data_received(data)
+
+
+@pytest.fixture
+def ingress() -> Iterator[str]:
+    with _Background(_Ingress) as url:
+        yield url.removeprefix("http://")
+
+
 @pytest.fixture
 def sink() -> Iterator[str]:
     with _Background() as url:

@@ -21,6 +21,16 @@ def test_closed_loop_with_nothing_but_a_url(sink: str, locust: Locust) -> None:
     assert int(row.split()[2]) > 20 and row.split()[3].startswith("0(")
 
 
+def test_an_ingress_that_the_dns_does_not_know(ingress: str, locust: Locust) -> None:
+    run = locust("-u", 4, "-r", 4, "-t", "2s", "--host", "http://erless.invalid", "--connect",
+                 ingress)  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "infer" in run.stdout + run.stderr
+    run = locust("-u", 4, "-t", "2s", "--host", f"http://{ingress}")
+    assert run.returncode == 1
+    assert "HTTP 404" in run.stderr
+
+
 def test_open_loop_is_a_poisson_process(sink: str, locust: Locust, tmp_path: Path) -> None:
     record = tmp_path / "r"
     run = locust("-u", 20, "--host", sink, "--traffic", "step:50,150", "--duration", 6,

@@ -33,6 +33,7 @@ class Load:
         users: connections.
         options: further options of the locustfile, such as `--queries`.
         processes: of Locust; one offers some 3,000 queries/s of RM1.
+        connect: HOST:PORT to connect to, where the URL's own host is not known here.
     """
 
     host: str
@@ -41,17 +42,20 @@ class Load:
     users: int = 64
     options: tuple[str, ...] = ()
     processes: int = 1
+    connect: str = ""
 
     def command(self, record: Path) -> list[str]:
         """The command line."""
         shape = ["--run-time", f"{math.ceil(self.duration_s)}s"]  # Locust takes whole seconds
         if self.traffic is not None:
             shape = ["--traffic", self.traffic, "--duration", f"{self.duration_s:g}"]
+        there = ["--connect", self.connect] if self.connect else []
         many = ["--processes", str(self.processes)] if self.processes > 1 else []
         return [
             sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary",
             "--host", self.host, "--users", str(self.users), "--spawn-rate", str(self.users),
-            "--record", str(record), "--loglevel", "WARNING", *shape, *many, *self.options,
+            "--record", str(record), "--loglevel", "WARNING", *shape, *there, *many,
+            *self.options,
         ]  # fmt: skip
 
 
