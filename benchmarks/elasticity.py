@@ -4,9 +4,9 @@
 
 One model is deployed twice on target local, by shards and whole, and both are scaled by the same
 autoscaler under the same traffic. Each replica is held to a twelfth of a vCPU (cgroups), so that a
-fleet fits on two cores, runs out of capacity as it would on machines of its own, and takes seconds
-to start. Targets of scaling: 70 % of what that vCPU can do, from CPU seconds per query that a calm
-run told. Traffic at its peak needs eight whole models.
+fleet fits on two cores and runs out of capacity as it would on machines of its own. Targets of
+scaling: 70 % of what that vCPU can do, from CPU seconds per query that a calm run told. Traffic at
+its peak needs eight whole models.
 
 Memory is counted as if each replica had a machine of its own: RSS, in which rows that replicas
 share here count for each. The simulator is told CPU seconds, RSS and the seconds until a replica is
@@ -70,6 +70,11 @@ class Costs:
     start_cpu_s: dict[str, float]  # until it was ready
     resident_bytes: dict[str, int]
 
+    @property
+    def start_s(self) -> float:
+        """Until a replica of `VCPU` is ready."""
+        return max(self.start_cpu_s.values()) / VCPU
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -118,9 +123,7 @@ def changed(plan: Plan, change: Callable[[str], dict[str, Any]]) -> Plan:
         for each in plan.shards
     )
     gateway = plan.gateway.model_copy(update=change("gateway"))
-    fields = {name: getattr(plan, name) for name in Plan.model_fields
-              if name not in ("kind", "schema_version", "digest")}  # fmt: skip
-    return Plan.create(**{**fields, "shards": shards, "gateway": gateway})
+    return plan.amended(shards=shards, gateway=gateway)
 
 
 def packed(inputs: Inputs, plan: Plan, name: str) -> Path:
@@ -186,8 +189,7 @@ def alone(system: LocalSystem) -> Probe:
 def simulated(plan: Plan, costs: Costs, traffic: Traffic) -> Simulation:
     """The run as the simulator sees it."""
     service = {name: each / VCPU * 1e3 for name, each in costs.cpu_s.items()}
-    start = max(costs.start_cpu_s.values()) / VCPU
-    terms = Terms(start_s=start, load_bytes_s=math.inf)
+    terms = Terms(start_s=costs.start_s, load_bytes_s=math.inf)
     return run_simulation(plan, traffic, terms, None, 0, service)
 
 
@@ -217,7 +219,7 @@ def one(
         "simulated": _told(told),
         "wrong": seen.failures.get("wrong prediction", 0),
         "cpu_ms": {name: each * 1e3 for name, each in costs.cpu_s.items()},
-        "start_s": max(costs.start_cpu_s.values()) / VCPU,
+        "start_s": costs.start_s,
         "traffic": traffic.name,
     }, seen  # fmt: skip
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from elasticity import changed
 
 from erless.cli.loadtest import probe_of
 from erless.observe.loadtest.locust import Load
@@ -47,23 +48,15 @@ CALM = "constant:16"  # the most that one replica of each serves, with room for 
 
 def low_targets(plan: Plan) -> Plan:
     """The plan, scaled as if its replicas were slow, each of one process."""
+    tiers = {each.name: each.tier for each in plan.shards}
 
-    def scaling(target: float) -> Scaling:
-        return Scaling(target=target, window_s=WINDOW_S, min_scale=1, max_scale=6)
-
-    shards = tuple(
-        each if each.tier is Tier.RESIDENT
-        else each.model_copy(
-            update={"scaling": scaling(TARGETS[each.tier]), "replicas": 1, "vcpu": 1.0}
+    def slow(name: str) -> dict[str, Any]:
+        scaling = Scaling(
+            target=TARGETS[tiers.get(name, "gateway")], window_s=WINDOW_S, min_scale=1, max_scale=6
         )
-        for each in plan.shards
-    )  # fmt: skip
-    gateway = plan.gateway.model_copy(
-        update={"scaling": scaling(TARGETS["gateway"]), "replicas": 1, "vcpu": 1.0}
-    )
-    fields = {name: getattr(plan, name) for name in Plan.model_fields
-              if name not in ("kind", "schema_version", "digest")}  # fmt: skip
-    return Plan.create(**{**fields, "shards": shards, "gateway": gateway})
+        return {"scaling": scaling, "replicas": 1, "vcpu": 1.0}
+
+    return changed(plan, slow)
 
 
 def calibrated(plan: Plan, cpu_s: dict[str, float], calm: list[RunResult],

@@ -109,14 +109,16 @@ class Session:
         self.expected = None
         if options.expected:
             self.expected = queries.read_expected(Path(options.expected), self.bodies[0].batch)
-        named = urlsplit(host)
-        self.url = URL(f"{named.scheme}://{options.connect}" if options.connect else host)
+        self.url = URL(host)
         self.deadline_s = options.deadline_ms / 1e3
         headers = {
-            "Host": named.netloc,
             "Content-Type": "application/octet-stream",
             "erless-deadline-ms": f"{options.deadline_ms:g}",
         }
+        if options.connect:
+            named = urlsplit(host)
+            self.url = URL(f"{named.scheme}://{options.connect}")
+            headers["Host"] = named.netloc
         if token:
             headers["Authorization"] = f"Bearer {token}"
         self.headers = [

@@ -163,7 +163,7 @@ def _search(
 ) -> None:
     from dataclasses import asdict
 
-    from erless.observe.loadtest.highest import find_highest, told
+    from erless.observe.loadtest.highest import find_highest, summary, told
 
     found = find_highest(load, out, sla_ms=limit, start_qps=start_qps,
                          tell=lambda trial: note(told(trial)), **known)  # fmt: skip
@@ -172,6 +172,5 @@ def _search(
         "not_met_at": None if found.beyond == float("inf") else found.beyond,
         "interrupted": found.interrupted, "trials": [asdict(each) for each in found.trials],
     }  # fmt: skip
-    beyond = "stopped there" if found.beyond == float("inf") else f"not at {found.beyond:.0f}"
-    said = f"p95 within {limit:g} ms up to {found.qps:.0f} queries/s ({beyond}); {out} has that run"
+    said = f"{summary(found, limit)}; {out} has that run"
     emit(output, document, lambda console: console.print(said))

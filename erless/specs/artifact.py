@@ -49,6 +49,13 @@ class Artifact(Frozen):
         draft = cls(kind=cls.KIND, schema_version=cls.SCHEMA_VERSION, digest="", **fields)
         return draft.model_copy(update={"digest": _digest(draft.model_dump(mode="json"))})
 
+    def amended(self, **changes: Any) -> Self:
+        """This artifact with some fields changed, stamped anew."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        for stamped in Artifact.model_fields:
+            del fields[stamped]
+        return self.create(**{**fields, **changes})
+
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read and check the artifact at `path`.

@@ -6,7 +6,9 @@ import pytest
 from erless.errors import ArtifactError
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import DlrmTower, ModelSpec, TableSpec
+from erless.specs.plan import Plan
 from tests.bundles import write_bundle
+from tests.simulate.plans import plan, shard
 
 
 @pytest.fixture
@@ -50,6 +52,16 @@ def test_a_changed_manifest_is_refused(bundle: Path, changes: dict, message: str
     rewrite(bundle / "model.json", **changes)
     with pytest.raises(ArtifactError, match=message):
         BundleManifest.open(bundle)
+
+
+def test_an_amended_artifact_is_stamped_anew(tmp_path: Path) -> None:
+    whole = plan(shard())
+    assert whole.amended() == whole
+    other = whole.amended(qps=7.0)
+    assert (other.qps, other.shards) == (7.0, whole.shards)
+    assert other.digest != whole.digest
+    other.save(tmp_path / "other.json")
+    assert Plan.load(tmp_path / "other.json") == other
 
 
 def test_unreadable_manifests(bundle: Path, tmp_path: Path) -> None:

@@ -142,10 +142,7 @@ def _quickened(plan: Plan) -> Plan:
         "scaling": scaled(plan.gateway.scaling, 1, metric="rps",
                           target=plan.gateway.qps_per_replica),
     })  # fmt: skip
-    fields = {name: getattr(plan, name) for name in Plan.model_fields}
-    for stamped in ("kind", "schema_version", "digest"):
-        del fields[stamped]
-    return Plan.create(**{**fields, "shards": shards, "gateway": gateway})
+    return plan.amended(shards=shards, gateway=gateway)
 
 
 def make_release(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from erless.observe.loadtest.search import Floats, Found, Trial, late_blocks, se
 from erless.observe.results import staged_result
 from erless.specs.plan import Plan
 
-__all__ = ["find_highest", "told"]
+__all__ = ["find_highest", "summary", "told"]
 
 
 def find_highest(
@@ -44,25 +45,29 @@ def find_highest(
         ArtifactError: `out` exists and may not be replaced; told before anything is sent.
         StorageError: `out` cannot be written; likewise.
     """
-    met: dict[float, Run] = {}
+    runs: dict[float, Run] = {}  # the last at each rate
 
     def blocks_at(qps: float) -> Floats:
         run = send(replace(load, traffic=f"constant:{qps:g}"), probe)
         if run.interrupted:
             raise KeyboardInterrupt
-        met[qps] = run
+        runs[qps] = run
         return late_blocks(run.record.log, load.duration_s, sla_ms)
 
     with staged_result(out, overwrite=overwrite) as stage:
         found = search(blocks_at, start_qps=start_qps, tell=tell)
         if not found.qps:
             raise LoadTestError("stopped before any rate met the SLA")
-        end = f"not at {found.beyond:.0f}" if found.beyond != float("inf") else "stopped there"
-        said = f"p95 within {sla_ms:g} ms up to {found.qps:.0f} queries/s ({end})"
-        notes = (said, *(told(each) for each in found.trials))
-        fill(stage, met[found.qps], sla_ms=sla_ms, fields={**(fields or {}), "notes": notes},
+        notes = (summary(found, sla_ms), *(told(each) for each in found.trials))
+        fill(stage, runs[found.qps], sla_ms=sla_ms, fields={**(fields or {}), "notes": notes},
              tolerance=tolerance, plan=plan)  # fmt: skip
     return found
+
+
+def summary(found: Found, sla_ms: float) -> str:
+    """What was found, in a line for people."""
+    end = "stopped there" if math.isinf(found.beyond) else f"not at {found.beyond:.0f}"
+    return f"p95 within {sla_ms:g} ms up to {found.qps:.0f} queries/s ({end})"
 
 
 def told(trial: Trial) -> str:
