@@ -9,10 +9,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, ExecError, PlatformError
 
 SOURCES = Path("erless/dlrm/kernels")
-FILES = (
-    "index", "route", "home", "gather", "form", "lane", "ask",
-    "module", "py_index", "py_router", "py_split", "py_pooler", "py_combine", "py_lane",
-)  # fmt: skip
+FILES = tuple(sorted(str(path) for path in SOURCES.rglob("*.c")))
+HEADERS = tuple(sorted(str(path) for path in SOURCES.rglob("*.h")))
 
 
 class BuildKernels(build_ext):
@@ -24,7 +22,7 @@ class BuildKernels(build_ext):
             super().build_extension(ext)
         except (CCompilerError, ExecError, PlatformError, OSError) as error:
             raise SystemExit(
-                f"erless compiles its kernels ({SOURCES}/*.c) when it is installed, with a C11 "
+                f"erless compiles its kernels ({SOURCES}) when it is installed, with a C11 "
                 "compiler (GCC 9 or Clang 10, or newer) and Python's headers (Debian and Ubuntu: "
                 f"gcc python3-dev): {error}"
             ) from error
@@ -34,8 +32,9 @@ setup(
     ext_modules=[
         Extension(
             "erless.dlrm._kernels",
-            sources=[str(SOURCES / f"{each}.c") for each in FILES],
-            depends=[str(SOURCES / each) for each in ("kernels.h", "binding.h", "gather_lanes.h")],
+            sources=list(FILES),
+            depends=list(HEADERS),
+            include_dirs=[str(SOURCES)],
             # No -march: the widest instruction set is chosen when the module is loaded.
             extra_compile_args=["-std=gnu11", "-O3", "-g0", "-fno-math-errno"],
         )

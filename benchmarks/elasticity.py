@@ -30,11 +30,11 @@ from typing import Any
 import psutil
 
 from erless.cli.loadtest import probe_of
-from erless.deploy.supervisor.limits import obstacle
+from erless.deploy.local.supervisor.limits import obstacle
 from erless.observe.loadtest.locust import Load
 from erless.observe.loadtest.measure import measure
 from erless.observe.loadtest.sampler import FunctionSample, Probe
-from erless.observe.report import write_comparison
+from erless.observe.report.result import write_comparison
 from erless.observe.simulator.fleet import Terms
 from erless.observe.simulator.outcome import Simulation, run_simulation, write_simulation
 from erless.specs.plan import Plan, Scaling, Tier

@@ -93,7 +93,7 @@ class Fleet:
 
     def monolith(self, model: Path) -> Process:
         """Start the monolith's server."""
-        command = ["-m", "erless.serve.monolith", "--model", str(model), "--port", "0"]
+        command = ["-m", "erless.serve.process.monolith", "--model", str(model), "--port", "0"]
         return self._start("monolith", [*command, "--log", "info"], {})
 
     def shards(self, store: str, release: ReleaseManifest, **env: str) -> dict[str, Process]:

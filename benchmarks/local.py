@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from erless.deploy.desired import load_desired
-from erless.deploy.local import LocalTarget
-from erless.deploy.supervisor.memory import pss_bytes
-from erless.deploy.supervisor.spec import Timing
+from erless.deploy.desired_release import load_desired
+from erless.deploy.local.target import LocalTarget
+from erless.deploy.local.supervisor.memory import pss_bytes
+from erless.deploy.local.supervisor.spec import Timing
 from erless.deploy.target import FunctionState
 from erless.dlrm.queries import QueryFile
 from erless.dlrm.reference import Monolith
@@ -41,7 +41,7 @@ from erless.pack.packer import Packer
 from erless.profile.access import profile_access
 from erless.profile.formats import LogSource
 from erless.progress import Silent
-from erless.serve.query import QueryClient
+from erless.serve.protocol.client import QueryClient
 from erless.specs.bundle import BundleManifest
 from erless.specs.config import Config, Targets
 from erless.specs.config import LocalTarget as LocalOptions

@@ -33,7 +33,7 @@ from erless.specs.plan import Plan, Precision, RankRange, ShardPlan, Tier
 from erless.specs.profile import MANIFEST, Profile, TableAccess
 from erless.specs.stored import find_release
 from erless.storage.digests import digest_file
-from erless.storage.s3 import S3Store
+from erless.storage.s3.store import S3Store
 from erless.storage.stores import Blob, Ignore, open_store
 from erless.storage.tensors import write_tensors
 
@@ -51,7 +51,7 @@ PACK = (
 )
 LOAD = (
     "import sys; from pathlib import Path; import numpy as np\n"
-    "from erless.serve.load import Source, open_shard\n"
+    "from erless.serve.files import Source, open_shard\n"
     "cache = Path(sys.argv[3]) if len(sys.argv) > 3 else None\n"
     "shard = open_shard(Source(sys.argv[1], cache=cache), sys.argv[2]).shard\n"
     "ids = shard.slices[0].index.ids(0, 4096)\n"

@@ -25,12 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from erless.dlrm.workload import WORKLOADS, PowerLaw, RowOrder
-from erless.plan.bounds import memory_bound
-from erless.plan.cost import PAPER_TERMS
-from erless.plan.curves import AccessCurve, TableLoad
-from erless.plan.document import policy_results
-from erless.plan.joint import joint_layouts, joint_memory
-from erless.plan.layout import Demand
+from erless.plan.search.bounds import memory_bound
+from erless.plan.costs.cost import PAPER_TERMS
+from erless.plan.costs.curves import AccessCurve, TableLoad
+from erless.plan.report.document import policy_results
+from erless.plan.policies.joint import joint_layouts, joint_memory
+from erless.plan.costs.layout import Demand
 from erless.plan.planner import POLICIES, Planner
 from erless.plan.request import PlanRequest
 from erless.plan.source import workload_tables

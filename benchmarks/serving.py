@@ -33,7 +33,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 from erless.dlrm.queries import Query, QueryFile
-from erless.serve.load import Source, open_gateway
+from erless.serve.files import Source, open_gateway
 from erless.specs.release import ReleaseManifest
 from erless.specs.stored import find_release
 from erless.storage.stores import open_store

@@ -22,7 +22,7 @@ import uvloop
 from serving import Side, prepare
 
 from erless.dlrm.queries import QueryFile
-from erless.serve.client import CallError, Endpoint, Reply
+from erless.http.client.endpoint import CallError, Endpoint, Reply
 from functions import Fleet, fleet
 from loadtests.closed_loop import head_of
 from loadtests.queries import Body, build

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import uvloop
 
-from erless.serve.client import CallError, Endpoint, Reply
-from erless.serve.http import JSON_LENGTH
+from erless.http.client.endpoint import CallError, Endpoint, Reply
+from erless.http.messages import JSON_LENGTH
 from loadtests.queries import Body, Expected, read_answer
 
 __all__ = ["ClosedLoop", "head_of", "run_closed_loop"]

@@ -13,11 +13,11 @@ from typing import Any
 
 import psutil
 
-from erless.deploy.desired import load_desired
-from erless.deploy.registry import open_target
-from erless.deploy.supervisor.client import call
-from erless.deploy.supervisor.folder import StateFolder
-from erless.deploy.supervisor.memory import pss_bytes
+from erless.deploy.desired_release import load_desired
+from erless.deploy.targets import open_target
+from erless.deploy.local.supervisor.client import call
+from erless.deploy.local.supervisor.folder import StateFolder
+from erless.deploy.local.supervisor.memory import pss_bytes
 from erless.deploy.target import Target
 from erless.dlrm.queries import QueryFile
 from erless.progress import Silent
@@ -147,7 +147,7 @@ def local(store: Path, state: Path, *, limits: bool = False) -> Iterator[LocalSy
         deployed = opened.deploy(load_desired(str(store)), Silent(), START_S)
         supervisor = next(
             each.pid for each in psutil.process_iter(["cmdline"])
-            if "erless.deploy.supervisor" in (each.info["cmdline"] or ())
+            if "erless.deploy.local.supervisor" in (each.info["cmdline"] or ())
             and str(state) in (each.info["cmdline"] or ())
         )  # fmt: skip
         yield LocalSystem("erless", deployed.url, lambda: [supervisor], target=opened, state=state)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.queries import Query
-from erless.serve.load import Source, open_gateway, open_shard
+from erless.serve.files import Source, open_gateway, open_shard
 from erless.specs.release import ReleaseManifest
 
 __all__ = ["sharded_pool"]

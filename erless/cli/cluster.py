@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from erless.deploy.cluster.init import Applied
-    from erless.deploy.kube.api import Api
+    from erless.deploy.kubernetes.api import Api
 
 __all__ = ["app"]
 
@@ -74,7 +74,7 @@ def init(
     from erless.deploy.cluster.init import ClusterInit
     from erless.deploy.cluster.manifests import KNATIVE, read_source
     from erless.deploy.cluster.settings import access, settings
-    from erless.deploy.kube.api import connect
+    from erless.deploy.kubernetes.api import connect
 
     options = cluster_config(
         project(), kubeconfig=kubeconfig, context=context, namespace=namespace, infra=infra

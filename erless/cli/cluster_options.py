@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from erless.deploy.site import Site
+    from erless.deploy.knative.cluster_settings import Site
     from erless.deploy.target import Desired
     from erless.specs.config import Config
 
@@ -84,7 +84,7 @@ def cluster_site(config: Config, images: Sequence[str] | None = None) -> Site:
         InfraError: Terraform's outputs cannot be read.
     """
     from erless.deploy.infra import read_infra
-    from erless.deploy.site import read_choices, resolve_site
+    from erless.deploy.knative.cluster_settings import read_choices, resolve_site
 
     folder = config.targets.knative.infra
     return resolve_site(config, read_infra(folder) if folder else None, read_choices(images or ()))
@@ -99,6 +99,6 @@ def desired_release(
         StoreError: no such release.
         ArtifactError: it is damaged.
     """
-    from erless.deploy.desired import load_desired
+    from erless.deploy.desired_release import load_desired
 
     return load_desired(store or config.store, release, endpoint_url)

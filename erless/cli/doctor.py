@@ -21,9 +21,9 @@ from erless.cli.run import Output, OutputOption, emit, note, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from erless.deploy.doctor import Finding
-    from erless.deploy.render import Rendered
-    from erless.deploy.site import Site
+    from erless.deploy.cluster.doctor import Finding
+    from erless.deploy.knative.render import Rendered
+    from erless.deploy.knative.cluster_settings import Site
 
 __all__ = ["doctor"]
 
@@ -48,8 +48,8 @@ def doctor(
 
     Example: `erless doctor --context my-cluster`
     """
-    from erless.deploy.doctor import examine
-    from erless.deploy.kube.api import connect
+    from erless.deploy.cluster.doctor import examine
+    from erless.deploy.kubernetes.api import connect
 
     config = cluster_config(
         project(), kubeconfig=kubeconfig, context=context, namespace=namespace, infra=infra
@@ -68,8 +68,8 @@ def doctor(
 
 def _rendered(site: Site, store: str, release: str, endpoint_url: str | None) -> Rendered | None:
     """The objects of the release in the store, where there is one."""
-    from erless.deploy.desired import load_desired
-    from erless.deploy.render import render
+    from erless.deploy.desired_release import load_desired
+    from erless.deploy.knative.render import render
     from erless.errors import ErlessError
 
     try:

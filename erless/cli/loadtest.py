@@ -126,7 +126,7 @@ def _options(
 def _deployed(name: str | None) -> tuple[str, str, Probe, dict[str, Any]]:
     """The current release of a target: URL, where to connect, what to ask meanwhile, its facts."""
     from erless.cli.options import project
-    from erless.deploy.registry import open_target
+    from erless.deploy.targets import open_target
 
     target = open_target(name, project())
     now = target.status()

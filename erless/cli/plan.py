@@ -88,13 +88,13 @@ def plan(
     Example: `erless plan --workload rm1 --traffic 8x --equal-containers --compare`
     """
     from erless.cli.plan_inputs import read_inputs
-    from erless.plan import report
-    from erless.plan.breakeven import break_even, lines
-    from erless.plan.document import plan_document
+    from erless.plan.report import tables as report
+    from erless.plan.report.break_even import break_even, lines
+    from erless.plan.report.document import plan_document
     from erless.plan.planner import POLICIES, Planner
-    from erless.plan.plot import write_plot
-    from erless.plan.pools import limit_prices, read_pools, size_pools, write_pools
-    from erless.plan.prices import read_prices
+    from erless.plan.report.plot import write_plot
+    from erless.plan.nodes.terraform_pools import limit_prices, read_pools, size_pools, write_pools
+    from erless.plan.nodes.prices import read_prices
 
     inputs = read_inputs(
         {

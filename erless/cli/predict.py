@@ -127,7 +127,7 @@ def _deployed(
 
     import numpy as np
 
-    from erless.serve.query import Answered, QueryClient
+    from erless.serve.protocol.client import Answered, QueryClient
 
     token = os.environ.get(token_env) if token_env else None
     clients = local()

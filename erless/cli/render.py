@@ -45,8 +45,8 @@ def render(
 
     import yaml
 
-    from erless.deploy.render import render as render_objects
-    from erless.deploy.schema import check_objects
+    from erless.deploy.knative.render import render as render_objects
+    from erless.deploy.knative.schema import check_objects
     from erless.storage.atomic import os_errors, staged_file
 
     config = cluster_config(project(), namespace=namespace, infra=infra)

@@ -25,7 +25,7 @@ def report(
 
     Example: `erless report result --out report.html`, `erless report --compare A B`
     """
-    from erless.observe.report import write_comparison, write_report
+    from erless.observe.report.result import write_comparison, write_report
 
     if (result is None) == (compare is None):
         raise typer.BadParameter("give one RESULT, or --compare A B")

@@ -123,7 +123,7 @@ def _times(pairs: list[str]) -> dict[str, float]:
 def node_of(plan: Plan, prices: Path | None) -> NodeType | None:
     """The plan's most common machine."""
     from erless.observe.simulator.fleet import NodeType
-    from erless.plan.prices import read_prices
+    from erless.plan.nodes.prices import read_prices
 
     if not plan.nodes:
         return None
@@ -140,7 +140,7 @@ def _document(result: RunResult) -> dict[str, Any]:
 
 def lines(result: RunResult) -> list[str]:
     """A result in a few lines, for a terminal."""
-    from erless.observe.charts import number, size
+    from erless.pages.charts import number, size
 
     latency = result.latency
     said = [

@@ -53,7 +53,7 @@ def chosen_target(
     """
     from erless.cli.cluster_options import cluster_config
     from erless.cli.options import project
-    from erless.deploy.registry import open_target
+    from erless.deploy.targets import open_target
 
     config = local_config(project(), state=state, port=port)
     config = cluster_config(

@@ -9,24 +9,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from erless.errors import InfeasibleError, PlanError
-from erless.plan.baselines import model_wise, table_wise
-from erless.plan.bounds import dollars_bound, memory_bound
-from erless.plan.constraints import check_request, no_node, shard_bytes, violations
-from erless.plan.cost import DEFAULT_TERMS, PAPER_TERMS, Terms
-from erless.plan.curves import TableLoad
-from erless.plan.demanded import demanded_layouts
-from erless.plan.dense import placements
-from erless.plan.elasticrec import elasticrec
-from erless.plan.frozen import split_frozen
-from erless.plan.joint import joint_layouts, joint_memory
-from erless.plan.layout import Demand, Layout
-from erless.plan.measured import Measured, measured_terms
-from erless.plan.nodes import Packing, cheapest_possible, pack
-from erless.plan.prices import Prices, read_prices
+from erless.plan.policies.baselines import model_wise, table_wise
+from erless.plan.search.bounds import dollars_bound, memory_bound
+from erless.plan.nodes.constraints import check_request, no_node, shard_bytes, violations
+from erless.plan.costs.cost import DEFAULT_TERMS, PAPER_TERMS, Terms
+from erless.plan.costs.curves import TableLoad
+from erless.plan.policies.demanded import demanded_layouts
+from erless.plan.policies.dense import placements
+from erless.plan.policies.elasticrec import elasticrec
+from erless.plan.policies.frozen import split_frozen
+from erless.plan.policies.joint import joint_layouts, joint_memory
+from erless.plan.costs.layout import Demand, Layout
+from erless.plan.costs.measured import Measured, measured_terms
+from erless.plan.nodes.packing import Packing, cheapest_possible, pack
+from erless.plan.nodes.prices import Prices, read_prices
 from erless.plan.request import PlanRequest, Policy
-from erless.plan.shaped import node_shaped
-from erless.plan.tiers import with_tiers
-from erless.plan.tower import TowerCost, tower_cost
+from erless.plan.policies.node_sized import node_shaped
+from erless.plan.policies.tiers import with_tiers
+from erless.plan.costs.tower import TowerCost, tower_cost
 from erless.specs.model import ModelSpec
 from erless.specs.plan import Precision
 

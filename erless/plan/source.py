@@ -7,8 +7,8 @@ from pathlib import Path
 
 from erless.dlrm.workload import WORKLOADS
 from erless.errors import PlanError
-from erless.plan.curves import RATIO, AccessCurve, TableLoad
-from erless.plan.measured import Measured
+from erless.plan.costs.curves import RATIO, AccessCurve, TableLoad
+from erless.plan.costs.measured import Measured
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import ModelSpec
 from erless.specs.profile import MANIFEST, Profile

@@ -124,7 +124,7 @@ def open_store(location: str, *, endpoint_url: str | None = None, create: bool =
     """
     store: Store
     if location.startswith("s3://"):
-        from erless.storage.s3 import S3Store
+        from erless.storage.s3.store import S3Store
 
         store = S3Store(location, endpoint_url)
     else:

@@ -2,7 +2,7 @@
 
 import sys
 
-from erless.serve.start import start
+from erless.serve.process.start import start
 
 if __name__ == "__main__":
     sys.exit(start("gateway"))

@@ -26,11 +26,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from erless.dlrm.rows import Buckets
-from erless.serve.facts import model_facts
-from erless.serve.gateway import query_inputs
-from erless.serve.load import Source, open_gateway, open_shard, open_tower
+from erless.serve.protocol.metadata import model_facts
+from erless.serve.gateway.gateway import query_inputs
+from erless.serve.files import Source, open_gateway, open_shard, open_tower
 from erless.serve.towers import open_predict
-from erless.serve.wire import decode, encode
+from erless.serve.protocol.tensors import decode, encode
 from erless.specs.stored import load_release
 
 MOST_AT_ONCE = 256

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import pytest
 
-from erless.deploy.desired import load_desired
-from erless.deploy.knative import KnativeTarget
-from erless.deploy.kube.kinds import KSERVICE, NAMESPACE, OWNED_KINDS, POD, SECRET
-from erless.deploy.render.names import OWNED
+from erless.deploy.desired_release import load_desired
+from erless.deploy.knative.target import KnativeTarget
+from erless.deploy.kubernetes.kinds import KSERVICE, NAMESPACE, OWNED_KINDS, POD, SECRET
+from erless.deploy.kubernetes.names import OWNED
 from erless.deploy.target import Desired
 from erless.progress import Silent
 from erless.specs.config import Config

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from erless.deploy.local import LocalTarget
-from erless.deploy.supervisor.folder import StateFolder
+from erless.deploy.local.target import LocalTarget
+from erless.deploy.local.supervisor.folder import StateFolder
 from erless.deploy.target import Deployment
 from erless.dlrm.queries import QueryFile
 from erless.errors import ErlessError, NotDeployedError
 from erless.progress import Silent
-from erless.serve.query import QueryClient
+from erless.serve.protocol.client import QueryClient
 from tests.conformance.conftest import TIMEOUT_S, Releases
 from tests.conformance.harness import LocalHarness
 from tests.conformance.test_target import Traffic, Wanted, wrong

@@ -13,7 +13,7 @@ from erless.deploy.target import Deployment, FunctionState, FunctionStatus
 from erless.dlrm.queries import QueryFile
 from erless.errors import ConflictError, DeployError, NotDeployedError
 from erless.progress import Silent
-from erless.serve.query import QueryClient
+from erless.serve.protocol.client import QueryClient
 from tests.conformance.conftest import TIMEOUT_S, Releases
 from tests.conformance.harness import Harness
 

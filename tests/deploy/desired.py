@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from erless.deploy.site import Site
+from erless.deploy.knative.cluster_settings import Site
 from erless.deploy.target import Desired
 from erless.specs.artifact import FileEntry
 from erless.specs.config import Config

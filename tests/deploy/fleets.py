@@ -13,11 +13,11 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from erless.deploy.supervisor.client import command
-from erless.deploy.supervisor.folder import StateFolder
-from erless.deploy.supervisor.orphans import end_all, find_orphans
-from erless.deploy.supervisor.scrape import ask, parse_counters
-from erless.deploy.supervisor.spec import FunctionSpec, ReleaseSpec, StoredState, Timing
+from erless.deploy.local.supervisor.client import command
+from erless.deploy.local.supervisor.folder import StateFolder
+from erless.deploy.local.supervisor.orphans import end_all, find_orphans
+from erless.deploy.local.supervisor.scrape import ask, parse_counters
+from erless.deploy.local.supervisor.spec import FunctionSpec, ReleaseSpec, StoredState, Timing
 from erless.specs.plan import Scaling
 
 QUICK = {"window_s": 2.0, "grace_s": 0.2}

@@ -15,7 +15,7 @@ import yaml
 from erless.deploy.cluster.init import Applied, ClusterInit
 from erless.deploy.cluster.manifests import KNATIVE, in_order, read_source
 from erless.deploy.cluster.settings import KOURIER, MESH, access, settings
-from erless.deploy.kube.api import connect
+from erless.deploy.kubernetes.api import connect
 from erless.errors import ArtifactError, ConflictError, DeployError
 from tests.conftest import Cli
 from tests.deploy.bare_cluster import BareCluster, serving

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from erless.deploy.doctor import Finding, examine
-from erless.deploy.kube.api import Api
-from erless.deploy.render import render
-from erless.deploy.site import Site
+from erless.deploy.cluster.doctor import Finding, examine
+from erless.deploy.kubernetes.api import Api
+from erless.deploy.knative.render import render
+from erless.deploy.knative.cluster_settings import Site
 from tests.deploy.desired import desired, site
 from tests.deploy.fake_cluster import FakeCluster
 

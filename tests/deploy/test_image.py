@@ -22,7 +22,7 @@ from erless.deploy.image.layer import Item, write_layer
 from erless.deploy.image.oci import Base, append, push_archive
 from erless.deploy.image.reference import parse_reference
 from erless.deploy.image.registry import Registry, resolve_digest
-from erless.deploy.site import read_images, resolve_site
+from erless.deploy.knative.cluster_settings import read_images, resolve_site
 from erless.errors import ConfigError, ImageError
 from erless.specs.config import Config
 from erless.specs.knative import FunctionKind
@@ -134,7 +134,7 @@ def test_a_layer_is_its_files_and_nothing_else(tmp_path: Path) -> None:
 def test_the_application_brings_code_bytecode_and_kernels(tmp_path: Path) -> None:
     paths = {item.path for item in application_items(tmp_path)}
     assert "app/functions/sparse/main.py" in paths
-    assert "app/erless/serve/sparse.py" in paths
+    assert "app/erless/serve/functions/sparse.py" in paths
     assert any(re.fullmatch(r"app/erless/serve/__pycache__/sparse\.cpython-.*\.pyc", each)
                for each in paths)  # fmt: skip
     assert any(re.fullmatch(r"app/erless/dlrm/_kernels\..*\.so", each) for each in paths)

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from erless.deploy.desired import load_desired
-from erless.deploy.knative import KnativeTarget
-from erless.deploy.kube.api import Api
-from erless.deploy.kube.kinds import KSERVICE, LEASE
-from erless.deploy.kube.lock import LOCK, locked
-from erless.deploy.render.names import GATEWAY, HISTORY, shard_service
+from erless.deploy.desired_release import load_desired
+from erless.deploy.knative.target import KnativeTarget
+from erless.deploy.kubernetes.api import Api
+from erless.deploy.kubernetes.kinds import KSERVICE, LEASE
+from erless.deploy.kubernetes.lock import LOCK, locked
+from erless.deploy.kubernetes.names import GATEWAY, HISTORY, shard_service
 from erless.deploy.target import FunctionState
 from erless.errors import ConfigError, ConflictError, DeployError, NotDeployedError
 from erless.progress import Silent

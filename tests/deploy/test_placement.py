@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from erless.deploy.placement import LocalSite, place
+from erless.deploy.local.functions import LocalSite, place
 from tests.deploy.desired import desired
 
 

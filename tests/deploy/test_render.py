@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from erless.deploy.infra import read_infra
-from erless.deploy.render import Rendered, render
-from erless.deploy.render.names import shard_service
-from erless.deploy.schema import check_objects, findings
-from erless.deploy.site import Site, resolve_site
+from erless.deploy.knative.render import Rendered, render
+from erless.deploy.kubernetes.names import shard_service
+from erless.deploy.knative.schema import check_objects, findings
+from erless.deploy.knative.cluster_settings import Site, resolve_site
 from erless.errors import ConfigError, DeployError
 from erless.specs.config import Config, Gateway
 from erless.specs.plan import Tier

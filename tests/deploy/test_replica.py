@@ -6,10 +6,10 @@ import asyncio
 import os
 from pathlib import Path
 
-from erless.deploy.supervisor.folder import StateFolder
-from erless.deploy.supervisor.replica import Phase, Replica
-from erless.deploy.supervisor.sockets import listen
-from erless.deploy.supervisor.spawner import Spawner
+from erless.deploy.local.supervisor.folder import StateFolder
+from erless.deploy.local.supervisor.replica import Phase, Replica
+from erless.deploy.local.supervisor.sockets import listen
+from erless.deploy.local.supervisor.spawner import Spawner
 from tests.deploy.fleets import TIMING, WAIT_S, function, get
 
 SLOW_S = 2.0  # longer than any patience for one that loads

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from erless.plan.prices import read_prices
+from erless.plan.nodes.prices import read_prices
 from tests.conftest import ROOT, Cli
 from tests.infra.conftest import AwsApi, Example
 from tests.infra.terraform import SOURCE, Terraform

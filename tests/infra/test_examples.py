@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from erless.deploy.infra import read_infra
-from erless.plan.prices import read_prices
+from erless.plan.nodes.prices import read_prices
 from tests.conftest import Cli
 from tests.infra.conftest import Applied, Example
 from tests.infra.terraform import SOURCE, TIMEOUT_S

@@ -22,7 +22,7 @@ from erless.observe.loadtest.record import read_record
 from erless.observe.loadtest.sampler import FunctionSample, Sampler, usage_of
 from erless.observe.loadtest.search import late_blocks, search
 from erless.observe.queries import QueryLog
-from erless.observe.report import write_report
+from erless.observe.report.result import write_report
 from erless.observe.results import read_result
 from tests.conftest import ROOT, Cli
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from erless.observe.charts import Line, line_chart
-from erless.observe.report import _over_time, write_comparison, write_report
+from erless.pages.charts import Line, line_chart
+from erless.observe.report.result import _over_time, write_comparison, write_report
 from tests.conftest import Cli
 from tests.observe.conftest import Browser, write_small
 

@@ -12,7 +12,7 @@ from erless.dlrm.queries import Query
 from erless.dlrm.reference import Monolith
 from erless.pack.packer import Packer
 from erless.pack.quantize import decode, encode
-from erless.serve.load import Source
+from erless.serve.files import Source
 from erless.specs.model import DlrmTower, Interaction, ModelSpec, Pooling, TableSpec
 from erless.specs.plan import Plan, Precision, RankRange, ShardPlan, Tier
 from erless.specs.profile import MANIFEST, Profile

@@ -15,7 +15,7 @@ from erless.dlrm.tower import load_tower_file
 from erless.errors import QueryError
 from erless.pack.evaluate import AS_PLANNED, evaluate
 from erless.pack.inputs import Inputs
-from erless.serve.load import Source, open_tower
+from erless.serve.files import Source, open_tower
 from erless.specs.model import DlrmTower, ModelSpec, Pooling, TableSpec
 from erless.specs.plan import Precision
 from tests.conftest import Cli

@@ -17,7 +17,7 @@ from erless.dlrm.queries import QueryFile
 from erless.errors import ArtifactError, ErlessError, StorageError, StoreError
 from erless.pack import inventory
 from erless.pack.packer import Packer
-from erless.serve.load import Source, open_gateway, open_shard, open_tower
+from erless.serve.files import Source, open_gateway, open_shard, open_tower
 from erless.specs.release import ReleaseManifest
 from erless.storage.digests import digest_json
 from erless.storage.stores import open_store

@@ -19,7 +19,7 @@ from erless.pack import inventory
 from erless.pack.packer import Packer
 from erless.pack.ranks import Cut as RankCut
 from erless.pack.ranks import TableRanks, cuts_of
-from erless.serve.load import Source, open_shard
+from erless.serve.files import Source, open_shard
 from erless.specs.model import DlrmTower, ModelSpec, TableSpec
 from erless.specs.plan import Plan, Precision, RankRange, ShardPlan, Tier
 from erless.specs.stored import list_releases

@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 
-from erless.plan.cost import PAPER_TERMS
-from erless.plan.curves import AccessCurve, TableLoad
-from erless.plan.layout import Demand, Layout
+from erless.plan.costs.cost import PAPER_TERMS
+from erless.plan.costs.curves import AccessCurve, TableLoad
+from erless.plan.costs.layout import Demand, Layout
 from erless.specs.model import TableSpec
 
 

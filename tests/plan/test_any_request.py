@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from erless.errors import PlanError
-from erless.plan.curves import AccessCurve
-from erless.plan.document import plan_document
+from erless.plan.costs.curves import AccessCurve
+from erless.plan.report.document import plan_document
 from erless.plan.planner import POLICIES, Planner
 from erless.plan.request import PlanRequest
 from erless.specs.model import DlrmTower, ModelSpec

@@ -5,12 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from erless.plan.bounds import dollars_bound
-from erless.plan.cost import DEFAULT_TERMS
-from erless.plan.curves import AccessCurve
-from erless.plan.layout import Demand, Layout, Slice
-from erless.plan.nodes import pack
-from erless.plan.prices import InstanceType, Prices
+from erless.plan.search.bounds import dollars_bound
+from erless.plan.costs.cost import DEFAULT_TERMS
+from erless.plan.costs.curves import AccessCurve
+from erless.plan.costs.layout import Demand, Layout, Slice
+from erless.plan.nodes.packing import pack
+from erless.plan.nodes.prices import InstanceType, Prices
 from erless.specs.plan import Precision
 from tests.plan.instances import table
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from erless.errors import InfeasibleError
-from erless.plan.cost import DEFAULT_TERMS
-from erless.plan.demanded import fluid_cuts
-from erless.plan.document import plan_document, policy_results
-from erless.plan.layout import partials
+from erless.plan.costs.cost import DEFAULT_TERMS
+from erless.plan.policies.demanded import fluid_cuts
+from erless.plan.report.document import plan_document, policy_results
+from erless.plan.costs.layout import partials
 from erless.plan.planner import POLICIES, Outcome, Planner
 from erless.plan.request import PlanRequest
 from erless.plan.source import workload_tables

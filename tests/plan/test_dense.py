@@ -5,10 +5,10 @@ import math
 import pytest
 
 from erless.errors import InfeasibleError, PlanError
-from erless.plan.document import plan_document
-from erless.plan.nodes import cheapest_possible, pack
+from erless.plan.report.document import plan_document
+from erless.plan.nodes.packing import cheapest_possible, pack
 from erless.plan.planner import POLICIES, Outcome, Planner
-from erless.plan.prices import Prices, read_prices
+from erless.plan.nodes.prices import Prices, read_prices
 from erless.plan.request import PlanRequest
 from erless.plan.source import workload_tables
 from erless.specs.plan import Plan, Precision, Tier

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from erless.plan.baselines import model_wise, table_wise
-from erless.plan.bounds import memory_bound
-from erless.plan.cost import PAPER_TERMS, replicas
-from erless.plan.curves import AccessCurve
-from erless.plan.elasticrec import cut_table, elasticrec
-from erless.plan.joint import joint_layouts, joint_memory
-from erless.plan.layout import Demand
+from erless.plan.policies.baselines import model_wise, table_wise
+from erless.plan.search.bounds import memory_bound
+from erless.plan.costs.cost import PAPER_TERMS, replicas
+from erless.plan.costs.curves import AccessCurve
+from erless.plan.policies.elasticrec import cut_table, elasticrec
+from erless.plan.policies.joint import joint_layouts, joint_memory
+from erless.plan.costs.layout import Demand
 from erless.specs.plan import Precision
 from tests.plan.instances import assert_covers, random_demand, table
 

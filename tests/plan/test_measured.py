@@ -3,13 +3,13 @@
 import pytest
 
 from erless.errors import PlanError
-from erless.plan.cost import DEFAULT_TERMS, EXCHANGE_S
-from erless.plan.document import plan_document
-from erless.plan.measured import Measured, measured_terms
+from erless.plan.costs.cost import DEFAULT_TERMS, EXCHANGE_S
+from erless.plan.report.document import plan_document
+from erless.plan.costs.measured import Measured, measured_terms
 from erless.plan.planner import Planner
 from erless.plan.request import PlanRequest
 from erless.plan.source import workload_tables
-from erless.plan.tower import tower_cost, tower_macs
+from erless.plan.costs.tower import tower_cost, tower_macs
 from erless.specs.model import ExportedTower
 from erless.specs.plan import Precision
 from erless.specs.profile import Machine, ThroughputCurve, TowerCurve

@@ -8,12 +8,12 @@ import pytest
 
 from erless.dlrm.workload import PowerLaw
 from erless.errors import InfeasibleError, PlanError
-from erless.plan.curves import AccessCurve
-from erless.plan.document import plan_document, policy_results
-from erless.plan.nodes import pack
+from erless.plan.costs.curves import AccessCurve
+from erless.plan.report.document import plan_document, policy_results
+from erless.plan.nodes.packing import pack
 from erless.plan.planner import POLICIES, Planner
-from erless.plan.prices import read_prices
-from erless.plan.report import explain
+from erless.plan.nodes.prices import read_prices
+from erless.plan.report.tables import explain
 from erless.plan.request import PlanRequest
 from erless.plan.source import workload_tables
 from erless.specs.plan import Plan

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erless.errors import ArtifactError, InfeasibleError, PlanError
-from erless.plan.pools import (
+from erless.plan.nodes.terraform_pools import (
     DEFAULT,
     WRITTEN,
     Pool,
@@ -20,7 +20,7 @@ from erless.plan.pools import (
     size_pools,
     write_pools,
 )
-from erless.plan.prices import read_prices
+from erless.plan.nodes.prices import read_prices
 from erless.specs.plan import DensePlan, GatewayPlan, Plan, RankRange, Scaling, ShardPlan, Tier
 from tests.conftest import Cli
 

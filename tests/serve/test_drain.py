@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 import uvloop
 
-from erless.serve.http import Limits, Request, Response
-from erless.serve.server import HttpServer
+from erless.http.messages import Limits, Request, Response
+from erless.http.server.server import HttpServer
 
 WAIT_S = 60.0  # generous: the machine may be busy
 LONG_S = 1000.0  # more than a test takes: what waits so long does not end by itself

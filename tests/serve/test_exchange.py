@@ -13,9 +13,9 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from erless.serve import client
-from erless.serve.client import Call, CallError, Endpoint, Reply
-from erless.serve.receive import BUFFER_BYTES
+from erless.http.client import endpoint as client
+from erless.http.client.endpoint import Call, CallError, Endpoint, Reply
+from erless.http.receive import BUFFER_BYTES
 
 WAIT_S = 60.0
 

@@ -14,10 +14,10 @@ import uvloop
 
 from erless.dlrm._kernels import TAKE_GENERAL
 from erless.errors import ServeError
-from erless.serve.client import Endpoint, Reply
-from erless.serve.fanout import Fan, Leg
-from erless.serve.http import Response
-from erless.serve.server import HttpServer
+from erless.http.client.endpoint import Endpoint, Reply
+from erless.serve.gateway.fan_out import Fan, Leg
+from erless.http.messages import Response
+from erless.http.server.server import HttpServer
 
 REQUEST = b"GET /%b HTTP/1.1\r\nhost: h\r\n\r\n"
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from erless.serve.heap import BURST, CALM, EVERY_S, Trimmer
+from erless.serve.malloc import BURST, CALM, EVERY_S, Trimmer
 
 
 def test_a_burst_is_trimmed_once_it_is_over() -> None:
@@ -39,7 +39,7 @@ def test_buffers_of_queries_cost_no_page_faults_once_kept() -> None:
     code = """
 import resource, sys
 import numpy as np
-from erless.serve.heap import keep_heap
+from erless.serve.malloc import keep_heap
 
 kept = keep_heap() if sys.argv[1] == "kept" else True
 

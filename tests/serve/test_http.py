@@ -13,8 +13,8 @@ from http.client import HTTPConnection
 import pytest
 import uvloop
 
-from erless.serve.http import Handler, Limits, Request, Response
-from erless.serve.server import HttpServer
+from erless.http.messages import Handler, Limits, Request, Response
+from erless.http.server.server import HttpServer
 
 LIMITS = Limits(body_bytes=100_000, head_s=0.4, body_s=0.4, body_rate=1 << 30, idle_s=1.0)
 

@@ -16,12 +16,18 @@ from erless.dlrm._kernels import TAKE_GENERAL, TAKE_WAIT
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
 from erless.dlrm.rows import Buckets, Routing, RowIndex
 from erless.errors import QueryError
-from erless.serve.client import CallError, Endpoint, Reply
-from erless.serve.http import Response, aligned
-from erless.serve.lane import ANSWER_HEAD, REQUEST_HEAD, answer_forms, ask_forms, head_forms
-from erless.serve.remote import RemoteShard
-from erless.serve.server import HttpServer
-from erless.serve.wire import BINARY_TYPE, TensorSpec, decode
+from erless.http.client.endpoint import CallError, Endpoint, Reply
+from erless.http.messages import Response, aligned
+from erless.serve.protocol.fast_lane import (
+    ANSWER_HEAD,
+    REQUEST_HEAD,
+    answer_forms,
+    ask_forms,
+    head_forms,
+)
+from erless.serve.gateway.remote import RemoteShard
+from erless.http.server.server import HttpServer
+from erless.serve.protocol.tensors import BINARY_TYPE, TensorSpec, decode
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision
 from tests.serve.functions import Fleet
@@ -398,7 +404,7 @@ def test_a_function_answers_both_ways_alike(fleet: Fleet, pipelined: int) -> Non
 
 def shards_slices(fleet: Fleet) -> list[StoredSlice]:
     """Of shard `frozen`."""
-    from erless.serve.load import Source, open_shard
+    from erless.serve.files import Source, open_shard
 
     digest = fleet.made.release.shard("frozen").digest
     with open_shard(Source(fleet.made.store), digest) as opened:

@@ -13,7 +13,7 @@ import torch
 from erless.dlrm.queries import QueryFile
 from erless.dlrm.reference import Monolith
 from erless.dlrm.tower import load_tower_file
-from erless.serve.load import Source, open_gateway, open_shard, open_tower
+from erless.serve.files import Source, open_gateway, open_shard, open_tower
 from tests.conftest import ROOT
 from tests.releases import Made
 from tests.sharded import sharded_pool
@@ -49,7 +49,7 @@ def test_opening_twice_shares_pages_and_outlives_the_first(packed_release: Made)
 
 def test_a_sparse_function_imports_nothing_heavy() -> None:
     program = (
-        "import sys, erless.serve.load\n"
+        "import sys, erless.serve.files\n"
         "heavy = {'torch', 'boto3', 'botocore', 'pyarrow', 'scipy', 'typer', 'rich'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )

@@ -120,7 +120,7 @@ def test_tower_as_a_function(fleet_with_dense: Fleet, monolith: Monolith) -> Non
 
 
 def test_the_monoliths_server_speaks_the_same(packed_release: Made, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "erless.serve.monolith", "--port", "0"]
+    command = [sys.executable, "-m", "erless.serve.process.monolith", "--port", "0"]
     server = Function("monolith", tmp_path, [*command, "--model", str(packed_release.bundle)])
     server.ready()
     reference = Monolith.load(packed_release.bundle)

@@ -11,10 +11,10 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erless.serve.client import CallError, Endpoint, Reply
-from erless.serve.http import Request, Response
-from erless.serve.receive import BUFFER_BYTES, Receiving, shared_buffer
-from erless.serve.server import HttpServer
+from erless.http.client.endpoint import CallError, Endpoint, Reply
+from erless.http.messages import Request, Response
+from erless.http.receive import BUFFER_BYTES, Receiving, shared_buffer
+from erless.http.server.server import HttpServer
 
 
 def fill(connection: Receiving, data: bytes) -> None:

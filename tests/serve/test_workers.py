@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from erless.dlrm.reference import Monolith
-from erless.serve.workers import Board
+from erless.serve.process.workers import Board
 from tests.releases import Made, random_query
 from tests.serve.functions import Fleet, Function, body_of, predict
 

@@ -7,7 +7,7 @@ import pytest
 
 from erless.observe.simulator.fleet import Terms
 from erless.observe.simulator.outcome import Simulation, run_simulation
-from erless.plan.document import plan_document
+from erless.plan.report.document import plan_document
 from erless.plan.planner import Planner
 from erless.plan.request import PlanRequest
 from erless.plan.source import workload_tables

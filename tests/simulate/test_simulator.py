@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from erless.errors import PlanError
-from erless.observe.report import write_report
+from erless.observe.report.result import write_report
 from erless.observe.results import read_result
 from erless.observe.simulator.fleet import NodeType, Terms, fleet_of
 from erless.observe.simulator.latency import weighted_quantiles

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from erless.errors import ArtifactError, StorageError
-from erless.storage import ledger
-from erless.storage.cache import NodeCache, obtain
-from erless.storage.s3 import S3Store
+from erless.storage import verified as ledger
+from erless.storage.node_cache import NodeCache, obtain
+from erless.storage.s3.store import S3Store
 from erless.storage.stores import Blob, DirectoryStore, Ignore
 from tests.buckets import S3
 from tests.conftest import ROOT
@@ -160,8 +160,8 @@ def test_a_cache_that_cannot_hold_it_says_so(store: S3Store, tmp_path: Path) -> 
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from erless.storage.cache import NodeCache, obtain
-from erless.storage.s3 import S3Store
+from erless.storage.node_cache import NodeCache, obtain
+from erless.storage.s3.store import S3Store
 from erless.storage.stores import Blob
 url, endpoint, folder, digest, name, size, sha = sys.argv[1:]
 blob = Blob(name, int(size), sha)

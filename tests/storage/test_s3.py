@@ -15,8 +15,8 @@ import boto3
 import pytest
 
 from erless.errors import ArtifactError, StorageError, StoreError
-from erless.storage.s3 import S3Store
-from erless.storage.s3_bucket import PART_BYTES
+from erless.storage.s3.store import S3Store
+from erless.storage.s3.bucket import PART_BYTES
 from erless.storage.stores import Blob, Ignore, open_store
 from tests.buckets import S3
 from tests.faulty import Fault, FaultyProxy

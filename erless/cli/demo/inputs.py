@@ -98,9 +98,9 @@ def make_plan(prepared: Prepared, batch: int) -> tuple[Plan, Source]:
     nothing holds a process of this machine to its container's vCPU, so that concurrency would say
     that one replica suffices, for every policy alike.
     """
-    from erless.plan.document import plan_document
+    from erless.plan.report.document import plan_document
     from erless.plan.planner import POLICIES, Planner
-    from erless.plan.prices import read_prices
+    from erless.plan.nodes.prices import read_prices
     from erless.plan.request import PlanRequest
     from erless.plan.source import profile_source
 

@@ -13,7 +13,7 @@ from erless.observe.access import access_plots
 from erless.observe.loadtest.record import Record
 from erless.observe.loadtest.sampler import columns_of, usage_of, wakings
 from erless.observe.queries import latency_of, timeline_of, totals_of
-from erless.observe.report import write_report
+from erless.observe.report.result import write_report
 from erless.observe.results import Series, write_result
 from erless.specs.result import Baseline, Usage
 

@@ -15,8 +15,8 @@ import psutil
 
 from erless.cli.demo import inputs
 from erless.cli.demo.traffic import Answers, arrivals, one_by_one, open_loop
-from erless.deploy.local import LocalTarget
-from erless.deploy.supervisor.spec import Timing
+from erless.deploy.local.target import LocalTarget
+from erless.deploy.local.supervisor.spec import Timing
 from erless.deploy.target import Desired, FunctionState
 from erless.errors import DeployError
 from erless.observe.loadtest.monolith import MonolithServer

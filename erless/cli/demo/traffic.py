@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from erless.dlrm.queries import Query
 from erless.errors import ErlessError
 from erless.observe.queries import QueryLog
-from erless.serve.query import Answered, QueryClient
+from erless.serve.protocol.client import Answered, QueryClient
 
 __all__ = ["Answers", "arrivals", "one_by_one", "open_loop", "relative_error"]
 

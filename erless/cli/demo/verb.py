@@ -55,7 +55,7 @@ def demo(
     def show_plan(plan: Plan) -> None:
         from rich.console import Console
 
-        from erless.plan.report import policy_table, shard_table
+        from erless.plan.report.tables import policy_table, shard_table
 
         console = Console(stderr=True, highlight=False)
         if not console.is_terminal:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from erless.deploy.cluster.manifests import Object, Source, in_order
-from erless.deploy.kube.api import FIELD_MANAGER, Api, Missing
-from erless.deploy.kube.kinds import CRD, DEPLOYMENT, Kind
+from erless.deploy.kubernetes.api import FIELD_MANAGER, Api, Missing
+from erless.deploy.kubernetes.kinds import CRD, DEPLOYMENT, Kind
 from erless.errors import DeployError
 from erless.progress import Progress, Silent, Step
 

@@ -1,0 +1,1 @@
+"""Target `knative`: releases on Kubernetes with Knative Serving."""

@@ -1,0 +1,112 @@
+"""What an apply would change: the live object against what the server would make of ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from erless.deploy.kubernetes.api import Api
+from erless.deploy.kubernetes.kinds import KSERVICE, REVISION, kind_of
+from erless.deploy.knative.gateway_record import called_services, pointed, read_pointer
+from erless.deploy.knative.render import Object, Rendered
+from erless.deploy.kubernetes import names
+from erless.deploy.target import Change
+from erless.deploy.knative.dry_run import Trial
+
+__all__ = ["compare"]
+
+_SERVERS = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
+# which release applied it last, by which version: true of every shared function, and no change
+_NOTES = (names.RELEASE, "app.kubernetes.io/version", names.FUNCTION)
+_SHOWN = 6  # fields per object; a changed image and scale are seen, a page of JSON is not
+
+
+def compare(api: Api, rendered: Rendered, namespace: str, trial: Trial) -> tuple[Change, ...]:
+    """One change per object, and those that go away once no kept release needs them."""
+    changes = []
+    running = _running(api, namespace)
+    for each in rendered.objects:
+        meta = each["metadata"]
+        what = meta["annotations"].get(names.FUNCTION) or f"{each['kind']} {meta['name']}"
+        live = api.get(kind_of(each), meta.get("namespace"), meta["name"])
+        if live is None:
+            trial.apply(each)
+            old = running.get(what)
+            changes.append(
+                Change("create", what) if old is None
+                else Change("update", what, f"{old} stays until it is pruned; new {meta['name']}")
+            )  # fmt: skip
+            continue
+        fields = list(_differences(live, _tried(trial, each, live)))
+        if fields:
+            more = f"; {len(fields) - _SHOWN} more" if len(fields) > _SHOWN else ""
+            changes.append(Change("update", what, "; ".join(fields[:_SHOWN]) + more))
+        else:
+            changes.append(Change("keep", what))
+    return (*changes, *_orphans(api, rendered, namespace))
+
+
+def _running(api: Api, namespace: str) -> dict[str, str]:
+    """Function name → Service, of the current release."""
+    pointer = read_pointer(api.get(KSERVICE, namespace, names.GATEWAY))
+    revision = api.get(REVISION, namespace, pointer.revision) if pointer.revision else None
+    found = {}
+    for service in called_services(revision) if revision else ():
+        live = api.get(KSERVICE, namespace, service)
+        if live is not None:
+            found[live["metadata"]["annotations"].get(names.FUNCTION, service)] = service
+    return found
+
+
+def _tried(trial: Trial, document: Object, live: Object) -> Object:
+    """What the server would make of it; the gateway's record is not a release's to change."""
+    if document["metadata"]["name"] == names.GATEWAY and document["kind"] == KSERVICE.kind:
+        pointer = read_pointer(live)
+        lines = read_pointer(document).traffic
+        document = pointed(document, lines, pointer.history, None)
+        if _same_revision(document, live):
+            document["spec"]["template"] = live["spec"]["template"]
+    return trial.apply(document)
+
+
+def _same_revision(one: Object, other: Object) -> bool:
+    first, second = (each["spec"]["template"]["metadata"].get("name") for each in (one, other))
+    return bool(first == second)
+
+
+def _orphans(api: Api, rendered: Rendered, namespace: str) -> Iterator[Change]:
+    """Functions that neither this release nor one to be kept calls."""
+    found, _ = api.list(KSERVICE, namespace, names.OWNED)
+    pointer = read_pointer(
+        next((each for each in found if each["metadata"]["name"] == names.GATEWAY), None)
+    )
+    needed = {each["metadata"]["name"] for each in rendered.functions} | {names.GATEWAY}
+    for kept in pointer.history:
+        revision = api.get(REVISION, namespace, kept.revision)
+        needed |= called_services(revision) if revision else set()
+    for each in found:
+        name = each["metadata"]["name"]
+        if name not in needed:
+            yield Change("remove", name, "no kept release calls it")
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Changed fields, as `path: old → new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(set(old) | set(new)):
+            here = f"{path}.{key}".lstrip(".")
+            if path == "metadata" and key in _SERVERS:
+                continue
+            if here != "status" and not here.endswith(_NOTES):
+                yield from _differences(old.get(key), new.get(key), here)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(one, other, f"{path}[{index}]")
+    elif old != new:
+        yield f"{path}: {_short(old)} → {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,0 +1,121 @@
+"""The gateway's Service as the record of what is deployed.
+
+Its traffic is the pointer to the current release, and an annotation beside it lists the kept ones.
+One object, one write: the pointer and the record cannot disagree, whenever a deploy is stopped.
+Each kept release's gateway revision still names, in its environment, the shards that it calls.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from erless.deploy.kubernetes import names
+from erless.deploy.knative.render.functions import Traffic
+
+__all__ = ["Kept", "Pointer", "called_services", "pointed", "read_pointer"]
+
+Object = dict[str, Any]
+NEXT = "next"  # the tag of a revision that gets ready before it gets traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One deployed release: its gateway's revision, and when it was cut over (ISO 8601, UTC)."""
+
+    release: str
+    revision: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """What the gateway's Service says.
+
+    service: as it lives, None where there is none. history: newest first. traffic: as applied.
+    """
+
+    service: Object | None
+    history: tuple[Kept, ...]
+    traffic: tuple[Traffic, ...]
+
+    @property
+    def revision(self) -> str:
+        """The revision that gets most of the traffic; empty where there is none."""
+        most = max(self.traffic, key=lambda line: line.percent, default=None)
+        return most.revision if most and most.percent else ""
+
+    @property
+    def current(self) -> Kept | None:
+        """The current release, once it was cut over."""
+        return next((each for each in self.history if each.revision == self.revision), None)
+
+    def serving(self) -> list[Traffic]:
+        """The lines that get traffic, without tags."""
+        return [Traffic(line.revision, line.percent) for line in self.traffic if line.percent]
+
+
+def read_pointer(service: Object | None) -> Pointer:
+    """What a gateway's Service says; what is not ours to read counts as absent."""
+    if service is None:
+        return Pointer(None, (), ())
+    text = service["metadata"].get("annotations", {}).get(names.HISTORY, "[]")
+    try:
+        history = tuple(Kept(**each) for each in json.loads(text))
+    except (ValueError, TypeError):
+        history = ()
+    lines = tuple(
+        Traffic(each.get("revisionName", ""), int(each.get("percent") or 0), each.get("tag", ""))
+        for each in service.get("spec", {}).get("traffic", [])
+    )
+    return Pointer(service, history, lines)
+
+
+def pointed(
+    service: Object, traffic: Sequence[Traffic], history: Sequence[Kept], template: Object | None
+) -> Object:
+    """The gateway's Service as applied, with this traffic and this record.
+
+    Args:
+        service: as rendered, or as it lives.
+        traffic: who gets what.
+        history: newest first.
+        template: another template than the service's own, where it must not change.
+    """
+    meta = service["metadata"]
+    notes = {
+        key: value
+        for key, value in meta.get("annotations", {}).items()
+        if key.startswith("erless.dev/")
+    }
+    record = json.dumps([asdict(each) for each in history], separators=(",", ":"))
+    own = ("app.kubernetes.io/", "erless.dev/", "networking.knative.dev/")
+    return {
+        "apiVersion": service["apiVersion"],
+        "kind": service["kind"],
+        "metadata": {
+            "name": meta["name"],
+            "namespace": meta["namespace"],
+            "labels": {key: value for key, value in meta["labels"].items() if key.startswith(own)},
+            "annotations": notes | {names.HISTORY: record},
+        },
+        "spec": {
+            "template": template or service["spec"]["template"],
+            "traffic": [line.document() for line in traffic],
+        },
+    }
+
+
+def called_services(revision: Object) -> set[str]:
+    """Names of the Services that a gateway's revision calls."""
+    containers = revision.get("spec", {}).get("containers", [])
+    environment = {
+        each["name"]: each.get("value", "")
+        for container in containers
+        for each in container.get("env", [])
+    }
+    urls = list(json.loads(environment.get("ERLESS_SHARD_URLS") or "{}").values())
+    urls.append(environment.get("ERLESS_DENSE_URL", ""))
+    return {url.removeprefix("http://").partition(".")[0] for url in urls if url}

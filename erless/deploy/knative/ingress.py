@@ -1,0 +1,97 @@
+"""How this machine reaches the gateway's URL: by its name, or by an address of the ingress.
+
+A new cluster's domain is often known to nobody's DNS. Knative's ingress tells functions apart by
+the Host header, so connecting to any address of the ingress does too.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Iterator, Sequence
+from urllib.parse import urlsplit
+
+from erless.deploy.kubernetes.api import Api
+from erless.deploy.kubernetes.kinds import NODE, SERVICE
+from erless.deploy.knative.render import Object
+from erless.errors import DeployError
+
+__all__ = ["find_address"]
+
+CONNECT_S, ANSWER_S = 0.5, 3.0
+LIVE = "/v2/health/live"
+HTTP_PORT = 80
+
+
+def find_address(api: Api, url: str, namespaces: Sequence[str]) -> str:
+    """HOST:PORT to connect to instead of the URL's own host; empty where that one will do.
+
+    Empty too where nothing answers: the URL is right, only not from here.
+    """
+    host = urlsplit(url).hostname or ""
+    if not host or _resolves(host):
+        return ""
+    for address in _candidates(api, namespaces, internal=host.endswith(".svc.cluster.local")):
+        if _answers(address, urlsplit(url).netloc):
+            return address
+    return ""
+
+
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, HTTP_PORT, proto=socket.IPPROTO_TCP)
+    except OSError:
+        return False
+    return True
+
+
+def _candidates(api: Api, namespaces: Sequence[str], *, internal: bool) -> Iterator[str]:
+    """Addresses of the ingress' Services: load balancer, node port, cluster address."""
+    try:
+        nodes, _ = api.list(NODE, None)
+    except DeployError:
+        nodes = []
+    for namespace in namespaces:
+        try:
+            services, _ = api.list(SERVICE, namespace)
+        except DeployError:
+            continue
+        services.sort(key=lambda each: _is_internal(each) is not internal)
+        for service in services:
+            yield from _addresses(service, nodes)
+
+
+def _is_internal(service: Object) -> bool:
+    name = service["metadata"]["name"]
+    return "internal" in name or "local" in name
+
+
+def _addresses(service: Object, nodes: list[Object]) -> Iterator[str]:
+    spec = service.get("spec", {})
+    port = next((each for each in spec.get("ports", []) if each.get("port") == HTTP_PORT), None)
+    if port is None:
+        return
+    balancers = service.get("status", {}).get("loadBalancer", {}).get("ingress") or []
+    for each in balancers:
+        yield f"{each.get('ip') or each.get('hostname')}:{HTTP_PORT}"
+    for node in nodes if port.get("nodePort") else []:
+        for each in node.get("status", {}).get("addresses", []):
+            if each["type"] in ("ExternalIP", "InternalIP"):
+                yield f"{each['address']}:{port['nodePort']}"
+    if spec.get("clusterIP") not in (None, "", "None"):
+        yield f"{spec['clusterIP']}:{HTTP_PORT}"
+
+
+def _answers(address: str, host: str) -> bool:
+    """Whether our gateway answers there."""
+    name, _, port = address.rpartition(":")
+    connection = http.client.HTTPConnection(name, int(port), timeout=CONNECT_S)
+    try:
+        connection.connect()
+        connection.sock.settimeout(ANSWER_S)
+        connection.request("GET", LIVE, headers={"Host": host})
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,89 @@
+"""Logs of functions: the last lines of every pod, then what comes, as one stream."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+
+from erless.deploy.kubernetes.api import Api, Missing
+from erless.deploy.kubernetes.kinds import POD
+from erless.deploy.knative.readiness import SERVICE_LABEL
+from erless.deploy.kubernetes import names
+from erless.errors import DeployError
+
+__all__ = ["pod_logs"]
+
+CONTAINER = "user-container"
+LOOK_S = 3.0  # new pods are found this often while following
+LOG_TIMEOUT_S = 30.0
+
+
+def pod_logs(
+    api: Api, namespace: str, functions: Mapping[str, str], lines: int, follow: bool
+) -> Iterator[str]:
+    """The last `lines` of all `functions` together, in the order of time, then what comes.
+
+    Args:
+        api: the cluster.
+        namespace: where.
+        functions: Service → how it is called in a line.
+        lines: most lines of the past.
+        follow: go on with what comes.
+    """
+    past = sorted(
+        (line for pod, name in _pods(api, namespace, functions)
+         for line in _tail(api, namespace, pod, name, lines)),
+        key=lambda line: line[0],
+    )  # fmt: skip
+    yield from (text for _, text in past[-lines:] if lines)
+    if follow:
+        yield from _follow(api, namespace, functions)
+
+
+def _pods(api: Api, namespace: str, functions: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Pod and function name."""
+    found, _ = api.list(POD, namespace, names.OWNED)
+    owners = [
+        (each["metadata"]["name"], each["metadata"]["labels"].get(SERVICE_LABEL)) for each in found
+    ]
+    return sorted((pod, functions[owner]) for pod, owner in owners if owner in functions)
+
+
+def _tail(api: Api, namespace: str, pod: str, name: str, lines: int) -> Iterator[tuple[str, str]]:
+    """Time and text of a pod's last lines."""
+    query = {"container": CONTAINER, "tailLines": str(lines), "timestamps": "true"}
+    try:
+        text = api.text(POD.path(namespace, pod, "log"), query, LOG_TIMEOUT_S)
+    except (DeployError, Missing):
+        return  # it has not started, or is gone
+    for line in text.splitlines():
+        when, _, said = line.partition(" ")
+        yield when, f"{name} | {said}"
+
+
+def _follow(api: Api, namespace: str, functions: Mapping[str, str]) -> Iterator[str]:
+    """What comes, from one thread per pod; new pods from their first line on."""
+    found: queue.Queue[str] = queue.Queue(maxsize=10_000)
+    known: set[str] = set()
+
+    def read(pod: str, name: str, past: bool) -> None:
+        query = {"container": CONTAINER, "follow": "true"} | ({} if past else {"tailLines": "0"})
+        try:
+            for line in api.lines(POD.path(namespace, pod, "log"), query):
+                found.put(f"{name} | {line}")
+        except (DeployError, Missing):
+            known.discard(pod)  # not started yet: tried again
+
+    first = True
+    while True:
+        for pod, name in _pods(api, namespace, functions):
+            if pod not in known:
+                known.add(pod)
+                threading.Thread(target=read, args=(pod, name, not first), daemon=True).start()
+        first = False
+        try:
+            while True:
+                yield found.get(timeout=LOOK_S)
+        except queue.Empty:
+            continue

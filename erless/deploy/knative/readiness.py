@@ -1,0 +1,126 @@
+"""When a Knative Service is ready, and when it will never be.
+
+Knative's own words: a condition `Ready` that is True for the generation that was applied. False is
+not always the end (a route whose revision is still being made is False for a moment), so a failure
+counts when a pod says something final, when Knative's deadline is over, or when False stays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from erless.deploy.kubernetes.api import Api
+from erless.deploy.kubernetes.kinds import EVENT, POD, REVISION
+from erless.deploy.kubernetes.reasons import Fact, pod_facts
+from erless.deploy.kubernetes import names
+from erless.errors import DeployError
+
+__all__ = ["REVISION_LABEL", "SERVICE_LABEL", "Watchful", "condition", "is_ready"]
+
+Object = dict[str, Any]
+STAYS_FALSE_S = 30.0
+LOOK_EVERY_S = 3.0
+_OVER = {"ProgressDeadlineExceeded"}
+SERVICE_LABEL, REVISION_LABEL = "serving.knative.dev/service", "serving.knative.dev/revision"
+
+
+def condition(document: Object, kind: str) -> Object:
+    """The condition of that type, empty where there is none."""
+    found = document.get("status", {}).get("conditions", [])
+    return next((each for each in found if each.get("type") == kind), {})
+
+
+def is_ready(document: Object) -> bool:
+    """Whether what was applied last is ready."""
+    seen = document.get("status", {}).get("observedGeneration")
+    return (
+        seen == document["metadata"].get("generation")
+        and condition(document, "Ready").get("status") == "True"
+    )
+
+
+class Watchful:
+    """Asks the Services that are not ready yet why, and gives up early when waiting is in vain."""
+
+    def __init__(self, api: Api, namespace: str) -> None:
+        self._api, self._namespace = api, namespace
+        self._looked = 0.0
+        self._false_since: dict[str, float] = {}
+        self.reason = ""
+
+    def look(self, services: Iterable[Object]) -> None:
+        """Look at the pods of `services`, none of which is ready.
+
+        Raises:
+            DeployError: one will never be, with its pod's own reason.
+        """
+        waiting = {each["metadata"]["name"]: each for each in services}
+        overdue = self._overdue(waiting)
+        if not overdue and time.monotonic() - self._looked < LOOK_EVERY_S:
+            return
+        self._looked = time.monotonic()
+        facts = self._facts(waiting)
+        for name, fact in facts.items():
+            self.reason = f"{name}: {fact.what}"
+            if fact.final:
+                raise DeployError(f"{name} does not start: pod {fact.pod}: {fact.what}")
+        if overdue:
+            name = overdue[0]
+            said = facts[name].what if name in facts else self._knative_says(waiting[name])
+            raise DeployError(f"{name} does not start: {said}")
+
+    def _overdue(self, waiting: dict[str, Object]) -> list[str]:
+        """Services that Knative has called failed for too long."""
+        now = time.monotonic()
+        for name in [name for name in self._false_since if name not in waiting]:
+            del self._false_since[name]
+        overdue = []
+        for name, service in waiting.items():
+            ready = condition(service, "Ready")
+            seen = service.get("status", {}).get("observedGeneration")
+            if ready.get("status") != "False" or seen != service["metadata"].get("generation"):
+                self._false_since.pop(name, None)
+                continue
+            since = self._false_since.setdefault(name, now)
+            if now - since > STAYS_FALSE_S or ready.get("reason") in _OVER:
+                overdue.append(name)
+        return overdue
+
+    def _facts(self, waiting: dict[str, Object]) -> dict[str, Fact]:
+        """The worst fact per Service, from the pods of its newest revision."""
+        pods, _ = self._api.list(POD, self._namespace, names.OWNED)
+        newest = {
+            service["status"]["latestCreatedRevisionName"]
+            for service in waiting.values()
+            if service.get("status", {}).get("latestCreatedRevisionName")
+        }
+        theirs = [
+            pod for pod in pods if pod["metadata"]["labels"].get(REVISION_LABEL) in newest
+        ]  # fmt: skip
+        if not theirs:
+            return {}
+        events, _ = self._api.list(EVENT, self._namespace)
+        owner = {
+            pod["metadata"]["name"]: pod["metadata"]["labels"][SERVICE_LABEL] for pod in theirs
+        }
+        facts: dict[str, Fact] = {}
+        for fact in pod_facts(theirs, events):
+            known = facts.get(owner[fact.pod])
+            if known is None or (fact.final and not known.final):
+                facts[owner[fact.pod]] = fact
+        return facts
+
+    def _knative_says(self, service: Object) -> str:
+        """The revision's own message is closer to the cause than the Service's."""
+        revision = service.get("status", {}).get("latestCreatedRevisionName")
+        live = self._api.get(REVISION, self._namespace, revision) if revision else None
+        for document, kind in (
+            (live or {}, "ContainerHealthy"), (live or {}, "ResourcesAvailable"),
+            (live or {}, "Ready"), (service, "Ready"),
+        ):  # fmt: skip
+            found = condition(document, kind)
+            if found.get("status") == "False":
+                return f"{found.get('reason', 'failed')}: {found.get('message', '')}".strip(": ")
+        return "Knative gives no reason"

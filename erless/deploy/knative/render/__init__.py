@@ -1,0 +1,72 @@
+"""Render, then act: release + plan + cluster → every Kubernetes object, in the order of applying.
+
+Pure: the same inputs give the same objects, byte for byte. `erless render` writes them, `deploy
+--dry-run` prints them, `deploy` applies them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from erless.deploy.knative.render import policies
+from erless.deploy.knative.render.functions import (
+    Object,
+    dense_service,
+    gateway_service,
+    shard_service_object,
+)
+from erless.deploy.knative.cluster_settings import Site
+from erless.deploy.target import Desired
+
+__all__ = ["Object", "Rendered", "render"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """All objects of one release.
+
+    base: namespace, account, network policies. functions: shards and tower. extras: budgets and
+    the monitor.
+    """
+
+    base: tuple[Object, ...]
+    functions: tuple[Object, ...]
+    gateway: Object
+    extras: tuple[Object, ...]
+
+    @property
+    def objects(self) -> tuple[Object, ...]:
+        """In the order of applying."""
+        return (*self.base, *self.functions, self.gateway, *self.extras)
+
+    @property
+    def revision(self) -> str:
+        """The gateway's revision."""
+        return str(self.gateway["spec"]["template"]["metadata"]["name"])
+
+
+def render(desired: Desired, site: Site) -> Rendered:
+    """Everything that `deploy` applies for `desired` at `site`.
+
+    Raises:
+        ConfigError: an image is missing, or a folder store is not visible to pods.
+        PlanError: the plan does not know a shard of the release.
+    """
+    digest = desired.release.digest
+    base: list[Object] = []
+    if site.create_namespace:
+        base.append(policies.namespace(digest, site))
+    if site.options.create_service_account:
+        base.append(policies.account(digest, site))
+    if site.options.network_policies:
+        base += policies.network_policies(digest, site)
+    shards = sorted(desired.release.remote, key=lambda each: each.digest)
+    functions = [shard_service_object(desired, each, site) for each in shards]
+    dense = dense_service(desired, site)
+    if dense is not None:
+        functions.append(dense)
+    gateway = gateway_service(desired, site, dense)
+    extras = policies.budgets([*functions, gateway], digest, site)
+    if site.options.pod_monitor:
+        extras.append(policies.monitor(digest, site))
+    return Rendered(tuple(base), tuple(functions), gateway, tuple(extras))

@@ -1,0 +1,256 @@
+"""The functions as Knative Services: shards, dense tower, gateway.
+
+A shard's and the tower's template says nothing about the release it was deployed for, so the next
+release that holds the same content finds the same Service, warm. Only the gateway's revision names
+a release, and only its traffic moves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from erless.deploy.kubernetes import names
+from erless.deploy.knative.render.pods import Needs, load_s, pod, timeout_s
+from erless.deploy.knative.render.scaling import scaling_annotations
+from erless.deploy.knative.cluster_settings import Site
+from erless.deploy.target import Desired
+from erless.errors import PlanError
+from erless.specs.plan import ShardPlan
+from erless.specs.release import ReleaseShard
+
+__all__ = ["Object", "Traffic", "dense_service", "gateway_service", "shard_service_object"]
+
+Object = dict[str, Any]
+API = "serving.knative.dev/v1"
+# A function may answer before Knative's proxies have seen the end of the request; without this they
+# then cut the answer short (golang/go#40747, seen here on loaded nodes as "unexpected EOF").
+FULL_DUPLEX = {"features.knative.dev/http-full-duplex": "Enabled"}
+QUEUE_PROXY = "queue.sidecar.serving.knative.dev"
+LOCAL = {"networking.knative.dev/visibility": "cluster-local"}
+LEAST_BYTES = 80_000_000  # m0: numpy, the server, buffers; measured 60 MB resident
+WORKER_BYTES = 70_000_000  # of each worker after the first: measured 30-72 MB private
+QUERY_BYTES = (
+    500_000  # of a query that waits in the gateway: what shards get, pooled vectors, dense
+)
+TORCH_BYTES = 300_000_000  # with torch, where a plan says nothing
+MONOLITH_BYTES = 217_000_000  # torch, measured resident: a model-wise replica without rows
+PROGRESS_S = (600, 300)  # at least; for pulling an image and adding a node
+DEADLINE_S = 30.0  # docs/functions.md: of a query whose client names none
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """One line of the gateway's traffic; a tag makes the revision reachable at 0 % already."""
+
+    revision: str
+    percent: int
+    tag: str = ""
+
+    def document(self) -> Object:
+        """In Knative's words."""
+        tag = {"tag": self.tag} if self.tag else {}
+        return {
+            "revisionName": self.revision, "percent": self.percent, "latestRevision": False, **tag
+        }  # fmt: skip
+
+
+def shard_service_object(desired: Desired, shard: ReleaseShard, site: Site) -> Object:
+    """The Service of one shard.
+
+    Raises:
+        PlanError: the plan does not know the shard.
+    """
+    plan = _shard_plan(desired, shard)
+    memory = max(plan.memory_bytes, shard.size_bytes + LEAST_BYTES)
+    memory += (math.ceil(plan.vcpu) - 1) * WORKER_BYTES
+    needs = Needs(plan.vcpu, memory, shard.size_bytes)
+    environment = {"ERLESS_SHARD": shard.digest, **_workers(plan.vcpu)} | _sizes(desired)
+    annotations = scaling_annotations(plan.scaling, shard.tier, site.options.min_window_s)
+    spec = pod("sparse", shard.tier.value, needs, environment, site, desired.store)
+    return _service(
+        names.shard_service(shard.digest),
+        desired,
+        site,
+        function=shard.name,
+        labels=names.function_labels("sparse", shard.tier.value, shard.digest),
+        digest=shard.digest,
+        annotations=annotations,
+        spec=spec,
+        size_bytes=shard.size_bytes,
+        timeout=timeout_s(shard.size_bytes, site),
+    )
+
+
+def _workers(vcpu: float) -> dict[str, str]:
+    """A process per vCPU: each answers queries one after the other, all map the same rows."""
+    return {"ERLESS_WORKERS": str(math.ceil(vcpu))}
+
+
+def dense_service(desired: Desired, site: Site) -> Object | None:
+    """The Service of the dense tower, or None where it runs inside the gateway."""
+    plan, tower = desired.plan.dense, desired.release.tower
+    if desired.plan.gateway.dense_placement == "gateway" or plan is None:
+        return None
+    memory = max(plan.memory_bytes, tower.size_bytes + TORCH_BYTES)
+    needs = Needs(plan.vcpu, memory, tower.size_bytes, plan.gpus)
+    environment = {
+        "ERLESS_RELEASE": desired.release.digest,
+        "ERLESS_DEVICE": plan.device,
+        "ERLESS_PRECISION": plan.precision,
+        "ERLESS_MAX_DELAY_MS": f"{plan.max_delay_ms:g}",
+        "ERLESS_MAX_COALESCE": str(plan.max_batch),
+        "ERLESS_SLA_MS": f"{site.sla_ms:g}",
+        "ERLESS_THREADS": str(max(math.floor(plan.vcpu), 1)),
+    } | _sizes(desired)
+    return _service(
+        names.dense_name(tower.sha256),
+        desired,
+        site,
+        function="dense",
+        labels=names.function_labels("dense", "dense", tower.sha256),
+        digest=tower.sha256,
+        annotations=scaling_annotations(plan.scaling, None, site.options.min_window_s),
+        spec=pod("dense", "dense", needs, environment, site, desired.store),
+        size_bytes=tower.size_bytes,
+        timeout=timeout_s(tower.size_bytes, site),
+    )
+
+
+def gateway_service(
+    desired: Desired, site: Site, dense: Object | None, traffic: Sequence[Traffic] = ()
+) -> Object:
+    """The gateway's Service, with a revision named for the release.
+
+    Args:
+        desired: release and plan.
+        site: the cluster.
+        dense: the tower's Service, where it has one.
+        traffic: who gets what; all to this release where it is empty.
+    """
+    release, plan = desired.release, desired.plan.gateway
+    own = (release.gateway.routing, release.gateway.defaults, release.tower)
+    size = sum(each.size_bytes for each in own)
+    size += sum(each.size_bytes for each in release.resident)
+    workers = math.ceil(plan.vcpu)
+    memory = max(plan.memory_bytes, size + LEAST_BYTES) + (workers - 1) * WORKER_BYTES
+    memory += site.gateway.max_in_flight * QUERY_BYTES
+    needs = Needs(plan.vcpu, memory, size)
+    slowest = max([load_s(each.size_bytes, site) for each in release.remote], default=0.0)
+    deadline = max(DEADLINE_S, slowest + 10 * site.sla_ms / 1e3)
+    timeout = min(max(math.ceil(deadline) + 5, timeout_s(size, site)), 600)
+    environment = {
+        "ERLESS_RELEASE": release.digest,
+        "ERLESS_SHARD_URLS": json.dumps(
+            {
+                each.digest: _url(names.shard_service(each.digest), site)
+                for each in sorted(release.remote, key=lambda each: each.digest)
+            },
+            separators=(",", ":"),
+        ),
+        "ERLESS_SLA_MS": f"{site.sla_ms:g}",
+        "ERLESS_DEADLINE_MS": f"{1000 * min(deadline, timeout - 5):.0f}",
+        "ERLESS_COLD_MISS": site.gateway.cold_miss,
+        "ERLESS_DEGRADED_SHARE": f"{site.gateway.degraded_share:g}",
+        "ERLESS_HEDGE": "1" if site.gateway.hedge else "0",
+        "ERLESS_MAX_IN_FLIGHT": str(math.ceil(site.gateway.max_in_flight / workers)),
+        **_workers(plan.vcpu),
+    } | _sizes(desired)
+    if dense is not None:
+        environment["ERLESS_DENSE_URL"] = _url(dense["metadata"]["name"], site)
+    service = _service(
+        names.GATEWAY,
+        desired,
+        site,
+        function="gateway",
+        labels=names.function_labels("gateway", "gateway", release.digest),
+        digest=release.digest,
+        annotations=scaling_annotations(plan.scaling, None, site.options.min_window_s),
+        spec=pod("gateway", "gateway", needs, environment, site, desired.store),
+        size_bytes=size,
+        timeout=timeout,
+        public=site.gateway.visibility == "public",
+    )
+    copy_bytes = release.model.embedding_bytes + MONOLITH_BYTES
+    service["metadata"]["annotations"][names.FULL_COPY] = str(copy_bytes)
+    template = service["spec"]["template"]
+    # a kept release's revision must not be collected: rollback needs it
+    template["metadata"]["annotations"]["serving.knative.dev/no-gc"] = "true"
+    name = names.revision_name(release.digest, template)
+    template["metadata"]["name"] = name
+    lines = traffic or [Traffic(name, 100)]
+    service["spec"]["traffic"] = [each.document() for each in lines]
+    return service
+
+
+def _shard_plan(desired: Desired, shard: ReleaseShard) -> ShardPlan:
+    for each in desired.plan.shards:
+        if each.name == shard.name:
+            return each
+    raise PlanError(
+        f"plan {desired.plan.digest[:12]} knows no shard {shard.name} of release "
+        f"{desired.release.digest[:12]}"
+    )
+
+
+def _sizes(desired: Desired) -> dict[str, str]:
+    """Limits that every function shares."""
+    return {"ERLESS_MAX_BATCH": str(max(4096, desired.plan.batch))}
+
+
+def _url(service: str, site: Site) -> str:
+    return f"http://{service}.{site.options.namespace}.svc.cluster.local"
+
+
+def _service(
+    name: str,
+    desired: Desired,
+    site: Site,
+    *,
+    function: str,
+    labels: dict[str, str],
+    digest: str,
+    annotations: dict[str, str],
+    spec: Object,
+    size_bytes: int,
+    timeout: int,
+    public: bool = False,
+) -> Object:
+    """A Knative Service that moves to its newest revision when that is ready."""
+    progress = max(PROGRESS_S[0], math.ceil(PROGRESS_S[1] + 2 * load_s(size_bytes, site)))
+    cpu = f"{math.ceil(1000 * site.options.queue_proxy_cpu / site.options.cpu_overcommit)}m"
+    return {
+        "apiVersion": API,
+        "kind": "Service",
+        "metadata": names.metadata(
+            name,
+            desired.release.digest,
+            namespace=site.options.namespace,
+            labels=labels | ({} if public else LOCAL),
+            annotations={names.DIGEST: digest, names.FUNCTION: function},
+        ),
+        "spec": {
+            "template": {
+                "metadata": {
+                    "labels": dict(labels),
+                    "annotations": annotations
+                    | FULL_DUPLEX
+                    | {
+                        names.DIGEST: digest,
+                        "serving.knative.dev/progress-deadline": f"{progress}s",
+                        f"{QUEUE_PROXY}/cpu-resource-request": cpu,
+                    },
+                },
+                "spec": {
+                    "containerConcurrency": 0,  # functions bound their queues, and say Retry-After
+                    "timeoutSeconds": timeout,
+                    "responseStartTimeoutSeconds": timeout,
+                    **spec,
+                },
+            },
+            "traffic": [{"latestRevision": True, "percent": 100}],
+        },
+    }

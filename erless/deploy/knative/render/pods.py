@@ -1,0 +1,203 @@
+"""Pods: what a function's container gets, may do, and how Kubernetes sees that it lives.
+
+Loading is not dying: liveness asks `/v2/health/live`, which answers as soon as the process
+listens; readiness asks `/v2/health/ready`, which answers once every byte is loaded and verified.
+Without a period Knative's queue-proxy asks for readiness every few ms, so a cold start does not
+wait for a probe.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from erless.deploy.knative.cluster_settings import Site
+from erless.errors import ConfigError
+from erless.specs.knative import FunctionKind
+
+__all__ = ["PORT", "STORE_MOUNT", "Needs", "load_s", "pod", "timeout_s"]
+
+MIB = 1 << 20
+PORT = 8080
+USER = 65532  # distroless' and our images' `nonroot`
+CACHE_MOUNT, STORE_MOUNT, TMP_MOUNT = "/var/cache/erless", "/var/lib/erless/store", "/tmp"  # noqa: S108
+MARGIN_SHARE, MARGIN_BYTES = 0.1, 64 * MIB  # buffers, the allocator, sockets under load
+START_S = 10.0  # process start and connecting to the store, with a wide margin
+TIMEOUT_S = (60, 600)  # Knative's default cluster-wide maximum is 600
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What one replica needs: memory for rows, index and code, disk for what it fetches."""
+
+    vcpu: float
+    memory_bytes: int
+    disk_bytes: int
+    gpus: int = 0
+
+    @property
+    def memory_mib(self) -> int:
+        """Memory to reserve: the plan's and a margin, in MiB."""
+        margin = max(MARGIN_SHARE * self.memory_bytes, MARGIN_BYTES)
+        return math.ceil((self.memory_bytes + margin) / MIB)
+
+    @property
+    def cache_mib(self) -> int:
+        """Room for the files of one function, in MiB."""
+        return math.ceil((self.disk_bytes * (1 + MARGIN_SHARE) + MARGIN_BYTES) / MIB)
+
+
+def load_s(size_bytes: int, site: Site) -> float:
+    """Longest start of a function that loads `size_bytes`, in s."""
+    return START_S + size_bytes / (site.options.load_mb_per_s * 1e6)
+
+
+def timeout_s(size_bytes: int, site: Site) -> int:
+    """Longest answer, in s: a cold start and ten times the objective, within Knative's bounds."""
+    wanted = math.ceil(load_s(size_bytes, site) + 10 * site.sla_ms / 1e3)
+    return min(max(wanted, TIMEOUT_S[0]), TIMEOUT_S[1])
+
+
+def pod(
+    kind: FunctionKind, role: str, needs: Needs, environment: dict[str, str], site: Site, store: str
+) -> dict[str, Any]:
+    """The pod's part of a revision's spec: one container, its volumes, where it may run.
+
+    Raises:
+        ConfigError: no image, or one without a digest.
+    """
+    volumes, mounts = _volumes(needs, site, store)
+    options, place = site.options, site.place(role)
+    spec: dict[str, Any] = {
+        "serviceAccountName": options.service_account,
+        "automountServiceAccountToken": False,  # nothing in a function talks to Kubernetes
+        "enableServiceLinks": False,
+        "containers": [
+            {
+                "name": "user-container",
+                "image": site.image(kind),
+                "ports": [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}],
+                "env": _environment(environment | _where(site, store), kind, site),
+                **_credentials(site),
+                "resources": _resources(needs, site),
+                "readinessProbe": {
+                    "httpGet": {"path": "/v2/health/ready", "port": PORT, "scheme": "HTTP"},
+                    "successThreshold": 1,
+                },
+                "livenessProbe": {
+                    "httpGet": {"path": "/v2/health/live", "port": PORT, "scheme": "HTTP"},
+                    "initialDelaySeconds": 10,
+                    "periodSeconds": 10,
+                    "timeoutSeconds": 5,
+                    "failureThreshold": 6,
+                    "successThreshold": 1,
+                },
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                    "readOnlyRootFilesystem": True,
+                    "runAsNonRoot": True,
+                    "runAsUser": USER,
+                    "runAsGroup": USER,
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                },
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "volumeMounts": mounts,
+            }
+        ],
+        "volumes": volumes,
+    }
+    if options.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in options.image_pull_secrets]
+    if place.node_selector:
+        spec["nodeSelector"] = dict(sorted(place.node_selector.items()))
+    tolerations = [each.model_dump(exclude_none=True) for each in place.tolerations]
+    if tolerations:
+        spec["tolerations"] = tolerations
+    return spec
+
+
+def _where(site: Site, store: str) -> dict[str, str]:
+    """Where the weights are, and where they are kept."""
+    values = {
+        "ERLESS_HOST": "0.0.0.0",  # noqa: S104
+        "ERLESS_STORE": store if store.startswith("s3://") else STORE_MOUNT,
+        "ERLESS_LOG": "info",
+    }
+    if store.startswith("s3://"):
+        values["ERLESS_CACHE"] = CACHE_MOUNT
+        if site.options.endpoint_url:
+            values["ERLESS_ENDPOINT_URL"] = site.options.endpoint_url
+        if site.options.region:
+            values["AWS_REGION"] = site.options.region
+    return values
+
+
+def _environment(values: dict[str, str], kind: FunctionKind, site: Site) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = [
+        {"name": name, "value": value} for name, value in sorted(values.items())
+    ]
+    if kind == "gateway" and site.options.token_secret:
+        source = {"name": site.options.token_secret, "key": "token"}
+        listed.append({"name": "ERLESS_TOKEN", "valueFrom": {"secretKeyRef": source}})
+    return listed
+
+
+def _credentials(site: Site) -> dict[str, Any]:
+    """Keys from a Secret where pods have no role of their own."""
+    secret = site.options.credentials_secret
+    return {"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}
+
+
+def _resources(needs: Needs, site: Site) -> dict[str, dict[str, str]]:
+    options = site.options
+    memory = f"{needs.memory_mib}Mi"
+    requests = {"cpu": _millicores(needs.vcpu / options.cpu_overcommit), "memory": memory}
+    limits = {"memory": memory}
+    if options.cpu_limits:
+        limits["cpu"] = _millicores(needs.vcpu)
+    if needs.gpus:
+        limits[options.gpu_resource] = str(needs.gpus)
+        requests[options.gpu_resource] = str(needs.gpus)
+    return {"requests": requests, "limits": limits}
+
+
+def _millicores(vcpu: float) -> str:
+    """vCPU in Kubernetes' words; 10m is what the scheduler still tells apart.
+
+    >>> _millicores(2.0), _millicores(0.25)
+    ('2', '250m')
+    """
+    milli = max(math.ceil(round(vcpu * 1000, 3)), 10)
+    return str(milli // 1000) if milli % 1000 == 0 else f"{milli}m"
+
+
+def _volumes(
+    needs: Needs, site: Site, store: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Volumes and their mounts: scratch, and the cache of a bucket or the store's folder."""
+    options = site.options
+    volumes: list[dict[str, Any]] = [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}]
+    mounts: list[dict[str, Any]] = [{"name": "tmp", "mountPath": TMP_MOUNT}]
+    if not store.startswith("s3://"):
+        volumes.append({"name": "store", **_store_source(site, store)})
+        mounts.append({"name": "store", "mountPath": STORE_MOUNT, "readOnly": True})
+    elif options.cache_claim:
+        claim = {"claimName": options.cache_claim}
+        volumes.append({"name": "cache", "persistentVolumeClaim": claim})
+        mounts.append({"name": "cache", "mountPath": CACHE_MOUNT})
+    else:
+        volumes.append({"name": "cache", "emptyDir": {"sizeLimit": f"{needs.cache_mib}Mi"}})
+        mounts.append({"name": "cache", "mountPath": CACHE_MOUNT})
+    return volumes, mounts
+
+
+def _store_source(site: Site, store: str) -> dict[str, Any]:
+    volume = site.options.store_volume
+    if volume.claim:
+        return {"persistentVolumeClaim": {"claimName": volume.claim, "readOnly": True}}
+    path = volume.host_path or store
+    if not path.startswith("/"):
+        raise ConfigError(f"store {store} is a relative folder: pods need its absolute path")
+    return {"hostPath": {"path": path, "type": "Directory"}}

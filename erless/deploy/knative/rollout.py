@@ -1,0 +1,336 @@
+"""From one release to the next, in steps that may each be the last.
+
+    1 base        namespace, account, policies
+    2 functions   shards and tower, beside what runs; unchanged ones are found, not made
+    3 candidate   the gateway's new revision at 0 %, under a tag
+    4 prewarm     one replica of every function it will call, all at once
+    5 cut-over    one write moves traffic and record
+    6 settle      what the current release does not call may go to zero, what no kept release calls
+                  is removed
+
+Steps 1 to 4 change nothing that the old release uses, and step 5 is one write, so a deploy that
+stops anywhere leaves either release serving, whole; the next deploy starts over and finds what is
+done. Old shards keep answering: a query of the old gateway's finishes, and rollback finds them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+
+from erless.deploy.kubernetes.api import Api
+from erless.deploy.kubernetes.kinds import BUDGET, KSERVICE, POD, POD_AUTOSCALER, REVISION
+from erless.deploy.kubernetes.mirror import Deadline, Mirror
+from erless.deploy.kubernetes.reasons import pod_facts
+from erless.deploy.knative.gateway_record import (
+    NEXT,
+    Kept,
+    Pointer,
+    called_services,
+    pointed,
+    read_pointer,
+)
+from erless.deploy.knative.readiness import (
+    REVISION_LABEL,
+    SERVICE_LABEL,
+    Watchful,
+    condition,
+    is_ready,
+)
+from erless.deploy.knative.render import Object, Rendered
+from erless.deploy.kubernetes import names
+from erless.deploy.knative.render.functions import Traffic
+from erless.deploy.knative.render.scaling import MIN_SCALE
+from erless.errors import DeployError, NotDeployedError
+from erless.progress import Progress
+
+__all__ = ["Rollout"]
+
+
+class Rollout:
+    """One change of what is deployed in a namespace.
+
+    Args:
+        api: the cluster.
+        namespace: where.
+        progress: told how far it is.
+        deadline: for all of it.
+        keep: deployed releases to keep.
+    """
+
+    def __init__(
+        self, api: Api, namespace: str, progress: Progress, deadline: Deadline, keep: int
+    ) -> None:
+        self._api, self._namespace = api, namespace
+        self._progress, self._deadline, self._keep = progress, deadline, keep
+        self._services = Mirror(api, KSERVICE, namespace, names.OWNED)
+
+    def pointer(self) -> Pointer:
+        """What the gateway's Service says now."""
+        return read_pointer(self._api.get(KSERVICE, self._namespace, names.GATEWAY))
+
+    def deploy(self, release: str, rendered: Rendered, canary_percent: int = 0) -> None:
+        """All steps for `rendered`, the objects of `release`."""
+        before = self.pointer()
+        wanted = {each["metadata"]["name"] for each in rendered.functions}
+        self._clear_failed(wanted | {names.GATEWAY}, before)
+        for each in rendered.base:
+            self._api.apply(each)
+        for each in rendered.functions:
+            self._api.apply(each)
+        self._restore(wanted)
+        self._wait_ready("functions ready", wanted)
+        self._present(rendered, before)
+        if before.revision != rendered.revision:
+            self._prewarm(wanted, rendered.revision)
+        self._move(rendered, release, canary_percent)
+        for each in rendered.extras:
+            self._api.apply(each)
+        self.settle()
+
+    def rollback(self, release: str | None) -> None:
+        """Move the traffic to a kept release.
+
+        Raises:
+            NotDeployedError: there is none before the current, or none that begins so.
+        """
+        before = self.pointer()
+        target = _kept(before, release)
+        revision = self._api.get(REVISION, self._namespace, target.revision)
+        if before.service is None or revision is None:
+            raise NotDeployedError(f"revision {target.revision} of {target.release[:12]} is gone")
+        called = called_services(revision)
+        self._restore(called)
+        self._wait_ready("functions ready", called)
+        service = _labelled(before.service, target.release)
+        lines = [*before.serving(), Traffic(target.revision, 0, NEXT)]
+        if target.revision != before.revision:
+            self._api.apply(pointed(service, lines, before.history, None))
+            self._wait_routed("gateway ready", target.revision, 0)
+            self._prewarm(called, target.revision)
+        only = [Traffic(target.revision, 100)]
+        self._api.apply(pointed(service, only, before.history, None))
+        self._wait_routed("cut over", target.revision, 100)
+        self.settle()
+
+    def _present(self, rendered: Rendered, before: Pointer) -> None:
+        """Make the gateway's new revision ready without giving it traffic."""
+        revision = rendered.revision
+        # a kept revision is found, not made again: Knative does not make one twice
+        known = before.service and self._api.get(REVISION, self._namespace, revision)
+        template = before.service["spec"]["template"] if before.service and known else None
+        serving = before.serving()
+        others = [line for line in serving if line.revision != revision]
+        if not serving or (not others and before.revision == revision):
+            lines = [Traffic(revision, 100)]
+        else:  # a canary's share goes back for a moment, until all of the traffic moves
+            lines = [Traffic(others[0].revision, 100), Traffic(revision, 0, NEXT)]
+        self._api.apply(pointed(rendered.gateway, lines, before.history, template))
+        self._wait_routed("gateway ready", revision, 0)
+
+    def _move(self, rendered: Rendered, release: str, canary_percent: int) -> None:
+        """The cut-over: traffic and record in one write."""
+        before, revision = self.pointer(), rendered.revision
+        template = before.service["spec"]["template"] if before.service else None
+        others = [line for line in before.serving() if line.revision != revision]
+        history = list(before.history)
+        if canary_percent and others:
+            share = canary_percent
+            lines = [
+                Traffic(others[0].revision, 100 - share), Traffic(revision, share, NEXT)
+            ]  # fmt: skip
+        else:
+            share, lines = 100, [Traffic(revision, 100)]
+            if before.current is None or before.current.revision != revision:
+                now = datetime.now(UTC).isoformat(timespec="seconds")
+                history = [each for each in history if each.release != release]
+                history = [Kept(release, revision, now), *history][: self._keep]
+        self._api.apply(pointed(rendered.gateway, lines, history, template))
+        self._wait_routed("cut over", revision, share)
+
+    def _wait_ready(self, label: str, wanted: set[str]) -> None:
+        """Until all `wanted` Services are ready."""
+        self._wait(label, wanted, is_ready)
+
+    def _wait_routed(self, label: str, revision: str, percent: int) -> None:
+        """Until the gateway's route reaches `revision` with `percent` of the traffic."""
+        self._wait(label, {names.GATEWAY}, lambda live: _routed(live, revision, percent))
+
+    def _wait(self, label: str, wanted: set[str], ready: Callable[[Object], bool]) -> None:
+        watchful = Watchful(self._api, self._namespace)
+        late = set(wanted)
+        with self._progress.step(label, len(wanted), "steps") as step:
+
+            def done(objects: dict[str, Object]) -> bool:
+                found = {name for name in late if name in objects and ready(objects[name])}
+                late.difference_update(found)
+                step.advance(len(found))
+                if late:
+                    watchful.look([objects[name] for name in sorted(late) if name in objects])
+                return not late
+
+            if self._services.wait(done, self._deadline):
+                return
+        why = f": {watchful.reason}" if watchful.reason else ""
+        raise DeployError(
+            f"{', '.join(sorted(late))} not ready within {self._deadline.seconds:g} s{why}"
+        )
+
+    def _clear_failed(self, wanted: set[str], before: Pointer) -> None:
+        """Remove revisions that failed, so that they are made again.
+
+        Knative does not try a revision twice, and a pod that could not start waits ever longer.
+        One that gets traffic, or is ready, or is a kept release's, stays.
+        """
+        spared = {line.revision for line in before.traffic if line.percent}
+        spared |= {each.revision for each in before.history}
+        found, _ = self._api.list(REVISION, self._namespace, names.OWNED)
+        pods, _ = self._api.list(POD, self._namespace, names.OWNED)
+        stuck = {fact.pod for fact in pod_facts(pods, ()) if fact.final}
+        hopeless = {
+            pod["metadata"]["labels"].get(REVISION_LABEL) for pod in pods
+            if pod["metadata"]["name"] in stuck
+        }  # fmt: skip
+        for each in found:
+            name, ready = each["metadata"]["name"], condition(each, "Ready").get("status")
+            service = each["metadata"]["labels"].get(SERVICE_LABEL)
+            if service not in wanted or name in spared or ready == "True":
+                continue
+            if ready == "False" or name in hopeless:
+                self._api.delete(REVISION, self._namespace, name)
+
+    def _restore(self, services: Iterable[str]) -> None:
+        """Give retired functions their own min-scale back."""
+        for name in services:
+            live = self._api.get(KSERVICE, self._namespace, name)
+            if live is not None:
+                self._scale(_revision(live), _min_scale(live))
+
+    def _scale(self, revision: str, replicas: str) -> None:
+        """Set the min-scale of a running revision, without making another one.
+
+        A new revision would load every row again. The revision's annotation is what Knative's
+        controller copies to its autoscaler; older controllers copy only once, so both are set.
+        """
+        patch = {"metadata": {"annotations": {MIN_SCALE: replicas}}}
+        for kind in (REVISION, POD_AUTOSCALER):
+            live = self._api.get(kind, self._namespace, revision) if revision else None
+            if live and live["metadata"].get("annotations", {}).get(MIN_SCALE) != replicas:
+                self._api.merge(kind, self._namespace, revision, patch)
+
+    def _prewarm(self, services: set[str], gateway: str) -> None:
+        """One replica of the gateway and of all it calls, at once: cold starts overlap."""
+        self._services.refresh()
+        lives = {name: self._services.objects.get(name, _NONE) for name in services}
+        revisions = {_revision(live): live for live in lives.values() if _revision(live)}
+        revisions[gateway] = self._services.objects.get(names.GATEWAY, _NONE)
+        scalers = Mirror(self._api, POD_AUTOSCALER, self._namespace, names.OWNED)
+        scalers.refresh()
+        cold = {
+            revision: live for revision, live in revisions.items()
+            if not _awake(scalers.objects.get(revision, _NONE))
+        }  # fmt: skip
+        for revision in cold:
+            self._scale(revision, "1")
+        watchful = Watchful(self._api, self._namespace)
+
+        def done(objects: dict[str, Object]) -> bool:
+            late = [revision for revision in cold if not _awake(objects.get(revision, _NONE))]
+            if late:
+                watchful.look([cold[revision] for revision in late])
+            return not late
+
+        with self._progress.step("functions awake", len(cold), "steps") as step:
+            if cold and not scalers.wait(done, self._deadline):
+                raise DeployError(
+                    f"functions did not wake within {self._deadline.seconds:g} s: {watchful.reason}"
+                )
+            step.advance(len(cold))
+
+    def settle(self) -> None:
+        """Rest what only kept releases call, remove what none calls. May run at any time."""
+        now = self.pointer()
+        kept = {each.revision for each in now.history} | {each.revision for each in now.traffic}
+        revisions, _ = self._api.list(
+            REVISION, self._namespace, f"{names.OWNED},{names.KIND}=gateway"
+        )
+        called: dict[str, set[str]] = {
+            each["metadata"]["name"]: called_services(each) for each in revisions
+        }
+        needed = set().union(*(called[name] for name in called if name in kept))
+        serving = {line.revision for line in now.traffic}
+        current = set().union(*(called[name] for name in called if name in serving))
+        for each in revisions:
+            if each["metadata"]["name"] not in kept:
+                self._api.delete(REVISION, self._namespace, each["metadata"]["name"])
+        self._services.refresh()
+        for name, live in self._services.objects.items():
+            if name == names.GATEWAY:
+                continue
+            if name not in needed:
+                self._api.delete(BUDGET, self._namespace, name)
+                self._api.delete(KSERVICE, self._namespace, name)
+            else:
+                self._scale(_revision(live), _min_scale(live) if name in current else "0")
+
+
+_NONE: Object = {"metadata": {}}
+
+
+def _routed(service: Object, revision: str, percent: int) -> bool:
+    """Whether the route reaches the revision, with at least so much of the traffic.
+
+    Only the route counts: the Service is not ready while some other revision of it fails.
+    """
+    status = service.get("status", {})
+    lines = [
+        line for line in status.get("traffic", []) if line.get("revisionName") == revision
+    ]  # fmt: skip
+    return (
+        status.get("observedGeneration") == service["metadata"].get("generation")
+        and condition(service, "RoutesReady").get("status") == "True"
+        and bool(lines)
+        and sum(line.get("percent") or 0 for line in lines) >= percent
+    )
+
+
+def _awake(scaler: Object) -> bool:
+    return bool(scaler.get("status", {}).get("actualScale"))
+
+
+def _revision(service: Object) -> str:
+    """The revision that a function's traffic goes to; empty before the first is ready."""
+    return str(service.get("status", {}).get("latestReadyRevisionName", ""))
+
+
+def _min_scale(service: Object) -> str:
+    annotations = service["spec"]["template"]["metadata"].get("annotations", {})
+    return str(annotations.get(MIN_SCALE, "0"))
+
+
+def _labelled(service: Object, release: str) -> Object:
+    """The gateway's Service with the labels of another release."""
+    changed = copy.deepcopy(service)
+    changed["metadata"]["labels"] |= {
+        names.RELEASE: names.short(release), names.DIGEST: names.short(release)
+    }  # fmt: skip
+    changed["metadata"]["annotations"] |= {names.RELEASE: release, names.DIGEST: release}
+    return changed
+
+
+def _kept(pointer: Pointer, release: str | None) -> Kept:
+    """The release to go back to."""
+    current = pointer.current
+    if current is None:
+        raise NotDeployedError("nothing is deployed here")
+    if release is None:
+        older = pointer.history[pointer.history.index(current) + 1 :]
+        if not older:
+            raise NotDeployedError("no release is kept from before the current one")
+        return older[0]
+    found = [each for each in pointer.history if each.release.startswith(release)]
+    if not found:
+        kept = ", ".join(each.release[:12] for each in pointer.history)
+        raise NotDeployedError(f"no kept release begins with {release!r}; kept are {kept}")
+    return found[0]

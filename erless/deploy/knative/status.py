@@ -1,0 +1,253 @@
+"""`status` of the Knative target: Services, autoscalers, pods, and the functions' own metrics.
+
+Metrics are read through the API server's proxy, so that nothing but the kubeconfig is needed;
+where the proxy does not reach the pods, rates are 0 and memory is what the pods reserve.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, cast
+
+from erless.deploy.kubernetes.api import Api, Missing
+from erless.deploy.kubernetes.kinds import KSERVICE, POD, POD_AUTOSCALER, POD_METRICS, REVISION
+from erless.deploy.knative.gateway_record import Pointer, called_services, read_pointer
+from erless.deploy.knative.readiness import REVISION_LABEL, condition
+from erless.deploy.kubernetes import names
+from erless.deploy.knative.render.pods import PORT
+from erless.deploy.target import FunctionState, FunctionStatus, Status
+from erless.errors import DeployError, NotDeployedError
+
+__all__ = ["function_name", "quantity", "survey"]
+
+Object = dict[str, Any]
+Samples = dict[str, float]
+RATE_S = 1.0  # between the two readings that rates come from
+THREADS = 16
+_UNITS = {
+    "": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
+    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40,
+}  # fmt: skip
+_SAMPLE = re.compile(r"^(erless_\w+)(?:\{([^}]*)\})? (\S+)")
+_LE = re.compile(r'le="([^"]+)"')
+
+
+def quantity(text: str) -> float:
+    """A Kubernetes quantity as a number.
+
+    >>> quantity("250m"), quantity("2Mi")
+    (0.25, 2097152.0)
+    """
+    found = re.fullmatch(r"([\d.]+)([a-zA-Z]*)", str(text))
+    return float(found[1]) * _UNITS.get(found[2], 1.0) if found else 0.0
+
+
+def function_name(service: Object) -> str:
+    """What the plan calls the function of a Service."""
+    meta = service["metadata"]
+    return str(meta.get("annotations", {}).get(names.FUNCTION, meta["name"]))
+
+
+def survey(api: Api, namespace: str) -> Status:
+    """Everything that runs in `namespace`.
+
+    Raises:
+        NotDeployedError: no gateway of ours is there.
+    """
+    services, _ = api.list(KSERVICE, namespace, names.OWNED)
+    by_name = {each["metadata"]["name"]: each for each in services}
+    pointer = read_pointer(by_name.get(names.GATEWAY))
+    if pointer.service is None:
+        raise NotDeployedError(f"nothing is deployed in namespace {namespace}")
+    pods, _ = api.list(POD, namespace, names.OWNED)
+    scalers, _ = api.list(POD_AUTOSCALER, namespace, names.OWNED)
+    scale = {each["metadata"]["name"]: each.get("status", {}) for each in scalers}
+    used = _used_memory(api, namespace)
+    rates = _rates(api, namespace, [each for each in pods if _is_ready(each)])
+    called = _called(api, namespace, pointer)
+    functions = []
+    for service in services:
+        own = service["metadata"]["name"] == names.GATEWAY
+        for revision in _revisions(service, pointer):
+            theirs = _of(pods, revision)
+            now = service["metadata"]["name"] in called or (own and revision == pointer.revision)
+            if now or theirs:  # what only a kept release calls, and rests, runs nowhere
+                functions.append(
+                    _function(
+                        service, _shown(service, revision, now), theirs,
+                        scale.get(revision, {}), used, rates,
+                    )
+                )  # fmt: skip
+    functions.sort(key=lambda each: (each.kind, each.tier, each.name))
+    current = pointer.current
+    release = current.release if current else ""
+    copies = max((each.ready for each in functions), default=0)
+    return Status(
+        target="knative",
+        release=release,
+        url=pointer.service.get("status", {}).get("url", ""),
+        functions=tuple(functions),
+        memory_bytes=sum(each.memory_bytes for each in functions),
+        model_wise_bytes=max(copies, 1) * _full_copy(pointer.service),
+    )
+
+
+def _full_copy(gateway: Object) -> int:
+    """Bytes of one replica of the whole model, as the gateway's Service notes them."""
+    return int(gateway["metadata"].get("annotations", {}).get(names.FULL_COPY, "0"))
+
+
+def _called(api: Api, namespace: str, pointer: Pointer) -> set[str]:
+    """The Services that the current release calls."""
+    live = api.get(REVISION, namespace, pointer.revision) if pointer.revision else None
+    return called_services(live) if live else set()
+
+
+def _shown(service: Object, revision: str, now: bool) -> str:
+    """A function's name; one of another release is told by its revision."""
+    return function_name(service) if now else f"{function_name(service)} ({revision})"
+
+
+def _revisions(service: Object, pointer: Pointer) -> Iterable[str]:
+    """The revisions of a Service that anyone can reach."""
+    if service["metadata"]["name"] == names.GATEWAY:
+        return [line.revision for line in pointer.traffic]
+    status = service.get("status", {})
+    return [status.get("latestReadyRevisionName") or status.get("latestCreatedRevisionName", "")]
+
+
+def _of(pods: list[Object], revision: str) -> list[Object]:
+    return [pod for pod in pods if pod["metadata"]["labels"].get(REVISION_LABEL) == revision]
+
+
+def _is_ready(pod: Object) -> bool:
+    return condition(pod, "Ready").get("status") == "True" and not _leaving(pod)
+
+
+def _leaving(pod: Object) -> bool:
+    return "deletionTimestamp" in pod["metadata"]
+
+
+def _function(
+    service: Object, name: str, pods: list[Object], scale: Object,
+    used: Mapping[str, int], rates: Mapping[str, tuple[float, float | None]],
+) -> FunctionStatus:  # fmt: skip
+    meta = service["metadata"]
+    labels = meta["labels"]
+    staying = [pod for pod in pods if not _leaving(pod)]
+    ready = sum(_is_ready(pod) for pod in pods)
+    wanted = max(int(scale.get("desiredScale") or 0), 0)
+    state, reason = _state(service, pods, staying, ready, wanted)
+    measured = [rates[pod["metadata"]["name"]] for pod in pods if pod["metadata"]["name"] in rates]
+    rps = sum(rate for rate, _ in measured)
+    if state is FunctionState.SERVING and not rps:
+        state = FunctionState.IDLE
+    tails = [p95 for _, p95 in measured if p95 is not None]
+    return FunctionStatus(
+        name=name,
+        kind=cast(Literal["gateway", "sparse", "dense"], labels.get(names.KIND, "sparse")),
+        tier=labels.get(names.TIER, ""),
+        digest=meta["annotations"].get(names.DIGEST, ""),
+        ready=ready,
+        wanted=wanted,
+        rps=round(rps, 3),
+        p95_ms=max(tails, default=None),
+        memory_bytes=sum(used.get(pod["metadata"]["name"]) or _reserved(pod) for pod in staying),
+        state=state,
+        reason=reason,
+    )
+
+
+def _state(
+    service: Object, pods: list[Object], staying: list[Object], ready: int, wanted: int
+) -> tuple[FunctionState, str]:
+    said = condition(service, "Ready")
+    if said.get("status") == "False":
+        return FunctionState.FAILING, f"{said.get('reason', '')}: {said.get('message', '')}"
+    if ready:
+        return FunctionState.SERVING, ""
+    if staying or wanted:
+        return FunctionState.WAKING, ""
+    return (FunctionState.DRAINING, "") if pods else (FunctionState.AT_ZERO, "")
+
+
+def _reserved(pod: Object) -> int:
+    """Memory that the pod's containers request."""
+    containers = pod.get("spec", {}).get("containers", [])
+    return int(
+        sum(
+            quantity(each.get("resources", {}).get("requests", {}).get("memory", "0"))
+            for each in containers
+        )
+    )
+
+
+def _used_memory(api: Api, namespace: str) -> dict[str, int]:
+    """Working sets by pod, where a metrics server runs."""
+    try:
+        found, _ = api.list(POD_METRICS, namespace, names.OWNED)
+    except DeployError:
+        return {}
+    return {
+        each["metadata"]["name"]: int(
+            sum(quantity(part["usage"].get("memory", "0")) for part in each.get("containers", []))
+        )
+        for each in found
+    }
+
+
+def _rates(api: Api, namespace: str, pods: list[Object]) -> dict[str, tuple[float, float | None]]:
+    """Requests per second and p95 in ms, by pod, from two readings of its metrics."""
+    ready = [pod["metadata"]["name"] for pod in pods]
+
+    def read(pod: str) -> Samples:
+        path = POD.path(namespace, f"{pod}:{PORT}", "proxy/metrics")
+        try:
+            return _samples(api.text(path, timeout_s=2))
+        except (DeployError, Missing):
+            return {}
+
+    if not ready:
+        return {}
+    with ThreadPoolExecutor(min(THREADS, len(ready))) as pool:
+        began = time.monotonic()
+        first = dict(zip(ready, pool.map(read, ready), strict=True))
+        if not any(first.values()):
+            return {}
+        time.sleep(RATE_S)
+        second = dict(zip(ready, pool.map(read, ready), strict=True))
+        took = time.monotonic() - began
+    return {pod: _rate(first[pod], second[pod], took) for pod in ready if second[pod]}
+
+
+def _samples(text: str) -> Samples:
+    """Requests, and the cumulative buckets of their time, from Prometheus' text."""
+    found: Samples = {}
+    for line in text.splitlines():
+        match = _SAMPLE.match(line)
+        if match is None:
+            continue
+        name, labels, value = match[1], match[2] or "", float(match[3])
+        if name == "erless_requests_total":
+            found["requests"] = found.get("requests", 0.0) + value
+        elif name == "erless_request_seconds_bucket":
+            bound = _LE.search(labels)
+            if bound:
+                found[bound[1]] = found.get(bound[1], 0.0) + value
+    return found
+
+
+def _rate(first: Samples, second: Samples, took_s: float) -> tuple[float, float | None]:
+    requests = second.get("requests", 0.0) - first.get("requests", 0.0)
+    steps = {key: second[key] - first.get(key, 0.0) for key in second if key != "requests"}
+    if not steps.get("+Inf"):
+        steps = {key: second[key] for key in steps}  # nothing just now: since it started
+    total = steps.get("+Inf", 0.0)
+    if not total:
+        return requests / took_s, None
+    bounds = sorted((float(key), count) for key, count in steps.items() if key != "+Inf")
+    p95 = next((bound for bound, count in bounds if count >= 0.95 * total), bounds[-1][0])
+    return requests / took_s, 1e3 * p95

@@ -1,0 +1,290 @@
+"""Target `knative`: a Kubernetes cluster with Knative Serving. What the verbs call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from erless.deploy.knative.diff import compare
+from erless.deploy.infra import read_infra
+from erless.deploy.kubernetes.api import Api, Unreachable, connect
+from erless.deploy.kubernetes.kinds import (
+    CLAIM,
+    CONFIG_MAP,
+    CRD,
+    KSERVICE,
+    LEASE,
+    NAMESPACE,
+    OWNED_KINDS,
+    POD,
+    SECRET,
+    SERVICE,
+    Kind,
+)
+from erless.deploy.kubernetes.lock import LOCK, locked
+from erless.deploy.kubernetes.mirror import Deadline
+from erless.deploy.knative.pod_logs import pod_logs
+from erless.deploy.knative.gateway_record import Pointer, read_pointer
+from erless.deploy.knative.ingress import find_address
+from erless.deploy.knative.render import Object, Rendered, render
+from erless.deploy.kubernetes import names
+from erless.deploy.knative.rollout import Rollout
+from erless.deploy.knative.schema import check_objects
+from erless.deploy.knative.cluster_settings import Site, resolve_site
+from erless.deploy.knative.status import function_name, survey
+from erless.deploy.target import Change, Checked, Deployment, Desired, Status
+from erless.deploy.knative.dry_run import Trial
+from erless.errors import ConfigError, DeployError, NotDeployedError
+from erless.progress import Progress
+from erless.specs.config import Config
+from erless.specs.knative import FunctionKind
+
+__all__ = ["KnativeTarget"]
+
+GONE_POLL_S = 1.0
+# what a control plane puts into every namespace by itself
+PUBLISHED = {"kube-root-ca.crt", "openshift-service-ca.crt", "istio-ca-root-cert"}
+PUBLISHED_TYPES = {"kubernetes.io/service-account-token", "kubernetes.io/dockercfg"}
+
+
+class KnativeTarget:
+    """Functions as Knative Services of one namespace.
+
+    Args:
+        config: of the project.
+        images: function kind → image, above `erless.yaml`'s.
+        api: a connection, where there is one already.
+
+    Raises:
+        ConfigError, InfraError: the configuration or Terraform's outputs cannot be used.
+    """
+
+    name = "knative"
+
+    def __init__(
+        self, config: Config, images: Mapping[str, str] | None = None, api: Api | None = None
+    ) -> None:
+        folder = config.targets.knative.infra
+        self._site = resolve_site(config, read_infra(folder) if folder else None, images)
+        self._connected = api
+        self._addresses: dict[str, str] = {}
+
+    @property
+    def site(self) -> Site:
+        """The cluster as configured."""
+        return self._site
+
+    @property
+    def api(self) -> Api:
+        """The connection; made when it is first needed."""
+        if self._connected is None:
+            options = self._site.options
+            self._connected = connect(options.kubeconfig, options.context)
+        return self._connected
+
+    @property
+    def _namespace(self) -> str:
+        return self._site.options.namespace
+
+    def objects(self, desired: Desired) -> Rendered:
+        """Exactly what `deploy` applies: a namespace that is somebody else's is left alone."""
+        return self._render(desired, self._spare_namespace(self._site))
+
+    def _spare_namespace(self, site: Site) -> Site:
+        """`site`, without the namespace where that is somebody else's."""
+        live = self.api.get(NAMESPACE, None, self._namespace)
+        return replace(site, create_namespace=live is None or _is_ours(live))
+
+    def _render(self, desired: Desired, site: Site) -> Rendered:
+        if desired.endpoint_url and not site.options.endpoint_url:
+            options = site.options.model_copy(update={"endpoint_url": desired.endpoint_url})
+            site = replace(site, options=options)
+        rendered = render(desired, site)
+        check_objects(rendered.objects)
+        return rendered
+
+    def validate(self, desired: Desired) -> Checked:
+        """Let the API server and Knative's webhooks check everything; change nothing.
+
+        Where no cluster answers, Kubernetes' and Knative's definitions are checked alone.
+
+        Raises:
+            DeployError: an object is refused.
+        """
+        site, missing = self._site.with_placeholders(_kinds(desired))
+        if not self._answers():
+            return Checked(self._render(desired, site).objects, "schemas", missing)
+        rendered = self._render(desired, self._spare_namespace(site))
+        trial = self._trial()
+        for each in rendered.objects:
+            trial.apply(each)
+        return Checked(rendered.objects, "server", missing)
+
+    def _answers(self) -> bool:
+        """Whether there is a cluster to ask; one that was named by hand has to be there."""
+        options = self._site.options
+        try:
+            self.api.call("GET", "/version", retry_s=0)
+        except Unreachable:
+            return False
+        except ConfigError:
+            if options.kubeconfig or options.context:
+                raise
+            return False
+        return True
+
+    def diff(self, desired: Desired) -> tuple[Change, ...]:
+        """What `deploy` would do now, as the server sees it; changes nothing."""
+        return compare(self.api, self.objects(desired), self._namespace, self._trial())
+
+    def _trial(self) -> Trial:
+        return Trial(self.api, self._namespace, self._site.options.service_account)
+
+    def deploy(self, desired: Desired, progress: Progress, timeout_s: float) -> Deployment:
+        """See `Target.deploy`."""
+        deadline = Deadline(timeout_s)
+        rendered = self.objects(desired)
+        self._check_cluster()
+        for each in rendered.base:
+            if each["kind"] == NAMESPACE.kind:
+                self.api.apply(each)  # the lock lives in it
+        if self.api.get(NAMESPACE, None, self._namespace) is None:
+            raise DeployError(f"namespace {self._namespace} is not there")
+        with locked(self.api, self._namespace):
+            rollout = self._rollout(progress, deadline)
+            rollout.deploy(desired.release.digest, rendered, self._site.options.canary_percent)
+        return self._current(desired.release.digest)
+
+    def _rollout(self, progress: Progress, deadline: Deadline) -> Rollout:
+        keep = self._site.options.keep_releases
+        return Rollout(self.api, self._namespace, progress, deadline, keep)
+
+    def _check_cluster(self) -> None:
+        """Knative is there, and what the pods refer to."""
+        if self.api.get(CRD, None, "services.serving.knative.dev") is None:
+            raise DeployError(f"the cluster at {self.api.host} has no Knative Serving")
+        options = self._site.options
+        secrets = (*options.image_pull_secrets, options.credentials_secret, options.token_secret)
+        claims = (options.cache_claim, options.store_volume.claim)
+        for kind, wanted in ((SECRET, secrets), (CLAIM, claims)):
+            for name in filter(None, wanted):
+                if self.api.get(kind, self._namespace, name) is None:
+                    raise DeployError(
+                        f"namespace {self._namespace} has no {kind.kind} {name}, which the "
+                        "functions are told to use"
+                    )
+
+    def pointer(self) -> Pointer:
+        """What is deployed, as the gateway's Service records it."""
+        return read_pointer(self.api.get(KSERVICE, self._namespace, names.GATEWAY))
+
+    def status(self) -> Status:
+        """See `Target.status`."""
+        found = survey(self.api, self._namespace)
+        return replace(found, address=self._address(found.url))
+
+    def _address(self, url: str) -> str:
+        """Where to connect from here; looked for once."""
+        options = self._site.options
+        if options.gateway_address or not url:
+            return options.gateway_address or ""
+        if url not in self._addresses:
+            found = find_address(self.api, url, options.ingress_namespaces)
+            if found:
+                self._addresses[url] = found
+            return found
+        return self._addresses[url]
+
+    def deployments(self) -> tuple[Deployment, ...]:
+        """Kept releases, newest first."""
+        pointer = self.pointer()
+        url = (pointer.service or {}).get("status", {}).get("url", "")
+        current, address = pointer.current, self._address(url) if pointer.history else ""
+        return tuple(
+            Deployment(each.release, url, each.at, each == current, address)
+            for each in pointer.history
+        )
+
+    def _current(self, release: str) -> Deployment:
+        found = self.deployments()
+        chosen = [each for each in found if each.release == release] or list(found)
+        if not chosen:
+            raise NotDeployedError(f"nothing is deployed in namespace {self._namespace}")
+        return chosen[0]
+
+    def rollback(self, release: str | None, progress: Progress, timeout_s: float) -> Deployment:
+        """See `Target.rollback`; `release` may be the beginning of a digest."""
+        if self.pointer().service is None:
+            raise NotDeployedError(f"nothing is deployed in namespace {self._namespace}")
+        with locked(self.api, self._namespace):
+            self._rollout(progress, Deadline(timeout_s)).rollback(release)
+        return next(each for each in self.deployments() if each.current)
+
+    def logs(self, function: str | None, lines: int, follow: bool) -> Iterator[str]:
+        """See `Target.logs`. A function is named as in `status`, or as its Service."""
+        found, _ = self.api.list(KSERVICE, self._namespace, names.OWNED)
+        if not found:
+            raise NotDeployedError(f"nothing is deployed in namespace {self._namespace}")
+        called = {each["metadata"]["name"]: function_name(each) for each in found}
+        chosen = {
+            name: shown for name, shown in called.items() if function in (None, name, shown)
+        }  # fmt: skip
+        if not chosen:
+            known = ", ".join(sorted(set(called.values())))
+            raise DeployError(f"there is no function {function!r}; there are {known}")
+        return pod_logs(self.api, self._namespace, chosen, lines, follow)
+
+    def destroy(self, progress: Progress, timeout_s: float) -> None:
+        """See `Target.destroy`: all that carries our label, and the namespace if erless made it."""
+        deadline = Deadline(timeout_s)
+        space = self.api.get(NAMESPACE, None, self._namespace)
+        if space is None:
+            return
+        with progress.step("destroy", None, "steps") as step, locked(self.api, self._namespace):
+            for kind in OWNED_KINDS:
+                for each in self.api.list(kind, self._namespace, names.OWNED)[0]:
+                    if each["metadata"]["name"] != LOCK:
+                        self.api.delete(kind, self._namespace, each["metadata"]["name"])
+                        step.advance(1)
+                if kind == KSERVICE:
+                    self._wait_gone([KSERVICE, POD], deadline)
+            self._wait_gone([each for each in OWNED_KINDS if each != LEASE], deadline)
+        if _is_ours(space) and not self._foreign():
+            self.api.delete(NAMESPACE, None, self._namespace)
+            while self.api.get(NAMESPACE, None, self._namespace) is not None:
+                self._pause(deadline, f"namespace {self._namespace}")
+
+    def _wait_gone(self, kinds: list[Kind], deadline: Deadline) -> None:
+        for kind in kinds:
+            while found := self.api.list(kind, self._namespace, names.OWNED)[0]:
+                self._pause(deadline, f"{kind.kind} {found[0]['metadata']['name']}")
+
+    def _pause(self, deadline: Deadline, what: str) -> None:
+        if deadline.left_s <= 0:
+            raise DeployError(f"{what} is still there after {deadline.seconds:g} s")
+        time.sleep(min(GONE_POLL_S, deadline.left_s))
+
+    def _foreign(self) -> list[str]:
+        """What somebody else put into our namespace: it would go away with it."""
+        found = []
+        for kind in (POD, SERVICE, SECRET, CONFIG_MAP, CLAIM):
+            for each in self.api.list(kind, self._namespace)[0]:
+                name = each["metadata"]["name"]
+                if name in PUBLISHED or each.get("type") in PUBLISHED_TYPES:
+                    continue
+                if not each["metadata"].get("ownerReferences"):
+                    found.append(f"{kind.kind} {name}")
+        return found
+
+
+def _kinds(desired: Desired) -> list[FunctionKind]:
+    """The kinds of functions that a release takes."""
+    kinds: list[FunctionKind] = ["gateway"]
+    kinds += ["sparse"] if desired.release.remote else []
+    kinds += ["dense"] if desired.plan.gateway.dense_placement == "function" else []
+    return kinds
+
+
+def _is_ours(document: Object) -> bool:
+    return bool(document["metadata"].get("labels", {}).get(names.MANAGED) == names.MANAGER)

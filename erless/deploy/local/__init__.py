@@ -1,0 +1,1 @@
+"""Target `local`: releases on this machine."""

@@ -1,0 +1,202 @@
+"""Release + plan → the functions that this machine runs. Pure: `diff` and `deploy` share it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from erless.deploy.local.supervisor.spec import FunctionSpec, ReleaseSpec
+from erless.deploy.target import Change, Desired
+from erless.errors import DeployError
+from erless.specs.config import Gateway
+from erless.specs.plan import Scaling, ShardPlan
+from erless.specs.release import ReleaseManifest, ReleaseShard
+from erless.storage.digests import digest_json
+
+__all__ = ["LocalSite", "changes", "place"]
+
+MODULES = {
+    "gateway": "functions.gateway.main", "sparse": "functions.sparse.main",
+    "dense": "functions.dense.main",
+}  # fmt: skip
+PROCESS_BYTES = 36_000_000  # a function without rows, measured: so is a model-wise replica
+SHORT = 16  # digits of a digest in a function's key
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSite:
+    """What functions are told besides release and plan.
+
+    cache: folder for what comes from S3. window_s, grace_s: instead of the plan's, if not None.
+    """
+
+    cache: Path
+    gateway: Gateway = field(default_factory=Gateway)
+    token: str | None = None
+    sla_ms: float = 100.0
+    window_s: float | None = None
+    grace_s: float | None = None
+
+
+def place(desired: Desired, site: LocalSite) -> ReleaseSpec:
+    """The functions of a release on this machine.
+
+    Raises:
+        DeployError: the plan is not the release's.
+    """
+    release, plan = desired.release, desired.plan
+    if plan.digest != release.plan_digest:
+        raise DeployError(
+            f"plan {plan.digest[:12]} is not the one of release {release.digest[:12]}, "
+            f"which was packed by {release.plan_digest[:12]}"
+        )
+    common = _common(desired, site)
+    planned = {each.name: each for each in plan.shards}
+    functions = [_sparse(each, planned[each.name], common, site) for each in release.remote]
+    if plan.gateway.dense_placement == "function" and plan.dense is not None:
+        dense = plan.dense
+        env = {
+            **common, "ERLESS_RELEASE": release.digest, "ERLESS_SLA_MS": f"{site.sla_ms:g}",
+            "ERLESS_DEVICE": dense.device, "ERLESS_PRECISION": dense.precision,
+            "ERLESS_MAX_DELAY_MS": f"{dense.max_delay_ms:g}",
+            "ERLESS_MAX_COALESCE": str(dense.max_batch), "ERLESS_THREADS": _threads(dense.vcpu),
+        }  # fmt: skip
+        functions.append(_function("dense", "dense", "dense", release.tower.sha256, env,
+                                   _scaling(dense.scaling, site), dense.vcpu,
+                                   dense.memory_bytes))  # fmt: skip
+    functions.append(_gateway(desired, common, site))
+    content = [each.model_dump(mode="json") for each in functions]
+    return ReleaseSpec(
+        key=digest_json({"functions": content}), release=release.digest, deployed_at="",
+        model=release.model.name, full_copy_bytes=_full_copy(release),
+        functions=tuple(functions),
+    )  # fmt: skip
+
+
+def _common(desired: Desired, site: LocalSite) -> dict[str, str]:
+    """Where every function finds its artifacts."""
+    env = {"ERLESS_CACHE": str(site.cache)}  # also remembers what was verified, for a directory
+    if "://" not in desired.store:
+        return {**env, "ERLESS_STORE": str(Path(desired.store).absolute())}
+    env["ERLESS_STORE"] = desired.store
+    if desired.endpoint_url:
+        env["ERLESS_ENDPOINT_URL"] = desired.endpoint_url
+    return env
+
+
+def _sparse(
+    shard: ReleaseShard, planned: ShardPlan, common: Mapping[str, str], site: LocalSite
+) -> FunctionSpec:
+    env = {**common, "ERLESS_SHARD": shard.digest}
+    scaling = _scaling(planned.scaling, site)
+    return _function("sparse", shard.name, shard.tier.value, shard.digest, env, scaling,
+                     planned.vcpu, planned.memory_bytes)  # fmt: skip
+
+
+def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSite) -> FunctionSpec:
+    plan, options = desired.plan.gateway, site.gateway
+    env = {
+        **common,
+        "ERLESS_RELEASE": desired.release.digest,
+        "ERLESS_SLA_MS": f"{site.sla_ms:g}",
+        "ERLESS_COLD_MISS": options.cold_miss,
+        "ERLESS_DEGRADED_SHARE": f"{options.degraded_share:g}",
+        "ERLESS_HEDGE": "1" if options.hedge else "0",
+        "ERLESS_MAX_IN_FLIGHT": str(options.max_in_flight),
+        "ERLESS_THREADS": _threads(plan.vcpu),
+    }
+    if site.token:
+        env["ERLESS_TOKEN"] = site.token
+    return _function("gateway", "gateway", "resident" if desired.release.resident else "",
+                     desired.release.digest, env, _scaling(plan.scaling, site), plan.vcpu,
+                     plan.memory_bytes)  # fmt: skip
+
+
+def _function(
+    kind: str, name: str, tier: str, digest: str, env: dict[str, str], scaling: Scaling,
+    vcpu: float, memory_bytes: int,
+) -> FunctionSpec:  # fmt: skip
+    """The key names what is served and all that it is told, but not how it scales."""
+    if kind != "dense":
+        scaling = _by_the_core(scaling, vcpu)
+    told = digest_json({"env": env})[:6]
+    return FunctionSpec.model_validate({
+        "key": f"{kind}-{digest[:SHORT]}-{told}", "name": name, "kind": kind, "tier": tier,
+        "digest": digest, "module": MODULES[kind], "env": env, "scaling": scaling,
+        "vcpu": vcpu, "memory_bytes": memory_bytes,
+    })  # fmt: skip
+
+
+def _scaling(scaling: Scaling, site: LocalSite) -> Scaling:
+    asked = {"window_s": site.window_s, "grace_s": site.grace_s}
+    return scaling.model_copy(update={key: each for key, each in asked.items() if each is not None})
+
+
+def _by_the_core(scaling: Scaling, vcpu: float) -> Scaling:
+    """What the plan does on several vCPU, replicas of one core each do here.
+
+    They map the same files, so the rows lie in memory once all the same.
+    """
+    cores = math.ceil(vcpu)
+    most = scaling.max_scale * min(cores, os.cpu_count() or 1)
+    return scaling.model_copy(update={"target": scaling.target / cores, "max_scale": most})
+
+
+def _threads(vcpu: float) -> str:
+    """The tower's threads: as planned, but one core less than there are.
+
+    All functions share this machine; threads that wait for a core that another one has spin.
+    """
+    return str(max(1, min(int(vcpu), (os.cpu_count() or 1) - 1)))
+
+
+def _full_copy(release: ReleaseManifest) -> int:
+    """Bytes of one model-wise replica: all rows in fp32, the tower, and the process."""
+    rows = sum(4 * each.rows * each.dim for each in release.model.tables)
+    return rows + release.tower.size_bytes + PROCESS_BYTES
+
+
+def changes(before: ReleaseSpec | None, after: ReleaseSpec) -> tuple[Change, ...]:
+    """What deploying `after` over `before` does to each function."""
+    old = {each.key: each for each in before.functions} if before else {}
+    names = {each.name: each for each in old.values()}
+    found = []
+    for each in after.functions:
+        known = old.get(each.key)
+        if known is None:
+            same = names.get(each.name)
+            action = "update" if same and same.key not in _keys(after) else "create"
+            found.append(Change(action, each.name, _differs(same, each)))  # type: ignore[arg-type]
+        elif known.scaling != each.scaling:
+            found.append(Change("update", each.name, _differs(known, each)))
+        else:
+            found.append(Change("keep", each.name, f"{each.kind} {each.digest[:12]}"))
+    updated = {each.what for each in found if each.action == "update"}
+    gone = [each for each in old.values() if each.key not in _keys(after)]
+    found += [Change("remove", each.name, f"{each.kind} {each.digest[:12]}")
+              for each in gone if each.name not in updated]  # fmt: skip
+    return tuple(found)
+
+
+def _keys(release: ReleaseSpec) -> set[str]:
+    return {each.key for each in release.functions}
+
+
+def _differs(before: FunctionSpec | None, after: FunctionSpec) -> str:
+    """The fields that differ, old → new; a token is never shown."""
+    if before is None:
+        return f"{after.kind} {after.digest[:12]}"
+    said = []
+    if before.digest != after.digest:
+        said.append(f"digest {before.digest[:12]} → {after.digest[:12]}")
+    for name in sorted(before.env.keys() | after.env.keys()):
+        old, new = before.env.get(name), after.env.get(name)
+        if old != new and name not in ("ERLESS_RELEASE", "ERLESS_SHARD"):
+            said.append(name if name == "ERLESS_TOKEN" else f"{name} {old} → {new}")
+    old_scaling, new_scaling = before.scaling.model_dump(), after.scaling.model_dump()
+    said += [f"{name} {old_scaling[name]} → {new}"
+             for name, new in new_scaling.items() if old_scaling[name] != new]  # fmt: skip
+    return ", ".join(said)

@@ -1,0 +1,233 @@
+"""From one release to another: start, prove, switch, drain. Interrupted before the switch: undone.
+
+Every function of the new release has been ready once before the first query reaches its gateway;
+shards that both releases name are the same functions and stay as they are. The switch is the new
+gateway's first accept on the shared socket; the old gateway then accepts no more, answers what it
+has, and ends. A query is answered by one gateway, so by one release.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from erless.deploy.local.supervisor.events import tell
+from erless.deploy.local.supervisor.fleet import Fleet, Report
+from erless.deploy.local.supervisor.function import Function
+from erless.deploy.local.supervisor.spec import ReleaseSpec, StoredState
+from erless.errors import DeployError, NotDeployedError
+
+__all__ = ["deploy", "destroy", "rollback"]
+
+RETRIES = 2  # a function that has been ready before may crash so often during a change
+
+
+async def deploy(
+    fleet: Fleet, release: ReleaseSpec, settings: StoredState, timeout_s: float, report: Report
+) -> ReleaseSpec:
+    """Make `release` current. Does nothing where it is already and all is well.
+
+    Args:
+        fleet: what runs.
+        release: what shall.
+        settings: port, keep, limits and timing from the user; the rest is not read.
+        timeout_s: until all is ready.
+        report: is told how many functions are ready.
+
+    Raises:
+        DeployError: a function failed, or the time is over: the old release serves on.
+        ConflictError: another change is under way, or the port would change.
+    """
+    fleet.begin("deploy")
+    try:
+        held = fleet.public.getsockname()[1] if fleet.public else 0
+        if settings.port and held and settings.port != held:
+            raise DeployError(
+                f"the gateway listens on port {held}, not {settings.port}: it keeps its port "
+                "until it is destroyed"
+            )
+        options = {name: getattr(settings, name) for name in ("keep", "limits", "timing")}
+        before = fleet.state
+        pending = before.model_copy(update={**options, "port": held or settings.port})
+        fleet.state = pending
+        try:
+            # deployed before: keeps its time
+            release = before.release(release.key) or release
+            return await _switch(fleet, release, timeout_s, report)
+        finally:
+            if fleet.state is pending:  # nothing was committed
+                fleet.state = before
+    finally:
+        fleet.end()
+
+
+async def rollback(
+    fleet: Fleet, prefix: str | None, timeout_s: float, report: Report
+) -> ReleaseSpec:
+    """Make a kept release current again; None: the one deployed before the current.
+
+    Raises:
+        NotDeployedError: there is none.
+        DeployError, ConflictError: as `deploy`.
+    """
+    fleet.begin("rollback")
+    try:
+        return await _switch(fleet, _kept(fleet.state, prefix), timeout_s, report)
+    finally:
+        fleet.end()
+
+
+def _kept(state: StoredState, prefix: str | None) -> ReleaseSpec:
+    if state.current is None:
+        raise NotDeployedError("nothing is deployed")
+    if prefix is None:
+        keys = [each.key for each in state.releases]
+        older = state.releases[keys.index(state.current) + 1 :]
+        if not older:
+            raise NotDeployedError("no release is kept from before the current one")
+        return older[0]
+    found = [each for each in state.releases if each.release.startswith(prefix)]
+    if not found:
+        kept = ", ".join(each.release[:12] for each in state.releases)
+        raise NotDeployedError(f"no kept release begins with {prefix!r}; kept are {kept}")
+    return found[0]
+
+
+async def destroy(fleet: Fleet) -> None:
+    """Drain and end everything. The folder remains.
+
+    Raises:
+        ConflictError: another change is under way.
+    """
+    fleet.begin("destroy")
+    await fleet.stop()
+
+
+async def _switch(
+    fleet: Fleet, release: ReleaseSpec, timeout_s: float, report: Report
+) -> ReleaseSpec:
+    fleet.folder.check_space()
+    known = set(fleet.functions)
+    resting = {key for key, each in fleet.functions.items() if not each.active}
+    try:
+        async with asyncio.timeout(timeout_s):
+            functions = [fleet.open(spec) for spec in release.behind]
+            serving = _serving(fleet)
+            await _prove(functions, release, serving, report)
+            gateway = fleet.open_gateway(release)
+            gateway.activate(release.gateway, serving.get("gateway", 0))
+            await _settle(
+                [each for each in functions if each.spec.scaling.min_scale] + [gateway], report
+            )
+        fleet.commit(_with(fleet.state, release))
+    except TimeoutError:
+        opened = [fleet.functions.get(each.key) for each in release.functions]
+        late = [each for each in opened if each is not None and not each.settled]
+        said = ", ".join(f"{each.spec.name} ({each.reason or 'loading'})" for each in late)
+        await fleet.finish(_undo(fleet, known, resting))
+        raise DeployError(f"not ready within {timeout_s:g} s: {said}") from None
+    except BaseException:
+        await fleet.finish(_undo(fleet, known, resting))
+        raise
+    tell("current", release=release.release)
+    await fleet.finish(_retire(fleet))
+    return release
+
+
+def _with(state: StoredState, release: ReleaseSpec) -> StoredState:
+    """`state` with `release` current, and no more releases than are kept."""
+    if state.release(release.key) is None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        release = release.model_copy(update={"deployed_at": now})
+        releases = (release, *state.releases)
+    else:
+        releases = tuple(release if each.key == release.key else each for each in state.releases)
+    kept = [each for place, each in enumerate(releases)
+            if place < state.keep or each.key == release.key]  # fmt: skip
+    return state.model_copy(update={"current": release.key, "releases": tuple(kept)})
+
+
+def _serving(fleet: Fleet) -> dict[str, int]:
+    """Replicas of the current release by function name: its successor takes over at that size."""
+    current = fleet.state.release(fleet.state.current)
+    return {each.name: fleet.functions[each.key].wanted for each in current.functions
+            if each.key in fleet.functions} if current else {}  # fmt: skip
+
+
+async def _prove(
+    functions: Sequence[Function], release: ReleaseSpec, serving: dict[str, int], report: Report
+) -> None:
+    """Start every function that has not been ready yet, a few at a time; then let it scale.
+
+    One that may be at zero goes there at once: with tables larger than memory, cold shards are
+    proven one after the other.
+    """
+    limit = asyncio.Semaphore(max(2, os.cpu_count() or 2))
+    specs = {each.key: each for each in release.behind}
+    done = 0
+
+    async def prove(function: Function) -> None:
+        nonlocal done
+        async with limit:
+            spec = specs[function.spec.key]
+            if not function.proven:
+                function.hold = max(1, spec.scaling.initial_scale)
+            function.activate(spec, serving.get(spec.name, 0))
+            if function.hold:
+                await _settle([function])
+            function.hold = 0
+            function.converge()
+        done += 1
+        report("functions ready", done, len(release.functions))
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for each in functions:
+                tasks.create_task(prove(each))
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+
+
+async def _settle(functions: Sequence[Function], report: Report | None = None) -> None:
+    """Wait until each has all the replicas it wants; fail with the first that fails."""
+    while not all(each.settled for each in functions):
+        for each in functions:
+            if each.failures > (RETRIES if each.proven else 0) and not each.settled:
+                raise DeployError(f"{each.spec.name} does not start: {each.reason}")
+        await asyncio.sleep(functions[0].timing.ready_poll_s)
+    if report is not None:
+        report("gateway ready", 1, 1)
+
+
+async def _undo(fleet: Fleet, known: set[str], resting: set[str]) -> None:
+    """Back to what was: new functions end, those that rested rest, shared ones scale as before."""
+    new = [key for key in fleet.functions if key not in known]
+    for key in [*new, *(key for key in resting if key in fleet.functions)]:
+        fleet.functions[key].pause()
+    current = fleet.state.release(fleet.state.current)
+    for spec in current.behind if current else ():
+        function = fleet.functions[spec.key]
+        function.hold = 0
+        function.activate(spec)
+    await asyncio.gather(*(fleet.functions[key].gone() for key in new))
+    fleet.drop(new)
+    if current is None and fleet.public is not None:
+        fleet.public.close()
+        fleet.public = None
+
+
+async def _retire(fleet: Fleet) -> None:
+    """Drain gateways that are not current, then what only they used; forget releases not kept."""
+    current = fleet.state.release(fleet.state.current)
+    used = {each.key for each in current.functions} if current else set()
+    old = [each for key, each in fleet.functions.items() if key not in used]
+    gateways = [each for each in old if each.spec.kind == "gateway"]
+    for group in (gateways, [each for each in old if each.spec.kind != "gateway"]):
+        for each in group:
+            each.pause()
+        await asyncio.gather(*(each.gone() for each in group))
+    # a kept gateway is made anew at a rollback: its shards' ports may have changed by then
+    kept = {each.key for release in fleet.state.releases for each in release.behind} | used
+    fleet.drop([key for key in fleet.functions if key not in kept])

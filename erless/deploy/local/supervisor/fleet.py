@@ -1,0 +1,290 @@
+"""All functions of the kept releases, and which release is current.
+
+The one place that changes `state.json`. A change (deploy, rollback, destroy) excludes every other
+until the old release has drained.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from erless.deploy.local.supervisor.events import tell
+from erless.deploy.local.supervisor.folder import StateFolder
+from erless.deploy.local.supervisor.function import Function
+from erless.deploy.local.supervisor.memory import pss_bytes
+from erless.deploy.local.supervisor.orphans import Orphan, find_orphans
+from erless.deploy.local.supervisor.sockets import LOOPBACK, listen
+from erless.deploy.local.supervisor.spawner import Spawner
+from erless.deploy.local.supervisor.spec import FunctionSpec, ReleaseSpec, StoredState
+from erless.errors import ConflictError, DeployError, ErlessError
+
+__all__ = ["Fleet", "Report"]
+
+Report = Callable[[str, int, int], None]  # label, done, total
+REPLACE_S = 120.0  # orphans serve at most so long after their replacements were started
+LOG_TICKS = 15  # logs are measured every so many ticks
+
+
+class Fleet:
+    """Functions by key, of all kept releases.
+
+    Args:
+        folder: of the state, locked by us.
+        environment: what replicas inherit.
+    """
+
+    def __init__(self, folder: StateFolder, environment: dict[str, str]) -> None:
+        self.folder, self.environment = folder, environment
+        self.state: StoredState = folder.load()
+        self.functions: dict[str, Function] = {}
+        self.spawner = Spawner(folder.path)
+        self.public: socket.socket | None = None
+        self.problem = ""  # why there is no public socket
+        self.changing = ""
+        self._background: asyncio.Task[None] | None = None
+        self._replacing: asyncio.Task[None] | None = None
+        self._finishing: set[asyncio.Task[None]] = set()
+
+    # Sockets and functions
+
+    def open_public(self, port: int, takeover: bool = False) -> socket.socket:
+        """The gateway's socket, opened at the first call and kept.
+
+        Raises:
+            DeployError: the port is taken.
+        """
+        if self.public is None:
+            try:
+                self.public = listen(port, takeover=takeover)
+            except DeployError as error:
+                self.problem = str(error)
+                raise
+            self.problem = ""
+        return self.public
+
+    def open(self, spec: FunctionSpec, takeover: bool = False) -> Function:
+        """The function `spec` (not a gateway), with its socket, made where it is not there yet."""
+        if spec.key not in self.functions:
+            port = self.state.ports.get(spec.key, 0)
+            try:
+                opened = listen(port, takeover=takeover)
+            except DeployError:  # taken while we were away: gateways are told the new port
+                opened = listen(0)
+            self.functions[spec.key] = self._function(spec, opened)
+        return self.functions[spec.key]
+
+    def open_gateway(self, release: ReleaseSpec) -> Function:
+        """The gateway of `release`, whose other functions are open."""
+        spec = release.gateway
+        if spec.key not in self.functions:
+            ports = {each.key: self.functions[each.key].port for each in release.behind}
+            urls = {
+                each.digest: f"http://{LOOPBACK}:{ports[each.key]}"
+                for each in release.behind if each.kind == "sparse"
+            }  # fmt: skip
+            env = {"ERLESS_SHARD_URLS": json.dumps(urls)}
+            for each in release.behind:
+                if each.kind == "dense":
+                    env["ERLESS_DENSE_URL"] = f"http://{LOOPBACK}:{ports[each.key]}"
+            public = self.open_public(self.state.port)
+            self.functions[spec.key] = self._function(spec, public.dup(), env)
+        return self.functions[spec.key]
+
+    def _function(
+        self, spec: FunctionSpec, opened: socket.socket, env: dict[str, str] | None = None
+    ) -> Function:
+        return Function(
+            spec,
+            opened,
+            self.folder,
+            self.spawner,
+            self.state.timing,
+            self.environment,
+            self.state.limits,
+            env,
+        )
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Close functions whose replicas are gone."""
+        for key in list(keys):
+            self.functions.pop(key).close()
+
+    # Life
+
+    async def restore(self) -> None:
+        """Run what `state.json` says; what a killed supervisor left serves until that is ready."""
+        orphans = find_orphans(self.folder.path)
+        self.spawner.warm()
+        tell("supervises", release=self.state.current, orphans=len(orphans))
+        release = self.state.release(self.state.current)
+        wanted = {each.key for each in release.functions} if release else set()
+        for each in orphans:
+            if each.function not in wanted:
+                each.send(signal.SIGTERM)
+        if release is not None:
+            try:
+                self.open_public(self.state.ports.get("gateway", self.state.port), bool(orphans))
+            except DeployError:
+                pass  # `status` tells; `tick` tries again
+            else:
+                self._start(release, orphans)
+        if orphans:
+            work = self._replace(orphans, release)
+            self._replacing = asyncio.get_running_loop().create_task(work)
+
+    def _start(self, release: ReleaseSpec, orphans: list[Orphan]) -> None:
+        for spec in release.behind:
+            self.open(spec, takeover=bool(orphans))
+        self.open_gateway(release)
+        for spec in release.functions:
+            function = self.functions[spec.key]
+            function.proven = True
+            function.activate(spec, sum(each.function == spec.key for each in orphans))
+        if self._ports() != self.state.ports:
+            self.commit(self.state)
+
+    def _ports(self) -> dict[str, int]:
+        ports = {
+            key: each.port for key, each in self.functions.items() if each.spec.kind != "gateway"
+        }
+        if self.public is not None:
+            ports["gateway"] = self.public.getsockname()[1]
+        return ports
+
+    async def _replace(self, orphans: list[Orphan], release: ReleaseSpec | None) -> None:
+        """End orphans, the gateways first, once all that is wanted in their place is ready."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + REPLACE_S
+        keys = {each.key for each in release.functions} if release else set()
+        while loop.time() < deadline and not all(
+            key in self.functions and self.functions[key].settled for key in keys
+        ):
+            await asyncio.sleep(self.state.timing.ready_poll_s)
+        orphans.sort(key=lambda each: not each.function.startswith("gateway"))
+        for each in orphans:
+            each.send(signal.SIGTERM)
+            if each.function.startswith("gateway"):
+                await self._ended(each)
+        for each in orphans:
+            await self._ended(each)
+            each.send(signal.SIGKILL)
+            os.close(each.pidfd)
+
+    async def _ended(self, orphan: Orphan) -> None:
+        deadline = asyncio.get_running_loop().time() + self.state.timing.drain_s
+        while orphan.alive and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(self.state.timing.ready_poll_s)
+
+    async def run(self) -> None:
+        """Tick for ever."""
+        count = 0
+        while True:
+            await asyncio.sleep(self.state.timing.poll_s)
+            count += 1
+            await asyncio.gather(*(self._tick(each) for each in list(self.functions.values())))
+            if count % LOG_TICKS == 0:
+                for each in self.functions.values():
+                    each.rotate_logs()
+            if self.problem and not self.changing:
+                self._try_again()
+
+    @staticmethod
+    async def _tick(function: Function) -> None:
+        """A fault in one function must not stop the supervision of the others."""
+        try:
+            await function.tick()
+        except Exception as error:
+            trace = "".join(traceback.format_exception(error))
+            tell("tick failed", function.spec.name, reason=repr(error), trace=trace)
+
+    def _try_again(self) -> None:
+        """The gateway's port was taken when we started: it may be free now."""
+        release = self.state.release(self.state.current)
+        try:
+            self.open_public(self.state.ports.get("gateway", self.state.port))
+        except ErlessError:
+            return
+        if release is not None:
+            self._start(release, [])
+
+    async def stop(self) -> None:
+        """Drain everything, gateways first, so that no query fails."""
+        gateways = [each for each in self.functions.values() if each.spec.kind == "gateway"]
+        others = [each for each in self.functions.values() if each.spec.kind != "gateway"]
+        for group in (gateways, others):
+            for each in group:
+                each.pause()
+            await asyncio.gather(*(each.gone() for each in group))
+        self.drop(self.functions)
+        self.spawner.close()
+        if self.public is not None:
+            self.public.close()
+            self.public = None
+
+    # Changes
+
+    def begin(self, what: str) -> None:
+        """Exclude other changes.
+
+        Raises:
+            ConflictError: one is under way.
+        """
+        if self.changing:
+            raise ConflictError(f"a {self.changing} is under way in {self.folder.path}")
+        self.changing = what
+
+    async def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do `work` to its end even where who asked for it went away."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._finishing.add(task)
+        await asyncio.shield(task)
+
+    def end(self) -> None:
+        """Let others change again, as soon as nothing of this change is unfinished."""
+        unfinished, self._finishing = self._finishing, set()
+
+        async def later() -> None:
+            await asyncio.gather(*unfinished, return_exceptions=True)
+            self.changing = ""
+
+        if all(each.done() for each in unfinished):
+            self.changing = ""
+        else:
+            self._background = asyncio.get_running_loop().create_task(later())
+
+    def commit(self, state: StoredState) -> None:
+        """Make `state` the one that a restart begins with.
+
+        Raises:
+            StorageError: the disk refused; nothing has changed.
+        """
+        state = state.model_copy(update={"ports": self._ports()})
+        self.folder.save(state)
+        self.state = state
+
+    # What there is
+
+    def status(self) -> dict[str, Any]:
+        """Everything that `erless status` shows."""
+        release = self.state.release(self.state.current)
+        keys = [each.key for each in release.functions] if release else []
+        shown = [self.functions[key] for key in keys if key in self.functions]
+        shown += [each for key, each in self.functions.items() if key not in keys and each.replicas]
+        own = [pid for pid in (os.getpid(), self.spawner.zygote_pid) if pid is not None]
+        return {
+            "current": self.state.current,
+            "release": release.release if release else None,
+            "full_copy_bytes": release.full_copy_bytes if release else 0,
+            "port": self.public.getsockname()[1] if self.public else None,
+            "problem": self.problem,
+            "changing": self.changing,
+            "functions": [each.facts() for each in shown],
+            "supervisor": {"pids": own, "memory_bytes": sum(map(pss_bytes, own))},
+        }

@@ -1,0 +1,190 @@
+"""The state folder: one per deployment, locked by its supervisor.
+
+    .erless/
+      state.json      `StoredState`, replaced atomically
+      lock            flock of the live supervisor, with its pid
+      run/            unix sockets: `control`, and one per replica
+      logs/           one file per replica slot, and the supervisor's
+      cache/          of what came from S3
+
+It is its owner's only (mode 0700): whoever reaches a socket in it may command the functions.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from erless.deploy.local.supervisor.spec import StoredState
+from erless.errors import ArtifactError, ConflictError, StorageError
+from erless.storage.atomic import os_errors, staged_file
+
+__all__ = ["CONTROL", "StateFolder"]
+
+CONTROL = "control"  # the supervisor's socket
+STATE = "state.json"
+OURS = {STATE, "lock", "run", "logs", "cache"}
+BACKLOG = 1024
+FREE_BYTES = 1 << 20  # a change writes a few KB of state, and functions log
+
+
+class StateFolder:
+    """Paths, state and sockets under one folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()  # the mark by which orphans are found: one name only
+        self.logs = self.path / "logs"
+        self.run = self.path / "run"
+        self.cache = self.path / "cache"
+        self._run_fd: int | None = None
+        self._lock_fd: int | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Something was deployed here and not destroyed."""
+        return (self.path / STATE).is_file()
+
+    def make(self) -> None:
+        """Create the folder and its parts.
+
+        Raises:
+            StorageError: the disk refused.
+            ConflictError: the folder holds other things, or is someone else's.
+        """
+        with os_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self.path.stat().st_uid != os.getuid():
+                raise ConflictError(f"{self.path} belongs to another user")
+            foreign = {each.name for each in self.path.iterdir() if not self._ours(each.name)}
+            if foreign and not self.exists:
+                raise ConflictError(f"{self.path} holds {min(foreign)}: it is not a state folder")
+            self.path.chmod(0o700)
+            for each in (self.logs, self.run):
+                each.mkdir(exist_ok=True)
+
+    @staticmethod
+    def _ours(name: str) -> bool:
+        return name in OURS or name.startswith(f".{STATE}.tmp-")
+
+    def load(self) -> StoredState:
+        """What was saved last; a fresh state where nothing was.
+
+        Raises:
+            ArtifactError: it is damaged.
+        """
+        if not self.exists:
+            return StoredState()
+        file = self.path / STATE
+        with os_errors(file, "read"):
+            text = file.read_bytes()
+        try:
+            return StoredState.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ArtifactError(f"{file}: damaged: {first['msg']}") from error
+
+    def check_space(self) -> None:
+        """There is room for logs and state: a change is not begun without.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        with os_errors(self.path, "read"):
+            free = shutil.disk_usage(self.path).free
+        if free < FREE_BYTES:
+            raise StorageError(f"no space left in {self.path}: {free:,} bytes free")
+
+    def save(self, state: StoredState) -> None:
+        """Replace the saved state.
+
+        Raises:
+            StorageError: the disk refused; the old state is still there.
+        """
+        file = self.path / STATE
+        with staged_file(file) as stage, os_errors(stage):
+            stage.touch(mode=0o600)
+            stage.write_text(state.model_dump_json(indent=2), encoding="utf-8")
+
+    def lock(self) -> bool:
+        """Become the folder's supervisor; False where one lives."""
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        self._lock_fd = descriptor  # held until the process ends
+        return True
+
+    def supervisor_pid(self) -> int | None:
+        """The live supervisor's pid."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(os.read(descriptor, 20).strip() or 0) or None
+        else:
+            return None
+        finally:
+            os.close(descriptor)
+
+    def socket_path(self, name: str) -> str:
+        """A path short enough for a unix socket (108 bytes), however deep the folder lies."""
+        if self._run_fd is None:
+            self._run_fd = os.open(self.run, os.O_RDONLY | os.O_DIRECTORY)
+        return f"/proc/self/fd/{self._run_fd}/{name}"
+
+    def listen(self, name: str) -> socket.socket:
+        """A listening unix socket `run/name`.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        (self.run / name).unlink(missing_ok=True)
+        opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with os_errors(self.run / name):
+                opened.bind(self.socket_path(name))
+            opened.listen(BACKLOG)
+            opened.setblocking(False)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def forget(self, name: str) -> None:
+        """Remove the socket `run/name`."""
+        (self.run / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close what `socket_path` opened."""
+        if self._run_fd is not None:
+            os.close(self._run_fd)
+            self._run_fd = None
+
+    def remove(self) -> None:
+        """Remove all of ours, and the folder where nothing else is in it.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self.close()
+        with os_errors(self.path, "remove"):
+            for name in ("run", "logs", "cache"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            for each in list(self.path.glob(f".{STATE}.tmp-*")):
+                each.unlink(missing_ok=True)
+            for name in (STATE, "lock"):
+                (self.path / name).unlink(missing_ok=True)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()

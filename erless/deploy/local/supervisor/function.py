@@ -1,0 +1,296 @@
+"""One function: its public socket, its replicas, and the autoscaler that says how many.
+
+At zero the supervisor watches the socket itself. A connection makes it readable, which wakes the
+function; the connection waits in the kernel until a replica is ready and accepts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from typing import Any
+
+from erless.autoscale.kpa import Observation, Scaler
+from erless.deploy.local.supervisor.events import tell
+from erless.deploy.local.supervisor.folder import StateFolder
+from erless.deploy.local.supervisor.logs import rotate
+from erless.deploy.local.supervisor.memory import pss_bytes
+from erless.deploy.local.supervisor.replica import Phase, Replica
+from erless.deploy.local.supervisor.scrape import Counters
+from erless.deploy.local.supervisor.spawner import Spawner
+from erless.deploy.local.supervisor.spec import FunctionSpec, Timing
+from erless.deploy.target import FunctionState
+from erless.errors import DeployError
+
+__all__ = ["Function"]
+
+
+class Function:
+    """Runs as many replicas as its autoscaler wants, while it is active.
+
+    Args:
+        spec: what to run and how to scale it.
+        opened: its public listening socket.
+        folder: of the state.
+        spawner: starts its processes.
+        timing: how often, how long.
+        environment: what replicas inherit; shared, and read at every start.
+        limit: hold replicas to their plan.
+        env: what replicas are told besides the spec's: where the others listen.
+    """
+
+    def __init__(
+        self,
+        spec: FunctionSpec,
+        opened: socket.socket,
+        folder: StateFolder,
+        spawner: Spawner,
+        timing: Timing,
+        environment: dict[str, str],
+        limit: bool = False,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        self.spec, self.socket = spec, opened
+        self.replicas: list[Replica] = []
+        self.active = self.proven = False
+        self.hold = 0  # a deploy wants at least so many until they have been ready
+        self.failures, self.reason = 0, ""
+        self.restarts = 0
+        self.decision = ""
+        self._folder, self._spawner, self.timing = folder, spawner, timing
+        self._environment, self._limit, self._env = environment, limit, env or {}
+        self._loop = asyncio.get_running_loop()
+        self._scaler = Scaler(spec.scaling, self._loop.time())
+        self._totals = Counters()
+        self._seen = Counters()  # what the last observation had counted
+        self._seen_s = self._loop.time()
+        self._history: deque[tuple[float, Counters]] = deque()
+        self._waiting = self._watching = False
+        self._retry_s = 0.0
+        self._retry: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # What it is
+
+    @property
+    def port(self) -> int:
+        """On loopback."""
+        port: int = self.socket.getsockname()[1]
+        return port
+
+    @property
+    def ready(self) -> int:
+        """Replicas that serve."""
+        return sum(each.phase is Phase.READY for each in self.replicas)
+
+    @property
+    def wanted(self) -> int:
+        """Replicas that should."""
+        return max(self._scaler.wanted, self.hold) if self.active else 0
+
+    @property
+    def settled(self) -> bool:
+        """All that are wanted are ready."""
+        return self.ready >= self.wanted
+
+    def state(self, rps: float) -> FunctionState:
+        """In one word."""
+        if self.ready:
+            failing = self.failures > 1 and self.ready < self.wanted
+            if failing:
+                return FunctionState.FAILING
+            return FunctionState.SERVING if rps > 0 else FunctionState.IDLE
+        if self.wanted and self.failures:
+            return FunctionState.FAILING
+        if self.wanted:
+            return FunctionState.WAKING
+        return FunctionState.DRAINING if self.replicas else FunctionState.AT_ZERO
+
+    def facts(self) -> dict[str, Any]:
+        """For `status`. Reads /proc: not for every tick."""
+        rps, p95_ms = self.rates()
+        return {
+            "key": self.spec.key, "name": self.spec.name, "kind": self.spec.kind,
+            "tier": self.spec.tier, "digest": self.spec.digest, "port": self.port,
+            "ready": self.ready, "wanted": self.wanted, "rps": rps, "p95_ms": p95_ms,
+            "memory_bytes": sum(pss_bytes(each.pid) for each in self.replicas),
+            "state": self.state(rps).value, "reason": self.reason, "decision": self.decision,
+            "restarts": self.restarts, "requests": self._totals.requests,
+            "load_s": max((each.counters.load_s for each in self.replicas), default=0.0),
+            "replicas": [each.facts() for each in self.replicas],
+        }  # fmt: skip
+
+    def rates(self) -> tuple[float, float | None]:
+        """Requests/s and p95 in ms over the last rate window."""
+        if len(self._history) < 2:
+            return 0.0, None
+        (begin, first), (end, last) = self._history[0], self._history[-1]
+        return (last.requests - first.requests) / (end - begin), last.quantile_ms(0.95, first)
+
+    # What it is told
+
+    def activate(self, spec: FunctionSpec, ready: int = 0) -> None:
+        """Scale by `spec` from now on; `ready` orphans serve in our place at the moment."""
+        self.spec = spec
+        if self.active:
+            self._scaler.scaling = spec.scaling
+        else:
+            self._scaler = Scaler(spec.scaling, self._loop.time(), ready)
+            self.active = True
+            self.failures, self.reason, self._retry_s = 0, "", 0.0
+        self.converge()
+
+    def pause(self) -> None:
+        """Let all replicas drain, and start none again until `activate`."""
+        self.active, self.hold, self.failures, self.reason = False, 0, 0, ""
+        self._watch(False)
+        for each in self.replicas:
+            each.stop()
+
+    async def gone(self) -> None:
+        """Wait until no replica is left."""
+        while self.replicas:
+            await asyncio.sleep(self.timing.ready_poll_s)
+
+    def kill(self) -> None:
+        """End all replicas at once."""
+        self.pause()
+        for each in self.replicas:
+            each.kill()
+
+    def close(self) -> None:
+        """Give up the socket; the replicas must be gone."""
+        self._watch(False)
+        if self._retry is not None:
+            self._retry.cancel()
+        self.socket.close()
+
+    # What it does
+
+    def converge(self) -> None:
+        """Start what is missing, stop what is too much, watch the socket at zero."""
+        if not self.active:
+            return
+        alive = [each for each in self.replicas if each.active]
+        missing = self.wanted - len(alive)
+        if missing > 0 and self._loop.time() >= self._retry_s:
+            for _ in range(missing):
+                self._start()
+        for each in self._spare(alive)[: max(0, -missing)]:
+            each.stop()
+        self._watch(self.wanted == 0 and not any(each.active for each in self.replicas))
+
+    @staticmethod
+    def _spare(alive: list[Replica]) -> list[Replica]:
+        """Whom to stop first: those not ready yet, then the youngest."""
+        return sorted(alive, key=lambda each: (each.phase is Phase.READY, -each.started_s))
+
+    def _start(self) -> None:
+        taken = {each.slot for each in self.replicas}
+        slot = next(number for number in range(len(taken) + 1) if number not in taken)
+        try:
+            replica = Replica(
+                self.spec, slot, self._folder, self._spawner, self.socket.fileno(),
+                {**self._environment, **self._env}, self.timing, self._on_exit, self._limit,
+            )  # fmt: skip
+        except (DeployError, OSError) as error:
+            self._failed(str(error))
+            return
+        self.replicas.append(replica)
+        task = self._loop.create_task(self._await_ready(replica))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _await_ready(self, replica: Replica) -> None:
+        while replica.phase is Phase.STARTING:
+            if await replica.check_ready():
+                self.proven, self._waiting = True, False
+                if self.settled:
+                    self.reason = ""
+                return
+            await asyncio.sleep(self.timing.ready_poll_s)
+
+    def _on_exit(self, replica: Replica) -> None:
+        self.replicas.remove(replica)
+        if replica.drained or not self.active:
+            self.converge()
+            return
+        self.restarts += 1
+        tell("crashed", self.spec.name, replica=replica.slot, reason=replica.last_words())
+        if replica.lived_s >= self.timing.steady_s:
+            self.failures = 0
+        self._failed(replica.last_words())
+
+    def _failed(self, reason: str) -> None:
+        """Back off: at once after the first failure, then longer and longer."""
+        self.failures, self.reason = self.failures + 1, reason
+        delay_s = 0.0
+        if self.failures > 1:
+            delay_s = self.timing.backoff_s * 2.0 ** min(self.failures - 2, 16)
+        delay_s = min(delay_s, self.timing.backoff_most_s)
+        self._retry_s = self._loop.time() + delay_s
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = self._loop.call_at(self._retry_s, self.converge)
+
+    def _watch(self, watching: bool) -> None:
+        if watching and not self._watching:
+            self._loop.add_reader(self.socket.fileno(), self._wake)
+        elif self._watching and not watching:
+            self._loop.remove_reader(self.socket.fileno())
+        self._watching = watching
+
+    def _wake(self) -> None:
+        """A connection waits at zero."""
+        tell("woken", self.spec.name)
+        self._watch(False)
+        self._waiting = True
+        self._observe(0.0)
+        self.converge()
+
+    async def tick(self) -> None:
+        """Poll all replicas, decide, converge."""
+        polled = await asyncio.gather(*(each.poll() for each in self.replicas))
+        for pair in polled:
+            if pair is not None:
+                self._totals.add(pair[1], pair[0])
+        now = self._loop.time()
+        self._history.append((now, self._totals.copy()))
+        while self._history and now - self._history[0][0] > self.timing.rate_window_s:
+            self._history.popleft()
+        if self.ready and self._steady():
+            self.failures, self.reason = 0, ""
+        if self.active:
+            self._observe(self._load(now) if any(polled) or not self.ready else None)
+            self.converge()
+
+    def _steady(self) -> bool:
+        return self.settled and all(
+            each.lived_s >= self.timing.steady_s for each in self.replicas if each.active
+        )
+
+    def _load(self, now: float) -> float:
+        """The metric, averaged since the last observation that had one."""
+        seen, self._seen = self._seen, self._totals.copy()
+        seconds, self._seen_s = now - self._seen_s, now
+        if seconds <= 0:
+            return 0.0
+        if self.spec.scaling.metric == "rps":
+            return (self._totals.requests - seen.requests) / seconds
+        return (self._totals.concurrency_s - seen.concurrency_s) / seconds
+
+    def _observe(self, value: float | None) -> None:
+        seen = Observation(
+            self._loop.time(), value, self.ready, waiting=self._waiting and not self.ready
+        )
+        before = self._scaler.wanted
+        decision = self._scaler.observe(seen)
+        self.decision = decision.reason
+        if decision.wanted != before:
+            tell("scales", self.spec.name, to=decision.wanted, was=before, why=decision.reason)
+
+    def rotate_logs(self) -> None:
+        """Cut logs that have grown."""
+        for each in self.replicas:
+            rotate(each.log)

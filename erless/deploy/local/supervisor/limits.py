@@ -1,0 +1,131 @@
+"""Hold replicas to their plan's vCPU and memory by cgroups (v1 or v2), where that is possible.
+
+It is where this process may make groups below its own with the controllers cpu and memory: as root,
+or in a group delegated by systemd. Elsewhere `obstacle` says why not.
+
+With v2, a group that has processes of its own may not give controllers to groups below it (but for
+the root): the supervisor then has to be alone, and steps aside into a group of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from erless.deploy.local.supervisor.spec import FunctionSpec
+
+__all__ = ["Group", "confine", "obstacle", "release"]
+
+PERIOD_US = 100_000
+LEAST_QUOTA_US = 1_000  # the kernel's
+NEEDED = ("cpu", "memory")
+ASIDE = "erless-supervisor"
+
+Group = tuple[Path, ...]  # one folder with v2, one per controller with v1
+
+
+@dataclass(frozen=True, slots=True)
+class _Hierarchy:
+    """Where this process stands: `folders` by controller; with v2 both are the same."""
+
+    version: int
+    folders: dict[str, Path]
+
+
+def _hierarchy() -> _Hierarchy | None:
+    """The hierarchy that has the controllers, if there is one."""
+    mounts: dict[str, Path] = {}
+    unified: Path | None = None
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        point = Path(left.split()[4])
+        if kind == "cgroup2":
+            unified = point
+        elif kind == "cgroup":
+            mounts |= dict.fromkeys(options.split(","), point)
+    places: dict[str, str] = {}
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        _, names, place = line.split(":", 2)
+        places |= dict.fromkeys(names.split(","), place.lstrip("/"))
+    if unified is not None:
+        own = unified / places.get("", "").removesuffix(f"/{ASIDE}")
+        with contextlib.suppress(OSError):
+            given = (own / "cgroup.controllers").read_text(encoding="ascii").split()
+            if set(NEEDED) <= set(given):
+                return _Hierarchy(2, dict.fromkeys(NEEDED, own))
+    if all(each in mounts and each in places for each in NEEDED):
+        return _Hierarchy(1, {each: mounts[each] / places[each] for each in NEEDED})
+    return None
+
+
+def obstacle() -> str:
+    """Why limits cannot be kept here; empty where they can. Tries it, and leaves nothing."""
+    found = _hierarchy()
+    if found is None:
+        return "no cgroup hierarchy here has the controllers cpu and memory"
+    try:
+        if found.version == 2:
+            _delegate(found.folders["cpu"])
+        for each in set(found.folders.values()):
+            trial = each / f"erless-trial-{os.getpid()}"
+            trial.mkdir()
+            trial.rmdir()
+    except OSError as error:
+        return f"no group may be made below {error.filename}: {error.strerror}"
+    return ""
+
+
+def _delegate(own: Path) -> None:
+    """Give the groups below `own` their controllers; we leave it first, as v2 demands."""
+    control = own / "cgroup.subtree_control"
+    if set(NEEDED) <= set(control.read_text(encoding="ascii").split()):
+        return
+    try:
+        control.write_text("+cpu +memory", encoding="ascii")
+    except OSError:
+        aside = own / ASIDE
+        aside.mkdir(exist_ok=True)
+        (aside / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+        control.write_text("+cpu +memory", encoding="ascii")
+
+
+def confine(spec: FunctionSpec, state: Path, slot: int, pid: int) -> Group:
+    """Put `pid` into groups with its plan's limits; empty where the system refused."""
+    found = _hierarchy()
+    if found is None:
+        return ()
+    mark = hashlib.sha256(str(state).encode()).hexdigest()[:8]
+    name = f"erless-{mark}-{spec.key}-{slot}"
+    group = tuple(dict.fromkeys(found.folders[each] / name for each in NEEDED))
+    quota = max(LEAST_QUOTA_US, round(spec.vcpu * PERIOD_US))
+    settings: dict[str, str] = {}
+    if found.version == 2:
+        settings["cpu.max"] = f"{quota} {PERIOD_US}"
+        settings["memory.max"] = str(spec.memory_bytes or "max")
+    else:
+        settings["cpu.cfs_period_us"] = str(PERIOD_US)
+        settings["cpu.cfs_quota_us"] = str(quota)
+        settings["memory.limit_in_bytes"] = str(spec.memory_bytes or -1)
+    try:
+        for folder in group:
+            folder.mkdir(exist_ok=True)
+        for setting, value in settings.items():
+            controller = setting.partition(".")[0]
+            (found.folders[controller] / name / setting).write_text(value, encoding="ascii")
+        for folder in group:
+            (folder / "cgroup.procs").write_text(str(pid), encoding="ascii")
+    except OSError:
+        release(group)
+        return ()
+    return group
+
+
+def release(group: Group) -> None:
+    """Remove groups whose processes have ended."""
+    for folder in group:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -1,0 +1,59 @@
+"""The supervisor's own life: lock the folder, restore what ran, serve, end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from erless.deploy.local.supervisor.control import Control
+from erless.deploy.local.supervisor.fleet import Fleet
+from erless.deploy.local.supervisor.folder import StateFolder
+from erless.errors import ErlessError
+
+__all__ = ["run"]
+
+
+def run(state: str) -> None:
+    """Supervise the state folder `state`; returns when it is destroyed, or at SIGTERM.
+
+    Exits 0 at once where another supervisor holds the folder.
+    """
+    folder = StateFolder(Path(state))
+    folder.make()
+    if not folder.lock():
+        return
+    import uvloop
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_supervise(folder))
+    except ErlessError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc(file=sys.stderr)
+        sys.exit(1)
+
+
+async def _supervise(folder: StateFolder) -> None:
+    """SIGTERM (the machine shuts down) drains all functions, and keeps the state."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSTARTUP"}
+    fleet = Fleet(folder, environment)
+    control = Control(fleet)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, control.done.set)
+    await fleet.restore()
+    ticking = loop.create_task(fleet.run())
+    serving = loop.create_task(control.serve())
+    await asyncio.wait({ticking, serving}, return_when=asyncio.FIRST_COMPLETED)
+    ticking.cancel()
+    await fleet.stop()
+    folder.forget("control")
+    if ticking.done() and not ticking.cancelled():
+        ticking.result()  # it never returns: this raises what broke it
+    await serving

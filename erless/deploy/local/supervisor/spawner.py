@@ -1,0 +1,140 @@
+"""Start a function's process: forked from the zygote where that serves, else from scratch."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import erless
+from erless.deploy.local.supervisor.events import tell
+from erless.deploy.local.supervisor.orphans import STATE_MARK
+from erless.deploy.local.supervisor.zygote import receive, send
+
+__all__ = ["Child", "Spawner"]
+
+ROOT = Path(erless.__file__).resolve().parents[1]  # `functions/` lies beside `erless/`
+PR_SET_CHILD_SUBREAPER = 36
+ANSWER_S = 30.0  # the zygote's, while it imports on a busy machine
+SINGLE = ("", "1")  # torch's and numpy's threads are counted before numpy is imported
+
+
+class Child(Protocol):
+    """A process whose parent we are."""
+
+    @property
+    def pid(self) -> int:
+        """Its id, valid until `wait` returned."""
+
+    def wait(self) -> int:
+        """Its exit code, negative for a signal; waits until it ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Forked:
+    pid: int
+
+    def wait(self) -> int:
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+
+class Spawner:
+    """Starts processes in the state folder `state`."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._zygote: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._warmed = False
+        self._adopts = ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+    @property
+    def zygote_pid(self) -> int | None:
+        """Of the zygote, where one lives."""
+        return self._zygote.pid if self._zygote is not None else None
+
+    def spawn(
+        self, module: str, env: dict[str, str], fds: dict[str, int], log: int, record: Path
+    ) -> Child:
+        """`python -m module` in a session of its own.
+
+        Args:
+            module: what to run.
+            env: its environment, but for `fds`.
+            fds: variable → descriptor that it inherits and is told the number of.
+            log: descriptor of its stdout and stderr.
+            record: a file that will hold its pid, where its environment does not tell who it is.
+
+        Raises:
+            OSError: the system refused.
+        """
+        if self._adopts and env.get("ERLESS_THREADS", "") in SINGLE:
+            try:
+                return self._fork(module, env, fds, log, record)
+            except (OSError, EOFError, ValueError) as error:
+                tell("zygote failed", reason=repr(error))
+                self.close()  # the next spawn starts another
+        return subprocess.Popen(
+            [sys.executable, "-m", module],
+            env={**env, **{name: str(each) for name, each in fds.items()}, "PYTHONPATH": _path()},
+            cwd=self._state, pass_fds=tuple(fds.values()), stdin=subprocess.DEVNULL,
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+    def _fork(
+        self, module: str, env: dict[str, str], fds: dict[str, int], log: int, record: Path
+    ) -> Child:
+        channel = self.warm()
+        if not self._warmed:
+            receive(channel)  # it has imported everything
+            self._warmed = True
+        request = {
+            "module": module, "env": env, "fds": list(fds), "cwd": str(self._state),
+            "record": str(record),
+        }  # fmt: skip
+        send(channel, request, [log, *fds.values()])
+        answer, _ = receive(channel)
+        return _Forked(int(answer["pid"]))
+
+    def warm(self) -> socket.socket:
+        """Start the zygote, if there is none, without waiting until it has imported everything.
+
+        Raises:
+            OSError: the system refused.
+        """
+        if self._channel is not None:
+            return self._channel
+        ours, theirs = socket.socketpair()
+        ours.settimeout(ANSWER_S)
+        with theirs:
+            self._zygote = subprocess.Popen(
+                [sys.executable, "-m", "erless.deploy.local.supervisor.zygote", str(theirs.fileno())],
+                env={**os.environ, STATE_MARK: str(self._state), "PYTHONPATH": _path(),
+                     "OPENBLAS_NUM_THREADS": "1"},
+                cwd=self._state, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        self._channel, self._warmed = ours, False
+        return ours
+
+    def close(self) -> None:
+        """End the zygote; what it forked lives on."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._zygote is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._zygote.kill()
+            self._zygote.wait()
+            self._zygote = None
+
+
+def _path() -> str:
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

@@ -1,0 +1,204 @@
+"""Target `local`: this machine, plain processes, one supervisor. What the verbs call."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from erless.deploy.local.functions import LocalSite, changes, place
+from erless.deploy.local.supervisor.client import call, command
+from erless.deploy.local.supervisor.folder import StateFolder
+from erless.deploy.local.supervisor.limits import obstacle
+from erless.deploy.local.supervisor.logs import read_logs
+from erless.deploy.local.supervisor.orphans import end_all
+from erless.deploy.local.supervisor.sockets import LOOPBACK
+from erless.deploy.local.supervisor.spec import ReleaseSpec, StoredState, Timing
+from erless.deploy.target import (
+    Change,
+    Deployment,
+    Desired,
+    FunctionState,
+    FunctionStatus,
+    Status,
+)
+from erless.errors import ConfigError, DeployError, NotDeployedError
+from erless.progress import Progress
+from erless.specs.config import Config
+
+__all__ = ["LocalTarget"]
+
+ANSWER_S = 30.0  # of the supervisor, to a question
+
+
+class LocalTarget:
+    """Functions as processes of this machine, in the state folder of `erless.yaml`.
+
+    Args:
+        config: of the project.
+        timing: how often the supervisor polls; tests take smaller numbers.
+
+    Raises:
+        ConfigError: the gateway's token is to come from a variable that is not set.
+    """
+
+    name = "local"
+
+    def __init__(self, config: Config, timing: Timing | None = None) -> None:
+        options = config.targets.local
+        self._folder = StateFolder(Path(options.state))
+        self._timing = timing or Timing(poll_s=options.poll_s)
+        self._options = options
+        name = config.gateway.token_env
+        if name and not os.environ.get(name):
+            raise ConfigError(f"gateway.token_env: the environment has no variable {name}")
+        self._site = LocalSite(
+            cache=self._folder.cache, gateway=config.gateway,
+            token=os.environ[name] if name else None, sla_ms=config.traffic.sla_p95_ms,
+            window_s=options.window_s, grace_s=options.grace_s,
+        )  # fmt: skip
+
+    def diff(self, desired: Desired) -> tuple[Change, ...]:
+        """What `deploy` would do now; changes nothing."""
+        state = self._folder.load()
+        return changes(state.release(state.current), place(desired, self._site))
+
+    def deploy(self, desired: Desired, progress: Progress, timeout_s: float) -> Deployment:
+        """See `Target.deploy`."""
+        release = place(desired, self._site)
+        if self._options.limits and (reason := obstacle()):
+            raise DeployError(f"targets.local.limits: {reason}")
+        settings = StoredState(
+            port=self._options.port, keep=self._options.keep, limits=self._options.limits,
+            timing=self._timing,
+        )  # fmt: skip
+        self._folder.make()
+        request = {
+            "do": "deploy",
+            "release": release.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json"),
+        }
+        self._change(request, progress, timeout_s, len(release.functions))
+        return self._current()
+
+    def status(self) -> Status:
+        """See `Target.status`. A dead supervisor is started first."""
+        return _status(self._facts(), self.name)
+
+    def processes(self) -> dict[str, list[int]]:
+        """Process ids of all replicas by function; `supervisor` has its own and its zygote's."""
+        facts = self._facts()
+        found = {each["name"]: [replica["pid"] for replica in each["replicas"]]
+                 for each in facts["functions"]}  # fmt: skip
+        return {**found, "supervisor": facts["supervisor"]["pids"]}
+
+    def _facts(self) -> dict[str, Any]:
+        self._must_exist()
+        facts: dict[str, Any] = command(self._folder, {"do": "status"}, ANSWER_S)
+        if facts["current"] is None and not facts["changing"]:
+            raise NotDeployedError(f"nothing is deployed in {self._folder.path}")
+        return facts
+
+    def _must_exist(self) -> None:
+        if not self._folder.exists:
+            raise NotDeployedError(f"nothing is deployed in {self._folder.path}")
+
+    def deployments(self) -> tuple[Deployment, ...]:
+        """Kept releases, newest first."""
+        state = self._folder.load()
+        return tuple(_deployment(each, state) for each in state.releases)
+
+    def rollback(self, release: str | None, progress: Progress, timeout_s: float) -> Deployment:
+        """See `Target.rollback`; `release` may be the beginning of a digest."""
+        self._must_exist()
+        self._change({"do": "rollback", "release": release}, progress, timeout_s, None)
+        return self._current()
+
+    def _change(
+        self, request: dict[str, Any], progress: Progress, timeout_s: float, total: int | None
+    ) -> None:
+        with progress.step(request["do"], total, "steps") as step:
+            seen = 0
+
+            def report(label: str, done: int, of: int) -> None:
+                nonlocal seen
+                step.advance(max(0, done - seen) if label == "functions ready" else 1)
+                seen = max(seen, done)
+
+            command(self._folder, request, timeout_s, report)
+
+    def _current(self) -> Deployment:
+        return next(each for each in self.deployments() if each.current)
+
+    def logs(self, function: str | None, lines: int, follow: bool) -> Iterator[str]:
+        """See `Target.logs`. Function names are the plan's; `supervisor` is one of them."""
+        names = {
+            spec.key: spec.name
+            for release in reversed(self._folder.load().releases) for spec in release.functions
+        }  # fmt: skip
+        names["supervisor"] = "supervisor"
+        if not self._folder.logs.is_dir():
+            raise NotDeployedError(f"nothing was deployed in {self._folder.path}")
+        if function is not None and function not in names.values():
+            known = ", ".join(sorted(set(names.values())))
+            raise DeployError(f"there is no function {function!r}; there are {known}")
+
+        def chosen(key: str) -> str | None:
+            name = names.get(key, key)
+            return name if function in (None, name) else None
+
+        return read_logs(self._folder.logs, chosen, lines, follow)
+
+    def destroy(self, progress: Progress, timeout_s: float) -> None:
+        """See `Target.destroy`. Works without a supervisor as well."""
+        folder = self._folder
+        if not folder.run.is_dir() and not folder.exists:
+            return
+        with progress.step("destroy", None, "steps"):
+            deadline = time.monotonic() + timeout_s
+            if folder.supervisor_pid() is not None:
+                call(folder, {"do": "destroy"}, timeout_s)
+                while folder.supervisor_pid() is not None:
+                    if time.monotonic() > deadline:
+                        raise DeployError(f"the supervisor did not end within {timeout_s:g} s")
+                    time.sleep(0.02)
+            end_all(folder.path, max(1.0, deadline - time.monotonic()))
+            folder.remove()
+
+
+def _deployment(release: ReleaseSpec, state: StoredState) -> Deployment:
+    return Deployment(
+        release=release.release, url=_url(state.ports.get("gateway")),
+        deployed_at=release.deployed_at, current=release.key == state.current,
+    )  # fmt: skip
+
+
+def _url(port: int | None) -> str:
+    return f"http://{LOOPBACK}:{port}" if port else ""
+
+
+def _status(facts: dict[str, Any], target: str) -> Status:
+    functions = tuple(
+        FunctionStatus(
+            name=each["name"], kind=each["kind"], tier=each["tier"], digest=each["digest"],
+            ready=each["ready"], wanted=each["wanted"], rps=each["rps"], p95_ms=each["p95_ms"],
+            memory_bytes=each["memory_bytes"], state=FunctionState(each["state"]),
+            reason=each["reason"],
+        )
+        for each in facts["functions"]
+    )  # fmt: skip
+    if facts["problem"]:
+        functions = (*functions, FunctionStatus(
+            name="gateway", kind="gateway", tier="", digest=facts["release"] or "", ready=0,
+            wanted=1, rps=0.0, p95_ms=None, memory_bytes=0, state=FunctionState.FAILING,
+            reason=facts["problem"],
+        ))  # fmt: skip
+    copies = max((each.ready for each in functions), default=0)
+    memory = sum(each.memory_bytes for each in functions) + facts["supervisor"]["memory_bytes"]
+    return Status(
+        target=target, release=facts["release"] or "", url=_url(facts["port"]),
+        functions=functions, memory_bytes=memory,
+        model_wise_bytes=max(1, copies) * facts["full_copy_bytes"],
+    )  # fmt: skip

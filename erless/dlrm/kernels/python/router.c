@@ -1,0 +1,213 @@
+/* Bucketize, for Python. */
+#include "python/binding.h"
+
+static void router_free(PyObject *object) {
+    Router *self = (Router *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    if (self->tables) release_all(self->tables, (int)self->routing.tables);
+    if (self->homes)
+        for (int64_t t = 0; t < self->routing.tables; t++)
+            PyMem_Free((void *)self->homes[t].words);
+    release_all(&self->slots, 1);
+    release_all(&self->widths, 1);
+    Py_XDECREF(self->poolers);
+    PyMem_Free(self->homes);
+    PyMem_Free(self->tables);
+    PyMem_Free(self->rows);
+    PyMem_Free((void *)self->routing.routes);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+/* One table's home: its shard, and the slice of that shard's pooler. */
+static int router_settle(Router *self, int64_t t, PyObject *item) {
+    PyObject *pooler;
+    long long shard, number;
+    home_t *home = &self->homes[t];
+    if (!PyArg_ParseTuple(item, "LO!L", &shard, pooler_type, &pooler, &number)) return 0;
+    const Pooler *held = (const Pooler *)pooler;
+    if (shard < 0 || shard >= self->routing.shards ||
+        self->routing.slots[shard * self->routing.tables + t] < 0) {
+        PyErr_SetString(PyExc_ValueError, "homes: the shard does not hold the table");
+        return 0;
+    }
+    if (number < 0 || number >= held->count) {
+        PyErr_SetString(PyExc_ValueError, "homes: the shard has no such slice");
+        return 0;
+    }
+    home->slice = held->slices[number];
+    if (!expect("homes", (Py_ssize_t)home->slice.table_rows, (Py_ssize_t)self->rows[t])) return 0;
+    if (home->slice.blocks) {
+        const int64_t count = blocks_for(self->rows[t]);
+        word_t *words = PyMem_Malloc(sizeof(word_t) * (size_t)(count * (INDEX_WORDS - 1)));
+        if (words == NULL) {
+            PyErr_NoMemory();
+            return 0;
+        }
+        home->words = words;
+        if (!home_unpack(&home->slice, words)) {
+            PyErr_SetString(PyExc_ValueError, "homes: the index is beyond the stored rows");
+            return 0;
+        }
+    }
+    home->shard = shard;
+    return 1;
+}
+
+static int router_homes(Router *self, PyObject *homes) {
+    const Py_ssize_t tables = (Py_ssize_t)self->routing.tables;
+    if (!expect("homes", PyTuple_GET_SIZE(homes), tables)) return 0;
+    self->homes = PyMem_Calloc((size_t)tables + 1, sizeof(home_t));
+    if (!self->homes) {
+        PyErr_NoMemory();
+        return 0;
+    }
+    self->poolers = Py_NewRef(homes);
+    for (Py_ssize_t t = 0; t < tables; t++) {
+        PyObject *item = PyTuple_GET_ITEM(homes, t);
+        self->homes[t].shard = -1;
+        if (item != Py_None && !router_settle(self, t, item)) return 0;
+    }
+    self->routing.homes = self->homes;
+    return 1;
+}
+
+static int router_tables(Router *self, PyObject *routes) {
+    const Py_ssize_t tables = PyTuple_GET_SIZE(routes);
+    self->tables = PyMem_Calloc((size_t)tables + 1, sizeof(Py_buffer));
+    self->rows = PyMem_Calloc((size_t)tables + 1, sizeof(int64_t));
+    self->routing.routes = PyMem_Calloc((size_t)tables + 1, sizeof(uint8_t *));
+    if (!self->tables || !self->rows || !self->routing.routes) {
+        PyErr_NoMemory();
+        return 0;
+    }
+    self->routing.tables = tables;
+    self->routing.rows = self->rows;
+    self->routing.narrow = 1;
+    for (Py_ssize_t t = 0; t < tables; t++) {
+        const Py_ssize_t rows = take(PyTuple_GET_ITEM(routes, t), &self->tables[t], 1, 0, "route");
+        if (rows < 0) return 0;
+        self->rows[t] = rows;
+        self->routing.routes[t] = self->tables[t].buf;
+        self->routing.narrow = self->routing.narrow && rows <= INT32_MAX;
+    }
+    return 1;
+}
+
+static int router_shards(Router *self, PyObject *slots, PyObject *widths) {
+    const int64_t tables = self->routing.tables;
+    const Py_ssize_t shards = take(widths, &self->widths, 8, 0, "widths");
+    if (shards < 0) return 0;
+    const Py_ssize_t cells = take(slots, &self->slots, 4, 0, "slots");
+    if (cells < 0) return 0;
+    if (shards > MAX_SHARDS) {
+        PyErr_Format(PyExc_ValueError, "%zd shards, at most %d", shards, MAX_SHARDS);
+        return 0;
+    }
+    if (!expect("slots", cells, shards * (Py_ssize_t)tables)) return 0;
+    self->routing.shards = shards;
+    self->routing.slots = self->slots.buf;
+    self->routing.widths = self->widths.buf;
+    for (Py_ssize_t s = 0; s < shards; s++) {
+        const int64_t width = self->routing.widths[s];
+        for (int64_t t = 0; t < tables; t++)
+            if (self->routing.slots[s * tables + t] >= width) {
+                PyErr_SetString(PyExc_ValueError, "slots: beyond the shard's tables");
+                return 0;
+            }
+        if (width < 0) {
+            PyErr_SetString(PyExc_ValueError, "widths: negative");
+            return 0;
+        }
+        self->width += width;
+    }
+    return 1;
+}
+
+PyDoc_STRVAR(router_doc,
+             "Router(routes, slots, widths, homes or None): one uint8 array per table; int32 "
+             "(shards, tables); int64 (shards); per table None or (shard, its Pooler, the number "
+             "of the table's slice there). Row ids leave as int32 where all fit.");
+static PyObject *router_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    PyObject *routes, *slots, *widths, *homes = Py_None;
+    (void)kwargs;
+    if (!PyArg_ParseTuple(args, "O!OO|O", &PyTuple_Type, &routes, &slots, &widths, &homes))
+        return NULL;
+    if (homes != Py_None && !PyTuple_Check(homes)) {
+        PyErr_SetString(PyExc_TypeError, "homes: neither None nor a tuple");
+        return NULL;
+    }
+    Router *self = (Router *)type->tp_alloc(type, 0);
+    if (self == NULL) return NULL;
+    if (router_tables(self, routes) && router_shards(self, slots, widths) &&
+        (homes == Py_None || router_homes(self, homes)))
+        return (PyObject *)self;
+    Py_DECREF(self);
+    return NULL;
+}
+
+/* Whether a table pools by weighted sum at home, though there are no weights; sets an error. */
+static int weights_missing(const routing_t *routing) {
+    for (int64_t t = 0; routing->homes && t < routing->tables; t++)
+        if (routing->homes[t].shard >= 0 && routing->homes[t].slice.pooling == WEIGHTED) {
+            PyErr_SetString(PyExc_ValueError, "weights: none, but a table pools by weighted sum");
+            return 1;
+        }
+    return 0;
+}
+
+PyDoc_STRVAR(bucketize_doc, "bucketize(values, weights or None, lengths) -> Split, or a fault");
+static PyObject *router_bucketize(PyObject *object, PyObject *const *args, Py_ssize_t count) {
+    static const buffer_t wanted[] = {{"values", 0, 0, 0}, {"weights", 4, 0, 1},
+                                      {"lengths", 4, 0, 0}};
+    Router *self = (Router *)object;
+    const routing_t *routing = &self->routing;
+    Py_buffer views[3];
+    Py_ssize_t sizes[3];
+    Split *result = NULL;
+    split_t split = {0};
+    fault_t fault = {0};
+    if (!take_all(args, count, 3, views, sizes, wanted)) return NULL;
+    const int64_t samples = routing->tables ? sizes[2] / routing->tables : 0;
+    const ids_t values = ids_of(&views[0]);
+    const int weighted = views[1].obj != NULL;
+    int64_t away;
+    if (!expect("lengths", sizes[2], (Py_ssize_t)(samples * routing->tables)) ||
+        !(weighted ? expect("weights", sizes[1], sizes[0]) : !weights_missing(routing)))
+        goto done;
+    result = split_new(self, sizes[0], samples, weighted);
+    if (result == NULL) goto done;
+    Py_BEGIN_ALLOW_THREADS away =
+        route_count(routing, &values, views[1].buf, views[2].buf, samples, result->lengths,
+                    result->starts, &result->kept, &split, &fault);
+    Py_END_ALLOW_THREADS result->found = result->kept.size;
+    if (!fault.kind && split_room(result, away, split.wide)) {
+        Py_BEGIN_ALLOW_THREADS route_place(routing, &split, result->starts, result->values,
+                                           result->weights);
+        Py_END_ALLOW_THREADS
+    } else Py_CLEAR(result);
+done:
+    route_close(&split);
+    release_all(views, 3);
+    if (result) return (PyObject *)result;
+    return fault.kind ? fault_tuple(&fault) : NULL;
+}
+
+static PyMethodDef router_methods[] = {
+    {"bucketize", (PyCFunction)(void (*)(void))router_bucketize, METH_FASTCALL, bucketize_doc},
+    {NULL, NULL, 0, NULL},
+};
+static PyType_Slot router_slots[] = {
+    {Py_tp_new, router_new},         {Py_tp_dealloc, router_free},
+    {Py_tp_methods, router_methods}, {Py_tp_doc, (void *)router_doc},
+    {0, NULL},
+};
+static PyType_Spec router_spec = {"erless.dlrm._kernels.Router", sizeof(Router), 0,
+                                  Py_TPFLAGS_DEFAULT, router_slots};
+
+int add_router(PyObject *module) {
+    PyObject *router = PyType_FromSpec(&router_spec);
+    const int added = router && PyModule_AddObjectRef(module, "Router", router) == 0;
+    Py_XDECREF(router);
+    return added;
+}

@@ -1,0 +1,289 @@
+/* A query, split by shard, for Python: its rows at home are pooled, requests to its other shards
+ * written, their answers added up. */
+#include "python/binding.h"
+
+/* ---- Peer: how the gateway talks to one shard ---- */
+
+typedef struct {
+    PyObject_HEAD
+    peer_t peer;
+    PyObject *forms[3]; /* keep the texts alive */
+    Py_buffer places;
+} Peer;
+
+static PyTypeObject *peer_type, *split_type;
+
+static void peer_free(PyObject *object) {
+    Peer *self = (Peer *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    for (int k = 0; k < 3; k++) Py_XDECREF(self->forms[k]);
+    release_all(&self->places, 1);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(peer_doc,
+             "Peer(heads, asks, answers, places): forms as in kernels.h, peer_t; int64 (tables, 3)");
+static PyObject *peer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    PyObject *heads, *asks, *answers, *places;
+    (void)kwargs;
+    if (!PyArg_ParseTuple(args, "O!O!O!O", &PyTuple_Type, &heads, &PyTuple_Type, &asks,
+                          &PyTuple_Type, &answers, &places))
+        return NULL;
+    Peer *self = (Peer *)type->tp_alloc(type, 0);
+    if (self == NULL) return NULL;
+    self->forms[0] = Py_NewRef(heads);
+    self->forms[1] = Py_NewRef(asks);
+    self->forms[2] = Py_NewRef(answers);
+    const Py_ssize_t cells = take(places, &self->places, 8, 0, "places");
+    self->peer.places = self->places.buf;
+    self->peer.tables = cells / 3;
+    if (cells >= 0 && expect("places", cells, cells / 3 * 3) &&
+        take_forms(heads, 2, 3, self->peer.heads) && take_forms(asks, 2, 5, self->peer.asks) &&
+        take_forms(answers, 4, 3, self->peer.answers))
+        return (PyObject *)self;
+    Py_DECREF(self);
+    return NULL;
+}
+
+static PyType_Slot peer_slots[] = {
+    {Py_tp_new, peer_new}, {Py_tp_dealloc, peer_free}, {Py_tp_doc, (void *)peer_doc}, {0, NULL},
+};
+static PyType_Spec peer_spec = {"erless.dlrm._kernels.Peer", sizeof(Peer), 0, Py_TPFLAGS_DEFAULT,
+                                peer_slots};
+
+/* ---- Split ---- */
+
+static void split_forget(Split *self) {
+    PyMem_Free(self->kept.rows);
+    PyMem_Free(self->kept.weights);
+    PyMem_Free(self->kept.sizes);
+    self->kept = (kept_t){0};
+}
+
+static void split_free(PyObject *object) {
+    Split *self = (Split *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    split_forget(self);
+    for (int k = 0; k < 4; k++) Py_XDECREF(self->arrays[k]);
+    Py_XDECREF(self->router);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+static void *room(Split *self, int which, int64_t items, size_t size) {
+    self->arrays[which] = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(size * (size_t)items));
+    return self->arrays[which] ? PyBytes_AS_STRING(self->arrays[which]) : NULL;
+}
+
+Split *split_new(Router *router, int64_t size, int64_t samples, int weighted) {
+    Split *self = (Split *)split_type->tp_alloc(split_type, 0);
+    if (self == NULL) return NULL;
+    self->router = (Router *)Py_NewRef(router);
+    self->samples = samples;
+    self->weighted = weighted;
+    self->starts = room(self, 0, router->routing.shards + 1, sizeof(int64_t));
+    self->lengths = room(self, 1, router->width * samples, sizeof(int32_t));
+    kept_t *kept = &self->kept;
+    if (router->homes) {
+        kept->rows = PyMem_Malloc(sizeof(uint8_t *) * (size_t)(size + POOL_AHEAD + 1));
+        kept->sizes =
+            PyMem_Calloc((size_t)(router->routing.tables * samples) + 1, sizeof(int32_t));
+        if (weighted) kept->weights = PyMem_Malloc(sizeof(float) * (size_t)(size + 1));
+    }
+    if (self->starts && self->lengths &&
+        (!router->homes || (kept->rows && kept->sizes && (!weighted || kept->weights))))
+        return self;
+    Py_DECREF(self);
+    PyErr_NoMemory();
+    return NULL;
+}
+
+int split_room(Split *self, int64_t away, int wide) {
+    self->wide = wide;
+    self->values = room(self, 2, away, wide ? sizeof(int64_t) : sizeof(int32_t));
+    if (self->weighted) self->weights = room(self, 3, away, sizeof(float));
+    return self->values && (!self->weighted || self->weights);
+}
+
+/* What shard `number` gets, whom `peer` talks to. Returns 0 with an error set. */
+static int talk(const Split *self, PyObject *number, PyObject *peer, bucket_t *bucket) {
+    const routing_t *routing = &self->router->routing;
+    const Py_ssize_t shard = PyLong_AsSsize_t(number);
+    if (shard == -1 && PyErr_Occurred()) return 0;
+    if (shard < 0 || shard >= routing->shards) {
+        PyErr_SetString(PyExc_IndexError, "there is no such shard");
+        return 0;
+    }
+    if (!PyObject_TypeCheck(peer, peer_type)) {
+        PyErr_SetString(PyExc_TypeError, "peer: not a Peer");
+        return 0;
+    }
+    const int64_t *starts = self->starts;
+    const int32_t *lengths = self->lengths;
+    for (Py_ssize_t s = 0; s < shard; s++) lengths += routing->widths[s] * self->samples;
+    *bucket = (bucket_t){{(const char *)self->values + starts[shard] * (self->wide ? 8 : 4),
+                          starts[shard + 1] - starts[shard], self->wide},
+                         lengths,
+                         self->samples};
+    return expect("peer", (Py_ssize_t)((Peer *)peer)->peer.tables,
+                  (Py_ssize_t)routing->widths[shard]);
+}
+
+PyDoc_STRVAR(touched_doc, "touched() -> the shards that get ids, as a tuple");
+static PyObject *split_touched(PyObject *object, PyObject *unused) {
+    const Split *self = (const Split *)object;
+    const int64_t *starts = self->starts;
+    Py_ssize_t count = 0, at = 0;
+    (void)unused;
+    for (int64_t s = 0; s < self->router->routing.shards; s++) count += starts[s + 1] > starts[s];
+    PyObject *touched = PyTuple_New(count);
+    for (int64_t s = 0; touched && at < count; s++)
+        if (starts[s + 1] > starts[s]) {
+            PyObject *number = PyLong_FromLongLong(s);
+            if (number == NULL) Py_CLEAR(touched);
+            else PyTuple_SET_ITEM(touched, at++, number);
+        }
+    return touched;
+}
+
+PyDoc_STRVAR(ask_doc, "ask(shard, peer, left_ms, trace or None) -> the request, in one piece, or "
+                      "None: it has weights, or does not fit the forms");
+static PyObject *split_ask(PyObject *object, PyObject *const *args, Py_ssize_t count) {
+    const Split *self = (const Split *)object;
+    char text[MOST_HEAD];
+    bucket_t bucket;
+    if (!expect("arguments", count, 4) || !talk(self, args[0], args[1], &bucket)) return NULL;
+    const long long left_ms = PyLong_AsLongLong(args[2]);
+    const char *trace = args[3] == Py_None ? NULL : PyBytes_AsString(args[3]);
+    if (PyErr_Occurred()) return NULL;
+    const int64_t size =
+        self->weighted ? 0 : ask_write(&((Peer *)args[1])->peer, &bucket, left_ms, trace, text);
+    if (size == 0) Py_RETURN_NONE;
+    const size_t ids = (size_t)bucket.values.size * id_width(&bucket.values);
+    const size_t bags = (size_t)(((Peer *)args[1])->peer.tables * self->samples) * sizeof(int32_t);
+    PyObject *request = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(size + ids + bags));
+    if (request == NULL) return NULL;
+    char *at = PyBytes_AS_STRING(request);
+    memcpy(at, text, (size_t)size);
+    memcpy(at + size, bucket.values.data, ids);
+    memcpy(at + size + ids, bucket.lengths, bags);
+    return request;
+}
+
+PyDoc_STRVAR(take_doc,
+             "take(shard, peer, buffer, begin, end, last, out) -> (milliseconds, WAIT or GENERAL; "
+             "where it ends): add the answer that begins in buffer[begin:end] to float32 (samples, "
+             "stride); kernels.h, ask_take");
+static PyObject *split_take(PyObject *object, PyObject *const *args, Py_ssize_t count) {
+    static const buffer_t wanted[] = {{"buffer", 1, 0, 0}, {"out", 4, 1, 0}};
+    const Split *self = (const Split *)object;
+    PyObject *result = NULL;
+    Py_buffer views[2];
+    Py_ssize_t sizes[2];
+    bucket_t bucket;
+    if (!expect("arguments", count, 7) || !talk(self, args[0], args[1], &bucket)) return NULL;
+    const Py_ssize_t begin = PyLong_AsSsize_t(args[3]), end = PyLong_AsSsize_t(args[4]);
+    const int last = PyObject_IsTrue(args[5]);
+    if (PyErr_Occurred()) return NULL;
+    PyObject *const both[] = {args[2], args[6]};
+    if (!take_all(both, 2, 2, views, sizes, wanted)) return NULL;
+    const peer_t *peer = &((Peer *)args[1])->peer;
+    const int64_t stride = self->samples ? sizes[1] / self->samples : 0;
+    if (begin < 0 || begin > end || end > sizes[0])
+        PyErr_SetString(PyExc_ValueError, "buffer: end is beyond it, or begin beyond end");
+    else if (expect("out", sizes[1], (Py_ssize_t)(stride * self->samples)) &&
+             places_width(peer->places, (Py_ssize_t)peer->tables, stride) >= 0) {
+        const char *whole = views[0].buf, *at = whole + begin;
+        const int64_t told = ask_take(peer, &bucket, &at, whole + end, whole + sizes[0], last,
+                                      views[1].buf, stride);
+        result = Py_BuildValue("Ln", (long long)told, (Py_ssize_t)(at - whole));
+    }
+    release_all(views, 2);
+    return result;
+}
+
+PyDoc_STRVAR(pool_doc, "pool(out, places): add the rows at home to float32 (samples, stride), once");
+static PyObject *split_pool(PyObject *object, PyObject *const *args, Py_ssize_t count) {
+    static const buffer_t wanted[] = {{"out", 4, 1, 0}, {"places", 8, 0, 0}};
+    Split *self = (Split *)object;
+    const routing_t *routing = &self->router->routing;
+    Py_buffer views[2];
+    Py_ssize_t sizes[2];
+    PyObject *result = NULL;
+    int done = 1;
+    if (!take_all(args, count, 2, views, sizes, wanted)) return NULL;
+    const int64_t stride = self->samples ? sizes[0] / self->samples : 0;
+    const place_t *places = views[1].buf;
+    if (!expect("out", sizes[0], (Py_ssize_t)(stride * self->samples)) ||
+        !expect("places", sizes[1], (Py_ssize_t)(3 * routing->tables)) ||
+        (self->samples && places_width(places, (Py_ssize_t)routing->tables, stride) < 0))
+        goto done;
+    for (int64_t t = 0; routing->homes && t < routing->tables; t++)
+        if (routing->homes[t].shard >= 0 &&
+            !expect("dim", (Py_ssize_t)places[t].dim, (Py_ssize_t)routing->homes[t].slice.dim))
+            goto done;
+    kept_t kept = self->kept; /* ours alone: another call must not find it */
+    self->kept = (kept_t){0};
+    Py_BEGIN_ALLOW_THREADS if (kept.size) done = home_pool(
+        routing->homes, routing->tables, &kept, self->samples, views[0].buf, stride, places);
+    Py_END_ALLOW_THREADS self->kept = kept;
+    split_forget(self);
+    result = done ? Py_NewRef(Py_None) : PyErr_NoMemory();
+done:
+    release_all(views, 2);
+    return result;
+}
+
+static PyObject *split_kept(PyObject *object, void *closure) {
+    (void)closure;
+    return PyLong_FromLongLong(((Split *)object)->found);
+}
+
+static PyObject *split_wide(PyObject *object, void *closure) {
+    (void)closure;
+    return PyBool_FromLong(((Split *)object)->wide);
+}
+
+PyDoc_STRVAR(arrays_doc, "arrays() -> bytes of starts (int64), lengths (int32), values (int32, or "
+                         "int64 where `wide`), weights (float32) or None");
+static PyObject *split_arrays(PyObject *object, PyObject *unused) {
+    const Split *self = (const Split *)object;
+    (void)unused;
+    return PyTuple_Pack(4, self->arrays[0], self->arrays[1], self->arrays[2],
+                        self->arrays[3] ? self->arrays[3] : Py_None);
+}
+
+static PyMethodDef split_methods[] = {
+    {"arrays", split_arrays, METH_NOARGS, arrays_doc},
+    {"touched", split_touched, METH_NOARGS, touched_doc},
+    {"pool", (PyCFunction)(void (*)(void))split_pool, METH_FASTCALL, pool_doc},
+    {"ask", (PyCFunction)(void (*)(void))split_ask, METH_FASTCALL, ask_doc},
+    {"take", (PyCFunction)(void (*)(void))split_take, METH_FASTCALL, take_doc},
+    {NULL, NULL, 0, NULL},
+};
+static PyGetSetDef split_facts[] = {
+    {"kept", split_kept, NULL, "Rows that were found at home.", NULL},
+    {"wide", split_wide, NULL, "Whether values are int64.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+static PyType_Slot split_slots[] = {
+    {Py_tp_dealloc, split_free},
+    {Py_tp_methods, split_methods},
+    {Py_tp_getset, split_facts},
+    {Py_tp_doc, (void *)"A query's ids by shard (Router.bucketize)."},
+    {0, NULL},
+};
+static PyType_Spec split_spec = {"erless.dlrm._kernels.Split", sizeof(Split), 0,
+                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                                 split_slots};
+
+int add_split(PyObject *module) {
+    PyObject *peer = PyType_FromSpec(&peer_spec), *split = PyType_FromSpec(&split_spec);
+    peer_type = (PyTypeObject *)peer;
+    split_type = (PyTypeObject *)split;
+    return peer && split && PyModule_AddObjectRef(module, "Peer", peer) == 0 &&
+           PyModule_AddObjectRef(module, "Split", split) == 0 &&
+           PyModule_AddIntConstant(module, "TAKE_GENERAL", TAKE_GENERAL) == 0 &&
+           PyModule_AddIntConstant(module, "TAKE_WAIT", TAKE_WAIT) == 0;
+}

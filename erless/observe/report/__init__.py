@@ -1,0 +1,1 @@
+"""Result directories as pages."""

@@ -1,0 +1,346 @@
+"""`erless report`: one result, or two side by side, as a page that needs nothing but a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.pages.charts import (
+    CLOCK,
+    DECIMAL,
+    Bar,
+    Line,
+    bar_chart,
+    line_chart,
+    number,
+    size,
+)
+from erless.pages.page import figure, page, table, tiles
+from erless.observe.results import StoredResult, read_result
+from erless.specs.result import RunResult
+from erless.storage.atomic import os_errors, staged_file
+
+__all__ = ["write_comparison", "write_report"]
+
+Floats = NDArray[np.float64]
+COLOURS = 8
+MOST_TABLES = 6  # access curves drawn
+MOST_MARKS = 60  # cold starts drawn
+MANY = 10**7  # queries: too long a number for a tile
+TIMES = (("s", 1.0, 900.0), ("min", 60.0, 4 * 3600.0), ("h", 3600.0, 100 * 3600.0),
+         ("d", 86400.0, np.inf))  # fmt: skip
+TRAFFIC = "traffic (queries/s)"
+LATENCY = "latency (ms)"
+MEMORY = "memory (bytes)"
+
+
+def write_report(result: Path, out: Path) -> RunResult:
+    """Read the result directory `result` and write the page `out`.
+
+    Raises:
+        ArtifactError: no result there, or it is damaged.
+        StorageError: the disk refused.
+    """
+    stored = read_result(result)
+    document = stored.document
+    parts = [_stopped(document), _summary(document), _traffic(stored), _latency(stored),
+             _replicas(stored), _memory(stored), _breakdown(document), _access(document),
+             _prediction(document), _functions(document), _notes(document)]  # fmt: skip
+    _save(out, page(document.title, _subtitle(document), parts))
+    return document
+
+
+def write_comparison(first: Path, second: Path, out: Path) -> tuple[RunResult, RunResult]:
+    """Read two results and write one page that lays them side by side.
+
+    Raises:
+        ArtifactError: no result there, or it is damaged.
+        StorageError: the disk refused.
+    """
+    a, b = read_result(first), read_result(second)
+    names = (f"A: {a.document.title}", f"B: {b.document.title}")
+    pairs = list(zip(names, (a, b), (0, 1), strict=True))
+
+    def over_time(column: str) -> list[Line]:
+        return [Line(name, each.timeline["t_s"], each.timeline[column], colour)
+                for name, each, colour in pairs]  # fmt: skip
+
+    def summed(column: str) -> list[Line]:
+        return [_total(each, column, name, colour) for name, each, colour in pairs]
+
+    limit = _sla(a.document) if a.document.sla_p95_ms == b.document.sla_p95_ms else None
+    parts = [
+        figure("Side by side", "Ratios are A ÷ B.", _side_by_side(a.document, b.document)),
+        figure("Served traffic", "Queries answered per second.",
+               _over_time(over_time("served_qps"), y_name=TRAFFIC)),
+        figure("p95 latency", "From the moment a query was due.",
+               _over_time(over_time("p95_ms"), y_name=LATENCY, limit=limit, log_y=True)),
+        figure("Memory", "All replicas of all functions.",
+               _over_time(summed("memory_bytes"), y_name=MEMORY, y_text=size)),
+        figure("Replicas", "Ready, all functions.",
+               _over_time(summed("ready"), y_name="replicas (count)")),
+    ]  # fmt: skip
+    _save(out, page("Two results side by side", f"{names[0]}; {names[1]}", parts))
+    return a.document, b.document
+
+
+def _save(out: Path, text: str) -> None:
+    with staged_file(out) as stage, os_errors(stage):
+        stage.write_text(text, encoding="utf-8")
+
+
+def _subtitle(document: RunResult) -> str:
+    kind = {"loadtest": "measured", "demo": "measured", "simulate": "simulated"}[document.source]
+    name, unit_s = _unit(document.duration_s)
+    parts = [kind, document.started_at, f"{number(document.duration_s / unit_s)} {name}",
+             document.arrivals,
+             document.release[:12] and f"release {document.release[:12]}",
+             document.machine.processor if document.machine else ""]  # fmt: skip
+    return " · ".join(each for each in parts if each)
+
+
+def _stopped(document: RunResult) -> str:
+    if not document.interrupted:
+        return ""
+    return (f'<section><p class="bad">Stopped early: this is what the first '
+            f"{document.duration_s:,.0f} s measured.</p></section>")  # fmt: skip
+
+
+def _summary(document: RunResult) -> str:
+    latency, base = document.latency, document.model_wise
+    many = document.answered >= MANY
+    answered = number(document.answered) if many else f"{document.answered:,}"
+    entries = [(answered, f"of {document.queries:,} queries answered")]
+    if document.failed:
+        entries.append((f"{document.failed:,}", "failed: " + ", ".join(document.failures)))
+    if latency.p95_ms is not None:
+        limit = document.sla_p95_ms
+        entries += [
+            (f"{number(latency.p95_ms)} ms", f"p95, SLA {number(limit)} ms" if limit else "p95"),
+            (f"{number(latency.p50_ms or 0)} / {number(latency.p99_ms or 0)} ms", "p50 / p99"),
+        ]  # fmt: skip
+    if document.sla_p95_ms:
+        entries.append((f"{document.late_share:.2%}", "of queries late or failed"))
+    entries.append((size(document.memory_bytes.mean), "memory, mean over the run"))
+    if base and document.memory_reduction:
+        ratio = document.memory_reduction
+        word, shown = ("less", ratio) if ratio >= 1 else ("more", 1 / ratio)
+        entries.append((f"{shown:.2f}×", f"{word} memory than model-wise"))
+    if base and document.memory_utility and base.memory_utility:
+        entries.append((f"{document.memory_utility / base.memory_utility:.2f}×",
+                        "model-wise memory utility"))  # fmt: skip
+    if base and base.usd_per_month and document.usd_per_month:
+        entries.append((f"{base.usd_per_month / document.usd_per_month:.2f}×",
+                        "cheaper than model-wise"))  # fmt: skip
+    entries.append((f"{document.cold_starts:,}", "queries met a cold start"))
+    if document.degraded:
+        entries.append((f"{document.degraded:,}", "degraded answers"))
+    return tiles(entries)
+
+
+def _traffic(stored: StoredResult) -> str:
+    columns = stored.timeline
+    lines = [Line("offered", columns["t_s"], columns["offered_qps"], 7, dash=True),
+             Line("served", columns["t_s"], columns["served_qps"], 0)]  # fmt: skip
+    if columns["failed_qps"].any():
+        lines.append(Line("failed", columns["t_s"], columns["failed_qps"], 5))
+    marks = _marks(stored)
+    caption = "Queries per second."
+    if marks:
+        caption += " Dotted: functions woken from zero, failures."
+    return figure("Traffic", caption, _over_time(lines, y_name=TRAFFIC, marks=marks))  # fmt: skip
+
+
+def _latency(stored: StoredResult) -> str:
+    columns = stored.timeline
+    lines = [Line(name, columns["t_s"], columns[f"{name}_ms"], colour)
+             for name, colour in (("p50", 2), ("p95", 0), ("p99", 1))]  # fmt: skip
+    return figure("Latency", "From the moment a query was due to its answer, per step.",
+                  _over_time(lines, y_name=LATENCY, limit=_sla(stored.document),
+                             marks=_marks(stored), log_y=True))  # fmt: skip
+
+
+def _over_time(
+    lines: Sequence[Line], *, marks: Sequence[tuple[float, str]] = (), **more: Any
+) -> str:
+    """A chart of lines over seconds, in the unit that suits their length."""
+    longest = max((float(each.x.max(initial=0.0)) for each in lines), default=0.0)
+    name, unit_s = _unit(longest)
+    return line_chart(
+        [replace(each, x=each.x / unit_s) for each in lines], x_name=f"time ({name})",
+        marks=[(at / unit_s, said) for at, said in marks],
+        x_steps=DECIMAL if name == "s" else CLOCK, **more,
+    )  # fmt: skip
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    """The unit to tell a time in, and its seconds."""
+    return next((name, unit_s) for name, unit_s, most in TIMES if seconds <= most)
+
+
+def _sla(document: RunResult) -> tuple[float, str] | None:
+    limit = document.sla_p95_ms
+    return (limit, f"SLA {number(limit)} ms") if limit else None
+
+
+def _marks(stored: StoredResult) -> list[tuple[float, str]]:
+    chosen = [each for each in stored.events if each.kind in ("cold start", "failure")]
+    keep = chosen[:: max(1, -(-len(chosen) // MOST_MARKS))]
+    return [(each.t_s, f"{each.kind}: {each.function} {each.detail}".strip()) for each in keep]
+
+
+def _grouped(stored: StoredResult, column: str) -> list[Line]:
+    """One line per function, or per tier where there are more functions than colours."""
+    functions = stored.document.functions
+    groups = {each.name: each.name for each in functions}
+    if len(functions) > COLOURS:
+        groups = {each.name: each.tier or each.kind for each in functions}
+    times = np.unique(stored.functions["t_s"])
+    place = np.searchsorted(times, stored.functions["t_s"])
+    names = list(dict.fromkeys(groups.values()))
+    lines = []
+    for colour, name in enumerate(names):
+        chosen = np.array([groups.get(each) == name for each in stored.functions["function"]], bool)
+        values = stored.functions[column][chosen].astype(np.float64)
+        sums = np.bincount(place[chosen], values, len(times)).astype(np.float64)
+        lines.append(Line(name, times, sums, colour % COLOURS))
+    return lines
+
+
+def _total(stored: StoredResult, column: str, name: str, colour: int) -> Line:
+    times = np.unique(stored.functions["t_s"])
+    place = np.searchsorted(times, stored.functions["t_s"])
+    values = stored.functions[column].astype(np.float64)
+    sums = np.bincount(place, values, len(times)).astype(np.float64)
+    return Line(name, times, sums, colour)
+
+
+def _replicas(stored: StoredResult) -> str:
+    lines = _grouped(stored, "ready")
+    if not lines:
+        return ""
+    lines.append(_total(stored, "wanted", "wanted, all", 7))
+    lines[-1] = Line(lines[-1].name, lines[-1].x, lines[-1].y, 7, dash=True)
+    return figure("Replicas", "Ready replicas, and how many the autoscaler wanted in all.",
+                  _over_time(lines, y_name="replicas (count)"))  # fmt: skip
+
+
+def _memory(stored: StoredResult) -> str:
+    lines = _grouped(stored, "memory_bytes")
+    if not lines:
+        return ""
+    base = stored.document.model_wise
+    limit = (base.memory_bytes.mean, "model-wise, mean") if base else None
+    caption = "Of all replicas, stacked."
+    if base:
+        caption += f" Model-wise: {base.source}."
+    return figure("Memory", caption,
+                  _over_time(lines, y_name=MEMORY, y_text=size, stacked=True,
+                             limit=limit))  # fmt: skip
+
+
+def _breakdown(document: RunResult) -> str:
+    parts, base = [], document.model_wise
+    shown = _largest(document, lambda each: each.memory_bytes.mean)
+    bars = [Bar("erless", shown)]
+    if base:
+        bars.append(Bar("model-wise", (("model-wise replicas", base.memory_bytes.mean, 7),)))
+    parts.append(figure("Where the memory is", "Mean over the run.", bar_chart(bars, text=size)))
+    if document.usd_per_month:
+        bars = [Bar("erless", _largest(document, lambda each: each.usd_per_month))]
+        if base and base.usd_per_month:
+            bars.append(Bar("model-wise", (("model-wise replicas", base.usd_per_month, 7),)))
+        parts.append(figure("What it costs", "Dollars a month at this use.",
+                            bar_chart(bars, text=lambda value: f"${value:,.0f}")))  # fmt: skip
+    return "".join(parts)
+
+
+def _largest(document: RunResult, of: Callable[[Any], float]) -> tuple[tuple[str, float, int], ...]:
+    """The largest functions in the colours of the other plots, and the rest as one."""
+    numbered = {each.name: number for number, each in enumerate(document.functions)}
+    order = sorted(document.functions, key=of, reverse=True)
+    few = len(order) <= COLOURS
+    head, rest = (order, []) if few else (order[: COLOURS - 1], order[COLOURS - 1 :])
+    parts = [(each.name, of(each), numbered[each.name] if few else colour)
+             for colour, each in enumerate(head)]  # fmt: skip
+    if rest:
+        parts.append((f"{len(rest)} others", sum(map(of, rest)), COLOURS - 1))
+    return tuple(parts)
+
+
+def _access(document: RunResult) -> str:
+    if not document.access:
+        return ""
+    shown = document.access[:MOST_TABLES]
+    lines = [Line(each.table, np.array(each.ranks, np.float64), np.array(each.share), colour)
+             for colour, each in enumerate(shown)]  # fmt: skip
+    marks = [(float(rank), f"{each.table}: {shard} ends at rank {rank:,}")
+             for each in shown for rank, shard in each.cuts]  # fmt: skip
+    caption = "Share of accesses that the hottest rows take. Dotted: where shards end."
+    if len(document.access) > len(shown):
+        caption += f" {len(shown)} of {len(document.access)} tables."
+    return figure("Access and cuts", caption,
+                  line_chart(lines, x_name="rows, hottest first (count)",
+                             y_name="accesses (share)", log_x=True, marks=marks))  # fmt: skip
+
+
+def _prediction(document: RunResult) -> str:
+    check = document.prediction
+    if check is None:
+        return ""
+    said = (
+        f"{check.checked:,} answers compared with the monolith's: largest relative error "
+        f"{check.max_relative_error:.2g}, {check.wrong:,} beyond {check.tolerance:.2g}."
+    )
+    bars = [Bar(f"≤ {edge:.0e}", (("answers", float(count), 0),))
+            for edge, count in check.histogram]  # fmt: skip
+    return figure("Prediction error", said, bar_chart(bars, text=lambda count: f"{count:,.0f}"))
+
+
+def _functions(document: RunResult) -> str:
+    rows = [
+        [each.name, each.tier or each.kind, f"{each.replicas.mean:.2f}",
+         f"{each.replicas.peak:.0f}", size(each.memory_bytes.mean), size(each.memory_bytes.peak),
+         f"{each.zero_share:.0%}"]
+        for each in document.functions
+    ]  # fmt: skip
+    header = ["function", "tier", "replicas", "most", "memory", "most", "at zero"]
+    return f"<section><h2>Functions</h2>{table(header, rows)}</section>" if rows else ""
+
+
+def _notes(document: RunResult) -> str:
+    if not document.notes:
+        return ""
+    said = "".join(f"<li>{escape(each)}</li>" for each in document.notes)
+    return f'<section><h2>Notes</h2><ul class="notes soft">{said}</ul></section>'
+
+
+def _side_by_side(a: RunResult, b: RunResult) -> str:
+    def row(name: str, first: float | None, second: float | None,
+            text: Callable[[float], str] = number) -> list[str]:  # fmt: skip
+        ratio = f"{first / second:.2f}×" if first is not None and second else "–"
+        return [name, *("–" if each is None else text(each) for each in (first, second)), ratio]
+
+    def percent(value: float) -> str:
+        return f"{value:.2%}"
+
+    rows = [
+        row("queries", a.queries, b.queries), row("answered", a.answered, b.answered),
+        row("p50, ms", a.latency.p50_ms, b.latency.p50_ms),
+        row("p95, ms", a.latency.p95_ms, b.latency.p95_ms),
+        row("p99, ms", a.latency.p99_ms, b.latency.p99_ms),
+        row("late or failed", a.late_share, b.late_share, percent),
+        row("memory, mean", a.memory_bytes.mean, b.memory_bytes.mean, size),
+        row("memory, peak", a.memory_bytes.peak, b.memory_bytes.peak, size),
+        row("replicas, mean", a.replicas.mean, b.replicas.mean),
+        row("dollars a month", a.usd_per_month or None, b.usd_per_month or None),
+        row("memory utility", a.memory_utility, b.memory_utility, percent),
+        row("cold starts", a.cold_starts, b.cold_starts),
+    ]  # fmt: skip
+    return table(["", "A", "B", "A ÷ B"], rows)

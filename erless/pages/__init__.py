@@ -1,0 +1,1 @@
+"""Offline HTML pages: charts as SVG, with style and script in the page."""

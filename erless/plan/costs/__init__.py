@@ -1,0 +1,1 @@
+"""What a function costs: calls, memory, and the terms that were measured."""

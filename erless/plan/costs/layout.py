@@ -1,0 +1,304 @@
+"""A layout: which ranks live in which function. Everything a plan predicts follows from it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.plan.costs.cost import Terms, quantile_wait_s, replicas, vcpu_each
+from erless.plan.costs.curves import TableLoad
+from erless.specs.plan import Precision
+
+__all__ = ["Demand", "DenseDemand", "Function", "Layout", "Slice", "cover", "partials"]
+
+UTILITY_QUERIES = 1000
+
+
+@dataclass(frozen=True)
+class DenseDemand:
+    """The dense tower as a function of its own.
+
+    Args:
+        device: cpu, or cuda.
+        service_s: seconds of one vCPU, or of one GPU, per query.
+        memory_bytes: of one replica.
+        cpu_s: seconds of one vCPU per query beside the GPU.
+    """
+
+    device: Literal["cpu", "cuda"]
+    service_s: float
+    memory_bytes: float
+    cpu_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What must be served: tables with traffic, λ queries/s, tower seconds per query.
+
+    With `dense`, `tower_s` is what the gateway spends on calling that function.
+    """
+
+    tables: tuple[TableLoad, ...]
+    qps: float
+    tower_s: float
+    batch: int = 32
+    min_replicas: int = 1
+    dense: DenseDemand | None = None
+
+    def least_s(self, terms: Terms) -> float:
+        """Least latency of a query on one vCPU, in seconds: the tower and the calls around it."""
+        apart = self.dense.service_s + terms.hop_s if self.dense else 0.0
+        return terms.call_s + self.tower_s + apart
+
+    def sparse_s(self, terms: Terms, precision: Precision = Precision.FP32) -> float:
+        """Seconds of one vCPU per query for all gathers."""
+        return sum(each.gathers * terms.beta_of(each.spec.dim, precision) for each in self.tables)
+
+    def monolith_s(self, terms: Terms) -> float:
+        """Seconds of one vCPU per query in a model-wise replica: a + β·(all gathers) + tower."""
+        return terms.call_s + self.sparse_s(terms) + self.tower_s
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Ranks start … stop-1 of table number `table`."""
+
+    table: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function with its rows, sized. The gateway is the one whose name is `gateway`."""
+
+    name: str
+    slices: tuple[Slice, ...]
+    precision: Precision
+    gathers: float
+    rows: int
+    row_bytes: float
+    service_s: float
+    load: float
+    replicas: int
+    vcpu: float
+    memory: float
+    why: str = ""
+    gpus: int = 0
+    partials: float = 0.0  # vectors that a shard sends back per query
+
+    @property
+    def total_memory(self) -> float:
+        """Bytes of all replicas."""
+        return self.replicas * self.memory
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A gateway (first), its shards, hottest first, and the dense function where there is one."""
+
+    demand: Demand
+    terms: Terms
+    gateway: Function
+    shards: tuple[Function, ...]
+    dense: Function | None = field(init=False)
+    functions: tuple[Function, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        apart = self.demand.dense
+        dense = _dense(self.demand, apart, self.terms) if apart else None
+        object.__setattr__(self, "dense", dense)
+        every = (self.gateway, *self.shards, *([dense] if dense else []))
+        object.__setattr__(self, "functions", every)
+
+    @classmethod
+    def of(
+        cls,
+        demand: Demand,
+        terms: Terms,
+        shards: Sequence[Sequence[Slice]],
+        resident: Sequence[Slice] = (),
+        precision: Precision = Precision.FP32,
+        resident_precision: Precision = Precision.FP32,
+        why: Sequence[str] = (),
+        precisions: Sequence[Precision] = (),
+    ) -> Layout:
+        """Size every function for the demand. Empty slices and shards are dropped.
+
+        `precisions` has one for each shard, instead of `precision` for all.
+        """
+        kept = [[each for each in rows if each.stop > each.start] for rows in shards]
+        reasons = list(why) or [""] * len(kept)
+        kinds = list(precisions) or [precision] * len(kept)
+        parts = [each for each in zip(kept, reasons, kinds, strict=True) if each[0]]
+        functions = [
+            _shard(demand, terms, f"shard-{index}", rows, kind, text)
+            for index, (rows, text, kind) in enumerate(parts)
+        ]
+        inside = [each for each in resident if each.stop > each.start]
+        gateway = _gateway(demand, terms, inside, resident_precision, functions)
+        return cls(demand, terms, gateway, tuple(functions))
+
+    def resized(
+        self, terms: Terms | None = None, precisions: Sequence[Precision] = ()
+    ) -> Layout:  # fmt: skip
+        """The same rows in the same functions, sized under other terms or precisions."""
+        terms = terms or self.terms
+        kinds = precisions or [each.precision for each in self.shards]
+        made = Layout.of(
+            self.demand, terms, [each.slices for each in self.shards], self.gateway.slices,
+            resident_precision=self.gateway.precision, why=[each.why for each in self.shards],
+            precisions=kinds,
+        )  # fmt: skip
+        named = (replace(new, name=old.name)
+                 for new, old in zip(made.shards, self.shards, strict=True))  # fmt: skip
+        return Layout(self.demand, terms, made.gateway, tuple(named))
+
+    @property
+    def memory(self) -> float:
+        """Bytes of all containers."""
+        return sum(each.total_memory for each in self.functions)
+
+    @property
+    def vcpu(self) -> float:
+        """vCPU of all containers."""
+        return sum(each.replicas * each.vcpu for each in self.functions)
+
+    @property
+    def containers(self) -> int:
+        """All replicas."""
+        return sum(each.replicas for each in self.functions)
+
+    @property
+    def p95_s(self) -> float:
+        """95th percentile of a query's latency, in seconds.
+
+        The query passes the gateway, its slowest shard, then the dense function if any. The 5 %
+        tail is split evenly over the functions that it visits (union bound), so this is
+        conservative under the model.
+        """
+        tail = 0.05 / len(self.functions)
+        waits = [self._latency(each, tail) for each in self.shards]
+        remote = max(waits) + self.terms.hop_s if waits else 0.0
+        tower = self._latency(self.dense, tail) + self.terms.hop_s if self.dense else 0.0
+        return self._latency(self.gateway, tail) + remote + tower
+
+    def _latency(self, function: Function, tail: float) -> float:
+        cores = 1.0 if function.gpus else function.vcpu
+        service = function.service_s / min(1.0, cores)
+        if not self.terms.queueing:
+            return service
+        return service + quantile_wait_s(service, function.load, function.replicas, cores, tail)
+
+    @property
+    def utility(self) -> float:
+        """Share of allocated rows that 1,000 queries touch, spread evenly over the replicas."""
+        touched = allocated = 0.0
+        for function in self.functions:
+            queries = UTILITY_QUERIES / function.replicas
+            for each in function.slices:
+                table = self.demand.tables[each.table]
+                accesses = table.gathers * queries
+                touched += function.replicas * table.curve.touched(accesses, each.start, each.stop)
+            allocated += function.replicas * function.rows
+        return touched / allocated if allocated else 0.0
+
+
+def _contents(
+    demand: Demand, terms: Terms, rows: Sequence[Slice], precision: Precision
+) -> tuple[float, int, float, float]:
+    """Gathers per query, rows, their bytes, seconds of gathering per query."""
+    gathers = count = 0
+    size = seconds = share = 0.0
+    for each in rows:
+        table = demand.tables[each.table]
+        gathered = table.gathers_between(each.start, each.stop)
+        share += gathered
+        count += each.stop - each.start
+        size += (each.stop - each.start) * precision.row_bytes(table.spec.dim)
+        seconds += gathered * terms.beta_of(table.spec.dim, precision)
+    return share + gathers, count, size, seconds
+
+
+def partials(demand: Demand, rows: Sequence[Slice]) -> float:
+    """Partial vectors per query: of each slice, the bags that are likely to gather from it."""
+    count = 0.0
+    for each in rows:
+        gathered = demand.tables[each.table].gathers_between(each.start, each.stop)
+        count -= math.expm1(-gathered / demand.batch)
+    return demand.batch * count
+
+
+def _dense(demand: Demand, dense: DenseDemand, terms: Terms) -> Function:
+    """On a GPU a replica has one, and the vCPU that feed it; its load then counts GPUs."""
+    on_gpu = dense.device == "cuda"
+    load = demand.qps * dense.service_s
+    number = replicas(load, terms.on(1.0) if on_gpu else terms, demand.min_replicas)
+    vcpu = vcpu_each(demand.qps * dense.cpu_s if on_gpu else load, number, terms)
+    return Function(
+        "dense", (), Precision.FP32, 0.0, 0, 0.0, dense.service_s, load, number,
+        max(1.0, vcpu) if on_gpu else vcpu, dense.memory_bytes, "the dense tower", int(on_gpu),
+    )  # fmt: skip
+
+
+def _shard(
+    demand: Demand, terms: Terms, name: str, rows: Sequence[Slice], precision: Precision, why: str
+) -> Function:
+    gathers, count, size, seconds = _contents(demand, terms, rows, precision)
+    sent = partials(demand, rows)
+    service = terms.call_s + seconds + terms.partial_s * sent
+    load = demand.qps * service
+    number = replicas(load, terms, demand.min_replicas)
+    memory = size + count * terms.index_bytes_per_row + terms.shard_memory_bytes
+    vcpu = vcpu_each(load, number, terms)
+    return Function(
+        name, tuple(rows), precision, gathers, count, size, service, load, number, vcpu, memory,
+        why, partials=sent,
+    )  # fmt: skip
+
+
+def _gateway(
+    demand: Demand,
+    terms: Terms,
+    resident: Sequence[Slice],
+    precision: Precision,
+    shards: Sequence[Function],
+) -> Function:
+    gathers, count, size, seconds = _contents(demand, terms, resident, precision)
+    remote = sum(each.gathers for each in shards)
+    service = terms.call_s + demand.tower_s + seconds
+    service += terms.remote_call_s * len(shards) + terms.route_s * remote
+    service += terms.partial_s * sum(each.partials for each in shards)
+    load = demand.qps * service
+    number = replicas(load, terms, demand.min_replicas)
+    homes = np.zeros(len(demand.tables), np.int64)
+    for each in [*resident, *(part for shard in shards for part in shard.slices)]:
+        homes[each.table] += 1
+    cut_rows = sum(
+        table.rows for table, pieces in zip(demand.tables, homes, strict=True) if pieces > 1
+    )
+    memory = size + terms.gateway_memory_bytes + cut_rows * terms.routing_bytes_per_row
+    vcpu = vcpu_each(load, number, terms)
+    return Function(
+        "gateway", tuple(resident), precision, gathers, count, size, service, load, number, vcpu,
+        memory, "load: the gateway's replicas have no room for one more row's gathers"
+        if shards else "the whole model in each replica",
+    )  # fmt: skip
+
+
+def cover(stops: Sequence[NDArray[np.int64]]) -> list[list[Slice]]:
+    """Slices between successive cut vectors, `stops` falling from all rows to 0 (coldest first)."""
+    return [
+        [
+            Slice(table, int(below[table]), int(above[table]))
+            for table in range(len(above))
+            if above[table] > below[table]
+        ]
+        for above, below in itertools.pairwise(stops)
+    ]

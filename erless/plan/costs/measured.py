@@ -1,0 +1,88 @@
+"""Terms from a profile's measured curves instead of the shipped ones.
+
+The arithmetic of a call is measured (`erless profile --throughput`), the HTTP exchange around it
+is not: its shipped figure is added to the fitted overhead. β is interpolated over the row's bytes,
+per precision, and scaled to the traffic's locality and to cores that gather at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from erless.plan.costs.cost import EXCHANGE_S, BetaCurve, Terms
+from erless.specs.plan import Precision
+from erless.specs.profile import ThroughputCurve, TowerCurve
+
+__all__ = ["Measured", "measured_terms"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a profile and a bundle say about speed; empty: the shipped defaults.
+
+    Args:
+        curves: throughput of gathers, as `erless profile --throughput` wrote them.
+        towers: CPU of the dense tower, likewise.
+        locality: share of accesses that the hottest 10 % of rows take, over all tables.
+        archive_bytes: size of the tower's file.
+    """
+
+    curves: tuple[ThroughputCurve, ...] = ()
+    towers: tuple[TowerCurve, ...] = ()
+    locality: float = 0.9
+    archive_bytes: int | None = None
+
+
+def measured_terms(terms: Terms, measured: Measured) -> Terms:
+    """`terms` with β and a as measured, or as they are where nothing was measured in fp32."""
+    curves, locality = measured.curves, measured.locality
+    betas = [each for kind in Precision if (each := _beta_curve(kind, curves, locality))]
+    if not betas or betas[0].precision is not Precision.FP32:
+        return terms
+    fp32 = _single(Precision.FP32, curves)
+    overhead = float(np.median([each.overhead_s for each in fp32]))
+    machine = fp32[0].machine
+    where = f"{machine.processor}, {machine.measured_on}" if machine else "unknown machine"
+    worst = max(each.residual for each in curves)
+    return replace(
+        terms, curve=f"{where} (largest residual {worst:.0%})",
+        curve_shipped=all(each.shipped for each in fp32), call_s=EXCHANGE_S + overhead,
+        gather_s=betas[0].at(128), betas=tuple(betas),
+    )  # fmt: skip
+
+
+def _single(kind: Precision, curves: Sequence[ThroughputCurve]) -> list[ThroughputCurve]:
+    """The curves of one precision on one vCPU at its most measured locality, by row bytes."""
+    found = [each for each in curves if each.precision == kind and each.vcpu == 1]
+    places = [each.locality for each in found]
+    if not found:
+        return []
+    usual = max(set(places), key=lambda place: (places.count(place), place))
+    return sorted((each for each in found if each.locality == usual),
+                  key=lambda each: each.row_bytes)  # fmt: skip
+
+
+def _beta_curve(
+    kind: Precision, curves: Sequence[ThroughputCurve], locality: float
+) -> BetaCurve | None:
+    single = _single(kind, curves)
+    if not single:
+        return None
+    usual = single[0].locality
+    factor = 1.0
+    for base in single:
+        skewed = sorted((each.locality, each.gather_s) for each in curves
+                        if (each.precision, each.row_bytes, each.vcpu)
+                        == (kind, base.row_bytes, 1))  # fmt: skip
+        if len(skewed) > 1:
+            places, values = zip(*skewed, strict=True)
+            factor *= float(np.interp(locality, places, values)) / base.gather_s
+        shared = [each.gather_s / base.gather_s for each in curves
+                  if (each.precision, each.row_bytes, each.locality)
+                  == (kind, base.row_bytes, usual) and each.vcpu > 1]  # fmt: skip
+        factor *= max([1.0, *shared])
+    return BetaCurve(kind, tuple(each.row_bytes for each in single),
+                     tuple(each.gather_s * factor for each in single))  # fmt: skip

@@ -1,0 +1,245 @@
+"""From a plan to Terraform's node pools: `erless plan --nodes-from infra/terraform`.
+
+A pool has one instance type, because the cluster autoscaler reckons with equal nodes. Each pool
+gets the type on which the containers of its roles cost least, as whole nodes:
+
+- `min_size`: nodes for every function at its min scale;
+- `max_size`: nodes for every function at its max scale, and for one more set at planned size: a
+  new release comes up beside the old one.
+
+What a person wrote in `node_pools` of a `*.tfvars.json` limits the types and says which pool
+serves which roles; the result goes to a file of its own, which Terraform loads by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from erless.errors import InfeasibleError, PlanError
+from erless.plan.nodes.packing import Group, pack_equal
+from erless.plan.nodes.prices import InstanceType, Prices
+from erless.specs.plan import Plan, Tier
+from erless.storage.atomic import os_errors, staged_file
+
+__all__ = ["Pool", "SizedPool", "limit_prices", "read_pools", "size_pools", "write_pools"]
+
+VARIABLE = "planned_pools"
+WRITTEN = "erless.auto.tfvars.json"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool before planning: the roles that it serves, and the types it may have (none: any).
+
+    A pool with GPUs serves what asks for GPUs, and nothing else.
+    """
+
+    roles: tuple[str, ...]
+    instance_types: tuple[str, ...] = ()
+    gpu: bool = False
+
+
+@dataclass(frozen=True)
+class SizedPool:
+    """A pool as the plan wants it."""
+
+    instance_types: tuple[str]
+    min_size: int
+    max_size: int
+
+    def __str__(self) -> str:
+        return f"{self.min_size} to {self.max_size} nodes of {self.instance_types[0]}"
+
+
+# As the Terraform module's own defaults have it, and the GPU pool that its examples add
+DEFAULT = {
+    "hot": Pool(("gateway", "dense", "hot", "warm")),
+    "cold": Pool(("cold", "frozen")),
+    "gpu": Pool(("dense",), gpu=True),
+}
+
+
+def read_pools(folder: Path) -> dict[str, Pool]:
+    """The pools that Terraform folder `folder` asks for, without any that serve no role.
+
+    Raises:
+        PlanError: no Terraform code with a variable `planned_pools`, or `node_pools` is not a map
+            of pools.
+        ArtifactError: there is no such folder.
+    """
+    code = ""
+    with os_errors(folder, "read"):
+        names = sorted(path.name for path in folder.iterdir())
+        for name in names:
+            if name.endswith(".tf"):
+                code += (folder / name).read_text(encoding="utf-8")
+    if not re.search(rf'^\s*variable\s+"{VARIABLE}"', code, re.MULTILINE):
+        raise PlanError(f'{folder}: no *.tf file declares the variable "{VARIABLE}"')
+    pools = DEFAULT
+    for name in names:
+        if name.endswith(".tfvars.json") and name != WRITTEN:
+            pools = _declared(folder / name) or pools
+    return pools
+
+
+def _declared(path: Path) -> dict[str, Pool]:
+    """The pools of one variables file; empty without `node_pools`."""
+    with os_errors(path, "read"):
+        text = path.read_text(encoding="utf-8")
+    try:
+        document = json.loads(text)
+        found: dict[str, Any] = document.get("node_pools") or {}
+        pools = {
+            name: Pool(
+                tuple(pool.get("roles", ())),
+                tuple(pool.get("instance_types", ())),
+                bool(pool.get("gpu")),
+            )
+            for name, pool in found.items()
+        }
+    except (ValueError, AttributeError, TypeError) as error:
+        raise PlanError(f"{path}: node_pools is not a map of pools ({error})") from error
+    return {name: pool for name, pool in pools.items() if pool.roles}
+
+
+def limit_prices(prices: Prices, pools: Mapping[str, Pool]) -> Prices:
+    """Only the types that some pool may have; all of them where a pool does not say.
+
+    Raises:
+        PlanError: a pool's type is not in the price table.
+    """
+    known = {each.name for each in prices.every}
+    for name, pool in pools.items():
+        missing = [each for each in pool.instance_types if each not in known]
+        if missing:
+            raise PlanError(f"node_pools.{name}: {missing[0]} is not in {prices.source}")
+
+    def allowed(kind: InstanceType) -> bool:
+        mine = [pool for pool in pools.values() if pool.gpu == bool(kind.gpu)]
+        return any(not pool.instance_types or kind.name in pool.instance_types for pool in mine)
+
+    if not pools:
+        return prices
+    # without a GPU pool, GPUs stay in the table: what plans them is told that no pool serves them
+    gpus = any(pool.gpu for pool in pools.values())
+    kept = tuple(kind for kind in prices.every if allowed(kind) or (kind.gpu and not gpus))
+    return replace(prices, every=kept)
+
+
+def size_pools(plan: Plan, prices: Prices, pools: Mapping[str, Pool]) -> dict[str, SizedPool]:
+    """Choose each pool's instance type and sizes. Pools without any function are left out.
+
+    Raises:
+        InfeasibleError: a container fits on none of its pool's types.
+        PlanError: a function's role is served by no pool.
+    """
+    containers = _containers(plan)
+    sized = {}
+    homeless = list(containers)
+    for name, pool in pools.items():
+        mine = [each for each in containers if each.role in pool.roles
+                and bool(each.gpus) == pool.gpu]  # fmt: skip
+        homeless = [each for each in homeless if each not in mine]
+        if mine:
+            known = prices.gpu_types if pool.gpu else prices.cpu_types
+            names = pool.instance_types or [kind.name for kind in known]
+            sized[name] = _size(name, mine, [kind for kind in known if kind.name in names])
+    if homeless:
+        kind = "pool with gpu = true" if homeless[0].gpus else "pool"
+        role = homeless[0].role
+        raise PlanError(f"no {kind} serves the role {role}: add it to some pool's roles")
+    return sized
+
+
+@dataclass(frozen=True)
+class Container:
+    """One function: its role, what one replica takes, replicas at least, as planned, at most."""
+
+    role: str
+    vcpu: float
+    memory_bytes: int
+    gpus: int
+    least: int
+    planned: int
+    most: int
+
+
+def _containers(plan: Plan) -> list[Container]:
+    """Every function of the plan, the gateway first."""
+    gateway, dense = plan.gateway, plan.dense
+    found = [Container("gateway", gateway.vcpu, gateway.memory_bytes, 0,
+                       gateway.scaling.min_scale, gateway.replicas,
+                       gateway.scaling.max_scale)]  # fmt: skip
+    if dense is not None:
+        found.append(Container("dense", dense.vcpu, dense.memory_bytes, dense.gpus,
+                               dense.scaling.min_scale, dense.replicas,
+                               dense.scaling.max_scale))  # fmt: skip
+    for each in plan.shards:
+        if each.tier is not Tier.RESIDENT:
+            found.append(Container(each.tier.value, each.vcpu, each.memory_bytes, 0,
+                                   each.scaling.min_scale, each.replicas,
+                                   each.scaling.max_scale))  # fmt: skip
+    return found
+
+
+def _size(name: str, containers: Sequence[Container], types: Sequence[InstanceType]) -> SizedPool:
+    """The type on which the planned replicas cost least, then those at their most."""
+
+    def nodes(kind: InstanceType, replicas: Callable[[Container], int]) -> int | None:
+        return _nodes(kind, [(each, replicas(each)) for each in containers])
+
+    best: tuple[float, float, InstanceType] | None = None
+    for kind in types:
+        usual, peak = nodes(kind, lambda each: each.planned), nodes(kind, _peak)
+        if usual is not None and peak is not None:
+            entry = (usual * kind.usd_per_hour, peak * kind.usd_per_hour, kind)
+            best = min(best or entry, entry, key=lambda each: (each[0], each[1], each[2].name))
+    if best is None:
+        vcpu = max(each.vcpu for each in containers)
+        size = max(each.memory_bytes for each in containers)
+        names = ", ".join(kind.name for kind in types[:4]) or "none"
+        raise InfeasibleError(
+            f"pool {name}: no instance type holds its largest container",
+            (f"containers of up to {vcpu:g} vCPU and {size:,} bytes; allowed types: {names}",),
+        )
+    kind = best[2]
+    least = nodes(kind, lambda each: each.least)
+    return SizedPool((kind.name,), least or 0, max(1, nodes(kind, _peak) or 0))
+
+
+def _peak(container: Container) -> int:
+    """Replicas at their most, and the next release's beside them."""
+    return max(container.most, container.planned) + container.planned
+
+
+def _nodes(kind: InstanceType, wanted: Sequence[tuple[Container, int]]) -> int | None:
+    """Nodes of `kind` that hold so many replicas of each; None where one does not fit."""
+    groups: list[Group] = [(each.vcpu, each.memory_bytes, number) for each, number in wanted]
+    nodes = pack_equal(groups, kind)
+    if nodes is None or any(each.gpus > kind.gpu for each, _ in wanted):
+        return None
+    return max(nodes, math.ceil(sum(_gpu_share(each, kind) * number for each, number in wanted)))
+
+
+def _gpu_share(container: Container, kind: InstanceType) -> float:
+    """The part of a node's GPUs that one replica takes: a GPU is not split between replicas."""
+    return 1 / (kind.gpu // container.gpus) if container.gpus else 0.0
+
+
+def write_pools(folder: Path, pools: Mapping[str, SizedPool]) -> Path:
+    """Write `erless.auto.tfvars.json` into `folder`; Terraform loads it by itself.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    path = folder / WRITTEN
+    document = {VARIABLE: {name: asdict(pool) for name, pool in pools.items()}}
+    with staged_file(path) as stage, os_errors(stage):
+        stage.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,1 @@
+"""Ways to cut a model into functions."""

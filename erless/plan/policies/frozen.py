@@ -1,0 +1,74 @@
+"""The frozen tier: rows so rarely gathered that their function is mostly asleep.
+
+With n gathers per query a function sees an idle window w with P(idle w) = exp(-λ·n·w). The coldest
+rows for which that is at least one half, and n within the share of queries that may meet a cold
+start, leave the coldest shard for a function that scales to zero. Its memory and nodes are still
+counted as if awake, so a plan never relies on the sleep; what sleeping frees comes on top.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.plan.costs.cost import Terms
+from erless.plan.costs.layout import Demand, Layout, Slice
+from erless.plan.search.merged_order import MergedOrder
+from erless.plan.request import PlanRequest
+from erless.specs.plan import Precision
+
+__all__ = ["FROZEN", "idle_cut", "name_frozen", "split_frozen"]
+
+FROZEN = "frozen"
+
+
+def idle_cut(
+    demand: Demand, terms: Terms, request: PlanRequest, precision: Precision
+) -> NDArray[np.int64]:  # fmt: skip
+    """The first rank of each table from which on rows idle; its number of rows where none does."""
+    gathers = min(math.log(2) / (demand.qps * request.frozen_window_s),
+                  request.frozen_error_budget)  # fmt: skip
+    order = MergedOrder.of(demand.tables, terms, precision, request.resident_precision)
+    cheapest = min(terms.beta_of(table.spec.dim, precision) for table in demand.tables)
+    return order.cut(gathers * cheapest)
+
+
+def name_frozen(layout: Layout) -> Layout:
+    """The same layout, its last shard called frozen."""
+    last = replace(layout.shards[-1], name=FROZEN)
+    return Layout(layout.demand, layout.terms, layout.gateway, (*layout.shards[:-1], last))
+
+
+def split_frozen(layout: Layout, request: PlanRequest) -> Layout:
+    """`layout` with a last shard `frozen`, or as it is where no shard has rows that idle."""
+    demand, terms = layout.demand, layout.terms
+    if not layout.shards:
+        return layout
+    precision = layout.shards[0].precision
+    cut = idle_cut(demand, terms, request, precision)
+    heat = [each.gathers / each.rows for each in layout.shards]
+    coldest = heat.index(min(heat))
+    idle, kept = [], []
+    for part in layout.shards[coldest].slices:
+        middle = min(part.stop, max(part.start, int(cut[part.table])))
+        kept.append(Slice(part.table, part.start, middle))
+        idle.append(Slice(part.table, middle, part.stop))
+    if not any(part.stop > part.start for part in idle):
+        return layout
+    shards = [list(each.slices) for each in layout.shards]
+    reasons = [each.why for each in layout.shards]
+    why = f"idle for {request.frozen_window_s:g} s at least half of the time"
+    if any(part.stop > part.start for part in kept):
+        if len(shards) >= request.max_fan_out:
+            return layout
+        shards[coldest] = kept
+    else:
+        shards.pop(coldest)
+        reasons.pop(coldest)
+    return name_frozen(
+        Layout.of(demand, terms, [*shards, idle], layout.gateway.slices, precision,
+                  request.resident_precision, [*reasons, why])
+    )  # fmt: skip

@@ -1,0 +1,77 @@
+"""Layouts cut to fill nodes: where one copy of the rows decides the price, not the traffic.
+
+The tables stand in a row, each from its coldest rank to its hottest, and are cut wherever a node of
+some type is full; so at most one table is cut at each border and the gateway's routing stays
+small. A heuristic: nothing is promised of these layouts, they are candidates beside the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from erless.plan.costs.cost import Terms
+from erless.plan.costs.layout import Demand, Layout, Slice
+from erless.plan.nodes.prices import InstanceType
+from erless.specs.plan import Precision
+
+__all__ = ["node_shaped"]
+
+MOST_NODES = 12  # of one type for one copy of the rows
+WHY = "node: one more row would not fit on the node"
+
+
+def node_shaped(
+    demand: Demand, terms: Terms, types: Sequence[InstanceType], precision: Precision,
+    resident: Precision, max_shard_bytes: float,
+) -> list[Layout]:  # fmt: skip
+    """For each node size below the model's: shards that fill such nodes, the rest as one more.
+
+    The gateway stands beside the first shard, beside the last, or holds the last rows itself.
+    """
+    stored = [precision.row_bytes(table.spec.dim) + terms.index_bytes_per_row
+              for table in demand.tables]  # fmt: skip
+    whole = sum(table.rows * each for table, each in zip(demand.tables, stored, strict=True))
+    routing = terms.routing_bytes_per_row * max(table.rows for table in demand.tables)
+    sizes = {min(kind.usable_bytes, max_shard_bytes) for kind in types}
+    found = []
+    for size in sorted(each for each in sizes if whole / MOST_NODES < each < whole):
+        room = size - terms.shard_memory_bytes
+        if room < max(stored):
+            continue
+        borders = int(whole / room) + 1
+        beside = terms.gateway_memory_bytes + routing * borders
+        for first in (max(0.0, room - beside), room):
+            chunks = _chunks(demand, stored, first, room)
+            found.append(_layout(demand, terms, chunks, [], precision, resident))
+        found.append(_layout(demand, terms, chunks[:-1], chunks[-1], precision, resident))
+    return found
+
+
+def _layout(
+    demand: Demand, terms: Terms, chunks: list[list[Slice]], inside: list[Slice],
+    precision: Precision, resident: Precision,
+) -> Layout:  # fmt: skip
+    heat = [sum(demand.tables[p.table].gathers_between(p.start, p.stop) for p in chunk)
+            / sum(p.stop - p.start for p in chunk) for chunk in chunks]  # fmt: skip
+    order = sorted(range(len(chunks)), key=lambda index: -heat[index])
+    return Layout.of(demand, terms, [chunks[index] for index in order], inside, precision,
+                     resident, [WHY] * len(chunks))  # fmt: skip
+
+
+def _chunks(
+    demand: Demand, stored: Sequence[float], first: float, room: float
+) -> list[list[Slice]]:  # fmt: skip
+    """Slices of at most `first`, then `room` bytes each; every row once."""
+    chunks: list[list[Slice]] = [[]]
+    left = first
+    for number, table in enumerate(demand.tables):
+        stop = table.rows
+        while stop:
+            fits = min(stop, int(left / stored[number]))
+            if not fits:
+                chunks.append([])
+                left = room
+                continue
+            chunks[-1].append(Slice(number, stop - fits, stop))
+            stop, left = stop - fits, left - fits * stored[number]
+    return [chunk for chunk in chunks if chunk]

@@ -1,0 +1,71 @@
+"""Tiers: what each shard is for, and how few replicas of it may run.
+
+Hot: replicated, or the hottest of three or more. Cold: the coldest that is awake. Warm: the rest.
+A cold or frozen function of the joint policy may scale to zero: with traffic it stays up, since
+its own requests hold it; without, its memory is free. The baselines keep one replica, as they do
+where they are deployed today.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from erless.plan.costs.cost import vcpu_each
+from erless.plan.policies.frozen import FROZEN
+from erless.plan.costs.layout import Function, Layout
+from erless.plan.request import PlanRequest, Policy
+from erless.specs.plan import Tier
+
+__all__ = ["floor_of", "tiers_of", "with_tiers"]
+
+
+def tiers_of(layout: Layout) -> list[Tier]:
+    """The tier of each shard, in the layout's order."""
+    awake = [each for each in layout.shards if each.name != FROZEN]
+    # of equally hot ones the first is the hottest, the last the coldest
+    by_heat = sorted(awake, key=lambda each: -float(f"{each.gathers / each.rows:.6g}"))
+    hottest = by_heat[0] if len(by_heat) > 2 else None
+    coldest = by_heat[-1] if by_heat else None
+    return [_tier(each, coldest, hottest) for each in layout.shards]
+
+
+def _tier(shard: Function, coldest: Function | None, hottest: Function | None) -> Tier:
+    if shard.name == FROZEN:
+        return Tier.FROZEN
+    if shard is coldest:
+        return Tier.COLD
+    return Tier.HOT if shard.replicas > 1 or shard is hottest else Tier.WARM
+
+
+def floor_of(tier: Tier, policy: Policy, request: PlanRequest) -> int:
+    """Fewest running replicas of a shard of this tier."""
+    if tier in request.tier_replicas:
+        return request.tier_replicas[tier]
+    sleeps = policy == "joint" and tier in (Tier.COLD, Tier.FROZEN)
+    return 0 if sleeps and request.min_replicas == 1 else request.min_replicas
+
+
+def with_tiers(layout: Layout, policy: Policy, request: PlanRequest) -> Layout:
+    """The layout with the precision that its tiers ask for, and their fewest replicas."""
+    tiers = tiers_of(layout)
+    wanted = [request.tier_precision.get(tier, each.precision)
+              for each, tier in zip(layout.shards, tiers, strict=True)]  # fmt: skip
+    if policy == "joint" and any(
+        kind is not each.precision for each, kind in zip(layout.shards, wanted, strict=True)
+    ):
+        layout = layout.resized(precisions=wanted)
+    if not request.tier_replicas:
+        return layout
+    gateway, *shards = (
+        _raised(each, floor_of(tier, policy, request), layout)
+        for each, tier in zip((layout.gateway, *layout.shards), (Tier.RESIDENT, *tiers),
+                              strict=True)
+    )  # fmt: skip
+    return Layout(layout.demand, layout.terms, gateway, tuple(shards))
+
+
+def _raised(function: Function, least: int, layout: Layout) -> Function:
+    if function.replicas >= least:
+        return function
+    vcpu = vcpu_each(function.load, least, layout.terms)
+    return replace(function, replicas=least, vcpu=vcpu)

@@ -1,0 +1,1 @@
+"""A plan as document, table, notes and plot."""

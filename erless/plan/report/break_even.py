@@ -1,0 +1,101 @@
+"""From which traffic and size on sharding pays: the same plan at other scales."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from erless.errors import InfeasibleError
+from erless.plan.costs.curves import AccessCurve, TableLoad
+from erless.plan.costs.measured import Measured
+from erless.plan.planner import Planner
+from erless.plan.nodes.prices import Prices
+from erless.plan.request import PlanRequest
+from erless.specs.model import ModelSpec
+
+__all__ = ["Point", "break_even", "lines"]
+
+PAYS = 0.01  # cheaper by more than 1 %
+TRAFFIC = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16)
+SIZES = (0.25, 1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Dollars a month at `factor` times the traffic, or the rows; None where nothing fits."""
+
+    kind: str
+    factor: float
+    model_wise: float | None
+    joint: float | None
+
+    @property
+    def pays(self) -> bool:
+        """Whether sharding is cheaper by more than 1 %."""
+        if self.joint is None:
+            return False
+        return self.model_wise is None or self.joint < self.model_wise * (1 - PAYS)
+
+
+def break_even(
+    model: ModelSpec, tables: Sequence[TableLoad], request: PlanRequest, qps: float, prices: Prices,
+    measured: Measured | None = None,
+) -> list[Point]:  # fmt: skip
+    """Model-wise and joint dollars over traffic, and over table size, around this request.
+
+    No shape is demanded of joint: the question is whether sharding pays.
+    """
+    free = dict.fromkeys(("shards", "resident_share", "max_resident_bytes", "frozen_share"))
+    base = request.model_copy(update={"policy": "joint", "objective": "dollars", **free})
+    points = []
+    for factor in TRAFFIC:
+        asked = base.model_copy(update={"qps": qps * factor})
+        points.append(_point("traffic", factor, model, tables, asked, prices, measured))
+    for factor in SIZES:
+        grown = [_grow(each, factor) for each in tables]
+        asked = base.model_copy(update={"qps": qps})
+        points.append(_point("rows", factor, model, grown, asked, prices, measured))
+    return points
+
+
+def _grow(table: TableLoad, factor: float) -> TableLoad:
+    ranks = np.unique(np.rint(table.curve.ranks * factor).astype(np.int64))
+    ranks[-1] = max(1, round(table.rows * factor))
+    share = np.interp(ranks / factor, table.curve.ranks, table.curve.share)
+    curve = AccessCurve(ranks, share)
+    spec = table.spec.model_copy(update={"rows": int(ranks[-1])})
+    return replace(table, spec=spec, curve=curve)
+
+
+def _point(
+    kind: str, factor: float, model: ModelSpec, tables: Sequence[TableLoad], request: PlanRequest,
+    prices: Prices, measured: Measured | None,
+) -> Point:  # fmt: skip
+    try:
+        best = (
+            Planner(model, tables, request, prices, measured, coarse=True)
+            .outcome(["model-wise"])
+            .best
+        )
+    except InfeasibleError:
+        return Point(kind, factor, None, None)
+    whole, joint = best.get("model-wise"), best.get("joint")
+    return Point(
+        kind, factor,
+        whole.packing.usd_per_month if whole else None,
+        joint.packing.usd_per_month if joint else None,
+    )  # fmt: skip
+
+
+def lines(points: Sequence[Point]) -> list[str]:
+    """One sentence per kind: where sharding pays, among the scales tried."""
+    said = []
+    for kind in ("traffic", "rows"):
+        tried = [each for each in points if each.kind == kind]
+        pays = [f"{each.factor:g}×" for each in tried if each.pays]
+        where = f"pays at {', '.join(pays)}" if pays else "pays at none"
+        said.append(f"over {kind} ({tried[0].factor:g}× … {tried[-1].factor:g}× of this): sharding "
+                    f"{where} of the {len(tried)} scales tried")  # fmt: skip
+    return said

@@ -1,0 +1,67 @@
+"""What a reader of a plan must know beside its numbers: what was demanded, and what it costs."""
+
+from __future__ import annotations
+
+import math
+
+from erless.plan.policies.frozen import FROZEN
+from erless.plan.planner import Candidate, Outcome
+
+__all__ = ["outcome_notes"]
+
+
+def outcome_notes(outcome: Outcome) -> list[str]:
+    """One sentence per fact; empty where the plan is simply the best by its objective."""
+    notes = [*_dense(outcome)]
+    if outcome.request.policy == "joint":
+        notes += [*_demanded(outcome), *_frozen(outcome)]
+    return notes
+
+
+def _dense(outcome: Outcome) -> list[str]:
+    layout = outcome.best[outcome.request.policy].layout
+    if layout.dense is None:
+        return []
+    where = "a GPU" if layout.dense.gpus else "CPUs"
+    if outcome.request.dense in ("function", "gpu"):
+        return [f"the dense tower is a function of its own on {where}, as demanded"]
+    tower = outcome.tower.seconds
+    cpu = outcome.demand.qps * tower / outcome.terms.utilisation
+    return [f"the dense tower is a function of its own on {where}: in the gateway it would take "
+            f"{cpu:,.1f} vCPU and {tower * 1e3:.2f} ms of each query; GPU speed is a shipped "
+            "default (2 TFLOP/s), not measured"]  # fmt: skip
+
+
+def _demanded(outcome: Outcome) -> list[str]:
+    free = outcome.free
+    if free is None:
+        return []
+    chosen = outcome.best["joint"]
+    return [f"the shape was demanded: {_cost(chosen)}. Left to choose by {outcome.request.aim}, "
+            f"erless takes {_cost(free)}"]  # fmt: skip
+
+
+def _cost(candidate: Candidate) -> str:
+    layout = candidate.layout
+    shards = len(layout.shards)
+    what = f"{shards} remote function{'s' * (shards != 1)}" if shards else "no remote function"
+    return (f"{what}, {layout.memory / 1e9:,.2f} GB, "
+            f"${candidate.packing.usd_per_month:,.0f} a month")  # fmt: skip
+
+
+def _frozen(outcome: Outcome) -> list[str]:
+    request, layout = outcome.request, outcome.best["joint"].layout
+    if not request.freezes:
+        return []
+    frozen = next((each for each in layout.shards if each.name == FROZEN), None)
+    window = f"{request.frozen_window_s:g} s"
+    if frozen is None:
+        why = (
+            "no rows lie outside the gateway" if not layout.shards else f"no rows idle for {window}"
+        )
+        return [f"nothing is frozen: at {outcome.demand.qps:,.0f} queries/s {why}; --shards or "
+                "--frozen-share freezes the coldest rows all the same"]  # fmt: skip
+    touched = -math.expm1(-frozen.gathers)
+    idle = math.exp(-min(700.0, outcome.demand.qps * frozen.gathers * request.frozen_window_s))
+    return [f"frozen: {frozen.rows:,} rows, touched by {touched:.2%} of queries; idle for {window} "
+            f"with probability {idle:.2g} while traffic lasts, and asleep without it"]  # fmt: skip

@@ -1,0 +1,220 @@
+"""Provable lower bounds: no partition of rows into functions, by any policy, costs less.
+
+Memory: `frontier.search(optimistic=True)` over divisible rows. Its exchange arguments hold for
+every partition (not only for runs of the merged order), and all it leaves out (whole rows, the
+gateway's cost per remote call, routing tables, a shard size limit) only adds memory. Where a shard
+size limit is set, more containers may be needed; the search ignores that, so the bound holds.
+
+Dollars: whatever the policy, the nodes must hold at least one copy of all rows and the code, and
+run at least the calls, gathers and tower. Either no function is remote, and then each node that
+serves holds all rows; or at least one is, then its call is paid too, and by the size of the gateway
+either few gathers are resident or the gateway needs large nodes. Each case is a covering programme
+over whole nodes (HiGHS); the smallest value bounds every plan.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from erless.plan.costs.cost import Terms
+from erless.plan.search.frontier import search
+from erless.plan.costs.layout import Demand
+from erless.plan.search.merged_order import MergedOrder
+from erless.plan.nodes.prices import InstanceType, Prices
+from erless.specs.plan import Precision
+
+__all__ = ["dollars_bound", "memory_bound"]
+
+INFEASIBLE = 2  # status of scipy.optimize.milp
+
+
+def memory_bound(
+    demand: Demand, terms: Terms, precision: Precision, resident: Precision, max_fan_out: int = 254
+) -> float:
+    """Bytes that every plan under these terms needs at least."""
+    order = MergedOrder.of(demand.tables, terms, precision, resident)
+    constrained = max_fan_out < 254
+    found = search(order, demand, terms, optimistic=True, max_shards=max_fan_out,
+                   count_shards=constrained)  # fmt: skip
+    return min(cost for cost, _ in found)
+
+
+def dollars_bound(
+    demand: Demand, terms: Terms, precision: Precision, resident: Precision, prices: Prices
+) -> float:
+    """Dollars per month that every plan under these terms needs at least; inf if nothing fits."""
+    types, work = prices.types, _Work.of(demand, terms, precision, resident)
+    holding = [kind for kind in types if kind.usable_bytes >= work.inside]
+    alone = _cover(work.load, work.inside, terms, holding)
+    sizes = sorted({kind.usable_bytes for kind in types})
+    sharded = min(
+        _sharded(work, terms, types, below, size) for below, size in pairwise([0.0, *sizes])
+    )
+    return min(sharded, alone) + _gpu_nodes(work.gpus, prices)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Least vCPU (loads, at the utilisation) and bytes of every plan.
+
+    Args:
+        front: the gateway without gathers.
+        gathers: all gathers, as in the gateway.
+        call: one call of a shard.
+        route: the gateway's handling of all gathers, were they remote.
+        size: one copy of all rows and the gateway's code.
+        inside: a gateway with all rows.
+        gpus: GPUs of the dense function.
+        order: rows by accesses per byte, in the form of least bytes.
+    """
+
+    front: float
+    gathers: float
+    call: float
+    route: float
+    size: float
+    inside: float
+    gpus: float
+    order: MergedOrder
+    gateway_bytes: float
+
+    @classmethod
+    def of(
+        cls, demand: Demand, terms: Terms, precision: Precision, resident: Precision
+    ) -> _Work:  # fmt: skip
+        small = min(precision, resident, key=lambda kind: kind.row_bytes(1024))
+        kinds = [kind for kind in Precision if kind.row_bytes(1024) >= small.row_bytes(1024)]
+        each = demand.qps / terms.utilisation
+        gathers = route = 0.0
+        for table in demand.tables:
+            gathers += table.gathers * min(terms.beta_of(table.spec.dim, kind) for kind in kinds)
+            route += table.gathers * terms.route_s
+        rows = sum(table.rows * small.row_bytes(table.spec.dim) for table in demand.tables)
+        held = sum(table.rows * resident.row_bytes(table.spec.dim) for table in demand.tables)
+        front, gpus = terms.call_s + demand.tower_s, 0.0
+        if demand.dense and demand.dense.device == "cuda":
+            gpus = each * demand.dense.service_s
+        apart = demand.dense.service_s if demand.dense and not gpus else 0.0
+        m0 = terms.gateway_memory_bytes
+        order = MergedOrder.of(demand.tables, terms, resident, resident)
+        call = terms.call_s + terms.remote_call_s + apart
+        return cls(each * front, each * gathers, each * call, each * route,
+                   rows + m0, held + m0, gpus, order, m0)  # fmt: skip
+
+    @property
+    def load(self) -> float:
+        """A gateway with all rows."""
+        return self.front + self.gathers
+
+    def resident_share(self, room: float) -> float:
+        """Most of the gathers' load that rows within `room` bytes of a gateway can take."""
+        left = self.order.total_size - max(0.0, room - self.gateway_bytes)
+        if left <= 0 or not self.order.total_load:
+            return 1.0
+        return 1.0 - float(self.order.load_at(left)) / self.order.total_load
+
+
+def _sharded(
+    work: _Work, terms: Terms, types: Sequence[InstanceType], below: float, room: float
+) -> float:
+    """Least price of a plan whose gateway has more than `below`, at most `room` bytes.
+
+    Over whole nodes x and the resident share y ≤ ȳ(room) of the gathers. Every gateway stands on a
+    node of more than `below` bytes, and these large nodes carry what is resident. V and V' are the
+    vCPU of all nodes and of the large ones:
+
+        V + route·y ≥ front + gathers + call + route =: need        V' - gathers·y ≥ front
+        Σ bytes·x ≥ size                                            Σ x over large nodes ≥ 1
+
+    y is eliminated (Fourier-Motzkin): V ≥ need - route·ȳ, V' ≥ front, and
+    gathers·V + route·V' ≥ gathers·need + route·front.
+    """
+    large = np.array([kind.usable_bytes > below for kind in types], np.float64)
+    vcpu = np.array([kind.usable_vcpu for kind in types])
+    sizes = np.array([kind.usable_bytes / 1e9 for kind in types])
+    need = work.front + work.gathers + work.call + work.route
+    least = need - work.route * work.resident_share(room)
+    if terms.fixed_vcpu:
+        least = math.ceil(least / terms.max_vcpu * (1 - 1e-9)) * terms.max_vcpu
+    whole = max(work.gathers + work.route, 1e-12)
+    both = (work.gathers * vcpu + work.route * vcpu * large) / whole
+    rows = np.array([vcpu, sizes, vcpu * large, large, both])
+    size = work.size + terms.shard_memory_bytes
+    bounds = np.array([least, size / 1e9, work.front, 1.0,
+                       (work.gathers * need + work.route * work.front) / whole])  # fmt: skip
+    return _solve(np.array([kind.usd_per_month for kind in types]), rows, bounds)
+
+
+def _gpu_nodes(gpus: float, prices: Prices) -> float:
+    """Dollars per month of at least `gpus` GPUs, at the lowest price of one."""
+    if not gpus:
+        return 0.0
+    each = min((kind.usd_per_month / kind.gpu for kind in prices.gpu_types), default=math.inf)
+    return max(1, math.ceil(gpus * (1 - 1e-9))) * each
+
+
+def _cover(load: float, size: float, terms: Terms, types: Sequence[InstanceType]) -> float:
+    """min Σ price·x with Σ vCPU·x ≥ load, Σ bytes·x ≥ size, x whole."""
+    if not types:
+        return math.inf
+    cpu = load
+    if terms.fixed_vcpu:
+        cpu = math.ceil(load / terms.max_vcpu * (1 - 1e-9)) * terms.max_vcpu
+    rows = np.array([[kind.usable_vcpu for kind in types],
+                     [kind.usable_bytes / 1e9 for kind in types]])  # fmt: skip
+    return _solve(np.array([kind.usd_per_month for kind in types]), rows,
+                  np.array([cpu, size / 1e9]))  # fmt: skip
+
+
+def _solve(
+    price: NDArray[np.float64], rows: NDArray[np.float64], least: NDArray[np.float64]
+) -> float:
+    """The dual bound of min price·x with rows·x ≥ least, x ≥ 0 and whole."""
+    with _quiet_stdout():
+        result = milp(
+            price,
+            constraints=LinearConstraint(rows, lb=least - np.abs(least) * 1e-9),
+            integrality=np.ones(len(price), np.int64),
+            bounds=Bounds(0, np.inf),
+            options={"time_limit": 5.0, "mip_rel_gap": 1e-3},
+        )
+    if result.status == INFEASIBLE:
+        return math.inf
+    bound = getattr(result, "mip_dual_bound", None)
+    return float(bound if bound is not None else 0.0)
+
+
+@contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """Keep off stdout what HiGHS prints there whatever its options say (SciPy 1.17).
+
+    `-o json` promises one document on stdout, so the C library's buffer is emptied both times.
+    """
+    sys.stdout.flush()
+    library = ctypes.CDLL(None)
+    library.fflush(None)
+    try:
+        kept = os.dup(1)
+    except OSError:  # no stdout at all
+        yield
+        return
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 1)
+        yield
+    finally:
+        library.fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(sink)

@@ -1,0 +1,276 @@
+"""The exact optimum over the merged order, rows taken as divisible: a label-setting programme.
+
+Take loads in vCPU at λ queries/s. A shard of r replicas of C vCPU carries up to r·C·u - λ·a of
+gathers and costs r·(m0 + bytes). The gateway of R replicas carries R·C·u - λ·(a + d).
+Three exchange arguments shape the search:
+
+1. of two rows in different functions, the one with more load per byte belongs where a byte is
+   replicated more (swap equal loads: memory does not grow), so functions are runs of the merged
+   order with replica counts that do not fall towards the hot end;
+2. so filling a shard to its capacity is never worse: a row that is left over is replicated at
+   least as often further up;
+3. covered load c at cost V is dominated, while the next level is r, by (c', V') with c' ≥ c and
+   V' - r·H(c') ≤ V - r·H(c): every completion of the first serves the second and leaves out
+   H(c') - H(c) bytes at r copies or more. (H: most bytes served with load c, concave.)
+
+Levels are tried in rising order and only undominated labels kept, per number of shards where that
+number counts. With divisible rows the best label is the optimum over *all* partitions of rows, so
+its value is also the lower bound. `optimistic` rounds in that direction wherever the search is
+thinned (many labels, thousands of replicas).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.plan.costs.cost import ROUNDING, Terms
+from erless.plan.costs.layout import Demand
+from erless.plan.search.merged_order import MergedOrder
+
+__all__ = ["Step", "search"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+EXACT_LEVELS = 64
+LEVEL_RATIO = 1.03
+KEPT = 4000  # labels per number of shards
+
+
+@dataclass(frozen=True)
+class Step:
+    """One function, coldest first: its replicas, and whether it is the gateway."""
+
+    replicas: int
+    gateway: bool
+
+
+@dataclass(frozen=True)
+class _Level:
+    """`factor`: cost of one byte here. `paid` replicas cost m0 each; `capacity` in shard load."""
+
+    factor: float
+    paid: int
+    replicas: int
+    capacity: float
+    gateway: bool
+    fixed: float
+
+
+@dataclass
+class _Labels:
+    """Undominated labels: covered load, cost, shards used, and where each came from."""
+
+    covered: Floats
+    cost: Floats
+    shards: Ints
+    ident: Ints
+
+    def take(self, chosen: NDArray[np.intp]) -> _Labels:
+        return _Labels(
+            self.covered[chosen], self.cost[chosen], self.shards[chosen], self.ident[chosen]
+        )
+
+
+def _join(first: _Labels, second: _Labels) -> _Labels:
+    return _Labels(
+        np.concatenate([first.covered, second.covered]),
+        np.concatenate([first.cost, second.cost]),
+        np.concatenate([first.shards, second.shards]),
+        np.concatenate([first.ident, second.ident]),
+    )
+
+
+_NONE = _Labels(np.empty(0), np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def search(
+    order: MergedOrder,
+    demand: Demand,
+    terms: Terms,
+    *,
+    max_shards: int = 254,
+    count_shards: bool = False,
+    max_shard_bytes: float = math.inf,
+    optimistic: bool = False,
+    resident: bool = True,
+    resident_hot: bool = True,
+) -> list[tuple[float, tuple[Step, ...]]]:
+    """Best cost and its steps, coldest first, for each number of shards that improves on fewer.
+
+    Args:
+        max_shards: most remote shards.
+        count_shards: keep labels apart by number of shards; otherwise only the best is returned.
+        max_shard_bytes: rows and m0 of one shard replica; ignored where `optimistic`.
+        optimistic: return lower bounds rather than reachable costs.
+        resident: rows may live in the gateway.
+        resident_hot: where a byte costs nearly the same in both, the gateway takes hotter rows.
+    """
+    runner = _Search(order, demand, terms, count_shards, max_shards, max_shard_bytes, optimistic)
+    levels = _levels(order, demand, terms, optimistic, resident, resident_hot)
+    return runner.run(levels)
+
+
+def _counts(low: int, high: int, optimistic: bool) -> list[tuple[int, int]]:
+    """(paid, carrying) replica counts; beyond 64 geometric, paid for the smallest of its step."""
+    counts, value = [], max(1, low)
+    exact = value + EXACT_LEVELS
+    while value <= high:
+        following = value + 1 if value < exact else max(value + 1, int(value * LEVEL_RATIO))
+        carrying = following - 1
+        counts.append((value if optimistic else carrying, carrying))
+        value = following
+    return counts
+
+
+def _levels(
+    order: MergedOrder,
+    demand: Demand,
+    terms: Terms,
+    optimistic: bool,
+    resident: bool,
+    resident_hot: bool,
+) -> list[_Level]:
+    """All function sizes, by what a byte costs in them."""
+    each = terms.max_vcpu * terms.utilisation
+    call = demand.qps * terms.call_s
+    front = call + demand.qps * demand.tower_s
+    total = demand.qps * order.total_load
+    low, minimum = max(1, math.ceil((call / each) * (1 - ROUNDING))), demand.min_replicas
+    high = max(math.ceil((total + call) / each) + 1, minimum)
+    levels = [
+        _Level(float(paid), paid, carry, carry * each - call, False, terms.shard_memory_bytes)
+        for paid, carry in _counts(max(low, minimum), high, optimistic)
+    ]
+    least = max(math.ceil(front / each * (1 - ROUNDING)), minimum, 1)
+    most = max(least, math.ceil((front + total * order.resident_load_ratio) / each) + 1)
+    for paid, carry in _counts(least, most if resident else least, optimistic):
+        room = max(0.0, carry * each - front) / order.resident_load_ratio if resident else 0.0
+        # a row's index weighs little: on a tie the gateway takes the hotter rows
+        ratio = order.resident_size_ratio
+        factor = paid * (max(1.0, ratio) if resident_hot and not optimistic else ratio)
+        levels.append(_Level(factor, paid, carry, room, True, terms.gateway_memory_bytes))
+    usable = [level for level in levels if level.gateway or level.capacity > 0]
+    return sorted(usable, key=lambda level: (level.factor, level.gateway))
+
+
+class _Search:
+    """Runs the levels over two sets of labels: without and with the gateway placed."""
+
+    def __init__(
+        self, order: MergedOrder, demand: Demand, terms: Terms, count: bool, max_shards: int,
+        max_shard_bytes: float, optimistic: bool,
+    ) -> None:  # fmt: skip
+        self.order, self.qps = order, demand.qps
+        self.total = demand.qps * order.total_load
+        self.count, self.max_shards, self.optimistic = count, max_shards, optimistic
+        self.room = math.inf if optimistic else max_shard_bytes - terms.shard_memory_bytes
+        self.parents: list[int] = [-1]
+        self.made_by: list[_Level | None] = [None]
+
+    def size(self, covered: Floats) -> Floats:
+        return self.order.size_at(covered / self.qps)
+
+    def run(self, levels: list[_Level]) -> list[tuple[float, tuple[Step, ...]]]:
+        start = _Labels(np.zeros(1), np.zeros(1), np.zeros(1, np.int64), np.zeros(1, np.int64))
+        before, after = start, _NONE
+        for level in levels:
+            if level.gateway:
+                after = self.prune(_join(after, self.add(before, level)), level.factor)
+                continue
+            before = self.repeat(before, level)
+            after = self.repeat(after, level) if len(after.cost) else after
+        return self.best(after)
+
+    def repeat(self, labels: _Labels, level: _Level) -> _Labels:
+        """Add shards of this level while that finds undominated labels."""
+        kept = newest = self.prune(labels, level.factor)
+        while len(newest.cost):
+            grown = self.add(newest, level)
+            known = set(kept.ident.tolist())
+            kept = self.prune(_join(kept, grown), level.factor)
+            fresh = np.array([each not in known for each in kept.ident.tolist()], bool)
+            newest = kept.take(np.flatnonzero(fresh))
+        return kept
+
+    def add(self, labels: _Labels, level: _Level) -> _Labels:
+        open_ = labels.covered < self.total * (1 - 1e-12)
+        if level.gateway:
+            open_ = np.ones(len(open_), bool)
+        else:
+            open_ &= labels.shards < self.max_shards
+        labels = labels.take(np.flatnonzero(open_))
+        begin = self.size(labels.covered)
+        covered = np.minimum(labels.covered + level.capacity, self.total)
+        if not level.gateway and math.isfinite(self.room):
+            limit = self.qps * self.order.load_at(begin + max(self.room, 0.0))
+            covered = np.maximum(labels.covered, np.minimum(covered, limit))
+        cost = labels.cost + level.paid * level.fixed
+        cost = cost + level.factor * (self.size(covered) - begin)
+        first = len(self.parents)
+        self.parents.extend(labels.ident.tolist())
+        self.made_by.extend([level] * len(labels.ident))
+        ident = np.arange(first, len(self.parents))
+        return _Labels(covered, cost, labels.shards + (0 if level.gateway else 1), ident)
+
+    def prune(self, labels: _Labels, factor: float) -> _Labels:
+        if not len(labels.cost):
+            return labels
+        potential = labels.cost - factor * self.size(labels.covered)
+        if not self.count:
+            return self.thin(labels.take(_pareto(labels.covered, potential)), factor)
+        chosen = []
+        for number in range(int(labels.shards.max()) + 1):
+            within = np.flatnonzero(labels.shards <= number)
+            kept = within[_pareto(labels.covered[within], potential[within])]
+            chosen.append(kept[labels.shards[kept] == number])
+        return self.thin(labels.take(np.concatenate(chosen)), factor)
+
+    def thin(self, labels: _Labels, factor: float) -> _Labels:
+        """Keep the number of labels bounded; where optimistic, by a label as good as each group."""
+        if len(labels.cost) <= KEPT * (1 + (int(labels.shards.max()) if self.count else 0)):
+            return labels
+        order = np.lexsort((labels.covered, labels.shards if self.count else labels.shards * 0))
+        labels = labels.take(order)
+        if not self.optimistic:
+            return labels.take(np.arange(0, len(order), 2))
+        last = np.minimum(np.arange(0, len(order), 2) + 1, len(order) - 1)
+        potential = labels.cost - factor * self.size(labels.covered)
+        best = np.minimum(potential[::2], potential[last])
+        same = labels.shards[::2] == labels.shards[last]
+        merged = labels.take(np.where(same | (not self.count), last, last))
+        merged.shards = np.minimum(labels.shards[::2], labels.shards[last])
+        merged.covered = np.maximum(labels.covered[::2], labels.covered[last])
+        merged.cost = best + factor * self.size(merged.covered)
+        return merged
+
+    def best(self, labels: _Labels) -> list[tuple[float, tuple[Step, ...]]]:
+        done = labels.take(np.flatnonzero(labels.covered >= self.total * (1 - 1e-9)))
+        found: list[tuple[float, tuple[Step, ...]]] = []
+        lowest = math.inf
+        for index in np.lexsort((done.cost, done.shards)):
+            if done.cost[index] < lowest:
+                lowest = float(done.cost[index])
+                found.append((lowest, self.trace(int(done.ident[index]))))
+        return found
+
+    def trace(self, ident: int) -> tuple[Step, ...]:
+        steps: list[Step] = []
+        level = self.made_by[ident]
+        while level is not None:
+            steps.append(Step(level.replicas, level.gateway))
+            ident = self.parents[ident]
+            level = self.made_by[ident]
+        return tuple(reversed(steps))
+
+
+def _pareto(covered: Floats, potential: Floats) -> NDArray[np.intp]:
+    """Indices of labels that no label with at least their cover has at less or equal potential."""
+    order = np.lexsort((potential, -covered))
+    sorted_potential = potential[order]
+    running = np.concatenate([[np.inf], np.minimum.accumulate(sorted_potential)[:-1]])
+    slack = np.abs(sorted_potential) * 1e-13
+    return np.asarray(order[sorted_potential < running - slack], np.intp)

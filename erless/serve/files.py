@@ -1,0 +1,255 @@
+"""A function's files, from a store to memory: the only way in which a function opens a release.
+
+    source = Source("releases")                         # or s3://bucket/prefix and a cache
+    with open_shard(source, shard_digest) as opened:    # sparse function
+        opened.shard.pool(values, lengths)
+    with open_gateway(source, release_digest) as opened:
+        opened.routing.bucketize(values, lengths)
+    with open_tower(source, release_digest) as opened:  # dense function, or inside the gateway
+        load_tower_file(opened.path, opened.model)
+
+Manifests are checked against their digest and every file against the manifest before anything is
+returned: a damaged release is never served. Tables are mapped and brought into memory at once, so
+that the first query does not wait for the disk; replicas on one machine share the pages. Whoever
+was verified on this machine before, and did not change since, is not hashed again where the source
+names a cache (`erless.storage.verified`).
+
+Importing this imports neither torch nor, for a directory, boto3: it is part of a cold start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
+from erless.dlrm.rows import INDEX_WORDS, Home, Routing, RowIndex
+from erless.errors import ArtifactError
+from erless.specs.artifact import FileEntry
+from erless.specs.model import ModelSpec, TableSpec
+from erless.specs.release import ReleaseManifest, ShardManifest
+from erless.specs.stored import load_release, load_shard
+from erless.storage.node_cache import Lease, NodeCache, obtain
+from erless.storage.stores import Blob, Counter, Store, open_store
+from erless.storage.tensors import TensorFile
+
+__all__ = [
+    "OpenGateway", "OpenShard", "OpenTower", "Source", "open_gateway", "open_shard", "open_tower",
+]  # fmt: skip
+
+CACHE_BYTES = 64 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a function's files come from.
+
+    Args:
+        store: a directory, or `s3://bucket/prefix`.
+        endpoint_url: of an S3 API other than AWS's.
+        cache: folder on this machine that its replicas share; needed for S3, and for a directory
+            it remembers what was verified.
+        cache_bytes: most that the cache may hold.
+    """
+
+    store: str
+    endpoint_url: str | None = None
+    cache: Path | None = None
+    cache_bytes: int = CACHE_BYTES
+
+    def open(self) -> Store:
+        """The store. Raises StoreError, ArtifactError or StorageError as `open_store` does."""
+        return open_store(self.store, endpoint_url=self.endpoint_url)
+
+    def obtain(
+        self, store: Store, digest: str, files: Sequence[FileEntry], counter: Counter | None
+    ) -> Lease:
+        """Have `files` on this machine, verified; `digest` names the set."""
+        cache = NodeCache(self.cache, self.cache_bytes) if self.cache else None
+        blobs = [Blob(each.path, each.size_bytes, each.sha256) for each in files]
+        return obtain(store, digest, blobs, cache, counter=counter)
+
+
+class _Open:
+    """What was opened; close it, or leave its block, to let the cache evict the files."""
+
+    _leases: ExitStack
+
+    def close(self) -> None:
+        """Give the files back. Arrays stay valid as long as someone refers to them."""
+        self._leases.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class OpenShard(_Open):
+    """One shard, ready to answer."""
+
+    manifest: ShardManifest
+    shard: EmbeddingShard
+    _leases: ExitStack = field(repr=False)
+
+
+@dataclass(frozen=True)
+class OpenGateway(_Open):
+    """What the gateway needs of a release. Shard numbers are places in `release.shards`.
+
+    Args:
+        release: the manifest.
+        routing: bucketizes queries.
+        combiner: adds partials up.
+        holdings: per shard number the indexes of the model's tables that it holds rows of.
+        resident: shard number → its rows, for the shards inside the gateway. `routing` finds what
+            the first of them holds of a table by itself; what others hold goes to them as ids.
+        defaults: per shard number one vector (dim,) float32 for each table that it holds.
+    """
+
+    release: ReleaseManifest
+    routing: Routing
+    combiner: Combiner
+    holdings: tuple[tuple[int, ...], ...]
+    resident: dict[int, EmbeddingShard]
+    defaults: tuple[tuple[NDArray[np.float32], ...], ...]
+    _leases: ExitStack = field(repr=False)
+
+
+@dataclass(frozen=True)
+class OpenTower(_Open):
+    """The dense tower's file and the model it belongs to, for `erless.dlrm.tower`."""
+
+    release: ReleaseManifest
+    model: ModelSpec
+    path: Path
+    _leases: ExitStack = field(repr=False)
+
+
+def open_shard(source: Source, digest: str, counter: Counter | None = None) -> OpenShard:
+    """Open the shard whose manifest has `digest`.
+
+    Args:
+        source: where it is.
+        digest: of its `ShardManifest`.
+        counter: told of the bytes verified or fetched.
+
+    Raises:
+        ArtifactError: it is missing, truncated, altered or of a newer schema.
+        StoreError: there is no such store.
+        StorageError: the disk or service refused.
+    """
+    store = source.open()
+    with ExitStack() as leases:
+        manifest, shard = _shard(source, store, digest, f"shard {digest[:12]}", leases, counter)
+        return OpenShard(manifest, shard, leases.pop_all())
+
+
+def open_gateway(source: Source, digest: str, counter: Counter | None = None) -> OpenGateway:
+    """Open routing, default vectors and resident shards of the release with `digest`.
+
+    Arguments and errors as `open_shard`.
+    """
+    store = source.open()
+    release = load_release(store, digest)
+    entries = (release.gateway.routing, release.gateway.defaults)
+    with ExitStack() as leases:
+        lease = leases.enter_context(source.obtain(store, digest, entries, counter))
+        routes = TensorFile(lease.folder / release.gateway.routing.path)
+        vectors = TensorFile(lease.folder / release.gateway.defaults.path)
+        tables = release.model.tables
+        places = {table.name: index for index, table in enumerate(tables)}
+        try:
+            holdings = tuple(tuple(places[name] for name in s.tables) for s in release.shards)
+        except KeyError as error:
+            raise ArtifactError(f"release {digest[:12]}: the model has no table {error}") from error
+        resident = {
+            number: _shard(source, store, each.digest, each.name, leases, counter)[1]
+            for number, each in enumerate(release.shards)
+            if each in release.resident
+        }
+        homes = _homes(holdings, resident)
+        return OpenGateway(
+            release=release,
+            routing=Routing(
+                tables,
+                [routes.map(table.name, populate=True) for table in tables],
+                holdings,
+                [homes.get(index) for index in range(len(tables))],
+            ),
+            combiner=Combiner(tables, holdings),
+            holdings=holdings,
+            resident=resident,
+            defaults=tuple(
+                tuple(
+                    _default(vectors, number, tables[index]) for index in holdings[number]
+                )
+                for number in range(len(release.shards))
+            ),
+            _leases=leases.pop_all(),
+        )  # fmt: skip
+
+
+def _homes(
+    holdings: Sequence[Sequence[int]], resident: Mapping[int, EmbeddingShard]
+) -> dict[int, Home]:
+    """Table → where its rows lie in the first resident shard that holds some."""
+    homes: dict[int, Home] = {}
+    for number, shard in sorted(resident.items()):
+        for table, each in zip(holdings[number], shard.homes(number), strict=True):
+            homes.setdefault(table, each)
+    return homes
+
+
+def open_tower(source: Source, digest: str, counter: Counter | None = None) -> OpenTower:
+    """Open the dense tower of the release with `digest`. Arguments and errors as `open_shard`."""
+    store = source.open()
+    release = load_release(store, digest)
+    with ExitStack() as leases:
+        lease = source.obtain(store, release.tower.sha256, (release.tower,), counter)
+        leases.enter_context(lease)
+        path = lease.folder / release.tower.path
+        return OpenTower(release, release.model, path, leases.pop_all())
+
+
+def _shard(
+    source: Source,
+    store: Store,
+    digest: str,
+    name: str,
+    leases: ExitStack,
+    counter: Counter | None,
+) -> tuple[ShardManifest, EmbeddingShard]:
+    manifest = load_shard(store, digest)
+    lease = leases.enter_context(source.obtain(store, digest, manifest.files(), counter))
+    slices = []
+    for each in manifest.slices:
+        file = TensorFile(lease.folder / each.file.path)
+        table = TableSpec(name=each.table, rows=each.table_rows, dim=each.dim, pooling=each.pooling)
+        if "index" in file.tensors:
+            blocks = file.map("index", populate=True)
+        else:
+            blocks = np.empty((0, INDEX_WORDS), np.uint64)  # the shard holds every row
+        rows = file.map("rows", populate=True)
+        slices.append(
+            StoredSlice(table, manifest.precision, rows, RowIndex(each.table_rows, blocks))
+        )
+    return manifest, EmbeddingShard(slices, name)
+
+
+def _default(file: TensorFile, number: int, table: TableSpec) -> NDArray[np.float32]:
+    vector = file.read(f"{number}.{table.name}")
+    if vector.shape != (table.dim,) or vector.dtype != np.float32:
+        raise ArtifactError(
+            f"{file.path}: the default of table {table.name} has shape {vector.shape} of "
+            f"{vector.dtype}, expected ({table.dim},) of float32"
+        )
+    return vector

@@ -1,0 +1,1 @@
+"""The functions that hold rows, the dense tower, or the whole model."""

@@ -1,0 +1,184 @@
+"""The dense function: the tower behind dynamic batching.
+
+Queries that come while a forward pass runs are joined into the next one, up to `max_coalesce`
+samples; the first of them waits at most `max_delay_ms` for others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.errors import QueryError, ServeError
+from erless.serve.protocol.app import Answer, Call
+from erless.serve.files import OpenTower, open_tower
+from erless.serve.metrics import Metrics
+from erless.serve.settings import Settings
+from erless.serve.functions.sparse import source_of
+from erless.serve.towers import Predict, open_predict
+from erless.serve.protocol.tensors import TensorSpec
+from erless.specs.model import ModelSpec
+
+__all__ = ["DenseFunction", "load_dense"]
+
+Floats = NDArray[np.float32]
+WARM_UPS = 3
+
+
+def load_dense(settings: Settings, metrics: Metrics) -> tuple[OpenTower, Predict]:
+    """The tower, warmed up: may run in any thread. Errors as `open_tower` and `open_predict`."""
+    opened = open_tower(source_of(settings), settings.digest)
+    predict = open_predict(
+        opened.path, opened.model,
+        device=settings.device, precision=settings.precision, threads=settings.threads,
+    )  # fmt: skip
+    for batch in (1, min(32, settings.max_coalesce), settings.max_coalesce):
+        dense, pooled = _zeros(opened.model, batch)
+        for _ in range(WARM_UPS):
+            predict(dense, pooled)
+    return opened, predict
+
+
+def _zeros(model: ModelSpec, batch: int) -> tuple[Floats, Floats]:
+    widest = max(table.dim for table in model.tables)
+    return (
+        np.zeros((batch, model.dense_features), np.float32),
+        np.zeros((batch, len(model.tables), widest), np.float32),
+    )
+
+
+class _Waiting:
+    """One query that waits for its forward pass."""
+
+    __slots__ = ("answer", "came", "dense", "pooled")
+
+    def __init__(
+        self, dense: Floats, pooled: Floats, came: float, answer: asyncio.Future[Floats]
+    ) -> None:
+        self.dense, self.pooled, self.came, self.answer = dense, pooled, came, answer
+
+
+class DenseFunction:
+    """Answers `prediction` for `dense` and `pooled`. Create it on the event loop."""
+
+    model = "tower"
+    lane = None
+    prompt = False
+
+    def __init__(
+        self, opened: OpenTower, predict: Predict, settings: Settings, metrics: Metrics
+    ) -> None:
+        self._opened, self._predict, self._settings = opened, predict, settings
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self.digest = opened.release.tower.sha256
+        self._parameters = {"digest": self.digest}
+        spec = opened.model
+        widest = max(table.dim for table in spec.tables)
+        self.inputs: tuple[TensorSpec, ...] = (
+            TensorSpec("dense", ("FP32",), (-1, spec.dense_features)),
+            TensorSpec("pooled", ("FP32",), (-1, len(spec.tables), widest)),
+        )
+        self.outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
+        self._queue: deque[_Waiting] = deque()
+        self._samples = 0
+        self._wake = asyncio.Event()
+        # one thread: the loop goes on receiving while a pass runs without the interpreter's lock
+        self._worker = ThreadPoolExecutor(1, "tower")
+        self._task = self._loop.create_task(self._run())
+
+    def infer(self, call: Call) -> Awaitable[Answer]:
+        """Predict, together with whoever else is waiting."""
+        dense, pooled = (call.request.inputs[name] for name in ("dense", "pooled"))
+        if len(dense) != len(pooled):
+            raise QueryError(f"dense has {len(dense):,} samples, pooled {len(pooled):,}")
+        if len(dense) > self._settings.max_batch:
+            raise QueryError(
+                f"{len(dense):,} samples, at most {self._settings.max_batch:,} are taken"
+            )
+        for name, array in (("dense", dense), ("pooled", pooled)):
+            if not np.isfinite(array).all():
+                raise QueryError(f"{name} holds a number that is not finite")
+        return self._enqueue(dense, pooled, call)
+
+    async def _enqueue(self, dense: Floats, pooled: Floats, call: Call) -> Answer:
+        waiting = _Waiting(dense, pooled, self._loop.time(), self._loop.create_future())
+        self._queue.append(waiting)
+        self._samples += len(dense)
+        self._wake.set()
+        try:
+            async with asyncio.timeout_at(call.deadline):
+                prediction = await waiting.answer
+        except TimeoutError:
+            raise ServeError(
+                "the deadline passed before the tower's turn", 504, "deadline"
+            ) from None
+        if not np.isfinite(prediction).all():
+            raise QueryError("the prediction is not finite: an input is too large")
+        return Answer({"prediction": prediction}, self._parameters)
+
+    async def _run(self) -> None:
+        """Forward passes, one after the other."""
+        while True:
+            if not self._queue:
+                self._wake.clear()
+                await self._wake.wait()
+            await self._gather()
+            batch = self._take()
+            if batch:
+                await self._forward(batch)
+
+    async def _gather(self) -> None:
+        """Wait for more queries, not beyond the first one's delay."""
+        until = self._queue[0].came + self._settings.max_delay_ms / 1e3
+        while self._samples < self._settings.max_coalesce and self._loop.time() < until:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._wake.wait()
+            except TimeoutError:
+                break
+
+    def _take(self) -> list[_Waiting]:
+        """The queries of the next pass: at least one, together at most `max_coalesce` samples."""
+        taken: list[_Waiting] = []
+        size = 0
+        while self._queue:
+            size += len(self._queue[0].dense)
+            if taken and size > self._settings.max_coalesce:
+                break
+            first = self._queue.popleft()
+            self._samples -= len(first.dense)
+            if not first.answer.done():  # it may have given up
+                taken.append(first)
+        return taken
+
+    async def _forward(self, batch: list[_Waiting]) -> None:
+        dense = np.concatenate([each.dense for each in batch])
+        pooled = np.concatenate([each.pooled for each in batch])
+        try:
+            predictions = await self._loop.run_in_executor(
+                self._worker, self._predict, dense, pooled
+            )
+        except Exception as error:  # each query that was in the pass is told
+            for each in batch:
+                if not each.answer.done():
+                    each.answer.set_exception(error)
+            return
+        begin = 0
+        for each in batch:
+            end = begin + len(each.dense)
+            if not each.answer.done():
+                each.answer.set_result(predictions[begin:end])
+            begin = end
+
+    def close(self) -> None:
+        """Stop; give back what was opened."""
+        self._task.cancel()
+        self._worker.shutdown(wait=False)
+        self._opened.close()

@@ -1,0 +1,103 @@
+"""The sparse function: one shard's rows, gathered and pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+import numpy as np
+
+from erless.dlrm import _kernels
+from erless.dlrm.embedding import EmbeddingShard
+from erless.errors import QueryError
+from erless.serve.protocol.app import Answer, Call
+from erless.serve.protocol.fast_lane import LONGEST_MS, answer_forms, ask_forms, head_forms
+from erless.serve.files import OpenShard, Source, open_shard
+from erless.serve.metrics import Metrics
+from erless.serve.settings import Settings
+from erless.serve.protocol.tensors import InferRequest, TensorSpec
+
+__all__ = ["SparseFunction", "load_sparse", "source_of"]
+
+
+def source_of(settings: Settings) -> Source:
+    """Where the function's files come from."""
+    from pathlib import Path
+
+    return Source(
+        settings.store,
+        settings.endpoint_url,
+        Path(settings.cache) if settings.cache else None,
+        settings.cache_bytes,
+    )
+
+
+def load_sparse(settings: Settings, metrics: Metrics) -> SparseFunction:
+    """The function, its shard verified and in memory. Errors as `open_shard`."""
+    return SparseFunction(open_shard(source_of(settings), settings.digest), settings, metrics)
+
+
+class SparseFunction:
+    """Answers `partial` for `values` and `lengths`."""
+
+    model = "shard"
+    prompt = True
+
+    def __init__(self, opened: OpenShard, settings: Settings, metrics: Metrics) -> None:
+        self._opened, self._metrics = opened, metrics
+        self._shard: EmbeddingShard = opened.shard
+        self._max_batch = settings.max_batch
+        self.digest = settings.digest
+        self._parameters = {"digest": self.digest}
+        heads, json32, json16 = answer_forms(self.digest.encode())
+        self.lane = self._shard.lane(
+            head_forms(b"shard"), ask_forms(), (*heads, json32, json16),
+            settings.max_batch, settings.max_body_bytes, LONGEST_MS,
+        )  # fmt: skip
+        tables = len(self._shard.tables)
+        self.inputs: tuple[TensorSpec, ...] = (
+            TensorSpec("values", ("INT64", "INT32"), (-1,)),
+            TensorSpec("lengths", ("INT32",), (tables, -1)),
+            TensorSpec("weights", ("FP32",), (-1,), optional=not self._shard.has_weights),
+        )
+        self.outputs: tuple[TensorSpec, ...] = (
+            TensorSpec("partial", ("FP32", "FP16"), (-1, self._shard.width)),
+        )
+
+    def infer(self, call: Call) -> Answer | Awaitable[Answer]:
+        """Gather and pool."""
+        request = call.request
+        values, lengths = request.inputs["values"], request.inputs["lengths"]
+        weights = request.inputs.get("weights")
+        if lengths.shape[1] > self._max_batch:
+            raise QueryError(f"{lengths.shape[1]:,} samples, at most {self._max_batch:,} are taken")
+        if weights is not None and not np.isfinite(weights).all():
+            raise QueryError("a weight is not a finite number")
+        pool = self._shard.pool_packed if flag(request, "packed") else self._shard.pool
+        partial = pool(values, lengths, weights)
+        self._metrics.gathers += len(values)
+        if flag(request, "half"):
+            return Answer({"partial": to_half(partial)}, self._parameters)
+        return Answer({"partial": partial}, self._parameters)
+
+    def close(self) -> None:
+        """Let the cache evict the shard."""
+        self._opened.close()
+
+
+def flag(request: InferRequest, name: str) -> bool:
+    """A request parameter that is true or false, false where absent.
+
+    Raises:
+        QueryError: it is something else.
+    """
+    value = request.parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise QueryError(f"parameter {name} must be true or false")
+    return value
+
+
+def to_half(partial: np.ndarray) -> np.ndarray:
+    """`partial` in float16, unless a sum is beyond what float16 holds: then as it is."""
+    halves = np.empty(partial.shape, np.float16)
+    _kernels.to_half(partial, halves)
+    return halves if np.isfinite(halves).all() else partial

@@ -1,0 +1,251 @@
+"""The calls of one query.
+
+A `Fan` holds a `Leg` per call and ends when all legs have, or the first has failed. A leg may take
+more than one call: a second one to a slow shard (hedging), another while the shard still loads; and
+where the plan allows it, default vectors stand in for a shard that is not awake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from erless.dlrm._kernels import TAKE_GENERAL
+from erless.errors import ServeError
+from erless.serve.gateway.error_budget import Allowance
+from erless.http.client.endpoint import Call, CallError, Reply
+from erless.http.messages import Buffer
+from erless.serve.gateway.remote import RemoteDense, RemoteShard
+
+__all__ = ["Fan", "Leg", "Part"]
+
+POLL_S = 0.05  # between two calls to a function that still loads
+COLD_BUDGET_S = 0.02  # how long a shard that is not awake is waited for
+LOADING = b'"state": "loading"'
+UNREACHED = {502, 503}  # what Knative's queue-proxy and Envoy say while a container starts again
+
+
+class Fan:
+    """All calls of one query, or of one phase of it.
+
+    `done` is set when all are answered, or to the first error. `cold`: a call waited for a
+    function to start; `degraded`: defaults stood in for a shard; `over`: nothing more is added.
+    """
+
+    __slots__ = ("_settled", "_timer", "cold", "degraded", "done", "legs", "open", "over")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.legs: list[Leg] = []
+        self.open = 0
+        self.cold = self.degraded = self.over = self._settled = False
+        self._timer = loop.call_at(deadline, self._expire)
+
+    def add(self, leg: Leg) -> None:
+        """One more call that has to be answered."""
+        self.legs.append(leg)
+        self.open += 1
+
+    def arrived(self) -> None:
+        """One of them is."""
+        self.open -= 1
+        if not self.open and not self.over:
+            self.over = True
+            self.done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """The query has failed; the other calls are left to end by themselves."""
+        if not self.over:
+            self.over = True
+            self.done.set_exception(error)
+
+    def _expire(self) -> None:
+        """The deadline: give up what is still under way."""
+        late = [leg for leg in self.legs if not leg.over]
+        names = ", ".join(leg.remote.what for leg in late)
+        self.fail(ServeError(f"the deadline passed while waiting for {names}", 504, "deadline"))
+        for leg in late:
+            leg.abort()
+        self.ended()
+
+    def settle(self) -> None:
+        """The query is over: calls that are left may end by themselves until the deadline.
+
+        No reference from here leads back here then, so that what the query held is free at once:
+        an error refers to the frames it passed, and they to the fan.
+        """
+        self.over = self._settled = True
+        if self.done.done() and not self.done.cancelled():
+            self.done.exception()  # seen, also where nobody waited for it
+        del self.done
+        self.ended()
+
+    def ended(self) -> None:
+        """One more call has ended of a query that is over."""
+        if self._settled and (not self.open or all(leg.over for leg in self.legs)):
+            self._timer.cancel()
+            self.legs.clear()
+
+
+class Part(Protocol):
+    """What a function has to do with a query."""
+
+    @property
+    def remote(self) -> RemoteShard | RemoteDense:
+        """Whom it is asked of."""
+
+    def request(self) -> Sequence[Buffer]:
+        """What to ask it."""
+
+    def take(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
+        """Deal with an answer in the fast lane: as `erless.http.client.reply.Take`."""
+
+    def read(self, reply: Reply) -> None:
+        """Deal with any other answer. Raises ServeError where it is none."""
+
+    def stand_in(self) -> None:
+        """Let default vectors do."""
+
+
+class Leg:
+    """One function's part of a query, under way.
+
+    Args:
+        fan: what it belongs to.
+        part: what is asked, and what becomes of the answer.
+        allowance: of answers with default vectors; None: the function is waited for.
+        hedge: told when a second call is made, or None: then none is.
+    """
+
+    __slots__ = (
+        "_allowance", "_buffers", "_fan", "_hedge", "_loop", "_part", "_sent", "_timers", "over",
+        "remote",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        fan: Fan,
+        part: Part,
+        *,
+        allowance: Allowance | None = None,
+        hedge: Callable[[], None] | None = None,
+    ) -> None:
+        self._loop, self._fan, self._part, self.remote = loop, fan, part, part.remote
+        self._allowance, self._hedge = allowance, hedge
+        self._buffers = part.request()
+        self._sent: list[Call] = []
+        self._timers: list[asyncio.TimerHandle] = []
+        self.over = False
+        fan.add(self)
+
+    def start(self) -> None:
+        """Call; where the shard is being woken by another query already, default vectors do."""
+        if self._allowance is not None:
+            if self.remote.endpoint.connected:
+                self._allowance = None  # it is awake: whatever it takes, its answer is right
+            elif not self.remote.waking:
+                self._after(COLD_BUDGET_S, self._degrade)
+            elif self._degrade():
+                return
+        self._send()
+        if self._hedge is not None and self.remote.endpoint.p95_s < math.inf:
+            self._after(self.remote.endpoint.p95_s, self._send_second)
+
+    def _after(self, seconds: float, call: Callable[[], object]) -> None:
+        self._timers.append(self._loop.call_later(seconds, call))
+
+    def _send(self) -> None:
+        if not self.over:
+            self._sent.append(self.remote.endpoint.send(self._buffers, self._answered, self._take))
+
+    def _send_second(self) -> None:
+        if self._hedge is not None and not self.over:
+            self._hedge()
+            self._send()
+
+    def _take(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
+        """Only the first answer to a query that still waits is added to its result."""
+        if self.over or self._fan.over:
+            return TAKE_GENERAL, begin
+        return self._part.take(buffer, begin, end, last)
+
+    def _answered(self, result: Reply | CallError) -> None:
+        if self.over:
+            self.remote.waking = False  # the answer that nobody waited for any more
+            return
+        if _failed(result) and any(call.open for call in self._sent):
+            return  # the other of two calls may still do
+        if isinstance(result, Reply) and not self._fan.over and _not_there(result):
+            self._after(POLL_S, self._send)
+            return
+        if _failed(result) and self._degrade():
+            return
+        self._end()
+        if self._fan.over:
+            self._fan.ended()
+            return
+        try:
+            if isinstance(result, CallError):
+                raise ServeError(f"{self.remote.what}: {result}", 502, "shard")
+            if not result.taken:
+                self._part.read(result)
+        except Exception as error:  # told to the query, which answers for it
+            self._fan.fail(error.with_traceback(None) if isinstance(error, ServeError) else error)
+            return
+        self._fan.cold = self._fan.cold or result.up_ms < result.took_s * 1e3
+        self._fan.arrived()
+
+    def _degrade(self) -> bool:
+        """Take default vectors, where they may do; the call goes on, since it wakes the shard."""
+        if self.over or self._allowance is None or self._fan.over:
+            return False
+        if not self._fan.degraded and not self._allowance.spend():
+            self._allowance = None  # the budget is spent: wait
+            return False
+        self._fan.degraded = True
+        self.over = True
+        self._cancel_timers()
+        try:
+            self._part.stand_in()
+        except Exception as error:  # as above
+            self._fan.fail(error)
+            return True
+        for call in self._sent:
+            if call.open:
+                self.remote.woken_by(call)
+        self._fan.arrived()
+        return True
+
+    def _end(self) -> None:
+        """Answered: what is left of it is not needed."""
+        self.over = True
+        self._cancel_timers()
+        for call in self._sent:
+            if call.open:
+                call.abort()
+
+    def abort(self) -> None:
+        """Give up."""
+        self._end()
+
+    def _cancel_timers(self) -> None:
+        if self._timers:
+            for timer in self._timers:
+                timer.cancel()
+            self._timers.clear()
+
+
+def _not_there(reply: Reply) -> bool:
+    """The function still loads, or a proxy says that it cannot reach it: ours speak JSON."""
+    if reply.status not in UNREACHED:
+        return False
+    body = bytes(reply.body)
+    return not body.startswith(b"{") or (reply.status == 503 and LOADING in body)
+
+
+def _failed(result: Reply | CallError) -> bool:
+    """No answer, or one that says so."""
+    return isinstance(result, CallError) or result.status >= 500

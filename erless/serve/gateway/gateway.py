@@ -1,0 +1,294 @@
+"""The gateway: bucketize, fan out, combine, predict.
+
+    query → bucketize → resident rows, here ────────┐
+                      → one call per touched shard ─┴→ combine → tower → prediction
+
+All calls of a query start within one turn of the event loop; what is resident is pooled while
+they are on their way; each partial is added when it comes. The first failure fails the query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm.rows import Buckets
+from erless.errors import ArtifactError, QueryError, ServeError
+from erless.serve.gateway.error_budget import Allowance
+from erless.serve.protocol.app import Answer, Call
+from erless.http.client.endpoint import Endpoint
+from erless.serve.protocol.metadata import model_facts
+from erless.serve.gateway.fan_out import Fan, Leg, Part
+from erless.serve.malloc import Trimmer
+from erless.serve.files import OpenGateway, open_gateway, open_tower
+from erless.serve.metrics import Metrics
+from erless.serve.gateway.work import DensePart, ShardPart
+from erless.serve.gateway.remote import RemoteDense, RemoteShard
+from erless.serve.settings import Settings
+from erless.serve.functions.sparse import source_of
+from erless.serve.towers import Predict, open_predict
+from erless.serve.protocol.tensors import TensorSpec
+from erless.specs.model import ModelSpec
+from erless.specs.plan import Tier
+
+__all__ = ["Gateway", "check_query", "load_gateway", "query_inputs"]
+
+Floats = NDArray[np.float32]
+IDLE_S = 5.0  # no query for so long: the next one touches every function
+SWEEP_S = 1.0
+SHARED_WRITE = 8  # calls to a shard, of queries that came at once
+
+
+def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
+    """The tensors of a whole query to `model`."""
+    return (
+        TensorSpec("values", ("INT64", "INT32"), (-1,)),
+        TensorSpec("lengths", ("INT32",), (len(model.tables), -1)),
+        TensorSpec("dense", ("FP32",), (-1, model.dense_features)),
+        TensorSpec("weights", ("FP32",), (-1,), optional=not model.has_weights),
+    )
+
+
+def check_query(inputs: dict[str, NDArray[Any]], max_batch: int) -> None:
+    """What bucketize and the kernels do not check.
+
+    Raises:
+        QueryError: saying what does not fit.
+    """
+    dense, lengths, weights = inputs["dense"], inputs["lengths"], inputs.get("weights")
+    batch = lengths.shape[1]
+    if batch > max_batch:
+        raise QueryError(f"{batch:,} samples, at most {max_batch:,} are taken")
+    if len(dense) != batch:
+        raise QueryError(f"dense has {len(dense):,} samples, lengths {batch:,}")
+    for name, array in (("dense", dense), ("weights", weights)):
+        if array is not None and not np.isfinite(array).all():
+            position = [int(each) for each in np.argwhere(~np.isfinite(array))[0]]
+            raise QueryError(f"{name}{position} is {array[tuple(position)]}: not a finite number")
+
+
+def load_gateway(settings: Settings, metrics: Metrics) -> tuple[OpenGateway, Predict]:
+    """Everything that the gateway holds: may run in any thread.
+
+    Raises:
+        ArtifactError: something is missing or altered, or a remote shard has no URL.
+    """
+    source = source_of(settings)
+    opened = open_gateway(source, settings.digest)
+    urls = settings.shard_urls or {}
+    for shard in opened.release.remote:
+        if shard.digest not in urls:
+            raise ArtifactError(
+                f"ERLESS_SHARD_URLS has no URL for shard {shard.name} ({shard.digest})"
+            )
+    if settings.dense_url:
+        return opened, _elsewhere
+    tower = open_tower(source, settings.digest)
+    predict = open_predict(tower.path, tower.model, threads=settings.threads)
+    tower.close()
+    return opened, predict
+
+
+def _elsewhere(dense: Floats, pooled: Floats) -> Floats:
+    raise ServeError("the tower is a function of its own")
+
+
+@dataclass(slots=True)
+class _Fanned:
+    """A query of which `calls` shards have been asked; partials arrive in `out` (B, T, D).
+
+    `here`: further resident shards, with rows of the same tables.
+    """
+
+    fan: Fan
+    buckets: Buckets
+    out: Floats
+    calls: int
+    here: list[int]
+
+
+class Gateway:
+    """Answers `prediction` for a whole query. Create it on the event loop.
+
+    Args:
+        opened: the release's gateway files.
+        predict: the tower; not called where it is a function of its own.
+        settings, metrics: of this process.
+    """
+
+    lane = None
+    prompt = False
+
+    def __init__(
+        self, opened: OpenGateway, predict: Predict, settings: Settings, metrics: Metrics
+    ) -> None:
+        self._opened, self._predict = opened, predict
+        self._settings, self._metrics = settings, metrics
+        self._loop = asyncio.get_running_loop()
+        self._now = time.monotonic  # the loop's clock, but finer
+        release = opened.release
+        self.model = release.model.name
+        self.inputs = query_inputs(release.model)
+        self.outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
+        self.facts = model_facts(release.model)
+        self.digest = release.digest
+        urls = settings.shard_urls or {}
+        self._remote = {
+            number: RemoteShard(
+                number,
+                shard.name,
+                shard.digest,
+                self._endpoint(urls[shard.digest], SHARED_WRITE),
+                places=opened.combiner.places(number),
+                halves=settings.half_partials,
+                keen=shard.tier is not Tier.FROZEN,
+            )
+            for number, shard in enumerate(release.shards)
+            if number not in opened.resident
+        }
+        self._dense = None
+        if settings.dense_url:
+            self._dense = RemoteDense(release.tower.sha256, self._endpoint(settings.dense_url))
+        self._allowance = (
+            Allowance(settings.degraded_share) if settings.cold_miss == "default" else None
+        )
+        self._trimmer = Trimmer()
+        self._last_query = -IDLE_S
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _endpoint(self, url: str, batch: int = 1) -> Endpoint:
+        return Endpoint(url, self._settings.connection_age_s, self._retried, batch)
+
+    def _retried(self) -> None:
+        self._metrics.retries += 1
+
+    # -- a query
+
+    def infer(self, call: Call) -> Awaitable[Answer]:
+        """Predict."""
+        inputs = call.request.inputs
+        self._trimmer.saw(self._metrics.in_flight)
+        check_query(inputs, self._settings.max_batch)
+        buckets = self._opened.routing.bucketize(
+            inputs["values"], inputs["lengths"], inputs.get("weights")
+        )
+        # what is still needed is copied, so that a query that waits does not hold its whole body
+        call.request.inputs = {name: inputs[name].copy() for name in ("dense", "lengths")}
+        return self._answer(call, self._fan_out(call, buckets))
+
+    def _fan_out(self, call: Call, buckets: Buckets) -> _Fanned:
+        """Ask the shards, before any other query of this turn is computed with."""
+        opened, now = self._opened, self._now()
+        idle, self._last_query = now - self._last_query > IDLE_S, now
+        if self._allowance is not None:
+            self._allowance.earn()
+        remote: list[int] = []
+        here: list[int] = []
+        for number in buckets.touched():
+            (here if number in opened.resident else remote).append(number)
+        out = opened.combiner.begin(buckets.batch)
+        fan = Fan(self._loop, call.deadline)
+        try:
+            for number in remote:
+                self._call(fan, ShardPart(opened, self._remote[number], buckets, out, call, now))
+        except BaseException:
+            fan.settle()
+            raise
+        self._metrics.fan_out += len(remote)
+        if idle:
+            self._prewarm(remote)
+        return _Fanned(fan, buckets, out, len(remote), here)
+
+    async def _answer(self, call: Call, fanned: _Fanned) -> Answer:
+        inputs, opened = call.request.inputs, self._opened
+        fan, buckets, out = fanned.fan, fanned.buckets, fanned.out
+        try:
+            opened.combiner.keep(out, buckets.split)
+            self._metrics.gathers += buckets.kept
+            self._pool_here(fanned)
+            if fanned.calls:
+                await fan.done
+        finally:
+            fan.settle()
+        pooled = opened.combiner.finish(out, inputs["lengths"])
+        prediction = await self._tower(fan, inputs["dense"], pooled, call)
+        if not np.isfinite(prediction).all():
+            raise QueryError("the prediction is not finite: a dense feature or weight is too large")
+        return self._told(fan, prediction, fanned.calls + (self._dense is not None))
+
+    def _call(self, fan: Fan, part: Part) -> None:
+        Leg(
+            self._loop, fan, part,
+            allowance=self._allowance,
+            hedge=self._hedged if self._settings.hedge else None,
+        ).start()  # fmt: skip
+
+    def _pool_here(self, fanned: _Fanned) -> None:
+        """Rows of a second resident shard that holds rows of the same table."""
+        for number in fanned.here:
+            values, lengths, weights = fanned.buckets[number]
+            partials = self._opened.resident[number].pool_packed(values, lengths, weights)
+            self._opened.combiner.add(fanned.out, number, partials, lengths, packed=True)
+            self._metrics.gathers += len(values)
+
+    def _told(self, fan: Fan, prediction: Floats, fan_out: int) -> Answer:
+        self._metrics.degraded += fan.degraded
+        self._metrics.cold_starts += fan.cold
+        return Answer(
+            {"prediction": prediction},
+            {
+                "release": self.digest,
+                "degraded": fan.degraded,
+                "cold_start": fan.cold,
+                "fan_out": fan_out,
+            },
+        )
+
+    def _hedged(self) -> None:
+        self._metrics.hedges += 1
+
+    async def _tower(self, fan: Fan, dense: Floats, pooled: Floats, call: Call) -> Floats:
+        if self._dense is None:
+            return self._predict(dense, pooled)
+        last = Fan(self._loop, call.deadline)
+        part = DensePart(self._dense, dense, pooled, call, self._now())
+        self._metrics.fan_out += 1
+        Leg(self._loop, last, part).start()
+        try:
+            await last.done
+        finally:
+            last.settle()
+        fan.cold = fan.cold or last.cold
+        return part.prediction
+
+    # -- waking
+
+    def _prewarm(self, called: list[int]) -> None:
+        """The first query after idle wakes all functions at once, frozen ones excepted."""
+        for number, remote in self._remote.items():
+            if number not in called and remote.keen and not remote.endpoint.connected:
+                remote.touch()
+        if self._dense is not None and not self._dense.endpoint.connected:
+            self._dense.touch()
+
+    def _sweep(self) -> None:
+        for each in self._everything():
+            each.endpoint.sweep()
+        self._trimmer.sweep(self._metrics.in_flight, self._now())
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _everything(self) -> list[RemoteShard | RemoteDense]:
+        return [*self._remote.values(), *([self._dense] if self._dense else [])]
+
+    def close(self) -> None:
+        """Close all connections and give back what was opened."""
+        self._sweeper.cancel()
+        for each in self._everything():
+            each.endpoint.close()
+        self._opened.close()

@@ -1,0 +1,232 @@
+"""A shard, or the dense tower, as the gateway sees it: requests written, answers believed or not.
+
+Requests and answers are those of `erless.serve.protocol.fast_lane`: the JSON of an answer is compared with the
+only one that would be right, and read only to find out what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm import _kernels
+from erless.dlrm.rows import Buckets
+from erless.errors import ServeError
+from erless.http.client.endpoint import Call, CallError, Endpoint, Reply
+from erless.http.messages import ALIGNMENT_BYTES, JSON_LENGTH, Buffer
+from erless.serve.protocol.fast_lane import (
+    ANSWER,
+    ASK,
+    answer_forms,
+    ask_forms,
+    head_forms,
+    request_head,
+    tensor,
+)  # fmt: skip
+
+__all__ = ["RemoteDense", "RemoteShard"]
+
+Floats = NDArray[np.float32]
+Partial = NDArray[np.float32] | NDArray[np.float16]
+
+
+WAKE_S = 60.0  # a function that does not start within it is called anew
+_FORMS = ((b"FP16", np.dtype("<f2"), 2), (b"FP32", np.dtype("<f4"), 4))
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+class _Remote:
+    """What a shard and the dense tower have in common."""
+
+    def __init__(self, what: str, model: str, output: str, digest: str, endpoint: Endpoint) -> None:
+        self.what, self.digest, self.endpoint = what, digest, endpoint
+        self._model, self._output = model, output
+        self._authority = endpoint.authority.replace(b"%", b"%%")
+        self._head = request_head(model.encode(), self._authority)
+        self._answer = ANSWER % (
+            model.encode(), digest[:12].encode(), digest.encode(), output.encode()
+        )  # fmt: skip
+        self._probe = b"GET /v2/health/ready HTTP/1.1\r\nhost: %b\r\n\r\n" % endpoint.authority
+        self.waking = False
+
+    def touch(self) -> None:
+        """Open a connection and ask whether it is ready: wakes a function that is at zero."""
+        if not self.waking:
+            self.woken_by(self.endpoint.send([self._probe], self._touched))
+
+    def _touched(self, result: Reply | CallError) -> None:
+        self.waking = False
+
+    def woken_by(self, call: Call) -> None:
+        """`call` waits for the function to start; it is given up after a while."""
+        self.waking = True
+        asyncio.get_running_loop().call_later(WAKE_S, self._give_up, call)
+
+    def _give_up(self, call: Call) -> None:
+        if call.open:
+            call.abort()
+            self.waking = False
+
+    def _request(
+        self,
+        tensors: Sequence[tuple[bytes, NDArray[Any]]],
+        parameters: bytes,
+        left_ms: int,
+        trace: bytes | None,
+    ) -> list[Buffer]:
+        inputs = b",".join(
+            tensor(name, _NAMES[array.dtype.char], array.shape, array.nbytes)
+            for name, array in tensors
+        )
+        text = ASK % (inputs, self._output.encode(), parameters)
+        return self._with_head(text, [_bytes(array) for _, array in tensors], left_ms, trace)
+
+    def _with_head(
+        self, text: bytes, arrays: list[memoryview], left_ms: int, trace: bytes | None
+    ) -> list[Buffer]:
+        """The whole request; spaces behind the JSON align the tensors for who receives them."""
+        size = len(text) + sum(map(len, arrays))
+        more = b"" if trace is None else b"traceparent: %b\r\n" % trace
+        pad = -(len(self._head % (len(text), size, left_ms, more)) + len(text)) % ALIGNMENT_BYTES
+        head = self._head % (len(text) + pad, size + pad, left_ms, more)
+        if (len(head) + len(text) + pad) % ALIGNMENT_BYTES:  # the padding took another digit
+            pad += ALIGNMENT_BYTES - 1
+            head = self._head % (len(text) + pad, size + pad, left_ms, more)
+        return [head + text + b" " * pad, *arrays]
+
+    def read(self, reply: Reply, elements: int, halves: bool = False) -> Partial:
+        """The `elements` numbers of an answer.
+
+        Raises:
+            ServeError: it is an error, or not the answer to what was asked.
+        """
+        if reply.status != 200:
+            raise self._failure(reply)
+        length = reply.headers.get(JSON_LENGTH, b"")
+        end = int(length) if length.isdigit() and len(length) < 10 else len(reply.body)
+        text = bytes(reply.body[:end])
+        size = len(reply.body) - end
+        for datatype, dtype, width in _FORMS[not halves :]:
+            expected = self._answer % (datatype, elements, elements * width)
+            if size == elements * width and text == expected:
+                return cast("Partial", np.frombuffer(reply.body, dtype, elements, end))
+        raise self._mismatch(text, size, elements)
+
+    def _failure(self, reply: Reply) -> ServeError:
+        try:
+            reason = str(json.loads(bytes(reply.body))["error"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            reason = "no reason given"
+        if reply.status == 503:
+            return ServeError(f"{self.what} is overloaded: {reason}", 503, "overload")
+        if reply.status == 504:
+            return ServeError(f"{self.what}: {reason}", 504, "deadline")
+        return ServeError(f"{self.what} answered {reply.status}: {reason}", 502, "shard")
+
+    def _mismatch(self, text: bytes, size: int, elements: int) -> ServeError:
+        """Say what is wrong with an answer that is not the one expected."""
+        try:
+            document = json.loads(text)
+            digest = document["parameters"]["digest"]
+            output = document["outputs"][0]
+            found = f"{output['name']} {output['datatype']} {output['shape']}, {size:,} bytes"
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+            return ServeError(f"{self.what}: its answer makes no sense", 502, "shard")
+        if digest != self.digest:
+            return ServeError(
+                f"{self.what} answered for {str(digest)[:12]}, expected {self.digest[:12]}",
+                502, "digest",
+            )  # fmt: skip
+        return ServeError(
+            f"{self.what} answered {found}, expected {self._output} of {elements:,} elements",
+            502, "shard",
+        )  # fmt: skip
+
+
+_NAMES = {"i": b"INT32", "l": b"INT64", "q": b"INT64", "f": b"FP32"}
+
+
+class RemoteShard(_Remote):
+    """One sparse function.
+
+    Args:
+        number: of the shard in the release.
+        name: for errors.
+        digest: of its manifest, which its answers must carry.
+        endpoint: where it is.
+        halves: ask for partials in float16.
+        places: of its tables (`Combiner.places`).
+        keen: to be woken together with the others; a frozen shard is not.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        digest: str,
+        endpoint: Endpoint,
+        *,
+        places: NDArray[np.int64],
+        halves: bool,
+        keen: bool,
+    ) -> None:
+        super().__init__(f"shard {name}", "shard", "partial", digest, endpoint)
+        self.number, self.name, self.halves = number, name, halves
+        self.keen = keen
+        self._parameters = b'"packed":true,"half":true' if halves else b'"packed":true'
+        self._dims = places[:, 1].copy()
+        heads, json32, json16 = answer_forms(digest.encode())
+        self._peer = _kernels.Peer(
+            head_forms(b"shard", self._authority), ask_forms((halves,)),
+            (*heads, json32, json16 if halves else b""), places,
+        )  # fmt: skip
+
+    def request(self, buckets: Buckets, left_ms: int, trace: bytes | None) -> list[Buffer]:
+        """What to send for this shard's bucket."""
+        whole = buckets.split.ask(self.number, self._peer, left_ms, trace)
+        if whole is not None:
+            return [whole]
+        values, lengths, weights = buckets[self.number]
+        tensors: list[tuple[bytes, NDArray[Any]]] = [(b"values", values), (b"lengths", lengths)]
+        if weights is not None:
+            tensors.append((b"weights", weights))
+        return self._request(tensors, self._parameters, left_ms, trace)
+
+    def take(
+        self, buckets: Buckets, buffer: bytearray, begin: int, end: int, last: bool, out: Floats
+    ) -> tuple[int, int]:
+        """Add an answer in the fast lane to `out` (B, …): as `erless.http.client.reply.Take`."""
+        return buckets.split.take(self.number, self._peer, buffer, begin, end, last, out)
+
+    def partial(self, buckets: Buckets, reply: Reply) -> Partial:
+        """The packed partial in any other answer. Raises ServeError as `read`."""
+        lengths = buckets[self.number].lengths
+        elements = int(np.count_nonzero(lengths, axis=1) @ self._dims)
+        return self.read(reply, elements, self.halves)
+
+
+class RemoteDense(_Remote):
+    """The dense function.
+
+    Args:
+        digest: sha256 of the release's tower file, which its answers must carry.
+        endpoint: where it is.
+    """
+
+    def __init__(self, digest: str, endpoint: Endpoint) -> None:
+        super().__init__("the dense function", "tower", "prediction", digest, endpoint)
+
+    def request(
+        self, dense: Floats, pooled: Floats, left_ms: int, trace: bytes | None
+    ) -> list[Buffer]:
+        """What to send for `dense` (B, F) and `pooled` (B, T, D); refers to them."""
+        dense = np.ascontiguousarray(dense)
+        return self._request([(b"dense", dense), (b"pooled", pooled)], b"", left_ms, trace)

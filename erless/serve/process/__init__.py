@@ -1,0 +1,1 @@
+"""A function's process, from its start to its exit code."""

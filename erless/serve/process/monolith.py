@@ -1,0 +1,69 @@
+"""The monolith behind the same wire: the whole model in one process, the serving baseline.
+
+    python -m erless.serve.process.monolith --model m --port 0
+
+Same server, same kernels, same tower as the gateway; what differs is that every row is here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from erless.serve.protocol.app import Served
+    from erless.serve.metrics import Metrics
+    from erless.serve.settings import Settings
+
+__all__ = ["main"]
+
+
+def _load(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
+    from erless.serve.functions.monolith import load_whole
+
+    served = load_whole(settings, metrics)
+    return lambda: served
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until a signal; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", required=True, help="the bundle's folder")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8080, help="0: any that is free, see the log")
+    parser.add_argument("--max-in-flight", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=1, help="of the tower")
+    parser.add_argument("--log", choices=["debug", "info", "warning"], default="info")
+    given = parser.parse_args(arguments)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(given.threads))
+    from erless.errors import ArtifactError
+    from erless.serve.process.process import run_function
+    from erless.serve.settings import Settings
+    from erless.specs.bundle import BundleManifest
+
+    try:
+        digest = BundleManifest.open(Path(given.model)).digest
+    except ArtifactError as error:
+        sys.stderr.write(f"{error}\n")
+        return os.EX_DATAERR
+    settings = Settings(
+        kind="monolith",
+        store=given.model,
+        digest=digest,
+        host=given.host,
+        port=given.port,
+        max_in_flight=given.max_in_flight,
+        threads=given.threads,
+        log=given.log,
+    )
+    return run_function(settings, _load)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

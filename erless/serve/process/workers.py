@@ -1,0 +1,215 @@
+"""One function on several cores: a parent that owns the socket, and a worker process for each.
+
+A worker is the whole function, as it runs alone (`erless.serve.process.process`). All map the same files,
+so the rows lie in memory once, however many workers there are: that is what makes a shard that
+grows by a vCPU cheaper than a second copy of it. The kernel hands each connection to one of them.
+
+The parent binds, forks and waits. It passes SIGTERM on, replaces a worker that crashes, and ends
+with the exit code of a worker that cannot load. A worker whose parent is gone drains and ends.
+
+Workers tell what they counted through memory that they share, so that whichever of them is asked
+for /metrics answers for all. They become ready together: until then one of them answers probes, and
+afterwards a worker that replaces another accepts connections once it has loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import mmap
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from erless.serve.logs import Log
+from erless.serve.metrics import Metrics
+
+__all__ = ["Board", "Worker", "run_workers"]
+
+SLOT_BYTES = 16 << 10
+PUBLISH_S = 0.25
+POLL_S = 0.02  # between two looks at the others while they load
+READS = 100  # of a slot that is being written
+RETRY_S = (0.1, 10.0)  # back-off before a crashed worker is replaced: first, longest
+SOUND_S = 10.0  # a worker that ran so long begins the back-off anew
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+_PR_SET_PDEATHSIG = 1
+_REFUSALS = {os.EX_DATAERR, os.EX_IOERR, os.EX_CONFIG}
+
+
+class Board:
+    """Shared memory with one slot per worker, for a JSON document each.
+
+    Args:
+        workers: number of slots.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._memory = mmap.mmap(-1, workers * SLOT_BYTES)
+
+    def publish(self, slot: int, document: dict[str, Any]) -> None:
+        """Replace what `slot` says; only its worker calls this."""
+        text = json.dumps(document).encode()
+        begin = slot * SLOT_BYTES
+        self._memory[begin : begin + 4] = bytes(4)  # a reader that comes now tries again
+        self._memory[begin + 4 : begin + 4 + len(text)] = text
+        self._memory[begin : begin + 4] = len(text).to_bytes(4, "little")
+
+    def read(self, slot: int) -> dict[str, Any]:
+        """What `slot` said last; empty where it never did."""
+        begin = slot * SLOT_BYTES
+        for _ in range(READS):
+            size = int.from_bytes(self._memory[begin : begin + 4], "little")
+            try:
+                found = json.loads(self._memory[begin + 4 : begin + 4 + size])
+            except ValueError:
+                time.sleep(0)
+                continue
+            return dict(found)
+        return {}
+
+    def others(self, slot: int) -> list[dict[str, Any]]:
+        """What all other workers said last."""
+        return [found for n in range(self.workers) if n != slot and (found := self.read(n))]
+
+
+@dataclass(slots=True)
+class Worker:
+    """What a worker has from its parent. The first one to serve is that of slot 0."""
+
+    listener: socket.socket
+    board: Board
+    slot: int
+    serving: bool = False
+
+    @property
+    def greets(self) -> bool:
+        """It answers probes while the function loads, when nobody else does yet."""
+        return self.slot == 0 and not self.board.read(0).get("serving")
+
+    async def together(self, stop: asyncio.Event) -> None:
+        """Slot 0 waits until each has loaded, the others until slot 0 serves; or for `stop`.
+
+        So nobody says ready beside a greeter that does not know it yet.
+        """
+        slots = range(self.board.workers) if self.slot == 0 else (0,)
+        what = "ready" if self.slot == 0 else "serving"
+        while not stop.is_set() and not all(self.board.read(each).get(what) for each in slots):
+            await asyncio.sleep(POLL_S)
+
+    def share(self, metrics: Metrics, loop: asyncio.AbstractEventLoop) -> None:
+        """Have loaded: go on counting where the worker before stopped, and tell the others."""
+        before = self.board.read(self.slot)
+        self.serving = bool(before.get("serving"))
+        metrics.go_on(before)
+        metrics.others = lambda: self.board.others(self.slot)
+
+        def publish() -> None:
+            self._tell(metrics)
+            loop.call_later(PUBLISH_S, publish)
+
+        publish()
+
+    def serve(self, metrics: Metrics) -> None:
+        """Be ready."""
+        self.serving = True
+        self._tell(metrics)
+
+    def _tell(self, metrics: Metrics) -> None:
+        told = {**metrics.counts(), "ready": True, "serving": self.serving}
+        self.board.publish(self.slot, told)
+
+
+Work = Callable[[socket.socket, Board, int], int]
+
+
+class _Parent:
+    """The workers of one function.
+
+    Args:
+        listener: bound and listening.
+        workers: how many.
+        log: of the parent.
+        work: what a worker does, given the socket, the board and its slot; its exit code.
+    """
+
+    def __init__(self, listener: socket.socket, workers: int, log: Log, work: Work) -> None:
+        self._listener, self._log, self._work = listener, log, work
+        self._board = Board(workers)
+        self._slots: dict[int, tuple[int, float]] = {}  # pid → slot, when it began
+        self._due: dict[int, float] = {}  # slot → when it is started again
+        self._crashes = [0] * workers
+        self._worst: int | None = None  # the exit code, once we are stopping
+
+    def run(self) -> int:
+        """Until a signal, or until a worker cannot load; returns the exit code."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        for slot in range(self._board.workers):
+            self._fork(slot)
+        while self._slots or self._worst is None:
+            pause = min(self._due.values(), default=time.monotonic() + 1) - time.monotonic()
+            seen = signal.sigtimedwait(_SIGNALS, max(0.0, pause))
+            if seen is not None and seen.si_signo != signal.SIGCHLD:
+                self._stop(0)
+            self._reap()
+            for slot in [each for each, due in self._due.items() if due <= time.monotonic()]:
+                del self._due[slot]
+                self._fork(slot)
+        return self._worst
+
+    def _fork(self, slot: int) -> None:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            self._slots[pid] = slot, time.monotonic()
+            return
+        code = 1
+        try:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            if os.getppid() == parent:
+                code = self._work(self._listener, self._board, slot)
+        except BaseException as error:
+            self._log.error(f"worker {slot}: {type(error).__name__}: {error}")
+        finally:
+            os._exit(code)
+
+    def _stop(self, code: int) -> None:
+        """Let all workers drain; the parent ends when they have."""
+        self._worst = max(self._worst or 0, code)
+        self._due.clear()
+        for pid in self._slots:
+            os.kill(pid, signal.SIGTERM)
+        self._listener.close()  # else it would take connections that no worker accepts any more
+
+    def _reap(self) -> None:
+        while self._slots:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            slot, began = self._slots.pop(pid)
+            code = os.waitstatus_to_exitcode(status)
+            if self._worst is not None:
+                self._worst = max(self._worst, code if code >= 0 else 1)
+            elif code in _REFUSALS or not self._board.read(slot).get("ready"):
+                self._log.error(f"worker {slot} did not get ready", exit_code=code)
+                self._stop(code if code > 0 else 1)
+            else:
+                self._replace(slot, code, time.monotonic() - began)
+
+    def _replace(self, slot: int, code: int, ran_s: float) -> None:
+        self._crashes[slot] = 0 if ran_s > SOUND_S else self._crashes[slot] + 1
+        wait = min(RETRY_S[0] * 2 ** self._crashes[slot], RETRY_S[1])
+        self._due[slot] = time.monotonic() + wait
+        self._log.error(f"worker {slot} ended and is replaced", exit_code=code, wait_s=wait)
+
+
+def run_workers(listener: socket.socket, workers: int, log: Log, work: Work) -> int:
+    """Be `workers` processes that serve `listener`; returns the exit code. See `_Parent`."""
+    return _Parent(listener, workers, log, work).run()

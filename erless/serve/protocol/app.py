@@ -1,0 +1,352 @@
+"""The HTTP API that all functions share: routes, readiness, errors, metrics.
+
+What a function does itself is a `Served`: decoded tensors in, tensors out, at once or later.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import math
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from urllib.parse import unquote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm._kernels import Lane
+from erless.errors import QueryError, ServeError
+from erless.http.messages import DEADLINE, JSON_LENGTH, UP, Request, Response, body_offset, problem
+from erless.serve.protocol.fast_lane import LONGEST_MS
+from erless.serve.logs import Log
+from erless.serve.metrics import Metrics
+from erless.serve.settings import Settings
+from erless.serve.protocol.tensors import BINARY_TYPE, InferRequest, TensorSpec, decode, encode
+from erless.version import __version__
+
+__all__ = ["Answer", "App", "Call", "Served"]
+
+State = Literal["loading", "ready", "draining"]
+UP_FOR_S = 120.0  # told for so long
+RETRY_AFTER = ((b"retry-after", b"1"),)
+METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+READ = (b"GET", b"HEAD")
+
+
+@dataclass(slots=True)
+class Call:
+    """One `infer` call: `deadline` in the loop's time; `traceparent` is to be passed on."""
+
+    request: InferRequest
+    began: float
+    deadline: float
+    traceparent: bytes | None = None
+
+
+@dataclass(slots=True)
+class Answer:
+    """Outputs by name, and response parameters."""
+
+    outputs: Mapping[str, NDArray[Any]]
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+class Served(Protocol):
+    """What a function serves, once it is loaded."""
+
+    model: str
+    digest: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    prompt: bool  # `infer` answers at once, so that arrays may lie in the connection's buffer
+
+    @property
+    def lane(self) -> Lane | None:
+        """What answers requests of the fast lane (erless.serve.protocol.fast_lane), if anything does."""
+
+    def infer(self, call: Call) -> Answer | Awaitable[Answer]:
+        """Answer. Raises QueryError for what the client sent, ServeError for anything else."""
+
+    def close(self) -> None:
+        """Give back what was opened."""
+
+
+class App:
+    """Handles every request of one function.
+
+    Args:
+        settings: of the function.
+        metrics: counted here.
+        log: written to here.
+        clock: the loop's time.
+    """
+
+    def __init__(
+        self, settings: Settings, metrics: Metrics, log: Log, clock: Callable[[], float]
+    ) -> None:
+        self.settings, self.metrics, self.log, self._clock = settings, metrics, log, clock
+        self.state: State = "loading"
+        self.served: Served | None = None
+        self.version = ""
+        self._ready_at = math.inf
+        self._infer_paths: frozenset[bytes] = frozenset()
+        self._token = settings.token.encode() if settings.token else None
+        self._openapi: bytes = b""
+        self._reads: dict[bytes, Callable[[], Response]] = {
+            b"/v2": lambda: _document(self._server()),
+            b"/v2/health/live": lambda: _document({"live": True}),
+            b"/v2/health/ready": self._readiness,
+            b"/metrics": lambda: Response(200, (self.metrics.render(),), METRICS_TYPE),
+            b"/openapi.json": lambda: Response(200, (self._describe_api(),)),
+        }
+
+    def ready(self, served: Served) -> None:
+        """Everything is loaded and verified."""
+        self.served, self.state, self._ready_at = served, "ready", self._clock()
+        self.version = served.digest[:12]
+        self.metrics.info["digest"] = served.digest
+        base = f"/v2/models/{served.model}"
+        paths = (f"{base}/infer", f"{base}/versions/{self.version}/infer")
+        self._infer_paths = frozenset(path.encode() for path in paths)
+
+    def __call__(self, request: Request) -> Response | Awaitable[Response]:
+        """Answer `request`."""
+        if request.path in self._infer_paths and request.method == b"POST":
+            return self._infer(request)
+        try:
+            return self._route(request)
+        except ServeError as error:
+            return self._failed(error)
+
+    # -- infer
+
+    def _infer(self, request: Request) -> Response | Awaitable[Response]:
+        metrics = self.metrics
+        began = metrics.begin()
+        metrics.bytes_received += len(request.body)
+        try:
+            served = self._admit(request)
+            deadline = self._deadline(request)
+            if served.lane is not None:
+                quick = self._in_lane(served.lane, request)
+                if quick is not None:
+                    return self._done(quick, began)
+            inputs = decode(request.body, request.headers, served.inputs)
+            call = Call(
+                inputs, request.arrived, deadline,
+                request.headers.get(b"traceparent"),
+            )  # fmt: skip
+            answer = served.infer(call)
+            if not isinstance(answer, Answer):
+                return self._later(served, answer, inputs, began)
+            response = self._encode(served, inputs, answer)
+        except Exception as error:  # whatever it is, the client gets an answer
+            response = self._failed(error)
+        return self._done(response, began)
+
+    def _in_lane(self, lane: Lane, request: Request) -> Response | None:
+        """The answer to a request of the fast lane whose head was read already."""
+        announced = body_offset(request.headers)
+        if not announced:
+            return None
+        found = lane.answer(request.body, 0, len(request.body), announced, b"", -1)
+        if found is None:
+            return None
+        answer, _, gathers, _, size, _ = found
+        self.metrics.gathers += gathers
+        return Response(200, (answer,), BINARY_TYPE, ((JSON_LENGTH, b"%d" % size),))
+
+    def answer(
+        self, buffer: bytearray, begin: int, end: int, date: bytes
+    ) -> tuple[bytes, int] | None:
+        """The whole answer to a whole request of the fast lane, and where the request ended.
+
+        None: the request is for `__call__`, whatever it is.
+        """
+        served = self.served
+        if served is None or served.lane is None or self._token or self.log.debugging:
+            return None
+        began = self._clock()
+        up = began - self._ready_at
+        up_ms = int(up * 1e3) if up < UP_FOR_S else -1
+        found = served.lane.answer(buffer, begin, end, 0, date, up_ms)
+        if found is None:
+            return None
+        answer, done, gathers, received, json_bytes, partial_bytes = found
+        self.metrics.prompt(began, gathers, received, json_bytes + partial_bytes)
+        return answer, done
+
+    async def _later(
+        self, served: Served, answer: Awaitable[Answer], inputs: InferRequest, began: float
+    ) -> Response:
+        try:
+            response = self._encode(served, inputs, await answer)
+        except Exception as error:  # as above
+            response = self._failed(error)
+        return self._done(response, began)
+
+    def _encode(self, served: Served, inputs: InferRequest, answer: Answer) -> Response:
+        if not inputs.binary:
+            for name, array in answer.outputs.items():
+                if not np.isfinite(array).all():
+                    raise QueryError(f"output {name} is not finite: an input is too large")
+        return encode(served.model, self.version, inputs, answer.outputs, answer.parameters)
+
+    def _done(self, response: Response, began: float) -> Response:
+        metrics = self.metrics
+        metrics.bytes_sent += response.size
+        took = metrics.end(began, response.status)
+        up = began + took - self._ready_at
+        if up < UP_FOR_S:
+            response.headers = (*response.headers, (UP, b"%d" % max(0, int(up * 1e3))))
+        if self.log.debugging:
+            self.log.debug("query", status=response.status, ms=round(took * 1e3, 3))
+        return response
+
+    def _admit(self, request: Request) -> Served:
+        """Who may ask, and whether there is room."""
+        self._authorize(request)
+        served = self._loaded()
+        if self.metrics.in_flight > self.settings.max_in_flight:
+            raise ServeError(
+                f"{self.settings.max_in_flight} queries are in flight already", 503, "overload"
+            )
+        return served
+
+    def _authorize(self, request: Request) -> None:
+        if self._token is None:
+            return
+        scheme, _, token = request.headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
+            raise ServeError("a bearer token is needed", 401, "query")
+
+    def _loaded(self) -> Served:
+        if self.served is None:
+            raise ServeError("not ready: still loading", 503, "overload")
+        return self.served
+
+    def _deadline(self, request: Request) -> float:
+        text = request.headers.get(DEADLINE)
+        if text is None:
+            return request.arrived + self.settings.deadline_ms / 1e3
+        try:
+            left_ms = float(text)
+        except ValueError:
+            left_ms = math.nan
+        if not 0 < left_ms <= LONGEST_MS:
+            raise QueryError(
+                f"{DEADLINE.decode()} must be a number of milliseconds, above 0 and up to "
+                f"{LONGEST_MS:,.0f}"
+            )
+        return request.arrived + left_ms / 1e3
+
+    def _failed(self, error: Exception) -> Response:
+        """The response that tells `error`; counts it."""
+        if isinstance(error, QueryError):
+            status, kind, message = 400, "query", str(error)
+        elif isinstance(error, ServeError):
+            status, kind, message = error.status, error.kind, str(error)
+        else:
+            status, kind, message = 500, "internal", "internal error: see the function's log"
+            self.log.error("a query failed", trace=error)
+        self.metrics.failed(kind)
+        if status >= 500 and status != 503 and not isinstance(error, QueryError):
+            self.log.warning("a query was not answered", kind=kind, reason=str(error))
+        if status == 503:
+            more = {"state": self.state} if self.state != "ready" else {}
+            return problem(status, message, headers=RETRY_AFTER, **more)
+        if status == 401:
+            return problem(status, message, headers=((b"www-authenticate", b"Bearer"),))
+        return problem(status, message)
+
+    # -- everything else
+
+    def _route(self, request: Request) -> Response:
+        path = request.path.rstrip(b"/")
+        read = self._reads.get(path)
+        if read is not None:
+            return read() if request.method in READ else _not_allowed(b"GET, HEAD")
+        parts = [unquote(each) for each in path.decode("latin-1").split("/")]
+        if parts[:3] == ["", "v2", "models"] and len(parts) > 3:
+            return self._model(request, parts[3], parts[4:])
+        return _nothing(request)
+
+    def _model(self, request: Request, model: str, rest: list[str]) -> Response:
+        self._authorize(request)
+        served = self._loaded()
+        if model != served.model:
+            raise ServeError(f"there is no model {_cut(model)}: this serves {served.model}",
+                             404, "query")  # fmt: skip
+        if rest[:1] == ["versions"]:
+            if rest[1:2] != [self.version]:
+                raise ServeError(f"there is no such version: this serves {self.version}",
+                                 404, "query")  # fmt: skip
+            rest = rest[2:]
+        if rest == ["infer"]:
+            return _not_allowed(b"POST") if request.method != b"POST" else self._misspelt(served)
+        if rest not in ([], ["ready"]):
+            return _nothing(request)
+        if request.method not in READ:
+            return _not_allowed(b"GET, HEAD")
+        return self._readiness() if rest else _document(self._metadata(served))
+
+    def _misspelt(self, served: Served) -> Response:
+        """The hot path knows one spelling: no percent-encoding, no slash at the end."""
+        return problem(404, f"write the path as /v2/models/{served.model}/infer")
+
+    def _readiness(self) -> Response:
+        if self.state == "ready":
+            return _document({"ready": True})
+        return problem(503, f"not ready: {self.state}", headers=RETRY_AFTER, state=self.state)
+
+    def _server(self) -> dict[str, Any]:
+        return {
+            "name": f"erless-{self.settings.kind}",
+            "version": __version__,
+            "extensions": ["binary_tensor_data"],
+            "models": [self.served.model] if self.served else [],
+        }
+
+    def _metadata(self, served: Served) -> dict[str, Any]:
+        return {
+            "name": served.model,
+            "versions": [self.version],
+            "platform": f"erless-{self.settings.kind}",
+            "inputs": [each.describe() for each in served.inputs if not each.optional],
+            "outputs": [each.describe() for each in served.outputs],
+            "parameters": {"digest": served.digest, **getattr(served, "facts", {})},
+        }
+
+    def _describe_api(self) -> bytes:
+        if not self._openapi or self.served is None:
+            from erless.serve.protocol.openapi import openapi
+
+            self._openapi = openapi(self.settings, self.served)
+        return self._openapi
+
+
+def _document(document: dict[str, Any]) -> Response:
+    return Response(200, (json.dumps(document).encode(),))
+
+
+def _nothing(request: Request) -> Response:
+    return problem(404, f"there is nothing at {_cut(request.path.decode('latin-1'))}")
+
+
+def _not_allowed(methods: bytes) -> Response:
+    return problem(405, f"use {methods.decode()}", headers=((b"allow", methods),))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else text[:80] + "…"
+
+
+def process_age_s() -> float:
+    """Seconds since this process was started by the kernel."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,154 @@
+"""Send queries to a gateway: what `erless predict`, the demo and tests use as a client.
+
+Blocking, one connection; threads take one client each.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm.queries import Query
+from erless.errors import ServeError
+from erless.serve.protocol.tensors import NAMES
+
+__all__ = ["Answered", "QueryClient"]
+
+INFER = "/infer"
+JSON_LENGTH = "Inference-Header-Content-Length"
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer: predictions (B,), and what a gateway says about them (a monolith is silent)."""
+
+    predictions: NDArray[np.float32]
+    release: str
+    degraded: bool
+    cold_start: bool
+    fan_out: int
+    took_s: float
+
+
+class QueryClient:
+    """A client of the gateway at `url`.
+
+    Args:
+        url: `http://host:port`.
+        token: bearer token, where the gateway wants one.
+        timeout_s: most that a query may take.
+        address: `host:port` to connect to, where the URL's own host is not known here.
+    """
+
+    def __init__(
+        self, url: str, token: str | None = None, timeout_s: float = 60.0, address: str = ""
+    ) -> None:
+        place = urlsplit(url)
+        if place.scheme != "http" or not place.hostname:
+            raise ServeError(f"{url!r} is not http://host:port", 400, "query")
+        self.url, self._token = url, token
+        there = urlsplit(f"//{address}") if address else place
+        self._connection = http.client.HTTPConnection(
+            there.hostname or "", there.port or 80, timeout=timeout_s
+        )
+        self._host = place.netloc
+        self._path = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    @property
+    def path(self) -> str:
+        """Where the gateway takes queries: it names its model in its API description."""
+        if not self._path:
+            paths = json.loads(self._send("GET", "/openapi.json", b"", {})[2]).get("paths", {})
+            own = [each for each in paths if each.endswith(INFER) and "/versions/" not in each]
+            if not own:
+                raise ServeError(f"{self.url} serves no model", 503, "overload")
+            self._path = own[0]
+        return self._path
+
+    def predict(self, query: Query, deadline_ms: float | None = None) -> Answered:
+        """Predictions of `query`.
+
+        Raises:
+            ServeError: the gateway's reason and status; 502 where it does not answer.
+        """
+        text, buffers = _request(query)
+        headers = {JSON_LENGTH: str(len(text)), "Content-Type": "application/octet-stream"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        if deadline_ms is not None:
+            headers["erless-deadline-ms"] = f"{deadline_ms:g}"
+        path = self.path
+        began = time.perf_counter()
+        status, found, body = self._send("POST", path, b"".join([text, *buffers]), headers)
+        took_s = time.perf_counter() - began
+        if status != 200:
+            raise ServeError(_reason(body), status, "query")
+        size = int(found.get(JSON_LENGTH) or len(body))
+        document = json.loads(body[:size])
+        said = document["parameters"]
+        return Answered(
+            np.frombuffer(body, np.float32, offset=size).copy(), said.get("release", ""),
+            said.get("degraded", False), said.get("cold_start", False), said.get("fan_out", 0),
+            took_s,
+        )  # fmt: skip
+
+    def _send(
+        self, method: str, path: str, body: bytes, headers: dict[str, str]
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        """One exchange. A kept connection that turns out closed is replaced once."""
+        for attempt in (0, 1):
+            fresh = self._connection.sock is None
+            try:
+                self._connection.request(
+                    method, path, body or None, {"Host": self._host, **headers}
+                )
+                response = self._connection.getresponse()
+                return response.status, response.headers, response.read()
+            except (http.client.RemoteDisconnected, ConnectionError) as error:
+                self._connection.close()
+                if fresh or attempt:
+                    raise ServeError(f"{self.url} does not answer: {error}", 502) from error
+            except (http.client.HTTPException, OSError) as error:
+                self._connection.close()
+                raise ServeError(f"{self.url} does not answer: {error}", 502) from error
+        raise AssertionError
+
+
+def _request(query: Query) -> tuple[bytes, list[bytes]]:
+    """JSON head and tensors of an infer request, binary both ways."""
+    arrays: dict[str, NDArray[Any]] = {
+        "values": query.values, "lengths": query.lengths, "dense": query.dense
+    }  # fmt: skip
+    if query.weights is not None:
+        arrays["weights"] = query.weights
+    inputs = [
+        {"name": name, "datatype": NAMES[array.dtype], "shape": list(array.shape),
+         "parameters": {"binary_data_size": array.nbytes}}
+        for name, array in arrays.items()
+    ]  # fmt: skip
+    head = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+    return json.dumps(head).encode(), [array.tobytes() for array in arrays.values()]
+
+
+def _reason(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode("utf-8", "replace")

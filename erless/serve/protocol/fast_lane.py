@@ -1,0 +1,106 @@
+"""The fast lane: what gateway and functions say to each other, byte for byte.
+
+Both ends are ours, so most messages differ in a few numbers only. Here each is a form, in which %d
+is a number and %s a word, to fill in and to compare with. A message that has its form is
+understood without parsing headers and JSON; any other (a client's, or one that a proxy rewrote)
+takes the general way, `erless.serve.protocol.tensors`, and means the same. tests/serve/test_lane.py holds the
+two ways against each other.
+
+A sparse function fills in and compares in C (kernels/lane.c), so that a request becomes an answer
+without a Python object in between; the gateway, which has more to decide, does it in Python.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = [
+    "ANSWER", "ANSWER_HEAD", "ASK", "LONGEST_MS", "REQUEST_HEAD", "answer_forms", "ask",
+    "ask_forms", "head_forms", "request_head", "tensor",
+]  # fmt: skip
+
+LONGEST_MS = 3_600_000  # that a deadline may be away
+
+# A request's head: model, authority; then JSON length, body length, milliseconds left, the rest.
+_REQUEST_HEAD = (
+    b"POST /v2/models/%b/infer HTTP/1.1\r\nhost: %b\r\n"
+    b"content-type: application/octet-stream\r\n"
+    b"inference-header-content-length: %%d\r\ncontent-length: %%d\r\n"
+    b"erless-deadline-ms: %%d\r\n%%b\r\n"
+)
+REQUEST_HEAD = re.compile(
+    rb"POST (/[!->@-~]*) HTTP/1\.1\r\nhost: [!-~]*\r\n"
+    rb"content-type: application/octet-stream\r\n"
+    rb"inference-header-content-length: (\d{1,9})\r\ncontent-length: (\d{1,9})\r\n"
+    rb"erless-deadline-ms: (\d{1,9})\r\n(?:traceparent: [0-9a-f\-]{1,128}\r\n)?\r\n"
+)
+# An answer's head, as erless.http.server.server writes it: body length, date, JSON length, the rest.
+_ANSWER_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: %%d\r\n"
+    b"date: %%s\r\ninference-header-content-length: %%d\r\n%b\r\n"
+)
+ANSWER_HEAD = re.compile(
+    rb"HTTP/1\.1 200 OK\r\ncontent-type: application/octet-stream\r\n"
+    rb"content-length: (\d{1,9})\r\ndate: [ -~]*\r\n"
+    rb"inference-header-content-length: (\d{1,9})\r\n(?:erless-up-ms: (\d{1,9})\r\n)?\r\n"
+)
+# An answer's JSON: model, version, digest, output; then datatype, shape, bytes.
+ANSWER = (
+    b'{"model_name":"%b","model_version":"%b","parameters":{"digest":"%b"},"outputs":'
+    b'[{"name":"%b","datatype":"%%b","shape":[%%d],"parameters":{"binary_data_size":%%d}}]}'
+)
+_TENSOR = b'{"name":"%b","datatype":"%b","shape":[%b],"parameters":{"binary_data_size":%d}}'
+# A request's JSON: inputs, output, parameters.
+ASK = (
+    b'{"inputs":[%b],"outputs":[{"name":"%b","parameters":{"binary_data":true}}],"parameters":{%b}}'
+)
+
+
+def request_head(model: bytes, authority: bytes) -> bytes:
+    """The template of a request's head; "%" in `authority` has to be written twice."""
+    return _REQUEST_HEAD % (model, authority)
+
+
+def head_forms(model: bytes, authority: bytes = b"%s") -> tuple[bytes, bytes]:
+    """Heads of requests to `model`, at any authority: without a trace, and with one."""
+    head = request_head(model, authority)
+    return head.replace(b"%b", b""), head.replace(b"%b", b"traceparent: %s\r\n")
+
+
+def tensor(name: bytes, datatype: bytes, shape: tuple[int, ...], size: int) -> bytes:
+    """The entry of an input whose elements follow the JSON as `size` bytes."""
+    return _TENSOR % (name, datatype, b",".join(b"%d" % each for each in shape), size)
+
+
+def ask(width: int, halves: bool) -> bytes:
+    """The form of a request to a sparse function, without weights.
+
+    Numbers: ids, their bytes, tables, samples, bytes of the lengths.
+
+    Args:
+        width: bytes of an id, 4 or 8.
+        halves: whether partials are wanted in float16.
+    """
+    parameters = b'"packed":true,"half":true' if halves else b'"packed":true'
+    entry = b'{"name":"%b","datatype":"INT%d","shape":[%b],"parameters":{"binary_data_size":%%d}}'
+    inputs = entry % (b"values", 8 * width, b"%d") + b"," + entry % (b"lengths", 32, b"%d,%d")
+    return ASK % (inputs, b"partial", parameters)
+
+
+def ask_forms(halves: tuple[bool, ...] = (False, True)) -> tuple[bytes, ...]:
+    """All of them: int32 and int64 ids, for partials in float32, then in float16."""
+    return tuple(ask(width, half) for half in halves for width in (4, 8))
+
+
+def answer_forms(digest: bytes) -> tuple[tuple[bytes, bytes], bytes, bytes]:
+    """Answers of the sparse function that serves `digest`.
+
+    Two heads, without and with the milliseconds since it got ready (numbers: body length, JSON
+    length, these); JSON for partials in float32; in float16 (numbers: elements, bytes).
+    """
+    text = ANSWER % (b"shard", digest[:12], digest, b"partial")
+    return (
+        (_ANSWER_HEAD % b"", _ANSWER_HEAD % b"erless-up-ms: %d\r\n"),
+        text.replace(b"%b", b"FP32"),
+        text.replace(b"%b", b"FP16"),
+    )

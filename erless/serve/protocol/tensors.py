@@ -1,0 +1,307 @@
+"""Open Inference Protocol v2: requests and responses of `infer`, JSON tensors and binary ones.
+
+A request's JSON lists `inputs`; a tensor's elements are in its `data`, or, with the binary tensor
+extension, in the bytes behind the JSON, in order, each as long as its parameter
+`binary_data_size` says (the header `Inference-Header-Content-Length` tells where JSON ends).
+Sources: kserve/open-inference-protocol specification/protocol/inference_rest.md;
+triton-inference-server/server docs/protocol/extension_binary_data.md.
+
+What does not fit is a `QueryError`: the client's fault, told in a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.errors import QueryError
+from erless.http.messages import JSON_LENGTH, Response
+
+__all__ = [
+    "BINARY_TYPE", "JSON_LENGTH", "InferRequest", "TensorSpec", "decode", "encode", "inputs_of",
+]  # fmt: skip
+
+BINARY_TYPE = b"application/octet-stream"
+DTYPES = {"INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4"}
+NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
+SHOWN = 60  # characters of what a client sent that an error repeats
+
+_TO_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output: its datatypes (the first is what metadata says) and shape, -1 open."""
+
+    name: str
+    datatypes: tuple[str, ...]
+    shape: tuple[int, ...]
+    optional: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """As the model's metadata has it."""
+        return {"name": self.name, "datatype": self.datatypes[0], "shape": list(self.shape)}
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """What a client asked for.
+
+    Args:
+        inputs: by name; arrays are views of the request's bytes where they came as such.
+        parameters: of the request.
+        id: to be echoed, or None.
+        binary: outputs go back as bytes.
+        outputs: names asked for; empty: all.
+    """
+
+    inputs: dict[str, Array]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    id: str | None = None
+    binary: bool = False
+    outputs: tuple[str, ...] = ()
+
+
+def _not_a_number(text: str) -> float:
+    raise QueryError(f"{text} is not JSON: numbers are finite")
+
+
+def parse_json(text: bytes | memoryview) -> Any:
+    """The document that `text` is.
+
+    Raises:
+        QueryError: it is not JSON.
+    """
+    try:
+        return json.loads(bytes(text), parse_constant=_not_a_number)
+    except RecursionError:
+        raise QueryError("the request's JSON is nested too deeply") from None
+    except ValueError as error:  # UnicodeDecodeError too
+        raise QueryError(f"the request is not JSON: {error}") from None
+
+
+def decode(
+    body: memoryview, headers: Mapping[bytes, bytes], specs: Sequence[TensorSpec]
+) -> InferRequest:
+    """Read an `infer` request whose inputs are `specs`.
+
+    Raises:
+        QueryError: whatever does not fit, by name.
+    """
+    announced = headers.get(JSON_LENGTH)
+    if b"content-encoding" in headers and headers[b"content-encoding"] != b"identity":
+        raise QueryError("compressed requests are not taken")
+    if announced is None:
+        document, tail = parse_json(body), body[:0]
+    else:
+        if not announced.isdigit() or len(announced) > 12 or int(announced) > len(body):
+            raise QueryError(
+                f"Inference-Header-Content-Length is {_shown(announced.decode('latin-1'))}, "
+                f"the body has {len(body):,} bytes"
+            )
+        document, tail = parse_json(body[: int(announced)]), body[int(announced) :]
+    if not isinstance(document, dict):
+        raise QueryError("the request is not a JSON object")
+    identity = document.get("id")
+    if identity is not None and not isinstance(identity, str):
+        raise QueryError("id must be a string")
+    parameters = _object(document, "parameters")
+    outputs, binary = _outputs(document, parameters)
+    return InferRequest(
+        inputs_of(_list(document, "inputs"), tail, specs), parameters, identity, binary, outputs
+    )
+
+
+def _object(document: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = document.get(key, {})
+    if not isinstance(value, dict):
+        raise QueryError(f"{key} must be an object")
+    return value
+
+
+def _list(document: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    value = document.get(key)
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise QueryError(f"{key} must be a list of objects")
+    return value
+
+
+def _flag(parameters: Mapping[str, Any], name: str) -> bool:
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise QueryError(f"parameter {name} must be true or false")
+    return value
+
+
+def _outputs(
+    document: Mapping[str, Any], parameters: Mapping[str, Any]
+) -> tuple[tuple[str, ...], bool]:
+    """Names of the outputs asked for, and whether they go back as bytes."""
+    binary = _flag(parameters, "binary_data_output")
+    if document.get("outputs") is None:
+        return (), binary
+    names = []
+    for each in _list(document, "outputs"):
+        name = each.get("name")
+        if not isinstance(name, str):
+            raise QueryError("an output has no name")
+        names.append(name)
+        own = _object(each, "parameters")
+        if "binary_data" in own:
+            binary = _flag(own, "binary_data")
+    return tuple(names), binary
+
+
+def inputs_of(
+    listed: Sequence[Mapping[str, Any]], tail: memoryview, specs: Sequence[TensorSpec]
+) -> dict[str, Array]:
+    """The input tensors.
+
+    Args:
+        listed: `inputs` of the request.
+        tail: the bytes behind the JSON.
+        specs: what the model takes.
+    """
+    known = {spec.name: spec for spec in specs}
+    found: dict[str, Array] = {}
+    offset = 0
+    for entry in listed:
+        name = entry.get("name")
+        spec = known.get(name) if isinstance(name, str) else None
+        if spec is None:
+            raise QueryError(f"input {_shown(name)} is unknown: there are {', '.join(known)}")
+        if spec.name in found:
+            raise QueryError(f"input {spec.name} is given twice")
+        datatype = entry.get("datatype")
+        if datatype not in spec.datatypes:
+            raise QueryError(
+                f"input {spec.name} is {_shown(datatype)}, expected {' or '.join(spec.datatypes)}"
+            )
+        shape = _shape(entry, spec)
+        size = _object(entry, "parameters").get("binary_data_size")
+        if size is None:
+            found[spec.name] = _from_json(entry, spec, datatype, shape)
+            continue
+        if "data" in entry:
+            raise QueryError(f"input {spec.name} has both data and binary_data_size")
+        dtype = np.dtype(DTYPES[datatype])
+        elements = math.prod(shape)
+        if isinstance(size, bool) or not isinstance(size, int) or size != elements * dtype.itemsize:
+            raise QueryError(
+                f"input {spec.name}: binary_data_size is {_shown(size)}, {datatype} {list(shape)} "
+                f"takes {elements * dtype.itemsize:,} bytes"
+            )
+        if size > len(tail) - offset:
+            raise QueryError(
+                f"input {spec.name}: {size:,} bytes announced, {len(tail) - offset:,} are left"
+            )
+        array = np.frombuffer(tail, dtype, elements, offset) if elements else np.empty(0, dtype)
+        found[spec.name] = (array if array.flags.aligned else array.copy()).reshape(shape)
+        offset += size
+    if offset != len(tail):
+        raise QueryError(f"{len(tail) - offset:,} bytes are left behind the last tensor")
+    for spec in specs:
+        if spec.name not in found and not spec.optional:
+            raise QueryError(f"input {spec.name} is missing")
+    return found
+
+
+def _shape(entry: Mapping[str, Any], spec: TensorSpec) -> tuple[int, ...]:
+    shape: Any = entry.get("shape")
+    fits = (
+        isinstance(shape, list)
+        and len(shape) == len(spec.shape)
+        and all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 40 for n in shape)
+    )
+    if not fits or any(want not in (-1, n) for want, n in zip(spec.shape, shape, strict=True)):
+        raise QueryError(
+            f"input {spec.name}: shape is {_shown(shape)}, expected {list(spec.shape)}, -1 any size"
+        )
+    return tuple(shape)
+
+
+def _from_json(
+    entry: Mapping[str, Any], spec: TensorSpec, datatype: str, shape: tuple[int, ...]
+) -> Array:
+    """A tensor whose `data` is nested or flat."""
+    if not isinstance(entry.get("data"), list):
+        raise QueryError(f"input {spec.name} has no data")
+    dtype = np.dtype(DTYPES[datatype])
+    flat: list[Any] = []
+    pending = [iter(entry["data"])]
+    while pending:
+        for each in pending[-1]:
+            if isinstance(each, list):
+                pending.append(iter(each))
+                break
+            flat.append(each)
+        else:
+            pending.pop()
+    wanted = (int,) if dtype.kind == "i" else (int, float)
+    for position, each in enumerate(flat):
+        if type(each) not in wanted:
+            raise QueryError(
+                f"input {spec.name}: element {position} is {_shown(each)}, not {datatype}"
+            )
+    if len(flat) != math.prod(shape):
+        raise QueryError(
+            f"input {spec.name}: shape {list(shape)} has {math.prod(shape):,} elements, "
+            f"data has {len(flat):,}"
+        )
+    try:
+        array = np.array(flat, dtype)
+    except OverflowError:
+        raise QueryError(f"input {spec.name}: a number is beyond {datatype}") from None
+    return array.reshape(shape)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value) if value is not None else "absent"
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+
+
+def encode(
+    model: str,
+    version: str,
+    request: InferRequest,
+    outputs: Mapping[str, Array],
+    parameters: Mapping[str, Any],
+) -> Response:
+    """The response to `request`: the outputs that it asked for, as it asked for them.
+
+    Raises:
+        QueryError: an output that it asked for does not exist.
+    """
+    listed = []
+    buffers: list[memoryview] = []
+    for name in request.outputs or outputs:
+        if name not in outputs:
+            raise QueryError(f"output {_shown(name)} is unknown: there is {', '.join(outputs)}")
+        array = outputs[name]
+        entry: dict[str, Any] = {
+            "name": name,
+            "datatype": NAMES[array.dtype],
+            "shape": list(array.shape),
+        }
+        if request.binary:
+            entry["parameters"] = {"binary_data_size": array.nbytes}
+            buffers.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        else:
+            entry["data"] = array.reshape(-1).tolist()
+        listed.append(entry)
+    document: dict[str, Any] = {"model_name": model, "model_version": version}
+    if request.id is not None:
+        document["id"] = request.id
+    document |= {"parameters": parameters, "outputs": listed}
+    text = _TO_JSON(document).encode()
+    if not request.binary:
+        return Response(200, (text,))
+    return Response(200, (text, *buffers), BINARY_TYPE, ((JSON_LENGTH, b"%d" % len(text)),))

@@ -1,0 +1,101 @@
+"""Reading a blob: ranges in parallel, in order past sha256, each resumed where it broke."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from botocore.exceptions import HTTPClientError, ResponseStreamingError
+
+from erless.errors import ArtifactError, StorageError
+from erless.storage.atomic import os_errors
+from erless.storage.s3.bucket import PART_BYTES, THREADS, Bucket, pause
+from erless.storage.stores import Blob, Counter
+
+__all__ = ["download"]
+
+READ_BYTES = 1 << 20
+
+
+def download(bucket: Bucket, blob: Blob, descriptor: int | None, counter: Counter) -> None:
+    """Read the blob by ranges in parallel, in order past sha256, and into `descriptor`."""
+    state = hashlib.sha256()
+    begins = iter(range(0, blob.size_bytes, PART_BYTES))
+    with ThreadPoolExecutor(THREADS) as pool:
+        pending: list[Future[bytearray]] = []
+
+        def submit() -> None:
+            begin = next(begins, None)
+            if begin is not None:
+                end = min(begin + PART_BYTES, blob.size_bytes)
+                pending.append(pool.submit(_range, bucket, blob, begin, end, descriptor, stop))
+
+        stop = threading.Event()
+        try:
+            for _ in range(2 * THREADS):
+                submit()
+            while pending:
+                data = pending.pop(0).result()
+                submit()
+                state.update(data)
+                counter.advance(len(data))
+        finally:
+            stop.set()
+    if state.hexdigest() != blob.sha256:
+        raise ArtifactError(
+            f"{bucket.url}/{blob.name}: altered: sha256 {state.hexdigest()}, expected {blob.sha256}"
+        )
+
+
+def _range(
+    bucket: Bucket, blob: Blob, begin: int, end: int, descriptor: int | None, stop: threading.Event
+) -> bytearray:
+    """Bytes `begin` … `end` - 1, taken up again where a connection broke."""
+    data = bytearray(end - begin)
+    view = memoryview(data)
+    got = attempt = 0
+    while got < len(data):
+        if stop.is_set():
+            return data
+        before = got
+        with bucket.errors("read", blob.name):
+            try:
+                got = _read_into(bucket, view, blob, begin, got)
+            except (ResponseStreamingError, HTTPClientError):
+                if attempt >= bucket.attempts - 1:
+                    raise
+        if got < len(data):
+            attempt = 0 if got > before else attempt + 1
+            if attempt >= bucket.attempts:
+                raise StorageError(
+                    f"{bucket.url}/{blob.name}: no bytes at offset {begin + got:,} in "
+                    f"{bucket.attempts} attempts"
+                )
+            pause(attempt)
+    if descriptor is not None:
+        with os_errors(Path(blob.name)):
+            os.pwrite(descriptor, data, begin)
+    return data
+
+
+def _read_into(bucket: Bucket, view: memoryview, blob: Blob, begin: int, got: int) -> int:
+    """One GET from `begin + got` on; says how far it came."""
+    answer = bucket.client.get_object(
+        **bucket.key(blob.name), Range=f"bytes={begin + got}-{begin + len(view) - 1}"
+    )
+    total = int(answer.get("ContentRange", "/0").rpartition("/")[2])
+    if total != blob.size_bytes:
+        answer["Body"].close()
+        raise ArtifactError(
+            f"{bucket.url}/{blob.name}: {total:,} bytes, expected {blob.size_bytes:,}: "
+            "truncated or altered"
+        )
+    with suppress(ResponseStreamingError, HTTPClientError), answer["Body"] as body:
+        while chunk := body.read(min(READ_BYTES, len(view) - got)):
+            view[got : got + len(chunk)] = chunk
+            got += len(chunk)
+    return got
