@@ -105,13 +105,16 @@ def small(costs: Costs, qps: float, room: float = 1.0) -> Callable[[str], dict[s
     def change(name: str) -> dict[str, Any]:
         target = UTILISATION * VCPU / costs.cpu_s[name]
         least = math.ceil(qps / target)
-        scaling = Scaling(metric="rps", target=target, window_s=WINDOW_S, min_scale=least,
-                          max_scale=MOST)  # fmt: skip
+        scaling = Scaling(
+            metric="rps", target=target, window_s=WINDOW_S, min_scale=least, max_scale=MOST
+        )
         return {
-            "scaling": scaling, "replicas": least, "vcpu": VCPU,
+            "scaling": scaling,
+            "replicas": least,
+            "vcpu": VCPU,
             "qps_per_replica": VCPU / costs.cpu_s[name],
             "memory_bytes": int(costs.resident_bytes[name] * room),
-        }  # fmt: skip
+        }
 
     return change
 
@@ -130,8 +133,17 @@ def packed(inputs: Inputs, plan: Plan, name: str) -> Path:
     """A store with the release of `plan`."""
     path, store = inputs.folder / f"{name}.json", inputs.folder / name
     plan.save(path)
-    erless("pack", "--model", inputs.model, "--profile", inputs.profile, "--plan", path,
-           "--store", store)  # fmt: skip
+    erless(
+        "pack",
+        "--model",
+        inputs.model,
+        "--profile",
+        inputs.profile,
+        "--plan",
+        path,
+        "--store",
+        store,
+    )
     return store
 
 
@@ -139,8 +151,19 @@ def planned(inputs: Inputs, policy: str, shards: int) -> Plan:
     """The model by shards, or whole."""
     path = inputs.folder / f"{policy}-as-planned.json"
     shape = ("--shards", shards) if policy == "joint" else ("--policy", policy)
-    erless("plan", "--model", inputs.model, "--profile", inputs.profile, "--traffic", f"{PEAK}x",
-           "--equal-containers", *shape, "--out", path)  # fmt: skip
+    erless(
+        "plan",
+        "--model",
+        inputs.model,
+        "--profile",
+        inputs.profile,
+        "--traffic",
+        f"{PEAK}x",
+        "--equal-containers",
+        *shape,
+        "--out",
+        path,
+    )
     return Plan.load(path)
 
 
@@ -194,25 +217,37 @@ def simulated(plan: Plan, costs: Costs, traffic: Traffic) -> Simulation:
 
 
 def one(
-    inputs: Inputs, policy: str, plan: Plan, costs: Costs, traffic: Traffic, out: Path,
+    inputs: Inputs,
+    policy: str,
+    plan: Plan,
+    costs: Costs,
+    traffic: Traffic,
+    out: Path,
     base: RunResult | None,
-) -> tuple[dict[str, Any], RunResult]:  # fmt: skip
+) -> tuple[dict[str, Any], RunResult]:
     """One policy under the steps: measured and predicted."""
     least = float(traffic.qps.min())
     store = packed(inputs, changed(plan, small(costs, least, ROOM)), policy)
     fields: dict[str, Any] = {"title": f"{policy}, measured", "policy": policy}
     if base is not None:
         fields["model_wise"] = Baseline(
-            memory_bytes=base.memory_bytes, replicas=base.replicas,
+            memory_bytes=base.memory_bytes,
+            replicas=base.replicas,
             source="measured under the same traffic",
-        )  # fmt: skip
+        )
     with local(store, inputs.folder / f"state-{policy}", limits=True) as system:
         load = Load(system.url, traffic.duration_s, traffic.name, USERS, inputs.queries)
-        seen = measure(load, out / policy, sla_ms=SLA_MS, overwrite=True, fields=fields,
-                       probe=alone(system))  # fmt: skip
+        seen = measure(
+            load, out / policy, sla_ms=SLA_MS, overwrite=True, fields=fields, probe=alone(system)
+        )
     run = simulated(changed(plan, small(costs, least)), costs, traffic)
-    told = write_simulation(out / f"{policy}-simulated", run, title=f"{policy}, simulated",
-                            sla_ms=SLA_MS, overwrite=True)  # fmt: skip
+    told = write_simulation(
+        out / f"{policy}-simulated",
+        run,
+        title=f"{policy}, simulated",
+        sla_ms=SLA_MS,
+        overwrite=True,
+    )
     return {
         "policy": policy,
         "measured": _told(seen),
@@ -221,17 +256,22 @@ def one(
         "cpu_ms": {name: each * 1e3 for name, each in costs.cpu_s.items()},
         "start_s": costs.start_s,
         "traffic": traffic.name,
-    }, seen  # fmt: skip
+    }, seen
 
 
 def _told(run: RunResult) -> dict[str, Any]:
     return {
-        "queries": run.queries, "failed": run.failed, "late": run.late_share,
-        "p50_ms": run.latency.p50_ms, "p95_ms": run.latency.p95_ms,
+        "queries": run.queries,
+        "failed": run.failed,
+        "late": run.late_share,
+        "p50_ms": run.latency.p50_ms,
+        "p95_ms": run.latency.p95_ms,
         "p99_ms": run.latency.p99_ms,
-        "replicas": run.replicas.mean, "most_replicas": run.replicas.peak,
-        "memory_bytes": run.memory_bytes.mean, "most_memory_bytes": run.memory_bytes.peak,
-    }  # fmt: skip
+        "replicas": run.replicas.mean,
+        "most_replicas": run.replicas.peak,
+        "memory_bytes": run.memory_bytes.mean,
+        "most_memory_bytes": run.memory_bytes.peak,
+    }
 
 
 def elasticity(inputs: Inputs, shards: int, out: Path) -> list[dict[str, Any]]:
@@ -259,20 +299,24 @@ def elasticity(inputs: Inputs, shards: int, out: Path) -> list[dict[str, Any]]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """One line for each policy: measured, and by how much the prediction was off."""
-    lines = ["| policy | queries | memory, mean | most | replicas, mean | most | late | failed | "
-             "p50 | p95 | p99 | predicted memory | replicas | most |",
-             "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| policy | queries | memory, mean | most | replicas, mean | most | late | failed | "
+        "p50 | p95 | p99 | predicted memory | replicas | most |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         seen, told = row["measured"], row["simulated"]
-        off = [told[name] / seen[name] - 1 for name in ("memory_bytes", "replicas",
-                                                        "most_replicas")]  # fmt: skip
+        off = [
+            told[name] / seen[name] - 1 for name in ("memory_bytes", "replicas", "most_replicas")
+        ]
         lines.append(
             f"| {row['policy']} | {seen['queries']:,} | {seen['memory_bytes'] / 1e9:.2f} GB | "
             f"{seen['most_memory_bytes'] / 1e9:.2f} GB | {seen['replicas']:.1f} | "
             f"{seen['most_replicas']:.0f} | {seen['late']:.2%} | {seen['failed']} | "
             f"{seen['p50_ms']:.1f} ms | {seen['p95_ms']:.1f} ms | {seen['p99_ms']:.1f} ms | "
-            + " | ".join(f"{each:+.1%}" for each in off) + " |"
-        )  # fmt: skip
+            + " | ".join(f"{each:+.1%}" for each in off)
+            + " |"
+        )
     return "\n".join(lines)
 
 
@@ -289,8 +333,15 @@ def main() -> None:
         folder = Path(name)
         inputs = Inputs(folder / "m", folder / "p", folder)
         erless("example", "rm1", "--rows", given.rows, "--out", inputs.model)
-        erless("profile", "--model", inputs.model, "--log", inputs.model / "access.parquet",
-               "--out", inputs.profile)  # fmt: skip
+        erless(
+            "profile",
+            "--model",
+            inputs.model,
+            "--log",
+            inputs.model / "access.parquet",
+            "--out",
+            inputs.profile,
+        )
         try:
             rows = elasticity(inputs, given.shards, given.out)
         except LimitsError as error:

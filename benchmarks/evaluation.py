@@ -83,10 +83,16 @@ class Case:
 
 
 CASES = [
-    Case("rm1", 0.9, 4), Case("rm2", 0.9, 4), Case("rm3", 0.9, 4), Case("rm1", 0.1, 4),
-    Case("rm1", 0.5, 4), Case("rm1", 0.9, 1), Case("rm1", 0.9, 2), Case("rm1", 0.9, 8),
+    Case("rm1", 0.9, 4),
+    Case("rm2", 0.9, 4),
+    Case("rm3", 0.9, 4),
+    Case("rm1", 0.1, 4),
+    Case("rm1", 0.5, 4),
+    Case("rm1", 0.9, 1),
+    Case("rm1", 0.9, 2),
+    Case("rm1", 0.9, 8),
     Case("rm1", 0.9, 4, scale=4.0),
-]  # fmt: skip
+]
 
 
 class Bundle:
@@ -96,10 +102,25 @@ class Bundle:
         self.rows, self.folder = rows, folder
         self.model, self.profile = folder / "m", folder / "p"
         self.expected = folder / "expected.json"
-        erless("example", case.workload, "--rows", rows, "--locality", case.locality, "--out",
-               self.model)  # fmt: skip
-        erless("profile", "--model", self.model, "--log", self.model / "access.parquet", "--out",
-               self.profile)  # fmt: skip
+        erless(
+            "example",
+            case.workload,
+            "--rows",
+            rows,
+            "--locality",
+            case.locality,
+            "--out",
+            self.model,
+        )
+        erless(
+            "profile",
+            "--model",
+            self.model,
+            "--log",
+            self.model / "access.parquet",
+            "--out",
+            self.profile,
+        )
         queries = self.model / "queries.safetensors"
         self.expected.write_text(erless("predict", "--monolith", self.model, queries, "-o", "json"))
         self.traffic = Traffic.read(queries, self.expected)
@@ -180,12 +201,33 @@ def dollars(cpu: float, memory_bytes: float) -> float:
 def measured(case: Case, bundle: Bundle, seconds: float) -> dict[str, Any]:
     """One case on this machine, in rounds with the monolith."""
     plan_path, store = bundle.folder / f"plan{case.shards}.json", bundle.folder / f"s{case.shards}"
-    erless("plan", "--model", bundle.model, "--profile", bundle.profile, "--shards", case.shards,
-           "--traffic", f"{TIMES}x", "--equal-containers", "--out", plan_path)  # fmt: skip
+    erless(
+        "plan",
+        "--model",
+        bundle.model,
+        "--profile",
+        bundle.profile,
+        "--shards",
+        case.shards,
+        "--traffic",
+        f"{TIMES}x",
+        "--equal-containers",
+        "--out",
+        plan_path,
+    )
     plan = changed(Plan.load(plan_path), single)
     plan.save(plan_path)
-    erless("pack", "--model", bundle.model, "--profile", bundle.profile, "--plan", plan_path,
-           "--store", store)  # fmt: skip
+    erless(
+        "pack",
+        "--model",
+        bundle.model,
+        "--profile",
+        bundle.profile,
+        "--plan",
+        plan_path,
+        "--store",
+        store,
+    )
     state = bundle.folder / f"state{case.shards}"
     with local(store, state) as system, MonolithServer(bundle.model) as server:
         ours = Side(system.url, system.functions)
@@ -207,16 +249,21 @@ def measured(case: Case, bundle: Bundle, seconds: float) -> dict[str, Any]:
     utility = touched_rows(plan, bundle, replicas, sample)
     mono_utility = touched_rows(whole_plan(plan), bundle, {"gateway": TIMES}, sample)
     return {
-        "workload": case.workload, "locality": case.locality, "shards": case.shards,
-        "rows": bundle.rows, "replicas": replicas,
+        "workload": case.workload,
+        "locality": case.locality,
+        "shards": case.shards,
+        "rows": bundle.rows,
+        "replicas": replicas,
         "memory": TIMES * mono_memory / total,
         "utility": utility / mono_utility,
         "cost": dollars(TIMES, TIMES * mono_memory) / dollars(TIMES * sum(parts.values()), total),
-        "tax": float(np.median(taxes)), "taxes": taxes,
-        "memory_bytes": total, "model_wise_bytes": TIMES * mono_memory,
+        "tax": float(np.median(taxes)),
+        "taxes": taxes,
+        "memory_bytes": total,
+        "model_wise_bytes": TIMES * mono_memory,
         "failed": ours.failed + whole.failed,
         "largest_error": max(ours.largest_error, whole.largest_error),
-    }  # fmt: skip
+    }
 
 
 def whole_plan(plan: Plan) -> Plan:
@@ -247,17 +294,34 @@ def full_scale(case: Case, folder: Path, policy: str, demand: tuple[str, ...]) -
     plans = {}
     for each in dict.fromkeys((policy, "model-wise")):
         path = folder / f"{each}.json"
-        erless("plan", "--workload", case.workload, "--locality", case.locality, "--policy", each,
-               "--equal-containers", "--sla-p95-ms", 400, *demand, "--out", path)  # fmt: skip
+        erless(
+            "plan",
+            "--workload",
+            case.workload,
+            "--locality",
+            case.locality,
+            "--policy",
+            each,
+            "--equal-containers",
+            "--sla-p95-ms",
+            400,
+            *demand,
+            "--out",
+            path,
+        )
         plans[each] = Plan.load(path)
     ours, base = plans[policy], plans["model-wise"]
-    traffic = parse_traffic("step:" + ",".join(f"{part * ours.qps:.1f}" for part in STEPS),
-                            STEP_S * len(STEPS))  # fmt: skip
+    traffic = parse_traffic(
+        "step:" + ",".join(f"{part * ours.qps:.1f}" for part in STEPS), STEP_S * len(STEPS)
+    )
     runs = {each: simulate(plan, traffic) for each, plan in plans.items()}
     result, whole = ours.result, base.result
     assert result and whole
     return {
-        "workload": case.workload, "locality": case.locality, "policy": policy, "qps": ours.qps,
+        "workload": case.workload,
+        "locality": case.locality,
+        "policy": policy,
+        "qps": ours.qps,
         "gpu": "gpu" in demand,
         "planned_memory": whole.memory_bytes / result.memory_bytes,
         "planned_utility": result.memory_utility / whole.memory_utility,
@@ -266,7 +330,7 @@ def full_scale(case: Case, folder: Path, policy: str, demand: tuple[str, ...]) -
         "simulated_cost": runs["model-wise"].usd_per_month / runs[policy].usd_per_month,
         "late": late_share(runs[policy], SLA_S),
         "late_model_wise": late_share(runs["model-wise"], SLA_S),
-    }  # fmt: skip
+    }
 
 
 def simulate(plan: Plan, traffic: Any) -> Simulation:
@@ -297,10 +361,13 @@ def markdown(result: dict[str, Any]) -> str:
     """The tables of docs/evaluation.md."""
     lines = [
         f"Paper (averages): memory {PAPER['memory']}×, utility {PAPER['utility']}×, "
-        f"cost {PAPER['cost']}×.", "", "Measured on this machine, over eight monoliths:", "",
+        f"cost {PAPER['cost']}×.",
+        "",
+        "Measured on this machine, over eight monoliths:",
+        "",
         "| workload | P | remote shards | rows per table | memory | utility | cost | tax | wrong |",
         "|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for row in result["measured"]:
         lines.append(
             f"| {row['workload']} | {row['locality']:.0%} | {row['shards']} | {row['rows']:,} | "
@@ -310,10 +377,14 @@ def markdown(result: dict[str, Any]) -> str:
         )
     if result["elasticity"]:
         lines += ["", "RM1 under steps of traffic:", "", elasticity_markdown(result["elasticity"])]
-    lines += ["", "Full scale, 20 M rows per table, over model-wise:", "",
-              "| workload | P | policy | queries/s | memory, planned | utility, planned | "
-              "cost, planned | memory, simulated | cost, simulated | late | late, model-wise |",
-              "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines += [
+        "",
+        "Full scale, 20 M rows per table, over model-wise:",
+        "",
+        "| workload | P | policy | queries/s | memory, planned | utility, planned | "
+        "cost, planned | memory, simulated | cost, simulated | late | late, model-wise |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in result["full_scale"]:
         lines.append(
             f"| {row['workload']} | {row['locality']:.0%} | {row['policy']} | "

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from erless.deploy.desired_release import load_desired
-from erless.deploy.local.target import LocalTarget
 from erless.deploy.local.supervisor.memory import pss_bytes
 from erless.deploy.local.supervisor.spec import Timing
+from erless.deploy.local.target import LocalTarget
 from erless.deploy.target import FunctionState
 from erless.dlrm.queries import QueryFile
 from erless.dlrm.reference import Monolith
@@ -67,16 +67,19 @@ def deployed(
     table = manifest.model.tables[0].name
     cuts = np.linspace(0, rows, shards + 1).astype(int).tolist()
     plan = Plan.create(
-        model_digest=manifest.digest, profile_digest=Profile.load(profile / MANIFEST).digest,
+        model_digest=manifest.digest,
+        profile_digest=Profile.load(profile / MANIFEST).digest,
         policy="joint",
         shards=tuple(
             ShardPlan(
-                name=f"cold-{number}", tier=Tier.COLD, scaling=scaling,
+                name=f"cold-{number}",
+                tier=Tier.COLD,
+                scaling=scaling,
                 slices=(RankRange(table=table, start=cuts[number], stop=cuts[number + 1]),),
             )
             for number in range(shards)
         ),
-    )  # fmt: skip
+    )
     plan.save(work / "plan.json")
     opened = open_store(str(store), create=True)
     release = Packer(bundle, profile, work / "plan.json", opened).pack().release
@@ -136,10 +139,14 @@ def cold(rows: int, rounds: int) -> dict[str, Any]:
                 assert answer.cold_start
                 assert error.max() <= 1e-5, error.max()
                 allowed = 0.5 + size / (0.8 * bandwidth)
-                found.append({
-                    "cold_s": answer.took_s, "allowed_s": allowed, "bandwidth": bandwidth,
-                    "ratio": answer.took_s / allowed,
-                })  # fmt: skip
+                found.append(
+                    {
+                        "cold_s": answer.took_s,
+                        "allowed_s": allowed,
+                        "bandwidth": bandwidth,
+                        "ratio": answer.took_s / allowed,
+                    }
+                )
     return {
         "bytes": size,
         "rounds": rounds,

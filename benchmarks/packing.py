@@ -89,9 +89,13 @@ def make(folder: Path, rows: int) -> None:
     digest = write_tensors(folder / "profile" / path, {"ids": ids, "counts": counts})
     own = BundleManifest.open(folder / "model").digest
     access = TableAccess(
-        table="t", rows=rows, samples=1000, accesses=int(counts.sum()), touched=touched,
+        table="t",
+        rows=rows,
+        samples=1000,
+        accesses=int(counts.sum()),
+        touched=touched,
         counts=FileEntry(path=path, **digest._asdict()),
-    )  # fmt: skip
+    )
     profile = Profile.create(model_digest=own, sources=("benchmark",), tables=(access,))
     profile.save(folder / "profile" / MANIFEST)
     shards, start = [], 0

@@ -25,14 +25,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from erless.dlrm.workload import WORKLOADS, PowerLaw, RowOrder
-from erless.plan.search.bounds import memory_bound
 from erless.plan.costs.cost import PAPER_TERMS
 from erless.plan.costs.curves import AccessCurve, TableLoad
-from erless.plan.report.document import policy_results
-from erless.plan.policies.joint import joint_layouts, joint_memory
 from erless.plan.costs.layout import Demand
 from erless.plan.planner import POLICIES, Planner
+from erless.plan.policies.joint import joint_layouts, joint_memory
+from erless.plan.report.document import policy_results
 from erless.plan.request import PlanRequest
+from erless.plan.search.bounds import memory_bound
 from erless.plan.source import workload_tables
 from erless.specs.artifact import FileEntry
 from erless.specs.bundle import MANIFEST, TABLE_TENSOR, BundleManifest
@@ -63,10 +63,16 @@ def _policies(name: str, locality: float, traffic: float, equal: bool, **knobs: 
     found = Planner(model, tables, request).outcome(POLICIES)
     spent = time.process_time() - begin
     return [
-        {"terms": "equal" if equal else "best", "workload": name, "P": locality,
-         "traffic": traffic, "cpu_s": spent, **each.model_dump()}
+        {
+            "terms": "equal" if equal else "best",
+            "workload": name,
+            "P": locality,
+            "traffic": traffic,
+            "cpu_s": spent,
+            **each.model_dump(),
+        }
         for each in policy_results(found)
-    ]  # fmt: skip
+    ]
 
 
 def int8() -> list[Row]:
@@ -114,10 +120,13 @@ def large(count: int = 1000, rows: int = 1_000_000) -> Row:
     for equal in (True, False):
         begin = time.process_time()
         tables = [
-            TableLoad(spec, 32.0 * (1 + index % 20),
-                      AccessCurve.power_law(rows, 0.5 + 0.45 * index / count, 1.05))
+            TableLoad(
+                spec,
+                32.0 * (1 + index % 20),
+                AccessCurve.power_law(rows, 0.5 + 0.45 * index / count, 1.05),
+            )
             for index, spec in enumerate(model.tables)
-        ]  # fmt: skip
+        ]
         outcome = Planner(model, tables, PlanRequest(equal_containers=equal)).outcome()
         (joint,) = policy_results(outcome)
         kind = "equal" if equal else "best"
@@ -143,8 +152,11 @@ def _plan_counted(counts: np.ndarray, rows: int) -> float:
     begin = time.process_time()
     specs = [TableSpec(name=f"t{index}", rows=rows, dim=32) for index in range(4)]
     tables = [TableLoad(each, 4096.0, AccessCurve.from_counts(counts, rows)) for each in specs]
-    model = ModelSpec(dense_features=64, tables=tuple(specs),
-                      tower=DlrmTower(bottom_mlp=(64, 32), top_mlp=(256, 1)))  # fmt: skip
+    model = ModelSpec(
+        dense_features=64,
+        tables=tuple(specs),
+        tower=DlrmTower(bottom_mlp=(64, 32), top_mlp=(256, 1)),
+    )
     Planner(model, tables, PlanRequest(equal_containers=True)).outcome(("joint",))
     return time.process_time() - begin
 
@@ -175,11 +187,14 @@ def profile(accesses: int = 10**8, tables: int = 10, rows: int = 2_000_000) -> R
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         counted = sum(each["accesses"] for each in json.loads(done.stdout)["tables"])
         return {
-            "accesses": counted, "expected": written, "wall_s": time.monotonic() - begin,
+            "accesses": counted,
+            "expected": written,
+            "wall_s": time.monotonic() - begin,
             "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-            "peak_bytes": after.ru_maxrss * 1024, "cores": len(os.sched_getaffinity(0)),
+            "peak_bytes": after.ru_maxrss * 1024,
+            "cores": len(os.sched_getaffinity(0)),
             "load_average": os.getloadavg()[0],
-        }  # fmt: skip
+        }
 
 
 def _bundle(folder: Path, tables: int, rows: int) -> None:
@@ -220,9 +235,13 @@ def _log(path: Path, accesses: int, tables: int, rows: int) -> int:
 
 
 PARTS: dict[str, Callable[[], Any]] = {
-    "compare": compare, "int8": int8, "random": random_instances, "large": large,
-    "growth": growth, "profile": profile,
-}  # fmt: skip
+    "compare": compare,
+    "int8": int8,
+    "random": random_instances,
+    "large": large,
+    "growth": growth,
+    "profile": profile,
+}
 
 
 def run(part: str) -> Any:
@@ -241,44 +260,69 @@ def checks(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     equal = {key: each for key, each in by.items() if key[0] == "equal"}
     best = {key: each for key, each in by.items() if key[0] == "best"}
     more = max(e["joint"]["memory_bytes"] / e["elasticrec"]["memory_bytes"] for e in equal.values())
-    gap = max(e["joint"]["lower_bound_gap"] for k, e in equal.items()
-              if k[2] in (0.5, 0.9) and k[3] in (4, 8))  # fmt: skip
+    gap = max(
+        e["joint"]["lower_bound_gap"]
+        for k, e in equal.items()
+        if k[2] in (0.5, 0.9) and k[3] in (4, 8)
+    )
     all_gap = max(each["joint"]["lower_bound_gap"] for each in equal.values())
     lines = [
-        ("joint memory ÷ elasticrec's, largest over all P and traffic", "≤ 1", f"{more:.4f}",
-         more <= 1 + 1e-9),
+        (
+            "joint memory ÷ elasticrec's, largest over all P and traffic",
+            "≤ 1",
+            f"{more:.4f}",
+            more <= 1 + 1e-9,
+        ),
         ("above the relaxed bound, P = 50 and 90 %, 4× and 8×", "≤ 1 %", f"{gap:.2%}", gap <= 0.01),
         ("the same over all P and traffic", "", f"{all_gap:.2%}", True),
-    ]  # fmt: skip
+    ]
     known = {"rm1": 7.05, "rm2": 7.81, "rm3": 7.37}
     for name, reach in known.items():
         each = equal["equal", name, 0.9, 8]
         got = each["joint"]["memory_reduction"]
         few, many = each["joint"]["containers"], each["elasticrec"]["containers"]
         lines += [
-            (f"{name}, P = 90 %, 8×: memory reduction (ElasticRec "
-             f"{each['elasticrec']['memory_reduction']:.2f})", f"{reach}", f"{got:.2f}",
-             got >= reach - 0.005),
+            (
+                f"{name}, P = 90 %, 8×: memory reduction (ElasticRec "
+                f"{each['elasticrec']['memory_reduction']:.2f})",
+                f"{reach}",
+                f"{got:.2f}",
+                got >= reach - 0.005,
+            ),
             (f"{name}, P = 90 %, 8×: containers", f"≤ {many} ÷ 2", f"{few}", few <= many / 2),
-        ]  # fmt: skip
+        ]
     for row in found["int8"]:
-        lines.append((f"{row['workload']} with int8 below the resident tier", "≥ 22",
-                      f"{row['memory_reduction']:.1f}", row["memory_reduction"] >= 22))  # fmt: skip
-    dearer = max(e["joint"]["usd_per_month"] / min(e[p]["usd_per_month"] for p in POLICIES)
-                 for e in best.values())  # fmt: skip
+        lines.append(
+            (
+                f"{row['workload']} with int8 below the resident tier",
+                "≥ 22",
+                f"{row['memory_reduction']:.1f}",
+                row["memory_reduction"] >= 22,
+            )
+        )
+    dearer = max(
+        e["joint"]["usd_per_month"] / min(e[p]["usd_per_month"] for p in POLICIES)
+        for e in best.values()
+    )
     slow = max(row["cpu_s"] for row in found["compare"])
     lines += [
-        ("best against best: joint's dollars ÷ the cheapest policy's, largest", "≤ 1",
-         f"{dearer:.4f}", dearer <= 1 + 1e-6),
+        (
+            "best against best: joint's dollars ÷ the cheapest policy's, largest",
+            "≤ 1",
+            f"{dearer:.4f}",
+            dearer <= 1 + 1e-6,
+        ),
         ("best against best: settings in which sharding is cheaper", "", _cheaper(best), True),
         ("all policies of one setting, CPU s, slowest", "≤ 30", f"{slow:.1f}", slow <= 30),
-    ]  # fmt: skip
+    ]
     return [*lines, *_scale_checks(found)]
 
 
 def _cheaper(best: dict[tuple[Any, ...], dict[str, Row]]) -> str:
-    pays = sum(each["joint"]["usd_per_month"] < 0.99 * each["model-wise"]["usd_per_month"]
-               for each in best.values())  # fmt: skip
+    pays = sum(
+        each["joint"]["usd_per_month"] < 0.99 * each["model-wise"]["usd_per_month"]
+        for each in best.values()
+    )
     return f"{pays} of {len(best)}"
 
 
@@ -287,29 +331,58 @@ def _scale_checks(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     grown, read = found["growth"], found["profile"]
     seconds = max(big["equal_cpu_s"], big["best_cpu_s"])
     return [
-        (f"{chance['instances']} random instances, largest distance to the bound", "≤ 5 %",
-         f"{chance['largest_gap']:.2%}", chance["largest_gap"] <= 0.05),
-        (f"{big['tables']:,} tables of {big['rows']:,} rows, slower set of terms", "≤ 10 s",
-         f"{seconds:.1f} CPU s", seconds <= 10),
-        ("its peak memory", "≤ 4 GB", f"{big['peak_bytes'] / 1e9:.2f} GB",
-         big["peak_bytes"] <= 4e9),
-        ("10^5 → 10^7 rows per table: times slower", f"≤ {grown['rows_log_rows']:.0f} (rows·log)",
-         f"{grown['times_slower']:.1f}", grown["times_slower"] <= grown["rows_log_rows"]),
-        (f"profile {read['accesses']:,} accesses, {read['cpu_s']:.0f} CPU s, load average "
-         f"{read['load_average']:.1f}", "≤ 60 s", f"{read['wall_s']:.1f} s",
-         read["wall_s"] <= 60 and read["accesses"] == read["expected"]),
-        ("its peak memory", "≤ 2 GB", f"{read['peak_bytes'] / 1e9:.2f} GB",
-         read["peak_bytes"] <= 2e9),
-    ]  # fmt: skip
+        (
+            f"{chance['instances']} random instances, largest distance to the bound",
+            "≤ 5 %",
+            f"{chance['largest_gap']:.2%}",
+            chance["largest_gap"] <= 0.05,
+        ),
+        (
+            f"{big['tables']:,} tables of {big['rows']:,} rows, slower set of terms",
+            "≤ 10 s",
+            f"{seconds:.1f} CPU s",
+            seconds <= 10,
+        ),
+        (
+            "its peak memory",
+            "≤ 4 GB",
+            f"{big['peak_bytes'] / 1e9:.2f} GB",
+            big["peak_bytes"] <= 4e9,
+        ),
+        (
+            "10^5 → 10^7 rows per table: times slower",
+            f"≤ {grown['rows_log_rows']:.0f} (rows·log)",
+            f"{grown['times_slower']:.1f}",
+            grown["times_slower"] <= grown["rows_log_rows"],
+        ),
+        (
+            f"profile {read['accesses']:,} accesses, {read['cpu_s']:.0f} CPU s, load average "
+            f"{read['load_average']:.1f}",
+            "≤ 60 s",
+            f"{read['wall_s']:.1f} s",
+            read["wall_s"] <= 60 and read["accesses"] == read["expected"],
+        ),
+        (
+            "its peak memory",
+            "≤ 2 GB",
+            f"{read['peak_bytes'] / 1e9:.2f} GB",
+            read["peak_bytes"] <= 2e9,
+        ),
+    ]
 
 
 def checks_table(lines: list[tuple[str, str, str, bool]]) -> str:
     """The checks as Markdown."""
     head = ["| what | reach | measured | |", "|---|---|---|---|"]
     return "\n".join(
-        [*head, *(f"| {what} | {reach} | {got} | {_mark(reach, fine)} |"
-                  for what, reach, got, fine in lines)]
-    )  # fmt: skip
+        [
+            *head,
+            *(
+                f"| {what} | {reach} | {got} | {_mark(reach, fine)} |"
+                for what, reach, got, fine in lines
+            ),
+        ]
+    )
 
 
 def _mark(reach: str, fine: bool) -> str:

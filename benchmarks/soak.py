@@ -89,11 +89,13 @@ class Soak:
                     "most": round(max(each[name] for each in self.series), 1),
                     "mb_per_hour": round(
                         float(np.polyfit(seconds, [e[name] for e in later], 1)[0]) * 3600, 2
-                    ) if len(later) > 1 else 0.0,
+                    )
+                    if len(later) > 1
+                    else 0.0,
                 }
                 for name in names
             },
-        }  # fmt: skip
+        }
 
 
 def main() -> None:

@@ -59,8 +59,9 @@ def low_targets(plan: Plan) -> Plan:
     return changed(plan, slow)
 
 
-def calibrated(plan: Plan, cpu_s: dict[str, float], calm: list[RunResult],
-               traffic: Traffic) -> tuple[Terms, dict[str, float]]:  # fmt: skip
+def calibrated(
+    plan: Plan, cpu_s: dict[str, float], calm: list[RunResult], traffic: Traffic
+) -> tuple[Terms, dict[str, float]]:
     """Terms under which the simulator reproduces the calibration runs' median and p95.
 
     Service times are CPU seconds; the rest of the median is the hop's, and its spread is what other
@@ -146,16 +147,20 @@ def main() -> None:
             held = sum(each.memory_bytes for each in system.target.status().functions)
             shared = held - float(sum(map(private_bytes, system.functions())))
             measured = measure(
-                Load(system.url, given.seconds, given.traffic, 64, queries), given.out / "measured",
-                sla_ms=400.0, overwrite=True, fields={"title": "measured"},
+                Load(system.url, given.seconds, given.traffic, 64, queries),
+                given.out / "measured",
+                sla_ms=400.0,
+                overwrite=True,
+                fields={"title": "measured"},
                 probe=probe_of(system.target),
-            )  # fmt: skip
+            )
             calm.append(measure(load, folder / "calm1"))
         terms, service = calibrated(plan, cpu_s, calm, steady)
         traffic = parse_traffic(given.traffic, given.seconds)
         predicted = run_simulation(plan, traffic, terms, None, 0, service)
-        write_simulation(given.out / "simulated", predicted, title="simulated", sla_ms=400.0,
-                         overwrite=True)  # fmt: skip
+        write_simulation(
+            given.out / "simulated", predicted, title="simulated", sla_ms=400.0, overwrite=True
+        )
         write_comparison(given.out / "measured", given.out / "simulated", given.out / "report.html")
         bytes_now = held_bytes(predicted, own, shared)
         stored = read_result(given.out / "measured")
@@ -170,16 +175,21 @@ def main() -> None:
         result["p50_ms"] = compared(quantile(predicted, 0.5) * 1e3, measured.latency.p50_ms or 0.0)
         result["p95_ms"] = compared(quantile(predicted, 0.95) * 1e3, measured.latency.p95_ms or 0.0)
         result["calibration"] = {
-            "cpu_ms": service, "p50_ms": [each.latency.p50_ms for each in calm],
-            "p95_ms": [each.latency.p95_ms for each in calm], "terms": str(terms),
-        }  # fmt: skip
+            "cpu_ms": service,
+            "p50_ms": [each.latency.p50_ms for each in calm],
+            "p95_ms": [each.latency.p95_ms for each in calm],
+            "terms": str(terms),
+        }
     print(json.dumps(result, indent=2))
 
 
 def compared(predicted: float, measured: float) -> dict[str, float]:
     """Both, and by how much the prediction is off."""
-    return {"predicted": round(predicted, 3), "measured": round(measured, 3),
-            "off": round(predicted / measured - 1, 4) if measured else 0.0}  # fmt: skip
+    return {
+        "predicted": round(predicted, 3),
+        "measured": round(measured, 3),
+        "off": round(predicted / measured - 1, 4) if measured else 0.0,
+    }
 
 
 if __name__ == "__main__":

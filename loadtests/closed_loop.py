@@ -40,8 +40,12 @@ class ClosedLoop:
 def head_of(body: Body, path: str, authority: bytes) -> bytes:
     """The head of the request that carries `body` to `path`."""
     return b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b: %d\r\n\r\n" % (
-        path.encode(), authority, len(body.data), JSON_LENGTH, body.json_length,
-    )  # fmt: skip
+        path.encode(),
+        authority,
+        len(body.data),
+        JSON_LENGTH,
+        body.json_length,
+    )
 
 
 class _Run:

@@ -101,10 +101,14 @@ class Session:
             made = queries.from_file(Path(options.queries), options.distinct, options.batch)
         else:
             made = queries.generate(
-                self.served, options.distinct, locality=options.locality, batch=options.batch,
-                pooling=options.pooling, seed=options.seed,
+                self.served,
+                options.distinct,
+                locality=options.locality,
+                batch=options.batch,
+                pooling=options.pooling,
+                seed=options.seed,
                 profile=Path(options.hotness) if options.hotness else None,
-            )  # fmt: skip
+            )
         self.bodies = list(made)
         self.expected = None
         if options.expected:
@@ -147,9 +151,12 @@ class Session:
     def connect(self) -> HTTPClient:
         """A connection of one user's own; opened by its first query."""
         return HTTPClient.from_url(
-            self.url, connection_timeout=CONNECT_S, concurrency=1, block_size=BLOCK_BYTES,
+            self.url,
+            connection_timeout=CONNECT_S,
+            concurrency=1,
+            block_size=BLOCK_BYTES,
             network_timeout=self.deadline_s + GRACE_S,
-        )  # fmt: skip
+        )
 
     def note(self, due: float, took_s: float, failure: str, error: float, said: str) -> None:
         """One line of the record: due, seconds, failure, relative error, flags."""
@@ -279,17 +286,34 @@ class Client(User):
         return not failure
 
     def _report(
-        self, session: Session, took_s: float, length: int, failure: str,
+        self,
+        session: Session,
+        took_s: float,
+        length: int,
+        failure: str,
         answer: queries.Answer | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         fire = self.environment.events.request.fire
         name = session.served.name
         reason = ServeError(failure) if failure else None
-        fire(request_type="infer", name=name, response_time=took_s * 1e3, response_length=length,
-             exception=reason, context={}, url=session.served.path)  # fmt: skip
+        fire(
+            request_type="infer",
+            name=name,
+            response_time=took_s * 1e3,
+            response_length=length,
+            exception=reason,
+            context={},
+            url=session.served.path,
+        )
         if answer is None:
             return
         for kind, happened in (("degraded", answer.degraded), ("cold start", answer.cold)):
             if happened:
-                fire(request_type=kind, name=name, response_time=took_s * 1e3,
-                     response_length=length, exception=None, context={})  # fmt: skip
+                fire(
+                    request_type=kind,
+                    name=name,
+                    response_time=took_s * 1e3,
+                    response_length=length,
+                    exception=None,
+                    context={},
+                )

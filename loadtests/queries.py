@@ -28,9 +28,16 @@ from erless.specs.profile import MANIFEST, Profile
 from erless.storage.tensors import TensorFile
 
 __all__ = [
-    "Answer", "Body", "Expected", "ServedModel", "build", "discover", "generate", "read_answer",
+    "Answer",
+    "Body",
+    "Expected",
+    "ServedModel",
+    "build",
+    "discover",
+    "generate",
+    "read_answer",
     "read_expected",
-]  # fmt: skip
+]
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 DATATYPES = {"float32": "FP32", "int32": "INT32", "int64": "INT64"}
@@ -143,9 +150,12 @@ def read_answer(body: bytes, json_length: int | None) -> Answer:
 
 
 def discover(
-    host: str, model: str | None = None, token: str | None = None, wait_s: float = DISCOVERY_S,
+    host: str,
+    model: str | None = None,
+    token: str | None = None,
+    wait_s: float = DISCOVERY_S,
     connect: str = "",
-) -> ServedModel:  # fmt: skip
+) -> ServedModel:
     """Ask the gateway at `host` what it serves; tries again for `wait_s`.
 
     connect: HOST:PORT to connect to, where the URL's own host is not known here.
@@ -162,8 +172,9 @@ def discover(
     name = model or _served_name(_get(there, "/v2", headers, wait_s))
     said = _get(there, f"/v2/models/{name}", headers, wait_s)
     parameters = said.get("parameters", {})
-    dense = next((each["shape"][-1] for each in said.get("inputs", ()) if each["name"] == "dense"),
-                 None)  # fmt: skip
+    dense = next(
+        (each["shape"][-1] for each in said.get("inputs", ()) if each["name"] == "dense"), None
+    )
     if dense is None:
         raise ServeError(f"{host}: {name} takes no `dense`: it is not a recommendation model")
     return ServedModel(
@@ -179,8 +190,10 @@ def discover(
 def _served_name(server: dict[str, Any]) -> str:
     models = server.get("models") or server.get("parameters", {}).get("models") or ()
     if len(models) != 1:
-        raise ServeError(f"{server.get('name', 'the server')} does not say which model it serves: "
-                         "name it with --model")  # fmt: skip
+        raise ServeError(
+            f"{server.get('name', 'the server')} does not say which model it serves: "
+            "name it with --model"
+        )
     return str(models[0])
 
 
@@ -225,9 +238,15 @@ def from_file(path: Path, most: int, batch: int | None = None) -> Iterator[Body]
 
 
 def generate(
-    served: ServedModel, count: int, *, locality: float = 0.9, batch: int | None = None,
-    pooling: int | None = None, profile: Path | None = None, seed: int = 0,
-) -> Iterator[Body]:  # fmt: skip
+    served: ServedModel,
+    count: int,
+    *,
+    locality: float = 0.9,
+    batch: int | None = None,
+    pooling: int | None = None,
+    profile: Path | None = None,
+    seed: int = 0,
+) -> Iterator[Body]:
     """Draw `count` queries that fit the served model.
 
     Raises:
@@ -241,8 +260,10 @@ def generate(
     samples = batch or served.batch
     known = _profiled(profile) if profile else {}
     generator = np.random.default_rng(seed)
-    orders = [RowOrder.seeded(int(each["rows"]), np.random.default_rng([seed, index]))
-              for index, each in enumerate(served.tables)]  # fmt: skip
+    orders = [
+        RowOrder.seeded(int(each["rows"]), np.random.default_rng([seed, index]))
+        for index, each in enumerate(served.tables)
+    ]
     for index in range(count):
         columns, lengths = [], []
         for table, order in zip(served.tables, orders, strict=True):

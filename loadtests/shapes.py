@@ -16,9 +16,18 @@ from locust import LoadTestShape
 from erless.specs.traffic import Traffic, parse_traffic
 
 __all__ = [
-    "SHAPES", "Arrivals", "Constant", "Diurnal", "OpenLoop", "Ramp", "Replay", "Sawtooth", "Spike",
-    "Step", "shape_of",
-]  # fmt: skip
+    "SHAPES",
+    "Arrivals",
+    "Constant",
+    "Diurnal",
+    "OpenLoop",
+    "Ramp",
+    "Replay",
+    "Sawtooth",
+    "Spike",
+    "Step",
+    "shape_of",
+]
 
 DRAIN_S = 1.0  # after the last arrival, for the last answers
 
@@ -100,9 +109,13 @@ class Replay(OpenLoop):
 
 
 SHAPES: dict[str, type[OpenLoop]] = {
-    "constant": Constant, "step": Step, "ramp": Ramp, "spike": Spike, "diurnal": Diurnal,
+    "constant": Constant,
+    "step": Step,
+    "ramp": Ramp,
+    "spike": Spike,
+    "diurnal": Diurnal,
     "sawtooth": Sawtooth,
-}  # fmt: skip
+}
 
 
 def shape_of(text: str, duration_s: float | None) -> type[OpenLoop]:
@@ -114,7 +127,7 @@ def shape_of(text: str, duration_s: float | None) -> type[OpenLoop]:
     traffic = parse_traffic(text, duration_s)
     base = SHAPES.get(text.partition(":")[0], Replay)
     own = {"abstract": False, "traffic": traffic, "__module__": __name__, "__doc__": base.__doc__}
-    return type(base.__name__, (base,), own)  # fmt: skip
+    return type(base.__name__, (base,), own)
 
 
 def now() -> float:

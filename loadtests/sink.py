@@ -71,31 +71,47 @@ async def serve(
     """Listen on a free port of loopback."""
     document = {
         "model_name": "sink",
-        "outputs": [{"name": "prediction", "datatype": "FP32", "shape": [batch],
-                     "parameters": {"binary_data_size": 4 * batch}}],
-    }  # fmt: skip
+        "outputs": [
+            {
+                "name": "prediction",
+                "datatype": "FP32",
+                "shape": [batch],
+                "parameters": {"binary_data_size": 4 * batch},
+            }
+        ],
+    }
     head = json.dumps(document).encode()
     mark = b"Inference-Header-Content-Length: %d\r\n" % len(head)
     answer = _response(head + bytes(4 * batch), mark)
     model = {
-        "name": "sink", "versions": ["1"],
+        "name": "sink",
+        "versions": ["1"],
         "inputs": [{"name": "dense", "datatype": "FP32", "shape": [-1, dense]}],
         "parameters": {
             "batch": batch,
-            "tables": [{"name": f"table_{index}", "rows": rows, "pooling_factor": pooling}
-                       for index in range(tables)],
+            "tables": [
+                {"name": f"table_{index}", "rows": rows, "pooling_factor": pooling}
+                for index in range(tables)
+            ],
         },
-    }  # fmt: skip
-    pages = {b"/v2": _response(json.dumps(METADATA).encode()),
-             b"/v2/models/sink": _response(json.dumps(model).encode())}  # fmt: skip
+    }
+    pages = {
+        b"/v2": _response(json.dumps(METADATA).encode()),
+        b"/v2/models/sink": _response(json.dumps(model).encode()),
+    }
     loop = asyncio.get_running_loop()
     return await loop.create_server(lambda: protocol(pages, answer), "127.0.0.1", 0)
 
 
 async def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("tables", 10), ("rows", 200_000), ("dense", 256), ("pooling", 128),
-                          ("batch", 32)):  # fmt: skip
+    for name, default in (
+        ("tables", 10),
+        ("rows", 200_000),
+        ("dense", 256),
+        ("pooling", 128),
+        ("batch", 32),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     server = await serve(**vars(parser.parse_args()))
     port = server.sockets[0].getsockname()[1]

@@ -14,11 +14,11 @@ from typing import Any
 import psutil
 
 from erless.deploy.desired_release import load_desired
-from erless.deploy.targets import open_target
 from erless.deploy.local.supervisor.client import call
 from erless.deploy.local.supervisor.folder import StateFolder
 from erless.deploy.local.supervisor.memory import pss_bytes
 from erless.deploy.target import Target
+from erless.deploy.targets import open_target
 from erless.dlrm.queries import QueryFile
 from erless.progress import Silent
 from erless.specs.config import Config
@@ -130,8 +130,9 @@ class LocalSystem(System):
         facts = call(StateFolder(self.state), {"do": "status"}, START_S)
         return {
             int(replica["pid"]): str(each["name"])
-            for each in facts["functions"] for replica in each["replicas"]
-        }  # fmt: skip
+            for each in facts["functions"]
+            for replica in each["replicas"]
+        }
 
 
 @contextmanager
@@ -146,10 +147,11 @@ def local(store: Path, state: Path, *, limits: bool = False) -> Iterator[LocalSy
     try:
         deployed = opened.deploy(load_desired(str(store)), Silent(), START_S)
         supervisor = next(
-            each.pid for each in psutil.process_iter(["cmdline"])
+            each.pid
+            for each in psutil.process_iter(["cmdline"])
             if "erless.deploy.local.supervisor" in (each.info["cmdline"] or ())
             and str(state) in (each.info["cmdline"] or ())
-        )  # fmt: skip
+        )
         yield LocalSystem("erless", deployed.url, lambda: [supervisor], target=opened, state=state)
     finally:
         opened.destroy(Silent(), START_S)

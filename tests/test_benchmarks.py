@@ -21,8 +21,11 @@ def test_there_are_benchmarks() -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_it_starts(script: str) -> None:
     told = subprocess.run(
-        [sys.executable, str(FOLDER / script), "--help"], capture_output=True, text=True,
-        check=False, timeout=120,
-    )  # fmt: skip
+        [sys.executable, str(FOLDER / script), "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert told.returncode == 0, told.stderr
     assert "usage:" in told.stdout

@@ -84,19 +84,29 @@ def init(
     sources = [read_source(each) for each in [*(knative or KNATIVE), *(manifest or ())]]
     with bars() as progress:
         done = ClusterInit(
-            api, sources, settings(ingress_class), access(space),
-            dry_run=dry_run, force=force_conflicts, timeout_s=wait_timeout, progress=progress,
-        ).run()  # fmt: skip
+            api,
+            sources,
+            settings(ingress_class),
+            access(space),
+            dry_run=dry_run,
+            force=force_conflicts,
+            timeout_s=wait_timeout,
+            progress=progress,
+        ).run()
     document = {
         "cluster": api.host,
         "dry_run": dry_run,
         "sources": [{"name": each.name, "sha256": each.sha256} for each in sources],
         "objects": [
-            {"action": each.action, "kind": each.kind, "namespace": each.namespace,
-             "name": each.name}
+            {
+                "action": each.action,
+                "kind": each.kind,
+                "namespace": each.namespace,
+                "name": each.name,
+            }
             for each in done
         ],
-    }  # fmt: skip
+    }
     emit(output, document, lambda console: _draw(console, done, api.host, dry_run))
 
 

@@ -14,9 +14,16 @@ if TYPE_CHECKING:
     from erless.specs.config import Config
 
 __all__ = [
-    "ContextOption", "ImageOption", "InfraOption", "KubeconfigOption", "NamespaceOption",
-    "ReleaseOption", "cluster_config", "cluster_site", "desired_release",
-]  # fmt: skip
+    "ContextOption",
+    "ImageOption",
+    "InfraOption",
+    "KubeconfigOption",
+    "NamespaceOption",
+    "ReleaseOption",
+    "cluster_config",
+    "cluster_site",
+    "desired_release",
+]
 
 ReleaseOption = Annotated[
     str, typer.Option("--release", "-r", help="Digest or its beginning [default: the newest].")
@@ -60,9 +67,12 @@ def cluster_config(
     from erless.specs.config import KnativeTarget
 
     given = {
-        "kubeconfig": kubeconfig, "context": context, "namespace": namespace, "infra": infra,
+        "kubeconfig": kubeconfig,
+        "context": context,
+        "namespace": namespace,
+        "infra": infra,
         "canary_percent": canary_percent,
-    }  # fmt: skip
+    }
     chosen = {name: value for name, value in given.items() if value is not None}
     if not chosen:
         return config

@@ -70,9 +70,16 @@ def deploy(
     from erless.deploy.target import Validates
 
     chosen, config = chosen_target(
-        target, state=state, port=port, kubeconfig=kubeconfig, context=context,
-        namespace=namespace, infra=infra, images=image, canary_percent=canary,
-    )  # fmt: skip
+        target,
+        state=state,
+        port=port,
+        kubeconfig=kubeconfig,
+        context=context,
+        namespace=namespace,
+        infra=infra,
+        images=image,
+        canary_percent=canary,
+    )
     desired = desired_release(config, store_of(store, infra, config), release, endpoint_url)
     document: dict[str, Any] = {"target": chosen.name, "release": desired.release.digest}
     checked = None
@@ -121,8 +128,12 @@ def _draw_dry(console: Console, changes: tuple[Change, ...], checked: Checked | 
 
 
 def _draw(console: Console, changes: tuple[Change, ...]) -> None:
-    marks = {"create": "[green]+[/green]", "update": "[yellow]~[/yellow]",
-             "remove": "[red]-[/red]", "keep": " "}  # fmt: skip
+    marks = {
+        "create": "[green]+[/green]",
+        "update": "[yellow]~[/yellow]",
+        "remove": "[red]-[/red]",
+        "keep": " ",
+    }
     for each in changes:
         console.print(f"{marks[each.action]} {each.what:16} {each.detail}")
     if all(each.action == "keep" for each in changes):

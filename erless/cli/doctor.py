@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from erless.deploy.cluster.doctor import Finding
-    from erless.deploy.knative.render import Rendered
     from erless.deploy.knative.cluster_settings import Site
+    from erless.deploy.knative.render import Rendered
 
 __all__ = ["doctor"]
 

@@ -74,5 +74,8 @@ def rollback(
     )
     with bars() as progress:
         done = chosen.rollback(release, progress, timeout_s)
-    emit(output, {"target": chosen.name, **asdict(done)}, lambda console: console.print(
-        f"release {done.release[:12]} answers at {done.url} again"))  # fmt: skip
+    emit(
+        output,
+        {"target": chosen.name, **asdict(done)},
+        lambda console: console.print(f"release {done.release[:12]} answers at {done.url} again"),
+    )

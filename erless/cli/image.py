@@ -90,13 +90,22 @@ def build(
         for each in _kinds(kind):
             note(f"building {each}")
             image = build_archive(
-                each, base or BASE, out / f"{each}.tar", Path(folder), dependencies=dependencies,
-                torch=torch or each == "dense", wheels=wheels,
-            )  # fmt: skip
+                each,
+                base or BASE,
+                out / f"{each}.tar",
+                Path(folder),
+                dependencies=dependencies,
+                torch=torch or each == "dense",
+                wheels=wheels,
+            )
             rows.append(
-                {"kind": each, "archive": str(image.path), "digest": image.digest,
-                 "size_bytes": image.size}
-            )  # fmt: skip
+                {
+                    "kind": each,
+                    "archive": str(image.path),
+                    "digest": image.digest,
+                    "size_bytes": image.size,
+                }
+            )
     emit(output, {"images": rows}, lambda console: _draw(console, rows))
 
 
@@ -164,9 +173,10 @@ def push(
     with staged_file(path) as stage, os_errors(stage):
         stage.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     emit(
-        output, document | {"file": str(path)},
+        output,
+        document | {"file": str(path)},
         lambda console: console.print("\n".join([*pushed.values(), f"wrote {path}"])),
-    )  # fmt: skip
+    )
 
 
 def _draw(console: Console, rows: list[dict[str, Any]]) -> None:

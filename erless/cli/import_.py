@@ -39,8 +39,7 @@ PoolingOption = Annotated[
     typer.Option(help="sum, mean, max or weighted_sum for all tables, or TABLE=POOLING; repeat."),
 ]
 InteractionOption = Annotated[
-    InteractionChoice | None,
-    typer.Option(help="Default: told by the width of the top MLP."),
+    InteractionChoice | None, typer.Option(help="Default: told by the width of the top MLP.")
 ]
 LogitsOption = Annotated[
     bool, typer.Option("--logits", help="Predict the top MLP's output, without the sigmoid.")
@@ -65,9 +64,15 @@ def dlrm(
     from erless.importers.dlrm import import_dlrm
 
     _import(
-        import_dlrm, checkpoint, out, pooling, interaction, logits=logits, overwrite=overwrite,
+        import_dlrm,
+        checkpoint,
+        out,
+        pooling,
+        interaction,
+        logits=logits,
+        overwrite=overwrite,
         output=output,
-    )  # fmt: skip
+    )
 
 
 @app.command()
@@ -88,9 +93,15 @@ def torchrec(
     from erless.importers.dlrm import import_torchrec
 
     _import(
-        import_torchrec, checkpoint, out, pooling, interaction, logits=logits, overwrite=overwrite,
+        import_torchrec,
+        checkpoint,
+        out,
+        pooling,
+        interaction,
+        logits=logits,
+        overwrite=overwrite,
         output=output,
-    )  # fmt: skip
+    )
 
 
 @app.command()
@@ -128,10 +139,16 @@ def tables(
 
 
 def _import(
-    importer: Callable[..., BundleManifest], checkpoint: Path, out: Path,
-    pooling: list[str] | None, interaction: InteractionChoice | None, *, logits: bool,
-    overwrite: bool, output: Output,
-) -> None:  # fmt: skip
+    importer: Callable[..., BundleManifest],
+    checkpoint: Path,
+    out: Path,
+    pooling: list[str] | None,
+    interaction: InteractionChoice | None,
+    *,
+    logits: bool,
+    overwrite: bool,
+    output: Output,
+) -> None:
     """What the importers of checkpoints share: the same options, and the same answer."""
     from erless.importers.poolings import Poolings
     from erless.specs.model import Interaction

@@ -91,11 +91,17 @@ def loadtest(
             host, address, probe, facts = _deployed(target)
             connect = connect or address
             fields |= facts
-        options = _options(queries, expected, profile, batch, pooling, locality, deadline_ms,
-                           tolerance, seed)  # fmt: skip
+        options = _options(
+            queries, expected, profile, batch, pooling, locality, deadline_ms, tolerance, seed
+        )
         load = Load(host, length, traffic, users, options, processes, connect or "")
-        known: dict[str, Any] = {"probe": probe, "fields": fields, "overwrite": overwrite,
-                                 "tolerance": tolerance, "plan": loaded}  # fmt: skip
+        known: dict[str, Any] = {
+            "probe": probe,
+            "fields": fields,
+            "overwrite": overwrite,
+            "tolerance": tolerance,
+            "plan": loaded,
+        }
         if search:
             _search(load, out, limit, start_qps, output, known)
             return
@@ -104,23 +110,40 @@ def loadtest(
         note(f"stopped; {out} has what the first {result.duration_s:.0f} s measured")
     from erless.cli.simulate import lines
 
-    document = {"result": str(out), **result.model_dump(mode="json"),
-                "memory_reduction": result.memory_reduction}  # fmt: skip
+    document = {
+        "result": str(out),
+        **result.model_dump(mode="json"),
+        "memory_reduction": result.memory_reduction,
+    }
     emit(output, document, lambda console: console.print("\n".join(lines(result))))
 
 
 def _options(
-    queries: Path | None, expected: Path | None, profile: Path | None, batch: int | None,
-    pooling: int | None, locality: float, deadline_ms: float, tolerance: float, seed: int,
-) -> tuple[str, ...]:  # fmt: skip
+    queries: Path | None,
+    expected: Path | None,
+    profile: Path | None,
+    batch: int | None,
+    pooling: int | None,
+    locality: float,
+    deadline_ms: float,
+    tolerance: float,
+    seed: int,
+) -> tuple[str, ...]:
     """The locustfile's options."""
     given = {
-        "--queries": queries, "--expected": expected, "--hotness": profile, "--batch": batch,
-        "--pooling": pooling, "--locality": locality, "--deadline-ms": deadline_ms,
-        "--tolerance": tolerance, "--seed": seed,
-    }  # fmt: skip
-    return tuple(text for name, value in given.items() if value is not None
-                 for text in (name, str(value)))  # fmt: skip
+        "--queries": queries,
+        "--expected": expected,
+        "--hotness": profile,
+        "--batch": batch,
+        "--pooling": pooling,
+        "--locality": locality,
+        "--deadline-ms": deadline_ms,
+        "--tolerance": tolerance,
+        "--seed": seed,
+    }
+    return tuple(
+        text for name, value in given.items() if value is not None for text in (name, str(value))
+    )
 
 
 def _deployed(name: str | None) -> tuple[str, str, Probe, dict[str, Any]]:
@@ -130,8 +153,10 @@ def _deployed(name: str | None) -> tuple[str, str, Probe, dict[str, Any]]:
 
     target = open_target(name, project())
     now = target.status()
-    facts = {"title": f"Load test of release {now.release[:12]} on {now.target}",
-             "release": now.release}  # fmt: skip
+    facts = {
+        "title": f"Load test of release {now.release[:12]} on {now.target}",
+        "release": now.release,
+    }
     return now.answering_url(), now.address, probe_of(target), facts
 
 
@@ -142,10 +167,18 @@ def probe_of(target: Target) -> Probe:
     def ask() -> tuple[list[FunctionSample], int]:
         now = target.status()
         return [
-            FunctionSample(each.name, each.kind, each.tier, each.ready, each.wanted, each.rps,
-                           each.p95_ms, each.memory_bytes)
+            FunctionSample(
+                each.name,
+                each.kind,
+                each.tier,
+                each.ready,
+                each.wanted,
+                each.rps,
+                each.p95_ms,
+                each.memory_bytes,
+            )
             for each in now.functions
-        ], now.model_wise_bytes  # fmt: skip
+        ], now.model_wise_bytes
 
     return ask
 
@@ -165,12 +198,17 @@ def _search(
 
     from erless.observe.loadtest.highest import find_highest, summary, told
 
-    found = find_highest(load, out, sla_ms=limit, start_qps=start_qps,
-                         tell=lambda trial: note(told(trial)), **known)  # fmt: skip
+    found = find_highest(
+        load, out, sla_ms=limit, start_qps=start_qps, tell=lambda trial: note(told(trial)), **known
+    )
     document = {
-        "host": load.host, "sla_p95_ms": limit, "qps": found.qps, "result": str(out),
+        "host": load.host,
+        "sla_p95_ms": limit,
+        "qps": found.qps,
+        "result": str(out),
         "not_met_at": None if found.beyond == float("inf") else found.beyond,
-        "interrupted": found.interrupted, "trials": [asdict(each) for each in found.trials],
-    }  # fmt: skip
+        "interrupted": found.interrupted,
+        "trials": [asdict(each) for each in found.trials],
+    }
     said = f"{summary(found, limit)}; {out} has that run"
     emit(output, document, lambda console: console.print(said))

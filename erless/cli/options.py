@@ -11,9 +11,15 @@ if TYPE_CHECKING:
     from erless.specs.config import Config
 
 __all__ = [
-    "CONFIG_FILE", "EndpointOption", "InfraOption", "OutOption", "OverwriteOption", "StoreOption",
-    "project", "store_of",
-]  # fmt: skip
+    "CONFIG_FILE",
+    "EndpointOption",
+    "InfraOption",
+    "OutOption",
+    "OverwriteOption",
+    "StoreOption",
+    "project",
+    "store_of",
+]
 
 CONFIG_FILE = Path("erless.yaml")
 

@@ -82,8 +82,10 @@ def pack(
             "precisions": [asdict(each) | {"auc_loss": each.auc_loss} for each in found],
         }
     if found and (found[0].auc_loss or 0.0) > budget:
-        note(f"warning: the plan's precisions lose {found[0].auc_loss:.4f} of AUC, "
-             f"allowed are {budget:g}")  # fmt: skip
+        note(
+            f"warning: the plan's precisions lose {found[0].auc_loss:.4f} of AUC, "
+            f"allowed are {budget:g}"
+        )
 
     def draw(console: Console) -> None:
         _draw(console, packed, target.url)
@@ -128,9 +130,15 @@ def _draw(console: Console, packed: Packed, url: str) -> None:
         table.add_column(heading, justify="left" if heading in ("shard", "tier") else "right")
     for each in release.shards:
         table.add_row(
-            each.name, each.tier, each.precision, str(len(each.tables)), f"{each.rows:,}",
-            f"{each.size_bytes / 1e6:,.1f}", f"{each.largest_error:.2g}", each.digest[:12],
-        )  # fmt: skip
+            each.name,
+            each.tier,
+            each.precision,
+            str(len(each.tables)),
+            f"{each.rows:,}",
+            f"{each.size_bytes / 1e6:,.1f}",
+            f"{each.largest_error:.2g}",
+            each.digest[:12],
+        )
     console.print(table)
     console.print(f"release {release.digest} in {url}: {done}")
 

@@ -88,27 +88,44 @@ def plan(
     Example: `erless plan --workload rm1 --traffic 8x --equal-containers --compare`
     """
     from erless.cli.plan_inputs import read_inputs
+    from erless.plan.nodes.prices import read_prices
+    from erless.plan.nodes.terraform_pools import limit_prices, read_pools, size_pools, write_pools
+    from erless.plan.planner import POLICIES, Planner
     from erless.plan.report import tables as report
     from erless.plan.report.break_even import break_even, lines
     from erless.plan.report.document import plan_document
-    from erless.plan.planner import POLICIES, Planner
     from erless.plan.report.plot import write_plot
-    from erless.plan.nodes.terraform_pools import limit_prices, read_pools, size_pools, write_pools
-    from erless.plan.nodes.prices import read_prices
 
     inputs = read_inputs(
         {
-            "policy": policy, "objective": objective, "qps": qps, "traffic": traffic,
-            "batch": batch, "equal_containers": equal_containers or None, "dense": dense,
-            "precision": precision or (), "min_replicas": min_replicas or (),
-            "sla_p95_ms": sla_p95_ms, "max_fan_out": max_fan_out, "tower_ms": tower_ms,
-            "max_shard_bytes": max_shard_bytes, "max_vcpu": max_vcpu,
-            "stale_profile": stale_profile or None, "frozen": frozen or None, "shards": shards,
-            "resident_share": resident_share, "max_resident_bytes": max_resident_bytes,
+            "policy": policy,
+            "objective": objective,
+            "qps": qps,
+            "traffic": traffic,
+            "batch": batch,
+            "equal_containers": equal_containers or None,
+            "dense": dense,
+            "precision": precision or (),
+            "min_replicas": min_replicas or (),
+            "sla_p95_ms": sla_p95_ms,
+            "max_fan_out": max_fan_out,
+            "tower_ms": tower_ms,
+            "max_shard_bytes": max_shard_bytes,
+            "max_vcpu": max_vcpu,
+            "stale_profile": stale_profile or None,
+            "frozen": frozen or None,
+            "shards": shards,
+            "resident_share": resident_share,
+            "max_resident_bytes": max_resident_bytes,
             "frozen_share": frozen_share,
         },
-        model=model, profile=profile, workload=workload, locality=locality, prices=prices, out=out,
-    )  # fmt: skip
+        model=model,
+        profile=profile,
+        workload=workload,
+        locality=locality,
+        prices=prices,
+        out=out,
+    )
     source, request = inputs.source, inputs.request
     pools = read_pools(nodes_from) if nodes_from else {}
     known = limit_prices(read_prices(inputs.prices), pools)
@@ -117,10 +134,14 @@ def plan(
     document = plan_document(outcome, source.model_digest, source.profile_digest, source.notes)
     points = []
     if plot or (compare and not request.equal_containers):
-        points = break_even(source.model, source.tables, request, outcome.demand.qps, known,
-                            source.measured)  # fmt: skip
-    said = [*document.notes, *([report.verdict(document)] if compare else []),
-            *(lines(points) if points else [])]  # fmt: skip
+        points = break_even(
+            source.model, source.tables, request, outcome.demand.qps, known, source.measured
+        )
+    said = [
+        *document.notes,
+        *([report.verdict(document)] if compare else []),
+        *(lines(points) if points else []),
+    ]
     reasons = report.explain(document, explain) if explain else []
     sized = size_pools(document, known, pools) if nodes_from else {}
     said += [f"pool {name}: {each}" for name, each in sized.items()]

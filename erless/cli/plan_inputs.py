@@ -32,9 +32,15 @@ class Inputs:
 
 
 def read_inputs(
-    given: Mapping[str, Any], *, model: Path | None, profile: Path | None, workload: str | None,
-    locality: float | None, prices: Path | None, out: Path | None,
-) -> Inputs:  # fmt: skip
+    given: Mapping[str, Any],
+    *,
+    model: Path | None,
+    profile: Path | None,
+    workload: str | None,
+    locality: float | None,
+    prices: Path | None,
+    out: Path | None,
+) -> Inputs:
     """Put options and config together.
 
     Args:
@@ -79,8 +85,10 @@ def _present(path: Path, what: str, option: str, verb: str) -> None:
     from erless.errors import PlanError
 
     if not path.exists():
-        raise PlanError(f"no {what} at {path}: give {option}, name it in erless.yaml, or make one "
-                        f"with `{verb}` (--workload rm1 plans without)")  # fmt: skip
+        raise PlanError(
+            f"no {what} at {path}: give {option}, name it in erless.yaml, or make one "
+            f"with `{verb}` (--workload rm1 plans without)"
+        )
 
 
 def _from_config(config: Config) -> dict[str, Any]:
@@ -128,9 +136,7 @@ def _request(given: Mapping[str, Any], config: Mapping[str, Any]) -> PlanRequest
         raise PlanError(f"{where}: {first['msg']}, found {first['input']!r}") from error
 
 
-def _by_tier(
-    option: str, words: Sequence[str], every: str, single: str
-) -> dict[str, Any]:  # fmt: skip
+def _by_tier(option: str, words: Sequence[str], every: str, single: str) -> dict[str, Any]:
     """`VALUE` for all and `TIER=VALUE` for single tiers, apart."""
     from erless.errors import PlanError
     from erless.specs.plan import Tier

@@ -79,9 +79,13 @@ def _draw(console: Console, rows: list[dict[str, Any]]) -> None:
             table.add_row(row["release"], row["packed_at"], f"damaged: {row['damaged']}")
             continue
         table.add_row(
-            row["release"], row["packed_at"], row["model"], str(row["shards"]),
-            f"{row['size_bytes'] / 1e6:,.1f}", row["plan_digest"][:12],
-        )  # fmt: skip
+            row["release"],
+            row["packed_at"],
+            row["model"],
+            str(row["shards"]),
+            f"{row['size_bytes'] / 1e6:,.1f}",
+            row["plan_digest"][:12],
+        )
     console.print(table)
 
 
@@ -107,9 +111,14 @@ def show(
         table = Table("shard", "tier", "precision", "tables", "rows", "MB", "digest")
         for each in release.shards:
             table.add_row(
-                each.name, each.tier, each.precision, str(len(each.tables)), f"{each.rows:,}",
-                f"{each.size_bytes / 1e6:,.1f}", each.digest,
-            )  # fmt: skip
+                each.name,
+                each.tier,
+                each.precision,
+                str(len(each.tables)),
+                f"{each.rows:,}",
+                f"{each.size_bytes / 1e6:,.1f}",
+                each.digest,
+            )
         console.print(f"release {release.digest}\nbundle  {release.bundle_digest}")
         console.print(f"plan    {release.plan_digest}\nprofile {release.profile_digest}")
         console.print(table)

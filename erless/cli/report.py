@@ -33,5 +33,8 @@ def report(
     if result is not None:
         documents.append(write_report(result, out))
     shown = [each.model_dump(mode="json") for each in documents]
-    emit(output, {"report": str(out), "results": shown}, lambda console: console.print(
-        f"wrote {out} ({out.stat().st_size:,} bytes)"))  # fmt: skip
+    emit(
+        output,
+        {"report": str(out), "results": shown},
+        lambda console: console.print(f"wrote {out} ({out.stat().st_size:,} bytes)"),
+    )

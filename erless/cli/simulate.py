@@ -70,11 +70,14 @@ def simulate(
     if cold_miss not in ("wait", "default"):
         raise PlanError(f"cold_miss is {cold_miss!r}: wait or default")
     terms = Terms(
-        start_s=start_s, load_bytes_s=load_gb_s * GB, node_boot_s=node_boot_s,
+        start_s=start_s,
+        load_bytes_s=load_gb_s * GB,
+        node_boot_s=node_boot_s,
         replica_mtbf_s=replica_mtbf_h * HOUR_S if replica_mtbf_h else math.inf,
         node_mtbf_s=node_mtbf_h * HOUR_S if node_mtbf_h else math.inf,
-        host_cores=host_cores, cold_miss="wait" if cold_miss == "wait" else "default",
-    )  # fmt: skip
+        host_cores=host_cores,
+        cold_miss="wait" if cold_miss == "wait" else "default",
+    )
     load, offered = Plan.load(plan), parse_traffic(traffic, duration)
     times = _times(service or [])
     begin = time.perf_counter()
@@ -86,10 +89,14 @@ def simulate(
         room = node_of(other, prices) if elastic_nodes else None
         base = run_simulation(other, offered, terms, room, seed)
     result = write_simulation(
-        out, done, title=f"{load.policy} plan under {offered.name}", sla_ms=sla_p95_ms,
-        against=base, overwrite=overwrite,
+        out,
+        done,
+        title=f"{load.policy} plan under {offered.name}",
+        sla_ms=sla_p95_ms,
+        against=base,
+        overwrite=overwrite,
         notes=(f"simulated in {time.perf_counter() - begin:.1f} s", f"assumed: {_told(terms)}"),
-    )  # fmt: skip
+    )
     document = {"result": str(out), **_document(result)}
     emit(output, document, lambda console: console.print("\n".join(lines(result))))
 
@@ -149,8 +156,10 @@ def lines(result: RunResult) -> list[str]:
         "cold start"
     ]
     if latency.p95_ms is not None:
-        said.append(f"latency: p50 {number(latency.p50_ms or 0)} ms, p95 {number(latency.p95_ms)} "
-                    f"ms, p99 {number(latency.p99_ms or 0)} ms")  # fmt: skip
+        said.append(
+            f"latency: p50 {number(latency.p50_ms or 0)} ms, p95 {number(latency.p95_ms)} "
+            f"ms, p99 {number(latency.p99_ms or 0)} ms"
+        )
     if result.sla_p95_ms is not None:
         said.append(f"SLA {number(result.sla_p95_ms)} ms: {result.late_share:.2%} of queries late")
     said.append(

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["status"]
 
 COLOURS = {
-    "serving": "green", "idle": "green", "at zero": "dim", "waking": "yellow",
-    "draining": "yellow", "failing": "red",
-}  # fmt: skip
+    "serving": "green",
+    "idle": "green",
+    "at zero": "dim",
+    "waking": "yellow",
+    "draining": "yellow",
+    "failing": "red",
+}
 
 
 @verb
@@ -78,10 +82,14 @@ def status_view(found: Status) -> Group:
         colour = COLOURS.get(each.state.value, "")
         said = each.state.value + (f": {each.reason}" if each.reason else "")
         table.add_row(
-            each.name, each.tier, f"{each.ready}/{each.wanted}", f"{each.rps:,.1f}",
+            each.name,
+            each.tier,
+            f"{each.ready}/{each.wanted}",
+            f"{each.rps:,.1f}",
             "" if each.p95_ms is None else f"{each.p95_ms:,.1f}",
-            f"{each.memory_bytes / 1e6:,.0f}", Text(said, style=colour),
-        )  # fmt: skip
+            f"{each.memory_bytes / 1e6:,.0f}",
+            Text(said, style=colour),
+        )
     reduction = found.model_wise_bytes / found.memory_bytes if found.memory_bytes else 0
     memory = (
         f"{found.memory_bytes / 1e6:,.0f} MB in all; as many model-wise replicas would hold "

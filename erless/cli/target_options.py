@@ -57,7 +57,11 @@ def chosen_target(
 
     config = local_config(project(), state=state, port=port)
     config = cluster_config(
-        config, kubeconfig=kubeconfig, context=context, namespace=namespace, infra=infra,
+        config,
+        kubeconfig=kubeconfig,
+        context=context,
+        namespace=namespace,
+        infra=infra,
         canary_percent=canary_percent,
-    )  # fmt: skip
+    )
     return open_target(name, config, images or ()), config

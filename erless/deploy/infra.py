@@ -140,9 +140,12 @@ def _run_output(folder: Path, timeout_s: float) -> str:
     try:
         done = subprocess.run(
             [program, f"-chdir={folder}", "output", "-no-color", "-json"],
-            capture_output=True, text=True, timeout=timeout_s, check=False,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired as error:
         raise InfraError(f"{folder}: no answer from {program} in {timeout_s:g} s") from error
     except OSError as error:

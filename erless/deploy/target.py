@@ -16,9 +16,16 @@ from erless.specs.plan import Plan
 from erless.specs.release import ReleaseManifest
 
 __all__ = [
-    "Change", "Checked", "Deployment", "Desired", "FunctionState", "FunctionStatus", "Status",
-    "Target", "Validates",
-]  # fmt: skip
+    "Change",
+    "Checked",
+    "Deployment",
+    "Desired",
+    "FunctionState",
+    "FunctionStatus",
+    "Status",
+    "Target",
+    "Validates",
+]
 
 
 @dataclass(frozen=True, slots=True)

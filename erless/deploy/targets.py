@@ -21,8 +21,8 @@ def _local(config: Config, images: Sequence[str]) -> Target:
 
 
 def _knative(config: Config, images: Sequence[str]) -> Target:
-    from erless.deploy.knative.target import KnativeTarget
     from erless.deploy.knative.cluster_settings import read_choices
+    from erless.deploy.knative.target import KnativeTarget
 
     return KnativeTarget(config, read_choices(images))
 

@@ -27,8 +27,13 @@ from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision
 
 __all__ = [
-    "Combiner", "EmbeddingShard", "StoredSlice", "default_partial", "stored_dtype", "stored_width",
-]  # fmt: skip
+    "Combiner",
+    "EmbeddingShard",
+    "StoredSlice",
+    "default_partial",
+    "stored_dtype",
+    "stored_width",
+]
 
 Floats = NDArray[np.float32]
 Halves = NDArray[np.float16]

@@ -35,14 +35,45 @@ _OPERATOR = re.compile(
     r"|torch\.sym_(int|float|max|min|not|ite|sqrt)"
 )
 _SYMBOLS = {
-    "Symbol", "Integer", "positive", "integer", "nonnegative", "Max", "Min", "Mod", "PythonMod",
-    "FloorDiv", "CeilDiv", "CleanDiv", "IntTrueDiv", "Eq", "Ne", "Ge", "Gt", "Le", "Lt", "L",
-}  # fmt: skip
+    "Symbol",
+    "Integer",
+    "positive",
+    "integer",
+    "nonnegative",
+    "Max",
+    "Min",
+    "Mod",
+    "PythonMod",
+    "FloorDiv",
+    "CeilDiv",
+    "CleanDiv",
+    "IntTrueDiv",
+    "Eq",
+    "Ne",
+    "Ge",
+    "Gt",
+    "Le",
+    "Lt",
+    "L",
+}
 _GRAMMAR = (
-    ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.BinOp,
-    ast.UnaryOp, ast.operator, ast.unaryop, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop,
-    ast.Subscript, ast.Attribute,
-)  # fmt: skip
+    ast.Expression,
+    ast.Call,
+    ast.keyword,
+    ast.Name,
+    ast.Load,
+    ast.Constant,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.operator,
+    ast.unaryop,
+    ast.Compare,
+    ast.cmpop,
+    ast.BoolOp,
+    ast.boolop,
+    ast.Subscript,
+    ast.Attribute,
+)
 _SYMBOL_NAME = re.compile(r"[su]\d+|\w*_?s\d+|dense|pooled")
 _PLAIN = re.compile(r"[\w ]*")
 _PYTREES = {"builtins.tuple", "builtins.list", "builtins.dict", None}

@@ -28,9 +28,15 @@ from erless.specs.model import DlrmTower, ModelSpec
 from erless.storage.tensors import TensorFile
 
 __all__ = [
-    "BuiltinTower", "ForeignTower", "Tower", "builtin_tower", "load_tower", "load_tower_file",
-    "top_inputs", "tower_layers",
-]  # fmt: skip
+    "BuiltinTower",
+    "ForeignTower",
+    "Tower",
+    "builtin_tower",
+    "load_tower",
+    "load_tower_file",
+    "top_inputs",
+    "tower_layers",
+]
 
 Layers = Sequence[tuple[Tensor, Tensor]]
 
@@ -135,9 +141,7 @@ def builtin_tower(model: ModelSpec, tensors: Mapping[str, Tensor]) -> BuiltinTow
         return [(tensors[f"{name}.{i}.weight"], tensors[f"{name}.{i}.bias"]) for i in range(count)]
 
     return BuiltinTower(
-        model,
-        layers("bottom", len(tower.bottom_mlp)),
-        layers("top", len(tower.top_mlp)),
+        model, layers("bottom", len(tower.bottom_mlp)), layers("top", len(tower.top_mlp))
     )
 
 

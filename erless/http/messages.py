@@ -11,9 +11,20 @@ from typing import Any
 import numpy as np
 
 __all__ = [
-    "ALIGNMENT_BYTES", "DEADLINE", "JSON_LENGTH", "JSON_TYPE", "UP", "Buffer", "Handler", "Limits",
-    "Request", "Response", "aligned", "body_offset", "problem",
-]  # fmt: skip
+    "ALIGNMENT_BYTES",
+    "DEADLINE",
+    "JSON_LENGTH",
+    "JSON_TYPE",
+    "UP",
+    "Buffer",
+    "Handler",
+    "Limits",
+    "Request",
+    "Response",
+    "aligned",
+    "body_offset",
+    "problem",
+]
 
 ALIGNMENT_BYTES = 16
 DEADLINE = b"erless-deadline-ms"

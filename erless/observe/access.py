@@ -37,8 +37,14 @@ def access_plots(profile: Path, plan: Plan | None = None) -> tuple[AccessPlot, .
         ends, heights = ranks.tolist(), share.tolist()
         if access.rows > len(total):  # rows that the log never touched
             ends, heights = [*ends, access.rows], [*heights, 1.0]
-        plots.append(AccessPlot(table=access.table, ranks=tuple(ends), share=tuple(heights),
-                                cuts=_cuts(plan, access.table, access.rows)))  # fmt: skip
+        plots.append(
+            AccessPlot(
+                table=access.table,
+                ranks=tuple(ends),
+                share=tuple(heights),
+                cuts=_cuts(plan, access.table, access.rows),
+            )
+        )
     return tuple(plots)
 
 

@@ -18,9 +18,14 @@ from erless.storage.atomic import os_errors, staged_directory
 from erless.storage.digests import digest_file
 
 __all__ = [
-    "Event", "Series", "StoredResult", "fill_result", "read_result", "staged_result",
+    "Event",
+    "Series",
+    "StoredResult",
+    "fill_result",
+    "read_result",
+    "staged_result",
     "write_result",
-]  # fmt: skip
+]
 
 Column = NDArray[Any]
 _DTYPES = {"f": np.float64, "i": np.int64, "s": np.object_}

@@ -93,13 +93,12 @@ def prune(
             raise StoreError(f"{store.url} holds no release {unknown[0]}")
         horizon = time.time() - grace_s
         doomed = [
-            digest for digest, each in releases.items()
+            digest
+            for digest, each in releases.items()
             if digest not in keep and each.modified_s <= horizon
-        ]  # fmt: skip
+        ]
         needed = _needed(store, [digest for digest in releases if digest not in doomed])
-        everything = [
-            *store.list("shards/"), *store.list("keys/"), *store.list("blobs/")
-        ]  # fmt: skip
+        everything = [*store.list("shards/"), *store.list("keys/"), *store.list("blobs/")]
         orphans = [
             each
             for each in everything

@@ -107,11 +107,19 @@ def size(count: float) -> str:
 
 
 def line_chart(
-    lines: Sequence[Line], *, x_name: str, y_name: str, y_text: Callable[[float], str] = number,
-    x_text: Callable[[float], str] = number, limit: tuple[float, str] | None = None,
-    marks: Sequence[tuple[float, str]] = (), log_x: bool = False, log_y: bool = False,
-    stacked: bool = False, x_steps: Sequence[float] = DECIMAL,
-) -> str:  # fmt: skip
+    lines: Sequence[Line],
+    *,
+    x_name: str,
+    y_name: str,
+    y_text: Callable[[float], str] = number,
+    x_text: Callable[[float], str] = number,
+    limit: tuple[float, str] | None = None,
+    marks: Sequence[tuple[float, str]] = (),
+    log_x: bool = False,
+    log_y: bool = False,
+    stacked: bool = False,
+    x_steps: Sequence[float] = DECIMAL,
+) -> str:
     """Lines over x, or areas stacked on each other.
 
     Args:
@@ -132,12 +140,19 @@ def line_chart(
     low, high = _y_range(drawn, limit[0] if limit else 0.0, log_y)
     low_x, high_x = (float(f([f(each.x) for each in drawn])) for f in (min, max))
     data = {
-        "x": x_name, "y": y_name,
-        "series": [{"name": each.name, "x": _rounded(raw.x), "y": _rounded(raw.y),
-                    "colour": each.colour, "text": [_said(y_text, value) for value in raw.y]}
-                   for each, raw in zip(drawn, [_thin(each) for each in lines if len(each.x)],
-                                        strict=True)],
-    }  # fmt: skip
+        "x": x_name,
+        "y": y_name,
+        "series": [
+            {
+                "name": each.name,
+                "x": _rounded(raw.x),
+                "y": _rounded(raw.y),
+                "colour": each.colour,
+                "text": [_said(y_text, value) for value in raw.y],
+            }
+            for each, raw in zip(drawn, [_thin(each) for each in lines if len(each.x)], strict=True)
+        ],
+    }
     parts = []
     for name, (width, height) in WIDTHS.items():
         frame = _Frame(width, height, low_x, high_x, low, high, log_x, log_y, x_steps)
@@ -147,16 +162,20 @@ def line_chart(
         body += _areas(frame, drawn) if stacked else [_path(frame, each) for each in drawn]
         if limit:
             body.append(_limit(frame, *limit))
-        ends = f'data-left="{LEFT}" data-width="{frame.inner_width:g}" data-low="{low_x:g}" ' \
-               f'data-high="{high_x:g}" data-log="{int(log_x)}"'  # fmt: skip
+        ends = (
+            f'data-left="{LEFT}" data-width="{frame.inner_width:g}" data-low="{low_x:g}" '
+            f'data-high="{high_x:g}" data-log="{int(log_x)}"'
+        )
         parts.append(
             f'<svg class="chart {name}" viewBox="0 0 {width} {height}" role="img" '
             f'aria-label="{escape(y_name)} over {escape(x_name)}" {ends}>{"".join(body)}'
             f'<line class="cross" y1="{TOP}" y2="{height - BOTTOM}"/></svg>'
         )
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    return (f'<div class="plot">{_legend(lines)}{"".join(parts)}<div class="tip" hidden></div>'
-            f'<script type="application/json">{text}</script></div>')  # fmt: skip
+    return (
+        f'<div class="plot">{_legend(lines)}{"".join(parts)}<div class="tip" hidden></div>'
+        f'<script type="application/json">{text}</script></div>'
+    )
 
 
 def bar_chart(bars: Sequence[Bar], *, text: Callable[[float], str] = number) -> str:
@@ -177,8 +196,10 @@ def bar_chart(bars: Sequence[Bar], *, text: Callable[[float], str] = number) -> 
             f'<div class="bar"><span>{escape(bar.label)}</span><b>{"".join(pieces)}</b>'
             f"<em>{escape(text(bar.total))}</em></div>"
         )
-    keys = "".join(f'<li><i style="background:var(--c{colour})"></i>{escape(name)}</li>'
-                   for name, colour in named.items())  # fmt: skip
+    keys = "".join(
+        f'<li><i style="background:var(--c{colour})"></i>{escape(name)}</li>'
+        for name, colour in named.items()
+    )
     legend = f'<ul class="legend">{keys}</ul>' if len(named) > 1 else ""
     return f'<div class="bars">{legend}{"".join(rows)}</div>'
 
@@ -191,8 +212,9 @@ def _thin(line: Line) -> Line:
     edges = np.linspace(0, count, POINTS + 1).astype(np.int64)[:-1]
     safe = np.where(np.isnan(line.y), -np.inf, line.y)
     top = np.maximum.reduceat(safe, edges)
-    return Line(line.name, line.x[edges], np.where(np.isinf(top), np.nan, top), line.colour,
-                line.dash)  # fmt: skip
+    return Line(
+        line.name, line.x[edges], np.where(np.isinf(top), np.nan, top), line.colour, line.dash
+    )
 
 
 def _stack(lines: Sequence[Line]) -> list[Line]:
@@ -220,9 +242,11 @@ def _y_range(lines: Sequence[Line], limit: float, log_y: bool) -> tuple[float, f
         step = _step(high, 4)
         return 0.0, math.ceil(high / step - 1e-9) * step
     low = float(values[values > 0].min(initial=high))
-    ticks = [part * 10.0**power for power in range(math.floor(math.log10(low)) - 1,
-                                                   math.ceil(math.log10(high)) + 1)
-             for part in LOG]  # fmt: skip
+    ticks = [
+        part * 10.0**power
+        for power in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+        for part in LOG
+    ]
     begin = max(each for each in ticks if each <= low * 0.999)
     return begin, min(each for each in ticks if each >= high * (1 - 1e-9))
 
@@ -239,8 +263,9 @@ def _step(span: float, count: int, steps: Sequence[float] = DECIMAL) -> float:
 
 def _path(frame: _Frame, line: Line) -> str:
     pieces, pen = [], "M"
-    for x, y, good in zip(frame.x(line.x), frame.y(np.nan_to_num(line.y)), np.isfinite(line.y),
-                          strict=True):  # fmt: skip
+    for x, y, good in zip(
+        frame.x(line.x), frame.y(np.nan_to_num(line.y)), np.isfinite(line.y), strict=True
+    ):
         if good:
             pieces.append(f"{pen}{x:.1f} {y:.1f}")
         pen = "L" if good else "M"
@@ -253,10 +278,12 @@ def _areas(frame: _Frame, lines: Sequence[Line]) -> list[str]:
     for each in lines:
         x = frame.x(each.x)
         upper = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, frame.y(each.y), strict=True))
-        lower = " ".join(f"{a:.1f},{b:.1f}"
-                         for a, b in zip(x[::-1], frame.y(below)[::-1], strict=True))  # fmt: skip
-        drawn.append(f'<polygon class="area" style="fill:var(--c{each.colour})" '
-                     f'points="{upper} {lower}"/>')  # fmt: skip
+        lower = " ".join(
+            f"{a:.1f},{b:.1f}" for a, b in zip(x[::-1], frame.y(below)[::-1], strict=True)
+        )
+        drawn.append(
+            f'<polygon class="area" style="fill:var(--c{each.colour})" points="{upper} {lower}"/>'
+        )
         below = each.y
     return drawn
 
@@ -313,15 +340,19 @@ def _x_ticks(frame: _Frame) -> list[float]:
 
 def _limit(frame: _Frame, value: float, name: str) -> str:
     y = float(frame.y(value))
-    return (f'<line class="limit" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y:.1f}" '
-            f'y2="{y:.1f}"/><text class="said" text-anchor="end" x="{frame.width - RIGHT - 2}" '
-            f'y="{y - 4:.1f}">{escape(name)}</text>')  # fmt: skip
+    return (
+        f'<line class="limit" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y:.1f}" '
+        f'y2="{y:.1f}"/><text class="said" text-anchor="end" x="{frame.width - RIGHT - 2}" '
+        f'y="{y - 4:.1f}">{escape(name)}</text>'
+    )
 
 
 def _mark(frame: _Frame, at: float, name: str) -> str:
     x = float(frame.x(at))
-    return (f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" '
-            f'y2="{frame.height - BOTTOM}"><title>{escape(name)}</title></line>')  # fmt: skip
+    return (
+        f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" '
+        f'y2="{frame.height - BOTTOM}"><title>{escape(name)}</title></line>'
+    )
 
 
 def _legend(lines: Sequence[Line]) -> str:

@@ -109,20 +109,24 @@ def page(title: str, subtitle: str, parts: Sequence[str]) -> str:
 
 def tiles(entries: Sequence[tuple[str, str]]) -> str:
     """The summary: (value, what it is)."""
-    cells = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>'
-                    for value, what in entries)  # fmt: skip
+    cells = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>'
+        for value, what in entries
+    )
     return f'<div class="tiles">{cells}</div>'
 
 
 def figure(title: str, caption: str, body: str) -> str:
     """One titled plot; `body` is HTML."""
-    return (f"<figure><h2>{escape(title)}</h2><figcaption>{escape(caption)}</figcaption>{body}"
-            "</figure>")  # fmt: skip
+    return (
+        f"<figure><h2>{escape(title)}</h2><figcaption>{escape(caption)}</figcaption>{body}</figure>"
+    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of text."""
     head = "".join(f"<th>{escape(each)}</th>" for each in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-                   for row in rows)  # fmt: skip
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

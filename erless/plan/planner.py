@@ -9,24 +9,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from erless.errors import InfeasibleError, PlanError
-from erless.plan.policies.baselines import model_wise, table_wise
-from erless.plan.search.bounds import dollars_bound, memory_bound
-from erless.plan.nodes.constraints import check_request, no_node, shard_bytes, violations
 from erless.plan.costs.cost import DEFAULT_TERMS, PAPER_TERMS, Terms
 from erless.plan.costs.curves import TableLoad
+from erless.plan.costs.layout import Demand, Layout
+from erless.plan.costs.measured import Measured, measured_terms
+from erless.plan.costs.tower import TowerCost, tower_cost
+from erless.plan.nodes.constraints import check_request, no_node, shard_bytes, violations
+from erless.plan.nodes.packing import Packing, cheapest_possible, pack
+from erless.plan.nodes.prices import Prices, read_prices
+from erless.plan.policies.baselines import model_wise, table_wise
 from erless.plan.policies.demanded import demanded_layouts
 from erless.plan.policies.dense import placements
 from erless.plan.policies.elasticrec import elasticrec
 from erless.plan.policies.frozen import split_frozen
 from erless.plan.policies.joint import joint_layouts, joint_memory
-from erless.plan.costs.layout import Demand, Layout
-from erless.plan.costs.measured import Measured, measured_terms
-from erless.plan.nodes.packing import Packing, cheapest_possible, pack
-from erless.plan.nodes.prices import Prices, read_prices
-from erless.plan.request import PlanRequest, Policy
 from erless.plan.policies.node_sized import node_shaped
 from erless.plan.policies.tiers import with_tiers
-from erless.plan.costs.tower import TowerCost, tower_cost
+from erless.plan.request import PlanRequest, Policy
+from erless.plan.search.bounds import dollars_bound, memory_bound
 from erless.specs.model import ModelSpec
 from erless.specs.plan import Precision
 
@@ -84,18 +84,26 @@ class Planner:
     """
 
     def __init__(
-        self, model: ModelSpec, tables: Sequence[TableLoad], request: PlanRequest,
-        prices: Prices | None = None, measured: Measured | None = None, coarse: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        model: ModelSpec,
+        tables: Sequence[TableLoad],
+        request: PlanRequest,
+        prices: Prices | None = None,
+        measured: Measured | None = None,
+        coarse: bool = False,
+    ) -> None:
         self.request, self.coarse = request, coarse
         self.prices = prices or read_prices()
         measured = measured or Measured()
         self.terms = _terms(request, measured)
         self.tower = tower_cost(
-            model, request.batch, self.terms, given_ms=request.tower_ms,
+            model,
+            request.batch,
+            self.terms,
+            given_ms=request.tower_ms,
             curves=() if request.equal_containers else measured.towers,
             archive_bytes=measured.archive_bytes,
-        )  # fmt: skip
+        )
         idle = Demand(tuple(tables), 0.0, self.tower.seconds, request.batch, request.min_replicas)
         qps = request.qps
         if qps is None:
@@ -132,8 +140,16 @@ class Planner:
         free = best.get("joint") if self.request.shaped else None
         if free:
             best["joint"] = self._demanded(pools["joint"])
-        return Outcome(self.request, self.demand, self.terms, self.tower, self.prices,
-                       math.nan if self.coarse else self._bound(), best, free)  # fmt: skip
+        return Outcome(
+            self.request,
+            self.demand,
+            self.terms,
+            self.tower,
+            self.prices,
+            math.nan if self.coarse else self._bound(),
+            best,
+            free,
+        )
 
     def _frozen(self, found: Candidate) -> Candidate:
         """With its idle rows in a function of their own, where frozen rows are wanted."""
@@ -161,8 +177,10 @@ class Planner:
         pool = [each for each in pool if self.request.shards in (None, len(each.shards))]
         found = self._choose("joint", pool, strict=True) if pool else None
         if found is None:
-            line = (f"shards: {self.request.shards} remote functions need as many groups of rows "
-                    "outside the gateway: lower shards or the resident share")  # fmt: skip
+            line = (
+                f"shards: {self.request.shards} remote functions need as many groups of rows "
+                "outside the gateway: lower shards or the resident share"
+            )
             raise InfeasibleError("no plan has the demanded shape", (line,))
         return found
 
@@ -219,20 +237,28 @@ class Planner:
             layout
             for kind in self.request.precisions
             for layout in node_shaped(
-                demand, self.terms, self.prices.types, kind, self.request.resident_precision,
+                demand,
+                self.terms,
+                self.prices.types,
+                kind,
+                self.request.resident_precision,
                 self.shard_bytes,
             )
-        ]  # fmt: skip
+        ]
 
     def _joint_layouts(
         self, demand: Demand, terms: Terms, precision: Precision, room: float, hot: bool
-    ) -> list[Layout]:  # fmt: skip
+    ) -> list[Layout]:
         return joint_layouts(
-            demand, terms, precision=precision,
+            demand,
+            terms,
+            precision=precision,
             resident_precision=self.request.resident_precision,
-            max_fan_out=self.request.max_fan_out, max_shard_bytes=room, resident_hot=hot,
+            max_fan_out=self.request.max_fan_out,
+            max_shard_bytes=room,
+            resident_hot=hot,
             shards_wanted=12 if terms.fixed_vcpu else 6,
-        )  # fmt: skip
+        )
 
     def _choose(self, policy: Policy, pool: Sequence[Layout], strict: bool) -> Candidate | None:
         """The cheapest layout that meets the constraints; for a baseline, else the cheapest."""
@@ -256,8 +282,15 @@ class Planner:
                 continue
             legal_now = not self._violations(layout)
             dollars = round(packing.usd_per_month, 6)
-            key = (not legal_now, rank if by_memory else 0.0, dollars, self._loss(layout),
-                   len(layout.shards), round(floors[rank], 2), layout.memory)  # fmt: skip
+            key = (
+                not legal_now,
+                rank if by_memory else 0.0,
+                dollars,
+                self._loss(layout),
+                len(layout.shards),
+                round(floors[rank], 2),
+                layout.memory,
+            )
             packed.append((key, Candidate(policy, layout, packing)))
             least = min(least, dollars) if legal_now else least
             if by_memory and legal_now:
@@ -268,8 +301,10 @@ class Planner:
             return None
         key, found = min(packed, key=lambda entry: entry[0])
         if key[0] and strict:
-            near = min((each.layout for _, each in packed),
-                       key=lambda each: (len(self._violations(each)), each.p95_s))  # fmt: skip
+            near = min(
+                (each.layout for _, each in packed),
+                key=lambda each: (len(self._violations(each)), each.p95_s),
+            )
             lines = self._violations(near)
             raise InfeasibleError(f"no {policy} plan meets the constraints", tuple(lines))
         return found
@@ -280,8 +315,11 @@ class Planner:
         if sla is None or layout.terms.fixed_vcpu or layout.p95_s * 1e3 <= sla:
             return layout
         for share in HEADROOM:
-            roomy = replace(layout.terms, utilisation=layout.terms.utilisation * share,
-                            least_vcpu=min(1.0, layout.terms.max_vcpu))  # fmt: skip
+            roomy = replace(
+                layout.terms,
+                utilisation=layout.terms.utilisation * share,
+                least_vcpu=min(1.0, layout.terms.max_vcpu),
+            )
             sized = layout.resized(roomy)
             if sized.p95_s * 1e3 <= sla:
                 break
@@ -300,17 +338,24 @@ class Planner:
         if request.aim == "memory":
             return min(self._memory_bound(demand) for demand in self.places)
         return min(
-            dollars_bound(demand, self.terms, request.smallest, request.resident_precision,
-                          self.prices) for demand in self.places
-        )  # fmt: skip
+            dollars_bound(
+                demand, self.terms, request.smallest, request.resident_precision, self.prices
+            )
+            for demand in self.places
+        )
 
     def _memory_bound(self, place: Demand) -> float:
         """A CPU function for the tower is a gateway without rows beside a shard: no new bound."""
         request, dense = self.request, place.dense
         fan_out = min(254, request.max_fan_out + (dense is not None))
         on_gpu = dense is not None and dense.device == "cuda"
-        least = memory_bound(place if on_gpu else self.demand, self.terms, request.smallest,
-                             request.resident_precision, fan_out)  # fmt: skip
+        least = memory_bound(
+            place if on_gpu else self.demand,
+            self.terms,
+            request.smallest,
+            request.resident_precision,
+            fan_out,
+        )
         return least + (dense.memory_bytes if on_gpu and dense else 0.0)
 
 

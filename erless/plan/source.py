@@ -16,8 +16,13 @@ from erless.storage.digests import digest_json
 from erless.storage.tensors import TensorFile
 
 __all__ = [
-    "MANY_ROWS", "Source", "profile_source", "profile_tables", "workload_source", "workload_tables",
-]  # fmt: skip
+    "MANY_ROWS",
+    "Source",
+    "profile_source",
+    "profile_tables",
+    "workload_source",
+    "workload_tables",
+]
 
 MANY_ROWS = 200  # tables from here on: coarser curves keep planning within its time
 
@@ -63,8 +68,14 @@ def workload_source(name: str, locality: float, batch: int, rows: int | None = N
     """
     model, tables = workload_tables(name, locality, batch, rows)
     shape = {"workload": name, "locality": locality}
-    return Source(model, tables, Measured(), digest_json(model.model_dump(mode="json")),
-                  digest_json(shape), [])  # fmt: skip
+    return Source(
+        model,
+        tables,
+        Measured(),
+        digest_json(model.model_dump(mode="json")),
+        digest_json(shape),
+        [],
+    )
 
 
 def profile_source(model: Path, profile: Path, batch: int, stale: bool = False) -> Source:
@@ -93,8 +104,10 @@ def profile_tables(
     """
     profile = Profile.load(folder / MANIFEST)
     if not profile.tables:
-        raise PlanError(f"{folder}: the profile has no accesses, only measurements of speed: "
-                        "profile a log into it with --log")  # fmt: skip
+        raise PlanError(
+            f"{folder}: the profile has no accesses, only measurements of speed: "
+            "profile a log into it with --log"
+        )
     if profile.model_digest != bundle.digest and not stale:
         raise PlanError(
             f"{folder}: profiled for bundle {profile.model_digest[:12]}, the model is "
@@ -110,8 +123,10 @@ def profile_tables(
             tables.append(TableLoad(spec, 0.0, AccessCurve.cold(spec.rows)))
             continue
         if access.rows != spec.rows:
-            raise PlanError(f"{folder}: table {spec.name} has {access.rows:,} rows in the profile, "
-                            f"{spec.rows:,} in the model")  # fmt: skip
+            raise PlanError(
+                f"{folder}: table {spec.name} has {access.rows:,} rows in the profile, "
+                f"{spec.rows:,} in the model"
+            )
         if not access.samples:
             raise PlanError(
                 f"{folder}: table {spec.name}: the log did not say how many samples it "

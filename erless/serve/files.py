@@ -40,8 +40,14 @@ from erless.storage.stores import Blob, Counter, Store, open_store
 from erless.storage.tensors import TensorFile
 
 __all__ = [
-    "OpenGateway", "OpenShard", "OpenTower", "Source", "open_gateway", "open_shard", "open_tower",
-]  # fmt: skip
+    "OpenGateway",
+    "OpenShard",
+    "OpenTower",
+    "Source",
+    "open_gateway",
+    "open_shard",
+    "open_tower",
+]
 
 CACHE_BYTES = 64 << 30
 
@@ -189,13 +195,11 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
             holdings=holdings,
             resident=resident,
             defaults=tuple(
-                tuple(
-                    _default(vectors, number, tables[index]) for index in holdings[number]
-                )
+                tuple(_default(vectors, number, tables[index]) for index in holdings[number])
                 for number in range(len(release.shards))
             ),
             _leases=leases.pop_all(),
-        )  # fmt: skip
+        )
 
 
 def _homes(
@@ -221,12 +225,7 @@ def open_tower(source: Source, digest: str, counter: Counter | None = None) -> O
 
 
 def _shard(
-    source: Source,
-    store: Store,
-    digest: str,
-    name: str,
-    leases: ExitStack,
-    counter: Counter | None,
+    source: Source, store: Store, digest: str, name: str, leases: ExitStack, counter: Counter | None
 ) -> tuple[ShardManifest, EmbeddingShard]:
     manifest = load_shard(store, digest)
     lease = leases.enter_context(source.obtain(store, digest, manifest.files(), counter))

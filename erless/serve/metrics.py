@@ -15,9 +15,24 @@ __all__ = ["Metrics"]
 
 # Seconds: from a fast gather to a cold start.
 BOUNDS = (
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
-    5.0, 10.0, 30.0,
-)  # fmt: skip
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+)
 _COUNTERS = {
     "gathers": "rows gathered in this process",
     "bytes_received": "bytes of bodies that clients sent",
@@ -147,9 +162,11 @@ class Metrics:
         yield f"erless_request_seconds_count {counts[-1]}"
         yield from _metric("in_flight", "gauge", "infer calls now", [("", found["in_flight"])])
         yield from _metric(
-            "concurrency_seconds_total", "counter", "integral of infer calls in flight over time",
+            "concurrency_seconds_total",
+            "counter",
+            "integral of infer calls in flight over time",
             [("", found["concurrency"])],
-        )  # fmt: skip
+        )
         for name, what in self._names.items():
             yield from _metric(f"{name}_total", "counter", what, [("", found[name])])
         yield from _metric(

@@ -100,8 +100,9 @@ class _Environment:
 
     def choice(self, name: str, *choices: str) -> str:
         """One of `choices`; the first by default."""
-        return self.read(name, choices[0], {each: each for each in choices}.__getitem__,
-                         " or ".join(choices))  # fmt: skip
+        return self.read(
+            name, choices[0], {each: each for each in choices}.__getitem__, " or ".join(choices)
+        )
 
     def required(self, name: str, pattern: re.Pattern[str] | None, expected: str) -> str:
         """A variable that must be there."""

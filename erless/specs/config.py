@@ -17,9 +17,16 @@ from erless.specs.section import Section
 from erless.storage.atomic import os_errors
 
 __all__ = [
-    "Config", "Gateway", "KnativeTarget", "LocalTarget", "Planner", "PrecisionBudget", "Targets",
-    "Traffic", "load_config",
-]  # fmt: skip
+    "Config",
+    "Gateway",
+    "KnativeTarget",
+    "LocalTarget",
+    "Planner",
+    "PrecisionBudget",
+    "Targets",
+    "Traffic",
+    "load_config",
+]
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

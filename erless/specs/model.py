@@ -10,8 +10,14 @@ from pydantic import Field, model_validator
 from erless.specs.artifact import Frozen
 
 __all__ = [
-    "DlrmTower", "ExportedTower", "Interaction", "ModelSpec", "Pooling", "TableSpec", "TowerSpec",
-]  # fmt: skip
+    "DlrmTower",
+    "ExportedTower",
+    "Interaction",
+    "ModelSpec",
+    "Pooling",
+    "TableSpec",
+    "TowerSpec",
+]
 
 ROW_ELEMENT_BYTES = 4  # a bundle's rows are fp32; lower precisions are a plan's choice
 

@@ -14,9 +14,17 @@ from pydantic import Field
 from erless.specs.artifact import Artifact, Frozen
 
 __all__ = [
-    "DensePlan", "GatewayPlan", "NodeGroup", "Plan", "PolicyResult", "Precision", "RankRange",
-    "Scaling", "ShardPlan", "Tier",
-]  # fmt: skip
+    "DensePlan",
+    "GatewayPlan",
+    "NodeGroup",
+    "Plan",
+    "PolicyResult",
+    "Precision",
+    "RankRange",
+    "Scaling",
+    "ShardPlan",
+    "Tier",
+]
 
 
 class Tier(StrEnum):

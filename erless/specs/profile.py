@@ -17,9 +17,15 @@ from pydantic import Field
 from erless.specs.artifact import Artifact, FileEntry, Frozen
 
 __all__ = [
-    "MANIFEST", "CurveSample", "Machine", "Profile", "TableAccess", "ThroughputCurve",
-    "TowerCurve", "TowerSample",
-]  # fmt: skip
+    "MANIFEST",
+    "CurveSample",
+    "Machine",
+    "Profile",
+    "TableAccess",
+    "ThroughputCurve",
+    "TowerCurve",
+    "TowerSample",
+]
 
 MANIFEST = "profile.json"
 

@@ -25,9 +25,15 @@ from erless.specs.model import ModelSpec, Pooling
 from erless.specs.plan import Precision, Tier
 
 __all__ = [
-    "ROUTING_LIMIT", "GatewayFiles", "ReleaseManifest", "ReleaseShard", "ShardManifest",
-    "ShardSlice", "release_name", "shard_name",
-]  # fmt: skip
+    "ROUTING_LIMIT",
+    "GatewayFiles",
+    "ReleaseManifest",
+    "ReleaseShard",
+    "ShardManifest",
+    "ShardSlice",
+    "release_name",
+    "shard_name",
+]
 
 ROUTING_LIMIT = 255  # shards of a release, the resident ones among them: one byte per row
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -169,6 +175,10 @@ class ReleaseManifest(Artifact):
     def files(self) -> tuple[FileEntry, ...]:
         """The release's own files: all but those of its shards."""
         return (
-            self.gateway.routing, self.gateway.defaults, self.tower,
-            self.bundle, self.plan, self.profile,
-        )  # fmt: skip
+            self.gateway.routing,
+            self.gateway.defaults,
+            self.tower,
+            self.bundle,
+            self.plan,
+            self.profile,
+        )

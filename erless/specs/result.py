@@ -19,21 +19,43 @@ from erless.specs.artifact import Artifact, FileEntry, Frozen
 from erless.specs.profile import Machine
 
 __all__ = [
-    "EVENTS", "FUNCTIONS", "MANIFEST", "TIMELINE", "AccessPlot", "Baseline", "FunctionResult",
-    "Latency", "PredictionCheck", "RunResult", "Usage",
-]  # fmt: skip
+    "EVENTS",
+    "FUNCTIONS",
+    "MANIFEST",
+    "TIMELINE",
+    "AccessPlot",
+    "Baseline",
+    "FunctionResult",
+    "Latency",
+    "PredictionCheck",
+    "RunResult",
+    "Usage",
+]
 
 MANIFEST = "result.json"
 
 # Columns by name: "f" float64, "i" int64, "s" text. Latencies are NaN where nothing was answered.
 TIMELINE = {
-    "t_s": "f", "offered_qps": "f", "served_qps": "f", "failed_qps": "f",
-    "p50_ms": "f", "p95_ms": "f", "p99_ms": "f", "late": "f", "degraded": "i", "cold_starts": "i",
-}  # fmt: skip
+    "t_s": "f",
+    "offered_qps": "f",
+    "served_qps": "f",
+    "failed_qps": "f",
+    "p50_ms": "f",
+    "p95_ms": "f",
+    "p99_ms": "f",
+    "late": "f",
+    "degraded": "i",
+    "cold_starts": "i",
+}
 FUNCTIONS = {
-    "t_s": "f", "function": "s", "ready": "i", "wanted": "i", "rps": "f", "p95_ms": "f",
+    "t_s": "f",
+    "function": "s",
+    "ready": "i",
+    "wanted": "i",
+    "rps": "f",
+    "p95_ms": "f",
     "memory_bytes": "i",
-}  # fmt: skip
+}
 EVENTS = {"t_s": "f", "kind": "s", "function": "s", "detail": "s"}
 
 

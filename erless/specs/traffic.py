@@ -100,8 +100,10 @@ def parse_traffic(text: str, duration_s: float | None = None) -> Traffic:
     if not colon or name not in SHAPES:
         if Path(text).suffix in (".csv", ".parquet"):
             return read_trace(Path(text), duration_s)
-        raise TrafficError(f"traffic {text!r}: neither a trace (.csv, .parquet) nor a shape like "
-                           f"step:50,150; shapes are {', '.join(SHAPES)}")  # fmt: skip
+        raise TrafficError(
+            f"traffic {text!r}: neither a trace (.csv, .parquet) nor a shape like "
+            f"step:50,150; shapes are {', '.join(SHAPES)}"
+        )
     rates = _rates(text, rest)
     duration = 60.0 if duration_s is None else duration_s
     if not (math.isfinite(duration) and duration > 0):
@@ -187,8 +189,10 @@ def _columns(path: Path) -> tuple[Floats, Floats]:
             with path.open(encoding="utf-8", newline="") as file:
                 rows = list(csv.DictReader(file))
                 found = [[row[name] for row in rows] for name in ("t_s", "qps")]
-        columns = [np.array([math.nan if each in (None, "") else float(each) for each in column])
-                   for column in found]  # fmt: skip
+        columns = [
+            np.array([math.nan if each in (None, "") else float(each) for each in column])
+            for column in found
+        ]
     except KeyError as error:
         raise TrafficError(f"{path}: no column {error}; a trace has t_s and qps") from error
     except (ValueError, UnicodeDecodeError) as error:

@@ -23,8 +23,8 @@ from typing import Self
 
 from erless.errors import ArtifactError, StorageError
 from erless.storage.atomic import fsync_directory, os_errors
-from erless.storage.verified import note_blobs, verify_blobs
 from erless.storage.stores import Blob, Counter, Ignore, Store
+from erless.storage.verified import note_blobs, verify_blobs
 
 __all__ = ["Lease", "NodeCache", "obtain"]
 

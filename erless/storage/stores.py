@@ -22,9 +22,15 @@ from erless.storage.atomic import fsync_directory, os_errors
 from erless.storage.digests import digest_file
 
 __all__ = [
-    "Blob", "Counter", "DirectoryStore", "Ignore", "Store", "StoredObject", "open_store",
+    "Blob",
+    "Counter",
+    "DirectoryStore",
+    "Ignore",
+    "Store",
+    "StoredObject",
+    "open_store",
     "verify_blob",
-]  # fmt: skip
+]
 
 MARKER = "store.json"
 KIND = "erless store"

@@ -82,9 +82,13 @@ def _identity(path: Path, blob: Blob) -> Identity:
             f"{path}: {status.st_size:,} bytes, expected {blob.size_bytes:,}: truncated or altered"
         )
     return [
-        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
         blob.sha256,
-    ]  # fmt: skip
+    ]
 
 
 def _identities(folder: Path, blobs: Sequence[Blob]) -> dict[str, Identity]:

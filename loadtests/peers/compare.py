@@ -55,12 +55,24 @@ def make(folder: Path, rows: int, shards: int) -> tuple[Path, Path, Path]:
     model, profile, plan, store = (folder / name for name in ("m", "p", "plan.json", "store"))
     erless("example", "rm1", "--rows", rows, "--out", model)
     erless("profile", "--model", model, "--log", model / "access.parquet", "--out", profile)
-    erless("plan", "--model", model, "--profile", profile, "--shards", shards, "--traffic", "4x",
-           "--out", plan)  # fmt: skip
+    erless(
+        "plan",
+        "--model",
+        model,
+        "--profile",
+        profile,
+        "--shards",
+        shards,
+        "--traffic",
+        "4x",
+        "--out",
+        plan,
+    )
     erless("pack", "--model", model, "--profile", profile, "--plan", plan, "--store", store)
     expected = folder / "expected.json"
-    expected.write_text(erless("predict", "--monolith", model, model / "queries.safetensors",
-                               "-o", "json"))  # fmt: skip
+    expected.write_text(
+        erless("predict", "--monolith", model, model / "queries.safetensors", "-o", "json")
+    )
     return model, store, expected
 
 
@@ -71,8 +83,17 @@ def ray_serve(python: str, store: Path, folder: Path, *, tuned: bool) -> Iterato
     folder.mkdir()
     port, log = free_port(), folder / "ray.log"
     release = next((store / "releases").iterdir()).stem
-    command = [python, "-m", "loadtests.peers.ray_serve", "--store", str(store), "--release",
-               release, "--port", str(port)]  # fmt: skip
+    command = [
+        python,
+        "-m",
+        "loadtests.peers.ray_serve",
+        "--store",
+        str(store),
+        "--release",
+        release,
+        "--port",
+        str(port),
+    ]
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -80,8 +101,9 @@ def ray_serve(python: str, store: Path, folder: Path, *, tuned: bool) -> Iterato
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": str(int(tuned)),
     }
     with log.open("w") as sink:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=sink, stderr=sink, env=environment,
-                                   start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=sink, stderr=sink, env=environment, start_new_session=True
+        )
     try:
         end = time.monotonic() + START_S
         while '"ready"' not in log.read_text():
@@ -91,8 +113,9 @@ def ray_serve(python: str, store: Path, folder: Path, *, tuned: bool) -> Iterato
         name = "Ray Serve, tuned" if tuned else "Ray Serve"
         yield System(name, f"http://127.0.0.1:{port}", lambda: [process.pid])
     finally:
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None \
-            else []  # fmt: skip
+        children = (
+            psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        )
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(timeout=30)
@@ -129,8 +152,10 @@ def measure(system: System, traffic: Traffic, connections: int, seconds: float) 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, as the README quotes it."""
     base = next(row for row in rows if row["system"] == "monolith")
-    lines = ["| served by | queries/s | CPU per query | over the monolith | p50 | p99 | memory |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| served by | queries/s | CPU per query | over the monolith | p50 | p99 | memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         tax = row["cpu_ms_per_query"] / base["cpu_ms_per_query"]
         lines.append(
@@ -152,8 +177,11 @@ def rounds(systems: Sequence[System], traffic: Traffic, given: argparse.Namespac
     for number in range(given.rounds):
         for each in systems:
             measure(each, traffic, given.connections, given.seconds)
-            print(f"round {number + 1}: {each.name} {each.qps[-1]:.0f} queries/s, "
-                  f"{each.cpu_ms[-1]:.2f} ms of CPU", file=sys.stderr)  # fmt: skip
+            print(
+                f"round {number + 1}: {each.name} {each.qps[-1]:.0f} queries/s, "
+                f"{each.cpu_ms[-1]:.2f} ms of CPU",
+                file=sys.stderr,
+            )
 
 
 def over(ours: System, ray: System) -> dict[str, Any]:
@@ -171,8 +199,9 @@ def over(ours: System, ray: System) -> dict[str, Any]:
 
 def compare(given: argparse.Namespace) -> dict[str, Any]:
     """All systems' rows, and how erless compares with each Ray."""
-    probe = subprocess.run([given.ray_python, "-c", "import ray.serve"], capture_output=True,
-                           check=False)  # fmt: skip
+    probe = subprocess.run(
+        [given.ray_python, "-c", "import ray.serve"], capture_output=True, check=False
+    )
     compared, peers = [], []
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="erless-peers-")))
@@ -210,8 +239,10 @@ def main() -> None:
         return
     print(table(result["systems"]))
     for each in result["compared"]:
-        print(f"\nerless answers {each['qps_over_peer']}× the queries of {each['peer']} "
-              f"({each['cpu_under_peer']}× less CPU per query)")  # fmt: skip
+        print(
+            f"\nerless answers {each['qps_over_peer']}× the queries of {each['peer']} "
+            f"({each['cpu_under_peer']}× less CPU per query)"
+        )
     if not result["compared"]:
         print(f"\nRay Serve was left out: {given.ray_python} has no ray[serve]")
 

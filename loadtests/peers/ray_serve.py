@@ -26,11 +26,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from erless.dlrm.rows import Buckets
-from erless.serve.protocol.metadata import model_facts
-from erless.serve.gateway.gateway import query_inputs
 from erless.serve.files import Source, open_gateway, open_shard, open_tower
-from erless.serve.towers import open_predict
+from erless.serve.gateway.gateway import query_inputs
+from erless.serve.protocol.metadata import model_facts
 from erless.serve.protocol.tensors import decode, encode
+from erless.serve.towers import open_predict
 from erless.specs.stored import load_release
 
 MOST_AT_ONCE = 256
@@ -73,11 +73,14 @@ class Gateway:
         if request.url.path == f"{base}/infer":
             return await self._infer(request)
         if request.url.path == base:
-            return JSONResponse({
-                "name": self._model.name, "versions": [self._digest[:12]],
-                "inputs": [each.describe() for each in self._specs],
-                "parameters": {"digest": self._digest, **model_facts(self._model)},
-            })  # fmt: skip
+            return JSONResponse(
+                {
+                    "name": self._model.name,
+                    "versions": [self._digest[:12]],
+                    "inputs": [each.describe() for each in self._specs],
+                    "parameters": {"digest": self._digest, **model_facts(self._model)},
+                }
+            )
         return JSONResponse({"name": "ray-serve", "models": [self._model.name]})
 
     async def _infer(self, request: Request) -> Response:
@@ -103,11 +106,19 @@ class Gateway:
             opened.combiner.add(out, number, partial, buckets[number].lengths, packed=True)
         pooled = opened.combiner.finish(out, inputs["lengths"])
         prediction = self._predict(np.asarray(inputs["dense"]), pooled)
-        answer = encode(self._model.name, self._digest[:12], query, {"prediction": prediction},
-                        {"release": self._digest, "fan_out": len(calls)})  # fmt: skip
+        answer = encode(
+            self._model.name,
+            self._digest[:12],
+            query,
+            {"prediction": prediction},
+            {"release": self._digest, "fan_out": len(calls)},
+        )
         told = {name.decode(): value.decode() for name, value in answer.headers}
-        return Response(b"".join(bytes(each) for each in answer.body), headers=told,
-                        media_type="application/octet-stream")  # fmt: skip
+        return Response(
+            b"".join(bytes(each) for each in answer.body),
+            headers=told,
+            media_type="application/octet-stream",
+        )
 
 
 def main() -> None:
@@ -122,8 +133,9 @@ def main() -> None:
     ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
     serve.start(http_options={"host": "127.0.0.1", "port": given.port})
     remote = {number: each for number, each in enumerate(release.shards) if each in release.remote}
-    shards = [Shard.options(name=each.name).bind(given.store, each.digest)
-              for each in remote.values()]  # fmt: skip
+    shards = [
+        Shard.options(name=each.name).bind(given.store, each.digest) for each in remote.values()
+    ]
     app = Gateway.bind(given.store, given.release, list(remote), *shards)
     serve.run(app, name="rm", route_prefix="/")
     print(json.dumps({"message": "ready", "port": given.port, "ray": ray.__version__}), flush=True)

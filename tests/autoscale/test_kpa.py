@@ -128,12 +128,18 @@ def test_knative_delays_the_way_down() -> None:
 
 scalings = st.builds(
     lambda low, span, **more: Scaling(min_scale=low, max_scale=low + span, **more),
-    low=st.integers(0, 3), span=st.integers(1, 30), target=st.floats(0.5, 50),
-    window_s=st.sampled_from([6.0, 20.0, 60.0]), max_scale_up_rate=st.sampled_from([1.5, 3, 1000]),
-    max_scale_down_rate=st.sampled_from([1.5, 2, 10]), scale_down_delay_s=st.sampled_from([0, 30]),
-    initial_scale=st.integers(0, 4), activation_scale=st.integers(1, 3),
-    grace_s=st.sampled_from([0, 10, 30]), retention_s=st.sampled_from([0, 20]),
-)  # fmt: skip
+    low=st.integers(0, 3),
+    span=st.integers(1, 30),
+    target=st.floats(0.5, 50),
+    window_s=st.sampled_from([6.0, 20.0, 60.0]),
+    max_scale_up_rate=st.sampled_from([1.5, 3, 1000]),
+    max_scale_down_rate=st.sampled_from([1.5, 2, 10]),
+    scale_down_delay_s=st.sampled_from([0, 30]),
+    initial_scale=st.integers(0, 4),
+    activation_scale=st.integers(1, 3),
+    grace_s=st.sampled_from([0, 10, 30]),
+    retention_s=st.sampled_from([0, 20]),
+)
 loads = st.lists(st.floats(0, 2000) | st.just(0.0) | st.none(), min_size=1, max_size=80)
 
 

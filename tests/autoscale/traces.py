@@ -44,9 +44,12 @@ def idle(t: float) -> float:
 
 
 TRACES: dict[str, tuple[Scaling, Callable[[float], float]]] = {
-    "step": (SPARSE, step), "ramp": (SPARSE, ramp), "spike": (SPARSE, spike),
-    "sawtooth": (CALM, sawtooth), "idle": (SPARSE, idle),
-}  # fmt: skip
+    "step": (SPARSE, step),
+    "ramp": (SPARSE, ramp),
+    "spike": (SPARSE, spike),
+    "sawtooth": (CALM, sawtooth),
+    "idle": (SPARSE, idle),
+}
 
 
 def play(

@@ -14,10 +14,21 @@ from erless.deploy.target import FunctionState
 from tests.conftest import Cli
 
 KEYS = {
-    "max_relative_error", "queries_checked", "memory_bytes", "model_wise_memory_bytes",
-    "memory_reduction", "memory_utility", "tax", "p50_ms", "p95_ms", "p99_ms", "cold_start_ms",
-    "functions", "functions_at_zero_when_idle", "report",
-}  # fmt: skip
+    "max_relative_error",
+    "queries_checked",
+    "memory_bytes",
+    "model_wise_memory_bytes",
+    "memory_reduction",
+    "memory_utility",
+    "tax",
+    "p50_ms",
+    "p95_ms",
+    "p99_ms",
+    "cold_start_ms",
+    "functions",
+    "functions_at_zero_when_idle",
+    "report",
+}
 
 
 def test_the_demo_shows_all_of_it_and_cleans_up(
@@ -56,10 +67,13 @@ def test_an_answer_quicker_than_its_news_names_what_it_woke() -> None:
     class Target:
         def status(self) -> Any:
             states = told.pop(0) if len(told) > 1 else told[0]
-            return SimpleNamespace(functions=[
-                SimpleNamespace(name=name, state=FunctionState(state),
-                                ready=int(state == "serving"))
-                for name, state in zip(("cold-0", "frozen"), states, strict=True)
-            ])  # fmt: skip
+            return SimpleNamespace(
+                functions=[
+                    SimpleNamespace(
+                        name=name, state=FunctionState(state), ready=int(state == "serving")
+                    )
+                    for name, state in zip(("cold-0", "frozen"), states, strict=True)
+                ]
+            )
 
     assert _woken(Target(), {"cold-0", "frozen"}) == ("cold-0", "frozen")  # type: ignore[arg-type]

@@ -85,8 +85,9 @@ def test_the_verbs_of_a_deployment(
     assert (code, back["release"], back["url"]) == (0, first, deployed["url"])
     code, kept = run("history")
     assert [(each["release"], each["current"]) for each in kept["deployments"]] == [
-        (second, False), (first, True),
-    ]  # fmt: skip
+        (second, False),
+        (first, True),
+    ]
     code, logs = run("logs", "gateway", "--lines", 5)
     assert code == 0
     assert len(logs["lines"]) == 5
@@ -105,9 +106,12 @@ def test_what_ends_by_ctrl_c_ends_well(
     master, slave = pty.openpty()
     watching = subprocess.Popen(
         [sys.executable, "-m", "erless", *words],
-        cwd=tmp_path, stdout=slave, stderr=subprocess.PIPE, text=True,
+        cwd=tmp_path,
+        stdout=slave,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     os.close(slave)
     try:
         seen = b""

@@ -78,8 +78,12 @@ def test_version_and_completion(cli: Cli) -> None:
     env = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     shown = subprocess.run(
         [sys.executable, "-m", "erless", "--show-completion", "bash"],
-        capture_output=True, text=True, env=env, cwd=ROOT, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=ROOT,
+        check=False,
+    )
     assert "complete" in shown.stdout
 
 
@@ -240,6 +244,9 @@ def test_output_into_a_closed_pipe(tmp_path: Path, cli: Cli) -> None:
     program = f"{sys.executable} -m erless predict --monolith m m/queries.safetensors -o json"
     run = subprocess.run(
         ["bash", "-c", f"set -o pipefail; PYTHONPATH={ROOT} {program} | head -c 1 >/dev/null"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert "Traceback" not in run.stderr

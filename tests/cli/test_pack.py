@@ -18,9 +18,19 @@ def flow(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for arguments in (
         ("example", "rm1", "--rows", 2000, "--out", "model"),
         ("profile", "--model", "model", "--log", "model/access.parquet", "--out", "profile"),
-        ("plan", "--model", "model", "--profile", "profile", "--policy", "elasticrec",
-         "--equal-containers", "--out", "plan.json"),
-    ):  # fmt: skip
+        (
+            "plan",
+            "--model",
+            "model",
+            "--profile",
+            "profile",
+            "--policy",
+            "elasticrec",
+            "--equal-containers",
+            "--out",
+            "plan.json",
+        ),
+    ):
         run = cli(*arguments, cwd=folder)
         assert run.returncode == 0, run.stderr
     return folder
@@ -80,8 +90,17 @@ def test_damage_is_exit_1_and_names_the_file(cli: Cli, tmp_path: Path) -> None:
     (release,) = json.loads(as_json.stdout)["releases"]
     assert not release["sound"]
     assert release["damage"][0]["name"] == made.release.gateway.routing.path
-    again = ("pack", "--model", made.bundle, "--profile", made.profile, "--plan", made.plan,
-             "--store", made.store)  # fmt: skip
+    again = (
+        "pack",
+        "--model",
+        made.bundle,
+        "--profile",
+        made.profile,
+        "--plan",
+        made.plan,
+        "--store",
+        made.store,
+    )
     assert cli(*again, "--verify").returncode == 0
     assert cli("releases", "verify", "--store", made.store).returncode == 0
 

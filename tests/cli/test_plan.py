@@ -11,9 +11,19 @@ import torch
 from tests.conftest import Cli
 
 FIELDS = {
-    "policy", "memory_bytes", "memory_reduction", "memory_utility", "functions", "containers",
-    "fan_out", "vcpu", "nodes", "usd_per_month", "predicted_p95_ms", "lower_bound_gap",
-}  # fmt: skip
+    "policy",
+    "memory_bytes",
+    "memory_reduction",
+    "memory_utility",
+    "functions",
+    "containers",
+    "fan_out",
+    "vcpu",
+    "nodes",
+    "usd_per_month",
+    "predicted_p95_ms",
+    "lower_bound_gap",
+}
 
 
 @pytest.mark.parametrize(
@@ -45,12 +55,23 @@ def book(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
     np.save(folder / "book.npy", np.random.default_rng(0).random((91_599, 32), np.float32))
     batch = torch.export.Dim("batch", min=2, max=4096)
     tower = torch.export.export(
-        _Tower().eval(), (torch.rand(8, 4), torch.rand(8, 1, 32)),
+        _Tower().eval(),
+        (torch.rand(8, 4), torch.rand(8, 1, 32)),
         dynamic_shapes=({0: batch}, {0: batch}),
-    )  # fmt: skip
+    )
     torch.export.save(tower, folder / "tower.pt2")
-    done = cli("import", "tables", f"{TABLE}=book.npy", "--tower", "tower.pt2",
-               "--dense-features", 4, "--out", "model", cwd=folder)  # fmt: skip
+    done = cli(
+        "import",
+        "tables",
+        f"{TABLE}=book.npy",
+        "--tower",
+        "tower.pt2",
+        "--dense-features",
+        4,
+        "--out",
+        "model",
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -74,8 +95,11 @@ def test_a_real_log_then_all_policies(cli: Cli, book: Path, shared_data: Path) -
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert [each["policy"] for each in document["policies"]] == [
-        "model-wise", "table-wise", "elasticrec", "joint",
-    ]  # fmt: skip
+        "model-wise",
+        "table-wise",
+        "elasticrec",
+        "joint",
+    ]
     assert "estimated from the archive's" in document["assumptions"]["dense tower"]
     assert not (book / "plan.json").exists()
 
@@ -95,8 +119,22 @@ def test_erless_yaml_says_all_and_options_win(cli: Cli, book: Path, shared_data:
     for each in plan["shards"]:
         if each["tier"] == "cold":
             assert (each["precision"], each["replicas"]) == ("int8", 2)
-    done = cli("plan", "--qps", 20, "--objective", "dollars", "--shards", 2, "--out", "o.json",
-               "--precision", "fp32", "--min-replicas", "cold=1", cwd=book)  # fmt: skip
+    done = cli(
+        "plan",
+        "--qps",
+        20,
+        "--objective",
+        "dollars",
+        "--shards",
+        2,
+        "--out",
+        "o.json",
+        "--precision",
+        "fp32",
+        "--min-replicas",
+        "cold=1",
+        cwd=book,
+    )
     assert done.returncode == 0, done.stderr
     plan = json.loads((book / "o.json").read_text())
     assert (plan["qps"], plan["objective"], plan["result"]["fan_out"]) == (20, "dollars", 2)

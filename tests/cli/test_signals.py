@@ -37,7 +37,11 @@ def test_a_signal_inside_an_import_comes_after_it(
     (tmp_path / "swallows.py").write_text(SWALLOWS.format(name=number.name))
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        cwd=tmp_path, env={"PYTHONPATH": f"{ROOT}:{tmp_path}"}, timeout=120,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        timeout=120,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == code, run.stderr

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from erless.deploy.desired_release import load_desired
-from erless.deploy.local.target import LocalTarget
 from erless.deploy.local.supervisor.folder import StateFolder
 from erless.deploy.local.supervisor.orphans import end_all, find_orphans
 from erless.deploy.local.supervisor.spec import Timing
+from erless.deploy.local.target import LocalTarget
 from erless.deploy.target import Desired, Target
 from erless.specs.config import Config, Targets
 from erless.specs.config import LocalTarget as LocalOptions

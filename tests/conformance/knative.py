@@ -70,8 +70,9 @@ class KnativeHarness:
         api.call("POST", NAMESPACE.path(), space)
         data = {
             key: base64.b64encode(os.environ[key].encode()).decode()
-            for key in KEYS if key in os.environ
-        }  # fmt: skip
+            for key in KEYS
+            if key in os.environ
+        }
         secret = {
             "apiVersion": "v1",
             "kind": "Secret",

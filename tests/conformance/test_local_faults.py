@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from erless.deploy.local.target import LocalTarget
 from erless.deploy.local.supervisor.folder import StateFolder
+from erless.deploy.local.target import LocalTarget
 from erless.deploy.target import Deployment
 from erless.dlrm.queries import QueryFile
 from erless.errors import ErlessError, NotDeployedError
@@ -108,13 +108,25 @@ def test_ctrl_c_leaves_the_old_release_serving(
 ) -> None:
     second = releases.second
     command = [
-        sys.executable, "-m", "erless", "deploy", "--store", second.store,
-        "--release", second.release.digest, "--state", str(local.state),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "erless",
+        "deploy",
+        "--store",
+        second.store,
+        "--release",
+        second.release.digest,
+        "--state",
+        str(local.state),
+    ]
     process = subprocess.Popen(
-        command, cwd=local.state.parent, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        command,
+        cwd=local.state.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     time.sleep(after_s)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=TIMEOUT_S)
@@ -150,9 +162,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], check=False,
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)],
+        check=False,
         capture_output=True,
-    )  # fmt: skip
+    )
     if done.returncode:
         pytest.skip("mounting a small file system needs root")
     yield place

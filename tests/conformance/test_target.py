@@ -71,8 +71,10 @@ def test_status_tells_every_function(harness: Harness, deployed: Deployment) -> 
     assert (status.release, status.url) == (deployed.release, deployed.url)
     found = {each.name: each for each in status.functions}
     assert {name: each.tier for name, each in found.items() if each.kind == "sparse"} == {
-        "hot": "hot", "cold": "cold", "frozen": "frozen",
-    }  # fmt: skip
+        "hot": "hot",
+        "cold": "cold",
+        "frozen": "frozen",
+    }
     assert found["gateway"].ready >= 1
     assert found["gateway"].memory_bytes > 0
     assert (found["frozen"].ready, found["frozen"].wanted) == (0, 0)
@@ -175,9 +177,8 @@ def test_a_shard_that_did_not_change_stays(
 
 
 def test_a_damaged_release_fails_early_and_the_old_one_serves_on(
-    harness: Harness, releases: Releases, wanted: Wanted, deployed: Deployment,
-    tmp_path: Path,
-) -> None:  # fmt: skip
+    harness: Harness, releases: Releases, wanted: Wanted, deployed: Deployment, tmp_path: Path
+) -> None:
     from tests.releases import make_release
 
     broken = make_release(tmp_path, seed=7)

@@ -69,8 +69,10 @@ class BareCluster:
 
     def get(self, path: str) -> tuple[int, Object]:
         if path in self.kinds:
-            listed = [{"name": plural, "kind": kind, "namespaced": namespaced}
-                      for kind, (plural, namespaced) in self.kinds[path].items()]  # fmt: skip
+            listed = [
+                {"name": plural, "kind": kind, "namespaced": namespaced}
+                for kind, (plural, namespaced) in self.kinds[path].items()
+            ]
             return 200, {"resources": [*listed, {"name": "x/status", "kind": "X"}]}
         if path not in self.objects:
             return 404, {"message": f"{path} not found"}
@@ -160,13 +162,23 @@ def serving(cluster: BareCluster, folder: Path) -> Iterator[Path]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     kubeconfig = folder / "kubeconfig"
-    kubeconfig.write_text(yaml.safe_dump({
-        "apiVersion": "v1", "kind": "Config", "current-context": "test",
-        "clusters": [{"name": "test",
-                      "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        "users": [{"name": "test", "user": {}}],
-    }))  # fmt: skip
+    kubeconfig.write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "test",
+                "clusters": [
+                    {
+                        "name": "test",
+                        "cluster": {"server": f"http://127.0.0.1:{server.server_port}"},
+                    }
+                ],
+                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+                "users": [{"name": "test", "user": {}}],
+            }
+        )
+    )
     try:
         yield kubeconfig
     finally:

@@ -63,15 +63,25 @@ def desired(
         content = f"{tier.value}-{version if tier in changed else '1'}"
         released.append(
             ReleaseShard(
-                name=f"{tier.value}-0", tier=tier, precision=Precision.FP32,
-                digest=digest_of(content), tables=("items",), rows=rows, row_bytes=128 * rows,
-                size_bytes=128 * rows + 4096, largest_error=0.0,
+                name=f"{tier.value}-0",
+                tier=tier,
+                precision=Precision.FP32,
+                digest=digest_of(content),
+                tables=("items",),
+                rows=rows,
+                row_bytes=128 * rows,
+                size_bytes=128 * rows + 4096,
+                largest_error=0.0,
             )
-        )  # fmt: skip
+        )
     tower = DensePlan(
-        device="cuda", precision="bf16", gpus=1, vcpu=2.0, memory_bytes=2_000_000_000,
+        device="cuda",
+        precision="bf16",
+        gpus=1,
+        vcpu=2.0,
+        memory_bytes=2_000_000_000,
         scaling=Scaling(metric="concurrency", target=6.5, max_scale=4),
-    )  # fmt: skip
+    )
     plan = Plan.create(
         model_digest=digest_of("model"),
         profile_digest=digest_of("profile"),

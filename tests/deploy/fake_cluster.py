@@ -143,9 +143,10 @@ class FakeCluster:
     def find(self, plural: str, namespace: str = "") -> list[Object]:
         with self.changed:
             return [
-                copy.deepcopy(each) for key, each in sorted(self.objects.items())
+                copy.deepcopy(each)
+                for key, each in sorted(self.objects.items())
                 if key[0] == plural and (not namespace or key[1] == namespace)
-            ]  # fmt: skip
+            ]
 
     def get(self, plural: str, namespace: str, name: str) -> Object:
         return self.objects[(plural, namespace, name)]
@@ -159,19 +160,25 @@ class FakeCluster:
             live = copy.deepcopy(self.objects.get(key)) or {"metadata": {"name": key[2]}}
             owned = copy.deepcopy(self.owners.get(key, {}))
             wanted = {
-                path: value for path, value in leaves(document)
+                path: value
+                for path, value in leaves(document)
                 if path not in (("metadata", "name"), ("metadata", "namespace"))
-            }  # fmt: skip
+            }
             clashes = [
-                (path, other) for path, value in wanted.items() for other in owned
+                (path, other)
+                for path, value in wanted.items()
+                for other in owned
                 if other != manager and path in owned[other] and take(live, path) != value
-            ]  # fmt: skip
+            ]
             if clashes and not force:
                 causes = [
-                    {"reason": "FieldManagerConflict", "field": "." + ".".join(path),
-                     "message": f'conflict with "{other}" using v1'}
+                    {
+                        "reason": "FieldManagerConflict",
+                        "field": "." + ".".join(path),
+                        "message": f'conflict with "{other}" using v1',
+                    }
                     for path, other in clashes
-                ]  # fmt: skip
+                ]
                 raise Refused(409, "Apply failed with conflicts", details={"causes": causes})
             for path in owned.get(manager, set()) - set(wanted):
                 if not any(path in owned[other] for other in owned if other != manager):
@@ -247,33 +254,45 @@ class FakeCluster:
             threading.Timer(self.ready_after_s, self._settle, (key, name)).start()
 
     def _revision(self, key: Key, name: str, template: Object) -> None:
-        labels = {**template["metadata"].get("labels", {}),
-                  "serving.knative.dev/service": key[2]}  # fmt: skip
+        labels = {**template["metadata"].get("labels", {}), "serving.knative.dev/service": key[2]}
         notes = dict(template["metadata"].get("annotations", {}))
         owner = [{"uid": f"uid-{key[2]}", "of": key[0]}]
         meta = {"name": name, "namespace": key[1], "labels": labels, "annotations": notes}
         self.store(
             (REVISIONS, key[1], name),
-            {"metadata": {**meta, "ownerReferences": owner}, "spec": template["spec"],
-             "template": copy.deepcopy(template), "status": {"conditions": []}},
-        )  # fmt: skip
+            {
+                "metadata": {**meta, "ownerReferences": owner},
+                "spec": template["spec"],
+                "template": copy.deepcopy(template),
+                "status": {"conditions": []},
+            },
+        )
         low = int(notes.get(MIN_SCALE, "0"))
         scale = max(low, int(notes.get("autoscaling.knative.dev/initial-scale", "1")))
         owner = [{"uid": f"uid-{name}", "of": REVISIONS}]
         trouble = self.pod_trouble.get(key[2])
         self.store(
             (SCALERS, key[1], name),
-            {"metadata": {**copy.deepcopy(meta), "ownerReferences": owner},
-             "status": {} if trouble else {"actualScale": scale, "desiredScale": scale}},
-        )  # fmt: skip
+            {
+                "metadata": {**copy.deepcopy(meta), "ownerReferences": owner},
+                "status": {} if trouble else {"actualScale": scale, "desiredScale": scale},
+            },
+        )
         if trouble:
             pod = f"{name}-deployment-x"
             labels = {**labels, "serving.knative.dev/revision": name}
             self.store(
                 (PODS, key[1], pod),
-                {"metadata": {"name": pod, "namespace": key[1], "labels": labels,
-                              "ownerReferences": owner}, "status": trouble},
-            )  # fmt: skip
+                {
+                    "metadata": {
+                        "name": pod,
+                        "namespace": key[1],
+                        "labels": labels,
+                        "ownerReferences": owner,
+                    },
+                    "status": trouble,
+                },
+            )
 
     def _settle(self, key: Key, name: str) -> None:
         with self.changed:
@@ -295,9 +314,10 @@ class FakeCluster:
             status["latestReadyRevisionName"] = name
         lines = service["spec"]["traffic"]
         ready = {
-            each["metadata"]["name"] for each in self.find(REVISIONS, key[1])
+            each["metadata"]["name"]
+            for each in self.find(REVISIONS, key[1])
             if each["status"]["conditions"] == [condition("Ready", "True")]
-        }  # fmt: skip
+        }
         targets = [line.get("revisionName") or name for line in lines]
         if settled and all(target in ready for target in targets):
             status["traffic"] = [
@@ -346,9 +366,10 @@ class _Handler(BaseHTTPRequestHandler):
             more = error.details
             headers = {"Retry_After": str(more["retry_after"])} if "retry_after" in more else {}
             self._answer(
-                error.code, {"message": str(error), "code": error.code,
-                             "details": more.get("details", {})}, **headers,
-            )  # fmt: skip
+                error.code,
+                {"message": str(error), "code": error.code, "details": more.get("details", {})},
+                **headers,
+            )
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 

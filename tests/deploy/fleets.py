@@ -28,24 +28,38 @@ TIMING = Timing(poll_s=0.1, backoff_s=0.1, backoff_most_s=1.0)
 def function(kind: str, name: str, digest: str, **more: Any) -> FunctionSpec:
     scaling = Scaling.model_validate({**QUICK, **more.pop("scaling", {})})
     return FunctionSpec(
-        key=f"{kind}-{digest}", name=name, kind=kind, tier="", digest=digest.ljust(64, "0"),
-        module="tests.deploy.toy", env=more, scaling=scaling,
-    )  # fmt: skip
+        key=f"{kind}-{digest}",
+        name=name,
+        kind=kind,
+        tier="",
+        digest=digest.ljust(64, "0"),
+        module="tests.deploy.toy",
+        env=more,
+        scaling=scaling,
+    )
 
 
 def release(name: str, shared: str = "a1", gateway: dict | None = None, **cold: str) -> ReleaseSpec:
     """A hot shard, a frozen one and a gateway that says `name`; `cold`: the frozen one's env."""
     return ReleaseSpec(
-        key=f"key-{name}", release=name.ljust(64, "0"), deployed_at="",
+        key=f"key-{name}",
+        release=name.ljust(64, "0"),
+        deployed_at="",
         functions=(
             function("sparse", "hot-0", shared),
-            function("sparse", "frozen", f"f{name}",
-                     scaling={"min_scale": 0, "initial_scale": 0}, **cold),
-            function("gateway", "gateway", f"g{name}", TOY_NAME=name,
-                     scaling={"metric": "concurrency", "target": 2, "max_scale": 3},
-                     **(gateway or {})),
+            function(
+                "sparse", "frozen", f"f{name}", scaling={"min_scale": 0, "initial_scale": 0}, **cold
+            ),
+            function(
+                "gateway",
+                "gateway",
+                f"g{name}",
+                TOY_NAME=name,
+                scaling={"metric": "concurrency", "target": 2, "max_scale": 3},
+                **(gateway or {}),
+            ),
         ),
-    )  # fmt: skip
+    )
 
 
 class Box:
@@ -56,10 +70,15 @@ class Box:
 
     def deploy(self, release: ReleaseSpec, timeout_s: float = WAIT_S, **settings: Any) -> str:
         """The URL."""
-        done = command(self.folder, {
-            "do": "deploy", "release": release.model_dump(mode="json"),
-            "settings": StoredState(timing=TIMING, **settings).model_dump(mode="json"),
-        }, timeout_s)  # fmt: skip
+        done = command(
+            self.folder,
+            {
+                "do": "deploy",
+                "release": release.model_dump(mode="json"),
+                "settings": StoredState(timing=TIMING, **settings).model_dump(mode="json"),
+            },
+            timeout_s,
+        )
         return f"http://127.0.0.1:{done['port']}/infer"
 
     def status(self) -> dict[str, Any]:

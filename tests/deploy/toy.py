@@ -56,10 +56,13 @@ class Toy:
         self.answered += 1
         for bound in self.buckets:
             self.buckets[bound] += time.monotonic() - began <= bound
-        return json.dumps({
-            "pid": os.getpid(), "release": os.environ.get("TOY_NAME", ""),
-            "shards": os.environ.get("ERLESS_SHARD_URLS", ""),
-        })  # fmt: skip
+        return json.dumps(
+            {
+                "pid": os.getpid(),
+                "release": os.environ.get("TOY_NAME", ""),
+                "shards": os.environ.get("ERLESS_SHARD_URLS", ""),
+            }
+        )
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -54,11 +54,15 @@ def shards(draw: st.DrawFn):
     precision = draw(st.sampled_from(list(Precision)))
     made = [
         make_slice(
-            f"t{i}", draw(st.integers(1, 400)), draw(DIMS),
-            draw(st.sampled_from(list(Pooling))), precision, seed + i,
+            f"t{i}",
+            draw(st.integers(1, 400)),
+            draw(DIMS),
+            draw(st.sampled_from(list(Pooling))),
+            precision,
+            seed + i,
         )
         for i in range(draw(st.integers(1, 3)))
-    ]  # fmt: skip
+    ]
     return made, seed, draw(st.integers(0, 5)), draw(st.sampled_from([np.int32, np.int64]))
 
 

@@ -94,9 +94,16 @@ class Setting:
     kept_last=st.booleans(),
 )
 def test_the_result_is_the_same_with_a_home_and_without(
-    seed: int, home: int, batch: int, dtype: type, whole: bool, pooling: Pooling,
-    precision: Precision, dim: int, kept_last: bool,
-) -> None:  # fmt: skip
+    seed: int,
+    home: int,
+    batch: int,
+    dtype: type,
+    whole: bool,
+    pooling: Pooling,
+    precision: Precision,
+    dim: int,
+    kept_last: bool,
+) -> None:
     setting = Setting(seed, home, whole=whole, pooling=pooling, precision=precision, dim=dim)
     values, lengths, weights = setting.query(batch, dtype)
     mine = weights if pooling is Pooling.WEIGHTED_SUM else None
@@ -113,8 +120,9 @@ def test_the_result_is_the_same_with_a_home_and_without(
     np.testing.assert_allclose(
         setting.pooled(found, lengths, kept_last=kept_last),
         setting.pooled(wanted, lengths, kept_last=False),
-        rtol=1e-5, atol=1e-5,
-    )  # fmt: skip
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 @given(seed=st.integers(0, 1000), home=st.integers(0, SHARDS - 1))

@@ -22,9 +22,7 @@ def test_the_index_counts_smaller_stored_ids(rows, share, seed, dtype) -> None:
     stored = np.flatnonzero(generator.random(rows) < share).astype(dtype)
     index = RowIndex.build(rows, generator.permutation(stored))
     asked = generator.integers(0, rows, 50).astype(dtype)
-    expected = np.where(
-        np.isin(asked, stored), np.searchsorted(stored, asked), -1
-    )  # fmt: skip
+    expected = np.where(np.isin(asked, stored), np.searchsorted(stored, asked), -1)
     np.testing.assert_array_equal(index.local(asked), expected)
     assert index.stored == len(stored)
     np.testing.assert_array_equal(index.ids(0, index.stored), stored)

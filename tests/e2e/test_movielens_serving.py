@@ -49,10 +49,14 @@ def write_profile(folder: Path, model: ModelSpec, samples: Query) -> None:
         entry = FileEntry(path=path, **write_tensors(folder / path, arrays)._asdict())
         accesses.append(
             TableAccess(
-                table=table.name, rows=table.rows, samples=samples.batch,
-                accesses=len(ids), touched=len(found), counts=entry,
+                table=table.name,
+                rows=table.rows,
+                samples=samples.batch,
+                accesses=len(ids),
+                touched=len(found),
+                counts=entry,
             )
-        )  # fmt: skip
+        )
     digest = BundleManifest.open(folder.parent / "model").digest
     Profile.create(model_digest=digest, sources=("ml-100k",), tables=tuple(accesses)).save(
         folder / MANIFEST
@@ -76,15 +80,22 @@ def movielens(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ma
     write_queries(queries, ratings.samples, [table.name for table in model.tables], BATCH)
     store = folder / "store"
     packer = Packer(
-        folder / "model", folder / "profile", folder / "plan.json",
+        folder / "model",
+        folder / "profile",
+        folder / "plan.json",
         open_store(str(store), create=True),
-    )  # fmt: skip
+    )
     release = packer.pack().release
     assert release is not None
     return Made(
-        str(store), release, folder / "model", folder / "profile", folder / "plan.json", queries,
+        str(store),
+        release,
+        folder / "model",
+        folder / "profile",
+        folder / "plan.json",
+        queries,
         model,
-    )  # fmt: skip
+    )
 
 
 def test_1000_queries_equal_the_monolith(movielens: Made, tmp_path: Path) -> None:

@@ -92,8 +92,20 @@ def test_a_dlrm_checkpoint_predicts_the_same(tmp_path: Path, interaction, itself
 
 def test_the_verb_passes_every_option_on(tmp_path: Path, cli: Cli) -> None:
     path = save(tmp_path / "c.pt", Dlrm(itself=True))
-    run = cli("import", "dlrm", path, "--out", tmp_path / "m", "--pooling", "table_1=mean",
-              "--interaction", "dot_itself", "--logits", "-o", "json")  # fmt: skip
+    run = cli(
+        "import",
+        "dlrm",
+        path,
+        "--out",
+        tmp_path / "m",
+        "--pooling",
+        "table_1=mean",
+        "--interaction",
+        "dot_itself",
+        "--logits",
+        "-o",
+        "json",
+    )
     assert run.returncode == 0, run.stderr
     model = json.loads(run.stdout)["model"]
     assert [each["pooling"] for each in model["tables"]] == ["sum", "mean", "sum"]

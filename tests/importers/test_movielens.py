@@ -29,8 +29,14 @@ def test_samples_are_in_the_order_of_time(tiny: Path) -> None:
     ratings = read_movielens(tiny)
     assert ratings.samples.labels.tolist() == [1, 1, 0, 1]  # times 50, 100, 100, 200
     assert ratings.sizes == {
-        "user": 2, "item": 2, "age": 2, "gender": 2, "occupation": 2, "year": 2, "genres": 3,
-    }  # fmt: skip
+        "user": 2,
+        "item": 2,
+        "age": 2,
+        "gender": 2,
+        "occupation": 2,
+        "year": 2,
+        "genres": 3,
+    }
     assert ratings.samples.lengths[-1].tolist() == [2, 2, 1, 1]
     assert ratings.samples.values[:4].tolist() == [0, 1, 0, 1]
     assert ratings.samples.values[4:8].tolist() == [0, 0, 1, 1]

@@ -48,9 +48,12 @@ class EksExtras:
     def __init__(self, inner: App, url: str) -> None:
         self._inner = inner
         self._autoscaling = boto3.client(
-            "autoscaling", "us-east-1", endpoint_url=url,
-            aws_access_key_id="testing", aws_secret_access_key="testing",  # noqa: S106
-        )  # fmt: skip
+            "autoscaling",
+            "us-east-1",
+            endpoint_url=url,
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",  # noqa: S106
+        )
         self._lock = threading.Lock()
         self._things: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._policies: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
@@ -161,23 +164,36 @@ class EksExtras:
     def _create(self, cluster: str, kind: str, body: dict[str, Any]) -> Response:
         now = time.time()
         arn = f"arn:aws:eks:us-east-1:{ACCOUNT}"
-        common = {"clusterName": cluster, "createdAt": now, "modifiedAt": now,
-                  "tags": body.get("tags", {})}  # fmt: skip
+        common = {
+            "clusterName": cluster,
+            "createdAt": now,
+            "modifiedAt": now,
+            "tags": body.get("tags", {}),
+        }
         if kind == "addons":
             name = body["addonName"]
             roles = body.get("podIdentityAssociations", ())
             linked = [self._associate(cluster, name, each)["associationArn"] for each in roles]
-            thing = {**common, "addonName": name, "status": "ACTIVE", "health": {"issues": []},
-                     "addonVersion": body.get("addonVersion", "v1.0.0-eksbuild.1"),
-                     "addonArn": f"{arn}:addon/{cluster}/{name}/{uuid.uuid4()}",
-                     "podIdentityAssociations": linked}  # fmt: skip
+            thing = {
+                **common,
+                "addonName": name,
+                "status": "ACTIVE",
+                "health": {"issues": []},
+                "addonVersion": body.get("addonVersion", "v1.0.0-eksbuild.1"),
+                "addonArn": f"{arn}:addon/{cluster}/{name}/{uuid.uuid4()}",
+                "podIdentityAssociations": linked,
+            }
         elif kind == "access-entries":
             name = body["principalArn"]
             user = body.get("username", name)
-            thing = {**common, "principalArn": name, "username": user,
-                     "type": body.get("type", "STANDARD"),
-                     "kubernetesGroups": body.get("kubernetesGroups", []),
-                     "accessEntryArn": f"{arn}:access-entry/{cluster}/{uuid.uuid4()}"}  # fmt: skip
+            thing = {
+                **common,
+                "principalArn": name,
+                "username": user,
+                "type": body.get("type", "STANDARD"),
+                "kubernetesGroups": body.get("kubernetesGroups", []),
+                "accessEntryArn": f"{arn}:access-entry/{cluster}/{uuid.uuid4()}",
+            }
         else:
             return _json({"association": self._associate(cluster, "", body)})
         if (cluster, kind, name) in self._things:
@@ -190,11 +206,17 @@ class EksExtras:
         arn = f"arn:aws:eks:us-east-1:{ACCOUNT}:podidentityassociation/{cluster}/{name}"
         now = time.time()
         made = self._things[cluster, "pod-identity-associations", name] = {
-            "clusterName": cluster, "associationId": name, "associationArn": arn,
-            "namespace": body.get("namespace", "kube-system"), "roleArn": body["roleArn"],
-            "serviceAccount": body["serviceAccount"], "tags": body.get("tags", {}),
-            "createdAt": now, "modifiedAt": now, "ownerArn": addon or None,
-        }  # fmt: skip
+            "clusterName": cluster,
+            "associationId": name,
+            "associationArn": arn,
+            "namespace": body.get("namespace", "kube-system"),
+            "roleArn": body["roleArn"],
+            "serviceAccount": body["serviceAccount"],
+            "tags": body.get("tags", {}),
+            "createdAt": now,
+            "modifiedAt": now,
+            "ownerArn": addon or None,
+        }
         return made
 
     def _policy(
@@ -203,16 +225,26 @@ class EksExtras:
         policies = self._policies.setdefault(owner, {})
         now = time.time()
         if method == "POST":
-            made = {"policyArn": body["policyArn"], "accessScope": body["accessScope"],
-                    "associatedAt": now, "modifiedAt": now}  # fmt: skip
+            made = {
+                "policyArn": body["policyArn"],
+                "accessScope": body["accessScope"],
+                "associatedAt": now,
+                "modifiedAt": now,
+            }
             policies[body["policyArn"]] = made
-            return _json({"clusterName": owner[0], "principalArn": owner[1],
-                          "associatedAccessPolicy": made})  # fmt: skip
+            return _json(
+                {"clusterName": owner[0], "principalArn": owner[1], "associatedAccessPolicy": made}
+            )
         if method == "DELETE":
             policies.pop(policy, None)
             return _json({})
-        return _json({"clusterName": owner[0], "principalArn": owner[1],
-                      "associatedAccessPolicies": list(policies.values())})  # fmt: skip
+        return _json(
+            {
+                "clusterName": owner[0],
+                "principalArn": owner[1],
+                "associatedAccessPolicies": list(policies.values()),
+            }
+        )
 
 
 _NAMES = {
@@ -224,8 +256,11 @@ _NAMES = {
 
 def _key(notification: dict[str, Any]) -> tuple[str, str, float]:
     """What tells one notification of a budget from another."""
-    return (notification["NotificationType"], notification["ComparisonOperator"],
-            float(notification["Threshold"]))  # fmt: skip
+    return (
+        notification["NotificationType"],
+        notification["ComparisonOperator"],
+        float(notification["Threshold"]),
+    )
 
 
 def _body(environ: dict[str, Any]) -> dict[str, Any]:
@@ -253,8 +288,11 @@ def keep_tags_apart() -> None:
     original = EC2Backend.create_launch_template
 
     def create(self: EC2Backend, name: str, description: str, data: Any, tags: Any) -> Any:
-        kept = [each for each in data.get("TagSpecifications", ())
-                if each["ResourceType"] != "launch-template"]  # fmt: skip
+        kept = [
+            each
+            for each in data.get("TagSpecifications", ())
+            if each["ResourceType"] != "launch-template"
+        ]
         return original(self, name, description, {**data, "TagSpecifications": kept}, tags)
 
     EC2Backend.create_launch_template = create

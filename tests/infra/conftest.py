@@ -62,9 +62,12 @@ class AwsApi:
     def client(self, service: str, account: str = "testing") -> Any:
         """A boto3 client of it."""
         return boto3.client(
-            service, "us-east-1", endpoint_url=self.url,
-            aws_access_key_id=account, aws_secret_access_key=account,
-        )  # fmt: skip
+            service,
+            "us-east-1",
+            endpoint_url=self.url,
+            aws_access_key_id=account,
+            aws_secret_access_key=account,
+        )
 
     def override(self, folder: Path) -> None:
         """Point the AWS provider of a root module there: the test-only override file."""

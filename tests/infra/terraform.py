@@ -22,8 +22,12 @@ TIMEOUT_S = 550  # an apply takes 70 s of waiting, and more on a loaded machine
 def mirror() -> Path | None:
     """The local provider mirror, if there is one."""
     named = [os.environ.get(name) for name in ("ERLESS_TERRAFORM_MIRROR", "TF_PLUGIN_CACHE_DIR")]
-    usual = ["~/.terraform.d/plugins", "~/.local/share/terraform/plugins",
-             "/usr/local/share/terraform/plugins", "/usr/share/terraform/plugins"]  # fmt: skip
+    usual = [
+        "~/.terraform.d/plugins",
+        "~/.local/share/terraform/plugins",
+        "/usr/local/share/terraform/plugins",
+        "/usr/share/terraform/plugins",
+    ]
     folders = [Path(name).expanduser() for name in [*filter(None, named), *usual]]
     folders += sorted(Path("/opt").glob("*/registry.terraform.io/hashicorp/aws/../../.."))
     return next((each.resolve() for each in folders if (each / PROVIDER).is_dir()), None)

@@ -97,9 +97,7 @@ def test_a_plan_sizes_the_pools(root_module: Terraform, cli: Cli) -> None:
 
 
 def test_a_taken_bucket_name_says_which_variable(
-    terraform_in: Callable[[Path], Terraform],
-    start_aws: Callable[[], AwsApi],
-    tmp_path: Path,
+    terraform_in: Callable[[Path], Terraform], start_aws: Callable[[], AwsApi], tmp_path: Path
 ) -> None:
     aws = start_aws()
     aws.client("s3", "other").create_bucket(Bucket="taken-by-someone")
@@ -107,9 +105,16 @@ def test_a_taken_bucket_name_says_which_variable(
     terraform = terraform_in(tmp_path / "artifacts")
     aws.override(terraform.folder)
     done = terraform.run(
-        "apply", "-auto-approve", "-input=false", "-no-color", "-var", "name=recs",
-        "-var", "bucket_name=taken-by-someone", "-target=aws_s3_bucket.releases",
-    )  # fmt: skip
+        "apply",
+        "-auto-approve",
+        "-input=false",
+        "-no-color",
+        "-var",
+        "name=recs",
+        "-var",
+        "bucket_name=taken-by-someone",
+        "-target=aws_s3_bucket.releases",
+    )
     assert done.returncode == 1
     assert "BucketAlreadyExists" in done.stdout
     assert "var.bucket_name" in done.stdout
@@ -126,13 +131,29 @@ def test_no_policy_check_fails() -> None:
     if program is None:
         pytest.skip("checkov is not installed: `make checkov` puts it into .venv-checkov")
     done = subprocess.run(
-        [program, "-d", str(SOURCE), "--framework", "terraform", "--compact", "--skip-download",
-         "--download-external-modules", "false", "-o", "json"],
-        capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
+        [
+            program,
+            "-d",
+            str(SOURCE),
+            "--framework",
+            "terraform",
+            "--compact",
+            "--skip-download",
+            "--download-external-modules",
+            "false",
+            "-o",
+            "json",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     report = json.loads(done.stdout)
-    failed = [f"{each['check_id']} {each['resource']} {each['file_path']}: {each['check_name']}"
-              for each in report["results"]["failed_checks"]]  # fmt: skip
+    failed = [
+        f"{each['check_id']} {each['resource']} {each['file_path']}: {each['check_name']}"
+        for each in report["results"]["failed_checks"]
+    ]
     assert not failed, "\n".join(failed)
     assert report["summary"]["passed"] > 100
 

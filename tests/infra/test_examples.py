@@ -30,8 +30,9 @@ def left(applied: Applied) -> dict[str, list[str]]:
     """What of ours is in the account."""
     ec2, iam, eks = client("ec2", applied), client("iam", applied), client("eks", applied)
     keys = client("kms", applied)
-    states = [keys.describe_key(KeyId=each["KeyId"])["KeyMetadata"]
-              for each in keys.list_keys()["Keys"]]  # fmt: skip
+    states = [
+        keys.describe_key(KeyId=each["KeyId"])["KeyMetadata"] for each in keys.list_keys()["Keys"]
+    ]
     vpcs = ec2.describe_vpcs(Filters=[{"Name": "isDefault", "Values": ["false"]}])["Vpcs"]
     nat = ec2.describe_nat_gateways()["NatGateways"]
     return {
@@ -95,8 +96,12 @@ def test_what_was_applied_is_what_was_meant(examples: dict[str, Example]) -> Non
     cluster = eks.describe_cluster(name="erless-production")["cluster"]
     assert cluster["resourcesVpcConfig"]["endpointPublicAccess"] is False
     assert set(eks.list_addons(clusterName="erless-production")["addons"]) == {
-        "vpc-cni", "kube-proxy", "eks-pod-identity-agent", "coredns", "aws-ebs-csi-driver",
-    }  # fmt: skip
+        "vpc-cni",
+        "kube-proxy",
+        "eks-pod-identity-agent",
+        "coredns",
+        "aws-ebs-csi-driver",
+    }
     groups = eks.list_nodegroups(clusterName="erless-production")["nodegroups"]
     assert set(groups) == {"system", "hot", "cold", "gpu"}
     gpu = eks.describe_nodegroup(clusterName="erless-production", nodegroupName="gpu")["nodegroup"]
@@ -159,8 +164,9 @@ def test_from_terraform_to_a_rendered_deploy(
         assert pool in {"hot", "cold", "gpu"}
         assert spec["serviceAccountName"] == infra.identity.service_account
         assert service["metadata"]["namespace"] == infra.identity.namespace
-    pools = {each["spec"]["template"]["spec"]["nodeSelector"]["erless.dev/pool"]
-             for each in services}  # fmt: skip
+    pools = {
+        each["spec"]["template"]["spec"]["nodeSelector"]["erless.dev/pool"] for each in services
+    }
     assert {"hot", "cold"} <= pools
 
 

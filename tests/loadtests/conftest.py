@@ -109,9 +109,18 @@ def locust() -> Locust:
     """Run Locust on the locustfile, headless."""
 
     def run(*options: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless",
-                   "--only-summary", *map(str, options)]  # fmt: skip
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120,
-                              check=False)  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "locust",
+            "-f",
+            "loadtests/locustfile.py",
+            "--headless",
+            "--only-summary",
+            *map(str, options),
+        ]
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
 
     return run

@@ -62,8 +62,7 @@ def test_usage_over_samples() -> None:
 
 
 def test_nothing_there(tmp_path: Path, cli: Cli) -> None:
-    run = cli("loadtest", "--host", "http://127.0.0.1:9", "--duration", 2, "--out",
-              tmp_path / "r")  # fmt: skip
+    run = cli("loadtest", "--host", "http://127.0.0.1:9", "--duration", 2, "--out", tmp_path / "r")
     assert run.returncode == 1
     assert "http://127.0.0.1:9/v2: no answer within 5 s" in run.stderr
     assert not (tmp_path / "r").exists()
@@ -72,12 +71,30 @@ def test_nothing_there(tmp_path: Path, cli: Cli) -> None:
 
 
 def test_ctrl_c_keeps_what_was_measured(sink: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "erless", "loadtest", "--host", sink, "--traffic",
-               "constant:50", "--duration", "300", "--out", str(tmp_path / "r"),
-               "-o", "json"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
-                               env={**os.environ, "PYTHONPATH": str(ROOT),
-                                    "TMPDIR": str(tmp_path)}, text=True)  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "erless",
+        "loadtest",
+        "--host",
+        sink,
+        "--traffic",
+        "constant:50",
+        "--duration",
+        "300",
+        "--out",
+        str(tmp_path / "r"),
+        "-o",
+        "json",
+    ]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+        text=True,
+    )
     end = time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None:
         records = list(tmp_path.glob("erless-loadtest-*/queries.tsv"))

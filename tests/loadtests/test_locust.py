@@ -16,14 +16,18 @@ from tests.loadtests.conftest import Locust
 def test_closed_loop_with_nothing_but_a_url(sink: str, locust: Locust) -> None:
     run = locust("-u", 5, "-r", 5, "-t", "2s", "--host", sink)
     assert run.returncode == 0, run.stderr
-    row = next(line for line in run.stderr.splitlines() + run.stdout.splitlines()
-               if line.startswith("infer"))  # fmt: skip
+    row = next(
+        line
+        for line in run.stderr.splitlines() + run.stdout.splitlines()
+        if line.startswith("infer")
+    )
     assert int(row.split()[2]) > 20 and row.split()[3].startswith("0(")
 
 
 def test_an_ingress_that_the_dns_does_not_know(ingress: str, locust: Locust) -> None:
-    run = locust("-u", 4, "-r", 4, "-t", "2s", "--host", "http://erless.invalid", "--connect",
-                 ingress)  # fmt: skip
+    run = locust(
+        "-u", 4, "-r", 4, "-t", "2s", "--host", "http://erless.invalid", "--connect", ingress
+    )
     assert run.returncode == 0, run.stderr
     assert "infer" in run.stdout + run.stderr
     run = locust("-u", 4, "-t", "2s", "--host", f"http://{ingress}")
@@ -33,8 +37,9 @@ def test_an_ingress_that_the_dns_does_not_know(ingress: str, locust: Locust) -> 
 
 def test_open_loop_is_a_poisson_process(sink: str, locust: Locust, tmp_path: Path) -> None:
     record = tmp_path / "r"
-    run = locust("-u", 20, "--host", sink, "--traffic", "step:50,150", "--duration", 6,
-                 "--record", record)  # fmt: skip
+    run = locust(
+        "-u", 20, "--host", sink, "--traffic", "step:50,150", "--duration", 6, "--record", record
+    )
     assert run.returncode == 0, run.stderr
     log = read_record(record).log
     assert abs(len(log.due_s) - 600) < 120
@@ -44,8 +49,20 @@ def test_open_loop_is_a_poisson_process(sink: str, locust: Locust, tmp_path: Pat
 
 def test_what_goes_wrong_is_counted(faulty: str, locust: Locust, tmp_path: Path) -> None:
     record = tmp_path / "r"
-    run = locust("-u", 8, "--host", faulty, "--traffic", "constant:30", "--duration", 4,
-                 "--deadline-ms", 300, "--record", record)  # fmt: skip
+    run = locust(
+        "-u",
+        8,
+        "--host",
+        faulty,
+        "--traffic",
+        "constant:30",
+        "--duration",
+        4,
+        "--deadline-ms",
+        300,
+        "--record",
+        record,
+    )
     assert run.returncode == 1
     found = Counter(read_record(record).log.failure)
     print(found)
@@ -57,14 +74,32 @@ def test_what_goes_wrong_is_counted(faulty: str, locust: Locust, tmp_path: Path)
 def test_wrong_predictions_are_failures(sink: str, locust: Locust, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     lengths = np.full((3, 32), 2, np.int32)
-    query = Query(generator.standard_normal((32, 8), np.float32),
-                  generator.integers(0, 1000, 192).astype(np.int32), lengths)  # fmt: skip
+    query = Query(
+        generator.standard_normal((32, 8), np.float32),
+        generator.integers(0, 1000, 192).astype(np.int32),
+        lengths,
+    )
     write_queries(tmp_path / "q.safetensors", query, ["table_0", "table_1", "table_2"], 16)
     expected = tmp_path / "expected.json"
     record = tmp_path / "r"
-    options = ("-u", 4, "-r", 4, "-t", "2s", "--host", sink, "--queries",
-               tmp_path / "q.safetensors", "--expected", expected, "--check-every", 2,
-               "--record", record)  # fmt: skip
+    options = (
+        "-u",
+        4,
+        "-r",
+        4,
+        "-t",
+        "2s",
+        "--host",
+        sink,
+        "--queries",
+        tmp_path / "q.safetensors",
+        "--expected",
+        expected,
+        "--check-every",
+        2,
+        "--record",
+        record,
+    )
     expected.write_text(json.dumps({"predictions": [0.0] * 32}))
     assert locust(*options).returncode == 0
     right = read_record(record)

@@ -15,11 +15,23 @@ from tests.releases import Made
 
 def test_table() -> None:
     rows = [
-        {"system": "erless", "qps": 500.0, "cpu_ms_per_query": 2.0, "p50_ms": 1.0, "p99_ms": 2.0,
-         "memory_bytes": 4e8},
-        {"system": "monolith", "qps": 900.0, "cpu_ms_per_query": 1.0, "p50_ms": 0.5, "p99_ms": 1.0,
-         "memory_bytes": 3e8},
-    ]  # fmt: skip
+        {
+            "system": "erless",
+            "qps": 500.0,
+            "cpu_ms_per_query": 2.0,
+            "p50_ms": 1.0,
+            "p99_ms": 2.0,
+            "memory_bytes": 4e8,
+        },
+        {
+            "system": "monolith",
+            "qps": 900.0,
+            "cpu_ms_per_query": 1.0,
+            "p50_ms": 0.5,
+            "p99_ms": 1.0,
+            "memory_bytes": 3e8,
+        },
+    ]
     lines = table(rows).splitlines()
     assert lines[2] == "| erless | 500 | 2.00 ms | 2.00\u00d7 | 1.0 ms | 2.0 ms | 400 MB |"
     assert "1.00\u00d7" in lines[3]
@@ -29,9 +41,11 @@ def test_only_rounds_that_both_had_are_compared() -> None:
     ours = System("erless", "", list, qps=[1.0, 100.0, 90.0], cpu_ms=[9.0, 1.0, 2.0])
     ray = System("Ray Serve", "", list, qps=[10.0, 10.0], cpu_ms=[20.0, 20.0])
     assert over(ours, ray) == {
-        "peer": "Ray Serve", "qps_over_peer": 9.5, "qps_over_peer_rounds": [10.0, 9.0],
+        "peer": "Ray Serve",
+        "qps_over_peer": 9.5,
+        "qps_over_peer_rounds": [10.0, 9.0],
         "cpu_under_peer": 15.0,
-    }  # fmt: skip
+    }
 
 
 def test_wrong_answers_are_seen(packed_release: Made, tmp_path: Path) -> None:

@@ -50,22 +50,37 @@ def write_small(folder: Path, title: str = "a <small> run", functions: int = 3) 
     ranks = (1, 10, 100, 1000)
     fields = {
         **totals_of(log, 12.0),
-        "source": "loadtest", "title": title, "duration_s": DURATION_S,
-        "memory_bytes": Usage(mean=6e8, peak=6e8), "replicas": Usage(mean=6, peak=6),
+        "source": "loadtest",
+        "title": title,
+        "duration_s": DURATION_S,
+        "memory_bytes": Usage(mean=6e8, peak=6e8),
+        "replicas": Usage(mean=6, peak=6),
         "usd_per_month": 100.0,
-        "model_wise": Baseline(memory_bytes=Usage(mean=2.4e9, peak=2.4e9), source="reckoned",
-                               replicas=Usage(mean=4, peak=4), usd_per_month=200.0),
+        "model_wise": Baseline(
+            memory_bytes=Usage(mean=2.4e9, peak=2.4e9),
+            source="reckoned",
+            replicas=Usage(mean=4, peak=4),
+            usd_per_month=200.0,
+        ),
         "functions": tuple(
-            FunctionResult(name=name, kind="sparse" if index else "gateway",
-                           tier="hot" if index else "", usd_per_month=10.0,
-                           memory_bytes=Usage(mean=1e8 * index, peak=1e8 * index))
+            FunctionResult(
+                name=name,
+                kind="sparse" if index else "gateway",
+                tier="hot" if index else "",
+                usd_per_month=10.0,
+                memory_bytes=Usage(mean=1e8 * index, peak=1e8 * index),
+            )
             for index, name in enumerate(names, 1)
         ),
-        "access": (AccessPlot(table="user", ranks=ranks, share=(0.1, 0.5, 0.9, 1.0),
-                              cuts=((100, "hot-0"),)),),
-        "prediction": PredictionCheck(checked=10, wrong=0, tolerance=1e-5,
-                                      max_relative_error=2e-7, histogram=((1e-6, 10),)),
-    }  # fmt: skip
+        "access": (
+            AccessPlot(
+                table="user", ranks=ranks, share=(0.1, 0.5, 0.9, 1.0), cuts=((100, "hot-0"),)
+            ),
+        ),
+        "prediction": PredictionCheck(
+            checked=10, wrong=0, tolerance=1e-5, max_relative_error=2e-7, histogram=((1e-6, 10),)
+        ),
+    }
     timeline = timeline_of(log, DURATION_S, 5.0, 12.0)
     events = [Event(30.0, "cold start", "hot-0", "woke in 0.4 s")]
     write_result(folder, fields, Series(timeline, columns, events))
@@ -81,11 +96,18 @@ def browser(tmp_path: Path) -> Browser:
 
     def load(page: Path, width: int = 1100) -> tuple[str, str]:
         command = [
-            program, "--headless", "--no-sandbox", "--disable-gpu",
-            "--disable-background-networking", f"--user-data-dir={tmp_path / 'browser'}",
-            f"--window-size={width},900", "--enable-logging=stderr", "--dump-dom",
-            "--virtual-time-budget=2000", page.as_uri(),
-        ]  # fmt: skip
+            program,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            f"--user-data-dir={tmp_path / 'browser'}",
+            f"--window-size={width},900",
+            "--enable-logging=stderr",
+            "--dump-dom",
+            "--virtual-time-budget=2000",
+            page.as_uri(),
+        ]
         run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
         return run.stdout, "\n".join(console)

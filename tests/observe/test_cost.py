@@ -13,16 +13,26 @@ from erless.observe.loadtest.record import read_record
 from erless.observe.loadtest.sampler import FunctionSample, Sample, Sampler
 from erless.specs.plan import GatewayPlan, PolicyResult
 from erless.specs.result import FunctionResult, Usage
-from tests.simulate.plans import plan, shard
+from tests.observe.simulator.plans import plan, shard
 
 GATEWAY = GatewayPlan(replicas=2, usd_per_month=100.0)
 HOT = shard("hot", replicas=4, usd_per_month=80.0)
 RESIDENT = shard("resident", tier="resident", replicas=2)
 WHOLE = PolicyResult(
-    policy="model-wise", memory_bytes=1, memory_reduction=1, memory_utility=0.1, functions=1,
-    containers=4, fan_out=0, vcpu=4, nodes=2, usd_per_month=800.0, predicted_p95_ms=1,
-    lower_bound=1, lower_bound_gap=0,
-)  # fmt: skip
+    policy="model-wise",
+    memory_bytes=1,
+    memory_reduction=1,
+    memory_utility=0.1,
+    functions=1,
+    containers=4,
+    fan_out=0,
+    vcpu=4,
+    nodes=2,
+    usd_per_month=800.0,
+    predicted_p95_ms=1,
+    lower_bound=1,
+    lower_bound_gap=0,
+)
 
 
 def ran(name: str, replicas: float) -> FunctionResult:
@@ -30,8 +40,9 @@ def ran(name: str, replicas: float) -> FunctionResult:
 
 
 def test_dollars_follow_the_replicas() -> None:
-    found = priced([ran("gateway", 3), ran("hot", 0.5), ran("other", 9)],
-                   plan(HOT, RESIDENT, gateway=GATEWAY))  # fmt: skip
+    found = priced(
+        [ran("gateway", 3), ran("hot", 0.5), ran("other", 9)], plan(HOT, RESIDENT, gateway=GATEWAY)
+    )
     assert [each.usd_per_month for each in found] == [150, 10, 0]
 
 

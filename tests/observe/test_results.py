@@ -48,8 +48,13 @@ def test_no_result_there(tmp_path: Path) -> None:
 
 def test_steps_count_queries_where_they_were_due() -> None:
     due = np.array([0.5, 1.5, 1.6, 9.9])
-    log = QueryLog(due, np.array([0.01, 3.0, np.nan, 0.02]), ["", "", "down", ""],
-                   np.zeros(4, bool), np.zeros(4, bool))  # fmt: skip
+    log = QueryLog(
+        due,
+        np.array([0.01, 3.0, np.nan, 0.02]),
+        ["", "", "down", ""],
+        np.zeros(4, bool),
+        np.zeros(4, bool),
+    )
     columns = timeline_of(log, 10.0, 1.0, 100.0)
     assert columns["offered_qps"].tolist() == [1, 2, 0, 0, 0, 0, 0, 0, 0, 1]
     assert columns["served_qps"].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0, 1]

@@ -44,9 +44,10 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def test_it_is_what_the_shards_predict(mixed: Made) -> None:
-    found = {e.precision: e for e in evaluate(
-        Inputs(mixed.bundle, mixed.profile, mixed.plan), mixed.queries
-    )}  # fmt: skip
+    found = {
+        e.precision: e
+        for e in evaluate(Inputs(mixed.bundle, mixed.profile, mixed.plan), mixed.queries)
+    }
     source = Source(mixed.store)
     monolith = Monolith.load(mixed.bundle)
     with open_tower(source, mixed.release.digest) as opened:
@@ -96,15 +97,30 @@ def test_queries_of_another_model_are_told(mixed: Made, packed_release: Made) ->
 
 
 def test_the_verb_tells_it(mixed: Made, cli: Cli, tmp_path: Path) -> None:
-    arguments = ("pack", "--model", mixed.bundle, "--profile", mixed.profile, "--plan", mixed.plan,
-                 "--store", mixed.store, "--evaluate", mixed.queries)  # fmt: skip
+    arguments = (
+        "pack",
+        "--model",
+        mixed.bundle,
+        "--profile",
+        mixed.profile,
+        "--plan",
+        mixed.plan,
+        "--store",
+        mixed.store,
+        "--evaluate",
+        mixed.queries,
+    )
     (tmp_path / "erless.yaml").write_text("precision: {max_auc_loss: 0.0}\n")
     run = cli(*arguments, "-o", "json", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     told = json.loads(run.stdout)["evaluation"]
     assert [each["precision"] for each in told["precisions"]] == [
-        AS_PLANNED, "fp32", "fp16", "int8", "int4",
-    ]  # fmt: skip
+        AS_PLANNED,
+        "fp32",
+        "fp16",
+        "int8",
+        "int4",
+    ]
     loss = told["precisions"][0]["auc_loss"]
     assert ("warning: the plan's precisions lose" in run.stderr) == (loss > 0)
     drawn = cli(*arguments)

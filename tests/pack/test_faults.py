@@ -196,8 +196,17 @@ def test_a_store_that_is_full_is_told_and_completed_later(
     made: Made, tmp_path: Path, cli: Cli
 ) -> None:
     store = tmp_path / "full"
-    arguments = ("pack", "--model", made.bundle, "--profile", made.profile, "--plan", made.plan,
-                 "--store", store)  # fmt: skip
+    arguments = (
+        "pack",
+        "--model",
+        made.bundle,
+        "--profile",
+        made.profile,
+        "--plan",
+        made.plan,
+        "--store",
+        store,
+    )
 
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
@@ -226,9 +235,17 @@ def test_a_store_that_is_read_only_is_told(made: Made, cli: Cli, tmp_path: Path)
     (Path(made.store) / ".lock").chmod(0o444)
     try:
         refused = cli(
-            "pack", "--model", made.bundle, "--profile", made.profile, "--plan", made.plan,
-            "--store", made.store, preexec_fn=obey_permissions,
-        )  # fmt: skip
+            "pack",
+            "--model",
+            made.bundle,
+            "--profile",
+            made.profile,
+            "--plan",
+            made.plan,
+            "--store",
+            made.store,
+            preexec_fn=obey_permissions,
+        )
         assert refused.returncode == 1
         assert "error: cannot write " in refused.stderr
         assert "Permission denied" in refused.stderr
@@ -238,9 +255,17 @@ def test_a_store_that_is_read_only_is_told(made: Made, cli: Cli, tmp_path: Path)
             assert shown.returncode == 0, shown.stderr
             assert made.release.digest in shown.stdout
         absent = cli(
-            "pack", "--model", made.bundle, "--profile", made.profile, "--plan", made.plan,
-            "--store", Path(made.store) / "new", preexec_fn=obey_permissions,
-        )  # fmt: skip
+            "pack",
+            "--model",
+            made.bundle,
+            "--profile",
+            made.profile,
+            "--plan",
+            made.plan,
+            "--store",
+            Path(made.store) / "new",
+            preexec_fn=obey_permissions,
+        )
         assert absent.returncode == 1
         assert "Permission denied" in absent.stderr
     finally:

@@ -93,8 +93,9 @@ def test_packing_twice_does_nothing(tmp_path: Path) -> None:
 
 def test_a_plan_that_changed_one_shard_rewrites_one_shard(tmp_path: Path) -> None:
     made = make_release(tmp_path)
-    tiers = [each._replace(precision=Precision.INT8) if each.name == "cold" else each
-             for each in TIERS]  # fmt: skip
+    tiers = [
+        each._replace(precision=Precision.INT8) if each.name == "cold" else each for each in TIERS
+    ]
     make_plan(made.bundle, made.profile, tiers).save(tmp_path / "other.json")
     packed = pack(made, tmp_path / "other.json")
     assert packed.release is not None
@@ -103,8 +104,9 @@ def test_a_plan_that_changed_one_shard_rewrites_one_shard(tmp_path: Path) -> Non
         assert (old.digest == new.digest) == (old.name != "cold")
     assert packed.release.gateway.routing == made.release.gateway.routing
     assert {digest for digest, _ in list_releases(open_store(made.store))} == {
-        made.release.digest, packed.release.digest,
-    }  # fmt: skip
+        made.release.digest,
+        packed.release.digest,
+    }
 
 
 def test_a_shard_that_only_moved_is_the_same_function(tmp_path: Path) -> None:
@@ -151,8 +153,12 @@ def worker(store: str, folder: Path, shard: str = "", endpoint: str = "") -> sub
     inputs = [str(folder / each) for each in ("model", "profile", "plan.json")]
     process = subprocess.Popen(
         [sys.executable, "-c", WORKER, store, *inputs, shard, endpoint],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -198,9 +204,22 @@ def big_inputs(folder: Path) -> None:
 def test_a_pack_that_was_stopped_is_completed_by_the_next(tmp_path: Path, number: int) -> None:
     folder, store = tmp_path / "in", tmp_path / "store"
     big_inputs(folder)
-    command = [sys.executable, "-m", "erless", "pack", "--model", str(folder / "model"),
-               "--profile", str(folder / "profile"), "--plan", str(folder / "plan.json"),
-               "--store", str(store), "-o", "json"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "erless",
+        "pack",
+        "--model",
+        str(folder / "model"),
+        "--profile",
+        str(folder / "profile"),
+        "--plan",
+        str(folder / "plan.json"),
+        "--store",
+        str(store),
+        "-o",
+        "json",
+    ]
     stopped = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(store.glob("keys/*")):  # the first slices are there, others are not
@@ -225,9 +244,12 @@ def test_a_pack_that_was_stopped_is_completed_by_the_next(tmp_path: Path, number
 
 
 @given(
-    st.integers(1, 3000), st.floats(0, 1), st.integers(0, 2**32 - 1),
-    st.lists(st.floats(0.01, 0.99), max_size=4), st.sampled_from([192, 384, 768, 10_000]),
-)  # fmt: skip
+    st.integers(1, 3000),
+    st.floats(0, 1),
+    st.integers(0, 2**32 - 1),
+    st.lists(st.floats(0.01, 0.99), max_size=4),
+    st.sampled_from([192, 384, 768, 10_000]),
+)
 def test_ranks_become_rows_window_by_window(
     tmp_path_factory, rows, share, seed, fractions, window_rows
 ) -> None:
@@ -315,9 +337,10 @@ WRONG_PLANS = {
     "unknown table": ([shard("a", ("t", 0, 10), ("u", 0, 1))], "the model has no table u"),
     "one name twice": ([shard("a", ("t", 0, 5)), shard("a", ("t", 5, 10))], "two shards called a"),
     "too many shards": (
-        [shard(f"s{i}", ("t", i, i + 1)) for i in range(256)], "256 shards; routing holds 255",
+        [shard(f"s{i}", ("t", i, i + 1)) for i in range(256)],
+        "256 shards; routing holds 255",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("shards", "says"), WRONG_PLANS.values(), ids=WRONG_PLANS)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from erless.errors import PlanError
 from erless.plan.costs.curves import AccessCurve
-from erless.plan.report.document import plan_document
 from erless.plan.planner import POLICIES, Planner
+from erless.plan.report.document import plan_document
 from erless.plan.request import PlanRequest
 from erless.specs.model import DlrmTower, ModelSpec
 from erless.specs.plan import Plan, Tier
@@ -16,11 +16,14 @@ from tests.plan.instances import assert_covers, table
 
 tables = st.lists(
     st.tuples(
-        st.integers(1, 10**7), st.sampled_from([4, 16, 32, 64]), st.floats(0.05, 0.99),
+        st.integers(1, 10**7),
+        st.sampled_from([4, 16, 32, 64]),
+        st.floats(0.05, 0.99),
         st.sampled_from([0.0, 1.0, 300.0, 4096.0]),
     ),
-    min_size=1, max_size=4,
-)  # fmt: skip
+    min_size=1,
+    max_size=4,
+)
 knobs = st.fixed_dictionaries(
     {"qps": st.floats(0.1, 20_000)},
     optional={
@@ -44,7 +47,7 @@ knobs = st.fixed_dictionaries(
         "max_shard_bytes": st.floats(1e6, 1e10),
         "max_vcpu": st.floats(0.5, 64),
     },
-)  # fmt: skip
+)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -54,10 +57,14 @@ knobs = st.fixed_dictionaries(
 @example([(10**6, 32, 0.9, 300.0)], {"qps": 10.0, "shards": 3, "max_shard_bytes": 1.2e8})
 def test_a_plan_or_an_error(shapes, asked) -> None:
     loads = [
-        table(f"t{index}", gathers,
-              AccessCurve.power_law(rows, place) if gathers else AccessCurve.cold(rows), dim)
+        table(
+            f"t{index}",
+            gathers,
+            AccessCurve.power_law(rows, place) if gathers else AccessCurve.cold(rows),
+            dim,
+        )
         for index, (rows, dim, place, gathers) in enumerate(shapes)
-    ]  # fmt: skip
+    ]
     tower = DlrmTower(bottom_mlp=(64, 32), top_mlp=(64, 1), interaction="cat")
     model = ModelSpec(dense_features=8, tables=tuple(each.spec for each in loads), tower=tower)
     request = PlanRequest(**asked)

@@ -9,10 +9,10 @@ import pytest
 from erless.dlrm.workload import PowerLaw
 from erless.errors import InfeasibleError, PlanError
 from erless.plan.costs.curves import AccessCurve
-from erless.plan.report.document import plan_document, policy_results
 from erless.plan.nodes.packing import pack
-from erless.plan.planner import POLICIES, Planner
 from erless.plan.nodes.prices import read_prices
+from erless.plan.planner import POLICIES, Planner
+from erless.plan.report.document import plan_document, policy_results
 from erless.plan.report.tables import explain
 from erless.plan.request import PlanRequest
 from erless.plan.source import workload_tables
@@ -72,8 +72,12 @@ def test_plan_document_round_trips(tmp_path) -> None:
     document.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == document
     for spec in workload_tables("rm1", 0.9, 32)[0].tables:
-        spans = sorted((part.start, part.stop) for shard in document.shards
-                       for part in shard.slices if part.table == spec.name)  # fmt: skip
+        spans = sorted(
+            (part.start, part.stop)
+            for shard in document.shards
+            for part in shard.slices
+            if part.table == spec.name
+        )
         assert [span[0] for span in spans] == [0, *(span[1] for span in spans[:-1])]
         assert spans[-1][1] == spec.rows
     assert math.isclose(sum(each.share for each in document.shards), 1, rel_tol=1e-9)
@@ -141,20 +145,49 @@ def test_unseen_rows_get_the_good_turing_mass() -> None:
 
 def test_compare_prints_one_document() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "erless", "plan", "--workload", "rm3", "--equal-containers",
-         "--compare", "-o", "json"], capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "erless",
+            "plan",
+            "--workload",
+            "rm3",
+            "--equal-containers",
+            "--compare",
+            "-o",
+            "json",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     rows = json.loads(done.stdout)["policies"]
     assert [each["policy"] for each in rows] == list(POLICIES)
-    wanted = {"memory_bytes", "memory_reduction", "memory_utility", "functions", "containers",
-              "fan_out", "vcpu", "nodes", "usd_per_month", "predicted_p95_ms",
-              "lower_bound_gap"}  # fmt: skip
+    wanted = {
+        "memory_bytes",
+        "memory_reduction",
+        "memory_utility",
+        "functions",
+        "containers",
+        "fan_out",
+        "vcpu",
+        "nodes",
+        "usd_per_month",
+        "predicted_p95_ms",
+        "lower_bound_gap",
+    }
     assert all(wanted <= set(each) for each in rows)
 
 
 def test_frozen_rows_idle_and_scale_to_zero() -> None:
-    found = outcome("rm1", ("joint",), equal_containers=True, frozen=True, frozen_window_s=1e-3,
-                    frozen_error_budget=0.2)  # fmt: skip
+    found = outcome(
+        "rm1",
+        ("joint",),
+        equal_containers=True,
+        frozen=True,
+        frozen_window_s=1e-3,
+        frozen_error_budget=0.2,
+    )
     document = plan_document(found, DIGEST, DIGEST)
     frozen = document.shards[-1]
     assert (frozen.name, frozen.tier.value, frozen.scaling.min_scale) == ("frozen", "frozen", 0)

@@ -16,9 +16,7 @@ from erless.storage.tensors import write_tensors
 from tests.plan.instances import assert_covers
 
 
-def make(
-    folder: Path, digest: str = "", rows: int = 1000, samples: int = 8020
-) -> BundleManifest:  # fmt: skip
+def make(folder: Path, digest: str = "", rows: int = 1000, samples: int = 8020) -> BundleManifest:
     entry = FileEntry(path="x", size_bytes=1, sha256="0" * 64)
     model = ModelSpec(
         dense_features=256,
@@ -41,9 +39,12 @@ def make(
     Profile.create(
         model_digest=digest or bundle.digest,
         sources=("log",),
-        tables=(TableAccess(table="seen", rows=rows, samples=samples, accesses=80200, touched=400,
-                            counts=file),),
-    ).save(folder / MANIFEST)  # fmt: skip
+        tables=(
+            TableAccess(
+                table="seen", rows=rows, samples=samples, accesses=80200, touched=400, counts=file
+            ),
+        ),
+    ).save(folder / MANIFEST)
     return bundle
 
 

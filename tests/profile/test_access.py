@@ -87,9 +87,7 @@ def test_each_format_gives_the_same_profile(
 
 
 @settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     rows=st.integers(1, 200),
@@ -318,9 +316,13 @@ def test_curves_stay_when_a_log_is_profiled_into_their_profile(
     ],
 )
 def test_damaged_criteo_lines(
-    make_bundle: MakeBundle, tmp_path: Path, shared_data: Path, place: int, value: str | None,
+    make_bundle: MakeBundle,
+    tmp_path: Path,
+    shared_data: Path,
+    place: int,
+    value: str | None,
     message: str,
-) -> None:  # fmt: skip
+) -> None:
     text = (shared_data / "criteo-sample.csv").read_text().split("\n", 1)[1].replace(",", "\t")
     lines = [line.split("\t") for line in text.splitlines()]
     lines[3] = lines[3][:place] + ([value] if value else []) + lines[3][place + 1 :]

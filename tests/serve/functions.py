@@ -186,8 +186,11 @@ def start_fleet(made: Made, folder: Path, **more: Any) -> Iterator[Fleet]:
 
 def request_of(query: Query, **more: Any) -> dict[str, Any]:
     """`query` as a JSON request."""
-    tensors = [("values", "INT64", query.values), ("lengths", "INT32", query.lengths),
-               ("dense", "FP32", query.dense)]  # fmt: skip
+    tensors = [
+        ("values", "INT64", query.values),
+        ("lengths", "INT32", query.lengths),
+        ("dense", "FP32", query.dense),
+    ]
     if query.weights is not None:
         tensors.append(("weights", "FP32", query.weights))
     return {

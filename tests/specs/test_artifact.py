@@ -8,7 +8,7 @@ from erless.specs.bundle import BundleManifest
 from erless.specs.model import DlrmTower, ModelSpec, TableSpec
 from erless.specs.plan import Plan
 from tests.bundles import write_bundle
-from tests.simulate.plans import plan, shard
+from tests.observe.simulator.plans import plan, shard
 
 
 @pytest.fixture

@@ -90,8 +90,11 @@ def test_the_stage_of_a_killed_writer_goes_with_the_next(tmp_path: Path) -> None
     )
     writer = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
     assert writer.stdout is not None
     theirs = Path(writer.stdout.readline().strip())
     with store.staging():

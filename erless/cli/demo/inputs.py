@@ -50,9 +50,13 @@ class Prepared:
 
 
 def make_model(
-    name: ModelName, folder: Path, rows: int, data: Path | None, progress: Progress,
+    name: ModelName,
+    folder: Path,
+    rows: int,
+    data: Path | None,
+    progress: Progress,
     say: Callable[[str], None],
-) -> Prepared:  # fmt: skip
+) -> Prepared:
     """Build or train the model, profile its access log, and predict its queries with torch.
 
     `say` is told what begins: on no terminal nothing else shows that it does.
@@ -98,9 +102,9 @@ def make_plan(prepared: Prepared, batch: int) -> tuple[Plan, Source]:
     nothing holds a process of this machine to its container's vCPU, so that concurrency would say
     that one replica suffices, for every policy alike.
     """
-    from erless.plan.report.document import plan_document
-    from erless.plan.planner import POLICIES, Planner
     from erless.plan.nodes.prices import read_prices
+    from erless.plan.planner import POLICIES, Planner
+    from erless.plan.report.document import plan_document
     from erless.plan.request import PlanRequest
     from erless.plan.source import profile_source
 
@@ -108,10 +112,16 @@ def make_plan(prepared: Prepared, batch: int) -> tuple[Plan, Source]:
     prices = read_prices(None)
 
     def planner(**more: float) -> Planner:
-        request = PlanRequest.model_validate({
-            "traffic": TRAFFIC, "batch": batch, "objective": "memory", "max_vcpu": VCPU,
-            **SHAPE, **more,
-        })  # fmt: skip
+        request = PlanRequest.model_validate(
+            {
+                "traffic": TRAFFIC,
+                "batch": batch,
+                "objective": "memory",
+                "max_vcpu": VCPU,
+                **SHAPE,
+                **more,
+            }
+        )
         return Planner(source.model, source.tables, request, prices, source.measured)
 
     chosen = planner()
@@ -132,16 +142,21 @@ def _quickened(plan: Plan) -> Plan:
         return scaling.model_copy(update=asked)
 
     shards = tuple(
-        each.model_copy(update={
-            "min_replicas": 0 if each.tier in AT_ZERO else 1,
-            "scaling": scaled(each.scaling, 0 if each.tier in AT_ZERO else 1),
-        })
+        each.model_copy(
+            update={
+                "min_replicas": 0 if each.tier in AT_ZERO else 1,
+                "scaling": scaled(each.scaling, 0 if each.tier in AT_ZERO else 1),
+            }
+        )
         for each in plan.shards
-    )  # fmt: skip
-    gateway = plan.gateway.model_copy(update={
-        "scaling": scaled(plan.gateway.scaling, 1, metric="rps",
-                          target=plan.gateway.qps_per_replica),
-    })  # fmt: skip
+    )
+    gateway = plan.gateway.model_copy(
+        update={
+            "scaling": scaled(
+                plan.gateway.scaling, 1, metric="rps", target=plan.gateway.qps_per_replica
+            )
+        }
+    )
     return plan.amended(shards=shards, gateway=gateway)
 
 

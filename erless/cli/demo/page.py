@@ -34,8 +34,12 @@ def write_page(found: Measured, prepared: Prepared, out: Path, folder: Path) -> 
     errors = np.array(found.errors)
     plan = found.plan
     fields: dict[str, Any] = {
-        "source": "demo", "title": "erless demo", "release": found.release,
-        "plan_digest": plan.digest, "policy": plan.policy, "started_at": found.begun_at,
+        "source": "demo",
+        "title": "erless demo",
+        "release": found.release,
+        "plan_digest": plan.digest,
+        "policy": plan.policy,
+        "started_at": found.begun_at,
         "duration_s": found.duration_s,
         "arrivals": "Poisson: low, then the spike; then nothing; then one query",
         "prediction": Record(start, log, errors).prediction(TOLERANCE),
@@ -48,12 +52,14 @@ def write_page(found: Measured, prepared: Prepared, out: Path, folder: Path) -> 
             source="one replica's PSS, measured, times the replicas that the same plan's "
             "model-wise policy needs at the spike, all through the run",
         ),
-        **totals_of(log, SLA_MS), **usage_of(samples),
-    }  # fmt: skip
+        **totals_of(log, SLA_MS),
+        **usage_of(samples),
+    }
     series = Series(
-        timeline_of(log, found.duration_s, STEP_S, SLA_MS), columns_of(samples, start),
+        timeline_of(log, found.duration_s, STEP_S, SLA_MS),
+        columns_of(samples, start),
         wakings(samples, start),
-    )  # fmt: skip
+    )
     write_result(folder, fields, series, overwrite=True)
     write_report(folder, out)
 
@@ -96,24 +102,33 @@ def summary_table(document: dict[str, Any], found: Measured) -> Table:
     table.columns[1].justify = "right"
     megabytes = 1e6
     rows = [
-        ("memory at the spike, all processes (PSS)",
-         f"{document['memory_bytes'] / megabytes:,.0f} MB"),
-        (f"the same traffic by {document['model_wise_replicas']} model-wise replicas",
-         f"{document['model_wise_memory_bytes'] / megabytes:,.0f} MB"),
+        (
+            "memory at the spike, all processes (PSS)",
+            f"{document['memory_bytes'] / megabytes:,.0f} MB",
+        ),
+        (
+            f"the same traffic by {document['model_wise_replicas']} model-wise replicas",
+            f"{document['model_wise_memory_bytes'] / megabytes:,.0f} MB",
+        ),
         ("memory, model-wise ÷ sharded", f"{document['memory_reduction']:.2f}"),
         ("memory utility, 1,000 queries", f"{document['memory_utility']:.1%}"),
         ("disaggregation tax: CPU per query, sharded ÷ monolith", f"{document['tax']:.2f}"),
-        ("latency p50 / p95 / p99", f"{document['p50_ms']:.1f} / {document['p95_ms']:.1f} / "
-         f"{document['p99_ms']:.1f} ms"),
+        (
+            "latency p50 / p95 / p99",
+            f"{document['p50_ms']:.1f} / {document['p95_ms']:.1f} / {document['p99_ms']:.1f} ms",
+        ),
         ("query that woke " + ", ".join(found.woken), f"{document['cold_start_ms']:,.0f} ms"),
-        ("functions; at zero when idle",
-         f"{document['functions']}; {document['functions_at_zero_when_idle']}"),
+        (
+            "functions; at zero when idle",
+            f"{document['functions']}; {document['functions_at_zero_when_idle']}",
+        ),
         ("answers compared with the monolith", f"{document['queries_checked']:,}"),
         ("largest relative difference", f"{document['max_relative_error']:.2g}"),
-    ]  # fmt: skip
+    ]
     if "auc" in document:
-        rows.append(("AUC, held out; monolith",
-                     f"{document['auc']:.4f}; {document['monolith_auc']:.4f}"))  # fmt: skip
+        rows.append(
+            ("AUC, held out; monolith", f"{document['auc']:.4f}; {document['monolith_auc']:.4f}")
+        )
     for row in rows:
         table.add_row(*row)
     return table

@@ -15,8 +15,8 @@ import psutil
 
 from erless.cli.demo import inputs
 from erless.cli.demo.traffic import Answers, arrivals, one_by_one, open_loop
-from erless.deploy.local.target import LocalTarget
 from erless.deploy.local.supervisor.spec import Timing
+from erless.deploy.local.target import LocalTarget
 from erless.deploy.target import Desired, FunctionState
 from erless.errors import DeployError
 from erless.observe.loadtest.monolith import MonolithServer
@@ -202,8 +202,7 @@ class Demo:
         deadline = time.monotonic() + IDLE_S
         while True:
             status = target.status()
-            asleep = {each.name for each in status.functions
-                      if each.state is FunctionState.AT_ZERO}  # fmt: skip
+            asleep = {each.name for each in status.functions if each.state is FunctionState.AT_ZERO}
             if asleep >= sleepy:
                 break
             if time.monotonic() > deadline:
@@ -242,10 +241,18 @@ def _probe(target: LocalTarget, found: Measured) -> Probe:
         status = target.status()
         found.memory.append((time.time(), status.memory_bytes))
         return [
-            FunctionSample(each.name, each.kind, each.tier, each.ready, each.wanted, each.rps,
-                           each.p95_ms, each.memory_bytes)
+            FunctionSample(
+                each.name,
+                each.kind,
+                each.tier,
+                each.ready,
+                each.wanted,
+                each.rps,
+                each.p95_ms,
+                each.memory_bytes,
+            )
             for each in status.functions
-        ], 0  # fmt: skip
+        ], 0
 
     return probe
 

@@ -37,8 +37,14 @@ class Answers:
     cold: list[bool] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
 
-    def add(self, due_s: float, latency_s: float, answer: Answered | None, error: float,
-            failure: str = "") -> None:  # fmt: skip
+    def add(
+        self,
+        due_s: float,
+        latency_s: float,
+        answer: Answered | None,
+        error: float,
+        failure: str = "",
+    ) -> None:
         """One query."""
         self.due_s.append(due_s)
         self.latency_s.append(latency_s if answer is not None else float("nan"))
@@ -57,9 +63,12 @@ class Answers:
     def log(self) -> QueryLog:
         """As columns."""
         return QueryLog(
-            due_s=np.array(self.due_s), latency_s=np.array(self.latency_s), failure=self.failure,
-            degraded=np.array(self.degraded, bool), cold=np.array(self.cold, bool),
-        )  # fmt: skip
+            due_s=np.array(self.due_s),
+            latency_s=np.array(self.latency_s),
+            failure=self.failure,
+            degraded=np.array(self.degraded, bool),
+            cold=np.array(self.cold, bool),
+        )
 
 
 def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from erless.deploy.cluster.settings import MESH, may_be_mesh
 from erless.deploy.image.reference import parse_reference
+from erless.deploy.knative.cluster_settings import Site
+from erless.deploy.knative.render import Object, Rendered
 from erless.deploy.kubernetes.api import Api, Missing, Unreachable
 from erless.deploy.kubernetes.kinds import (
     ACCESS_REVIEW,
@@ -33,8 +35,6 @@ from erless.deploy.kubernetes.kinds import (
     SECRET,
     Kind,
 )
-from erless.deploy.knative.render import Object, Rendered
-from erless.deploy.knative.cluster_settings import Site
 from erless.errors import DeployError, ErlessError
 
 __all__ = ["Finding", "examine"]

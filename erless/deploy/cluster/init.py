@@ -177,8 +177,10 @@ def _with_rules(document: Object, here: Object) -> Object:
     if not document["kind"].endswith("WebhookConfiguration"):
         return document
     rules = {each["name"]: each["rules"] for each in here.get("webhooks", ()) if "rules" in each}
-    hooks = [each | ({"rules": rules[each["name"]]} if each["name"] in rules else {})
-             for each in document.get("webhooks", ())]  # fmt: skip
+    hooks = [
+        each | ({"rules": rules[each["name"]]} if each["name"] in rules else {})
+        for each in document.get("webhooks", ())
+    ]
     return {**document, "webhooks": hooks}
 
 

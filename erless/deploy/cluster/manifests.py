@@ -36,13 +36,19 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # What others stand on comes first; kinds not named here come between the two lists.
 _FIRST = (
-    "CustomResourceDefinition", "Namespace", "ServiceAccount", "Secret", "ConfigMap",
-    "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Service",
-)  # fmt: skip
+    "CustomResourceDefinition",
+    "Namespace",
+    "ServiceAccount",
+    "Secret",
+    "ConfigMap",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "Role",
+    "RoleBinding",
+    "Service",
+)
 # A webhook refuses objects until its own pod answers, so webhooks come last.
-_LAST = (
-    "APIService", "ValidatingWebhookConfiguration", "MutatingWebhookConfiguration",
-)  # fmt: skip
+_LAST = ("APIService", "ValidatingWebhookConfiguration", "MutatingWebhookConfiguration")
 
 
 @dataclass(frozen=True)

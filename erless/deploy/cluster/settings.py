@@ -74,14 +74,15 @@ def access(namespace: str, group: str = DEPLOYERS) -> list[Object]:
         meta = {"name": name, "labels": labels, **place}
         target = {"apiGroup": "rbac.authorization.k8s.io", "kind": refers, "name": to}
         return {
-            "apiVersion": rbac, "kind": kind, "metadata": meta, "roleRef": target,
+            "apiVersion": rbac,
+            "kind": kind,
+            "metadata": meta,
+            "roleRef": target,
             "subjects": subjects,
-        }  # fmt: skip
+        }
 
     def may(group: str, kinds: str, verbs: str, names: tuple[str, ...] = ()) -> Object:
-        rule: Object = {
-            "apiGroups": [group], "resources": kinds.split(), "verbs": verbs.split(),
-        }  # fmt: skip
+        rule: Object = {"apiGroups": [group], "resources": kinds.split(), "verbs": verbs.split()}
         return rule | ({"resourceNames": list(names)} if names else {})
 
     warn = {"pod-security.kubernetes.io/warn": "restricted"}  # as the functions' pods keep it
@@ -89,19 +90,29 @@ def access(namespace: str, group: str = DEPLOYERS) -> list[Object]:
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": warn}},
         # Kubernetes' own role, into which Knative adds its kinds, but autoscalers to read only
         bind("RoleBinding", "erless-deployers", namespace, "ClusterRole", "admin"),
-        role("Role", "erless-scaler", namespace, [
-            may("autoscaling.internal.knative.dev", "podautoscalers", "patch"),
-        ]),
+        role(
+            "Role",
+            "erless-scaler",
+            namespace,
+            [may("autoscaling.internal.knative.dev", "podautoscalers", "patch")],
+        ),
         bind("RoleBinding", "erless-scalers", namespace, "Role", "erless-scaler"),
-        role("ClusterRole", "erless-deployer", None, [
-            may("", "nodes", "get list"),
-            may("", "namespaces", "get patch", (namespace,)),
-            may("apiextensions.k8s.io", "customresourcedefinitions", "get list"),
-        ]),
+        role(
+            "ClusterRole",
+            "erless-deployer",
+            None,
+            [
+                may("", "nodes", "get list"),
+                may("", "namespaces", "get patch", (namespace,)),
+                may("apiextensions.k8s.io", "customresourcedefinitions", "get list"),
+            ],
+        ),
         bind("ClusterRoleBinding", "erless-deployers", None, "ClusterRole", "erless-deployer"),
-        role("Role", "erless-deployer", SERVING, [
-            may("", "configmaps", "get list"),
-            may("apps", "deployments", "get list"),
-        ]),
+        role(
+            "Role",
+            "erless-deployer",
+            SERVING,
+            [may("", "configmaps", "get list"), may("apps", "deployments", "get list")],
+        ),
         bind("RoleBinding", "erless-deployers", SERVING, "Role", "erless-deployer"),
-    ]  # fmt: skip
+    ]

@@ -81,9 +81,12 @@ def _compiled(path: Path, name: Path, scratch: Path) -> Item:
     target = scratch / "compiled" / f"{name}.{tag}.pyc"
     target.parent.mkdir(parents=True, exist_ok=True)
     py_compile.compile(
-        str(path), str(target), dfile=f"/{APP}/{name.as_posix()}", doraise=True,
+        str(path),
+        str(target),
+        dfile=f"/{APP}/{name.as_posix()}",
+        doraise=True,
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-    )  # fmt: skip
+    )
     return Item(f"{folder}/{name.stem}.{tag}.pyc", target)
 
 
@@ -103,18 +106,32 @@ def dependency_items(
     """
     target = scratch / f"site-{kind}"
     command = [
-        sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary=:all:",
-        "--disable-pip-version-check", "--target", str(target),
-        "--constraint", str(source_root() / "constraints.txt"),
-        "--requirement", str(requirements()),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--target",
+        str(target),
+        "--constraint",
+        str(source_root() / "constraints.txt"),
+        "--requirement",
+        str(requirements()),
+    ]
     command += ["--no-index", "--find-links", str(wheels)] if wheels else []
     command += ["torch"] if torch else []
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False,
+            command,
+            capture_output=True,
+            text=True,
+            timeout=PIP_TIMEOUT_S,
+            check=False,
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired as error:
         raise ImageError(f"pip did not finish within {PIP_TIMEOUT_S} s") from error
     if done.returncode:

@@ -27,9 +27,12 @@ def find_engine() -> str | None:
             continue
         try:
             done = subprocess.run(
-                [name, "info"], capture_output=True, timeout=ANSWER_S, check=False,
+                [name, "info"],
+                capture_output=True,
+                timeout=ANSWER_S,
+                check=False,
                 stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            )
         except (OSError, subprocess.TimeoutExpired):
             continue
         if done.returncode == 0:
@@ -62,9 +65,12 @@ def push(engine: str, image: str) -> str:
 
         return resolve_digest(parse_reference(image))
     done = subprocess.run(
-        [engine, "image", "inspect", image], capture_output=True, text=True, timeout=ANSWER_S,
+        [engine, "image", "inspect", image],
+        capture_output=True,
+        text=True,
+        timeout=ANSWER_S,
         check=False,
-    )  # fmt: skip
+    )
     name = image.rpartition(":")[0]
     try:
         digests = json.loads(done.stdout)[0]["RepoDigests"]
@@ -77,9 +83,8 @@ def _run(command: Sequence[str], folder: Path, failure: str) -> None:
     """Run an engine's command, its output on stderr for people to follow."""
     try:
         done = subprocess.run(
-            command, cwd=folder, check=False, timeout=BUILD_S, stdin=subprocess.DEVNULL,
-            stdout=2,
-        )  # fmt: skip
+            command, cwd=folder, check=False, timeout=BUILD_S, stdin=subprocess.DEVNULL, stdout=2
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ImageError(f"{failure}: {error}") from error
     if done.returncode:

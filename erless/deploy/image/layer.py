@@ -99,9 +99,7 @@ def _add(archive: tarfile.TarFile, item: Item) -> None:
 
 def _folders(items: list[Item]) -> list[str]:
     """All folders of the items, parents first."""
-    found = {
-        str(parent) for item in items for parent in PurePosixPath(item.path).parents
-    } - {"."}  # fmt: skip
+    found = {str(parent) for item in items for parent in PurePosixPath(item.path).parents} - {"."}
     return sorted(found)
 
 

@@ -97,7 +97,8 @@ def append(
         "created": CREATED,
         "config": {
             **{key: value for key, value in inherited.items() if key not in ("Cmd", "Healthcheck")},
-            **settings, "Env": merged,
+            **settings,
+            "Env": merged,
         },
         "rootfs": {
             "type": "layers",
@@ -107,7 +108,7 @@ def append(
             *base.config.get("history", []),
             *({"created": CREATED, "created_by": "erless image build"} for _ in layers),
         ],
-    }  # fmt: skip
+    }
     text = _canonical(config)
     manifest = _canonical(
         {

@@ -157,9 +157,13 @@ def _from_helper(helper: str, key: str) -> tuple[str | None, str | None]:
     """Ask Docker's credential helper."""
     try:
         done = subprocess.run(
-            [f"docker-credential-{helper}", "get"], input=key, capture_output=True, text=True,
-            timeout=TIMEOUT_S, check=False,
-        )  # fmt: skip
+            [f"docker-credential-{helper}", "get"],
+            input=key,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ImageError(f"docker-credential-{helper} failed: {first_line(error)}") from error
     if done.returncode:

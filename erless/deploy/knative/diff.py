@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from erless.deploy.kubernetes.api import Api
-from erless.deploy.kubernetes.kinds import KSERVICE, REVISION, kind_of
+from erless.deploy.knative.dry_run import Trial
 from erless.deploy.knative.gateway_record import called_services, pointed, read_pointer
 from erless.deploy.knative.render import Object, Rendered
 from erless.deploy.kubernetes import names
+from erless.deploy.kubernetes.api import Api
+from erless.deploy.kubernetes.kinds import KSERVICE, REVISION, kind_of
 from erless.deploy.target import Change
-from erless.deploy.knative.dry_run import Trial
 
 __all__ = ["compare"]
 
@@ -34,9 +34,10 @@ def compare(api: Api, rendered: Rendered, namespace: str, trial: Trial) -> tuple
             trial.apply(each)
             old = running.get(what)
             changes.append(
-                Change("create", what) if old is None
+                Change("create", what)
+                if old is None
                 else Change("update", what, f"{old} stays until it is pruned; new {meta['name']}")
-            )  # fmt: skip
+            )
             continue
         fields = list(_differences(live, _tried(trial, each, live)))
         if fields:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 
+from erless.deploy.knative.render import Object
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import ACCOUNT, KSERVICE, NAMESPACE
-from erless.deploy.knative.render import Object
 
 __all__ = ["Trial"]
 

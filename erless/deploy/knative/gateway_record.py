@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from erless.deploy.kubernetes import names
 from erless.deploy.knative.render.functions import Traffic
+from erless.deploy.kubernetes import names
 
 __all__ = ["Kept", "Pointer", "called_services", "pointed", "read_pointer"]
 

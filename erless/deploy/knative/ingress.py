@@ -11,9 +11,9 @@ import socket
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
+from erless.deploy.knative.render import Object
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import NODE, SERVICE
-from erless.deploy.knative.render import Object
 from erless.errors import DeployError
 
 __all__ = ["find_address"]

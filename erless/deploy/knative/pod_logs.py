@@ -6,10 +6,10 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping
 
-from erless.deploy.kubernetes.api import Api, Missing
-from erless.deploy.kubernetes.kinds import POD
 from erless.deploy.knative.readiness import SERVICE_LABEL
 from erless.deploy.kubernetes import names
+from erless.deploy.kubernetes.api import Api, Missing
+from erless.deploy.kubernetes.kinds import POD
 from erless.errors import DeployError
 
 __all__ = ["pod_logs"]
@@ -32,10 +32,13 @@ def pod_logs(
         follow: go on with what comes.
     """
     past = sorted(
-        (line for pod, name in _pods(api, namespace, functions)
-         for line in _tail(api, namespace, pod, name, lines)),
+        (
+            line
+            for pod, name in _pods(api, namespace, functions)
+            for line in _tail(api, namespace, pod, name, lines)
+        ),
         key=lambda line: line[0],
-    )  # fmt: skip
+    )
     yield from (text for _, text in past[-lines:] if lines)
     if follow:
         yield from _follow(api, namespace, functions)

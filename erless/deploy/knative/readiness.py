@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import EVENT, POD, REVISION
 from erless.deploy.kubernetes.reasons import Fact, pod_facts
-from erless.deploy.kubernetes import names
 from erless.errors import DeployError
 
 __all__ = ["REVISION_LABEL", "SERVICE_LABEL", "Watchful", "condition", "is_ready"]
@@ -96,9 +96,7 @@ class Watchful:
             for service in waiting.values()
             if service.get("status", {}).get("latestCreatedRevisionName")
         }
-        theirs = [
-            pod for pod in pods if pod["metadata"]["labels"].get(REVISION_LABEL) in newest
-        ]  # fmt: skip
+        theirs = [pod for pod in pods if pod["metadata"]["labels"].get(REVISION_LABEL) in newest]
         if not theirs:
             return {}
         events, _ = self._api.list(EVENT, self._namespace)
@@ -117,9 +115,11 @@ class Watchful:
         revision = service.get("status", {}).get("latestCreatedRevisionName")
         live = self._api.get(REVISION, self._namespace, revision) if revision else None
         for document, kind in (
-            (live or {}, "ContainerHealthy"), (live or {}, "ResourcesAvailable"),
-            (live or {}, "Ready"), (service, "Ready"),
-        ):  # fmt: skip
+            (live or {}, "ContainerHealthy"),
+            (live or {}, "ResourcesAvailable"),
+            (live or {}, "Ready"),
+            (service, "Ready"),
+        ):
             found = condition(document, kind)
             if found.get("status") == "False":
                 return f"{found.get('reason', 'failed')}: {found.get('message', '')}".strip(": ")

@@ -19,10 +19,6 @@ import copy
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
-from erless.deploy.kubernetes.api import Api
-from erless.deploy.kubernetes.kinds import BUDGET, KSERVICE, POD, POD_AUTOSCALER, REVISION
-from erless.deploy.kubernetes.mirror import Deadline, Mirror
-from erless.deploy.kubernetes.reasons import pod_facts
 from erless.deploy.knative.gateway_record import (
     NEXT,
     Kept,
@@ -39,9 +35,13 @@ from erless.deploy.knative.readiness import (
     is_ready,
 )
 from erless.deploy.knative.render import Object, Rendered
-from erless.deploy.kubernetes import names
 from erless.deploy.knative.render.functions import Traffic
 from erless.deploy.knative.render.scaling import MIN_SCALE
+from erless.deploy.kubernetes import names
+from erless.deploy.kubernetes.api import Api
+from erless.deploy.kubernetes.kinds import BUDGET, KSERVICE, POD, POD_AUTOSCALER, REVISION
+from erless.deploy.kubernetes.mirror import Deadline, Mirror
+from erless.deploy.kubernetes.reasons import pod_facts
 from erless.errors import DeployError, NotDeployedError
 from erless.progress import Progress
 
@@ -137,9 +137,7 @@ class Rollout:
         history = list(before.history)
         if canary_percent and others:
             share = canary_percent
-            lines = [
-                Traffic(others[0].revision, 100 - share), Traffic(revision, share, NEXT)
-            ]  # fmt: skip
+            lines = [Traffic(others[0].revision, 100 - share), Traffic(revision, share, NEXT)]
         else:
             share, lines = 100, [Traffic(revision, 100)]
             if before.current is None or before.current.revision != revision:
@@ -189,9 +187,10 @@ class Rollout:
         pods, _ = self._api.list(POD, self._namespace, names.OWNED)
         stuck = {fact.pod for fact in pod_facts(pods, ()) if fact.final}
         hopeless = {
-            pod["metadata"]["labels"].get(REVISION_LABEL) for pod in pods
+            pod["metadata"]["labels"].get(REVISION_LABEL)
+            for pod in pods
             if pod["metadata"]["name"] in stuck
-        }  # fmt: skip
+        }
         for each in found:
             name, ready = each["metadata"]["name"], condition(each, "Ready").get("status")
             service = each["metadata"]["labels"].get(SERVICE_LABEL)
@@ -228,9 +227,10 @@ class Rollout:
         scalers = Mirror(self._api, POD_AUTOSCALER, self._namespace, names.OWNED)
         scalers.refresh()
         cold = {
-            revision: live for revision, live in revisions.items()
+            revision: live
+            for revision, live in revisions.items()
             if not _awake(scalers.objects.get(revision, _NONE))
-        }  # fmt: skip
+        }
         for revision in cold:
             self._scale(revision, "1")
         watchful = Watchful(self._api, self._namespace)
@@ -284,9 +284,7 @@ def _routed(service: Object, revision: str, percent: int) -> bool:
     Only the route counts: the Service is not ready while some other revision of it fails.
     """
     status = service.get("status", {})
-    lines = [
-        line for line in status.get("traffic", []) if line.get("revisionName") == revision
-    ]  # fmt: skip
+    lines = [line for line in status.get("traffic", []) if line.get("revisionName") == revision]
     return (
         status.get("observedGeneration") == service["metadata"].get("generation")
         and condition(service, "RoutesReady").get("status") == "True"
@@ -313,8 +311,9 @@ def _labelled(service: Object, release: str) -> Object:
     """The gateway's Service with the labels of another release."""
     changed = copy.deepcopy(service)
     changed["metadata"]["labels"] |= {
-        names.RELEASE: names.short(release), names.DIGEST: names.short(release)
-    }  # fmt: skip
+        names.RELEASE: names.short(release),
+        names.DIGEST: names.short(release),
+    }
     changed["metadata"]["annotations"] |= {names.RELEASE: release, names.DIGEST: release}
     return changed
 

@@ -34,14 +34,29 @@ SERVICE = ("serving.knative.dev/v1", "Service")
 MONITOR = ("monitoring.coreos.com/v1", "PodMonitor")
 # knative/serving pkg/apis/serving/fieldmask.go: what Knative lets through of a pod
 POD_FIELDS = {
-    "serviceAccountName", "automountServiceAccountToken", "enableServiceLinks", "containers",
-    "volumes", "imagePullSecrets", "nodeSelector", "tolerations",
-}  # fmt: skip
+    "serviceAccountName",
+    "automountServiceAccountToken",
+    "enableServiceLinks",
+    "containers",
+    "volumes",
+    "imagePullSecrets",
+    "nodeSelector",
+    "tolerations",
+}
 REVISION_FIELDS = {"containerConcurrency", "timeoutSeconds", "responseStartTimeoutSeconds"}
 CONTAINER_FIELDS = {
-    "name", "image", "ports", "env", "envFrom", "resources", "readinessProbe", "livenessProbe",
-    "securityContext", "terminationMessagePolicy", "volumeMounts",
-}  # fmt: skip
+    "name",
+    "image",
+    "ports",
+    "env",
+    "envFrom",
+    "resources",
+    "readinessProbe",
+    "livenessProbe",
+    "securityContext",
+    "terminationMessagePolicy",
+    "volumeMounts",
+}
 VOLUME_FIELDS = {"name", "emptyDir", "hostPath", "persistentVolumeClaim"}
 RESERVED_ENV = {"PORT", "K_SERVICE", "K_CONFIGURATION", "K_REVISION"}
 SCALING = "autoscaling.knative.dev/"

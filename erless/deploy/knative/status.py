@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
-from erless.deploy.kubernetes.api import Api, Missing
-from erless.deploy.kubernetes.kinds import KSERVICE, POD, POD_AUTOSCALER, POD_METRICS, REVISION
 from erless.deploy.knative.gateway_record import Pointer, called_services, read_pointer
 from erless.deploy.knative.readiness import REVISION_LABEL, condition
-from erless.deploy.kubernetes import names
 from erless.deploy.knative.render.pods import PORT
+from erless.deploy.kubernetes import names
+from erless.deploy.kubernetes.api import Api, Missing
+from erless.deploy.kubernetes.kinds import KSERVICE, POD, POD_AUTOSCALER, POD_METRICS, REVISION
 from erless.deploy.target import FunctionState, FunctionStatus, Status
 from erless.errors import DeployError, NotDeployedError
 
@@ -28,9 +28,19 @@ Samples = dict[str, float]
 RATE_S = 1.0  # between the two readings that rates come from
 THREADS = 16
 _UNITS = {
-    "": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
-    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40,
-}  # fmt: skip
+    "": 1.0,
+    "n": 1e-9,
+    "u": 1e-6,
+    "m": 1e-3,
+    "k": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+    "T": 1e12,
+    "Ki": 2.0**10,
+    "Mi": 2.0**20,
+    "Gi": 2.0**30,
+    "Ti": 2.0**40,
+}
 _SAMPLE = re.compile(r"^(erless_\w+)(?:\{([^}]*)\})? (\S+)")
 _LE = re.compile(r'le="([^"]+)"')
 
@@ -77,10 +87,14 @@ def survey(api: Api, namespace: str) -> Status:
             if now or theirs:  # what only a kept release calls, and rests, runs nowhere
                 functions.append(
                     _function(
-                        service, _shown(service, revision, now), theirs,
-                        scale.get(revision, {}), used, rates,
+                        service,
+                        _shown(service, revision, now),
+                        theirs,
+                        scale.get(revision, {}),
+                        used,
+                        rates,
                     )
-                )  # fmt: skip
+                )
     functions.sort(key=lambda each: (each.kind, each.tier, each.name))
     current = pointer.current
     release = current.release if current else ""
@@ -132,9 +146,13 @@ def _leaving(pod: Object) -> bool:
 
 
 def _function(
-    service: Object, name: str, pods: list[Object], scale: Object,
-    used: Mapping[str, int], rates: Mapping[str, tuple[float, float | None]],
-) -> FunctionStatus:  # fmt: skip
+    service: Object,
+    name: str,
+    pods: list[Object],
+    scale: Object,
+    used: Mapping[str, int],
+    rates: Mapping[str, tuple[float, float | None]],
+) -> FunctionStatus:
     meta = service["metadata"]
     labels = meta["labels"]
     staying = [pod for pod in pods if not _leaving(pod)]

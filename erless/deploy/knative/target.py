@@ -6,8 +6,18 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from erless.deploy.knative.diff import compare
 from erless.deploy.infra import read_infra
+from erless.deploy.knative.cluster_settings import Site, resolve_site
+from erless.deploy.knative.diff import compare
+from erless.deploy.knative.dry_run import Trial
+from erless.deploy.knative.gateway_record import Pointer, read_pointer
+from erless.deploy.knative.ingress import find_address
+from erless.deploy.knative.pod_logs import pod_logs
+from erless.deploy.knative.render import Object, Rendered, render
+from erless.deploy.knative.rollout import Rollout
+from erless.deploy.knative.schema import check_objects
+from erless.deploy.knative.status import function_name, survey
+from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api, Unreachable, connect
 from erless.deploy.kubernetes.kinds import (
     CLAIM,
@@ -24,17 +34,7 @@ from erless.deploy.kubernetes.kinds import (
 )
 from erless.deploy.kubernetes.lock import LOCK, locked
 from erless.deploy.kubernetes.mirror import Deadline
-from erless.deploy.knative.pod_logs import pod_logs
-from erless.deploy.knative.gateway_record import Pointer, read_pointer
-from erless.deploy.knative.ingress import find_address
-from erless.deploy.knative.render import Object, Rendered, render
-from erless.deploy.kubernetes import names
-from erless.deploy.knative.rollout import Rollout
-from erless.deploy.knative.schema import check_objects
-from erless.deploy.knative.cluster_settings import Site, resolve_site
-from erless.deploy.knative.status import function_name, survey
 from erless.deploy.target import Change, Checked, Deployment, Desired, Status
-from erless.deploy.knative.dry_run import Trial
 from erless.errors import ConfigError, DeployError, NotDeployedError
 from erless.progress import Progress
 from erless.specs.config import Config
@@ -227,9 +227,7 @@ class KnativeTarget:
         if not found:
             raise NotDeployedError(f"nothing is deployed in namespace {self._namespace}")
         called = {each["metadata"]["name"]: function_name(each) for each in found}
-        chosen = {
-            name: shown for name, shown in called.items() if function in (None, name, shown)
-        }  # fmt: skip
+        chosen = {name: shown for name, shown in called.items() if function in (None, name, shown)}
         if not chosen:
             known = ", ".join(sorted(set(called.values())))
             raise DeployError(f"there is no function {function!r}; there are {known}")

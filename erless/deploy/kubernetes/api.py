@@ -136,9 +136,14 @@ class Api:
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _send(
-        self, method: str, path: str, body: Any, query: Mapping[str, str] | None, content: str,
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        query: Mapping[str, str] | None,
+        content: str,
         timeout: tuple[float, float] = TIMEOUT_S,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         return self._client.request(
             method.lower(),
             path,
@@ -187,9 +192,12 @@ class Api:
     def merge(self, kind: Kind, namespace: str, name: str, patch: Object) -> Object:
         """Change some fields of an object (JSON merge patch)."""
         return self.call(
-            "PATCH", kind.path(namespace, name), patch, query={"fieldManager": FIELD_MANAGER},
+            "PATCH",
+            kind.path(namespace, name),
+            patch,
+            query={"fieldManager": FIELD_MANAGER},
             content_type="application/merge-patch+json",
-        )  # fmt: skip
+        )
 
     def delete(self, kind: Kind, namespace: str | None, name: str) -> bool:
         """Remove an object and all that it owns; False where it is gone already."""
@@ -209,9 +217,12 @@ class Api:
             DeployError: refused.
         """
         query = {
-            "watch": "true", "resourceVersion": version, "labelSelector": selector,
-            "timeoutSeconds": str(window_s), "allowWatchBookmarks": "true",
-        }  # fmt: skip
+            "watch": "true",
+            "resourceVersion": version,
+            "labelSelector": selector,
+            "timeoutSeconds": str(window_s),
+            "allowWatchBookmarks": "true",
+        }
         timeout = (TIMEOUT_S[0], window_s + 5.0)
         try:
             answer = self._send(

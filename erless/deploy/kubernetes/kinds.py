@@ -8,10 +8,28 @@ from typing import Any
 from erless.errors import DeployError
 
 __all__ = [
-    "ACCESS_REVIEW", "ACCOUNT", "BUDGET", "CLAIM", "CONFIG_MAP", "CRD", "DEPLOYMENT", "EVENT",
-    "KSERVICE", "LEASE", "NAMESPACE", "NODE", "OWNED_KINDS", "POD", "POD_AUTOSCALER",
-    "POD_METRICS", "REVISION", "SECRET", "SERVICE", "Kind", "kind_of",
-]  # fmt: skip
+    "ACCESS_REVIEW",
+    "ACCOUNT",
+    "BUDGET",
+    "CLAIM",
+    "CONFIG_MAP",
+    "CRD",
+    "DEPLOYMENT",
+    "EVENT",
+    "KSERVICE",
+    "LEASE",
+    "NAMESPACE",
+    "NODE",
+    "OWNED_KINDS",
+    "POD",
+    "POD_AUTOSCALER",
+    "POD_METRICS",
+    "REVISION",
+    "SECRET",
+    "SERVICE",
+    "Kind",
+    "kind_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +74,17 @@ POD_AUTOSCALER = Kind(
 )
 POD_METRICS = Kind("metrics.k8s.io/v1beta1", "PodMetrics", "pods")
 CRD = Kind(
-    "apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions",
+    "apiextensions.k8s.io/v1",
+    "CustomResourceDefinition",
+    "customresourcedefinitions",
     namespaced=False,
-)  # fmt: skip
+)
 ACCESS_REVIEW = Kind(
-    "authorization.k8s.io/v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews",
+    "authorization.k8s.io/v1",
+    "SelfSubjectAccessReview",
+    "selfsubjectaccessreviews",
     namespaced=False,
-)  # fmt: skip
+)
 
 # what deploy applies, in the order of removing: functions first, what they need last
 OWNED_KINDS = (KSERVICE, BUDGET, MONITOR, POLICY, ACCOUNT, LEASE)

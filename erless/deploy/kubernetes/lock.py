@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api, Missing
 from erless.deploy.kubernetes.kinds import LEASE
-from erless.deploy.kubernetes import names
 from erless.errors import ConflictError, DeployError
 
 __all__ = ["LOCK", "locked"]

@@ -14,10 +14,23 @@ from typing import Any
 from erless.version import __version__
 
 __all__ = [
-    "DIGEST", "FULL_COPY", "FUNCTION", "GATEWAY", "HISTORY", "KIND", "MANAGED", "OWNED",
-    "RELEASE", "TIER", "dense_name", "function_labels", "metadata", "revision_name",
-    "shard_service", "short",
-]  # fmt: skip
+    "DIGEST",
+    "FULL_COPY",
+    "FUNCTION",
+    "GATEWAY",
+    "HISTORY",
+    "KIND",
+    "MANAGED",
+    "OWNED",
+    "RELEASE",
+    "TIER",
+    "dense_name",
+    "function_labels",
+    "metadata",
+    "revision_name",
+    "shard_service",
+    "short",
+]
 
 GATEWAY = "erless-gateway"
 MANAGER = "erless"

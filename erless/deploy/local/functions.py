@@ -19,9 +19,10 @@ from erless.storage.digests import digest_json
 __all__ = ["LocalSite", "changes", "place"]
 
 MODULES = {
-    "gateway": "functions.gateway.main", "sparse": "functions.sparse.main",
+    "gateway": "functions.gateway.main",
+    "sparse": "functions.sparse.main",
     "dense": "functions.dense.main",
-}  # fmt: skip
+}
 PROCESS_BYTES = 36_000_000  # a function without rows, measured: so is a model-wise replica
 SHORT = 16  # digits of a digest in a function's key
 
@@ -59,21 +60,37 @@ def place(desired: Desired, site: LocalSite) -> ReleaseSpec:
     if plan.gateway.dense_placement == "function" and plan.dense is not None:
         dense = plan.dense
         env = {
-            **common, "ERLESS_RELEASE": release.digest, "ERLESS_SLA_MS": f"{site.sla_ms:g}",
-            "ERLESS_DEVICE": dense.device, "ERLESS_PRECISION": dense.precision,
+            **common,
+            "ERLESS_RELEASE": release.digest,
+            "ERLESS_SLA_MS": f"{site.sla_ms:g}",
+            "ERLESS_DEVICE": dense.device,
+            "ERLESS_PRECISION": dense.precision,
             "ERLESS_MAX_DELAY_MS": f"{dense.max_delay_ms:g}",
-            "ERLESS_MAX_COALESCE": str(dense.max_batch), "ERLESS_THREADS": _threads(dense.vcpu),
-        }  # fmt: skip
-        functions.append(_function("dense", "dense", "dense", release.tower.sha256, env,
-                                   _scaling(dense.scaling, site), dense.vcpu,
-                                   dense.memory_bytes))  # fmt: skip
+            "ERLESS_MAX_COALESCE": str(dense.max_batch),
+            "ERLESS_THREADS": _threads(dense.vcpu),
+        }
+        functions.append(
+            _function(
+                "dense",
+                "dense",
+                "dense",
+                release.tower.sha256,
+                env,
+                _scaling(dense.scaling, site),
+                dense.vcpu,
+                dense.memory_bytes,
+            )
+        )
     functions.append(_gateway(desired, common, site))
     content = [each.model_dump(mode="json") for each in functions]
     return ReleaseSpec(
-        key=digest_json({"functions": content}), release=release.digest, deployed_at="",
-        model=release.model.name, full_copy_bytes=_full_copy(release),
+        key=digest_json({"functions": content}),
+        release=release.digest,
+        deployed_at="",
+        model=release.model.name,
+        full_copy_bytes=_full_copy(release),
         functions=tuple(functions),
-    )  # fmt: skip
+    )
 
 
 def _common(desired: Desired, site: LocalSite) -> dict[str, str]:
@@ -92,8 +109,16 @@ def _sparse(
 ) -> FunctionSpec:
     env = {**common, "ERLESS_SHARD": shard.digest}
     scaling = _scaling(planned.scaling, site)
-    return _function("sparse", shard.name, shard.tier.value, shard.digest, env, scaling,
-                     planned.vcpu, planned.memory_bytes)  # fmt: skip
+    return _function(
+        "sparse",
+        shard.name,
+        shard.tier.value,
+        shard.digest,
+        env,
+        scaling,
+        planned.vcpu,
+        planned.memory_bytes,
+    )
 
 
 def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSite) -> FunctionSpec:
@@ -110,24 +135,46 @@ def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSite) -> Fu
     }
     if site.token:
         env["ERLESS_TOKEN"] = site.token
-    return _function("gateway", "gateway", "resident" if desired.release.resident else "",
-                     desired.release.digest, env, _scaling(plan.scaling, site), plan.vcpu,
-                     plan.memory_bytes)  # fmt: skip
+    return _function(
+        "gateway",
+        "gateway",
+        "resident" if desired.release.resident else "",
+        desired.release.digest,
+        env,
+        _scaling(plan.scaling, site),
+        plan.vcpu,
+        plan.memory_bytes,
+    )
 
 
 def _function(
-    kind: str, name: str, tier: str, digest: str, env: dict[str, str], scaling: Scaling,
-    vcpu: float, memory_bytes: int,
-) -> FunctionSpec:  # fmt: skip
+    kind: str,
+    name: str,
+    tier: str,
+    digest: str,
+    env: dict[str, str],
+    scaling: Scaling,
+    vcpu: float,
+    memory_bytes: int,
+) -> FunctionSpec:
     """The key names what is served and all that it is told, but not how it scales."""
     if kind != "dense":
         scaling = _by_the_core(scaling, vcpu)
     told = digest_json({"env": env})[:6]
-    return FunctionSpec.model_validate({
-        "key": f"{kind}-{digest[:SHORT]}-{told}", "name": name, "kind": kind, "tier": tier,
-        "digest": digest, "module": MODULES[kind], "env": env, "scaling": scaling,
-        "vcpu": vcpu, "memory_bytes": memory_bytes,
-    })  # fmt: skip
+    return FunctionSpec.model_validate(
+        {
+            "key": f"{kind}-{digest[:SHORT]}-{told}",
+            "name": name,
+            "kind": kind,
+            "tier": tier,
+            "digest": digest,
+            "module": MODULES[kind],
+            "env": env,
+            "scaling": scaling,
+            "vcpu": vcpu,
+            "memory_bytes": memory_bytes,
+        }
+    )
 
 
 def _scaling(scaling: Scaling, site: LocalSite) -> Scaling:
@@ -176,8 +223,11 @@ def changes(before: ReleaseSpec | None, after: ReleaseSpec) -> tuple[Change, ...
             found.append(Change("keep", each.name, f"{each.kind} {each.digest[:12]}"))
     updated = {each.what for each in found if each.action == "update"}
     gone = [each for each in old.values() if each.key not in _keys(after)]
-    found += [Change("remove", each.name, f"{each.kind} {each.digest[:12]}")
-              for each in gone if each.name not in updated]  # fmt: skip
+    found += [
+        Change("remove", each.name, f"{each.kind} {each.digest[:12]}")
+        for each in gone
+        if each.name not in updated
+    ]
     return tuple(found)
 
 
@@ -197,6 +247,9 @@ def _differs(before: FunctionSpec | None, after: FunctionSpec) -> str:
         if old != new and name not in ("ERLESS_RELEASE", "ERLESS_SHARD"):
             said.append(name if name == "ERLESS_TOKEN" else f"{name} {old} → {new}")
     old_scaling, new_scaling = before.scaling.model_dump(), after.scaling.model_dump()
-    said += [f"{name} {old_scaling[name]} → {new}"
-             for name, new in new_scaling.items() if old_scaling[name] != new]  # fmt: skip
+    said += [
+        f"{name} {old_scaling[name]} → {new}"
+        for name, new in new_scaling.items()
+        if old_scaling[name] != new
+    ]
     return ", ".join(said)

@@ -16,14 +16,7 @@ from erless.deploy.local.supervisor.logs import read_logs
 from erless.deploy.local.supervisor.orphans import end_all
 from erless.deploy.local.supervisor.sockets import LOOPBACK
 from erless.deploy.local.supervisor.spec import ReleaseSpec, StoredState, Timing
-from erless.deploy.target import (
-    Change,
-    Deployment,
-    Desired,
-    FunctionState,
-    FunctionStatus,
-    Status,
-)
+from erless.deploy.target import Change, Deployment, Desired, FunctionState, FunctionStatus, Status
 from erless.errors import ConfigError, DeployError, NotDeployedError
 from erless.progress import Progress
 from erless.specs.config import Config
@@ -55,10 +48,13 @@ class LocalTarget:
         if name and not os.environ.get(name):
             raise ConfigError(f"gateway.token_env: the environment has no variable {name}")
         self._site = LocalSite(
-            cache=self._folder.cache, gateway=config.gateway,
-            token=os.environ[name] if name else None, sla_ms=config.traffic.sla_p95_ms,
-            window_s=options.window_s, grace_s=options.grace_s,
-        )  # fmt: skip
+            cache=self._folder.cache,
+            gateway=config.gateway,
+            token=os.environ[name] if name else None,
+            sla_ms=config.traffic.sla_p95_ms,
+            window_s=options.window_s,
+            grace_s=options.grace_s,
+        )
 
     def diff(self, desired: Desired) -> tuple[Change, ...]:
         """What `deploy` would do now; changes nothing."""
@@ -71,9 +67,11 @@ class LocalTarget:
         if self._options.limits and (reason := obstacle()):
             raise DeployError(f"targets.local.limits: {reason}")
         settings = StoredState(
-            port=self._options.port, keep=self._options.keep, limits=self._options.limits,
+            port=self._options.port,
+            keep=self._options.keep,
+            limits=self._options.limits,
             timing=self._timing,
-        )  # fmt: skip
+        )
         self._folder.make()
         request = {
             "do": "deploy",
@@ -90,8 +88,10 @@ class LocalTarget:
     def processes(self) -> dict[str, list[int]]:
         """Process ids of all replicas by function; `supervisor` has its own and its zygote's."""
         facts = self._facts()
-        found = {each["name"]: [replica["pid"] for replica in each["replicas"]]
-                 for each in facts["functions"]}  # fmt: skip
+        found = {
+            each["name"]: [replica["pid"] for replica in each["replicas"]]
+            for each in facts["functions"]
+        }
         return {**found, "supervisor": facts["supervisor"]["pids"]}
 
     def _facts(self) -> dict[str, Any]:
@@ -136,8 +136,9 @@ class LocalTarget:
         """See `Target.logs`. Function names are the plan's; `supervisor` is one of them."""
         names = {
             spec.key: spec.name
-            for release in reversed(self._folder.load().releases) for spec in release.functions
-        }  # fmt: skip
+            for release in reversed(self._folder.load().releases)
+            for spec in release.functions
+        }
         names["supervisor"] = "supervisor"
         if not self._folder.logs.is_dir():
             raise NotDeployedError(f"nothing was deployed in {self._folder.path}")
@@ -170,9 +171,11 @@ class LocalTarget:
 
 def _deployment(release: ReleaseSpec, state: StoredState) -> Deployment:
     return Deployment(
-        release=release.release, url=_url(state.ports.get("gateway")),
-        deployed_at=release.deployed_at, current=release.key == state.current,
-    )  # fmt: skip
+        release=release.release,
+        url=_url(state.ports.get("gateway")),
+        deployed_at=release.deployed_at,
+        current=release.key == state.current,
+    )
 
 
 def _url(port: int | None) -> str:
@@ -182,23 +185,44 @@ def _url(port: int | None) -> str:
 def _status(facts: dict[str, Any], target: str) -> Status:
     functions = tuple(
         FunctionStatus(
-            name=each["name"], kind=each["kind"], tier=each["tier"], digest=each["digest"],
-            ready=each["ready"], wanted=each["wanted"], rps=each["rps"], p95_ms=each["p95_ms"],
-            memory_bytes=each["memory_bytes"], state=FunctionState(each["state"]),
+            name=each["name"],
+            kind=each["kind"],
+            tier=each["tier"],
+            digest=each["digest"],
+            ready=each["ready"],
+            wanted=each["wanted"],
+            rps=each["rps"],
+            p95_ms=each["p95_ms"],
+            memory_bytes=each["memory_bytes"],
+            state=FunctionState(each["state"]),
             reason=each["reason"],
         )
         for each in facts["functions"]
-    )  # fmt: skip
+    )
     if facts["problem"]:
-        functions = (*functions, FunctionStatus(
-            name="gateway", kind="gateway", tier="", digest=facts["release"] or "", ready=0,
-            wanted=1, rps=0.0, p95_ms=None, memory_bytes=0, state=FunctionState.FAILING,
-            reason=facts["problem"],
-        ))  # fmt: skip
+        functions = (
+            *functions,
+            FunctionStatus(
+                name="gateway",
+                kind="gateway",
+                tier="",
+                digest=facts["release"] or "",
+                ready=0,
+                wanted=1,
+                rps=0.0,
+                p95_ms=None,
+                memory_bytes=0,
+                state=FunctionState.FAILING,
+                reason=facts["problem"],
+            ),
+        )
     copies = max((each.ready for each in functions), default=0)
     memory = sum(each.memory_bytes for each in functions) + facts["supervisor"]["memory_bytes"]
     return Status(
-        target=target, release=facts["release"] or "", url=_url(facts["port"]),
-        functions=functions, memory_bytes=memory,
+        target=target,
+        release=facts["release"] or "",
+        url=_url(facts["port"]),
+        functions=functions,
+        memory_bytes=memory,
         model_wise_bytes=max(1, copies) * facts["full_copy_bytes"],
-    )  # fmt: skip
+    )

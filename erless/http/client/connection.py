@@ -18,10 +18,10 @@ import httptools
 
 from erless.dlrm._kernels import TAKE_GENERAL, TAKE_WAIT
 from erless.errors import first_line
-from erless.http.messages import JSON_LENGTH, UP, Buffer, aligned, body_offset
-from erless.serve.protocol.fast_lane import ANSWER_HEAD
-from erless.http.receive import Receiving
 from erless.http.client.reply import MAX_BODY_BYTES, Callback, CallError, Head, Reply, Take
+from erless.http.messages import JSON_LENGTH, UP, Buffer, aligned, body_offset
+from erless.http.receive import Receiving
+from erless.serve.protocol.fast_lane import ANSWER_HEAD
 
 if TYPE_CHECKING:
     from erless.http.client.endpoint import Endpoint
@@ -75,9 +75,19 @@ class Exchange(Receiving):
     """One connection: requests out, answers in."""
 
     __slots__ = (
-        "body", "born", "calls", "endpoint", "got", "head", "keep", "parser", "status", "transport",
-        "unsent", "used",
-    )  # fmt: skip
+        "body",
+        "born",
+        "calls",
+        "endpoint",
+        "got",
+        "head",
+        "keep",
+        "parser",
+        "status",
+        "transport",
+        "unsent",
+        "used",
+    )
 
     def __init__(self, endpoint: Endpoint) -> None:
         super().__init__(endpoint.shared)

@@ -25,9 +25,9 @@ from collections.abc import Callable, Sequence
 
 from erless.errors import first_line
 from erless.http.client.connection import CLOSED, Call, Exchange
+from erless.http.client.reply import Callback, CallError, Reply, Take
 from erless.http.messages import Buffer
 from erless.http.receive import shared_buffer
-from erless.http.client.reply import Callback, CallError, Reply, Take
 
 __all__ = ["Call", "CallError", "Endpoint", "Reply"]
 

@@ -28,8 +28,8 @@ from erless.http.messages import (
     body_offset,
     problem,
 )
-from erless.serve.protocol.fast_lane import REQUEST_HEAD
 from erless.http.receive import BUFFER_BYTES, Receiving
+from erless.serve.protocol.fast_lane import REQUEST_HEAD
 
 if TYPE_CHECKING:
     from erless.http.server.server import HttpServer
@@ -82,9 +82,22 @@ class Connection(Receiving):
     """One client."""
 
     __slots__ = (
-        "body", "born", "choked", "chunked", "got", "head", "keep", "method", "path", "paused",
-        "retires", "server", "since", "state", "transport",
-    )  # fmt: skip
+        "body",
+        "born",
+        "choked",
+        "chunked",
+        "got",
+        "head",
+        "keep",
+        "method",
+        "path",
+        "paused",
+        "retires",
+        "server",
+        "since",
+        "state",
+        "transport",
+    )
 
     def __init__(self, server: HttpServer) -> None:
         super().__init__(server.shared)
@@ -222,7 +235,7 @@ class Connection(Receiving):
         return True
 
     def _take_plain(self, plain: re.Match[bytes]) -> bool:
-        """A head in the fast lane (erless.serve.protocol.fast_lane), unless its body is too large."""
+        """A head in the fast lane, unless its body is too large."""
         path, announced, length, left_ms = plain.groups()
         size = int(length)
         if size > self.server.limits.body_bytes or plain.end() - self.start > MAX_PLAIN_BYTES:

@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from http import HTTPStatus
 
-from erless.http.server.connection import Connection
 from erless.http.messages import Handler, Limits, Response
 from erless.http.receive import shared_buffer
+from erless.http.server.connection import Connection
 
 __all__ = ["HttpServer"]
 

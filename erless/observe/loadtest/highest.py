@@ -20,10 +20,18 @@ __all__ = ["find_highest", "summary", "told"]
 
 
 def find_highest(
-    load: Load, out: Path, *, sla_ms: float, start_qps: float, probe: Probe | None = None,
-    fields: Mapping[str, Any] | None = None, overwrite: bool = False, tolerance: float = TOLERANCE,
-    plan: Plan | None = None, tell: Callable[[Trial], None] | None = None,
-) -> Found:  # fmt: skip
+    load: Load,
+    out: Path,
+    *,
+    sla_ms: float,
+    start_qps: float,
+    probe: Probe | None = None,
+    fields: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    tolerance: float = TOLERANCE,
+    plan: Plan | None = None,
+    tell: Callable[[Trial], None] | None = None,
+) -> Found:
     """Search, and write what the highest rate's last trial measured to `out`.
 
     Ctrl-C ends the search: the highest rate that was met until then is what is written.
@@ -59,8 +67,14 @@ def find_highest(
         if not found.qps:
             raise LoadTestError("stopped before any rate met the SLA")
         notes = (summary(found, sla_ms), *(told(each) for each in found.trials))
-        fill(stage, runs[found.qps], sla_ms=sla_ms, fields={**(fields or {}), "notes": notes},
-             tolerance=tolerance, plan=plan)  # fmt: skip
+        fill(
+            stage,
+            runs[found.qps],
+            sla_ms=sla_ms,
+            fields={**(fields or {}), "notes": notes},
+            tolerance=tolerance,
+            plan=plan,
+        )
     return found
 
 
@@ -73,5 +87,7 @@ def summary(found: Found, sla_ms: float) -> str:
 def told(trial: Trial) -> str:
     """A trial in a line for people."""
     word = "met" if trial.met else "not met"
-    return (f"{trial.qps:.1f} queries/s: SLA {word}, {trial.late:.2%} late "
-            f"({max(0.0, trial.low):.2%} to {trial.high:.2%} over {trial.blocks} s)")  # fmt: skip
+    return (
+        f"{trial.qps:.1f} queries/s: SLA {word}, {trial.late:.2%} late "
+        f"({max(0.0, trial.low):.2%} to {trial.high:.2%} over {trial.blocks} s)"
+    )

@@ -52,11 +52,28 @@ class Load:
         there = ["--connect", self.connect] if self.connect else []
         many = ["--processes", str(self.processes)] if self.processes > 1 else []
         return [
-            sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary",
-            "--host", self.host, "--users", str(self.users), "--spawn-rate", str(self.users),
-            "--record", str(record), "--loglevel", "WARNING", *shape, *there, *many,
+            sys.executable,
+            "-m",
+            "locust",
+            "-f",
+            str(LOCUSTFILE),
+            "--headless",
+            "--only-summary",
+            "--host",
+            self.host,
+            "--users",
+            str(self.users),
+            "--spawn-rate",
+            str(self.users),
+            "--record",
+            str(record),
+            "--loglevel",
+            "WARNING",
+            *shape,
+            *there,
+            *many,
             *self.options,
-        ]  # fmt: skip
+        ]
 
 
 def run_locust(load: Load, folder: Path) -> tuple[Path, bool]:

@@ -38,10 +38,16 @@ class Run:
 
 
 def measure(
-    load: Load, out: Path, *, sla_ms: float | None = None, probe: Probe | None = None,
-    fields: Mapping[str, Any] | None = None, overwrite: bool = False, tolerance: float = TOLERANCE,
+    load: Load,
+    out: Path,
+    *,
+    sla_ms: float | None = None,
+    probe: Probe | None = None,
+    fields: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    tolerance: float = TOLERANCE,
     plan: Plan | None = None,
-) -> RunResult:  # fmt: skip
+) -> RunResult:
     """Send `load`, watch, and write the result to `out`; `plan` tells what replicas cost.
 
     Ctrl-C keeps what was measured until then: the result is written, marked as interrupted.
@@ -69,9 +75,14 @@ def send(load: Load, probe: Probe | None) -> Run:
 
 
 def fill(
-    stage: Path, run: Run, *, sla_ms: float | None = None, fields: Mapping[str, Any] | None = None,
-    tolerance: float = TOLERANCE, plan: Plan | None = None,
-) -> RunResult:  # fmt: skip
+    stage: Path,
+    run: Run,
+    *,
+    sla_ms: float | None = None,
+    fields: Mapping[str, Any] | None = None,
+    tolerance: float = TOLERANCE,
+    plan: Plan | None = None,
+) -> RunResult:
     """Write what came of `run` into the result directory that is being made.
 
     Raises:
@@ -88,13 +99,17 @@ def fill(
     step = max(MIN_STEP_S, math.ceil(duration / ROWS))
     how = f"{load.traffic}, Poisson" if load.traffic else f"{load.users} closed loops"
     known: dict[str, Any] = {
-        "source": "loadtest", "title": f"Load test of {load.host}",
+        "source": "loadtest",
+        "title": f"Load test of {load.host}",
         "started_at": datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "duration_s": duration, "interrupted": interrupted, "arrivals": how,
+        "duration_s": duration,
+        "interrupted": interrupted,
+        "arrivals": how,
         "notes": tuple(f"while sampling: {each}" for each in sampler.troubles),
         "prediction": record.prediction(tolerance),
-        **totals_of(log, sla_ms), **usage_of(samples),
-    }  # fmt: skip
+        **totals_of(log, sla_ms),
+        **usage_of(samples),
+    }
     if samples and "model_wise" not in (fields or {}):
         whole = [each.model_wise_bytes for each in samples]
         copies = usage(
@@ -102,10 +117,11 @@ def fill(
         )
         if any(whole):
             known["model_wise"] = Baseline(
-                memory_bytes=usage(whole), replicas=copies,
+                memory_bytes=usage(whole),
+                replicas=copies,
                 usd_per_month=copies.mean * whole_model_usd(plan) if plan else 0.0,
                 source="reckoned by the target for as many whole copies",
-            )  # fmt: skip
+            )
     if plan is not None:
         known["functions"] = priced(known.get("functions", ()), plan)
         known["usd_per_month"] = sum(each.usd_per_month for each in known["functions"])

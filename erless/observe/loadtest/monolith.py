@@ -37,8 +37,15 @@ class MonolithServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> MonolithServer:
-        command = [sys.executable, "-m", "erless.serve.process.monolith", "--model", str(self.bundle),
-                   "--port", "0"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "erless.serve.process.monolith",
+            "--model",
+            str(self.bundle),
+            "--port",
+            "0",
+        ]
         self._process = subprocess.Popen(command, stderr=self._log, start_new_session=True)
         end = time.monotonic() + READY_S
         port = None

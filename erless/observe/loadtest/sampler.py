@@ -86,8 +86,9 @@ class Sampler:
 
 def columns_of(samples: Sequence[Sample], start_s: float) -> dict[str, NDArray[Any]]:
     """The `FUNCTIONS` columns."""
-    rows = [(round(sample.at_s - start_s, 3), each) for sample in samples
-            for each in sample.functions]  # fmt: skip
+    rows = [
+        (round(sample.at_s - start_s, 3), each) for sample in samples for each in sample.functions
+    ]
     return {
         "t_s": np.array([at for at, _ in rows], np.float64),
         "function": np.array([each.name for _, each in rows], object),
@@ -114,14 +115,16 @@ def usage_of(samples: Sequence[Sample]) -> dict[str, Any]:
         "replicas": usage(replicas),
         "functions": tuple(
             FunctionResult(
-                name=name, kind=seen[0].kind, tier=seen[0].tier,
+                name=name,
+                kind=seen[0].kind,
+                tier=seen[0].tier,
                 replicas=usage([each.ready for each in seen], len(samples)),
                 memory_bytes=usage([each.memory_bytes for each in seen], len(samples)),
                 zero_share=1 - sum(each.ready > 0 for each in seen) / len(samples),
             )
             for name, seen in by_name.items()
         ),
-    }  # fmt: skip
+    }
 
 
 def wakings(samples: Sequence[Sample], start_s: float) -> list[Event]:

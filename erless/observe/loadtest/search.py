@@ -64,9 +64,13 @@ def late_blocks(log: QueryLog, duration_s: float, sla_ms: float) -> Floats:
 
 
 def search(
-    blocks_at: Callable[[float], Floats], *, start_qps: float, width: float = 0.05, trials: int = 3,
+    blocks_at: Callable[[float], Floats],
+    *,
+    start_qps: float,
+    width: float = 0.05,
+    trials: int = 3,
     tell: Callable[[Trial], None] | None = None,
-) -> Found:  # fmt: skip
+) -> Found:
     """Double, then bisect until `beyond ÷ qps - 1 ≤ width`.
 
     Args:

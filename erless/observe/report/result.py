@@ -11,18 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.pages.charts import (
-    CLOCK,
-    DECIMAL,
-    Bar,
-    Line,
-    bar_chart,
-    line_chart,
-    number,
-    size,
-)
-from erless.pages.page import figure, page, table, tiles
 from erless.observe.results import StoredResult, read_result
+from erless.pages.charts import CLOCK, DECIMAL, Bar, Line, bar_chart, line_chart, number, size
+from erless.pages.page import figure, page, table, tiles
 from erless.specs.result import RunResult
 from erless.storage.atomic import os_errors, staged_file
 
@@ -33,8 +24,12 @@ COLOURS = 8
 MOST_TABLES = 6  # access curves drawn
 MOST_MARKS = 60  # cold starts drawn
 MANY = 10**7  # queries: too long a number for a tile
-TIMES = (("s", 1.0, 900.0), ("min", 60.0, 4 * 3600.0), ("h", 3600.0, 100 * 3600.0),
-         ("d", 86400.0, np.inf))  # fmt: skip
+TIMES = (
+    ("s", 1.0, 900.0),
+    ("min", 60.0, 4 * 3600.0),
+    ("h", 3600.0, 100 * 3600.0),
+    ("d", 86400.0, np.inf),
+)
 TRAFFIC = "traffic (queries/s)"
 LATENCY = "latency (ms)"
 MEMORY = "memory (bytes)"
@@ -49,9 +44,19 @@ def write_report(result: Path, out: Path) -> RunResult:
     """
     stored = read_result(result)
     document = stored.document
-    parts = [_stopped(document), _summary(document), _traffic(stored), _latency(stored),
-             _replicas(stored), _memory(stored), _breakdown(document), _access(document),
-             _prediction(document), _functions(document), _notes(document)]  # fmt: skip
+    parts = [
+        _stopped(document),
+        _summary(document),
+        _traffic(stored),
+        _latency(stored),
+        _replicas(stored),
+        _memory(stored),
+        _breakdown(document),
+        _access(document),
+        _prediction(document),
+        _functions(document),
+        _notes(document),
+    ]
     _save(out, page(document.title, _subtitle(document), parts))
     return document
 
@@ -68,8 +73,10 @@ def write_comparison(first: Path, second: Path, out: Path) -> tuple[RunResult, R
     pairs = list(zip(names, (a, b), (0, 1), strict=True))
 
     def over_time(column: str) -> list[Line]:
-        return [Line(name, each.timeline["t_s"], each.timeline[column], colour)
-                for name, each, colour in pairs]  # fmt: skip
+        return [
+            Line(name, each.timeline["t_s"], each.timeline[column], colour)
+            for name, each, colour in pairs
+        ]
 
     def summed(column: str) -> list[Line]:
         return [_total(each, column, name, colour) for name, each, colour in pairs]
@@ -77,15 +84,27 @@ def write_comparison(first: Path, second: Path, out: Path) -> tuple[RunResult, R
     limit = _sla(a.document) if a.document.sla_p95_ms == b.document.sla_p95_ms else None
     parts = [
         figure("Side by side", "Ratios are A ÷ B.", _side_by_side(a.document, b.document)),
-        figure("Served traffic", "Queries answered per second.",
-               _over_time(over_time("served_qps"), y_name=TRAFFIC)),
-        figure("p95 latency", "From the moment a query was due.",
-               _over_time(over_time("p95_ms"), y_name=LATENCY, limit=limit, log_y=True)),
-        figure("Memory", "All replicas of all functions.",
-               _over_time(summed("memory_bytes"), y_name=MEMORY, y_text=size)),
-        figure("Replicas", "Ready, all functions.",
-               _over_time(summed("ready"), y_name="replicas (count)")),
-    ]  # fmt: skip
+        figure(
+            "Served traffic",
+            "Queries answered per second.",
+            _over_time(over_time("served_qps"), y_name=TRAFFIC),
+        ),
+        figure(
+            "p95 latency",
+            "From the moment a query was due.",
+            _over_time(over_time("p95_ms"), y_name=LATENCY, limit=limit, log_y=True),
+        ),
+        figure(
+            "Memory",
+            "All replicas of all functions.",
+            _over_time(summed("memory_bytes"), y_name=MEMORY, y_text=size),
+        ),
+        figure(
+            "Replicas",
+            "Ready, all functions.",
+            _over_time(summed("ready"), y_name="replicas (count)"),
+        ),
+    ]
     _save(out, page("Two results side by side", f"{names[0]}; {names[1]}", parts))
     return a.document, b.document
 
@@ -98,18 +117,24 @@ def _save(out: Path, text: str) -> None:
 def _subtitle(document: RunResult) -> str:
     kind = {"loadtest": "measured", "demo": "measured", "simulate": "simulated"}[document.source]
     name, unit_s = _unit(document.duration_s)
-    parts = [kind, document.started_at, f"{number(document.duration_s / unit_s)} {name}",
-             document.arrivals,
-             document.release[:12] and f"release {document.release[:12]}",
-             document.machine.processor if document.machine else ""]  # fmt: skip
+    parts = [
+        kind,
+        document.started_at,
+        f"{number(document.duration_s / unit_s)} {name}",
+        document.arrivals,
+        document.release[:12] and f"release {document.release[:12]}",
+        document.machine.processor if document.machine else "",
+    ]
     return " · ".join(each for each in parts if each)
 
 
 def _stopped(document: RunResult) -> str:
     if not document.interrupted:
         return ""
-    return (f'<section><p class="bad">Stopped early: this is what the first '
-            f"{document.duration_s:,.0f} s measured.</p></section>")  # fmt: skip
+    return (
+        f'<section><p class="bad">Stopped early: this is what the first '
+        f"{document.duration_s:,.0f} s measured.</p></section>"
+    )
 
 
 def _summary(document: RunResult) -> str:
@@ -124,7 +149,7 @@ def _summary(document: RunResult) -> str:
         entries += [
             (f"{number(latency.p95_ms)} ms", f"p95, SLA {number(limit)} ms" if limit else "p95"),
             (f"{number(latency.p50_ms or 0)} / {number(latency.p99_ms or 0)} ms", "p50 / p99"),
-        ]  # fmt: skip
+        ]
     if document.sla_p95_ms:
         entries.append((f"{document.late_share:.2%}", "of queries late or failed"))
     entries.append((size(document.memory_bytes.mean), "memory, mean over the run"))
@@ -133,11 +158,13 @@ def _summary(document: RunResult) -> str:
         word, shown = ("less", ratio) if ratio >= 1 else ("more", 1 / ratio)
         entries.append((f"{shown:.2f}×", f"{word} memory than model-wise"))
     if base and document.memory_utility and base.memory_utility:
-        entries.append((f"{document.memory_utility / base.memory_utility:.2f}×",
-                        "model-wise memory utility"))  # fmt: skip
+        entries.append(
+            (f"{document.memory_utility / base.memory_utility:.2f}×", "model-wise memory utility")
+        )
     if base and base.usd_per_month and document.usd_per_month:
-        entries.append((f"{base.usd_per_month / document.usd_per_month:.2f}×",
-                        "cheaper than model-wise"))  # fmt: skip
+        entries.append(
+            (f"{base.usd_per_month / document.usd_per_month:.2f}×", "cheaper than model-wise")
+        )
     entries.append((f"{document.cold_starts:,}", "queries met a cold start"))
     if document.degraded:
         entries.append((f"{document.degraded:,}", "degraded answers"))
@@ -146,24 +173,32 @@ def _summary(document: RunResult) -> str:
 
 def _traffic(stored: StoredResult) -> str:
     columns = stored.timeline
-    lines = [Line("offered", columns["t_s"], columns["offered_qps"], 7, dash=True),
-             Line("served", columns["t_s"], columns["served_qps"], 0)]  # fmt: skip
+    lines = [
+        Line("offered", columns["t_s"], columns["offered_qps"], 7, dash=True),
+        Line("served", columns["t_s"], columns["served_qps"], 0),
+    ]
     if columns["failed_qps"].any():
         lines.append(Line("failed", columns["t_s"], columns["failed_qps"], 5))
     marks = _marks(stored)
     caption = "Queries per second."
     if marks:
         caption += " Dotted: functions woken from zero, failures."
-    return figure("Traffic", caption, _over_time(lines, y_name=TRAFFIC, marks=marks))  # fmt: skip
+    return figure("Traffic", caption, _over_time(lines, y_name=TRAFFIC, marks=marks))
 
 
 def _latency(stored: StoredResult) -> str:
     columns = stored.timeline
-    lines = [Line(name, columns["t_s"], columns[f"{name}_ms"], colour)
-             for name, colour in (("p50", 2), ("p95", 0), ("p99", 1))]  # fmt: skip
-    return figure("Latency", "From the moment a query was due to its answer, per step.",
-                  _over_time(lines, y_name=LATENCY, limit=_sla(stored.document),
-                             marks=_marks(stored), log_y=True))  # fmt: skip
+    lines = [
+        Line(name, columns["t_s"], columns[f"{name}_ms"], colour)
+        for name, colour in (("p50", 2), ("p95", 0), ("p99", 1))
+    ]
+    return figure(
+        "Latency",
+        "From the moment a query was due to its answer, per step.",
+        _over_time(
+            lines, y_name=LATENCY, limit=_sla(stored.document), marks=_marks(stored), log_y=True
+        ),
+    )
 
 
 def _over_time(
@@ -173,10 +208,12 @@ def _over_time(
     longest = max((float(each.x.max(initial=0.0)) for each in lines), default=0.0)
     name, unit_s = _unit(longest)
     return line_chart(
-        [replace(each, x=each.x / unit_s) for each in lines], x_name=f"time ({name})",
+        [replace(each, x=each.x / unit_s) for each in lines],
+        x_name=f"time ({name})",
         marks=[(at / unit_s, said) for at, said in marks],
-        x_steps=DECIMAL if name == "s" else CLOCK, **more,
-    )  # fmt: skip
+        x_steps=DECIMAL if name == "s" else CLOCK,
+        **more,
+    )
 
 
 def _unit(seconds: float) -> tuple[str, float]:
@@ -227,8 +264,11 @@ def _replicas(stored: StoredResult) -> str:
         return ""
     lines.append(_total(stored, "wanted", "wanted, all", 7))
     lines[-1] = Line(lines[-1].name, lines[-1].x, lines[-1].y, 7, dash=True)
-    return figure("Replicas", "Ready replicas, and how many the autoscaler wanted in all.",
-                  _over_time(lines, y_name="replicas (count)"))  # fmt: skip
+    return figure(
+        "Replicas",
+        "Ready replicas, and how many the autoscaler wanted in all.",
+        _over_time(lines, y_name="replicas (count)"),
+    )
 
 
 def _memory(stored: StoredResult) -> str:
@@ -240,9 +280,9 @@ def _memory(stored: StoredResult) -> str:
     caption = "Of all replicas, stacked."
     if base:
         caption += f" Model-wise: {base.source}."
-    return figure("Memory", caption,
-                  _over_time(lines, y_name=MEMORY, y_text=size, stacked=True,
-                             limit=limit))  # fmt: skip
+    return figure(
+        "Memory", caption, _over_time(lines, y_name=MEMORY, y_text=size, stacked=True, limit=limit)
+    )
 
 
 def _breakdown(document: RunResult) -> str:
@@ -256,8 +296,13 @@ def _breakdown(document: RunResult) -> str:
         bars = [Bar("erless", _largest(document, lambda each: each.usd_per_month))]
         if base and base.usd_per_month:
             bars.append(Bar("model-wise", (("model-wise replicas", base.usd_per_month, 7),)))
-        parts.append(figure("What it costs", "Dollars a month at this use.",
-                            bar_chart(bars, text=lambda value: f"${value:,.0f}")))  # fmt: skip
+        parts.append(
+            figure(
+                "What it costs",
+                "Dollars a month at this use.",
+                bar_chart(bars, text=lambda value: f"${value:,.0f}"),
+            )
+        )
     return "".join(parts)
 
 
@@ -267,8 +312,10 @@ def _largest(document: RunResult, of: Callable[[Any], float]) -> tuple[tuple[str
     order = sorted(document.functions, key=of, reverse=True)
     few = len(order) <= COLOURS
     head, rest = (order, []) if few else (order[: COLOURS - 1], order[COLOURS - 1 :])
-    parts = [(each.name, of(each), numbered[each.name] if few else colour)
-             for colour, each in enumerate(head)]  # fmt: skip
+    parts = [
+        (each.name, of(each), numbered[each.name] if few else colour)
+        for colour, each in enumerate(head)
+    ]
     if rest:
         parts.append((f"{len(rest)} others", sum(map(of, rest)), COLOURS - 1))
     return tuple(parts)
@@ -278,16 +325,29 @@ def _access(document: RunResult) -> str:
     if not document.access:
         return ""
     shown = document.access[:MOST_TABLES]
-    lines = [Line(each.table, np.array(each.ranks, np.float64), np.array(each.share), colour)
-             for colour, each in enumerate(shown)]  # fmt: skip
-    marks = [(float(rank), f"{each.table}: {shard} ends at rank {rank:,}")
-             for each in shown for rank, shard in each.cuts]  # fmt: skip
+    lines = [
+        Line(each.table, np.array(each.ranks, np.float64), np.array(each.share), colour)
+        for colour, each in enumerate(shown)
+    ]
+    marks = [
+        (float(rank), f"{each.table}: {shard} ends at rank {rank:,}")
+        for each in shown
+        for rank, shard in each.cuts
+    ]
     caption = "Share of accesses that the hottest rows take. Dotted: where shards end."
     if len(document.access) > len(shown):
         caption += f" {len(shown)} of {len(document.access)} tables."
-    return figure("Access and cuts", caption,
-                  line_chart(lines, x_name="rows, hottest first (count)",
-                             y_name="accesses (share)", log_x=True, marks=marks))  # fmt: skip
+    return figure(
+        "Access and cuts",
+        caption,
+        line_chart(
+            lines,
+            x_name="rows, hottest first (count)",
+            y_name="accesses (share)",
+            log_x=True,
+            marks=marks,
+        ),
+    )
 
 
 def _prediction(document: RunResult) -> str:
@@ -298,18 +358,25 @@ def _prediction(document: RunResult) -> str:
         f"{check.checked:,} answers compared with the monolith's: largest relative error "
         f"{check.max_relative_error:.2g}, {check.wrong:,} beyond {check.tolerance:.2g}."
     )
-    bars = [Bar(f"≤ {edge:.0e}", (("answers", float(count), 0),))
-            for edge, count in check.histogram]  # fmt: skip
+    bars = [
+        Bar(f"≤ {edge:.0e}", (("answers", float(count), 0),)) for edge, count in check.histogram
+    ]
     return figure("Prediction error", said, bar_chart(bars, text=lambda count: f"{count:,.0f}"))
 
 
 def _functions(document: RunResult) -> str:
     rows = [
-        [each.name, each.tier or each.kind, f"{each.replicas.mean:.2f}",
-         f"{each.replicas.peak:.0f}", size(each.memory_bytes.mean), size(each.memory_bytes.peak),
-         f"{each.zero_share:.0%}"]
+        [
+            each.name,
+            each.tier or each.kind,
+            f"{each.replicas.mean:.2f}",
+            f"{each.replicas.peak:.0f}",
+            size(each.memory_bytes.mean),
+            size(each.memory_bytes.peak),
+            f"{each.zero_share:.0%}",
+        ]
         for each in document.functions
-    ]  # fmt: skip
+    ]
     header = ["function", "tier", "replicas", "most", "memory", "most", "at zero"]
     return f"<section><h2>Functions</h2>{table(header, rows)}</section>" if rows else ""
 
@@ -322,8 +389,9 @@ def _notes(document: RunResult) -> str:
 
 
 def _side_by_side(a: RunResult, b: RunResult) -> str:
-    def row(name: str, first: float | None, second: float | None,
-            text: Callable[[float], str] = number) -> list[str]:  # fmt: skip
+    def row(
+        name: str, first: float | None, second: float | None, text: Callable[[float], str] = number
+    ) -> list[str]:
         ratio = f"{first / second:.2f}×" if first is not None and second else "–"
         return [name, *("–" if each is None else text(each) for each in (first, second)), ratio]
 
@@ -331,7 +399,8 @@ def _side_by_side(a: RunResult, b: RunResult) -> str:
         return f"{value:.2%}"
 
     rows = [
-        row("queries", a.queries, b.queries), row("answered", a.answered, b.answered),
+        row("queries", a.queries, b.queries),
+        row("answered", a.answered, b.answered),
         row("p50, ms", a.latency.p50_ms, b.latency.p50_ms),
         row("p95, ms", a.latency.p95_ms, b.latency.p95_ms),
         row("p99, ms", a.latency.p99_ms, b.latency.p99_ms),
@@ -342,5 +411,5 @@ def _side_by_side(a: RunResult, b: RunResult) -> str:
         row("dollars a month", a.usd_per_month or None, b.usd_per_month or None),
         row("memory utility", a.memory_utility, b.memory_utility, percent),
         row("cold starts", a.cold_starts, b.cold_starts),
-    ]  # fmt: skip
+    ]
     return table(["", "A", "B", "A ÷ B"], rows)

@@ -164,11 +164,19 @@ def _empty(steps: int, size: int, arrived: Counts) -> Trace:
         return np.zeros((steps, size), np.int64)
 
     return Trace(
-        step_s=TICK_S, t_s=np.arange(steps, dtype=np.float64) * TICK_S,
-        arrived=arrived.astype(np.int64), failed=np.zeros(steps, np.int64), called=counts(),
-        ready=counts(), wanted=counts(), held=counts(), backlog_s=np.zeros((steps, size)),
-        busy=np.zeros((steps, size)), stretch=np.ones(steps), nodes=np.zeros(steps, np.int64),
-    )  # fmt: skip
+        step_s=TICK_S,
+        t_s=np.arange(steps, dtype=np.float64) * TICK_S,
+        arrived=arrived.astype(np.int64),
+        failed=np.zeros(steps, np.int64),
+        called=counts(),
+        ready=counts(),
+        wanted=counts(),
+        held=counts(),
+        backlog_s=np.zeros((steps, size)),
+        busy=np.zeros((steps, size)),
+        stretch=np.ones(steps),
+        nodes=np.zeros(steps, np.int64),
+    )
 
 
 def _unfailing(terms: Terms) -> bool:
@@ -218,9 +226,13 @@ def _deadline(
 
 
 def _fail(
-    trace: Trace, replicas: _Replicas, pool: Nodes | None, terms: Terms, now: float,
+    trace: Trace,
+    replicas: _Replicas,
+    pool: Nodes | None,
+    terms: Terms,
+    now: float,
     generator: np.random.Generator,
-) -> None:  # fmt: skip
+) -> None:
     """Replicas crash on their own, or all at once with their machine."""
     crashed = generator.binomial(replicas.ready, min(1.0, TICK_S / terms.replica_mtbf_s))
     if pool and pool.ready and math.isfinite(terms.node_mtbf_s):

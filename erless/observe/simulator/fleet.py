@@ -107,22 +107,50 @@ def fleet_of(plan: Plan, terms: Terms, service_ms: Mapping[str, float] | None = 
     """
     found = [
         Function(
-            "gateway", "gateway", "", plan.gateway.scaling, plan.gateway.vcpu,
-            plan.gateway.memory_bytes, plan.gateway.memory_bytes, plan.gateway.qps_per_replica, 1.0,
+            "gateway",
+            "gateway",
+            "",
+            plan.gateway.scaling,
+            plan.gateway.vcpu,
+            plan.gateway.memory_bytes,
+            plan.gateway.memory_bytes,
+            plan.gateway.qps_per_replica,
+            1.0,
             plan.gateway.replicas,
         ),
         *(
-            Function(each.name, "sparse", each.tier.value, each.scaling, each.vcpu,
-                     each.memory_bytes, each.row_data_bytes, each.qps_per_replica,
-                     min(1.0, each.touch_probability), each.replicas)
-            for each in plan.shards if each.tier is not Tier.RESIDENT
+            Function(
+                each.name,
+                "sparse",
+                each.tier.value,
+                each.scaling,
+                each.vcpu,
+                each.memory_bytes,
+                each.row_data_bytes,
+                each.qps_per_replica,
+                min(1.0, each.touch_probability),
+                each.replicas,
+            )
+            for each in plan.shards
+            if each.tier is not Tier.RESIDENT
         ),
-    ]  # fmt: skip
+    ]
     if plan.dense is not None:
         dense = plan.dense
-        found.append(Function("dense", "dense", "", dense.scaling, dense.vcpu, dense.memory_bytes,
-                              dense.memory_bytes, dense.qps_per_replica, 1.0,
-                              dense.replicas))  # fmt: skip
+        found.append(
+            Function(
+                "dense",
+                "dense",
+                "",
+                dense.scaling,
+                dense.vcpu,
+                dense.memory_bytes,
+                dense.memory_bytes,
+                dense.qps_per_replica,
+                1.0,
+                dense.replicas,
+            )
+        )
     known = dict(service_ms or {})
     servers = np.array([max(1.0, math.floor(each.vcpu)) for each in found])
     service = np.zeros(len(found))

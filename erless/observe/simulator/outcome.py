@@ -63,9 +63,13 @@ class Simulation:
 
 
 def run_simulation(
-    plan: Plan, traffic: Traffic, terms: Terms, node: NodeType | None = None, seed: int = 0,
+    plan: Plan,
+    traffic: Traffic,
+    terms: Terms,
+    node: NodeType | None = None,
+    seed: int = 0,
     service_ms: Mapping[str, float] | None = None,
-) -> Simulation:  # fmt: skip
+) -> Simulation:
     """Simulate `plan` under `traffic`.
 
     Raises:
@@ -78,9 +82,15 @@ def run_simulation(
 
 
 def write_simulation(
-    folder: Path, simulation: Simulation, *, title: str, sla_ms: float | None = None,
-    against: Simulation | None = None, overwrite: bool = False, notes: tuple[str, ...] = (),
-) -> RunResult:  # fmt: skip
+    folder: Path,
+    simulation: Simulation,
+    *,
+    title: str,
+    sla_ms: float | None = None,
+    against: Simulation | None = None,
+    overwrite: bool = False,
+    notes: tuple[str, ...] = (),
+) -> RunResult:
     """Write the result directory.
 
     Raises:
@@ -90,8 +100,12 @@ def write_simulation(
     plan, trace = simulation.plan, simulation.trace
     group = max(1, -(-len(trace.t_s) // ROWS))
     fields = {
-        "source": "simulate", "title": title, "plan_digest": plan.digest, "policy": plan.policy,
-        "duration_s": simulation.traffic.duration_s, "sla_p95_ms": sla_ms,
+        "source": "simulate",
+        "title": title,
+        "plan_digest": plan.digest,
+        "policy": plan.policy,
+        "duration_s": simulation.traffic.duration_s,
+        "sla_p95_ms": sla_ms,
         "arrivals": f"{simulation.traffic.name}, Poisson",
         "memory_bytes": _usage(simulation.memory),
         "replicas": _usage(trace.held.sum(axis=1)),
@@ -101,9 +115,10 @@ def write_simulation(
         "functions": _functions(simulation),
         "notes": (*simulation.traffic.notes, *notes),
         **_totals(simulation, sla_ms),
-    }  # fmt: skip
-    series = Series(_timeline(simulation, group, sla_ms), _per_function(simulation, group),
-                    trace.events)  # fmt: skip
+    }
+    series = Series(
+        _timeline(simulation, group, sla_ms), _per_function(simulation, group), trace.events
+    )
     return write_result(folder, fields, series, overwrite=overwrite)
 
 
@@ -134,13 +149,14 @@ def _totals(simulation: Simulation, sla_ms: float | None) -> dict[str, Any]:
         mean = float(np.average(values[good], weights=weight[good])) * 1e3
         latency = Latency(mean_ms=mean, p50_ms=p50, p95_ms=p95, p99_ms=p99)
     return {
-        "queries": queries, "answered": max(0, queries - failed),
+        "queries": queries,
+        "answered": max(0, queries - failed),
         "failures": {"deadline": failed} if failed else {},
         "degraded": round(float((weight * samples.degraded).sum())),
         "cold_starts": round(float((weight * samples.cold).sum())),
         "late_share": min(1.0, late / queries) if queries else 0.0,
         "latency": latency,
-    }  # fmt: skip
+    }
 
 
 def _functions(simulation: Simulation) -> tuple[FunctionResult, ...]:
@@ -148,14 +164,16 @@ def _functions(simulation: Simulation) -> tuple[FunctionResult, ...]:
     shares = _dollar_shares(simulation)
     return tuple(
         FunctionResult(
-            name=each.name, kind=each.kind, tier=each.tier,
+            name=each.name,
+            kind=each.kind,
+            tier=each.tier,
             replicas=_usage(trace.held[:, index]),
             memory_bytes=_usage(trace.held[:, index] * fleet.memory[index]),
             usd_per_month=simulation.usd_per_month * float(shares[index]),
             zero_share=float((trace.ready[:, index] == 0).mean()),
         )
         for index, each in enumerate(fleet.functions)
-    )  # fmt: skip
+    )
 
 
 def _dollar_shares(simulation: Simulation) -> NDArray[np.float64]:
@@ -186,13 +204,15 @@ def _timeline(simulation: Simulation, group: int, sla_ms: float | None) -> Colum
         cold[row] = (heavy * samples.cold[begin:end]).sum()
         degraded[row] = (heavy * samples.degraded[begin:end]).sum()
     return {
-        "t_s": trace.t_s[begins], "offered_qps": arrived / span, "failed_qps": lost / span,
+        "t_s": trace.t_s[begins],
+        "offered_qps": arrived / span,
+        "failed_qps": lost / span,
         "served_qps": np.maximum(0.0, arrived - lost) / span,
         "late": np.minimum(1.0, late / np.maximum(arrived, 1)),
         "cold_starts": np.rint(cold).astype(np.int64),
         "degraded": np.rint(degraded).astype(np.int64),
         **dict(zip(("p50_ms", "p95_ms", "p99_ms"), quantiles * 1e3, strict=True)),
-    }  # fmt: skip
+    }
 
 
 def _per_function(simulation: Simulation, group: int) -> Columns:

@@ -31,9 +31,13 @@ def mean_wait(busy: Floats, servers: Floats | float, service_s: Floats, spread: 
 
 
 def draw_waits(
-    generator: np.random.Generator, busy: Floats, servers: float, service_s: Floats, spread: float,
+    generator: np.random.Generator,
+    busy: Floats,
+    servers: float,
+    service_s: Floats,
+    spread: float,
     count: int,
-) -> Floats:  # fmt: skip
+) -> Floats:
     """`count` waits for each of n loads, (n, count), seconds.
 
     Args:

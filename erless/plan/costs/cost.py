@@ -21,9 +21,15 @@ import numpy as np
 from erless.specs.plan import Precision
 
 __all__ = [
-    "DEFAULT_TERMS", "EXCHANGE_S", "PAPER_TERMS", "BetaCurve", "Terms", "quantile_wait_s",
-    "replicas", "vcpu_each",
-]  # fmt: skip
+    "DEFAULT_TERMS",
+    "EXCHANGE_S",
+    "PAPER_TERMS",
+    "BetaCurve",
+    "Terms",
+    "quantile_wait_s",
+    "replicas",
+    "vcpu_each",
+]
 
 REFERENCE_BYTES = 128  # the row that β is quoted for: 32 fp32
 ROUNDING = 1e-9  # relative slack when a load is rounded up to whole replicas
@@ -94,8 +100,11 @@ class Terms:
 
     def assumptions(self) -> dict[str, str]:
         """One line per assumption, with its unit, for plan.json and reports."""
-        shipped = "shipped default, not measured on your machine" if self.curve_shipped else (
-            "measured by `erless profile --throughput`")  # fmt: skip
+        shipped = (
+            "shipped default, not measured on your machine"
+            if self.curve_shipped
+            else ("measured by `erless profile --throughput`")
+        )
         queue = "M/D/c waiting, exponential tail" if self.queueing else "excluded (paper's terms)"
         return {
             "curve": f"{self.curve} ({shipped})",
@@ -118,10 +127,13 @@ class Terms:
             return "measured: " + ", ".join(
                 f"{each.precision.value} {each.seconds[0] * 1e9:.3g} … "
                 f"{each.seconds[-1] * 1e9:.3g} ns for rows of {each.row_bytes[0]} … "
-                f"{each.row_bytes[-1]} B" for each in self.betas
-            )  # fmt: skip
-        return (f"{self.gather_s * 1e9:g} ns per gather of {REFERENCE_BYTES} B, "
-                f"{self.gather_fixed:.0%} of it independent of the row's bytes")  # fmt: skip
+                f"{each.row_bytes[-1]} B"
+                for each in self.betas
+            )
+        return (
+            f"{self.gather_s * 1e9:g} ns per gather of {REFERENCE_BYTES} B, "
+            f"{self.gather_fixed:.0%} of it independent of the row's bytes"
+        )
 
 
 PAPER_TERMS = Terms(name="equal containers", curve="ElasticRec terms", curve_shipped=True)
@@ -129,11 +141,24 @@ PAPER_TERMS = Terms(name="equal containers", curve="ElasticRec terms", curve_shi
 # benchmarks/serving.py, RM1 cut in four with 320 and with 800 partials per query. Gathers are those
 # of tables far larger than the caches, where they take 25 to 40 ns.
 DEFAULT_TERMS = Terms(
-    name="best against best", curve="erless default", curve_shipped=True, call_s=EXCHANGE_S,
-    gather_fixed=0.5, shard_memory_bytes=0.1e9, gateway_memory_bytes=0.3e9, remote_call_s=5e-5,
-    route_s=6e-9, partial_s=6e-8, routing_bytes_per_row=1.0, index_bytes_per_row=0.25,
-    hop_s=5e-4, utilisation=0.7, max_vcpu=64.0, fixed_vcpu=False, queueing=True,
-)  # fmt: skip
+    name="best against best",
+    curve="erless default",
+    curve_shipped=True,
+    call_s=EXCHANGE_S,
+    gather_fixed=0.5,
+    shard_memory_bytes=0.1e9,
+    gateway_memory_bytes=0.3e9,
+    remote_call_s=5e-5,
+    route_s=6e-9,
+    partial_s=6e-8,
+    routing_bytes_per_row=1.0,
+    index_bytes_per_row=0.25,
+    hop_s=5e-4,
+    utilisation=0.7,
+    max_vcpu=64.0,
+    fixed_vcpu=False,
+    queueing=True,
+)
 
 
 def replicas(load: float, terms: Terms, minimum: int = 1) -> int:

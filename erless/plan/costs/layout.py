@@ -145,19 +145,22 @@ class Layout:
         gateway = _gateway(demand, terms, inside, resident_precision, functions)
         return cls(demand, terms, gateway, tuple(functions))
 
-    def resized(
-        self, terms: Terms | None = None, precisions: Sequence[Precision] = ()
-    ) -> Layout:  # fmt: skip
+    def resized(self, terms: Terms | None = None, precisions: Sequence[Precision] = ()) -> Layout:
         """The same rows in the same functions, sized under other terms or precisions."""
         terms = terms or self.terms
         kinds = precisions or [each.precision for each in self.shards]
         made = Layout.of(
-            self.demand, terms, [each.slices for each in self.shards], self.gateway.slices,
-            resident_precision=self.gateway.precision, why=[each.why for each in self.shards],
+            self.demand,
+            terms,
+            [each.slices for each in self.shards],
+            self.gateway.slices,
+            resident_precision=self.gateway.precision,
+            why=[each.why for each in self.shards],
             precisions=kinds,
-        )  # fmt: skip
-        named = (replace(new, name=old.name)
-                 for new, old in zip(made.shards, self.shards, strict=True))  # fmt: skip
+        )
+        named = (
+            replace(new, name=old.name) for new, old in zip(made.shards, self.shards, strict=True)
+        )
         return Layout(self.demand, terms, made.gateway, tuple(named))
 
     @property
@@ -242,9 +245,20 @@ def _dense(demand: Demand, dense: DenseDemand, terms: Terms) -> Function:
     number = replicas(load, terms.on(1.0) if on_gpu else terms, demand.min_replicas)
     vcpu = vcpu_each(demand.qps * dense.cpu_s if on_gpu else load, number, terms)
     return Function(
-        "dense", (), Precision.FP32, 0.0, 0, 0.0, dense.service_s, load, number,
-        max(1.0, vcpu) if on_gpu else vcpu, dense.memory_bytes, "the dense tower", int(on_gpu),
-    )  # fmt: skip
+        "dense",
+        (),
+        Precision.FP32,
+        0.0,
+        0,
+        0.0,
+        dense.service_s,
+        load,
+        number,
+        max(1.0, vcpu) if on_gpu else vcpu,
+        dense.memory_bytes,
+        "the dense tower",
+        int(on_gpu),
+    )
 
 
 def _shard(
@@ -258,9 +272,20 @@ def _shard(
     memory = size + count * terms.index_bytes_per_row + terms.shard_memory_bytes
     vcpu = vcpu_each(load, number, terms)
     return Function(
-        name, tuple(rows), precision, gathers, count, size, service, load, number, vcpu, memory,
-        why, partials=sent,
-    )  # fmt: skip
+        name,
+        tuple(rows),
+        precision,
+        gathers,
+        count,
+        size,
+        service,
+        load,
+        number,
+        vcpu,
+        memory,
+        why,
+        partials=sent,
+    )
 
 
 def _gateway(
@@ -286,10 +311,21 @@ def _gateway(
     memory = size + terms.gateway_memory_bytes + cut_rows * terms.routing_bytes_per_row
     vcpu = vcpu_each(load, number, terms)
     return Function(
-        "gateway", tuple(resident), precision, gathers, count, size, service, load, number, vcpu,
-        memory, "load: the gateway's replicas have no room for one more row's gathers"
-        if shards else "the whole model in each replica",
-    )  # fmt: skip
+        "gateway",
+        tuple(resident),
+        precision,
+        gathers,
+        count,
+        size,
+        service,
+        load,
+        number,
+        vcpu,
+        memory,
+        "load: the gateway's replicas have no room for one more row's gathers"
+        if shards
+        else "the whole model in each replica",
+    )
 
 
 def cover(stops: Sequence[NDArray[np.int64]]) -> list[list[Slice]]:

@@ -48,10 +48,13 @@ def measured_terms(terms: Terms, measured: Measured) -> Terms:
     where = f"{machine.processor}, {machine.measured_on}" if machine else "unknown machine"
     worst = max(each.residual for each in curves)
     return replace(
-        terms, curve=f"{where} (largest residual {worst:.0%})",
-        curve_shipped=all(each.shipped for each in fp32), call_s=EXCHANGE_S + overhead,
-        gather_s=betas[0].at(128), betas=tuple(betas),
-    )  # fmt: skip
+        terms,
+        curve=f"{where} (largest residual {worst:.0%})",
+        curve_shipped=all(each.shipped for each in fp32),
+        call_s=EXCHANGE_S + overhead,
+        gather_s=betas[0].at(128),
+        betas=tuple(betas),
+    )
 
 
 def _single(kind: Precision, curves: Sequence[ThroughputCurve]) -> list[ThroughputCurve]:
@@ -61,8 +64,9 @@ def _single(kind: Precision, curves: Sequence[ThroughputCurve]) -> list[Throughp
     if not found:
         return []
     usual = max(set(places), key=lambda place: (places.count(place), place))
-    return sorted((each for each in found if each.locality == usual),
-                  key=lambda each: each.row_bytes)  # fmt: skip
+    return sorted(
+        (each for each in found if each.locality == usual), key=lambda each: each.row_bytes
+    )
 
 
 def _beta_curve(
@@ -74,15 +78,23 @@ def _beta_curve(
     usual = single[0].locality
     factor = 1.0
     for base in single:
-        skewed = sorted((each.locality, each.gather_s) for each in curves
-                        if (each.precision, each.row_bytes, each.vcpu)
-                        == (kind, base.row_bytes, 1))  # fmt: skip
+        skewed = sorted(
+            (each.locality, each.gather_s)
+            for each in curves
+            if (each.precision, each.row_bytes, each.vcpu) == (kind, base.row_bytes, 1)
+        )
         if len(skewed) > 1:
             places, values = zip(*skewed, strict=True)
             factor *= float(np.interp(locality, places, values)) / base.gather_s
-        shared = [each.gather_s / base.gather_s for each in curves
-                  if (each.precision, each.row_bytes, each.locality)
-                  == (kind, base.row_bytes, usual) and each.vcpu > 1]  # fmt: skip
+        shared = [
+            each.gather_s / base.gather_s
+            for each in curves
+            if (each.precision, each.row_bytes, each.locality) == (kind, base.row_bytes, usual)
+            and each.vcpu > 1
+        ]
         factor *= max([1.0, *shared])
-    return BetaCurve(kind, tuple(each.row_bytes for each in single),
-                     tuple(each.gather_s * factor for each in single))  # fmt: skip
+    return BetaCurve(
+        kind,
+        tuple(each.row_bytes for each in single),
+        tuple(each.gather_s * factor for each in single),
+    )

@@ -31,9 +31,14 @@ class TowerCost:
 
 
 def tower_cost(
-    model: ModelSpec, batch: int, terms: Terms, *, given_ms: float | None = None,
-    curves: Sequence[TowerCurve] = (), archive_bytes: int | None = None,
-) -> TowerCost:  # fmt: skip
+    model: ModelSpec,
+    batch: int,
+    terms: Terms,
+    *,
+    given_ms: float | None = None,
+    curves: Sequence[TowerCurve] = (),
+    archive_bytes: int | None = None,
+) -> TowerCost:
     """The tower's cost: as given, else as measured, else counted, else estimated.
 
     Args:
@@ -54,20 +59,30 @@ def tower_cost(
     for curve in curves:
         if curve.name == model.name and curve.macs_per_sample in (0, _weights(model)):
             seconds = curve.overhead_s + curve.sample_s * batch
-            return TowerCost(seconds, macs, f"{seconds * 1e3:.3g} ms per query, measured "
-                             f"(largest residual {curve.residual:.0%})")  # fmt: skip
+            return TowerCost(
+                seconds,
+                macs,
+                f"{seconds * 1e3:.3g} ms per query, measured "
+                f"(largest residual {curve.residual:.0%})",
+            )
     seconds = macs * terms.mac_s
     rate = f"{1e-9 * 2 / terms.mac_s:g} GFLOP/s per vCPU"
-    return TowerCost(seconds, macs, f"{seconds * 1e3:.3g} ms per query: {macs:,.0f} multiply-adds "
-                     f"{how} at {rate} (shipped default)")  # fmt: skip
+    return TowerCost(
+        seconds,
+        macs,
+        f"{seconds * 1e3:.3g} ms per query: {macs:,.0f} multiply-adds "
+        f"{how} at {rate} (shipped default)",
+    )
 
 
 def _macs(model: ModelSpec, archive_bytes: int | None) -> tuple[int, str]:
     if isinstance(model.tower, DlrmTower):
         return tower_macs(model, model.tower), "counted"
     if archive_bytes is None:
-        raise PlanError("an exported tower's cost is not known without its archive: measure it "
-                        "with `erless profile --throughput` or give --tower-ms")  # fmt: skip
+        raise PlanError(
+            "an exported tower's cost is not known without its archive: measure it "
+            "with `erless profile --throughput` or give --tower-ms"
+        )
     return archive_bytes // WEIGHT_BYTES, (
         f"estimated from the archive's {archive_bytes:,} bytes, one per fp32 weight and sample "
         "(`erless profile --throughput` measures it),"

@@ -26,8 +26,11 @@ def check_request(request: PlanRequest, demand: Demand, terms: Terms, prices: Pr
     Raises:
         InfeasibleError: lists every constraint that the smallest parts alone break.
     """
-    wrong = [*_sla(request, demand, terms), *_row(request, demand, terms, prices),
-             *_nodes(terms, prices)]  # fmt: skip
+    wrong = [
+        *_sla(request, demand, terms),
+        *_row(request, demand, terms, prices),
+        *_nodes(terms, prices),
+    ]
     if wrong:
         raise InfeasibleError(wrong[0].split(": raise")[0], tuple(wrong))
 
@@ -36,9 +39,11 @@ def _sla(request: PlanRequest, demand: Demand, terms: Terms) -> list[str]:
     sla, floor = request.sla_p95_ms, demand.least_s(terms) * 1e3
     if sla is None or floor <= sla:
         return []
-    return [f"SLA: the dense tower and its call alone take {floor:.2f} ms on one vCPU, "
-            f"{floor - sla:.2f} ms over the {sla:g} ms allowed: raise sla_p95_ms, shrink the "
-            "batch or the tower"]  # fmt: skip
+    return [
+        f"SLA: the dense tower and its call alone take {floor:.2f} ms on one vCPU, "
+        f"{floor - sla:.2f} ms over the {sla:g} ms allowed: raise sla_p95_ms, shrink the "
+        "batch or the tower"
+    ]
 
 
 def _row(request: PlanRequest, demand: Demand, terms: Terms, prices: Prices) -> list[str]:
@@ -47,9 +52,11 @@ def _row(request: PlanRequest, demand: Demand, terms: Terms, prices: Prices) -> 
     row = request.smallest.row_bytes(widest.spec.dim) + terms.shard_memory_bytes
     if row <= limit:
         return []
-    return [f"shard size: one row of {widest.spec.name} with the function's own memory needs "
-            f"{row:,.0f} bytes, {row - limit:,.0f} over the {limit:,.0f} "
-            "allowed: raise max_shard_bytes"]  # fmt: skip
+    return [
+        f"shard size: one row of {widest.spec.name} with the function's own memory needs "
+        f"{row:,.0f} bytes, {row - limit:,.0f} over the {limit:,.0f} "
+        "allowed: raise max_shard_bytes"
+    ]
 
 
 def _nodes(terms: Terms, prices: Prices) -> list[str]:
@@ -63,9 +70,11 @@ def _nodes(terms: Terms, prices: Prices) -> list[str]:
         )
     most = max(kind.usable_vcpu for kind in prices.types)
     if terms.fixed_vcpu and terms.max_vcpu > most:
-        wrong.append(f"nodes: a container needs {terms.max_vcpu:g} vCPU, "
-                     f"{terms.max_vcpu - most:g} over the {most:g} of the largest node type: add "
-                     "a larger type to the prices")  # fmt: skip
+        wrong.append(
+            f"nodes: a container needs {terms.max_vcpu:g} vCPU, "
+            f"{terms.max_vcpu - most:g} over the {most:g} of the largest node type: add "
+            "a larger type to the prices"
+        )
     return wrong
 
 
@@ -74,18 +83,24 @@ def violations(layout: Layout, request: PlanRequest, limit: float) -> list[str]:
     lines = []
     late = layout.p95_s * 1e3
     if request.sla_p95_ms is not None and late > request.sla_p95_ms:
-        lines.append(f"SLA: predicted p95 {late:.2f} ms, {late - request.sla_p95_ms:.2f} ms over "
-                     f"the {request.sla_p95_ms:g} ms allowed: raise sla_p95_ms, or send smaller "
-                     "batches")  # fmt: skip
+        lines.append(
+            f"SLA: predicted p95 {late:.2f} ms, {late - request.sla_p95_ms:.2f} ms over "
+            f"the {request.sla_p95_ms:g} ms allowed: raise sla_p95_ms, or send smaller "
+            "batches"
+        )
     over = len(layout.shards) - request.max_fan_out
     if over > 0:
-        lines.append(f"fan-out: {len(layout.shards)} remote calls per query, {over} over the "
-                     f"{request.max_fan_out} allowed: raise max_fan_out")  # fmt: skip
+        lines.append(
+            f"fan-out: {len(layout.shards)} remote calls per query, {over} over the "
+            f"{request.max_fan_out} allowed: raise max_fan_out"
+        )
     big = max(layout.shards, key=lambda each: each.memory, default=None)
     if big and big.memory > limit * (1 + 1e-9):
-        lines.append(f"shard size: {big.name} has {big.memory:,.0f} bytes, "
-                     f"{big.memory - limit:,.0f} over the {limit:,.0f} allowed: raise "
-                     "max_shard_bytes")  # fmt: skip
+        lines.append(
+            f"shard size: {big.name} has {big.memory:,.0f} bytes, "
+            f"{big.memory - limit:,.0f} over the {limit:,.0f} allowed: raise "
+            "max_shard_bytes"
+        )
     return lines
 
 
@@ -102,13 +117,17 @@ def no_node(pool: Sequence[Layout], prices: Prices) -> InfeasibleError:
             f"({memory:,.0f}): add a larger type to the prices, or set max_shard_bytes"
         )
     if least_vcpu > vcpu:
-        lines.append(f"nodes: the largest container needs {least_vcpu:g} vCPU, "
-                     f"{least_vcpu - vcpu:g} over what the largest node type has ({vcpu:g}): add "
-                     "a larger type to the prices, or lower max_vcpu")  # fmt: skip
+        lines.append(
+            f"nodes: the largest container needs {least_vcpu:g} vCPU, "
+            f"{least_vcpu - vcpu:g} over what the largest node type has ({vcpu:g}): add "
+            "a larger type to the prices, or lower max_vcpu"
+        )
     if not lines:
-        lines.append(f"nodes: no single type has both the vCPU ({least_vcpu:g}) and the memory "
-                     f"({least_memory:,.0f} bytes) that the largest container needs: add a larger "
-                     "type to the prices")  # fmt: skip
+        lines.append(
+            f"nodes: no single type has both the vCPU ({least_vcpu:g}) and the memory "
+            f"({least_memory:,.0f} bytes) that the largest container needs: add a larger "
+            "type to the prices"
+        )
     return InfeasibleError("no node type fits", tuple(lines))
 
 

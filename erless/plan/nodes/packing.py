@@ -53,8 +53,9 @@ def pack(layout: Layout, prices: Prices) -> Packing | None:
 
     Containers with a GPU get nodes of their own, one GPU each.
     """
-    groups: list[Group] = [(each.vcpu, each.memory, each.replicas)
-                           for each in layout.functions if not each.gpus]  # fmt: skip
+    groups: list[Group] = [
+        (each.vcpu, each.memory, each.replicas) for each in layout.functions if not each.gpus
+    ]
     best: Packing | None = None
     ladder = sorted(prices.types, key=lambda kind: (kind.usd_per_hour, kind.name))
     for kind in prices.types:
@@ -67,9 +68,12 @@ def pack(layout: Layout, prices: Prices) -> Packing | None:
     choices = [
         (math.ceil(dense.replicas / each), kind)
         for kind in prices.gpu_types
-        if (each := min(kind.gpu, int(kind.usable_vcpu / dense.vcpu),
-                        int(kind.usable_bytes / dense.memory)))
-    ]  # fmt: skip
+        if (
+            each := min(
+                kind.gpu, int(kind.usable_vcpu / dense.vcpu), int(kind.usable_bytes / dense.memory)
+            )
+        )
+    ]
     if not choices:
         return None
     count, kind = min(choices, key=lambda each: (each[0] * each[1].usd_per_hour, each[1].name))
@@ -95,8 +99,11 @@ def _fill(
         free_cpu, free_memory = cpu, memory
         placed = [0] * len(order)
         for index, (need_cpu, need_memory, _) in enumerate(order):
-            fits = min(math.floor((free_cpu + 1e-9) / need_cpu),
-                       math.floor(free_memory / need_memory), left[index])  # fmt: skip
+            fits = min(
+                math.floor((free_cpu + 1e-9) / need_cpu),
+                math.floor(free_memory / need_memory),
+                left[index],
+            )
             placed[index] = fits
             free_cpu -= fits * need_cpu
             free_memory -= fits * need_memory

@@ -95,8 +95,13 @@ def read_prices(path: Path | None = None) -> Prices:
     types = []
     for row in rows:
         try:
-            entry = InstanceType(row["instance_type"], float(row["vcpu"]), float(row["memory_gib"]),
-                                 int(row["gpu"] or 0), float(row["usd_per_hour"]))  # fmt: skip
+            entry = InstanceType(
+                row["instance_type"],
+                float(row["vcpu"]),
+                float(row["memory_gib"]),
+                int(row["gpu"] or 0),
+                float(row["usd_per_hour"]),
+            )
         except (TypeError, ValueError) as error:
             raise PlanError(f"{path}: {row['instance_type']}: {error}") from error
         if min(entry.vcpu, entry.memory_gib, entry.usd_per_hour) <= 0:

@@ -143,8 +143,9 @@ def size_pools(plan: Plan, prices: Prices, pools: Mapping[str, Pool]) -> dict[st
     sized = {}
     homeless = list(containers)
     for name, pool in pools.items():
-        mine = [each for each in containers if each.role in pool.roles
-                and bool(each.gpus) == pool.gpu]  # fmt: skip
+        mine = [
+            each for each in containers if each.role in pool.roles and bool(each.gpus) == pool.gpu
+        ]
         homeless = [each for each in homeless if each not in mine]
         if mine:
             known = prices.gpu_types if pool.gpu else prices.cpu_types
@@ -173,18 +174,42 @@ class Container:
 def _containers(plan: Plan) -> list[Container]:
     """Every function of the plan, the gateway first."""
     gateway, dense = plan.gateway, plan.dense
-    found = [Container("gateway", gateway.vcpu, gateway.memory_bytes, 0,
-                       gateway.scaling.min_scale, gateway.replicas,
-                       gateway.scaling.max_scale)]  # fmt: skip
+    found = [
+        Container(
+            "gateway",
+            gateway.vcpu,
+            gateway.memory_bytes,
+            0,
+            gateway.scaling.min_scale,
+            gateway.replicas,
+            gateway.scaling.max_scale,
+        )
+    ]
     if dense is not None:
-        found.append(Container("dense", dense.vcpu, dense.memory_bytes, dense.gpus,
-                               dense.scaling.min_scale, dense.replicas,
-                               dense.scaling.max_scale))  # fmt: skip
+        found.append(
+            Container(
+                "dense",
+                dense.vcpu,
+                dense.memory_bytes,
+                dense.gpus,
+                dense.scaling.min_scale,
+                dense.replicas,
+                dense.scaling.max_scale,
+            )
+        )
     for each in plan.shards:
         if each.tier is not Tier.RESIDENT:
-            found.append(Container(each.tier.value, each.vcpu, each.memory_bytes, 0,
-                                   each.scaling.min_scale, each.replicas,
-                                   each.scaling.max_scale))  # fmt: skip
+            found.append(
+                Container(
+                    each.tier.value,
+                    each.vcpu,
+                    each.memory_bytes,
+                    0,
+                    each.scaling.min_scale,
+                    each.replicas,
+                    each.scaling.max_scale,
+                )
+            )
     return found
 
 

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.plan.costs.cost import Terms
+from erless.plan.costs.layout import Demand, Layout, cover
 from erless.plan.policies.frozen import idle_cut, name_frozen
 from erless.plan.policies.joint import joint_layouts
-from erless.plan.costs.layout import Demand, Layout, cover
-from erless.plan.search.merged_order import MergedOrder
 from erless.plan.request import PlanRequest
+from erless.plan.search.merged_order import MergedOrder
 from erless.specs.plan import Precision
 
 __all__ = ["demanded_layouts", "fluid_cuts"]
@@ -42,7 +42,7 @@ WHY = "demanded: cut where memory grows least with traffic"
 
 def demanded_layouts(
     demand: Demand, terms: Terms, request: PlanRequest, precision: Precision
-) -> list[Layout]:  # fmt: skip
+) -> list[Layout]:
     """Layouts with the demanded shards, resident tier and frozen rows; empty if none can be."""
     return _Shapes(demand, terms, request, precision).layouts()
 
@@ -88,8 +88,9 @@ class _Shapes:
 
     @cached_property
     def order(self) -> MergedOrder:
-        return MergedOrder.of(self.demand.tables, self.terms, self.precision,
-                              self.request.resident_precision)  # fmt: skip
+        return MergedOrder.of(
+            self.demand.tables, self.terms, self.precision, self.request.resident_precision
+        )
 
     def _layout(self, cuts: list[Ints], frozen_why: str) -> Layout:
         rows = self.order.table_rows
@@ -99,15 +100,24 @@ class _Shapes:
         if frozen:
             shards, why = [*shards, frozen], [*why, frozen_why]
         inside = cover([cuts[-1], np.zeros_like(rows)])[0]
-        layout = Layout.of(self.demand, self.terms, shards, inside, self.precision,
-                           self.request.resident_precision, why)  # fmt: skip
+        layout = Layout.of(
+            self.demand,
+            self.terms,
+            shards,
+            inside,
+            self.precision,
+            self.request.resident_precision,
+            why,
+        )
         return name_frozen(layout) if frozen else layout
 
     def _share(self, cut: Ints) -> float:
         """Share of all gathers that ranks below `cut` take."""
         whole = sum(table.gathers for table in self.demand.tables)
-        inside = sum(table.gathers_between(0, int(stop))
-                     for table, stop in zip(self.demand.tables, cut, strict=True))  # fmt: skip
+        inside = sum(
+            table.gathers_between(0, int(stop))
+            for table, stop in zip(self.demand.tables, cut, strict=True)
+        )
         return inside / whole if whole else 0.0
 
     def _bytes(self, cut: Ints) -> float:
@@ -183,8 +193,10 @@ class _Shapes:
         coldest = np.argsort(load / size, kind="stable")
         points = fluid_cuts(
             np.concatenate([[0.0], np.cumsum(load[coldest])]),
-            np.concatenate([[0.0], np.cumsum(size[coldest])]), number, self.terms,
-        )  # fmt: skip
+            np.concatenate([[0.0], np.cumsum(size[coldest])]),
+            number,
+            self.terms,
+        )
         cuts = []
         for point in points[1:-1]:
             cut = frozen.copy()
@@ -207,10 +219,15 @@ class _Shapes:
         wanted = min(most, self.request.shards or SHARDS_WANTED)
         room = self.request.max_shard_bytes or math.inf
         found = joint_layouts(
-            demand, self.terms, precision=self.precision,
-            resident_precision=self.request.resident_precision, max_fan_out=most,
-            max_shard_bytes=room, shards_wanted=wanted, resident=False,
-        )  # fmt: skip
+            demand,
+            self.terms,
+            precision=self.precision,
+            resident_precision=self.request.resident_precision,
+            max_fan_out=most,
+            max_shard_bytes=room,
+            shards_wanted=wanted,
+            resident=False,
+        )
         cuts = []
         for layout in found:
             at, inner = frozen.copy(), []

@@ -12,9 +12,9 @@ from dataclasses import replace
 from erless.errors import PlanError
 from erless.plan.costs.cost import Terms
 from erless.plan.costs.layout import Demand, DenseDemand
+from erless.plan.costs.tower import TowerCost
 from erless.plan.nodes.prices import Prices
 from erless.plan.request import PlanRequest
-from erless.plan.costs.tower import TowerCost
 
 __all__ = ["placements"]
 

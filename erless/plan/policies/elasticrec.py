@@ -52,9 +52,12 @@ def elasticrec(demand: Demand, terms: Terms, per_table: int | None = None) -> La
 
 
 def cut_table(
-    table: TableLoad, demand: Demand, terms: Terms, points: int = CANDIDATES,
+    table: TableLoad,
+    demand: Demand,
+    terms: Terms,
+    points: int = CANDIDATES,
     shards: int | None = None,
-) -> list[tuple[int, int]]:  # fmt: skip
+) -> list[tuple[int, int]]:
     """Rank ranges of the table's shards, hottest first, of least memory over the candidates."""
     ranks = _candidates(table, demand, terms, points)
     share = table.curve.cdf(ranks)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from erless.plan.costs.cost import Terms
 from erless.plan.costs.layout import Demand, Layout, Slice
-from erless.plan.search.merged_order import MergedOrder
 from erless.plan.request import PlanRequest
+from erless.plan.search.merged_order import MergedOrder
 from erless.specs.plan import Precision
 
 __all__ = ["FROZEN", "idle_cut", "name_frozen", "split_frozen"]
@@ -27,10 +27,9 @@ FROZEN = "frozen"
 
 def idle_cut(
     demand: Demand, terms: Terms, request: PlanRequest, precision: Precision
-) -> NDArray[np.int64]:  # fmt: skip
+) -> NDArray[np.int64]:
     """The first rank of each table from which on rows idle; its number of rows where none does."""
-    gathers = min(math.log(2) / (demand.qps * request.frozen_window_s),
-                  request.frozen_error_budget)  # fmt: skip
+    gathers = min(math.log(2) / (demand.qps * request.frozen_window_s), request.frozen_error_budget)
     order = MergedOrder.of(demand.tables, terms, precision, request.resident_precision)
     cheapest = min(terms.beta_of(table.spec.dim, precision) for table in demand.tables)
     return order.cut(gathers * cheapest)
@@ -69,6 +68,13 @@ def split_frozen(layout: Layout, request: PlanRequest) -> Layout:
         shards.pop(coldest)
         reasons.pop(coldest)
     return name_frozen(
-        Layout.of(demand, terms, [*shards, idle], layout.gateway.slices, precision,
-                  request.resident_precision, [*reasons, why])
-    )  # fmt: skip
+        Layout.of(
+            demand,
+            terms,
+            [*shards, idle],
+            layout.gateway.slices,
+            precision,
+            request.resident_precision,
+            [*reasons, why],
+        )
+    )

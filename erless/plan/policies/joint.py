@@ -14,11 +14,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from erless.plan.search import exact
-from erless.plan.search.hot_rows import settle_atoms
 from erless.plan.costs.cost import Terms
-from erless.plan.search.frontier import Step, search
 from erless.plan.costs.layout import Demand, Layout, Slice, cover
+from erless.plan.search import exact
+from erless.plan.search.frontier import Step, search
+from erless.plan.search.hot_rows import settle_atoms
 from erless.plan.search.merged_order import MergedOrder
 from erless.specs.plan import Precision
 
@@ -47,15 +47,28 @@ def joint_layouts(
     Where `resident` is false, the gateway holds no rows and each shard is one run of the order.
     """
     order = MergedOrder.of(demand.tables, terms, precision, resident_precision)
-    found = search(order, demand, terms, max_shards=max_fan_out, max_shard_bytes=max_shard_bytes,
-                   resident_hot=resident_hot, resident=resident)  # fmt: skip
+    found = search(
+        order,
+        demand,
+        terms,
+        max_shards=max_fan_out,
+        max_shard_bytes=max_shard_bytes,
+        resident_hot=resident_hot,
+        resident=resident,
+    )
     most = max((len(steps) - 1 for _, steps in found), default=0)
     limit = min(max_fan_out, max(shards_wanted, 1))
     if most > 1:
         found += search(
-            order, demand, terms, count_shards=True, max_shards=min(limit, most),
-            max_shard_bytes=max_shard_bytes, resident_hot=resident_hot, resident=resident,
-        )  # fmt: skip
+            order,
+            demand,
+            terms,
+            count_shards=True,
+            max_shards=min(limit, most),
+            max_shard_bytes=max_shard_bytes,
+            resident_hot=resident_hot,
+            resident=resident,
+        )
     layouts = []
     for steps in dict.fromkeys(steps if resident else _remote(steps) for _, steps in found):
         for slack in SLACK:
@@ -65,8 +78,9 @@ def joint_layouts(
         least = min(layouts, key=lambda each: each.memory)
         layouts.append(settle_atoms(least, precision, resident_precision))
     if resident and sum(each.rows for each in demand.tables) <= exact.MOST_ROWS:
-        layouts.append(exact.best(demand, terms, precision, resident_precision, max_fan_out,
-                                  max_shard_bytes))  # fmt: skip
+        layouts.append(
+            exact.best(demand, terms, precision, resident_precision, max_fan_out, max_shard_bytes)
+        )
     fits = [each for each in layouts if len(each.shards) <= max_fan_out]
     sized = [each for each in fits if all(f.memory <= max_shard_bytes for f in each.shards)]
     return sized or fits
@@ -90,9 +104,14 @@ def _remote(steps: Sequence[Step]) -> tuple[Step, ...]:
 
 
 def _realise(
-    order: MergedOrder, demand: Demand, terms: Terms, steps: Sequence[Step], slack: float,
-    max_shard_bytes: float, max_service_s: float,
-) -> list[np.ndarray]:  # fmt: skip
+    order: MergedOrder,
+    demand: Demand,
+    terms: Terms,
+    steps: Sequence[Step],
+    slack: float,
+    max_shard_bytes: float,
+    max_service_s: float,
+) -> list[np.ndarray]:
     """Cut vectors, coldest first: the last step takes all that is left."""
     each = terms.max_vcpu * terms.utilisation
     call = demand.qps * terms.call_s
@@ -127,18 +146,22 @@ def _load_above(
     if not sizes.any():
         return 0.0
     share = sum(
-        table.gathers_between(int(cut[index]), table.rows) for index, table in
-        enumerate(demand.tables)
-    )  # fmt: skip
+        table.gathers_between(int(cut[index]), table.rows)
+        for index, table in enumerate(demand.tables)
+    )
     whole = sum(table.gathers for table in demand.tables)
     uniform = len({table.spec.dim for table in demand.tables}) == 1
     return order.total_load * share / whole if uniform and whole else planned
 
 
 def _layout(
-    demand: Demand, terms: Terms, cuts: Sequence[np.ndarray], steps: Sequence[Step],
-    precision: Precision, resident_precision: Precision,
-) -> Layout:  # fmt: skip
+    demand: Demand,
+    terms: Terms,
+    cuts: Sequence[np.ndarray],
+    steps: Sequence[Step],
+    precision: Precision,
+    resident_precision: Precision,
+) -> Layout:
     runs = cover(list(cuts))
     resident: list[Slice] = []
     shards: list[list[Slice]] = []

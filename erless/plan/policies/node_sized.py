@@ -21,15 +21,20 @@ WHY = "node: one more row would not fit on the node"
 
 
 def node_shaped(
-    demand: Demand, terms: Terms, types: Sequence[InstanceType], precision: Precision,
-    resident: Precision, max_shard_bytes: float,
-) -> list[Layout]:  # fmt: skip
+    demand: Demand,
+    terms: Terms,
+    types: Sequence[InstanceType],
+    precision: Precision,
+    resident: Precision,
+    max_shard_bytes: float,
+) -> list[Layout]:
     """For each node size below the model's: shards that fill such nodes, the rest as one more.
 
     The gateway stands beside the first shard, beside the last, or holds the last rows itself.
     """
-    stored = [precision.row_bytes(table.spec.dim) + terms.index_bytes_per_row
-              for table in demand.tables]  # fmt: skip
+    stored = [
+        precision.row_bytes(table.spec.dim) + terms.index_bytes_per_row for table in demand.tables
+    ]
     whole = sum(table.rows * each for table, each in zip(demand.tables, stored, strict=True))
     routing = terms.routing_bytes_per_row * max(table.rows for table in demand.tables)
     sizes = {min(kind.usable_bytes, max_shard_bytes) for kind in types}
@@ -48,19 +53,33 @@ def node_shaped(
 
 
 def _layout(
-    demand: Demand, terms: Terms, chunks: list[list[Slice]], inside: list[Slice],
-    precision: Precision, resident: Precision,
-) -> Layout:  # fmt: skip
-    heat = [sum(demand.tables[p.table].gathers_between(p.start, p.stop) for p in chunk)
-            / sum(p.stop - p.start for p in chunk) for chunk in chunks]  # fmt: skip
+    demand: Demand,
+    terms: Terms,
+    chunks: list[list[Slice]],
+    inside: list[Slice],
+    precision: Precision,
+    resident: Precision,
+) -> Layout:
+    heat = [
+        sum(demand.tables[p.table].gathers_between(p.start, p.stop) for p in chunk)
+        / sum(p.stop - p.start for p in chunk)
+        for chunk in chunks
+    ]
     order = sorted(range(len(chunks)), key=lambda index: -heat[index])
-    return Layout.of(demand, terms, [chunks[index] for index in order], inside, precision,
-                     resident, [WHY] * len(chunks))  # fmt: skip
+    return Layout.of(
+        demand,
+        terms,
+        [chunks[index] for index in order],
+        inside,
+        precision,
+        resident,
+        [WHY] * len(chunks),
+    )
 
 
 def _chunks(
     demand: Demand, stored: Sequence[float], first: float, room: float
-) -> list[list[Slice]]:  # fmt: skip
+) -> list[list[Slice]]:
     """Slices of at most `first`, then `room` bytes each; every row once."""
     chunks: list[list[Slice]] = [[]]
     left = first

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from erless.plan.costs.cost import vcpu_each
-from erless.plan.policies.frozen import FROZEN
 from erless.plan.costs.layout import Function, Layout
+from erless.plan.policies.frozen import FROZEN
 from erless.plan.request import PlanRequest, Policy
 from erless.specs.plan import Tier
 
@@ -48,8 +48,10 @@ def floor_of(tier: Tier, policy: Policy, request: PlanRequest) -> int:
 def with_tiers(layout: Layout, policy: Policy, request: PlanRequest) -> Layout:
     """The layout with the precision that its tiers ask for, and their fewest replicas."""
     tiers = tiers_of(layout)
-    wanted = [request.tier_precision.get(tier, each.precision)
-              for each, tier in zip(layout.shards, tiers, strict=True)]  # fmt: skip
+    wanted = [
+        request.tier_precision.get(tier, each.precision)
+        for each, tier in zip(layout.shards, tiers, strict=True)
+    ]
     if policy == "joint" and any(
         kind is not each.precision for each, kind in zip(layout.shards, wanted, strict=True)
     ):
@@ -58,9 +60,10 @@ def with_tiers(layout: Layout, policy: Policy, request: PlanRequest) -> Layout:
         return layout
     gateway, *shards = (
         _raised(each, floor_of(tier, policy, request), layout)
-        for each, tier in zip((layout.gateway, *layout.shards), (Tier.RESIDENT, *tiers),
-                              strict=True)
-    )  # fmt: skip
+        for each, tier in zip(
+            (layout.gateway, *layout.shards), (Tier.RESIDENT, *tiers), strict=True
+        )
+    )
     return Layout(layout.demand, layout.terms, gateway, tuple(shards))
 
 

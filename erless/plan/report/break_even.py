@@ -10,8 +10,8 @@ import numpy as np
 from erless.errors import InfeasibleError
 from erless.plan.costs.curves import AccessCurve, TableLoad
 from erless.plan.costs.measured import Measured
-from erless.plan.planner import Planner
 from erless.plan.nodes.prices import Prices
+from erless.plan.planner import Planner
 from erless.plan.request import PlanRequest
 from erless.specs.model import ModelSpec
 
@@ -40,9 +40,13 @@ class Point:
 
 
 def break_even(
-    model: ModelSpec, tables: Sequence[TableLoad], request: PlanRequest, qps: float, prices: Prices,
+    model: ModelSpec,
+    tables: Sequence[TableLoad],
+    request: PlanRequest,
+    qps: float,
+    prices: Prices,
     measured: Measured | None = None,
-) -> list[Point]:  # fmt: skip
+) -> list[Point]:
     """Model-wise and joint dollars over traffic, and over table size, around this request.
 
     No shape is demanded of joint: the question is whether sharding pays.
@@ -70,9 +74,14 @@ def _grow(table: TableLoad, factor: float) -> TableLoad:
 
 
 def _point(
-    kind: str, factor: float, model: ModelSpec, tables: Sequence[TableLoad], request: PlanRequest,
-    prices: Prices, measured: Measured | None,
-) -> Point:  # fmt: skip
+    kind: str,
+    factor: float,
+    model: ModelSpec,
+    tables: Sequence[TableLoad],
+    request: PlanRequest,
+    prices: Prices,
+    measured: Measured | None,
+) -> Point:
     try:
         best = (
             Planner(model, tables, request, prices, measured, coarse=True)
@@ -83,10 +92,11 @@ def _point(
         return Point(kind, factor, None, None)
     whole, joint = best.get("model-wise"), best.get("joint")
     return Point(
-        kind, factor,
+        kind,
+        factor,
         whole.packing.usd_per_month if whole else None,
         joint.packing.usd_per_month if joint else None,
-    )  # fmt: skip
+    )
 
 
 def lines(points: Sequence[Point]) -> list[str]:
@@ -96,6 +106,8 @@ def lines(points: Sequence[Point]) -> list[str]:
         tried = [each for each in points if each.kind == kind]
         pays = [f"{each.factor:g}×" for each in tried if each.pays]
         where = f"pays at {', '.join(pays)}" if pays else "pays at none"
-        said.append(f"over {kind} ({tried[0].factor:g}× … {tried[-1].factor:g}× of this): sharding "
-                    f"{where} of the {len(tried)} scales tried")  # fmt: skip
+        said.append(
+            f"over {kind} ({tried[0].factor:g}× … {tried[-1].factor:g}× of this): sharding "
+            f"{where} of the {len(tried)} scales tried"
+        )
     return said

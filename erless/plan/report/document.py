@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from erless.plan.policies.frozen import FROZEN
 from erless.plan.costs.layout import Function
-from erless.plan.report.notes import outcome_notes
 from erless.plan.planner import POLICIES, Candidate, Outcome
-from erless.plan.request import PlanRequest, Policy
+from erless.plan.policies.frozen import FROZEN
 from erless.plan.policies.tiers import floor_of, tiers_of
+from erless.plan.report.notes import outcome_notes
+from erless.plan.request import PlanRequest, Policy
 from erless.specs.plan import (
     DensePlan,
     GatewayPlan,
@@ -198,7 +198,7 @@ def _dense(outcome: Outcome, candidate: Candidate) -> DensePlan | None:
 
 def _concurrency(
     request: PlanRequest, rate: float, replicas: int, policy: Policy, most_s: float
-) -> Scaling:  # fmt: skip
+) -> Scaling:
     """Concurrent queries that one replica answers within 65 % of the SLA, or within `most_s`.
 
     By Little's law.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from erless.plan.policies.frozen import FROZEN
 from erless.plan.planner import Candidate, Outcome
+from erless.plan.policies.frozen import FROZEN
 
 __all__ = ["outcome_notes"]
 
@@ -27,9 +27,11 @@ def _dense(outcome: Outcome) -> list[str]:
         return [f"the dense tower is a function of its own on {where}, as demanded"]
     tower = outcome.tower.seconds
     cpu = outcome.demand.qps * tower / outcome.terms.utilisation
-    return [f"the dense tower is a function of its own on {where}: in the gateway it would take "
-            f"{cpu:,.1f} vCPU and {tower * 1e3:.2f} ms of each query; GPU speed is a shipped "
-            "default (2 TFLOP/s), not measured"]  # fmt: skip
+    return [
+        f"the dense tower is a function of its own on {where}: in the gateway it would take "
+        f"{cpu:,.1f} vCPU and {tower * 1e3:.2f} ms of each query; GPU speed is a shipped "
+        "default (2 TFLOP/s), not measured"
+    ]
 
 
 def _demanded(outcome: Outcome) -> list[str]:
@@ -37,16 +39,17 @@ def _demanded(outcome: Outcome) -> list[str]:
     if free is None:
         return []
     chosen = outcome.best["joint"]
-    return [f"the shape was demanded: {_cost(chosen)}. Left to choose by {outcome.request.aim}, "
-            f"erless takes {_cost(free)}"]  # fmt: skip
+    return [
+        f"the shape was demanded: {_cost(chosen)}. Left to choose by {outcome.request.aim}, "
+        f"erless takes {_cost(free)}"
+    ]
 
 
 def _cost(candidate: Candidate) -> str:
     layout = candidate.layout
     shards = len(layout.shards)
     what = f"{shards} remote function{'s' * (shards != 1)}" if shards else "no remote function"
-    return (f"{what}, {layout.memory / 1e9:,.2f} GB, "
-            f"${candidate.packing.usd_per_month:,.0f} a month")  # fmt: skip
+    return f"{what}, {layout.memory / 1e9:,.2f} GB, ${candidate.packing.usd_per_month:,.0f} a month"
 
 
 def _frozen(outcome: Outcome) -> list[str]:
@@ -59,9 +62,13 @@ def _frozen(outcome: Outcome) -> list[str]:
         why = (
             "no rows lie outside the gateway" if not layout.shards else f"no rows idle for {window}"
         )
-        return [f"nothing is frozen: at {outcome.demand.qps:,.0f} queries/s {why}; --shards or "
-                "--frozen-share freezes the coldest rows all the same"]  # fmt: skip
+        return [
+            f"nothing is frozen: at {outcome.demand.qps:,.0f} queries/s {why}; --shards or "
+            "--frozen-share freezes the coldest rows all the same"
+        ]
     touched = -math.expm1(-frozen.gathers)
     idle = math.exp(-min(700.0, outcome.demand.qps * frozen.gathers * request.frozen_window_s))
-    return [f"frozen: {frozen.rows:,} rows, touched by {touched:.2%} of queries; idle for {window} "
-            f"with probability {idle:.2g} while traffic lasts, and asleep without it"]  # fmt: skip
+    return [
+        f"frozen: {frozen.rows:,} rows, touched by {touched:.2%} of queries; idle for {window} "
+        f"with probability {idle:.2g} while traffic lasts, and asleep without it"
+    ]

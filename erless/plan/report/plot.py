@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from erless.plan.report.break_even import Point
 from erless.plan.costs.layout import Demand
+from erless.plan.report.break_even import Point
 from erless.specs.plan import Plan
 from erless.storage.atomic import os_errors, staged_file
 
@@ -25,10 +25,16 @@ def write_plot(path: Path, plan: Plan, demand: Demand, points: Sequence[Point]) 
     from plotly.subplots import make_subplots
 
     figure = make_subplots(
-        rows=2, cols=2, vertical_spacing=0.16,
-        subplot_titles=("Access CDF and cuts", "Memory per shard (all replicas)",
-                        "Replicas per shard", "Dollars a month over traffic"),
-    )  # fmt: skip
+        rows=2,
+        cols=2,
+        vertical_spacing=0.16,
+        subplot_titles=(
+            "Access CDF and cuts",
+            "Memory per shard (all replicas)",
+            "Replicas per shard",
+            "Dollars a month over traffic",
+        ),
+    )
     known: dict[bytes, str] = {}
     for table in demand.tables:
         known.setdefault(table.curve.share.tobytes() + bytes([table.rows % 251]), table.spec.name)
@@ -39,12 +45,24 @@ def write_plot(path: Path, plan: Plan, demand: Demand, points: Sequence[Point]) 
             group = {"name": table.spec.name, "legendgroup": table.spec.name}
             line = go.Scatter(x=ranks, y=table.curve.share[1:].tolist(), mode="lines", **group)
             figure.add_trace(line, row=1, col=1)
-            cuts = sorted({part.start for shard in plan.shards for part in shard.slices
-                           if part.table == table.spec.name} - {0})  # fmt: skip
-            marks = go.Scatter(x=cuts, y=[table.curve.at(cut) for cut in cuts], mode="markers",
-                               marker={"symbol": "line-ns-open", "size": 16, "line_width": 2},
-                               showlegend=False, hovertemplate="cut at rank %{x:,}",
-                               **group)  # fmt: skip
+            cuts = sorted(
+                {
+                    part.start
+                    for shard in plan.shards
+                    for part in shard.slices
+                    if part.table == table.spec.name
+                }
+                - {0}
+            )
+            marks = go.Scatter(
+                x=cuts,
+                y=[table.curve.at(cut) for cut in cuts],
+                mode="markers",
+                marker={"symbol": "line-ns-open", "size": 16, "line_width": 2},
+                showlegend=False,
+                hovertemplate="cut at rank %{x:,}",
+                **group,
+            )
             figure.add_trace(marks, row=1, col=1)
     names = [each.name for each in plan.shards if each.tier != "resident"] + ["gateway"]
     sized = [each for each in plan.shards if each.tier != "resident"]
@@ -58,8 +76,10 @@ def write_plot(path: Path, plan: Plan, demand: Demand, points: Sequence[Point]) 
     figure.add_trace(go.Bar(x=names, y=memory, showlegend=False), row=1, col=2)
     figure.add_trace(go.Bar(x=names, y=counts, showlegend=False), row=2, col=1)
     traffic = [each for each in points if each.kind == "traffic"]
-    for label, values in (("model-wise", [each.model_wise for each in traffic]),
-                          ("joint", [each.joint for each in traffic])):  # fmt: skip
+    for label, values in (
+        ("model-wise", [each.model_wise for each in traffic]),
+        ("joint", [each.joint for each in traffic]),
+    ):
         scaled = [each.factor * plan.qps for each in traffic]
         figure.add_trace(go.Scatter(x=scaled, y=values, name=label), row=2, col=2)
     figure.update_xaxes(type="log", title_text="rank; marks are cuts", row=1, col=1)

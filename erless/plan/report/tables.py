@@ -20,27 +20,70 @@ def shard_table(plan: Plan) -> Table:
     table = Table(title=f"{plan.policy}, {_rate(plan.qps)} queries/s of {plan.batch} samples")
     for name in ("shard", "tier", "tables"):
         table.add_column(name)
-    for name in ("rows", "gathers", "row bytes", "precision", "vCPU", "replicas", "QPS each",
-                 "memory each", "$/month"):  # fmt: skip
+    for name in (
+        "rows",
+        "gathers",
+        "row bytes",
+        "precision",
+        "vCPU",
+        "replicas",
+        "QPS each",
+        "memory each",
+        "$/month",
+    ):
         table.add_column(name, justify="right")
     for shard in plan.shards:
         resident = shard.tier == "resident"
         table.add_row(
-            shard.name, shard.tier.value, str(len({each.table for each in shard.slices})),
-            f"{shard.rows:,}", f"{shard.share:.2%}", _size(shard.row_data_bytes),
+            shard.name,
+            shard.tier.value,
+            str(len({each.table for each in shard.slices})),
+            f"{shard.rows:,}",
+            f"{shard.share:.2%}",
+            _size(shard.row_data_bytes),
             shard.precision.value,
-            *(("in gateway", "", "", "", "") if resident else (
-                f"{shard.vcpu:g}", str(shard.replicas), f"{shard.qps_per_replica:,.0f}",
-                _size(shard.memory_bytes), f"{shard.usd_per_month:,.0f}")),
-        )  # fmt: skip
+            *(
+                ("in gateway", "", "", "", "")
+                if resident
+                else (
+                    f"{shard.vcpu:g}",
+                    str(shard.replicas),
+                    f"{shard.qps_per_replica:,.0f}",
+                    _size(shard.memory_bytes),
+                    f"{shard.usd_per_month:,.0f}",
+                )
+            ),
+        )
     gateway, dense = plan.gateway, plan.dense
-    table.add_row("gateway", "" if dense else "dense", "", "", "", "", "", f"{gateway.vcpu:g}",
-                  str(gateway.replicas), f"{gateway.qps_per_replica:,.0f}",
-                  _size(gateway.memory_bytes), f"{gateway.usd_per_month:,.0f}")  # fmt: skip
+    table.add_row(
+        "gateway",
+        "" if dense else "dense",
+        "",
+        "",
+        "",
+        "",
+        "",
+        f"{gateway.vcpu:g}",
+        str(gateway.replicas),
+        f"{gateway.qps_per_replica:,.0f}",
+        _size(gateway.memory_bytes),
+        f"{gateway.usd_per_month:,.0f}",
+    )
     if dense is not None:
-        table.add_row("dense", "on GPU" if dense.gpus else "dense", "", "", "", "", "",
-                      f"{dense.vcpu:g}", str(dense.replicas), f"{dense.qps_per_replica:,.0f}",
-                      _size(dense.memory_bytes), f"{dense.usd_per_month:,.0f}")  # fmt: skip
+        table.add_row(
+            "dense",
+            "on GPU" if dense.gpus else "dense",
+            "",
+            "",
+            "",
+            "",
+            "",
+            f"{dense.vcpu:g}",
+            str(dense.replicas),
+            f"{dense.qps_per_replica:,.0f}",
+            _size(dense.memory_bytes),
+            f"{dense.usd_per_month:,.0f}",
+        )
     return table
 
 
@@ -57,16 +100,35 @@ def policy_table(plan: Plan) -> Table:
 
     table = Table(title=f"policies, objective {plan.objective}")
     table.add_column("policy")
-    for name in ("memory", "smaller", "utility", "functions", "containers", "fan-out", "vCPU",
-                 "nodes", "$/month", "p95 ms", "above bound"):  # fmt: skip
+    for name in (
+        "memory",
+        "smaller",
+        "utility",
+        "functions",
+        "containers",
+        "fan-out",
+        "vCPU",
+        "nodes",
+        "$/month",
+        "p95 ms",
+        "above bound",
+    ):
         table.add_column(name, justify="right")
     for each in plan.policies:
         table.add_row(
-            each.policy, _size(each.memory_bytes), f"{each.memory_reduction:.2f}×",
-            f"{each.memory_utility:.2%}", str(each.functions), str(each.containers),
-            str(each.fan_out), f"{each.vcpu:g}", str(each.nodes), f"{each.usd_per_month:,.0f}",
-            f"{each.predicted_p95_ms:.2f}", f"{each.lower_bound_gap:.2%}",
-        )  # fmt: skip
+            each.policy,
+            _size(each.memory_bytes),
+            f"{each.memory_reduction:.2f}×",
+            f"{each.memory_utility:.2%}",
+            str(each.functions),
+            str(each.containers),
+            str(each.fan_out),
+            f"{each.vcpu:g}",
+            str(each.nodes),
+            f"{each.usd_per_month:,.0f}",
+            f"{each.predicted_p95_ms:.2f}",
+            f"{each.lower_bound_gap:.2%}",
+        )
     return table
 
 
@@ -112,13 +174,17 @@ def verdict(plan: Plan) -> str:
     if whole is None or joint is None:
         return ""
     if joint.fan_out == 0:
-        return (f"sharding does not pay here: the whole model on {joint.nodes} node(s) costs "
-                f"${joint.usd_per_month:,.0f} a month, and no sharded plan found is cheaper "
-                "by the objective")  # fmt: skip
+        return (
+            f"sharding does not pay here: the whole model on {joint.nodes} node(s) costs "
+            f"${joint.usd_per_month:,.0f} a month, and no sharded plan found is cheaper "
+            "by the objective"
+        )
     saved = whole.usd_per_month - joint.usd_per_month
     word = "saves" if saved >= 0 else "costs more by"
-    return (f"sharding {word} ${abs(saved):,.0f} a month ({abs(saved) / whole.usd_per_month:.1%}) "
-            f"and holds {whole.memory_bytes / joint.memory_bytes:.2f}× less memory")  # fmt: skip
+    return (
+        f"sharding {word} ${abs(saved):,.0f} a month ({abs(saved) / whole.usd_per_month:.1%}) "
+        f"and holds {whole.memory_bytes / joint.memory_bytes:.2f}× less memory"
+    )
 
 
 def _rate(qps: float) -> str:

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from erless.plan.costs.cost import Terms
-from erless.plan.search.frontier import search
 from erless.plan.costs.layout import Demand
-from erless.plan.search.merged_order import MergedOrder
 from erless.plan.nodes.prices import InstanceType, Prices
+from erless.plan.search.frontier import search
+from erless.plan.search.merged_order import MergedOrder
 from erless.specs.plan import Precision
 
 __all__ = ["dollars_bound", "memory_bound"]
@@ -45,8 +45,9 @@ def memory_bound(
     """Bytes that every plan under these terms needs at least."""
     order = MergedOrder.of(demand.tables, terms, precision, resident)
     constrained = max_fan_out < 254
-    found = search(order, demand, terms, optimistic=True, max_shards=max_fan_out,
-                   count_shards=constrained)  # fmt: skip
+    found = search(
+        order, demand, terms, optimistic=True, max_shards=max_fan_out, count_shards=constrained
+    )
     return min(cost for cost, _ in found)
 
 
@@ -90,9 +91,7 @@ class _Work:
     gateway_bytes: float
 
     @classmethod
-    def of(
-        cls, demand: Demand, terms: Terms, precision: Precision, resident: Precision
-    ) -> _Work:  # fmt: skip
+    def of(cls, demand: Demand, terms: Terms, precision: Precision, resident: Precision) -> _Work:
         small = min(precision, resident, key=lambda kind: kind.row_bytes(1024))
         kinds = [kind for kind in Precision if kind.row_bytes(1024) >= small.row_bytes(1024)]
         each = demand.qps / terms.utilisation
@@ -109,8 +108,17 @@ class _Work:
         m0 = terms.gateway_memory_bytes
         order = MergedOrder.of(demand.tables, terms, resident, resident)
         call = terms.call_s + terms.remote_call_s + apart
-        return cls(each * front, each * gathers, each * call, each * route,
-                   rows + m0, held + m0, gpus, order, m0)  # fmt: skip
+        return cls(
+            each * front,
+            each * gathers,
+            each * call,
+            each * route,
+            rows + m0,
+            held + m0,
+            gpus,
+            order,
+            m0,
+        )
 
     @property
     def load(self) -> float:
@@ -151,8 +159,15 @@ def _sharded(
     both = (work.gathers * vcpu + work.route * vcpu * large) / whole
     rows = np.array([vcpu, sizes, vcpu * large, large, both])
     size = work.size + terms.shard_memory_bytes
-    bounds = np.array([least, size / 1e9, work.front, 1.0,
-                       (work.gathers * need + work.route * work.front) / whole])  # fmt: skip
+    bounds = np.array(
+        [
+            least,
+            size / 1e9,
+            work.front,
+            1.0,
+            (work.gathers * need + work.route * work.front) / whole,
+        ]
+    )
     return _solve(np.array([kind.usd_per_month for kind in types]), rows, bounds)
 
 
@@ -171,10 +186,12 @@ def _cover(load: float, size: float, terms: Terms, types: Sequence[InstanceType]
     cpu = load
     if terms.fixed_vcpu:
         cpu = math.ceil(load / terms.max_vcpu * (1 - 1e-9)) * terms.max_vcpu
-    rows = np.array([[kind.usable_vcpu for kind in types],
-                     [kind.usable_bytes / 1e9 for kind in types]])  # fmt: skip
-    return _solve(np.array([kind.usd_per_month for kind in types]), rows,
-                  np.array([cpu, size / 1e9]))  # fmt: skip
+    rows = np.array(
+        [[kind.usable_vcpu for kind in types], [kind.usable_bytes / 1e9 for kind in types]]
+    )
+    return _solve(
+        np.array([kind.usd_per_month for kind in types]), rows, np.array([cpu, size / 1e9])
+    )
 
 
 def _solve(

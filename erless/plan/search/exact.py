@@ -19,9 +19,13 @@ MOST_ROWS = 10
 
 
 def best(
-    demand: Demand, terms: Terms, precision: Precision, resident_precision: Precision,
-    max_fan_out: int, max_shard_bytes: float,
-) -> Layout:  # fmt: skip
+    demand: Demand,
+    terms: Terms,
+    precision: Precision,
+    resident_precision: Precision,
+    max_fan_out: int,
+    max_shard_bytes: float,
+) -> Layout:
     """The layout of least memory over all partitions of all rows, resident rows included."""
     rows = [
         Slice(number, rank, rank + 1)
@@ -29,8 +33,10 @@ def best(
         for rank in range(table.rows)
     ]
     everything = (1 << len(rows)) - 1
-    cost = [_shard_cost(demand, terms, _pick(rows, subset), precision, max_shard_bytes)
-            for subset in range(everything + 1)]  # fmt: skip
+    cost = [
+        _shard_cost(demand, terms, _pick(rows, subset), precision, max_shard_bytes)
+        for subset in range(everything + 1)
+    ]
     limit = min(max_fan_out, len(rows))
     value, choice = _partition(cost, everything, limit)
     winner, least = None, math.inf
@@ -39,8 +45,14 @@ def best(
         if math.isinf(value[limit][rest]):
             continue
         shards = [_pick(rows, part) for part in _parts(choice, limit, rest)]
-        layout = Layout.of(demand, terms, [join(each) for each in shards],
-                           join(_pick(rows, inside)), precision, resident_precision)  # fmt: skip
+        layout = Layout.of(
+            demand,
+            terms,
+            [join(each) for each in shards],
+            join(_pick(rows, inside)),
+            precision,
+            resident_precision,
+        )
         if layout.memory < least:
             winner, least = layout, layout.memory
     assert winner is not None  # noqa: S101 - all rows resident is always possible

@@ -161,9 +161,15 @@ class _Search:
     """Runs the levels over two sets of labels: without and with the gateway placed."""
 
     def __init__(
-        self, order: MergedOrder, demand: Demand, terms: Terms, count: bool, max_shards: int,
-        max_shard_bytes: float, optimistic: bool,
-    ) -> None:  # fmt: skip
+        self,
+        order: MergedOrder,
+        demand: Demand,
+        terms: Terms,
+        count: bool,
+        max_shards: int,
+        max_shard_bytes: float,
+        optimistic: bool,
+    ) -> None:
         self.order, self.qps = order, demand.qps
         self.total = demand.qps * order.total_load
         self.count, self.max_shards, self.optimistic = count, max_shards, optimistic

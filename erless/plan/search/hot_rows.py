@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from erless.plan.search.exact import join
 from erless.plan.costs.layout import Layout, Slice
+from erless.plan.search.exact import join
 from erless.specs.plan import Precision
 
 __all__ = ["settle_atoms"]
@@ -25,9 +25,10 @@ def settle_atoms(layout: Layout, precision: Precision, resident: Precision) -> L
     atoms = _atoms(layout)
     for _ in range(ROUNDS if layout.shards and atoms else 0):
         better = min(
-            _neighbours(layout, atoms, precision, resident), key=lambda each: each.memory,
+            _neighbours(layout, atoms, precision, resident),
+            key=lambda each: each.memory,
             default=layout,
-        )  # fmt: skip
+        )
         if better.memory >= layout.memory * (1 - 1e-12):
             break
         layout = better
@@ -53,8 +54,9 @@ def _neighbours(
 ) -> list[Layout]:
     places = [list(each.slices) for each in (layout.gateway, *layout.shards)]
     home = {atom: _home(places, atom) for atom in atoms}
-    moves = [((atom, target),) for atom in atoms for target in range(len(places))
-             if target != home[atom]]  # fmt: skip
+    moves = [
+        ((atom, target),) for atom in atoms for target in range(len(places)) if target != home[atom]
+    ]
     swaps = [((a, home[b]), (b, home[a])) for a, b in combinations(atoms, 2) if home[a] != home[b]]
     reasons = [each.why for each in layout.shards]
     found = []
@@ -66,17 +68,19 @@ def _neighbours(
                 sorted([*changed[target], atom], key=lambda part: (part.table, part.start))
             )
         found.append(
-            Layout.of(layout.demand, layout.terms, changed[1:], changed[0], precision, resident,
-                      reasons)
-        )  # fmt: skip
+            Layout.of(
+                layout.demand, layout.terms, changed[1:], changed[0], precision, resident, reasons
+            )
+        )
     return found
 
 
 def _home(places: list[list[Slice]], atom: Slice) -> int:
     return next(
-        index for index, parts in enumerate(places)
+        index
+        for index, parts in enumerate(places)
         if any(each.table == atom.table and each.start <= atom.start < each.stop for each in parts)
-    )  # fmt: skip
+    )
 
 
 def _without(parts: list[Slice], atom: Slice) -> list[Slice]:

@@ -56,19 +56,22 @@ class MergedOrder:
         size = (stop - start) * size_each[table]
         # noise of summed shares must not put a hotter rank of a table below a colder one
         ends = np.cumsum(counts)
-        heat = np.concatenate([
-            np.minimum.accumulate(part) for part in np.split(load / size, ends[:-1])
-        ])  # fmt: skip
+        heat = np.concatenate(
+            [np.minimum.accumulate(part) for part in np.split(load / size, ends[:-1])]
+        )
         order = np.lexsort((table, -start, heat))
         above = np.array([terms.beta_of(each.spec.dim, resident) for each in tables])
         wider = np.array([resident.row_bytes(each.spec.dim) for each in tables])
         return cls(
-            table[order], start[order], stop[order],
+            table[order],
+            start[order],
+            stop[order],
             np.concatenate([[0.0], np.cumsum(load[order])]),
             np.concatenate([[0.0], np.cumsum(size[order])]),
             np.array([each.rows for each in tables], np.int64),
-            float((above / beta).min()), float((wider / size_each).min()),
-        )  # fmt: skip
+            float((above / beta).min()),
+            float((wider / size_each).min()),
+        )
 
     @property
     def total_load(self) -> float:

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.errors import QueryError, ServeError
-from erless.serve.protocol.app import Answer, Call
 from erless.serve.files import OpenTower, open_tower
-from erless.serve.metrics import Metrics
-from erless.serve.settings import Settings
 from erless.serve.functions.sparse import source_of
-from erless.serve.towers import Predict, open_predict
+from erless.serve.metrics import Metrics
+from erless.serve.protocol.app import Answer, Call
 from erless.serve.protocol.tensors import TensorSpec
+from erless.serve.settings import Settings
+from erless.serve.towers import Predict, open_predict
 from erless.specs.model import ModelSpec
 
 __all__ = ["DenseFunction", "load_dense"]
@@ -34,9 +34,12 @@ def load_dense(settings: Settings, metrics: Metrics) -> tuple[OpenTower, Predict
     """The tower, warmed up: may run in any thread. Errors as `open_tower` and `open_predict`."""
     opened = open_tower(source_of(settings), settings.digest)
     predict = open_predict(
-        opened.path, opened.model,
-        device=settings.device, precision=settings.precision, threads=settings.threads,
-    )  # fmt: skip
+        opened.path,
+        opened.model,
+        device=settings.device,
+        precision=settings.precision,
+        threads=settings.threads,
+    )
     for batch in (1, min(32, settings.max_coalesce), settings.max_coalesce):
         dense, pooled = _zeros(opened.model, batch)
         for _ in range(WARM_UPS):

@@ -9,13 +9,13 @@ import numpy as np
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
 from erless.dlrm.rows import INDEX_WORDS, RowIndex
 from erless.errors import QueryError
-from erless.serve.protocol.app import Answer, Call
-from erless.serve.protocol.metadata import model_facts
 from erless.serve.gateway.gateway import check_query, query_inputs
 from erless.serve.metrics import Metrics
+from erless.serve.protocol.app import Answer, Call
+from erless.serve.protocol.metadata import model_facts
+from erless.serve.protocol.tensors import TensorSpec
 from erless.serve.settings import Settings
 from erless.serve.towers import Predict, open_predict
-from erless.serve.protocol.tensors import TensorSpec
 from erless.specs.bundle import TABLE_TENSOR, BundleManifest
 from erless.specs.model import Pooling
 from erless.specs.plan import Precision

@@ -9,12 +9,12 @@ import numpy as np
 from erless.dlrm import _kernels
 from erless.dlrm.embedding import EmbeddingShard
 from erless.errors import QueryError
-from erless.serve.protocol.app import Answer, Call
-from erless.serve.protocol.fast_lane import LONGEST_MS, answer_forms, ask_forms, head_forms
 from erless.serve.files import OpenShard, Source, open_shard
 from erless.serve.metrics import Metrics
-from erless.serve.settings import Settings
+from erless.serve.protocol.app import Answer, Call
+from erless.serve.protocol.fast_lane import LONGEST_MS, answer_forms, ask_forms, head_forms
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
+from erless.serve.settings import Settings
 
 __all__ = ["SparseFunction", "load_sparse", "source_of"]
 
@@ -50,9 +50,13 @@ class SparseFunction:
         self._parameters = {"digest": self.digest}
         heads, json32, json16 = answer_forms(self.digest.encode())
         self.lane = self._shard.lane(
-            head_forms(b"shard"), ask_forms(), (*heads, json32, json16),
-            settings.max_batch, settings.max_body_bytes, LONGEST_MS,
-        )  # fmt: skip
+            head_forms(b"shard"),
+            ask_forms(),
+            (*heads, json32, json16),
+            settings.max_batch,
+            settings.max_body_bytes,
+            LONGEST_MS,
+        )
         tables = len(self._shard.tables)
         self.inputs: tuple[TensorSpec, ...] = (
             TensorSpec("values", ("INT64", "INT32"), (-1,)),

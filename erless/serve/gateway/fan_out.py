@@ -14,9 +14,9 @@ from typing import Protocol
 
 from erless.dlrm._kernels import TAKE_GENERAL
 from erless.errors import ServeError
-from erless.serve.gateway.error_budget import Allowance
 from erless.http.client.endpoint import Call, CallError, Reply
 from erless.http.messages import Buffer
+from erless.serve.gateway.error_budget import Allowance
 from erless.serve.gateway.remote import RemoteDense, RemoteShard
 
 __all__ = ["Fan", "Leg", "Part"]
@@ -120,9 +120,17 @@ class Leg:
     """
 
     __slots__ = (
-        "_allowance", "_buffers", "_fan", "_hedge", "_loop", "_part", "_sent", "_timers", "over",
+        "_allowance",
+        "_buffers",
+        "_fan",
+        "_hedge",
+        "_loop",
+        "_part",
+        "_sent",
+        "_timers",
+        "over",
         "remote",
-    )  # fmt: skip
+    )
 
     def __init__(
         self,

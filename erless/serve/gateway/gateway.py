@@ -20,20 +20,20 @@ from numpy.typing import NDArray
 
 from erless.dlrm.rows import Buckets
 from erless.errors import ArtifactError, QueryError, ServeError
-from erless.serve.gateway.error_budget import Allowance
-from erless.serve.protocol.app import Answer, Call
 from erless.http.client.endpoint import Endpoint
-from erless.serve.protocol.metadata import model_facts
-from erless.serve.gateway.fan_out import Fan, Leg, Part
-from erless.serve.malloc import Trimmer
 from erless.serve.files import OpenGateway, open_gateway, open_tower
-from erless.serve.metrics import Metrics
-from erless.serve.gateway.work import DensePart, ShardPart
-from erless.serve.gateway.remote import RemoteDense, RemoteShard
-from erless.serve.settings import Settings
 from erless.serve.functions.sparse import source_of
-from erless.serve.towers import Predict, open_predict
+from erless.serve.gateway.error_budget import Allowance
+from erless.serve.gateway.fan_out import Fan, Leg, Part
+from erless.serve.gateway.remote import RemoteDense, RemoteShard
+from erless.serve.gateway.work import DensePart, ShardPart
+from erless.serve.malloc import Trimmer
+from erless.serve.metrics import Metrics
+from erless.serve.protocol.app import Answer, Call
+from erless.serve.protocol.metadata import model_facts
 from erless.serve.protocol.tensors import TensorSpec
+from erless.serve.settings import Settings
+from erless.serve.towers import Predict, open_predict
 from erless.specs.model import ModelSpec
 from erless.specs.plan import Tier
 
@@ -224,10 +224,12 @@ class Gateway:
 
     def _call(self, fan: Fan, part: Part) -> None:
         Leg(
-            self._loop, fan, part,
+            self._loop,
+            fan,
+            part,
             allowance=self._allowance,
             hedge=self._hedged if self._settings.hedge else None,
-        ).start()  # fmt: skip
+        ).start()
 
     def _pool_here(self, fanned: _Fanned) -> None:
         """Rows of a second resident shard that holds rows of the same table."""

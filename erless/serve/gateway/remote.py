@@ -1,7 +1,7 @@
 """A shard, or the dense tower, as the gateway sees it: requests written, answers believed or not.
 
-Requests and answers are those of `erless.serve.protocol.fast_lane`: the JSON of an answer is compared with the
-only one that would be right, and read only to find out what is wrong with it.
+Requests and answers are those of `erless.serve.protocol.fast_lane`: the JSON of an answer is
+compared with the only one that would be right, and read only to find out what is wrong with it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from erless.serve.protocol.fast_lane import (
     head_forms,
     request_head,
     tensor,
-)  # fmt: skip
+)
 
 __all__ = ["RemoteDense", "RemoteShard"]
 
@@ -52,8 +52,11 @@ class _Remote:
         self._authority = endpoint.authority.replace(b"%", b"%%")
         self._head = request_head(model.encode(), self._authority)
         self._answer = ANSWER % (
-            model.encode(), digest[:12].encode(), digest.encode(), output.encode()
-        )  # fmt: skip
+            model.encode(),
+            digest[:12].encode(),
+            digest.encode(),
+            output.encode(),
+        )
         self._probe = b"GET /v2/health/ready HTTP/1.1\r\nhost: %b\r\n\r\n" % endpoint.authority
         self.waking = False
 
@@ -143,12 +146,14 @@ class _Remote:
         if digest != self.digest:
             return ServeError(
                 f"{self.what} answered for {str(digest)[:12]}, expected {self.digest[:12]}",
-                502, "digest",
-            )  # fmt: skip
+                502,
+                "digest",
+            )
         return ServeError(
             f"{self.what} answered {found}, expected {self._output} of {elements:,} elements",
-            502, "shard",
-        )  # fmt: skip
+            502,
+            "shard",
+        )
 
 
 _NAMES = {"i": b"INT32", "l": b"INT64", "q": b"INT64", "f": b"FP32"}
@@ -185,9 +190,11 @@ class RemoteShard(_Remote):
         self._dims = places[:, 1].copy()
         heads, json32, json16 = answer_forms(digest.encode())
         self._peer = _kernels.Peer(
-            head_forms(b"shard", self._authority), ask_forms((halves,)),
-            (*heads, json32, json16 if halves else b""), places,
-        )  # fmt: skip
+            head_forms(b"shard", self._authority),
+            ask_forms((halves,)),
+            (*heads, json32, json16 if halves else b""),
+            places,
+        )
 
     def request(self, buckets: Buckets, left_ms: int, trace: bytes | None) -> list[Buffer]:
         """What to send for this shard's bucket."""

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from erless.dlrm._kernels import TAKE_GENERAL
 from erless.dlrm.embedding import default_partial
 from erless.dlrm.rows import Buckets
-from erless.serve.protocol.app import Call
 from erless.http.client.endpoint import Reply
 from erless.http.messages import Buffer
 from erless.serve.files import OpenGateway
 from erless.serve.gateway.remote import RemoteDense, RemoteShard
+from erless.serve.protocol.app import Call
 
 __all__ = ["DensePart", "ShardPart"]
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from erless.serve.protocol.app import Served
     from erless.serve.metrics import Metrics
+    from erless.serve.protocol.app import Served
     from erless.serve.settings import Settings
 
 __all__ = ["main"]

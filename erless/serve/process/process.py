@@ -29,14 +29,14 @@ import numpy as np
 import uvloop
 
 from erless.errors import ArtifactError, ConfigError, ErlessError, ModelError, StoreError
-from erless.serve.protocol.app import App, Served, process_age_s
-from erless.serve.malloc import keep_heap
 from erless.http.messages import Limits
-from erless.serve.logs import Log
-from erless.serve.metrics import Metrics
 from erless.http.server.server import HttpServer
-from erless.serve.settings import Kind, Settings, read_settings
+from erless.serve.logs import Log
+from erless.serve.malloc import keep_heap
+from erless.serve.metrics import Metrics
 from erless.serve.process.workers import Board, Worker, run_workers
+from erless.serve.protocol.app import App, Served, process_age_s
+from erless.serve.settings import Kind, Settings, read_settings
 from erless.version import __version__
 
 __all__ = ["run"]
@@ -72,8 +72,10 @@ def _load_gateway(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
 
 
 _LOADERS: dict[Kind, Loader] = {
-    "sparse": _load_sparse, "dense": _load_dense, "gateway": _load_gateway,
-}  # fmt: skip
+    "sparse": _load_sparse,
+    "dense": _load_dense,
+    "gateway": _load_gateway,
+}
 
 
 def run(kind: Kind, variables: Mapping[str, str]) -> int:

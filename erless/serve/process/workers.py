@@ -1,8 +1,9 @@
 """One function on several cores: a parent that owns the socket, and a worker process for each.
 
-A worker is the whole function, as it runs alone (`erless.serve.process.process`). All map the same files,
-so the rows lie in memory once, however many workers there are: that is what makes a shard that
-grows by a vCPU cheaper than a second copy of it. The kernel hands each connection to one of them.
+A worker is the whole function, as it runs alone (`erless.serve.process.process`). All map the same
+files, so the rows lie in memory once, however many workers there are: that is what makes a shard
+that grows by a vCPU cheaper than a second copy of it.
+The kernel hands each connection to one of them.
 
 The parent binds, forks and waits. It passes SIGTERM on, replaces a worker that crashes, and ends
 with the exit code of a worker that cannot load. A worker whose parent is gone drains and ends.

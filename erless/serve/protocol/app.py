@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from erless.dlrm._kernels import Lane
 from erless.errors import QueryError, ServeError
 from erless.http.messages import DEADLINE, JSON_LENGTH, UP, Request, Response, body_offset, problem
-from erless.serve.protocol.fast_lane import LONGEST_MS
 from erless.serve.logs import Log
 from erless.serve.metrics import Metrics
-from erless.serve.settings import Settings
+from erless.serve.protocol.fast_lane import LONGEST_MS
 from erless.serve.protocol.tensors import BINARY_TYPE, InferRequest, TensorSpec, decode, encode
+from erless.serve.settings import Settings
 from erless.version import __version__
 
 __all__ = ["Answer", "App", "Call", "Served"]
@@ -67,7 +67,7 @@ class Served(Protocol):
 
     @property
     def lane(self) -> Lane | None:
-        """What answers requests of the fast lane (erless.serve.protocol.fast_lane), if anything does."""
+        """What answers requests of the fast lane, if anything does."""
 
     def infer(self, call: Call) -> Answer | Awaitable[Answer]:
         """Answer. Raises QueryError for what the client sent, ServeError for anything else."""
@@ -137,10 +137,7 @@ class App:
                 if quick is not None:
                     return self._done(quick, began)
             inputs = decode(request.body, request.headers, served.inputs)
-            call = Call(
-                inputs, request.arrived, deadline,
-                request.headers.get(b"traceparent"),
-            )  # fmt: skip
+            call = Call(inputs, request.arrived, deadline, request.headers.get(b"traceparent"))
             answer = served.infer(call)
             if not isinstance(answer, Answer):
                 return self._later(served, answer, inputs, began)
@@ -280,12 +277,14 @@ class App:
         self._authorize(request)
         served = self._loaded()
         if model != served.model:
-            raise ServeError(f"there is no model {_cut(model)}: this serves {served.model}",
-                             404, "query")  # fmt: skip
+            raise ServeError(
+                f"there is no model {_cut(model)}: this serves {served.model}", 404, "query"
+            )
         if rest[:1] == ["versions"]:
             if rest[1:2] != [self.version]:
-                raise ServeError(f"there is no such version: this serves {self.version}",
-                                 404, "query")  # fmt: skip
+                raise ServeError(
+                    f"there is no such version: this serves {self.version}", 404, "query"
+                )
             rest = rest[2:]
         if rest == ["infer"]:
             return _not_allowed(b"POST") if request.method != b"POST" else self._misspelt(served)

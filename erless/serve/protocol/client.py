@@ -104,10 +104,13 @@ class QueryClient:
         document = json.loads(body[:size])
         said = document["parameters"]
         return Answered(
-            np.frombuffer(body, np.float32, offset=size).copy(), said.get("release", ""),
-            said.get("degraded", False), said.get("cold_start", False), said.get("fan_out", 0),
+            np.frombuffer(body, np.float32, offset=size).copy(),
+            said.get("release", ""),
+            said.get("degraded", False),
+            said.get("cold_start", False),
+            said.get("fan_out", 0),
             took_s,
-        )  # fmt: skip
+        )
 
     def _send(
         self, method: str, path: str, body: bytes, headers: dict[str, str]
@@ -134,15 +137,21 @@ class QueryClient:
 def _request(query: Query) -> tuple[bytes, list[bytes]]:
     """JSON head and tensors of an infer request, binary both ways."""
     arrays: dict[str, NDArray[Any]] = {
-        "values": query.values, "lengths": query.lengths, "dense": query.dense
-    }  # fmt: skip
+        "values": query.values,
+        "lengths": query.lengths,
+        "dense": query.dense,
+    }
     if query.weights is not None:
         arrays["weights"] = query.weights
     inputs = [
-        {"name": name, "datatype": NAMES[array.dtype], "shape": list(array.shape),
-         "parameters": {"binary_data_size": array.nbytes}}
+        {
+            "name": name,
+            "datatype": NAMES[array.dtype],
+            "shape": list(array.shape),
+            "parameters": {"binary_data_size": array.nbytes},
+        }
         for name, array in arrays.items()
-    ]  # fmt: skip
+    ]
     head = {"inputs": inputs, "parameters": {"binary_data_output": True}}
     return json.dumps(head).encode(), [array.tobytes() for array in arrays.values()]
 

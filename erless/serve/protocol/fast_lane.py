@@ -3,8 +3,8 @@
 Both ends are ours, so most messages differ in a few numbers only. Here each is a form, in which %d
 is a number and %s a word, to fill in and to compare with. A message that has its form is
 understood without parsing headers and JSON; any other (a client's, or one that a proxy rewrote)
-takes the general way, `erless.serve.protocol.tensors`, and means the same. tests/serve/test_lane.py holds the
-two ways against each other.
+takes the general way, `erless.serve.protocol.tensors`, and means the same. The tests hold the two
+ways against each other.
 
 A sparse function fills in and compares in C (kernels/lane.c), so that a request becomes an answer
 without a Python object in between; the gateway, which has more to decide, does it in Python.
@@ -15,9 +15,18 @@ from __future__ import annotations
 import re
 
 __all__ = [
-    "ANSWER", "ANSWER_HEAD", "ASK", "LONGEST_MS", "REQUEST_HEAD", "answer_forms", "ask",
-    "ask_forms", "head_forms", "request_head", "tensor",
-]  # fmt: skip
+    "ANSWER",
+    "ANSWER_HEAD",
+    "ASK",
+    "LONGEST_MS",
+    "REQUEST_HEAD",
+    "answer_forms",
+    "ask",
+    "ask_forms",
+    "head_forms",
+    "request_head",
+    "tensor",
+]
 
 LONGEST_MS = 3_600_000  # that a deadline may be away
 
@@ -34,7 +43,7 @@ REQUEST_HEAD = re.compile(
     rb"inference-header-content-length: (\d{1,9})\r\ncontent-length: (\d{1,9})\r\n"
     rb"erless-deadline-ms: (\d{1,9})\r\n(?:traceparent: [0-9a-f\-]{1,128}\r\n)?\r\n"
 )
-# An answer's head, as erless.http.server.server writes it: body length, date, JSON length, the rest.
+# An answer's head, as the HTTP server writes it: body length, date, JSON length, the rest.
 _ANSWER_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: %%d\r\n"
     b"date: %%s\r\ninference-header-content-length: %%d\r\n%b\r\n"

@@ -20,11 +20,17 @@ _ERROR = {
     "properties": {"error": {"type": "string"}, "state": {"type": "string"}},
 }
 _REASONS = {
-    200: "OK", 400: "what the client sent does not fit; the error says what", 401: "no token",
-    404: "no such model, version or path", 405: "another method", 408: "the client was too slow",
-    413: "the body is too large", 502: "a shard failed",
-    503: "loading, draining or overloaded: try again", 504: "the deadline passed",
-}  # fmt: skip
+    200: "OK",
+    400: "what the client sent does not fit; the error says what",
+    401: "no token",
+    404: "no such model, version or path",
+    405: "another method",
+    408: "the client was too slow",
+    413: "the body is too large",
+    502: "a shard failed",
+    503: "loading, draining or overloaded: try again",
+    504: "the deadline passed",
+}
 
 
 def openapi(settings: Settings, served: Served | None) -> bytes:
@@ -85,11 +91,14 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
             "name": {"const": spec.name},
             "datatype": {"enum": list(spec.datatypes)},
             "shape": {
-                "type": "array", "prefixItems": sizes, "items": False, "minItems": len(sizes),
+                "type": "array",
+                "prefixItems": sizes,
+                "items": False,
+                "minItems": len(sizes),
             },
             "data": {"type": "array", "items": {"type": number}, "description": "or nested"},
         },
-    }  # fmt: skip
+    }
 
 
 def _infer(served: Served, closed: list[int], kind: str) -> dict[str, Any]:

@@ -24,8 +24,14 @@ from erless.errors import QueryError
 from erless.http.messages import JSON_LENGTH, Response
 
 __all__ = [
-    "BINARY_TYPE", "JSON_LENGTH", "InferRequest", "TensorSpec", "decode", "encode", "inputs_of",
-]  # fmt: skip
+    "BINARY_TYPE",
+    "JSON_LENGTH",
+    "InferRequest",
+    "TensorSpec",
+    "decode",
+    "encode",
+    "inputs_of",
+]
 
 BINARY_TYPE = b"application/octet-stream"
 DTYPES = {"INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from erless.deploy.knative.cluster_settings import Site
 from erless.deploy.knative.render import policies
 from erless.deploy.knative.render.functions import (
     Object,
@@ -15,7 +16,6 @@ from erless.deploy.knative.render.functions import (
     gateway_service,
     shard_service_object,
 )
-from erless.deploy.knative.cluster_settings import Site
 from erless.deploy.target import Desired
 
 __all__ = ["Object", "Rendered", "render"]

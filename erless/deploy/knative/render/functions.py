@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from erless.deploy.kubernetes import names
+from erless.deploy.knative.cluster_settings import Site
 from erless.deploy.knative.render.pods import Needs, load_s, pod, timeout_s
 from erless.deploy.knative.render.scaling import scaling_annotations
-from erless.deploy.knative.cluster_settings import Site
+from erless.deploy.kubernetes import names
 from erless.deploy.target import Desired
 from erless.errors import PlanError
 from erless.specs.plan import ShardPlan
@@ -54,8 +54,11 @@ class Traffic:
         """In Knative's words."""
         tag = {"tag": self.tag} if self.tag else {}
         return {
-            "revisionName": self.revision, "percent": self.percent, "latestRevision": False, **tag
-        }  # fmt: skip
+            "revisionName": self.revision,
+            "percent": self.percent,
+            "latestRevision": False,
+            **tag,
+        }
 
 
 def shard_service_object(desired: Desired, shard: ReleaseShard, site: Site) -> Object:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from erless.deploy.kubernetes import names
+from erless.deploy.knative.cluster_settings import Site
 from erless.deploy.knative.render.pods import PORT
 from erless.deploy.knative.render.scaling import MIN_SCALE
-from erless.deploy.knative.cluster_settings import Site
+from erless.deploy.kubernetes import names
 
 __all__ = ["account", "budgets", "monitor", "namespace", "network_policies"]
 

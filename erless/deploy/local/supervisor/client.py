@@ -36,9 +36,15 @@ def ensure(folder: StateFolder) -> bool:
         start = file.tell()
         subprocess.run(
             [sys.executable, "-m", "erless.deploy.local.supervisor", str(folder.path)],
-            stdin=subprocess.DEVNULL, stdout=file, stderr=file, close_fds=True, check=True,
-            cwd="/", timeout=START_S, env={**os.environ, "PYTHONPATH": _path()},
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            close_fds=True,
+            check=True,
+            cwd="/",
+            timeout=START_S,
+            env={**os.environ, "PYTHONPATH": _path()},
+        )
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if _connect(folder, "ensure") is not None:

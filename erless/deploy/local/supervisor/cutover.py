@@ -144,16 +144,24 @@ def _with(state: StoredState, release: ReleaseSpec) -> StoredState:
         releases = (release, *state.releases)
     else:
         releases = tuple(release if each.key == release.key else each for each in state.releases)
-    kept = [each for place, each in enumerate(releases)
-            if place < state.keep or each.key == release.key]  # fmt: skip
+    kept = [
+        each for place, each in enumerate(releases) if place < state.keep or each.key == release.key
+    ]
     return state.model_copy(update={"current": release.key, "releases": tuple(kept)})
 
 
 def _serving(fleet: Fleet) -> dict[str, int]:
     """Replicas of the current release by function name: its successor takes over at that size."""
     current = fleet.state.release(fleet.state.current)
-    return {each.name: fleet.functions[each.key].wanted for each in current.functions
-            if each.key in fleet.functions} if current else {}  # fmt: skip
+    return (
+        {
+            each.name: fleet.functions[each.key].wanted
+            for each in current.functions
+            if each.key in fleet.functions
+        }
+        if current
+        else {}
+    )
 
 
 async def _prove(

@@ -87,8 +87,9 @@ class Fleet:
             ports = {each.key: self.functions[each.key].port for each in release.behind}
             urls = {
                 each.digest: f"http://{LOOPBACK}:{ports[each.key]}"
-                for each in release.behind if each.kind == "sparse"
-            }  # fmt: skip
+                for each in release.behind
+                if each.kind == "sparse"
+            }
             env = {"ERLESS_SHARD_URLS": json.dumps(urls)}
             for each in release.behind:
                 if each.kind == "dense":

@@ -111,15 +111,25 @@ class Function:
         """For `status`. Reads /proc: not for every tick."""
         rps, p95_ms = self.rates()
         return {
-            "key": self.spec.key, "name": self.spec.name, "kind": self.spec.kind,
-            "tier": self.spec.tier, "digest": self.spec.digest, "port": self.port,
-            "ready": self.ready, "wanted": self.wanted, "rps": rps, "p95_ms": p95_ms,
+            "key": self.spec.key,
+            "name": self.spec.name,
+            "kind": self.spec.kind,
+            "tier": self.spec.tier,
+            "digest": self.spec.digest,
+            "port": self.port,
+            "ready": self.ready,
+            "wanted": self.wanted,
+            "rps": rps,
+            "p95_ms": p95_ms,
             "memory_bytes": sum(pss_bytes(each.pid) for each in self.replicas),
-            "state": self.state(rps).value, "reason": self.reason, "decision": self.decision,
-            "restarts": self.restarts, "requests": self._totals.requests,
+            "state": self.state(rps).value,
+            "reason": self.reason,
+            "decision": self.decision,
+            "restarts": self.restarts,
+            "requests": self._totals.requests,
             "load_s": max((each.counters.load_s for each in self.replicas), default=0.0),
             "replicas": [each.facts() for each in self.replicas],
-        }  # fmt: skip
+        }
 
     def rates(self) -> tuple[float, float | None]:
         """Requests/s and p95 in ms over the last rate window."""
@@ -191,9 +201,16 @@ class Function:
         slot = next(number for number in range(len(taken) + 1) if number not in taken)
         try:
             replica = Replica(
-                self.spec, slot, self._folder, self._spawner, self.socket.fileno(),
-                {**self._environment, **self._env}, self.timing, self._on_exit, self._limit,
-            )  # fmt: skip
+                self.spec,
+                slot,
+                self._folder,
+                self._spawner,
+                self.socket.fileno(),
+                {**self._environment, **self._env},
+                self.timing,
+                self._on_exit,
+                self._limit,
+            )
         except (DeployError, OSError) as error:
             self._failed(str(error))
             return

@@ -46,9 +46,14 @@ class Counters:
     def copy(self) -> Counters:
         """A snapshot."""
         return Counters(
-            self.requests, self.concurrency_s, self.cold_starts, self.gathers,
-            dict(self.buckets), self.load_s, self.in_flight,
-        )  # fmt: skip
+            self.requests,
+            self.concurrency_s,
+            self.cold_starts,
+            self.gathers,
+            dict(self.buckets),
+            self.load_s,
+            self.in_flight,
+        )
 
     def quantile_ms(self, share: float, since: Counters) -> float | None:
         """A latency quantile of the calls after `since`, within a bucket by a straight line."""

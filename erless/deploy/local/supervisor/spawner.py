@@ -84,9 +84,13 @@ class Spawner:
         return subprocess.Popen(
             [sys.executable, "-m", module],
             env={**env, **{name: str(each) for name, each in fds.items()}, "PYTHONPATH": _path()},
-            cwd=self._state, pass_fds=tuple(fds.values()), stdin=subprocess.DEVNULL,
-            stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+            cwd=self._state,
+            pass_fds=tuple(fds.values()),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
     def _fork(
         self, module: str, env: dict[str, str], fds: dict[str, int], log: int, record: Path
@@ -96,9 +100,12 @@ class Spawner:
             receive(channel)  # it has imported everything
             self._warmed = True
         request = {
-            "module": module, "env": env, "fds": list(fds), "cwd": str(self._state),
+            "module": module,
+            "env": env,
+            "fds": list(fds),
+            "cwd": str(self._state),
             "record": str(record),
-        }  # fmt: skip
+        }
         send(channel, request, [log, *fds.values()])
         answer, _ = receive(channel)
         return _Forked(int(answer["pid"]))
@@ -115,12 +122,23 @@ class Spawner:
         ours.settimeout(ANSWER_S)
         with theirs:
             self._zygote = subprocess.Popen(
-                [sys.executable, "-m", "erless.deploy.local.supervisor.zygote", str(theirs.fileno())],
-                env={**os.environ, STATE_MARK: str(self._state), "PYTHONPATH": _path(),
-                     "OPENBLAS_NUM_THREADS": "1"},
-                cwd=self._state, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL,
+                [
+                    sys.executable,
+                    "-m",
+                    "erless.deploy.local.supervisor.zygote",
+                    str(theirs.fileno()),
+                ],
+                env={
+                    **os.environ,
+                    STATE_MARK: str(self._state),
+                    "PYTHONPATH": _path(),
+                    "OPENBLAS_NUM_THREADS": "1",
+                },
+                cwd=self._state,
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         self._channel, self._warmed = ours, False
         return ours
 

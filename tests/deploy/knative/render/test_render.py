@@ -1,0 +1,214 @@
+"""The objects: golden files that people review, and the rules behind them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from erless.deploy.infra import read_infra
+from erless.deploy.knative.cluster_settings import Site, resolve_site
+from erless.deploy.knative.render import Rendered, render
+from erless.deploy.knative.schema import check_objects, findings
+from erless.deploy.kubernetes.names import shard_service
+from erless.errors import ConfigError, DeployError
+from erless.specs.config import Config, Gateway
+from erless.specs.plan import Tier
+from tests.deploy.desired import IMAGES, desired, digest_of, site
+from tests.deploy.infra_outputs import write_outputs
+
+GOLDEN = Path(__file__).with_name("golden")
+
+
+def full_site(tmp_path: Path) -> Site:
+    """Everything switched on, on what Terraform made."""
+    config = Config.model_validate(
+        {
+            "gateway": {"visibility": "public", "hedge": True},
+            "targets": {
+                "knative": {
+                    "images": IMAGES,
+                    "pod_monitor": True,
+                    "token_secret": "gateway-token",
+                    "image_pull_secrets": ["registry"],
+                    "cpu_limits": True,
+                }
+            },
+        }
+    )
+    return resolve_site(config, read_infra(write_outputs(tmp_path / "outputs.json")))
+
+
+def scenario(name: str, tmp_path: Path) -> Rendered:
+    if name == "folder":  # a folder store on a small cluster, keys from a Secret
+        options = {"cpu_overcommit": 4, "credentials_secret": "store-keys", "min_window_s": 10}
+        return render(desired(store="/srv/releases"), site(**options))
+    return render(desired(dense=True), full_site(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["folder", "cloud"])
+def test_objects_are_the_reviewed_ones(name: str, tmp_path: Path) -> None:
+    """Write the file anew by deleting it, and read the difference before committing it."""
+    objects = scenario(name, tmp_path).objects
+    path = GOLDEN / f"{name}.yaml"
+    for each in objects:
+        each["metadata"]["labels"]["app.kubernetes.io/version"] = "VERSION"
+    text = yaml.safe_dump_all(objects, sort_keys=False, width=1000)
+    if not path.exists():
+        path.write_text(text)
+        pytest.fail(f"{path} was absent and is written: review it")
+    assert text == path.read_text()
+
+
+@pytest.mark.parametrize("name", ["folder", "cloud"])
+def test_objects_are_valid_and_stable(name: str, tmp_path: Path) -> None:
+    first, second = scenario(name, tmp_path), scenario(name, tmp_path)
+    check_objects(first.objects)
+    assert json.dumps(first.objects) == json.dumps(second.objects)
+    digest = desired(dense=name == "cloud").release.digest
+    for each in first.objects:
+        assert each["metadata"]["annotations"]["erless.dev/release"] == digest
+        assert each["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "erless"
+
+
+def annotations(rendered: Rendered, name: str) -> dict[str, str]:
+    service = next(each for each in rendered.functions if each["metadata"]["name"] == name)
+    found: dict[str, str] = service["spec"]["template"]["metadata"]["annotations"]
+    return found
+
+
+def test_cold_and_frozen_shards_may_reach_zero_and_all_start_once() -> None:
+    rendered = render(desired(), site())
+    lowest = {}
+    for tier in (Tier.HOT, Tier.COLD, Tier.FROZEN):
+        version = "1"
+        found = annotations(rendered, shard_service(digest_of(f"{tier.value}-{version}")))
+        lowest[tier.value] = found["autoscaling.knative.dev/min-scale"]
+        assert int(found["autoscaling.knative.dev/initial-scale"]) >= 1
+        assert found["autoscaling.knative.dev/metric"] == "rps"
+    assert lowest == {"hot": "2", "cold": "0", "frozen": "0"}
+
+
+def test_next_release_shares_unchanged_functions_and_nothing_of_the_gateway() -> None:
+    """An unchanged shard's template is equal, byte for byte, so Knative makes no new revision."""
+    old, new = render(desired("1"), site()), render(desired("2"), site())
+    before = {each["metadata"]["name"]: each["spec"] for each in old.functions}
+    after = {each["metadata"]["name"]: each["spec"] for each in new.functions}
+    shared = before.keys() & after.keys()
+    assert len(shared) == 2  # hot and frozen; cold differs
+    assert all(before[name] == after[name] for name in shared)
+    assert old.revision != new.revision
+    assert old.gateway["spec"]["traffic"] == [
+        {"revisionName": old.revision, "percent": 100, "latestRevision": False}
+    ]
+
+
+def test_revision_is_named_for_its_release_and_settings() -> None:
+    first = render(desired(), site())
+    assert desired().release.digest[:16] in first.revision
+    again = render(desired(), site(cpu_overcommit=2))
+    assert first.revision != again.revision  # Knative refuses another template under a used name
+    assert first.revision == render(desired(), site()).revision
+
+
+def test_gateway_calls_exactly_its_releases_shards() -> None:
+    wanted = desired()
+    container = render(wanted, site()).gateway["spec"]["template"]["spec"]["containers"][0]
+    environment = {each["name"]: each["value"] for each in container["env"]}
+    urls = json.loads(environment["ERLESS_SHARD_URLS"])
+    assert urls == {
+        each.digest: f"http://{shard_service(each.digest)}.erless.svc.cluster.local"
+        for each in wanted.release.remote
+    }
+    assert environment["ERLESS_RELEASE"] == wanted.release.digest
+
+
+def test_memory_is_rows_and_code_and_a_margin() -> None:
+    rendered = render(desired(), site())
+    for service in rendered.functions:
+        container = service["spec"]["template"]["spec"]["containers"][0]
+        amount = container["resources"]["limits"]["memory"]
+        assert container["resources"]["requests"]["memory"] == amount
+        digest = service["metadata"]["annotations"]["erless.dev/digest"]
+        wanted = desired()
+        shard = next(each for each in wanted.release.remote if each.digest == digest)
+        plan = next(each for each in wanted.plan.shards if each.name == shard.name)
+        assert int(amount.removesuffix("Mi")) * 2**20 >= 1.1 * plan.memory_bytes
+
+
+def test_large_shards_get_longer_timeouts_and_deadlines() -> None:
+    slow = render(desired(), site(load_mb_per_s=0.5)).functions
+    seconds = {each["spec"]["template"]["spec"]["timeoutSeconds"] for each in slow}
+    assert max(seconds) > 200
+    deadlines = [
+        each["spec"]["template"]["metadata"]["annotations"]["serving.knative.dev/progress-deadline"]
+        for each in slow
+    ]
+    assert max(int(each.removesuffix("s")) for each in deadlines) > 600
+
+
+def test_what_cannot_be_deployed_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no image for sparse"):
+        render(desired(), Site(Config().targets.knative, {}))
+    tagged = {**IMAGES, "sparse": "registry.example/sparse:latest"}
+    with pytest.raises(ConfigError, match="not named by digest"):
+        render(desired(), Site(Config().targets.knative, tagged))
+    with pytest.raises(ConfigError, match="relative folder"):
+        render(desired(store="releases"), site())
+    secured = Config(gateway=Gateway(token_env="TOKEN"))  # noqa: S106
+    with pytest.raises(ConfigError, match="token_secret"):
+        resolve_site(secured)
+
+
+CONTAINER = "spec/template/spec/containers/0"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "fact"),
+    [
+        ("spec/template/spec/replicas", 3, "no such field"),
+        ("spec/template/spec/hostNetwork", True, "no such field"),
+        ("spec/template/spec/timeoutSeconds", 601, "not within"),
+        (f"{CONTAINER}/image", "sparse:latest", "not named by digest"),
+        (f"{CONTAINER}/imag", "x", "no such field"),
+        (f"{CONTAINER}/env/0/name", "PORT", "reserved"),
+        (f"{CONTAINER}/resources/limits/memory", "1 GB", "not a quantity"),
+        (f"{CONTAINER}/ports/0/containerPort", "8080", "not of type int"),
+        (f"{CONTAINER}/volumeMounts/0/name", "nowhere", "no volume"),
+        (f"{CONTAINER}/volumeMounts/0/mountPath", None, "missing"),
+        (f"{CONTAINER}/readinessProbe/timeoutSeconds", 2, "without a period"),
+        ("metadata/name", "Erless_S", "DNS name"),
+        ("metadata/labels/erless.dev~release", "x" * 64, "not a label"),
+        ("spec/traffic/0/percent", 90, "sum to 100"),
+        (
+            "spec/template/metadata/annotations/autoscaling.knative.dev~window",
+            "5s",
+            "not within 6s",
+        ),
+        (
+            "spec/template/metadata/annotations/autoscaling.knative.dev~max-scale",
+            "1",
+            "less than min-scale",
+        ),
+    ],
+)
+def test_schemas_find_what_a_server_would_refuse(path: str, value: Any, fact: str) -> None:
+    document = copy.deepcopy(render(desired(), site()).functions[0])
+    place: Any = document
+    *parents, last = [part.replace("~", "/") for part in path.split("/")]
+    for key in parents:
+        place = place[int(key)] if key.isdigit() else place[key]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    if "max-scale" in path:
+        place["autoscaling.knative.dev/min-scale"] = "2"
+    found = list(findings(document))
+    assert any(fact in each for each in found), found
+    with pytest.raises(DeployError, match="Service"):
+        check_objects([document])

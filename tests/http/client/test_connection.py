@@ -1,0 +1,381 @@
+"""Calls of one turn that share a connection and its write; what becomes of them when it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from erless.http.client import endpoint as client
+from erless.http.client.endpoint import Call, CallError, Endpoint, Reply
+from erless.http.receive import BUFFER_BYTES
+
+WAIT_S = 60.0
+
+
+def request(name: str) -> bytes:
+    return b"GET /%b HTTP/1.1\r\nhost: h\r\n\r\n" % name.encode()
+
+
+def plain(body: bytes) -> bytes:
+    """An answer in the fast lane's form."""
+    return (
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: %d\r\n"
+        b"date: now\r\ninference-header-content-length: 0\r\n\r\n%b" % (len(body), body)
+    )
+
+
+def general(body: bytes, more: bytes = b"") -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n%b\r\n%b" % (len(body), more, body)
+
+
+def chunked(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
+        len(body),
+        body,
+    )
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read(1 << 20)
+    except ConnectionError:
+        return b""
+
+
+class Server:
+    """Remembers what it was asked, by connection, and answers as `script` says.
+
+    script: connection's number, names asked so far on it → what to write now; None: hang up.
+    """
+
+    def __init__(self, script: Callable[[int, list[str]], bytes | None]) -> None:
+        self.asked: list[list[str]] = []
+        self.reads: list[int] = []  # requests in each read
+        self._script = script
+
+    async def __aenter__(self) -> Endpoint:
+        server = self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.retries, self._open = 0, set[asyncio.Task[None]]()
+        port = server.sockets[0].getsockname()[1]
+        endpoint = self._endpoint = Endpoint(f"http://127.0.0.1:{port}", 60, self._retried, batch=8)
+        first: asyncio.Future[Reply | CallError] = asyncio.get_running_loop().create_future()
+        endpoint.send([request("first")], first.set_result)
+        await asyncio.wait_for(first, WAIT_S)
+        endpoint.direct = True
+        return endpoint
+
+    async def __aexit__(self, *_: object) -> None:
+        self._endpoint.close()
+        self._server.close()
+        await until(lambda: all(each.done() for each in self._open))
+
+    def _retried(self) -> None:
+        self.retries += 1
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        number, names = len(self.asked), list[str]()
+        self.asked.append(names)
+        while data := await _read(reader):
+            parts = data.split(b"\r\n\r\n")[:-1]
+            self.reads.append(len(parts))
+            for part in parts:
+                names.append(part.split(b" ")[1][1:].decode())
+                if names[-1] == "first":
+                    writer.write(plain(b"first"))
+                    continue
+                told = self._script(number, names)
+                if told is None:
+                    writer.close()
+                    return
+                writer.write(told)
+        writer.close()
+
+
+Got = dict[str, "bytes | str"]
+
+
+def ask(endpoint: Endpoint, names: list[str], got: Got) -> list[Call]:
+    """Send all of them in one turn."""
+
+    def done(name: str) -> Callable[[Reply | CallError], None]:
+        def told(result: Reply | CallError) -> None:
+            got[name] = bytes(result.body) if isinstance(result, Reply) else str(result)
+
+        return told
+
+    return [endpoint.send([request(name)], done(name)) for name in names]
+
+
+async def ask_three(endpoint: Endpoint) -> Got:
+    """What became of a, b and c, sent in one turn."""
+    got: Got = {}
+    ask(endpoint, ["a", "b", "c"], got)
+    await until(lambda: len(got) == 3)
+    return got
+
+
+async def until(seen: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not seen():
+            await asyncio.sleep(0.005)
+
+
+def run(case: Coroutine[Any, Any, None]) -> None:
+    uvloop.run(case)
+
+
+def test_calls_of_a_turn_leave_in_one_write() -> None:
+    async def case() -> None:
+        server = Server(lambda _, names: plain(names[-1].encode()))
+        async with server as endpoint:
+            got: Got = {}
+            for turn in range(3):
+                ask(endpoint, [f"{turn}{name}" for name in "abc"], got)
+                await until(lambda turn=turn: len(got) == 3 * (turn + 1))
+            assert all(told == name.encode() for name, told in got.items())
+            assert server.reads == [1, 3, 3, 3]
+            assert len(server.asked) == 1
+            ask(endpoint, [f"more{number}" for number in range(11)], got)  # beyond a batch of 8
+            await until(lambda: len(got) == 20)
+            assert len(server.asked) > 1
+            assert server.retries == 0
+
+    run(case())
+
+
+def test_behind_a_proxy_each_call_has_its_own_connection() -> None:
+    async def case() -> None:
+        server = Server(lambda _, names: general(names[-1].encode()))
+        async with server as endpoint:
+            got: Got = {}
+            ask(endpoint, ["a"], got)
+            await until(lambda: len(got) == 1)
+            ask(endpoint, ["b", "c"], got)
+            await until(lambda: len(got) == 3)
+            assert max(server.reads) == 1
+
+    run(case())
+
+
+def test_a_head_in_pieces_does_not_look_like_a_proxy() -> None:
+    async def case() -> None:
+        rest = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(plain(b"a")[:40])
+            await rest.wait()
+            writer.write(plain(b"a")[40:])
+            await _read(reader)
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        endpoint = Endpoint(f"http://127.0.0.1:{port}", 60, lambda: None, batch=8)
+        got: Got = {}
+        endpoint.direct = True
+        ask(endpoint, ["a"], got)
+        try:
+            await until(lambda: any(each.tail == 40 for each in endpoint.exchanges))
+            assert endpoint.direct
+            rest.set()
+            await until(lambda: got == {"a": b"a"})
+            assert endpoint.direct
+        finally:
+            rest.set()
+            endpoint.close()
+            server.close()
+
+    run(case())
+
+
+def test_a_refused_connection_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Service that still names a replica that is gone."""
+    monkeypatch.setattr(client, "REFUSED_S", (0.01,) * 500)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(plain(b"a"))
+        await _read(reader)
+        writer.close()
+
+    async def case() -> None:
+        place = socket.create_server(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+        place.close()
+        endpoint = Endpoint(f"http://127.0.0.1:{port}", 60, lambda: None)
+        got: Got = {}
+        ask(endpoint, ["a"], got)
+        await asyncio.sleep(0.1)
+        assert not got
+        server = await asyncio.start_server(serve, "127.0.0.1", port)
+        await until(lambda: got == {"a": b"a"})
+        endpoint.close()
+        server.close()
+        monkeypatch.setattr(client, "REFUSED_S", (0.01,))
+        await server.wait_closed()
+        ask(endpoint, ["b"], got)
+        await until(lambda: "b" in got)
+        assert "refused" in str(got["b"])
+
+    run(case())
+
+
+KINDS = [plain, general]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(KINDS), st.sampled_from([0, 1, 100, 5_000, BUFFER_BYTES, 100_000])
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    st.lists(st.integers(0, 1 << 20), max_size=6),
+)
+def test_answers_arrive_whole_however_they_are_cut(plans: list[Any], cuts: list[int]) -> None:
+    bodies = [bytes([97 + number]) * size for number, (_, size) in enumerate(plans)]
+    stream = b"".join(kind(body) for (kind, _), body in zip(plans, bodies, strict=True))
+
+    async def case() -> None:
+        served = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"first HTTP/1.1\r\nhost: h\r\n\r\n")
+            writer.write(plain(b""))
+            for _ in plans:
+                await reader.readuntil(b"\r\n\r\n")
+            edges = sorted({0, len(stream), *(cut % len(stream) for cut in cuts)})
+            for begin, end in itertools.pairwise(edges):
+                writer.write(stream[begin:end])
+                await asyncio.sleep(0.002)
+            await _read(reader)
+            writer.close()
+            served.set()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        endpoint = Endpoint(f"http://127.0.0.1:{port}", 60, lambda: None, batch=8)
+        got: Got = {}
+        ask(endpoint, ["first"], got)
+        await until(lambda: bool(got))
+        endpoint.direct = True
+        ask(endpoint, [str(number) for number in range(len(plans))], got)
+        await until(lambda: len(got) == len(plans) + 1)
+        assert [got[str(number)] for number in range(len(plans))] == bodies
+        assert len(endpoint.exchanges) == 1
+        endpoint.close()
+        server.close()
+        await served.wait()
+
+    run(case())
+
+
+BREAKS: dict[str, Callable[[list[str]], bytes | None]] = {
+    "it dies": lambda names: None,
+    "it says close": lambda names: general(b"a", b"connection: close\r\n"),
+    "not HTTP": lambda names: b"no\r\n\r\n",
+    "chunked": lambda names: chunked(b"a"),
+}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_what_was_not_answered_is_sent_again_once(how: str) -> None:
+    async def case() -> None:
+        def script(number: int, names: list[str]) -> bytes | None:
+            if number == 0:
+                return BREAKS[how](names) if names[-1] == "a" else plain(b"too late")
+            return plain(names[-1].encode())
+
+        server = Server(script)
+        async with server as endpoint:
+            got = await ask_three(endpoint)
+            if how == "not HTTP":
+                assert "not HTTP" in str(got["a"])
+            else:
+                assert got["a"] == b"a"
+            assert (got["b"], got["c"]) == (b"b", b"c")
+            assert server.retries == (3 if how == "it dies" else 2)
+
+    run(case())
+
+
+def test_a_connection_that_breaks_within_an_answer_fails_that_one() -> None:
+    async def case() -> None:
+        def script(number: int, names: list[str]) -> bytes | None:
+            if number == 0:
+                return (
+                    plain(b"b" * 100)[:-1]
+                    if names[-1] == "b"
+                    else (None if names[-1] == "c" else plain(b"a"))
+                )
+            return plain(names[-1].encode())
+
+        server = Server(script)
+        async with server as endpoint:
+            got = await ask_three(endpoint)
+            assert got["a"] == b"a"
+            assert "broke within the answer" in str(got["b"])
+            assert got["c"] == b"c"
+
+    run(case())
+
+
+def test_a_call_given_up_leaves_the_others_alone() -> None:
+    async def case() -> None:
+        free = asyncio.Event()
+        server = Server(lambda _, names: plain(names[-1].encode()) if free.is_set() else b"")
+        async with server as endpoint:
+            got: Got = {}
+            calls = ask(endpoint, ["a", "b"], got)
+            await until(lambda: len(server.asked[0]) == 3)
+            calls[0].abort()
+            assert len(endpoint.exchanges) == 1
+            calls[1].abort()
+            assert not endpoint.exchanges  # nobody waits for it any more
+            await asyncio.sleep(0.05)
+            assert not got
+            free.set()
+            calls = ask(endpoint, ["c"], got)  # a new connection
+            await until(lambda: got == {"c": b"c"})
+            calls = ask(endpoint, ["d", "e", "f"], got)
+            calls[1].abort()  # before it left
+            await until(lambda: len(got) == 3)
+            assert got == {"c": b"c", "d": b"d", "f": b"f"}
+            calls = ask(endpoint, ["g", "h"], got)
+            calls[1].abort()
+            await until(lambda: "g" in got)
+            ask(endpoint, ["i"], got)
+            await until(lambda: "i" in got)
+            assert "h" not in got
+
+    run(case())
+
+
+def test_more_answers_than_questions_close_the_connection() -> None:
+    async def case() -> None:
+        server = Server(
+            lambda _, names: plain(b"a") if names[-1] == "a" else plain(b"b") + plain(b"nobody's")
+        )
+        async with server as endpoint:
+            got: Got = {}
+            ask(endpoint, ["a", "b"], got)
+            await until(lambda: len(got) == 2)
+            assert got["a"] == b"a"
+            assert got["b"] == b"b" or "its length" in str(got["b"])  # as it arrived
+            await until(lambda: not endpoint.exchanges)
+
+    run(case())
