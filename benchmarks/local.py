@@ -43,8 +43,7 @@ from erless.profile.formats import LogSource
 from erless.progress import Silent
 from erless.serve.protocol.client import QueryClient
 from erless.specs.bundle import BundleManifest
-from erless.specs.config import Config, Targets
-from erless.specs.config import LocalTarget as LocalOptions
+from erless.specs.config import Config, LocalConfig, Targets
 from erless.specs.plan import Plan, RankRange, Scaling, ShardPlan, Tier
 from erless.specs.profile import MANIFEST, Profile
 from erless.storage.stores import open_store
@@ -84,7 +83,7 @@ def deployed(
     opened = open_store(str(store), create=True)
     release = Packer(bundle, profile, work / "plan.json", opened).pack().release
     assert release is not None
-    options = LocalOptions(state=work / "state")
+    options = LocalConfig(state=work / "state")
     target = LocalTarget(Config(targets=Targets(local=options)), timing)
     try:
         desired = load_desired(str(store), release.digest, None)

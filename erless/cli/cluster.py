@@ -10,12 +10,11 @@ import typer
 from erless.cli.bars import bars
 from erless.cli.cluster_options import (
     ContextOption,
-    InfraOption,
     KubeconfigOption,
     NamespaceOption,
     cluster_config,
 )
-from erless.cli.options import project
+from erless.cli.options import InfraOption, project
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def init(
     Example: `erless cluster init --infra infra/terraform/examples/minimal`
     """
     from erless.deploy.cluster.init import ClusterInit
-    from erless.deploy.cluster.manifests import KNATIVE, read_source
+    from erless.deploy.cluster.manifests import KNATIVE, read_manifest_file
     from erless.deploy.cluster.settings import access, settings
     from erless.deploy.kubernetes.api import connect
 
@@ -81,7 +80,7 @@ def init(
     ).targets.knative
     api = connect(options.kubeconfig, options.context)
     space = _checked_namespace(api, options.infra, namespace, options.namespace)
-    sources = [read_source(each) for each in [*(knative or KNATIVE), *(manifest or ())]]
+    sources = [read_manifest_file(each) for each in [*(knative or KNATIVE), *(manifest or ())]]
     with bars() as progress:
         done = ClusterInit(
             api,

@@ -9,28 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from erless.deploy.knative.cluster_settings import Site
+    from erless.deploy.knative.cluster_settings import ClusterSettings
     from erless.deploy.target import Desired
     from erless.specs.config import Config
 
 __all__ = [
     "ContextOption",
     "ImageOption",
-    "InfraOption",
     "KubeconfigOption",
     "NamespaceOption",
     "ReleaseOption",
     "cluster_config",
-    "cluster_site",
+    "cluster_settings_of",
     "desired_release",
 ]
 
 ReleaseOption = Annotated[
     str, typer.Option("--release", "-r", help="Digest or its beginning [default: the newest].")
-]
-InfraOption = Annotated[
-    Path | None,
-    typer.Option(help="Terraform folder, or a saved `terraform output -json` [knative]."),
 ]
 KubeconfigOption = Annotated[
     Path | None, typer.Option(help="kubeconfig [default: KUBECONFIG] [knative].")
@@ -64,7 +59,7 @@ def cluster_config(
     from pydantic import ValidationError
 
     from erless.errors import OptionError
-    from erless.specs.config import KnativeTarget
+    from erless.specs.config import KnativeConfig
 
     given = {
         "kubeconfig": kubeconfig,
@@ -78,7 +73,7 @@ def cluster_config(
         return config
     here = config.targets.knative.model_dump(exclude_unset=True)
     try:
-        knative = KnativeTarget.model_validate(here | chosen)
+        knative = KnativeConfig.model_validate(here | chosen)
     except ValidationError as error:
         first = error.errors()[0]
         raise OptionError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from error
@@ -86,7 +81,7 @@ def cluster_config(
     return config.model_copy(update={"targets": targets})
 
 
-def cluster_site(config: Config, images: Sequence[str] | None = None) -> Site:
+def cluster_settings_of(config: Config, images: Sequence[str] | None = None) -> ClusterSettings:
     """The cluster that `config` names, with `images` as the command line has them.
 
     Raises:
@@ -94,10 +89,12 @@ def cluster_site(config: Config, images: Sequence[str] | None = None) -> Site:
         InfraError: Terraform's outputs cannot be read.
     """
     from erless.deploy.infra import read_infra
-    from erless.deploy.knative.cluster_settings import read_choices, resolve_site
+    from erless.deploy.knative.cluster_settings import parse_image_options, resolve_settings
 
     folder = config.targets.knative.infra
-    return resolve_site(config, read_infra(folder) if folder else None, read_choices(images or ()))
+    return resolve_settings(
+        config, read_infra(folder) if folder else None, parse_image_options(images or ())
+    )
 
 
 def desired_release(

@@ -10,13 +10,12 @@ from erless.cli.bars import bars
 from erless.cli.cluster_options import (
     ContextOption,
     ImageOption,
-    InfraOption,
     KubeconfigOption,
     NamespaceOption,
     ReleaseOption,
     desired_release,
 )
-from erless.cli.options import EndpointOption, StoreOption, store_of
+from erless.cli.options import EndpointOption, InfraOption, StoreOption, store_of
 from erless.cli.run import Output, OutputOption, emit, note, verb
 from erless.cli.target_options import StateOption, TargetOption, TimeoutOption, chosen_target
 

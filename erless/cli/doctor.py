@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING
 from erless.cli.cluster_options import (
     ContextOption,
     ImageOption,
-    InfraOption,
     KubeconfigOption,
     NamespaceOption,
     ReleaseOption,
     cluster_config,
-    cluster_site,
+    cluster_settings_of,
 )
-from erless.cli.options import EndpointOption, StoreOption, project, store_of
+from erless.cli.options import EndpointOption, InfraOption, StoreOption, project, store_of
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from erless.deploy.cluster.doctor import Finding
-    from erless.deploy.knative.cluster_settings import Site
+    from erless.deploy.knative.cluster_settings import ClusterSettings
     from erless.deploy.knative.render import Rendered
 
 __all__ = ["doctor"]
@@ -54,11 +53,13 @@ def doctor(
     config = cluster_config(
         project(), kubeconfig=kubeconfig, context=context, namespace=namespace, infra=infra
     )
-    site = cluster_site(config, image)
+    settings = cluster_settings_of(config, image)
     options = config.targets.knative
     where = store_of(store, infra, config)
-    rendered = _rendered(site, where, release, endpoint_url)
-    findings = list(examine(connect(options.kubeconfig, options.context), site, rendered, where))
+    rendered = _rendered(settings, where, release, endpoint_url)
+    findings = list(
+        examine(connect(options.kubeconfig, options.context), settings, rendered, where)
+    )
     failed = sum(each.level == "fail" for each in findings)
     document = {"ready": not failed, "findings": [asdict(each) for each in findings]}
     emit(output, document, lambda console: _draw(console, findings))
@@ -66,14 +67,16 @@ def doctor(
         raise SystemExit(1)
 
 
-def _rendered(site: Site, store: str, release: str, endpoint_url: str | None) -> Rendered | None:
+def _rendered(
+    settings: ClusterSettings, store: str, release: str, endpoint_url: str | None
+) -> Rendered | None:
     """The objects of the release in the store, where there is one."""
     from erless.deploy.desired_release import load_desired
     from erless.deploy.knative.render import render
     from erless.errors import ErlessError
 
     try:
-        return render(load_desired(store, release, endpoint_url), site)
+        return render(load_desired(store, release, endpoint_url), settings)
     except ErlessError as error:
         note(f"note: what a release needs is not checked: {error}")
         return None

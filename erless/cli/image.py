@@ -33,7 +33,7 @@ class Builder(StrEnum):
     NONE = "none"
 
 
-class Kind(StrEnum):
+class FunctionChoice(StrEnum):
     """Which function."""
 
     GATEWAY = "gateway"
@@ -42,7 +42,7 @@ class Kind(StrEnum):
 
 
 KindOption = Annotated[
-    list[Kind] | None,
+    list[FunctionChoice] | None,
     typer.Option(
         "--kind", help="gateway, sparse, dense; may be repeated [default: the first two]."
     ),
@@ -50,8 +50,10 @@ KindOption = Annotated[
 FolderOption = Annotated[Path, typer.Option("--out", help="Folder of the archives.")]
 
 
-def _kinds(chosen: list[Kind] | None) -> list[FunctionKind]:
-    kinds: list[FunctionKind] = [each.value for each in chosen or (Kind.GATEWAY, Kind.SPARSE)]
+def _kinds(chosen: list[FunctionChoice] | None) -> list[FunctionKind]:
+    kinds: list[FunctionKind] = [
+        each.value for each in chosen or (FunctionChoice.GATEWAY, FunctionChoice.SPARSE)
+    ]
     return kinds
 
 

@@ -9,14 +9,13 @@ import typer
 
 from erless.cli.cluster_options import (
     ImageOption,
-    InfraOption,
     NamespaceOption,
     ReleaseOption,
     cluster_config,
-    cluster_site,
+    cluster_settings_of,
     desired_release,
 )
-from erless.cli.options import EndpointOption, StoreOption, project, store_of
+from erless.cli.options import EndpointOption, InfraOption, StoreOption, project, store_of
 from erless.cli.run import Output, OutputOption, emit, verb
 
 __all__ = ["render"]
@@ -51,7 +50,7 @@ def render(
 
     config = cluster_config(project(), namespace=namespace, infra=infra)
     desired = desired_release(config, store_of(store, infra, config), release, endpoint_url)
-    rendered = render_objects(desired, cluster_site(config, image))
+    rendered = render_objects(desired, cluster_settings_of(config, image))
     check_objects(rendered.objects)
     text = yaml.safe_dump_all(rendered.objects, sort_keys=False, width=1000)
     if out is not None:

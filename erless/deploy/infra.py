@@ -18,9 +18,10 @@ from pydantic import Field, ValidationError
 
 from erless.errors import InfraError
 from erless.specs.artifact import Frozen
+from erless.specs.knative import PodPlacement, PodToleration
 from erless.storage.atomic import os_errors
 
-__all__ = ["Cluster", "Identity", "Infra", "NodePool", "Placement", "Toleration", "read_infra"]
+__all__ = ["Identity", "Infra", "NodePool", "TerraformCluster", "read_infra"]
 
 OUTPUT = "erless"
 SCHEMA_VERSION = 1
@@ -28,23 +29,7 @@ TIMEOUT_S = 120.0  # a remote state may be far away
 PROGRAMS = ("terraform", "tofu")
 
 
-class Toleration(Frozen):
-    """A toleration in Kubernetes' own words."""
-
-    key: str
-    operator: Literal["Equal", "Exists"] = "Equal"
-    value: str | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
-
-
-class Placement(Frozen):
-    """Where pods of one role may run; empty means any node."""
-
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = ()
-
-
-class Cluster(Frozen):
+class TerraformCluster(Frozen):
     """An EKS cluster."""
 
     name: str
@@ -75,7 +60,7 @@ class NodePool(Frozen):
     min_size: int
     max_size: int
     node_selector: dict[str, str] = Field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = ()
+    tolerations: tuple[PodToleration, ...] = ()
 
 
 class Infra(Frozen):
@@ -87,14 +72,14 @@ class Infra(Frozen):
 
     schema_version: int
     region: str
-    cluster: Cluster
+    cluster: TerraformCluster
     store_url: str = Field(pattern=r"^s3://[^/]+(/.*)?$", description="s3://bucket/prefix")
     registry_url: str = Field(description="ACCOUNT.dkr.ecr.REGION.amazonaws.com/NAME")
     repositories: dict[str, str] = Field(
         default_factory=dict, description="function kind (gateway, dense, sparse) → repository URL"
     )
     identity: Identity
-    placement: dict[str, Placement] = Field(default_factory=dict)
+    placement: dict[str, PodPlacement] = Field(default_factory=dict)
     node_pools: dict[str, NodePool] = Field(default_factory=dict)
 
     @property
@@ -102,9 +87,9 @@ class Infra(Frozen):
         """The store's bucket."""
         return self.store_url.removeprefix("s3://").partition("/")[0]
 
-    def place(self, role: str) -> Placement:
+    def place(self, role: str) -> PodPlacement:
         """Where pods of `role` may run."""
-        return self.placement.get(role, Placement())
+        return self.placement.get(role, PodPlacement())
 
 
 def read_infra(source: Path, *, timeout_s: float = TIMEOUT_S) -> Infra:

@@ -21,10 +21,10 @@ def _local(config: Config, images: Sequence[str]) -> Target:
 
 
 def _knative(config: Config, images: Sequence[str]) -> Target:
-    from erless.deploy.knative.cluster_settings import read_choices
+    from erless.deploy.knative.cluster_settings import parse_image_options
     from erless.deploy.knative.target import KnativeTarget
 
-    return KnativeTarget(config, read_choices(images))
+    return KnativeTarget(config, parse_image_options(images))
 
 
 TARGETS: dict[str, Opener] = {"local": _local, "knative": _knative}

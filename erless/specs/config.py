@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from erless.errors import ConfigError
-from erless.specs.knative import KnativeTarget
+from erless.specs.knative import KnativeConfig
 from erless.specs.plan import Precision, Tier
 from erless.specs.section import Section
 from erless.storage.atomic import os_errors
@@ -19,8 +19,8 @@ from erless.storage.atomic import os_errors
 __all__ = [
     "Config",
     "Gateway",
-    "KnativeTarget",
-    "LocalTarget",
+    "KnativeConfig",
+    "LocalConfig",
     "Planner",
     "PrecisionBudget",
     "Targets",
@@ -87,7 +87,7 @@ class Gateway(Section):
     )
 
 
-class LocalTarget(Section):
+class LocalConfig(Section):
     """This machine, with plain processes."""
 
     state: Path = Field(Path(".erless"), description="Folder of the supervisor's state.")
@@ -109,8 +109,8 @@ class Targets(Section):
     """Where to deploy."""
 
     default: Literal["local", "knative"] = Field("local", description="Target of `erless deploy`.")
-    local: LocalTarget = LocalTarget()
-    knative: KnativeTarget = KnativeTarget()
+    local: LocalConfig = LocalConfig()
+    knative: KnativeConfig = KnativeConfig()
 
 
 class Config(Section):

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from erless.specs.section import Section
 
-__all__ = ["FunctionKind", "KnativeTarget", "PodPlacement", "PodToleration", "StoreVolume"]
+__all__ = ["FunctionKind", "KnativeConfig", "PodPlacement", "PodToleration", "StoreVolume"]
 
 FunctionKind = Literal["gateway", "dense", "sparse"]
 Role = Literal["gateway", "dense", "hot", "warm", "cold", "frozen"]
@@ -40,7 +40,7 @@ class StoreVolume(Section):
     host_path: HostPath | None = Field(None, description="Folder on every node.")
 
 
-class KnativeTarget(Section):
+class KnativeConfig(Section):
     """A Kubernetes cluster with Knative Serving."""
 
     kubeconfig: Path | None = Field(None, description="Default: KUBECONFIG, or in-cluster.")

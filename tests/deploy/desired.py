@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from erless.deploy.knative.cluster_settings import Site
+from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.deploy.target import Desired
 from erless.specs.artifact import FileEntry
 from erless.specs.config import Config
@@ -118,7 +118,7 @@ def desired(
     return Desired(store, release, plan)
 
 
-def site(**options: object) -> Site:
+def cluster_settings(**options: object) -> ClusterSettings:
     """A cluster with `options` under targets.knative."""
     config = Config.model_validate({"targets": {"knative": {"images": IMAGES, **options}}})
-    return Site(config.targets.knative, config.targets.knative.images)
+    return ClusterSettings(config.targets.knative, config.targets.knative.images)

@@ -22,7 +22,7 @@ from erless.deploy.image.layer import Item, write_layer
 from erless.deploy.image.oci import Base, append, push_archive
 from erless.deploy.image.reference import parse_reference
 from erless.deploy.image.registry import Registry, resolve_digest
-from erless.deploy.knative.cluster_settings import read_images, resolve_site
+from erless.deploy.knative.cluster_settings import read_images, resolve_settings
 from erless.errors import ConfigError, ImageError
 from erless.specs.config import Config
 from erless.specs.knative import FunctionKind
@@ -243,7 +243,7 @@ def test_push_saves_digests_that_deploy_reads(tmp_path: Path, registry: str, cli
         kind: f"{registry}/erless/{kind}@{digest}" for kind, digest in by_kind.items()
     }
     # a tag is resolved once, and what is deployed is the digest
-    site = resolve_site(Config(), images={"sparse": f"{registry}/erless/sparse:latest"})
+    site = resolve_settings(Config(), images={"sparse": f"{registry}/erless/sparse:latest"})
     assert site.image("sparse") == images["sparse"]
     (tmp_path / "images.json").write_text("{}")
     with pytest.raises(ConfigError, match="not a file of `erless image push`"):

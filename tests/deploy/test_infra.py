@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from erless.deploy.infra import Placement, read_infra
+from erless.deploy.infra import read_infra
 from erless.errors import ArtifactError, InfraError
+from erless.specs.knative import PodPlacement
 from tests.deploy.infra_outputs import VALUE, write_outputs
 
 
@@ -18,7 +19,7 @@ def test_a_saved_output_is_read(tmp_path: Path) -> None:
     assert infra.identity.method == "pod-identity"
     assert infra.place("dense").tolerations[0].effect == "NoSchedule"
     assert infra.place("hot").node_selector == {"erless.dev/pool": "hot"}
-    assert infra.place("nowhere") == Placement()
+    assert infra.place("nowhere") == PodPlacement()
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,7 @@ from erless.errors import DeployError
 from erless.observe.loadtest.monolith import MonolithServer
 from erless.observe.loadtest.sampler import FunctionSample, Probe, Sampler
 from erless.progress import Progress
-from erless.specs.config import Config, Targets
-from erless.specs.config import LocalTarget as LocalOptions
+from erless.specs.config import Config, LocalConfig, Targets
 from erless.specs.plan import Plan
 
 __all__ = ["Demo", "Measured"]
@@ -111,7 +110,7 @@ class Demo:
             self._tell(f"packed {sum(each.size_bytes for each in release.shards) / 1e6:,.0f} MB")
             found = Measured(plan, release.digest)
             self._measure_whole(prepared, found)
-            options = LocalOptions(state=work / "state", poll_s=POLL_S)
+            options = LocalConfig(state=work / "state", poll_s=POLL_S)
             target = LocalTarget(
                 Config(targets=Targets(local=options)), Timing(poll_s=POLL_S, rate_window_s=5)
             )

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from erless.deploy.cluster.settings import MESH, may_be_mesh
 from erless.deploy.image.reference import parse_reference
-from erless.deploy.knative.cluster_settings import Site
+from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.deploy.knative.render import Object, Rendered
 from erless.deploy.kubernetes.api import Api, Missing, Unreachable
 from erless.deploy.kubernetes.kinds import (
@@ -55,13 +55,13 @@ class Finding:
 
 
 def examine(
-    api: Api, site: Site, rendered: Rendered | None, store: str | None = None
+    api: Api, settings: ClusterSettings, rendered: Rendered | None, store: str | None = None
 ) -> Iterator[Finding]:
     """All findings; stops early where nothing more can be asked.
 
     Args:
         api: the cluster.
-        site: as configured.
+        settings: as configured.
         rendered: a release's objects; without one, only what every release needs is asked.
         store: the release store as pods see it, None: not asked.
     """
@@ -83,13 +83,13 @@ def examine(
     }
     yield from _features(config["features"], rendered)
     yield from _settings(config, rendered)
-    yield from _permissions(api, site)
-    yield from _references(api, site)
-    yield from _nodes(api, site, rendered)
+    yield from _permissions(api, settings)
+    yield from _references(api, settings)
+    yield from _nodes(api, settings, rendered)
     yield from _metrics(api)
-    yield from _images(site)
+    yield from _images(settings)
     if store is not None:
-        yield from _store(store, site)
+        yield from _store(store, settings)
 
 
 def _version(what: str, text: str, oldest: tuple[int, int]) -> Finding:
@@ -231,10 +231,10 @@ def _services(rendered: Rendered | None) -> list[Object]:
     return [*rendered.functions, rendered.gateway] if rendered else []
 
 
-def _asked(site: Site) -> Iterator[tuple[Kind, str, str]]:
+def _asked(settings: ClusterSettings) -> Iterator[tuple[Kind, str, str]]:
     """Every verb that deploy, status and destroy use: kind, part, verb."""
     for kind in OWNED_KINDS:
-        if kind.kind == "PodMonitor" and not site.options.pod_monitor:
+        if kind.kind == "PodMonitor" and not settings.options.pod_monitor:
             continue
         for verb in ("get", "list", "patch", "create", "delete"):
             yield kind, "", verb
@@ -253,21 +253,21 @@ def _asked(site: Site) -> Iterator[tuple[Kind, str, str]]:
     yield POD, "proxy", "get"
 
 
-def _permissions(api: Api, site: Site) -> Iterator[Finding]:
+def _permissions(api: Api, settings: ClusterSettings) -> Iterator[Finding]:
     refused = []
-    asked = list(_asked(site))
+    asked = list(_asked(settings))
     for kind, part, verb in asked:
         review = {
             "apiVersion": ACCESS_REVIEW.api,
             "kind": ACCESS_REVIEW.kind,
             "spec": {
                 "resourceAttributes": {
-                    "namespace": site.options.namespace if kind.namespaced else "",
+                    "namespace": settings.options.namespace if kind.namespaced else "",
                     "group": kind.group,
                     "resource": kind.plural,
                     "subresource": part,
                     "verb": verb,
-                    "name": "" if kind.namespaced else site.options.namespace,
+                    "name": "" if kind.namespaced else settings.options.namespace,
                 }
             },
         }
@@ -283,15 +283,15 @@ def _permissions(api: Api, site: Site) -> Iterator[Finding]:
         yield Finding(
             "warn" if soft else "fail",
             "permission",
-            f"you may not {verb} {what}.{kind.group or 'core'} in {site.options.namespace}",
-            f"kubectl -n {site.options.namespace} create role erless-deployer --verb={verb} "
+            f"you may not {verb} {what}.{kind.group or 'core'} in {settings.options.namespace}",
+            f"kubectl -n {settings.options.namespace} create role erless-deployer --verb={verb} "
             f"--resource={what}{'.' + kind.group if kind.group else ''}",
         )
 
 
-def _references(api: Api, site: Site) -> Iterator[Finding]:
+def _references(api: Api, settings: ClusterSettings) -> Iterator[Finding]:
     """What the pods are told to use is there."""
-    options, space = site.options, site.options.namespace
+    options, space = settings.options, settings.options.namespace
     secrets = (*options.image_pull_secrets, options.credentials_secret, options.token_secret)
     for kind, found in (
         (SECRET, secrets),
@@ -311,7 +311,7 @@ def _references(api: Api, site: Site) -> Iterator[Finding]:
             )
 
 
-def _nodes(api: Api, site: Site, rendered: Rendered | None) -> Iterator[Finding]:
+def _nodes(api: Api, settings: ClusterSettings, rendered: Rendered | None) -> Iterator[Finding]:
     """Nodes exist; GPU functions find GPUs; selectors find nodes, or may be waited for."""
     try:
         nodes, _ = api.list(NODE, None)
@@ -332,9 +332,9 @@ def _nodes(api: Api, site: Site, rendered: Rendered | None) -> Iterator[Finding]
                 f"none has {_pairs(wanted)}; an autoscaler has to add one",
                 f"kubectl label node NODE {_pairs(wanted)}",
             )
-        gpus = spec["containers"][0]["resources"]["limits"].get(site.options.gpu_resource)
+        gpus = spec["containers"][0]["resources"]["limits"].get(settings.options.gpu_resource)
         if gpus:
-            yield _gpus(fitting, site.options.gpu_resource, name)
+            yield _gpus(fitting, settings.options.gpu_resource, name)
 
 
 def _gpus(nodes: list[Object], resource: str, name: str) -> Finding:
@@ -369,12 +369,12 @@ def _metrics(api: Api) -> Iterator[Finding]:
         yield Finding("pass", "metrics", "metrics server answers")
 
 
-def _images(site: Site) -> Iterator[Finding]:
+def _images(settings: ClusterSettings) -> Iterator[Finding]:
     from erless.deploy.image.registry import Registry
 
     for kind in ("gateway", "sparse"):
         try:
-            image = site.image(kind)
+            image = settings.image(kind)
             reference = parse_reference(image)
             Registry(reference).manifest(reference.version)
         except ErlessError as error:
@@ -383,18 +383,18 @@ def _images(site: Site) -> Iterator[Finding]:
             yield Finding("pass", f"image {kind}", image)
 
 
-def _store(store: str, site: Site) -> Iterator[Finding]:
+def _store(store: str, settings: ClusterSettings) -> Iterator[Finding]:
     """The store answers from here; pods may see it under another address."""
     from erless.storage.stores import open_store
 
     try:
-        open_store(store, endpoint_url=site.options.endpoint_url)
+        open_store(store, endpoint_url=settings.options.endpoint_url)
     except ErlessError as error:
         yield Finding("fail", "store", str(error), "erless pack --store …")
     else:
         yield Finding("pass", "store", store)
     if store.startswith("s3://"):
-        options = site.options
+        options = settings.options
         how = options.role_arn or options.credentials_secret
         yield (
             Finding("pass", "store credentials of pods", how)

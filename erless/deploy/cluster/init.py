@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from erless.deploy.cluster.manifests import Object, Source, in_order
+from erless.deploy.cluster.manifests import ManifestFile, Object, in_order
 from erless.deploy.kubernetes.api import FIELD_MANAGER, Api, Missing
 from erless.deploy.kubernetes.kinds import CRD, DEPLOYMENT, Kind
 from erless.errors import DeployError
@@ -54,7 +54,7 @@ class ClusterInit:
     """
 
     api: Api
-    sources: Sequence[Source]
+    sources: Sequence[ManifestFile]
     settings: Sequence[Object]
     access: Sequence[Object]
     dry_run: bool = False

@@ -15,7 +15,14 @@ import yaml
 from erless.errors import DeployError, first_line
 from erless.storage.atomic import os_errors
 
-__all__ = ["KNATIVE", "KOURIER_VERSION", "SERVING_VERSION", "Source", "in_order", "read_source"]
+__all__ = [
+    "KNATIVE",
+    "KOURIER_VERSION",
+    "SERVING_VERSION",
+    "ManifestFile",
+    "in_order",
+    "read_manifest_file",
+]
 
 Object = dict[str, Any]
 
@@ -52,7 +59,7 @@ _LAST = ("APIService", "ValidatingWebhookConfiguration", "MutatingWebhookConfigu
 
 
 @dataclass(frozen=True)
-class Source:
+class ManifestFile:
     """One manifest file: where it is from, what it holds, and its digest for the record."""
 
     name: str
@@ -60,7 +67,7 @@ class Source:
     objects: tuple[Object, ...]
 
 
-def read_source(name: str) -> Source:
+def read_manifest_file(name: str) -> ManifestFile:
     """Read the manifests at a path or https URL.
 
     Raises:
@@ -89,7 +96,7 @@ def read_source(name: str) -> Source:
             )
     if not objects:
         raise DeployError(f"{name}: no Kubernetes objects in it")
-    return Source(name, hashlib.sha256(data).hexdigest(), tuple(objects))
+    return ManifestFile(name, hashlib.sha256(data).hexdigest(), tuple(objects))
 
 
 def _download(url: str) -> bytes:
@@ -117,7 +124,7 @@ def _check_scheme(url: str) -> None:
         raise DeployError(f"{url}: only https is fetched; save the file and name its path")
 
 
-def in_order(sources: Iterable[Source]) -> list[Object]:
+def in_order(sources: Iterable[ManifestFile]) -> list[Object]:
     """All objects, those that others stand on first; else in the order of their files."""
 
     def place(document: Object) -> int:

@@ -15,23 +15,23 @@ from pathlib import Path
 from erless.deploy.infra import Infra
 from erless.errors import ConfigError, OptionError
 from erless.specs.config import Config, Gateway
-from erless.specs.knative import FunctionKind, KnativeTarget, PodPlacement
+from erless.specs.knative import FunctionKind, KnativeConfig, PodPlacement
 from erless.storage.atomic import os_errors
 
-__all__ = ["Site", "read_choices", "read_images", "resolve_site"]
+__all__ = ["ClusterSettings", "parse_image_options", "read_images", "resolve_settings"]
 
 KINDS: tuple[FunctionKind, ...] = ("gateway", "dense", "sparse")
 DIGEST = re.compile(r"^[^\s@]+@sha256:[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class ClusterSettings:
     """A cluster to render for.
 
     images: function kind → image by digest. sla_ms: p95 objective of a query.
     """
 
-    options: KnativeTarget
+    options: KnativeConfig
     images: Mapping[FunctionKind, str]
     gateway: Gateway = field(default_factory=Gateway)
     sla_ms: float = 100.0
@@ -55,7 +55,9 @@ class Site:
             )
         return image
 
-    def with_placeholders(self, kinds: Sequence[FunctionKind]) -> tuple[Site, tuple[str, ...]]:
+    def with_placeholders(
+        self, kinds: Sequence[FunctionKind]
+    ) -> tuple[ClusterSettings, tuple[str, ...]]:
         """This cluster with an image for each of `kinds`, and what had to be made up.
 
         A dry run may come before the images do; their names end in `.invalid`, which no registry
@@ -73,9 +75,9 @@ class Site:
         )
 
 
-def resolve_site(
+def resolve_settings(
     config: Config, infra: Infra | None = None, images: Mapping[str, str] | None = None
-) -> Site:
+) -> ClusterSettings:
     """Combine configuration and infrastructure.
 
     Args:
@@ -103,10 +105,10 @@ def resolve_site(
     for kind, image in (images or {}).items():
         found[_kind(kind)] = image
     found = {kind: _by_digest(_whole(kind, image, options)) for kind, image in found.items()}
-    return Site(options, found, config.gateway, config.traffic.sla_p95_ms)
+    return ClusterSettings(options, found, config.gateway, config.traffic.sla_p95_ms)
 
 
-def _whole(kind: FunctionKind, image: str, options: KnativeTarget) -> str:
+def _whole(kind: FunctionKind, image: str, options: KnativeConfig) -> str:
     """`image`, or where it is a digest alone, that of the registry's repository for `kind`."""
     if not image.startswith("sha256:"):
         return image
@@ -127,7 +129,7 @@ def _by_digest(image: str) -> str:
     return resolve_digest(parse_reference(image))
 
 
-def read_choices(images: Sequence[str]) -> dict[str, str]:
+def parse_image_options(images: Sequence[str]) -> dict[str, str]:
     """KIND=IMAGE, as the command line has them.
 
     Raises:
@@ -166,7 +168,7 @@ def read_images(path: Path) -> dict[FunctionKind, str]:
         raise ConfigError(f"{path}: not a file of `erless image push` ({error!r})") from error
 
 
-def _with_infra(options: KnativeTarget, infra: Infra) -> KnativeTarget:
+def _with_infra(options: KnativeConfig, infra: Infra) -> KnativeConfig:
     """`options`, completed by what Terraform says where nothing is set by hand."""
     chosen = options.model_fields_set
     identity = infra.identity
@@ -179,9 +181,5 @@ def _with_infra(options: KnativeTarget, infra: Infra) -> KnativeTarget:
         update["role_arn"] = identity.functions_role_arn
     update["region"] = options.region or infra.region
     update["registry"] = options.registry or infra.registry_url
-    placement = {
-        role: PodPlacement.model_validate(place.model_dump())
-        for role, place in infra.placement.items()
-    }
-    update["placement"] = placement | dict(options.placement)
+    update["placement"] = dict(infra.placement) | dict(options.placement)
     return options.model_copy(update=update)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from erless.deploy.knative.dry_run import Trial
-from erless.deploy.knative.gateway_record import called_services, pointed, read_pointer
+from erless.deploy.knative.dry_run import DryRun
+from erless.deploy.knative.gateway_record import called_services, read_record, with_traffic
 from erless.deploy.knative.render import Object, Rendered
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
@@ -22,7 +22,7 @@ _NOTES = (names.RELEASE, "app.kubernetes.io/version", names.FUNCTION)
 _SHOWN = 6  # fields per object; a changed image and scale are seen, a page of JSON is not
 
 
-def compare(api: Api, rendered: Rendered, namespace: str, trial: Trial) -> tuple[Change, ...]:
+def compare(api: Api, rendered: Rendered, namespace: str, trial: DryRun) -> tuple[Change, ...]:
     """One change per object, and those that go away once no kept release needs them."""
     changes = []
     running = _running(api, namespace)
@@ -50,8 +50,8 @@ def compare(api: Api, rendered: Rendered, namespace: str, trial: Trial) -> tuple
 
 def _running(api: Api, namespace: str) -> dict[str, str]:
     """Function name → Service, of the current release."""
-    pointer = read_pointer(api.get(KSERVICE, namespace, names.GATEWAY))
-    revision = api.get(REVISION, namespace, pointer.revision) if pointer.revision else None
+    record = read_record(api.get(KSERVICE, namespace, names.GATEWAY))
+    revision = api.get(REVISION, namespace, record.revision) if record.revision else None
     found = {}
     for service in called_services(revision) if revision else ():
         live = api.get(KSERVICE, namespace, service)
@@ -60,12 +60,12 @@ def _running(api: Api, namespace: str) -> dict[str, str]:
     return found
 
 
-def _tried(trial: Trial, document: Object, live: Object) -> Object:
+def _tried(trial: DryRun, document: Object, live: Object) -> Object:
     """What the server would make of it; the gateway's record is not a release's to change."""
     if document["metadata"]["name"] == names.GATEWAY and document["kind"] == KSERVICE.kind:
-        pointer = read_pointer(live)
-        lines = read_pointer(document).traffic
-        document = pointed(document, lines, pointer.history, None)
+        record = read_record(live)
+        lines = read_record(document).traffic
+        document = with_traffic(document, lines, record.history, None)
         if _same_revision(document, live):
             document["spec"]["template"] = live["spec"]["template"]
     return trial.apply(document)
@@ -79,11 +79,11 @@ def _same_revision(one: Object, other: Object) -> bool:
 def _orphans(api: Api, rendered: Rendered, namespace: str) -> Iterator[Change]:
     """Functions that neither this release nor one to be kept calls."""
     found, _ = api.list(KSERVICE, namespace, names.OWNED)
-    pointer = read_pointer(
+    record = read_record(
         next((each for each in found if each["metadata"]["name"] == names.GATEWAY), None)
     )
     needed = {each["metadata"]["name"] for each in rendered.functions} | {names.GATEWAY}
-    for kept in pointer.history:
+    for kept in record.history:
         revision = api.get(REVISION, namespace, kept.revision)
         needed |= called_services(revision) if revision else set()
     for each in found:

@@ -13,12 +13,12 @@ from erless.deploy.knative.render import Object
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import ACCOUNT, KSERVICE, NAMESPACE
 
-__all__ = ["Trial"]
+__all__ = ["DryRun"]
 
 EVERYWHERE = "default"  # namespace and, in every namespace, service account
 
 
-class Trial:
+class DryRun:
     """Dry runs in `namespace` with service account `account`."""
 
     def __init__(self, api: Api, namespace: str, account: str) -> None:

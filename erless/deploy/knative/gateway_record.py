@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from erless.deploy.knative.render.functions import Traffic
+from erless.deploy.knative.render.functions import TrafficTarget
 from erless.deploy.kubernetes import names
 
-__all__ = ["Kept", "Pointer", "called_services", "pointed", "read_pointer"]
+__all__ = ["GatewayRecord", "Kept", "called_services", "read_record", "with_traffic"]
 
 Object = dict[str, Any]
 NEXT = "next"  # the tag of a revision that gets ready before it gets traffic
@@ -31,7 +31,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Pointer:
+class GatewayRecord:
     """What the gateway's Service says.
 
     service: as it lives, None where there is none. history: newest first. traffic: as applied.
@@ -39,7 +39,7 @@ class Pointer:
 
     service: Object | None
     history: tuple[Kept, ...]
-    traffic: tuple[Traffic, ...]
+    traffic: tuple[TrafficTarget, ...]
 
     @property
     def revision(self) -> str:
@@ -52,29 +52,34 @@ class Pointer:
         """The current release, once it was cut over."""
         return next((each for each in self.history if each.revision == self.revision), None)
 
-    def serving(self) -> list[Traffic]:
+    def serving(self) -> list[TrafficTarget]:
         """The lines that get traffic, without tags."""
-        return [Traffic(line.revision, line.percent) for line in self.traffic if line.percent]
+        return [TrafficTarget(line.revision, line.percent) for line in self.traffic if line.percent]
 
 
-def read_pointer(service: Object | None) -> Pointer:
+def read_record(service: Object | None) -> GatewayRecord:
     """What a gateway's Service says; what is not ours to read counts as absent."""
     if service is None:
-        return Pointer(None, (), ())
+        return GatewayRecord(None, (), ())
     text = service["metadata"].get("annotations", {}).get(names.HISTORY, "[]")
     try:
         history = tuple(Kept(**each) for each in json.loads(text))
     except (ValueError, TypeError):
         history = ()
     lines = tuple(
-        Traffic(each.get("revisionName", ""), int(each.get("percent") or 0), each.get("tag", ""))
+        TrafficTarget(
+            each.get("revisionName", ""), int(each.get("percent") or 0), each.get("tag", "")
+        )
         for each in service.get("spec", {}).get("traffic", [])
     )
-    return Pointer(service, history, lines)
+    return GatewayRecord(service, history, lines)
 
 
-def pointed(
-    service: Object, traffic: Sequence[Traffic], history: Sequence[Kept], template: Object | None
+def with_traffic(
+    service: Object,
+    traffic: Sequence[TrafficTarget],
+    history: Sequence[Kept],
+    template: Object | None,
 ) -> Object:
     """The gateway's Service as applied, with this traffic and this record.
 

@@ -14,10 +14,10 @@ from typing import Any
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import EVENT, POD, REVISION
-from erless.deploy.kubernetes.reasons import Fact, pod_facts
+from erless.deploy.kubernetes.reasons import PodProblem, pod_problems
 from erless.errors import DeployError
 
-__all__ = ["REVISION_LABEL", "SERVICE_LABEL", "Watchful", "condition", "is_ready"]
+__all__ = ["REVISION_LABEL", "SERVICE_LABEL", "FailureWatch", "condition", "is_ready"]
 
 Object = dict[str, Any]
 STAYS_FALSE_S = 30.0
@@ -41,7 +41,7 @@ def is_ready(document: Object) -> bool:
     )
 
 
-class Watchful:
+class FailureWatch:
     """Asks the Services that are not ready yet why, and gives up early when waiting is in vain."""
 
     def __init__(self, api: Api, namespace: str) -> None:
@@ -88,7 +88,7 @@ class Watchful:
                 overdue.append(name)
         return overdue
 
-    def _facts(self, waiting: dict[str, Object]) -> dict[str, Fact]:
+    def _facts(self, waiting: dict[str, Object]) -> dict[str, PodProblem]:
         """The worst fact per Service, from the pods of its newest revision."""
         pods, _ = self._api.list(POD, self._namespace, names.OWNED)
         newest = {
@@ -103,8 +103,8 @@ class Watchful:
         owner = {
             pod["metadata"]["name"]: pod["metadata"]["labels"][SERVICE_LABEL] for pod in theirs
         }
-        facts: dict[str, Fact] = {}
-        for fact in pod_facts(theirs, events):
+        facts: dict[str, PodProblem] = {}
+        for fact in pod_problems(theirs, events):
             known = facts.get(owner[fact.pod])
             if known is None or (fact.final and not known.final):
                 facts[owner[fact.pod]] = fact

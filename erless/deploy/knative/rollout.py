@@ -21,27 +21,27 @@ from datetime import UTC, datetime
 
 from erless.deploy.knative.gateway_record import (
     NEXT,
+    GatewayRecord,
     Kept,
-    Pointer,
     called_services,
-    pointed,
-    read_pointer,
+    read_record,
+    with_traffic,
 )
 from erless.deploy.knative.readiness import (
     REVISION_LABEL,
     SERVICE_LABEL,
-    Watchful,
+    FailureWatch,
     condition,
     is_ready,
 )
 from erless.deploy.knative.render import Object, Rendered
-from erless.deploy.knative.render.functions import Traffic
+from erless.deploy.knative.render.functions import TrafficTarget
 from erless.deploy.knative.render.scaling import MIN_SCALE
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import BUDGET, KSERVICE, POD, POD_AUTOSCALER, REVISION
 from erless.deploy.kubernetes.mirror import Deadline, Mirror
-from erless.deploy.kubernetes.reasons import pod_facts
+from erless.deploy.kubernetes.reasons import pod_problems
 from erless.errors import DeployError, NotDeployedError
 from erless.progress import Progress
 
@@ -66,13 +66,13 @@ class Rollout:
         self._progress, self._deadline, self._keep = progress, deadline, keep
         self._services = Mirror(api, KSERVICE, namespace, names.OWNED)
 
-    def pointer(self) -> Pointer:
+    def record(self) -> GatewayRecord:
         """What the gateway's Service says now."""
-        return read_pointer(self._api.get(KSERVICE, self._namespace, names.GATEWAY))
+        return read_record(self._api.get(KSERVICE, self._namespace, names.GATEWAY))
 
     def deploy(self, release: str, rendered: Rendered, canary_percent: int = 0) -> None:
         """All steps for `rendered`, the objects of `release`."""
-        before = self.pointer()
+        before = self.record()
         wanted = {each["metadata"]["name"] for each in rendered.functions}
         self._clear_failed(wanted | {names.GATEWAY}, before)
         for each in rendered.base:
@@ -95,8 +95,8 @@ class Rollout:
         Raises:
             NotDeployedError: there is none before the current, or none that begins so.
         """
-        before = self.pointer()
-        target = _kept(before, release)
+        before = self.record()
+        target = _release_to_restore(before, release)
         revision = self._api.get(REVISION, self._namespace, target.revision)
         if before.service is None or revision is None:
             raise NotDeployedError(f"revision {target.revision} of {target.release[:12]} is gone")
@@ -104,17 +104,17 @@ class Rollout:
         self._restore(called)
         self._wait_ready("functions ready", called)
         service = _labelled(before.service, target.release)
-        lines = [*before.serving(), Traffic(target.revision, 0, NEXT)]
+        lines = [*before.serving(), TrafficTarget(target.revision, 0, NEXT)]
         if target.revision != before.revision:
-            self._api.apply(pointed(service, lines, before.history, None))
+            self._api.apply(with_traffic(service, lines, before.history, None))
             self._wait_routed("gateway ready", target.revision, 0)
             self._prewarm(called, target.revision)
-        only = [Traffic(target.revision, 100)]
-        self._api.apply(pointed(service, only, before.history, None))
+        only = [TrafficTarget(target.revision, 100)]
+        self._api.apply(with_traffic(service, only, before.history, None))
         self._wait_routed("cut over", target.revision, 100)
         self.settle()
 
-    def _present(self, rendered: Rendered, before: Pointer) -> None:
+    def _present(self, rendered: Rendered, before: GatewayRecord) -> None:
         """Make the gateway's new revision ready without giving it traffic."""
         revision = rendered.revision
         # a kept revision is found, not made again: Knative does not make one twice
@@ -123,28 +123,31 @@ class Rollout:
         serving = before.serving()
         others = [line for line in serving if line.revision != revision]
         if not serving or (not others and before.revision == revision):
-            lines = [Traffic(revision, 100)]
+            lines = [TrafficTarget(revision, 100)]
         else:  # a canary's share goes back for a moment, until all of the traffic moves
-            lines = [Traffic(others[0].revision, 100), Traffic(revision, 0, NEXT)]
-        self._api.apply(pointed(rendered.gateway, lines, before.history, template))
+            lines = [TrafficTarget(others[0].revision, 100), TrafficTarget(revision, 0, NEXT)]
+        self._api.apply(with_traffic(rendered.gateway, lines, before.history, template))
         self._wait_routed("gateway ready", revision, 0)
 
     def _move(self, rendered: Rendered, release: str, canary_percent: int) -> None:
         """The cut-over: traffic and record in one write."""
-        before, revision = self.pointer(), rendered.revision
+        before, revision = self.record(), rendered.revision
         template = before.service["spec"]["template"] if before.service else None
         others = [line for line in before.serving() if line.revision != revision]
         history = list(before.history)
         if canary_percent and others:
             share = canary_percent
-            lines = [Traffic(others[0].revision, 100 - share), Traffic(revision, share, NEXT)]
+            lines = [
+                TrafficTarget(others[0].revision, 100 - share),
+                TrafficTarget(revision, share, NEXT),
+            ]
         else:
-            share, lines = 100, [Traffic(revision, 100)]
+            share, lines = 100, [TrafficTarget(revision, 100)]
             if before.current is None or before.current.revision != revision:
                 now = datetime.now(UTC).isoformat(timespec="seconds")
                 history = [each for each in history if each.release != release]
                 history = [Kept(release, revision, now), *history][: self._keep]
-        self._api.apply(pointed(rendered.gateway, lines, history, template))
+        self._api.apply(with_traffic(rendered.gateway, lines, history, template))
         self._wait_routed("cut over", revision, share)
 
     def _wait_ready(self, label: str, wanted: set[str]) -> None:
@@ -156,7 +159,7 @@ class Rollout:
         self._wait(label, {names.GATEWAY}, lambda live: _routed(live, revision, percent))
 
     def _wait(self, label: str, wanted: set[str], ready: Callable[[Object], bool]) -> None:
-        watchful = Watchful(self._api, self._namespace)
+        watchful = FailureWatch(self._api, self._namespace)
         late = set(wanted)
         with self._progress.step(label, len(wanted), "steps") as step:
 
@@ -175,7 +178,7 @@ class Rollout:
             f"{', '.join(sorted(late))} not ready within {self._deadline.seconds:g} s{why}"
         )
 
-    def _clear_failed(self, wanted: set[str], before: Pointer) -> None:
+    def _clear_failed(self, wanted: set[str], before: GatewayRecord) -> None:
         """Remove revisions that failed, so that they are made again.
 
         Knative does not try a revision twice, and a pod that could not start waits ever longer.
@@ -185,7 +188,7 @@ class Rollout:
         spared |= {each.revision for each in before.history}
         found, _ = self._api.list(REVISION, self._namespace, names.OWNED)
         pods, _ = self._api.list(POD, self._namespace, names.OWNED)
-        stuck = {fact.pod for fact in pod_facts(pods, ()) if fact.final}
+        stuck = {fact.pod for fact in pod_problems(pods, ()) if fact.final}
         hopeless = {
             pod["metadata"]["labels"].get(REVISION_LABEL)
             for pod in pods
@@ -233,7 +236,7 @@ class Rollout:
         }
         for revision in cold:
             self._scale(revision, "1")
-        watchful = Watchful(self._api, self._namespace)
+        watchful = FailureWatch(self._api, self._namespace)
 
         def done(objects: dict[str, Object]) -> bool:
             late = [revision for revision in cold if not _awake(objects.get(revision, _NONE))]
@@ -250,7 +253,7 @@ class Rollout:
 
     def settle(self) -> None:
         """Rest what only kept releases call, remove what none calls. May run at any time."""
-        now = self.pointer()
+        now = self.record()
         kept = {each.revision for each in now.history} | {each.revision for each in now.traffic}
         revisions, _ = self._api.list(
             REVISION, self._namespace, f"{names.OWNED},{names.KIND}=gateway"
@@ -318,18 +321,18 @@ def _labelled(service: Object, release: str) -> Object:
     return changed
 
 
-def _kept(pointer: Pointer, release: str | None) -> Kept:
+def _release_to_restore(record: GatewayRecord, release: str | None) -> Kept:
     """The release to go back to."""
-    current = pointer.current
+    current = record.current
     if current is None:
         raise NotDeployedError("nothing is deployed here")
     if release is None:
-        older = pointer.history[pointer.history.index(current) + 1 :]
+        older = record.history[record.history.index(current) + 1 :]
         if not older:
             raise NotDeployedError("no release is kept from before the current one")
         return older[0]
-    found = [each for each in pointer.history if each.release.startswith(release)]
+    found = [each for each in record.history if each.release.startswith(release)]
     if not found:
-        kept = ", ".join(each.release[:12] for each in pointer.history)
+        kept = ", ".join(each.release[:12] for each in record.history)
         raise NotDeployedError(f"no kept release begins with {release!r}; kept are {kept}")
     return found[0]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
-from erless.deploy.knative.gateway_record import Pointer, called_services, read_pointer
+from erless.deploy.knative.gateway_record import GatewayRecord, called_services, read_record
 from erless.deploy.knative.readiness import REVISION_LABEL, condition
 from erless.deploy.knative.render.pods import PORT
 from erless.deploy.kubernetes import names
@@ -21,7 +21,7 @@ from erless.deploy.kubernetes.kinds import KSERVICE, POD, POD_AUTOSCALER, POD_ME
 from erless.deploy.target import FunctionState, FunctionStatus, Status
 from erless.errors import DeployError, NotDeployedError
 
-__all__ = ["function_name", "quantity", "survey"]
+__all__ = ["function_name", "quantity", "read_status"]
 
 Object = dict[str, Any]
 Samples = dict[str, float]
@@ -61,7 +61,7 @@ def function_name(service: Object) -> str:
     return str(meta.get("annotations", {}).get(names.FUNCTION, meta["name"]))
 
 
-def survey(api: Api, namespace: str) -> Status:
+def read_status(api: Api, namespace: str) -> Status:
     """Everything that runs in `namespace`.
 
     Raises:
@@ -69,21 +69,21 @@ def survey(api: Api, namespace: str) -> Status:
     """
     services, _ = api.list(KSERVICE, namespace, names.OWNED)
     by_name = {each["metadata"]["name"]: each for each in services}
-    pointer = read_pointer(by_name.get(names.GATEWAY))
-    if pointer.service is None:
+    record = read_record(by_name.get(names.GATEWAY))
+    if record.service is None:
         raise NotDeployedError(f"nothing is deployed in namespace {namespace}")
     pods, _ = api.list(POD, namespace, names.OWNED)
     scalers, _ = api.list(POD_AUTOSCALER, namespace, names.OWNED)
     scale = {each["metadata"]["name"]: each.get("status", {}) for each in scalers}
     used = _used_memory(api, namespace)
     rates = _rates(api, namespace, [each for each in pods if _is_ready(each)])
-    called = _called(api, namespace, pointer)
+    called = _called(api, namespace, record)
     functions = []
     for service in services:
         own = service["metadata"]["name"] == names.GATEWAY
-        for revision in _revisions(service, pointer):
+        for revision in _revisions(service, record):
             theirs = _of(pods, revision)
-            now = service["metadata"]["name"] in called or (own and revision == pointer.revision)
+            now = service["metadata"]["name"] in called or (own and revision == record.revision)
             if now or theirs:  # what only a kept release calls, and rests, runs nowhere
                 functions.append(
                     _function(
@@ -96,16 +96,16 @@ def survey(api: Api, namespace: str) -> Status:
                     )
                 )
     functions.sort(key=lambda each: (each.kind, each.tier, each.name))
-    current = pointer.current
+    current = record.current
     release = current.release if current else ""
     copies = max((each.ready for each in functions), default=0)
     return Status(
         target="knative",
         release=release,
-        url=pointer.service.get("status", {}).get("url", ""),
+        url=record.service.get("status", {}).get("url", ""),
         functions=tuple(functions),
         memory_bytes=sum(each.memory_bytes for each in functions),
-        model_wise_bytes=max(copies, 1) * _full_copy(pointer.service),
+        model_wise_bytes=max(copies, 1) * _full_copy(record.service),
     )
 
 
@@ -114,9 +114,9 @@ def _full_copy(gateway: Object) -> int:
     return int(gateway["metadata"].get("annotations", {}).get(names.FULL_COPY, "0"))
 
 
-def _called(api: Api, namespace: str, pointer: Pointer) -> set[str]:
+def _called(api: Api, namespace: str, record: GatewayRecord) -> set[str]:
     """The Services that the current release calls."""
-    live = api.get(REVISION, namespace, pointer.revision) if pointer.revision else None
+    live = api.get(REVISION, namespace, record.revision) if record.revision else None
     return called_services(live) if live else set()
 
 
@@ -125,10 +125,10 @@ def _shown(service: Object, revision: str, now: bool) -> str:
     return function_name(service) if now else f"{function_name(service)} ({revision})"
 
 
-def _revisions(service: Object, pointer: Pointer) -> Iterable[str]:
+def _revisions(service: Object, record: GatewayRecord) -> Iterable[str]:
     """The revisions of a Service that anyone can reach."""
     if service["metadata"]["name"] == names.GATEWAY:
-        return [line.revision for line in pointer.traffic]
+        return [line.revision for line in record.traffic]
     status = service.get("status", {})
     return [status.get("latestReadyRevisionName") or status.get("latestCreatedRevisionName", "")]
 

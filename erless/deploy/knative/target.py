@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from erless.deploy.infra import read_infra
-from erless.deploy.knative.cluster_settings import Site, resolve_site
+from erless.deploy.knative.cluster_settings import ClusterSettings, resolve_settings
 from erless.deploy.knative.diff import compare
-from erless.deploy.knative.dry_run import Trial
-from erless.deploy.knative.gateway_record import Pointer, read_pointer
+from erless.deploy.knative.dry_run import DryRun
+from erless.deploy.knative.gateway_record import GatewayRecord, read_record
 from erless.deploy.knative.ingress import find_address
 from erless.deploy.knative.pod_logs import pod_logs
 from erless.deploy.knative.render import Object, Rendered, render
 from erless.deploy.knative.rollout import Rollout
 from erless.deploy.knative.schema import check_objects
-from erless.deploy.knative.status import function_name, survey
+from erless.deploy.knative.status import function_name, read_status
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api, Unreachable, connect
 from erless.deploy.kubernetes.kinds import (
@@ -66,41 +66,41 @@ class KnativeTarget:
         self, config: Config, images: Mapping[str, str] | None = None, api: Api | None = None
     ) -> None:
         folder = config.targets.knative.infra
-        self._site = resolve_site(config, read_infra(folder) if folder else None, images)
+        self._settings = resolve_settings(config, read_infra(folder) if folder else None, images)
         self._connected = api
         self._addresses: dict[str, str] = {}
 
     @property
-    def site(self) -> Site:
+    def settings(self) -> ClusterSettings:
         """The cluster as configured."""
-        return self._site
+        return self._settings
 
     @property
     def api(self) -> Api:
         """The connection; made when it is first needed."""
         if self._connected is None:
-            options = self._site.options
+            options = self._settings.options
             self._connected = connect(options.kubeconfig, options.context)
         return self._connected
 
     @property
     def _namespace(self) -> str:
-        return self._site.options.namespace
+        return self._settings.options.namespace
 
     def objects(self, desired: Desired) -> Rendered:
         """Exactly what `deploy` applies: a namespace that is somebody else's is left alone."""
-        return self._render(desired, self._spare_namespace(self._site))
+        return self._render(desired, self._spare_namespace(self._settings))
 
-    def _spare_namespace(self, site: Site) -> Site:
-        """`site`, without the namespace where that is somebody else's."""
+    def _spare_namespace(self, settings: ClusterSettings) -> ClusterSettings:
+        """`settings`, without the namespace where that is somebody else's."""
         live = self.api.get(NAMESPACE, None, self._namespace)
-        return replace(site, create_namespace=live is None or _is_ours(live))
+        return replace(settings, create_namespace=live is None or _is_ours(live))
 
-    def _render(self, desired: Desired, site: Site) -> Rendered:
-        if desired.endpoint_url and not site.options.endpoint_url:
-            options = site.options.model_copy(update={"endpoint_url": desired.endpoint_url})
-            site = replace(site, options=options)
-        rendered = render(desired, site)
+    def _render(self, desired: Desired, settings: ClusterSettings) -> Rendered:
+        if desired.endpoint_url and not settings.options.endpoint_url:
+            options = settings.options.model_copy(update={"endpoint_url": desired.endpoint_url})
+            settings = replace(settings, options=options)
+        rendered = render(desired, settings)
         check_objects(rendered.objects)
         return rendered
 
@@ -112,10 +112,10 @@ class KnativeTarget:
         Raises:
             DeployError: an object is refused.
         """
-        site, missing = self._site.with_placeholders(_kinds(desired))
+        settings, missing = self._settings.with_placeholders(_kinds(desired))
         if not self._answers():
-            return Checked(self._render(desired, site).objects, "schemas", missing)
-        rendered = self._render(desired, self._spare_namespace(site))
+            return Checked(self._render(desired, settings).objects, "schemas", missing)
+        rendered = self._render(desired, self._spare_namespace(settings))
         trial = self._trial()
         for each in rendered.objects:
             trial.apply(each)
@@ -123,7 +123,7 @@ class KnativeTarget:
 
     def _answers(self) -> bool:
         """Whether there is a cluster to ask; one that was named by hand has to be there."""
-        options = self._site.options
+        options = self._settings.options
         try:
             self.api.call("GET", "/version", retry_s=0)
         except Unreachable:
@@ -138,8 +138,8 @@ class KnativeTarget:
         """What `deploy` would do now, as the server sees it; changes nothing."""
         return compare(self.api, self.objects(desired), self._namespace, self._trial())
 
-    def _trial(self) -> Trial:
-        return Trial(self.api, self._namespace, self._site.options.service_account)
+    def _trial(self) -> DryRun:
+        return DryRun(self.api, self._namespace, self._settings.options.service_account)
 
     def deploy(self, desired: Desired, progress: Progress, timeout_s: float) -> Deployment:
         """See `Target.deploy`."""
@@ -153,18 +153,18 @@ class KnativeTarget:
             raise DeployError(f"namespace {self._namespace} is not there")
         with locked(self.api, self._namespace):
             rollout = self._rollout(progress, deadline)
-            rollout.deploy(desired.release.digest, rendered, self._site.options.canary_percent)
+            rollout.deploy(desired.release.digest, rendered, self._settings.options.canary_percent)
         return self._current(desired.release.digest)
 
     def _rollout(self, progress: Progress, deadline: Deadline) -> Rollout:
-        keep = self._site.options.keep_releases
+        keep = self._settings.options.keep_releases
         return Rollout(self.api, self._namespace, progress, deadline, keep)
 
     def _check_cluster(self) -> None:
         """Knative is there, and what the pods refer to."""
         if self.api.get(CRD, None, "services.serving.knative.dev") is None:
             raise DeployError(f"the cluster at {self.api.host} has no Knative Serving")
-        options = self._site.options
+        options = self._settings.options
         secrets = (*options.image_pull_secrets, options.credentials_secret, options.token_secret)
         claims = (options.cache_claim, options.store_volume.claim)
         for kind, wanted in ((SECRET, secrets), (CLAIM, claims)):
@@ -175,18 +175,18 @@ class KnativeTarget:
                         "functions are told to use"
                     )
 
-    def pointer(self) -> Pointer:
+    def record(self) -> GatewayRecord:
         """What is deployed, as the gateway's Service records it."""
-        return read_pointer(self.api.get(KSERVICE, self._namespace, names.GATEWAY))
+        return read_record(self.api.get(KSERVICE, self._namespace, names.GATEWAY))
 
     def status(self) -> Status:
         """See `Target.status`."""
-        found = survey(self.api, self._namespace)
+        found = read_status(self.api, self._namespace)
         return replace(found, address=self._address(found.url))
 
     def _address(self, url: str) -> str:
         """Where to connect from here; looked for once."""
-        options = self._site.options
+        options = self._settings.options
         if options.gateway_address or not url:
             return options.gateway_address or ""
         if url not in self._addresses:
@@ -198,12 +198,12 @@ class KnativeTarget:
 
     def deployments(self) -> tuple[Deployment, ...]:
         """Kept releases, newest first."""
-        pointer = self.pointer()
-        url = (pointer.service or {}).get("status", {}).get("url", "")
-        current, address = pointer.current, self._address(url) if pointer.history else ""
+        record = self.record()
+        url = (record.service or {}).get("status", {}).get("url", "")
+        current, address = record.current, self._address(url) if record.history else ""
         return tuple(
             Deployment(each.release, url, each.at, each == current, address)
-            for each in pointer.history
+            for each in record.history
         )
 
     def _current(self, release: str) -> Deployment:
@@ -215,7 +215,7 @@ class KnativeTarget:
 
     def rollback(self, release: str | None, progress: Progress, timeout_s: float) -> Deployment:
         """See `Target.rollback`; `release` may be the beginning of a digest."""
-        if self.pointer().service is None:
+        if self.record().service is None:
             raise NotDeployedError(f"nothing is deployed in namespace {self._namespace}")
         with locked(self.api, self._namespace):
             self._rollout(progress, Deadline(timeout_s)).rollback(release)

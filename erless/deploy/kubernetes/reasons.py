@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-__all__ = ["Fact", "pod_facts"]
+__all__ = ["PodProblem", "pod_problems"]
 
 Object = dict[str, Any]
 OURS = {78: "its settings are wrong", 65: "an artifact is damaged or missing"}
@@ -28,7 +28,7 @@ _LENGTH = 400
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
+class PodProblem:
     """What keeps a pod from running; `final`: waiting does not help."""
 
     pod: str
@@ -36,7 +36,7 @@ class Fact:
     final: bool
 
 
-def pod_facts(pods: Iterable[Object], events: Iterable[Object]) -> list[Fact]:
+def pod_problems(pods: Iterable[Object], events: Iterable[Object]) -> list[PodProblem]:
     """One fact per pod that does not run.
 
     Args:
@@ -52,14 +52,14 @@ def pod_facts(pods: Iterable[Object], events: Iterable[Object]) -> list[Fact]:
     return [fact for fact in facts if fact is not None]
 
 
-def _fact(pod: Object, scaling: set[Any]) -> Fact | None:
+def _fact(pod: Object, scaling: set[Any]) -> PodProblem | None:
     name, status = pod["metadata"]["name"], pod.get("status", {})
     for condition in status.get("conditions", []):
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             final = name not in scaling and _age_s(condition) > UNSCHEDULABLE_S
-            return Fact(name, f"no node takes it: {condition.get('message', '?')}", final)
+            return PodProblem(name, f"no node takes it: {condition.get('message', '?')}", final)
     if status.get("reason") == "Evicted":
-        return Fact(name, f"evicted: {status.get('message', '?')}", True)
+        return PodProblem(name, f"evicted: {status.get('message', '?')}", True)
     for container in status.get("containerStatuses", []):
         fact = _container_fact(name, container)
         if fact is not None:
@@ -67,14 +67,14 @@ def _fact(pod: Object, scaling: set[Any]) -> Fact | None:
     return None
 
 
-def _container_fact(pod: str, container: Object) -> Fact | None:
+def _container_fact(pod: str, container: Object) -> PodProblem | None:
     waiting = container.get("state", {}).get("waiting") or {}
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in _IMAGE or (reason == "ErrImagePull" and message):
         text = f"image {container.get('image')} cannot be pulled: {_line(message)}"
-        return Fact(pod, text, reason in _IMAGE)
+        return PodProblem(pod, text, reason in _IMAGE)
     if reason in _CONFIG:
-        return Fact(pod, f"{reason}: {_line(message)}", True)
+        return PodProblem(pod, f"{reason}: {_line(message)}", True)
     ended = (
         container.get("state", {}).get("terminated")
         or container.get("lastState", {}).get("terminated")
@@ -85,13 +85,13 @@ def _container_fact(pod: str, container: Object) -> Fact | None:
     code = ended.get("exitCode", 0)
     if ended.get("reason") == "OOMKilled":
         limit = container.get("resources", {}).get("limits", {}).get("memory", "its limit")
-        return Fact(pod, f"out of memory: it took more than {limit}", True)
+        return PodProblem(pod, f"out of memory: it took more than {limit}", True)
     if code == 0:
         return None
     why = f" ({OURS[code]})" if code in OURS else ""
     text = f"{container.get('name')} ended with code {code}{why}: {_last_words(ended)}"
     final = code in OURS or reason == "CrashLoopBackOff" or container.get("restartCount", 0) > 1
-    return Fact(pod, text, final)
+    return PodProblem(pod, text, final)
 
 
 def _last_words(ended: Object) -> str:

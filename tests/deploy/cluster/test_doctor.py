@@ -9,10 +9,10 @@ import pytest
 from kubernetes import client
 
 from erless.deploy.cluster.doctor import Finding, examine
-from erless.deploy.knative.cluster_settings import Site
+from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.deploy.knative.render import render
 from erless.deploy.kubernetes.api import Api
-from tests.deploy.desired import desired, site
+from tests.deploy.desired import cluster_settings, desired
 from tests.deploy.fake_cluster import FakeCluster
 
 SERVING = "knative-serving"
@@ -43,8 +43,10 @@ def set_config(cluster: FakeCluster, name: str, data: dict[str, str]) -> None:
     cluster.store(("configmaps", SERVING, name), {"metadata": {"name": name}, "data": data})
 
 
-def ask(cluster: FakeCluster, where: Site | None = None, **more: Any) -> dict[str, Finding]:
-    where = where or site()
+def ask(
+    cluster: FakeCluster, where: ClusterSettings | None = None, **more: Any
+) -> dict[str, Finding]:
+    where = where or cluster_settings()
     api = Api(client.ApiClient(client.Configuration(host=cluster.url)), 5.0)
     wanted = render(desired(store=more.pop("store", "s3://recs/r"), dense=True), where)
     return {each.what: each for each in examine(api, where, wanted)}
@@ -63,7 +65,7 @@ def test_flags_are_asked_for_only_where_they_are_needed_and_come_with_the_patch(
     cluster: FakeCluster,
 ) -> None:
     assert "kubernetes.podspec-nodeselector" not in ask(cluster)
-    placed = site(placement={"hot": {"node_selector": {"erless.dev/pool": "hot"}}})
+    placed = cluster_settings(placement={"hot": {"node_selector": {"erless.dev/pool": "hot"}}})
     flag = ask(cluster, placed)["kubernetes.podspec-nodeselector"]
     assert flag.level == "fail"
     assert flag.mend == (
@@ -103,7 +105,7 @@ def test_what_is_down_off_or_forbidden_fails(cluster: FakeCluster) -> None:
 
 
 def test_places_and_gpus_that_no_node_has_are_told(cluster: FakeCluster) -> None:
-    where = site(placement={"cold": {"node_selector": {"erless.dev/pool": "cold"}}})
+    where = cluster_settings(placement={"cold": {"node_selector": {"erless.dev/pool": "cold"}}})
     found = ask(cluster, where)
     missing = [each for what, each in found.items() if what.startswith("nodes for erless-s-")]
     assert [each.level for each in missing] == ["warn"]
@@ -117,7 +119,7 @@ def test_places_and_gpus_that_no_node_has_are_told(cluster: FakeCluster) -> None
 
 
 def test_secrets_and_claims_that_are_named_must_be_there(cluster: FakeCluster) -> None:
-    where = site(credentials_secret="keys")  # noqa: S106
+    where = cluster_settings(credentials_secret="keys")  # noqa: S106
     assert ask(cluster, where)["Secret keys"].level == "fail"
     cluster.store(("secrets", "erless", "keys"), {"metadata": {"name": "keys"}})
     assert ask(cluster, where)["Secret keys"].level == "pass"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from erless.deploy.cluster.init import Applied, ClusterInit
-from erless.deploy.cluster.manifests import KNATIVE, in_order, read_source
+from erless.deploy.cluster.manifests import KNATIVE, in_order, read_manifest_file
 from erless.deploy.cluster.settings import KOURIER, MESH, access, settings
 from erless.deploy.kubernetes.api import connect
 from erless.errors import ArtifactError, ConflictError, DeployError
@@ -77,7 +77,7 @@ def kubeconfig(cluster: BareCluster, tmp_path: Path) -> Iterator[Path]:
 
 
 def run(kubeconfig: Path, files: list[Path], **more: object) -> list[Applied]:
-    sources = [read_source(str(each)) for each in files]
+    sources = [read_manifest_file(str(each)) for each in files]
     return ClusterInit(
         connect(kubeconfig), sources, settings(), access("recs"), **{"timeout_s": 60.0, **more}
     ).run()
@@ -209,7 +209,7 @@ def test_bad_manifests_are_named(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(DeployError, match=said) as error:
-        read_source(str(path))
+        read_manifest_file(str(path))
     assert str(path) in str(error.value)
 
 
@@ -226,18 +226,21 @@ def test_manifests_come_by_url(tmp_path: Path, files: list[Path]) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}"
-        assert read_source(f"{url}/core.yaml").objects == read_source(str(files[0])).objects
+        assert (
+            read_manifest_file(f"{url}/core.yaml").objects
+            == read_manifest_file(str(files[0])).objects
+        )
         with pytest.raises(DeployError, match="the server answered 404"):
-            read_source(f"{url}/absent.yaml")
+            read_manifest_file(f"{url}/absent.yaml")
     finally:
         server.shutdown()
         server.server_close()
     with pytest.raises(DeployError, match="cannot fetch"):
-        read_source(f"{url}/core.yaml")
+        read_manifest_file(f"{url}/core.yaml")
     with pytest.raises(DeployError, match="only https is fetched"):
-        read_source("http://example.com/core.yaml")
+        read_manifest_file("http://example.com/core.yaml")
     with pytest.raises(ArtifactError, match=r"absent\.yaml does not exist"):
-        read_source(str(tmp_path / "absent.yaml"))
+        read_manifest_file(str(tmp_path / "absent.yaml"))
 
 
 def test_a_real_cluster_takes_the_settings() -> None:
@@ -261,7 +264,7 @@ def test_lists_are_unpacked(tmp_path: Path) -> None:
     items = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}]
     path = tmp_path / "list.yaml"
     path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": items}))
-    assert in_order([read_source(str(path))]) == items
+    assert in_order([read_manifest_file(str(path))]) == items
 
 
 def test_the_verb(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from erless.deploy.knative.cluster_settings import Site
+from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.deploy.knative.render import policies
 from erless.deploy.knative.render.functions import (
     Object,
@@ -45,8 +45,8 @@ class Rendered:
         return str(self.gateway["spec"]["template"]["metadata"]["name"])
 
 
-def render(desired: Desired, site: Site) -> Rendered:
-    """Everything that `deploy` applies for `desired` at `site`.
+def render(desired: Desired, settings: ClusterSettings) -> Rendered:
+    """Everything that `deploy` applies for `desired` at `settings`.
 
     Raises:
         ConfigError: an image is missing, or a folder store is not visible to pods.
@@ -54,19 +54,19 @@ def render(desired: Desired, site: Site) -> Rendered:
     """
     digest = desired.release.digest
     base: list[Object] = []
-    if site.create_namespace:
-        base.append(policies.namespace(digest, site))
-    if site.options.create_service_account:
-        base.append(policies.account(digest, site))
-    if site.options.network_policies:
-        base += policies.network_policies(digest, site)
+    if settings.create_namespace:
+        base.append(policies.namespace(digest, settings))
+    if settings.options.create_service_account:
+        base.append(policies.account(digest, settings))
+    if settings.options.network_policies:
+        base += policies.network_policies(digest, settings)
     shards = sorted(desired.release.remote, key=lambda each: each.digest)
-    functions = [shard_service_object(desired, each, site) for each in shards]
-    dense = dense_service(desired, site)
+    functions = [shard_service_object(desired, each, settings) for each in shards]
+    dense = dense_service(desired, settings)
     if dense is not None:
         functions.append(dense)
-    gateway = gateway_service(desired, site, dense)
-    extras = policies.budgets([*functions, gateway], digest, site)
-    if site.options.pod_monitor:
-        extras.append(policies.monitor(digest, site))
+    gateway = gateway_service(desired, settings, dense)
+    extras = policies.budgets([*functions, gateway], digest, settings)
+    if settings.options.pod_monitor:
+        extras.append(policies.monitor(digest, settings))
     return Rendered(tuple(base), tuple(functions), gateway, tuple(extras))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from erless.deploy.knative.cluster_settings import Site
+from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.deploy.knative.render.pods import Needs, load_s, pod, timeout_s
 from erless.deploy.knative.render.scaling import scaling_annotations
 from erless.deploy.kubernetes import names
@@ -22,7 +22,7 @@ from erless.errors import PlanError
 from erless.specs.plan import ShardPlan
 from erless.specs.release import ReleaseShard
 
-__all__ = ["Object", "Traffic", "dense_service", "gateway_service", "shard_service_object"]
+__all__ = ["Object", "TrafficTarget", "dense_service", "gateway_service", "shard_service_object"]
 
 Object = dict[str, Any]
 API = "serving.knative.dev/v1"
@@ -43,7 +43,7 @@ DEADLINE_S = 30.0  # docs/functions.md: of a query whose client names none
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class TrafficTarget:
     """One line of the gateway's traffic; a tag makes the revision reachable at 0 % already."""
 
     revision: str
@@ -61,7 +61,9 @@ class Traffic:
         }
 
 
-def shard_service_object(desired: Desired, shard: ReleaseShard, site: Site) -> Object:
+def shard_service_object(
+    desired: Desired, shard: ReleaseShard, settings: ClusterSettings
+) -> Object:
     """The Service of one shard.
 
     Raises:
@@ -72,19 +74,19 @@ def shard_service_object(desired: Desired, shard: ReleaseShard, site: Site) -> O
     memory += (math.ceil(plan.vcpu) - 1) * WORKER_BYTES
     needs = Needs(plan.vcpu, memory, shard.size_bytes)
     environment = {"ERLESS_SHARD": shard.digest, **_workers(plan.vcpu)} | _sizes(desired)
-    annotations = scaling_annotations(plan.scaling, shard.tier, site.options.min_window_s)
-    spec = pod("sparse", shard.tier.value, needs, environment, site, desired.store)
+    annotations = scaling_annotations(plan.scaling, shard.tier, settings.options.min_window_s)
+    spec = pod("sparse", shard.tier.value, needs, environment, settings, desired.store)
     return _service(
         names.shard_service(shard.digest),
         desired,
-        site,
+        settings,
         function=shard.name,
         labels=names.function_labels("sparse", shard.tier.value, shard.digest),
         digest=shard.digest,
         annotations=annotations,
         spec=spec,
         size_bytes=shard.size_bytes,
-        timeout=timeout_s(shard.size_bytes, site),
+        timeout=timeout_s(shard.size_bytes, settings),
     )
 
 
@@ -93,7 +95,7 @@ def _workers(vcpu: float) -> dict[str, str]:
     return {"ERLESS_WORKERS": str(math.ceil(vcpu))}
 
 
-def dense_service(desired: Desired, site: Site) -> Object | None:
+def dense_service(desired: Desired, settings: ClusterSettings) -> Object | None:
     """The Service of the dense tower, or None where it runs inside the gateway."""
     plan, tower = desired.plan.dense, desired.release.tower
     if desired.plan.gateway.dense_placement == "gateway" or plan is None:
@@ -106,31 +108,34 @@ def dense_service(desired: Desired, site: Site) -> Object | None:
         "ERLESS_PRECISION": plan.precision,
         "ERLESS_MAX_DELAY_MS": f"{plan.max_delay_ms:g}",
         "ERLESS_MAX_COALESCE": str(plan.max_batch),
-        "ERLESS_SLA_MS": f"{site.sla_ms:g}",
+        "ERLESS_SLA_MS": f"{settings.sla_ms:g}",
         "ERLESS_THREADS": str(max(math.floor(plan.vcpu), 1)),
     } | _sizes(desired)
     return _service(
         names.dense_name(tower.sha256),
         desired,
-        site,
+        settings,
         function="dense",
         labels=names.function_labels("dense", "dense", tower.sha256),
         digest=tower.sha256,
-        annotations=scaling_annotations(plan.scaling, None, site.options.min_window_s),
-        spec=pod("dense", "dense", needs, environment, site, desired.store),
+        annotations=scaling_annotations(plan.scaling, None, settings.options.min_window_s),
+        spec=pod("dense", "dense", needs, environment, settings, desired.store),
         size_bytes=tower.size_bytes,
-        timeout=timeout_s(tower.size_bytes, site),
+        timeout=timeout_s(tower.size_bytes, settings),
     )
 
 
 def gateway_service(
-    desired: Desired, site: Site, dense: Object | None, traffic: Sequence[Traffic] = ()
+    desired: Desired,
+    settings: ClusterSettings,
+    dense: Object | None,
+    traffic: Sequence[TrafficTarget] = (),
 ) -> Object:
     """The gateway's Service, with a revision named for the release.
 
     Args:
         desired: release and plan.
-        site: the cluster.
+        settings: the cluster.
         dense: the tower's Service, where it has one.
         traffic: who gets what; all to this release where it is empty.
     """
@@ -140,42 +145,42 @@ def gateway_service(
     size += sum(each.size_bytes for each in release.resident)
     workers = math.ceil(plan.vcpu)
     memory = max(plan.memory_bytes, size + LEAST_BYTES) + (workers - 1) * WORKER_BYTES
-    memory += site.gateway.max_in_flight * QUERY_BYTES
+    memory += settings.gateway.max_in_flight * QUERY_BYTES
     needs = Needs(plan.vcpu, memory, size)
-    slowest = max([load_s(each.size_bytes, site) for each in release.remote], default=0.0)
-    deadline = max(DEADLINE_S, slowest + 10 * site.sla_ms / 1e3)
-    timeout = min(max(math.ceil(deadline) + 5, timeout_s(size, site)), 600)
+    slowest = max([load_s(each.size_bytes, settings) for each in release.remote], default=0.0)
+    deadline = max(DEADLINE_S, slowest + 10 * settings.sla_ms / 1e3)
+    timeout = min(max(math.ceil(deadline) + 5, timeout_s(size, settings)), 600)
     environment = {
         "ERLESS_RELEASE": release.digest,
         "ERLESS_SHARD_URLS": json.dumps(
             {
-                each.digest: _url(names.shard_service(each.digest), site)
+                each.digest: _url(names.shard_service(each.digest), settings)
                 for each in sorted(release.remote, key=lambda each: each.digest)
             },
             separators=(",", ":"),
         ),
-        "ERLESS_SLA_MS": f"{site.sla_ms:g}",
+        "ERLESS_SLA_MS": f"{settings.sla_ms:g}",
         "ERLESS_DEADLINE_MS": f"{1000 * min(deadline, timeout - 5):.0f}",
-        "ERLESS_COLD_MISS": site.gateway.cold_miss,
-        "ERLESS_DEGRADED_SHARE": f"{site.gateway.degraded_share:g}",
-        "ERLESS_HEDGE": "1" if site.gateway.hedge else "0",
-        "ERLESS_MAX_IN_FLIGHT": str(math.ceil(site.gateway.max_in_flight / workers)),
+        "ERLESS_COLD_MISS": settings.gateway.cold_miss,
+        "ERLESS_DEGRADED_SHARE": f"{settings.gateway.degraded_share:g}",
+        "ERLESS_HEDGE": "1" if settings.gateway.hedge else "0",
+        "ERLESS_MAX_IN_FLIGHT": str(math.ceil(settings.gateway.max_in_flight / workers)),
         **_workers(plan.vcpu),
     } | _sizes(desired)
     if dense is not None:
-        environment["ERLESS_DENSE_URL"] = _url(dense["metadata"]["name"], site)
+        environment["ERLESS_DENSE_URL"] = _url(dense["metadata"]["name"], settings)
     service = _service(
         names.GATEWAY,
         desired,
-        site,
+        settings,
         function="gateway",
         labels=names.function_labels("gateway", "gateway", release.digest),
         digest=release.digest,
-        annotations=scaling_annotations(plan.scaling, None, site.options.min_window_s),
-        spec=pod("gateway", "gateway", needs, environment, site, desired.store),
+        annotations=scaling_annotations(plan.scaling, None, settings.options.min_window_s),
+        spec=pod("gateway", "gateway", needs, environment, settings, desired.store),
         size_bytes=size,
         timeout=timeout,
-        public=site.gateway.visibility == "public",
+        public=settings.gateway.visibility == "public",
     )
     copy_bytes = release.model.embedding_bytes + MONOLITH_BYTES
     service["metadata"]["annotations"][names.FULL_COPY] = str(copy_bytes)
@@ -184,7 +189,7 @@ def gateway_service(
     template["metadata"]["annotations"]["serving.knative.dev/no-gc"] = "true"
     name = names.revision_name(release.digest, template)
     template["metadata"]["name"] = name
-    lines = traffic or [Traffic(name, 100)]
+    lines = traffic or [TrafficTarget(name, 100)]
     service["spec"]["traffic"] = [each.document() for each in lines]
     return service
 
@@ -204,14 +209,14 @@ def _sizes(desired: Desired) -> dict[str, str]:
     return {"ERLESS_MAX_BATCH": str(max(4096, desired.plan.batch))}
 
 
-def _url(service: str, site: Site) -> str:
-    return f"http://{service}.{site.options.namespace}.svc.cluster.local"
+def _url(service: str, settings: ClusterSettings) -> str:
+    return f"http://{service}.{settings.options.namespace}.svc.cluster.local"
 
 
 def _service(
     name: str,
     desired: Desired,
-    site: Site,
+    settings: ClusterSettings,
     *,
     function: str,
     labels: dict[str, str],
@@ -223,15 +228,15 @@ def _service(
     public: bool = False,
 ) -> Object:
     """A Knative Service that moves to its newest revision when that is ready."""
-    progress = max(PROGRESS_S[0], math.ceil(PROGRESS_S[1] + 2 * load_s(size_bytes, site)))
-    cpu = f"{math.ceil(1000 * site.options.queue_proxy_cpu / site.options.cpu_overcommit)}m"
+    progress = max(PROGRESS_S[0], math.ceil(PROGRESS_S[1] + 2 * load_s(size_bytes, settings)))
+    cpu = f"{math.ceil(1000 * settings.options.queue_proxy_cpu / settings.options.cpu_overcommit)}m"
     return {
         "apiVersion": API,
         "kind": "Service",
         "metadata": names.metadata(
             name,
             desired.release.digest,
-            namespace=site.options.namespace,
+            namespace=settings.options.namespace,
             labels=labels | ({} if public else LOCAL),
             annotations={names.DIGEST: digest, names.FUNCTION: function},
         ),

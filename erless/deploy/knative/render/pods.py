@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from erless.deploy.knative.cluster_settings import Site
+from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.errors import ConfigError
 from erless.specs.knative import FunctionKind
 
@@ -48,27 +48,32 @@ class Needs:
         return math.ceil((self.disk_bytes * (1 + MARGIN_SHARE) + MARGIN_BYTES) / MIB)
 
 
-def load_s(size_bytes: int, site: Site) -> float:
+def load_s(size_bytes: int, settings: ClusterSettings) -> float:
     """Longest start of a function that loads `size_bytes`, in s."""
-    return START_S + size_bytes / (site.options.load_mb_per_s * 1e6)
+    return START_S + size_bytes / (settings.options.load_mb_per_s * 1e6)
 
 
-def timeout_s(size_bytes: int, site: Site) -> int:
+def timeout_s(size_bytes: int, settings: ClusterSettings) -> int:
     """Longest answer, in s: a cold start and ten times the objective, within Knative's bounds."""
-    wanted = math.ceil(load_s(size_bytes, site) + 10 * site.sla_ms / 1e3)
+    wanted = math.ceil(load_s(size_bytes, settings) + 10 * settings.sla_ms / 1e3)
     return min(max(wanted, TIMEOUT_S[0]), TIMEOUT_S[1])
 
 
 def pod(
-    kind: FunctionKind, role: str, needs: Needs, environment: dict[str, str], site: Site, store: str
+    kind: FunctionKind,
+    role: str,
+    needs: Needs,
+    environment: dict[str, str],
+    settings: ClusterSettings,
+    store: str,
 ) -> dict[str, Any]:
     """The pod's part of a revision's spec: one container, its volumes, where it may run.
 
     Raises:
         ConfigError: no image, or one without a digest.
     """
-    volumes, mounts = _volumes(needs, site, store)
-    options, place = site.options, site.place(role)
+    volumes, mounts = _volumes(needs, settings, store)
+    options, place = settings.options, settings.place(role)
     spec: dict[str, Any] = {
         "serviceAccountName": options.service_account,
         "automountServiceAccountToken": False,  # nothing in a function talks to Kubernetes
@@ -76,11 +81,11 @@ def pod(
         "containers": [
             {
                 "name": "user-container",
-                "image": site.image(kind),
+                "image": settings.image(kind),
                 "ports": [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}],
-                "env": _environment(environment | _where(site, store), kind, site),
-                **_credentials(site),
-                "resources": _resources(needs, site),
+                "env": _environment(environment | _where(settings, store), kind, settings),
+                **_credentials(settings),
+                "resources": _resources(needs, settings),
                 "readinessProbe": {
                     "httpGet": {"path": "/v2/health/ready", "port": PORT, "scheme": "HTTP"},
                     "successThreshold": 1,
@@ -118,7 +123,7 @@ def pod(
     return spec
 
 
-def _where(site: Site, store: str) -> dict[str, str]:
+def _where(settings: ClusterSettings, store: str) -> dict[str, str]:
     """Where the weights are, and where they are kept."""
     values = {
         "ERLESS_HOST": "0.0.0.0",  # noqa: S104
@@ -127,31 +132,33 @@ def _where(site: Site, store: str) -> dict[str, str]:
     }
     if store.startswith("s3://"):
         values["ERLESS_CACHE"] = CACHE_MOUNT
-        if site.options.endpoint_url:
-            values["ERLESS_ENDPOINT_URL"] = site.options.endpoint_url
-        if site.options.region:
-            values["AWS_REGION"] = site.options.region
+        if settings.options.endpoint_url:
+            values["ERLESS_ENDPOINT_URL"] = settings.options.endpoint_url
+        if settings.options.region:
+            values["AWS_REGION"] = settings.options.region
     return values
 
 
-def _environment(values: dict[str, str], kind: FunctionKind, site: Site) -> list[dict[str, Any]]:
+def _environment(
+    values: dict[str, str], kind: FunctionKind, settings: ClusterSettings
+) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = [
         {"name": name, "value": value} for name, value in sorted(values.items())
     ]
-    if kind == "gateway" and site.options.token_secret:
-        source = {"name": site.options.token_secret, "key": "token"}
+    if kind == "gateway" and settings.options.token_secret:
+        source = {"name": settings.options.token_secret, "key": "token"}
         listed.append({"name": "ERLESS_TOKEN", "valueFrom": {"secretKeyRef": source}})
     return listed
 
 
-def _credentials(site: Site) -> dict[str, Any]:
+def _credentials(settings: ClusterSettings) -> dict[str, Any]:
     """Keys from a Secret where pods have no role of their own."""
-    secret = site.options.credentials_secret
+    secret = settings.options.credentials_secret
     return {"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}
 
 
-def _resources(needs: Needs, site: Site) -> dict[str, dict[str, str]]:
-    options = site.options
+def _resources(needs: Needs, settings: ClusterSettings) -> dict[str, dict[str, str]]:
+    options = settings.options
     memory = f"{needs.memory_mib}Mi"
     requests = {"cpu": _millicores(needs.vcpu / options.cpu_overcommit), "memory": memory}
     limits = {"memory": memory}
@@ -174,14 +181,14 @@ def _millicores(vcpu: float) -> str:
 
 
 def _volumes(
-    needs: Needs, site: Site, store: str
+    needs: Needs, settings: ClusterSettings, store: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Volumes and their mounts: scratch, and the cache of a bucket or the store's folder."""
-    options = site.options
+    options = settings.options
     volumes: list[dict[str, Any]] = [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}]
     mounts: list[dict[str, Any]] = [{"name": "tmp", "mountPath": TMP_MOUNT}]
     if not store.startswith("s3://"):
-        volumes.append({"name": "store", **_store_source(site, store)})
+        volumes.append({"name": "store", **_store_source(settings, store)})
         mounts.append({"name": "store", "mountPath": STORE_MOUNT, "readOnly": True})
     elif options.cache_claim:
         claim = {"claimName": options.cache_claim}
@@ -193,8 +200,8 @@ def _volumes(
     return volumes, mounts
 
 
-def _store_source(site: Site, store: str) -> dict[str, Any]:
-    volume = site.options.store_volume
+def _store_source(settings: ClusterSettings, store: str) -> dict[str, Any]:
+    volume = settings.options.store_volume
     if volume.claim:
         return {"persistentVolumeClaim": {"claimName": volume.claim, "readOnly": True}}
     path = volume.host_path or store

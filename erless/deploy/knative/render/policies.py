@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from erless.deploy.knative.cluster_settings import Site
+from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.deploy.knative.render.pods import PORT
 from erless.deploy.knative.render.scaling import MIN_SCALE
 from erless.deploy.kubernetes import names
@@ -16,13 +16,13 @@ SERVING = "knative-serving"
 QUEUE_PORTS = (8012, 8013, 8022, 9090, 9091, 8112)  # queue-proxy: requests, admin, metrics, TLS
 
 
-def namespace(release: str, site: Site) -> Object:
+def namespace(release: str, settings: ClusterSettings) -> Object:
     """The namespace, with the Pod Security Standard that our pods keep as a warning."""
     return {
         "apiVersion": "v1",
         "kind": "Namespace",
         "metadata": names.metadata(
-            site.options.namespace,
+            settings.options.namespace,
             release,
             namespace=None,
             labels={"pod-security.kubernetes.io/warn": "restricted"},
@@ -30,41 +30,43 @@ def namespace(release: str, site: Site) -> Object:
     }
 
 
-def account(release: str, site: Site) -> Object:
+def account(release: str, settings: ClusterSettings) -> Object:
     """The service account of all functions; IRSA maps it to a role by an annotation."""
-    role = site.options.role_arn
+    role = settings.options.role_arn
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
         "metadata": names.metadata(
-            site.options.service_account,
+            settings.options.service_account,
             release,
-            namespace=site.options.namespace,
+            namespace=settings.options.namespace,
             annotations={"eks.amazonaws.com/role-arn": role} if role else {},
         ),
         "automountServiceAccountToken": False,
     }
 
 
-def network_policies(release: str, site: Site) -> list[Object]:
+def network_policies(release: str, settings: ClusterSettings) -> list[Object]:
     """Who may connect to our pods: Knative's components, and the gateway to all others.
 
     A call through Knative's ingress comes from the ingress, whoever made it: who may use the
     ingress is the ingress's matter.
     """
     ours = {"matchLabels": {names.MANAGED: names.MANAGER}}
-    knative = [_namespace(each) for each in (SERVING, *site.options.ingress_namespaces)]
+    knative = [_namespace(each) for each in (SERVING, *settings.options.ingress_namespaces)]
     ports = [{"protocol": "TCP", "port": port} for port in (PORT, *QUEUE_PORTS)]
     gateway = {"podSelector": {"matchLabels": {names.KIND: "gateway"}}}
-    metrics = [_namespace(site.options.monitoring_namespace)] if site.options.pod_monitor else []
+    metrics = (
+        [_namespace(settings.options.monitoring_namespace)] if settings.options.pod_monitor else []
+    )
     scrape = [{"from": metrics, "ports": [{"protocol": "TCP", "port": PORT}]}] if metrics else []
-    anyone = {"ports": ports[1:2]} if site.gateway.visibility == "public" else None
+    anyone = {"ports": ports[1:2]} if settings.gateway.visibility == "public" else None
 
     def policy(name: str, selector: Object, rules: list[Object]) -> Object:
         return {
             "apiVersion": "networking.k8s.io/v1",
             "kind": "NetworkPolicy",
-            "metadata": names.metadata(name, release, namespace=site.options.namespace),
+            "metadata": names.metadata(name, release, namespace=settings.options.namespace),
             "spec": {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": rules},
         }
 
@@ -85,7 +87,7 @@ def _namespace(name: str) -> Object:
     return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 
 
-def budgets(services: list[Object], release: str, site: Site) -> list[Object]:
+def budgets(services: list[Object], release: str, settings: ClusterSettings) -> list[Object]:
     """One disruption budget per function that always has two replicas or more."""
     found = []
     for service in services:
@@ -97,7 +99,7 @@ def budgets(services: list[Object], release: str, site: Site) -> list[Object]:
             {
                 "apiVersion": "policy/v1",
                 "kind": "PodDisruptionBudget",
-                "metadata": names.metadata(name, release, namespace=site.options.namespace),
+                "metadata": names.metadata(name, release, namespace=settings.options.namespace),
                 "spec": {
                     "maxUnavailable": 1,
                     "selector": {"matchLabels": {"serving.knative.dev/service": name}},
@@ -107,12 +109,12 @@ def budgets(services: list[Object], release: str, site: Site) -> list[Object]:
     return found
 
 
-def monitor(release: str, site: Site) -> Object:
+def monitor(release: str, settings: ClusterSettings) -> Object:
     """A PodMonitor: the Prometheus operator scrapes every function's own metrics."""
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
-        "metadata": names.metadata("erless", release, namespace=site.options.namespace),
+        "metadata": names.metadata("erless", release, namespace=settings.options.namespace),
         "spec": {
             "selector": {"matchLabels": {names.MANAGED: names.MANAGER}},
             "podMetricsEndpoints": [{"port": "user-port", "path": "/metrics"}],

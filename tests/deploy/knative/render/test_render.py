@@ -11,20 +11,20 @@ import pytest
 import yaml
 
 from erless.deploy.infra import read_infra
-from erless.deploy.knative.cluster_settings import Site, resolve_site
+from erless.deploy.knative.cluster_settings import ClusterSettings, resolve_settings
 from erless.deploy.knative.render import Rendered, render
 from erless.deploy.knative.schema import check_objects, findings
 from erless.deploy.kubernetes.names import shard_service
 from erless.errors import ConfigError, DeployError
 from erless.specs.config import Config, Gateway
 from erless.specs.plan import Tier
-from tests.deploy.desired import IMAGES, desired, digest_of, site
+from tests.deploy.desired import IMAGES, cluster_settings, desired, digest_of
 from tests.deploy.infra_outputs import write_outputs
 
 GOLDEN = Path(__file__).with_name("golden")
 
 
-def full_site(tmp_path: Path) -> Site:
+def full_settings(tmp_path: Path) -> ClusterSettings:
     """Everything switched on, on what Terraform made."""
     config = Config.model_validate(
         {
@@ -40,14 +40,14 @@ def full_site(tmp_path: Path) -> Site:
             },
         }
     )
-    return resolve_site(config, read_infra(write_outputs(tmp_path / "outputs.json")))
+    return resolve_settings(config, read_infra(write_outputs(tmp_path / "outputs.json")))
 
 
 def scenario(name: str, tmp_path: Path) -> Rendered:
     if name == "folder":  # a folder store on a small cluster, keys from a Secret
         options = {"cpu_overcommit": 4, "credentials_secret": "store-keys", "min_window_s": 10}
-        return render(desired(store="/srv/releases"), site(**options))
-    return render(desired(dense=True), full_site(tmp_path))
+        return render(desired(store="/srv/releases"), cluster_settings(**options))
+    return render(desired(dense=True), full_settings(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["folder", "cloud"])
@@ -82,7 +82,7 @@ def annotations(rendered: Rendered, name: str) -> dict[str, str]:
 
 
 def test_cold_and_frozen_shards_may_reach_zero_and_all_start_once() -> None:
-    rendered = render(desired(), site())
+    rendered = render(desired(), cluster_settings())
     lowest = {}
     for tier in (Tier.HOT, Tier.COLD, Tier.FROZEN):
         version = "1"
@@ -95,7 +95,7 @@ def test_cold_and_frozen_shards_may_reach_zero_and_all_start_once() -> None:
 
 def test_next_release_shares_unchanged_functions_and_nothing_of_the_gateway() -> None:
     """An unchanged shard's template is equal, byte for byte, so Knative makes no new revision."""
-    old, new = render(desired("1"), site()), render(desired("2"), site())
+    old, new = render(desired("1"), cluster_settings()), render(desired("2"), cluster_settings())
     before = {each["metadata"]["name"]: each["spec"] for each in old.functions}
     after = {each["metadata"]["name"]: each["spec"] for each in new.functions}
     shared = before.keys() & after.keys()
@@ -108,16 +108,18 @@ def test_next_release_shares_unchanged_functions_and_nothing_of_the_gateway() ->
 
 
 def test_revision_is_named_for_its_release_and_settings() -> None:
-    first = render(desired(), site())
+    first = render(desired(), cluster_settings())
     assert desired().release.digest[:16] in first.revision
-    again = render(desired(), site(cpu_overcommit=2))
+    again = render(desired(), cluster_settings(cpu_overcommit=2))
     assert first.revision != again.revision  # Knative refuses another template under a used name
-    assert first.revision == render(desired(), site()).revision
+    assert first.revision == render(desired(), cluster_settings()).revision
 
 
 def test_gateway_calls_exactly_its_releases_shards() -> None:
     wanted = desired()
-    container = render(wanted, site()).gateway["spec"]["template"]["spec"]["containers"][0]
+    container = render(wanted, cluster_settings()).gateway["spec"]["template"]["spec"][
+        "containers"
+    ][0]
     environment = {each["name"]: each["value"] for each in container["env"]}
     urls = json.loads(environment["ERLESS_SHARD_URLS"])
     assert urls == {
@@ -128,7 +130,7 @@ def test_gateway_calls_exactly_its_releases_shards() -> None:
 
 
 def test_memory_is_rows_and_code_and_a_margin() -> None:
-    rendered = render(desired(), site())
+    rendered = render(desired(), cluster_settings())
     for service in rendered.functions:
         container = service["spec"]["template"]["spec"]["containers"][0]
         amount = container["resources"]["limits"]["memory"]
@@ -141,7 +143,7 @@ def test_memory_is_rows_and_code_and_a_margin() -> None:
 
 
 def test_large_shards_get_longer_timeouts_and_deadlines() -> None:
-    slow = render(desired(), site(load_mb_per_s=0.5)).functions
+    slow = render(desired(), cluster_settings(load_mb_per_s=0.5)).functions
     seconds = {each["spec"]["template"]["spec"]["timeoutSeconds"] for each in slow}
     assert max(seconds) > 200
     deadlines = [
@@ -153,15 +155,15 @@ def test_large_shards_get_longer_timeouts_and_deadlines() -> None:
 
 def test_what_cannot_be_deployed_is_refused() -> None:
     with pytest.raises(ConfigError, match="no image for sparse"):
-        render(desired(), Site(Config().targets.knative, {}))
+        render(desired(), ClusterSettings(Config().targets.knative, {}))
     tagged = {**IMAGES, "sparse": "registry.example/sparse:latest"}
     with pytest.raises(ConfigError, match="not named by digest"):
-        render(desired(), Site(Config().targets.knative, tagged))
+        render(desired(), ClusterSettings(Config().targets.knative, tagged))
     with pytest.raises(ConfigError, match="relative folder"):
-        render(desired(store="releases"), site())
+        render(desired(store="releases"), cluster_settings())
     secured = Config(gateway=Gateway(token_env="TOKEN"))  # noqa: S106
     with pytest.raises(ConfigError, match="token_secret"):
-        resolve_site(secured)
+        resolve_settings(secured)
 
 
 CONTAINER = "spec/template/spec/containers/0"
@@ -197,7 +199,7 @@ CONTAINER = "spec/template/spec/containers/0"
     ],
 )
 def test_schemas_find_what_a_server_would_refuse(path: str, value: Any, fact: str) -> None:
-    document = copy.deepcopy(render(desired(), site()).functions[0])
+    document = copy.deepcopy(render(desired(), cluster_settings()).functions[0])
     place: Any = document
     *parents, last = [part.replace("~", "/") for part in path.split("/")]
     for key in parents:
