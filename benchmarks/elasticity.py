@@ -31,10 +31,10 @@ import psutil
 
 from erless.cli.loadtest import probe_of
 from erless.deploy.local.supervisor.limits import obstacle
-from erless.observe.loadtest.locust import Load
+from erless.observe.loadtest.locust.process import Load
 from erless.observe.loadtest.measure import measure
 from erless.observe.loadtest.sampler import FunctionSample, Probe
-from erless.observe.report.result import write_comparison
+from erless.observe.report.comparison import write_comparison
 from erless.observe.simulator.fleet import Terms
 from erless.observe.simulator.outcome import Simulation, run_simulation, write_simulation
 from erless.specs.plan import Plan, Scaling, Tier

@@ -53,8 +53,8 @@ from erless.specs.traffic import parse_traffic
 from erless.storage.tensors import TensorFile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from erless.observe.loadtest.encoded_queries import discover
 from loadtests.closed_loop import ClosedLoop, run_closed_loop
-from loadtests.queries import discover
 from loadtests.systems import Traffic, cpu_seconds, erless, local
 
 TIMES = 8

@@ -19,7 +19,7 @@ import numpy as np
 from erless.specs.release import ReleaseManifest
 
 sys.path.append(str(Path(__file__).parents[1]))  # for loadtests; whoever imports this has it too
-from loadtests.queries import Body
+from erless.observe.loadtest.encoded_queries import Body
 
 START_S = 120.0
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")

@@ -33,13 +33,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 from erless.dlrm.queries import Query, QueryFile
+from erless.observe.loadtest.encoded_queries import Body, build
 from erless.serve.files import Source, open_gateway
 from erless.specs.release import ReleaseManifest
 from erless.specs.stored import find_release
 from erless.storage.stores import open_store
 from functions import Client, Fleet, Process, fleet
 from loadtests.closed_loop import run_closed_loop
-from loadtests.queries import Body, build
 
 LANES = 8  # queries in flight where throughput is measured
 

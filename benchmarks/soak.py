@@ -23,9 +23,9 @@ from serving import Side, prepare
 
 from erless.dlrm.queries import QueryFile
 from erless.http.client.endpoint import CallError, Endpoint, Reply
+from erless.observe.loadtest.encoded_queries import Body, build
 from functions import Fleet, fleet
 from loadtests.closed_loop import head_of
-from loadtests.queries import Body, build
 
 CALIBRATE_S = 5.0
 SAMPLE_S = 10.0

@@ -25,9 +25,9 @@ import numpy as np
 from elasticity import changed
 
 from erless.cli.loadtest import probe_of
-from erless.observe.loadtest.locust import Load
+from erless.observe.loadtest.locust.process import Load
 from erless.observe.loadtest.measure import measure
-from erless.observe.report.result import write_comparison
+from erless.observe.report.comparison import write_comparison
 from erless.observe.results import read_result
 from erless.observe.simulator.fleet import Terms
 from erless.observe.simulator.outcome import Simulation, run_simulation, write_simulation

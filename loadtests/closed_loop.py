@@ -14,7 +14,7 @@ import uvloop
 
 from erless.http.client.endpoint import CallError, Endpoint, Reply
 from erless.http.messages import JSON_LENGTH
-from loadtests.queries import Body, Expected, read_answer
+from erless.observe.loadtest.encoded_queries import Body, Expected, read_answer
 
 __all__ = ["ClosedLoop", "head_of", "run_closed_loop"]
 

@@ -20,9 +20,9 @@ from erless.deploy.local.supervisor.memory import pss_bytes
 from erless.deploy.target import Target
 from erless.deploy.targets import open_target
 from erless.dlrm.queries import QueryFile
+from erless.observe.loadtest.encoded_queries import Body, Expected, build, read_expected
 from erless.progress import Silent
 from erless.specs.config import Config
-from loadtests.queries import Body, Expected, build, read_expected
 
 __all__ = ["LocalSystem", "System", "Traffic", "cpu_seconds", "erless", "local"]
 

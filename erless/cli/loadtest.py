@@ -11,7 +11,7 @@ from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
     from erless.deploy.target import Target
-    from erless.observe.loadtest.locust import Load
+    from erless.observe.loadtest.locust.process import Load
     from erless.observe.loadtest.sampler import Probe
 
 __all__ = ["loadtest", "probe_of"]
@@ -66,7 +66,7 @@ def loadtest(
     from erless.cli.options import project
     from erless.errors import OptionError
     from erless.observe.access import access_plots
-    from erless.observe.loadtest.locust import Load
+    from erless.observe.loadtest.locust.process import Load
     from erless.observe.loadtest.measure import measure
     from erless.specs.plan import Plan
     from erless.specs.traffic import parse_traffic

@@ -25,7 +25,8 @@ def report(
 
     Example: `erless report result --out report.html`, `erless report --compare A B`
     """
-    from erless.observe.report.result import write_comparison, write_report
+    from erless.observe.report.comparison import write_comparison
+    from erless.observe.report.result import write_report
 
     if (result is None) == (compare is None):
         raise typer.BadParameter("give one RESULT, or --compare A B")

@@ -35,9 +35,9 @@ from typing import Any
 import numpy as np
 import psutil
 
+from erless.observe.loadtest.encoded_queries import discover
 from erless.observe.loadtest.monolith import MonolithServer
 from loadtests.closed_loop import ClosedLoop, run_closed_loop
-from loadtests.queries import discover
 from loadtests.systems import ROOT, START_S, System, Traffic, erless, local
 
 ALONE_S = 2.0  # at least, with one query in flight

@@ -16,7 +16,7 @@ import pytest
 
 from erless.errors import ArtifactError, DeployError, LoadTestError
 from erless.observe.loadtest import highest
-from erless.observe.loadtest.locust import Load
+from erless.observe.loadtest.locust.process import Load
 from erless.observe.loadtest.measure import measure
 from erless.observe.loadtest.record import read_record
 from erless.observe.loadtest.sampler import FunctionSample, Sampler, usage_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from erless.observe.access import access_plots
-from erless.observe.loadtest.locust import Load
+from erless.observe.loadtest.locust.process import Load
 from erless.specs.plan import Plan
 from tests.releases import Made
 

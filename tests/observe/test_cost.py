@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from erless.observe.cost import priced, whole_model_usd
-from erless.observe.loadtest.locust import Load
+from erless.observe.loadtest.locust.process import Load
 from erless.observe.loadtest.measure import Run, fill
 from erless.observe.loadtest.record import read_record
 from erless.observe.loadtest.sampler import FunctionSample, Sample, Sampler

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from erless.errors import LoadTestError
-from erless.observe.loadtest.locust import Load
+from erless.observe.loadtest.locust.process import Load
 from erless.observe.loadtest.measure import TOLERANCE, Run, fill, send
 from erless.observe.loadtest.sampler import Probe
 from erless.observe.loadtest.search import Floats, Found, Trial, late_blocks, search

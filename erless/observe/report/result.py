@@ -1,9 +1,8 @@
-"""`erless report`: one result, or two side by side, as a page that needs nothing but a browser."""
+"""One result as a page that needs nothing but a browser."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,28 +10,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.observe.report.timeline import (
+    LATENCY,
+    MEMORY,
+    TRAFFIC,
+    lines_over_time,
+    save_page,
+    sla_line,
+    time_unit,
+    total_of_functions,
+)
 from erless.observe.results import StoredResult, read_result
-from erless.pages.charts import CLOCK, DECIMAL, Bar, Line, bar_chart, line_chart, number, size
+from erless.pages.charts import Bar, Line, bar_chart, line_chart, number, size
 from erless.pages.page import figure, page, table, tiles
 from erless.specs.result import RunResult
-from erless.storage.atomic import os_errors, staged_file
 
-__all__ = ["write_comparison", "write_report"]
+__all__ = ["write_report"]
 
 Floats = NDArray[np.float64]
 COLOURS = 8
 MOST_TABLES = 6  # access curves drawn
 MOST_MARKS = 60  # cold starts drawn
 MANY = 10**7  # queries: too long a number for a tile
-TIMES = (
-    ("s", 1.0, 900.0),
-    ("min", 60.0, 4 * 3600.0),
-    ("h", 3600.0, 100 * 3600.0),
-    ("d", 86400.0, np.inf),
-)
-TRAFFIC = "traffic (queries/s)"
-LATENCY = "latency (ms)"
-MEMORY = "memory (bytes)"
 
 
 def write_report(result: Path, out: Path) -> RunResult:
@@ -57,66 +56,13 @@ def write_report(result: Path, out: Path) -> RunResult:
         _functions(document),
         _notes(document),
     ]
-    _save(out, page(document.title, _subtitle(document), parts))
+    save_page(out, page(document.title, _subtitle(document), parts))
     return document
-
-
-def write_comparison(first: Path, second: Path, out: Path) -> tuple[RunResult, RunResult]:
-    """Read two results and write one page that lays them side by side.
-
-    Raises:
-        ArtifactError: no result there, or it is damaged.
-        StorageError: the disk refused.
-    """
-    a, b = read_result(first), read_result(second)
-    names = (f"A: {a.document.title}", f"B: {b.document.title}")
-    pairs = list(zip(names, (a, b), (0, 1), strict=True))
-
-    def over_time(column: str) -> list[Line]:
-        return [
-            Line(name, each.timeline["t_s"], each.timeline[column], colour)
-            for name, each, colour in pairs
-        ]
-
-    def summed(column: str) -> list[Line]:
-        return [_total(each, column, name, colour) for name, each, colour in pairs]
-
-    limit = _sla(a.document) if a.document.sla_p95_ms == b.document.sla_p95_ms else None
-    parts = [
-        figure("Side by side", "Ratios are A ÷ B.", _side_by_side(a.document, b.document)),
-        figure(
-            "Served traffic",
-            "Queries answered per second.",
-            _over_time(over_time("served_qps"), y_name=TRAFFIC),
-        ),
-        figure(
-            "p95 latency",
-            "From the moment a query was due.",
-            _over_time(over_time("p95_ms"), y_name=LATENCY, limit=limit, log_y=True),
-        ),
-        figure(
-            "Memory",
-            "All replicas of all functions.",
-            _over_time(summed("memory_bytes"), y_name=MEMORY, y_text=size),
-        ),
-        figure(
-            "Replicas",
-            "Ready, all functions.",
-            _over_time(summed("ready"), y_name="replicas (count)"),
-        ),
-    ]
-    _save(out, page("Two results side by side", f"{names[0]}; {names[1]}", parts))
-    return a.document, b.document
-
-
-def _save(out: Path, text: str) -> None:
-    with staged_file(out) as stage, os_errors(stage):
-        stage.write_text(text, encoding="utf-8")
 
 
 def _subtitle(document: RunResult) -> str:
     kind = {"loadtest": "measured", "demo": "measured", "simulate": "simulated"}[document.source]
-    name, unit_s = _unit(document.duration_s)
+    name, unit_s = time_unit(document.duration_s)
     parts = [
         kind,
         document.started_at,
@@ -183,7 +129,7 @@ def _traffic(stored: StoredResult) -> str:
     caption = "Queries per second."
     if marks:
         caption += " Dotted: functions woken from zero, failures."
-    return figure("Traffic", caption, _over_time(lines, y_name=TRAFFIC, marks=marks))
+    return figure("Traffic", caption, lines_over_time(lines, y_name=TRAFFIC, marks=marks))
 
 
 def _latency(stored: StoredResult) -> str:
@@ -195,35 +141,10 @@ def _latency(stored: StoredResult) -> str:
     return figure(
         "Latency",
         "From the moment a query was due to its answer, per step.",
-        _over_time(
-            lines, y_name=LATENCY, limit=_sla(stored.document), marks=_marks(stored), log_y=True
+        lines_over_time(
+            lines, y_name=LATENCY, limit=sla_line(stored.document), marks=_marks(stored), log_y=True
         ),
     )
-
-
-def _over_time(
-    lines: Sequence[Line], *, marks: Sequence[tuple[float, str]] = (), **more: Any
-) -> str:
-    """A chart of lines over seconds, in the unit that suits their length."""
-    longest = max((float(each.x.max(initial=0.0)) for each in lines), default=0.0)
-    name, unit_s = _unit(longest)
-    return line_chart(
-        [replace(each, x=each.x / unit_s) for each in lines],
-        x_name=f"time ({name})",
-        marks=[(at / unit_s, said) for at, said in marks],
-        x_steps=DECIMAL if name == "s" else CLOCK,
-        **more,
-    )
-
-
-def _unit(seconds: float) -> tuple[str, float]:
-    """The unit to tell a time in, and its seconds."""
-    return next((name, unit_s) for name, unit_s, most in TIMES if seconds <= most)
-
-
-def _sla(document: RunResult) -> tuple[float, str] | None:
-    limit = document.sla_p95_ms
-    return (limit, f"SLA {number(limit)} ms") if limit else None
 
 
 def _marks(stored: StoredResult) -> list[tuple[float, str]]:
@@ -250,24 +171,16 @@ def _grouped(stored: StoredResult, column: str) -> list[Line]:
     return lines
 
 
-def _total(stored: StoredResult, column: str, name: str, colour: int) -> Line:
-    times = np.unique(stored.functions["t_s"])
-    place = np.searchsorted(times, stored.functions["t_s"])
-    values = stored.functions[column].astype(np.float64)
-    sums = np.bincount(place, values, len(times)).astype(np.float64)
-    return Line(name, times, sums, colour)
-
-
 def _replicas(stored: StoredResult) -> str:
     lines = _grouped(stored, "ready")
     if not lines:
         return ""
-    lines.append(_total(stored, "wanted", "wanted, all", 7))
+    lines.append(total_of_functions(stored, "wanted", "wanted, all", 7))
     lines[-1] = Line(lines[-1].name, lines[-1].x, lines[-1].y, 7, dash=True)
     return figure(
         "Replicas",
         "Ready replicas, and how many the autoscaler wanted in all.",
-        _over_time(lines, y_name="replicas (count)"),
+        lines_over_time(lines, y_name="replicas (count)"),
     )
 
 
@@ -281,7 +194,9 @@ def _memory(stored: StoredResult) -> str:
     if base:
         caption += f" Model-wise: {base.source}."
     return figure(
-        "Memory", caption, _over_time(lines, y_name=MEMORY, y_text=size, stacked=True, limit=limit)
+        "Memory",
+        caption,
+        lines_over_time(lines, y_name=MEMORY, y_text=size, stacked=True, limit=limit),
     )
 
 
@@ -386,30 +301,3 @@ def _notes(document: RunResult) -> str:
         return ""
     said = "".join(f"<li>{escape(each)}</li>" for each in document.notes)
     return f'<section><h2>Notes</h2><ul class="notes soft">{said}</ul></section>'
-
-
-def _side_by_side(a: RunResult, b: RunResult) -> str:
-    def row(
-        name: str, first: float | None, second: float | None, text: Callable[[float], str] = number
-    ) -> list[str]:
-        ratio = f"{first / second:.2f}×" if first is not None and second else "–"
-        return [name, *("–" if each is None else text(each) for each in (first, second)), ratio]
-
-    def percent(value: float) -> str:
-        return f"{value:.2%}"
-
-    rows = [
-        row("queries", a.queries, b.queries),
-        row("answered", a.answered, b.answered),
-        row("p50, ms", a.latency.p50_ms, b.latency.p50_ms),
-        row("p95, ms", a.latency.p95_ms, b.latency.p95_ms),
-        row("p99, ms", a.latency.p99_ms, b.latency.p99_ms),
-        row("late or failed", a.late_share, b.late_share, percent),
-        row("memory, mean", a.memory_bytes.mean, b.memory_bytes.mean, size),
-        row("memory, peak", a.memory_bytes.peak, b.memory_bytes.peak, size),
-        row("replicas, mean", a.replicas.mean, b.replicas.mean),
-        row("dollars a month", a.usd_per_month or None, b.usd_per_month or None),
-        row("memory utility", a.memory_utility, b.memory_utility, percent),
-        row("cold starts", a.cold_starts, b.cold_starts),
-    ]
-    return table(["", "A", "B", "A ÷ B"], rows)

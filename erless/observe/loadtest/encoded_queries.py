@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +17,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import urllib3
 from numpy.typing import NDArray
 
 from erless.dlrm.queries import Query, QueryFile
 from erless.dlrm.workload import PowerLaw, RowOrder
-from erless.errors import ArtifactError, QueryError, ServeError
+from erless.errors import ArtifactError, QueryError, ServeError, first_line
 from erless.specs.profile import MANIFEST, Profile
 from erless.storage.tensors import TensorFile
 
@@ -136,12 +135,12 @@ def read_answer(body: bytes, json_length: int | None) -> Answer:
             prediction = np.asarray(output["data"], np.float32)
         else:
             prediction = np.frombuffer(body, "<f4", offset=json_length)
-        said = document.get("parameters", {})
+        parameters = document.get("parameters", {})
         return Answer(
             prediction,
-            str(said.get("release", "")),
-            bool(said.get("degraded", False)),
-            bool(said.get("cold_start", False)),
+            str(parameters.get("release", "")),
+            bool(parameters.get("degraded", False)),
+            bool(parameters.get("cold_start", False)),
         )
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ServeError(
@@ -170,16 +169,16 @@ def discover(
         headers["host"] = parts.netloc
         there = f"{parts.scheme}://{connect}"
     name = model or _served_name(_get(there, "/v2", headers, wait_s))
-    said = _get(there, f"/v2/models/{name}", headers, wait_s)
-    parameters = said.get("parameters", {})
+    metadata = _get(there, f"/v2/models/{name}", headers, wait_s)
+    parameters = metadata.get("parameters", {})
     dense = next(
-        (each["shape"][-1] for each in said.get("inputs", ()) if each["name"] == "dense"), None
+        (each["shape"][-1] for each in metadata.get("inputs", ()) if each["name"] == "dense"), None
     )
     if dense is None:
         raise ServeError(f"{host}: {name} takes no `dense`: it is not a recommendation model")
     return ServedModel(
         name=name,
-        version=str((said.get("versions") or [""])[0]),
+        version=str((metadata.get("versions") or [""])[0]),
         release=str(parameters.get("digest", "")),
         dense_features=int(dense),
         tables=tuple(parameters.get("tables", ())),
@@ -188,7 +187,7 @@ def discover(
 
 
 def _served_name(server: dict[str, Any]) -> str:
-    models = server.get("models") or server.get("parameters", {}).get("models") or ()
+    models: Sequence[Any] = server.get("models") or server.get("parameters", {}).get("models") or ()
     if len(models) != 1:
         raise ServeError(
             f"{server.get('name', 'the server')} does not say which model it serves: "
@@ -198,30 +197,36 @@ def _served_name(server: dict[str, Any]) -> str:
 
 
 def _get(host: str, path: str, headers: dict[str, str], wait_s: float) -> dict[str, Any]:
+    """The JSON document at `path`; what may pass (no connection, 5xx) is tried until `wait_s`."""
     url = host.rstrip("/") + path
     if not url.startswith(("http://", "https://")):
         raise ServeError(f"{host}: a gateway's URL begins with http:// or https://")
     end = time.monotonic() + wait_s
-    while True:
-        try:
-            request = urllib.request.Request(url, headers=headers)  # noqa: S310 - checked above
-            with urllib.request.urlopen(request, timeout=wait_s) as response:  # noqa: S310
-                document = json.loads(response.read())
-            if not isinstance(document, dict):
-                raise ServeError(f"{url}: not a server of the Open Inference Protocol")
-        except urllib.error.HTTPError as error:
-            reason: object = f"HTTP {error.code}"
-            if error.code < 500:
-                raise ServeError(f"{url}: {reason}", status=error.code) from None
-        except ValueError:
-            raise ServeError(f"{url}: not a server of the Open Inference Protocol") from None
-        except OSError as error:
-            reason = getattr(error, "reason", error)
-        else:
-            return document
-        if time.monotonic() > end:
-            raise ServeError(f"{url}: no answer within {wait_s:g} s ({reason})", kind="down")
-        time.sleep(0.2)
+    with urllib3.PoolManager(retries=False, timeout=wait_s) as pool:
+        while True:
+            try:
+                response = pool.request("GET", url, headers=headers)
+            except urllib3.exceptions.HTTPError as error:
+                reason = first_line(error)
+            else:
+                if response.status == 200:
+                    return _document(url, response.data)
+                reason = f"HTTP {response.status}"
+                if response.status < 500:
+                    raise ServeError(f"{url}: {reason}", status=response.status)
+            if time.monotonic() > end:
+                raise ServeError(f"{url}: no answer within {wait_s:g} s ({reason})", kind="down")
+            time.sleep(0.2)
+
+
+def _document(url: str, body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise ServeError(f"{url}: not a server of the Open Inference Protocol")
+    return document
 
 
 def from_file(path: Path, most: int, batch: int | None = None) -> Iterator[Body]:
@@ -279,10 +284,10 @@ def generate(
                 columns.append(ids.sample(generator, samples * each))
         wide = any(int(table["rows"]) >= 2**31 for table in served.tables)
         weighted = any(table.get("pooling") == "weighted_sum" for table in served.tables)
-        values = np.concatenate(columns).astype(np.int64 if wide else np.int32)
+        values = np.concatenate(columns)
         query = Query(
             dense=generator.standard_normal((samples, served.dense_features), np.float32),
-            values=values,
+            values=values.astype(np.int64) if wide else values.astype(np.int32),
             lengths=np.stack(lengths),
             weights=generator.random(len(values), np.float32) if weighted else None,
         )
@@ -303,15 +308,15 @@ class _Counted:
 
 
 def _profiled(folder: Path) -> dict[str, _Counted]:
-    found = {}
+    counted = {}
     for access in Profile.load(folder / MANIFEST).tables:
         if access.counts is not None and access.accesses:
             file = TensorFile(folder / access.counts.path)
             totals = np.cumsum(file.map("counts").astype(np.int64))
-            found[access.table] = _Counted(
+            counted[access.table] = _Counted(
                 file.map("ids").astype(np.int64), totals, access.pooling_factor
             )
-    return found
+    return counted
 
 
 def read_expected(path: Path, batch: int) -> Expected:

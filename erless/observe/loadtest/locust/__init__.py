@@ -1,0 +1,1 @@
+"""Locust: started as a process, and the locustfile that it runs."""

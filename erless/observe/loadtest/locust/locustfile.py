@@ -1,0 +1,320 @@
+"""Drive any erless gateway with Locust: one user is one connection.
+
+    locust -f loadtests/locustfile.py --headless -u 50 -t 30s --host http://127.0.0.1:8080
+    locust -f loadtests/locustfile.py --headless -u 64 --host URL --traffic step:50,150,50 \
+        --duration 90 --queries m/queries.safetensors --expected predictions.json
+
+Without `--traffic` each user sends its next query when the answer is there (closed loop). With it,
+queries arrive by a Poisson process of that rate and latency counts from when a query was due, so a
+queue cannot hide. A sample of answers is compared with `--expected`; what the server says about an
+answer (degraded, cold start) is counted as requests of that type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import gevent
+from geventhttpclient.client import HTTPClient
+from geventhttpclient.url import URL
+from locust import User, events, task
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+
+from erless.errors import ErlessError, ServeError
+from erless.observe.loadtest import encoded_queries as queries
+from erless.observe.loadtest.locust import shapes
+
+PAUSE_S = 0.1  # of a closed loop after a query that failed: a gateway that is down is not hammered
+BLOCK_BYTES = 64 << 10
+CONNECT_S = 5.0
+GRACE_S = 1.0  # beyond the deadline, for the gateway's own 504
+FLUSH_EVERY_S = 0.5
+
+
+@events.init_command_line_parser.add_listener
+def _options(parser: LocustArgumentParser) -> None:
+    group = parser.add_argument_group("erless")
+    group.add_argument("--traffic", default="", help="shape (step:50,150) or trace; open loop")
+    group.add_argument("--duration", type=float, default=None, help="seconds of a shape")
+    group.add_argument("--connect", default="", help="HOST:PORT to connect to, for --host")
+    group.add_argument("--queries", default="", help="query file; else queries are drawn")
+    group.add_argument("--distinct", type=int, default=64, help="most different queries")
+    group.add_argument("--batch", type=int, default=None, help="samples per query")
+    group.add_argument("--pooling", type=int, default=None, help="ids per bag, drawn queries")
+    group.add_argument("--locality", type=float, default=0.9, help="P of drawn queries")
+    group.add_argument("--hotness", default="", help="profile: draw rows as its log had them")
+    group.add_argument("--expected", default="", help="output of `erless predict -o json`")
+    group.add_argument("--check-every", type=int, default=10, help="compare every n-th answer")
+    group.add_argument("--tolerance", type=float, default=1e-5, help="relative, of predictions")
+    group.add_argument("--model", default="", help="name, where the server does not say it")
+    group.add_argument("--deadline-ms", type=float, default=10_000, help="of one query")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--record", default="", help="append one line per query to this file")
+
+
+def _early(argv: list[str]) -> argparse.Namespace:
+    """What decides on the shape class, which Locust looks for before it parses options."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--traffic", default=os.environ.get("LOCUST_TRAFFIC", ""))
+    parser.add_argument("--duration", type=float, default=None)
+    return parser.parse_known_args(argv)[0]
+
+
+def _stop(error: ErlessError) -> None:
+    """Locust ends with the reason and exit code 1, without a traceback."""
+    _tell(error)
+    sys.exit(1)
+
+
+def _tell(error: ErlessError) -> None:
+    """Past Locust's own stderr, which its log level filters."""
+    print(f"error: {error}", file=sys.__stderr__, flush=True)
+
+
+early = _early(sys.argv[1:])
+if early.traffic:
+    try:
+        Shape = shapes.shape_of(early.traffic, early.duration)
+    except ErlessError as reason:
+        _stop(reason)
+
+
+class Session:
+    """What all users of this process share, made once before the first query."""
+
+    def __init__(self, environment: Environment) -> None:
+        options: Any = environment.parsed_options
+        host = environment.host or options.host
+        if not host:
+            raise ServeError("no gateway: give --host http://127.0.0.1:8080")
+        token = os.environ.get("ERLESS_TOKEN")
+        self.served = queries.discover(host, options.model or None, token, connect=options.connect)
+        if options.queries:
+            made = queries.from_file(Path(options.queries), options.distinct, options.batch)
+        else:
+            made = queries.generate(
+                self.served,
+                options.distinct,
+                locality=options.locality,
+                batch=options.batch,
+                pooling=options.pooling,
+                seed=options.seed,
+                profile=Path(options.hotness) if options.hotness else None,
+            )
+        self.bodies = list(made)
+        self.expected = None
+        if options.expected:
+            self.expected = queries.read_expected(Path(options.expected), self.bodies[0].batch)
+        self.url = URL(host)
+        self.deadline_s = options.deadline_ms / 1e3
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "erless-deadline-ms": f"{options.deadline_ms:g}",
+        }
+        if options.connect:
+            named = urlsplit(host)
+            self.url = URL(f"{named.scheme}://{options.connect}")
+            headers["Host"] = named.netloc
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        self.headers = [
+            {**headers, queries.JSON_LENGTH: str(each.json_length)} for each in self.bodies
+        ]
+        self.every = max(1, options.check_every)
+        self.tolerance = options.tolerance
+        self.sent = 0
+        self.record: IO[str] | None = None
+        if options.record:
+            self.record = Path(options.record).open("a", encoding="utf-8")  # noqa: SIM115
+        self.started = self.flushed = math.inf
+        self.arrivals: shapes.Arrivals | None = None
+        shape = environment.shape_class
+        if isinstance(shape, shapes.OpenLoop):
+            processes = max(1, options.processes or 1)
+            seed = options.seed + (os.getpid() if processes > 1 else 0)
+            self.arrivals = shapes.Arrivals(shape.traffic, processes, seed)
+
+    def begin(self) -> None:
+        """Due times count from now."""
+        if self.record is not None:
+            print(f"# start {time.time():.6f}", file=self.record, flush=True)
+        self.started = self.flushed = shapes.now()
+
+    def connect(self) -> HTTPClient:
+        """A connection of one user's own; opened by its first query."""
+        return HTTPClient.from_url(
+            self.url,
+            connection_timeout=CONNECT_S,
+            concurrency=1,
+            block_size=BLOCK_BYTES,
+            network_timeout=self.deadline_s + GRACE_S,
+        )
+
+    def note(self, due: float, took_s: float, failure: str, error: float, flags: str) -> None:
+        """One line of the record: due, seconds, failure, relative error, flags."""
+        if self.record is None:
+            return
+        self.record.write(
+            f"{due - self.started:.6f}\t{took_s:.6f}\t{failure}\t{error:.3g}\t{flags}\n"
+        )
+        if due - self.flushed > FLUSH_EVERY_S:
+            self.flushed = due
+            self.record.flush()
+
+
+session: Session | None = None
+
+
+@events.init.add_listener
+def _prepare(environment: Environment, **_: object) -> None:
+    """Headless: everything is made before the clock of `--run-time` starts."""
+    global session  # noqa: PLW0603 - Locust makes users by class, without arguments
+    options: Any = environment.parsed_options
+    if options is None or not options.headless or options.master:
+        return
+    try:
+        session = Session(environment)
+    except ErlessError as error:
+        _stop(error)
+
+
+@events.test_start.add_listener
+def _begin(environment: Environment, **_: object) -> None:
+    """A test begins: in the web UI only now is it known against which host."""
+    global session  # noqa: PLW0603
+    options: Any = environment.parsed_options
+    if type(environment.runner).__name__ == "MasterRunner":
+        return
+    try:
+        if session is None or not options.headless:
+            session = Session(environment)
+    except ErlessError as error:
+        environment.process_exit_code = 1
+        _tell(error)
+        session = None
+        if environment.runner is not None:
+            gevent.spawn(environment.runner.quit)
+        return
+    session.begin()
+
+
+@events.test_stop.add_listener
+def _end(environment: Environment, **_: object) -> None:
+    if session is None or session.record is None:
+        return
+    now = shapes.now()
+    while session.arrivals is not None and (at := session.arrivals.take()) is not None:
+        due = session.started + at
+        if due > now:
+            break
+        session.note(due, now - due, "not sent", math.nan, "")  # all connections were busy
+    session.record.flush()
+
+
+class GatewayUser(User):
+    """One connection to the gateway."""
+
+    @task
+    def drive(self) -> None:
+        """Send queries until Locust stops the user."""
+        if session is None:
+            gevent.sleep(1)
+            return
+        client = session.connect()
+        while True:
+            due = shapes.now()
+            if session.arrivals is not None:
+                at = session.arrivals.take()
+                if at is None:
+                    gevent.sleep(3600)  # the shape ends the test
+                    continue
+                due = session.started + at
+                if (wait := due - shapes.now()) > 0:
+                    gevent.sleep(wait)
+            if not self._query(session, client, due):
+                client.close()
+                client = session.connect()  # whatever state the old one was left in
+                if session.arrivals is None:
+                    gevent.sleep(PAUSE_S)
+
+    def _query(self, session: Session, client: HTTPClient, due: float) -> bool:
+        """One query; True where it was answered rightly."""
+        number = session.sent
+        session.sent += 1
+        place = number % len(session.bodies)
+        body = session.bodies[place]
+        failure, error, answer = "", math.nan, None
+        length = 0
+        try:
+            response = client.post(session.served.path, body.data, session.headers[place])
+            data = bytes(response.read())
+            length = len(data)
+            if response.status_code != 200:
+                failure = f"HTTP {response.status_code}"
+            else:
+                mark = response.get(queries.JSON_LENGTH.lower())
+                answer = queries.read_answer(data, int(str(mark)) if mark else None)
+        except gevent.GreenletExit:
+            if session.arrivals is not None:
+                session.note(due, shapes.now() - due, "no answer", math.nan, "")
+            raise
+        except ServeError as reason:
+            failure = reason.kind
+        except ConnectionRefusedError:
+            failure = "refused"
+        except TimeoutError:
+            failure = "timeout"
+        except Exception as reason:
+            failure = type(reason).__name__
+        took_s = shapes.now() - due
+        # shifted by one each round through the bodies, so that every query gets its turn
+        checked = (number + number // len(session.bodies)) % session.every == 0
+        if answer is not None and session.expected is not None and checked:
+            error = session.expected.error(body.index, answer.prediction)
+            if error > session.tolerance:
+                failure = "wrong prediction"
+        self._report(session, took_s, length, failure, answer)
+        degraded, cold = (answer.degraded, answer.cold) if answer else (False, False)
+        session.note(due, took_s, failure, error, "d" * degraded + "c" * cold)
+        return not failure
+
+    def _report(
+        self,
+        session: Session,
+        took_s: float,
+        length: int,
+        failure: str,
+        answer: queries.Answer | None,
+    ) -> None:
+        fire = self.environment.events.request.fire
+        name = session.served.name
+        reason = ServeError(failure) if failure else None
+        fire(
+            request_type="infer",
+            name=name,
+            response_time=took_s * 1e3,
+            response_length=length,
+            exception=reason,
+            context={},
+            url=session.served.path,
+        )
+        if answer is None:
+            return
+        for kind, happened in (("degraded", answer.degraded), ("cold start", answer.cold)):
+            if happened:
+                fire(
+                    request_type=kind,
+                    name=name,
+                    response_time=took_s * 1e3,
+                    response_length=length,
+                    exception=None,
+                    context={},
+                )

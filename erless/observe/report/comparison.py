@@ -1,0 +1,97 @@
+"""Two results on one page, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from erless.observe.report.timeline import (
+    LATENCY,
+    MEMORY,
+    TRAFFIC,
+    lines_over_time,
+    save_page,
+    sla_line,
+    total_of_functions,
+)
+from erless.observe.results import read_result
+from erless.pages.charts import Line, number, size
+from erless.pages.page import figure, page, table
+from erless.specs.result import RunResult
+
+__all__ = ["write_comparison"]
+
+
+def write_comparison(first: Path, second: Path, out: Path) -> tuple[RunResult, RunResult]:
+    """Read two results and write one page that lays them side by side.
+
+    Raises:
+        ArtifactError: no result there, or it is damaged.
+        StorageError: the disk refused.
+    """
+    a, b = read_result(first), read_result(second)
+    names = (f"A: {a.document.title}", f"B: {b.document.title}")
+    pairs = list(zip(names, (a, b), (0, 1), strict=True))
+
+    def each_result(column: str) -> list[Line]:
+        return [
+            Line(name, each.timeline["t_s"], each.timeline[column], colour)
+            for name, each, colour in pairs
+        ]
+
+    def summed(column: str) -> list[Line]:
+        return [total_of_functions(each, column, name, colour) for name, each, colour in pairs]
+
+    limit = sla_line(a.document) if a.document.sla_p95_ms == b.document.sla_p95_ms else None
+    parts = [
+        figure("Side by side", "Ratios are A ÷ B.", _side_by_side(a.document, b.document)),
+        figure(
+            "Served traffic",
+            "Queries answered per second.",
+            lines_over_time(each_result("served_qps"), y_name=TRAFFIC),
+        ),
+        figure(
+            "p95 latency",
+            "From the moment a query was due.",
+            lines_over_time(each_result("p95_ms"), y_name=LATENCY, limit=limit, log_y=True),
+        ),
+        figure(
+            "Memory",
+            "All replicas of all functions.",
+            lines_over_time(summed("memory_bytes"), y_name=MEMORY, y_text=size),
+        ),
+        figure(
+            "Replicas",
+            "Ready, all functions.",
+            lines_over_time(summed("ready"), y_name="replicas (count)"),
+        ),
+    ]
+    save_page(out, page("Two results side by side", f"{names[0]}; {names[1]}", parts))
+    return a.document, b.document
+
+
+def _side_by_side(a: RunResult, b: RunResult) -> str:
+    def row(
+        name: str, first: float | None, second: float | None, text: Callable[[float], str] = number
+    ) -> list[str]:
+        ratio = f"{first / second:.2f}×" if first is not None and second else "–"
+        return [name, *("–" if each is None else text(each) for each in (first, second)), ratio]
+
+    def percent(value: float) -> str:
+        return f"{value:.2%}"
+
+    rows = [
+        row("queries", a.queries, b.queries),
+        row("answered", a.answered, b.answered),
+        row("p50, ms", a.latency.p50_ms, b.latency.p50_ms),
+        row("p95, ms", a.latency.p95_ms, b.latency.p95_ms),
+        row("p99, ms", a.latency.p99_ms, b.latency.p99_ms),
+        row("late or failed", a.late_share, b.late_share, percent),
+        row("memory, mean", a.memory_bytes.mean, b.memory_bytes.mean, size),
+        row("memory, peak", a.memory_bytes.peak, b.memory_bytes.peak, size),
+        row("replicas, mean", a.replicas.mean, b.replicas.mean),
+        row("dollars a month", a.usd_per_month or None, b.usd_per_month or None),
+        row("memory utility", a.memory_utility, b.memory_utility, percent),
+        row("cold starts", a.cold_starts, b.cold_starts),
+    ]
+    return table(["", "A", "B", "A ÷ B"], rows)

@@ -1,0 +1,77 @@
+"""What every page about a run draws with: lines over its time, and totals of its functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from erless.observe.results import StoredResult
+from erless.pages.charts import CLOCK, DECIMAL, Line, line_chart, number
+from erless.specs.result import RunResult
+from erless.storage.atomic import os_errors, staged_file
+
+__all__ = [
+    "LATENCY",
+    "MEMORY",
+    "TRAFFIC",
+    "lines_over_time",
+    "save_page",
+    "sla_line",
+    "time_unit",
+    "total_of_functions",
+]
+
+TIME_UNITS = (
+    ("s", 1.0, 900.0),
+    ("min", 60.0, 4 * 3600.0),
+    ("h", 3600.0, 100 * 3600.0),
+    ("d", 86400.0, np.inf),
+)
+TRAFFIC = "traffic (queries/s)"
+LATENCY = "latency (ms)"
+MEMORY = "memory (bytes)"
+
+
+def lines_over_time(
+    lines: Sequence[Line], *, marks: Sequence[tuple[float, str]] = (), **more: Any
+) -> str:
+    """A chart of lines over time, x in seconds; the axis is in the unit that suits its length."""
+    longest = max((float(line.x.max(initial=0.0)) for line in lines), default=0.0)
+    name, unit_s = time_unit(longest)
+    return line_chart(
+        [replace(line, x=line.x / unit_s) for line in lines],
+        x_name=f"time ({name})",
+        marks=[(at / unit_s, label) for at, label in marks],
+        x_steps=DECIMAL if name == "s" else CLOCK,
+        **more,
+    )
+
+
+def time_unit(seconds: float) -> tuple[str, float]:
+    """The unit in which to write a time of that length, and how many seconds it has."""
+    return next((name, unit_s) for name, unit_s, most in TIME_UNITS if seconds <= most)
+
+
+def sla_line(document: RunResult) -> tuple[float, str] | None:
+    """The latency objective as a horizontal line: its milliseconds and its label."""
+    limit = document.sla_p95_ms
+    return (limit, f"SLA {number(limit)} ms") if limit else None
+
+
+def total_of_functions(stored: StoredResult, column: str, name: str, colour: int) -> Line:
+    """The sum of `column` over all functions at each time of the result."""
+    times = np.unique(stored.functions["t_s"])
+    place = np.searchsorted(times, stored.functions["t_s"])
+    values = stored.functions[column].astype(np.float64)
+    sums = np.bincount(place, values, len(times)).astype(np.float64)
+    return Line(name, times, sums, colour)
+
+
+def save_page(out: Path, text: str) -> None:
+    """Write the page under a temporary name, then rename it."""
+    with staged_file(out) as stage, os_errors(stage):
+        stage.write_text(text, encoding="utf-8")
