@@ -25,17 +25,21 @@ def combine(
     samples: int, out: _Array, places: _Array, lengths: _Array, partial: _Array, packed: bool, /
 ) -> None: ...
 def combine_end(samples: int, out: _Array, places: _Array, lengths: _Array, /) -> None: ...
-def to_half(floats: _Array, halves: _Array, /) -> None: ...
+def to_float16(floats: _Array, float16_partials: _Array, /) -> None: ...
 
 @final
-class Peer:
+class ShardChannel:
     def __new__(
-        cls, heads: tuple[bytes, ...], asks: tuple[bytes, ...], answers: tuple[bytes, ...],
-        places: _Array, /,
-    ) -> Peer: ...  # fmt: skip
+        cls,
+        heads: tuple[bytes, ...],
+        requests: tuple[bytes, ...],
+        answers: tuple[bytes, ...],
+        places: _Array,
+        /,
+    ) -> ShardChannel: ...
 
-TAKE_GENERAL: int
-TAKE_WAIT: int
+ANSWER_GENERAL: int
+ANSWER_INCOMPLETE: int
 
 @final
 class Split:
@@ -46,32 +50,58 @@ class Split:
     def arrays(self) -> tuple[bytes, bytes, bytes, bytes | None]: ...
     def touched(self) -> tuple[int, ...]: ...
     def pool(self, out: _Array, places: _Array, /) -> None: ...
-    def ask(self, shard: int, peer: Peer, left_ms: int, trace: bytes | None, /) -> bytes | None: ...
-    def take(
-        self, shard: int, peer: Peer, buffer: bytearray, begin: int, end: int, last: bool,
-        out: _Array, /,
-    ) -> tuple[int, int]: ...  # fmt: skip
+    def build_request(
+        self, shard: int, channel: ShardChannel, left_ms: int, trace: bytes | None, /
+    ) -> bytes | None: ...
+    def add_answer(
+        self,
+        shard: int,
+        channel: ShardChannel,
+        buffer: bytearray,
+        begin: int,
+        end: int,
+        last: bool,
+        out: _Array,
+        /,
+    ) -> tuple[int, int]: ...
 
 @final
 class Router:
     def __new__(
-        cls, routes: tuple[_Array, ...], slots: _Array, widths: _Array,
-        homes: tuple[tuple[int, Pooler, int] | None, ...] | None = None, /,
-    ) -> Router: ...  # fmt: skip
+        cls,
+        routes: tuple[_Array, ...],
+        slots: _Array,
+        widths: _Array,
+        homes: tuple[tuple[int, Pooler, int] | None, ...] | None = None,
+        /,
+    ) -> Router: ...
     def bucketize(
         self, values: _Array, weights: _Array | None, lengths: _Array, /
     ) -> Split | _Fault: ...
 
 @final
-class Lane:
+class FastPath:
     def __new__(
-        cls, pooler: Pooler, heads: tuple[bytes, ...], asks: tuple[bytes, ...],
-        answers: tuple[bytes, ...], max_batch: int, max_body: int, longest_ms: int, /,
-    ) -> Lane: ...  # fmt: skip
+        cls,
+        pooler: Pooler,
+        heads: tuple[bytes, ...],
+        requests: tuple[bytes, ...],
+        answers: tuple[bytes, ...],
+        max_batch: int,
+        max_body: int,
+        longest_ms: int,
+        /,
+    ) -> FastPath: ...
     def answer(
-        self, buffer: bytes | bytearray | memoryview, begin: int, end: int, announced: int,
-        date: bytes, up_ms: int, /,
-    ) -> tuple[bytes, int, int, int, int, int] | None: ...  # fmt: skip
+        self,
+        buffer: bytes | bytearray | memoryview,
+        begin: int,
+        end: int,
+        announced: int,
+        date: bytes,
+        up_ms: int,
+        /,
+    ) -> tuple[bytes, int, int, int, int, int] | None: ...
 
 @final
 class Pooler:
@@ -79,6 +109,11 @@ class Pooler:
         cls, slices: tuple[tuple[_Array, _Array | None, int, int, int, int], ...], /
     ) -> Pooler: ...
     def pool(
-        self, values: _Array, weights: _Array | None, lengths: _Array, out: _Array,
-        columns: _Array | None, /,
-    ) -> int | _Fault: ...  # fmt: skip
+        self,
+        values: _Array,
+        weights: _Array | None,
+        lengths: _Array,
+        out: _Array,
+        columns: _Array | None,
+        /,
+    ) -> int | _Fault: ...

@@ -145,18 +145,18 @@ class EmbeddingShard:
         out = np.empty(lengths.shape[1] * self.width, np.float32)
         return out[: self._run(values, weights, lengths, out, None)]
 
-    def lane(
+    def fast_path(
         self,
         heads: tuple[bytes, ...],
-        asks: tuple[bytes, ...],
+        requests: tuple[bytes, ...],
         answers: tuple[bytes, ...],
         max_batch: int,
         max_body_bytes: int,
         longest_ms: int,
-    ) -> _kernels.Lane:
-        """What turns requests into answers, `pool_packed` included (kernels.h, `lane_t`)."""
-        return _kernels.Lane(
-            self._pooler, heads, asks, answers, max_batch, max_body_bytes, longest_ms
+    ) -> _kernels.FastPath:
+        """What turns requests into answers, `pool_packed` included (kernels.h, `fast_path_t`)."""
+        return _kernels.FastPath(
+            self._pooler, heads, requests, answers, max_batch, max_body_bytes, longest_ms
         )
 
     def homes(self, shard: int) -> list[Home]:

@@ -39,7 +39,7 @@ class Settings:
     cold_miss: Literal["wait", "default"] = "wait"
     degraded_share: float = 0.05
     hedge: bool = False
-    half_partials: bool = False
+    float16_partials: bool = False
     token: str | None = None
     max_in_flight: int = 512
     max_batch: int = 4096
@@ -173,7 +173,7 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         cold_miss=choice("ERLESS_COLD_MISS", "wait", "default"),  # type: ignore[arg-type]
         degraded_share=env.number("ERLESS_DEGRADED_SHARE", 0.05, 0.0, 1.0),
         hedge=choice("ERLESS_HEDGE", "0", "1") == "1",
-        half_partials=choice("ERLESS_HALF_PARTIALS", "0", "1") == "1",
+        float16_partials=choice("ERLESS_HALF_PARTIALS", "0", "1") == "1",
         token=env.text("ERLESS_TOKEN") if kind == "gateway" else None,
         max_in_flight=env.integer("ERLESS_MAX_IN_FLIGHT", 512),
         max_batch=env.integer("ERLESS_MAX_BATCH", 4096),

@@ -5,8 +5,8 @@
  * home.c    the ids of those rows that lie in the gateway itself
  * gather.c  gather-pool (gather_lanes.h once per instruction set), combine
  * form.c    text with numbers in it: compared, filled in
- * lane.c    a sparse function's fast lane: request in, answer out
- * ask.c     the gateway's end of it: bucket in, request out; answer in, sums added
+ * fast_path.c      a sparse function's fast lane: request in, answer out
+ * shard_channel.c  the gateway's end of it: bucket in, request out; answer in, sums added
  * module.c  the Python binding; nothing below it touches Python, so all of it runs without the GIL
  *
  * No function here trusts an id: each is compared with its table before it becomes an address. A
@@ -189,7 +189,7 @@ void combine_end(float *out, int64_t stride, const int32_t *lengths, int64_t sam
 /* Pool what was kept, and add it to `out` (samples, stride); places has one row per table. */
 int home_pool(const home_t *homes, int64_t tables, const kept_t *kept, int64_t samples, float *out,
               int64_t stride, const place_t *places);
-void to_half(const float *from, uint16_t *to, int64_t size);
+void to_float16(const float *from, uint16_t *to, int64_t size);
 
 /* Forms: text in which %d is a number of 1 to 10 digits, %s is what stands until the line ends, and
  * %% is %.
@@ -205,36 +205,36 @@ typedef struct {
     const slice_t *slices;
     int64_t count, max_batch, max_body, longest_ms;
     const char *heads[2];   /* of requests: without and with a trace */
-    const char *asks[4];    /* JSON: int32 and int64 ids, answered by floats, then by halves */
-    const char *answers[4]; /* heads: without and with the time since ready; JSON: floats, halves */
-} lane_t;
+    const char *requests[4];    /* JSON: int32 and int64 ids, answered by floats, then by float16_partial */
+    const char *answers[4]; /* heads: without and with the time since ready; JSON: floats, float16_partial */
+} fast_path_t;
 
-/* One request: `partial`, which is the caller's to free, is set by lane_pool. */
+/* One request: `partial`, which is the caller's to free, is set by fast_path_pool. */
 typedef struct {
     ids_t values;
     const int32_t *lengths;
     int64_t samples;
-    int half; /* whether the answer is in `halves` */
+    int half; /* whether the answer is in `float16_partial` */
     float *partial;
-    uint16_t *halves;
+    uint16_t *float16_partial;
     const char *body, *end; /* of the request */
-} ask_t;
+} fast_request_t;
 
 /* Understand the request at `text`: with its head, or (announced > 0: bytes of JSON) without.
  * Returns 0 where it is not whole, or not in the lane. */
-int lane_read(const lane_t *lane, const char *text, const char *end, int64_t announced,
-              ask_t *ask);
+int fast_path_read(const fast_path_t *path, const char *text, const char *end, int64_t announced,
+              fast_request_t *request);
 /* Returns the floats of the packed partial; -1 without memory. */
-int64_t lane_pool(const lane_t *lane, ask_t *ask, fault_t *fault);
+int64_t fast_path_pool(const fast_path_t *path, fast_request_t *request, fault_t *fault);
 
 /* A remote shard, as the gateway talks to it. */
 typedef struct {
     const char *heads[2];   /* of requests: without and with a trace */
-    const char *asks[2];    /* JSON: int32 and int64 ids */
-    const char *answers[4]; /* as lane_t; the last is empty where halves are not wanted */
+    const char *requests[2];    /* JSON: int32 and int64 ids */
+    const char *answers[4]; /* as fast_path_t; the last is empty where float16_partial are not wanted */
     const place_t *places;  /* (tables) where its partial goes */
     int64_t tables;
-} peer_t;
+} shard_channel_t;
 
 /* What a shard gets of a query. */
 typedef struct {
@@ -246,15 +246,15 @@ typedef struct {
 enum { MOST_HEAD = 1024, ALIGNMENT = 16 }; /* bytes of a message before its tensors */
 /* Head and JSON of the request for `bucket`, which align what follows. Returns their bytes, or 0
  * where they do not fit. */
-int64_t ask_write(const peer_t *peer, const bucket_t *bucket, int64_t left_ms, const char *trace,
+int64_t request_write(const shard_channel_t *channel, const bucket_t *bucket, int64_t left_ms, const char *trace,
                   char text[MOST_HEAD]);
 
-enum { TAKE_GENERAL = -2, TAKE_WAIT = -1, TAKE_OLD = INT32_MAX };
+enum { ANSWER_GENERAL = -2, ANSWER_INCOMPLETE = -1, READY_LONG_AGO = INT32_MAX };
 /* Add the answer at `*text`, of which there is what lies before `end`, to `out`, and move `*text`
- * behind it. Returns the milliseconds for which the shard has been ready (TAKE_OLD: for long), or,
- * with nothing added or moved, TAKE_WAIT: the rest of it, which is to come, has room; TAKE_GENERAL:
+ * behind it. Returns the milliseconds for which the shard has been ready (READY_LONG_AGO: for long), or,
+ * with nothing added or moved, ANSWER_INCOMPLETE: the rest of it, which is to come, has room; ANSWER_GENERAL:
  * it is not in the lane, or not the answer to what was asked. `last`: no other answer may follow. */
-int64_t ask_take(const peer_t *peer, const bucket_t *bucket, const char **text, const char *end,
+int64_t answer_add(const shard_channel_t *channel, const bucket_t *bucket, const char **text, const char *end,
                  const char *room, int last, float *out, int64_t stride);
 
 int64_t stored_row_bytes(int precision, int64_t dim);

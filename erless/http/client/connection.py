@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 
-from erless.dlrm._kernels import TAKE_GENERAL, TAKE_WAIT
+from erless.dlrm._kernels import ANSWER_GENERAL, ANSWER_INCOMPLETE
 from erless.errors import first_line
 from erless.http.client.reply import MAX_BODY_BYTES, Callback, CallError, Head, Reply, Take
 from erless.http.messages import JSON_LENGTH, UP, Buffer, aligned, body_offset
@@ -200,9 +200,9 @@ class Exchange(Receiving):
         call = self.calls[0]
         if call.take is not None:
             up_ms, stop = call.take(self.buffer, self.start, self.tail, len(self.calls) == 1)
-            if up_ms == TAKE_WAIT:
+            if up_ms == ANSWER_INCOMPLETE:
                 return False
-            if up_ms != TAKE_GENERAL:
+            if up_ms != ANSWER_GENERAL:
                 self.start, self.keep = stop, True
                 self.endpoint.direct = True
                 self._finish(200, NO_HEADERS, NO_BODY, up_ms, taken=True)

@@ -40,8 +40,8 @@ class Reply:
 
 Callback = Callable[["Reply | CallError"], None]
 # The connection's buffer, where in it an answer begins, where what came ends, whether no other may
-# follow → milliseconds that the function has been ready, or TAKE_WAIT or TAKE_GENERAL (kernels.h,
-# `ask_take`), and where the answer ends.
+# follow → milliseconds that the function has been ready, or ANSWER_INCOMPLETE or ANSWER_GENERAL
+# (kernels.h, `answer_add`), and where the answer ends.
 Take = Callable[[bytearray, int, int, bool], tuple[int, int]]
 
 

@@ -12,7 +12,7 @@ from erless.errors import QueryError
 from erless.serve.files import OpenShard, Source, open_shard
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.app import Answer, Call
-from erless.serve.protocol.fast_lane import LONGEST_MS, answer_forms, ask_forms, head_forms
+from erless.serve.protocol.fast_lane import LONGEST_MS, answer_forms, head_forms, request_forms
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.settings import Settings
 
@@ -49,9 +49,9 @@ class SparseFunction:
         self.digest = settings.digest
         self._parameters = {"digest": self.digest}
         heads, json32, json16 = answer_forms(self.digest.encode())
-        self.lane = self._shard.lane(
+        self.lane = self._shard.fast_path(
             head_forms(b"shard"),
-            ask_forms(),
+            request_forms(),
             (*heads, json32, json16),
             settings.max_batch,
             settings.max_body_bytes,
@@ -80,7 +80,7 @@ class SparseFunction:
         partial = pool(values, lengths, weights)
         self._metrics.gathers += len(values)
         if flag(request, "half"):
-            return Answer({"partial": to_half(partial)}, self._parameters)
+            return Answer({"partial": to_float16(partial)}, self._parameters)
         return Answer({"partial": partial}, self._parameters)
 
     def close(self) -> None:
@@ -100,8 +100,8 @@ def flag(request: InferRequest, name: str) -> bool:
     return value
 
 
-def to_half(partial: np.ndarray) -> np.ndarray:
+def to_float16(partial: np.ndarray) -> np.ndarray:
     """`partial` in float16, unless a sum is beyond what float16 holds: then as it is."""
-    halves = np.empty(partial.shape, np.float16)
-    _kernels.to_half(partial, halves)
-    return halves if np.isfinite(halves).all() else partial
+    float16_partials = np.empty(partial.shape, np.float16)
+    _kernels.to_float16(partial, float16_partials)
+    return float16_partials if np.isfinite(float16_partials).all() else partial

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from erless.dlrm._kernels import TAKE_GENERAL
+from erless.dlrm._kernels import ANSWER_GENERAL
 from erless.errors import ServeError
 from erless.http.client.endpoint import Call, CallError, Reply
 from erless.http.messages import Buffer
@@ -177,7 +177,7 @@ class Leg:
     def _take(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
         """Only the first answer to a query that still waits is added to its result."""
         if self.over or self._fan.over:
-            return TAKE_GENERAL, begin
+            return ANSWER_GENERAL, begin
         return self._part.take(buffer, begin, end, last)
 
     def _answered(self, result: Reply | CallError) -> None:

@@ -146,7 +146,7 @@ class Gateway:
                 shard.digest,
                 self._endpoint(urls[shard.digest], SHARED_WRITE),
                 places=opened.combiner.places(number),
-                halves=settings.half_partials,
+                float16_partials=settings.float16_partials,
                 keen=shard.tier is not Tier.FROZEN,
             )
             for number, shard in enumerate(release.shards)

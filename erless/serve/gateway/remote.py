@@ -21,10 +21,10 @@ from erless.http.client.endpoint import Call, CallError, Endpoint, Reply
 from erless.http.messages import ALIGNMENT_BYTES, JSON_LENGTH, Buffer
 from erless.serve.protocol.fast_lane import (
     ANSWER,
-    ASK,
+    REQUEST,
     answer_forms,
-    ask_forms,
     head_forms,
+    request_forms,
     request_head,
     tensor,
 )
@@ -89,7 +89,7 @@ class _Remote:
             tensor(name, _NAMES[array.dtype.char], array.shape, array.nbytes)
             for name, array in tensors
         )
-        text = ASK % (inputs, self._output.encode(), parameters)
+        text = REQUEST % (inputs, self._output.encode(), parameters)
         return self._with_head(text, [_bytes(array) for _, array in tensors], left_ms, trace)
 
     def _with_head(
@@ -105,7 +105,7 @@ class _Remote:
             head = self._head % (len(text) + pad, size + pad, left_ms, more)
         return [head + text + b" " * pad, *arrays]
 
-    def read(self, reply: Reply, elements: int, halves: bool = False) -> Partial:
+    def read(self, reply: Reply, elements: int, float16_partials: bool = False) -> Partial:
         """The `elements` numbers of an answer.
 
         Raises:
@@ -117,7 +117,7 @@ class _Remote:
         end = int(length) if length.isdigit() and len(length) < 10 else len(reply.body)
         text = bytes(reply.body[:end])
         size = len(reply.body) - end
-        for datatype, dtype, width in _FORMS[not halves :]:
+        for datatype, dtype, width in _FORMS[not float16_partials :]:
             expected = self._answer % (datatype, elements, elements * width)
             if size == elements * width and text == expected:
                 return cast("Partial", np.frombuffer(reply.body, dtype, elements, end))
@@ -167,7 +167,7 @@ class RemoteShard(_Remote):
         name: for errors.
         digest: of its manifest, which its answers must carry.
         endpoint: where it is.
-        halves: ask for partials in float16.
+        float16_partials: ask for partials in float16.
         places: of its tables (`Combiner.places`).
         keen: to be woken together with the others; a frozen shard is not.
     """
@@ -180,25 +180,25 @@ class RemoteShard(_Remote):
         endpoint: Endpoint,
         *,
         places: NDArray[np.int64],
-        halves: bool,
+        float16_partials: bool,
         keen: bool,
     ) -> None:
         super().__init__(f"shard {name}", "shard", "partial", digest, endpoint)
-        self.number, self.name, self.halves = number, name, halves
+        self.number, self.name, self.float16_partials = number, name, float16_partials
         self.keen = keen
-        self._parameters = b'"packed":true,"half":true' if halves else b'"packed":true'
+        self._parameters = b'"packed":true,"half":true' if float16_partials else b'"packed":true'
         self._dims = places[:, 1].copy()
         heads, json32, json16 = answer_forms(digest.encode())
-        self._peer = _kernels.Peer(
+        self._channel = _kernels.ShardChannel(
             head_forms(b"shard", self._authority),
-            ask_forms((halves,)),
-            (*heads, json32, json16 if halves else b""),
+            request_forms((float16_partials,)),
+            (*heads, json32, json16 if float16_partials else b""),
             places,
         )
 
     def request(self, buckets: Buckets, left_ms: int, trace: bytes | None) -> list[Buffer]:
         """What to send for this shard's bucket."""
-        whole = buckets.split.ask(self.number, self._peer, left_ms, trace)
+        whole = buckets.split.build_request(self.number, self._channel, left_ms, trace)
         if whole is not None:
             return [whole]
         values, lengths, weights = buckets[self.number]
@@ -207,17 +207,17 @@ class RemoteShard(_Remote):
             tensors.append((b"weights", weights))
         return self._request(tensors, self._parameters, left_ms, trace)
 
-    def take(
+    def add_answer(
         self, buckets: Buckets, buffer: bytearray, begin: int, end: int, last: bool, out: Floats
     ) -> tuple[int, int]:
         """Add an answer in the fast lane to `out` (B, …): as `erless.http.client.reply.Take`."""
-        return buckets.split.take(self.number, self._peer, buffer, begin, end, last, out)
+        return buckets.split.add_answer(self.number, self._channel, buffer, begin, end, last, out)
 
     def partial(self, buckets: Buckets, reply: Reply) -> Partial:
         """The packed partial in any other answer. Raises ServeError as `read`."""
         lengths = buckets[self.number].lengths
         elements = int(np.count_nonzero(lengths, axis=1) @ self._dims)
-        return self.read(reply, elements, self.halves)
+        return self.read(reply, elements, self.float16_partials)
 
 
 class RemoteDense(_Remote):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.dlrm._kernels import TAKE_GENERAL
+from erless.dlrm._kernels import ANSWER_GENERAL
 from erless.dlrm.embedding import default_partial
 from erless.dlrm.rows import Buckets
 from erless.http.client.endpoint import Reply
@@ -47,7 +47,7 @@ class ShardPart:
 
     def take(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
         """Add the partial, where the answer is in the fast lane."""
-        return self.remote.take(self._buckets, buffer, begin, end, last, self._out)
+        return self.remote.add_answer(self._buckets, buffer, begin, end, last, self._out)
 
     def read(self, reply: Reply) -> None:
         """Add the partial, however it came."""
@@ -89,7 +89,7 @@ class DensePart:
 
     def take(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
         """No answer of the tower's is in the fast lane."""
-        return TAKE_GENERAL, begin
+        return ANSWER_GENERAL, begin
 
     def read(self, reply: Reply) -> None:
         """Keep the prediction."""

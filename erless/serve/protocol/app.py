@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.dlrm._kernels import Lane
+from erless.dlrm._kernels import FastPath
 from erless.errors import QueryError, ServeError
 from erless.http.messages import DEADLINE, JSON_LENGTH, UP, Request, Response, body_offset, problem
 from erless.serve.logs import Log
@@ -66,7 +66,7 @@ class Served(Protocol):
     prompt: bool  # `infer` answers at once, so that arrays may lie in the connection's buffer
 
     @property
-    def lane(self) -> Lane | None:
+    def lane(self) -> FastPath | None:
         """What answers requests of the fast lane, if anything does."""
 
     def infer(self, call: Call) -> Answer | Awaitable[Answer]:
@@ -146,7 +146,7 @@ class App:
             response = self._failed(error)
         return self._done(response, began)
 
-    def _in_lane(self, lane: Lane, request: Request) -> Response | None:
+    def _in_lane(self, lane: FastPath, request: Request) -> Response | None:
         """The answer to a request of the fast lane whose head was read already."""
         announced = body_offset(request.headers)
         if not announced:

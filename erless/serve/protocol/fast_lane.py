@@ -6,8 +6,9 @@ understood without parsing headers and JSON; any other (a client's, or one that 
 takes the general way, `erless.serve.protocol.tensors`, and means the same. The tests hold the two
 ways against each other.
 
-A sparse function fills in and compares in C (kernels/lane.c), so that a request becomes an answer
-without a Python object in between; the gateway, which has more to decide, does it in Python.
+A sparse function fills in and compares in C (kernels/fast_lane/fast_path.c), so that a request
+becomes an answer without a Python object in between. The gateway writes its requests to shards and
+adds up their answers in C as well (kernels/fast_lane/shard_channel.c).
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import re
 __all__ = [
     "ANSWER",
     "ANSWER_HEAD",
-    "ASK",
     "LONGEST_MS",
+    "REQUEST",
     "REQUEST_HEAD",
     "answer_forms",
-    "ask",
-    "ask_forms",
     "head_forms",
+    "request_form",
+    "request_forms",
     "request_head",
     "tensor",
 ]
@@ -60,7 +61,7 @@ ANSWER = (
 )
 _TENSOR = b'{"name":"%b","datatype":"%b","shape":[%b],"parameters":{"binary_data_size":%d}}'
 # A request's JSON: inputs, output, parameters.
-ASK = (
+REQUEST = (
     b'{"inputs":[%b],"outputs":[{"name":"%b","parameters":{"binary_data":true}}],"parameters":{%b}}'
 )
 
@@ -81,24 +82,26 @@ def tensor(name: bytes, datatype: bytes, shape: tuple[int, ...], size: int) -> b
     return _TENSOR % (name, datatype, b",".join(b"%d" % each for each in shape), size)
 
 
-def ask(width: int, halves: bool) -> bytes:
+def request_form(id_bytes: int, float16_partials: bool) -> bytes:
     """The form of a request to a sparse function, without weights.
 
     Numbers: ids, their bytes, tables, samples, bytes of the lengths.
 
     Args:
-        width: bytes of an id, 4 or 8.
-        halves: whether partials are wanted in float16.
+        id_bytes: bytes of an id, 4 or 8.
+        float16_partials: whether partials are wanted in float16.
     """
-    parameters = b'"packed":true,"half":true' if halves else b'"packed":true'
+    parameters = b'"packed":true,"half":true' if float16_partials else b'"packed":true'
     entry = b'{"name":"%b","datatype":"INT%d","shape":[%b],"parameters":{"binary_data_size":%%d}}'
-    inputs = entry % (b"values", 8 * width, b"%d") + b"," + entry % (b"lengths", 32, b"%d,%d")
-    return ASK % (inputs, b"partial", parameters)
+    inputs = entry % (b"values", 8 * id_bytes, b"%d") + b"," + entry % (b"lengths", 32, b"%d,%d")
+    return REQUEST % (inputs, b"partial", parameters)
 
 
-def ask_forms(halves: tuple[bool, ...] = (False, True)) -> tuple[bytes, ...]:
-    """All of them: int32 and int64 ids, for partials in float32, then in float16."""
-    return tuple(ask(width, half) for half in halves for width in (4, 8))
+def request_forms(float16_partials: tuple[bool, ...] = (False, True)) -> tuple[bytes, ...]:
+    """All request forms: int32, then int64 ids; for partials in float32, then in float16."""
+    return tuple(
+        request_form(id_bytes, float16) for float16 in float16_partials for id_bytes in (4, 8)
+    )
 
 
 def answer_forms(digest: bytes) -> tuple[tuple[bytes, bytes], bytes, bytes]:

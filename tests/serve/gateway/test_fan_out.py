@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from erless.dlrm._kernels import TAKE_GENERAL
+from erless.dlrm._kernels import ANSWER_GENERAL
 from erless.errors import ServeError
 from erless.http.client.endpoint import Endpoint, Reply
 from erless.http.messages import Response
@@ -33,7 +33,7 @@ class Whole:
         return [REQUEST % self._path]
 
     def take(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
-        return TAKE_GENERAL, begin
+        return ANSWER_GENERAL, begin
 
     def read(self, reply: Reply) -> None:
         if reply.status != 200:

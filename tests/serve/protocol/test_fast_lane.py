@@ -12,7 +12,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erless.dlrm._kernels import TAKE_GENERAL, TAKE_WAIT
+from erless.dlrm._kernels import ANSWER_GENERAL, ANSWER_INCOMPLETE
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
 from erless.dlrm.rows import Buckets, Routing, RowIndex
 from erless.errors import QueryError
@@ -24,8 +24,8 @@ from erless.serve.protocol.fast_lane import (
     ANSWER_HEAD,
     REQUEST_HEAD,
     answer_forms,
-    ask_forms,
     head_forms,
+    request_forms,
 )
 from erless.serve.protocol.tensors import BINARY_TYPE, TensorSpec, decode
 from erless.specs.model import Pooling, TableSpec
@@ -46,9 +46,9 @@ class Setting:
         dim: int = 8,
         *,
         pooling: Pooling = Pooling.SUM,
-        halves: bool = False,
+        float16_partials: bool = False,
     ) -> None:
-        self.halves = halves
+        self.float16_partials = float16_partials
         generator = self.generator = np.random.default_rng(rows)
         self.tables = [
             TableSpec(name=f"t{i}", rows=rows, dim=dim, pooling=pooling) for i in range(3)
@@ -60,8 +60,8 @@ class Setting:
         self.combiner = Combiner(self.tables, [[0, 1, 2], held])
         self.shard = EmbeddingShard([self.slice(t) for t in held])
         heads, json32, json16 = answer_forms(DIGEST.encode())
-        self.lane = self.shard.lane(
-            head_forms(b"shard"), ask_forms(), (*heads, json32, json16), 64, 1 << 20, LONGEST_MS
+        self.fast_path = self.shard.fast_path(
+            head_forms(b"shard"), request_forms(), (*heads, json32, json16), 64, 1 << 20, LONGEST_MS
         )
 
     def slice(self, table: int) -> StoredSlice:
@@ -86,7 +86,7 @@ class Setting:
             DIGEST,
             endpoint,
             places=self.combiner.places(1),
-            halves=self.halves,
+            float16_partials=self.float16_partials,
             keen=True,
         )
 
@@ -106,13 +106,13 @@ class Setting:
     batch=st.integers(1, 40),
     dtype=st.sampled_from([np.int32, np.int64]),
     rows=st.sampled_from([50, 1000]),
-    halves=st.booleans(),
+    float16_partials=st.booleans(),
     traced=st.booleans(),
 )
 def test_a_gateways_request_fits_the_lane_and_means_the_same(
-    batch: int, dtype: type, rows: int, halves: bool, traced: bool
+    batch: int, dtype: type, rows: int, float16_partials: bool, traced: bool
 ) -> None:
-    setting = Setting(rows, halves=halves)
+    setting = Setting(rows, float16_partials=float16_partials)
     buckets = setting.routing.bucketize(*setting.query(batch, dtype))
     message = setting.requested(buckets, TRACE if traced else None)
     head = REQUEST_HEAD.match(message)
@@ -133,40 +133,43 @@ def test_a_gateways_request_fits_the_lane_and_means_the_same(
     values, lengths, _ = buckets[1]
     assert np.array_equal(general.inputs["values"], values)
     assert np.array_equal(general.inputs["lengths"], lengths)
-    assert general.parameters.get("half", False) is halves
+    assert general.parameters.get("half", False) is float16_partials
     assert general.parameters["packed"] is True
     assert general.binary
     assert general.outputs == ("partial",)
     # the function's end: with its head, behind other bytes, and without its head
-    whole = setting.lane.answer(
+    whole = setting.fast_path.answer(
         bytearray(b"1234" + message + b"POST"), 4, len(message) + 8, 0, b"now", -1
     )
     assert whole is not None
     assert whole[1:4] == (len(message) + 4, len(values), len(body))
     moved = aligned(len(body), int(announced))
     moved[:] = body
-    bare = setting.lane.answer(moved, 0, len(body), int(announced), b"", -1)
+    bare = setting.fast_path.answer(moved, 0, len(body), int(announced), b"", -1)
     assert bare is not None
     assert whole[0].endswith(bare[0])
     assert (bare[4], bare[4] + bare[5]) == (bare[0].index(b"}]}") + 3, len(bare[0]))
     partial = setting.shard.pool_packed(values, lengths)
-    assert bare[0][bare[4] :] == partial.astype(np.float16 if halves else np.float32).tobytes()
+    assert (
+        bare[0][bare[4] :]
+        == partial.astype(np.float16 if float16_partials else np.float32).tobytes()
+    )
 
 
 @given(
     batch=st.integers(1, 40),
-    halves=st.booleans(),
+    float16_partials=st.booleans(),
     pooling=st.sampled_from([Pooling.SUM, Pooling.MEAN, Pooling.MAX]),
     up_ms=st.sampled_from([-1, 0, 77]),
     cut=st.integers(0, 10**6),
 )
 def test_a_functions_answer_is_added_up_as_the_general_way_does(
-    batch: int, halves: bool, pooling: Pooling, up_ms: int, cut: int
+    batch: int, float16_partials: bool, pooling: Pooling, up_ms: int, cut: int
 ) -> None:
-    setting = Setting(halves=halves, pooling=pooling)
+    setting = Setting(float16_partials=float16_partials, pooling=pooling)
     buckets = setting.routing.bucketize(*setting.query(batch))
     message = setting.requested(buckets)
-    found = setting.lane.answer(
+    found = setting.fast_path.answer(
         message, 0, len(message), 0, b"Tue, 24 Nov 2026 00:00:00 GMT", up_ms
     )
     assert found is not None
@@ -183,18 +186,22 @@ def test_a_functions_answer_is_added_up_as_the_general_way_does(
         stop = begin + len(answer)
         room = bytearray(bytes(begin) + answer + bytes(10))
         for end, last in ((begin + cut % len(answer), False), (stop + 1, True)):
-            code, at = remote.take(buckets, room, begin, end, last, out)
-            assert code in (TAKE_WAIT, TAKE_GENERAL)
+            code, at = remote.add_answer(buckets, room, begin, end, last, out)
+            assert code in (ANSWER_INCOMPLETE, ANSWER_GENERAL)
             assert at == begin
         within = room[: stop - 1]  # has no room
-        assert remote.take(buckets, within, begin, len(within), True, out)[0] == TAKE_GENERAL
+        assert (
+            remote.add_answer(buckets, within, begin, len(within), True, out)[0] == ANSWER_GENERAL
+        )
         assert np.array_equal(out, nothing)
         known = up_ms if up_ms >= 0 else 2**31 - 1
-        assert remote.take(buckets, room, begin, stop, True, out) == (known, stop)
+        assert remote.add_answer(buckets, room, begin, stop, True, out) == (known, stop)
         again = setting.combiner.begin(batch)
-        assert remote.take(buckets, room, begin, stop + 10, False, again) == (known, stop)
+        assert remote.add_answer(buckets, room, begin, stop + 10, False, again) == (known, stop)
         assert np.array_equal(out, again)
-        np.testing.assert_allclose(out, expected, rtol=2e-3 if halves else 1e-6, atol=1e-3)
+        np.testing.assert_allclose(
+            out, expected, rtol=2e-3 if float16_partials else 1e-6, atol=1e-3
+        )
         body = memoryview(answer)[head.end() :]
         reply = Reply(200, {b"inference-header-content-length": head.group(2)}, body, 0.1)
         general = setting.pooled(buckets, remote.partial(buckets, reply))
@@ -217,17 +224,20 @@ def test_an_answer_that_differs_takes_the_general_way(what: str) -> None:
     setting = Setting()
     buckets = setting.routing.bucketize(*setting.query(4))
     message = setting.requested(buckets)
-    found = setting.lane.answer(message, 0, len(message), 0, b"now", -1)
+    found = setting.fast_path.answer(message, 0, len(message), 0, b"now", -1)
     assert found is not None
     damaged = bytearray(found[0].replace(*DAMAGE[what], 1))
 
     async def take() -> int:
         out = setting.combiner.begin(4)
-        code, _ = setting.remote().take(buckets, damaged, 0, len(damaged), True, out)
+        code, _ = setting.remote().add_answer(buckets, damaged, 0, len(damaged), True, out)
         assert not out.any()
         return code
 
-    assert asyncio.run(take()) in (TAKE_GENERAL, TAKE_WAIT if what == "a leading zero" else -2)
+    assert asyncio.run(take()) in (
+        ANSWER_GENERAL,
+        ANSWER_INCOMPLETE if what == "a leading zero" else ANSWER_GENERAL,
+    )
 
 
 def test_the_answer_to_another_query_takes_the_general_way() -> None:
@@ -235,14 +245,14 @@ def test_the_answer_to_another_query_takes_the_general_way() -> None:
     ours = setting.routing.bucketize(*setting.query(4))
     other = setting.routing.bucketize(*setting.query(40))
     message = setting.requested(other)
-    found = setting.lane.answer(message, 0, len(message), 0, b"now", -1)
+    found = setting.fast_path.answer(message, 0, len(message), 0, b"now", -1)
     assert found is not None
 
     async def take() -> int:
         buffer, out = bytearray(found[0]), setting.combiner.begin(4)
-        return setting.remote().take(ours, buffer, 0, len(buffer), True, out)[0]
+        return setting.remote().add_answer(ours, buffer, 0, len(buffer), True, out)[0]
 
-    assert asyncio.run(take()) == TAKE_GENERAL
+    assert asyncio.run(take()) == ANSWER_GENERAL
 
 
 REFUSED = {
@@ -269,14 +279,14 @@ def test_a_request_that_differs_takes_the_general_way(what: str) -> None:
         values[0] = absent
     buckets = setting.routing.bucketize(values, lengths)
     message = bytearray(REFUSED[what](setting.requested(buckets)))
-    assert setting.lane.answer(message, 0, len(message), 0, b"now", -1) is None
+    assert setting.fast_path.answer(message, 0, len(message), 0, b"now", -1) is None
     if what == "an absent row":
         with pytest.raises(QueryError, match="is not stored"):
             setting.shard.pool_packed(*buckets[1][:2])
 
 
 def test_sums_beyond_float16_are_answered_in_float32() -> None:
-    setting = Setting(halves=True)
+    setting = Setting(float16_partials=True)
     rows = np.full((setting.shard.slices[0].index.stored, 8), 60_000, np.float32)
     slices = [
         StoredSlice(e.table, e.precision, rows[: e.index.stored], e.index)
@@ -284,7 +294,9 @@ def test_sums_beyond_float16_are_answered_in_float32() -> None:
     ]
     heads, json32, json16 = answer_forms(DIGEST.encode())
     shard = EmbeddingShard(slices)
-    lane = shard.lane(head_forms(b"shard"), ask_forms(), (*heads, json32, json16), 9, 1 << 20, 9999)
+    fast_path = shard.fast_path(
+        head_forms(b"shard"), request_forms(), (*heads, json32, json16), 9, 1 << 20, 9999
+    )
     routing = Routing(setting.tables[:1], setting.routes[:1], [[0], [0]])
     combiner = Combiner(setting.tables[:1], [[0], [0]])
     row = int(np.flatnonzero(setting.routes[0] == 1)[0])
@@ -294,14 +306,20 @@ def test_sums_beyond_float16_are_answered_in_float32() -> None:
         async def both(buckets: Buckets = buckets) -> tuple[bytes, np.ndarray]:
             endpoint = Endpoint("http://h:1", 10, lambda: None)
             remote = RemoteShard(
-                1, "hot", DIGEST, endpoint, places=combiner.places(1), halves=True, keen=True
+                1,
+                "hot",
+                DIGEST,
+                endpoint,
+                places=combiner.places(1),
+                float16_partials=True,
+                keen=True,
             )
             message = b"".join(remote.request(buckets, 10, None))
-            found = lane.answer(message, 0, len(message), 0, b"now", -1)
+            found = fast_path.answer(message, 0, len(message), 0, b"now", -1)
             assert found is not None
             out = combiner.begin(1)
             buffer = bytearray(found[0])
-            assert remote.take(buckets, buffer, 0, len(buffer), True, out)[0] > 0
+            assert remote.add_answer(buckets, buffer, 0, len(buffer), True, out)[0] > 0
             return found[0], out
 
         answer, out = asyncio.run(both())
@@ -318,7 +336,7 @@ def test_weights_take_the_general_way() -> None:
     head = REQUEST_HEAD.match(message)
     assert head is not None
     assert b'"weights"' in message
-    assert setting.lane.answer(message, 0, len(message), 0, b"now", -1) is None
+    assert setting.fast_path.answer(message, 0, len(message), 0, b"now", -1) is None
 
 
 def test_a_percent_sign_in_the_address_is_one() -> None:
@@ -335,7 +353,7 @@ def test_the_server_writes_the_same_head() -> None:
         setting = Setting()
         buckets = setting.routing.bucketize(*setting.query(2))
         message = b"".join(setting.remote().request(buckets, 10, None))
-        found = setting.lane.answer(message, 0, len(message), 0, server.date, 12)
+        found = setting.fast_path.answer(message, 0, len(message), 0, server.date, 12)
         assert found is not None
         body = found[0][found[0].index(b"\r\n\r\n") + 4 :]
         more = ((b"inference-header-content-length", b"%d" % found[4]), (b"erless-up-ms", b"12"))
@@ -365,7 +383,13 @@ def test_a_function_answers_both_ways_alike(fleet: Fleet, pipelined: int) -> Non
     async def ask() -> tuple[np.ndarray, bytes]:
         endpoint = Endpoint(process.url, 10, lambda: None)
         remote = RemoteShard(
-            0, "frozen", shard.digest, endpoint, places=combiner.places(0), halves=False, keen=True
+            0,
+            "frozen",
+            shard.digest,
+            endpoint,
+            places=combiner.places(0),
+            float16_partials=False,
+            keen=True,
         )
         out = combiner.begin(4)
         done: asyncio.Future[Reply | CallError] = asyncio.get_running_loop().create_future()
@@ -373,7 +397,9 @@ def test_a_function_answers_both_ways_alike(fleet: Fleet, pipelined: int) -> Non
         endpoint.send(
             request,
             done.set_result,
-            lambda buffer, begin, end, last: remote.take(buckets, buffer, begin, end, last, out),
+            lambda buffer, begin, end, last: remote.add_answer(
+                buckets, buffer, begin, end, last, out
+            ),
         )
         reply = await asyncio.wait_for(done, 60)
         assert isinstance(reply, Reply)

@@ -442,6 +442,6 @@ void combine_end(float *out, int64_t stride, const int32_t *lengths, int64_t sam
     }
 }
 
-void to_half(const float *from, uint16_t *to, int64_t size) {
+void to_float16(const float *from, uint16_t *to, int64_t size) {
     for (int64_t i = 0; i < size; i++) to[i] = float_to_half(from[i]);
 }

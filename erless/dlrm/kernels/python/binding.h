@@ -84,6 +84,6 @@ int take_forms(PyObject *tuple, Py_ssize_t count, int numbers, const char **form
 extern PyTypeObject *pooler_type;
 extern PyMethodDef index_functions[], combine_functions[];
 int add_pooler(PyObject *module), add_router(PyObject *module), add_split(PyObject *module),
-    add_lane(PyObject *module); /* 0: an error is set */
+    add_fast_path(PyObject *module); /* 0: an error is set */
 
 #endif

@@ -92,18 +92,18 @@ static PyObject *py_end(PyObject *module, PyObject *const *args, Py_ssize_t coun
     return combine_step(END, args, count, 4);
 }
 
-PyDoc_STRVAR(half_doc, "to_half(floats, halves): float32 to float16, nearest even");
-static PyObject *py_to_half(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+PyDoc_STRVAR(to_float16_doc, "to_float16(floats, float16_partial): float32 to float16, nearest even");
+static PyObject *py_to_float16(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     Py_buffer from, to;
     PyObject *result = NULL;
     (void)module;
     if (!expect("arguments", count, 2)) return NULL;
     const Py_ssize_t size = take(args[0], &from, 4, 0, "floats");
     if (size < 0) return NULL;
-    const Py_ssize_t room = take(args[1], &to, 2, 1, "halves");
+    const Py_ssize_t room = take(args[1], &to, 2, 1, "float16_partial");
     if (room >= 0) {
-        if (expect("halves", room, size)) {
-            to_half(from.buf, to.buf, size);
+        if (expect("float16_partial", room, size)) {
+            to_float16(from.buf, to.buf, size);
             result = Py_NewRef(Py_None);
         }
         PyBuffer_Release(&to);
@@ -116,6 +116,6 @@ PyMethodDef combine_functions[] = {
     {"combine_begin", (PyCFunction)(void (*)(void))py_begin, METH_FASTCALL, begin_doc},
     {"combine", (PyCFunction)(void (*)(void))py_combine, METH_FASTCALL, combine_doc},
     {"combine_end", (PyCFunction)(void (*)(void))py_end, METH_FASTCALL, end_doc},
-    {"to_half", (PyCFunction)(void (*)(void))py_to_half, METH_FASTCALL, half_doc},
+    {"to_float16", (PyCFunction)(void (*)(void))py_to_float16, METH_FASTCALL, to_float16_doc},
     {NULL, NULL, 0, NULL},
 };

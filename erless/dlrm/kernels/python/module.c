@@ -71,7 +71,7 @@ int take_forms(PyObject *tuple, Py_ssize_t count, int numbers, const char **form
 int64_t blocks_for(int64_t rows) { return (rows + INDEX_ROWS - 1) / INDEX_ROWS; }
 
 static int start(PyObject *module) {
-    return add_pooler(module) && add_router(module) && add_split(module) && add_lane(module) &&
+    return add_pooler(module) && add_router(module) && add_split(module) && add_fast_path(module) &&
                    PyModule_AddFunctions(module, index_functions) == 0 &&
                    PyModule_AddFunctions(module, combine_functions) == 0 &&
                    PyModule_AddStringConstant(module, "INSTRUCTION_SET", gather_choose()) == 0

@@ -2,19 +2,19 @@
  * written, their answers added up. */
 #include "python/binding.h"
 
-/* ---- Peer: how the gateway talks to one shard ---- */
+/* ---- ShardChannel: how the gateway talks to one shard ---- */
 
 typedef struct {
     PyObject_HEAD
-    peer_t peer;
+    shard_channel_t channel;
     PyObject *forms[3]; /* keep the texts alive */
     Py_buffer places;
-} Peer;
+} ShardChannel;
 
-static PyTypeObject *peer_type, *split_type;
+static PyTypeObject *channel_type, *split_type;
 
-static void peer_free(PyObject *object) {
-    Peer *self = (Peer *)object;
+static void channel_free(PyObject *object) {
+    ShardChannel *self = (ShardChannel *)object;
     PyTypeObject *type = Py_TYPE(object);
     for (int k = 0; k < 3; k++) Py_XDECREF(self->forms[k]);
     release_all(&self->places, 1);
@@ -22,35 +22,35 @@ static void peer_free(PyObject *object) {
     Py_DECREF(type);
 }
 
-PyDoc_STRVAR(peer_doc,
-             "Peer(heads, asks, answers, places): forms as in kernels.h, peer_t; int64 (tables, 3)");
-static PyObject *peer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    PyObject *heads, *asks, *answers, *places;
+PyDoc_STRVAR(channel_doc,
+             "ShardChannel(heads, requests, answers, places): forms as in kernels.h, shard_channel_t; int64 (tables, 3)");
+static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    PyObject *heads, *requests, *answers, *places;
     (void)kwargs;
-    if (!PyArg_ParseTuple(args, "O!O!O!O", &PyTuple_Type, &heads, &PyTuple_Type, &asks,
+    if (!PyArg_ParseTuple(args, "O!O!O!O", &PyTuple_Type, &heads, &PyTuple_Type, &requests,
                           &PyTuple_Type, &answers, &places))
         return NULL;
-    Peer *self = (Peer *)type->tp_alloc(type, 0);
+    ShardChannel *self = (ShardChannel *)type->tp_alloc(type, 0);
     if (self == NULL) return NULL;
     self->forms[0] = Py_NewRef(heads);
-    self->forms[1] = Py_NewRef(asks);
+    self->forms[1] = Py_NewRef(requests);
     self->forms[2] = Py_NewRef(answers);
     const Py_ssize_t cells = take(places, &self->places, 8, 0, "places");
-    self->peer.places = self->places.buf;
-    self->peer.tables = cells / 3;
+    self->channel.places = self->places.buf;
+    self->channel.tables = cells / 3;
     if (cells >= 0 && expect("places", cells, cells / 3 * 3) &&
-        take_forms(heads, 2, 3, self->peer.heads) && take_forms(asks, 2, 5, self->peer.asks) &&
-        take_forms(answers, 4, 3, self->peer.answers))
+        take_forms(heads, 2, 3, self->channel.heads) && take_forms(requests, 2, 5, self->channel.requests) &&
+        take_forms(answers, 4, 3, self->channel.answers))
         return (PyObject *)self;
     Py_DECREF(self);
     return NULL;
 }
 
-static PyType_Slot peer_slots[] = {
-    {Py_tp_new, peer_new}, {Py_tp_dealloc, peer_free}, {Py_tp_doc, (void *)peer_doc}, {0, NULL},
+static PyType_Slot channel_slots[] = {
+    {Py_tp_new, channel_new}, {Py_tp_dealloc, channel_free}, {Py_tp_doc, (void *)channel_doc}, {0, NULL},
 };
-static PyType_Spec peer_spec = {"erless.dlrm._kernels.Peer", sizeof(Peer), 0, Py_TPFLAGS_DEFAULT,
-                                peer_slots};
+static PyType_Spec channel_spec = {"erless.dlrm._kernels.ShardChannel", sizeof(ShardChannel), 0, Py_TPFLAGS_DEFAULT,
+                                channel_slots};
 
 /* ---- Split ---- */
 
@@ -106,8 +106,8 @@ int split_room(Split *self, int64_t away, int wide) {
     return self->values && (!self->weighted || self->weights);
 }
 
-/* What shard `number` gets, whom `peer` talks to. Returns 0 with an error set. */
-static int talk(const Split *self, PyObject *number, PyObject *peer, bucket_t *bucket) {
+/* What shard `number` gets, whom `channel` talks to. Returns 0 with an error set. */
+static int talk(const Split *self, PyObject *number, PyObject *channel, bucket_t *bucket) {
     const routing_t *routing = &self->router->routing;
     const Py_ssize_t shard = PyLong_AsSsize_t(number);
     if (shard == -1 && PyErr_Occurred()) return 0;
@@ -115,8 +115,8 @@ static int talk(const Split *self, PyObject *number, PyObject *peer, bucket_t *b
         PyErr_SetString(PyExc_IndexError, "there is no such shard");
         return 0;
     }
-    if (!PyObject_TypeCheck(peer, peer_type)) {
-        PyErr_SetString(PyExc_TypeError, "peer: not a Peer");
+    if (!PyObject_TypeCheck(channel, channel_type)) {
+        PyErr_SetString(PyExc_TypeError, "channel: not a ShardChannel");
         return 0;
     }
     const int64_t *starts = self->starts;
@@ -126,7 +126,7 @@ static int talk(const Split *self, PyObject *number, PyObject *peer, bucket_t *b
                           starts[shard + 1] - starts[shard], self->wide},
                          lengths,
                          self->samples};
-    return expect("peer", (Py_ssize_t)((Peer *)peer)->peer.tables,
+    return expect("channel", (Py_ssize_t)((ShardChannel *)channel)->channel.tables,
                   (Py_ssize_t)routing->widths[shard]);
 }
 
@@ -147,9 +147,9 @@ static PyObject *split_touched(PyObject *object, PyObject *unused) {
     return touched;
 }
 
-PyDoc_STRVAR(ask_doc, "ask(shard, peer, left_ms, trace or None) -> the request, in one piece, or "
+PyDoc_STRVAR(build_request_doc, "build_request(shard, channel, left_ms, trace or None) -> the request, in one piece, or "
                       "None: it has weights, or does not fit the forms");
-static PyObject *split_ask(PyObject *object, PyObject *const *args, Py_ssize_t count) {
+static PyObject *split_build_request(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     const Split *self = (const Split *)object;
     char text[MOST_HEAD];
     bucket_t bucket;
@@ -158,10 +158,10 @@ static PyObject *split_ask(PyObject *object, PyObject *const *args, Py_ssize_t c
     const char *trace = args[3] == Py_None ? NULL : PyBytes_AsString(args[3]);
     if (PyErr_Occurred()) return NULL;
     const int64_t size =
-        self->weighted ? 0 : ask_write(&((Peer *)args[1])->peer, &bucket, left_ms, trace, text);
+        self->weighted ? 0 : request_write(&((ShardChannel *)args[1])->channel, &bucket, left_ms, trace, text);
     if (size == 0) Py_RETURN_NONE;
     const size_t ids = (size_t)bucket.values.size * id_width(&bucket.values);
-    const size_t bags = (size_t)(((Peer *)args[1])->peer.tables * self->samples) * sizeof(int32_t);
+    const size_t bags = (size_t)(((ShardChannel *)args[1])->channel.tables * self->samples) * sizeof(int32_t);
     PyObject *request = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(size + ids + bags));
     if (request == NULL) return NULL;
     char *at = PyBytes_AS_STRING(request);
@@ -171,11 +171,11 @@ static PyObject *split_ask(PyObject *object, PyObject *const *args, Py_ssize_t c
     return request;
 }
 
-PyDoc_STRVAR(take_doc,
-             "take(shard, peer, buffer, begin, end, last, out) -> (milliseconds, WAIT or GENERAL; "
+PyDoc_STRVAR(add_answer_doc,
+             "add_answer(shard, channel, buffer, begin, end, last, out) -> (milliseconds, WAIT or GENERAL; "
              "where it ends): add the answer that begins in buffer[begin:end] to float32 (samples, "
-             "stride); kernels.h, ask_take");
-static PyObject *split_take(PyObject *object, PyObject *const *args, Py_ssize_t count) {
+             "stride); kernels.h, answer_add");
+static PyObject *split_add_answer(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     static const buffer_t wanted[] = {{"buffer", 1, 0, 0}, {"out", 4, 1, 0}};
     const Split *self = (const Split *)object;
     PyObject *result = NULL;
@@ -188,14 +188,14 @@ static PyObject *split_take(PyObject *object, PyObject *const *args, Py_ssize_t 
     if (PyErr_Occurred()) return NULL;
     PyObject *const both[] = {args[2], args[6]};
     if (!take_all(both, 2, 2, views, sizes, wanted)) return NULL;
-    const peer_t *peer = &((Peer *)args[1])->peer;
+    const shard_channel_t *channel = &((ShardChannel *)args[1])->channel;
     const int64_t stride = self->samples ? sizes[1] / self->samples : 0;
     if (begin < 0 || begin > end || end > sizes[0])
         PyErr_SetString(PyExc_ValueError, "buffer: end is beyond it, or begin beyond end");
     else if (expect("out", sizes[1], (Py_ssize_t)(stride * self->samples)) &&
-             places_width(peer->places, (Py_ssize_t)peer->tables, stride) >= 0) {
+             places_width(channel->places, (Py_ssize_t)channel->tables, stride) >= 0) {
         const char *whole = views[0].buf, *at = whole + begin;
-        const int64_t told = ask_take(peer, &bucket, &at, whole + end, whole + sizes[0], last,
+        const int64_t told = answer_add(channel, &bucket, &at, whole + end, whole + sizes[0], last,
                                       views[1].buf, stride);
         result = Py_BuildValue("Ln", (long long)told, (Py_ssize_t)(at - whole));
     }
@@ -258,8 +258,8 @@ static PyMethodDef split_methods[] = {
     {"arrays", split_arrays, METH_NOARGS, arrays_doc},
     {"touched", split_touched, METH_NOARGS, touched_doc},
     {"pool", (PyCFunction)(void (*)(void))split_pool, METH_FASTCALL, pool_doc},
-    {"ask", (PyCFunction)(void (*)(void))split_ask, METH_FASTCALL, ask_doc},
-    {"take", (PyCFunction)(void (*)(void))split_take, METH_FASTCALL, take_doc},
+    {"build_request", (PyCFunction)(void (*)(void))split_build_request, METH_FASTCALL, build_request_doc},
+    {"add_answer", (PyCFunction)(void (*)(void))split_add_answer, METH_FASTCALL, add_answer_doc},
     {NULL, NULL, 0, NULL},
 };
 static PyGetSetDef split_facts[] = {
@@ -279,11 +279,11 @@ static PyType_Spec split_spec = {"erless.dlrm._kernels.Split", sizeof(Split), 0,
                                  split_slots};
 
 int add_split(PyObject *module) {
-    PyObject *peer = PyType_FromSpec(&peer_spec), *split = PyType_FromSpec(&split_spec);
-    peer_type = (PyTypeObject *)peer;
+    PyObject *channel = PyType_FromSpec(&channel_spec), *split = PyType_FromSpec(&split_spec);
+    channel_type = (PyTypeObject *)channel;
     split_type = (PyTypeObject *)split;
-    return peer && split && PyModule_AddObjectRef(module, "Peer", peer) == 0 &&
+    return channel && split && PyModule_AddObjectRef(module, "ShardChannel", channel) == 0 &&
            PyModule_AddObjectRef(module, "Split", split) == 0 &&
-           PyModule_AddIntConstant(module, "TAKE_GENERAL", TAKE_GENERAL) == 0 &&
-           PyModule_AddIntConstant(module, "TAKE_WAIT", TAKE_WAIT) == 0;
+           PyModule_AddIntConstant(module, "ANSWER_GENERAL", ANSWER_GENERAL) == 0 &&
+           PyModule_AddIntConstant(module, "ANSWER_INCOMPLETE", ANSWER_INCOMPLETE) == 0;
 }
