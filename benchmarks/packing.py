@@ -34,7 +34,8 @@ from erless.specs.profile import MANIFEST, Profile, TableAccess
 from erless.specs.stored import find_release
 from erless.storage.digests import digest_file
 from erless.storage.s3.store import S3Store
-from erless.storage.stores import Blob, Ignore, open_store
+from erless.storage.store import Blob, Ignore
+from erless.storage.stores import open_store
 from erless.storage.tensors import write_tensors
 
 DIM = 32

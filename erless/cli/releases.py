@@ -13,7 +13,7 @@ from erless.cli.run import Output, OutputOption, emit, note, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from erless.storage.stores import Store
+    from erless.storage.store import Store
 
 __all__ = ["app"]
 

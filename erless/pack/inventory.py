@@ -12,7 +12,7 @@ from erless.progress import Progress, Silent
 from erless.specs.artifact import FileEntry
 from erless.specs.release import release_name, shard_name
 from erless.specs.stored import list_releases, load_release, load_shard
-from erless.storage.stores import Blob, Store, StoredObject
+from erless.storage.store import Blob, Store, StoredObject
 
 __all__ = ["Damage", "Pruned", "prune", "verify"]
 

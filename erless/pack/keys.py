@@ -15,7 +15,7 @@ from erless.errors import ArtifactError
 from erless.progress import Progress
 from erless.specs.artifact import FileEntry
 from erless.storage.digests import digest_file
-from erless.storage.stores import Blob, Store
+from erless.storage.store import Blob, Store
 
 __all__ = ["Keys", "json_bytes"]
 

@@ -34,7 +34,7 @@ from erless.specs.release import (
     shard_name,
 )
 from erless.storage.atomic import os_errors
-from erless.storage.stores import Store
+from erless.storage.store import Store
 from erless.storage.tensors import write_tensors
 
 __all__ = ["Packed", "Packer"]

@@ -36,7 +36,8 @@ from erless.specs.model import ModelSpec, TableSpec
 from erless.specs.release import ReleaseManifest, ShardManifest
 from erless.specs.stored import load_release, load_shard
 from erless.storage.node_cache import Lease, NodeCache, obtain
-from erless.storage.stores import Blob, Counter, Store, open_store
+from erless.storage.store import Blob, Counter, Store
+from erless.storage.stores import open_store
 from erless.storage.tensors import TensorFile
 
 __all__ = [

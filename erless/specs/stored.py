@@ -10,7 +10,7 @@ from typing import TypeVar
 from erless.errors import ArtifactError, StoreError
 from erless.specs.artifact import Artifact
 from erless.specs.release import ReleaseManifest, ShardManifest, release_name, shard_name
-from erless.storage.stores import Store, StoredObject
+from erless.storage.store import Store, StoredObject
 
 __all__ = ["find_release", "list_releases", "load_release", "load_shard"]
 

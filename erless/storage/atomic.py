@@ -1,7 +1,10 @@
 """Nothing half-written is ever visible: write under a temporary name, fsync, rename.
 
-A stage's output directory is built beside its final name as `.NAME.tmp-XXXXXXXX`, held by an
-flock so that a later run can tell a live writer from the remains of a killed one.
+A file is staged beside its final name as `.NAME.tmp-XXXXXXXX` and renamed, or linked where the
+name must not be taken yet.
+
+A stage's output directory is built beside its final name in the same way, held by an flock so that
+a later run can tell a live writer from the remains of a killed one.
 """
 
 from __future__ import annotations
@@ -17,7 +20,15 @@ from pathlib import Path
 
 from erless.errors import ArtifactError, ExistsError, StorageError
 
-__all__ = ["fsync_directory", "os_errors", "staged_directory", "staged_file"]
+__all__ = [
+    "create_file",
+    "fsync_directory",
+    "os_errors",
+    "path_inside",
+    "replace_file",
+    "staged_directory",
+    "staged_file",
+]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -95,23 +106,77 @@ def staged_file(target: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk refused.
     """
-    target = Path(os.path.abspath(target))  # noqa: PTH100
+    with _beside(target) as stage:
+        yield stage
+        _fsync(stage)
+        stage.replace(target)
+        fsync_directory(target.parent)
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; whatever is there at the end is removed."""
     with os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         stage = target.parent / f".{target.name}.tmp-{secrets.token_hex(4)}"
         try:
             yield stage
-            with stage.open("rb") as file:
-                os.fsync(file.fileno())
-            stage.replace(target)
-            fsync_directory(target.parent)
         finally:
             stage.unlink(missing_ok=True)
 
 
+def replace_file(target: Path, data: bytes) -> None:
+    """Make or overwrite the file `target` in one step.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    with staged_file(target) as stage:
+        stage.write_bytes(data)
+
+
+def create_file(target: Path, data: bytes) -> bool:
+    """Make the file `target` in one step; False where the name is taken already.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    with _beside(target) as stage:
+        stage.write_bytes(data)
+        _fsync(stage)
+        try:
+            os.link(stage, target)  # unlike a rename, this fails where the name is taken
+        except FileExistsError:
+            return False
+        fsync_directory(target.parent)
+    return True
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """`folder / name`, which must lie inside `folder` once symbolic links are followed.
+
+    Raises:
+        ArtifactError: it lies elsewhere.
+        StorageError: the links lead in a circle.
+    """
+    path = folder / name
+    with os_errors(path, "read"):
+        try:
+            inside = path.resolve().is_relative_to(folder.resolve())
+        except RuntimeError:  # Python 3.11 and 3.12 raise it for links that lead in a circle
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
+    if not inside:
+        raise ArtifactError(f"{path} leads out of {folder}")
+    return path
+
+
 def fsync_directory(folder: Path) -> None:
     """Make the names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -162,9 +227,5 @@ def _sweep(target: Path) -> None:
 
 def _fsync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _fsync(path)
     fsync_directory(folder)

@@ -23,7 +23,7 @@ from typing import Self
 
 from erless.errors import ArtifactError, StorageError
 from erless.storage.atomic import fsync_directory, os_errors
-from erless.storage.stores import Blob, Counter, Ignore, Store
+from erless.storage.store import Blob, Counter, Ignore, Store
 from erless.storage.verified import note_blobs, verify_blobs
 
 __all__ = ["Lease", "NodeCache", "obtain"]
@@ -136,7 +136,9 @@ class NodeCache:
         with self._locked(".lock"), os_errors(stage):
             self._make_room(sum(blob.size_bytes for blob in blobs))
             stage.mkdir()
-            (stage / ".reserved").write_text(str(sum(blob.size_bytes for blob in blobs)))
+            (stage / ".reserved").write_text(
+                str(sum(blob.size_bytes for blob in blobs)), encoding="utf-8"
+            )
         try:
             with os_errors(stage):
                 for parent in {(stage / blob.name).parent for blob in blobs}:
@@ -250,4 +252,4 @@ def _size(folder: Path) -> int:
 def _reserved(folder: Path) -> int:
     """Bytes that a fetch in progress will take."""
     path = folder / ".reserved"
-    return int(path.read_text() or 0) if path.is_file() else 0
+    return int(path.read_text(encoding="utf-8") or 0) if path.is_file() else 0

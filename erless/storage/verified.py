@@ -24,8 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from erless.errors import ArtifactError
-from erless.storage.atomic import os_errors
-from erless.storage.stores import Blob, Counter, Ignore, verify_blob
+from erless.storage.atomic import os_errors, path_inside
+from erless.storage.store import Blob, Counter, Ignore, verify_blob
 
 __all__ = ["note_blobs", "verify_blobs"]
 
@@ -54,7 +54,7 @@ def verify_blobs(
     known = _read(note)
     todo = []
     for blob in blobs:
-        if note and known.get(blob.name) == _identity(folder / blob.name, blob):
+        if note and known.get(blob.name) == _identity(_place(folder, blob), blob):
             counter.advance(blob.size_bytes)
         else:
             todo.append(blob)
@@ -63,7 +63,7 @@ def verify_blobs(
     before = _identities(folder, blobs) if note else {}
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         # sha256 and read() let other threads run
-        for _ in pool.map(lambda blob: verify_blob(folder / blob.name, blob, counter), todo):
+        for _ in pool.map(lambda blob: verify_blob(_place(folder, blob), blob, counter), todo):
             pass
     if note:
         _write(note, before)
@@ -72,6 +72,10 @@ def verify_blobs(
 def note_blobs(folder: Path, blobs: Sequence[Blob], note: Path) -> None:
     """Remember `blobs`, which this process has just written and hashed."""
     _write(note, _identities(folder, blobs))
+
+
+def _place(folder: Path, blob: Blob) -> Path:
+    return path_inside(folder, blob.name)
 
 
 def _identity(path: Path, blob: Blob) -> Identity:
@@ -93,12 +97,12 @@ def _identity(path: Path, blob: Blob) -> Identity:
 
 def _identities(folder: Path, blobs: Sequence[Blob]) -> dict[str, Identity]:
     """Each blob's identity, taken once its file has been at rest long enough."""
-    found = {blob.name: _identity(folder / blob.name, blob) for blob in blobs}
+    found = {blob.name: _identity(_place(folder, blob), blob) for blob in blobs}
     newest = max((int(each[4]) for each in found.values()), default=0)
     age = time.time() - newest / 1e9
     if age < REST_S:
         time.sleep(min(REST_S, REST_S - age))
-        found = {blob.name: _identity(folder / blob.name, blob) for blob in blobs}
+        found = {blob.name: _identity(_place(folder, blob), blob) for blob in blobs}
     return found
 
 
@@ -119,7 +123,7 @@ def _write(note: Path, identities: dict[str, Identity]) -> None:
         note.parent.mkdir(parents=True, exist_ok=True)
         stage = note.with_name(f".{note.name}.{secrets.token_hex(4)}")
         try:
-            stage.write_text(json.dumps(identities))
+            stage.write_text(json.dumps(identities), encoding="utf-8")
             stage.replace(note)
         finally:
             stage.unlink(missing_ok=True)

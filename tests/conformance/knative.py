@@ -29,7 +29,8 @@ from erless.deploy.kubernetes.names import OWNED
 from erless.deploy.target import Desired
 from erless.progress import Silent
 from erless.specs.config import Config
-from erless.storage.stores import Blob, Ignore, open_store
+from erless.storage.store import Blob, Ignore
+from erless.storage.stores import open_store
 from tests.conftest import ROOT
 from tests.releases import Made
 

@@ -11,7 +11,8 @@ from erless.pack import inventory
 from erless.pack.packer import Packer
 from erless.specs.plan import Precision
 from erless.specs.stored import find_release, list_releases
-from erless.storage.stores import Store, open_store
+from erless.storage.store import Store
+from erless.storage.stores import open_store
 from tests.releases import TIERS, Made, default_model, make_plan, make_release
 
 SMALL = default_model(300, 4)

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from erless.errors import ArtifactError, StorageError
-from erless.storage import verified as ledger
+from erless.storage import verified
+from erless.storage.directory import DirectoryStore
 from erless.storage.node_cache import NodeCache, obtain
 from erless.storage.s3.store import S3Store
-from erless.storage.stores import Blob, DirectoryStore, Ignore
+from erless.storage.store import Blob, Ignore
 from tests.buckets import S3
 from tests.conftest import ROOT
 from tests.faulty import FaultyProxy
@@ -51,13 +52,13 @@ class Hashed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: list[str] = []
-        whole = ledger.verify_blob
+        whole = verified.verify_blob
 
         def watched(path: Path, blob: Blob, counter) -> None:
             self.names.append(path.name)
             whole(path, blob, counter)
 
-        monkeypatch.setattr(ledger, "verify_blob", watched)
+        monkeypatch.setattr(verified, "verify_blob", watched)
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ import sys, time
 from pathlib import Path
 from erless.storage.node_cache import NodeCache, obtain
 from erless.storage.s3.store import S3Store
-from erless.storage.stores import Blob
+from erless.storage.store import Blob
 url, endpoint, folder, digest, name, size, sha = sys.argv[1:]
 blob = Blob(name, int(size), sha)
 with obtain(S3Store(url, endpoint), digest, [blob], NodeCache(Path(folder), 1 << 30)) as lease:

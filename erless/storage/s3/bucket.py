@@ -20,7 +20,7 @@ from botocore.exceptions import (
 )
 
 from erless.errors import ArtifactError, StorageError, StoreError
-from erless.storage.stores import Blob
+from erless.storage.store import Blob
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -14,7 +14,7 @@ from botocore.exceptions import HTTPClientError, ResponseStreamingError
 from erless.errors import ArtifactError, StorageError
 from erless.storage.atomic import os_errors
 from erless.storage.s3.bucket import PART_BYTES, THREADS, Bucket, pause
-from erless.storage.stores import Blob, Counter
+from erless.storage.store import Blob, Counter
 
 __all__ = ["download"]
 

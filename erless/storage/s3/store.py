@@ -19,7 +19,7 @@ from typing import Any
 from botocore.exceptions import ClientError, HTTPClientError, ResponseStreamingError
 
 from erless.errors import StoreError
-from erless.storage.atomic import os_errors
+from erless.storage.atomic import os_errors, staged_file
 from erless.storage.s3.bucket import (
     ATTEMPTS,
     PART_BYTES,
@@ -31,7 +31,7 @@ from erless.storage.s3.bucket import (
 )
 from erless.storage.s3.download import download
 from erless.storage.s3.upload import upload
-from erless.storage.stores import Blob, Counter, StoredObject
+from erless.storage.store import Blob, Counter, StoredObject
 
 __all__ = ["S3Store"]
 
@@ -103,7 +103,7 @@ class S3Store:
             self._bucket.client.delete_object(**self._bucket.key(name))
 
     def list(self, prefix: str) -> list[StoredObject]:
-        """All that lies under `prefix`."""
+        """All whose name begins with `prefix`."""
         found = []
         with self._bucket.errors("list", prefix):
             pages = self._bucket.client.get_paginator("list_objects_v2").paginate(
@@ -118,7 +118,7 @@ class S3Store:
                     )
                     for each in page.get("Contents", ())
                 ]
-        return found
+        return sorted(found)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -141,17 +141,14 @@ class S3Store:
 
     def fetch(self, blob: Blob, target: Path, counter: Counter) -> None:
         """Copy `blob` to `target` and compare its content."""
-        with os_errors(target):
-            descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            with os_errors(target):
+        with staged_file(target) as stage:
+            descriptor = os.open(stage, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
                 if blob.size_bytes:
                     os.posix_fallocate(descriptor, 0, blob.size_bytes)  # full disks fail here
-            download(self._bucket, blob, descriptor, counter)
-            with os_errors(target):
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+                download(self._bucket, blob, descriptor, counter)
+            finally:
+                os.close(descriptor)
 
     def check(self, blob: Blob, counter: Counter) -> None:
         """Read `blob` whole and compare its content."""

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from erless.errors import StorageError
 from erless.storage.atomic import os_errors
 from erless.storage.s3.bucket import PART_BYTES, THREADS, Bucket, crc32
-from erless.storage.stores import Blob, Counter
+from erless.storage.store import Blob, Counter
 
 __all__ = ["upload"]
 

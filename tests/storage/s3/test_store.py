@@ -17,7 +17,8 @@ import pytest
 from erless.errors import ArtifactError, StorageError, StoreError
 from erless.storage.s3.bucket import PART_BYTES
 from erless.storage.s3.store import S3Store
-from erless.storage.stores import Blob, Ignore, open_store
+from erless.storage.store import Blob, Ignore
+from erless.storage.stores import open_store
 from tests.buckets import S3
 from tests.faulty import Fault, FaultyProxy
 
