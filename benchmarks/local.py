@@ -43,7 +43,7 @@ from erless.profile.formats import LogSource
 from erless.progress import Silent
 from erless.serve.protocol.client import QueryClient
 from erless.specs.bundle import BundleManifest
-from erless.specs.config import Config, LocalConfig, Targets
+from erless.specs.config import Config, LocalConfig, TargetsConfig
 from erless.specs.plan import Plan, RankRange, Scaling, ShardPlan, Tier
 from erless.specs.profile import MANIFEST, Profile
 from erless.storage.stores import open_store
@@ -84,7 +84,7 @@ def deployed(
     release = Packer(bundle, profile, work / "plan.json", opened).pack().release
     assert release is not None
     options = LocalConfig(state=work / "state")
-    target = LocalTarget(Config(targets=Targets(local=options)), timing)
+    target = LocalTarget(Config(targets=TargetsConfig(local=options)), timing)
     try:
         desired = load_desired(str(store), release.digest, None)
         yield target, target.deploy(desired, Silent(), WAIT_S).url

@@ -53,13 +53,13 @@ def pack(
 
     Example: `erless pack --model m --profile p --plan plan.json --store releases`
     """
-    from erless.pack.inputs import Inputs
+    from erless.pack.inputs import PackInputs
     from erless.pack.packer import Packer
     from erless.storage.stores import open_store
 
     config = project()
     bundle, hotness = model or config.model, profile or config.profile
-    Inputs(bundle, hotness, plan)  # what cannot be packed makes no store
+    PackInputs(bundle, hotness, plan)  # what cannot be packed makes no store
     with bars() as progress:
         where = store_of(store, infra, config)
         target = open_store(where, endpoint_url=endpoint_url, create=True)

@@ -11,10 +11,10 @@ from erless.cli.options import CONFIG_FILE, project
 
 if TYPE_CHECKING:
     from erless.plan.request import PlanRequest
-    from erless.plan.source import Source
+    from erless.plan.source import PlanSource
     from erless.specs.config import Config
 
-__all__ = ["Inputs", "read_inputs"]
+__all__ = ["PlanInputs", "read_inputs"]
 
 PLAN_FILE = Path("plan.json")
 DEFAULT_LOCALITY = 0.9
@@ -22,11 +22,11 @@ OPTIONS = {"allowed": "precision", "tier_precision": "precision", "tier_replicas
 
 
 @dataclass(frozen=True)
-class Inputs:
+class PlanInputs:
     """The request, the model with its traffic, the user's prices, and where the plan goes."""
 
     request: PlanRequest
-    source: Source
+    source: PlanSource
     prices: Path | None
     out: Path | None
 
@@ -40,7 +40,7 @@ def read_inputs(
     locality: float | None,
     prices: Path | None,
     out: Path | None,
-) -> Inputs:
+) -> PlanInputs:
     """Put options and config together.
 
     Args:
@@ -65,7 +65,7 @@ def read_inputs(
             raise PlanError("--workload plans without a model: leave out --model and --profile")
         request = _request(given, {})
         place = DEFAULT_LOCALITY if locality is None else locality
-        return Inputs(request, workload_source(workload, place, request.batch), prices, out)
+        return PlanInputs(request, workload_source(workload, place, request.batch), prices, out)
     if locality is not None:
         raise PlanError("--locality is a reference workload's: a profile says how hot its rows are")
     config = project()
@@ -77,7 +77,7 @@ def read_inputs(
     source = profile_source(bundle, hotness, request.batch, request.stale_profile)
     if out is None and written and model is None and profile is None:
         out = PLAN_FILE
-    return Inputs(request, source, prices or (config.planner.prices if written else None), out)
+    return PlanInputs(request, source, prices or (config.planner.prices if written else None), out)
 
 
 def _present(path: Path, what: str, option: str, verb: str) -> None:

@@ -21,7 +21,7 @@ from erless.dlrm.auc import auc
 from erless.dlrm.queries import Query, QueryFile, check_query, check_tables
 from erless.dlrm.reference import Monolith
 from erless.dlrm.tower import load_tower
-from erless.pack.inputs import Inputs
+from erless.pack.inputs import PackInputs
 from erless.pack.quantize import decode, encode
 from erless.progress import Progress, Silent
 from erless.specs.bundle import TABLE_TENSOR
@@ -90,7 +90,7 @@ class _Touched:
 
 
 def evaluate(
-    inputs: Inputs, queries: Path, batch: int = BATCH, progress: Progress | None = None
+    inputs: PackInputs, queries: Path, batch: int = BATCH, progress: Progress | None = None
 ) -> list[Evaluation]:
     """Predict `queries` with the plan's precisions, and with each precision below the residents.
 
@@ -127,7 +127,7 @@ def evaluate(
     return found
 
 
-def _variants(inputs: Inputs) -> Iterator[tuple[str, list[Precision]]]:
+def _variants(inputs: PackInputs) -> Iterator[tuple[str, list[Precision]]]:
     """Name, and precision by shard number."""
     shards = inputs.plan.shards
     yield AS_PLANNED, [shard.precision for shard in shards]
@@ -138,7 +138,7 @@ def _variants(inputs: Inputs) -> Iterator[tuple[str, list[Precision]]]:
         )
 
 
-def _touched(inputs: Inputs, file: QueryFile) -> list[_Touched]:
+def _touched(inputs: PackInputs, file: QueryFile) -> list[_Touched]:
     """Read what the queries touch; checks the queries on the way."""
     for query in file:
         check_query(query, inputs.model)
@@ -155,7 +155,7 @@ def _touched(inputs: Inputs, file: QueryFile) -> list[_Touched]:
     return found
 
 
-def _shards(inputs: Inputs, table: TableSpec, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _shards(inputs: PackInputs, table: TableSpec, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
     """The shard of each id."""
     parts = []
     with tempfile.TemporaryDirectory(prefix="erless-") as scratch:
@@ -178,7 +178,7 @@ def _compact(file: QueryFile, touched: list[_Touched]) -> Iterator[Query]:
 
 def _compare(
     name: str,
-    inputs: Inputs,
+    inputs: PackInputs,
     precisions: list[Precision],
     before: Floats,
     after: Floats,

@@ -15,7 +15,7 @@ from erless.specs.profile import MANIFEST as PROFILE_MANIFEST
 from erless.specs.profile import Profile
 from erless.storage.digests import digest_file, digest_json
 
-__all__ = ["LAYOUT", "Inputs", "PackSlice"]
+__all__ = ["LAYOUT", "PackInputs", "PackSlice"]
 
 LAYOUT = 1  # of a slice's and the gateway's files; part of every key
 
@@ -35,7 +35,7 @@ class PackSlice:
     key: str
 
 
-class Inputs:
+class PackInputs:
     """A bundle, the profile of its log, and the plan made from both.
 
     Args:

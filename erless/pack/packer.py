@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from erless.errors import ArtifactError, PlanError, StoreError
-from erless.pack.inputs import Inputs, PackSlice
+from erless.pack.inputs import PackInputs, PackSlice
 from erless.pack.keys import Keys, json_bytes
 from erless.pack.stream import Pipeline, StreamWriter
 from erless.pack.table import PackedSlice, pack_table
@@ -77,7 +77,7 @@ class Packer:
         verify: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        self.inputs = Inputs(bundle, profile, plan)
+        self.inputs = PackInputs(bundle, profile, plan)
         self.store = store
         self._progress = progress or Silent()
         self._keys = Keys(store, verify=verify, progress=self._progress)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from erless.dlrm import _kernels
 from erless.dlrm.rows import INDEX_ROWS, INDEX_WORDS, index_blocks
 from erless.errors import ArtifactError
-from erless.pack.inputs import Inputs, PackSlice
+from erless.pack.inputs import PackInputs, PackSlice
 from erless.pack.quantize import decode, encode, stored_dtype, stored_width
 from erless.pack.ranks import Window
 from erless.pack.stream import CHUNK_BYTES, Pipeline, SourceTable, StreamWriter
@@ -49,7 +49,7 @@ class PackedSlice:
 
 
 def pack_table(
-    inputs: Inputs,
+    inputs: PackInputs,
     slices: Sequence[PackSlice],
     stage: Path,
     progress: Progress,

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from erless.errors import InfeasibleError, PlanError
-from erless.plan.costs.cost import DEFAULT_TERMS, PAPER_TERMS, Terms
+from erless.plan.costs.cost import DEFAULT_TERMS, PAPER_TERMS, CostTerms
 from erless.plan.costs.curves import TableLoad
 from erless.plan.costs.layout import Demand, Layout
-from erless.plan.costs.measured import Measured, measured_terms
+from erless.plan.costs.measured import MeasuredSpeed, measured_terms
 from erless.plan.costs.tower import TowerCost, tower_cost
 from erless.plan.nodes.constraints import check_request, no_node, shard_bytes, violations
 from erless.plan.nodes.packing import Packing, cheapest_possible, pack
@@ -52,7 +52,7 @@ class Outcome:
 
     request: PlanRequest
     demand: Demand
-    terms: Terms
+    terms: CostTerms
     tower: TowerCost
     prices: Prices
     bound: float
@@ -89,12 +89,12 @@ class Planner:
         tables: Sequence[TableLoad],
         request: PlanRequest,
         prices: Prices | None = None,
-        measured: Measured | None = None,
+        measured: MeasuredSpeed | None = None,
         coarse: bool = False,
     ) -> None:
         self.request, self.coarse = request, coarse
         self.prices = prices or read_prices()
-        measured = measured or Measured()
+        measured = measured or MeasuredSpeed()
         self.terms = _terms(request, measured)
         self.tower = tower_cost(
             model,
@@ -221,7 +221,7 @@ class Planner:
                 layouts += self._node_shaped(demand)
         return layouts
 
-    def _joint(self, demand: Demand, terms: Terms) -> list[Layout]:
+    def _joint(self, demand: Demand, terms: CostTerms) -> list[Layout]:
         chosen: list[Layout] = []
         for precision in self.request.precisions:
             for hot in (True,) if terms.fixed_vcpu or self.coarse else (True, False):
@@ -247,7 +247,7 @@ class Planner:
         ]
 
     def _joint_layouts(
-        self, demand: Demand, terms: Terms, precision: Precision, room: float, hot: bool
+        self, demand: Demand, terms: CostTerms, precision: Precision, room: float, hot: bool
     ) -> list[Layout]:
         return joint_layouts(
             demand,
@@ -369,7 +369,7 @@ def _least_of_each_number(layouts: Sequence[Layout]) -> list[Layout]:
     return list(chosen.values())
 
 
-def _terms(request: PlanRequest, measured: Measured) -> Terms:
+def _terms(request: PlanRequest, measured: MeasuredSpeed) -> CostTerms:
     """The paper's terms, or erless's with the measured curves."""
     if request.equal_containers:
         return PAPER_TERMS

@@ -8,7 +8,7 @@ from pathlib import Path
 from erless.dlrm.workload import WORKLOADS
 from erless.errors import PlanError
 from erless.plan.costs.curves import RATIO, AccessCurve, TableLoad
-from erless.plan.costs.measured import Measured
+from erless.plan.costs.measured import MeasuredSpeed
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import ModelSpec
 from erless.specs.profile import MANIFEST, Profile
@@ -17,7 +17,7 @@ from erless.storage.tensors import TensorFile
 
 __all__ = [
     "MANY_ROWS",
-    "Source",
+    "PlanSource",
     "profile_source",
     "profile_tables",
     "workload_source",
@@ -49,18 +49,18 @@ def workload_tables(
 
 
 @dataclass(frozen=True)
-class Source:
+class PlanSource:
     """A model with its traffic, what was measured of it, and what to say of gaps."""
 
     model: ModelSpec
     tables: list[TableLoad]
-    measured: Measured
+    measured: MeasuredSpeed
     model_digest: str
     profile_digest: str
     notes: list[str]
 
 
-def workload_source(name: str, locality: float, batch: int, rows: int | None = None) -> Source:
+def workload_source(name: str, locality: float, batch: int, rows: int | None = None) -> PlanSource:
     """A reference workload; its digests identify its shape.
 
     Raises:
@@ -68,17 +68,17 @@ def workload_source(name: str, locality: float, batch: int, rows: int | None = N
     """
     model, tables = workload_tables(name, locality, batch, rows)
     shape = {"workload": name, "locality": locality}
-    return Source(
+    return PlanSource(
         model,
         tables,
-        Measured(),
+        MeasuredSpeed(),
         digest_json(model.model_dump(mode="json")),
         digest_json(shape),
         [],
     )
 
 
-def profile_source(model: Path, profile: Path, batch: int, stale: bool = False) -> Source:
+def profile_source(model: Path, profile: Path, batch: int, stale: bool = False) -> PlanSource:
     """A bundle with the traffic and the speed of its profile.
 
     Raises:
@@ -89,8 +89,8 @@ def profile_source(model: Path, profile: Path, batch: int, stale: bool = False) 
     found, tables, notes = profile_tables(bundle, profile, batch, stale)
     accesses = sum(each.accesses for each in found.tables)
     locality = sum(each.locality * each.accesses for each in found.tables) / max(1, accesses)
-    measured = Measured(found.curves, found.towers, locality, bundle.tower.size_bytes)
-    return Source(bundle.model, tables, measured, bundle.digest, found.digest, notes)
+    measured = MeasuredSpeed(found.curves, found.towers, locality, bundle.tower.size_bytes)
+    return PlanSource(bundle.model, tables, measured, bundle.digest, found.digest, notes)
 
 
 def profile_tables(

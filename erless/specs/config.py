@@ -18,13 +18,13 @@ from erless.storage.atomic import os_errors
 
 __all__ = [
     "Config",
-    "Gateway",
+    "GatewayConfig",
     "KnativeConfig",
     "LocalConfig",
-    "Planner",
-    "PrecisionBudget",
-    "Targets",
-    "Traffic",
+    "PlannerConfig",
+    "PrecisionConfig",
+    "TargetsConfig",
+    "TrafficConfig",
     "load_config",
 ]
 
@@ -32,7 +32,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Traffic(Section):
+class TrafficConfig(Section):
     """What the deployment must serve."""
 
     qps: Positive = Field(100.0, description="Queries per second to plan for.")
@@ -40,7 +40,7 @@ class Traffic(Section):
     sla_p95_ms: Positive = Field(100.0, description="95th percentile of latency, in ms.")
 
 
-class Planner(Section):
+class PlannerConfig(Section):
     """How rows become functions."""
 
     policy: Literal["joint", "elasticrec", "table-wise", "model-wise"] = Field(
@@ -57,7 +57,7 @@ class Planner(Section):
     prices: Path | None = Field(None, description="Your own price table; default: the shipped one.")
 
 
-class PrecisionBudget(Section):
+class PrecisionConfig(Section):
     """Which precisions the plan may use below the resident tier."""
 
     allowed: tuple[Precision, ...] = Field(
@@ -68,7 +68,7 @@ class PrecisionBudget(Section):
     )
 
 
-class Gateway(Section):
+class GatewayConfig(Section):
     """The data path's front."""
 
     max_in_flight: Count = Field(512, description="Queries at once; beyond it 503 + Retry-After.")
@@ -105,7 +105,7 @@ class LocalConfig(Section):
     )
 
 
-class Targets(Section):
+class TargetsConfig(Section):
     """Where to deploy."""
 
     default: Literal["local", "knative"] = Field("local", description="Target of `erless deploy`.")
@@ -119,11 +119,11 @@ class Config(Section):
     model: Path = Field(Path("model"), description="The model bundle.")
     profile: Path = Field(Path("profile"), description="The profile of its access log.")
     store: str = Field("releases", description="Where releases go: a folder or s3://bucket/prefix.")
-    traffic: Traffic = Traffic()
-    planner: Planner = Planner()
-    precision: PrecisionBudget = PrecisionBudget()
-    gateway: Gateway = Gateway()
-    targets: Targets = Targets()
+    traffic: TrafficConfig = TrafficConfig()
+    planner: PlannerConfig = PlannerConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    targets: TargetsConfig = TargetsConfig()
 
 
 def load_config(path: Path) -> Config:

@@ -14,7 +14,7 @@ from erless.deploy.local.supervisor.orphans import end_all, find_orphans
 from erless.deploy.local.supervisor.spec import Timing
 from erless.deploy.local.target import LocalTarget
 from erless.deploy.target import Desired, Target
-from erless.specs.config import Config, LocalConfig, Targets
+from erless.specs.config import Config, LocalConfig, TargetsConfig
 from tests.releases import Made
 
 __all__ = ["HARNESSES", "Harness", "LocalHarness"]
@@ -43,7 +43,7 @@ class LocalHarness:
     def __init__(self, folder: Path) -> None:
         self.state = folder / "state"
         self.config = Config(
-            targets=Targets(local=LocalConfig(state=self.state, window_s=3.0, grace_s=0.5))
+            targets=TargetsConfig(local=LocalConfig(state=self.state, window_s=3.0, grace_s=0.5))
         )
         self.target = LocalTarget(self.config, Timing(poll_s=0.2))
 

@@ -14,7 +14,7 @@ from erless.dlrm.reference import Monolith
 from erless.dlrm.tower import load_tower_file
 from erless.errors import QueryError
 from erless.pack.evaluate import AS_PLANNED, evaluate
-from erless.pack.inputs import Inputs
+from erless.pack.inputs import PackInputs
 from erless.serve.files import Source, open_tower
 from erless.specs.model import DlrmTower, ModelSpec, Pooling, TableSpec
 from erless.specs.plan import Precision
@@ -46,7 +46,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_it_is_what_the_shards_predict(mixed: Made) -> None:
     found = {
         e.precision: e
-        for e in evaluate(Inputs(mixed.bundle, mixed.profile, mixed.plan), mixed.queries)
+        for e in evaluate(PackInputs(mixed.bundle, mixed.profile, mixed.plan), mixed.queries)
     }
     source = Source(mixed.store)
     monolith = Monolith.load(mixed.bundle)
@@ -68,7 +68,7 @@ def test_it_is_what_the_shards_predict(mixed: Made) -> None:
 
 
 def test_fewer_bits_err_more(mixed: Made) -> None:
-    inputs = Inputs(mixed.bundle, mixed.profile, mixed.plan)
+    inputs = PackInputs(mixed.bundle, mixed.profile, mixed.plan)
     found = {each.precision: each for each in evaluate(inputs, mixed.queries, batch=7)}
     assert found["fp32"].max_error == 0 == found["fp32"].auc_loss
     assert 0 < found["fp16"].mean_error < found["int8"].mean_error < found["int4"].mean_error
@@ -81,7 +81,7 @@ def test_fewer_bits_err_more(mixed: Made) -> None:
 def test_without_labels_of_both_kinds_there_is_no_auc(mixed: Made, tmp_path: Path) -> None:
     query = random_query(mixed.model, 5, 20)
     names = [table.name for table in mixed.model.tables]
-    inputs = Inputs(mixed.bundle, mixed.profile, mixed.plan)
+    inputs = PackInputs(mixed.bundle, mixed.profile, mixed.plan)
     for labels in (None, np.ones(20, np.float32)):
         path = tmp_path / "queries.safetensors"
         one = type(query)(query.dense, query.values, query.lengths, query.weights, labels)
@@ -91,7 +91,7 @@ def test_without_labels_of_both_kinds_there_is_no_auc(mixed: Made, tmp_path: Pat
 
 
 def test_queries_of_another_model_are_told(mixed: Made, packed_release: Made) -> None:
-    inputs = Inputs(mixed.bundle, mixed.profile, mixed.plan)
+    inputs = PackInputs(mixed.bundle, mixed.profile, mixed.plan)
     with pytest.raises(QueryError, match="is for table user where the model has sum"):
         evaluate(inputs, packed_release.queries)
 

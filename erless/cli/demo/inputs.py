@@ -18,7 +18,7 @@ from erless.specs.plan import Plan, Scaling, Tier
 from erless.specs.release import ReleaseManifest
 
 if TYPE_CHECKING:
-    from erless.plan.source import Source
+    from erless.plan.source import PlanSource
 
 __all__ = ["ModelName", "Prepared", "make_model", "make_plan", "make_release", "memory_utility"]
 
@@ -95,7 +95,7 @@ def make_model(
     return Prepared(bundle, profile, queries, expected, file.labels)
 
 
-def make_plan(prepared: Prepared, batch: int) -> tuple[Plan, Source]:
+def make_plan(prepared: Prepared, batch: int) -> tuple[Plan, PlanSource]:
     """The plan for the spike, through the same planner as `erless plan`, with every tier in it.
 
     Its scaling is quickened to windows of seconds. The gateway scales on rps as the shards do:
@@ -176,7 +176,7 @@ def make_release(
     return store, packed.release
 
 
-def memory_utility(plan: Plan, source: Source, ready: dict[str, int], queries: int) -> float:
+def memory_utility(plan: Plan, source: PlanSource, ready: dict[str, int], queries: int) -> float:
     """Share of the rows in all `ready` replicas that `queries` queries touch, by the profile.
 
     Each of a function's replicas takes its part of the queries. `ready` is by function name; the

@@ -22,7 +22,7 @@ from erless.errors import DeployError
 from erless.observe.loadtest.monolith import MonolithServer
 from erless.observe.loadtest.sampler import FunctionSample, Probe, Sampler
 from erless.progress import Progress
-from erless.specs.config import Config, LocalConfig, Targets
+from erless.specs.config import Config, LocalConfig, TargetsConfig
 from erless.specs.plan import Plan
 
 __all__ = ["Demo", "Measured"]
@@ -112,7 +112,7 @@ class Demo:
             self._measure_whole(prepared, found)
             options = LocalConfig(state=work / "state", poll_s=POLL_S)
             target = LocalTarget(
-                Config(targets=Targets(local=options)), Timing(poll_s=POLL_S, rate_window_s=5)
+                Config(targets=TargetsConfig(local=options)), Timing(poll_s=POLL_S, rate_window_s=5)
             )
             try:
                 self._tell("deploying")

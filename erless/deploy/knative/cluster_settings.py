@@ -14,7 +14,7 @@ from pathlib import Path
 
 from erless.deploy.infra import Infra
 from erless.errors import ConfigError, OptionError
-from erless.specs.config import Config, Gateway
+from erless.specs.config import Config, GatewayConfig
 from erless.specs.knative import FunctionKind, KnativeConfig, PodPlacement
 from erless.storage.atomic import os_errors
 
@@ -33,7 +33,7 @@ class ClusterSettings:
 
     options: KnativeConfig
     images: Mapping[FunctionKind, str]
-    gateway: Gateway = field(default_factory=Gateway)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
     sla_ms: float = 100.0
     create_namespace: bool = True
 

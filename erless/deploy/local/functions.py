@@ -11,7 +11,7 @@ from pathlib import Path
 from erless.deploy.local.supervisor.spec import FunctionSpec, ReleaseSpec
 from erless.deploy.target import Change, Desired
 from erless.errors import DeployError
-from erless.specs.config import Gateway
+from erless.specs.config import GatewayConfig
 from erless.specs.plan import Scaling, ShardPlan
 from erless.specs.release import ReleaseManifest, ReleaseShard
 from erless.storage.digests import digest_json
@@ -35,7 +35,7 @@ class LocalSite:
     """
 
     cache: Path
-    gateway: Gateway = field(default_factory=Gateway)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
     token: str | None = None
     sla_ms: float = 100.0
     window_s: float | None = None

@@ -25,7 +25,7 @@ __all__ = [
     "EXCHANGE_S",
     "PAPER_TERMS",
     "BetaCurve",
-    "Terms",
+    "CostTerms",
     "quantile_wait_s",
     "replicas",
     "vcpu_each",
@@ -57,7 +57,7 @@ class BetaCurve:
 
 
 @dataclass(frozen=True)
-class Terms:
+class CostTerms:
     """Everything the formulas assume. Seconds are CPU seconds of one vCPU."""
 
     name: str
@@ -94,7 +94,7 @@ class Terms:
                 return curve.at(precision.row_bytes(dim))
         return self.beta(precision.row_bytes(dim))
 
-    def on(self, max_vcpu: float) -> Terms:
+    def on(self, max_vcpu: float) -> CostTerms:
         """The same terms with containers of at most `max_vcpu`."""
         return replace(self, max_vcpu=max_vcpu)
 
@@ -136,11 +136,11 @@ class Terms:
         )
 
 
-PAPER_TERMS = Terms(name="equal containers", curve="ElasticRec terms", curve_shipped=True)
+PAPER_TERMS = CostTerms(name="equal containers", curve="ElasticRec terms", curve_shipped=True)
 # A remote call costs the gateway 0.05 ms, and a partial vector either end 60 ns: fitted to
 # benchmarks/serving.py, RM1 cut in four with 320 and with 800 partials per query. Gathers are those
 # of tables far larger than the caches, where they take 25 to 40 ns.
-DEFAULT_TERMS = Terms(
+DEFAULT_TERMS = CostTerms(
     name="best against best",
     curve="erless default",
     curve_shipped=True,
@@ -161,13 +161,13 @@ DEFAULT_TERMS = Terms(
 )
 
 
-def replicas(load: float, terms: Terms, minimum: int = 1) -> int:
+def replicas(load: float, terms: CostTerms, minimum: int = 1) -> int:
     """Whole replicas for `load` vCPU."""
     need = load / (terms.utilisation * terms.max_vcpu)
     return max(minimum, math.ceil(need * (1 - ROUNDING) - 1e-12), 1)
 
 
-def vcpu_each(load: float, count: int, terms: Terms) -> float:
+def vcpu_each(load: float, count: int, terms: CostTerms) -> float:
     """vCPU of each of `count` replicas, in steps of 0.05."""
     if terms.fixed_vcpu:
         return terms.max_vcpu

@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.plan.costs.cost import Terms, quantile_wait_s, replicas, vcpu_each
+from erless.plan.costs.cost import CostTerms, quantile_wait_s, replicas, vcpu_each
 from erless.plan.costs.curves import TableLoad
 from erless.specs.plan import Precision
 
-__all__ = ["Demand", "DenseDemand", "Function", "Layout", "Slice", "cover", "partials"]
+__all__ = ["Demand", "DenseDemand", "Layout", "PlannedFunction", "Slice", "cover", "partials"]
 
 UTILITY_QUERIES = 1000
 
@@ -51,16 +51,16 @@ class Demand:
     min_replicas: int = 1
     dense: DenseDemand | None = None
 
-    def least_s(self, terms: Terms) -> float:
+    def least_s(self, terms: CostTerms) -> float:
         """Least latency of a query on one vCPU, in seconds: the tower and the calls around it."""
         apart = self.dense.service_s + terms.hop_s if self.dense else 0.0
         return terms.call_s + self.tower_s + apart
 
-    def sparse_s(self, terms: Terms, precision: Precision = Precision.FP32) -> float:
+    def sparse_s(self, terms: CostTerms, precision: Precision = Precision.FP32) -> float:
         """Seconds of one vCPU per query for all gathers."""
         return sum(each.gathers * terms.beta_of(each.spec.dim, precision) for each in self.tables)
 
-    def monolith_s(self, terms: Terms) -> float:
+    def monolith_s(self, terms: CostTerms) -> float:
         """Seconds of one vCPU per query in a model-wise replica: a + β·(all gathers) + tower."""
         return terms.call_s + self.sparse_s(terms) + self.tower_s
 
@@ -75,7 +75,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Function:
+class PlannedFunction:
     """One function with its rows, sized. The gateway is the one whose name is `gateway`."""
 
     name: str
@@ -104,11 +104,11 @@ class Layout:
     """A gateway (first), its shards, hottest first, and the dense function where there is one."""
 
     demand: Demand
-    terms: Terms
-    gateway: Function
-    shards: tuple[Function, ...]
-    dense: Function | None = field(init=False)
-    functions: tuple[Function, ...] = field(init=False)
+    terms: CostTerms
+    gateway: PlannedFunction
+    shards: tuple[PlannedFunction, ...]
+    dense: PlannedFunction | None = field(init=False)
+    functions: tuple[PlannedFunction, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         apart = self.demand.dense
@@ -121,7 +121,7 @@ class Layout:
     def of(
         cls,
         demand: Demand,
-        terms: Terms,
+        terms: CostTerms,
         shards: Sequence[Sequence[Slice]],
         resident: Sequence[Slice] = (),
         precision: Precision = Precision.FP32,
@@ -145,7 +145,9 @@ class Layout:
         gateway = _gateway(demand, terms, inside, resident_precision, functions)
         return cls(demand, terms, gateway, tuple(functions))
 
-    def resized(self, terms: Terms | None = None, precisions: Sequence[Precision] = ()) -> Layout:
+    def resized(
+        self, terms: CostTerms | None = None, precisions: Sequence[Precision] = ()
+    ) -> Layout:
         """The same rows in the same functions, sized under other terms or precisions."""
         terms = terms or self.terms
         kinds = precisions or [each.precision for each in self.shards]
@@ -192,7 +194,7 @@ class Layout:
         tower = self._latency(self.dense, tail) + self.terms.hop_s if self.dense else 0.0
         return self._latency(self.gateway, tail) + remote + tower
 
-    def _latency(self, function: Function, tail: float) -> float:
+    def _latency(self, function: PlannedFunction, tail: float) -> float:
         cores = 1.0 if function.gpus else function.vcpu
         service = function.service_s / min(1.0, cores)
         if not self.terms.queueing:
@@ -214,7 +216,7 @@ class Layout:
 
 
 def _contents(
-    demand: Demand, terms: Terms, rows: Sequence[Slice], precision: Precision
+    demand: Demand, terms: CostTerms, rows: Sequence[Slice], precision: Precision
 ) -> tuple[float, int, float, float]:
     """Gathers per query, rows, their bytes, seconds of gathering per query."""
     gathers = count = 0
@@ -238,13 +240,13 @@ def partials(demand: Demand, rows: Sequence[Slice]) -> float:
     return demand.batch * count
 
 
-def _dense(demand: Demand, dense: DenseDemand, terms: Terms) -> Function:
+def _dense(demand: Demand, dense: DenseDemand, terms: CostTerms) -> PlannedFunction:
     """On a GPU a replica has one, and the vCPU that feed it; its load then counts GPUs."""
     on_gpu = dense.device == "cuda"
     load = demand.qps * dense.service_s
     number = replicas(load, terms.on(1.0) if on_gpu else terms, demand.min_replicas)
     vcpu = vcpu_each(demand.qps * dense.cpu_s if on_gpu else load, number, terms)
-    return Function(
+    return PlannedFunction(
         "dense",
         (),
         Precision.FP32,
@@ -262,8 +264,13 @@ def _dense(demand: Demand, dense: DenseDemand, terms: Terms) -> Function:
 
 
 def _shard(
-    demand: Demand, terms: Terms, name: str, rows: Sequence[Slice], precision: Precision, why: str
-) -> Function:
+    demand: Demand,
+    terms: CostTerms,
+    name: str,
+    rows: Sequence[Slice],
+    precision: Precision,
+    why: str,
+) -> PlannedFunction:
     gathers, count, size, seconds = _contents(demand, terms, rows, precision)
     sent = partials(demand, rows)
     service = terms.call_s + seconds + terms.partial_s * sent
@@ -271,7 +278,7 @@ def _shard(
     number = replicas(load, terms, demand.min_replicas)
     memory = size + count * terms.index_bytes_per_row + terms.shard_memory_bytes
     vcpu = vcpu_each(load, number, terms)
-    return Function(
+    return PlannedFunction(
         name,
         tuple(rows),
         precision,
@@ -290,11 +297,11 @@ def _shard(
 
 def _gateway(
     demand: Demand,
-    terms: Terms,
+    terms: CostTerms,
     resident: Sequence[Slice],
     precision: Precision,
-    shards: Sequence[Function],
-) -> Function:
+    shards: Sequence[PlannedFunction],
+) -> PlannedFunction:
     gathers, count, size, seconds = _contents(demand, terms, resident, precision)
     remote = sum(each.gathers for each in shards)
     service = terms.call_s + demand.tower_s + seconds
@@ -310,7 +317,7 @@ def _gateway(
     )
     memory = size + terms.gateway_memory_bytes + cut_rows * terms.routing_bytes_per_row
     vcpu = vcpu_each(load, number, terms)
-    return Function(
+    return PlannedFunction(
         "gateway",
         tuple(resident),
         precision,

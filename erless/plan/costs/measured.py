@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from erless.plan.costs.cost import EXCHANGE_S, BetaCurve, Terms
+from erless.plan.costs.cost import EXCHANGE_S, BetaCurve, CostTerms
 from erless.specs.plan import Precision
 from erless.specs.profile import ThroughputCurve, TowerCurve
 
-__all__ = ["Measured", "measured_terms"]
+__all__ = ["MeasuredSpeed", "measured_terms"]
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSpeed:
     """What a profile and a bundle say about speed; empty: the shipped defaults.
 
     Args:
@@ -36,7 +36,7 @@ class Measured:
     archive_bytes: int | None = None
 
 
-def measured_terms(terms: Terms, measured: Measured) -> Terms:
+def measured_terms(terms: CostTerms, measured: MeasuredSpeed) -> CostTerms:
     """`terms` with β and a as measured, or as they are where nothing was measured in fp32."""
     curves, locality = measured.curves, measured.locality
     betas = [each for kind in Precision if (each := _beta_curve(kind, curves, locality))]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from erless.errors import PlanError
-from erless.plan.costs.cost import Terms
+from erless.plan.costs.cost import CostTerms
 from erless.specs.model import DlrmTower, Interaction, ModelSpec
 from erless.specs.profile import TowerCurve
 
@@ -33,7 +33,7 @@ class TowerCost:
 def tower_cost(
     model: ModelSpec,
     batch: int,
-    terms: Terms,
+    terms: CostTerms,
     *,
     given_ms: float | None = None,
     curves: Sequence[TowerCurve] = (),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from erless.errors import InfeasibleError
-from erless.plan.costs.cost import Terms
+from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, Layout
 from erless.plan.nodes.prices import InstanceType, Prices
 from erless.plan.request import PlanRequest
@@ -14,13 +14,13 @@ from erless.plan.request import PlanRequest
 __all__ = ["check_request", "no_node", "shard_bytes", "violations"]
 
 
-def shard_bytes(request: PlanRequest, terms: Terms, prices: Prices) -> float:
+def shard_bytes(request: PlanRequest, terms: CostTerms, prices: Prices) -> float:
     """Most bytes of one container."""
     limit = request.max_shard_bytes or math.inf
     return limit if terms.fixed_vcpu else min(limit, _largest(prices.types))
 
 
-def check_request(request: PlanRequest, demand: Demand, terms: Terms, prices: Prices) -> None:
+def check_request(request: PlanRequest, demand: Demand, terms: CostTerms, prices: Prices) -> None:
     """Refuse what no layout can meet.
 
     Raises:
@@ -35,7 +35,7 @@ def check_request(request: PlanRequest, demand: Demand, terms: Terms, prices: Pr
         raise InfeasibleError(wrong[0].split(": raise")[0], tuple(wrong))
 
 
-def _sla(request: PlanRequest, demand: Demand, terms: Terms) -> list[str]:
+def _sla(request: PlanRequest, demand: Demand, terms: CostTerms) -> list[str]:
     sla, floor = request.sla_p95_ms, demand.least_s(terms) * 1e3
     if sla is None or floor <= sla:
         return []
@@ -46,7 +46,7 @@ def _sla(request: PlanRequest, demand: Demand, terms: Terms) -> list[str]:
     ]
 
 
-def _row(request: PlanRequest, demand: Demand, terms: Terms, prices: Prices) -> list[str]:
+def _row(request: PlanRequest, demand: Demand, terms: CostTerms, prices: Prices) -> list[str]:
     limit = shard_bytes(request, terms, prices)
     widest = max(demand.tables, key=lambda table: table.spec.dim)
     row = request.smallest.row_bytes(widest.spec.dim) + terms.shard_memory_bytes
@@ -59,7 +59,7 @@ def _row(request: PlanRequest, demand: Demand, terms: Terms, prices: Prices) -> 
     ]
 
 
-def _nodes(terms: Terms, prices: Prices) -> list[str]:
+def _nodes(terms: CostTerms, prices: Prices) -> list[str]:
     wrong = []
     largest = _largest(prices.types)
     if terms.gateway_memory_bytes > largest:

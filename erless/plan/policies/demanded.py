@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.plan.costs.cost import Terms
+from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, Layout, cover
 from erless.plan.policies.frozen import idle_cut, name_frozen
 from erless.plan.policies.joint import joint_layouts
@@ -41,13 +41,13 @@ WHY = "demanded: cut where memory grows least with traffic"
 
 
 def demanded_layouts(
-    demand: Demand, terms: Terms, request: PlanRequest, precision: Precision
+    demand: Demand, terms: CostTerms, request: PlanRequest, precision: Precision
 ) -> list[Layout]:
     """Layouts with the demanded shards, resident tier and frozen rows; empty if none can be."""
     return _Shapes(demand, terms, request, precision).layouts()
 
 
-def fluid_cuts(load: Floats, size: Floats, count: int, terms: Terms) -> list[int]:
+def fluid_cuts(load: Floats, size: Floats, count: int, terms: CostTerms) -> list[int]:
     """Grid points 0 = p0 < p1 < … < p_count = last of the recurrence above.
 
     Args:
@@ -74,7 +74,7 @@ def fluid_cuts(load: Floats, size: Floats, count: int, terms: Terms) -> list[int
 @dataclass(frozen=True)
 class _Shapes:
     demand: Demand
-    terms: Terms
+    terms: CostTerms
     request: PlanRequest
     precision: Precision
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from erless.errors import PlanError
-from erless.plan.costs.cost import Terms
+from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, DenseDemand
 from erless.plan.costs.tower import TowerCost
 from erless.plan.nodes.prices import Prices
@@ -25,7 +25,7 @@ GPU_CALL_S = 5e-5  # launches of a coalesced batch, per query
 
 
 def placements(
-    request: PlanRequest, demand: Demand, tower: TowerCost, terms: Terms, prices: Prices
+    request: PlanRequest, demand: Demand, tower: TowerCost, terms: CostTerms, prices: Prices
 ) -> list[Demand]:
     """The demand with the tower in each place worth trying, the gateway first.
 
@@ -48,7 +48,7 @@ def placements(
     return [*inside, *([gpu] if _worth_a_gpu(request, demand, terms, prices) else [])]
 
 
-def _worth_a_gpu(request: PlanRequest, demand: Demand, terms: Terms, prices: Prices) -> bool:
+def _worth_a_gpu(request: PlanRequest, demand: Demand, terms: CostTerms, prices: Prices) -> bool:
     if terms.fixed_vcpu or not prices.gpu_types:
         return False
     sla = request.sla_p95_ms

@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.plan.costs.cost import ROUNDING, Terms
+from erless.plan.costs.cost import ROUNDING, CostTerms
 from erless.plan.costs.curves import TableLoad
 from erless.plan.costs.layout import Demand, Layout, Slice
 from erless.specs.plan import Precision
@@ -30,7 +30,7 @@ TIE = 1e-3  # weight of memory's growth with traffic, where the number of shards
 SHIPPED_LIMIT = 64  # tables at whose number candidates get fewer, to bound planning time
 
 
-def elasticrec(demand: Demand, terms: Terms, per_table: int | None = None) -> Layout:
+def elasticrec(demand: Demand, terms: CostTerms, per_table: int | None = None) -> Layout:
     """The layout of ElasticRec: no rows in the gateway, fp32, one function per table and cut.
 
     Args:
@@ -54,7 +54,7 @@ def elasticrec(demand: Demand, terms: Terms, per_table: int | None = None) -> La
 def cut_table(
     table: TableLoad,
     demand: Demand,
-    terms: Terms,
+    terms: CostTerms,
     points: int = CANDIDATES,
     shards: int | None = None,
 ) -> list[tuple[int, int]]:
@@ -109,7 +109,9 @@ def _exactly(number: int, last: int, cost: Floats) -> list[int]:
     return cuts[::-1]
 
 
-def _candidates(table: TableLoad, demand: Demand, terms: Terms, points: int) -> NDArray[np.int64]:
+def _candidates(
+    table: TableLoad, demand: Demand, terms: CostTerms, points: int
+) -> NDArray[np.int64]:
     if table.rows <= EVERY_ROW:
         return np.arange(table.rows + 1)
     ranks = table.curve.ranks

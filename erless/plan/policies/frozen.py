@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.plan.costs.cost import Terms
+from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, Layout, Slice
 from erless.plan.request import PlanRequest
 from erless.plan.search.merged_order import MergedOrder
@@ -26,7 +26,7 @@ FROZEN = "frozen"
 
 
 def idle_cut(
-    demand: Demand, terms: Terms, request: PlanRequest, precision: Precision
+    demand: Demand, terms: CostTerms, request: PlanRequest, precision: Precision
 ) -> NDArray[np.int64]:
     """The first rank of each table from which on rows idle; its number of rows where none does."""
     gathers = min(math.log(2) / (demand.qps * request.frozen_window_s), request.frozen_error_budget)

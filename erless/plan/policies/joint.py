@@ -14,10 +14,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from erless.plan.costs.cost import Terms
+from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, Layout, Slice, cover
 from erless.plan.search import exact
-from erless.plan.search.frontier import Step, search
+from erless.plan.search.frontier import FunctionSize, search
 from erless.plan.search.hot_rows import settle_atoms
 from erless.plan.search.merged_order import MergedOrder
 from erless.specs.plan import Precision
@@ -31,7 +31,7 @@ SLACK = (0.0, 1e-6, 1e-4, 1e-3)  # capacity left free for rows that do not divid
 
 def joint_layouts(
     demand: Demand,
-    terms: Terms,
+    terms: CostTerms,
     *,
     precision: Precision = Precision.FP32,
     resident_precision: Precision = Precision.FP32,
@@ -98,16 +98,16 @@ def joint_memory(layouts: Sequence[Layout]) -> Layout:
     return min(near, key=lambda each: (len(each.shards), each.memory))
 
 
-def _remote(steps: Sequence[Step]) -> tuple[Step, ...]:
+def _remote(steps: Sequence[FunctionSize]) -> tuple[FunctionSize, ...]:
     """Only the shards; where nothing has load, one that holds every row."""
-    return tuple(each for each in steps if not each.gateway) or (Step(1, False),)
+    return tuple(each for each in steps if not each.gateway) or (FunctionSize(1, False),)
 
 
 def _realise(
     order: MergedOrder,
     demand: Demand,
-    terms: Terms,
-    steps: Sequence[Step],
+    terms: CostTerms,
+    steps: Sequence[FunctionSize],
     slack: float,
     max_shard_bytes: float,
     max_service_s: float,
@@ -139,7 +139,7 @@ def _realise(
 
 
 def _load_above(
-    order: MergedOrder, demand: Demand, terms: Terms, cut: np.ndarray, planned: float
+    order: MergedOrder, demand: Demand, terms: CostTerms, cut: np.ndarray, planned: float
 ) -> float:
     """Load of the rows from `cut` on; rows do not divide, so it may be below `planned`."""
     sizes = order.table_rows - cut
@@ -156,9 +156,9 @@ def _load_above(
 
 def _layout(
     demand: Demand,
-    terms: Terms,
+    terms: CostTerms,
     cuts: Sequence[np.ndarray],
-    steps: Sequence[Step],
+    steps: Sequence[FunctionSize],
     precision: Precision,
     resident_precision: Precision,
 ) -> Layout:
@@ -178,7 +178,7 @@ def _layout(
     return Layout.of(demand, terms, shards, resident, precision, resident_precision, reasons)
 
 
-def _reason(step: Step) -> str:
+def _reason(step: FunctionSize) -> str:
     if step.replicas == 1:
         return "load: one more row would need a second copy of every row here"
     return f"load: one more row would need replica {step.replicas + 1} of every row here"

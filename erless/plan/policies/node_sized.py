@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from erless.plan.costs.cost import Terms
+from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, Layout, Slice
 from erless.plan.nodes.prices import InstanceType
 from erless.specs.plan import Precision
@@ -22,7 +22,7 @@ WHY = "node: one more row would not fit on the node"
 
 def node_shaped(
     demand: Demand,
-    terms: Terms,
+    terms: CostTerms,
     types: Sequence[InstanceType],
     precision: Precision,
     resident: Precision,
@@ -54,7 +54,7 @@ def node_shaped(
 
 def _layout(
     demand: Demand,
-    terms: Terms,
+    terms: CostTerms,
     chunks: list[list[Slice]],
     inside: list[Slice],
     precision: Precision,

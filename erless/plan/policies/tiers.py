@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from erless.plan.costs.cost import vcpu_each
-from erless.plan.costs.layout import Function, Layout
+from erless.plan.costs.layout import Layout, PlannedFunction
 from erless.plan.policies.frozen import FROZEN
 from erless.plan.request import PlanRequest, Policy
 from erless.specs.plan import Tier
@@ -29,7 +29,9 @@ def tiers_of(layout: Layout) -> list[Tier]:
     return [_tier(each, coldest, hottest) for each in layout.shards]
 
 
-def _tier(shard: Function, coldest: Function | None, hottest: Function | None) -> Tier:
+def _tier(
+    shard: PlannedFunction, coldest: PlannedFunction | None, hottest: PlannedFunction | None
+) -> Tier:
     if shard.name == FROZEN:
         return Tier.FROZEN
     if shard is coldest:
@@ -67,7 +69,7 @@ def with_tiers(layout: Layout, policy: Policy, request: PlanRequest) -> Layout:
     return Layout(layout.demand, layout.terms, gateway, tuple(shards))
 
 
-def _raised(function: Function, least: int, layout: Layout) -> Function:
+def _raised(function: PlannedFunction, least: int, layout: Layout) -> PlannedFunction:
     if function.replicas >= least:
         return function
     vcpu = vcpu_each(function.load, least, layout.terms)

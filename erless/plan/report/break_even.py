@@ -9,7 +9,7 @@ import numpy as np
 
 from erless.errors import InfeasibleError
 from erless.plan.costs.curves import AccessCurve, TableLoad
-from erless.plan.costs.measured import Measured
+from erless.plan.costs.measured import MeasuredSpeed
 from erless.plan.nodes.prices import Prices
 from erless.plan.planner import Planner
 from erless.plan.request import PlanRequest
@@ -45,7 +45,7 @@ def break_even(
     request: PlanRequest,
     qps: float,
     prices: Prices,
-    measured: Measured | None = None,
+    measured: MeasuredSpeed | None = None,
 ) -> list[Point]:
     """Model-wise and joint dollars over traffic, and over table size, around this request.
 
@@ -80,7 +80,7 @@ def _point(
     tables: Sequence[TableLoad],
     request: PlanRequest,
     prices: Prices,
-    measured: Measured | None,
+    measured: MeasuredSpeed | None,
 ) -> Point:
     try:
         best = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from erless.plan.costs.layout import Function
+from erless.plan.costs.layout import PlannedFunction
 from erless.plan.planner import POLICIES, Candidate, Outcome
 from erless.plan.policies.frozen import FROZEN
 from erless.plan.policies.tiers import floor_of, tiers_of
@@ -97,7 +97,7 @@ def plan_document(
     )
 
 
-def _ranges(outcome: Outcome, function: Function) -> tuple[RankRange, ...]:
+def _ranges(outcome: Outcome, function: PlannedFunction) -> tuple[RankRange, ...]:
     tables = outcome.demand.tables
     return tuple(
         RankRange(table=tables[each.table].spec.name, start=each.start, stop=each.stop)
@@ -121,7 +121,7 @@ def _shards(outcome: Outcome, candidate: Candidate) -> tuple[ShardPlan, ...]:
 
 
 def _shard(
-    outcome: Outcome, candidate: Candidate, function: Function, name: str, tier: Tier
+    outcome: Outcome, candidate: Candidate, function: PlannedFunction, name: str, tier: Tier
 ) -> ShardPlan:
     whole = sum(table.gathers for table in outcome.demand.tables)
     least = floor_of(tier, candidate.policy, outcome.request)
@@ -146,7 +146,7 @@ def _shard(
     )
 
 
-def _scaling(outcome: Outcome, function: Function, least: int, rate: float) -> Scaling:
+def _scaling(outcome: Outcome, function: PlannedFunction, least: int, rate: float) -> Scaling:
     request = outcome.request
     return Scaling(
         metric="rps",
@@ -215,7 +215,7 @@ def _concurrency(
     )
 
 
-def _dollars(candidate: Candidate, function: Function) -> float:
+def _dollars(candidate: Candidate, function: PlannedFunction) -> float:
     """A function's part of the nodes: half by its vCPU, half by its memory."""
     layout = candidate.layout
     cpu = function.vcpu * function.replicas / layout.vcpu

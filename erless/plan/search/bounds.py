@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from erless.plan.costs.cost import Terms
+from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand
 from erless.plan.nodes.prices import InstanceType, Prices
 from erless.plan.search.frontier import search
@@ -40,7 +40,11 @@ INFEASIBLE = 2  # status of scipy.optimize.milp
 
 
 def memory_bound(
-    demand: Demand, terms: Terms, precision: Precision, resident: Precision, max_fan_out: int = 254
+    demand: Demand,
+    terms: CostTerms,
+    precision: Precision,
+    resident: Precision,
+    max_fan_out: int = 254,
 ) -> float:
     """Bytes that every plan under these terms needs at least."""
     order = MergedOrder.of(demand.tables, terms, precision, resident)
@@ -52,7 +56,7 @@ def memory_bound(
 
 
 def dollars_bound(
-    demand: Demand, terms: Terms, precision: Precision, resident: Precision, prices: Prices
+    demand: Demand, terms: CostTerms, precision: Precision, resident: Precision, prices: Prices
 ) -> float:
     """Dollars per month that every plan under these terms needs at least; inf if nothing fits."""
     types, work = prices.types, _Work.of(demand, terms, precision, resident)
@@ -91,7 +95,9 @@ class _Work:
     gateway_bytes: float
 
     @classmethod
-    def of(cls, demand: Demand, terms: Terms, precision: Precision, resident: Precision) -> _Work:
+    def of(
+        cls, demand: Demand, terms: CostTerms, precision: Precision, resident: Precision
+    ) -> _Work:
         small = min(precision, resident, key=lambda kind: kind.row_bytes(1024))
         kinds = [kind for kind in Precision if kind.row_bytes(1024) >= small.row_bytes(1024)]
         each = demand.qps / terms.utilisation
@@ -134,7 +140,7 @@ class _Work:
 
 
 def _sharded(
-    work: _Work, terms: Terms, types: Sequence[InstanceType], below: float, room: float
+    work: _Work, terms: CostTerms, types: Sequence[InstanceType], below: float, room: float
 ) -> float:
     """Least price of a plan whose gateway has more than `below`, at most `room` bytes.
 
@@ -179,7 +185,7 @@ def _gpu_nodes(gpus: float, prices: Prices) -> float:
     return max(1, math.ceil(gpus * (1 - 1e-9))) * each
 
 
-def _cover(load: float, size: float, terms: Terms, types: Sequence[InstanceType]) -> float:
+def _cover(load: float, size: float, terms: CostTerms, types: Sequence[InstanceType]) -> float:
     """min Σ price·x with Σ vCPU·x ≥ load, Σ bytes·x ≥ size, x whole."""
     if not types:
         return math.inf

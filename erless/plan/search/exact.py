@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from erless.plan.costs.cost import Terms, replicas
+from erless.plan.costs.cost import CostTerms, replicas
 from erless.plan.costs.layout import Demand, Layout, Slice
 from erless.specs.plan import Precision
 
@@ -20,7 +20,7 @@ MOST_ROWS = 10
 
 def best(
     demand: Demand,
-    terms: Terms,
+    terms: CostTerms,
     precision: Precision,
     resident_precision: Precision,
     max_fan_out: int,
@@ -75,7 +75,7 @@ def _pick(rows: Sequence[Slice], subset: int) -> list[Slice]:
 
 
 def _shard_cost(
-    demand: Demand, terms: Terms, rows: Sequence[Slice], precision: Precision, limit: float
+    demand: Demand, terms: CostTerms, rows: Sequence[Slice], precision: Precision, limit: float
 ) -> float:
     if not rows:
         return 0.0

@@ -27,11 +27,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.plan.costs.cost import ROUNDING, Terms
+from erless.plan.costs.cost import ROUNDING, CostTerms
 from erless.plan.costs.layout import Demand
 from erless.plan.search.merged_order import MergedOrder
 
-__all__ = ["Step", "search"]
+__all__ = ["FunctionSize", "search"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -41,7 +41,7 @@ KEPT = 4000  # labels per number of shards
 
 
 @dataclass(frozen=True)
-class Step:
+class FunctionSize:
     """One function, coldest first: its replicas, and whether it is the gateway."""
 
     replicas: int
@@ -90,7 +90,7 @@ _NONE = _Labels(np.empty(0), np.empty(0), np.empty(0, np.int64), np.empty(0, np.
 def search(
     order: MergedOrder,
     demand: Demand,
-    terms: Terms,
+    terms: CostTerms,
     *,
     max_shards: int = 254,
     count_shards: bool = False,
@@ -98,7 +98,7 @@ def search(
     optimistic: bool = False,
     resident: bool = True,
     resident_hot: bool = True,
-) -> list[tuple[float, tuple[Step, ...]]]:
+) -> list[tuple[float, tuple[FunctionSize, ...]]]:
     """Best cost and its steps, coldest first, for each number of shards that improves on fewer.
 
     Args:
@@ -129,7 +129,7 @@ def _counts(low: int, high: int, optimistic: bool) -> list[tuple[int, int]]:
 def _levels(
     order: MergedOrder,
     demand: Demand,
-    terms: Terms,
+    terms: CostTerms,
     optimistic: bool,
     resident: bool,
     resident_hot: bool,
@@ -164,7 +164,7 @@ class _Search:
         self,
         order: MergedOrder,
         demand: Demand,
-        terms: Terms,
+        terms: CostTerms,
         count: bool,
         max_shards: int,
         max_shard_bytes: float,
@@ -180,7 +180,7 @@ class _Search:
     def size(self, covered: Floats) -> Floats:
         return self.order.size_at(covered / self.qps)
 
-    def run(self, levels: list[_Level]) -> list[tuple[float, tuple[Step, ...]]]:
+    def run(self, levels: list[_Level]) -> list[tuple[float, tuple[FunctionSize, ...]]]:
         start = _Labels(np.zeros(1), np.zeros(1), np.zeros(1, np.int64), np.zeros(1, np.int64))
         before, after = start, _NONE
         for level in levels:
@@ -253,9 +253,9 @@ class _Search:
         merged.cost = best + factor * self.size(merged.covered)
         return merged
 
-    def best(self, labels: _Labels) -> list[tuple[float, tuple[Step, ...]]]:
+    def best(self, labels: _Labels) -> list[tuple[float, tuple[FunctionSize, ...]]]:
         done = labels.take(np.flatnonzero(labels.covered >= self.total * (1 - 1e-9)))
-        found: list[tuple[float, tuple[Step, ...]]] = []
+        found: list[tuple[float, tuple[FunctionSize, ...]]] = []
         lowest = math.inf
         for index in np.lexsort((done.cost, done.shards)):
             if done.cost[index] < lowest:
@@ -263,11 +263,11 @@ class _Search:
                 found.append((lowest, self.trace(int(done.ident[index]))))
         return found
 
-    def trace(self, ident: int) -> tuple[Step, ...]:
-        steps: list[Step] = []
+    def trace(self, ident: int) -> tuple[FunctionSize, ...]:
+        steps: list[FunctionSize] = []
         level = self.made_by[ident]
         while level is not None:
-            steps.append(Step(level.replicas, level.gateway))
+            steps.append(FunctionSize(level.replicas, level.gateway))
             ident = self.parents[ident]
             level = self.made_by[ident]
         return tuple(reversed(steps))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.plan.costs.cost import Terms
+from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.curves import TableLoad
 from erless.specs.plan import Precision
 
@@ -42,7 +42,11 @@ class MergedOrder:
 
     @classmethod
     def of(
-        cls, tables: Sequence[TableLoad], terms: Terms, precision: Precision, resident: Precision
+        cls,
+        tables: Sequence[TableLoad],
+        terms: CostTerms,
+        precision: Precision,
+        resident: Precision,
     ) -> MergedOrder:
         """Sort all bins by load per byte. O(n log n) in the number of bins."""
         counts = [len(each.curve.ranks) - 1 for each in tables]
@@ -105,5 +109,5 @@ class MergedOrder:
         return ranks
 
 
-def _stored(table: TableLoad, terms: Terms, precision: Precision) -> float:
+def _stored(table: TableLoad, terms: CostTerms, precision: Precision) -> float:
     return precision.row_bytes(table.spec.dim) + terms.index_bytes_per_row

@@ -25,7 +25,7 @@ from erless.storage.store import Blob
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["ATTEMPTS", "PART_BYTES", "THREADS", "Bucket", "crc32", "is_conflict", "pause"]
+__all__ = ["ATTEMPTS", "PART_BYTES", "THREADS", "S3Bucket", "crc32", "is_conflict", "pause"]
 
 PART_BYTES = 8 << 20  # 16 and 32 MiB moved the same bytes per second, and hold more memory
 THREADS = 8
@@ -36,7 +36,7 @@ _REFUSED = {401, 403}
 _CONFLICT = {409, 412}
 
 
-class Bucket:
+class S3Bucket:
     """What lies under `s3://bucket/prefix`.
 
     Args:

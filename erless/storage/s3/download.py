@@ -13,7 +13,7 @@ from botocore.exceptions import HTTPClientError, ResponseStreamingError
 
 from erless.errors import ArtifactError, StorageError
 from erless.storage.atomic import os_errors
-from erless.storage.s3.bucket import PART_BYTES, THREADS, Bucket, pause
+from erless.storage.s3.bucket import PART_BYTES, THREADS, S3Bucket, pause
 from erless.storage.store import Blob, Counter
 
 __all__ = ["download"]
@@ -21,7 +21,7 @@ __all__ = ["download"]
 READ_BYTES = 1 << 20
 
 
-def download(bucket: Bucket, blob: Blob, descriptor: int | None, counter: Counter) -> None:
+def download(bucket: S3Bucket, blob: Blob, descriptor: int | None, counter: Counter) -> None:
     """Read the blob by ranges in parallel, in order past sha256, and into `descriptor`."""
     state = hashlib.sha256()
     begins = iter(range(0, blob.size_bytes, PART_BYTES))
@@ -52,7 +52,12 @@ def download(bucket: Bucket, blob: Blob, descriptor: int | None, counter: Counte
 
 
 def _range(
-    bucket: Bucket, blob: Blob, begin: int, end: int, descriptor: int | None, stop: threading.Event
+    bucket: S3Bucket,
+    blob: Blob,
+    begin: int,
+    end: int,
+    descriptor: int | None,
+    stop: threading.Event,
 ) -> bytearray:
     """Bytes `begin` … `end` - 1, taken up again where a connection broke."""
     data = bytearray(end - begin)
@@ -82,7 +87,7 @@ def _range(
     return data
 
 
-def _read_into(bucket: Bucket, view: memoryview, blob: Blob, begin: int, got: int) -> int:
+def _read_into(bucket: S3Bucket, view: memoryview, blob: Blob, begin: int, got: int) -> int:
     """One GET from `begin + got` on; says how far it came."""
     answer = bucket.client.get_object(
         **bucket.key(blob.name), Range=f"bytes={begin + got}-{begin + len(view) - 1}"

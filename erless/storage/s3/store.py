@@ -24,7 +24,7 @@ from erless.storage.s3.bucket import (
     ATTEMPTS,
     PART_BYTES,
     READ_TIMEOUT_S,
-    Bucket,
+    S3Bucket,
     crc32,
     is_conflict,
     pause,
@@ -58,7 +58,7 @@ class S3Store:
         read_timeout_s: float = READ_TIMEOUT_S,
         attempts: int = ATTEMPTS,
     ) -> None:
-        self._bucket = Bucket(url, endpoint_url, read_timeout_s=read_timeout_s, attempts=attempts)
+        self._bucket = S3Bucket(url, endpoint_url, read_timeout_s=read_timeout_s, attempts=attempts)
         self.url = self._bucket.url
         self.folder: Path | None = None
 

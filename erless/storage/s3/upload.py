@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 
 from erless.errors import StorageError
 from erless.storage.atomic import os_errors
-from erless.storage.s3.bucket import PART_BYTES, THREADS, Bucket, crc32
+from erless.storage.s3.bucket import PART_BYTES, THREADS, S3Bucket, crc32
 from erless.storage.store import Blob, Counter
 
 __all__ = ["upload"]
@@ -21,7 +21,7 @@ __all__ = ["upload"]
 MAX_PARTS = 10_000  # S3's limit
 
 
-def upload(bucket: Bucket, path: Path, blob: Blob, counter: Counter) -> None:
+def upload(bucket: S3Bucket, path: Path, blob: Blob, counter: Counter) -> None:
     """Send the parts that are not there yet, in parallel, then complete the upload."""
     part_bytes = max(PART_BYTES, -(-blob.size_bytes // MAX_PARTS))
     ident = _open_upload(bucket, blob)
@@ -37,7 +37,7 @@ def upload(bucket: Bucket, path: Path, blob: Blob, counter: Counter) -> None:
             raise
 
 
-def _open_upload(bucket: Bucket, blob: Blob) -> str:
+def _open_upload(bucket: S3Bucket, blob: Blob) -> str:
     """An upload of this blob that was cut off, or a new one."""
     key = bucket.prefix + blob.name
     pages = bucket.client.get_paginator("list_multipart_uploads").paginate(
@@ -54,7 +54,7 @@ def _open_upload(bucket: Bucket, blob: Blob) -> str:
     return created["UploadId"]
 
 
-def _sent(bucket: Bucket, blob: Blob, ident: str) -> dict[int, dict[str, Any]]:
+def _sent(bucket: S3Bucket, blob: Blob, ident: str) -> dict[int, dict[str, Any]]:
     """Parts that are there already, by number."""
     pages = bucket.client.get_paginator("list_parts").paginate(
         **bucket.key(blob.name), UploadId=ident
@@ -67,7 +67,7 @@ class _Parts:
 
     def __init__(
         self,
-        bucket: Bucket,
+        bucket: S3Bucket,
         path: Path,
         blob: Blob,
         ident: str,

@@ -4,7 +4,7 @@ import pytest
 
 from erless.errors import PlanError
 from erless.plan.costs.cost import DEFAULT_TERMS, EXCHANGE_S
-from erless.plan.costs.measured import Measured, measured_terms
+from erless.plan.costs.measured import MeasuredSpeed, measured_terms
 from erless.plan.costs.tower import tower_cost, tower_macs
 from erless.plan.planner import Planner
 from erless.plan.report.document import plan_document
@@ -45,22 +45,22 @@ CURVES = (
 
 
 def test_beta_follows_row_bytes_precision_locality_and_shared_cores() -> None:
-    terms = measured_terms(DEFAULT_TERMS, Measured(CURVES, locality=0.9))
+    terms = measured_terms(DEFAULT_TERMS, MeasuredSpeed(CURVES, locality=0.9))
     shared = 20 / 16
     assert terms.beta_of(16, Precision.FP32) == pytest.approx(10e-9 * shared)
     assert terms.beta_of(24, Precision.FP32) == pytest.approx(13e-9 * shared)
     assert terms.beta_of(128, Precision.FP32) == pytest.approx(60e-9 * shared)
     assert terms.beta_of(32, Precision.INT8) == pytest.approx(4e-9)
     assert terms.call_s == pytest.approx(EXCHANGE_S + 1e-5)
-    flat = measured_terms(DEFAULT_TERMS, Measured(CURVES, locality=0.5))
+    flat = measured_terms(DEFAULT_TERMS, MeasuredSpeed(CURVES, locality=0.5))
     assert flat.beta_of(32, Precision.FP32) == pytest.approx(32e-9 * shared)
-    middle = measured_terms(DEFAULT_TERMS, Measured(CURVES, locality=0.7))
+    middle = measured_terms(DEFAULT_TERMS, MeasuredSpeed(CURVES, locality=0.7))
     assert middle.beta_of(32, Precision.FP32) == pytest.approx(24e-9 * shared)
 
 
 def test_without_fp32_curves_the_shipped_ones_stay() -> None:
-    assert measured_terms(DEFAULT_TERMS, Measured()) is DEFAULT_TERMS
-    only = Measured((curve(36, 4, precision="int8"),))
+    assert measured_terms(DEFAULT_TERMS, MeasuredSpeed()) is DEFAULT_TERMS
+    only = MeasuredSpeed((curve(36, 4, precision="int8"),))
     assert measured_terms(DEFAULT_TERMS, only) is DEFAULT_TERMS
 
 
@@ -70,7 +70,7 @@ def test_a_plan_says_which_curve_and_tower_it_used() -> None:
         name="rm1", overhead_s=5e-5, sample_s=2e-6, residual=0.04, macs_per_sample=75_584
     )
     asked = PlanRequest(qps=4000)
-    found = Planner(model, tables, asked, measured=Measured(CURVES, (tower,))).outcome()
+    found = Planner(model, tables, asked, measured=MeasuredSpeed(CURVES, (tower,))).outcome()
     document = plan_document(found, "0" * 64, "0" * 64)
     assert not document.curve_shipped
     assert document.curve.startswith("Test 1, 2026-01-01 (largest residual 10%)")

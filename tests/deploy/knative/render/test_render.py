@@ -16,7 +16,7 @@ from erless.deploy.knative.render import Rendered, render
 from erless.deploy.knative.schema import check_objects, findings
 from erless.deploy.kubernetes.names import shard_service
 from erless.errors import ConfigError, DeployError
-from erless.specs.config import Config, Gateway
+from erless.specs.config import Config, GatewayConfig
 from erless.specs.plan import Tier
 from tests.deploy.desired import IMAGES, cluster_settings, desired, digest_of
 from tests.deploy.infra_outputs import write_outputs
@@ -161,7 +161,7 @@ def test_what_cannot_be_deployed_is_refused() -> None:
         render(desired(), ClusterSettings(Config().targets.knative, tagged))
     with pytest.raises(ConfigError, match="relative folder"):
         render(desired(store="releases"), cluster_settings())
-    secured = Config(gateway=Gateway(token_env="TOKEN"))  # noqa: S106
+    secured = Config(gateway=GatewayConfig(token_env="TOKEN"))  # noqa: S106
     with pytest.raises(ConfigError, match="token_secret"):
         resolve_settings(secured)
 
