@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 
 from erless.cli.loadtest import probe_of
-from erless.deploy.local.supervisor.limits import obstacle
+from erless.deploy.local.supervisor.replica.cgroups import obstacle
 from erless.observe.loadtest.locust.process import Load
 from erless.observe.loadtest.measure import measure
 from erless.observe.loadtest.sampler import FunctionSample, Probe

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from erless.deploy.desired_release import load_desired
-from erless.deploy.local.supervisor.memory import pss_bytes
+from erless.deploy.local.supervisor.replica.memory import pss_bytes
 from erless.deploy.local.supervisor.spec import Timing
 from erless.deploy.local.target import LocalTarget
 from erless.deploy.target import FunctionState

@@ -15,8 +15,8 @@ import psutil
 
 from erless.deploy.desired_release import load_desired
 from erless.deploy.local.supervisor.client import call
-from erless.deploy.local.supervisor.folder import StateFolder
-from erless.deploy.local.supervisor.memory import pss_bytes
+from erless.deploy.local.supervisor.folder.state_folder import StateFolder
+from erless.deploy.local.supervisor.replica.memory import pss_bytes
 from erless.deploy.target import Target
 from erless.deploy.targets import open_target
 from erless.dlrm.queries import QueryFile

@@ -23,7 +23,7 @@ from enum import StrEnum
 from math import ceil, floor
 from typing import NamedTuple
 
-from erless.autoscale.window import Load
+from erless.autoscale.window import WindowedLoad
 from erless.specs.plan import Scaling
 
 __all__ = ["TICK_S", "Decision", "Observation", "Phase", "Scaler", "State", "decide", "desire"]
@@ -69,7 +69,7 @@ class Decision(NamedTuple):
 class State(NamedTuple):
     """All that the next decision needs to know of the past."""
 
-    load: Load
+    load: WindowedLoad
     wanted: int
     phase: Phase
     phase_since_s: float
@@ -87,7 +87,7 @@ class State(NamedTuple):
         """
         wanted = ready or _initial(scaling)
         return cls(
-            load=Load.begin(now_s),
+            load=WindowedLoad.begin(now_s),
             wanted=wanted,
             phase=Phase.ACTIVATING if wanted else Phase.INACTIVE,
             phase_since_s=now_s,
@@ -143,11 +143,11 @@ def desire(
     elif since is not None and since + scaling.window_s < seen.now_s:
         since, peak = None, 0
     if since is not None:
-        said = f"{burst:g} {scaling.metric} ÷ {target:g} = {by_burst}"
-        panicked, said = _limit(scaling, by_burst, fewest, most, said)
+        burst_reason = f"{burst:g} {scaling.metric} ÷ {target:g} = {by_burst}"
+        panicked, burst_reason = _limit(scaling, by_burst, fewest, most, burst_reason)
         if panicked < wanted:
-            panicked, said = wanted, reason
-        reason = f"panic: {said}" if panicked > peak else f"panic: stays at {peak}"
+            panicked, burst_reason = wanted, reason
+        reason = f"panic: {burst_reason}" if panicked > peak else f"panic: stays at {peak}"
         wanted = peak = max(peak, panicked)
 
     peaks = state.peaks

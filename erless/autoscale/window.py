@@ -10,22 +10,22 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Load"]
+__all__ = ["WindowedLoad"]
 
 DIGITS = 6  # Knative's rounding: a sum's last bits must not cost a replica
 
 
-class Load(NamedTuple):
+class WindowedLoad(NamedTuple):
     """Immutable. `points` are (time in s, ∫ value dt since the first), oldest first."""
 
     points: tuple[tuple[float, float], ...]
 
     @classmethod
-    def begin(cls, now_s: float) -> Load:
+    def begin(cls, now_s: float) -> WindowedLoad:
         """Nothing is known before `now_s`."""
         return cls(((now_s, 0.0),))
 
-    def record(self, now_s: float, value: float, window_s: float) -> Load:
+    def record(self, now_s: float, value: float, window_s: float) -> WindowedLoad:
         """`value` was the average since the last record; what is older than `window_s` goes.
 
         A value at, or before, the time of the last record is not recorded: it covers no time.
@@ -37,14 +37,14 @@ class Load(NamedTuple):
         oldest, drop = now_s - window_s, 0
         while drop + 1 < len(points) and points[drop + 1][0] <= oldest:
             drop += 1
-        return Load((*points[drop:], (now_s, total + value * (now_s - last_s))))
+        return WindowedLoad((*points[drop:], (now_s, total + value * (now_s - last_s))))
 
     def average(self, window_s: float) -> float:
         """Over the last `window_s` before the newest record.
 
-        >>> Load.begin(0).record(2, 10, 60).record(4, 30, 60).average(2)
+        >>> WindowedLoad.begin(0).record(2, 10, 60).record(4, 30, 60).average(2)
         30.0
-        >>> Load.begin(0).record(2, 10, 60).record(4, 30, 60).average(60)
+        >>> WindowedLoad.begin(0).record(2, 10, 60).record(4, 30, 60).average(60)
         20.0
         """
         points = self.points

@@ -17,7 +17,7 @@ from erless.cli.cluster_options import (
 )
 from erless.cli.options import EndpointOption, InfraOption, StoreOption, store_of
 from erless.cli.run import Output, OutputOption, emit, note, verb
-from erless.cli.target_options import StateOption, TargetOption, TimeoutOption, chosen_target
+from erless.cli.target_options import StateOption, TargetOption, TimeoutOption, resolve_target
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +68,7 @@ def deploy(
     """
     from erless.deploy.target import Validates
 
-    chosen, config = chosen_target(
+    destination, config = resolve_target(
         target,
         state=state,
         port=port,
@@ -80,25 +80,26 @@ def deploy(
         canary_percent=canary,
     )
     desired = desired_release(config, store_of(store, infra, config), release, endpoint_url)
-    document: dict[str, Any] = {"target": chosen.name, "release": desired.release.digest}
+    document: dict[str, Any] = {"target": destination.name, "release": desired.release.digest}
     checked = None
-    if dry_run and isinstance(chosen, Validates):
-        checked = chosen.validate(desired)
+    if dry_run and isinstance(destination, Validates):
+        checked = destination.validate(desired)
         document |= {
             "validated_by": checked.by,
             "missing": list(checked.missing),
             "objects": list(checked.objects),
         }
-        for each in checked.missing:
-            note(f"note: no {each} is configured; a placeholder stands for it")
+        for missing in checked.missing:
+            note(f"note: no {missing} is configured; a placeholder stands for it")
     # where nobody answers, or images are to come, what would change is not known
     offline = checked is not None and (checked.by == "schemas" or bool(checked.missing))
-    changes = () if offline else chosen.diff(desired)
+    changes = () if offline else destination.diff(desired)
     document |= {
         "changes": [
-            {"action": each.action, "what": each.what, "detail": each.detail} for each in changes
+            {"action": change.action, "what": change.what, "detail": change.detail}
+            for change in changes
         ],
-        "changed": any(each.action != "keep" for each in changes) or offline,
+        "changed": any(change.action != "keep" for change in changes) or offline,
     }
     if dry_run or diff:
         emit(output, document, lambda console: _draw_dry(console, changes, checked))
@@ -106,7 +107,7 @@ def deploy(
             raise SystemExit(1)
         return
     with bars() as progress:
-        done = chosen.deploy(desired, progress, timeout_s)
+        done = destination.deploy(desired, progress, timeout_s)
     document |= {"url": done.url, "deployed_at": done.deployed_at}
 
     def draw(console: Console) -> None:
@@ -118,8 +119,8 @@ def deploy(
 
 def _draw_dry(console: Console, changes: tuple[Change, ...], checked: Checked | None) -> None:
     if checked is not None:
-        for each in checked.objects:
-            console.print(f"  {each['kind']} {each['metadata']['name']}")
+        for document in checked.objects:
+            console.print(f"  {document['kind']} {document['metadata']['name']}")
         console.print(f"{len(checked.objects)} objects, valid by the {VALIDATED[checked.by]}")
         if checked.by == "schemas" or checked.missing:
             return
@@ -133,7 +134,7 @@ def _draw(console: Console, changes: tuple[Change, ...]) -> None:
         "remove": "[red]-[/red]",
         "keep": " ",
     }
-    for each in changes:
-        console.print(f"{marks[each.action]} {each.what:16} {each.detail}")
-    if all(each.action == "keep" for each in changes):
+    for change in changes:
+        console.print(f"{marks[change.action]} {change.what:16} {change.detail}")
+    if all(change.action == "keep" for change in changes):
         console.print("nothing to change")

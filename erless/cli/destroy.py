@@ -7,7 +7,7 @@ import typer
 from erless.cli.bars import bars
 from erless.cli.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
 from erless.cli.run import Output, OutputOption, emit, verb
-from erless.cli.target_options import StateOption, TargetOption, TimeoutOption, chosen_target
+from erless.cli.target_options import StateOption, TargetOption, TimeoutOption, resolve_target
 
 __all__ = ["destroy"]
 
@@ -31,12 +31,14 @@ def destroy(
     """
     import sys
 
-    chosen, _ = chosen_target(
+    destination, _ = resolve_target(
         target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
     )
     if not yes and sys.stdin.isatty():
-        typer.confirm(f"Remove everything of erless at target {chosen.name}?", abort=True, err=True)
+        typer.confirm(
+            f"Remove everything of erless at target {destination.name}?", abort=True, err=True
+        )
     with bars() as progress:
-        chosen.destroy(progress, timeout_s)
-    document = {"target": chosen.name, "destroyed": True}
-    emit(output, document, lambda console: console.print(f"nothing is left at {chosen.name}"))
+        destination.destroy(progress, timeout_s)
+    document = {"target": destination.name, "destroyed": True}
+    emit(output, document, lambda console: console.print(f"nothing is left at {destination.name}"))

@@ -9,7 +9,7 @@ import typer
 from erless.cli.bars import bars
 from erless.cli.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
 from erless.cli.run import Output, OutputOption, emit, verb
-from erless.cli.target_options import StateOption, TargetOption, TimeoutOption, chosen_target
+from erless.cli.target_options import StateOption, TargetOption, TimeoutOption, resolve_target
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,21 +32,29 @@ def history(
     """
     from dataclasses import asdict
 
-    chosen, _ = chosen_target(
+    destination, _ = resolve_target(
         target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
     )
-    found = chosen.deployments()
+    deployments = destination.deployments()
 
     def draw(console: Console) -> None:
         from rich.table import Table
 
         table = Table("", "release", "deployed at", "url")
-        for each in found:
-            mark = "→" if each.current else ""
-            table.add_row(mark, each.release, each.deployed_at, each.url if each.current else "")
+        for deployment in deployments:
+            mark = "→" if deployment.current else ""
+            table.add_row(
+                mark,
+                deployment.release,
+                deployment.deployed_at,
+                deployment.url if deployment.current else "",
+            )
         console.print(table)
 
-    document = {"target": chosen.name, "deployments": [asdict(each) for each in found]}
+    document = {
+        "target": destination.name,
+        "deployments": [asdict(deployment) for deployment in deployments],
+    }
     emit(output, document, draw)
 
 
@@ -69,13 +77,13 @@ def rollback(
     """
     from dataclasses import asdict
 
-    chosen, _ = chosen_target(
+    destination, _ = resolve_target(
         target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
     )
     with bars() as progress:
-        done = chosen.rollback(release, progress, timeout_s)
+        done = destination.rollback(release, progress, timeout_s)
     emit(
         output,
-        {"target": chosen.name, **asdict(done)},
+        {"target": destination.name, **asdict(done)},
         lambda console: console.print(f"release {done.release[:12]} answers at {done.url} again"),
     )

@@ -9,7 +9,7 @@ import typer
 
 from erless.cli.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
 from erless.cli.run import Output, OutputOption, emit, verb
-from erless.cli.target_options import StateOption, TargetOption, chosen_target
+from erless.cli.target_options import StateOption, TargetOption, resolve_target
 
 __all__ = ["logs"]
 
@@ -34,13 +34,13 @@ def logs(
     """
     if follow and output is Output.JSON:
         raise typer.BadParameter("--follow never ends; leave out -o json")
-    chosen, _ = chosen_target(
+    destination, _ = resolve_target(
         target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
     )
-    found = chosen.logs(function, lines, follow)
+    log_lines = destination.logs(function, lines, follow)
     if output is Output.JSON:
-        emit(output, {"target": chosen.name, "lines": list(found)}, lambda _: None)
+        emit(output, {"target": destination.name, "lines": list(log_lines)}, lambda _: None)
         return
     with suppress(KeyboardInterrupt) if follow else nullcontext():  # how one ends it
-        for line in found:
+        for line in log_lines:
             typer.echo(line)

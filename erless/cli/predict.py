@@ -10,7 +10,7 @@ import typer
 from erless.cli.bars import bars
 from erless.cli.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
 from erless.cli.run import Output, OutputOption, emit, note, verb
-from erless.cli.target_options import StateOption, TargetOption, chosen_target
+from erless.cli.target_options import StateOption, TargetOption, resolve_target
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,19 +58,19 @@ def predict(
     if monolith is not None:
         scores, document = _whole(file, monolith, threads, check)
     else:
-        chosen, config = chosen_target(
+        destination, config = resolve_target(
             target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
         )
         name = config.gateway.token_env
-        found = None if url else chosen.status()
-        address = found.address if found else ""
+        status = None if url else destination.status()
+        address = status.address if status else ""
         scores, document = _deployed(
-            file, url or (found.answering_url() if found else ""), address, concurrency, name
+            file, url or (status.answering_url() if status else ""), address, concurrency, name
         )
     document |= {
         "queries": len(file),
         "batch": file.batch,
-        "predictions": [float(each) for each in scores],
+        "predictions": [float(score) for score in scores],
     }
     if file.labels is not None:
         from erless.dlrm.auc import auc
@@ -144,17 +144,17 @@ def _deployed(
         ThreadPoolExecutor(concurrency) as pool,
         progress.step("predict", len(file), "queries") as step,
     ):
-        for each in pool.map(ask, range(len(file))):
-            answers.append(each)
+        for answer in pool.map(ask, range(len(file))):
+            answers.append(answer)
             step.advance(1)
-    parts = [each.predictions for each in answers]
+    parts = [answer.predictions for answer in answers]
     return (np.concatenate(parts) if parts else np.empty(0, np.float32)), {
         "url": url,
-        "releases": sorted({each.release for each in answers}),
-        "degraded": sum(each.degraded for each in answers),
-        "cold_starts": sum(each.cold_start for each in answers),
-        "fan_out": round(sum(each.fan_out for each in answers) / max(1, len(answers)), 3),
-        "latency_ms": _quantiles([each.took_s * 1e3 for each in answers]),
+        "releases": sorted({answer.release for answer in answers}),
+        "degraded": sum(answer.degraded for answer in answers),
+        "cold_starts": sum(answer.cold_start for answer in answers),
+        "fan_out": round(sum(answer.fan_out for answer in answers) / max(1, len(answers)), 3),
+        "latency_ms": _quantiles([answer.took_s * 1e3 for answer in answers]),
     }
 
 
@@ -168,7 +168,7 @@ def _quantiles(latencies: list[float]) -> dict[str, float]:
 
 
 def _draw(console: Console, document: dict[str, Any]) -> None:
-    shown = ", ".join(f"{each:.6f}" for each in document["predictions"][:SHOWN])
+    shown = ", ".join(f"{score:.6f}" for score in document["predictions"][:SHOWN])
     more = len(document["predictions"]) - SHOWN
     console.print(f"predictions: {shown}" + (f", … {more:,} more (-o json)" if more > 0 else ""))
     latency = document["latency_ms"]

@@ -197,7 +197,7 @@ def prune(
 
     Example: `erless releases prune --store releases --keep-last 2 --target knative`
     """
-    from erless.cli.target_options import chosen_target
+    from erless.cli.target_options import resolve_target
     from erless.pack import inventory
     from erless.specs.stored import find_release, list_releases
 
@@ -206,7 +206,7 @@ def prune(
     wanted = set(stored[:keep_last])
     wanted |= {find_release(opened, each).digest for each in keep or ()}
     for name in target or ():
-        deployed = {each.release for each in chosen_target(name)[0].deployments()}
+        deployed = {each.release for each in resolve_target(name)[0].deployments()}
         wanted |= deployed.intersection(stored)
     pruned = inventory.prune(opened, keep=wanted, grace_s=grace_hours * 3600, dry_run=dry_run)
     document = {

@@ -9,7 +9,7 @@ import typer
 
 from erless.cli.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
 from erless.cli.run import Output, OutputOption, emit, verb
-from erless.cli.target_options import StateOption, TargetOption, chosen_target
+from erless.cli.target_options import StateOption, TargetOption, resolve_target
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -47,53 +47,53 @@ def status(
     """
     if watch and output is Output.JSON:
         raise typer.BadParameter("--watch draws a table; leave out -o json")
-    chosen, _ = chosen_target(
+    destination, _ = resolve_target(
         target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
     )
     if watch:
         with suppress(KeyboardInterrupt):  # how one ends it
-            _watch(chosen, interval_s)
+            _watch(destination, interval_s)
         return
-    found = chosen.status()
-    emit(output, status_document(found), lambda console: console.print(status_view(found)))
+    report = destination.status()
+    emit(output, status_document(report), lambda console: console.print(status_view(report)))
 
 
-def status_document(found: Status) -> dict[str, Any]:
+def status_document(report: Status) -> dict[str, Any]:
     """`-o json`."""
     from dataclasses import asdict
 
-    reduction = found.model_wise_bytes / found.memory_bytes if found.memory_bytes else None
-    return {**asdict(found), "memory_reduction": reduction and round(reduction, 3)}
+    reduction = report.model_wise_bytes / report.memory_bytes if report.memory_bytes else None
+    return {**asdict(report), "memory_reduction": reduction and round(reduction, 3)}
 
 
-def status_view(found: Status) -> Group:
+def status_view(report: Status) -> Group:
     """The table, and one line about memory."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     table = Table(
-        title=f"{found.target}: release {found.release[:12]} at {found.url or 'no address'}"
+        title=f"{report.target}: release {report.release[:12]} at {report.url or 'no address'}"
     )
     for heading in ("function", "tier", "replicas", "rps", "p95 ms", "MB", "state"):
         numeric = heading in ("replicas", "rps", "p95 ms", "MB")
         table.add_column(heading, justify="right" if numeric else "left")
-    for each in found.functions:
-        colour = COLOURS.get(each.state.value, "")
-        said = each.state.value + (f": {each.reason}" if each.reason else "")
+    for function in report.functions:
+        colour = COLOURS.get(function.state.value, "")
+        state = function.state.value + (f": {function.reason}" if function.reason else "")
         table.add_row(
-            each.name,
-            each.tier,
-            f"{each.ready}/{each.wanted}",
-            f"{each.rps:,.1f}",
-            "" if each.p95_ms is None else f"{each.p95_ms:,.1f}",
-            f"{each.memory_bytes / 1e6:,.0f}",
-            Text(said, style=colour),
+            function.name,
+            function.tier,
+            f"{function.ready}/{function.wanted}",
+            f"{function.rps:,.1f}",
+            "" if function.p95_ms is None else f"{function.p95_ms:,.1f}",
+            f"{function.memory_bytes / 1e6:,.0f}",
+            Text(state, style=colour),
         )
-    reduction = found.model_wise_bytes / found.memory_bytes if found.memory_bytes else 0
+    reduction = report.model_wise_bytes / report.memory_bytes if report.memory_bytes else 0
     memory = (
-        f"{found.memory_bytes / 1e6:,.0f} MB in all; as many model-wise replicas would hold "
-        f"{found.model_wise_bytes / 1e6:,.0f} MB ({reduction:.2f}× as much)"
+        f"{report.memory_bytes / 1e6:,.0f} MB in all; as many model-wise replicas would hold "
+        f"{report.model_wise_bytes / 1e6:,.0f} MB ({reduction:.2f}× as much)"
     )
     return Group(table, Text(memory))
 

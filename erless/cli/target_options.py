@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from erless.deploy.target import Target
     from erless.specs.config import Config
 
-__all__ = ["StateOption", "TargetOption", "TimeoutOption", "chosen_target", "local_config"]
+__all__ = ["StateOption", "TargetOption", "TimeoutOption", "local_config", "resolve_target"]
 
 TargetOption = Annotated[
     str | None, typer.Option("--target", "-t", help="local or knative [default: erless.yaml's].")
@@ -28,13 +28,13 @@ TimeoutOption = Annotated[
 def local_config(config: Config, *, state: Path | None = None, port: int | None = None) -> Config:
     """`config` with the command line's values for target local above `erless.yaml`'s."""
     given = {"state": state, "port": port}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    local = config.targets.local.model_copy(update=chosen)
+    overrides = {name: value for name, value in given.items() if value is not None}
+    local = config.targets.local.model_copy(update=overrides)
     targets = config.targets.model_copy(update={"local": local})
     return config.model_copy(update={"targets": targets})
 
 
-def chosen_target(
+def resolve_target(
     name: str | None,
     *,
     state: Path | None = None,

@@ -23,15 +23,15 @@ def load_desired(location: str, release: str = "", endpoint_url: str | None = No
         StorageError: the disk or service refused.
     """
     store = open_store(location, endpoint_url=endpoint_url)
-    found = find_release(store, release)
+    release_manifest = find_release(store, release)
     with tempfile.TemporaryDirectory(prefix="erless-") as folder:
         path = Path(folder) / "plan.json"
-        path.write_bytes(store.read(found.plan.path))
+        path.write_bytes(store.read(release_manifest.plan.path))
         plan = Plan.load(path)
-    if plan.digest != found.plan_digest:
+    if plan.digest != release_manifest.plan_digest:
         raise ArtifactError(
-            f"{store.url}/{found.plan.path}: plan {plan.digest[:12]}, "
-            f"expected {found.plan_digest[:12]}"
+            f"{store.url}/{release_manifest.plan.path}: plan {plan.digest[:12]}, "
+            f"expected {release_manifest.plan_digest[:12]}"
         )
     where = location if location.startswith("s3://") else str(Path(location).resolve())
-    return Desired(where, found, plan, endpoint_url)
+    return Desired(where, release_manifest, plan, endpoint_url)

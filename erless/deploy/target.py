@@ -111,9 +111,9 @@ class Status:
     def answering_url(self) -> str:
         """The gateway's URL. DeployError where it does not listen, with its reason."""
         if not self.url:
-            reasons = [each.reason for each in self.functions if each.kind == "gateway"]
-            said = next(filter(None, reasons), "it does not listen")
-            raise DeployError(f"the gateway of release {self.release[:12]} is not there: {said}")
+            reasons = [function.reason for function in self.functions if function.kind == "gateway"]
+            reason = next(filter(None, reasons), "it does not listen")
+            raise DeployError(f"the gateway of release {self.release[:12]} is not there: {reason}")
         return self.url
 
 

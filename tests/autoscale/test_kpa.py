@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erless.autoscale.kpa import Decision, Observation, Phase, Scaler, State, decide, desire
-from erless.autoscale.window import Load
+from erless.autoscale.window import WindowedLoad
 from erless.specs.plan import Scaling
 from tests.autoscale.traces import SPARSE, TABLES, TRACES, play, table
 
@@ -192,7 +192,7 @@ def test_silence_ends_at_zero_and_a_call_wakes(scaling: Scaling, values: list[fl
 
 @given(st.lists(st.tuples(st.floats(0.1, 5), st.floats(0, 100)), min_size=1, max_size=60))
 def test_averages_cover_uneven_polls(polls: list[tuple[float, float]]) -> None:
-    load, now, seconds = Load.begin(0.0), 0.0, []
+    load, now, seconds = WindowedLoad.begin(0.0), 0.0, []
     for gap, value in polls:
         now += gap
         load = load.record(now, value, 20.0)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from erless.deploy.local.supervisor.orphans import end_all
+from erless.deploy.local.supervisor.replica.orphans import end_all
 from erless.specs.plan import Tier
 from tests.conftest import ROOT, Cli
 from tests.releases import TIERS, Cut, Made, make_release

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from erless.deploy.desired_release import load_desired
-from erless.deploy.local.supervisor.folder import StateFolder
-from erless.deploy.local.supervisor.orphans import end_all, find_orphans
+from erless.deploy.local.supervisor.folder.state_folder import StateFolder
+from erless.deploy.local.supervisor.replica.orphans import end_all, find_orphans
 from erless.deploy.local.supervisor.spec import Timing
 from erless.deploy.local.target import LocalTarget
 from erless.deploy.target import Desired, Target

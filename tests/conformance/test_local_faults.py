@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from erless.deploy.local.supervisor.folder import StateFolder
+from erless.deploy.local.supervisor.folder.state_folder import StateFolder
 from erless.deploy.local.target import LocalTarget
 from erless.deploy.target import Deployment
 from erless.dlrm.queries import QueryFile

@@ -14,9 +14,9 @@ from threading import Event, Thread
 from typing import Any
 
 from erless.deploy.local.supervisor.client import command
-from erless.deploy.local.supervisor.folder import StateFolder
-from erless.deploy.local.supervisor.orphans import end_all, find_orphans
-from erless.deploy.local.supervisor.scrape import ask, parse_counters
+from erless.deploy.local.supervisor.folder.state_folder import StateFolder
+from erless.deploy.local.supervisor.replica.admin import get_admin, parse_counters
+from erless.deploy.local.supervisor.replica.orphans import end_all, find_orphans
 from erless.deploy.local.supervisor.spec import FunctionSpec, ReleaseSpec, StoredState, Timing
 from erless.specs.plan import Scaling
 
@@ -101,7 +101,7 @@ class Box:
         sockets = [
             self.folder.socket_path(f"{facts['key']}.{each['slot']}") for each in facts["replicas"]
         ]
-        pages = [asyncio.run(ask(each, "/metrics", WAIT_S))[1] for each in sockets]
+        pages = [asyncio.run(get_admin(each, "/metrics", WAIT_S))[1] for each in sockets]
         return sum(parse_counters(each).in_flight for each in pages)
 
     def kill_supervisor(self) -> None:

@@ -16,7 +16,7 @@ from erless.specs.plan import Scaling, ShardPlan
 from erless.specs.release import ReleaseManifest, ReleaseShard
 from erless.storage.digests import digest_json
 
-__all__ = ["LocalSite", "changes", "place"]
+__all__ = ["LocalSettings", "changes", "place"]
 
 MODULES = {
     "gateway": "functions.gateway.main",
@@ -28,7 +28,7 @@ SHORT = 16  # digits of a digest in a function's key
 
 
 @dataclass(frozen=True, slots=True)
-class LocalSite:
+class LocalSettings:
     """What functions are told besides release and plan.
 
     cache: folder for what comes from S3. window_s, grace_s: instead of the plan's, if not None.
@@ -42,7 +42,7 @@ class LocalSite:
     grace_s: float | None = None
 
 
-def place(desired: Desired, site: LocalSite) -> ReleaseSpec:
+def place(desired: Desired, site: LocalSettings) -> ReleaseSpec:
     """The functions of a release on this machine.
 
     Raises:
@@ -55,8 +55,8 @@ def place(desired: Desired, site: LocalSite) -> ReleaseSpec:
             f"which was packed by {release.plan_digest[:12]}"
         )
     common = _common(desired, site)
-    planned = {each.name: each for each in plan.shards}
-    functions = [_sparse(each, planned[each.name], common, site) for each in release.remote]
+    planned = {shard.name: shard for shard in plan.shards}
+    functions = [_sparse(shard, planned[shard.name], common, site) for shard in release.remote]
     if plan.gateway.dense_placement == "function" and plan.dense is not None:
         dense = plan.dense
         env = {
@@ -82,7 +82,7 @@ def place(desired: Desired, site: LocalSite) -> ReleaseSpec:
             )
         )
     functions.append(_gateway(desired, common, site))
-    content = [each.model_dump(mode="json") for each in functions]
+    content = [function.model_dump(mode="json") for function in functions]
     return ReleaseSpec(
         key=digest_json({"functions": content}),
         release=release.digest,
@@ -93,7 +93,7 @@ def place(desired: Desired, site: LocalSite) -> ReleaseSpec:
     )
 
 
-def _common(desired: Desired, site: LocalSite) -> dict[str, str]:
+def _common(desired: Desired, site: LocalSettings) -> dict[str, str]:
     """Where every function finds its artifacts."""
     env = {"ERLESS_CACHE": str(site.cache)}  # also remembers what was verified, for a directory
     if "://" not in desired.store:
@@ -105,7 +105,7 @@ def _common(desired: Desired, site: LocalSite) -> dict[str, str]:
 
 
 def _sparse(
-    shard: ReleaseShard, planned: ShardPlan, common: Mapping[str, str], site: LocalSite
+    shard: ReleaseShard, planned: ShardPlan, common: Mapping[str, str], site: LocalSettings
 ) -> FunctionSpec:
     env = {**common, "ERLESS_SHARD": shard.digest}
     scaling = _scaling(planned.scaling, site)
@@ -121,7 +121,7 @@ def _sparse(
     )
 
 
-def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSite) -> FunctionSpec:
+def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -> FunctionSpec:
     plan, options = desired.plan.gateway, site.gateway
     env = {
         **common,
@@ -160,10 +160,10 @@ def _function(
     """The key names what is served and all that it is told, but not how it scales."""
     if kind != "dense":
         scaling = _by_the_core(scaling, vcpu)
-    told = digest_json({"env": env})[:6]
+    environment_mark = digest_json({"env": env})[:6]
     return FunctionSpec.model_validate(
         {
-            "key": f"{kind}-{digest[:SHORT]}-{told}",
+            "key": f"{kind}-{digest[:SHORT]}-{environment_mark}",
             "name": name,
             "kind": kind,
             "tier": tier,
@@ -177,9 +177,11 @@ def _function(
     )
 
 
-def _scaling(scaling: Scaling, site: LocalSite) -> Scaling:
+def _scaling(scaling: Scaling, site: LocalSettings) -> Scaling:
     asked = {"window_s": site.window_s, "grace_s": site.grace_s}
-    return scaling.model_copy(update={key: each for key, each in asked.items() if each is not None})
+    return scaling.model_copy(
+        update={key: value for key, value in asked.items() if value is not None}
+    )
 
 
 def _by_the_core(scaling: Scaling, vcpu: float) -> Scaling:
@@ -202,54 +204,56 @@ def _threads(vcpu: float) -> str:
 
 def _full_copy(release: ReleaseManifest) -> int:
     """Bytes of one model-wise replica: all rows in fp32, the tower, and the process."""
-    rows = sum(4 * each.rows * each.dim for each in release.model.tables)
+    rows = sum(4 * table.rows * table.dim for table in release.model.tables)
     return rows + release.tower.size_bytes + PROCESS_BYTES
 
 
 def changes(before: ReleaseSpec | None, after: ReleaseSpec) -> tuple[Change, ...]:
     """What deploying `after` over `before` does to each function."""
-    old = {each.key: each for each in before.functions} if before else {}
-    names = {each.name: each for each in old.values()}
-    found = []
-    for each in after.functions:
-        known = old.get(each.key)
+    old = {function.key: function for function in before.functions} if before else {}
+    names = {function.name: function for function in old.values()}
+    changes_by_function = []
+    for function in after.functions:
+        known = old.get(function.key)
         if known is None:
-            same = names.get(each.name)
+            same = names.get(function.name)
             action = "update" if same and same.key not in _keys(after) else "create"
-            found.append(Change(action, each.name, _differs(same, each)))  # type: ignore[arg-type]
-        elif known.scaling != each.scaling:
-            found.append(Change("update", each.name, _differs(known, each)))
+            changes_by_function.append(Change(action, function.name, _differs(same, function)))  # type: ignore[arg-type]
+        elif known.scaling != function.scaling:
+            changes_by_function.append(Change("update", function.name, _differs(known, function)))
         else:
-            found.append(Change("keep", each.name, f"{each.kind} {each.digest[:12]}"))
-    updated = {each.what for each in found if each.action == "update"}
-    gone = [each for each in old.values() if each.key not in _keys(after)]
-    found += [
-        Change("remove", each.name, f"{each.kind} {each.digest[:12]}")
-        for each in gone
-        if each.name not in updated
+            changes_by_function.append(
+                Change("keep", function.name, f"{function.kind} {function.digest[:12]}")
+            )
+    updated = {change.what for change in changes_by_function if change.action == "update"}
+    gone = [function for function in old.values() if function.key not in _keys(after)]
+    changes_by_function += [
+        Change("remove", function.name, f"{function.kind} {function.digest[:12]}")
+        for function in gone
+        if function.name not in updated
     ]
-    return tuple(found)
+    return tuple(changes_by_function)
 
 
 def _keys(release: ReleaseSpec) -> set[str]:
-    return {each.key for each in release.functions}
+    return {function.key for function in release.functions}
 
 
 def _differs(before: FunctionSpec | None, after: FunctionSpec) -> str:
     """The fields that differ, old → new; a token is never shown."""
     if before is None:
         return f"{after.kind} {after.digest[:12]}"
-    said = []
+    differences = []
     if before.digest != after.digest:
-        said.append(f"digest {before.digest[:12]} → {after.digest[:12]}")
+        differences.append(f"digest {before.digest[:12]} → {after.digest[:12]}")
     for name in sorted(before.env.keys() | after.env.keys()):
         old, new = before.env.get(name), after.env.get(name)
         if old != new and name not in ("ERLESS_RELEASE", "ERLESS_SHARD"):
-            said.append(name if name == "ERLESS_TOKEN" else f"{name} {old} → {new}")
+            differences.append(name if name == "ERLESS_TOKEN" else f"{name} {old} → {new}")
     old_scaling, new_scaling = before.scaling.model_dump(), after.scaling.model_dump()
-    said += [
+    differences += [
         f"{name} {old_scaling[name]} → {new}"
         for name, new in new_scaling.items()
         if old_scaling[name] != new
     ]
-    return ", ".join(said)
+    return ", ".join(differences)

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from erless.deploy.local.functions import LocalSite, changes, place
+from erless.deploy.local.functions import LocalSettings, changes, place
 from erless.deploy.local.supervisor.client import call, command
-from erless.deploy.local.supervisor.folder import StateFolder
-from erless.deploy.local.supervisor.limits import obstacle
-from erless.deploy.local.supervisor.logs import read_logs
-from erless.deploy.local.supervisor.orphans import end_all
+from erless.deploy.local.supervisor.folder.logs import read_logs
+from erless.deploy.local.supervisor.folder.state_folder import StateFolder
+from erless.deploy.local.supervisor.replica.cgroups import obstacle
+from erless.deploy.local.supervisor.replica.orphans import end_all
 from erless.deploy.local.supervisor.sockets import LOOPBACK
 from erless.deploy.local.supervisor.spec import ReleaseSpec, StoredState, Timing
 from erless.deploy.target import Change, Deployment, Desired, FunctionState, FunctionStatus, Status
@@ -47,7 +47,7 @@ class LocalTarget:
         name = config.gateway.token_env
         if name and not os.environ.get(name):
             raise ConfigError(f"gateway.token_env: the environment has no variable {name}")
-        self._site = LocalSite(
+        self._site = LocalSettings(
             cache=self._folder.cache,
             gateway=config.gateway,
             token=os.environ[name] if name else None,
@@ -88,11 +88,11 @@ class LocalTarget:
     def processes(self) -> dict[str, list[int]]:
         """Process ids of all replicas by function; `supervisor` has its own and its zygote's."""
         facts = self._facts()
-        found = {
-            each["name"]: [replica["pid"] for replica in each["replicas"]]
-            for each in facts["functions"]
+        pids = {
+            function["name"]: [replica["pid"] for replica in function["replicas"]]
+            for function in facts["functions"]
         }
-        return {**found, "supervisor": facts["supervisor"]["pids"]}
+        return {**pids, "supervisor": facts["supervisor"]["pids"]}
 
     def _facts(self) -> dict[str, Any]:
         self._must_exist()
@@ -108,7 +108,7 @@ class LocalTarget:
     def deployments(self) -> tuple[Deployment, ...]:
         """Kept releases, newest first."""
         state = self._folder.load()
-        return tuple(_deployment(each, state) for each in state.releases)
+        return tuple(_deployment(release, state) for release in state.releases)
 
     def rollback(self, release: str | None, progress: Progress, timeout_s: float) -> Deployment:
         """See `Target.rollback`; `release` may be the beginning of a digest."""
@@ -130,7 +130,7 @@ class LocalTarget:
             command(self._folder, request, timeout_s, report)
 
     def _current(self) -> Deployment:
-        return next(each for each in self.deployments() if each.current)
+        return next(deployment for deployment in self.deployments() if deployment.current)
 
     def logs(self, function: str | None, lines: int, follow: bool) -> Iterator[str]:
         """See `Target.logs`. Function names are the plan's; `supervisor` is one of them."""
@@ -146,11 +146,11 @@ class LocalTarget:
             known = ", ".join(sorted(set(names.values())))
             raise DeployError(f"there is no function {function!r}; there are {known}")
 
-        def chosen(key: str) -> str | None:
+        def display_name(key: str) -> str | None:
             name = names.get(key, key)
             return name if function in (None, name) else None
 
-        return read_logs(self._folder.logs, chosen, lines, follow)
+        return read_logs(self._folder.logs, display_name, lines, follow)
 
     def destroy(self, progress: Progress, timeout_s: float) -> None:
         """See `Target.destroy`. Works without a supervisor as well."""
@@ -185,19 +185,19 @@ def _url(port: int | None) -> str:
 def _status(facts: dict[str, Any], target: str) -> Status:
     functions = tuple(
         FunctionStatus(
-            name=each["name"],
-            kind=each["kind"],
-            tier=each["tier"],
-            digest=each["digest"],
-            ready=each["ready"],
-            wanted=each["wanted"],
-            rps=each["rps"],
-            p95_ms=each["p95_ms"],
-            memory_bytes=each["memory_bytes"],
-            state=FunctionState(each["state"]),
-            reason=each["reason"],
+            name=function["name"],
+            kind=function["kind"],
+            tier=function["tier"],
+            digest=function["digest"],
+            ready=function["ready"],
+            wanted=function["wanted"],
+            rps=function["rps"],
+            p95_ms=function["p95_ms"],
+            memory_bytes=function["memory_bytes"],
+            state=FunctionState(function["state"]),
+            reason=function["reason"],
         )
-        for each in facts["functions"]
+        for function in facts["functions"]
     )
     if facts["problem"]:
         functions = (
@@ -216,8 +216,10 @@ def _status(facts: dict[str, Any], target: str) -> Status:
                 reason=facts["problem"],
             ),
         )
-    copies = max((each.ready for each in functions), default=0)
-    memory = sum(each.memory_bytes for each in functions) + facts["supervisor"]["memory_bytes"]
+    copies = max((function.ready for function in functions), default=0)
+    memory = (
+        sum(function.memory_bytes for function in functions) + facts["supervisor"]["memory_bytes"]
+    )
     return Status(
         target=target,
         release=facts["release"] or "",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from erless.deploy.local.functions import LocalSite, place
+from erless.deploy.local.functions import LocalSettings, place
 from tests.deploy.desired import desired
 
 
@@ -19,7 +19,7 @@ def test_a_function_of_several_vcpu_is_as_many_replicas_of_one_core(
     shards = tuple(each.model_copy(update={"vcpu": vcpu}) for each in wanted.plan.shards)
     plan = wanted.plan.model_copy(update={"shards": shards})
     wanted = type(wanted)(wanted.store, wanted.release, plan)
-    site = LocalSite(cache=tmp_path)
+    site = LocalSettings(cache=tmp_path)
     functions = {each.name: each for each in place(wanted, site).functions}
     planned = {each.name: each.scaling for each in shards}
     cores = {0.5: 1, 1.0: 1, 3.5: 4}[vcpu]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from erless import errors
-from erless.deploy.local.supervisor.folder import CONTROL, StateFolder
+from erless.deploy.local.supervisor.folder.state_folder import CONTROL, StateFolder
 from erless.errors import DeployError
 
 __all__ = ["call", "command", "ensure"]
@@ -33,7 +33,7 @@ def ensure(folder: StateFolder) -> bool:
     folder.make()
     log = folder.logs / "supervisor.0.log"
     with log.open("ab") as file:
-        start = file.tell()
+        start = file.log_event()
         subprocess.run(
             [sys.executable, "-m", "erless.deploy.local.supervisor", str(folder.path)],
             stdin=subprocess.DEVNULL,
@@ -52,8 +52,8 @@ def ensure(folder: StateFolder) -> bool:
         time.sleep(0.02)
     with log.open("rb") as file:
         file.seek(start)
-        said = file.read().decode("utf-8", "replace").strip().splitlines()
-    raise DeployError(f"the supervisor did not start: {said[-1] if said else 'no reason given'}")
+        words = file.read().decode("utf-8", "replace").strip().splitlines()
+    raise DeployError(f"the supervisor did not start: {words[-1] if words else 'no reason given'}")
 
 
 class _EndedError(DeployError):
@@ -122,8 +122,8 @@ def call(
         except TimeoutError:
             raise DeployError(f"the supervisor gave no answer in {timeout_s:g} s") from None
         except ConnectionError as error:
-            said = f"the supervisor ended while it worked: {error.strerror}"
-            raise _EndedError(said) from error
+            message = f"the supervisor ended while it worked: {error.strerror}"
+            raise _EndedError(message) from error
     raise _EndedError("the supervisor ended while it worked")
 
 

@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from erless.deploy.local.supervisor import cutover
-from erless.deploy.local.supervisor.fleet import Fleet
-from erless.deploy.local.supervisor.folder import CONTROL
+from erless.deploy.local.supervisor.fleet import LocalFleet
+from erless.deploy.local.supervisor.folder.state_folder import CONTROL
 from erless.deploy.local.supervisor.spec import ReleaseSpec, StoredState
 from erless.errors import DeployError, ErlessError, NotDeployedError
 
@@ -31,7 +31,7 @@ MAX_REQUEST = 16 << 20
 class Control:
     """Serves requests until the supervisor has nothing left to do (`done`)."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: LocalFleet) -> None:
         self.fleet = fleet
         self.done = asyncio.Event()
         self._clients: set[asyncio.Task[None]] = set()

@@ -13,9 +13,9 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from erless.deploy.local.supervisor.events import tell
-from erless.deploy.local.supervisor.fleet import Fleet, Report
-from erless.deploy.local.supervisor.function import Function
+from erless.deploy.local.supervisor.fleet import LocalFleet, Report
+from erless.deploy.local.supervisor.folder.events import log_event
+from erless.deploy.local.supervisor.function import LocalFunction
 from erless.deploy.local.supervisor.spec import ReleaseSpec, StoredState
 from erless.errors import DeployError, NotDeployedError
 
@@ -25,7 +25,7 @@ RETRIES = 2  # a function that has been ready before may crash so often during a
 
 
 async def deploy(
-    fleet: Fleet, release: ReleaseSpec, settings: StoredState, timeout_s: float, report: Report
+    fleet: LocalFleet, release: ReleaseSpec, settings: StoredState, timeout_s: float, report: Report
 ) -> ReleaseSpec:
     """Make `release` current. Does nothing where it is already and all is well.
 
@@ -64,7 +64,7 @@ async def deploy(
 
 
 async def rollback(
-    fleet: Fleet, prefix: str | None, timeout_s: float, report: Report
+    fleet: LocalFleet, prefix: str | None, timeout_s: float, report: Report
 ) -> ReleaseSpec:
     """Make a kept release current again; None: the one deployed before the current.
 
@@ -83,19 +83,19 @@ def _kept(state: StoredState, prefix: str | None) -> ReleaseSpec:
     if state.current is None:
         raise NotDeployedError("nothing is deployed")
     if prefix is None:
-        keys = [each.key for each in state.releases]
+        keys = [release.key for release in state.releases]
         older = state.releases[keys.index(state.current) + 1 :]
         if not older:
             raise NotDeployedError("no release is kept from before the current one")
         return older[0]
-    found = [each for each in state.releases if each.release.startswith(prefix)]
-    if not found:
-        kept = ", ".join(each.release[:12] for each in state.releases)
+    matching = [release for release in state.releases if release.release.startswith(prefix)]
+    if not matching:
+        kept = ", ".join(release.release[:12] for release in state.releases)
         raise NotDeployedError(f"no kept release begins with {prefix!r}; kept are {kept}")
-    return found[0]
+    return matching[0]
 
 
-async def destroy(fleet: Fleet) -> None:
+async def destroy(fleet: LocalFleet) -> None:
     """Drain and end everything. The folder remains.
 
     Raises:
@@ -106,11 +106,11 @@ async def destroy(fleet: Fleet) -> None:
 
 
 async def _switch(
-    fleet: Fleet, release: ReleaseSpec, timeout_s: float, report: Report
+    fleet: LocalFleet, release: ReleaseSpec, timeout_s: float, report: Report
 ) -> ReleaseSpec:
     fleet.folder.check_space()
     known = set(fleet.functions)
-    resting = {key for key, each in fleet.functions.items() if not each.active}
+    resting = {key for key, function in fleet.functions.items() if not function.active}
     try:
         async with asyncio.timeout(timeout_s):
             functions = [fleet.open(spec) for spec in release.behind]
@@ -119,19 +119,22 @@ async def _switch(
             gateway = fleet.open_gateway(release)
             gateway.activate(release.gateway, serving.get("gateway", 0))
             await _settle(
-                [each for each in functions if each.spec.scaling.min_scale] + [gateway], report
+                [function for function in functions if function.spec.scaling.min_scale] + [gateway],
+                report,
             )
         fleet.commit(_with(fleet.state, release))
     except TimeoutError:
-        opened = [fleet.functions.get(each.key) for each in release.functions]
-        late = [each for each in opened if each is not None and not each.settled]
-        said = ", ".join(f"{each.spec.name} ({each.reason or 'loading'})" for each in late)
+        opened = [fleet.functions.get(function.key) for function in release.functions]
+        late = [function for function in opened if function is not None and not function.settled]
+        late_names = ", ".join(
+            f"{function.spec.name} ({function.reason or 'loading'})" for function in late
+        )
         await fleet.finish(_undo(fleet, known, resting))
-        raise DeployError(f"not ready within {timeout_s:g} s: {said}") from None
+        raise DeployError(f"not ready within {timeout_s:g} s: {late_names}") from None
     except BaseException:
         await fleet.finish(_undo(fleet, known, resting))
         raise
-    tell("current", release=release.release)
+    log_event("current", release=release.release)
     await fleet.finish(_retire(fleet))
     return release
 
@@ -143,21 +146,21 @@ def _with(state: StoredState, release: ReleaseSpec) -> StoredState:
         release = release.model_copy(update={"deployed_at": now})
         releases = (release, *state.releases)
     else:
-        releases = tuple(release if each.key == release.key else each for each in state.releases)
+        releases = tuple(release if kept.key == release.key else kept for kept in state.releases)
     kept = [
-        each for place, each in enumerate(releases) if place < state.keep or each.key == release.key
+        kept for place, kept in enumerate(releases) if place < state.keep or kept.key == release.key
     ]
     return state.model_copy(update={"current": release.key, "releases": tuple(kept)})
 
 
-def _serving(fleet: Fleet) -> dict[str, int]:
+def _serving(fleet: LocalFleet) -> dict[str, int]:
     """Replicas of the current release by function name: its successor takes over at that size."""
     current = fleet.state.release(fleet.state.current)
     return (
         {
-            each.name: fleet.functions[each.key].wanted
-            for each in current.functions
-            if each.key in fleet.functions
+            function.name: fleet.functions[function.key].wanted
+            for function in current.functions
+            if function.key in fleet.functions
         }
         if current
         else {}
@@ -165,7 +168,10 @@ def _serving(fleet: Fleet) -> dict[str, int]:
 
 
 async def _prove(
-    functions: Sequence[Function], release: ReleaseSpec, serving: dict[str, int], report: Report
+    functions: Sequence[LocalFunction],
+    release: ReleaseSpec,
+    serving: dict[str, int],
+    report: Report,
 ) -> None:
     """Start every function that has not been ready yet, a few at a time; then let it scale.
 
@@ -173,10 +179,10 @@ async def _prove(
     proven one after the other.
     """
     limit = asyncio.Semaphore(max(2, os.cpu_count() or 2))
-    specs = {each.key: each for each in release.behind}
+    specs = {spec.key: spec for spec in release.behind}
     done = 0
 
-    async def prove(function: Function) -> None:
+    async def prove(function: LocalFunction) -> None:
         nonlocal done
         async with limit:
             spec = specs[function.spec.key]
@@ -192,24 +198,24 @@ async def _prove(
 
     try:
         async with asyncio.TaskGroup() as tasks:
-            for each in functions:
-                tasks.create_task(prove(each))
+            for function in functions:
+                tasks.create_task(prove(function))
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
 
 
-async def _settle(functions: Sequence[Function], report: Report | None = None) -> None:
+async def _settle(functions: Sequence[LocalFunction], report: Report | None = None) -> None:
     """Wait until each has all the replicas it wants; fail with the first that fails."""
-    while not all(each.settled for each in functions):
-        for each in functions:
-            if each.failures > (RETRIES if each.proven else 0) and not each.settled:
-                raise DeployError(f"{each.spec.name} does not start: {each.reason}")
+    while not all(function.settled for function in functions):
+        for function in functions:
+            if function.failures > (RETRIES if function.proven else 0) and not function.settled:
+                raise DeployError(f"{function.spec.name} does not start: {function.reason}")
         await asyncio.sleep(functions[0].timing.ready_poll_s)
     if report is not None:
         report("gateway ready", 1, 1)
 
 
-async def _undo(fleet: Fleet, known: set[str], resting: set[str]) -> None:
+async def _undo(fleet: LocalFleet, known: set[str], resting: set[str]) -> None:
     """Back to what was: new functions end, those that rested rest, shared ones scale as before."""
     new = [key for key in fleet.functions if key not in known]
     for key in [*new, *(key for key in resting if key in fleet.functions)]:
@@ -226,16 +232,16 @@ async def _undo(fleet: Fleet, known: set[str], resting: set[str]) -> None:
         fleet.public = None
 
 
-async def _retire(fleet: Fleet) -> None:
+async def _retire(fleet: LocalFleet) -> None:
     """Drain gateways that are not current, then what only they used; forget releases not kept."""
     current = fleet.state.release(fleet.state.current)
-    used = {each.key for each in current.functions} if current else set()
-    old = [each for key, each in fleet.functions.items() if key not in used]
-    gateways = [each for each in old if each.spec.kind == "gateway"]
-    for group in (gateways, [each for each in old if each.spec.kind != "gateway"]):
-        for each in group:
-            each.pause()
-        await asyncio.gather(*(each.gone() for each in group))
+    used = {function.key for function in current.functions} if current else set()
+    old = [function for key, function in fleet.functions.items() if key not in used]
+    gateways = [function for function in old if function.spec.kind == "gateway"]
+    for group in (gateways, [function for function in old if function.spec.kind != "gateway"]):
+        for function in group:
+            function.pause()
+        await asyncio.gather(*(function.gone() for function in group))
     # a kept gateway is made anew at a rollback: its shards' ports may have changed by then
-    kept = {each.key for release in fleet.state.releases for each in release.behind} | used
+    kept = {spec.key for release in fleet.state.releases for spec in release.behind} | used
     fleet.drop([key for key in fleet.functions if key not in kept])

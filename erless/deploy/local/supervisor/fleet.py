@@ -15,24 +15,24 @@ import traceback
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from erless.deploy.local.supervisor.events import tell
-from erless.deploy.local.supervisor.folder import StateFolder
-from erless.deploy.local.supervisor.function import Function
-from erless.deploy.local.supervisor.memory import pss_bytes
-from erless.deploy.local.supervisor.orphans import Orphan, find_orphans
+from erless.deploy.local.supervisor.folder.events import log_event
+from erless.deploy.local.supervisor.folder.state_folder import StateFolder
+from erless.deploy.local.supervisor.function import LocalFunction
+from erless.deploy.local.supervisor.replica.memory import pss_bytes
+from erless.deploy.local.supervisor.replica.orphans import Orphan, find_orphans
+from erless.deploy.local.supervisor.replica.spawner import Spawner
 from erless.deploy.local.supervisor.sockets import LOOPBACK, listen
-from erless.deploy.local.supervisor.spawner import Spawner
 from erless.deploy.local.supervisor.spec import FunctionSpec, ReleaseSpec, StoredState
 from erless.errors import ConflictError, DeployError, ErlessError
 
-__all__ = ["Fleet", "Report"]
+__all__ = ["LocalFleet", "Report"]
 
 Report = Callable[[str, int, int], None]  # label, done, total
 REPLACE_S = 120.0  # orphans serve at most so long after their replacements were started
 LOG_TICKS = 15  # logs are measured every so many ticks
 
 
-class Fleet:
+class LocalFleet:
     """Functions by key, of all kept releases.
 
     Args:
@@ -43,7 +43,7 @@ class Fleet:
     def __init__(self, folder: StateFolder, environment: dict[str, str]) -> None:
         self.folder, self.environment = folder, environment
         self.state: StoredState = folder.load()
-        self.functions: dict[str, Function] = {}
+        self.functions: dict[str, LocalFunction] = {}
         self.spawner = Spawner(folder.path)
         self.public: socket.socket | None = None
         self.problem = ""  # why there is no public socket
@@ -69,7 +69,7 @@ class Fleet:
             self.problem = ""
         return self.public
 
-    def open(self, spec: FunctionSpec, takeover: bool = False) -> Function:
+    def open(self, spec: FunctionSpec, takeover: bool = False) -> LocalFunction:
         """The function `spec` (not a gateway), with its socket, made where it is not there yet."""
         if spec.key not in self.functions:
             port = self.state.ports.get(spec.key, 0)
@@ -80,28 +80,28 @@ class Fleet:
             self.functions[spec.key] = self._function(spec, opened)
         return self.functions[spec.key]
 
-    def open_gateway(self, release: ReleaseSpec) -> Function:
+    def open_gateway(self, release: ReleaseSpec) -> LocalFunction:
         """The gateway of `release`, whose other functions are open."""
         spec = release.gateway
         if spec.key not in self.functions:
-            ports = {each.key: self.functions[each.key].port for each in release.behind}
+            ports = {spec.key: self.functions[spec.key].port for spec in release.behind}
             urls = {
-                each.digest: f"http://{LOOPBACK}:{ports[each.key]}"
-                for each in release.behind
-                if each.kind == "sparse"
+                spec.digest: f"http://{LOOPBACK}:{ports[spec.key]}"
+                for spec in release.behind
+                if spec.kind == "sparse"
             }
             env = {"ERLESS_SHARD_URLS": json.dumps(urls)}
-            for each in release.behind:
-                if each.kind == "dense":
-                    env["ERLESS_DENSE_URL"] = f"http://{LOOPBACK}:{ports[each.key]}"
+            for spec in release.behind:
+                if spec.kind == "dense":
+                    env["ERLESS_DENSE_URL"] = f"http://{LOOPBACK}:{ports[spec.key]}"
             public = self.open_public(self.state.port)
             self.functions[spec.key] = self._function(spec, public.dup(), env)
         return self.functions[spec.key]
 
     def _function(
         self, spec: FunctionSpec, opened: socket.socket, env: dict[str, str] | None = None
-    ) -> Function:
-        return Function(
+    ) -> LocalFunction:
+        return LocalFunction(
             spec,
             opened,
             self.folder,
@@ -123,12 +123,12 @@ class Fleet:
         """Run what `state.json` says; what a killed supervisor left serves until that is ready."""
         orphans = find_orphans(self.folder.path)
         self.spawner.warm()
-        tell("supervises", release=self.state.current, orphans=len(orphans))
+        log_event("supervises", release=self.state.current, orphans=len(orphans))
         release = self.state.release(self.state.current)
-        wanted = {each.key for each in release.functions} if release else set()
-        for each in orphans:
-            if each.function not in wanted:
-                each.send(signal.SIGTERM)
+        wanted = {function.key for function in release.functions} if release else set()
+        for orphan in orphans:
+            if orphan.function not in wanted:
+                orphan.send(signal.SIGTERM)
         if release is not None:
             try:
                 self.open_public(self.state.ports.get("gateway", self.state.port), bool(orphans))
@@ -147,13 +147,15 @@ class Fleet:
         for spec in release.functions:
             function = self.functions[spec.key]
             function.proven = True
-            function.activate(spec, sum(each.function == spec.key for each in orphans))
+            function.activate(spec, sum(orphan.function == spec.key for orphan in orphans))
         if self._ports() != self.state.ports:
             self.commit(self.state)
 
     def _ports(self) -> dict[str, int]:
         ports = {
-            key: each.port for key, each in self.functions.items() if each.spec.kind != "gateway"
+            key: function.port
+            for key, function in self.functions.items()
+            if function.spec.kind != "gateway"
         }
         if self.public is not None:
             ports["gateway"] = self.public.getsockname()[1]
@@ -163,20 +165,20 @@ class Fleet:
         """End orphans, the gateways first, once all that is wanted in their place is ready."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + REPLACE_S
-        keys = {each.key for each in release.functions} if release else set()
+        keys = {function.key for function in release.functions} if release else set()
         while loop.time() < deadline and not all(
             key in self.functions and self.functions[key].settled for key in keys
         ):
             await asyncio.sleep(self.state.timing.ready_poll_s)
-        orphans.sort(key=lambda each: not each.function.startswith("gateway"))
-        for each in orphans:
-            each.send(signal.SIGTERM)
-            if each.function.startswith("gateway"):
-                await self._ended(each)
-        for each in orphans:
-            await self._ended(each)
-            each.send(signal.SIGKILL)
-            os.close(each.pidfd)
+        orphans.sort(key=lambda orphan: not orphan.function.startswith("gateway"))
+        for orphan in orphans:
+            orphan.send(signal.SIGTERM)
+            if orphan.function.startswith("gateway"):
+                await self._ended(orphan)
+        for orphan in orphans:
+            await self._ended(orphan)
+            orphan.send(signal.SIGKILL)
+            os.close(orphan.pidfd)
 
     async def _ended(self, orphan: Orphan) -> None:
         deadline = asyncio.get_running_loop().time() + self.state.timing.drain_s
@@ -189,21 +191,23 @@ class Fleet:
         while True:
             await asyncio.sleep(self.state.timing.poll_s)
             count += 1
-            await asyncio.gather(*(self._tick(each) for each in list(self.functions.values())))
+            await asyncio.gather(
+                *(self._tick(function) for function in list(self.functions.values()))
+            )
             if count % LOG_TICKS == 0:
-                for each in self.functions.values():
-                    each.rotate_logs()
+                for function in self.functions.values():
+                    function.rotate_logs()
             if self.problem and not self.changing:
                 self._try_again()
 
     @staticmethod
-    async def _tick(function: Function) -> None:
+    async def _tick(function: LocalFunction) -> None:
         """A fault in one function must not stop the supervision of the others."""
         try:
             await function.tick()
         except Exception as error:
             trace = "".join(traceback.format_exception(error))
-            tell("tick failed", function.spec.name, reason=repr(error), trace=trace)
+            log_event("tick failed", function.spec.name, reason=repr(error), trace=trace)
 
     def _try_again(self) -> None:
         """The gateway's port was taken when we started: it may be free now."""
@@ -217,12 +221,16 @@ class Fleet:
 
     async def stop(self) -> None:
         """Drain everything, gateways first, so that no query fails."""
-        gateways = [each for each in self.functions.values() if each.spec.kind == "gateway"]
-        others = [each for each in self.functions.values() if each.spec.kind != "gateway"]
+        gateways = [
+            function for function in self.functions.values() if function.spec.kind == "gateway"
+        ]
+        others = [
+            function for function in self.functions.values() if function.spec.kind != "gateway"
+        ]
         for group in (gateways, others):
-            for each in group:
-                each.pause()
-            await asyncio.gather(*(each.gone() for each in group))
+            for function in group:
+                function.pause()
+            await asyncio.gather(*(function.gone() for function in group))
         self.drop(self.functions)
         self.spawner.close()
         if self.public is not None:
@@ -255,7 +263,7 @@ class Fleet:
             await asyncio.gather(*unfinished, return_exceptions=True)
             self.changing = ""
 
-        if all(each.done() for each in unfinished):
+        if all(task.done() for task in unfinished):
             self.changing = ""
         else:
             self._background = asyncio.get_running_loop().create_task(later())
@@ -275,9 +283,13 @@ class Fleet:
     def status(self) -> dict[str, Any]:
         """Everything that `erless status` shows."""
         release = self.state.release(self.state.current)
-        keys = [each.key for each in release.functions] if release else []
+        keys = [function.key for function in release.functions] if release else []
         shown = [self.functions[key] for key in keys if key in self.functions]
-        shown += [each for key, each in self.functions.items() if key not in keys and each.replicas]
+        shown += [
+            function
+            for key, function in self.functions.items()
+            if key not in keys and function.replicas
+        ]
         own = [pid for pid in (os.getpid(), self.spawner.zygote_pid) if pid is not None]
         return {
             "current": self.state.current,
@@ -286,6 +298,6 @@ class Fleet:
             "port": self.public.getsockname()[1] if self.public else None,
             "problem": self.problem,
             "changing": self.changing,
-            "functions": [each.facts() for each in shown],
+            "functions": [function.facts() for function in shown],
             "supervisor": {"pids": own, "memory_bytes": sum(map(pss_bytes, own))},
         }

@@ -12,21 +12,21 @@ from collections import deque
 from typing import Any
 
 from erless.autoscale.kpa import Observation, Scaler
-from erless.deploy.local.supervisor.events import tell
-from erless.deploy.local.supervisor.folder import StateFolder
-from erless.deploy.local.supervisor.logs import rotate
-from erless.deploy.local.supervisor.memory import pss_bytes
-from erless.deploy.local.supervisor.replica import Phase, Replica
-from erless.deploy.local.supervisor.scrape import Counters
-from erless.deploy.local.supervisor.spawner import Spawner
+from erless.deploy.local.supervisor.folder.events import log_event
+from erless.deploy.local.supervisor.folder.logs import rotate
+from erless.deploy.local.supervisor.folder.state_folder import StateFolder
+from erless.deploy.local.supervisor.replica.admin import Counters
+from erless.deploy.local.supervisor.replica.memory import pss_bytes
+from erless.deploy.local.supervisor.replica.replica import Replica, ReplicaPhase
+from erless.deploy.local.supervisor.replica.spawner import Spawner
 from erless.deploy.local.supervisor.spec import FunctionSpec, Timing
 from erless.deploy.target import FunctionState
 from erless.errors import DeployError
 
-__all__ = ["Function"]
+__all__ = ["LocalFunction"]
 
 
-class Function:
+class LocalFunction:
     """Runs as many replicas as its autoscaler wants, while it is active.
 
     Args:
@@ -82,7 +82,7 @@ class Function:
     @property
     def ready(self) -> int:
         """Replicas that serve."""
-        return sum(each.phase is Phase.READY for each in self.replicas)
+        return sum(replica.phase is ReplicaPhase.READY for replica in self.replicas)
 
     @property
     def wanted(self) -> int:
@@ -121,14 +121,14 @@ class Function:
             "wanted": self.wanted,
             "rps": rps,
             "p95_ms": p95_ms,
-            "memory_bytes": sum(pss_bytes(each.pid) for each in self.replicas),
+            "memory_bytes": sum(pss_bytes(replica.pid) for replica in self.replicas),
             "state": self.state(rps).value,
             "reason": self.reason,
             "decision": self.decision,
             "restarts": self.restarts,
             "requests": self._totals.requests,
-            "load_s": max((each.counters.load_s for each in self.replicas), default=0.0),
-            "replicas": [each.facts() for each in self.replicas],
+            "load_s": max((replica.counters.load_s for replica in self.replicas), default=0.0),
+            "replicas": [replica.facts() for replica in self.replicas],
         }
 
     def rates(self) -> tuple[float, float | None]:
@@ -155,8 +155,8 @@ class Function:
         """Let all replicas drain, and start none again until `activate`."""
         self.active, self.hold, self.failures, self.reason = False, 0, 0, ""
         self._watch(False)
-        for each in self.replicas:
-            each.stop()
+        for replica in self.replicas:
+            replica.stop()
 
     async def gone(self) -> None:
         """Wait until no replica is left."""
@@ -166,8 +166,8 @@ class Function:
     def kill(self) -> None:
         """End all replicas at once."""
         self.pause()
-        for each in self.replicas:
-            each.kill()
+        for replica in self.replicas:
+            replica.kill()
 
     def close(self) -> None:
         """Give up the socket; the replicas must be gone."""
@@ -182,22 +182,24 @@ class Function:
         """Start what is missing, stop what is too much, watch the socket at zero."""
         if not self.active:
             return
-        alive = [each for each in self.replicas if each.active]
+        alive = [replica for replica in self.replicas if replica.active]
         missing = self.wanted - len(alive)
         if missing > 0 and self._loop.time() >= self._retry_s:
             for _ in range(missing):
                 self._start()
-        for each in self._spare(alive)[: max(0, -missing)]:
-            each.stop()
-        self._watch(self.wanted == 0 and not any(each.active for each in self.replicas))
+        for replica in self._spare(alive)[: max(0, -missing)]:
+            replica.stop()
+        self._watch(self.wanted == 0 and not any(replica.active for replica in self.replicas))
 
     @staticmethod
     def _spare(alive: list[Replica]) -> list[Replica]:
         """Whom to stop first: those not ready yet, then the youngest."""
-        return sorted(alive, key=lambda each: (each.phase is Phase.READY, -each.started_s))
+        return sorted(
+            alive, key=lambda replica: (replica.phase is ReplicaPhase.READY, -replica.started_s)
+        )
 
     def _start(self) -> None:
-        taken = {each.slot for each in self.replicas}
+        taken = {replica.slot for replica in self.replicas}
         slot = next(number for number in range(len(taken) + 1) if number not in taken)
         try:
             replica = Replica(
@@ -220,7 +222,7 @@ class Function:
         task.add_done_callback(self._tasks.discard)
 
     async def _await_ready(self, replica: Replica) -> None:
-        while replica.phase is Phase.STARTING:
+        while replica.phase is ReplicaPhase.STARTING:
             if await replica.check_ready():
                 self.proven, self._waiting = True, False
                 if self.settled:
@@ -234,7 +236,7 @@ class Function:
             self.converge()
             return
         self.restarts += 1
-        tell("crashed", self.spec.name, replica=replica.slot, reason=replica.last_words())
+        log_event("crashed", self.spec.name, replica=replica.slot, reason=replica.last_words())
         if replica.lived_s >= self.timing.steady_s:
             self.failures = 0
         self._failed(replica.last_words())
@@ -260,7 +262,7 @@ class Function:
 
     def _wake(self) -> None:
         """A connection waits at zero."""
-        tell("woken", self.spec.name)
+        log_event("woken", self.spec.name)
         self._watch(False)
         self._waiting = True
         self._observe(0.0)
@@ -268,7 +270,7 @@ class Function:
 
     async def tick(self) -> None:
         """Poll all replicas, decide, converge."""
-        polled = await asyncio.gather(*(each.poll() for each in self.replicas))
+        polled = await asyncio.gather(*(replica.poll() for replica in self.replicas))
         for pair in polled:
             if pair is not None:
                 self._totals.add(pair[1], pair[0])
@@ -284,7 +286,7 @@ class Function:
 
     def _steady(self) -> bool:
         return self.settled and all(
-            each.lived_s >= self.timing.steady_s for each in self.replicas if each.active
+            replica.lived_s >= self.timing.steady_s for replica in self.replicas if replica.active
         )
 
     def _load(self, now: float) -> float:
@@ -305,9 +307,9 @@ class Function:
         decision = self._scaler.observe(seen)
         self.decision = decision.reason
         if decision.wanted != before:
-            tell("scales", self.spec.name, to=decision.wanted, was=before, why=decision.reason)
+            log_event("scales", self.spec.name, to=decision.wanted, was=before, why=decision.reason)
 
     def rotate_logs(self) -> None:
         """Cut logs that have grown."""
-        for each in self.replicas:
-            rotate(each.log)
+        for replica in self.replicas:
+            rotate(replica.log)

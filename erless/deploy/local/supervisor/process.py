@@ -10,8 +10,8 @@ import traceback
 from pathlib import Path
 
 from erless.deploy.local.supervisor.control import Control
-from erless.deploy.local.supervisor.fleet import Fleet
-from erless.deploy.local.supervisor.folder import StateFolder
+from erless.deploy.local.supervisor.fleet import LocalFleet
+from erless.deploy.local.supervisor.folder.state_folder import StateFolder
 from erless.errors import ErlessError
 
 __all__ = ["run"]
@@ -42,7 +42,7 @@ def run(state: str) -> None:
 async def _supervise(folder: StateFolder) -> None:
     """SIGTERM (the machine shuts down) drains all functions, and keeps the state."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSTARTUP"}
-    fleet = Fleet(folder, environment)
+    fleet = LocalFleet(folder, environment)
     control = Control(fleet)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

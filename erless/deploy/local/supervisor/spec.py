@@ -48,12 +48,12 @@ class ReleaseSpec(Frozen):
     @property
     def gateway(self) -> FunctionSpec:
         """The function that answers queries."""
-        return next(each for each in self.functions if each.kind == "gateway")
+        return next(function for function in self.functions if function.kind == "gateway")
 
     @property
     def behind(self) -> tuple[FunctionSpec, ...]:
         """All but the gateway."""
-        return tuple(each for each in self.functions if each.kind != "gateway")
+        return tuple(function for function in self.functions if function.kind != "gateway")
 
 
 class Timing(Frozen):
@@ -86,4 +86,4 @@ class StoredState(Frozen):
 
     def release(self, key: str | None) -> ReleaseSpec | None:
         """The kept release with `key`."""
-        return next((each for each in self.releases if each.key == key), None)
+        return next((release for release in self.releases if release.key == key), None)

@@ -81,8 +81,8 @@ def main() -> None:
         try:
             send(channel, {"pid": _fork(request, fds, channel)})
         finally:
-            for each in fds:
-                os.close(each)
+            for descriptor in fds:
+                os.close(descriptor)
 
 
 def _fork(request: dict[str, Any], fds: list[int], channel: socket.socket) -> int:
@@ -95,7 +95,7 @@ def _fork(request: dict[str, Any], fds: list[int], channel: socket.socket) -> in
             os.close(reading)
             os.close(writing)
             channel.close()
-            _be(request, fds)
+            become_replica(request, fds)
         os.write(writing, LENGTH.pack(replica))
         os._exit(0)
     os.close(writing)
@@ -106,7 +106,7 @@ def _fork(request: dict[str, Any], fds: list[int], channel: socket.socket) -> in
     return int(pid)
 
 
-def _be(request: dict[str, Any], fds: list[int]) -> NoReturn:
+def become_replica(request: dict[str, Any], fds: list[int]) -> NoReturn:
     """Be the replica: its descriptors, environment and folder, then its module."""
     code = 1
     try:
@@ -121,7 +121,7 @@ def _be(request: dict[str, Any], fds: list[int]) -> NoReturn:
         os.environ.clear()
         os.environ.update(request["env"])
         names = zip(request["fds"], inherited, strict=True)
-        os.environ.update({name: str(each) for name, each in names})
+        os.environ.update({name: str(descriptor) for name, descriptor in names})
         os.chdir(request["cwd"])
         with contextlib.suppress(OSError):  # a full disk: a restarted supervisor then ends us early
             Path(request["record"]).write_text(str(os.getpid()), encoding="ascii")

@@ -14,7 +14,7 @@ from threading import Thread
 import pytest
 
 from erless.deploy.local.supervisor.client import call
-from erless.deploy.local.supervisor.limits import obstacle
+from erless.deploy.local.supervisor.replica.cgroups import obstacle
 from erless.errors import ConflictError, DeployError, NotDeployedError
 from tests.deploy.fleets import WAIT_S, Box, Load, function, get, release
 

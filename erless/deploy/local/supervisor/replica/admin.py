@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from erless.errors import ServeError
 
-__all__ = ["Counters", "ask", "parse_counters"]
+__all__ = ["Counters", "get_admin", "parse_counters"]
 
 _LINE = re.compile(
     r"^erless_(requests_total|concurrency_seconds_total|request_seconds_bucket|cold_starts_total|"
@@ -58,7 +58,7 @@ class Counters:
     def quantile_ms(self, share: float, since: Counters) -> float | None:
         """A latency quantile of the calls after `since`, within a bucket by a straight line."""
         bounds = sorted(self.buckets)
-        counts = [self.buckets[each] - since.buckets.get(each, 0.0) for each in bounds]
+        counts = [self.buckets[bound] - since.buckets.get(bound, 0.0) for bound in bounds]
         if not counts or counts[-1] <= 0:
             return None
         wanted, low, below = share * counts[-1], 0.0, 0.0
@@ -100,7 +100,7 @@ def parse_counters(text: str) -> Counters:
     return counters
 
 
-async def ask(path: str, target: str, timeout_s: float) -> tuple[int, str]:
+async def get_admin(path: str, target: str, timeout_s: float) -> tuple[int, str]:
     """GET `target` from the HTTP server on the unix socket `path`; status and body.
 
     Raises:

@@ -60,12 +60,12 @@ class StateFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.path.stat().st_uid != os.getuid():
                 raise ConflictError(f"{self.path} belongs to another user")
-            foreign = {each.name for each in self.path.iterdir() if not self._ours(each.name)}
+            foreign = {entry.name for entry in self.path.iterdir() if not self._ours(entry.name)}
             if foreign and not self.exists:
                 raise ConflictError(f"{self.path} holds {min(foreign)}: it is not a state folder")
             self.path.chmod(0o700)
-            for each in (self.logs, self.run):
-                each.mkdir(exist_ok=True)
+            for folder in (self.logs, self.run):
+                folder.mkdir(exist_ok=True)
 
     @staticmethod
     def _ours(name: str) -> bool:
@@ -182,8 +182,8 @@ class StateFolder:
         with os_errors(self.path, "remove"):
             for name in ("run", "logs", "cache"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
-            for each in list(self.path.glob(f".{STATE}.tmp-*")):
-                each.unlink(missing_ok=True)
+            for stage in list(self.path.glob(f".{STATE}.tmp-*")):
+                stage.unlink(missing_ok=True)
             for name in (STATE, "lock"):
                 (self.path / name).unlink(missing_ok=True)
             if not any(self.path.iterdir()):

@@ -67,39 +67,39 @@ def _parse(line: str) -> dict[str, object]:
 
 def read_logs(
     logs: Path,
-    chosen: Callable[[str], str | None],
+    display_name: Callable[[str], str | None],
     lines: int,
     follow: bool,
 ) -> Iterator[str]:
-    """The last `lines` lines of all chosen files in order of time, then what comes.
+    """The last `lines` lines of all those files in order of time, then what comes.
 
     Args:
         logs: the folder.
-        chosen: function key → the name to show before its lines; None leaves it out.
+        display_name: function key → the name to show before its lines; None leaves it out.
         lines: how many.
         follow: never end; new files are followed as well.
     """
     places: dict[Path, int] = {}
-    found: list[tuple[float, str]] = []
-    for file, name in _files(logs, chosen):
+    stamped: list[tuple[float, str]] = []
+    for file, name in _files(logs, display_name):
         places[file] = file.stat().st_size
         before = 0.0
         for line in _old(file):
             stamp = _parse(line).get("time")
             before = float(stamp) if isinstance(stamp, int | float) else before
-            found.append((before, f"{name} {line}"))
-    found.sort(key=lambda each: each[0])
-    yield from (line for _, line in (found[-lines:] if lines else []))
+            stamped.append((before, f"{name} {line}"))
+    stamped.sort(key=lambda entry: entry[0])
+    yield from (line for _, line in (stamped[-lines:] if lines else []))
     while follow:
         time.sleep(FOLLOW_S)
-        for file, name in _files(logs, chosen):
+        for file, name in _files(logs, display_name):
             yield from (f"{name} {line}" for line in _new(file, places))
 
 
-def _files(logs: Path, chosen: Callable[[str], str | None]) -> Iterator[tuple[Path, str]]:
+def _files(logs: Path, display_name: Callable[[str], str | None]) -> Iterator[tuple[Path, str]]:
     for file in sorted(logs.glob("*.log")):
         key, _, _ = file.name.removesuffix(".log").rpartition(".")
-        name = chosen(key or file.stem)
+        name = display_name(key or file.stem)
         if name is not None:
             yield file, name
 
@@ -118,7 +118,7 @@ def _new(file: Path, places: dict[Path, int]) -> Iterator[str]:
             size = opened.seek(0, 2)
             place = places.get(file, 0)
             opened.seek(place if place <= size else 0)  # it was rotated
-            start = opened.tell()
+            start = opened.log_event()
             text = opened.read()
     except OSError:
         return

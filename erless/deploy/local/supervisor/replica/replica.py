@@ -10,19 +10,19 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
-from erless.deploy.local.supervisor import limits
-from erless.deploy.local.supervisor.folder import StateFolder
-from erless.deploy.local.supervisor.logs import last_words, log_file
-from erless.deploy.local.supervisor.orphans import FUNCTION_MARK, RECORD, STATE_MARK
-from erless.deploy.local.supervisor.scrape import Counters, ask, parse_counters
-from erless.deploy.local.supervisor.spawner import Child, Spawner
+from erless.deploy.local.supervisor.folder.logs import last_words, log_file
+from erless.deploy.local.supervisor.folder.state_folder import StateFolder
+from erless.deploy.local.supervisor.replica import cgroups
+from erless.deploy.local.supervisor.replica.admin import Counters, get_admin, parse_counters
+from erless.deploy.local.supervisor.replica.orphans import FUNCTION_MARK, RECORD, STATE_MARK
+from erless.deploy.local.supervisor.replica.spawner import Child, Spawner
 from erless.deploy.local.supervisor.spec import FunctionSpec, Timing
 from erless.errors import DeployError, ServeError
 
-__all__ = ["Phase", "Replica"]
+__all__ = ["Replica", "ReplicaPhase"]
 
 
-class Phase(StrEnum):
+class ReplicaPhase(StrEnum):
     """A replica's life goes one way through these."""
 
     STARTING = "starting"
@@ -61,7 +61,7 @@ class Replica:
         on_exit: Callable[[Replica], None],
         limit: bool = False,
     ) -> None:
-        self.spec, self.slot, self.phase = spec, slot, Phase.STARTING
+        self.spec, self.slot, self.phase = spec, slot, ReplicaPhase.STARTING
         self.counters = Counters()
         self.exit_code: int | None = None
         self.drained = False  # it ended because it was told to
@@ -75,7 +75,7 @@ class Replica:
         self._record_name = f"{self._admin_name}{RECORD}"
         self._process = self._spawn(spawner, listen_fd, environment)
         self.pid = self._process.pid
-        self._group = limits.confine(spec, folder.path, slot, self.pid) if limit else ()
+        self._group = cgroups.confine(spec, folder.path, slot, self.pid) if limit else ()
         self._pidfd = os.pidfd_open(self.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
         self._killer: asyncio.TimerHandle | None = None
@@ -105,23 +105,23 @@ class Replica:
     @property
     def active(self) -> bool:
         """It serves, or will."""
-        return self.phase in (Phase.STARTING, Phase.READY)
+        return self.phase in (ReplicaPhase.STARTING, ReplicaPhase.READY)
 
     async def check_ready(self) -> bool:
         """Ask once whether it is ready."""
         try:
-            status, _ = await ask(self.admin, "/v2/health/ready", self._timing.answer_s)
+            status, _ = await get_admin(self.admin, "/v2/health/ready", self._timing.answer_s)
         except ServeError:
             return False
         self.heard_s = time.monotonic()
-        if status == 200 and self.phase is Phase.STARTING:
-            self.phase, self.ready_s = Phase.READY, time.monotonic()
-        return self.phase is Phase.READY
+        if status == 200 and self.phase is ReplicaPhase.STARTING:
+            self.phase, self.ready_s = ReplicaPhase.READY, time.monotonic()
+        return self.phase is ReplicaPhase.READY
 
     async def poll(self) -> tuple[Counters, Counters] | None:
         """(before, now) of what it has counted; None where it did not answer."""
         try:
-            status, text = await ask(self.admin, "/metrics", self._timing.answer_s)
+            status, text = await get_admin(self.admin, "/metrics", self._timing.answer_s)
         except ServeError:
             if time.monotonic() - self.heard_s > self._timing.silence_s and self.active:
                 self.kill()
@@ -137,7 +137,7 @@ class Replica:
         if not self.active:
             return
         # one that still loads ends at once; or it has become ready since it was asked, and drains
-        self.phase = Phase.DRAINING
+        self.phase = ReplicaPhase.DRAINING
         self._signal(signal.SIGTERM)
         self._killer = asyncio.get_running_loop().call_later(self._timing.drain_s, self.kill)
 
@@ -146,7 +146,7 @@ class Replica:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self.phase is not Phase.GONE:
+        if self.phase is not ReplicaPhase.GONE:
             signal.pidfd_send_signal(self._pidfd, number)
 
     def _ended(self) -> None:
@@ -154,13 +154,13 @@ class Replica:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self.exit_code = self._process.wait()
-        self.drained = self.phase is Phase.DRAINING
-        self.phase = Phase.GONE
+        self.drained = self.phase is ReplicaPhase.DRAINING
+        self.phase = ReplicaPhase.GONE
         if self._killer is not None:
             self._killer.cancel()
         self._folder.forget(self._admin_name)
         self._folder.forget(self._record_name)
-        limits.release(self._group)
+        cgroups.release(self._group)
         self._on_exit(self)
 
     @property
@@ -170,12 +170,12 @@ class Replica:
 
     def last_words(self) -> str:
         """Why it ended, in its own words where it left some."""
-        said = last_words(self.log, self._log_start)
+        words = last_words(self.log, self._log_start)
         code = self.exit_code or 0
         if code < 0:
             name = signal.Signals(-code).name
-            return f"killed by {name}" + (f"; it said last: {said}" if said else "")
-        return said or f"ended with exit code {code} without a word"
+            return f"killed by {name}" + (f"; it said last: {words}" if words else "")
+        return words or f"ended with exit code {code} without a word"
 
     def facts(self) -> dict[str, Any]:
         """For `status`."""

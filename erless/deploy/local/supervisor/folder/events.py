@@ -8,10 +8,10 @@ import sys
 import time
 from typing import Any
 
-__all__ = ["tell"]
+__all__ = ["log_event"]
 
 
-def tell(message: str, function: str = "", **more: Any) -> None:
+def log_event(message: str, function: str = "", **more: Any) -> None:
     """Write one line to stderr, which is the supervisor's log."""
     entry: dict[str, Any] = {"time": round(time.time(), 3), "level": "info", "message": message}
     if function:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 import erless
-from erless.deploy.local.supervisor.events import tell
-from erless.deploy.local.supervisor.orphans import STATE_MARK
+from erless.deploy.local.supervisor.folder.events import log_event
+from erless.deploy.local.supervisor.replica.orphans import STATE_MARK
 from erless.deploy.local.supervisor.zygote import receive, send
 
 __all__ = ["Child", "Spawner"]
@@ -79,11 +79,15 @@ class Spawner:
             try:
                 return self._fork(module, env, fds, log, record)
             except (OSError, EOFError, ValueError) as error:
-                tell("zygote failed", reason=repr(error))
+                log_event("zygote failed", reason=repr(error))
                 self.close()  # the next spawn starts another
         return subprocess.Popen(
             [sys.executable, "-m", module],
-            env={**env, **{name: str(each) for name, each in fds.items()}, "PYTHONPATH": _path()},
+            env={
+                **env,
+                **{name: str(descriptor) for name, descriptor in fds.items()},
+                "PYTHONPATH": _path(),
+            },
             cwd=self._state,
             pass_fds=tuple(fds.values()),
             stdin=subprocess.DEVNULL,

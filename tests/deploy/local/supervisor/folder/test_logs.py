@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from threading import Thread
 
-from erless.deploy.local.supervisor.logs import last_words, log_file, read_logs, rotate
+from erless.deploy.local.supervisor.folder.logs import last_words, log_file, read_logs, rotate
 
 
 def line(time: float, message: str) -> str:

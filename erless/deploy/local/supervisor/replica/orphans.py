@@ -50,7 +50,7 @@ def find_orphans(state: Path) -> list[Orphan]:
 
     A zygote is one of them, of no function.
     """
-    found = []
+    orphans = []
     recorded = dict(_recorded(state))
     for pid in _pids():
         if pid == os.getpid() or STATE_MARK not in _environment(pid):
@@ -62,27 +62,27 @@ def find_orphans(state: Path) -> list[Orphan]:
         environment = _environment(pid)  # read again: now it is the process that pidfd holds
         if environment.get(STATE_MARK) == str(state):
             function = environment.get(FUNCTION_MARK) or recorded.get(pid, "")
-            found.append(Orphan(pid, pidfd, function))
+            orphans.append(Orphan(pid, pidfd, function))
         else:
             os.close(pidfd)
-    return found
+    return orphans
 
 
 def end_all(state: Path, drain_s: float) -> int:
     """Let all of them drain, kill what has not ended after `drain_s`; how many there were."""
     orphans = find_orphans(state)
-    for each in orphans:
-        each.send(signal.SIGTERM)
+    for orphan in orphans:
+        orphan.send(signal.SIGTERM)
     deadline = time.monotonic() + drain_s
-    while any(each.alive for each in orphans) and time.monotonic() < deadline:
+    while any(orphan.alive for orphan in orphans) and time.monotonic() < deadline:
         time.sleep(0.02)
-    for each in orphans:
-        each.send(signal.SIGKILL)
+    for orphan in orphans:
+        orphan.send(signal.SIGKILL)
     deadline = time.monotonic() + 5
-    while any(each.alive for each in orphans) and time.monotonic() < deadline:
+    while any(orphan.alive for orphan in orphans) and time.monotonic() < deadline:
         time.sleep(0.02)
-    for each in orphans:
-        os.close(each.pidfd)
+    for orphan in orphans:
+        os.close(orphan.pidfd)
     return len(orphans)
 
 
@@ -106,5 +106,5 @@ def _environment(pid: int) -> dict[str, str]:
         text = (PROC / str(pid) / "environ").read_bytes()
     except OSError:
         return {}
-    pairs = (each.partition("=") for each in os.fsdecode(text).split("\0") if "=" in each)
+    pairs = (entry.partition("=") for entry in os.fsdecode(text).split("\0") if "=" in entry)
     return {name: value for name, _, value in pairs}

@@ -6,10 +6,10 @@ import asyncio
 import os
 from pathlib import Path
 
-from erless.deploy.local.supervisor.folder import StateFolder
-from erless.deploy.local.supervisor.replica import Phase, Replica
+from erless.deploy.local.supervisor.folder.state_folder import StateFolder
+from erless.deploy.local.supervisor.replica.replica import Replica, ReplicaPhase
+from erless.deploy.local.supervisor.replica.spawner import Spawner
 from erless.deploy.local.supervisor.sockets import listen
-from erless.deploy.local.supervisor.spawner import Spawner
 from tests.deploy.fleets import TIMING, WAIT_S, function, get
 
 SLOW_S = 2.0  # longer than any patience for one that loads
@@ -31,7 +31,7 @@ def test_one_that_became_ready_unnoticed_answers_before_it_ends(tmp_path: Path) 
         async with asyncio.timeout(WAIT_S):
             while not replica.counters.in_flight:
                 await replica.poll()
-            assert replica.phase is Phase.STARTING  # it was not asked whether it is ready
+            assert replica.phase is ReplicaPhase.STARTING  # it was not asked whether it is ready
             replica.stop()
             return (await query)["release"], await gone
 

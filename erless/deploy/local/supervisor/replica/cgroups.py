@@ -57,21 +57,23 @@ def _hierarchy() -> _Hierarchy | None:
             given = (own / "cgroup.controllers").read_text(encoding="ascii").split()
             if set(NEEDED) <= set(given):
                 return _Hierarchy(2, dict.fromkeys(NEEDED, own))
-    if all(each in mounts and each in places for each in NEEDED):
-        return _Hierarchy(1, {each: mounts[each] / places[each] for each in NEEDED})
+    if all(controller in mounts and controller in places for controller in NEEDED):
+        return _Hierarchy(
+            1, {controller: mounts[controller] / places[controller] for controller in NEEDED}
+        )
     return None
 
 
 def obstacle() -> str:
     """Why limits cannot be kept here; empty where they can. Tries it, and leaves nothing."""
-    found = _hierarchy()
-    if found is None:
+    hierarchy = _hierarchy()
+    if hierarchy is None:
         return "no cgroup hierarchy here has the controllers cpu and memory"
     try:
-        if found.version == 2:
-            _delegate(found.folders["cpu"])
-        for each in set(found.folders.values()):
-            trial = each / f"erless-trial-{os.getpid()}"
+        if hierarchy.version == 2:
+            _delegate(hierarchy.folders["cpu"])
+        for folder in set(hierarchy.folders.values()):
+            trial = folder / f"erless-trial-{os.getpid()}"
             trial.mkdir()
             trial.rmdir()
     except OSError as error:
@@ -95,15 +97,15 @@ def _delegate(own: Path) -> None:
 
 def confine(spec: FunctionSpec, state: Path, slot: int, pid: int) -> Group:
     """Put `pid` into groups with its plan's limits; empty where the system refused."""
-    found = _hierarchy()
-    if found is None:
+    hierarchy = _hierarchy()
+    if hierarchy is None:
         return ()
     mark = hashlib.sha256(str(state).encode()).hexdigest()[:8]
     name = f"erless-{mark}-{spec.key}-{slot}"
-    group = tuple(dict.fromkeys(found.folders[each] / name for each in NEEDED))
+    group = tuple(dict.fromkeys(hierarchy.folders[controller] / name for controller in NEEDED))
     quota = max(LEAST_QUOTA_US, round(spec.vcpu * PERIOD_US))
     settings: dict[str, str] = {}
-    if found.version == 2:
+    if hierarchy.version == 2:
         settings["cpu.max"] = f"{quota} {PERIOD_US}"
         settings["memory.max"] = str(spec.memory_bytes or "max")
     else:
@@ -115,7 +117,7 @@ def confine(spec: FunctionSpec, state: Path, slot: int, pid: int) -> Group:
             folder.mkdir(exist_ok=True)
         for setting, value in settings.items():
             controller = setting.partition(".")[0]
-            (found.folders[controller] / name / setting).write_text(value, encoding="ascii")
+            (hierarchy.folders[controller] / name / setting).write_text(value, encoding="ascii")
         for folder in group:
             (folder / "cgroup.procs").write_text(str(pid), encoding="ascii")
     except OSError:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from erless.deploy.local.supervisor.orphans import STATE_MARK, find_orphans
-from erless.deploy.local.supervisor.spawner import Spawner
+from erless.deploy.local.supervisor.replica.orphans import STATE_MARK, find_orphans
+from erless.deploy.local.supervisor.replica.spawner import Spawner
 
 SCRIPT = """
 import os, socket, sys
