@@ -212,27 +212,27 @@ def changes(before: ReleaseSpec | None, after: ReleaseSpec) -> tuple[Change, ...
     """What deploying `after` over `before` does to each function."""
     old = {function.key: function for function in before.functions} if before else {}
     names = {function.name: function for function in old.values()}
-    changes_by_function = []
+    differences = []
     for function in after.functions:
         known = old.get(function.key)
         if known is None:
             same = names.get(function.name)
             action = "update" if same and same.key not in _keys(after) else "create"
-            changes_by_function.append(Change(action, function.name, _differs(same, function)))  # type: ignore[arg-type]
+            differences.append(Change(action, function.name, _differs(same, function)))  # type: ignore[arg-type]
         elif known.scaling != function.scaling:
-            changes_by_function.append(Change("update", function.name, _differs(known, function)))
+            differences.append(Change("update", function.name, _differs(known, function)))
         else:
-            changes_by_function.append(
+            differences.append(
                 Change("keep", function.name, f"{function.kind} {function.digest[:12]}")
             )
-    updated = {change.what for change in changes_by_function if change.action == "update"}
+    updated = {change.what for change in differences if change.action == "update"}
     gone = [function for function in old.values() if function.key not in _keys(after)]
-    changes_by_function += [
+    differences += [
         Change("remove", function.name, f"{function.kind} {function.digest[:12]}")
         for function in gone
         if function.name not in updated
     ]
-    return tuple(changes_by_function)
+    return tuple(differences)
 
 
 def _keys(release: ReleaseSpec) -> set[str]:

@@ -33,7 +33,7 @@ def ensure(folder: StateFolder) -> bool:
     folder.make()
     log = folder.logs / "supervisor.0.log"
     with log.open("ab") as file:
-        start = file.log_event()
+        start = file.tell()
         subprocess.run(
             [sys.executable, "-m", "erless.deploy.local.supervisor", str(folder.path)],
             stdin=subprocess.DEVNULL,

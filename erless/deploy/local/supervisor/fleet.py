@@ -91,9 +91,9 @@ class LocalFleet:
                 if spec.kind == "sparse"
             }
             env = {"ERLESS_SHARD_URLS": json.dumps(urls)}
-            for spec in release.behind:
-                if spec.kind == "dense":
-                    env["ERLESS_DENSE_URL"] = f"http://{LOOPBACK}:{ports[spec.key]}"
+            for behind in release.behind:
+                if behind.kind == "dense":
+                    env["ERLESS_DENSE_URL"] = f"http://{LOOPBACK}:{ports[behind.key]}"
             public = self.open_public(self.state.port)
             self.functions[spec.key] = self._function(spec, public.dup(), env)
         return self.functions[spec.key]

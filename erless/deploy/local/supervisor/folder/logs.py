@@ -118,7 +118,7 @@ def _new(file: Path, places: dict[Path, int]) -> Iterator[str]:
             size = opened.seek(0, 2)
             place = places.get(file, 0)
             opened.seek(place if place <= size else 0)  # it was rotated
-            start = opened.log_event()
+            start = opened.tell()
             text = opened.read()
     except OSError:
         return
