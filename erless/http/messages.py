@@ -15,6 +15,8 @@ __all__ = [
     "DEADLINE",
     "JSON_LENGTH",
     "JSON_TYPE",
+    "OUR_ANSWER",
+    "OUR_HEADERS",
     "UP",
     "Buffer",
     "Handler",
@@ -31,6 +33,9 @@ DEADLINE = b"erless-deadline-ms"
 JSON_LENGTH = b"inference-header-content-length"
 UP = b"erless-up-ms"  # how long a replica has been ready: younger than the call, it was cold
 JSON_TYPE = b"application/json"
+# How our server writes an answer; a proxy adds headers, or writes them in another case or order.
+OUR_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: "
+OUR_HEADERS = {b"content-type", b"content-length", b"date", JSON_LENGTH, UP}
 
 Buffer = bytes | bytearray | memoryview
 

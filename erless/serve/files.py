@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
 from erless.dlrm.rows import INDEX_WORDS, Home, Routing, RowIndex
 from erless.errors import ArtifactError
+from erless.serve.settings import Settings
 from erless.specs.artifact import FileEntry
 from erless.specs.model import ModelSpec, TableSpec
 from erless.specs.release import ReleaseManifest, ShardManifest
@@ -48,6 +49,7 @@ __all__ = [
     "open_gateway",
     "open_shard",
     "open_tower",
+    "source_of",
 ]
 
 CACHE_BYTES = 64 << 30
@@ -81,6 +83,16 @@ class Source:
         cache = NodeCache(self.cache, self.cache_bytes) if self.cache else None
         blobs = [Blob(each.path, each.size_bytes, each.sha256) for each in files]
         return obtain(store, digest, blobs, cache, counter=counter)
+
+
+def source_of(settings: Settings) -> Source:
+    """Where the function's files come from."""
+    return Source(
+        settings.store,
+        settings.endpoint_url,
+        Path(settings.cache) if settings.cache else None,
+        settings.cache_bytes,
+    )
 
 
 class _Open:

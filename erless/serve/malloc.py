@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-__all__ = ["Trimmer", "keep_heap"]
+__all__ = ["HeapTrimmer", "keep_heap"]
 
 KEPT_BYTES = 16 << 20  # free at the end of the heap before it shrinks
 ALONE_BYTES = 8 << 20  # a block this large is the kernel's
@@ -39,14 +39,14 @@ def keep_heap() -> bool:
 def _malloc_trim() -> Callable[[int], int] | None:
     """glibc's malloc_trim(3), where this is glibc."""
     try:
-        found = ctypes.CDLL(None).malloc_trim
+        function = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):
         return None
-    found.argtypes, found.restype = [ctypes.c_size_t], ctypes.c_int
-    return found
+    function.argtypes, function.restype = [ctypes.c_size_t], ctypes.c_int
+    return function
 
 
-class Trimmer:
+class HeapTrimmer:
     """Trims the heap after bursts.
 
     Args:
@@ -58,12 +58,12 @@ class Trimmer:
         self._most = 0
         self._last = -EVERY_S
 
-    def saw(self, in_flight: int) -> None:
-        """So many queries are here now."""
+    def observe(self, in_flight: int) -> None:
+        """Note how many queries are in flight."""
         self._most = max(self._most, in_flight)
 
     def sweep(self, in_flight: int, now: float) -> bool:
-        """Called now and then: trim, if a burst is over. Returns whether it did."""
+        """Trim if a burst is over; returns whether it did. To be called now and then."""
         if self._trim is None or self._most < BURST or in_flight * CALM > self._most:
             return False
         if now - self._last < EVERY_S:

@@ -97,7 +97,7 @@ class Metrics:
         self._buckets[bisect_left(BOUNDS, took)] += 1
         return took
 
-    def prompt(self, began: float, gathers: int, received: int, sent: int) -> None:
+    def answered_at_once(self, began: float, gathers: int, received: int, sent: int) -> None:
         """A call that came at `began` was answered at once."""
         now = self._clock()
         took = now - began
@@ -128,7 +128,7 @@ class Metrics:
             **{name: getattr(self, name) for name in self._names},
         }
 
-    def go_on(self, counts: dict[str, Any]) -> None:
+    def resume_from(self, counts: dict[str, Any]) -> None:
         """Begin where a worker that crashed stopped counting."""
         self.codes = {int(code): count for code, count in counts.get("codes", {}).items()}
         self.kinds = dict(counts.get("kinds", {}))

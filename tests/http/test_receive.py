@@ -105,7 +105,7 @@ def test_json_is_echoed_unharmed() -> None:
         server = HttpServer(
             lambda request: Response(200, (json.dumps(json.loads(bytes(request.body))).encode(),))
         )
-        server.borrow = True
+        server.allow_shortcuts(None, answers_synchronously=True)
         listener = socket.create_server(("127.0.0.1", 0))
         server.listen(listener)
         reader, writer = await asyncio.open_connection(*listener.getsockname())

@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import httptools
 
-from erless.dlrm._kernels import ANSWER_GENERAL, ANSWER_INCOMPLETE
 from erless.errors import first_line
-from erless.http.client.reply import MAX_BODY_BYTES, Callback, CallError, Head, Reply, Take
-from erless.http.messages import JSON_LENGTH, UP, Buffer, aligned, body_offset
+from erless.http.client.reply import (
+    ANSWER_GENERAL,
+    ANSWER_INCOMPLETE,
+    MAX_BODY_BYTES,
+    AddAnswer,
+    Callback,
+    CallError,
+    Reply,
+    ReplyHead,
+)
+from erless.http.messages import OUR_ANSWER, OUR_HEADERS, UP, Buffer, aligned, body_offset
 from erless.http.receive import Receiving
-from erless.serve.protocol.fast_lane import ANSWER_HEAD
 
-if TYPE_CHECKING:
-    from erless.http.client.endpoint import Endpoint
-
-__all__ = ["Call", "Exchange"]
+__all__ = ["ClientConnection", "ConnectionOwner", "HttpCall"]
 
 MAX_HEAD_BYTES = 16 << 10
 NO_HEADERS: dict[bytes, bytes] = {}
@@ -34,20 +37,47 @@ NO_BODY = memoryview(b"")
 CLOSED = "the connection closed before an answer"
 
 
-class Call:
+class ConnectionOwner(Protocol):
+    """What keeps connections and hands calls to them."""
+
+    shared: memoryview  # into which all of its connections read
+
+    def now(self) -> float:
+        """Seconds, monotonic."""
+
+    def opened(self, connection: ClientConnection) -> None:
+        """A connection is established."""
+
+    def forget(self, connection: ClientConnection) -> None:
+        """A connection is gone."""
+
+    def answered(self, connection: ClientConnection, now: float, took_s: float) -> None:
+        """An answer is whole, `took_s` after its request was made."""
+
+    def unanswered(self, call: HttpCall, why: str) -> None:
+        """The connection of `call` is gone and no byte of an answer came."""
+
+    def saw_answer(self, direct: bool) -> None:
+        """An answer has come, as our own server writes it or rewritten by a proxy."""
+
+
+class HttpCall:
     """One request on its way. `abort` gives it up; the callback is then not called."""
 
-    __slots__ = ("began", "buffers", "done", "endpoint", "exchange", "retried", "take", "task")
+    __slots__ = ("add_answer", "began", "buffers", "connection", "done", "retried", "task")
 
     def __init__(
-        self, endpoint: Endpoint, buffers: Sequence[Buffer], done: Callback, take: Take | None
+        self,
+        began: float,
+        buffers: Sequence[Buffer],
+        done: Callback,
+        add_answer: AddAnswer | None,
     ) -> None:
-        self.endpoint, self.buffers, self.take = endpoint, buffers, take
+        self.began, self.buffers, self.add_answer = began, buffers, add_answer
         self.done: Callback | None = done
-        self.exchange: Exchange | None = None
+        self.connection: ClientConnection | None = None
         self.task: asyncio.Task[None] | None = None
         self.retried = False
-        self.began = endpoint.now()
 
     @property
     def open(self) -> bool:
@@ -57,61 +87,61 @@ class Call:
     def finish(self, result: Reply | CallError) -> None:
         """Call back, once."""
         done, self.done = self.done, None
-        self.exchange = self.take = None
+        self.connection = self.add_answer = None
         if done is not None:
             done(result)
 
     def abort(self) -> None:
         """Give up: an answer that still comes belongs to nobody."""
-        self.done = self.take = None
+        self.done = self.add_answer = None
         if self.task is not None:
             self.task.cancel()
-        exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.given_up()
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.given_up()
 
 
-class Exchange(Receiving):
+class ClientConnection(Receiving):
     """One connection: requests out, answers in."""
 
     __slots__ = (
         "body",
         "born",
         "calls",
-        "endpoint",
-        "got",
         "head",
         "keep",
+        "owner",
         "parser",
+        "received",
         "status",
         "transport",
         "unsent",
         "used",
     )
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        super().__init__(endpoint.shared)
-        self.endpoint = endpoint
+    def __init__(self, owner: ConnectionOwner) -> None:
+        super().__init__(owner.shared)
+        self.owner = owner
         self.transport: asyncio.Transport | None = None
-        self.calls: deque[Call] = deque()  # not answered yet, in the order of their requests
+        self.calls: deque[HttpCall] = deque()  # not answered yet, in the order of their requests
         self.unsent: list[Buffer] = []
-        self.got = self.status = 0
-        self.head: Head | None = None
+        self.received = self.status = 0
+        self.head: ReplyHead | None = None
         self.parser: Any = None
         self.body: memoryview | None = None
         self.keep = True
-        self.born = self.used = endpoint.now()
+        self.born = self.used = owner.now()
 
     # -- asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Connected."""
+        """The connection is established."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(0)  # uvloop then writes at once, if it can
-        self.endpoint.exchanges.add(self)
+        self.owner.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone: the call whose answer had begun has failed, the others are sent again."""
+        """Fail the call whose answer had begun; let the others be sent again."""
         why = f": {first_line(exc)}" if exc else ""
         started = self.tail > self.start or self.head is not None
         if started and self.calls:
@@ -120,18 +150,18 @@ class Exchange(Receiving):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go: the body's own buffer, while one is expected."""
-        if self.body is not None and self.got < len(self.body):
-            return self.body[self.got :]
+        if self.body is not None and self.received < len(self.body):
+            return self.body[self.received :]
         return self.view[self.tail :] if self.tail else self.view
 
     def buffer_updated(self, nbytes: int) -> None:
-        """They are there."""
+        """`nbytes` have arrived: deal with every answer that is whole."""
         if not self.calls:
             self.close()  # nobody asked
             return
         if self.body is not None:
-            self.got += nbytes
-            if self.got == len(self.body):
+            self.received += nbytes
+            if self.received == len(self.body):
                 self._complete(self.body)
             return
         self.tail += nbytes
@@ -143,15 +173,15 @@ class Exchange(Receiving):
 
     # -- sending
 
-    def send(self, call: Call) -> None:
+    def send(self, call: HttpCall) -> None:
         """Write the request of `call` now."""
         self.add(call)
         self.flush()
 
-    def add(self, call: Call) -> None:
+    def add(self, call: HttpCall) -> None:
         """Let the request of `call` leave at the next `flush`."""
         self.calls.append(call)
-        call.exchange = self
+        call.connection = self
         self.unsent.extend(call.buffers)
 
     def flush(self) -> None:
@@ -165,15 +195,15 @@ class Exchange(Receiving):
             self.transport.writelines(unsent)
 
     def given_up(self) -> None:
-        """A call of ours was: the others are waited for; without any the connection closes."""
-        if not any(each.open for each in self.calls):
+        """A call was given up: close, unless another one on this connection is still open."""
+        if not any(call.open for call in self.calls):
             self.close()
 
     def close(self) -> None:
         """Close; calls that wait here are not told."""
         self.calls.clear()
         self.unsent.clear()
-        self.endpoint.forget(self)
+        self.owner.forget(self)
         if self.transport is not None:
             self.transport.abort()
 
@@ -181,8 +211,8 @@ class Exchange(Receiving):
         """Close; calls that wait here are sent again, or fail with `why`."""
         calls = tuple(self.calls)
         self.close()
-        for each in calls:
-            self.endpoint.unanswered(each, why)
+        for call in calls:
+            self.owner.unanswered(call, why)
 
     # -- answers
 
@@ -198,43 +228,30 @@ class Exchange(Receiving):
     def _parse_one(self) -> bool:
         """Whether the answer was dealt with, or its body has to be waited for elsewhere."""
         call = self.calls[0]
-        if call.take is not None:
-            up_ms, stop = call.take(self.buffer, self.start, self.tail, len(self.calls) == 1)
+        if call.add_answer is not None:
+            up_ms, stop = call.add_answer(self.buffer, self.start, self.tail, len(self.calls) == 1)
             if up_ms == ANSWER_INCOMPLETE:
                 return False
             if up_ms != ANSWER_GENERAL:
                 self.start, self.keep = stop, True
-                self.endpoint.direct = True
-                self._finish(200, NO_HEADERS, NO_BODY, up_ms, taken=True)
+                self.owner.saw_answer(direct=True)
+                self._finish(Reply(200, NO_HEADERS, NO_BODY, up_ms=up_ms, added=True))
                 return True
-        plain = ANSWER_HEAD.match(self.buffer, self.start, self.tail)
-        if plain is not None:
-            return self._take_plain(plain)
-        return self._take_head()
+        return self._read_head()
 
-    def _take_plain(self, plain: re.Match[bytes]) -> bool:
-        """An answer in the fast lane (erless.serve.protocol.fast_lane)."""
-        length, announced, up = plain.groups()
-        head = Head()
-        head.headers[JSON_LENGTH] = announced
-        if up is not None:
-            head.headers[UP] = up
-        self.head, self.status, self.keep = head, 200, True
-        self.start = plain.end()
-        return self._receive(int(length), int(announced))
-
-    def _take_head(self) -> bool:
+    def _read_head(self) -> bool:
+        """Read a head, and begin to receive its body; False where the head is incomplete."""
         while True:
-            end = self.buffer.find(b"\r\n\r\n", self.start, self.tail) + 4
+            begin = self.start
+            end = self.buffer.find(b"\r\n\r\n", begin, self.tail) + 4
             if end < 4:
-                if self.tail - self.start > MAX_HEAD_BYTES:
+                if self.tail - begin > MAX_HEAD_BYTES:
                     self._damaged("its head is too large")
                 return False
-            self.endpoint.direct = False  # only now: a head in the fast lane may come in pieces
-            head = Head()
+            head = ReplyHead()
             parser = head.parser = httptools.HttpResponseParser(head)
             try:
-                parser.feed_data(self.view[self.start : end])
+                parser.feed_data(self.view[begin:end])
             except httptools.HttpParserError as error:
                 self._damaged(str(error))
                 return False
@@ -242,6 +259,8 @@ class Exchange(Receiving):
             self.start = end
             if self.status >= 200:
                 break
+        ours = self.buffer.startswith(OUR_ANSWER, begin) and head.headers.keys() <= OUR_HEADERS
+        self.owner.saw_answer(direct=ours)
         self.head = head
         self.keep, head.parser = head.keep, None
         length = head.headers.get(b"content-length")
@@ -267,7 +286,7 @@ class Exchange(Receiving):
         else:
             body = aligned(size, offset)
             body[:got] = self.view[begin : begin + got]
-            self.body, self.got, self.start, self.tail = body, got, 0, 0
+            self.body, self.received, self.start, self.tail = body, got, 0, 0
         return True
 
     def _feed_chunks(self) -> None:
@@ -287,7 +306,8 @@ class Exchange(Receiving):
             whole = b"".join(head.chunks)
             body = aligned(len(whole), body_offset(head.headers))
             body[:] = whole
-            self.keep = self.keep and len(self.calls) == 1  # where the next begins nobody told
+            # llhttp does not tell where the next answer begins
+            self.keep = self.keep and len(self.calls) == 1
             self._complete(body)
 
     def _damaged(self, why: str) -> None:
@@ -302,19 +322,13 @@ class Exchange(Receiving):
             return
         up = head.headers.get(UP, b"")
         up_ms = int(up) if up.isdigit() and len(up) < 10 else math.inf
-        self._finish(self.status, head.headers, body, up_ms)
+        self._finish(Reply(self.status, head.headers, body, up_ms=up_ms))
 
-    def _finish(
-        self,
-        status: int,
-        headers: dict[bytes, bytes],
-        body: memoryview,
-        up_ms: float,
-        taken: bool = False,
-    ) -> None:
+    def _finish(self, reply: Reply) -> None:
+        """Hand `reply` to the first call; the connection is then ready for the next answer."""
         call = self.calls.popleft()
         self.head = self.parser = self.body = None
-        now = self.endpoint.now()
-        took = now - call.began
-        self.endpoint.answered(self, now, took)
-        call.finish(Reply(status, headers, body, took, up_ms, taken))
+        now = self.owner.now()
+        reply.took_s = now - call.began
+        self.owner.answered(self, now, reply.took_s)
+        call.finish(reply)

@@ -1,8 +1,8 @@
 """HTTP/1.1 between gateway, shards and clients: the gateway's half.
 
-An `Endpoint` keeps the connections (`Exchange`) to one function; `send` starts a call and returns
-at once. On an idle connection that costs one write: no task, no future. Whoever called is called
-back once, with the `Reply` or with the `CallError` that explains why there is none.
+An `Endpoint` keeps the connections to one function; `send` starts a call and returns at once. On an
+idle connection that costs one write: no task, no future. Whoever called is called back once, with
+the `Reply` or with the `CallError` that explains why there is none.
 
 Calls of one turn of the event loop may share a connection and its write: a busy gateway then wakes
 a shard once for several queries. Only where answers come straight from a function of ours, which
@@ -24,12 +24,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from erless.errors import first_line
-from erless.http.client.connection import CLOSED, Call, Exchange
-from erless.http.client.reply import Callback, CallError, Reply, Take
+from erless.http.client.connection import CLOSED, ClientConnection, HttpCall
+from erless.http.client.reply import AddAnswer, Callback, CallError, Reply
 from erless.http.messages import Buffer
 from erless.http.receive import shared_buffer
 
-__all__ = ["Call", "CallError", "Endpoint", "Reply"]
+__all__ = ["CallError", "Endpoint", "HttpCall", "Reply"]
 
 LATENCIES = 256  # of the last calls, for the p95
 EVERY = 32  # calls between two computations of it
@@ -44,7 +44,7 @@ class Endpoint:
     Args:
         url: where.
         age_s: a connection is replaced after this long.
-        on_retry: told of each call that is sent again.
+        on_retry: called for each call that is sent again.
         batch: most calls that share a write, where answers come straight from a function.
     """
 
@@ -59,12 +59,11 @@ class Endpoint:
         self.authority = authority.encode()
         self._age_s, self._on_retry, self._batch = age_s, on_retry, batch
         self._loop = asyncio.get_running_loop()
-        self.now = time.monotonic  # the loop's clock, which tells whole milliseconds
-        self.exchanges: set[Exchange] = set()
+        self.connections: set[ClientConnection] = set()
         self.shared = shared_buffer()
-        self.direct = False  # the last answer was in the fast lane: nothing stands in between
-        self._idle: list[Exchange] = []
-        self._filling: Exchange | None = None  # to which calls of this turn are added
+        self.direct = False  # the last answer came as our server writes it: no proxy in between
+        self._idle: list[ClientConnection] = []
+        self._filling: ClientConnection | None = None  # to which calls of this turn are added
         self._room = 0  # bytes of requests that it still takes
         self._tasks: set[asyncio.Task[None]] = set()
         self._latencies: deque[float] = deque(maxlen=LATENCIES)
@@ -74,34 +73,39 @@ class Endpoint:
     @property
     def connected(self) -> bool:
         """A connection exists that has carried an answer."""
-        return any(each.used > each.born for each in self.exchanges)
+        return any(connection.used > connection.born for connection in self.connections)
 
-    def send(self, buffers: Sequence[Buffer], done: Callback, take: Take | None = None) -> Call:
+    now = staticmethod(time.monotonic)  # the loop's clock, but finer
+
+    def send(
+        self, buffers: Sequence[Buffer], done: Callback, add_answer: AddAnswer | None = None
+    ) -> HttpCall:
         """Start a call.
 
         Args:
             buffers: the whole request; not to be changed until the call is over.
             done: called back once, never from within `send`.
-            take: shown what has come of the answer, until it takes it or declines; `done` is told.
+            add_answer: shown what has come of the answer, until it deals with it or declines; then
+                `done` is called back all the same.
         """
-        call = Call(self, buffers, done, take)
+        call = HttpCall(self.now(), buffers, done, add_answer)
         if self.direct and self._batch > 1:
             self._join(call)
-        elif (exchange := self._free()) is not None:
-            exchange.send(call)
+        elif (connection := self._free()) is not None:
+            connection.send(call)
         else:
             self._connect(call)
         return call
 
-    def _free(self) -> Exchange | None:
+    def _free(self) -> ClientConnection | None:
         """A connection without open calls."""
         while self._idle:
-            exchange = self._idle.pop()
-            if exchange.transport is not None and not exchange.transport.is_closing():
-                return exchange
+            connection = self._idle.pop()
+            if connection.transport is not None and not connection.transport.is_closing():
+                return connection
         return None
 
-    def _join(self, call: Call) -> None:
+    def _join(self, call: HttpCall) -> None:
         """Let `call` leave with the others of this turn."""
         size = sum(map(len, call.buffers))
         filling = self._filling
@@ -110,12 +114,12 @@ class Endpoint:
             self._room -= size
             return
         self._flush()
-        exchange = self._free()
-        if exchange is None:
+        connection = self._free()
+        if connection is None:
             self._connect(call)
             return
-        exchange.add(call)
-        self._filling, self._room = exchange, BATCH_BYTES - size
+        connection.add(call)
+        self._filling, self._room = connection, BATCH_BYTES - size
         self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
@@ -123,18 +127,18 @@ class Endpoint:
         if filling is not None:
             filling.flush()
 
-    def _connect(self, call: Call | None) -> None:
+    def _connect(self, call: HttpCall | None) -> None:
         task = self._loop.create_task(self._open(call))
         if call is not None:
             call.task = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _open(self, call: Call | None) -> None:
+    async def _open(self, call: HttpCall | None) -> None:
         """A new connection for `call`, or, for None, an idle one."""
         try:
             async with asyncio.timeout(CONNECT_S):
-                exchange = await self._dial()
+                connection = await self._dial()
         except (OSError, TimeoutError) as error:
             if call is not None:
                 call.task = None
@@ -142,15 +146,15 @@ class Endpoint:
                 self.unanswered(call, f"no connection: {why}")
             return
         if call is None:
-            self._idle.append(exchange)
+            self._idle.append(connection)
             return
         call.task = None
         if call.open:
-            exchange.send(call)
+            connection.send(call)
         else:
-            self._idle.append(exchange)
+            self._idle.append(connection)
 
-    async def _dial(self) -> Exchange:
+    async def _dial(self) -> ClientConnection:
         """A connection; tried again where it is refused."""
         for pause_s in REFUSED_S:
             with contextlib.suppress(ConnectionRefusedError):
@@ -158,15 +162,15 @@ class Endpoint:
             await asyncio.sleep(pause_s)
         return await self._dial_once()
 
-    async def _dial_once(self) -> Exchange:
-        _, exchange = await self._loop.create_connection(
-            lambda: Exchange(self), self.host, self.port
+    async def _dial_once(self) -> ClientConnection:
+        _, connection = await self._loop.create_connection(
+            lambda: ClientConnection(self), self.host, self.port
         )
-        return exchange
+        return connection
 
-    def unanswered(self, call: Call, why: str) -> None:
+    def unanswered(self, call: HttpCall, why: str) -> None:
         """The connection of `call` is gone and no byte of an answer came: try once more."""
-        call.exchange = None
+        call.connection = None
         if not call.open:
             return
         if call.retried:
@@ -176,43 +180,51 @@ class Endpoint:
         self._on_retry()
         self._connect(call)
 
-    def answered(self, exchange: Exchange, now: float, took_s: float) -> None:
+    def answered(self, connection: ClientConnection, now: float, took_s: float) -> None:
         """An answer is whole: keep its connection, unless it is old or the server closes it."""
-        exchange.used = now
+        connection.used = now
         self._latencies.append(took_s)
         self._calls += 1
         if self._calls % EVERY == 0:
             ordered = sorted(self._latencies)
             self.p95_s = ordered[int(0.95 * len(ordered))]
-        if not exchange.keep:
-            exchange.drop(CLOSED)
-        elif exchange.calls:
-            if not exchange.calls[-1].open:
-                exchange.given_up()
-        elif now - exchange.born > self._age_s:
-            exchange.close()
+        if not connection.keep:
+            connection.drop(CLOSED)
+        elif connection.calls:
+            if not connection.calls[-1].open:
+                connection.given_up()
+        elif now - connection.born > self._age_s:
+            connection.close()
             if not self._idle:
                 self._connect(None)
         else:
-            self._idle.append(exchange)
+            self._idle.append(connection)
 
-    def forget(self, exchange: Exchange) -> None:
+    def opened(self, connection: ClientConnection) -> None:
+        """A connection is established."""
+        self.connections.add(connection)
+
+    def saw_answer(self, direct: bool) -> None:
+        """An answer has come, as our own server writes it or rewritten by a proxy."""
+        self.direct = direct
+
+    def forget(self, connection: ClientConnection) -> None:
         """A connection is gone."""
-        self.exchanges.discard(exchange)
-        if exchange is self._filling:
+        self.connections.discard(connection)
+        if connection is self._filling:
             self._filling = None
-        if exchange in self._idle:
-            self._idle.remove(exchange)
+        if connection in self._idle:
+            self._idle.remove(connection)
 
     def sweep(self) -> None:
         """Close idle connections that are old."""
         oldest = self.now() - self._age_s
-        for each in [each for each in self._idle if each.used < oldest]:
-            each.close()
+        for connection in [idle for idle in self._idle if idle.used < oldest]:
+            connection.close()
 
     def close(self) -> None:
         """Close all connections."""
         for task in self._tasks:
             task.cancel()
-        for each in list(self.exchanges):
-            each.close()
+        for connection in list(self.connections):
+            connection.close()

@@ -1,4 +1,4 @@
-"""What comes back of a call: the answer, why there is none, and the answer while it arrives."""
+"""What a call gets: an answer, or the reason why there is none, and an answer while it arrives."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ from typing import Any
 
 from erless.errors import ErlessError
 
-__all__ = ["MAX_BODY_BYTES", "CallError", "Callback", "Head", "Reply", "Take"]
+__all__ = [
+    "ANSWER_GENERAL",
+    "ANSWER_INCOMPLETE",
+    "MAX_BODY_BYTES",
+    "AddAnswer",
+    "CallError",
+    "Callback",
+    "Reply",
+    "ReplyHead",
+]
 
 MAX_BODY_BYTES = 256 << 20
+ANSWER_INCOMPLETE = -1  # the rest of the answer is still to come, and has room in the buffer
+ANSWER_GENERAL = -2  # the answer has to be read as HTTP
 
 
 class CallError(ErlessError):
@@ -24,28 +35,33 @@ class CallError(ErlessError):
 
 @dataclass(slots=True)
 class Reply:
-    """An answer. `took_s` since the request was written; header names in lower case.
+    """An answer.
 
-    `body` may lie in the connection's buffer: it is valid while the callback runs. Where `taken`,
-    the call's `take` has dealt with the answer, and neither headers nor body are told.
+    Args:
+        status: of HTTP.
+        headers: names in lower case.
+        body: may lie in the connection's buffer, and is valid only while the callback runs.
+        took_s: seconds since the request was made.
+        up_ms: milliseconds that the function has been ready; infinite where it does not say.
+        added: the call's `add_answer` has dealt with the answer; headers and body are empty.
     """
 
     status: int
     headers: dict[bytes, bytes]
     body: memoryview
-    took_s: float
+    took_s: float = 0.0
     up_ms: float = math.inf
-    taken: bool = False
+    added: bool = False
 
 
 Callback = Callable[["Reply | CallError"], None]
-# The connection's buffer, where in it an answer begins, where what came ends, whether no other may
-# follow → milliseconds that the function has been ready, or ANSWER_INCOMPLETE or ANSWER_GENERAL
-# (kernels.h, `answer_add`), and where the answer ends.
-Take = Callable[[bytearray, int, int, bool], tuple[int, int]]
+# Deals with a whole answer that is known at first sight: (buffer, where the answer begins, where
+# the received bytes end, whether no other answer may follow) → (milliseconds that the function has
+# been ready, where the answer ends), or ANSWER_INCOMPLETE or ANSWER_GENERAL in the first place.
+AddAnswer = Callable[[bytearray, int, int, bool], tuple[int, int]]
 
 
-class Head:
+class ReplyHead:
     """What llhttp calls while it parses an answer; the body is kept up to MAX_BODY_BYTES."""
 
     __slots__ = ("chunks", "ended", "headers", "keep", "parser", "received")
@@ -59,24 +75,24 @@ class Head:
         self.ended = False
 
     def on_message_begin(self) -> None:
-        """A second answer behind a chunked one is not for this head: stops the parser."""
+        """Stop the parser at a second answer behind a chunked one."""
         if self.ended:
             raise ValueError
 
     def on_headers_complete(self) -> None:
-        """The head is whole."""
+        """Note whether the connection is kept."""
         self.keep = self.parser.should_keep_alive()  # forgotten once the message is complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """Keep one header."""
         self.headers[name.lower()] = value
 
     def on_body(self, data: bytes) -> None:
-        """A piece of the body."""
+        """Keep a piece of the body."""
         self.received += len(data)
         if self.received <= MAX_BODY_BYTES:
             self.chunks.append(data)
 
     def on_message_complete(self) -> None:
-        """The answer is whole."""
+        """Note that the answer is whole."""
         self.ended = True

@@ -11,25 +11,18 @@ import asyncio
 import contextlib
 import errno
 import socket
-import time
-from collections.abc import Awaitable, Callable
-from email.utils import formatdate
-from http import HTTPStatus
+from collections.abc import Callable
 
-from erless.http.messages import Handler, Limits, Response
-from erless.http.receive import shared_buffer
-from erless.http.server.connection import Connection
+from erless.http.messages import Handler, Limits
+from erless.http.server.connection import ServerConnection
+from erless.http.server.state import AnswerWhole, ServerState
 
 __all__ = ["HttpServer"]
 
-# Where in a buffer a request begins, where what came ends, the date → its answer, and where it
-# ended; or None: the handler shall have it.
-Lane = Callable[[bytearray, int, int, bytes], tuple[bytes, int] | None]
 SWEEP_S = 0.25
 ACCEPT_PAUSE_S = 0.1  # after running out of descriptors
 LOOK_S = 0.05  # a drain looks for idle connections so often
 TURNS = 4  # of the loop: a poll lies between two of them, whatever ran late
-_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 class HttpServer:
@@ -38,7 +31,7 @@ class HttpServer:
     Args:
         handler: answers every request that could be read.
         limits: see `Limits`.
-        refused: told the status of each request that could not be read.
+        refused: called with the status of each request that could not be read.
     """
 
     def __init__(
@@ -47,23 +40,23 @@ class HttpServer:
         limits: Limits | None = None,
         refused: Callable[[int], None] = lambda status: None,
     ) -> None:
-        self.handler, self.limits, self.refused = handler, limits or Limits(), refused
-        self.connections: set[Connection] = set()
-        self.shared = shared_buffer()
-        self.draining = False
-        self.lane: Lane | None = None
-        self.borrow = (
-            False  # the handler answers at once: bodies may lie in the connection's buffer
-        )
+        self.state = ServerState(handler, limits or Limits(), refused)
         self._loop = asyncio.get_running_loop()
-        self.now = time.monotonic  # the loop's clock, but finer
         self._listening: dict[socket.socket, bool] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._adopting: set[asyncio.Task[None]] = set()  # accepted, and no Connection yet
-        self._drained: asyncio.Future[None] | None = None
-        self.date = b""
-        self.swept = 0.0  # when the time limits were enforced last
         self._tick()
+
+    def allow_shortcuts(
+        self, answer_whole: AnswerWhole | None, answers_synchronously: bool
+    ) -> None:
+        """Allow what makes answers cheaper, once it is known what is served.
+
+        Args:
+            answer_whole: answers some whole requests before their heads are read.
+            answers_synchronously: the handler never answers later, so that a body may lie in the
+                connection's own buffer while it is called.
+        """
+        self.state.answer_whole = answer_whole
+        self.state.answers_synchronously = answers_synchronously
 
     # -- listening
 
@@ -91,7 +84,8 @@ class HttpServer:
                 self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again, listener)
                 return
             raise
-        if len(self.connections) + len(self._adopting) >= self.limits.connections:
+        state = self.state
+        if len(state.connections) + len(state.adopting) >= state.limits.connections:
             client.close()
             return
         self._adopt(client)
@@ -104,52 +98,19 @@ class HttpServer:
         """Serve `client`; from here on a drain waits for it."""
         client.setblocking(False)
         task = self._loop.create_task(self._connect(client))
-        self._adopting.add(task)
+        self.state.adopting.add(task)
         task.add_done_callback(self._adopted)
 
     async def _connect(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError):  # gone before we had it
-            await self._loop.connect_accepted_socket(lambda: Connection(self), client)
+            await self._loop.connect_accepted_socket(lambda: ServerConnection(self.state), client)
 
     def _adopted(self, task: asyncio.Task[None]) -> None:
-        self._adopting.discard(task)
-        self.check_drained()
-
-    # -- answering
-
-    def spawn(self, connection: Connection, answer: Awaitable[Response]) -> None:
-        """Answer when the handler's coroutine is done."""
-        task = self._loop.create_task(self._await(connection, answer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _await(self, connection: Connection, answer: Awaitable[Response]) -> None:
-        connection.answer(await answer)
-        connection.resume()
-
-    def head(self, response: Response, keep: bool) -> bytes:
-        """Status line and headers."""
-        lines = [
-            b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\ndate: %b\r\n"
-            % (
-                response.status,
-                _REASONS.get(response.status, b"Unknown"),
-                response.content_type,
-                response.size,
-                self.date,
-            )
-        ]
-        lines += [b"%b: %b\r\n" % header for header in response.headers]
-        lines.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
-        return b"".join(lines)
-
-    # -- time
+        self.state.adopting.discard(task)
+        self.state.check_drained()
 
     def _tick(self) -> None:
-        now = self.swept = self.now()
-        self.date = formatdate(time.time(), usegmt=True).encode()
-        for each in list(self.connections):
-            each.sweep(now)
+        self.state.sweep()
         self._loop.call_later(SWEEP_S, self._tick)
 
     # -- stopping
@@ -168,19 +129,18 @@ class HttpServer:
             limit_s: for everything.
             alone: nobody is left to accept from the sockets that were shared: take what waits.
         """
-        self.draining = True
+        state = self.state
         self._stop_listening(alone)
-        begun = self.now()
-        drained = self._drained = self._loop.create_future()
-        self.check_drained()
+        begun = state.now()
+        drained = state.begin_drain()
         while not drained.done():
-            left_s = begun + limit_s - self.now()
+            left_s = begun + limit_s - state.now()
             await self._take_turns()  # what lies in the kernel is a request that came in time
             if left_s <= 0:
                 self._close_idle(0.0, 0.0)
                 await self._take_turns()
                 break
-            self._close_idle(begun + linger_s, self.limits.first_s)
+            self._close_idle(begun + linger_s, state.limits.first_s)
             await asyncio.wait({drained}, timeout=min(left_s, LOOK_S))
         return drained.done()
 
@@ -203,15 +163,8 @@ class HttpServer:
 
     def _close_idle(self, due: float, first_s: float) -> None:
         """Close the connections that wait for a request, from `due` on; their first, `first_s`."""
-        now = self.now()
-        for each in list(self.connections):
-            wait = due if each.asked else max(due, each.born + first_s)
-            if each.idle and each.transport and now >= wait:
-                each.transport.close()
-
-    def check_drained(self) -> None:
-        """Called whenever a connection is gone."""
-        if self.connections or self._adopting:
-            return
-        if self._drained and not self._drained.done():
-            self._drained.set_result(None)
+        now = self.state.now()
+        for connection in list(self.state.connections):
+            wait = due if connection.asked else max(due, connection.born + first_s)
+            if connection.idle and connection.transport and now >= wait:
+                connection.transport.close()

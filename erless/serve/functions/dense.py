@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.errors import QueryError, ServeError
-from erless.serve.files import OpenTower, open_tower
-from erless.serve.functions.sparse import source_of
+from erless.serve.files import OpenTower, open_tower, source_of
 from erless.serve.metrics import Metrics
-from erless.serve.protocol.app import Answer, Call
+from erless.serve.protocol.served import Answer, InferCall
 from erless.serve.protocol.tensors import TensorSpec
 from erless.serve.settings import Settings
 from erless.serve.towers import Predict, open_predict
@@ -70,8 +69,8 @@ class DenseFunction:
     """Answers `prediction` for `dense` and `pooled`. Create it on the event loop."""
 
     model = "tower"
-    lane = None
-    prompt = False
+    fast_path = None
+    answers_synchronously = False
 
     def __init__(
         self, opened: OpenTower, predict: Predict, settings: Settings, metrics: Metrics
@@ -80,6 +79,7 @@ class DenseFunction:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self.digest = opened.release.tower.sha256
+        self.facts: dict[str, object] = {}
         self._parameters = {"digest": self.digest}
         spec = opened.model
         widest = max(table.dim for table in spec.tables)
@@ -95,7 +95,7 @@ class DenseFunction:
         self._worker = ThreadPoolExecutor(1, "tower")
         self._task = self._loop.create_task(self._run())
 
-    def infer(self, call: Call) -> Awaitable[Answer]:
+    def infer(self, call: InferCall) -> Awaitable[Answer]:
         """Predict, together with whoever else is waiting."""
         dense, pooled = (call.request.inputs[name] for name in ("dense", "pooled"))
         if len(dense) != len(pooled):
@@ -109,7 +109,7 @@ class DenseFunction:
                 raise QueryError(f"{name} holds a number that is not finite")
         return self._enqueue(dense, pooled, call)
 
-    async def _enqueue(self, dense: Floats, pooled: Floats, call: Call) -> Answer:
+    async def _enqueue(self, dense: Floats, pooled: Floats, call: InferCall) -> Answer:
         waiting = _Waiting(dense, pooled, self._loop.time(), self._loop.create_future())
         self._queue.append(waiting)
         self._samples += len(dense)

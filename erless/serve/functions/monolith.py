@@ -9,10 +9,10 @@ import numpy as np
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
 from erless.dlrm.rows import INDEX_WORDS, RowIndex
 from erless.errors import QueryError
-from erless.serve.gateway.gateway import check_query, query_inputs
 from erless.serve.metrics import Metrics
-from erless.serve.protocol.app import Answer, Call
 from erless.serve.protocol.metadata import model_facts
+from erless.serve.protocol.queries import check_query, query_inputs
+from erless.serve.protocol.served import Answer, InferCall
 from erless.serve.protocol.tensors import TensorSpec
 from erless.serve.settings import Settings
 from erless.serve.towers import Predict, open_predict
@@ -21,10 +21,10 @@ from erless.specs.model import Pooling
 from erless.specs.plan import Precision
 from erless.storage.tensors import TensorFile
 
-__all__ = ["WholeModel", "load_whole"]
+__all__ = ["MonolithFunction", "load_monolith"]
 
 
-def load_whole(settings: Settings, metrics: Metrics) -> WholeModel:
+def load_monolith(settings: Settings, metrics: Metrics) -> MonolithFunction:
     """The model of the bundle at `settings.store`, verified and in memory.
 
     Raises:
@@ -43,14 +43,14 @@ def load_whole(settings: Settings, metrics: Metrics) -> WholeModel:
         for table in bundle.model.tables
     ]
     tower = open_predict(folder / bundle.tower.path, bundle.model, threads=settings.threads)
-    return WholeModel(bundle, EmbeddingShard(slices), tower, settings, metrics)
+    return MonolithFunction(bundle, EmbeddingShard(slices), tower, settings, metrics)
 
 
-class WholeModel:
+class MonolithFunction:
     """Answers `prediction` for a whole query."""
 
-    lane = None
-    prompt = True
+    fast_path = None
+    answers_synchronously = True
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class WholeModel:
         self._shape = (len(model.tables), dims.pop()) if plain else None
         self._combiner = Combiner(model.tables, [range(len(model.tables))])
 
-    def infer(self, call: Call) -> Answer:
+    def infer(self, call: InferCall) -> Answer:
         """Predict."""
         inputs = call.request.inputs
         check_query(inputs, self._max_batch)

@@ -9,26 +9,14 @@ import numpy as np
 from erless.dlrm import _kernels
 from erless.dlrm.embedding import EmbeddingShard
 from erless.errors import QueryError
-from erless.serve.files import OpenShard, Source, open_shard
+from erless.serve.files import OpenShard, open_shard, source_of
 from erless.serve.metrics import Metrics
-from erless.serve.protocol.app import Answer, Call
 from erless.serve.protocol.fast_lane import LONGEST_MS, answer_forms, head_forms, request_forms
+from erless.serve.protocol.served import Answer, InferCall
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.settings import Settings
 
-__all__ = ["SparseFunction", "load_sparse", "source_of"]
-
-
-def source_of(settings: Settings) -> Source:
-    """Where the function's files come from."""
-    from pathlib import Path
-
-    return Source(
-        settings.store,
-        settings.endpoint_url,
-        Path(settings.cache) if settings.cache else None,
-        settings.cache_bytes,
-    )
+__all__ = ["SparseFunction", "load_sparse"]
 
 
 def load_sparse(settings: Settings, metrics: Metrics) -> SparseFunction:
@@ -40,16 +28,17 @@ class SparseFunction:
     """Answers `partial` for `values` and `lengths`."""
 
     model = "shard"
-    prompt = True
+    answers_synchronously = True
 
     def __init__(self, opened: OpenShard, settings: Settings, metrics: Metrics) -> None:
         self._opened, self._metrics = opened, metrics
         self._shard: EmbeddingShard = opened.shard
         self._max_batch = settings.max_batch
         self.digest = settings.digest
+        self.facts: dict[str, object] = {}
         self._parameters = {"digest": self.digest}
         heads, json32, json16 = answer_forms(self.digest.encode())
-        self.lane = self._shard.fast_path(
+        self.fast_path = self._shard.fast_path(
             head_forms(b"shard"),
             request_forms(),
             (*heads, json32, json16),
@@ -67,7 +56,7 @@ class SparseFunction:
             TensorSpec("partial", ("FP32", "FP16"), (-1, self._shard.width)),
         )
 
-    def infer(self, call: Call) -> Answer | Awaitable[Answer]:
+    def infer(self, call: InferCall) -> Answer | Awaitable[Answer]:
         """Gather and pool."""
         request = call.request
         values, lengths = request.inputs["values"], request.inputs["lengths"]
@@ -102,6 +91,6 @@ def flag(request: InferRequest, name: str) -> bool:
 
 def to_float16(partial: np.ndarray) -> np.ndarray:
     """`partial` in float16, unless a sum is beyond what float16 holds: then as it is."""
-    float16_partials = np.empty(partial.shape, np.float16)
-    _kernels.to_float16(partial, float16_partials)
-    return float16_partials if np.isfinite(float16_partials).all() else partial
+    in_float16 = np.empty(partial.shape, np.float16)
+    _kernels.to_float16(partial, in_float16)
+    return in_float16 if np.isfinite(in_float16).all() else partial

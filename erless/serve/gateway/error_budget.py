@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["Allowance"]
+__all__ = ["ErrorBudget"]
 
 SAVED = 20.0  # queries' worth that may be spent at once
 
 
-class Allowance:
+class ErrorBudget:
     """At most `share` of all queries in the long run, and `SAVED` of them in a row.
 
-    >>> allowance = Allowance(0.5)
-    >>> sum(allowance.spend() for _ in range(100))
+    >>> budget = ErrorBudget(0.5)
+    >>> sum(budget.spend() for _ in range(100))
     20
     >>> for _ in range(4):
-    ...     allowance.earn()
-    >>> [allowance.spend() for _ in range(3)]
+    ...     budget.earn()
+    >>> [budget.spend() for _ in range(3)]
     [True, True, False]
     """
 

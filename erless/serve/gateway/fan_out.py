@@ -1,8 +1,9 @@
 """The calls of one query.
 
-A `Fan` holds a `Leg` per call and ends when all legs have, or the first has failed. A leg may take
-more than one call: a second one to a slow shard (hedging), another while the shard still loads; and
-where the plan allows it, default vectors stand in for a shard that is not awake.
+A `FanOut` holds a `ShardCall` per function that is asked, and ends when all are answered, or the
+first has failed. A call may take more than one request: a second one to a slow shard (hedging),
+another while the shard still loads. Where the plan allows it, default vectors stand in for a shard
+that is not awake.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from erless.dlrm._kernels import ANSWER_GENERAL
 from erless.errors import ServeError
-from erless.http.client.endpoint import Call, CallError, Reply
+from erless.http.client.endpoint import CallError, HttpCall, Reply
+from erless.http.client.reply import ANSWER_GENERAL
 from erless.http.messages import Buffer
-from erless.serve.gateway.error_budget import Allowance
+from erless.serve.gateway.error_budget import ErrorBudget
 from erless.serve.gateway.remote import RemoteDense, RemoteShard
 
-__all__ = ["Fan", "Leg", "Part"]
+__all__ = ["FanOut", "ShardCall", "ShardWork"]
 
 POLL_S = 0.05  # between two calls to a function that still loads
 COLD_BUDGET_S = 0.02  # how long a shard that is not awake is waited for
@@ -27,25 +28,25 @@ LOADING = b'"state": "loading"'
 UNREACHED = {502, 503}  # what Knative's queue-proxy and Envoy say while a container starts again
 
 
-class Fan:
+class FanOut:
     """All calls of one query, or of one phase of it.
 
     `done` is set when all are answered, or to the first error. `cold`: a call waited for a
     function to start; `degraded`: defaults stood in for a shard; `over`: nothing more is added.
     """
 
-    __slots__ = ("_settled", "_timer", "cold", "degraded", "done", "legs", "open", "over")
+    __slots__ = ("_settled", "_timer", "calls", "cold", "degraded", "done", "open", "over")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         self.done: asyncio.Future[None] = loop.create_future()
-        self.legs: list[Leg] = []
+        self.calls: list[ShardCall] = []
         self.open = 0
         self.cold = self.degraded = self.over = self._settled = False
         self._timer = loop.call_at(deadline, self._expire)
 
-    def add(self, leg: Leg) -> None:
+    def add(self, call: ShardCall) -> None:
         """One more call that has to be answered."""
-        self.legs.append(leg)
+        self.calls.append(call)
         self.open += 1
 
     def arrived(self) -> None:
@@ -63,11 +64,11 @@ class Fan:
 
     def _expire(self) -> None:
         """The deadline: give up what is still under way."""
-        late = [leg for leg in self.legs if not leg.over]
-        names = ", ".join(leg.remote.what for leg in late)
+        late = [call for call in self.calls if not call.over]
+        names = ", ".join(call.remote.what for call in late)
         self.fail(ServeError(f"the deadline passed while waiting for {names}", 504, "deadline"))
-        for leg in late:
-            leg.abort()
+        for call in late:
+            call.abort()
         self.ended()
 
     def settle(self) -> None:
@@ -84,50 +85,50 @@ class Fan:
 
     def ended(self) -> None:
         """One more call has ended of a query that is over."""
-        if self._settled and (not self.open or all(leg.over for leg in self.legs)):
+        if self._settled and (not self.open or all(call.over for call in self.calls)):
             self._timer.cancel()
-            self.legs.clear()
+            self.calls.clear()
 
 
-class Part(Protocol):
-    """What a function has to do with a query."""
+class ShardWork(Protocol):
+    """What one function has to do for a query."""
 
     @property
     def remote(self) -> RemoteShard | RemoteDense:
-        """Whom it is asked of."""
+        """The function that this work goes to."""
 
     def request(self) -> Sequence[Buffer]:
-        """What to ask it."""
+        """The bytes of the request."""
 
-    def take(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
-        """Deal with an answer in the fast lane: as `erless.http.client.reply.Take`."""
+    def add_answer(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
+        """Add an answer that is known at first sight; see `erless.http.client.reply.AddAnswer`."""
 
     def read(self, reply: Reply) -> None:
         """Deal with any other answer. Raises ServeError where it is none."""
 
-    def stand_in(self) -> None:
-        """Let default vectors do."""
+    def use_defaults(self) -> None:
+        """Use default vectors instead of an answer."""
 
 
-class Leg:
+class ShardCall:
     """One function's part of a query, under way.
 
     Args:
-        fan: what it belongs to.
-        part: what is asked, and what becomes of the answer.
-        allowance: of answers with default vectors; None: the function is waited for.
+        fan_out: the calls of the same query.
+        work: what is asked, and what becomes of the answer.
+        error_budget: of answers with default vectors; None: the function is waited for.
         hedge: told when a second call is made, or None: then none is.
     """
 
     __slots__ = (
-        "_allowance",
         "_buffers",
-        "_fan",
+        "_error_budget",
+        "_fan_out",
         "_hedge",
         "_loop",
-        "_part",
         "_sent",
         "_timers",
+        "_work",
         "over",
         "remote",
     )
@@ -135,25 +136,25 @@ class Leg:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        fan: Fan,
-        part: Part,
+        fan_out: FanOut,
+        work: ShardWork,
         *,
-        allowance: Allowance | None = None,
+        error_budget: ErrorBudget | None = None,
         hedge: Callable[[], None] | None = None,
     ) -> None:
-        self._loop, self._fan, self._part, self.remote = loop, fan, part, part.remote
-        self._allowance, self._hedge = allowance, hedge
-        self._buffers = part.request()
-        self._sent: list[Call] = []
+        self._loop, self._fan_out, self._work, self.remote = loop, fan_out, work, work.remote
+        self._error_budget, self._hedge = error_budget, hedge
+        self._buffers = work.request()
+        self._sent: list[HttpCall] = []
         self._timers: list[asyncio.TimerHandle] = []
         self.over = False
-        fan.add(self)
+        fan_out.add(self)
 
     def start(self) -> None:
         """Call; where the shard is being woken by another query already, default vectors do."""
-        if self._allowance is not None:
+        if self._error_budget is not None:
             if self.remote.endpoint.connected:
-                self._allowance = None  # it is awake: whatever it takes, its answer is right
+                self._error_budget = None  # it is awake: whatever it takes, its answer is right
             elif not self.remote.waking:
                 self._after(COLD_BUDGET_S, self._degrade)
             elif self._degrade():
@@ -167,18 +168,20 @@ class Leg:
 
     def _send(self) -> None:
         if not self.over:
-            self._sent.append(self.remote.endpoint.send(self._buffers, self._answered, self._take))
+            self._sent.append(
+                self.remote.endpoint.send(self._buffers, self._answered, self._add_answer)
+            )
 
     def _send_second(self) -> None:
         if self._hedge is not None and not self.over:
             self._hedge()
             self._send()
 
-    def _take(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
+    def _add_answer(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
         """Only the first answer to a query that still waits is added to its result."""
-        if self.over or self._fan.over:
+        if self.over or self._fan_out.over:
             return ANSWER_GENERAL, begin
-        return self._part.take(buffer, begin, end, last)
+        return self._work.add_answer(buffer, begin, end, last)
 
     def _answered(self, result: Reply | CallError) -> None:
         if self.over:
@@ -186,45 +189,47 @@ class Leg:
             return
         if _failed(result) and any(call.open for call in self._sent):
             return  # the other of two calls may still do
-        if isinstance(result, Reply) and not self._fan.over and _not_there(result):
+        if isinstance(result, Reply) and not self._fan_out.over and _not_there(result):
             self._after(POLL_S, self._send)
             return
         if _failed(result) and self._degrade():
             return
         self._end()
-        if self._fan.over:
-            self._fan.ended()
+        if self._fan_out.over:
+            self._fan_out.ended()
             return
         try:
             if isinstance(result, CallError):
                 raise ServeError(f"{self.remote.what}: {result}", 502, "shard")
-            if not result.taken:
-                self._part.read(result)
+            if not result.added:
+                self._work.read(result)
         except Exception as error:  # told to the query, which answers for it
-            self._fan.fail(error.with_traceback(None) if isinstance(error, ServeError) else error)
+            self._fan_out.fail(
+                error.with_traceback(None) if isinstance(error, ServeError) else error
+            )
             return
-        self._fan.cold = self._fan.cold or result.up_ms < result.took_s * 1e3
-        self._fan.arrived()
+        self._fan_out.cold = self._fan_out.cold or result.up_ms < result.took_s * 1e3
+        self._fan_out.arrived()
 
     def _degrade(self) -> bool:
         """Take default vectors, where they may do; the call goes on, since it wakes the shard."""
-        if self.over or self._allowance is None or self._fan.over:
+        if self.over or self._error_budget is None or self._fan_out.over:
             return False
-        if not self._fan.degraded and not self._allowance.spend():
-            self._allowance = None  # the budget is spent: wait
+        if not self._fan_out.degraded and not self._error_budget.spend():
+            self._error_budget = None  # the budget is spent: wait
             return False
-        self._fan.degraded = True
+        self._fan_out.degraded = True
         self.over = True
         self._cancel_timers()
         try:
-            self._part.stand_in()
+            self._work.use_defaults()
         except Exception as error:  # as above
-            self._fan.fail(error)
+            self._fan_out.fail(error)
             return True
         for call in self._sent:
             if call.open:
                 self.remote.woken_by(call)
-        self._fan.arrived()
+        self._fan_out.arrived()
         return True
 
     def _end(self) -> None:

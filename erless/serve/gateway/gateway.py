@@ -13,7 +13,6 @@ import asyncio
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,56 +20,27 @@ from numpy.typing import NDArray
 from erless.dlrm.rows import Buckets
 from erless.errors import ArtifactError, QueryError, ServeError
 from erless.http.client.endpoint import Endpoint
-from erless.serve.files import OpenGateway, open_gateway, open_tower
-from erless.serve.functions.sparse import source_of
-from erless.serve.gateway.error_budget import Allowance
-from erless.serve.gateway.fan_out import Fan, Leg, Part
+from erless.serve.files import OpenGateway, open_gateway, open_tower, source_of
+from erless.serve.gateway.error_budget import ErrorBudget
+from erless.serve.gateway.fan_out import FanOut, ShardCall, ShardWork
 from erless.serve.gateway.remote import RemoteDense, RemoteShard
-from erless.serve.gateway.work import DensePart, ShardPart
-from erless.serve.malloc import Trimmer
+from erless.serve.gateway.work import DenseWork, SparseWork
+from erless.serve.malloc import HeapTrimmer
 from erless.serve.metrics import Metrics
-from erless.serve.protocol.app import Answer, Call
 from erless.serve.protocol.metadata import model_facts
+from erless.serve.protocol.queries import check_query, query_inputs
+from erless.serve.protocol.served import Answer, InferCall
 from erless.serve.protocol.tensors import TensorSpec
 from erless.serve.settings import Settings
 from erless.serve.towers import Predict, open_predict
-from erless.specs.model import ModelSpec
 from erless.specs.plan import Tier
 
-__all__ = ["Gateway", "check_query", "load_gateway", "query_inputs"]
+__all__ = ["Gateway", "load_gateway"]
 
 Floats = NDArray[np.float32]
 IDLE_S = 5.0  # no query for so long: the next one touches every function
 SWEEP_S = 1.0
 SHARED_WRITE = 8  # calls to a shard, of queries that came at once
-
-
-def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
-    """The tensors of a whole query to `model`."""
-    return (
-        TensorSpec("values", ("INT64", "INT32"), (-1,)),
-        TensorSpec("lengths", ("INT32",), (len(model.tables), -1)),
-        TensorSpec("dense", ("FP32",), (-1, model.dense_features)),
-        TensorSpec("weights", ("FP32",), (-1,), optional=not model.has_weights),
-    )
-
-
-def check_query(inputs: dict[str, NDArray[Any]], max_batch: int) -> None:
-    """What bucketize and the kernels do not check.
-
-    Raises:
-        QueryError: saying what does not fit.
-    """
-    dense, lengths, weights = inputs["dense"], inputs["lengths"], inputs.get("weights")
-    batch = lengths.shape[1]
-    if batch > max_batch:
-        raise QueryError(f"{batch:,} samples, at most {max_batch:,} are taken")
-    if len(dense) != batch:
-        raise QueryError(f"dense has {len(dense):,} samples, lengths {batch:,}")
-    for name, array in (("dense", dense), ("weights", weights)):
-        if array is not None and not np.isfinite(array).all():
-            position = [int(each) for each in np.argwhere(~np.isfinite(array))[0]]
-            raise QueryError(f"{name}{position} is {array[tuple(position)]}: not a finite number")
 
 
 def load_gateway(settings: Settings, metrics: Metrics) -> tuple[OpenGateway, Predict]:
@@ -100,13 +70,13 @@ def _elsewhere(dense: Floats, pooled: Floats) -> Floats:
 
 
 @dataclass(slots=True)
-class _Fanned:
+class _FannedOut:
     """A query of which `calls` shards have been asked; partials arrive in `out` (B, T, D).
 
     `here`: further resident shards, with rows of the same tables.
     """
 
-    fan: Fan
+    fan_out: FanOut
     buckets: Buckets
     out: Floats
     calls: int
@@ -122,8 +92,8 @@ class Gateway:
         settings, metrics: of this process.
     """
 
-    lane = None
-    prompt = False
+    fast_path = None
+    answers_synchronously = False
 
     def __init__(
         self, opened: OpenGateway, predict: Predict, settings: Settings, metrics: Metrics
@@ -147,7 +117,7 @@ class Gateway:
                 self._endpoint(urls[shard.digest], SHARED_WRITE),
                 places=opened.combiner.places(number),
                 float16_partials=settings.float16_partials,
-                keen=shard.tier is not Tier.FROZEN,
+                prewarm=shard.tier is not Tier.FROZEN,
             )
             for number, shard in enumerate(release.shards)
             if number not in opened.resident
@@ -155,10 +125,10 @@ class Gateway:
         self._dense = None
         if settings.dense_url:
             self._dense = RemoteDense(release.tower.sha256, self._endpoint(settings.dense_url))
-        self._allowance = (
-            Allowance(settings.degraded_share) if settings.cold_miss == "default" else None
+        self._error_budget = (
+            ErrorBudget(settings.degraded_share) if settings.cold_miss == "default" else None
         )
-        self._trimmer = Trimmer()
+        self._trimmer = HeapTrimmer()
         self._last_query = -IDLE_S
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
@@ -170,10 +140,10 @@ class Gateway:
 
     # -- a query
 
-    def infer(self, call: Call) -> Awaitable[Answer]:
+    def infer(self, call: InferCall) -> Awaitable[Answer]:
         """Predict."""
         inputs = call.request.inputs
-        self._trimmer.saw(self._metrics.in_flight)
+        self._trimmer.observe(self._metrics.in_flight)
         check_query(inputs, self._settings.max_batch)
         buckets = self._opened.routing.bucketize(
             inputs["values"], inputs["lengths"], inputs.get("weights")
@@ -182,56 +152,58 @@ class Gateway:
         call.request.inputs = {name: inputs[name].copy() for name in ("dense", "lengths")}
         return self._answer(call, self._fan_out(call, buckets))
 
-    def _fan_out(self, call: Call, buckets: Buckets) -> _Fanned:
+    def _fan_out(self, call: InferCall, buckets: Buckets) -> _FannedOut:
         """Ask the shards, before any other query of this turn is computed with."""
         opened, now = self._opened, self._now()
         idle, self._last_query = now - self._last_query > IDLE_S, now
-        if self._allowance is not None:
-            self._allowance.earn()
+        if self._error_budget is not None:
+            self._error_budget.earn()
         remote: list[int] = []
         here: list[int] = []
         for number in buckets.touched():
             (here if number in opened.resident else remote).append(number)
         out = opened.combiner.begin(buckets.batch)
-        fan = Fan(self._loop, call.deadline)
+        fan_out = FanOut(self._loop, call.deadline)
         try:
             for number in remote:
-                self._call(fan, ShardPart(opened, self._remote[number], buckets, out, call, now))
+                self._call(
+                    fan_out, SparseWork(opened, self._remote[number], buckets, out, call, now)
+                )
         except BaseException:
-            fan.settle()
+            fan_out.settle()
             raise
         self._metrics.fan_out += len(remote)
         if idle:
             self._prewarm(remote)
-        return _Fanned(fan, buckets, out, len(remote), here)
+        return _FannedOut(fan_out, buckets, out, len(remote), here)
 
-    async def _answer(self, call: Call, fanned: _Fanned) -> Answer:
+    async def _answer(self, call: InferCall, fanned: _FannedOut) -> Answer:
         inputs, opened = call.request.inputs, self._opened
-        fan, buckets, out = fanned.fan, fanned.buckets, fanned.out
+        fan_out, buckets, out = fanned.fan_out, fanned.buckets, fanned.out
         try:
             opened.combiner.keep(out, buckets.split)
             self._metrics.gathers += buckets.kept
             self._pool_here(fanned)
             if fanned.calls:
-                await fan.done
+                await fan_out.done
         finally:
-            fan.settle()
+            fan_out.settle()
         pooled = opened.combiner.finish(out, inputs["lengths"])
-        prediction = await self._tower(fan, inputs["dense"], pooled, call)
+        prediction = await self._tower(fan_out, inputs["dense"], pooled, call)
         if not np.isfinite(prediction).all():
             raise QueryError("the prediction is not finite: a dense feature or weight is too large")
-        return self._told(fan, prediction, fanned.calls + (self._dense is not None))
+        return self._build_answer(fan_out, prediction, fanned.calls + (self._dense is not None))
 
-    def _call(self, fan: Fan, part: Part) -> None:
-        Leg(
+    def _call(self, fan_out: FanOut, work: ShardWork) -> None:
+        ShardCall(
             self._loop,
-            fan,
-            part,
-            allowance=self._allowance,
+            fan_out,
+            work,
+            error_budget=self._error_budget,
             hedge=self._hedged if self._settings.hedge else None,
         ).start()
 
-    def _pool_here(self, fanned: _Fanned) -> None:
+    def _pool_here(self, fanned: _FannedOut) -> None:
         """Rows of a second resident shard that holds rows of the same table."""
         for number in fanned.here:
             values, lengths, weights = fanned.buckets[number]
@@ -239,49 +211,51 @@ class Gateway:
             self._opened.combiner.add(fanned.out, number, partials, lengths, packed=True)
             self._metrics.gathers += len(values)
 
-    def _told(self, fan: Fan, prediction: Floats, fan_out: int) -> Answer:
-        self._metrics.degraded += fan.degraded
-        self._metrics.cold_starts += fan.cold
+    def _build_answer(self, fan_out: FanOut, prediction: Floats, calls: int) -> Answer:
+        self._metrics.degraded += fan_out.degraded
+        self._metrics.cold_starts += fan_out.cold
         return Answer(
             {"prediction": prediction},
             {
                 "release": self.digest,
-                "degraded": fan.degraded,
-                "cold_start": fan.cold,
-                "fan_out": fan_out,
+                "degraded": fan_out.degraded,
+                "cold_start": fan_out.cold,
+                "fan_out": calls,
             },
         )
 
     def _hedged(self) -> None:
         self._metrics.hedges += 1
 
-    async def _tower(self, fan: Fan, dense: Floats, pooled: Floats, call: Call) -> Floats:
+    async def _tower(
+        self, fan_out: FanOut, dense: Floats, pooled: Floats, call: InferCall
+    ) -> Floats:
         if self._dense is None:
             return self._predict(dense, pooled)
-        last = Fan(self._loop, call.deadline)
-        part = DensePart(self._dense, dense, pooled, call, self._now())
+        last = FanOut(self._loop, call.deadline)
+        work = DenseWork(self._dense, dense, pooled, call, self._now())
         self._metrics.fan_out += 1
-        Leg(self._loop, last, part).start()
+        ShardCall(self._loop, last, work).start()
         try:
             await last.done
         finally:
             last.settle()
-        fan.cold = fan.cold or last.cold
-        return part.prediction
+        fan_out.cold = fan_out.cold or last.cold
+        return work.prediction
 
     # -- waking
 
     def _prewarm(self, called: list[int]) -> None:
         """The first query after idle wakes all functions at once, frozen ones excepted."""
         for number, remote in self._remote.items():
-            if number not in called and remote.keen and not remote.endpoint.connected:
+            if number not in called and remote.prewarm and not remote.endpoint.connected:
                 remote.touch()
         if self._dense is not None and not self._dense.endpoint.connected:
             self._dense.touch()
 
     def _sweep(self) -> None:
-        for each in self._everything():
-            each.endpoint.sweep()
+        for remote in self._everything():
+            remote.endpoint.sweep()
         self._trimmer.sweep(self._metrics.in_flight, self._now())
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
@@ -291,6 +265,6 @@ class Gateway:
     def close(self) -> None:
         """Close all connections and give back what was opened."""
         self._sweeper.cancel()
-        for each in self._everything():
-            each.endpoint.close()
+        for remote in self._everything():
+            remote.endpoint.close()
         self._opened.close()

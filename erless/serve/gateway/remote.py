@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from erless.dlrm import _kernels
 from erless.dlrm.rows import Buckets
 from erless.errors import ServeError
-from erless.http.client.endpoint import Call, CallError, Endpoint, Reply
+from erless.http.client.endpoint import CallError, Endpoint, HttpCall, Reply
 from erless.http.messages import ALIGNMENT_BYTES, JSON_LENGTH, Buffer
 from erless.serve.protocol.fast_lane import (
     ANSWER,
@@ -36,7 +36,8 @@ Partial = NDArray[np.float32] | NDArray[np.float16]
 
 
 WAKE_S = 60.0  # a function that does not start within it is called anew
-_FORMS = ((b"FP16", np.dtype("<f2"), 2), (b"FP32", np.dtype("<f4"), 4))
+_FLOAT32 = (b"FP32", np.dtype("<f4"), 4)
+_FLOAT16 = (b"FP16", np.dtype("<f2"), 2)
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
@@ -68,12 +69,12 @@ class _Remote:
     def _touched(self, result: Reply | CallError) -> None:
         self.waking = False
 
-    def woken_by(self, call: Call) -> None:
+    def woken_by(self, call: HttpCall) -> None:
         """`call` waits for the function to start; it is given up after a while."""
         self.waking = True
         asyncio.get_running_loop().call_later(WAKE_S, self._give_up, call)
 
-    def _give_up(self, call: Call) -> None:
+    def _give_up(self, call: HttpCall) -> None:
         if call.open:
             call.abort()
             self.waking = False
@@ -105,7 +106,7 @@ class _Remote:
             head = self._head % (len(text) + pad, size + pad, left_ms, more)
         return [head + text + b" " * pad, *arrays]
 
-    def read(self, reply: Reply, elements: int, float16_partials: bool = False) -> Partial:
+    def read(self, reply: Reply, elements: int, float16: bool = False) -> Partial:
         """The `elements` numbers of an answer.
 
         Raises:
@@ -117,7 +118,8 @@ class _Remote:
         end = int(length) if length.isdigit() and len(length) < 10 else len(reply.body)
         text = bytes(reply.body[:end])
         size = len(reply.body) - end
-        for datatype, dtype, width in _FORMS[not float16_partials :]:
+        # sums beyond float16 come in float32 although float16 was asked for
+        for datatype, dtype, width in (_FLOAT16, _FLOAT32) if float16 else (_FLOAT32,):
             expected = self._answer % (datatype, elements, elements * width)
             if size == elements * width and text == expected:
                 return cast("Partial", np.frombuffer(reply.body, dtype, elements, end))
@@ -169,7 +171,7 @@ class RemoteShard(_Remote):
         endpoint: where it is.
         float16_partials: ask for partials in float16.
         places: of its tables (`Combiner.places`).
-        keen: to be woken together with the others; a frozen shard is not.
+        prewarm: wake it together with the others; a frozen shard is not.
     """
 
     def __init__(
@@ -181,11 +183,11 @@ class RemoteShard(_Remote):
         *,
         places: NDArray[np.int64],
         float16_partials: bool,
-        keen: bool,
+        prewarm: bool,
     ) -> None:
         super().__init__(f"shard {name}", "shard", "partial", digest, endpoint)
-        self.number, self.name, self.float16_partials = number, name, float16_partials
-        self.keen = keen
+        self.number, self.name = number, name
+        self.float16_partials, self.prewarm = float16_partials, prewarm
         self._parameters = b'"packed":true,"half":true' if float16_partials else b'"packed":true'
         self._dims = places[:, 1].copy()
         heads, json32, json16 = answer_forms(digest.encode())
@@ -210,7 +212,7 @@ class RemoteShard(_Remote):
     def add_answer(
         self, buckets: Buckets, buffer: bytearray, begin: int, end: int, last: bool, out: Floats
     ) -> tuple[int, int]:
-        """Add an answer in the fast lane to `out` (B, …): as `erless.http.client.reply.Take`."""
+        """Add an answer of the known form to `out` (B, …); see `AddAnswer` of the HTTP client."""
         return buckets.split.add_answer(self.number, self._channel, buffer, begin, end, last, out)
 
     def partial(self, buckets: Buckets, reply: Reply) -> Partial:

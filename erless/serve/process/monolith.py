@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from erless.serve.metrics import Metrics
-    from erless.serve.protocol.app import Served
+    from erless.serve.protocol.served import Served
     from erless.serve.settings import Settings
 
 __all__ = ["main"]
 
 
 def _load(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
-    from erless.serve.functions.monolith import load_whole
+    from erless.serve.functions.monolith import load_monolith
 
-    served = load_whole(settings, metrics)
+    served = load_monolith(settings, metrics)
     return lambda: served
 
 

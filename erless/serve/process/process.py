@@ -34,8 +34,10 @@ from erless.http.server.server import HttpServer
 from erless.serve.logs import Log
 from erless.serve.malloc import keep_heap
 from erless.serve.metrics import Metrics
+from erless.serve.process.sockets import bind_socket, inherited_socket
 from erless.serve.process.workers import Board, Worker, run_workers
-from erless.serve.protocol.app import App, Served, process_age_s
+from erless.serve.protocol.app import App
+from erless.serve.protocol.served import Served
 from erless.serve.settings import Kind, Settings, read_settings
 from erless.version import __version__
 
@@ -43,7 +45,6 @@ __all__ = ["run"]
 
 TERMINATION_LOG = Path("/dev/termination-log")
 LINGER_S = 0.3  # idle connections of a draining function stay open so long
-BACKLOG = 1024
 GC_OBJECTS = 20_000  # between two collections; Python's 700 cost 1.5 % of a gateway's CPU
 
 # Loads in a thread; what it returns makes the Served, on the event loop.
@@ -79,7 +80,7 @@ _LOADERS: dict[Kind, Loader] = {
 
 
 def run(kind: Kind, variables: Mapping[str, str]) -> int:
-    """Be the function of `kind` that the environment describes; returns the exit code."""
+    """Run the function of `kind` that the environment describes; returns the exit code."""
     try:
         settings = read_settings(kind, variables)
     except ConfigError as error:
@@ -93,8 +94,8 @@ def run_function(settings: Settings, loader: Loader) -> int:
     np.seterr(all="ignore")  # what overflows is found where it would reach a client
     try:
         if settings.workers == 1:
-            return uvloop.run(_life(settings, loader, log))
-        listener = _bound(settings, log)
+            return uvloop.run(serve_until_signal(settings, loader, log))
+        listener = bind_socket(settings.host, settings.port, log)
     except ErlessError as error:
         return _refuse(log, error, _exit_code(error))
     except OSError as error:
@@ -102,7 +103,9 @@ def run_function(settings: Settings, loader: Loader) -> int:
 
     def work(listener: socket.socket, board: Board, slot: int) -> int:
         try:
-            return uvloop.run(_life(settings, loader, log, Worker(listener, board, slot)))
+            return uvloop.run(
+                serve_until_signal(settings, loader, log, Worker(listener, board, slot))
+            )
         except ErlessError as error:
             return _refuse(log, error, _exit_code(error))
 
@@ -125,93 +128,108 @@ def _refuse(log: Log, error: Exception, code: int) -> int:
     return code
 
 
-async def _life(settings: Settings, loader: Loader, log: Log, worker: Worker | None = None) -> int:
-    loop = asyncio.get_running_loop()
+async def serve_until_signal(
+    settings: Settings, loader: Loader, log: Log, worker: Worker | None = None
+) -> int:
+    """Load, serve, and drain after SIGTERM or SIGINT; returns the exit code.
+
+    Args:
+        settings: of the function.
+        loader: loads what is served.
+        log: of this process.
+        worker: its place among the workers of the function, where there are several.
+    """
     parent = os.getppid()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    release = "" if settings.kind == "sparse" else settings.digest
-    metrics = Metrics(settings.kind, settings.digest, release, __version__, time.monotonic)
-    app = App(settings, metrics, log, time.monotonic)
-    # a gateway replaces its connections to shards by itself; its clients keep theirs while they may
-    age_s = settings.connection_age_s if settings.kind == "gateway" else math.inf
-    limits = Limits(body_bytes=settings.max_body_bytes, age_s=age_s)
-    server = HttpServer(app, limits, lambda status: metrics.failed("query"))
-    if worker is None:
-        later = _listen(server, settings, log)
-    elif worker.greets:
-        later = None
-        server.listen(worker.listener)
-    else:
-        later = worker.listener
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    function = _Function(settings, log, worker)
+    function.listen()
     log.info("loading", pid=os.getpid())
-    served = await _loaded(settings, loader, metrics, stop)
+    served = await _load_unless_stopped(settings, loader, function.metrics, stop)
     if served is None:
-        app.state = "draining"
-        await server.drain(LINGER_S, settings.drain_s)  # who asks is told that nothing is loaded
+        await function.drain()  # who asks is told that nothing is loaded
         log.info("stopped while loading")
         _leave()
-    server.borrow = served.prompt
-    server.lane = app.answer if served.lane is not None else None
-    keep_heap()
-    gc.collect()
-    gc.freeze()  # what is loaded stays: collections need not look at it again
-    gc.set_threshold(GC_OBJECTS)  # queries leave no cycles behind; errors may
-    metrics.load_s = process_age_s()
-    if worker is not None:
-        worker.share(metrics, loop)
-        await worker.together(stop)
-    app.ready(served)
-    if worker is not None:
-        worker.serve(metrics)
-    if later is not None:
-        server.listen(later, shared=worker is None)
-    log.info("ready", seconds=round(metrics.load_s, 3), model=served.model)
+    await function.get_ready(served, stop)
     await stop.wait()
-    app.state = "draining"
-    log.info("draining", in_flight=metrics.in_flight)
+    log.info("draining", in_flight=function.metrics.in_flight)
     # whoever shared our socket with others has died: those that follow listen on one of their own
-    orphaned = os.getppid() != parent
-    drained = await server.drain(LINGER_S, settings.drain_s, alone=orphaned)
+    drained = await function.drain(alone=os.getppid() != parent)
     served.close()
     log.info("stopped", drained=drained)
     return 0 if drained else os.EX_TEMPFAIL
 
 
-def _listen(server: HttpServer, settings: Settings, log: Log) -> socket.socket | None:
-    """Listen where we were told; returns the socket to accept from only once ready."""
-    if settings.admin_fd is not None:
-        server.listen(_inherited("ERLESS_ADMIN_FD", settings.admin_fd))
-    if settings.listen_fd is not None:
-        return _inherited("ERLESS_LISTEN_FD", settings.listen_fd)
-    server.listen(_bound(settings, log))
-    return None
+class _Function:
+    """One process of a function: its server, its sockets, its state. Create it on the event loop.
+
+    Args:
+        settings, log, worker: as of `serve_until_signal`.
+    """
+
+    def __init__(self, settings: Settings, log: Log, worker: Worker | None) -> None:
+        self._settings, self._log, self._worker = settings, log, worker
+        release = "" if settings.kind == "sparse" else settings.digest
+        self.metrics = Metrics(settings.kind, settings.digest, release, __version__, time.monotonic)
+        self._app = App(settings, self.metrics, log, time.monotonic)
+        # a gateway replaces its connections to shards by itself: shards keep them
+        age_s = settings.connection_age_s if settings.kind == "gateway" else math.inf
+        self._server = HttpServer(
+            self._app,
+            Limits(body_bytes=settings.max_body_bytes, age_s=age_s),
+            lambda status: self.metrics.failed("query"),
+        )
+        self._listener: socket.socket | None = None  # accepted from only once ready
+
+    def listen(self) -> None:
+        """Accept connections while loading, on the sockets that are for that."""
+        settings, worker = self._settings, self._worker
+        if worker is not None:
+            if worker.greets:
+                self._server.listen(worker.listener)
+            else:
+                self._listener = worker.listener
+            return
+        if settings.admin_fd is not None:
+            self._server.listen(inherited_socket("ERLESS_ADMIN_FD", settings.admin_fd))
+        if settings.listen_fd is not None:
+            self._listener = inherited_socket("ERLESS_LISTEN_FD", settings.listen_fd)
+        else:
+            self._server.listen(bind_socket(settings.host, settings.port, self._log))
+
+    async def get_ready(self, served: Served, stop: asyncio.Event) -> None:
+        """Serve `served`, together with the other workers."""
+        self._server.allow_shortcuts(
+            self._app.answer_whole if served.fast_path is not None else None,
+            served.answers_synchronously,
+        )
+        keep_heap()
+        gc.collect()
+        gc.freeze()  # what is loaded stays: collections need not look at it again
+        gc.set_threshold(GC_OBJECTS)  # queries leave no cycles behind; errors may
+        self.metrics.load_s = process_age_s()
+        worker = self._worker
+        if worker is not None:
+            worker.share(self.metrics, asyncio.get_running_loop())
+            await worker.wait_for_others(stop)
+        self._app.get_ready(served)
+        if worker is not None:
+            worker.serve(self.metrics)
+        if self._listener is not None:
+            self._server.listen(self._listener, shared=worker is None)
+        self._log.info("ready", seconds=round(self.metrics.load_s, 3), model=served.model)
+
+    async def drain(self, *, alone: bool = False) -> bool:
+        """Answer what is in flight; False where that took too long. See `HttpServer.drain`."""
+        self._app.begin_drain()
+        return await self._server.drain(LINGER_S, self._settings.drain_s, alone=alone)
 
 
-def _bound(settings: Settings, log: Log) -> socket.socket:
-    """A socket that listens on the port we were told."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        address = (settings.host, settings.port)
-        listener = socket.create_server(address, family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {settings.host}:{settings.port}: {error}") from error
-    log.info("listening", host=settings.host, port=listener.getsockname()[1])
-    return listener
-
-
-def _inherited(name: str, descriptor: int) -> socket.socket:
-    try:
-        return socket.socket(fileno=descriptor)
-    except OSError as error:
-        raise ConfigError(f"{name} is {descriptor}: no listening socket: {error}") from error
-
-
-async def _loaded(
+async def _load_unless_stopped(
     settings: Settings, loader: Loader, metrics: Metrics, stop: asyncio.Event
 ) -> Served | None:
-    """What is served; None where we were told to stop before it was loaded."""
+    """What is served; None where a signal came before it was loaded."""
     loop = asyncio.get_running_loop()
     loading = loop.run_in_executor(None, loader, settings, metrics)
     stopped = loop.create_task(stop.wait())
@@ -221,6 +239,12 @@ async def _loaded(
         return None
     stopped.cancel()
     return (await loading)()
+
+
+def process_age_s() -> float:
+    """Seconds since the kernel started this process."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 def _leave() -> NoReturn:

@@ -55,7 +55,7 @@ class Board:
         self._memory = mmap.mmap(-1, workers * SLOT_BYTES)
 
     def publish(self, slot: int, document: dict[str, Any]) -> None:
-        """Replace what `slot` says; only its worker calls this."""
+        """Replace the document of `slot`; only its worker calls this."""
         text = json.dumps(document).encode()
         begin = slot * SLOT_BYTES
         self._memory[begin : begin + 4] = bytes(4)  # a reader that comes now tries again
@@ -63,26 +63,26 @@ class Board:
         self._memory[begin : begin + 4] = len(text).to_bytes(4, "little")
 
     def read(self, slot: int) -> dict[str, Any]:
-        """What `slot` said last; empty where it never did."""
+        """What `slot` document last; empty where it never did."""
         begin = slot * SLOT_BYTES
         for _ in range(READS):
             size = int.from_bytes(self._memory[begin : begin + 4], "little")
             try:
-                found = json.loads(self._memory[begin + 4 : begin + 4 + size])
+                document = json.loads(self._memory[begin + 4 : begin + 4 + size])
             except ValueError:
                 time.sleep(0)
                 continue
-            return dict(found)
+            return dict(document)
         return {}
 
     def others(self, slot: int) -> list[dict[str, Any]]:
-        """What all other workers said last."""
-        return [found for n in range(self.workers) if n != slot and (found := self.read(n))]
+        """What all other workers document last."""
+        return [document for n in range(self.workers) if n != slot and (document := self.read(n))]
 
 
 @dataclass(slots=True)
 class Worker:
-    """What a worker has from its parent. The first one to serve is that of slot 0."""
+    """What a worker has from its parent. The worker of slot 0 is the first to serve."""
 
     listener: socket.socket
     board: Board
@@ -94,37 +94,37 @@ class Worker:
         """It answers probes while the function loads, when nobody else does yet."""
         return self.slot == 0 and not self.board.read(0).get("serving")
 
-    async def together(self, stop: asyncio.Event) -> None:
-        """Slot 0 waits until each has loaded, the others until slot 0 serves; or for `stop`.
+    async def wait_for_others(self, stop: asyncio.Event) -> None:
+        """Wait until all are loaded (slot 0), or until slot 0 serves (the others), or for `stop`.
 
-        So nobody says ready beside a greeter that does not know it yet.
+        So no worker says that it is ready while slot 0 still answers probes with "loading".
         """
         slots = range(self.board.workers) if self.slot == 0 else (0,)
         what = "ready" if self.slot == 0 else "serving"
-        while not stop.is_set() and not all(self.board.read(each).get(what) for each in slots):
+        while not stop.is_set() and not all(self.board.read(slot).get(what) for slot in slots):
             await asyncio.sleep(POLL_S)
 
     def share(self, metrics: Metrics, loop: asyncio.AbstractEventLoop) -> None:
-        """Have loaded: go on counting where the worker before stopped, and tell the others."""
+        """Note that all is loaded: count on from the worker before, and publish the counts."""
         before = self.board.read(self.slot)
         self.serving = bool(before.get("serving"))
-        metrics.go_on(before)
+        metrics.resume_from(before)
         metrics.others = lambda: self.board.others(self.slot)
 
-        def publish() -> None:
-            self._tell(metrics)
-            loop.call_later(PUBLISH_S, publish)
+        def publish_again() -> None:
+            self._publish(metrics)
+            loop.call_later(PUBLISH_S, publish_again)
 
-        publish()
+        publish_again()
 
     def serve(self, metrics: Metrics) -> None:
-        """Be ready."""
+        """Publish that this worker serves."""
         self.serving = True
-        self._tell(metrics)
+        self._publish(metrics)
 
-    def _tell(self, metrics: Metrics) -> None:
-        told = {**metrics.counts(), "ready": True, "serving": self.serving}
-        self.board.publish(self.slot, told)
+    def _publish(self, metrics: Metrics) -> None:
+        counts = metrics.counts()
+        self.board.publish(self.slot, {**counts, "ready": True, "serving": self.serving})
 
 
 Work = Callable[[socket.socket, Board, int], int]
@@ -159,7 +159,7 @@ class _Parent:
             if seen is not None and seen.si_signo != signal.SIGCHLD:
                 self._stop(0)
             self._reap()
-            for slot in [each for each, due in self._due.items() if due <= time.monotonic()]:
+            for slot in [slot for slot, due in self._due.items() if due <= time.monotonic()]:
                 del self._due[slot]
                 self._fork(slot)
         return self._worst
@@ -212,5 +212,5 @@ class _Parent:
 
 
 def run_workers(listener: socket.socket, workers: int, log: Log, work: Work) -> int:
-    """Be `workers` processes that serve `listener`; returns the exit code. See `_Parent`."""
+    """Run `workers` processes that serve `listener`; returns the exit code. See `_Parent`."""
     return _Parent(listener, workers, log, work).run()

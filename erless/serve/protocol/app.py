@@ -8,16 +8,11 @@ from __future__ import annotations
 import hmac
 import json
 import math
-import os
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import numpy as np
-from numpy.typing import NDArray
 
 from erless.dlrm._kernels import FastPath
 from erless.errors import QueryError, ServeError
@@ -25,55 +20,18 @@ from erless.http.messages import DEADLINE, JSON_LENGTH, UP, Request, Response, b
 from erless.serve.logs import Log
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.fast_lane import LONGEST_MS
-from erless.serve.protocol.tensors import BINARY_TYPE, InferRequest, TensorSpec, decode, encode
+from erless.serve.protocol.served import Answer, InferCall, Served
+from erless.serve.protocol.tensors import BINARY_TYPE, InferRequest, decode, encode
 from erless.serve.settings import Settings
 from erless.version import __version__
 
-__all__ = ["Answer", "App", "Call", "Served"]
+__all__ = ["App"]
 
 State = Literal["loading", "ready", "draining"]
 UP_FOR_S = 120.0  # told for so long
 RETRY_AFTER = ((b"retry-after", b"1"),)
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 READ = (b"GET", b"HEAD")
-
-
-@dataclass(slots=True)
-class Call:
-    """One `infer` call: `deadline` in the loop's time; `traceparent` is to be passed on."""
-
-    request: InferRequest
-    began: float
-    deadline: float
-    traceparent: bytes | None = None
-
-
-@dataclass(slots=True)
-class Answer:
-    """Outputs by name, and response parameters."""
-
-    outputs: Mapping[str, NDArray[Any]]
-    parameters: dict[str, Any] = field(default_factory=dict)
-
-
-class Served(Protocol):
-    """What a function serves, once it is loaded."""
-
-    model: str
-    digest: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    prompt: bool  # `infer` answers at once, so that arrays may lie in the connection's buffer
-
-    @property
-    def lane(self) -> FastPath | None:
-        """What answers requests of the fast lane, if anything does."""
-
-    def infer(self, call: Call) -> Answer | Awaitable[Answer]:
-        """Answer. Raises QueryError for what the client sent, ServeError for anything else."""
-
-    def close(self) -> None:
-        """Give back what was opened."""
 
 
 class App:
@@ -105,14 +63,18 @@ class App:
             b"/openapi.json": lambda: Response(200, (self._describe_api(),)),
         }
 
-    def ready(self, served: Served) -> None:
-        """Everything is loaded and verified."""
+    def get_ready(self, served: Served) -> None:
+        """Serve `served`: everything is loaded and verified."""
         self.served, self.state, self._ready_at = served, "ready", self._clock()
         self.version = served.digest[:12]
         self.metrics.info["digest"] = served.digest
         base = f"/v2/models/{served.model}"
         paths = (f"{base}/infer", f"{base}/versions/{self.version}/infer")
         self._infer_paths = frozenset(path.encode() for path in paths)
+
+    def begin_drain(self) -> None:
+        """Tell whoever asks for readiness that the function stops."""
+        self.state = "draining"
 
     def __call__(self, request: Request) -> Response | Awaitable[Response]:
         """Answer `request`."""
@@ -132,12 +94,12 @@ class App:
         try:
             served = self._admit(request)
             deadline = self._deadline(request)
-            if served.lane is not None:
-                quick = self._in_lane(served.lane, request)
+            if served.fast_path is not None:
+                quick = self._answer_fast(served.fast_path, request)
                 if quick is not None:
                     return self._done(quick, began)
             inputs = decode(request.body, request.headers, served.inputs)
-            call = Call(inputs, request.arrived, deadline, request.headers.get(b"traceparent"))
+            call = InferCall(inputs, request.arrived, deadline, request.headers.get(b"traceparent"))
             answer = served.infer(call)
             if not isinstance(answer, Answer):
                 return self._later(served, answer, inputs, began)
@@ -146,19 +108,19 @@ class App:
             response = self._failed(error)
         return self._done(response, began)
 
-    def _in_lane(self, lane: FastPath, request: Request) -> Response | None:
+    def _answer_fast(self, fast_path: FastPath, request: Request) -> Response | None:
         """The answer to a request of the fast lane whose head was read already."""
         announced = body_offset(request.headers)
         if not announced:
             return None
-        found = lane.answer(request.body, 0, len(request.body), announced, b"", -1)
+        found = fast_path.answer(request.body, 0, len(request.body), announced, b"", -1)
         if found is None:
             return None
         answer, _, gathers, _, size, _ = found
         self.metrics.gathers += gathers
         return Response(200, (answer,), BINARY_TYPE, ((JSON_LENGTH, b"%d" % size),))
 
-    def answer(
+    def answer_whole(
         self, buffer: bytearray, begin: int, end: int, date: bytes
     ) -> tuple[bytes, int] | None:
         """The whole answer to a whole request of the fast lane, and where the request ended.
@@ -166,16 +128,16 @@ class App:
         None: the request is for `__call__`, whatever it is.
         """
         served = self.served
-        if served is None or served.lane is None or self._token or self.log.debugging:
+        if served is None or served.fast_path is None or self._token or self.log.debugging:
             return None
         began = self._clock()
         up = began - self._ready_at
         up_ms = int(up * 1e3) if up < UP_FOR_S else -1
-        found = served.lane.answer(buffer, begin, end, 0, date, up_ms)
+        found = served.fast_path.answer(buffer, begin, end, 0, date, up_ms)
         if found is None:
             return None
         answer, done, gathers, received, json_bytes, partial_bytes = found
-        self.metrics.prompt(began, gathers, received, json_bytes + partial_bytes)
+        self.metrics.answered_at_once(began, gathers, received, json_bytes + partial_bytes)
         return answer, done
 
     async def _later(
@@ -318,7 +280,7 @@ class App:
             "platform": f"erless-{self.settings.kind}",
             "inputs": [each.describe() for each in served.inputs if not each.optional],
             "outputs": [each.describe() for each in served.outputs],
-            "parameters": {"digest": served.digest, **getattr(served, "facts", {})},
+            "parameters": {"digest": served.digest, **served.facts},
         }
 
     def _describe_api(self) -> bytes:
@@ -343,9 +305,3 @@ def _not_allowed(methods: bytes) -> Response:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 80 else text[:80] + "…"
-
-
-def process_age_s() -> float:
-    """Seconds since this process was started by the kernel."""
-    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")

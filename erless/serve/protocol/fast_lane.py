@@ -13,14 +13,10 @@ adds up their answers in C as well (kernels/fast_lane/shard_channel.c).
 
 from __future__ import annotations
 
-import re
-
 __all__ = [
     "ANSWER",
-    "ANSWER_HEAD",
     "LONGEST_MS",
     "REQUEST",
-    "REQUEST_HEAD",
     "answer_forms",
     "head_forms",
     "request_form",
@@ -38,21 +34,10 @@ _REQUEST_HEAD = (
     b"inference-header-content-length: %%d\r\ncontent-length: %%d\r\n"
     b"erless-deadline-ms: %%d\r\n%%b\r\n"
 )
-REQUEST_HEAD = re.compile(
-    rb"POST (/[!->@-~]*) HTTP/1\.1\r\nhost: [!-~]*\r\n"
-    rb"content-type: application/octet-stream\r\n"
-    rb"inference-header-content-length: (\d{1,9})\r\ncontent-length: (\d{1,9})\r\n"
-    rb"erless-deadline-ms: (\d{1,9})\r\n(?:traceparent: [0-9a-f\-]{1,128}\r\n)?\r\n"
-)
 # An answer's head, as the HTTP server writes it: body length, date, JSON length, the rest.
 _ANSWER_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: %%d\r\n"
     b"date: %%s\r\ninference-header-content-length: %%d\r\n%b\r\n"
-)
-ANSWER_HEAD = re.compile(
-    rb"HTTP/1\.1 200 OK\r\ncontent-type: application/octet-stream\r\n"
-    rb"content-length: (\d{1,9})\r\ndate: [ -~]*\r\n"
-    rb"inference-header-content-length: (\d{1,9})\r\n(?:erless-up-ms: (\d{1,9})\r\n)?\r\n"
 )
 # An answer's JSON: model, version, digest, output; then datatype, shape, bytes.
 ANSWER = (

@@ -9,7 +9,7 @@ from erless.serve.settings import Settings
 from erless.version import __version__
 
 if TYPE_CHECKING:
-    from erless.serve.protocol.app import Served
+    from erless.serve.protocol.served import Served
     from erless.serve.protocol.tensors import TensorSpec
 
 __all__ = ["openapi"]

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erless.http.client import endpoint as client
-from erless.http.client.endpoint import Call, CallError, Endpoint, Reply
+from erless.http.client.endpoint import CallError, Endpoint, HttpCall, Reply
 from erless.http.receive import BUFFER_BYTES
 
 WAIT_S = 60.0
@@ -69,7 +69,7 @@ class Server:
         first: asyncio.Future[Reply | CallError] = asyncio.get_running_loop().create_future()
         endpoint.send([request("first")], first.set_result)
         await asyncio.wait_for(first, WAIT_S)
-        endpoint.direct = True
+        endpoint.saw_answer(direct=True)
         return endpoint
 
     async def __aexit__(self, *_: object) -> None:
@@ -105,7 +105,7 @@ class Server:
 Got = dict[str, "bytes | str"]
 
 
-def ask(endpoint: Endpoint, names: list[str], got: Got) -> list[Call]:
+def ask(endpoint: Endpoint, names: list[str], got: Got) -> list[HttpCall]:
     """Send all of them in one turn."""
 
     def done(name: str) -> Callable[[Reply | CallError], None]:
@@ -184,10 +184,10 @@ def test_a_head_in_pieces_does_not_look_like_a_proxy() -> None:
         port = server.sockets[0].getsockname()[1]
         endpoint = Endpoint(f"http://127.0.0.1:{port}", 60, lambda: None, batch=8)
         got: Got = {}
-        endpoint.direct = True
+        endpoint.saw_answer(direct=True)
         ask(endpoint, ["a"], got)
         try:
-            await until(lambda: any(each.tail == 40 for each in endpoint.exchanges))
+            await until(lambda: any(each.tail == 40 for each in endpoint.connections))
             assert endpoint.direct
             rest.set()
             await until(lambda: got == {"a": b"a"})
@@ -272,11 +272,11 @@ def test_answers_arrive_whole_however_they_are_cut(plans: list[Any], cuts: list[
         got: Got = {}
         ask(endpoint, ["first"], got)
         await until(lambda: bool(got))
-        endpoint.direct = True
+        endpoint.saw_answer(direct=True)
         ask(endpoint, [str(number) for number in range(len(plans))], got)
         await until(lambda: len(got) == len(plans) + 1)
         assert [got[str(number)] for number in range(len(plans))] == bodies
-        assert len(endpoint.exchanges) == 1
+        assert len(endpoint.connections) == 1
         endpoint.close()
         server.close()
         await served.wait()
@@ -343,9 +343,9 @@ def test_a_call_given_up_leaves_the_others_alone() -> None:
             calls = ask(endpoint, ["a", "b"], got)
             await until(lambda: len(server.asked[0]) == 3)
             calls[0].abort()
-            assert len(endpoint.exchanges) == 1
+            assert len(endpoint.connections) == 1
             calls[1].abort()
-            assert not endpoint.exchanges  # nobody waits for it any more
+            assert not endpoint.connections  # nobody waits for it any more
             await asyncio.sleep(0.05)
             assert not got
             free.set()
@@ -376,6 +376,6 @@ def test_more_answers_than_questions_close_the_connection() -> None:
             await until(lambda: len(got) == 2)
             assert got["a"] == b"a"
             assert got["b"] == b"b" or "its length" in str(got["b"])  # as it arrived
-            await until(lambda: not endpoint.exchanges)
+            await until(lambda: not endpoint.connections)
 
     run(case())

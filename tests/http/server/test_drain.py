@@ -48,7 +48,7 @@ class Drained:
     async def _run(self) -> None:
         self.server = HttpServer(echo, self._limits)
         self.done = await self._script(self)
-        for each in self.server.connections:  # as the end of a process does
+        for each in self.server.state.connections:  # as the end of a process does
             assert each.transport is not None
             each.transport.abort()
         await asyncio.sleep(0.01)
@@ -150,7 +150,7 @@ def test_who_has_not_asked_yet_has_longer_than_who_has() -> None:
 def test_who_never_asks_is_not_waited_for_for_ever() -> None:
     async def script(drained: Drained) -> bool:
         drained.server.listen(drained.listener)
-        await until(lambda: bool(drained.server.connections))
+        await until(lambda: bool(drained.server.state.connections))
         return await drained.server.drain(0.0, LONG_S)
 
     drained = Drained(script, first_s=0.1)
@@ -164,7 +164,7 @@ def test_who_never_asks_is_not_waited_for_for_ever() -> None:
 def test_the_limit_ends_every_wait(limit_s: float) -> None:
     async def script(drained: Drained) -> bool:
         drained.server.listen(drained.listener)
-        await until(lambda: bool(drained.server.connections))
+        await until(lambda: bool(drained.server.state.connections))
         return await drained.server.drain(LONG_S, limit_s)
 
     drained = Drained(script)
@@ -177,7 +177,7 @@ def test_the_limit_ends_every_wait(limit_s: float) -> None:
 def test_a_request_that_never_ends_is_a_drain_that_took_too_long() -> None:
     async def script(drained: Drained) -> bool:
         drained.server.listen(drained.listener)
-        await until(lambda: any(not each.idle for each in drained.server.connections))
+        await until(lambda: any(not each.idle for each in drained.server.state.connections))
         return await drained.server.drain(0.0, 0.1)
 
     drained = Drained(script)
@@ -204,7 +204,9 @@ def test_all_have_asked_so_it_ends_soon(lane: bool) -> None:
     async def script(drained: Drained) -> bool:
         if lane:
             answered = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
-            drained.server.lane = lambda buffer, begin, end, date: (answered, end)
+            drained.server.allow_shortcuts(
+                lambda buffer, begin, end, date: (answered, end), answers_synchronously=False
+            )
         return await when_told(0.05, LONG_S)(drained)
 
     drained = Drained(script)
@@ -224,7 +226,9 @@ def test_a_request_that_came_while_the_loop_was_stuck() -> None:
 
     async def script(drained: Drained) -> bool:
         drained.server.listen(drained.listener)
-        await until(lambda: any(each.asked and each.idle for each in drained.server.connections))
+        await until(
+            lambda: any(each.asked and each.idle for each in drained.server.state.connections)
+        )
 
         def stick() -> None:
             ours.recv(1)
@@ -257,10 +261,10 @@ def test_what_is_pipelined_is_answered_too() -> None:
 
         async def later(request: Request) -> Response:
             asked.set()
-            await until(lambda: drained.server.draining)
+            await until(lambda: drained.server.state.draining)
             return echo(request)
 
-        drained.server.handler = later
+        drained.server.state.handler = later
         drained.server.listen(drained.listener)
         await asked.wait()
         return await drained.server.drain(0.0, WAIT_S)

@@ -40,7 +40,7 @@ def serving(
 
     async def serve() -> None:
         server = HttpServer(handler, limits)
-        server.borrow = borrow
+        server.allow_shortcuts(None, answers_synchronously=borrow)
         server.listen(listener)
         stop.append(asyncio.get_running_loop().create_future())
         ready.set()

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import uvloop
 
-from erless.dlrm._kernels import ANSWER_GENERAL
 from erless.errors import ServeError
 from erless.http.client.endpoint import Endpoint, Reply
+from erless.http.client.reply import ANSWER_GENERAL
 from erless.http.messages import Response
 from erless.http.server.server import HttpServer
-from erless.serve.gateway.fan_out import Fan, Leg
+from erless.serve.gateway.fan_out import FanOut, ShardCall
 
 REQUEST = b"GET /%b HTTP/1.1\r\nhost: h\r\n\r\n"
 
 
 class Whole:
-    """A part that takes any answer; it stands for the arrays that a query holds."""
+    """Work that takes any answer; it stands for the arrays that a query holds."""
 
     def __init__(self, remote: Any, path: bytes) -> None:
         self.remote, self._path = remote, path
@@ -32,7 +32,7 @@ class Whole:
     def request(self) -> list[bytes]:
         return [REQUEST % self._path]
 
-    def take(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
+    def add_answer(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
         return ANSWER_GENERAL, begin
 
     def read(self, reply: Reply) -> None:
@@ -40,7 +40,7 @@ class Whole:
             raise ServeError("it failed", 502, "shard")
         self.read_bytes = bytes(reply.body)
 
-    def stand_in(self) -> None:
+    def use_defaults(self) -> None:
         raise AssertionError
 
 
@@ -57,11 +57,11 @@ def test_a_query_is_freed_when_it_is_answered(path: bytes) -> None:
         remote: Any = SimpleNamespace(endpoint=endpoint, what="shard", waking=False)
         left = []
         for _ in range(3):
-            fan = Fan(loop, loop.time() + 60)
+            fan = FanOut(loop, loop.time() + 60)
             for _ in range(2):
                 part = Whole(remote, path)
                 left.append(weakref.ref(part))
-                Leg(loop, fan, part).start()
+                ShardCall(loop, fan, part).start()
             try:
                 await asyncio.wait_for(fan.done, 30)
             except ServeError:

@@ -268,7 +268,8 @@ def test_metrics(fleet: Fleet) -> None:
 def test_a_sparse_function_is_light(packed_release: Made, fleet: Fleet) -> None:
     """It imports neither torch nor boto3, pyarrow, scipy or prometheus_client."""
     code = (
-        "import sys; from erless.serve import process, sparse; "
+        "import sys; from erless.serve.functions import sparse; "
+        "from erless.serve.process import process; "
         "print([m for m in ('torch', 'boto3', 'pyarrow', 'scipy', 'safetensors', "
         "'prometheus_client', 'typer', 'rich') if m in sys.modules])"
     )

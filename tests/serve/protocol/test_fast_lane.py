@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,10 @@ from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
 from erless.dlrm.rows import Buckets, Routing, RowIndex
 from erless.errors import QueryError
 from erless.http.client.endpoint import CallError, Endpoint, Reply
-from erless.http.messages import Response, aligned
-from erless.http.server.server import HttpServer
+from erless.http.messages import Limits, Response, aligned
+from erless.http.server.state import ServerState
 from erless.serve.gateway.remote import RemoteShard
 from erless.serve.protocol.fast_lane import (
-    ANSWER_HEAD,
-    REQUEST_HEAD,
     answer_forms,
     head_forms,
     request_forms,
@@ -35,6 +34,18 @@ from tests.serve.functions import Fleet
 DIGEST = "ab" * 32
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 LONGEST_MS = 3_600_000
+# The heads, written down once more.
+REQUEST_HEAD = re.compile(
+    rb"POST (/[!->@-~]*) HTTP/1\.1\r\nhost: [!-~]*\r\n"
+    rb"content-type: application/octet-stream\r\n"
+    rb"inference-header-content-length: (\d{1,9})\r\ncontent-length: (\d{1,9})\r\n"
+    rb"erless-deadline-ms: (\d{1,9})\r\n(?:traceparent: [0-9a-f\-]{1,128}\r\n)?\r\n"
+)
+ANSWER_HEAD = re.compile(
+    rb"HTTP/1\.1 200 OK\r\ncontent-type: application/octet-stream\r\n"
+    rb"content-length: (\d{1,9})\r\ndate: [ -~]*\r\n"
+    rb"inference-header-content-length: (\d{1,9})\r\n(?:erless-up-ms: (\d{1,9})\r\n)?\r\n"
+)
 
 
 class Setting:
@@ -87,7 +98,7 @@ class Setting:
             endpoint,
             places=self.combiner.places(1),
             float16_partials=self.float16_partials,
-            keen=True,
+            prewarm=True,
         )
 
     def requested(self, buckets: Buckets, trace: bytes | None = None, **more: Any) -> bytes:
@@ -312,7 +323,7 @@ def test_sums_beyond_float16_are_answered_in_float32() -> None:
                 endpoint,
                 places=combiner.places(1),
                 float16_partials=True,
-                keen=True,
+                prewarm=True,
             )
             message = b"".join(remote.request(buckets, 10, None))
             found = fast_path.answer(message, 0, len(message), 0, b"now", -1)
@@ -349,7 +360,8 @@ def test_a_percent_sign_in_the_address_is_one() -> None:
 
 def test_the_server_writes_the_same_head() -> None:
     async def heads() -> tuple[bytes, bytes]:
-        server = HttpServer(lambda request: Response(200))
+        server = ServerState(lambda request: Response(200), Limits(), lambda status: None)
+        server.sweep()
         setting = Setting()
         buckets = setting.routing.bucketize(*setting.query(2))
         message = b"".join(setting.remote().request(buckets, 10, None))
@@ -389,7 +401,7 @@ def test_a_function_answers_both_ways_alike(fleet: Fleet, pipelined: int) -> Non
             endpoint,
             places=combiner.places(0),
             float16_partials=False,
-            keen=True,
+            prewarm=True,
         )
         out = combiner.begin(4)
         done: asyncio.Future[Reply | CallError] = asyncio.get_running_loop().create_future()
@@ -403,7 +415,7 @@ def test_a_function_answers_both_ways_alike(fleet: Fleet, pipelined: int) -> Non
         )
         reply = await asyncio.wait_for(done, 60)
         assert isinstance(reply, Reply)
-        assert reply.taken
+        assert reply.added
         reader, writer = await asyncio.open_connection("127.0.0.1", process.port)
         writer.write(b"".join(bytes(each) for each in request) * pipelined)
         for _ in range(pipelined):

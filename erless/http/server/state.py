@@ -1,0 +1,125 @@
+"""What the connections of a server share: the handler, the limits, the clock, who is connected."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Protocol
+
+from erless.http.messages import Handler, Limits, Response
+from erless.http.receive import shared_buffer
+
+__all__ = ["AnswerWhole", "Peer", "ServerState"]
+
+# Answers a whole request out of a buffer: (buffer, where the request begins, where the received
+# bytes end, the date) → (the whole answer, where the request ended), or None where the request is
+# for the handler.
+AnswerWhole = Callable[[bytearray, int, int, bytes], tuple[bytes, int] | None]
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+class Peer(Protocol):
+    """A connection, as the server sees it."""
+
+    transport: asyncio.Transport | None
+    born: float
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for a request of which nothing has come yet."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether a request has come, or has begun to come."""
+
+    def sweep(self, now: float) -> None:
+        """Enforce the time limits."""
+
+    def answer(self, response: Response) -> None:
+        """Write the answer to the request that the handler has."""
+
+    def resume(self) -> None:
+        """Go on with the requests that were pipelined behind one that was answered later."""
+
+
+class ServerState:
+    """What a server and its connections share.
+
+    Args:
+        handler: answers every request that could be read.
+        limits: see `Limits`.
+        refused: called with the status of each request that could not be read.
+    """
+
+    def __init__(self, handler: Handler, limits: Limits, refused: Callable[[int], None]) -> None:
+        self.handler, self.limits, self.refused = handler, limits, refused
+        self.connections: set[Peer] = set()
+        self.shared = shared_buffer()
+        self.now = time.monotonic  # the loop's clock, but finer
+        self.draining = False
+        self.answer_whole: AnswerWhole | None = None
+        self.answers_synchronously = False
+        self.date = b""
+        self.swept = 0.0  # when the time limits were enforced last
+        self.adopting: set[asyncio.Task[None]] = set()  # accepted, and not connected yet
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._drained: asyncio.Future[None] | None = None
+
+    # -- connections
+
+    def forget(self, connection: Peer) -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+        self.check_drained()
+
+    def begin_drain(self) -> asyncio.Future[None]:
+        """From now on connections close with their answer; the future ends with the last one."""
+        self.draining = True
+        self._drained = asyncio.get_running_loop().create_future()
+        self.check_drained()
+        return self._drained
+
+    def check_drained(self) -> None:
+        """End the drain where no connection is left."""
+        if self.connections or self.adopting:
+            return
+        if self._drained and not self._drained.done():
+            self._drained.set_result(None)
+
+    def sweep(self) -> None:
+        """Enforce the time limits of all connections, and set the clock that answers carry."""
+        now = self.swept = self.now()
+        self.date = formatdate(time.time(), usegmt=True).encode()
+        for connection in list(self.connections):
+            connection.sweep(now)
+
+    # -- answers
+
+    def spawn(self, connection: Peer, answer: Awaitable[Response]) -> None:
+        """Answer when the handler's coroutine is done."""
+        task = asyncio.get_running_loop().create_task(self._await(connection, answer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _await(self, connection: Peer, answer: Awaitable[Response]) -> None:
+        connection.answer(await answer)
+        connection.resume()
+
+    def head(self, response: Response, keep: bool) -> bytes:
+        """Status line and headers of `response`."""
+        lines = [
+            b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\ndate: %b\r\n"
+            % (
+                response.status,
+                _REASONS.get(response.status, b"Unknown"),
+                response.content_type,
+                response.size,
+                self.date,
+            )
+        ]
+        lines += [b"%b: %b\r\n" % header for header in response.headers]
+        lines.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
+        return b"".join(lines)

@@ -1,0 +1,42 @@
+"""A whole query, as gateway and monolith take it: its tensors, and what is checked of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.errors import QueryError
+from erless.serve.protocol.tensors import TensorSpec
+from erless.specs.model import ModelSpec
+
+__all__ = ["check_query", "query_inputs"]
+
+
+def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
+    """The tensors of a whole query to `model`."""
+    return (
+        TensorSpec("values", ("INT64", "INT32"), (-1,)),
+        TensorSpec("lengths", ("INT32",), (len(model.tables), -1)),
+        TensorSpec("dense", ("FP32",), (-1, model.dense_features)),
+        TensorSpec("weights", ("FP32",), (-1,), optional=not model.has_weights),
+    )
+
+
+def check_query(inputs: dict[str, NDArray[Any]], max_batch: int) -> None:
+    """Check what neither bucketize nor the kernels do.
+
+    Raises:
+        QueryError: saying what does not fit.
+    """
+    dense, lengths, weights = inputs["dense"], inputs["lengths"], inputs.get("weights")
+    batch = lengths.shape[1]
+    if batch > max_batch:
+        raise QueryError(f"{batch:,} samples, at most {max_batch:,} are taken")
+    if len(dense) != batch:
+        raise QueryError(f"dense has {len(dense):,} samples, lengths {batch:,}")
+    for name, array in (("dense", dense), ("weights", weights)):
+        if array is not None and not np.isfinite(array).all():
+            position = [int(index) for index in np.argwhere(~np.isfinite(array))[0]]
+            raise QueryError(f"{name}{position} is {array[tuple(position)]}: not a finite number")

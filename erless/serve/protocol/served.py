@@ -1,0 +1,71 @@
+"""What a function serves, as the HTTP API calls it: tensors in, tensors out, at once or later."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from erless.dlrm._kernels import FastPath
+from erless.serve.protocol.tensors import InferRequest, TensorSpec
+
+__all__ = ["Answer", "InferCall", "Served"]
+
+
+@dataclass(slots=True)
+class InferCall:
+    """One `infer` call.
+
+    Args:
+        request: the decoded inputs, and what was asked for.
+        began: when the request arrived, in the loop's time.
+        deadline: when its client stops waiting, in the loop's time.
+        traceparent: the W3C trace context, to be passed on.
+    """
+
+    request: InferRequest
+    began: float
+    deadline: float
+    traceparent: bytes | None = None
+
+
+@dataclass(slots=True)
+class Answer:
+    """Outputs by name, and response parameters."""
+
+    outputs: Mapping[str, NDArray[Any]]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Served(Protocol):
+    """What a function serves, once it is loaded.
+
+    Args:
+        model: its name in the protocol's paths.
+        digest: of the artifact that it answers for.
+        inputs, outputs: its tensors.
+        answers_synchronously: `infer` never answers later, so that arrays may lie in the
+            connection's own buffer.
+    """
+
+    model: str
+    digest: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    answers_synchronously: bool
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the model's metadata tells beside the digest."""
+
+    @property
+    def fast_path(self) -> FastPath | None:
+        """What answers requests of the known form in C, where the function has it."""
+
+    def infer(self, call: InferCall) -> Answer | Awaitable[Answer]:
+        """Answer. Raises QueryError for what the client sent, ServeError for anything else."""
+
+    def close(self) -> None:
+        """Give back what was opened."""
