@@ -7,7 +7,7 @@ CHECKOV_VERSION := 3.3.30
 CHECKOV := .venv-checkov/bin/checkov
 
 .DEFAULT_GOAL := help
-.PHONY: evaluate help setup demo test check checkov format schema clean
+.PHONY: evaluate help setup demo test bench-serve check checkov docs format schema wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,18 @@ check: $(READY) ## Lint, types, import layering, fresh generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m erless.specs.schema --check
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/deptry .
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+docs: $(READY) ## Regenerate docs/reference from the code and build the site into site/
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+wheel: $(READY) ## Build dist/erless-*.whl and try it: a fresh environment, no checkout, `erless demo`
+	rm -rf dist build
+	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	$(PYTHON) tests/try_wheel.py dist/*.whl
 
 checkov: $(CHECKOV) ## Install checkov, which `make test` then runs over infra/terraform
 
@@ -54,4 +66,4 @@ schema: $(READY) ## Regenerate erless/specs/erless.schema.json
 	$(BIN)/python -m erless.specs.schema
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) .venv-checkov build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .venv-checkov build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
