@@ -1,7 +1,7 @@
 """Write the reference pages of the documentation from the code itself.
 
-    python docs/generate.py            writes docs/reference/*.md
-    python docs/generate.py --check    exits with 1 and names the pages that are stale
+python docs/generate.py            writes docs/reference/*.md
+python docs/generate.py --check    exits with 1 and names the pages that are stale
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_the_application_brings_code_bytecode_and_kernels(tmp_path: Path) -> Non
     assert "app/functions/sparse/main.py" in paths
     assert "app/erless/serve/functions/sparse.py" in paths
     assert any(
-        re.fullmatch(r"app/erless/serve/__pycache__/sparse\.cpython-.*\.pyc", each)
+        re.fullmatch(r"app/erless/serve/functions/__pycache__/sparse\.cpython-.*\.pyc", each)
         for each in paths
     )
     assert any(re.fullmatch(r"app/erless/dlrm/_kernels\..*\.so", each) for each in paths)
