@@ -30,8 +30,8 @@ def cli_page() -> str:
     lines = [
         "# Command line",
         "",
-        "Every command takes `-o json`, exits with 0 when it is done, with 1 and one short error that",
-        "says what to try, and with 2 on wrong usage.",
+        "Every command takes `-o json`, exits with 0 when it is done, with 1 and one short error",
+        "that says what to try, and with 2 on wrong usage.",
     ]
     for name in VERBS:
         for path, command in commands(f"erless {name}", root.get_command(None, name)):
@@ -77,8 +77,8 @@ def config_page() -> str:
     lines = [
         "# erless.yaml",
         "",
-        "`erless init` writes this file with every key at its default; an unknown key is an error that",
-        "names the nearest valid one. `erless config schema` prints the JSON schema for editors.",
+        "`erless init` writes this file with every key at its default; an unknown key is an error",
+        "that names the nearest valid one. `erless config schema` prints the schema for editors.",
         *section_lines(Config, ""),
     ]
     return "\n".join(lines) + "\n"
@@ -114,25 +114,30 @@ def model_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
+PLAIN_TYPES = {
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    Path: "path",
+    type(None): "nothing",
+}
+
+
 def type_text(annotation: Any) -> str:
     """A type in the words of a YAML file."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return type_text(inner[0])
-    if origin is Literal:
-        return " or ".join(str(value) for value in inner)
-    if origin in (Union, types.UnionType):
-        return " or ".join("nothing" if each is type(None) else type_text(each) for each in inner)
-    if origin in (tuple, list, frozenset, set):
-        return f"list of {type_text(inner[0])}"
+    if origin in (Literal, Union, types.UnionType):
+        return " or ".join(map(str if origin is Literal else type_text, inner))
     if origin is dict:
         return f"map of {type_text(inner[0])} to {type_text(inner[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
+    if origin is not None:
+        return f"list of {type_text(inner[0])}"
+    if issubclass(annotation, Enum):
         return " or ".join(str(member.value) for member in annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "section"
-    names = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
-    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    return PLAIN_TYPES.get(annotation, "section")
 
 
 def value_text(value: Any) -> str:
