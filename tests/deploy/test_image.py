@@ -190,7 +190,7 @@ def test_what_is_altered_or_absent_is_said(tmp_path: Path, registry: str) -> Non
         push_archive(bad, reference, tmp_path)
     with pytest.raises(ImageError, match="no image reference|not an image reference"):
         parse_reference("Not A Reference")
-    with pytest.raises(ImageError, match="cannot resolve 1 of 127.0.0.1:1/x"):
+    with pytest.raises(ImageError, match="cannot read 1 of 127.0.0.1:1/x"):
         resolve_digest(parse_reference("127.0.0.1:1/x:1"))
 
 

@@ -13,6 +13,7 @@ import urllib3
 import yaml
 
 from erless.errors import DeployError, first_line
+from erless.outbound import open_pool
 from erless.storage.atomic import os_errors
 
 __all__ = [
@@ -36,7 +37,7 @@ KNATIVE = (
     f"{_KOURIER}/kourier.yaml",
 )
 
-TIMEOUT_S = urllib3.Timeout(connect=10.0, read=30.0)
+TIMEOUT_S = 30.0
 MAX_BYTES = 32 << 20  # the largest of Knative's files has 0.5 MB
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -104,8 +105,9 @@ def _download(url: str) -> bytes:
     _check_scheme(url)
     saved = "save the file elsewhere and name its path"
     try:
-        with urllib3.PoolManager(timeout=TIMEOUT_S, retries=urllib3.Retry(3, redirect=5)) as pool:
-            answer = pool.request("GET", url, preload_content=False)
+        with open_pool(url, TIMEOUT_S) as pool:
+            retries = urllib3.Retry(3, redirect=5)
+            answer = pool.request("GET", url, preload_content=False, retries=retries)
             _check_scheme(answer.geturl() or url)
             data = answer.read(MAX_BYTES + 1, decode_content=True)
             answer.release_conn()

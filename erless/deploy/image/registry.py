@@ -1,7 +1,6 @@
-"""A registry's HTTP API (OCI distribution), through python-dxf: pull a base, push an image.
+"""A registry's HTTP API (OCI distribution specification 1.1): pull a base, push an image.
 
-Credentials are Docker's own: `~/.docker/config.json` with its credential helpers, and for ECR what
-AWS's standard chain gives. Registries on loopback are spoken to in plain HTTP.
+Registries on loopback are spoken to in plain HTTP, all others in HTTPS.
 """
 
 from __future__ import annotations
@@ -9,30 +8,36 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+from urllib.parse import urlencode, urljoin, urlsplit
 
-import requests
-from dxf import DXF, DXFBase
-from dxf.exceptions import DXFError
+import urllib3
 
-from erless.deploy.image.reference import HUB_API, Reference
+from erless.deploy.image.credentials import find_credentials
+from erless.deploy.image.reference import Reference
 from erless.errors import ImageError, first_line
+from erless.outbound import open_pool
+from erless.storage.atomic import os_errors
 
 __all__ = ["Registry", "resolve_digest"]
 
 TIMEOUT_S = 60.0
+CHUNK_BYTES = 1 << 20
+MAX_DOCUMENT_BYTES = 4 << 20  # the distribution specification asks registries to take that much
 PLATFORM = ("linux", "amd64")
-_ECR = re.compile(r"^\d{12}\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com")
-_INDEXES = {
+MANIFEST_TYPES = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+INDEX_TYPES = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
-}
+)
+_CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
 
 class Registry:
@@ -40,84 +45,205 @@ class Registry:
 
     Args:
         reference: names host and repository.
-        insecure: plain HTTP; None: only on loopback.
+
+    Raises:
+        ConfigError: the environment's proxy or certificate file cannot be used.
     """
 
-    def __init__(self, reference: Reference, *, insecure: bool | None = None) -> None:
+    def __init__(self, reference: Reference) -> None:
         self.reference = reference
-        plain = reference.loopback if insecure is None else insecure
-        self._dxf = DXF(
-            reference.host, reference.name, self._authenticate, insecure=plain, timeout=TIMEOUT_S
-        )
+        scheme = "http" if reference.loopback else "https"
+        self._root = f"{scheme}://{reference.host}/v2/{reference.name}"
+        self._pool = open_pool(self._root, TIMEOUT_S)
+        self._authorization: str | None = None
 
     def manifest(self, version: str) -> tuple[str, dict[str, Any]]:
-        """Digest and document of a manifest; of an index, the one for this platform."""
-        with self._errors(f"read {version} of"):
-            text, _ = self._dxf.get_manifest_and_response(version)
-        document = json.loads(text)
-        if document.get("mediaType") in _INDEXES:
-            for each in document["manifests"]:
-                found = each.get("platform", {})
-                if (found.get("os"), found.get("architecture")) == PLATFORM:
-                    return self.manifest(each["digest"])
+        """Digest and document of a manifest; of an index, the one for this platform.
+
+        Raises:
+            ImageError: absent, refused, not what its digest says, or for other platforms only.
+        """
+        data = self._read_manifest(version)
+        try:
+            document = json.loads(data)
+        except ValueError as error:
+            raise ImageError(f"{version} of {self._what} is no manifest: {error}") from error
+        if document.get("mediaType") in INDEX_TYPES or "manifests" in document:
+            for entry in document["manifests"]:
+                platform = entry.get("platform", {})
+                if (platform.get("os"), platform.get("architecture")) == PLATFORM:
+                    return self.manifest(entry["digest"])
             raise ImageError(f"{self._what} has no image for {'/'.join(PLATFORM)}")
-        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}", document
+        return _sha256(data), document
 
     def digest(self, version: str) -> str:
-        """The digest that a tag stands for now."""
-        with self._errors(f"resolve {version} of"):
-            text, answer = self._dxf.get_manifest_and_response(version)
-        named = answer.headers.get("Docker-Content-Digest")
-        return str(named or f"sha256:{hashlib.sha256(text.encode()).hexdigest()}")
+        """The digest that a tag stands for now: of the manifest, or of the index."""
+        return _sha256(self._read_manifest(version))
 
     def pull(self, digest: str, target: Path) -> None:
-        """Fetch a blob to a file; python-dxf compares it with its digest."""
-        with self._errors(f"pull {digest} of"), target.open("wb") as file:
-            chunks = cast(Iterator[bytes], self._dxf.pull_blob(digest, chunk_size=1 << 20))
-            for chunk in chunks:
-                file.write(chunk)
+        """Fetch a blob to a file.
+
+        Raises:
+            ImageError: absent, refused, or its content has another digest.
+            StorageError: the disk refused.
+        """
+        actual = hashlib.sha256()
+        with self._errors(f"pull {digest} of"):
+            answer = self._request("GET", f"{self._root}/blobs/{digest}", preload_content=False)
+            with os_errors(target), target.open("wb") as file:
+                for chunk in answer.stream(CHUNK_BYTES):
+                    actual.update(chunk)
+                    file.write(chunk)
+            answer.release_conn()
+        if f"sha256:{actual.hexdigest()}" != digest:
+            raise ImageError(
+                f"{self._what}: expected digest {digest}, got sha256:{actual.hexdigest()}"
+            )
 
     def push(self, path: Path, digest: str) -> bool:
-        """Send a blob unless it is there; says whether it was sent."""
+        """Send a blob unless it is there; returns whether it was sent."""
         with self._errors(f"push {digest} to"):
-            try:
-                self._dxf.blob_size(digest)
-            except requests.HTTPError as error:
-                if error.response is None or error.response.status_code != 404:
-                    raise
-            else:
+            if self._request("HEAD", f"{self._root}/blobs/{digest}", absent=True).status == 200:
                 return False
+            begun = self._request("POST", f"{self._root}/blobs/uploads/")
+            place = urljoin(f"{self._root}/", begun.headers["Location"])
+            place += ("&" if urlsplit(place).query else "?") + urlencode({"digest": digest})
             with path.open("rb") as file:
-                self._dxf.push_blob(
-                    data=iter(lambda: file.read(1 << 20), b""), digest=digest, check_exists=False
-                )
+                headers = {
+                    "Content-Type": "application/octet-stream",
+                    "Content-Length": str(path.stat().st_size),
+                }
+                self._request("PUT", place, body=file, headers=headers)
         return True
 
     def tag(self, manifest: str, version: str) -> None:
         """Name a manifest whose blobs are there."""
+        kind = json.loads(manifest).get("mediaType", MANIFEST_TYPES[0])
         with self._errors(f"tag {version} in"):
-            self._dxf.set_manifest(version, manifest)
+            self._request(
+                "PUT",
+                f"{self._root}/manifests/{version}",
+                body=manifest.encode(),
+                headers={"Content-Type": kind},
+            )
+
+    def _read_manifest(self, version: str) -> bytes:
+        """A manifest's bytes, compared with its digest where it is asked for by digest."""
+        with self._errors(f"read {version} of"):
+            answer = self._request(
+                "GET",
+                f"{self._root}/manifests/{version}",
+                headers={"Accept": ", ".join([*MANIFEST_TYPES, *INDEX_TYPES])},
+                preload_content=False,
+            )
+            data = answer.read(MAX_DOCUMENT_BYTES + 1)
+            answer.release_conn()
+        if len(data) > MAX_DOCUMENT_BYTES:
+            raise ImageError(f"{version} of {self._what} is larger than {MAX_DOCUMENT_BYTES:,} B")
+        if version.startswith("sha256:") and _sha256(data) != version:
+            raise ImageError(f"{self._what}: expected digest {version}, got {_sha256(data)}")
+        return data
 
     @property
     def _what(self) -> str:
         return f"{self.reference.host}/{self.reference.name}"
 
+    def _request(
+        self,
+        method: str,
+        url: str,
+        *,
+        absent: bool = False,
+        headers: dict[str, str] | None = None,
+        **more: Any,
+    ) -> urllib3.BaseHTTPResponse:
+        """One request, sent again with credentials where the registry asks for them.
+
+        Args:
+            method: of HTTP.
+            url: absolute.
+            absent: whether 404 is an answer like any other.
+            headers: beside the credentials.
+            more: what urllib3 takes besides.
+
+        Raises:
+            _RefusedError: the status is no success.
+        """
+        retries = urllib3.Retry(5, status=3, backoff_factor=0.2)
+        while True:
+            # credentials are the registry's: an upload or a blob may lie on another host
+            ours = urlsplit(url).netloc == urlsplit(self._root).netloc
+            known = {"Authorization": self._authorization} if ours and self._authorization else {}
+            answer = self._pool.request(
+                method, url, headers=(headers or {}) | known, retries=retries, **more
+            )
+            if answer.status == 401 and ours and not known:
+                challenge = answer.headers.get("WWW-Authenticate", "")
+                answer.drain_conn()
+                self._authorization = self._authorize(challenge)
+                if self._authorization is not None:
+                    if hasattr(more.get("body"), "seek"):
+                        more["body"].seek(0)
+                    continue
+            if answer.status >= 400 and not (absent and answer.status == 404):
+                answer.drain_conn()
+                raise _RefusedError(answer.status)
+            return answer
+
+    def _authorize(self, challenge: str) -> str | None:
+        """The header that answers a registry's challenge; None where there is nothing to send."""
+        user, password = find_credentials(self.reference.host)
+        basic = None
+        if user is not None:
+            pair = base64.b64encode(f"{user}:{password or ''}".encode()).decode()
+            basic = f"Basic {pair}"
+        scheme, _, rest = challenge.partition(" ")
+        if scheme.lower() != "bearer":
+            return basic
+        fields = dict(_CHALLENGE.findall(rest))
+        realm = fields.pop("realm", "")
+        if urlsplit(realm).scheme != "https" and not self.reference.loopback:
+            raise ImageError(f"{self._what}: credentials would go to {realm or 'nowhere'} in clear")
+        fields["scope"] = (
+            f"repository:{self.reference.name}:pull,push"
+            if basic
+            else (fields.get("scope") or f"repository:{self.reference.name}:pull")
+        )
+        sent = {"Authorization": basic} if basic else {}
+        answer = open_pool(realm, TIMEOUT_S).request(
+            "GET", f"{realm}?{urlencode(fields)}", headers=sent
+        )
+        if answer.status >= 400:
+            raise _RefusedError(answer.status)
+        document = json.loads(answer.data)
+        return f"Bearer {document.get('token') or document['access_token']}"
+
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
+        """Translate what a registry or the way to it answered."""
         try:
             yield
-        except requests.HTTPError as error:
-            code = error.response.status_code if error.response is not None else "?"
-            said = "not there" if code == 404 else "refused"
-            if code in (401, 403):
-                said = "not permitted"
-            raise ImageError(f"cannot {doing} {self._what}: {said} ({code})") from error
-        except (requests.RequestException, DXFError) as error:
-            raise ImageError(f"cannot {doing} {self._what}: {first_line(error)}") from error
+        except _RefusedError as error:
+            words = {401: "not permitted", 403: "not permitted", 404: "not there"}
+            said = words.get(error.status, "refused")
+            raise ImageError(f"cannot {doing} {self._what}: {said} ({error.status})") from error
+        except urllib3.exceptions.HTTPError as error:
+            reason = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
+            raise ImageError(
+                f"cannot {doing} {self._what}: {first_line(reason or error)}"
+            ) from error
+        except (ValueError, KeyError) as error:
+            raise ImageError(
+                f"cannot {doing} {self._what}: the answer is damaged ({error})"
+            ) from error
 
-    def _authenticate(self, dxf: DXFBase, response: requests.Response) -> None:
-        username, password = _credentials(self.reference.host)
-        dxf.authenticate(username, password, response=response)
+
+class _RefusedError(Exception):
+    """A registry's answer with an error's status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(str(status))
+        self.status = status
 
 
 def resolve_digest(reference: Reference) -> str:
@@ -129,58 +255,5 @@ def resolve_digest(reference: Reference) -> str:
     return reference.at(reference.digest or Registry(reference).digest(reference.tag))
 
 
-def _credentials(host: str) -> tuple[str | None, str | None]:
-    """User and password for a registry; none: anonymous."""
-    folder = Path(os.environ.get("DOCKER_CONFIG", Path.home() / ".docker"))
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        config = {}
-    keys = [host, f"https://{host}"]
-    if host == HUB_API:
-        keys.append("https://index.docker.io/v1/")
-    for key in keys:
-        helper = config.get("credHelpers", {}).get(key) or (
-            config.get("credsStore") if key in config.get("auths", {}) else None
-        )
-        if helper:
-            return _from_helper(helper, key)
-        text = config.get("auths", {}).get(key, {}).get("auth")
-        if text:
-            user, _, password = base64.b64decode(text).decode().partition(":")
-            return user, password
-    region = _ECR.match(host)
-    return _from_ecr(region[1]) if region else (None, None)
-
-
-def _from_helper(helper: str, key: str) -> tuple[str | None, str | None]:
-    """Ask Docker's credential helper."""
-    try:
-        done = subprocess.run(
-            [f"docker-credential-{helper}", "get"],
-            input=key,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ImageError(f"docker-credential-{helper} failed: {first_line(error)}") from error
-    if done.returncode:
-        return None, None
-    found = json.loads(done.stdout)
-    return found.get("Username"), found.get("Secret")
-
-
-def _from_ecr(region: str) -> tuple[str | None, str | None]:
-    """A token from AWS, for as long as a push takes."""
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        answer = boto3.client("ecr", region_name=region).get_authorization_token()
-    except (BotoCoreError, ClientError) as error:
-        raise ImageError(f"no token for ECR in {region}: {first_line(error)}") from error
-    token = base64.b64decode(answer["authorizationData"][0]["authorizationToken"]).decode()
-    user, _, password = token.partition(":")
-    return user, password
+def _sha256(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"

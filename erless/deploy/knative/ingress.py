@@ -6,10 +6,11 @@ the Host header, so connecting to any address of the ingress does too.
 
 from __future__ import annotations
 
-import http.client
 import socket
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
+
+import urllib3
 
 from erless.deploy.knative.render import Object
 from erless.deploy.kubernetes.api import Api
@@ -20,7 +21,7 @@ __all__ = ["find_address"]
 
 CONNECT_S, ANSWER_S = 0.5, 3.0
 LIVE = "/v2/health/live"
-HTTP_PORT = 80
+HTTP_PORT, HTTP_OK = 80, 200
 
 
 def find_address(api: Api, url: str, namespaces: Sequence[str]) -> str:
@@ -73,25 +74,33 @@ def _addresses(service: Object, nodes: list[Object]) -> Iterator[str]:
         return
     balancers = service.get("status", {}).get("loadBalancer", {}).get("ingress") or []
     for each in balancers:
-        yield f"{each.get('ip') or each.get('hostname')}:{HTTP_PORT}"
+        yield join_address(each.get("ip") or each.get("hostname") or "", HTTP_PORT)
     for node in nodes if port.get("nodePort") else []:
         for each in node.get("status", {}).get("addresses", []):
             if each["type"] in ("ExternalIP", "InternalIP"):
-                yield f"{each['address']}:{port['nodePort']}"
+                yield join_address(each["address"], port["nodePort"])
     if spec.get("clusterIP") not in (None, "", "None"):
-        yield f"{spec['clusterIP']}:{HTTP_PORT}"
+        yield join_address(spec["clusterIP"], HTTP_PORT)
+
+
+def join_address(host: str, port: int) -> str:
+    """HOST:PORT; an IPv6 address gets brackets.
+
+    >>> join_address("192.0.2.1", 80), join_address("2001:db8::1", 80)
+    ('192.0.2.1:80', '[2001:db8::1]:80')
+    """
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _answers(address: str, host: str) -> bool:
-    """Whether our gateway answers there."""
-    name, _, port = address.rpartition(":")
-    connection = http.client.HTTPConnection(name, int(port), timeout=CONNECT_S)
-    try:
-        connection.connect()
-        connection.sock.settimeout(ANSWER_S)
-        connection.request("GET", LIVE, headers={"Host": host})
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    """Whether our gateway answers at `address` to a request for `host`."""
+    parts = urlsplit(f"//{address}")
+    timeout = urllib3.Timeout(connect=CONNECT_S, read=ANSWER_S)
+    with urllib3.HTTPConnectionPool(parts.hostname or "", parts.port, timeout=timeout) as pool:
+        try:
+            answer = pool.request(
+                "GET", LIVE, headers={"Host": host}, retries=False, redirect=False
+            )
+        except (urllib3.exceptions.HTTPError, OSError):
+            return False
+        return answer.status == HTTP_OK

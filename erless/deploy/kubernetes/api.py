@@ -24,6 +24,7 @@ from kubernetes.dynamic import DynamicClient
 
 from erless.deploy.kubernetes.kinds import Kind, kind_of
 from erless.errors import ConflictError, DeployError, KubeconfigError, first_line
+from erless.outbound import ca_bundle, checked_proxy, proxy_for, proxy_headers
 
 __all__ = ["FIELD_MANAGER", "Api", "Gone", "Missing", "Unreachable", "connect"]
 
@@ -56,6 +57,7 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> Api:
         KubeconfigError: no kubeconfig, no such context, or it is damaged.
     """
     settings = client.Configuration()
+    settings.proxy = None  # so that what it is afterwards is the kubeconfig's own
     try:
         try:
             config.load_kube_config(  # type: ignore[no-untyped-call]
@@ -74,7 +76,25 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> Api:
         where = kubeconfig or "KUBECONFIG or ~/.kube/config"
         raise KubeconfigError(f"no usable kubeconfig at {where}: {first_line(error)}") from error
     settings.retries = False  # retried here, where the deadline is known
+    _set_proxy(settings)
+    if settings.ssl_ca_cert is None:
+        settings.ssl_ca_cert = ca_bundle()
     return Api(client.ApiClient(settings))
+
+
+def _set_proxy(settings: client.Configuration) -> None:
+    """The kubeconfig's `proxy-url` holds whatever NO_PROXY says; else the environment decides.
+
+    Raises:
+        ConfigError: the proxy speaks another protocol than HTTP.
+    """
+    if settings.proxy:
+        settings.proxy = checked_proxy(settings.proxy, "the kubeconfig's proxy-url")
+    else:
+        settings.proxy = proxy_for(settings.host)
+    settings.no_proxy = ""  # already considered
+    if settings.proxy:
+        settings.proxy_headers = proxy_headers(settings.proxy)
 
 
 class Api:
@@ -278,6 +298,9 @@ class Api:
         except ValueError:
             document = {}
         said = document.get("message") or first_line(Exception(error.reason or "refused"))
+        if error.status == 0:  # the official client's way to tell of TLS that failed
+            why = (str(error.reason).splitlines() or [said])[-1]
+            return DeployError(f"no TLS connection to the cluster at {self.host}: {why}")
         if error.status == 404:
             return Missing(f"{path}: {said}")
         if error.status == 410:

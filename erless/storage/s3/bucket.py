@@ -20,6 +20,7 @@ from botocore.exceptions import (
 )
 
 from erless.errors import ArtifactError, StorageError, StoreError
+from erless.outbound import ca_bundle, proxy_for
 from erless.storage.store import Blob
 
 if TYPE_CHECKING:
@@ -73,8 +74,11 @@ class S3Bucket:
             request_checksum_calculation="when_required",  # parts carry their own
             response_checksum_validation="when_required",  # sha256 covers the whole
         )
+        proxy_for(endpoint_url or "https://s3.amazonaws.com")  # refuse what boto3 cannot use
         with self.errors("reach"):
-            self.client: S3Client = boto3.client("s3", endpoint_url=endpoint_url, config=config)
+            self.client: S3Client = boto3.client(
+                "s3", endpoint_url=endpoint_url, config=config, verify=ca_bundle()
+            )
 
     @contextmanager
     def errors(self, action: str, name: str = "") -> Iterator[None]:

@@ -1,0 +1,83 @@
+"""Credentials for a registry: Docker's own configuration and helpers, and AWS's chain for ECR."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from erless.deploy.image.reference import HUB_API
+from erless.errors import ImageError, first_line
+
+__all__ = ["find_credentials"]
+
+TIMEOUT_S = 60.0
+Credentials = tuple[str | None, str | None]
+_ECR = re.compile(r"^\d{12}\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com")
+
+
+def find_credentials(host: str) -> Credentials:
+    """User and password for the registry at `host`; (None, None) means anonymous.
+
+    Raises:
+        ImageError: a credential helper or AWS failed.
+    """
+    folder = Path(os.environ.get("DOCKER_CONFIG", Path.home() / ".docker"))
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = {}
+    keys = [host, f"https://{host}"]
+    if host == HUB_API:
+        keys.append("https://index.docker.io/v1/")
+    for key in keys:
+        helper = config.get("credHelpers", {}).get(key) or (
+            config.get("credsStore") if key in config.get("auths", {}) else None
+        )
+        if helper:
+            return _from_helper(helper, key)
+        text = config.get("auths", {}).get(key, {}).get("auth")
+        if text:
+            user, _, password = base64.b64decode(text).decode().partition(":")
+            return user, password
+    region = _ECR.match(host)
+    return _from_ecr(region[1]) if region else (None, None)
+
+
+def _from_helper(helper: str, key: str) -> Credentials:
+    """Ask Docker's credential helper."""
+    try:
+        done = subprocess.run(
+            [f"docker-credential-{helper}", "get"],
+            input=key,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ImageError(f"docker-credential-{helper} failed: {first_line(error)}") from error
+    if done.returncode:
+        return None, None
+    answer = json.loads(done.stdout)
+    return answer.get("Username"), answer.get("Secret")
+
+
+def _from_ecr(region: str) -> Credentials:
+    """A token from AWS, valid for longer than a push takes."""
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from erless.outbound import ca_bundle
+
+    try:
+        client = boto3.client("ecr", region_name=region, verify=ca_bundle())
+        answer = client.get_authorization_token()
+    except (BotoCoreError, ClientError) as error:
+        raise ImageError(f"no token for ECR in {region}: {first_line(error)}") from error
+    token = base64.b64decode(answer["authorizationData"][0]["authorizationToken"]).decode()
+    user, _, password = token.partition(":")
+    return user, password
