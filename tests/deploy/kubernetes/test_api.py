@@ -11,7 +11,7 @@ import pytest
 from erless.deploy.kubernetes.api import connect
 from erless.errors import ConfigError, DeployError, ErlessError
 from erless.outbound import CA_VARIABLES, open_pool
-from erless.storage.s3.bucket import Bucket
+from erless.storage.s3.bucket import S3Bucket
 from tests.authority import private_authority
 from tests.deploy.fake_cluster import FakeCluster
 from tests.proxies import ProxyServer, proxy_server
@@ -111,7 +111,7 @@ def test_a_private_authority_is_one_variable_for_every_client(
     assert "gitVersion" in connect(path).call("GET", "/version")
     url = f"https://127.0.0.1:{cluster.url.rpartition(':')[2]}"
     assert open_pool(url, 5).request("GET", f"{url}/version").status == 200
-    bucket = Bucket("s3://recs/releases", url, attempts=1)
+    bucket = S3Bucket("s3://recs/releases", url, attempts=1)
     with pytest.raises(ErlessError) as refused, bucket.errors("list"):
         bucket.client.list_objects_v2(Bucket="recs")
     assert "SSL" not in str(refused.value)  # it answered, and is no S3
