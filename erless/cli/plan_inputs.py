@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from erless.cli.options import CONFIG_FILE, project
 
@@ -14,11 +16,34 @@ if TYPE_CHECKING:
     from erless.plan.source import PlanSource
     from erless.specs.config import Config
 
-__all__ = ["PlanInputs", "read_inputs"]
+__all__ = ["PlanInputs", "SourceOptions", "read_inputs"]
 
 PLAN_FILE = Path("plan.json")
 DEFAULT_LOCALITY = 0.9
-OPTIONS = {"allowed": "precision", "tier_precision": "precision", "tier_replicas": "min-replicas"}
+# Options that take VALUE for all tiers and TIER=VALUE for one: the fields that they fill.
+BY_TIER = {
+    "precision": ("allowed", "tier_precision"),
+    "min_replicas": ("min_replicas", "tier_replicas"),
+}
+OPTIONS = {field: option for option, filled in BY_TIER.items() for field in filled}
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What is planned, and where the plan goes."""
+
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Model bundle [erless.yaml's].")
+    ] = None
+    profile: Annotated[
+        Path | None, typer.Option("--profile", "-p", help="Profile of its access log [likewise].")
+    ] = None
+    out: Annotated[
+        Path | None, typer.Option(help="Write the plan [plan.json if erless.yaml says the rest].")
+    ] = None
+    workload: Annotated[str | None, typer.Option(help="rm1, rm2, rm3: no weights needed.")] = None
+    locality: Annotated[float | None, typer.Option(help="P of the workload [0.9].")] = None
+    prices: Annotated[Path | None, typer.Option(help="Your own instance types (CSV).")] = None
 
 
 @dataclass(frozen=True)
@@ -31,26 +56,13 @@ class PlanInputs:
     out: Path | None
 
 
-def read_inputs(
-    given: Mapping[str, Any],
-    *,
-    model: Path | None,
-    profile: Path | None,
-    workload: str | None,
-    locality: float | None,
-    prices: Path | None,
-    out: Path | None,
-) -> PlanInputs:
+def read_inputs(options: SourceOptions, given: Mapping[str, Any]) -> PlanInputs:
     """Put options and config together.
 
     Args:
-        given: options named as `PlanRequest`'s fields; None where left out.
-        model: `--model`.
-        profile: `--profile`.
-        workload: `--workload`: a reference workload, which no erless.yaml changes.
-        locality: `--locality`, of a workload.
-        prices: `--prices`.
-        out: `--out`; where only erless.yaml says what to plan, the default is plan.json.
+        options: what to plan. No erless.yaml changes a reference workload; where only erless.yaml
+            says what to plan, the plan goes to plan.json.
+        given: options named as `PlanRequest`'s fields, without those left out.
 
     Raises:
         ConfigError: erless.yaml has a mistake.
@@ -60,13 +72,15 @@ def read_inputs(
     from erless.errors import PlanError
     from erless.plan.source import profile_source, workload_source
 
-    if workload:
+    model, profile = options.model, options.profile
+    if options.workload:
         if model or profile:
             raise PlanError("--workload plans without a model: leave out --model and --profile")
         request = _request(given, {})
-        place = DEFAULT_LOCALITY if locality is None else locality
-        return PlanInputs(request, workload_source(workload, place, request.batch), prices, out)
-    if locality is not None:
+        locality = DEFAULT_LOCALITY if options.locality is None else options.locality
+        source = workload_source(options.workload, locality, request.batch)
+        return PlanInputs(request, source, options.prices, options.out)
+    if options.locality is not None:
         raise PlanError("--locality is a reference workload's: a profile says how hot its rows are")
     config = project()
     written = CONFIG_FILE.exists()
@@ -75,9 +89,9 @@ def read_inputs(
     _present(bundle, "model", "--model", "erless import")
     _present(hotness, "profile", "--profile", "erless profile")
     source = profile_source(bundle, hotness, request.batch, request.stale_profile)
-    if out is None and written and model is None and profile is None:
-        out = PLAN_FILE
-    return PlanInputs(request, source, prices or (config.planner.prices if written else None), out)
+    implied = PLAN_FILE if written and model is None and profile is None else None
+    prices = options.prices or (config.planner.prices if written else None)
+    return PlanInputs(request, source, prices, options.out or implied)
 
 
 def _present(path: Path, what: str, option: str, verb: str) -> None:
@@ -92,19 +106,15 @@ def _present(path: Path, what: str, option: str, verb: str) -> None:
 
 
 def _from_config(config: Config) -> dict[str, Any]:
-    """erless.yaml's words as the request's."""
-    planner = config.planner
-    return {
-        "qps": config.traffic.qps,
-        "batch": config.traffic.batch,
-        "sla_p95_ms": config.traffic.sla_p95_ms,
-        "policy": planner.policy,
-        "objective": planner.objective,
-        "max_fan_out": planner.max_fan_out,
-        "max_shard_bytes": planner.max_shard_bytes,
-        "tier_replicas": planner.min_replicas,
-        "allowed": config.precision.allowed,
-    }
+    """What erless.yaml says of the request: its keys are named as the request's fields."""
+    from erless.plan.request import PlanRequest
+
+    written: dict[str, Any] = {}
+    for section in (config.traffic, config.planner, config.precision):
+        for name in type(section).model_fields:
+            if name in PlanRequest.model_fields and name not in BY_TIER:
+                written[name] = getattr(section, name)
+    return written | {"tier_replicas": config.planner.min_replicas}
 
 
 def _request(given: Mapping[str, Any], config: Mapping[str, Any]) -> PlanRequest:
@@ -112,28 +122,26 @@ def _request(given: Mapping[str, Any], config: Mapping[str, Any]) -> PlanRequest
 
     from erless.errors import PlanError
     from erless.plan.request import PlanRequest
+    from erless.specs.findings import first_finding
 
-    fields = {name: value for name, value in given.items() if value is not None}
-    if "traffic" in fields:
-        fields["traffic"] = _times(str(fields["traffic"]))
-        if "qps" not in fields:
-            config = {name: value for name, value in config.items() if name != "qps"}
-    fields |= _by_tier("precision", fields.pop("precision", ()), "allowed", "tier_precision")
-    replicas = _by_tier("min-replicas", fields.pop("min_replicas", ()), "floors", "tier_replicas")
-    floors = replicas.pop("floors", ())
+    fields = dict(given)
+    if "traffic" in fields and "qps" not in fields:
+        config = {name: value for name, value in config.items() if name != "qps"}
+    for option, (every, single) in BY_TIER.items():
+        fields |= _by_tier(option, fields.pop(option, ()), every, single)
+    floors = fields.pop("min_replicas", ())
     if len(floors) > 1:
         raise PlanError(f"--min-replicas names {' and '.join(floors)} for every function")
-    fields |= replicas | ({"min_replicas": floors[0]} if floors else {})
+    fields |= {"min_replicas": floors[0]} if floors else {}
     if fields.get("equal_containers"):
         config = {name: value for name, value in config.items() if name != "objective"}
     known = {name: value for name, value in config.items() if value is not None}
     try:
         return PlanRequest.model_validate(known | fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        where = OPTIONS.get(name, name.replace("_", "-"))
-        raise PlanError(f"{where}: {first['msg']}, found {first['input']!r}") from error
+        keys, words = first_finding(error)
+        option = OPTIONS.get(keys[0], keys[0]).replace("_", "-")
+        raise PlanError(f"--{option}: {words}") from error
 
 
 def _by_tier(option: str, words: Sequence[str], every: str, single: str) -> dict[str, Any]:
@@ -141,18 +149,14 @@ def _by_tier(option: str, words: Sequence[str], every: str, single: str) -> dict
     from erless.errors import PlanError
     from erless.specs.plan import Tier
 
+    flag = f"--{option.replace('_', '-')}"
     plain = tuple(word for word in words if "=" not in word)
-    pairs = dict(word.split("=", 1) for word in words if "=" in word)
-    wrong = [name for name in pairs if name not in set(Tier)]
+    pairs = [word.split("=", 1) for word in words if "=" in word]
+    tiers = [name for name, _ in pairs]
+    wrong = [name for name in tiers if name not in set(Tier)]
     if wrong:
-        raise PlanError(f"--{option} {wrong[0]}=…: no such tier; there are {', '.join(Tier)}")
-    return {**({every: plain} if plain else {}), **({single: pairs} if pairs else {})}
-
-
-def _times(text: str) -> float:
-    from erless.errors import PlanError
-
-    try:
-        return float(text.lower().removesuffix("x"))
-    except ValueError:
-        raise PlanError(f"traffic {text!r} is not a number of replicas like 8x") from None
+        raise PlanError(f"{flag} {wrong[0]}=…: no such tier; there are {', '.join(Tier)}")
+    twice = [name for name in tiers if tiers.count(name) > 1]
+    if twice:
+        raise PlanError(f"{flag} names tier {twice[0]} {tiers.count(twice[0])} times")
+    return {**({every: plain} if plain else {}), **({single: dict(pairs)} if pairs else {})}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from erless.deploy.target import Desired
@@ -24,14 +23,11 @@ def load_desired(location: str, release: str = "", endpoint_url: str | None = No
     """
     store = open_store(location, endpoint_url=endpoint_url)
     release_manifest = find_release(store, release)
-    with tempfile.TemporaryDirectory(prefix="erless-") as folder:
-        path = Path(folder) / "plan.json"
-        path.write_bytes(store.read(release_manifest.plan.path))
-        plan = Plan.load(path)
+    where_plan = f"{store.url}/{release_manifest.plan.path}"
+    plan = Plan.parse(store.read(release_manifest.plan.path), where_plan)
     if plan.digest != release_manifest.plan_digest:
         raise ArtifactError(
-            f"{store.url}/{release_manifest.plan.path}: plan {plan.digest[:12]}, "
-            f"expected {release_manifest.plan_digest[:12]}"
+            f"{where_plan}: plan {plan.digest[:12]}, expected {release_manifest.plan_digest[:12]}"
         )
     where = location if location.startswith("s3://") else str(Path(location).resolve())
     return Desired(where, release_manifest, plan, endpoint_url)

@@ -27,8 +27,8 @@ from erless.plan.policies.node_sized import node_shaped
 from erless.plan.policies.tiers import with_tiers
 from erless.plan.request import PlanRequest, Policy
 from erless.plan.search.bounds import dollars_bound, memory_bound
+from erless.plan.search.frontier import SearchLimits
 from erless.specs.model import ModelSpec
-from erless.specs.plan import Precision
 
 __all__ = ["POLICIES", "Candidate", "Outcome", "Planner"]
 
@@ -202,7 +202,8 @@ class Planner:
         sizes = sorted(set(sizes))
         if len(self.demand.tables) > MANY_TABLES:
             sizes = sizes[:: max(1, len(sizes) // 3)]
-        return sizes[::-2][::-1] if self.coarse else sizes
+        largest_first = sizes[::-1]
+        return sorted(largest_first[::2]) if self.coarse else sizes
 
     def _pool(self, policy: Policy, per_table: int | None = None) -> list[Layout]:
         layouts: list[Layout] = []
@@ -225,7 +226,14 @@ class Planner:
         chosen: list[Layout] = []
         for precision in self.request.precisions:
             for hot in (True,) if terms.fixed_vcpu or self.coarse else (True, False):
-                found = self._joint_layouts(demand, terms, precision, self.shard_bytes, hot)
+                found = joint_layouts(
+                    demand,
+                    terms,
+                    SearchLimits(self.request.max_fan_out, self.shard_bytes, resident_hot=hot),
+                    precision=precision,
+                    resident_precision=self.request.resident_precision,
+                    shards_wanted=12 if terms.fixed_vcpu else 6,
+                )
                 chosen += found if terms.fixed_vcpu else _least_of_each_number(found)
         return chosen
 
@@ -245,20 +253,6 @@ class Planner:
                 self.shard_bytes,
             )
         ]
-
-    def _joint_layouts(
-        self, demand: Demand, terms: CostTerms, precision: Precision, room: float, hot: bool
-    ) -> list[Layout]:
-        return joint_layouts(
-            demand,
-            terms,
-            precision=precision,
-            resident_precision=self.request.resident_precision,
-            max_fan_out=self.request.max_fan_out,
-            max_shard_bytes=room,
-            resident_hot=hot,
-            shards_wanted=12 if terms.fixed_vcpu else 6,
-        )
 
     def _choose(self, policy: Policy, pool: Sequence[Layout], strict: bool) -> Candidate | None:
         """The cheapest layout that meets the constraints; for a baseline, else the cheapest."""

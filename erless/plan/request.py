@@ -1,71 +1,115 @@
-"""What a plan is asked for: every knob, filled from erless.yaml and the command line."""
+"""What a plan is asked for: every knob, filled from erless.yaml and the command line.
+
+`erless plan` makes an option of each field: the field's type, range, description and default are
+the option's. Text in brackets at the end of a description replaces the default there.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from erless.specs.artifact import Frozen
 from erless.specs.plan import Precision, Tier
+from erless.specs.planning import (
+    BatchSize,
+    FanOutLimit,
+    LatencyLimit,
+    Objective,
+    Policy,
+    Precisions,
+    QueryRate,
+    ReplicaFloors,
+    ShardSizeLimit,
+)
 
 __all__ = ["Objective", "PlanRequest", "Policy"]
 
-Policy = Literal["model-wise", "table-wise", "elasticrec", "joint"]
-Objective = Literal["memory", "dollars"]
+
+def _times(value: object) -> object:
+    """8.0 for "8x"."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value.lower().removesuffix("x"))
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number of replicas like 8x") from None
+
+
+ReplicasWorth = Annotated[float, BeforeValidator(_times)]
 
 
 class PlanRequest(Frozen):
     """One request. `qps` wins over `traffic`, which counts model-wise one-vCPU replicas."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     policy: Policy = "joint"
-    objective: Objective | None = Field(None, description="None: memory if equal containers")
-    qps: float | None = Field(None, description="queries per second, λ")
-    traffic: float = Field(8.0, description="times what one model-wise replica of 1 vCPU serves")
-    batch: int = Field(32, ge=1, description="samples per query")
-    equal_containers: bool = Field(False, description="the paper's terms")
-    precision: Precision = Field(Precision.FP32, description="below the resident tier")
-    allowed: tuple[Precision, ...] = Field((), description="to choose from, instead of one")
+    objective: Objective | None = Field(
+        None, description="What to minimise [dollars; memory with --equal-containers]."
+    )
+    qps: QueryRate | None = Field(None, description="Queries/s, instead of --traffic.")
+    traffic: ReplicasWorth = Field(
+        8.0, gt=0, description="8x: what eight model-wise replicas of 1 vCPU serve [8x]."
+    )
+    batch: BatchSize = 32
+    equal_containers: bool = Field(False, description="The paper's terms: 1 vCPU each.")
+    precision: Precision = Field(
+        Precision.FP32,
+        description="Below the resident tier: int8, or TIER=int8; repeat it to let the plan choose "
+        "[fp32].",
+    )
+    allowed: Precisions = Field((), description="Precisions to choose from, instead of one.")
     tier_precision: dict[Tier, Precision] = Field(
-        default_factory=dict, description="of single tiers, over `precision`"
+        default_factory=dict, description="Precision of single tiers, over `precision`."
     )
     shards: int | None = Field(
-        None,
-        ge=1,
-        le=254,
-        description="remote functions (joint), or cuts of each table (elasticrec)",
+        None, ge=1, le=254, description="Remote functions; cuts of each table for elasticrec."
     )
-    resident_share: float | None = Field(None, ge=0, le=1, description="of gathers, in the gateway")
-    max_resident_bytes: float | None = Field(None, ge=0, description="of rows in one gateway")
+    resident_share: float | None = Field(
+        None, ge=0, le=1, description="Share of the gathers inside the gateway."
+    )
+    max_resident_bytes: float | None = Field(
+        None, ge=0, description="Most bytes of rows inside one gateway."
+    )
+    frozen: bool = Field(False, description="Let idle rows scale to zero.")
     frozen_share: float | None = Field(
-        None, gt=0, lt=1, description="gathers whose rows freeze although they are not idle"
+        None, gt=0, lt=1, description="Freeze so many gathers though they are not idle."
     )
-    frozen: bool = Field(False, description="let idle rows scale to zero")
-    frozen_window_s: float = Field(60.0, gt=0, description="idle time before scale to zero")
-    frozen_error_budget: float = Field(1e-3, ge=0, description="queries that may meet a cold start")
-    sla_p95_ms: float | None = Field(None, gt=0)
-    max_fan_out: int = Field(254, ge=0, le=254, description="routing is one byte per row")
-    max_shard_bytes: float | None = Field(None, gt=0)
-    min_replicas: int = Field(1, ge=1)
-    tier_replicas: dict[Tier, int] = Field(
-        default_factory=dict, description="fewest replicas by tier, over min_replicas"
+    frozen_window_s: float = Field(60.0, gt=0, description="Idle time before scale to zero.")
+    frozen_error_budget: float = Field(
+        1e-3, ge=0, description="Share of queries that may meet a cold start."
     )
-    max_vcpu: float | None = Field(None, gt=0, description="of one container; None: the node's")
-    utilisation: float | None = Field(None, gt=0, le=1)
+    sla_p95_ms: LatencyLimit | None = None
+    max_fan_out: FanOutLimit = 254
+    max_shard_bytes: ShardSizeLimit | None = None
+    min_replicas: int = Field(
+        1, ge=1, description="Fewest replicas: 2, or TIER=2; repeatable [1; cold, frozen 0]."
+    )
+    tier_replicas: ReplicaFloors = Field(default_factory=dict)
+    max_vcpu: float | None = Field(
+        None, gt=0, description="Most vCPU of one container [the largest node's]."
+    )
+    utilisation: float | None = Field(
+        None, gt=0, le=1, description="Share of a container's vCPU to plan for [0.7]."
+    )
     dense: Literal["auto", "gateway", "function", "gpu"] = Field(
-        "auto", description="where the dense tower runs"
+        "auto", description="Where the dense tower runs."
     )
-    tower_ms: float | None = Field(None, ge=0, description="CPU of the dense tower per query")
-    target_utilisation: float = Field(0.7, gt=0, le=1, description="Knative's")
-    scale_window_s: float = Field(60.0, gt=0)
-    peak: float = Field(2.0, ge=1, description="max scale ÷ planned replicas")
-    stale_profile: bool = Field(False, description="accept another bundle's profile")
+    tower_ms: float | None = Field(None, ge=0, description="CPU ms of the dense tower per query.")
+    target_utilisation: float = Field(
+        0.7, gt=0, le=1, description="Share of its target at which Knative adds a replica."
+    )
+    scale_window_s: float = Field(60.0, gt=0, description="Window of autoscaling.")
+    peak: float = Field(2.0, ge=1, description="Most replicas, in times of the planned ones.")
+    stale_profile: bool = Field(False, description="Accept another bundle's profile.")
 
     @property
     def shaped(self) -> bool:
         """Whether the shape of the joint policy's layout is demanded, not chosen."""
         knobs = (self.shards, self.resident_share, self.max_resident_bytes, self.frozen_share)
-        return any(each is not None for each in knobs)
+        return any(knob is not None for knob in knobs)
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

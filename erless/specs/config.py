@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import Field, ValidationError
 
 from erless.errors import ConfigError
+from erless.specs.findings import first_finding
 from erless.specs.knative import KnativeConfig
-from erless.specs.plan import Precision, Tier
+from erless.specs.plan import Precision
+from erless.specs.planning import (
+    BatchSize,
+    FanOutLimit,
+    LatencyLimit,
+    Objective,
+    Policy,
+    Precisions,
+    QueryRate,
+    ReplicaFloors,
+    ShardSizeLimit,
+)
 from erless.specs.section import Section
-from erless.storage.atomic import os_errors
+from erless.specs.strict_yaml import read_yaml
 
 __all__ = [
     "Config",
@@ -35,34 +45,26 @@ Count = Annotated[int, Field(ge=1)]
 class TrafficConfig(Section):
     """What the deployment must serve."""
 
-    qps: Positive = Field(100.0, description="Queries per second to plan for.")
-    batch: Count = Field(32, description="Samples per query.")
-    sla_p95_ms: Positive = Field(100.0, description="95th percentile of latency, in ms.")
+    qps: QueryRate = 100.0
+    batch: BatchSize = 32
+    sla_p95_ms: LatencyLimit = 100.0
 
 
 class PlannerConfig(Section):
     """How rows become functions."""
 
-    policy: Literal["joint", "elasticrec", "table-wise", "model-wise"] = Field(
-        "joint", description="joint (default), or a baseline to compare with."
-    )
-    objective: Literal["dollars", "memory"] = Field(
-        "dollars", description="What the plan minimises: whole nodes' price, or bytes."
-    )
-    max_fan_out: Count | None = Field(None, description="Most remote calls per query.")
-    max_shard_bytes: Count | None = Field(None, description="Largest shard, in bytes.")
-    min_replicas: dict[Tier, Annotated[int, Field(ge=0)]] = Field(
-        default_factory=dict, description="Fewest replicas by tier; frozen may be 0."
-    )
+    policy: Policy = "joint"
+    objective: Objective = "dollars"
+    max_fan_out: FanOutLimit | None = None
+    max_shard_bytes: ShardSizeLimit | None = None
+    min_replicas: ReplicaFloors = Field(default_factory=dict)
     prices: Path | None = Field(None, description="Your own price table; default: the shipped one.")
 
 
 class PrecisionConfig(Section):
     """Which precisions the plan may use below the resident tier."""
 
-    allowed: tuple[Precision, ...] = Field(
-        (Precision.FP32,), min_length=1, description="fp32, fp16, int8, int4 (row-wise)."
-    )
+    allowed: Precisions = Field((Precision.FP32,), min_length=1)
     max_auc_loss: float = Field(
         0.001, ge=0, le=1, description="Accuracy budget, measured by `erless pack --evaluate`."
     )
@@ -134,36 +136,22 @@ def load_config(path: Path) -> Config:
             names file, line and key.
         ArtifactError: it cannot be read.
     """
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist")
-    with os_errors(path, "read"):
-        text = path.read_text(encoding="utf-8")
+    written = read_yaml(path)
     try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path}: expected keys and values, found a {type(document).__name__}")
-    lines = dict(_lines(tree)) if tree is not None else {}
-    try:
-        config = Config.model_validate(document)
+        config = Config.model_validate(written.values)
     except ValidationError as error:
-        raise ConfigError(_explain(path, error, lines)) from error
+        raise ConfigError(_explain(path, error, written.lines)) from error
     return _anchored(config, path.parent)
 
 
 def _explain(path: Path, error: ValidationError, lines: dict[tuple[str, ...], int]) -> str:
     """The first finding as `file:line: key: what`."""
-    first = error.errors()[0]
-    keys = tuple(str(part) for part in first["loc"])
+    keys, words = first_finding(error)
     line = next((lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in lines), 1)
     where = f"{path}:{line}: {'.'.join(keys)}"
     more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-    if first["type"] != "extra_forbidden":
-        return f"{where}: {first['msg']}, found {first['input']!r}{more}"
+    if error.errors()[0]["type"] != "extra_forbidden":
+        return f"{where}: {words}{more}"
     names = _valid_names(keys[:-1])
     near = difflib.get_close_matches(keys[-1], names, 1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"valid are {', '.join(names)}"
@@ -178,19 +166,6 @@ def _valid_names(keys: tuple[str, ...]) -> list[str]:
         kinds = [field.annotation, *get_args(field.annotation)] if field else []
         section = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
     return list(section.model_fields) if section else []
-
-
-def _lines(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The line of every key of a YAML tree."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*keys, str(key.value))
-            yield here, key.start_mark.line + 1
-            yield from _lines(value, here)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*keys, str(index)), value.start_mark.line + 1
-            yield from _lines(value, (*keys, str(index)))
 
 
 def _anchored(config: Config, folder: Path) -> Config:

@@ -10,4 +10,4 @@ __all__ = ["Section"]
 class Section(BaseModel):
     """Written by people: frozen, and strict about names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -147,8 +147,11 @@ def test_erless_yaml_says_all_and_options_win(cli: Cli, book: Path, shared_data:
     [
         (["--qps", "0"], "above 0"),
         (["--traffic", "often"], "'often' is not a number"),
-        (["--policy", "jiont"], "policy: Input should be 'model-wise', 'table-wise'"),
-        (["--precision", "fp12"], "precision: Input should be 'fp32'"),
+        (["--policy", "jiont"], "--policy: must be one of joint, elasticrec, table-wise"),
+        (
+            ["--precision", "fp12"],
+            "--precision: must be one of fp32, fp16, int8, int4",
+        ),
         (["--precision", "tepid=int8"], "no such tier; there are resident, hot, warm"),
         (["--resident-share", "1", "--shards", "2"], "no plan has the demanded shape"),
         (["--sla-p95-ms", "0.01"], "over the 0.01 ms allowed"),

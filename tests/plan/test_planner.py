@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from erless.dlrm.workload import PowerLaw
 from erless.errors import InfeasibleError, PlanError
@@ -107,8 +108,8 @@ def test_every_violation_is_listed() -> None:
 
 @pytest.mark.parametrize("qps", [0.0, -1.0, math.nan])
 def test_no_traffic_is_an_error(qps: float) -> None:
-    with pytest.raises(PlanError, match="above 0"):
-        outcome("rm1", qps=qps)
+    with pytest.raises(ValidationError, match=r"greater than 0|finite number"):
+        PlanRequest(qps=qps)
 
 
 def test_no_node_fits(tmp_path) -> None:

@@ -6,7 +6,8 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from enum import StrEnum
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,11 +75,39 @@ class Slice:
     stop: int
 
 
+class Role(StrEnum):
+    """What a function does in its layout."""
+
+    GATEWAY = "gateway"
+    SHARD = "shard"
+    FROZEN = "frozen"  # a shard of rows that idle
+    DENSE = "dense"
+
+
 @dataclass(frozen=True)
 class PlannedFunction:
-    """One function with its rows, sized. The gateway is the one whose name is `gateway`."""
+    """One function with its rows, sized.
+
+    Args:
+        name: unique in the layout.
+        role: what the function does.
+        slices: the rows in it.
+        precision: of these rows.
+        gathers: per query, of these rows.
+        rows: how many there are.
+        row_bytes: bytes of all rows in one replica.
+        service_s: seconds of one vCPU (on a GPU: of one GPU) per query.
+        load: vCPU (or GPUs) at the demanded rate.
+        replicas: whole containers.
+        vcpu: of one replica.
+        memory: bytes of one replica, with its code.
+        why: what fixes its cut.
+        gpus: of one replica.
+        partials: vectors that a shard sends back per query.
+    """
 
     name: str
+    role: Role
     slices: tuple[Slice, ...]
     precision: Precision
     gathers: float
@@ -91,7 +120,7 @@ class PlannedFunction:
     memory: float
     why: str = ""
     gpus: int = 0
-    partials: float = 0.0  # vectors that a shard sends back per query
+    partials: float = 0.0
 
     @property
     def total_memory(self) -> float:
@@ -161,7 +190,8 @@ class Layout:
             precisions=kinds,
         )
         named = (
-            replace(new, name=old.name) for new, old in zip(made.shards, self.shards, strict=True)
+            replace(new, name=old.name, role=old.role)
+            for new, old in zip(made.shards, self.shards, strict=True)
         )
         return Layout(self.demand, terms, made.gateway, tuple(named))
 
@@ -215,20 +245,28 @@ class Layout:
         return touched / allocated if allocated else 0.0
 
 
+class _Contents(NamedTuple):
+    """What a function holds: gathers per query, rows, their bytes, seconds of gathering."""
+
+    gathers: float
+    rows: int
+    row_bytes: float
+    seconds: float
+
+
 def _contents(
-    demand: Demand, terms: CostTerms, rows: Sequence[Slice], precision: Precision
-) -> tuple[float, int, float, float]:
-    """Gathers per query, rows, their bytes, seconds of gathering per query."""
-    gathers = count = 0
-    size = seconds = share = 0.0
-    for each in rows:
-        table = demand.tables[each.table]
-        gathered = table.gathers_between(each.start, each.stop)
-        share += gathered
-        count += each.stop - each.start
-        size += (each.stop - each.start) * precision.row_bytes(table.spec.dim)
+    demand: Demand, terms: CostTerms, slices: Sequence[Slice], precision: Precision
+) -> _Contents:
+    rows = 0
+    gathers = row_bytes = seconds = 0.0
+    for part in slices:
+        table = demand.tables[part.table]
+        gathered = table.gathers_between(part.start, part.stop)
+        gathers += gathered
+        rows += part.stop - part.start
+        row_bytes += (part.stop - part.start) * precision.row_bytes(table.spec.dim)
         seconds += gathered * terms.beta_of(table.spec.dim, precision)
-    return share + gathers, count, size, seconds
+    return _Contents(gathers, rows, row_bytes, seconds)
 
 
 def partials(demand: Demand, rows: Sequence[Slice]) -> float:
@@ -247,19 +285,20 @@ def _dense(demand: Demand, dense: DenseDemand, terms: CostTerms) -> PlannedFunct
     number = replicas(load, terms.on(1.0) if on_gpu else terms, demand.min_replicas)
     vcpu = vcpu_each(demand.qps * dense.cpu_s if on_gpu else load, number, terms)
     return PlannedFunction(
-        "dense",
-        (),
-        Precision.FP32,
-        0.0,
-        0,
-        0.0,
-        dense.service_s,
-        load,
-        number,
-        max(1.0, vcpu) if on_gpu else vcpu,
-        dense.memory_bytes,
-        "the dense tower",
-        int(on_gpu),
+        name="dense",
+        role=Role.DENSE,
+        slices=(),
+        precision=Precision.FP32,
+        gathers=0.0,
+        rows=0,
+        row_bytes=0.0,
+        service_s=dense.service_s,
+        load=load,
+        replicas=number,
+        vcpu=max(1.0, vcpu) if on_gpu else vcpu,
+        memory=dense.memory_bytes,
+        why="the dense tower",
+        gpus=int(on_gpu),
     )
 
 
@@ -271,26 +310,26 @@ def _shard(
     precision: Precision,
     why: str,
 ) -> PlannedFunction:
-    gathers, count, size, seconds = _contents(demand, terms, rows, precision)
+    held = _contents(demand, terms, rows, precision)
     sent = partials(demand, rows)
-    service = terms.call_s + seconds + terms.partial_s * sent
+    service = terms.call_s + held.seconds + terms.partial_s * sent
     load = demand.qps * service
     number = replicas(load, terms, demand.min_replicas)
-    memory = size + count * terms.index_bytes_per_row + terms.shard_memory_bytes
-    vcpu = vcpu_each(load, number, terms)
+    index_bytes = held.rows * terms.index_bytes_per_row
     return PlannedFunction(
-        name,
-        tuple(rows),
-        precision,
-        gathers,
-        count,
-        size,
-        service,
-        load,
-        number,
-        vcpu,
-        memory,
-        why,
+        name=name,
+        role=Role.SHARD,
+        slices=tuple(rows),
+        precision=precision,
+        gathers=held.gathers,
+        rows=held.rows,
+        row_bytes=held.row_bytes,
+        service_s=service,
+        load=load,
+        replicas=number,
+        vcpu=vcpu_each(load, number, terms),
+        memory=held.row_bytes + index_bytes + terms.shard_memory_bytes,
+        why=why,
         partials=sent,
     )
 
@@ -302,36 +341,40 @@ def _gateway(
     precision: Precision,
     shards: Sequence[PlannedFunction],
 ) -> PlannedFunction:
-    gathers, count, size, seconds = _contents(demand, terms, resident, precision)
-    remote = sum(each.gathers for each in shards)
-    service = terms.call_s + demand.tower_s + seconds
+    held = _contents(demand, terms, resident, precision)
+    remote = sum(shard.gathers for shard in shards)
+    service = terms.call_s + demand.tower_s + held.seconds
     service += terms.remote_call_s * len(shards) + terms.route_s * remote
-    service += terms.partial_s * sum(each.partials for each in shards)
+    service += terms.partial_s * sum(shard.partials for shard in shards)
     load = demand.qps * service
     number = replicas(load, terms, demand.min_replicas)
-    homes = np.zeros(len(demand.tables), np.int64)
-    for each in [*resident, *(part for shard in shards for part in shard.slices)]:
-        homes[each.table] += 1
-    cut_rows = sum(
-        table.rows for table, pieces in zip(demand.tables, homes, strict=True) if pieces > 1
-    )
-    memory = size + terms.gateway_memory_bytes + cut_rows * terms.routing_bytes_per_row
-    vcpu = vcpu_each(load, number, terms)
+    routing_bytes = _cut_rows(demand, resident, shards) * terms.routing_bytes_per_row
     return PlannedFunction(
-        "gateway",
-        tuple(resident),
-        precision,
-        gathers,
-        count,
-        size,
-        service,
-        load,
-        number,
-        vcpu,
-        memory,
-        "load: the gateway's replicas have no room for one more row's gathers"
+        name="gateway",
+        role=Role.GATEWAY,
+        slices=tuple(resident),
+        precision=precision,
+        gathers=held.gathers,
+        rows=held.rows,
+        row_bytes=held.row_bytes,
+        service_s=service,
+        load=load,
+        replicas=number,
+        vcpu=vcpu_each(load, number, terms),
+        memory=held.row_bytes + terms.gateway_memory_bytes + routing_bytes,
+        why="load: the gateway's replicas have no room for one more row's gathers"
         if shards
         else "the whole model in each replica",
+    )
+
+
+def _cut_rows(demand: Demand, resident: Sequence[Slice], shards: Sequence[PlannedFunction]) -> int:
+    """Rows of the tables that lie in more than one place: the gateway must route each of them."""
+    places = np.zeros(len(demand.tables), np.int64)
+    for part in [*resident, *(part for shard in shards for part in shard.slices)]:
+        places[part.table] += 1
+    return sum(
+        table.rows for table, number in zip(demand.tables, places, strict=True) if number > 1
     )
 
 

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, Layout, cover
-from erless.plan.policies.frozen import idle_cut, name_frozen
+from erless.plan.policies.frozen import freeze_last, idle_cut
 from erless.plan.policies.joint import joint_layouts
 from erless.plan.request import PlanRequest
+from erless.plan.search.frontier import SearchLimits
 from erless.plan.search.merged_order import MergedOrder
 from erless.specs.plan import Precision
 
@@ -109,7 +110,7 @@ class _Shapes:
             self.request.resident_precision,
             why,
         )
-        return name_frozen(layout) if frozen else layout
+        return freeze_last(layout) if frozen else layout
 
     def _share(self, cut: Ints) -> float:
         """Share of all gathers that ranks below `cut` take."""
@@ -221,12 +222,10 @@ class _Shapes:
         found = joint_layouts(
             demand,
             self.terms,
+            SearchLimits(most, room, resident=False),
             precision=self.precision,
             resident_precision=self.request.resident_precision,
-            max_fan_out=most,
-            max_shard_bytes=room,
             shards_wanted=wanted,
-            resident=False,
         )
         cuts = []
         for layout in found:

@@ -15,14 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.plan.costs.cost import CostTerms
-from erless.plan.costs.layout import Demand, Layout, Slice
+from erless.plan.costs.layout import Demand, Layout, Role, Slice
 from erless.plan.request import PlanRequest
 from erless.plan.search.merged_order import MergedOrder
 from erless.specs.plan import Precision
 
-__all__ = ["FROZEN", "idle_cut", "name_frozen", "split_frozen"]
-
-FROZEN = "frozen"
+__all__ = ["freeze_last", "idle_cut", "split_frozen"]
 
 
 def idle_cut(
@@ -35,9 +33,9 @@ def idle_cut(
     return order.cut(gathers * cheapest)
 
 
-def name_frozen(layout: Layout) -> Layout:
-    """The same layout, its last shard called frozen."""
-    last = replace(layout.shards[-1], name=FROZEN)
+def freeze_last(layout: Layout) -> Layout:
+    """The same layout, its last shard the frozen one."""
+    last = replace(layout.shards[-1], name="frozen", role=Role.FROZEN)
     return Layout(layout.demand, layout.terms, layout.gateway, (*layout.shards[:-1], last))
 
 
@@ -67,7 +65,7 @@ def split_frozen(layout: Layout, request: PlanRequest) -> Layout:
     else:
         shards.pop(coldest)
         reasons.pop(coldest)
-    return name_frozen(
+    return freeze_last(
         Layout.of(
             demand,
             terms,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, Layout, Slice, cover
 from erless.plan.search import exact
-from erless.plan.search.frontier import FunctionSize, search
+from erless.plan.search.frontier import FunctionSize, SearchLimits, search
 from erless.plan.search.hot_rows import settle_atoms
 from erless.plan.search.merged_order import MergedOrder
 from erless.specs.plan import Precision
@@ -32,58 +33,56 @@ SLACK = (0.0, 1e-6, 1e-4, 1e-3)  # capacity left free for rows that do not divid
 def joint_layouts(
     demand: Demand,
     terms: CostTerms,
+    limits: SearchLimits | None = None,
     *,
     precision: Precision = Precision.FP32,
     resident_precision: Precision = Precision.FP32,
-    max_fan_out: int = 254,
-    max_shard_bytes: float = math.inf,
-    max_service_s: float = math.inf,
     shards_wanted: int = 12,
-    resident_hot: bool = True,
-    resident: bool = True,
 ) -> list[Layout]:
     """Layouts of least memory, one per number of shards, unsorted; every row once in each.
 
-    Where `resident` is false, the gateway holds no rows and each shard is one run of the order.
+    Args:
+        demand: what must be served.
+        terms: what a function costs.
+        limits: what may be found. Where no rows may be resident, the gateway holds none and each
+            shard is one run of the order.
+        precision: of the rows in shards.
+        resident_precision: of the rows in the gateway.
+        shards_wanted: numbers of shards up to which each is tried.
     """
+    limits = limits or SearchLimits()
     order = MergedOrder.of(demand.tables, terms, precision, resident_precision)
-    found = search(
-        order,
-        demand,
-        terms,
-        max_shards=max_fan_out,
-        max_shard_bytes=max_shard_bytes,
-        resident_hot=resident_hot,
-        resident=resident,
-    )
-    most = max((len(steps) - 1 for _, steps in found), default=0)
-    limit = min(max_fan_out, max(shards_wanted, 1))
-    if most > 1:
-        found += search(
-            order,
-            demand,
-            terms,
-            count_shards=True,
-            max_shards=min(limit, most),
-            max_shard_bytes=max_shard_bytes,
-            resident_hot=resident_hot,
-            resident=resident,
-        )
     layouts = []
-    for steps in dict.fromkeys(steps if resident else _remote(steps) for _, steps in found):
+    for sizes in _function_sizes(order, demand, terms, limits, shards_wanted):
         for slack in SLACK:
-            cuts = _realise(order, demand, terms, steps, slack, max_shard_bytes, max_service_s)
-            layouts.append(_layout(demand, terms, cuts, steps, precision, resident_precision))
-    if resident and terms.fixed_vcpu and len(demand.tables) <= ATOM_TABLES:
-        least = min(layouts, key=lambda each: each.memory)
+            cuts = _realise(order, demand, terms, sizes, slack, limits.max_shard_bytes)
+            layouts.append(_layout(demand, terms, cuts, sizes, precision, resident_precision))
+    if limits.resident and terms.fixed_vcpu and len(demand.tables) <= ATOM_TABLES:
+        least = min(layouts, key=lambda layout: layout.memory)
         layouts.append(settle_atoms(least, precision, resident_precision))
-    if resident and sum(each.rows for each in demand.tables) <= exact.MOST_ROWS:
-        layouts.append(
-            exact.best(demand, terms, precision, resident_precision, max_fan_out, max_shard_bytes)
-        )
-    fits = [each for each in layouts if len(each.shards) <= max_fan_out]
-    sized = [each for each in fits if all(f.memory <= max_shard_bytes for f in each.shards)]
+    if limits.resident and sum(table.rows for table in demand.tables) <= exact.MOST_ROWS:
+        layouts.append(exact.best(demand, terms, precision, resident_precision, limits))
+    fits = [layout for layout in layouts if len(layout.shards) <= limits.max_shards]
+    room = limits.max_shard_bytes
+    sized = [layout for layout in fits if all(f.memory <= room for f in layout.shards)]
     return sized or fits
+
+
+def _function_sizes(
+    order: MergedOrder,
+    demand: Demand,
+    terms: CostTerms,
+    limits: SearchLimits,
+    shards_wanted: int,
+) -> list[tuple[FunctionSize, ...]]:
+    """What the search finds: the best of any number of shards, and the best of each number."""
+    found = search(order, demand, terms, limits)
+    most = max((len(sizes) - 1 for _, sizes in found), default=0)
+    wanted = min(limits.max_shards, max(shards_wanted, 1))
+    if most > 1:
+        fewer = replace(limits, max_shards=min(wanted, most))
+        found += search(order, demand, terms, fewer, count_shards=True)
+    return list(dict.fromkeys(sizes if limits.resident else _remote(sizes) for _, sizes in found))
 
 
 def joint_memory(layouts: Sequence[Layout]) -> Layout:
@@ -98,39 +97,37 @@ def joint_memory(layouts: Sequence[Layout]) -> Layout:
     return min(near, key=lambda each: (len(each.shards), each.memory))
 
 
-def _remote(steps: Sequence[FunctionSize]) -> tuple[FunctionSize, ...]:
+def _remote(sizes: Sequence[FunctionSize]) -> tuple[FunctionSize, ...]:
     """Only the shards; where nothing has load, one that holds every row."""
-    return tuple(each for each in steps if not each.gateway) or (FunctionSize(1, False),)
+    return tuple(size for size in sizes if not size.gateway) or (FunctionSize(1, False),)
 
 
 def _realise(
     order: MergedOrder,
     demand: Demand,
     terms: CostTerms,
-    steps: Sequence[FunctionSize],
+    sizes: Sequence[FunctionSize],
     slack: float,
     max_shard_bytes: float,
-    max_service_s: float,
 ) -> list[np.ndarray]:
     """Cut vectors, coldest first: the last step takes all that is left."""
     each = terms.max_vcpu * terms.utilisation
     call = demand.qps * terms.call_s
-    remote = (len(steps) - 1) * terms.remote_call_s + terms.route_s * sum(
+    remote = (len(sizes) - 1) * terms.remote_call_s + terms.route_s * sum(
         table.gathers for table in demand.tables
     )
     front = call + demand.qps * (demand.tower_s + remote)
     cuts = [order.table_rows]
     covered = 0.0
-    for step in steps[:-1]:
-        capacity = step.replicas * each * (1 - slack) - (front if step.gateway else call)
-        if step.gateway:
+    for size in sizes[:-1]:
+        capacity = size.replicas * each * (1 - slack) - (front if size.gateway else call)
+        if size.gateway:
             capacity /= order.resident_load_ratio
         load = covered + max(0.0, capacity) / demand.qps
-        if not step.gateway:
-            size = float(order.size_at(covered)) + max_shard_bytes - terms.shard_memory_bytes
-            if math.isfinite(size):
-                load = min(load, float(order.load_at(size)))
-            load = min(load, covered + max(0.0, max_service_s - terms.call_s))
+        if not size.gateway:
+            full = float(order.size_at(covered)) + max_shard_bytes - terms.shard_memory_bytes
+            if math.isfinite(full):
+                load = min(load, float(order.load_at(full)))
         cut = np.minimum(order.cut(load), cuts[-1])
         cuts.append(cut)
         covered = _load_above(order, demand, terms, cut, load)
@@ -158,7 +155,7 @@ def _layout(
     demand: Demand,
     terms: CostTerms,
     cuts: Sequence[np.ndarray],
-    steps: Sequence[FunctionSize],
+    sizes: Sequence[FunctionSize],
     precision: Precision,
     resident_precision: Precision,
 ) -> Layout:
@@ -166,19 +163,19 @@ def _layout(
     resident: list[Slice] = []
     shards: list[list[Slice]] = []
     reasons: list[str] = []
-    for run, step in zip(runs, steps, strict=True):
-        if step.gateway:
+    for run, size in zip(runs, sizes, strict=True):
+        if size.gateway:
             resident = run
         else:
             shards.append(run)
-            reasons.append(_reason(step))
+            reasons.append(_reason(size))
     shards.reverse()
     reasons.reverse()
-    assert len(list(pairwise(cuts))) == len(steps)  # noqa: S101
+    assert len(list(pairwise(cuts))) == len(sizes)  # noqa: S101
     return Layout.of(demand, terms, shards, resident, precision, resident_precision, reasons)
 
 
-def _reason(step: FunctionSize) -> str:
-    if step.replicas == 1:
+def _reason(size: FunctionSize) -> str:
+    if size.replicas == 1:
         return "load: one more row would need a second copy of every row here"
-    return f"load: one more row would need replica {step.replicas + 1} of every row here"
+    return f"load: one more row would need replica {size.replicas + 1} of every row here"

@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from erless.plan.costs.cost import vcpu_each
-from erless.plan.costs.layout import Layout, PlannedFunction
-from erless.plan.policies.frozen import FROZEN
+from erless.plan.costs.layout import Layout, PlannedFunction, Role
 from erless.plan.request import PlanRequest, Policy
 from erless.specs.plan import Tier
 
@@ -21,7 +20,7 @@ __all__ = ["floor_of", "tiers_of", "with_tiers"]
 
 def tiers_of(layout: Layout) -> list[Tier]:
     """The tier of each shard, in the layout's order."""
-    awake = [each for each in layout.shards if each.name != FROZEN]
+    awake = [each for each in layout.shards if each.role is not Role.FROZEN]
     # of equally hot ones the first is the hottest, the last the coldest
     by_heat = sorted(awake, key=lambda each: -float(f"{each.gathers / each.rows:.6g}"))
     hottest = by_heat[0] if len(by_heat) > 2 else None
@@ -32,7 +31,7 @@ def tiers_of(layout: Layout) -> list[Tier]:
 def _tier(
     shard: PlannedFunction, coldest: PlannedFunction | None, hottest: PlannedFunction | None
 ) -> Tier:
-    if shard.name == FROZEN:
+    if shard.role is Role.FROZEN:
         return Tier.FROZEN
     if shard is coldest:
         return Tier.COLD

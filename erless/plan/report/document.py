@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from erless.plan.costs.layout import PlannedFunction
+from erless.plan.costs.layout import PlannedFunction, Role
 from erless.plan.planner import POLICIES, Candidate, Outcome
-from erless.plan.policies.frozen import FROZEN
 from erless.plan.policies.tiers import floor_of, tiers_of
 from erless.plan.report.notes import outcome_notes
 from erless.plan.request import PlanRequest, Policy
@@ -155,7 +154,7 @@ def _scaling(outcome: Outcome, function: PlannedFunction, least: int, rate: floa
         window_s=request.scale_window_s,
         min_scale=least,
         max_scale=max(1, math.ceil(function.replicas * request.peak)),
-        initial_scale=0 if function.name == FROZEN else function.replicas,
+        initial_scale=0 if function.role is Role.FROZEN else function.replicas,
     )
 
 

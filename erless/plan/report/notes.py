@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from erless.plan.costs.layout import Role
 from erless.plan.planner import Candidate, Outcome
-from erless.plan.policies.frozen import FROZEN
 
 __all__ = ["outcome_notes"]
 
@@ -56,7 +56,7 @@ def _frozen(outcome: Outcome) -> list[str]:
     request, layout = outcome.request, outcome.best["joint"].layout
     if not request.freezes:
         return []
-    frozen = next((each for each in layout.shards if each.name == FROZEN), None)
+    frozen = next((each for each in layout.shards if each.role is Role.FROZEN), None)
     window = f"{request.frozen_window_s:g} s"
     if frozen is None:
         why = (

@@ -30,7 +30,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand
 from erless.plan.nodes.prices import InstanceType, Prices
-from erless.plan.search.frontier import search
+from erless.plan.search.frontier import SearchLimits, search
 from erless.plan.search.merged_order import MergedOrder
 from erless.specs.plan import Precision
 
@@ -50,7 +50,7 @@ def memory_bound(
     order = MergedOrder.of(demand.tables, terms, precision, resident)
     constrained = max_fan_out < 254
     found = search(
-        order, demand, terms, optimistic=True, max_shards=max_fan_out, count_shards=constrained
+        order, demand, terms, SearchLimits(max_fan_out), count_shards=constrained, optimistic=True
     )
     return min(cost for cost, _ in found)
 

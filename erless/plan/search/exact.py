@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from erless.plan.costs.cost import CostTerms, replicas
 from erless.plan.costs.layout import Demand, Layout, Slice
+from erless.plan.search.frontier import SearchLimits
 from erless.specs.plan import Precision
 
 __all__ = ["MOST_ROWS", "best"]
@@ -23,8 +24,7 @@ def best(
     terms: CostTerms,
     precision: Precision,
     resident_precision: Precision,
-    max_fan_out: int,
-    max_shard_bytes: float,
+    limits: SearchLimits,
 ) -> Layout:
     """The layout of least memory over all partitions of all rows, resident rows included."""
     rows = [
@@ -34,10 +34,10 @@ def best(
     ]
     everything = (1 << len(rows)) - 1
     cost = [
-        _shard_cost(demand, terms, _pick(rows, subset), precision, max_shard_bytes)
+        _shard_cost(demand, terms, _pick(rows, subset), precision, limits.max_shard_bytes)
         for subset in range(everything + 1)
     ]
-    limit = min(max_fan_out, len(rows))
+    limit = min(limits.max_shards, len(rows))
     value, choice = _partition(cost, everything, limit)
     winner, least = None, math.inf
     for inside in range(everything + 1):

@@ -31,13 +31,30 @@ from erless.plan.costs.cost import ROUNDING, CostTerms
 from erless.plan.costs.layout import Demand
 from erless.plan.search.merged_order import MergedOrder
 
-__all__ = ["FunctionSize", "search"]
+__all__ = ["FunctionSize", "SearchLimits", "search"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 EXACT_LEVELS = 64
 LEVEL_RATIO = 1.03
 KEPT = 4000  # labels per number of shards
+
+
+@dataclass(frozen=True)
+class SearchLimits:
+    """What a search may find.
+
+    Args:
+        max_shards: most remote shards.
+        max_shard_bytes: rows and m0 of one shard replica; ignored where the search is optimistic.
+        resident: rows may live in the gateway.
+        resident_hot: where a byte costs nearly the same in both, the gateway takes hotter rows.
+    """
+
+    max_shards: int = 254
+    max_shard_bytes: float = math.inf
+    resident: bool = True
+    resident_hot: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,27 +108,23 @@ def search(
     order: MergedOrder,
     demand: Demand,
     terms: CostTerms,
+    limits: SearchLimits,
     *,
-    max_shards: int = 254,
     count_shards: bool = False,
-    max_shard_bytes: float = math.inf,
     optimistic: bool = False,
-    resident: bool = True,
-    resident_hot: bool = True,
 ) -> list[tuple[float, tuple[FunctionSize, ...]]]:
-    """Best cost and its steps, coldest first, for each number of shards that improves on fewer.
+    """Best cost and its functions, coldest first, for each number of shards that improves on fewer.
 
     Args:
-        max_shards: most remote shards.
+        order: the rows of all tables, coldest first.
+        demand: what must be served.
+        terms: what a function costs.
+        limits: what may be found.
         count_shards: keep labels apart by number of shards; otherwise only the best is returned.
-        max_shard_bytes: rows and m0 of one shard replica; ignored where `optimistic`.
         optimistic: return lower bounds rather than reachable costs.
-        resident: rows may live in the gateway.
-        resident_hot: where a byte costs nearly the same in both, the gateway takes hotter rows.
     """
-    runner = _Search(order, demand, terms, count_shards, max_shards, max_shard_bytes, optimistic)
-    levels = _levels(order, demand, terms, optimistic, resident, resident_hot)
-    return runner.run(levels)
+    runner = _Search(order, demand, terms, limits, count_shards, optimistic)
+    return runner.run(_levels(order, demand, terms, limits, optimistic))
 
 
 def _counts(low: int, high: int, optimistic: bool) -> list[tuple[int, int]]:
@@ -130,11 +143,11 @@ def _levels(
     order: MergedOrder,
     demand: Demand,
     terms: CostTerms,
+    limits: SearchLimits,
     optimistic: bool,
-    resident: bool,
-    resident_hot: bool,
 ) -> list[_Level]:
     """All function sizes, by what a byte costs in them."""
+    resident = limits.resident
     each = terms.max_vcpu * terms.utilisation
     call = demand.qps * terms.call_s
     front = call + demand.qps * demand.tower_s
@@ -151,7 +164,7 @@ def _levels(
         room = max(0.0, carry * each - front) / order.resident_load_ratio if resident else 0.0
         # a row's index weighs little: on a tie the gateway takes the hotter rows
         ratio = order.resident_size_ratio
-        factor = paid * (max(1.0, ratio) if resident_hot and not optimistic else ratio)
+        factor = paid * (max(1.0, ratio) if limits.resident_hot and not optimistic else ratio)
         levels.append(_Level(factor, paid, carry, room, True, terms.gateway_memory_bytes))
     usable = [level for level in levels if level.gateway or level.capacity > 0]
     return sorted(usable, key=lambda level: (level.factor, level.gateway))
@@ -165,15 +178,15 @@ class _Search:
         order: MergedOrder,
         demand: Demand,
         terms: CostTerms,
+        limits: SearchLimits,
         count: bool,
-        max_shards: int,
-        max_shard_bytes: float,
         optimistic: bool,
     ) -> None:
         self.order, self.qps = order, demand.qps
         self.total = demand.qps * order.total_load
-        self.count, self.max_shards, self.optimistic = count, max_shards, optimistic
-        self.room = math.inf if optimistic else max_shard_bytes - terms.shard_memory_bytes
+        self.count, self.optimistic = count, optimistic
+        self.max_shards = limits.max_shards
+        self.room = math.inf if optimistic else limits.max_shard_bytes - terms.shard_memory_bytes
         self.parents: list[int] = [-1]
         self.made_by: list[_Level | None] = [None]
 
@@ -246,8 +259,7 @@ class _Search:
         last = np.minimum(np.arange(0, len(order), 2) + 1, len(order) - 1)
         potential = labels.cost - factor * self.size(labels.covered)
         best = np.minimum(potential[::2], potential[last])
-        same = labels.shards[::2] == labels.shards[last]
-        merged = labels.take(np.where(same | (not self.count), last, last))
+        merged = labels.take(last)
         merged.shards = np.minimum(labels.shards[::2], labels.shards[last])
         merged.covered = np.maximum(labels.covered[::2], labels.covered[last])
         merged.cost = best + factor * self.size(merged.covered)

@@ -13,6 +13,7 @@ from erless.plan.policies.baselines import model_wise, table_wise
 from erless.plan.policies.elasticrec import cut_table, elasticrec
 from erless.plan.policies.joint import joint_layouts, joint_memory
 from erless.plan.search.bounds import memory_bound
+from erless.plan.search.frontier import SearchLimits
 from erless.specs.plan import Precision
 from tests.plan.instances import assert_covers, random_demand, table
 
@@ -146,7 +147,7 @@ def test_no_baseline_is_below_the_bound_nor_below_joint(seed: int) -> None:
 def test_limited_fan_out_is_kept_and_its_bound_too() -> None:
     demand = random_demand(3)
     for limit in (0, 1, 2):
-        layouts = joint_layouts(demand, PAPER_TERMS, max_fan_out=limit)
+        layouts = joint_layouts(demand, PAPER_TERMS, SearchLimits(limit))
         best = min(layouts, key=lambda each: each.memory)
         assert len(best.shards) <= limit
         assert memory_bound(demand, PAPER_TERMS, FP32, FP32, limit) <= best.memory * (1 + 1e-9)

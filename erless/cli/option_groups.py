@@ -1,0 +1,149 @@
+"""Options of a verb in groups: a dataclass of options, or a pydantic model that they fill.
+
+A parameter of a verb whose type is a dataclass stands for one option per field. A parameter
+annotated `Annotated[Mapping[str, Any], FilledBy(Model)]` stands for one option per field of the
+model, with the field's type, range, description and default; the verb gets those that were given.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import annotated_types
+import typer
+from pydantic import BaseModel, BeforeValidator
+from pydantic.fields import FieldInfo
+
+__all__ = ["FilledBy", "grouped"]
+
+TYPES: tuple[type, ...] = (bool, int, float)
+
+
+@dataclass(frozen=True)
+class FilledBy:
+    """The model that the options fill.
+
+    Args:
+        model: has one option per field.
+        words: fields whose option takes several words, which the verb makes sense of.
+        without: fields that no option of their own fills.
+    """
+
+    model: type[BaseModel]
+    words: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """One option per field."""
+        return [
+            _parameter(name, _option(name, field, name in self.words), None)
+            for name, field in self.model.model_fields.items()
+            if name not in self.without
+        ]
+
+    def gathered(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that were given, by field."""
+        options = {each.name: given[each.name] for each in self.parameters()}
+        return {
+            name: value
+            for name, value in options.items()
+            if value is not None and value is not False
+        }
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The options of a dataclass."""
+
+    kind: type
+
+    def parameters(self) -> list[inspect.Parameter]:
+        hints = get_type_hints(self.kind, include_extras=True)
+        return [_parameter(each.name, hints[each.name], each.default) for each in fields(self.kind)]
+
+    def gathered(self, given: Mapping[str, Any]) -> Any:
+        return self.kind(**{each.name: given[each.name] for each in fields(self.kind)})
+
+
+def grouped(verb: Callable[..., None]) -> Callable[..., None]:
+    """`verb` as typer wants it: one parameter per option, in the order of its groups."""
+    hints = get_type_hints(verb, include_extras=True)
+    groups: dict[str, FilledBy | _Group] = {}
+    flat: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(verb).parameters.items():
+        group = _group(hints[name])
+        if group is None:
+            flat.append(_parameter(name, hints[name], parameter.default))
+        else:
+            groups[name] = group
+            flat += group.parameters()
+
+    @wraps(verb)
+    def run(**given: Any) -> None:
+        alone = {each.name: given[each.name] for each in flat if each.name in hints}
+        alone |= {name: group.gathered(given) for name, group in groups.items()}
+        verb(**alone)
+
+    run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    return run
+
+
+def _group(hint: Any) -> FilledBy | _Group | None:
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _Group(hint)
+    return next((each for each in get_args(hint) if isinstance(each, FilledBy)), None)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _option(name: str, field: FieldInfo, words: bool) -> Any:
+    """The option that fills a field, as typer's annotation."""
+    flag = f"--{name.replace('_', '-')}"
+    plain, facts = _unwrapped(field)
+    help_ = _help(field, facts, plain)
+    if words:
+        return Annotated[list[str] | None, typer.Option(flag, help=help_)]
+    if plain is bool:
+        return Annotated[bool | None, typer.Option(flag, help=help_)]
+    parsed = any(isinstance(each, BeforeValidator) for each in facts)
+    if plain not in TYPES or parsed:
+        metavar = "|".join(get_args(plain)) if get_origin(plain) is Literal else None
+        return Annotated[str | None, typer.Option(flag, help=help_, metavar=metavar)]
+    least = next((each.ge for each in facts if isinstance(each, annotated_types.Ge)), None)
+    most = next((each.le for each in facts if isinstance(each, annotated_types.Le)), None)
+    between = typer.Option(flag, help=help_, min=least, max=most)  # type: ignore[arg-type]
+    return Annotated[plain | None, between]
+
+
+def _unwrapped(field: FieldInfo) -> tuple[Any, list[Any]]:
+    """A field's type without `| None` and `Annotated`, and all that is said of it."""
+    kinds: list[Any] = [field.annotation]
+    facts: list[Any] = list(field.metadata)
+    while True:
+        kind = kinds[-1]
+        if get_origin(kind) is Annotated:
+            for fact in get_args(kind)[1:]:
+                facts += [*fact.metadata, fact] if isinstance(fact, FieldInfo) else [fact]
+            kinds.append(get_args(kind)[0])
+        elif type(None) in get_args(kind):
+            kinds.append(next(each for each in get_args(kind) if each is not type(None)))
+        else:
+            return kind, facts
+
+
+def _help(field: FieldInfo, facts: list[Any], plain: Any) -> str:
+    """The description, with the default in brackets where it does not name one itself."""
+    said = field.description or next(
+        (each.description for each in facts if isinstance(each, FieldInfo) and each.description), ""
+    )
+    said = said.removesuffix(".")
+    if said.endswith("]") or plain is bool or field.default in (None, "", ()):
+        return f"{said}."
+    return f"{said} [{field.default}]."
