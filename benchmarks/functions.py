@@ -101,7 +101,7 @@ class Fleet:
         more = {"ERLESS_STORE": store, "PORT": "0", **env}
         return {
             shard.digest: self._start(
-                shard.name, ["-m", "functions.sparse.main"], {**more, "ERLESS_SHARD": shard.digest}
+                shard.name, ["-m", "erless.serve", "sparse"], {**more, "ERLESS_SHARD": shard.digest}
             )
             for shard in release.remote
         }
@@ -114,7 +114,7 @@ class Fleet:
         more = {"ERLESS_STORE": store, "PORT": "0", "ERLESS_RELEASE": release.digest, **env}
         name = f"gateway{len(self.processes)}"
         return self._start(
-            name, ["-m", "functions.gateway.main"], {**more, "ERLESS_SHARD_URLS": urls}
+            name, ["-m", "erless.serve", "gateway"], {**more, "ERLESS_SHARD_URLS": urls}
         )
 
     def _start(self, name: str, command: list[str], env: Mapping[str, str]) -> Process:

@@ -1,4 +1,4 @@
-"""The dense function: environment → settings → app. See docs/functions.md."""
+"""The dense function, as `python -m erless.serve dense`. See docs/functions.md."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The gateway function: environment → settings → app. See docs/functions.md."""
+"""The gateway function, as `python -m erless.serve gateway`. See docs/functions.md."""
 
 import sys
 

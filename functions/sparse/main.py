@@ -1,4 +1,4 @@
-"""The sparse function: environment → settings → app. See docs/functions.md."""
+"""The sparse function, as `python -m erless.serve sparse`. See docs/functions.md."""
 
 import sys
 

@@ -17,7 +17,7 @@ import pytest
 
 from erless.deploy.image import engine
 from erless.deploy.image.build import build_archive
-from erless.deploy.image.content import application_items, source_root
+from erless.deploy.image.content import application_items
 from erless.deploy.image.layer import Item, write_layer
 from erless.deploy.image.oci import Base, append, push_archive
 from erless.deploy.image.reference import parse_reference
@@ -133,7 +133,7 @@ def test_a_layer_is_its_files_and_nothing_else(tmp_path: Path) -> None:
 
 def test_the_application_brings_code_bytecode_and_kernels(tmp_path: Path) -> None:
     paths = {item.path for item in application_items(tmp_path)}
-    assert "app/functions/sparse/main.py" in paths
+    assert "app/erless/serve/__main__.py" in paths
     assert "app/erless/serve/functions/sparse.py" in paths
     assert any(
         re.fullmatch(r"app/erless/serve/functions/__pycache__/sparse\.cpython-.*\.pyc", each)
@@ -162,7 +162,7 @@ def test_built_twice_is_one_digest_and_the_registry_gives_back_what_it_took(
     assert found == digests[0]
     Registry(reference).pull(manifest["config"]["digest"], tmp_path / "config")
     config = json.loads((tmp_path / "config").read_text())
-    assert config["config"]["Entrypoint"] == ["python3", "-m", "functions.sparse.main"]
+    assert config["config"]["Entrypoint"] == ["python3", "-m", "erless.serve", "sparse"]
     assert config["config"]["User"] == "65532:65532"
     assert "PATH=/usr/bin" in config["config"]["Env"]
     assert len(config["rootfs"]["diff_ids"]) == len(manifest["layers"]) == 2
@@ -215,7 +215,7 @@ def test_an_engine_builds_a_target_that_is_there(
     options = dict(zip(words[1:-1:2], words[2:-1:2], strict=True))
     assert options["--target"] == target
     assert options["--build-arg"] == "BASE=base:1"
-    lines = (source_root() / options["--file"]).read_text()
+    lines = (engine.source_root() / options["--file"]).read_text()
     stages = re.findall(r"^FROM \S+ AS (\S+)$", lines, re.MULTILINE)
     assert target in stages
 
@@ -224,10 +224,10 @@ def test_an_engine_builds_a_target_that_is_there(
 
     assert ("--from=torch" in stage(target)) == torch
     entry = "gateway" if target == "gateway-torch" else target
-    assert f"functions.{entry}.main" in stage(entry)
+    assert f'"erless.serve", "{entry}"' in stage(entry)
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", lines, re.MULTILINE)
     for each in " ".join(copied).split():
-        assert (source_root() / each).exists(), each
+        assert (engine.source_root() / each).exists(), each
 
 
 def test_push_saves_digests_that_deploy_reads(tmp_path: Path, registry: str, cli: Cli) -> None:

@@ -40,7 +40,7 @@ class Function:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("ERLESS_")}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command or [sys.executable, "-m", f"functions.{kind}.main"],
+                command or [sys.executable, "-m", "erless.serve", kind],
                 stderr=log,
                 stdout=log,
                 cwd=ROOT,

@@ -50,7 +50,7 @@ def build_archive(
         layers.append(write_layer(items, scratch / f"{kind}-dependencies.tar.gz"))
     layers.append(write_layer(application_items(scratch), scratch / f"{kind}-erless.tar.gz"))
     settings = {
-        "Entrypoint": ["python3", "-m", f"functions.{kind}.main"],
+        "Entrypoint": ["python3", "-m", "erless.serve", kind],
         "WorkingDir": f"/{APP}",
         "User": USER,
         "ExposedPorts": {"8080/tcp": {}},

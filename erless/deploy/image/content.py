@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 
 import erless
@@ -19,59 +20,36 @@ from erless.deploy.image.layer import Item
 from erless.errors import ImageError
 from erless.specs.knative import FunctionKind
 
-__all__ = ["APP", "application_items", "dependency_items", "requirements", "source_root"]
+__all__ = ["APP", "REQUIREMENTS", "application_items", "dependency_items"]
 
 APP = "app"  # in the image
 SITE = f"{APP}/site-packages"
+PACKAGE = Path(erless.__file__).resolve().parent
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")  # what the functions import, but torch
 SUFFIXES = {".py", ".json", ".csv", ".so"}
 PIP_TIMEOUT_S = 1800
 # what pip notes about how and when it installed; not what is installed
 NOTES = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
 
 
-def source_root() -> Path:
-    """The checkout that erless runs from: it holds `functions/` and the pinned versions.
-
-    Raises:
-        ImageError: erless is installed without its sources.
-    """
-    root = Path(erless.__file__).resolve().parents[1]
-    if not (root / "functions").is_dir() or not (root / "constraints.txt").is_file():
-        raise ImageError(
-            f"{root} is no checkout of erless: functions/ and constraints.txt are not there"
-        )
-    return root
-
-
-def requirements() -> Path:
-    """The list of what the functions import, but for torch."""
-    return source_root() / "functions" / "requirements.txt"
-
-
 def application_items(scratch: Path) -> list[Item]:
-    """erless and its functions, with compiled Python and the compiled kernels.
+    """The erless package that runs here, with compiled Python and the compiled kernels.
 
     Raises:
         ImageError: the kernels are not built.
     """
-    root = source_root()
     extension = sysconfig.get_config_var("EXT_SUFFIX")
     items = []
-    for path in _sources(root):
-        name = path.relative_to(root)
+    for path in sorted(PACKAGE.rglob("*")):
+        if path.suffix not in SUFFIXES or not path.is_file() or "__pycache__" in path.parts:
+            continue
+        name = path.relative_to(PACKAGE.parent)
         items.append(Item(f"{APP}/{name.as_posix()}", path))
         if path.suffix == ".py":
             items.append(_compiled(path, name, scratch))
     if not any(item.path.endswith(str(extension)) for item in items):
-        raise ImageError(f"{root}/erless/dlrm has no compiled kernels (*{extension})")
+        raise ImageError(f"{PACKAGE}/dlrm has no compiled kernels (*{extension})")
     return items
-
-
-def _sources(root: Path) -> Iterator[Path]:
-    for folder in ("erless", "functions"):
-        for path in sorted((root / folder).rglob("*")):
-            if path.suffix in SUFFIXES and path.is_file() and "__pycache__" not in path.parts:
-                yield path
 
 
 def _compiled(path: Path, name: Path, scratch: Path) -> Item:
@@ -93,7 +71,7 @@ def _compiled(path: Path, name: Path, scratch: Path) -> Item:
 def dependency_items(
     kind: FunctionKind, scratch: Path, *, torch: bool, wheels: Path | None
 ) -> list[Item]:
-    """What the function imports, at the pinned versions, as pip installs it.
+    """What the function imports, at the versions installed here, as pip installs it.
 
     Args:
         kind: of the function.
@@ -117,9 +95,9 @@ def dependency_items(
         "--target",
         str(target),
         "--constraint",
-        str(source_root() / "constraints.txt"),
+        str(_constraints(scratch)),
         "--requirement",
-        str(requirements()),
+        str(REQUIREMENTS),
     ]
     command += ["--no-index", "--find-links", str(wheels)] if wheels else []
     command += ["torch"] if torch else []
@@ -139,6 +117,18 @@ def dependency_items(
         raise ImageError(f"pip: {(last or done.stderr.splitlines() or ['failed'])[-1]}")
     shutil.rmtree(target / "bin", ignore_errors=True)  # scripts name this machine's Python
     return list(_installed(target, scratch))
+
+
+def _constraints(scratch: Path) -> Path:
+    """A file that pins every distribution to the version that erless runs with here."""
+    versions = {
+        each.metadata["Name"]: each.version.partition("+")[0]  # "+cpu" names a build of torch
+        for each in distributions()
+    }
+    file = scratch / "constraints.txt"
+    lines = [f"{name}=={version}\n" for name, version in sorted(versions.items())]
+    file.write_text("".join(lines), encoding="utf-8")
+    return file
 
 
 def _installed(target: Path, scratch: Path) -> Iterator[Item]:

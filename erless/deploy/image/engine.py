@@ -8,16 +8,28 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from erless.deploy.image.content import source_root
+from erless.deploy.image.content import PACKAGE
 from erless.deploy.image.reference import parse_reference
 from erless.errors import ImageError
 from erless.specs.knative import FunctionKind
 
-__all__ = ["ENGINES", "build", "find_engine", "push"]
+__all__ = ["ENGINES", "build", "find_engine", "push", "source_root"]
 
 ENGINES = ("docker", "podman", "buildah")
 DOCKERFILE = "functions/Dockerfile"
 ANSWER_S, BUILD_S = 20, 3600
+
+
+def source_root() -> Path:
+    """The checkout that erless runs from, which holds the Dockerfile.
+
+    Raises:
+        ImageError: erless is installed without its sources.
+    """
+    root = PACKAGE.parent
+    if not (root / DOCKERFILE).is_file():
+        raise ImageError(f"{root} is no checkout of erless: {DOCKERFILE} is not there")
+    return root
 
 
 def find_engine() -> str | None:
@@ -59,7 +71,7 @@ def push(engine: str, image: str) -> str:
     Raises:
         ImageError: the registry refused, or the engine knows no digest afterwards.
     """
-    _run([engine, "push", image], source_root(), f"{engine} could not push {image}")
+    _run([engine, "push", image], Path.cwd(), f"{engine} could not push {image}")
     if engine == "buildah":
         from erless.deploy.image.registry import resolve_digest
 

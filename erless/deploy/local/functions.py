@@ -18,11 +18,7 @@ from erless.storage.digests import digest_json
 
 __all__ = ["LocalSettings", "changes", "place"]
 
-MODULES = {
-    "gateway": "functions.gateway.main",
-    "sparse": "functions.sparse.main",
-    "dense": "functions.dense.main",
-}
+MODULE = "erless.serve"
 PROCESS_BYTES = 36_000_000  # a function without rows, measured: so is a model-wise replica
 SHORT = 16  # digits of a digest in a function's key
 
@@ -168,7 +164,7 @@ def _function(
             "kind": kind,
             "tier": tier,
             "digest": digest,
-            "module": MODULES[kind],
+            "module": MODULE,
             "env": env,
             "scaling": scaling,
             "vcpu": vcpu,

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+import sys
+from collections.abc import Sequence
+from typing import Literal, get_args
 
-__all__ = ["start"]
+__all__ = ["main", "start"]
+
+StartKind = Literal["gateway", "sparse", "dense"]
+KINDS: tuple[StartKind, ...] = get_args(StartKind)
 
 
-def start(kind: Literal["sparse", "dense", "gateway"]) -> int:
-    """Be the function of `kind` that the environment describes; returns the exit code."""
+def start(kind: StartKind) -> int:
+    """Run the function of `kind` that the environment describes; returns the exit code."""
     threads = os.environ.get("ERLESS_THREADS", "")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", threads if threads.isdigit() else "1")
     from erless.serve.process.process import run
 
     return run(kind, os.environ)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`start` with the kind as the only argument; returns the exit code."""
+    for kind in KINDS:
+        if list(arguments) == [kind]:
+            return start(kind)
+    sys.stderr.write(f"usage: python -m erless.serve {'|'.join(KINDS)}\n")
+    return os.EX_USAGE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -69,7 +70,7 @@ def test_a_wrong_variable_is_named(
 ) -> None:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("ERLESS_")}
     done = subprocess.run(
-        [sys.executable, "-m", f"functions.{kind}.main"],
+        [sys.executable, "-m", "erless.serve", kind],
         capture_output=True,
         text=True,
         timeout=60,
@@ -128,10 +129,7 @@ def test_admin_socket_answers_while_loading_and_traffic_waits(
     front = socket.create_server(("127.0.0.1", 0))
     # a FIFO as the store's marker: the function stays loading until somebody writes to it
     store = tmp_path / "store"
-    store.mkdir()
-    for each in Path(packed_release.store).iterdir():
-        if each.name != "store.json":
-            (store / each.name).symlink_to(each)
+    shutil.copytree(packed_release.store, store, ignore=shutil.ignore_patterns("store.json"))
     os.mkfifo(store / "store.json")
     shard = Function(
         "sparse",
@@ -216,7 +214,7 @@ def test_an_orphan_answers_who_waits_on_its_socket(packed_release: Made, tmp_pat
     shard = Function(
         "sparse",
         tmp_path,
-        ["sh", "-c", f"{sys.executable} -m functions.sparse.main & wait"],
+        ["sh", "-c", f"{sys.executable} -m erless.serve sparse & wait"],
         ERLESS_STORE=packed_release.store,
         ERLESS_SHARD=packed_release.release.shard("hot").digest,
         ERLESS_LISTEN_FD=str(front.fileno()),

@@ -24,7 +24,7 @@ class FunctionSpec(Frozen):
     kind: Literal["gateway", "sparse", "dense"]
     tier: str = ""
     digest: str
-    module: str = Field(description="`python -m` this")
+    module: str = Field(description="`python -m` this, with the kind as argument")
     env: dict[str, str]
     scaling: Scaling
     vcpu: float = 1.0

@@ -125,8 +125,8 @@ def become_replica(request: dict[str, Any], fds: list[int]) -> NoReturn:
         os.chdir(request["cwd"])
         with contextlib.suppress(OSError):  # a full disk: a restarted supervisor then ends us early
             Path(request["record"]).write_text(str(os.getpid()), encoding="ascii")
-        sys.argv = [request["module"]]
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        sys.argv = list(request["command"])
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -85,7 +85,7 @@ class Replica:
         try:
             with self.log.open("ab") as log:
                 return spawner.spawn(
-                    self.spec.module,
+                    (self.spec.module, self.spec.kind),
                     {
                         **environment,
                         **self.spec.env,

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -61,12 +62,17 @@ class Spawner:
         return self._zygote.pid if self._zygote is not None else None
 
     def spawn(
-        self, module: str, env: dict[str, str], fds: dict[str, int], log: int, record: Path
+        self,
+        command: Sequence[str],
+        env: dict[str, str],
+        fds: dict[str, int],
+        log: int,
+        record: Path,
     ) -> Child:
-        """`python -m module` in a session of its own.
+        """Run `python -m command` in a session of its own.
 
         Args:
-            module: what to run.
+            command: the module to run, and its arguments.
             env: its environment, but for `fds`.
             fds: variable → descriptor that it inherits and is told the number of.
             log: descriptor of its stdout and stderr.
@@ -77,12 +83,12 @@ class Spawner:
         """
         if self._adopts and env.get("ERLESS_THREADS", "") in SINGLE:
             try:
-                return self._fork(module, env, fds, log, record)
+                return self._fork(command, env, fds, log, record)
             except (OSError, EOFError, ValueError) as error:
                 log_event("zygote failed", reason=repr(error))
                 self.close()  # the next spawn starts another
         return subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", *command],
             env={
                 **env,
                 **{name: str(descriptor) for name, descriptor in fds.items()},
@@ -97,14 +103,19 @@ class Spawner:
         )
 
     def _fork(
-        self, module: str, env: dict[str, str], fds: dict[str, int], log: int, record: Path
+        self,
+        command: Sequence[str],
+        env: dict[str, str],
+        fds: dict[str, int],
+        log: int,
+        record: Path,
     ) -> Child:
         channel = self.warm()
         if not self._warmed:
             receive(channel)  # it has imported everything
             self._warmed = True
         request = {
-            "module": module,
+            "command": list(command),
             "env": env,
             "fds": list(fds),
             "cwd": str(self._state),

@@ -47,7 +47,7 @@ def spawn(spawner: Spawner, folder: Path, code: int = 0, threads: str = "1") -> 
     with ours, log.open("wb") as file:
         with theirs:
             child = spawner.spawn(
-                "erless_spoken",
+                ("erless_spoken",),
                 env,
                 {"TALK": theirs.fileno()},
                 file.fileno(),
@@ -77,7 +77,9 @@ def test_a_forked_child_is_found_with_its_function(spawner: Spawner, tmp_path: P
     (tmp_path / "erless_sleeps.py").write_text("import time\ntime.sleep(600)\n")
     env = {**os.environ, "PYTHONPATH": str(tmp_path), STATE_MARK: str(tmp_path)}
     with (tmp_path / "log").open("wb") as file:
-        child = spawner.spawn("erless_sleeps", env, {}, file.fileno(), tmp_path / "run" / "f.0.pid")
+        child = spawner.spawn(
+            ("erless_sleeps",), env, {}, file.fileno(), tmp_path / "run" / "f.0.pid"
+        )
     record = tmp_path / "run" / "f.0.pid"
     deadline = time.monotonic() + 30
     while not (record.exists() and record.read_text()):
