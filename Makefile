@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+C_SOURCES := $(wildcard erless/dlrm/kernels/*/*.[ch] tests/fuzz/*.[ch])
 CHECKOV_VERSION := 3.3.30
 CHECKOV := .venv-checkov/bin/checkov
 
@@ -39,6 +40,8 @@ check: $(READY) ## Lint, types, import layering, fresh generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m erless.specs.schema --check
+	$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
+	$(BIN)/python -m pytest tests/dlrm/kernels/test_layers.py
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/deptry .
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
@@ -61,6 +64,7 @@ $(CHECKOV): # its pins contradict ours, so it gets an environment of its own
 format: $(READY) ## Format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(C_SOURCES)
 
 schema: $(READY) ## Regenerate erless/specs/erless.schema.json
 	$(BIN)/python -m erless.specs.schema

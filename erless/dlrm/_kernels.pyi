@@ -1,6 +1,10 @@
-"""The compiled kernels (kernels/binding.h): rows.py and embedding.py are their only users.
+"""The compiled kernels (kernels/python/).
 
-A fault is (kind, table, sample, position, value); kinds as in kernels.h.
+In this package `rows.py` and `embedding.py` use them. Beside it, `erless.pack.table` picks rows,
+`erless.serve.functions.sparse` turns sums into float16, and `erless.serve.gateway.remote` makes a
+`ShardChannel` for each shard.
+
+A fault is (kind, table, sample, position, value); kinds are those of `erless.dlrm.rows.QueryFault`.
 """
 
 from typing import Any, final
@@ -12,10 +16,31 @@ _Fault = tuple[int, int, int, int, int]
 
 INSTRUCTION_SET: str
 
+FAULT_RANGE: int
+FAULT_ABSENT: int
+FAULT_LENGTH: int
+FAULT_TOTAL: int
+FAULT_UNWEIGHTED: int
+FAULT_SIZE: int
+PRECISION_FP32: int
+PRECISION_FP16: int
+PRECISION_INT8: int
+PRECISION_INT4: int
+POOLING_SUM: int
+POOLING_MAX: int
+POOLING_WEIGHTED: int
+POOLING_MEAN: int
+INDEX_ROWS: int
+INDEX_WORDS: int
+MAX_SHARDS: int
+MAX_IDS: int
+ANSWER_GENERAL: int
+ANSWER_INCOMPLETE: int
+
 def index_mark(blocks: _Array, rows: int, ids: _Array, /) -> int: ...
 def index_rank(blocks: _Array, /) -> int: ...
 def index_find(
-    blocks: _Array | None, rows: int, ids: _Array, found: _Array, /
+    blocks: _Array | None, rows: int, ids: _Array, local_ids: _Array, /
 ) -> tuple[int, int]: ...
 def pick_rows(
     rows: _Array, routes: _Array, counts: _Array, out: _Array | None, sums: _Array, shard: int, /
@@ -25,7 +50,7 @@ def combine(
     samples: int, out: _Array, places: _Array, lengths: _Array, partial: _Array, packed: bool, /
 ) -> None: ...
 def combine_end(samples: int, out: _Array, places: _Array, lengths: _Array, /) -> None: ...
-def to_float16(floats: _Array, float16_partials: _Array, /) -> None: ...
+def to_float16(floats: _Array, out: _Array, /) -> None: ...
 
 @final
 class ShardChannel:
@@ -37,9 +62,6 @@ class ShardChannel:
         places: _Array,
         /,
     ) -> ShardChannel: ...
-
-ANSWER_GENERAL: int
-ANSWER_INCOMPLETE: int
 
 @final
 class Split:

@@ -1,14 +1,16 @@
 """Gather-pool over a shard's stored rows, and combine of the partials.
 
-Rows are stored as `erless.pack.quantize` writes them: fp32 and fp16 as they are; an int8 or int4
-row is its fp16 scale, its fp16 bias, then its codes (int4: two in a byte, low nibble first).
+Rows are stored as `erless.pack.quantize` writes them. Those of fp32 and fp16 are plain arrays. A
+row of int8 or int4 consists of a scale and a bias, both fp16, and then its codes; two codes of int4
+share a byte, the first in the low nibble.
 
 A partial is float32 (or float16), in one of two forms:
 
     dense    (B, W), W = Σ dim of the shard's tables, in their order; an empty bag is zeros
     packed   (Σ dim of the bags that are not empty,), table by table, sample by sample
 
-Whoever combines knows the lengths it sent, so an empty bag takes no part, whatever the pooling.
+Who combines partials knows the lengths that it sent, so an empty bag takes no part, whatever the
+pooling.
 """
 
 from __future__ import annotations
@@ -36,12 +38,21 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float32]
-Halves = NDArray[np.float16]
+Float16s = NDArray[np.float16]
 Lengths = NDArray[np.int32]
 
-# The numbers of kernels/kernels.h.
-_PRECISIONS = {Precision.FP32: 0, Precision.FP16: 1, Precision.INT8: 2, Precision.INT4: 3}
-_POOLINGS = {Pooling.SUM: 0, Pooling.MAX: 1, Pooling.WEIGHTED_SUM: 2, Pooling.MEAN: 3}
+_PRECISIONS = {
+    Precision.FP32: _kernels.PRECISION_FP32,
+    Precision.FP16: _kernels.PRECISION_FP16,
+    Precision.INT8: _kernels.PRECISION_INT8,
+    Precision.INT4: _kernels.PRECISION_INT4,
+}
+_POOLINGS = {
+    Pooling.SUM: _kernels.POOLING_SUM,
+    Pooling.MAX: _kernels.POOLING_MAX,
+    Pooling.WEIGHTED_SUM: _kernels.POOLING_WEIGHTED,
+    Pooling.MEAN: _kernels.POOLING_MEAN,
+}
 
 
 def stored_dtype(precision: Precision) -> np.dtype[Any]:
@@ -53,7 +64,7 @@ def stored_dtype(precision: Precision) -> np.dtype[Any]:
 def stored_width(precision: Precision, dim: int) -> int:
     """Elements of one stored row: the second dimension of the array that stores rows.
 
-    >>> [stored_width(each, 33) for each in Precision]
+    >>> [stored_width(precision, 33) for precision in Precision]
     [33, 33, 37, 21]
     """
     return precision.row_bytes(dim) // stored_dtype(precision).itemsize
@@ -104,7 +115,7 @@ class EmbeddingShard:
     def __init__(self, slices: Sequence[StoredSlice], name: str = "this shard") -> None:
         self.name = name
         self.slices = tuple(slices)
-        self.tables = tuple(each.table for each in slices)
+        self.tables = tuple(stored.table for stored in slices)
         self.width = sum(table.dim for table in self.tables)
         self.has_weights = any(table.pooling is Pooling.WEIGHTED_SUM for table in self.tables)
         self._columns = np.cumsum([0, *(table.dim for table in self.tables)])[:-1]
@@ -112,19 +123,21 @@ class EmbeddingShard:
         self._pooler = _kernels.Pooler(
             tuple(
                 (
-                    np.ascontiguousarray(each.rows).reshape(-1).view(np.uint8),
-                    each.index.blocks,
-                    each.table.rows,
-                    each.table.dim,
-                    _PRECISIONS[each.precision],
-                    _POOLINGS[each.table.pooling],
+                    np.ascontiguousarray(stored.rows).reshape(-1).view(np.uint8),
+                    stored.index.blocks,
+                    stored.table.rows,
+                    stored.table.dim,
+                    _PRECISIONS[stored.precision],
+                    _POOLINGS[stored.table.pooling],
                 )
-                for each in slices
+                for stored in slices
             )
         )
 
     def pool(self, values: Ids, lengths: Lengths, weights: Floats | None = None) -> Floats:
-        """The dense partial (B, W): sums (of mean too: the combiner divides) or maxima.
+        """Pool a query into the dense partial (B, W).
+
+        It holds sums or maxima. Those of mean pooling are sums too, which the combiner divides.
 
         Args:
             values: (n,) original row ids, table-major.
@@ -140,7 +153,7 @@ class EmbeddingShard:
         return out
 
     def pool_packed(self, values: Ids, lengths: Lengths, weights: Floats | None = None) -> Floats:
-        """The packed partial: only bags that are not empty. Arguments and errors as `pool`."""
+        """Pool a query into the packed partial. Arguments and errors are those of `pool`."""
         values, lengths, weights = self._check(values, lengths, weights)
         out = np.empty(lengths.shape[1] * self.width, np.float32)
         return out[: self._run(values, weights, lengths, out, None)]
@@ -154,13 +167,17 @@ class EmbeddingShard:
         max_body_bytes: int,
         longest_ms: int,
     ) -> _kernels.FastPath:
-        """What turns requests into answers, `pool_packed` included (kernels.h, `fast_path_t`)."""
+        """Build what turns requests into answers, `pool_packed` included.
+
+        The forms are those of `erless.serve.protocol.fast_lane`. A shard with weighted-sum pooling
+        answers none, since no form has weights.
+        """
         return _kernels.FastPath(
             self._pooler, heads, requests, answers, max_batch, max_body_bytes, longest_ms
         )
 
     def homes(self, shard: int) -> list[Home]:
-        """Per slice what `Routing` needs to find its rows here, as the shard numbered `shard`."""
+        """What `Routing` needs to find each slice's rows here, in the shard numbered `shard`."""
         return [Home(shard, self._pooler, number) for number in range(len(self.slices))]
 
     def _check(
@@ -172,9 +189,6 @@ class EmbeddingShard:
                 f"lengths has shape {lengths.shape}, expected ({len(self.tables)}, B): "
                 f"{self.name} holds {', '.join(table.name for table in self.tables)}"
             )
-        if self.has_weights and weights is None:
-            name = next(each.name for each in self.tables if each.pooling == Pooling.WEIGHTED_SUM)
-            raise QueryError(f"table {name} pools by weighted sum: the query has no weights")
         return values, lengths, weights
 
     def _run(
@@ -185,7 +199,7 @@ class EmbeddingShard:
         out: Floats,
         columns: NDArray[np.int64] | None,
     ) -> int:
-        """Returns the floats written, where they are packed."""
+        """Pool into `out`, and return the floats written where they are packed."""
         result = self._pooler.pool(values, weights, lengths, out, columns)
         if isinstance(result, tuple):
             raise query_error(result, self.tables, self.name)
@@ -193,7 +207,9 @@ class EmbeddingShard:
 
 
 class Combiner:
-    """Partials of all shards → pooled vectors (B, T, D), D the largest dim, the rest zeros.
+    """Turns the partials of all shards into pooled vectors (B, T, D).
+
+    D is the largest dim; vectors of other dims are filled up with zeros.
 
     Args:
         tables: the model's, in order.
@@ -211,7 +227,7 @@ class Combiner:
             for index, table in enumerate(tables)
         ]
         self._places = np.array(places, np.int64)
-        self._held = tuple(np.ascontiguousarray(self._places[list(each)]) for each in holdings)
+        self._held = tuple(np.ascontiguousarray(self._places[list(held)]) for held in holdings)
 
     def begin(self, batch: int) -> Floats:
         """An empty accumulator for `batch` samples."""
@@ -223,7 +239,7 @@ class Combiner:
         self,
         out: Floats,
         shard: int,
-        partial: Floats | Halves,
+        partial: Floats | Float16s,
         lengths: Lengths,
         *,
         packed: bool = False,
@@ -256,7 +272,7 @@ def default_partial(
     lengths: Lengths,
     weights: Floats | None = None,
 ) -> Floats:
-    """The dense partial of a shard that did not answer, each row taken as its table's default.
+    """Make the dense partial of a shard that did not answer, of default vectors instead of rows.
 
     Args:
         tables: the shard's.

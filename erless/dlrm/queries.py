@@ -88,7 +88,7 @@ def check_query(query: Query, model: ModelSpec) -> None:
     if total != len(query.values):
         raise QueryError(f"lengths sum to {total:,}, but values has {len(query.values):,} ids")
     if model.has_weights and query.weights is None:
-        weighted = next(each for each in model.tables if each.pooling == "weighted_sum")
+        weighted = next(table for table in model.tables if table.pooling == "weighted_sum")
         raise QueryError(f"table {weighted.name} pools by weighted sum: the query has no weights")
     if query.weights is not None and query.weights.shape != query.values.shape:
         raise QueryError(f"{len(query.weights):,} weights for {len(query.values):,} values")

@@ -1,14 +1,14 @@
 """Row id → shard, local index: the only definition.
 
-Routing        row id → shard     (gateway: bucketize)
-RowIndex       row id → local     (sparse function); local order is ascending row id
-
-Rank → row id, which plans refer to, is `erless.pack.ranks`.
+`Routing` turns row ids into shards, for the gateway. `RowIndex` turns row ids into local indexes,
+for the function that stores the rows; local order is ascending row id. Ranks, which plans refer to,
+are turned into row ids by `erless.pack.ranks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
 from erless.errors import ArtifactError, PlanError, QueryError
-from erless.specs.model import Pooling, TableSpec
+from erless.specs.model import TableSpec
 
 __all__ = [
     "INDEX_ROWS",
@@ -25,6 +25,7 @@ __all__ = [
     "Buckets",
     "Home",
     "Ids",
+    "QueryFault",
     "Routing",
     "RowIndex",
     "as_ids",
@@ -39,16 +40,27 @@ Lengths = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 CHUNK_ROWS = 1 << 20  # ids in memory at a time: 8 MB
-INDEX_ROWS = 192  # rows per block of the index (kernels/kernels.h)
-INDEX_WORDS = 4
-MAX_SHARDS = 255
+INDEX_ROWS = _kernels.INDEX_ROWS  # rows per block of the index
+INDEX_WORDS = _kernels.INDEX_WORDS
+MAX_SHARDS = _kernels.MAX_SHARDS
+
+
+class QueryFault(IntEnum):
+    """What the kernels find wrong with a query (kernels/arithmetic/ids.h, `fault_t`)."""
+
+    RANGE = _kernels.FAULT_RANGE
+    ABSENT = _kernels.FAULT_ABSENT
+    LENGTH = _kernels.FAULT_LENGTH
+    TOTAL = _kernels.FAULT_TOTAL
+    UNWEIGHTED = _kernels.FAULT_UNWEIGHTED
+    SIZE = _kernels.FAULT_SIZE
 
 
 class RowIndex:
-    """Row id → local index of the rows of one table that one shard stores.
+    """Turns row ids into local indexes of the rows of one table that one shard stores.
 
-    A bitmap with a rank per block of 192 rows: 0.167 byte per row of the table. The local index of
-    a row is the number of stored rows with a smaller id.
+    It is a bitmap with a rank per block of 192 rows: 0.167 byte per row of the table. The local
+    index of a row is the number of stored rows with a smaller id.
 
     Args:
         rows: rows of the whole table.
@@ -69,7 +81,7 @@ class RowIndex:
                 f"expected {wanted} of uint64"
             )
         self.rows = rows
-        # behind rows of an odd size a mapped index lies askew; the kernels read whole words
+        # Behind rows of an odd size a mapped index is not aligned; the kernels read whole words.
         self.blocks = None if len(blocks) == 0 else np.require(blocks, requirements=["C", "A"])
         self.stored = rows
         if self.blocks is not None:
@@ -94,7 +106,7 @@ class RowIndex:
 
     @property
     def array(self) -> NDArray[np.uint64]:
-        """What to store: `RowIndex(rows, array)` is this index again."""
+        """The array to store: `RowIndex(rows, array)` is this index again."""
         return np.empty((0, INDEX_WORDS), np.uint64) if self.blocks is None else self.blocks
 
     def local(self, ids: Ids) -> NDArray[np.int64]:
@@ -104,11 +116,11 @@ class RowIndex:
             QueryError: an id is outside the table.
         """
         ids = as_ids(ids)
-        found = np.empty(len(ids), np.int64)
-        bad, _ = _kernels.index_find(self.blocks, self.rows, ids, found)
+        local_ids = np.empty(len(ids), np.int64)
+        bad, _ = _kernels.index_find(self.blocks, self.rows, ids, local_ids)
         if bad >= 0:
             raise QueryError(f"row id {int(ids[bad])} is outside 0 … {self.rows - 1}")
-        return found
+        return local_ids
 
     def ids(self, start: int, stop: int) -> NDArray[np.int64]:
         """Row ids of local indexes `start` … `stop - 1`: ascending.
@@ -122,7 +134,7 @@ class RowIndex:
             return np.arange(start, stop)
         ranks = self.blocks[:, 0]
         keys = np.array([start, stop - 1], np.uint64) << np.uint64(16) | np.uint64(0xFFFF)
-        first, last = (int(each) - 1 for each in np.searchsorted(ranks, keys, side="right"))
+        first, last = (int(block) - 1 for block in np.searchsorted(ranks, keys, side="right"))
         words = np.ascontiguousarray(self.blocks[first : last + 1, 1:]).astype("<u8", copy=False)
         rows = np.flatnonzero(np.unpackbits(words.reshape(-1).view(np.uint8), bitorder="little"))
         begin = start - int(ranks[first] >> np.uint64(16))
@@ -135,7 +147,7 @@ class RowIndex:
 
 
 def index_blocks(rows: int, ids: Ids, stored_before: int = 0) -> NDArray[np.uint64]:
-    """The index over a stretch of `rows` rows of a table that begins at a multiple of 192.
+    """Index a stretch of `rows` rows of a table that begins at a multiple of 192.
 
     Args:
         rows: rows of the stretch.
@@ -162,7 +174,7 @@ def _blocks(rows: int) -> int:
 
 
 class Bucket(NamedTuple):
-    """What one shard gets of a query: read-only views, C-contiguous.
+    """The part of a query that goes to one shard: read-only views, C-contiguous.
 
     `lengths` is (tables of the shard, B), in the order of `Routing.holdings[shard]`.
     """
@@ -173,7 +185,7 @@ class Bucket(NamedTuple):
 
 
 class Home(NamedTuple):
-    """Where a table's rows lie in this process: slice `slice` of the shard numbered `shard`."""
+    """Where a table's rows lie in this process: in slice `slice` of the shard numbered `shard`."""
 
     shard: int
     pooler: _kernels.Pooler
@@ -181,13 +193,13 @@ class Home(NamedTuple):
 
 
 class Buckets:
-    """A query's ids by shard; inside a shard table-major, bags in order.
+    """A query's ids by shard; inside a shard they are table-major, and bags are in order.
 
-    Ids are int32 where all tables' ids fit. `kept` of them were found in their table's home, and no
-    shard gets them.
+    Ids are int32 where all tables' ids fit. `kept` of them lie in their table's home, and no shard
+    gets them.
 
     Args:
-        split: the same, as the kernels hold it.
+        split: the ids by shard, as the kernels hold them.
         bags: (shards + 1,) where each shard's lengths begin.
         batch: samples B.
     """
@@ -200,11 +212,11 @@ class Buckets:
 
     @property
     def kept(self) -> int:
-        """Ids found at home."""
+        """Ids whose rows lie at home."""
         return self.split.kept
 
     def touched(self) -> tuple[int, ...]:
-        """Shards that get at least one id."""
+        """The shards that get at least one id."""
         return self.split.touched()
 
     def gathers(self, shard: int) -> int:
@@ -237,14 +249,14 @@ class Buckets:
 
 
 class Routing:
-    """Row id → shard of every table, and bucketize.
+    """Turns row ids into shards for every table, and splits queries by shard.
 
     Args:
         tables: the model's, in order.
         routes: per table (rows,) uint8: the shard of each row (`route_table`).
         holdings: per shard the indexes of the tables it stores rows of, ascending.
-        homes: per table None, or where its rows lie in this process. That index is asked first,
-            which finds most ids, so that only the others need routing.
+        homes: per table None, or where its rows lie in this process. That index is searched first;
+            most ids are in it, so that only the others need routing.
 
     Raises:
         ArtifactError: a route does not fit its table, or there are too many shards.
@@ -258,7 +270,7 @@ class Routing:
         homes: Sequence[Home | None] | None = None,
     ) -> None:
         self.tables = tuple(tables)
-        self.holdings = tuple(tuple(each) for each in holdings)
+        self.holdings = tuple(tuple(held) for held in holdings)
         if len(routes) != len(self.tables):
             raise ArtifactError(f"{len(routes)} routes for {len(self.tables)} tables")
         if not 0 < len(self.holdings) <= MAX_SHARDS:
@@ -274,14 +286,6 @@ class Routing:
             slots[shard, list(held)] = np.arange(len(held))
         widths = np.array([len(held) for held in self.holdings], np.int64)
         at_home = tuple(homes) if homes is not None and any(homes) else None
-        self._weighted = next(
-            (
-                table.name
-                for table, home in zip(self.tables, at_home or (), strict=bool(at_home))
-                if home is not None and table.pooling is Pooling.WEIGHTED_SUM
-            ),
-            None,
-        )
         try:
             self._router = _kernels.Router(tuple(routes), slots, widths, at_home)
         except ValueError as error:
@@ -291,7 +295,7 @@ class Routing:
     def bucketize(self, values: Ids, lengths: Lengths, weights: Floats | None = None) -> Buckets:
         """Sort a query's ids by shard, keeping the order of bags: one pass to count, one to place.
 
-        Rows at home are found on the way: `Combiner.keep` adds them to the query's result.
+        Rows at home are looked up on the way; `Combiner.keep` adds them to the query's result.
 
         Args:
             values: (n,) row ids, table-major, int32 or int64.
@@ -306,10 +310,6 @@ class Routing:
         if lengths.ndim != 2 or len(lengths) != len(self.tables):
             raise QueryError(
                 f"lengths has shape {lengths.shape}, expected ({len(self.tables)} tables, B)"
-            )
-        if self._weighted is not None and weights is None:
-            raise QueryError(
-                f"table {self._weighted} pools by weighted sum: the query has no weights"
             )
         split = self._router.bucketize(values, weights, lengths)
         if isinstance(split, tuple):
@@ -342,7 +342,8 @@ def as_lengths(lengths: NDArray[Any]) -> Lengths:
         raise QueryError(f"lengths is {lengths.dtype}, expected int32")
     narrow = lengths.astype(np.int32)
     if not np.array_equal(narrow, lengths):
-        raise QueryError(f"lengths: {int(np.abs(lengths).max()):,} ids in one bag is beyond int32")
+        beyond = int(lengths[narrow != lengths][0])
+        raise QueryError(f"lengths: {beyond:,} ids in one bag are beyond int32")
     return np.ascontiguousarray(narrow)
 
 
@@ -365,13 +366,25 @@ def as_weights(weights: NDArray[Any] | None, values: Ids) -> Floats | None:
 def query_error(
     fault: tuple[int, int, int, int, int], tables: Sequence[TableSpec], where: str = ""
 ) -> QueryError:
-    """Name table, sample and value of a fault (kernels/kernels.h, `fault_t`)."""
+    """Name table, sample and value of a fault that the kernels found.
+
+    Args:
+        fault: kind, index of the table, sample, position in `values`, value.
+        tables: those of the query, in its order.
+        where: the shard that was searched; empty for all of them.
+    """
     kind, index, sample, position, value = fault
-    if kind == 4:
+    if kind == QueryFault.TOTAL:
         return QueryError(f"lengths sum to {value:,}, but values has {position:,} ids")
+    if kind == QueryFault.SIZE:
+        return QueryError(f"values has {value:,} ids, at most {_kernels.MAX_IDS:,} are taken")
     table = tables[index]
+    if kind == QueryFault.UNWEIGHTED:
+        return QueryError(f"table {table.name} pools by weighted sum: the query has no weights")
     bag = f"table {table.name}, sample {sample}"
-    if kind == 3:
+    if kind == QueryFault.LENGTH:
         return QueryError(f"{bag}: length {value} is negative")
-    fact = f"is outside 0 … {table.rows - 1}" if kind == 1 else f"is not stored in {where or 'any'}"
+    fact = f"is not stored in {where or 'any'}"
+    if kind == QueryFault.RANGE:
+        fact = f"is outside 0 … {table.rows - 1}"
     return QueryError(f"{bag}: row id {value} at values[{position}] {fact}")

@@ -83,7 +83,7 @@ class BuiltinTower(Tower):
         x = dense.to(dtype)
         for weight, bias in self.bottom:
             x = F.linear(x, weight, bias).relu_()
-        vectors = torch.cat([x, *(each.to(dtype) for each in pooled)], dim=1)
+        vectors = torch.cat([x, *(vectors.to(dtype) for vectors in pooled)], dim=1)
         if self._pairs is not None:
             stacked = vectors.view(len(x), len(self.model.tables) + 1, x.shape[1])
             products = torch.bmm(stacked, stacked.transpose(1, 2)).flatten(1)
@@ -134,7 +134,7 @@ def builtin_tower(model: ModelSpec, tensors: Mapping[str, Tensor]) -> BuiltinTow
     Raises:
         ModelError: a tensor is missing or of another shape.
     """
-    check_layers(model, {name: tuple(each.shape) for name, each in tensors.items()})
+    check_layers(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     tower = builtin_spec(model)
 
     def layers(name: str, count: int) -> Layers:

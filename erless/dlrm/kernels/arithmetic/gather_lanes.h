@@ -3,19 +3,20 @@
  *   ZERO, SPLAT(x), ADD(a, b), MULADD(a, b, c) = a*b + c, MAXIMUM(a, b), STORE(p, v)
  *   LOAD_F32(p), LOAD_F16(p), LOAD_U8(p): LANES elements at any address, as floats
  *   LOAD_LOW(p), LOAD_HIGH(p): LANES bytes, their low or high nibbles, as floats
- *   HALF(p): one fp16 as float
+ *   LOAD_ONE_F16(p): one fp16 as float
  *
  * Columns go in blocks of up to 8 vectors that stay in registers over the whole bag. A last block
  * that would overrun the row is moved back so that it ends with it: it computes some columns
  * twice, to the same values. Dims below LANES are the business of a narrower set. */
 
-/* Bring the row that is AHEAD ids away into the cache. `ptrs` goes on for AHEAD past the end. */
+/* Bring a row into the cache. */
 static ALWAYS_INLINE void SUFFIX(fetch)(const uint8_t *row, int64_t row_bytes) {
     for (int64_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(row + at);
     __builtin_prefetch(row + row_bytes - 1);
 }
 
-/* The columns [c, c + N*LANES) of one bag; of int4 the bytes, `part` 0 their low nibbles, 1 high. */
+/* Pool the columns [c, c + N*LANES) of one bag. Columns of int4 are bytes: of them, `part` 0 are
+ * the low nibbles, `part` 1 the high ones. `ptrs` goes on for AHEAD entries past the end. */
 static ALWAYS_INLINE void SUFFIX(block)(const int precision, const int mode, const int N,
                                         const int part, const uint8_t *const *ptrs,
                                         const float *weights, int64_t n, int64_t row_bytes,
@@ -30,7 +31,7 @@ static ALWAYS_INLINE void SUFFIX(block)(const int precision, const int mode, con
         const float weight = mode == WEIGHTED ? weights[i] : 1.0f;
         vec_t factor = SPLAT(weight), shift = ZERO;
         if (precision == INT8 || precision == INT4) {
-            const float scale = HALF(row), bias = HALF(row + 2);
+            const float scale = LOAD_ONE_F16(row), bias = LOAD_ONE_F16(row + 2);
             factor = SPLAT(mode == WEIGHTED ? weight * scale : scale);
             if (mode == MAX) shift = SPLAT(bias);
             else bias_sum += mode == WEIGHTED ? weight * bias : bias;
@@ -56,21 +57,24 @@ static ALWAYS_INLINE void SUFFIX(block)(const int precision, const int mode, con
         STORE(out + v * LANES, mode == MAX ? acc[v] : ADD(acc[v], SPLAT(bias_sum)));
 }
 
-/* `columns` columns (int4: of one part) of one bag, from the widest block to the narrowest. */
+/* Pool all `columns` of one bag (int4: of one part), from the widest block to the narrowest. */
 static ALWAYS_INLINE void SUFFIX(columns)(const int precision, const int mode, const int part,
                                           const uint8_t *const *ptrs, const float *weights,
-                                          int64_t n, int64_t row_bytes, int64_t columns,
-                                          int ahead, float *out) {
+                                          int64_t n, int64_t row_bytes, int64_t columns, int ahead,
+                                          float *out) {
     int64_t c = 0;
-#define BLOCK(N)                                                                                 \
-    SUFFIX(block)(precision, mode, N, part, ptrs, weights, n, row_bytes, c, ahead, out + c);      \
+#define BLOCK(N)                                                                             \
+    SUFFIX(block)(precision, mode, N, part, ptrs, weights, n, row_bytes, c, ahead, out + c); \
     c += N * LANES
     while (c < columns) {
         const int64_t vectors = (columns - c) / LANES;
-        if (vectors >= 8) { BLOCK(8); }
-        else if (vectors >= 4) { BLOCK(4); }
-        else if (vectors >= 2) { BLOCK(2); }
-        else {
+        if (vectors >= 8) {
+            BLOCK(8);
+        } else if (vectors >= 4) {
+            BLOCK(4);
+        } else if (vectors >= 2) {
+            BLOCK(2);
+        } else {
             if (vectors < 1) c = columns - LANES;
             BLOCK(1);
         }
@@ -79,18 +83,17 @@ static ALWAYS_INLINE void SUFFIX(columns)(const int precision, const int mode, c
 #undef BLOCK
 }
 
-/* int4: out gets the elements of even index, then those of odd index; `pool` interleaves them. */
-#define DEFINE_BAG(NAME, PRECISION, MODE)                                                        \
-    static void SUFFIX(NAME)(const uint8_t *const *ptrs, const float *weights, int64_t n,         \
-                             int64_t row_bytes, int64_t dim, float *out) {                        \
-        if (PRECISION == INT4) {                                                                   \
-            const int64_t low = (dim + 1) / 2;                                                     \
-            SUFFIX(columns)(PRECISION, MODE, 0, ptrs, weights, n, row_bytes, low, 1, out);         \
-            if (dim > low)                                                                         \
-                SUFFIX(columns)(PRECISION, MODE, 1, ptrs, weights, n, row_bytes, dim - low, 0,     \
-                                out + low);                                                        \
-        } else                                                                                     \
-            SUFFIX(columns)(PRECISION, MODE, 0, ptrs, weights, n, row_bytes, dim, 1, out);         \
+/* Of int4, `out` gets the elements of even index, then those of odd index. */
+#define DEFINE_BAG(NAME, PRECISION, MODE)                                                      \
+    static void SUFFIX(NAME)(const uint8_t *const *ptrs, const float *weights, int64_t n,      \
+                             int64_t row_bytes, int64_t dim, float *out) {                     \
+        if (PRECISION == INT4) {                                                               \
+            const int64_t low = (dim + 1) / 2;                                                 \
+            SUFFIX(columns)(PRECISION, MODE, 0, ptrs, weights, n, row_bytes, low, 1, out);     \
+            if (dim > low)                                                                     \
+                SUFFIX(columns)(PRECISION, MODE, 1, ptrs, weights, n, row_bytes, dim - low, 0, \
+                                out + low);                                                    \
+        } else SUFFIX(columns)(PRECISION, MODE, 0, ptrs, weights, n, row_bytes, dim, 1, out);  \
     }
 
 DEFINE_BAG(f32_sum, FP32, SUM)
@@ -127,5 +130,5 @@ static const bag_fn SUFFIX(bags)[4][3] = {
 #undef LOAD_U8
 #undef LOAD_LOW
 #undef LOAD_HIGH
-#undef HALF
+#undef LOAD_ONE_F16
 #undef vec_t

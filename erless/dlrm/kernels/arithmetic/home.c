@@ -1,13 +1,21 @@
-/* Rows that lie in the gateway's own process: found while a query is split, pooled while what went
- * to shards is on its way. A row's address is all that is kept of its id in between. */
-#include "kernels.h"
+/* Find and pool the rows that lie in the gateway's own process. */
+#include "arithmetic/home.h"
+
+#include <stdlib.h>
+
+#include "arithmetic/index.h"
+#include "arithmetic/platform.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
+int64_t home_words(const slice_t *slice) {
+    return blocks_for(slice->table_rows) * (INDEX_WORDS - 1);
+}
+
 int home_unpack(const slice_t *slice, word_t *words) {
-    const int64_t count = (slice->table_rows + INDEX_ROWS - 1) / INDEX_ROWS;
+    const int64_t count = blocks_for(slice->table_rows);
     for (int64_t k = 0; k < count; k++) {
         const uint64_t *entry = slice->blocks + INDEX_WORDS * k;
         int64_t rank = (int64_t)(entry[0] >> 16);
@@ -20,7 +28,7 @@ int home_unpack(const slice_t *slice, word_t *words) {
     return 1;
 }
 
-/* Where the ids of a table go. */
+/* Where the ids of a table come from, and where they go. */
 typedef struct {
     const void *ids;
     const float *weights; /* or NULL, as the other two */
@@ -34,9 +42,9 @@ static ALWAYS_INLINE int64_t row_id(const void *ids, const int wide, int64_t i) 
     return wide ? ((const int64_t *)ids)[i] : ((const int32_t *)ids)[i];
 }
 
-/* Split one bag: `done` ids were seen before, of which `others` are away. Every store is
- * unconditional, so that what is at home and what is not costs no mispredicted branch. Returns how
- * many are at home. */
+/* Split one bag. Before it came `done` ids, of which `others` are away. Every store is
+ * unconditional, so that telling what is at home costs no mispredicted branch. Returns how many
+ * are at home. */
 static ALWAYS_INLINE int64_t split_bag(const home_t *home, const sides_t *to, const int wide,
                                        const int shrink, int64_t done, int64_t others,
                                        int64_t size) {
@@ -78,8 +86,8 @@ AVX512 static int64_t split_bag_512(const home_t *home, const sides_t *to, int64
         const __m512i last = _mm512_i32gather_epi64(word, &home->words->last, 8);
         const __m512i shift = _mm512_cvtepu32_epi64(_mm256_andnot_si256(id, low));
         const __m512i upto = _mm512_sllv_epi64(bits, shift);
-        const __m512i row = _mm512_add_epi64(
-            last, _mm512_mul_epu32(_mm512_popcnt_epi64(upto), row_bytes));
+        const __m512i row =
+            _mm512_add_epi64(last, _mm512_mul_epu32(_mm512_popcnt_epi64(upto), row_bytes));
         const __mmask8 stored = _mm512_movepi64_mask(upto) & valid, other = valid & ~stored;
         _mm512_storeu_si512((void *)rows, _mm512_maskz_compress_epi64(stored, row));
         _mm256_storeu_si256((__m256i *)(void *)away, _mm256_maskz_compress_epi32(other, id));
@@ -88,8 +96,8 @@ AVX512 static int64_t split_bag_512(const home_t *home, const sides_t *to, int64
     }
     return rows - (to->rows + (done - others));
 }
-#define HAS_AVX512                                                                               \
-    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&                  \
+#define HAS_AVX512                                                              \
+    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && \
      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vpopcntdq"))
 #else
 #define HAS_AVX512 0
@@ -97,9 +105,8 @@ AVX512 static int64_t split_bag_512(const home_t *home, const sides_t *to, int64
 #endif
 
 static ALWAYS_INLINE int64_t split_bags(const home_t *home, const sides_t *to, const int wide,
-                                        const int shrink, const int vectors,
-                                        const int32_t *lengths, int64_t samples, int32_t *sizes,
-                                        int32_t *away_sizes) {
+                                        const int shrink, const int vectors, const int32_t *lengths,
+                                        int64_t samples, int32_t *sizes, int32_t *away_sizes) {
     int64_t done = 0, others = 0;
     for (int64_t b = 0; b < samples; b++) {
         const int64_t size = lengths[b];
@@ -119,15 +126,15 @@ static ALWAYS_INLINE int64_t split_bags(const home_t *home, const sides_t *to, c
     return others;
 }
 
-#define DEFINE_SPLIT(NAME, TARGET)                                                               \
-    TARGET static int64_t NAME(const home_t *home, const sides_t *to, int wide, int shrink,        \
-                               const int32_t *lengths, int64_t samples, int32_t *sizes,            \
-                               int32_t *away_sizes) {                                              \
-        if (!wide && !to->weights && HAS_AVX512)                                                   \
-            return split_bags(home, to, 0, 0, 1, lengths, samples, sizes, away_sizes);             \
-        if (!wide) return split_bags(home, to, 0, 0, 0, lengths, samples, sizes, away_sizes);      \
-        if (shrink) return split_bags(home, to, 1, 1, 0, lengths, samples, sizes, away_sizes);     \
-        return split_bags(home, to, 1, 0, 0, lengths, samples, sizes, away_sizes);                 \
+#define DEFINE_SPLIT(NAME, TARGET)                                                             \
+    TARGET static int64_t NAME(const home_t *home, const sides_t *to, int wide, int shrink,    \
+                               const int32_t *lengths, int64_t samples, int32_t *sizes,        \
+                               int32_t *away_sizes) {                                          \
+        if (!wide && !to->weights && HAS_AVX512)                                               \
+            return split_bags(home, to, 0, 0, 1, lengths, samples, sizes, away_sizes);         \
+        if (!wide) return split_bags(home, to, 0, 0, 0, lengths, samples, sizes, away_sizes);  \
+        if (shrink) return split_bags(home, to, 1, 1, 0, lengths, samples, sizes, away_sizes); \
+        return split_bags(home, to, 1, 0, 0, lengths, samples, sizes, away_sizes);             \
     }
 
 DEFINE_SPLIT(split_any, )
@@ -148,4 +155,37 @@ int64_t home_find(const home_t *home, const ids_t *values, int64_t begin, int sh
             : split_any(home, &to, values->wide, shrink, lengths, samples, sizes, away_sizes);
     for (int64_t b = 0; b < samples; b++) kept->size += sizes[b];
     return others;
+}
+
+int home_pool(const home_t *homes, int64_t tables, const kept_t *kept, int64_t samples, float *out,
+              int64_t stride, const place_t *places) {
+    const uint8_t **rows = kept->rows;
+    int64_t widest = 0, done = 0;
+    for (int64_t t = 0; t < tables; t++)
+        if (homes[t].shard >= 0 && places[t].dim > widest) widest = places[t].dim;
+    for (int64_t t = 0; t < tables; t++)
+        if (homes[t].shard >= 0 && homes[t].slice.pooling == WEIGHTED && !kept->weights) return 0;
+    float *sum = malloc(sizeof(float) * 2 * (size_t)(widest + 1)), *parts = sum + widest + 1;
+    if (sum == NULL) return 0;
+    for (int64_t i = 0; i < POOL_AHEAD; i++) rows[kept->size + i] = kept->size ? rows[0] : NULL;
+    for (int64_t t = 0; t < tables; t++) {
+        if (homes[t].shard < 0) continue;
+        const slice_t *slice = &homes[t].slice;
+        const bag_fn bag = bag_function(slice);
+        for (int64_t b = 0; b < samples; b++) {
+            const int64_t size = kept->sizes[t * samples + b], split = slice->precision == INT4;
+            if (size == 0) continue;
+            bag(rows + done, kept->weights ? kept->weights + done : NULL, size, slice->row_bytes,
+                slice->dim, split ? parts : sum);
+            if (split) interleave(parts, sum, slice->dim);
+            float *to = out + b * stride + places[t].column;
+            if (slice->pooling == MAX)
+                for (int64_t c = 0; c < slice->dim; c++) to[c] = sum[c] > to[c] ? sum[c] : to[c];
+            else
+                for (int64_t c = 0; c < slice->dim; c++) to[c] += sum[c];
+            done += size;
+        }
+    }
+    free(sum);
+    return 1;
 }

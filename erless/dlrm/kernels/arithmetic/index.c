@@ -1,7 +1,6 @@
-/* Row id -> local index by rank over a bitmap: layout in kernels.h. */
-#include "kernels.h"
+/* Build and search the row index. */
+#include "arithmetic/index.h"
 
-/* Set the bit of each id. Returns the position of the first id outside the table, or -1. */
 int64_t index_mark(uint64_t *blocks, int64_t rows, const ids_t *ids) {
     for (int64_t i = 0; i < ids->size; i++) {
         const uint64_t id = (uint64_t)id_at(ids, i);
@@ -12,7 +11,6 @@ int64_t index_mark(uint64_t *blocks, int64_t rows, const ids_t *ids) {
     return -1;
 }
 
-/* Fill in word 0 of each block. Returns how many rows are stored. */
 int64_t index_rank(uint64_t *blocks, int64_t count) {
     uint64_t rank = 0;
     for (int64_t b = 0; b < count; b++) {
@@ -54,42 +52,35 @@ static ALWAYS_INLINE int64_t find(const uint64_t *blocks, int64_t rows, const id
 }
 
 #if defined(__x86_64__)
-__attribute__((target("popcnt,bmi,bmi2"))) static int64_t
-find_popcnt(const uint64_t *blocks, int64_t rows, const ids_t *ids, int64_t *locals,
-            int64_t *absent) {
+POPCNT static int64_t find_popcnt(const uint64_t *blocks, int64_t rows, const ids_t *ids,
+                                  int64_t *locals, int64_t *absent) {
     return ids->wide ? find(blocks, rows, ids, 1, locals, absent)
                      : find(blocks, rows, ids, 0, locals, absent);
 }
 #endif
 
-/* locals[i] = local index of ids[i], or -1 where it is not stored here; *absent counts those.
- * Returns the position of the first id outside the table, or -1. */
 int64_t index_find(const uint64_t *blocks, int64_t rows, const ids_t *ids, int64_t *locals,
                    int64_t *absent) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("popcnt") && __builtin_cpu_supports("bmi2"))
-        return find_popcnt(blocks, rows, ids, locals, absent);
+    if (HAS_POPCNT) return find_popcnt(blocks, rows, ids, locals, absent);
 #endif
     return ids->wide ? find(blocks, rows, ids, 1, locals, absent)
                      : find(blocks, rows, ids, 0, locals, absent);
 }
 
-/* The `size` rows of `dim` floats in `rows` whose route is `shard`, one after the other in `out`
- * (NULL: not wanted), and sums += (count + 1) * row. A product of two floats is exact in double, so
- * the sums are the same on every machine, with fused multiply-add or without. Returns how many. */
 int64_t pick_rows(const float *rows, int64_t size, int64_t dim, const uint8_t *routes, int shard,
                   const float *counts, float *out, double *sums, double *weight) {
-    int64_t found = 0;
+    int64_t picked = 0;
     double total = 0;
     for (int64_t i = 0; i < size; i++) {
         if (routes[i] != shard) continue;
         const float *row = rows + i * dim;
         const double factor = (double)(counts[i] + 1.0f);
-        if (out) memcpy(out + found * dim, row, (size_t)dim * sizeof(float));
+        if (out) memcpy(out + picked * dim, row, (size_t)dim * sizeof(float));
         for (int64_t j = 0; j < dim; j++) sums[j] += factor * (double)row[j];
         total += factor;
-        found++;
+        picked++;
     }
     *weight += total;
-    return found;
+    return picked;
 }

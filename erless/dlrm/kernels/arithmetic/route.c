@@ -1,12 +1,13 @@
-/* Bucketize: one counting sort of a query's ids by shard, which keeps the order of bags. Ids that
- * are stored in this process do not take part: home.c finds their rows first. */
+/* Bucketize a query. */
+#include "arithmetic/route.h"
+
 #include <stdlib.h>
 
-#include "kernels.h"
+#include "arithmetic/platform.h"
 
 enum { AHEAD = 24 }; /* routing bytes prefetched ahead; tables of 10^7 rows exceed the L2 cache */
 
-/* The first id outside the table, as a fault. */
+/* Name the id at `position`, which is of table `table` and does not fit. */
 static void blame(const ids_t *values, const int32_t *lengths, int64_t samples, int64_t table,
                   int64_t begin, int64_t position, int kind, fault_t *fault) {
     int64_t sample = 0;
@@ -14,48 +15,50 @@ static void blame(const ids_t *values, const int32_t *lengths, int64_t samples, 
     *fault = (fault_t){kind, table, sample, position, id_at(values, position)};
 }
 
-#define DEFINE_TABLE(NAME, ID, UNSIGNED)                                                         \
-    /* Whether all ids are rows of a table of `rows`; no branch, so that it vectorises. */        \
-    static ALWAYS_INLINE int NAME##_fit_any(const ID *ids, int64_t size, int64_t rows) {           \
-        UNSIGNED most = 0;                                                                         \
-        for (int64_t i = 0; i < size; i++) {                                                       \
-            const UNSIGNED id = (UNSIGNED)ids[i];                                                  \
-            most = id > most ? id : most;                                                          \
-        }                                                                                          \
-        return size == 0 || (uint64_t)most < (uint64_t)rows;                                       \
-    }                                                                                              \
-    AVX2 static int NAME##_fit_fast(const ID *ids, int64_t size, int64_t rows) {                   \
-        return NAME##_fit_any(ids, size, rows);                                                    \
-    }                                                                                              \
-    static int NAME##_fit(const ID *ids, int64_t size, int64_t rows) {                             \
-        return HAS_AVX2 ? NAME##_fit_fast(ids, size, rows) : NAME##_fit_any(ids, size, rows);     \
-    }                                                                                              \
-    /* The shard of each id. */                                                                    \
-    static void NAME##_route(const uint8_t *route, const ID *ids, int64_t size, uint8_t *to) {     \
-        int64_t i = 0;                                                                             \
-        for (; i + AHEAD < size; i++) {                                                            \
-            __builtin_prefetch(route + ids[i + AHEAD]);                                            \
-            to[i] = route[ids[i]];                                                                 \
-        }                                                                                          \
-        for (; i < size; i++) to[i] = route[ids[i]];                                               \
-    }                                                                                              \
-    static void NAME##_scatter(const uint8_t *to, const ID *ids, const float *weights,             \
-                               int64_t size, int64_t *cursor, ID *out, float *weights_out) {       \
-        if (weights == NULL) {                                                                     \
-            for (int64_t i = 0; i < size; i++) out[cursor[to[i]]++] = ids[i];                      \
-        } else {                                                                                   \
-            for (int64_t i = 0; i < size; i++) {                                                   \
-                const int64_t at = cursor[to[i]]++;                                                \
-                out[at] = ids[i];                                                                  \
-                weights_out[at] = weights[i];                                                      \
-            }                                                                                      \
-        }                                                                                          \
+/* The same for int32 and int64 ids. `fit` tells whether all ids are rows of a table of `rows`; it
+ * has no branch, so that it vectorises, and an id below zero becomes one above LARGEST, which is no
+ * row of any table. `route` writes the shard of each id; `scatter` puts ids and weights where their
+ * shard's cursor stands. */
+#define DEFINE_TABLE(NAME, ID, UNSIGNED, LARGEST)                                              \
+    static ALWAYS_INLINE int NAME##_fit_any(const ID *ids, int64_t size, int64_t rows) {       \
+        UNSIGNED most = 0;                                                                     \
+        for (int64_t i = 0; i < size; i++) {                                                   \
+            const UNSIGNED id = (UNSIGNED)ids[i];                                              \
+            most = id > most ? id : most;                                                      \
+        }                                                                                      \
+        return size == 0 || ((uint64_t)most < (uint64_t)rows && most <= LARGEST);              \
+    }                                                                                          \
+    AVX2 static int NAME##_fit_fast(const ID *ids, int64_t size, int64_t rows) {               \
+        return NAME##_fit_any(ids, size, rows);                                                \
+    }                                                                                          \
+    static int NAME##_fit(const ID *ids, int64_t size, int64_t rows) {                         \
+        return HAS_AVX2 ? NAME##_fit_fast(ids, size, rows) : NAME##_fit_any(ids, size, rows);  \
+    }                                                                                          \
+    static void NAME##_route(const uint8_t *route, const ID *ids, int64_t size, uint8_t *to) { \
+        int64_t i = 0;                                                                         \
+        for (; i + AHEAD < size; i++) {                                                        \
+            __builtin_prefetch(route + ids[i + AHEAD]);                                        \
+            to[i] = route[ids[i]];                                                             \
+        }                                                                                      \
+        for (; i < size; i++) to[i] = route[ids[i]];                                           \
+    }                                                                                          \
+    static void NAME##_scatter(const uint8_t *to, const ID *ids, const float *weights,         \
+                               int64_t size, int64_t *cursor, ID *out, float *weights_out) {   \
+        if (weights == NULL) {                                                                 \
+            for (int64_t i = 0; i < size; i++) out[cursor[to[i]]++] = ids[i];                  \
+        } else {                                                                               \
+            for (int64_t i = 0; i < size; i++) {                                               \
+                const int64_t at = cursor[to[i]]++;                                            \
+                out[at] = ids[i];                                                              \
+                weights_out[at] = weights[i];                                                  \
+            }                                                                                  \
+        }                                                                                      \
     }
 
-DEFINE_TABLE(narrow, int32_t, uint32_t)
-DEFINE_TABLE(wide, int64_t, uint64_t)
+DEFINE_TABLE(narrow, int32_t, uint32_t, INT32_MAX)
+DEFINE_TABLE(wide, int64_t, uint64_t, INT64_MAX)
 
-/* The ids of table t, which begin at `begin`, that are not at home: to `away`. */
+/* Copy those ids of table t, which begin at `begin`, that are not at home to `away`. */
 static void keep_away(const routing_t *routing, int64_t t, const ids_t *values,
                       const float *weights, const int32_t *lengths, int64_t samples, int64_t begin,
                       int64_t size, split_t *split, kept_t *kept) {
@@ -64,9 +67,9 @@ static void keep_away(const routing_t *routing, int64_t t, const ids_t *values,
     void *to = (char *)split->away + width * (size_t)split->size;
     float *weights_to = weights ? split->weights + split->size : NULL;
     if (routing->homes && routing->homes[t].shard >= 0) {
-        split->size += home_find(&routing->homes[t], values, begin, !split->wide, own, lengths,
-                                 samples, kept->sizes + t * samples, kept, to, weights_to,
-                                 split->bags);
+        split->size +=
+            home_find(&routing->homes[t], values, begin, !split->wide, own, lengths, samples,
+                      kept->sizes + t * samples, kept, to, weights_to, split->bags);
         return;
     }
     memcpy(split->bags, lengths, sizeof(int32_t) * (size_t)samples);
@@ -80,9 +83,9 @@ static void keep_away(const routing_t *routing, int64_t t, const ids_t *values,
     if (weights_to) memcpy(weights_to, own, sizeof(float) * (size_t)size);
 }
 
-/* Lengths of table t's bags in each shard, and totals; returns how many ids have a shard. Two
- * counters break the dependency of one increment on the last, since neighbours mostly go to the
- * same shard. */
+/* Count the ids of each of table t's bags in each shard, and in all. Returns how many ids have a
+ * shard. Two counters break the dependency of one increment on the last, since neighbours mostly go
+ * to the same shard. */
 static int64_t count_bags(const routing_t *routing, int64_t t, int64_t samples, int64_t first,
                           const split_t *split, int32_t **lengths_of, int64_t *totals) {
     uint32_t even[256] = {0}, odd[256] = {0}, before[256] = {0};
@@ -110,13 +113,13 @@ static int64_t count_bags(const routing_t *routing, int64_t t, int64_t samples, 
     }
     for (int64_t h = 0; h < count; h++) {
         totals[holders[h]] += before[holders[h]];
-        /* routed home, yet not in its index: the two files contradict each other */
+        /* an id that is routed home, yet is not in its index, has no shard: two files contradict */
         if (holders[h] != home) routed += before[holders[h]];
     }
     return routed;
 }
 
-/* Table t's first id that no shard but its home holds, as a fault. */
+/* Name table t's first id that no shard but its home holds. */
 static void blame_absent(const routing_t *routing, int64_t t, const ids_t *values,
                          const int32_t *lengths, int64_t samples, int64_t begin, int64_t first,
                          const split_t *split, fault_t *fault) {
@@ -133,11 +136,11 @@ static void blame_absent(const routing_t *routing, int64_t t, const ids_t *value
     }
 }
 
-/* First pass over table t, whose `size` ids begin at `begin`. Returns 0 when an id is bad. */
+/* Count table t, whose `size` ids begin at `begin`. Returns 0 where an id is bad. */
 static int split_table(const routing_t *routing, int64_t t, const ids_t *values,
-                       const float *weights, const int32_t *lengths, int64_t samples,
-                       int64_t begin, int64_t size, split_t *split, kept_t *kept,
-                       int32_t **lengths_of, int64_t *totals, fault_t *fault) {
+                       const float *weights, const int32_t *lengths, int64_t samples, int64_t begin,
+                       int64_t size, split_t *split, kept_t *kept, int32_t **lengths_of,
+                       int64_t *totals, fault_t *fault) {
     const int32_t *narrow = (const int32_t *)values->data + begin;
     const int64_t *wide = (const int64_t *)values->data + begin;
     const int64_t first = split->size;
@@ -162,25 +165,22 @@ static int split_table(const routing_t *routing, int64_t t, const ids_t *values,
     return 0;
 }
 
-/* Sums of lengths, or a fault. */
-static int check_lengths(const routing_t *routing, const ids_t *values, const int32_t *lengths,
-                         int64_t samples, fault_t *fault) {
-    int64_t begin = 0;
-    for (int64_t t = 0; t < routing->tables; t++)
-        for (int64_t b = 0; b < samples; b++) {
-            const int32_t length = lengths[t * samples + b];
-            if (length < 0) {
-                *fault = (fault_t){FAULT_LENGTH, t, b, begin, length};
-                return 0;
-            }
-            begin += length;
+/* What routing reads must be there: lengths that fit the ids, and weights where a table needs them
+ * at home. */
+static int query_fits(const routing_t *routing, const ids_t *values, const float *weights,
+                      const int32_t *lengths, int64_t samples, fault_t *fault) {
+    for (int64_t t = 0; routing->homes && t < routing->tables; t++) {
+        const home_t *home = &routing->homes[t];
+        if (home->shard >= 0 && home->slice.pooling == WEIGHTED && weights == NULL) {
+            *fault = (fault_t){FAULT_UNWEIGHTED, t, 0, 0, 0};
+            return 0;
         }
-    if (begin != values->size) *fault = (fault_t){FAULT_TOTAL, 0, 0, values->size, begin};
-    return begin == values->size;
+    }
+    return lengths_fit(lengths, routing->tables, samples, values->size, fault);
 }
 
-/* Buffers of a split; ids that leave as they came are read where they are. Returns 0 without
- * memory. */
+/* Make the buffers of a split. Ids that leave as they came are read where they are. Returns 0
+ * without memory. */
 static int open_split(split_t *split, const routing_t *routing, const ids_t *values,
                       const float *weights, int64_t samples) {
     const size_t n = (size_t)values->size + 8; /* home_find writes beyond its end */
@@ -210,7 +210,7 @@ int64_t route_count(const routing_t *routing, const ids_t *values, const float *
                     kept_t *kept, split_t *split, fault_t *fault) {
     int64_t totals[256] = {0}, begin = 0;
     int32_t *lengths_of[MAX_SHARDS];
-    if (!check_lengths(routing, values, lengths, samples, fault)) return 0;
+    if (!query_fits(routing, values, weights, lengths, samples, fault)) return 0;
     if (!open_split(split, routing, values, weights, samples)) {
         fault->kind = FAULT_MEMORY;
         return 0;

@@ -1,5 +1,8 @@
-/* Forms: what gateway and functions say to each other (erless/serve/protocol/fast_lane.py). Numbers are >= 0. */
-#include "kernels.h"
+/* Compare text with a form; write a form. */
+#include "fast_lane/form.h"
+
+#include <stddef.h>
+#include <string.h>
 
 enum { MOST_DIGITS = 10 };
 
@@ -23,7 +26,7 @@ const char *form_scan(const char *form, const char *text, const char *end, int64
     return text;
 }
 
-/* `text` to `out`, if there is room. */
+/* Copy `text` to `out`, if there is room. */
 static char *append(char *out, const char *end, const char *text, size_t size) {
     if (out == NULL || size >= (size_t)(end - out)) return NULL;
     memcpy(out, text, size);
@@ -44,7 +47,7 @@ char *form_fill(const char *form, char *out, const char *end, const int64_t *num
         const char *stop = strchr(form, '%');
         if (stop == NULL) return append(out, end, form, strlen(form));
         out = append(out, end, form, (size_t)(stop - form));
-        if (stop[1] == 's') out = append(out, end, word, strlen(word));
+        if (stop[1] == 's') out = word ? append(out, end, word, strlen(word)) : NULL;
         else if (stop[1] == 'd') out = append_number(out, end, *numbers++);
         else out = append(out, end, stop + 1, 1);
         form = stop + 2;
@@ -52,12 +55,13 @@ char *form_fill(const char *form, char *out, const char *end, const int64_t *num
     return out;
 }
 
-int form_check(const char *form, int numbers) {
+int form_check(const char *form, int numbers, int words) {
     for (; *form; form++) {
         if (form[0] != '%') continue;
         form++;
         if (*form != 'd' && *form != 's' && *form != '%') return 0;
         numbers -= *form == 'd';
+        words -= *form == 's';
     }
-    return numbers >= 0;
+    return numbers >= 0 && words >= 0;
 }

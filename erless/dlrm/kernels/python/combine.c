@@ -1,77 +1,80 @@
-/* Combine, for Python. */
-#include "python/binding.h"
-
-int64_t places_width(const place_t *places, Py_ssize_t count, int64_t stride) {
-    int64_t width = 0;
-    for (Py_ssize_t s = 0; s < count; s++) {
-        const place_t *place = &places[s];
-        if (place->column < 0 || place->dim < 1 || place->dim > stride ||
-            place->column > stride - place->dim) {
-            PyErr_SetString(PyExc_ValueError, "places: beyond the row of `out`");
-            return -1;
-        }
-        width += place->dim;
-    }
-    return width;
-}
+/* Combine partials, for Python. */
+#include "python/combine.h"
 
 enum { BEGIN, ADD_PARTIAL, END };
 
-/* out (samples, stride), places (count, 3), lengths (count, samples), partial, packed */
-static PyObject *combine_step(int step, PyObject *const *args, Py_ssize_t count, Py_ssize_t wanted) {
-    Py_buffer out = {0}, places = {0}, lengths = {0}, partial = {0};
-    PyObject *result = NULL;
+/* The arguments of a step: out (samples, stride), places (count, 3), lengths (count, samples). */
+typedef struct {
+    Py_buffer out, places, lengths, partial;
+    int64_t samples, stride, count, width;
+} step_t;
+
+static void close_step(step_t *step) {
+    Py_buffer *const views[] = {&step->out, &step->places, &step->lengths, &step->partial};
+    for (int k = 0; k < 4; k++) release_all(views[k], 1);
+}
+
+/* Take samples, out, places and, unless the step is BEGIN, lengths. Returns 0 with an error set. */
+static int open_step(int kind, PyObject *const *args, step_t *step) {
+    step->samples = PyLong_AsLongLong(args[0]);
+    if (step->samples == -1 && PyErr_Occurred()) return 0;
+    if (step->samples < 0) {
+        PyErr_SetString(PyExc_ValueError, "samples: negative");
+        return 0;
+    }
+    const Py_ssize_t floats = take(args[1], &step->out, 4, 1, "out");
+    if (floats < 0) return 0;
+    const Py_ssize_t cells = take(args[2], &step->places, 8, 0, "places");
+    if (cells < 0) return 0;
+    step->stride = step->samples ? floats / step->samples : 0;
+    step->count = cells / 3;
+    if (!expect_product("out", floats, step->stride, step->samples) ||
+        !expect_product("places", cells, step->count, 3))
+        return 0;
+    if (step->samples) step->width = places_width(step->places.buf, step->count, step->stride);
+    if (step->width < 0) return 0;
+    if (kind == BEGIN) return 1;
+    const Py_ssize_t bags = take(args[3], &step->lengths, 4, 0, "lengths");
+    return bags >= 0 && expect_product("lengths", bags, step->count, step->samples);
+}
+
+/* Add the partial in `argument` to the step's output. Returns 0 with an error set. */
+static int add_partial(step_t *step, PyObject *argument, int packed) {
+    if (PyObject_GetBuffer(argument, &step->partial, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) {
+        step->partial.obj = NULL;
+        return 0;
+    }
+    const Py_ssize_t bytes = step->partial.itemsize;
+    if (bytes != 2 && bytes != 4) {
+        PyErr_SetString(PyExc_TypeError, "partial: neither float32 nor float16");
+        return 0;
+    }
+    const int64_t packed_size =
+        packed_floats(step->lengths.buf, packed ? step->samples : 0, step->places.buf, step->count);
+    if (!expect_product("partial", step->partial.len / bytes, packed ? packed_size : step->width,
+                        packed ? 1 : step->samples))
+        return 0;
+    combine(step->out.buf, step->stride, step->partial.buf, bytes == 2, packed, step->lengths.buf,
+            step->samples, step->places.buf, step->count);
+    return 1;
+}
+
+static PyObject *combine_step(int kind, PyObject *const *args, Py_ssize_t count,
+                              Py_ssize_t wanted) {
+    step_t step = {0};
     if (!expect("arguments", count, wanted)) return NULL;
-    const Py_ssize_t samples = PyLong_AsSsize_t(args[0]);
-    if (samples == -1 && PyErr_Occurred()) return NULL;
-    const Py_ssize_t floats = take(args[1], &out, 4, 1, "out");
-    if (floats < 0) goto done;
-    const Py_ssize_t cells = take(args[2], &places, 8, 0, "places");
-    if (cells < 0) goto done;
-    const int64_t stride = samples > 0 ? floats / samples : 0;
-    if (!expect("out", floats, (Py_ssize_t)(stride * samples))) goto done;
-    if (!expect("places", cells, cells / 3 * 3)) goto done;
-    const int64_t width = samples > 0 ? places_width(places.buf, cells / 3, stride) : 0;
-    if (width < 0) goto done;
-    if (step != BEGIN) {
-        const Py_ssize_t bags = take(args[3], &lengths, 4, 0, "lengths");
-        if (bags < 0) goto done;
-        if (!expect("lengths", bags, cells / 3 * samples)) goto done;
-    }
-    if (step == BEGIN) combine_begin(out.buf, stride, samples, places.buf, cells / 3);
-    if (step == END) combine_end(out.buf, stride, lengths.buf, samples, places.buf, cells / 3);
-    if (step == ADD_PARTIAL) {
+    int done = open_step(kind, args, &step);
+    if (done && kind == BEGIN)
+        combine_begin(step.out.buf, step.stride, step.samples, step.places.buf, step.count);
+    if (done && kind == END)
+        combine_end(step.out.buf, step.stride, step.lengths.buf, step.samples, step.places.buf,
+                    step.count);
+    if (done && kind == ADD_PARTIAL) {
         const int packed = PyObject_IsTrue(args[5]);
-        if (packed < 0) goto done;
-        if (PyObject_GetBuffer(args[4], &partial, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) {
-            partial.obj = NULL;
-            goto done;
-        }
-        const int half = partial.itemsize == 2;
-        int64_t needed = width * samples;
-        if (packed) {
-            const place_t *place = places.buf;
-            const int32_t *length = lengths.buf;
-            needed = 0;
-            for (Py_ssize_t s = 0; s < cells / 3; s++)
-                for (Py_ssize_t b = 0; b < samples; b++)
-                    if (length[s * samples + b]) needed += place[s].dim;
-        }
-        if (!half && partial.itemsize != 4) {
-            PyErr_SetString(PyExc_TypeError, "partial: neither float32 nor float16");
-            goto done;
-        }
-        if (!expect("partial", partial.len / partial.itemsize, (Py_ssize_t)needed)) goto done;
-        combine(out.buf, stride, partial.buf, half, packed, lengths.buf, samples, places.buf,
-                cells / 3);
+        done = packed >= 0 && add_partial(&step, args[4], packed);
     }
-    result = Py_NewRef(Py_None);
-done:
-    if (out.obj) PyBuffer_Release(&out);
-    if (places.obj) PyBuffer_Release(&places);
-    if (lengths.obj) PyBuffer_Release(&lengths);
-    if (partial.obj) PyBuffer_Release(&partial);
-    return result;
+    close_step(&step);
+    return done ? Py_NewRef(Py_None) : NULL;
 }
 
 PyDoc_STRVAR(begin_doc, "combine_begin(samples, out, places): sums at 0, maxima at -inf");
@@ -92,7 +95,7 @@ static PyObject *py_end(PyObject *module, PyObject *const *args, Py_ssize_t coun
     return combine_step(END, args, count, 4);
 }
 
-PyDoc_STRVAR(to_float16_doc, "to_float16(floats, float16_partial): float32 to float16, nearest even");
+PyDoc_STRVAR(to_float16_doc, "to_float16(floats, out): float32 to float16, nearest even");
 static PyObject *py_to_float16(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     Py_buffer from, to;
     PyObject *result = NULL;
@@ -100,9 +103,9 @@ static PyObject *py_to_float16(PyObject *module, PyObject *const *args, Py_ssize
     if (!expect("arguments", count, 2)) return NULL;
     const Py_ssize_t size = take(args[0], &from, 4, 0, "floats");
     if (size < 0) return NULL;
-    const Py_ssize_t room = take(args[1], &to, 2, 1, "float16_partial");
+    const Py_ssize_t room = take(args[1], &to, 2, 1, "out");
     if (room >= 0) {
-        if (expect("float16_partial", room, size)) {
+        if (expect("out", room, size)) {
             to_float16(from.buf, to.buf, size);
             result = Py_NewRef(Py_None);
         }

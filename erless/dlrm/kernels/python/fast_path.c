@@ -1,7 +1,11 @@
-/* A sparse function's fast path, for Python. */
+/* A sparse function's end of the fast lane, for Python. */
+#include "python/fast_path.h"
+
 #include <stdlib.h>
 
-#include "python/binding.h"
+#include "fast_lane/fast_path.h"
+#include "fast_lane/form.h"
+#include "python/pooler.h"
 
 typedef struct {
     PyObject_HEAD
@@ -18,11 +22,15 @@ static void fast_path_free(PyObject *object) {
     Py_DECREF(type);
 }
 
-PyDoc_STRVAR(fast_path_doc,
-             "FastPath(pooler, heads, requests, answers, max_batch, max_body, longest_ms): forms as in "
-             "kernels.h, fast_path_t");
+PyDoc_STRVAR(
+    fast_path_doc,
+    "FastPath(pooler, heads, requests, answers, max_batch, max_body, longest_ms): forms as "
+    "in fast_lane/fast_path.h");
 static PyObject *fast_path_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     PyObject *pooler, *heads, *requests, *answers;
+    static const form_limit_t head_limits[] = {{3, 1}, {3, 2}};
+    static const form_limit_t request_limits[] = {{5, 0}, {5, 0}, {5, 0}, {5, 0}};
+    static const form_limit_t answer_limits[] = {{2, 1}, {3, 1}, {2, 0}, {2, 0}};
     long long max_batch, max_body, longest_ms;
     (void)kwargs;
     if (!PyArg_ParseTuple(args, "O!O!O!O!LLL", pooler_type, &pooler, &PyTuple_Type, &heads,
@@ -41,19 +49,22 @@ static PyObject *fast_path_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     path->max_batch = max_batch;
     path->max_body = max_body;
     path->longest_ms = longest_ms;
-    if (take_forms(heads, 2, 3, path->heads) && take_forms(requests, 4, 5, path->requests) &&
-        take_forms(answers, 4, 3, path->answers))
+    if (take_forms(heads, 2, head_limits, path->heads) &&
+        take_forms(requests, 4, request_limits, path->requests) &&
+        take_forms(answers, 4, answer_limits, path->answers))
         return (PyObject *)self;
     Py_DECREF(self);
     return NULL;
 }
 
-/* Head (where a date is given), JSON and partial of the answer, in one piece. */
-static PyObject *written(const fast_path_t *path, const fast_request_t *request, int64_t size, const char *date,
-                         int64_t up_ms, int64_t *json_bytes) {
+/* Write head (where a date is given), JSON and partial of the answer in one piece. Returns None
+ * where they do not fit, or NULL with an error set. */
+static PyObject *write_answer(const fast_path_t *path, const fast_request_t *request, int64_t size,
+                              const char *date, int64_t up_ms, int64_t *json_bytes) {
     char text[MOST_HEAD], head[MOST_HEAD];
-    const int64_t numbers[2] = {size / (request->half ? 2 : 4), size};
-    const char *end = form_fill(path->answers[2 + request->half], text, text + MOST_HEAD, numbers, "");
+    const int64_t numbers[2] = {size / (request->float16 ? 2 : 4), size};
+    const char *end =
+        form_fill(path->answers[2 + request->float16], text, text + MOST_HEAD, numbers, "");
     if (end == NULL) return Py_NewRef(Py_None);
     const int64_t json = *json_bytes = end - text, sizes[3] = {json + size, json, up_ms};
     const char *stop = head;
@@ -64,16 +75,18 @@ static PyObject *written(const fast_path_t *path, const fast_request_t *request,
     char *at = PyBytes_AS_STRING(answer);
     memcpy(at, head, (size_t)(stop - head));
     memcpy(at + (stop - head), text, (size_t)json);
-    memcpy(at + (stop - head) + json, request->half ? (void *)request->float16_partial : (void *)request->partial,
+    memcpy(at + (stop - head) + json,
+           request->float16 ? (void *)request->float16_partial : (void *)request->partial,
            (size_t)size);
     return answer;
 }
 
-PyDoc_STRVAR(answer_doc,
-             "answer(buffer, begin, end, announced, date, up_ms) -> None, or (answer, where the "
-             "request ended, its ids, bytes of its body, of JSON, of the partial); announced: 0, or "
-             "the bytes of JSON of a request without its head, whose answer then has none either; "
-             "up_ms below 0 is not told");
+PyDoc_STRVAR(
+    answer_doc,
+    "answer(buffer, begin, end, announced, date, up_ms) -> None, or (answer, where the "
+    "request ended, its ids, bytes of its body, of JSON, of the partial); announced: 0, or "
+    "the bytes of JSON of a request without its head, whose answer then has none either; "
+    "up_ms below 0 is left out");
 static PyObject *fast_path_answer(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     const fast_path_t *path = &((FastPath *)object)->path;
     Py_buffer buffer;
@@ -95,14 +108,14 @@ static PyObject *fast_path_answer(PyObject *object, PyObject *const *args, Py_ss
     if (!fast_path_read(path, text + begin, text + end, announced, &request)) goto done;
     const int64_t floats = fast_path_pool(path, &request, &fault);
     if (floats < 0 || fault.kind) goto done; /* the general way says what is wrong */
-    const int64_t size = floats * (request.half ? 2 : 4);
+    const int64_t size = floats * (request.float16 ? 2 : 4);
     int64_t json = 0;
-    PyObject *answer = written(path, &request, size, announced ? NULL : date, up_ms, &json);
+    PyObject *answer = write_answer(path, &request, size, announced ? NULL : date, up_ms, &json);
     Py_SETREF(result, answer);
     if (answer != NULL && answer != Py_None)
-        result = Py_BuildValue("NnLLLL", answer, (Py_ssize_t)(request.end - text),
-                               (long long)request.values.size, (long long)(request.end - request.body),
-                               (long long)json, (long long)size);
+        result = Py_BuildValue(
+            "NnLLLL", answer, (Py_ssize_t)(request.end - text), (long long)request.values.size,
+            (long long)(request.end - request.body), (long long)json, (long long)size);
 done:
     free(request.partial);
     PyBuffer_Release(&buffer);
@@ -114,12 +127,14 @@ static PyMethodDef fast_path_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot fast_path_slots[] = {
-    {Py_tp_new, fast_path_new},         {Py_tp_dealloc, fast_path_free},
-    {Py_tp_methods, fast_path_methods}, {Py_tp_doc, (void *)fast_path_doc},
+    {Py_tp_new, fast_path_new},
+    {Py_tp_dealloc, fast_path_free},
+    {Py_tp_methods, fast_path_methods},
+    {Py_tp_doc, (void *)fast_path_doc},
     {0, NULL},
 };
-static PyType_Spec fast_path_spec = {"erless.dlrm._kernels.FastPath", sizeof(FastPath), 0, Py_TPFLAGS_DEFAULT,
-                                fast_path_slots};
+static PyType_Spec fast_path_spec = {"erless.dlrm._kernels.FastPath", sizeof(FastPath), 0,
+                                     Py_TPFLAGS_DEFAULT, fast_path_slots};
 
 int add_fast_path(PyObject *module) {
     PyObject *type = PyType_FromSpec(&fast_path_spec);

@@ -1,5 +1,7 @@
 /* Gather-pool, for Python. */
-#include "python/binding.h"
+#include "python/pooler.h"
+
+#include "arithmetic/index.h"
 
 static void pooler_free(PyObject *object) {
     Pooler *self = (Pooler *)object;
@@ -22,8 +24,9 @@ static int pooler_add(Pooler *self, int64_t s, PyObject *item) {
                           &slice->pooling))
         return 0;
     if (take(rows, &views[0], 1, 0, "rows") < 0) return 0;
-    if (table_rows < 1 || dim < 1 || slice->precision < FP32 || slice->precision > INT4 ||
-        slice->pooling < SUM || slice->pooling > MEAN) {
+    if (table_rows < 1 || table_rows > MAX_ROWS || dim < 1 || dim > MAX_DIM ||
+        slice->precision < FP32 || slice->precision > INT4 || slice->pooling < SUM ||
+        slice->pooling > MEAN) {
         PyErr_SetString(PyExc_ValueError, "slice: a field is out of range");
         return 0;
     }
@@ -33,8 +36,7 @@ static int pooler_add(Pooler *self, int64_t s, PyObject *item) {
     slice->stored = views[0].len / slice->row_bytes;
     slice->rows = views[0].buf;
     if (!expect("rows", views[0].len, (Py_ssize_t)(slice->stored * slice->row_bytes))) return 0;
-    if (blocks == Py_None)
-        return expect("rows", (Py_ssize_t)slice->stored, (Py_ssize_t)table_rows);
+    if (blocks == Py_None) return expect("rows", (Py_ssize_t)slice->stored, (Py_ssize_t)table_rows);
     const Py_ssize_t words = take(blocks, &views[1], 8, 0, "blocks");
     if (words < 0) return 0;
     slice->blocks = views[1].buf;
@@ -67,12 +69,40 @@ static PyObject *pooler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return (PyObject *)self;
 }
 
-PyDoc_STRVAR(pool_doc,
-             "pool(values, weights or None, lengths, out, columns or None) -> floats written or a "
-             "fault; columns None packs the bags that are not empty, else out is (samples, stride)");
+PyDoc_STRVAR(
+    pool_doc,
+    "pool(values, weights or None, lengths, out, columns or None) -> floats written or a "
+    "fault; columns None packs the bags that are not empty, else out is (samples, stride)");
+/* Whether `floats` are enough for the packed bags; sets an error where not. */
+static int packed_fits(const Pooler *self, const int32_t *lengths, int64_t samples,
+                       Py_ssize_t floats) {
+    int64_t needed = 0;
+    for (int64_t s = 0; s < self->count; s++)
+        for (int64_t b = 0; b < samples; b++)
+            if (lengths[s * samples + b]) needed += self->slices[s].dim;
+    if (floats >= needed) return 1;
+    PyErr_Format(PyExc_ValueError, "out: %zd items, %lld needed", floats, (long long)needed);
+    return 0;
+}
+
+/* Whether each slice's vectors lie within a row of `stride`; sets an error where not. */
+static int columns_fit(const Pooler *self, const int64_t *columns, Py_ssize_t count,
+                       int64_t samples, int64_t stride) {
+    if (!expect("columns", count, (Py_ssize_t)self->count)) return 0;
+    for (int64_t s = 0; samples && s < self->count; s++)
+        if (columns[s] < 0 || self->slices[s].dim > stride ||
+            columns[s] > stride - self->slices[s].dim) {
+            PyErr_SetString(PyExc_ValueError, "columns: beyond the row of `out`");
+            return 0;
+        }
+    return 1;
+}
+
 static PyObject *pooler_pool(PyObject *object, PyObject *const *args, Py_ssize_t count) {
-    static const buffer_t wanted[] = {{"values", 0, 0, 0}, {"weights", 4, 0, 1},
-                                      {"lengths", 4, 0, 0}, {"out", 4, 1, 0},
+    static const buffer_t wanted[] = {{"values", 0, 0, 0},
+                                      {"weights", 4, 0, 1},
+                                      {"lengths", 4, 0, 0},
+                                      {"out", 4, 1, 0},
                                       {"columns", 8, 0, 1}};
     const Pooler *self = (const Pooler *)object;
     Py_buffer views[5];
@@ -83,40 +113,22 @@ static PyObject *pooler_pool(PyObject *object, PyObject *const *args, Py_ssize_t
     const int64_t samples = self->count ? sizes[2] / self->count : 0;
     const int64_t stride = samples ? sizes[3] / samples : 0;
     const int32_t *lengths = views[2].buf;
-    int64_t needed = 0;
-    if (!expect("lengths", sizes[2], (Py_ssize_t)(samples * self->count))) goto done;
-    if (views[1].obj && !expect("weights", sizes[1], sizes[0])) goto done;
-    for (int64_t s = 0; s < self->count; s++) {
-        if (!views[1].obj && self->slices[s].pooling == WEIGHTED) {
-            PyErr_SetString(PyExc_ValueError, "weights: none, but a slice pools by weighted sum");
-            goto done;
-        }
-        for (int64_t b = 0; packed && b < samples; b++)
-            if (lengths[s * samples + b]) needed += self->slices[s].dim;
+    int fits = expect_product("lengths", sizes[2], samples, self->count) &&
+               (!views[1].obj || expect("weights", sizes[1], sizes[0]));
+    if (fits && packed) fits = packed_fits(self, lengths, samples, sizes[3]);
+    if (fits && !packed)
+        fits = expect_product("out", sizes[3], stride, samples) &&
+               columns_fit(self, views[4].buf, sizes[4], samples, stride);
+    if (fits) {
+        const ids_t values = ids_of(&views[0]);
+        fault_t fault = {0};
+        int64_t written;
+        Py_BEGIN_ALLOW_THREADS
+        written = pool(self->slices, self->count, &values, views[1].buf, lengths, samples,
+                       views[3].buf, stride, views[4].buf, packed, &fault);
+        Py_END_ALLOW_THREADS
+        result = fault.kind ? fault_tuple(&fault) : PyLong_FromLongLong(written);
     }
-    if (packed && sizes[3] < needed) {
-        PyErr_Format(PyExc_ValueError, "out: %zd items, %lld needed", sizes[3], (long long)needed);
-        goto done;
-    }
-    if (!packed) {
-        const int64_t *columns = views[4].buf;
-        if (!expect("out", sizes[3], (Py_ssize_t)(stride * samples)) ||
-            !expect("columns", sizes[4], (Py_ssize_t)self->count))
-            goto done;
-        for (int64_t s = 0; samples && s < self->count; s++)
-            if (columns[s] < 0 || columns[s] + self->slices[s].dim > stride) {
-                PyErr_SetString(PyExc_ValueError, "columns: beyond the row of `out`");
-                goto done;
-            }
-    }
-    const ids_t values = ids_of(&views[0]);
-    fault_t fault = {0};
-    int64_t written;
-    Py_BEGIN_ALLOW_THREADS written =
-        pool(self->slices, self->count, &values, views[1].buf, lengths, samples, views[3].buf,
-             stride, views[4].buf, packed, &fault);
-    Py_END_ALLOW_THREADS result = fault.kind ? fault_tuple(&fault) : PyLong_FromLongLong(written);
-done:
     release_all(views, 5);
     return result;
 }
@@ -126,8 +138,10 @@ static PyMethodDef pooler_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot pooler_slots[] = {
-    {Py_tp_new, pooler_new},         {Py_tp_dealloc, pooler_free},
-    {Py_tp_methods, pooler_methods}, {Py_tp_doc, (void *)pooler_doc},
+    {Py_tp_new, pooler_new},
+    {Py_tp_dealloc, pooler_free},
+    {Py_tp_methods, pooler_methods},
+    {Py_tp_doc, (void *)pooler_doc},
     {0, NULL},
 };
 PyTypeObject *pooler_type;

@@ -1,13 +1,24 @@
 /* Bucketize, for Python. */
-#include "python/binding.h"
+#include "python/router.h"
+
+#include "python/pooler.h"
+#include "python/split.h"
+
+typedef struct {
+    PyObject_HEAD
+    routing_t routing;
+    Py_buffer *tables, slots, widths;
+    PyObject *poolers;    /* keeps the homes' rows alive */
+    home_t *homes;        /* their words are ours */
+    int64_t *rows, width; /* width: tables of all shards together */
+} Router;
 
 static void router_free(PyObject *object) {
     Router *self = (Router *)object;
     PyTypeObject *type = Py_TYPE(object);
     if (self->tables) release_all(self->tables, (int)self->routing.tables);
     if (self->homes)
-        for (int64_t t = 0; t < self->routing.tables; t++)
-            PyMem_Free((void *)self->homes[t].words);
+        for (int64_t t = 0; t < self->routing.tables; t++) PyMem_Free((void *)self->homes[t].words);
     release_all(&self->slots, 1);
     release_all(&self->widths, 1);
     Py_XDECREF(self->poolers);
@@ -20,7 +31,7 @@ static void router_free(PyObject *object) {
 }
 
 /* One table's home: its shard, and the slice of that shard's pooler. */
-static int router_settle(Router *self, int64_t t, PyObject *item) {
+static int router_home(Router *self, int64_t t, PyObject *item) {
     PyObject *pooler;
     long long shard, number;
     home_t *home = &self->homes[t];
@@ -38,8 +49,7 @@ static int router_settle(Router *self, int64_t t, PyObject *item) {
     home->slice = held->slices[number];
     if (!expect("homes", (Py_ssize_t)home->slice.table_rows, (Py_ssize_t)self->rows[t])) return 0;
     if (home->slice.blocks) {
-        const int64_t count = blocks_for(self->rows[t]);
-        word_t *words = PyMem_Malloc(sizeof(word_t) * (size_t)(count * (INDEX_WORDS - 1)));
+        word_t *words = PyMem_Malloc(sizeof(word_t) * (size_t)home_words(&home->slice));
         if (words == NULL) {
             PyErr_NoMemory();
             return 0;
@@ -66,7 +76,7 @@ static int router_homes(Router *self, PyObject *homes) {
     for (Py_ssize_t t = 0; t < tables; t++) {
         PyObject *item = PyTuple_GET_ITEM(homes, t);
         self->homes[t].shard = -1;
-        if (item != Py_None && !router_settle(self, t, item)) return 0;
+        if (item != Py_None && !router_home(self, t, item)) return 0;
     }
     self->routing.homes = self->homes;
     return 1;
@@ -94,6 +104,18 @@ static int router_tables(Router *self, PyObject *routes) {
     return 1;
 }
 
+/* Whether the slots of a shard that holds `width` tables are 0 … width - 1, in the tables' order;
+ * sets an error where not. */
+static int slots_fit(const int32_t *slots, int64_t tables, int64_t width) {
+    int64_t next = 0;
+    for (int64_t t = 0; t < tables; t++)
+        if (slots[t] >= 0 && slots[t] != next++) {
+            PyErr_SetString(PyExc_ValueError, "slots: beyond the shard's tables, or out of order");
+            return 0;
+        }
+    return expect("slots of a shard", (Py_ssize_t)next, (Py_ssize_t)width);
+}
+
 static int router_shards(Router *self, PyObject *slots, PyObject *widths) {
     const int64_t tables = self->routing.tables;
     const Py_ssize_t shards = take(widths, &self->widths, 8, 0, "widths");
@@ -104,22 +126,13 @@ static int router_shards(Router *self, PyObject *slots, PyObject *widths) {
         PyErr_Format(PyExc_ValueError, "%zd shards, at most %d", shards, MAX_SHARDS);
         return 0;
     }
-    if (!expect("slots", cells, shards * (Py_ssize_t)tables)) return 0;
+    if (!expect_product("slots", cells, shards, tables)) return 0;
     self->routing.shards = shards;
     self->routing.slots = self->slots.buf;
     self->routing.widths = self->widths.buf;
     for (Py_ssize_t s = 0; s < shards; s++) {
-        const int64_t width = self->routing.widths[s];
-        for (int64_t t = 0; t < tables; t++)
-            if (self->routing.slots[s * tables + t] >= width) {
-                PyErr_SetString(PyExc_ValueError, "slots: beyond the shard's tables");
-                return 0;
-            }
-        if (width < 0) {
-            PyErr_SetString(PyExc_ValueError, "widths: negative");
-            return 0;
-        }
-        self->width += width;
+        if (!slots_fit(self->routing.slots + s * tables, tables, self->routing.widths[s])) return 0;
+        self->width += self->routing.widths[s];
     }
     return 1;
 }
@@ -146,20 +159,10 @@ static PyObject *router_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return NULL;
 }
 
-/* Whether a table pools by weighted sum at home, though there are no weights; sets an error. */
-static int weights_missing(const routing_t *routing) {
-    for (int64_t t = 0; routing->homes && t < routing->tables; t++)
-        if (routing->homes[t].shard >= 0 && routing->homes[t].slice.pooling == WEIGHTED) {
-            PyErr_SetString(PyExc_ValueError, "weights: none, but a table pools by weighted sum");
-            return 1;
-        }
-    return 0;
-}
-
 PyDoc_STRVAR(bucketize_doc, "bucketize(values, weights or None, lengths) -> Split, or a fault");
 static PyObject *router_bucketize(PyObject *object, PyObject *const *args, Py_ssize_t count) {
-    static const buffer_t wanted[] = {{"values", 0, 0, 0}, {"weights", 4, 0, 1},
-                                      {"lengths", 4, 0, 0}};
+    static const buffer_t wanted[] = {
+        {"values", 0, 0, 0}, {"weights", 4, 0, 1}, {"lengths", 4, 0, 0}};
     Router *self = (Router *)object;
     const routing_t *routing = &self->routing;
     Py_buffer views[3];
@@ -169,24 +172,24 @@ static PyObject *router_bucketize(PyObject *object, PyObject *const *args, Py_ss
     fault_t fault = {0};
     if (!take_all(args, count, 3, views, sizes, wanted)) return NULL;
     const int64_t samples = routing->tables ? sizes[2] / routing->tables : 0;
-    const ids_t values = ids_of(&views[0]);
     const int weighted = views[1].obj != NULL;
-    int64_t away;
-    if (!expect("lengths", sizes[2], (Py_ssize_t)(samples * routing->tables)) ||
-        !(weighted ? expect("weights", sizes[1], sizes[0]) : !weights_missing(routing)))
-        goto done;
-    result = split_new(self, sizes[0], samples, weighted);
-    if (result == NULL) goto done;
-    Py_BEGIN_ALLOW_THREADS away =
-        route_count(routing, &values, views[1].buf, views[2].buf, samples, result->lengths,
-                    result->starts, &result->kept, &split, &fault);
-    Py_END_ALLOW_THREADS result->found = result->kept.size;
-    if (!fault.kind && split_room(result, away, split.wide)) {
-        Py_BEGIN_ALLOW_THREADS route_place(routing, &split, result->starts, result->values,
-                                           result->weights);
+    if (expect_product("lengths", sizes[2], samples, routing->tables) &&
+        (!weighted || expect("weights", sizes[1], sizes[0])))
+        result = split_new(object, routing, self->width, sizes[0], samples, weighted);
+    if (result != NULL) {
+        const ids_t values = ids_of(&views[0]);
+        int64_t away;
+        Py_BEGIN_ALLOW_THREADS
+        away = route_count(routing, &values, views[1].buf, views[2].buf, samples, result->lengths,
+                           result->starts, &result->kept, &split, &fault);
         Py_END_ALLOW_THREADS
-    } else Py_CLEAR(result);
-done:
+        result->at_home = result->kept.size;
+        if (!fault.kind && split_room(result, away, split.wide)) {
+            Py_BEGIN_ALLOW_THREADS
+            route_place(routing, &split, result->starts, result->values, result->weights);
+            Py_END_ALLOW_THREADS
+        } else Py_CLEAR(result);
+    }
     route_close(&split);
     release_all(views, 3);
     if (result) return (PyObject *)result;
@@ -198,8 +201,10 @@ static PyMethodDef router_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot router_slots[] = {
-    {Py_tp_new, router_new},         {Py_tp_dealloc, router_free},
-    {Py_tp_methods, router_methods}, {Py_tp_doc, (void *)router_doc},
+    {Py_tp_new, router_new},
+    {Py_tp_dealloc, router_free},
+    {Py_tp_methods, router_methods},
+    {Py_tp_doc, (void *)router_doc},
     {0, NULL},
 };
 static PyType_Spec router_spec = {"erless.dlrm._kernels.Router", sizeof(Router), 0,

@@ -1,58 +1,11 @@
 /* A query, split by shard, for Python: its rows at home are pooled, requests to its other shards
  * written, their answers added up. */
-#include "python/binding.h"
+#include "python/split.h"
 
-/* ---- ShardChannel: how the gateway talks to one shard ---- */
+#include "fast_lane/shard_channel.h"
+#include "python/shard_channel.h"
 
-typedef struct {
-    PyObject_HEAD
-    shard_channel_t channel;
-    PyObject *forms[3]; /* keep the texts alive */
-    Py_buffer places;
-} ShardChannel;
-
-static PyTypeObject *channel_type, *split_type;
-
-static void channel_free(PyObject *object) {
-    ShardChannel *self = (ShardChannel *)object;
-    PyTypeObject *type = Py_TYPE(object);
-    for (int k = 0; k < 3; k++) Py_XDECREF(self->forms[k]);
-    release_all(&self->places, 1);
-    type->tp_free(object);
-    Py_DECREF(type);
-}
-
-PyDoc_STRVAR(channel_doc,
-             "ShardChannel(heads, requests, answers, places): forms as in kernels.h, shard_channel_t; int64 (tables, 3)");
-static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    PyObject *heads, *requests, *answers, *places;
-    (void)kwargs;
-    if (!PyArg_ParseTuple(args, "O!O!O!O", &PyTuple_Type, &heads, &PyTuple_Type, &requests,
-                          &PyTuple_Type, &answers, &places))
-        return NULL;
-    ShardChannel *self = (ShardChannel *)type->tp_alloc(type, 0);
-    if (self == NULL) return NULL;
-    self->forms[0] = Py_NewRef(heads);
-    self->forms[1] = Py_NewRef(requests);
-    self->forms[2] = Py_NewRef(answers);
-    const Py_ssize_t cells = take(places, &self->places, 8, 0, "places");
-    self->channel.places = self->places.buf;
-    self->channel.tables = cells / 3;
-    if (cells >= 0 && expect("places", cells, cells / 3 * 3) &&
-        take_forms(heads, 2, 3, self->channel.heads) && take_forms(requests, 2, 5, self->channel.requests) &&
-        take_forms(answers, 4, 3, self->channel.answers))
-        return (PyObject *)self;
-    Py_DECREF(self);
-    return NULL;
-}
-
-static PyType_Slot channel_slots[] = {
-    {Py_tp_new, channel_new}, {Py_tp_dealloc, channel_free}, {Py_tp_doc, (void *)channel_doc}, {0, NULL},
-};
-static PyType_Spec channel_spec = {"erless.dlrm._kernels.ShardChannel", sizeof(ShardChannel), 0, Py_TPFLAGS_DEFAULT,
-                                channel_slots};
-
-/* ---- Split ---- */
+static PyTypeObject *split_type;
 
 static void split_forget(Split *self) {
     PyMem_Free(self->kept.rows);
@@ -66,7 +19,7 @@ static void split_free(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
     split_forget(self);
     for (int k = 0; k < 4; k++) Py_XDECREF(self->arrays[k]);
-    Py_XDECREF(self->router);
+    Py_XDECREF(self->owner);
     type->tp_free(object);
     Py_DECREF(type);
 }
@@ -76,23 +29,24 @@ static void *room(Split *self, int which, int64_t items, size_t size) {
     return self->arrays[which] ? PyBytes_AS_STRING(self->arrays[which]) : NULL;
 }
 
-Split *split_new(Router *router, int64_t size, int64_t samples, int weighted) {
+Split *split_new(PyObject *owner, const routing_t *routing, int64_t width, int64_t size,
+                 int64_t samples, int weighted) {
     Split *self = (Split *)split_type->tp_alloc(split_type, 0);
     if (self == NULL) return NULL;
-    self->router = (Router *)Py_NewRef(router);
+    self->owner = Py_NewRef(owner);
+    self->routing = routing;
     self->samples = samples;
     self->weighted = weighted;
-    self->starts = room(self, 0, router->routing.shards + 1, sizeof(int64_t));
-    self->lengths = room(self, 1, router->width * samples, sizeof(int32_t));
+    self->starts = room(self, 0, routing->shards + 1, sizeof(int64_t));
+    self->lengths = room(self, 1, width * samples, sizeof(int32_t));
     kept_t *kept = &self->kept;
-    if (router->homes) {
+    if (routing->homes) {
         kept->rows = PyMem_Malloc(sizeof(uint8_t *) * (size_t)(size + POOL_AHEAD + 1));
-        kept->sizes =
-            PyMem_Calloc((size_t)(router->routing.tables * samples) + 1, sizeof(int32_t));
+        kept->sizes = PyMem_Calloc((size_t)(routing->tables * samples) + 1, sizeof(int32_t));
         if (weighted) kept->weights = PyMem_Malloc(sizeof(float) * (size_t)(size + 1));
     }
     if (self->starts && self->lengths &&
-        (!router->homes || (kept->rows && kept->sizes && (!weighted || kept->weights))))
+        (!routing->homes || (kept->rows && kept->sizes && (!weighted || kept->weights))))
         return self;
     Py_DECREF(self);
     PyErr_NoMemory();
@@ -106,16 +60,16 @@ int split_room(Split *self, int64_t away, int wide) {
     return self->values && (!self->weighted || self->weights);
 }
 
-/* What shard `number` gets, whom `channel` talks to. Returns 0 with an error set. */
-static int talk(const Split *self, PyObject *number, PyObject *channel, bucket_t *bucket) {
-    const routing_t *routing = &self->router->routing;
+/* What shard `number` gets, which `channel` talks to. Returns 0 with an error set. */
+static int bucket_of(const Split *self, PyObject *number, PyObject *channel, bucket_t *bucket) {
+    const routing_t *routing = self->routing;
     const Py_ssize_t shard = PyLong_AsSsize_t(number);
     if (shard == -1 && PyErr_Occurred()) return 0;
     if (shard < 0 || shard >= routing->shards) {
         PyErr_SetString(PyExc_IndexError, "there is no such shard");
         return 0;
     }
-    if (!PyObject_TypeCheck(channel, channel_type)) {
+    if (!PyObject_TypeCheck(channel, shard_channel_type)) {
         PyErr_SetString(PyExc_TypeError, "channel: not a ShardChannel");
         return 0;
     }
@@ -136,7 +90,7 @@ static PyObject *split_touched(PyObject *object, PyObject *unused) {
     const int64_t *starts = self->starts;
     Py_ssize_t count = 0, at = 0;
     (void)unused;
-    for (int64_t s = 0; s < self->router->routing.shards; s++) count += starts[s + 1] > starts[s];
+    for (int64_t s = 0; s < self->routing->shards; s++) count += starts[s + 1] > starts[s];
     PyObject *touched = PyTuple_New(count);
     for (int64_t s = 0; touched && at < count; s++)
         if (starts[s + 1] > starts[s]) {
@@ -147,21 +101,25 @@ static PyObject *split_touched(PyObject *object, PyObject *unused) {
     return touched;
 }
 
-PyDoc_STRVAR(build_request_doc, "build_request(shard, channel, left_ms, trace or None) -> the request, in one piece, or "
-                      "None: it has weights, or does not fit the forms");
+PyDoc_STRVAR(
+    build_request_doc,
+    "build_request(shard, channel, left_ms, trace or None) -> the request, in one piece, or "
+    "None: it has weights, or does not fit the forms");
 static PyObject *split_build_request(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     const Split *self = (const Split *)object;
     char text[MOST_HEAD];
     bucket_t bucket;
-    if (!expect("arguments", count, 4) || !talk(self, args[0], args[1], &bucket)) return NULL;
+    if (!expect("arguments", count, 4) || !bucket_of(self, args[0], args[1], &bucket)) return NULL;
     const long long left_ms = PyLong_AsLongLong(args[2]);
     const char *trace = args[3] == Py_None ? NULL : PyBytes_AsString(args[3]);
     if (PyErr_Occurred()) return NULL;
-    const int64_t size =
-        self->weighted ? 0 : request_write(&((ShardChannel *)args[1])->channel, &bucket, left_ms, trace, text);
+    const int64_t size = self->weighted ? 0
+                                        : request_write(&((ShardChannel *)args[1])->channel,
+                                                        &bucket, left_ms, trace, text);
     if (size == 0) Py_RETURN_NONE;
     const size_t ids = (size_t)bucket.values.size * id_width(&bucket.values);
-    const size_t bags = (size_t)(((ShardChannel *)args[1])->channel.tables * self->samples) * sizeof(int32_t);
+    const size_t bags =
+        (size_t)(((ShardChannel *)args[1])->channel.tables * self->samples) * sizeof(int32_t);
     PyObject *request = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(size + ids + bags));
     if (request == NULL) return NULL;
     char *at = PyBytes_AS_STRING(request);
@@ -172,9 +130,10 @@ static PyObject *split_build_request(PyObject *object, PyObject *const *args, Py
 }
 
 PyDoc_STRVAR(add_answer_doc,
-             "add_answer(shard, channel, buffer, begin, end, last, out) -> (milliseconds, WAIT or GENERAL; "
+             "add_answer(shard, channel, buffer, begin, end, last, out) -> (milliseconds, "
+             "ANSWER_INCOMPLETE or ANSWER_GENERAL; "
              "where it ends): add the answer that begins in buffer[begin:end] to float32 (samples, "
-             "stride); kernels.h, answer_add");
+             "stride); fast_lane/shard_channel.h, answer_add");
 static PyObject *split_add_answer(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     static const buffer_t wanted[] = {{"buffer", 1, 0, 0}, {"out", 4, 1, 0}};
     const Split *self = (const Split *)object;
@@ -182,7 +141,7 @@ static PyObject *split_add_answer(PyObject *object, PyObject *const *args, Py_ss
     Py_buffer views[2];
     Py_ssize_t sizes[2];
     bucket_t bucket;
-    if (!expect("arguments", count, 7) || !talk(self, args[0], args[1], &bucket)) return NULL;
+    if (!expect("arguments", count, 7) || !bucket_of(self, args[0], args[1], &bucket)) return NULL;
     const Py_ssize_t begin = PyLong_AsSsize_t(args[3]), end = PyLong_AsSsize_t(args[4]);
     const int last = PyObject_IsTrue(args[5]);
     if (PyErr_Occurred()) return NULL;
@@ -192,22 +151,23 @@ static PyObject *split_add_answer(PyObject *object, PyObject *const *args, Py_ss
     const int64_t stride = self->samples ? sizes[1] / self->samples : 0;
     if (begin < 0 || begin > end || end > sizes[0])
         PyErr_SetString(PyExc_ValueError, "buffer: end is beyond it, or begin beyond end");
-    else if (expect("out", sizes[1], (Py_ssize_t)(stride * self->samples)) &&
+    else if (expect_product("out", sizes[1], stride, self->samples) &&
              places_width(channel->places, (Py_ssize_t)channel->tables, stride) >= 0) {
         const char *whole = views[0].buf, *at = whole + begin;
-        const int64_t told = answer_add(channel, &bucket, &at, whole + end, whole + sizes[0], last,
-                                      views[1].buf, stride);
-        result = Py_BuildValue("Ln", (long long)told, (Py_ssize_t)(at - whole));
+        const int64_t outcome = answer_add(channel, &bucket, &at, whole + end, whole + sizes[0],
+                                           last, views[1].buf, stride);
+        result = Py_BuildValue("Ln", (long long)outcome, (Py_ssize_t)(at - whole));
     }
     release_all(views, 2);
     return result;
 }
 
-PyDoc_STRVAR(pool_doc, "pool(out, places): add the rows at home to float32 (samples, stride), once");
+PyDoc_STRVAR(pool_doc,
+             "pool(out, places): add the rows at home to float32 (samples, stride), once");
 static PyObject *split_pool(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     static const buffer_t wanted[] = {{"out", 4, 1, 0}, {"places", 8, 0, 0}};
     Split *self = (Split *)object;
-    const routing_t *routing = &self->router->routing;
+    const routing_t *routing = self->routing;
     Py_buffer views[2];
     Py_ssize_t sizes[2];
     PyObject *result = NULL;
@@ -215,7 +175,7 @@ static PyObject *split_pool(PyObject *object, PyObject *const *args, Py_ssize_t 
     if (!take_all(args, count, 2, views, sizes, wanted)) return NULL;
     const int64_t stride = self->samples ? sizes[0] / self->samples : 0;
     const place_t *places = views[1].buf;
-    if (!expect("out", sizes[0], (Py_ssize_t)(stride * self->samples)) ||
+    if (!expect_product("out", sizes[0], stride, self->samples) ||
         !expect("places", sizes[1], (Py_ssize_t)(3 * routing->tables)) ||
         (self->samples && places_width(places, (Py_ssize_t)routing->tables, stride) < 0))
         goto done;
@@ -225,9 +185,12 @@ static PyObject *split_pool(PyObject *object, PyObject *const *args, Py_ssize_t 
             goto done;
     kept_t kept = self->kept; /* ours alone: another call must not find it */
     self->kept = (kept_t){0};
-    Py_BEGIN_ALLOW_THREADS if (kept.size) done = home_pool(
-        routing->homes, routing->tables, &kept, self->samples, views[0].buf, stride, places);
-    Py_END_ALLOW_THREADS self->kept = kept;
+    Py_BEGIN_ALLOW_THREADS
+    if (kept.size)
+        done = home_pool(routing->homes, routing->tables, &kept, self->samples, views[0].buf,
+                         stride, places);
+    Py_END_ALLOW_THREADS
+    self->kept = kept;
     split_forget(self);
     result = done ? Py_NewRef(Py_None) : PyErr_NoMemory();
 done:
@@ -237,7 +200,7 @@ done:
 
 static PyObject *split_kept(PyObject *object, void *closure) {
     (void)closure;
-    return PyLong_FromLongLong(((Split *)object)->found);
+    return PyLong_FromLongLong(((Split *)object)->at_home);
 }
 
 static PyObject *split_wide(PyObject *object, void *closure) {
@@ -245,8 +208,9 @@ static PyObject *split_wide(PyObject *object, void *closure) {
     return PyBool_FromLong(((Split *)object)->wide);
 }
 
-PyDoc_STRVAR(arrays_doc, "arrays() -> bytes of starts (int64), lengths (int32), values (int32, or "
-                         "int64 where `wide`), weights (float32) or None");
+PyDoc_STRVAR(arrays_doc,
+             "arrays() -> bytes of starts (int64), lengths (int32), values (int32, or "
+             "int64 where `wide`), weights (float32) or None");
 static PyObject *split_arrays(PyObject *object, PyObject *unused) {
     const Split *self = (const Split *)object;
     (void)unused;
@@ -258,7 +222,8 @@ static PyMethodDef split_methods[] = {
     {"arrays", split_arrays, METH_NOARGS, arrays_doc},
     {"touched", split_touched, METH_NOARGS, touched_doc},
     {"pool", (PyCFunction)(void (*)(void))split_pool, METH_FASTCALL, pool_doc},
-    {"build_request", (PyCFunction)(void (*)(void))split_build_request, METH_FASTCALL, build_request_doc},
+    {"build_request", (PyCFunction)(void (*)(void))split_build_request, METH_FASTCALL,
+     build_request_doc},
     {"add_answer", (PyCFunction)(void (*)(void))split_add_answer, METH_FASTCALL, add_answer_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -279,11 +244,8 @@ static PyType_Spec split_spec = {"erless.dlrm._kernels.Split", sizeof(Split), 0,
                                  split_slots};
 
 int add_split(PyObject *module) {
-    PyObject *channel = PyType_FromSpec(&channel_spec), *split = PyType_FromSpec(&split_spec);
-    channel_type = (PyTypeObject *)channel;
-    split_type = (PyTypeObject *)split;
-    return channel && split && PyModule_AddObjectRef(module, "ShardChannel", channel) == 0 &&
-           PyModule_AddObjectRef(module, "Split", split) == 0 &&
-           PyModule_AddIntConstant(module, "ANSWER_GENERAL", ANSWER_GENERAL) == 0 &&
-           PyModule_AddIntConstant(module, "ANSWER_INCOMPLETE", ANSWER_INCOMPLETE) == 0;
+    PyObject *type = PyType_FromSpec(&split_spec);
+    if (type == NULL) return 0;
+    split_type = (PyTypeObject *)type;
+    return PyModule_AddObjectRef(module, "Split", type) == 0;
 }

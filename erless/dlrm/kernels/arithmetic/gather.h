@@ -1,0 +1,46 @@
+/* Gather-pool: the stored rows of each bag, added up or their maximum taken. */
+#ifndef ERLESS_GATHER_H
+#define ERLESS_GATHER_H
+
+#include "arithmetic/ids.h"
+
+/* The numbers that erless/dlrm/embedding.py gives to precisions and poolings. */
+enum { FP32 = 0, FP16 = 1, INT8 = 2, INT4 = 3 };
+enum { SUM = 0, MAX = 1, WEIGHTED = 2, MEAN = 3 };
+
+/* The rows of one table that one shard stores. */
+typedef struct {
+    const uint8_t *rows;
+    const uint64_t *blocks; /* the index (index.h), or NULL: every row is stored */
+    int64_t stored, table_rows, dim, row_bytes;
+    int precision, pooling;
+} slice_t;
+
+/* Rows fetched ahead of the one being added: with 16 a query takes a seventh longer. */
+enum { POOL_AHEAD = 32 };
+#define MAX_DIM ((int64_t)1 << 24) /* a row's bytes fit 32 bits, also where they are multiplied */
+
+int64_t stored_row_bytes(int precision, int64_t dim);
+
+/* Choose among the instruction sets of this processor; call it once, before anything else.
+ * Returns the name of the widest. */
+const char *gather_choose(void);
+
+/* Pool one bag of `n` > 0 rows at `rows` (which goes on for POOL_AHEAD valid entries) to `out`
+ * (dim). `weights` is read where the slice pools by weighted sum. */
+typedef void (*bag_fn)(const uint8_t *const *rows, const float *weights, int64_t n,
+                       int64_t row_bytes, int64_t dim, float *out);
+bag_fn bag_function(const slice_t *slice);
+
+/* The function of an int4 slice gives the elements of even index, then those of odd index. This
+ * puts them in order. */
+void interleave(const float *parts, float *out, int64_t dim);
+
+/* Pool the bags of `count` slices. `out` is (samples, stride) with slice s at its column, or
+ * packed: only the bags that are not empty, one after the other. Returns the floats written when
+ * packed. */
+int64_t pool(const slice_t *slices, int64_t count, const ids_t *values, const float *weights,
+             const int32_t *lengths, int64_t samples, float *out, int64_t stride,
+             const int64_t *columns, int packed, fault_t *fault);
+
+#endif

@@ -1,0 +1,46 @@
+/* Bucketize: one counting sort of a query's ids by shard, which keeps the order of bags. Ids whose
+ * rows lie in this process do not take part (home.h). */
+#ifndef ERLESS_ROUTE_H
+#define ERLESS_ROUTE_H
+
+#include "arithmetic/home.h"
+
+enum { MAX_SHARDS = 255 }; /* a row's shard has one byte; 255 says that no shard holds it */
+
+typedef struct {
+    int64_t tables, shards;
+    int narrow;             /* whether all row ids fit int32, and leave as such */
+    const home_t *homes;    /* (tables) or NULL */
+    const uint8_t **routes; /* (tables): one byte per row, the number of the shard that holds it */
+    const int64_t *rows;    /* (tables) */
+    const int32_t *slots;   /* (shards, tables): row of the shard's lengths, or -1: holds none */
+    const int64_t *widths;  /* (shards): tables that the shard holds */
+} routing_t;
+
+/* What counting leaves to placing: the ids that have to be routed, in order. */
+typedef struct {
+    void *away;
+    int wide;       /* whether they are int64 */
+    float *weights; /* of each, or NULL */
+    uint8_t *to;    /* the shard of each */
+    int64_t size;
+    int64_t *ends; /* (tables): where the table's ids end in `away` */
+    int32_t *bags; /* (samples) of one table: ids per bag */
+    int own_away, own_weights;
+} split_t;
+
+/* The first pass counts. `lengths_out` gets for each shard (widths[s], samples), one after the
+ * other; `starts` (shards + 1) where each shard's ids will begin; `kept` what is at home, where
+ * there are homes. `split` comes zeroed and is to be closed in any case. Returns how many ids
+ * leave; a query that does not fit is told by `fault`. */
+int64_t route_count(const routing_t *routing, const ids_t *values, const float *weights,
+                    const int32_t *lengths, int64_t samples, int32_t *lengths_out, int64_t *starts,
+                    kept_t *kept, split_t *split, fault_t *fault);
+
+/* The second pass places: ids (int32 unless `split->wide`) and weights, by shard. */
+void route_place(const routing_t *routing, const split_t *split, const int64_t *starts,
+                 void *values_out, float *weights_out);
+
+void route_close(split_t *split);
+
+#endif

@@ -1,0 +1,93 @@
+/* Take arguments, say what is wrong with them. */
+#include "python/binding.h"
+
+#include "fast_lane/form.h"
+
+Py_ssize_t take(PyObject *from, Py_buffer *view, Py_ssize_t itemsize, int writable,
+                const char *name) {
+    const int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
+    if (PyObject_GetBuffer(from, view, flags) < 0) {
+        view->obj = NULL;
+        return -1;
+    }
+    const Py_ssize_t bytes = view->itemsize;
+    if (itemsize ? bytes != itemsize : bytes != 4 && bytes != 8) {
+        PyErr_Format(PyExc_TypeError, "%s: %zd-byte items do not fit", name, bytes);
+        PyBuffer_Release(view);
+        return -1;
+    }
+    return view->len / bytes;
+}
+
+int take_all(PyObject *const *args, Py_ssize_t given, int count, Py_buffer *views,
+             Py_ssize_t *sizes, const buffer_t *wanted) {
+    memset(views, 0, sizeof(*views) * (size_t)count);
+    memset(sizes, 0, sizeof(*sizes) * (size_t)count);
+    if (!expect("arguments", given, count)) return 0;
+    for (int k = 0; k < count; k++) {
+        const buffer_t *buffer = &wanted[k];
+        if (buffer->optional && args[k] == Py_None) continue;
+        sizes[k] = take(args[k], &views[k], buffer->itemsize, buffer->writable, buffer->name);
+        if (sizes[k] < 0) {
+            release_all(views, count);
+            return 0;
+        }
+    }
+    return 1;
+}
+
+void release_all(Py_buffer *views, int count) {
+    for (int k = 0; k < count; k++)
+        if (views[k].obj) PyBuffer_Release(&views[k]);
+}
+
+int take_forms(PyObject *tuple, Py_ssize_t count, const form_limit_t *limits, const char **forms) {
+    if (!expect("forms", PyTuple_GET_SIZE(tuple), count)) return 0;
+    for (Py_ssize_t k = 0; k < count; k++) {
+        forms[k] = PyBytes_AsString(PyTuple_GET_ITEM(tuple, k));
+        if (forms[k] == NULL) return 0;
+        if (!form_check(forms[k], limits[k].numbers, limits[k].words)) {
+            PyErr_SetString(PyExc_ValueError, "forms: unknown, or too many numbers or words");
+            return 0;
+        }
+    }
+    return 1;
+}
+
+int expect(const char *name, Py_ssize_t size, Py_ssize_t wanted) {
+    if (size == wanted) return 1;
+    PyErr_Format(PyExc_ValueError, "%s: %zd items, expected %zd", name, size, wanted);
+    return 0;
+}
+
+int expect_product(const char *name, Py_ssize_t size, int64_t a, int64_t b) {
+    int64_t product;
+    if (!__builtin_mul_overflow(a, b, &product)) return expect(name, size, (Py_ssize_t)product);
+    PyErr_Format(PyExc_ValueError, "%s: %lld times %lld items are too many", name, (long long)a,
+                 (long long)b);
+    return 0;
+}
+
+int64_t places_width(const place_t *places, Py_ssize_t count, int64_t stride) {
+    int64_t width = 0;
+    for (Py_ssize_t s = 0; s < count; s++) {
+        const place_t *place = &places[s];
+        if (place->column < 0 || place->dim < 1 || place->dim > stride ||
+            place->column > stride - place->dim) {
+            PyErr_SetString(PyExc_ValueError, "places: beyond the row of `out`");
+            return -1;
+        }
+        width += place->dim;
+    }
+    return width;
+}
+
+ids_t ids_of(const Py_buffer *view) {
+    return (ids_t){view->buf, view->len / view->itemsize, view->itemsize == 8};
+}
+
+PyObject *fault_tuple(const fault_t *fault) {
+    if (fault->kind == FAULT_MEMORY) return PyErr_NoMemory();
+    return Py_BuildValue("iLLLL", fault->kind, (long long)fault->table, (long long)fault->sample,
+                         (long long)fault->position, (long long)fault->value);
+}

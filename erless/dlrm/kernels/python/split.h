@@ -1,0 +1,34 @@
+/* A query, split by shard, for Python. */
+#ifndef ERLESS_PYTHON_SPLIT_H
+#define ERLESS_PYTHON_SPLIT_H
+
+#include "arithmetic/route.h"
+#include "python/binding.h"
+
+/* A query's ids by shard, and what it found at home. The arrays are bytes objects, which Python may
+ * look at. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *owner;          /* keeps `routing` alive */
+    const routing_t *routing; /* that split the query */
+    kept_t kept;              /* its rows are given back once they are pooled */
+    int64_t samples, at_home; /* at_home: rows that were kept, also once they are given back */
+    int weighted, wide;
+    PyObject *arrays[4]; /* starts, lengths, values, weights or NULL */
+    int64_t *starts;
+    int32_t *lengths;
+    void *values;
+    float *weights;
+} Split;
+
+/* Room for a query of `size` ids and `samples` samples, whose shards hold `width` tables together;
+ * NULL with an error set. */
+Split *split_new(PyObject *owner, const routing_t *routing, int64_t width, int64_t size,
+                 int64_t samples, int weighted);
+
+/* Room for the `away` ids that leave; 0 with an error set. */
+int split_room(Split *self, int64_t away, int wide);
+
+int add_split(PyObject *module); /* 0: an error is set */
+
+#endif
