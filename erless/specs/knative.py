@@ -87,6 +87,14 @@ class KnativeConfig(Section):
         False, description="Cap pods at the plan's vCPU; throttling lengthens p95 and cold starts."
     )
     queue_proxy_cpu: float = Field(0.1, gt=0, description="vCPU that each queue-proxy requests.")
+    queue_proxy_memory_mb: int = Field(
+        128, ge=32, description="MiB that each queue-proxy requests, and may use."
+    )
+    max_timeout_s: int = Field(
+        600,
+        ge=30,
+        description="Longest answer that the cluster allows (max-revision-timeout-seconds).",
+    )
     load_mb_per_s: float = Field(
         50.0, gt=0, description="Slowest load of weights to allow for in every timeout."
     )

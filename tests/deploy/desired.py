@@ -43,11 +43,12 @@ def desired(
     dense: bool = False,
     changed: tuple[Tier, ...] = (Tier.COLD,),
     hot_min_scale: int = 2,
+    gateway_min_scale: int = 1,
 ) -> Desired:
     """Release `version`; between versions only the shards of the tiers in `changed` differ."""
     start, shards, released = 0, [], []
     for tier, rows in ROWS.items():
-        lowest = hot_min_scale if tier is Tier.HOT else 1
+        lowest = {Tier.RESIDENT: 1, Tier.HOT: hot_min_scale}.get(tier, 0)
         shards.append(
             ShardPlan(
                 name=f"{tier.value}-0",
@@ -91,7 +92,9 @@ def desired(
             dense_placement="function" if dense else "gateway",
             vcpu=1.0,
             memory_bytes=400_000_000,
-            scaling=Scaling(metric="concurrency", target=4.6, min_scale=1, max_scale=12),
+            scaling=Scaling(
+                metric="concurrency", target=4.6, min_scale=gateway_min_scale, max_scale=12
+            ),
         ),
         dense=tower if dense else None,
         qps=100.0,

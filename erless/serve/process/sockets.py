@@ -10,21 +10,41 @@ from erless.serve.logs import Log
 __all__ = ["bind_socket", "inherited_socket"]
 
 BACKLOG = 1024
+EVERYWHERE = "::"
 
 
 def bind_socket(host: str, port: int, log: Log) -> socket.socket:
-    """A socket that listens at `host` and `port`.
+    """A socket that listens at `host` and `port`; `::` is every address, of IPv6 and of IPv4.
 
     Raises:
         ConfigError: the address is not to be had.
     """
+    everywhere = host == EVERYWHERE
+    if everywhere and not _has_ipv6():
+        host = "0.0.0.0"  # noqa: S104 - what was asked for, on a machine without IPv6
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener = socket.create_server(
+            (host, port),
+            family=family,
+            backlog=BACKLOG,
+            dualstack_ipv6=everywhere and family == socket.AF_INET6,
+        )
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error}") from error
     log.info("listening", host=host, port=listener.getsockname()[1])
     return listener
+
+
+def _has_ipv6() -> bool:
+    """Whether this machine gives out sockets that speak both IPv6 and IPv4."""
+    if not socket.has_dualstack_ipv6():
+        return False
+    try:
+        socket.create_server((EVERYWHERE, 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 def inherited_socket(variable: str, descriptor: int) -> socket.socket:

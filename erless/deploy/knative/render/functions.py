@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from erless.deploy.knative.cluster_settings import ClusterSettings
-from erless.deploy.knative.render.pods import Needs, load_s, pod, timeout_s
+from erless.deploy.knative.render.pods import Needs, check_timeout, load_s, pod, timeout_s
 from erless.deploy.knative.render.scaling import scaling_annotations
 from erless.deploy.kubernetes import names
 from erless.deploy.target import Desired
 from erless.errors import PlanError
-from erless.specs.plan import ShardPlan
+from erless.specs.knative import FunctionKind
+from erless.specs.plan import Scaling, ShardPlan
 from erless.specs.release import ReleaseShard
 
 __all__ = ["Object", "TrafficTarget", "dense_service", "gateway_service", "shard_service_object"]
@@ -30,6 +31,7 @@ API = "serving.knative.dev/v1"
 # then cut the answer short (golang/go#40747, seen here on loaded nodes as "unexpected EOF").
 FULL_DUPLEX = {"features.knative.dev/http-full-duplex": "Enabled"}
 QUEUE_PROXY = "queue.sidecar.serving.knative.dev"
+QUEUE_PROXY_MILLICORES = 1000  # its limit where pods have one: throttling it lengthens every answer
 LOCAL = {"networking.knative.dev/visibility": "cluster-local"}
 LEAST_BYTES = 80_000_000  # m0: numpy, the server, buffers; measured 60 MB resident
 WORKER_BYTES = 70_000_000  # of each worker after the first: measured 30-72 MB private
@@ -74,20 +76,19 @@ def shard_service_object(
     memory += (math.ceil(plan.vcpu) - 1) * WORKER_BYTES
     needs = Needs(plan.vcpu, memory, shard.size_bytes)
     environment = {"ERLESS_SHARD": shard.digest, **_workers(plan.vcpu)} | _sizes(desired)
-    annotations = scaling_annotations(plan.scaling, shard.tier, settings.options.min_window_s)
-    spec = pod("sparse", shard.tier.value, needs, environment, settings, desired.store)
-    return _service(
-        names.shard_service(shard.digest),
-        desired,
-        settings,
-        function=shard.name,
-        labels=names.function_labels("sparse", shard.tier.value, shard.digest),
+    to_zero = plan.scaling.min_scale == 0
+    part = _Function(
+        service=names.shard_service(shard.digest),
+        name=shard.name,
+        kind="sparse",
+        tier=shard.tier.value,
         digest=shard.digest,
-        annotations=annotations,
-        spec=spec,
+        scaling=plan.scaling,
         size_bytes=shard.size_bytes,
-        timeout=timeout_s(shard.size_bytes, settings),
+        timeout_s=timeout_s(shard.size_bytes, settings, reaches_zero=to_zero),
     )
+    spec = pod("sparse", part.tier, needs, environment, settings, desired.store)
+    return _service(part, spec, desired, settings)
 
 
 def _workers(vcpu: float) -> dict[str, str]:
@@ -111,18 +112,19 @@ def dense_service(desired: Desired, settings: ClusterSettings) -> Object | None:
         "ERLESS_SLA_MS": f"{settings.sla_ms:g}",
         "ERLESS_THREADS": str(max(math.floor(plan.vcpu), 1)),
     } | _sizes(desired)
-    return _service(
-        names.dense_name(tower.sha256),
-        desired,
-        settings,
-        function="dense",
-        labels=names.function_labels("dense", "dense", tower.sha256),
+    to_zero = plan.scaling.min_scale == 0
+    part = _Function(
+        service=names.dense_name(tower.sha256),
+        name="dense",
+        kind="dense",
+        tier="dense",
         digest=tower.sha256,
-        annotations=scaling_annotations(plan.scaling, None, settings.options.min_window_s),
-        spec=pod("dense", "dense", needs, environment, settings, desired.store),
+        scaling=plan.scaling,
         size_bytes=tower.size_bytes,
-        timeout=timeout_s(tower.size_bytes, settings),
+        timeout_s=timeout_s(tower.size_bytes, settings, reaches_zero=to_zero),
     )
+    spec = pod("dense", part.tier, needs, environment, settings, desired.store)
+    return _service(part, spec, desired, settings)
 
 
 def gateway_service(
@@ -147,9 +149,9 @@ def gateway_service(
     memory = max(plan.memory_bytes, size + LEAST_BYTES) + (workers - 1) * WORKER_BYTES
     memory += settings.gateway.max_in_flight * QUERY_BYTES
     needs = Needs(plan.vcpu, memory, size)
-    slowest = max([load_s(each.size_bytes, settings) for each in release.remote], default=0.0)
-    deadline = max(DEADLINE_S, slowest + 10 * settings.sla_ms / 1e3)
-    timeout = min(max(math.ceil(deadline) + 5, timeout_s(size, settings)), 600)
+    deadline = _deadline_s(desired, settings)
+    own_start = timeout_s(size, settings, reaches_zero=plan.scaling.min_scale == 0)
+    timeout = max(math.ceil(deadline) + 5, own_start)
     environment = {
         "ERLESS_RELEASE": release.digest,
         "ERLESS_SHARD_URLS": json.dumps(
@@ -160,7 +162,7 @@ def gateway_service(
             separators=(",", ":"),
         ),
         "ERLESS_SLA_MS": f"{settings.sla_ms:g}",
-        "ERLESS_DEADLINE_MS": f"{1000 * min(deadline, timeout - 5):.0f}",
+        "ERLESS_DEADLINE_MS": f"{1000 * deadline:.0f}",
         "ERLESS_COLD_MISS": settings.gateway.cold_miss,
         "ERLESS_DEGRADED_SHARE": f"{settings.gateway.degraded_share:g}",
         "ERLESS_HEDGE": "1" if settings.gateway.hedge else "0",
@@ -169,19 +171,19 @@ def gateway_service(
     } | _sizes(desired)
     if dense is not None:
         environment["ERLESS_DENSE_URL"] = _url(dense["metadata"]["name"], settings)
-    service = _service(
-        names.GATEWAY,
-        desired,
-        settings,
-        function="gateway",
-        labels=names.function_labels("gateway", "gateway", release.digest),
+    part = _Function(
+        service=names.GATEWAY,
+        name="gateway",
+        kind="gateway",
+        tier="gateway",
         digest=release.digest,
-        annotations=scaling_annotations(plan.scaling, None, settings.options.min_window_s),
-        spec=pod("gateway", "gateway", needs, environment, settings, desired.store),
+        scaling=plan.scaling,
         size_bytes=size,
-        timeout=timeout,
+        timeout_s=timeout,
         public=settings.gateway.visibility == "public",
     )
+    spec = pod("gateway", part.tier, needs, environment, settings, desired.store)
+    service = _service(part, spec, desired, settings)
     copy_bytes = release.model.embedding_bytes + MONOLITH_BYTES
     service["metadata"]["annotations"][names.FULL_COPY] = str(copy_bytes)
     template = service["spec"]["template"]
@@ -192,6 +194,19 @@ def gateway_service(
     lines = traffic or [TrafficTarget(name, 100)]
     service["spec"]["traffic"] = [each.document() for each in lines]
     return service
+
+
+def _deadline_s(desired: Desired, settings: ClusterSettings) -> float:
+    """The deadline of a query whose client names none, in s.
+
+    It lasts for the slowest cold start among the functions that may be at zero, and for the query.
+    """
+    starts = [
+        load_s(shard.size_bytes, settings)
+        for shard in desired.release.remote
+        if _shard_plan(desired, shard).scaling.min_scale == 0
+    ]
+    return max(DEADLINE_S, max(starts, default=0.0) + 10 * settings.sla_ms / 1e3)
 
 
 def _shard_plan(desired: Desired, shard: ReleaseShard) -> ShardPlan:
@@ -213,52 +228,87 @@ def _url(service: str, settings: ClusterSettings) -> str:
     return f"http://{service}.{settings.options.namespace}.svc.cluster.local"
 
 
-def _service(
-    name: str,
-    desired: Desired,
-    settings: ClusterSettings,
-    *,
-    function: str,
-    labels: dict[str, str],
-    digest: str,
-    annotations: dict[str, str],
-    spec: Object,
-    size_bytes: int,
-    timeout: int,
-    public: bool = False,
-) -> Object:
-    """A Knative Service that moves to its newest revision when that is ready."""
-    progress = max(PROGRESS_S[0], math.ceil(PROGRESS_S[1] + 2 * load_s(size_bytes, settings)))
-    cpu = f"{math.ceil(1000 * settings.options.queue_proxy_cpu / settings.options.cpu_overcommit)}m"
+@dataclass(frozen=True, slots=True)
+class _Function:
+    """What tells one function's Service from another's.
+
+    service: name in the cluster; name: as people and the plan call it. size_bytes: what it loads.
+    timeout_s: the longest answer, a cold start included where it may be at zero.
+    """
+
+    service: str
+    name: str
+    kind: FunctionKind
+    tier: str
+    digest: str
+    scaling: Scaling
+    size_bytes: int
+    timeout_s: int
+    public: bool = False
+
+
+def _service(part: _Function, spec: Object, desired: Desired, settings: ClusterSettings) -> Object:
+    """A Knative Service that moves to its newest revision when that is ready.
+
+    Raises:
+        ConfigError: its cold start takes longer than Knative lets an answer take.
+        PlanError: its scaling is outside Knative's bounds.
+    """
+    check_timeout(part.name, part.timeout_s, settings)
+    labels = names.function_labels(part.kind, part.tier, part.digest)
     return {
         "apiVersion": API,
         "kind": "Service",
         "metadata": names.metadata(
-            name,
+            part.service,
             desired.release.digest,
             namespace=settings.options.namespace,
-            labels=labels | ({} if public else LOCAL),
-            annotations={names.DIGEST: digest, names.FUNCTION: function},
+            labels=labels | ({} if part.public else LOCAL),
+            annotations={names.DIGEST: part.digest, names.FUNCTION: part.name},
         ),
         "spec": {
             "template": {
                 "metadata": {
                     "labels": dict(labels),
-                    "annotations": annotations
+                    "annotations": scaling_annotations(
+                        part.name, part.scaling, settings.options.min_window_s
+                    )
                     | FULL_DUPLEX
-                    | {
-                        names.DIGEST: digest,
-                        "serving.knative.dev/progress-deadline": f"{progress}s",
-                        f"{QUEUE_PROXY}/cpu-resource-request": cpu,
-                    },
+                    | {names.DIGEST: part.digest}
+                    | _progress_deadline(part.size_bytes, settings)
+                    | _queue_proxy(settings),
                 },
                 "spec": {
                     "containerConcurrency": 0,  # functions bound their queues, and say Retry-After
-                    "timeoutSeconds": timeout,
-                    "responseStartTimeoutSeconds": timeout,
+                    "timeoutSeconds": part.timeout_s,
+                    "responseStartTimeoutSeconds": part.timeout_s,
                     **spec,
                 },
             },
             "traffic": [{"latestRevision": True, "percent": 100}],
         },
     }
+
+
+def _progress_deadline(size_bytes: int, settings: ClusterSettings) -> dict[str, str]:
+    """How long Knative waits for a revision before it calls it failed for good."""
+    seconds = max(PROGRESS_S[0], math.ceil(PROGRESS_S[1] + 2 * load_s(size_bytes, settings)))
+    return {"serving.knative.dev/progress-deadline": f"{seconds}s"}
+
+
+def _queue_proxy(settings: ClusterSettings) -> dict[str, str]:
+    """Requests and limits of Knative's container in every pod.
+
+    Where a ResourceQuota counts memory limits, a pod with a container without one is refused.
+    """
+    options = settings.options
+    cpu = math.ceil(1000 * options.queue_proxy_cpu / options.cpu_overcommit)
+    memory = f"{options.queue_proxy_memory_mb}Mi"
+    values = {
+        "cpu-resource-request": f"{cpu}m",
+        "memory-resource-request": memory,
+        "memory-resource-limit": memory,
+    }
+    if options.cpu_limits:
+        values["cpu-resource-limit"] = f"{max(QUEUE_PROXY_MILLICORES, cpu)}m"
+    return {f"{QUEUE_PROXY}/{name}": value for name, value in values.items()}

@@ -4,6 +4,11 @@ Loading is not dying: liveness asks `/v2/health/live`, which answers as soon as 
 listens; readiness asks `/v2/health/ready`, which answers once every byte is loaded and verified.
 Without a period Knative's queue-proxy asks for readiness every few ms, so a cold start does not
 wait for a probe.
+
+A process that hangs is found within LIVENESS_S. It ignores SIGTERM, so its pod then lives on for
+the whole termination grace, which Knative sets to the revision's `timeoutSeconds`
+(knative/serving pkg/reconciler/revision/resources/deploy.go). A function that never reaches zero
+therefore gets a timeout just above its drain, not one that a cold start would fit into.
 """
 
 from __future__ import annotations
@@ -16,7 +21,17 @@ from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.errors import ConfigError
 from erless.specs.knative import FunctionKind
 
-__all__ = ["PORT", "STORE_MOUNT", "Needs", "load_s", "pod", "timeout_s"]
+__all__ = [
+    "PORT",
+    "SECRET_KEY",
+    "SECRET_NAME",
+    "STORE_MOUNT",
+    "Needs",
+    "check_timeout",
+    "load_s",
+    "pod",
+    "timeout_s",
+]
 
 MIB = 1 << 20
 PORT = 8080
@@ -24,7 +39,13 @@ USER = 65532  # distroless' and our images' `nonroot`
 CACHE_MOUNT, STORE_MOUNT, TMP_MOUNT = "/var/cache/erless", "/var/lib/erless/store", "/tmp"  # noqa: S108
 MARGIN_SHARE, MARGIN_BYTES = 0.1, 64 * MIB  # buffers, the allocator, sockets under load
 START_S = 10.0  # process start and connecting to the store, with a wide margin
-TIMEOUT_S = (60, 600)  # Knative's default cluster-wide maximum is 600
+DRAIN_S = 25  # the longest drain after SIGTERM; the default deadline of a query is 30 s
+TIMEOUT_S = DRAIN_S + 5  # the shortest: the drain, and time to end the process
+# A hung process is killed within period × threshold + timeout = 10 s.
+LIVENESS_PERIOD_S, LIVENESS_FAILURES, LIVENESS_TIMEOUT_S = 2, 4, 2
+LISTENING_S = 30  # the slowest start of a process up to listening, torch on a throttled node
+SECRET_NAME, SECRET_KEY = "erless-secret", "secret"
+SECRET_MOUNT = "/var/run/erless"  # noqa: S105
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +74,32 @@ def load_s(size_bytes: int, settings: ClusterSettings) -> float:
     return START_S + size_bytes / (settings.options.load_mb_per_s * 1e6)
 
 
-def timeout_s(size_bytes: int, settings: ClusterSettings) -> int:
-    """Longest answer, in s: a cold start and ten times the objective, within Knative's bounds."""
-    wanted = math.ceil(load_s(size_bytes, settings) + 10 * settings.sla_ms / 1e3)
-    return min(max(wanted, TIMEOUT_S[0]), TIMEOUT_S[1])
+def timeout_s(size_bytes: int, settings: ClusterSettings, *, reaches_zero: bool) -> int:
+    """Longest answer of a function, in s.
+
+    A function at zero answers its first query after a cold start; ten times the objective is added
+    for the query itself. One that always runs needs no more than its drain.
+    """
+    if not reaches_zero:
+        return TIMEOUT_S
+    cold_start = math.ceil(load_s(size_bytes, settings) + 10 * settings.sla_ms / 1e3)
+    return max(cold_start, TIMEOUT_S)
+
+
+def check_timeout(function: str, seconds: int, settings: ClusterSettings) -> None:
+    """Refuse a timeout beyond the cluster's maximum: Knative would cut the cold start off.
+
+    Raises:
+        ConfigError: names the function, what it needs and what is allowed.
+    """
+    most = settings.options.max_timeout_s
+    if seconds > most:
+        raise ConfigError(
+            f"{function} needs up to {seconds} s for a cold start at "
+            f"{settings.options.load_mb_per_s:g} MB/s, and answers may take {most} s "
+            "(targets.knative.max_timeout_s); smaller shards (planner.max_shard_bytes), a faster "
+            "store (targets.knative.load_mb_per_s) or a higher maximum of the cluster mend it"
+        )
 
 
 def pod(
@@ -92,10 +135,10 @@ def pod(
                 },
                 "livenessProbe": {
                     "httpGet": {"path": "/v2/health/live", "port": PORT, "scheme": "HTTP"},
-                    "initialDelaySeconds": 10,
-                    "periodSeconds": 10,
-                    "timeoutSeconds": 5,
-                    "failureThreshold": 6,
+                    "initialDelaySeconds": LISTENING_S,
+                    "periodSeconds": LIVENESS_PERIOD_S,
+                    "timeoutSeconds": LIVENESS_TIMEOUT_S,
+                    "failureThreshold": LIVENESS_FAILURES,
                     "successThreshold": 1,
                 },
                 "securityContext": {
@@ -126,7 +169,9 @@ def pod(
 def _where(settings: ClusterSettings, store: str) -> dict[str, str]:
     """Where the weights are, and where they are kept."""
     values = {
-        "ERLESS_HOST": "0.0.0.0",  # noqa: S104
+        "ERLESS_HOST": "::",  # IPv6 and IPv4, whichever addresses the cluster gives its pods
+        "ERLESS_DRAIN_S": str(DRAIN_S),
+        "ERLESS_SECRET_FILE": f"{SECRET_MOUNT}/{SECRET_KEY}",
         "ERLESS_STORE": store if store.startswith("s3://") else STORE_MOUNT,
         "ERLESS_LOG": "info",
     }
@@ -185,8 +230,14 @@ def _volumes(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Volumes and their mounts: scratch, and the cache of a bucket or the store's folder."""
     options = settings.options
-    volumes: list[dict[str, Any]] = [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}]
-    mounts: list[dict[str, Any]] = [{"name": "tmp", "mountPath": TMP_MOUNT}]
+    volumes: list[dict[str, Any]] = [
+        {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+        {"name": "secret", "secret": {"secretName": SECRET_NAME}},
+    ]
+    mounts: list[dict[str, Any]] = [
+        {"name": "tmp", "mountPath": TMP_MOUNT},
+        {"name": "secret", "mountPath": SECRET_MOUNT, "readOnly": True},
+    ]
     if not store.startswith("s3://"):
         volumes.append({"name": "store", **_store_source(settings, store)})
         mounts.append({"name": "store", "mountPath": STORE_MOUNT, "readOnly": True})

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from erless.specs.plan import Scaling, Tier
+from erless.errors import PlanError
+from erless.specs.plan import Scaling
 
 __all__ = ["KPA", "MIN_SCALE", "scaling_annotations"]
 
@@ -16,21 +17,28 @@ PREFIX = "autoscaling.knative.dev"
 MIN_SCALE = f"{PREFIX}/min-scale"
 KPA = "kpa.autoscaling.knative.dev"
 WINDOW_S = (6, 3600)
-TO_ZERO = frozenset({Tier.COLD, Tier.FROZEN})
+LONGEST_S = 3600  # of the scale-down delay and of the last pod's retention
 
 
 def scaling_annotations(
-    scaling: Scaling, tier: Tier | None, min_window_s: int | None = None
+    function: str, scaling: Scaling, min_window_s: int | None = None
 ) -> dict[str, str]:
-    """Annotations of a function of `tier` (None: gateway and dense).
+    """Annotations of a function's revisions.
 
-    Cold and frozen functions may reach zero. Every function starts once when it is deployed, which
-    proves it, and which clusters without `allow-zero-initial-scale` insist on. The activator stays
-    out of the path of a running function: its queue is our own.
+    Every function starts once when it is deployed, which proves it, and which clusters without
+    `allow-zero-initial-scale` insist on. The activator stays out of the path of a running function:
+    its queue is our own.
+
+    Raises:
+        PlanError: a number of the plan is outside Knative's bounds.
     """
-    low = 0 if tier in TO_ZERO else scaling.min_scale
+    low = scaling.min_scale
     high = max(scaling.max_scale, low, 1)
-    window = min_window_s or min(max(math.ceil(scaling.window_s), WINDOW_S[0]), WINDOW_S[1])
+    window = min_window_s or math.ceil(scaling.window_s)
+    _check(function, "scaling window", window, *WINDOW_S)
+    delay, retention = math.ceil(scaling.scale_down_delay_s), math.ceil(scaling.retention_s)
+    _check(function, "scale-down delay", delay, 0, LONGEST_S)
+    _check(function, "retention of the last pod", retention, 0, LONGEST_S)
     values = {
         "class": KPA,
         "metric": scaling.metric,
@@ -39,16 +47,19 @@ def scaling_annotations(
         "target-burst-capacity": "0",
         "min-scale": str(low),
         "max-scale": str(high),
-        "initial-scale": str(
-            1 if tier in TO_ZERO else min(max(scaling.initial_scale, low, 1), high)
-        ),
+        "initial-scale": str(min(max(scaling.initial_scale, low, 1), high) if low else 1),
         "window": f"{window}s",
         "panic-window-percentage": f"{scaling.panic_window_percentage:.6g}",
         "panic-threshold-percentage": f"{scaling.panic_threshold_percentage:.6g}",
-        "scale-down-delay": f"{min(math.ceil(scaling.scale_down_delay_s), 3600)}s",
-        "scale-to-zero-pod-retention-period": f"{min(math.ceil(scaling.retention_s), 3600)}s",
+        "scale-down-delay": f"{delay}s",
+        "scale-to-zero-pod-retention-period": f"{retention}s",
     }
     if scaling.activation_scale > 1:  # Knative: 2 or more, between min-scale and max-scale
         values["activation-scale"] = str(min(max(scaling.activation_scale, low, 2), max(high, 2)))
         values["max-scale"] = str(max(high, 2))
     return {f"{PREFIX}/{key}": value for key, value in values.items()}
+
+
+def _check(function: str, what: str, seconds: int, low: int, high: int) -> None:
+    if not low <= seconds <= high:
+        raise PlanError(f"{function}: {what} of {seconds} s; Knative allows {low} to {high} s")

@@ -13,11 +13,12 @@ import yaml
 from erless.deploy.infra import read_infra
 from erless.deploy.knative.cluster_settings import ClusterSettings, resolve_settings
 from erless.deploy.knative.render import Rendered, render
+from erless.deploy.knative.render.scaling import scaling_annotations
 from erless.deploy.knative.schema import check_objects, findings
-from erless.deploy.kubernetes.names import shard_service
-from erless.errors import ConfigError, DeployError
+from erless.deploy.kubernetes.names import GATEWAY, shard_service
+from erless.errors import ConfigError, DeployError, PlanError
 from erless.specs.config import Config, GatewayConfig
-from erless.specs.plan import Tier
+from erless.specs.plan import Scaling, Tier
 from tests.deploy.desired import IMAGES, cluster_settings, desired, digest_of
 from tests.deploy.infra_outputs import write_outputs
 
@@ -142,15 +143,91 @@ def test_memory_is_rows_and_code_and_a_margin() -> None:
         assert int(amount.removesuffix("Mi")) * 2**20 >= 1.1 * plan.memory_bytes
 
 
-def test_large_shards_get_longer_timeouts_and_deadlines() -> None:
-    slow = render(desired(), cluster_settings(load_mb_per_s=0.5)).functions
-    seconds = {each["spec"]["template"]["spec"]["timeoutSeconds"] for each in slow}
-    assert max(seconds) > 200
+def spec_of(rendered: Rendered, tier: Tier) -> dict[str, Any]:
+    """The revision's spec of the shard of `tier`."""
+    name = shard_service(digest_of(f"{tier.value}-1"))
+    service = next(each for each in rendered.functions if each["metadata"]["name"] == name)
+    found: dict[str, Any] = service["spec"]["template"]["spec"]
+    return found
+
+
+def test_large_shards_at_zero_get_longer_timeouts_and_deadlines() -> None:
+    slow = render(desired(), cluster_settings(load_mb_per_s=0.5))
+    assert spec_of(slow, Tier.FROZEN)["timeoutSeconds"] > 200
+    environment = {
+        each["name"]: each.get("value")
+        for each in slow.gateway["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
+    gateway_s = slow.gateway["spec"]["template"]["spec"]["timeoutSeconds"]
+    assert 200 < int(environment["ERLESS_DEADLINE_MS"]) / 1000 < gateway_s
     deadlines = [
         each["spec"]["template"]["metadata"]["annotations"]["serving.knative.dev/progress-deadline"]
-        for each in slow
+        for each in slow.functions
     ]
     assert max(int(each.removesuffix("s")) for each in deadlines) > 600
+
+
+def test_a_hung_process_is_found_within_10_s_and_gone_after_its_drain() -> None:
+    """Knative sets the pod's termination grace to the revision's timeout (deploy.go)."""
+    slow = render(desired(), cluster_settings(load_mb_per_s=0.5))
+    for tier in (Tier.HOT, Tier.COLD):
+        spec = spec_of(slow, tier)
+        container = spec["containers"][0]
+        probe = container["livenessProbe"]
+        worst_s = probe["periodSeconds"] * probe["failureThreshold"] + probe["timeoutSeconds"]
+        assert worst_s <= 10
+        assert probe["initialDelaySeconds"] >= 30  # a slow start up to listening is no hang
+        drain_s = next(
+            float(each["value"]) for each in container["env"] if each["name"] == "ERLESS_DRAIN_S"
+        )
+        assert spec["timeoutSeconds"] > drain_s
+    # it always runs, so no query of it waits for a cold start, however long that would be
+    assert spec_of(slow, Tier.HOT)["timeoutSeconds"] - drain_s <= 5
+
+
+def test_a_cold_start_that_knative_would_cut_off_is_refused_by_name() -> None:
+    """115 MB at 0.15 MB/s take 780 s; Knative's default allows 600 s."""
+    with pytest.raises(ConfigError, match=r"frozen-0 needs up to 7\d\d s .* may take 600 s"):
+        render(desired(), cluster_settings(load_mb_per_s=0.15))
+    allowed = render(desired(), cluster_settings(load_mb_per_s=0.15, max_timeout_s=900))
+    assert 700 < spec_of(allowed, Tier.FROZEN)["timeoutSeconds"] < 900
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("window_s", 7200.0), ("window_s", 3.0), ("scale_down_delay_s", 4000), ("retention_s", 9999)],
+)
+def test_scaling_outside_knatives_bounds_is_refused_not_bent(field: str, value: float) -> None:
+    scaling = Scaling.model_validate({field: value})
+    with pytest.raises(PlanError, match=rf"hot-0: .* of {value:g} s; Knative allows"):
+        scaling_annotations("hot-0", scaling)
+
+
+def test_replicas_that_a_cold_shard_was_planned_with_are_kept() -> None:
+    """`--min-replicas cold=2`: what the plan says, not what the tier usually does."""
+    found = scaling_annotations("cold-0", Scaling(min_scale=2, max_scale=4))
+    assert found["autoscaling.knative.dev/min-scale"] == "2"
+
+
+def test_every_container_has_a_memory_limit_under_a_quota() -> None:
+    """A ResourceQuota on limits.memory refuses a pod of which one container has none."""
+    rendered = render(desired(dense=True), cluster_settings())
+    for service in (*rendered.functions, rendered.gateway):
+        notes = service["spec"]["template"]["metadata"]["annotations"]
+        for name in ("memory-resource-request", "memory-resource-limit", "cpu-resource-request"):
+            assert notes[f"queue.sidecar.serving.knative.dev/{name}"]
+    notes = render(desired(), cluster_settings(cpu_limits=True)).gateway["spec"]["template"]
+    assert "queue.sidecar.serving.knative.dev/cpu-resource-limit" in str(notes)
+
+
+def test_a_gateway_planned_with_two_replicas_gets_a_disruption_budget() -> None:
+    budgets = {
+        each["metadata"]["name"]
+        for each in render(desired(gateway_min_scale=2), cluster_settings()).extras
+        if each["kind"] == "PodDisruptionBudget"
+    }
+    assert GATEWAY in budgets
+    assert GATEWAY not in str(render(desired(), cluster_settings()).extras)
 
 
 def test_what_cannot_be_deployed_is_refused() -> None:
@@ -174,7 +251,7 @@ CONTAINER = "spec/template/spec/containers/0"
     [
         ("spec/template/spec/replicas", 3, "no such field"),
         ("spec/template/spec/hostNetwork", True, "no such field"),
-        ("spec/template/spec/timeoutSeconds", 601, "not within"),
+        ("spec/template/spec/timeoutSeconds", 0, "not positive"),
         (f"{CONTAINER}/image", "sparse:latest", "not named by digest"),
         (f"{CONTAINER}/imag", "x", "no such field"),
         (f"{CONTAINER}/env/0/name", "PORT", "reserved"),
