@@ -26,13 +26,13 @@ demo: $(READY) ## Serve RM1 by shards on this machine, measure it, write erless-
 	$(BIN)/erless demo
 
 evaluate: $(READY) ## The paper's evaluation: measured here, simulated at full scale (15 minutes)
-	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python -m benchmarks.evaluation
 
 test: $(READY) ## Run all tests, a file at a time on two cores: many of them wait
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench-serve: $(READY) ## Measure serving by shards against one process with the whole model
-	$(BIN)/python benchmarks/serving.py --output json
+	$(BIN)/python -m benchmarks.serving --output json
 
 check: $(READY) ## Lint, types, import layering, fresh generated files
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """Steps of traffic, as in the paper: memory and late queries over time, by shards and model-wise.
 
-    python benchmarks/elasticity.py --out elasticity
+    python -m benchmarks.elasticity --out elasticity
 
 One model is deployed twice on target local, by shards and whole, and both are scaled by the same
 autoscaler under the same traffic. Each replica is held to a twelfth of a vCPU (cgroups), so that a
@@ -40,8 +40,6 @@ from erless.observe.simulator.outcome import Simulation, run_simulation, write_s
 from erless.specs.plan import Plan, Scaling, Tier
 from erless.specs.result import Baseline, RunResult
 from erless.specs.traffic import Traffic, parse_traffic
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from loadtests.systems import LocalSystem, cpu_seconds, erless, local
 
 VCPU = 1 / 12
@@ -68,7 +66,7 @@ class Costs:
 
     cpu_s: dict[str, float]  # per query of the gateway
     start_cpu_s: dict[str, float]  # until it was ready
-    resident_bytes: dict[str, int]
+    held: dict[str, int]
 
     @property
     def start_s(self) -> float:
@@ -113,7 +111,7 @@ def small(costs: Costs, qps: float, room: float = 1.0) -> Callable[[str], dict[s
             "replicas": least,
             "vcpu": VCPU,
             "qps_per_replica": VCPU / costs.cpu_s[name],
-            "memory_bytes": int(costs.resident_bytes[name] * room),
+            "memory_bytes": int(costs.held[name] * room),
         }
 
     return change
@@ -122,8 +120,8 @@ def small(costs: Costs, qps: float, room: float = 1.0) -> Callable[[str], dict[s
 def changed(plan: Plan, change: Callable[[str], dict[str, Any]]) -> Plan:
     """The plan with each function changed."""
     shards = tuple(
-        each if each.tier is Tier.RESIDENT else each.model_copy(update=change(each.name))
-        for each in plan.shards
+        shard if shard.tier is Tier.RESIDENT else shard.model_copy(update=change(shard.name))
+        for shard in plan.shards
     )
     gateway = plan.gateway.model_copy(update=change("gateway"))
     return plan.amended(shards=shards, gateway=gateway)
@@ -178,7 +176,7 @@ def calm(inputs: Inputs, plan: Plan, name: str) -> Costs:
         seen = measure(load, inputs.folder / f"{name}-calm-result")
         after = _spent(system)
         resident = _resident(system)
-    cpu_s = {each: (after[each] - before[each]) / seen.answered for each in after}
+    cpu_s = {name: (after[name] - before[name]) / seen.answered for name in after}
     return Costs(cpu_s, start, resident)
 
 
@@ -188,13 +186,13 @@ def _spent(system: LocalSystem) -> dict[str, float]:
 
 def _resident(system: LocalSystem) -> dict[str, int]:
     """RSS by function, of all its replicas."""
-    found: dict[str, int] = {}
+    held: dict[str, int] = {}
     for pid, name in system.functions().items():
         try:
-            found[name] = found.get(name, 0) + int(psutil.Process(pid).memory_info().rss)
+            held[name] = held.get(name, 0) + int(psutil.Process(pid).memory_info().rss)
         except psutil.NoSuchProcess:
             continue
-    return found
+    return held
 
 
 def alone(system: LocalSystem) -> Probe:
@@ -204,14 +202,16 @@ def alone(system: LocalSystem) -> Probe:
     def probe() -> tuple[list[FunctionSample], int]:
         functions, _ = ask()
         resident = _resident(system)
-        return [replace(each, memory_bytes=resident.get(each.name, 0)) for each in functions], 0
+        return [
+            replace(function, memory_bytes=resident.get(function.name, 0)) for function in functions
+        ], 0
 
     return probe
 
 
 def simulated(plan: Plan, costs: Costs, traffic: Traffic) -> Simulation:
     """The run as the simulator sees it."""
-    service = {name: each / VCPU * 1e3 for name, each in costs.cpu_s.items()}
+    service = {name: value / VCPU * 1e3 for name, value in costs.cpu_s.items()}
     terms = Terms(start_s=costs.start_s, load_bytes_s=math.inf)
     return run_simulation(plan, traffic, terms, None, 0, service)
 
@@ -241,7 +241,7 @@ def one(
             load, out / policy, sla_ms=SLA_MS, overwrite=True, fields=fields, probe=alone(system)
         )
     run = simulated(changed(plan, small(costs, least)), costs, traffic)
-    told = write_simulation(
+    document = write_simulation(
         out / f"{policy}-simulated",
         run,
         title=f"{policy}, simulated",
@@ -251,9 +251,9 @@ def one(
     return {
         "policy": policy,
         "measured": _told(seen),
-        "simulated": _told(told),
+        "simulated": _told(document),
         "wrong": seen.failures.get("wrong prediction", 0),
-        "cpu_ms": {name: each * 1e3 for name, each in costs.cpu_s.items()},
+        "cpu_ms": {name: value * 1e3 for name, value in costs.cpu_s.items()},
         "start_s": costs.start_s,
         "traffic": traffic.name,
     }, seen
@@ -305,16 +305,16 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        seen, told = row["measured"], row["simulated"]
+        seen, guess = row["measured"], row["simulated"]
         off = [
-            told[name] / seen[name] - 1 for name in ("memory_bytes", "replicas", "most_replicas")
+            guess[name] / seen[name] - 1 for name in ("memory_bytes", "replicas", "most_replicas")
         ]
         lines.append(
             f"| {row['policy']} | {seen['queries']:,} | {seen['memory_bytes'] / 1e9:.2f} GB | "
             f"{seen['most_memory_bytes'] / 1e9:.2f} GB | {seen['replicas']:.1f} | "
             f"{seen['most_replicas']:.0f} | {seen['late']:.2%} | {seen['failed']} | "
             f"{seen['p50_ms']:.1f} ms | {seen['p95_ms']:.1f} ms | {seen['p99_ms']:.1f} ms | "
-            + " | ".join(f"{each:+.1%}" for each in off)
+            + " | ".join(f"{share:+.1%}" for share in off)
             + " |"
         )
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """The paper's evaluation: measured at this machine's scale, simulated at full scale, side by side.
 
-    python benchmarks/evaluation.py --output markdown
+    python -m benchmarks.evaluation --output markdown
 
 Measured (one run): RM1, RM2, RM3; locality 10, 50, 90 %; 1, 2, 4, 8 remote shards. Each case is
 made, profiled, planned, packed and deployed with one replica per function; queries go through the
@@ -37,13 +37,14 @@ from typing import Any
 
 import numpy as np
 import psutil
-from elasticity import Inputs, LimitsError, changed, elasticity, single
-from elasticity import markdown as elasticity_markdown
 
+from benchmarks.elasticity import Inputs, LimitsError, changed, elasticity, single
+from benchmarks.elasticity import markdown as elasticity_markdown
 from erless.cli.simulate import node_of
 from erless.dlrm.queries import Query
 from erless.dlrm.workload import WORKLOADS
 from erless.importers.synthetic import queries_of
+from erless.observe.loadtest.encoded_queries import discover
 from erless.observe.loadtest.monolith import MonolithServer
 from erless.observe.simulator.fleet import Terms
 from erless.observe.simulator.outcome import Simulation, run_simulation
@@ -51,9 +52,6 @@ from erless.specs.plan import Plan
 from erless.specs.profile import MANIFEST, Profile, TableAccess
 from erless.specs.traffic import parse_traffic
 from erless.storage.tensors import TensorFile
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from erless.observe.loadtest.encoded_queries import discover
 from loadtests.closed_loop import ClosedLoop, run_closed_loop
 from loadtests.systems import Traffic, cpu_seconds, erless, local
 
@@ -139,12 +137,12 @@ class Side:
     def warm(self, traffic: Traffic, seconds: float) -> ClosedLoop:
         """Full load, unmeasured but for its answers."""
         path = discover(self.url).path
-        found = run_closed_loop(
+        measured = run_closed_loop(
             self.url, path, traffic.bodies, CONNECTIONS, seconds, traffic.expected
         )
-        self.failed += len(found.failures)
-        self.largest_error = max(self.largest_error, found.largest_error)
-        return found
+        self.failed += len(measured.failures)
+        self.largest_error = max(self.largest_error, measured.largest_error)
+        return measured
 
     def round(self, traffic: Traffic, seconds: float) -> None:
         """The same, measured."""
@@ -185,11 +183,11 @@ def touched_rows(plan: Plan, bundle: Bundle, replicas: dict[str, int], query: Qu
     for shard in plan.shards:
         copies = replicas["gateway"] if shard.tier == "resident" else replicas[shard.name]
         part = max(1, samples // copies)
-        for each in shard.slices:
-            ranks = rank[names[each.table]][per_table[names[each.table]][:part].ravel()]
-            inside = ranks[(ranks >= each.start) & (ranks < each.stop)]
+        for piece in shard.slices:
+            ranks = rank[names[piece.table]][per_table[names[piece.table]][:part].ravel()]
+            inside = ranks[(ranks >= piece.start) & (ranks < piece.stop)]
             touched += copies * len(np.unique(inside))
-            allocated += copies * each.rows
+            allocated += copies * piece.rows
     return touched / allocated
 
 
@@ -268,7 +266,7 @@ def measured(case: Case, bundle: Bundle, seconds: float) -> dict[str, Any]:
 
 def whole_plan(plan: Plan) -> Plan:
     """All rows in the gateway."""
-    shards = tuple(each.model_copy(update={"tier": "resident"}) for each in plan.shards)
+    shards = tuple(shard.model_copy(update={"tier": "resident"}) for shard in plan.shards)
     return plan.model_copy(update={"shards": shards})
 
 
@@ -292,8 +290,8 @@ def in_steps(bundle: Bundle, shards: int, out: Path) -> list[dict[str, Any]]:
 def full_scale(case: Case, folder: Path, policy: str, demand: tuple[str, ...]) -> dict[str, Any]:
     """Plan and simulate at 20 M rows per table, in steps of the traffic that was planned for."""
     plans = {}
-    for each in dict.fromkeys((policy, "model-wise")):
-        path = folder / f"{each}.json"
+    for policy_name in dict.fromkeys((policy, "model-wise")):
+        path = folder / f"{policy_name}.json"
         erless(
             "plan",
             "--workload",
@@ -301,7 +299,7 @@ def full_scale(case: Case, folder: Path, policy: str, demand: tuple[str, ...]) -
             "--locality",
             case.locality,
             "--policy",
-            each,
+            policy_name,
             "--equal-containers",
             "--sla-p95-ms",
             400,
@@ -309,12 +307,12 @@ def full_scale(case: Case, folder: Path, policy: str, demand: tuple[str, ...]) -
             "--out",
             path,
         )
-        plans[each] = Plan.load(path)
+        plans[policy_name] = Plan.load(path)
     ours, base = plans[policy], plans["model-wise"]
     traffic = parse_traffic(
         "step:" + ",".join(f"{part * ours.qps:.1f}" for part in STEPS), STEP_S * len(STEPS)
     )
-    runs = {each: simulate(plan, traffic) for each, plan in plans.items()}
+    runs = {policy_name: simulate(plan, traffic) for policy_name, plan in plans.items()}
     result, whole = ours.result, base.result
     assert result and whole
     return {

@@ -16,10 +16,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from erless.specs.release import ReleaseManifest
-
-sys.path.append(str(Path(__file__).parents[1]))  # for loadtests; whoever imports this has it too
 from erless.observe.loadtest.encoded_queries import Body
+from erless.specs.release import ReleaseManifest
 
 START_S = 120.0
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -67,12 +65,12 @@ class Process:
 
     def memory_mb(self) -> dict[str, float]:
         """Resident, proportional and private memory."""
-        found = {}
+        megabytes = {}
         for line in Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines():
             name, _, rest = line.partition(":")
             if name in {"Rss", "Pss", "Private_Dirty", "Anonymous"}:
-                found[name.lower()] = int(rest.split()[0]) / 1024
-        return found
+                megabytes[name.lower()] = int(rest.split()[0]) / 1024
+        return megabytes
 
     def stop(self) -> None:
         """Terminate and wait."""
@@ -110,7 +108,7 @@ class Fleet:
         self, store: str, release: ReleaseManifest, shards: Mapping[str, Process], **env: str
     ) -> Process:
         """Start the gateway."""
-        urls = json.dumps({digest: each.url for digest, each in shards.items()})
+        urls = json.dumps({digest: shard.url for digest, shard in shards.items()})
         more = {"ERLESS_STORE": store, "PORT": "0", "ERLESS_RELEASE": release.digest, **env}
         name = f"gateway{len(self.processes)}"
         return self._start(
@@ -124,15 +122,15 @@ class Fleet:
 
     def ready(self) -> None:
         """Wait until all are."""
-        for each in self.processes:
-            each.event("ready")
+        for process in self.processes:
+            process.event("ready")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in reversed(self.processes):
-            each.stop()
+        for process in reversed(self.processes):
+            process.stop()
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """The local target's numbers, each part in one run:
 
-    python benchmarks/local.py cold --rows 4000000       # from zero to the first exact answer
-    python benchmarks/local.py supervisor                # idle, with 20 functions
-    python benchmarks/local.py memory --rows 2000000     # against model-wise replicas of RM1
+    python -m benchmarks.local cold --rows 4000000       # from zero to the first exact answer
+    python -m benchmarks.local supervisor                # idle, with 20 functions
+    python -m benchmarks.local memory --rows 2000000     # against model-wise replicas of RM1
 
 cold: a function of one table at zero, its files out of the page cache; a query through the gateway,
 compared with the monolith's answer. Allowed: 0.5 s + bytes ÷ (0.8 × the disk's bandwidth, measured
@@ -94,8 +94,8 @@ def deployed(
 
 def evict(files: list[Path]) -> None:
     """Out of the page cache."""
-    for each in files:
-        with each.open("rb") as file:
+    for path in files:
+        with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -104,8 +104,8 @@ def read_s(files: list[Path]) -> float:
     """Seconds to read `files` from the disk, past the page cache, in order."""
     begin = time.perf_counter()
     with mmap.mmap(-1, BLOCK) as block:
-        for each in files:
-            descriptor = os.open(each, os.O_RDONLY | os.O_DIRECT)
+        for file in files:
+            descriptor = os.open(file, os.O_RDONLY | os.O_DIRECT)
             offset = 0
             while count := os.preadv(descriptor, [block], offset):
                 offset += count
@@ -118,7 +118,7 @@ def read_s(files: list[Path]) -> float:
 def cold(rows: int, rounds: int) -> dict[str, Any]:
     """From zero, out of the page cache, to the first exact answer."""
     scaling = Scaling(min_scale=0, initial_scale=0, window_s=1.0, grace_s=0.1)
-    found: list[dict[str, float]] = []
+    results: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="erless-local-") as folder:
         work = Path(folder)
         with deployed(work, rows, 1, scaling, Timing(poll_s=0.1)) as (target, url):
@@ -138,7 +138,7 @@ def cold(rows: int, rounds: int) -> dict[str, Any]:
                 assert answer.cold_start
                 assert error.max() <= 1e-5, error.max()
                 allowed = 0.5 + size / (0.8 * bandwidth)
-                found.append(
+                results.append(
                     {
                         "cold_s": answer.took_s,
                         "allowed_s": allowed,
@@ -148,15 +148,17 @@ def cold(rows: int, rounds: int) -> dict[str, Any]:
                 )
     return {
         "bytes": size,
-        "rounds": rounds,
-        **{name: spread([each[name] for each in found]) for name in found[0]},
+        "rounds": results,
+        **{name: spread([row[name] for row in results]) for name in results[0]},
     }
 
 
 def until_at_zero(target: LocalTarget) -> None:
     """Wait until the shard is."""
     deadline = time.monotonic() + WAIT_S
-    while not any(each.state is FunctionState.AT_ZERO for each in target.status().functions):
+    while not any(
+        function.state is FunctionState.AT_ZERO for function in target.status().functions
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -225,12 +227,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     given = parser.parse_args()
     if given.part == "cold":
-        found = cold(given.rows, given.rounds)
+        measured = cold(given.rows, given.rounds)
     elif given.part == "supervisor":
-        found = supervisor(given.functions, given.seconds)
+        measured = supervisor(given.functions, given.seconds)
     else:
-        found = memory(given.rows)
-    print(json.dumps(found, indent=2))
+        measured = memory(given.rows)
+    print(json.dumps(measured, indent=2))
 
 
 if __name__ == "__main__":

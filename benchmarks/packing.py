@@ -1,6 +1,6 @@
 """Pack, load, cold start, row index and S3, each beside what the plain tool reaches in this run.
 
-    python benchmarks/packing.py --folder /tmp/packing --gigabytes 4
+    python -m benchmarks.packing --folder /tmp/packing --gigabytes 4
 
 Needs three times the bytes on the disk of --folder, which is emptied at the end. Every figure is
 the median of interleaved rounds; page caches of the files in question are dropped before each
@@ -18,11 +18,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import boto3
 import numpy as np
+from numpy.typing import NDArray
 
 from erless.dlrm.rows import RowIndex
 from erless.importers.bundle import new_bundle
@@ -76,7 +78,7 @@ def make(folder: Path, rows: int) -> None:
     with new_bundle(folder / "model", model) as bundle:
         bundle.add_table(table, chunks())
         shapes = {"bottom.0": (DIM, 1), "top.0": (1, DIM + 1)}
-        tower = {}
+        tower: dict[str, NDArray[np.float32]] = {}
         for name, shape in shapes.items():
             tower[f"{name}.weight"] = np.zeros(shape, np.float32)
             tower[f"{name}.bias"] = np.zeros(shape[0], np.float32)
@@ -176,7 +178,7 @@ def disk(folder: Path, rounds: int) -> dict[str, Any]:
     read_rate = size / statistics.median(reads)
     bound = 0.5 + frozen.size_bytes / (0.8 * read_rate)
     copy_rate = size / statistics.median(copies)
-    packed = sum(each.size_bytes for each in release.shards)
+    packed = sum(shard.size_bytes for shard in release.shards)
     return {
         "table_gb": round(size / 1e9, 2),
         "copy_mb_s": round(copy_rate / 1e6),
@@ -212,7 +214,7 @@ def index(rounds: int) -> dict[str, Any]:
     rows = 20_000_000
     generator = np.random.default_rng(0)
     stored = np.flatnonzero(generator.random(rows) < 0.3)
-    found = RowIndex.build(rows, stored)
+    index = RowIndex.build(rows, stored)
     uniform = generator.choice(stored, IDS)
     skewed = stored[(generator.pareto(0.5, IDS) * 100).astype(np.int64) % len(stored)]
     result = {}
@@ -220,7 +222,7 @@ def index(rounds: int) -> dict[str, Any]:
         times = []
         for _ in range(50 * rounds):
             begin = time.thread_time()
-            found.local(ids)
+            index.local(ids)
             times.append(time.thread_time() - begin)
         result[f"index_{name}_ms"] = round(statistics.median(times) * 1e3, 3)
     return result
@@ -271,7 +273,7 @@ def bucket(folder: Path, rounds: int, megabytes: int) -> dict[str, Any]:
             note("boto_up", boto_up)
             staged = folder / "staged"
             os.link(data, staged)
-            note("up", lambda path=staged: store.adopt(path, blob, Ignore()))
+            note("up", partial(store.adopt, staged, blob, Ignore()))
             note("boto_down", boto_down)
             note("down", lambda: store.fetch(blob, folder / "down", Ignore()))
             plain.delete_object(Bucket="bench", Key=key)
@@ -290,9 +292,10 @@ def bucket(folder: Path, rounds: int, megabytes: int) -> dict[str, Any]:
             for name, times in figures.items()
         },
         **{
-            f"s3_{way}_over_boto3": round(statistics.median(each), 2) for way, each in ratio.items()
+            f"s3_{way}_over_boto3": round(statistics.median(value), 2)
+            for way, value in ratio.items()
         },
-        **{f"s3_{way}_rounds": [round(e, 2) for e in each] for way, each in ratio.items()},
+        **{f"s3_{way}_rounds": [round(e, 2) for e in value] for way, value in ratio.items()},
     }
 
 

@@ -1,6 +1,6 @@
 """Planning and profiling: every number of issue 3 in one run, and the table of docs/planning.md.
 
-python benchmarks/planning.py [--output json] [--docs docs/planning.md] [--only large|profile|…]
+python -m benchmarks.planning [--output json] [--docs docs/planning.md] [--only large|profile|…]
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _policies(name: str, locality: float, traffic: float, equal: bool, **knobs: 
     model, tables = workload_tables(name, locality, 32)
     request = PlanRequest(traffic=traffic, equal_containers=equal, **knobs)
     begin = time.process_time()
-    found = Planner(model, tables, request).outcome(POLICIES)
+    results = Planner(model, tables, request).outcome(POLICIES)
     spent = time.process_time() - begin
     return [
         {
@@ -69,9 +69,9 @@ def _policies(name: str, locality: float, traffic: float, equal: bool, **knobs: 
             "P": locality,
             "traffic": traffic,
             "cpu_s": spent,
-            **each.model_dump(),
+            **policy.model_dump(),
         }
-        for each in policy_results(found)
+        for policy in policy_results(results)
     ]
 
 
@@ -116,7 +116,7 @@ def large(count: int = 1000, rows: int = 1_000_000) -> Row:
         tables=tuple(TableSpec(name=name, rows=rows, dim=32) for name in names),
         tower=DlrmTower(bottom_mlp=(64, 32), top_mlp=(256, 1)),
     )
-    found: Row = {"tables": count, "rows": rows}
+    results: Row = {"tables": count, "rows": rows}
     for equal in (True, False):
         begin = time.process_time()
         tables = [
@@ -130,10 +130,10 @@ def large(count: int = 1000, rows: int = 1_000_000) -> Row:
         outcome = Planner(model, tables, PlanRequest(equal_containers=equal)).outcome()
         (joint,) = policy_results(outcome)
         kind = "equal" if equal else "best"
-        found[f"{kind}_cpu_s"] = time.process_time() - begin
-        found[f"{kind}_lower_bound_gap"] = joint.lower_bound_gap
-    found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return found
+        results[f"{kind}_cpu_s"] = time.process_time() - begin
+        results[f"{kind}_lower_bound_gap"] = joint.lower_bound_gap
+    results["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return results
 
 
 def growth() -> Row:
@@ -151,7 +151,7 @@ def growth() -> Row:
 def _plan_counted(counts: np.ndarray, rows: int) -> float:
     begin = time.process_time()
     specs = [TableSpec(name=f"t{index}", rows=rows, dim=32) for index in range(4)]
-    tables = [TableLoad(each, 4096.0, AccessCurve.from_counts(counts, rows)) for each in specs]
+    tables = [TableLoad(spec, 4096.0, AccessCurve.from_counts(counts, rows)) for spec in specs]
     model = ModelSpec(
         dense_features=64,
         tables=tuple(specs),
@@ -185,7 +185,7 @@ def profile(accesses: int = 10**8, tables: int = 10, rows: int = 2_000_000) -> R
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(command, capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        counted = sum(each["accesses"] for each in json.loads(done.stdout)["tables"])
+        counted = sum(table["accesses"] for table in json.loads(done.stdout)["tables"])
         return {
             "accesses": counted,
             "expected": written,
@@ -223,12 +223,12 @@ def _log(path: Path, accesses: int, tables: int, rows: int) -> int:
     bags = 4096
     names = [f"table_{index}" for index in range(tables)]
     schema = pa.schema({name: pa.list_(pa.int32()) for name in names})
-    offsets = pa.array(np.arange(0, bags * 128 + 1, 128, np.int32))
+    offsets = pa.array(np.arange(0, bags * 128 + 1, 128, dtype=np.int32))
     written = 0
     with pq.ParquetWriter(path, schema) as writer:
         while written < accesses:
             ids = [order.ids(law.sample(rng, bags * 128)).astype(np.int32) for _ in names]
-            lists = [pa.ListArray.from_arrays(offsets, pa.array(each)) for each in ids]
+            lists = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in ids]
             writer.write_table(pa.table(dict(zip(names, lists, strict=True))))
             written += bags * 128 * tables
     return written
@@ -251,21 +251,21 @@ def run(part: str) -> Any:
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
-def checks(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+def checks(results: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     """(what, to reach, measured, reached)."""
     by: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in found["compare"]:
+    for row in results["compare"]:
         key = (row["terms"], row["workload"], row["P"], row["traffic"])
         by.setdefault(key, {})[row["policy"]] = row
-    equal = {key: each for key, each in by.items() if key[0] == "equal"}
-    best = {key: each for key, each in by.items() if key[0] == "best"}
+    equal = {key: value for key, value in by.items() if key[0] == "equal"}
+    best = {key: value for key, value in by.items() if key[0] == "best"}
     more = max(e["joint"]["memory_bytes"] / e["elasticrec"]["memory_bytes"] for e in equal.values())
     gap = max(
         e["joint"]["lower_bound_gap"]
         for k, e in equal.items()
         if k[2] in (0.5, 0.9) and k[3] in (4, 8)
     )
-    all_gap = max(each["joint"]["lower_bound_gap"] for each in equal.values())
+    all_gap = max(cell["joint"]["lower_bound_gap"] for cell in equal.values())
     lines = [
         (
             "joint memory ÷ elasticrec's, largest over all P and traffic",
@@ -278,20 +278,20 @@ def checks(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     ]
     known = {"rm1": 7.05, "rm2": 7.81, "rm3": 7.37}
     for name, reach in known.items():
-        each = equal["equal", name, 0.9, 8]
-        got = each["joint"]["memory_reduction"]
-        few, many = each["joint"]["containers"], each["elasticrec"]["containers"]
+        cell = equal["equal", name, 0.9, 8]
+        got = cell["joint"]["memory_reduction"]
+        few, many = cell["joint"]["containers"], cell["elasticrec"]["containers"]
         lines += [
             (
                 f"{name}, P = 90 %, 8×: memory reduction (ElasticRec "
-                f"{each['elasticrec']['memory_reduction']:.2f})",
+                f"{cell['elasticrec']['memory_reduction']:.2f})",
                 f"{reach}",
                 f"{got:.2f}",
                 got >= reach - 0.005,
             ),
             (f"{name}, P = 90 %, 8×: containers", f"≤ {many} ÷ 2", f"{few}", few <= many / 2),
         ]
-    for row in found["int8"]:
+    for row in results["int8"]:
         lines.append(
             (
                 f"{row['workload']} with int8 below the resident tier",
@@ -304,7 +304,7 @@ def checks(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
         e["joint"]["usd_per_month"] / min(e[p]["usd_per_month"] for p in POLICIES)
         for e in best.values()
     )
-    slow = max(row["cpu_s"] for row in found["compare"])
+    slow = max(row["cpu_s"] for row in results["compare"])
     lines += [
         (
             "best against best: joint's dollars ÷ the cheapest policy's, largest",
@@ -315,20 +315,20 @@ def checks(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
         ("best against best: settings in which sharding is cheaper", "", _cheaper(best), True),
         ("all policies of one setting, CPU s, slowest", "≤ 30", f"{slow:.1f}", slow <= 30),
     ]
-    return [*lines, *_scale_checks(found)]
+    return [*lines, *_scale_checks(results)]
 
 
 def _cheaper(best: dict[tuple[Any, ...], dict[str, Row]]) -> str:
     pays = sum(
-        each["joint"]["usd_per_month"] < 0.99 * each["model-wise"]["usd_per_month"]
-        for each in best.values()
+        cell["joint"]["usd_per_month"] < 0.99 * cell["model-wise"]["usd_per_month"]
+        for cell in best.values()
     )
     return f"{pays} of {len(best)}"
 
 
-def _scale_checks(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
-    chance, big = found["random"], found["large"]
-    grown, read = found["growth"], found["profile"]
+def _scale_checks(results: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+    chance, big = results["random"], results["large"]
+    grown, read = results["growth"], results["profile"]
     seconds = max(big["equal_cpu_s"], big["best_cpu_s"])
     return [
         (
@@ -397,16 +397,16 @@ def table(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     base: Row = {}
-    for each in rows:
-        if each["policy"] == "model-wise":
-            base = each
+    for row in rows:
+        if row["policy"] == "model-wise":
+            base = row
             continue
-        utility = each["memory_utility"] / base["memory_utility"]
-        cost = base["usd_per_month"] / each["usd_per_month"]
+        utility = row["memory_utility"] / base["memory_utility"]
+        cost = base["usd_per_month"] / row["usd_per_month"]
         lines.append(
-            f"| {each['terms']} | {each['workload']} | {each['P']:.0%} | {each['traffic']}× | "
-            f"{each['policy']} | {each['memory_reduction']:.2f} | {utility:.2f} | {cost:.2f} | "
-            f"{each['containers']} | {each['lower_bound_gap']:.2%} |"
+            f"| {row['terms']} | {row['workload']} | {row['P']:.0%} | {row['traffic']}× | "
+            f"{row['policy']} | {row['memory_reduction']:.2f} | {utility:.2f} | {cost:.2f} | "
+            f"{row['containers']} | {row['lower_bound_gap']:.2%} |"
         )
     return "\n".join(lines)
 
@@ -427,15 +427,15 @@ def main() -> None:
     if given.only:
         print(json.dumps(PARTS[given.only](), indent=2))
         return
-    found = {part: run(part) for part in PARTS}
-    lines = checks(found)
+    results = {part: run(part) for part in PARTS}
+    lines = checks(results)
     if given.docs:
-        _rewrite(given.docs, BEGIN, END, table(found["compare"]))
+        _rewrite(given.docs, BEGIN, END, table(results["compare"]))
         _rewrite(given.docs, CHECKED, CHECKED_END, checks_table(lines))
     if given.output == "json":
-        print(json.dumps({**found, "checks": lines}, indent=2))
+        print(json.dumps({**results, "checks": lines}, indent=2))
     else:
-        print(table(found["compare"]), checks_table(lines), sep="\n\n")
+        print(table(results["compare"]), checks_table(lines), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The monolith against hand-written torch code for the same model, interleaved in one run.
 
-    python benchmarks/reference.py --bundle m --output json
+    python -m benchmarks.reference --bundle m --output json
 
 `ratio` is the hand-written program's CPU per query divided by the monolith's: 1 is parity.
 """
@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -36,10 +36,10 @@ class HandWritten(nn.Module):
         self.bottom = self._mlp(tower.bottom, nn.ReLU())
         self.top = self._mlp(tower.top, nn.Sigmoid())
         count = len(monolith.tables) + 1
-        self.register_buffer("pairs", torch.tril_indices(count, count, offset=-1))
+        self.pairs = torch.tril_indices(count, count, offset=-1)
 
     @staticmethod
-    def _mlp(layers: list[tuple[Tensor, Tensor]], last: nn.Module) -> nn.Sequential:
+    def _mlp(layers: Sequence[tuple[Tensor, Tensor]], last: nn.Module) -> nn.Sequential:
         modules: list[nn.Module] = []
         for weight, bias in layers:
             linear = nn.Linear(weight.shape[1], weight.shape[0])
@@ -54,16 +54,18 @@ class HandWritten(nn.Module):
         vectors = torch.stack([x, *pooled], dim=1)
         products = torch.bmm(vectors, vectors.transpose(1, 2))
         flat = products[:, self.pairs[0], self.pairs[1]]
-        return self.top(torch.cat([x, flat], dim=1)).flatten()
+        prediction: Tensor = self.top(torch.cat([x, flat], dim=1))
+        return prediction.flatten()
 
 
 def by_hand(model: HandWritten, query: Query) -> Tensor:
     """The same work from the same query: split by table, offsets from lengths."""
     lengths = torch.from_numpy(query.lengths)
-    ids = torch.from_numpy(query.values).split(lengths.sum(1).tolist())
+    ids = torch.split(torch.from_numpy(query.values), lengths.sum(1).tolist())
     offsets = nn.functional.pad(lengths.cumsum(1, dtype=ids[0].dtype), (1, 0))
     with torch.inference_mode():
-        return model(torch.from_numpy(query.dense), list(ids), list(offsets))
+        prediction: Tensor = model(torch.from_numpy(query.dense), list(ids), list(offsets))
+    return prediction
 
 
 def cpu_ms(run: Callable[[Query], object], queries: list[Query]) -> float:

@@ -1,6 +1,6 @@
 """What serving by shards costs over one process with the whole model, side by side in one run.
 
-    python benchmarks/serving.py --output json          # RM1, 200,000 rows a table, 4 shards
+    python -m benchmarks.serving --output json          # RM1, 200,000 rows a table, 4 shards
 
 Monolith and shards answer the same queries in turns; each round gives one ratio, and the medians
 and quartiles of the ratios are printed. CPU is that of all server processes, from the kernel; the
@@ -32,13 +32,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
+from benchmarks.functions import Client, Fleet, Process, fleet
 from erless.dlrm.queries import Query, QueryFile
 from erless.observe.loadtest.encoded_queries import Body, build
 from erless.serve.files import Source, open_gateway
 from erless.specs.release import ReleaseManifest
 from erless.specs.stored import find_release
 from erless.storage.stores import open_store
-from functions import Client, Fleet, Process, fleet
 from loadtests.closed_loop import run_closed_loop
 
 LANES = 8  # queries in flight where throughput is measured
@@ -85,7 +85,7 @@ class Side:
 
     def cpu_s(self) -> float:
         """CPU seconds of all its processes."""
-        return sum(each.cpu_s() for each in self.processes)
+        return sum(process.cpu_s() for process in self.processes)
 
     def one_by_one(self, queries: Sequence[Body]) -> None:
         """A round with one query in flight: latency and CPU per query."""
@@ -102,11 +102,11 @@ class Side:
     def many(self, queries: Sequence[Body], seconds: float) -> None:
         """A round with several in flight."""
         cpu = self.cpu_s()
-        found = run_closed_loop(self.url, self.path, queries, LANES, seconds)
-        if found.failures:
-            raise SystemExit(f"{self.url}: {found.failures[0]}")
-        self.cpu_ms.append((self.cpu_s() - cpu) / len(found.latency_ms) * 1e3)
-        self.qps.append(found.qps)
+        measured = run_closed_loop(self.url, self.path, queries, LANES, seconds)
+        if measured.failures:
+            raise SystemExit(f"{self.url}: {measured.failures[0]}")
+        self.cpu_ms.append((self.cpu_s() - cpu) / len(measured.latency_ms) * 1e3)
+        self.qps.append(measured.qps)
 
 
 def measure(
@@ -153,8 +153,10 @@ def measure(
         "qps": spread(split.qps),
         "monolith_qps": spread(whole.qps),
         "max_relative_difference": worst,
-        "memory_mb": {each.name: each.memory_mb() for each in running.processes},
-        "ready_s": {each.name: each.event("ready")["seconds"] for each in running.processes},
+        "memory_mb": {process.name: process.memory_mb() for process in running.processes},
+        "ready_s": {
+            process.name: process.event("ready")["seconds"] for process in running.processes
+        },
         "resident_share": resident_share(store, release, queries),
     }
 
@@ -182,8 +184,8 @@ def bucketize_ms(
 
 def _cpu_ms(call: Callable[..., object], calls: Sequence[tuple[Any, ...]]) -> float:
     begin = time.thread_time()
-    for each in calls:
-        call(*each)
+    for arguments in calls:
+        call(*arguments)
     return (time.thread_time() - begin) / len(calls) * 1e3
 
 
@@ -231,7 +233,7 @@ def gather_ratios(work: Path, queries: Sequence[Query]) -> dict[str, Any]:
             for table, i, o in zip(plain, ids, offsets, strict=True)
         ]
 
-    found = {}
+    measured = {}
     for precision in (Precision.FP32, Precision.FP16, Precision.INT8):
         shard = EmbeddingShard(
             [
@@ -249,12 +251,12 @@ def gather_ratios(work: Path, queries: Sequence[Query]) -> dict[str, Any]:
         with torch.inference_mode():
             for _ in range(21):
                 pairs.append((_cpu_ms(torchs, theirs_in), _cpu_ms(shard.pool, ours_in)))
-        found[precision.value] = {
+        measured[precision.value] = {
             **spread([a / b for a, b in pairs]),
             "ours_ms": round(statistics.median(b for _, b in pairs), 4),
             "torch_ms": round(statistics.median(a for a, _ in pairs), 4),
         }
-    return found
+    return measured
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Serve for minutes at a share of what the gateway can take: memory flat, no errors.
 
-    python benchmarks/soak.py --minutes 10 --load 0.8
+    python -m benchmarks.soak --minutes 10 --load 0.8
 
 Finds the rate that the gateway sustains, offers `load` of it (open loop: queries start on time
 whether or not earlier ones are answered), and reports memory per process over time, its slope after
@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import uvloop
-from serving import Side, prepare
 
+from benchmarks.functions import Fleet, fleet
+from benchmarks.serving import Side, prepare
 from erless.dlrm.queries import QueryFile
 from erless.http.client.endpoint import CallError, Endpoint, Reply
 from erless.observe.loadtest.encoded_queries import Body, build
-from functions import Fleet, fleet
 from loadtests.closed_loop import head_of
 
 CALIBRATE_S = 5.0
@@ -44,7 +44,7 @@ class Soak:
         """Offer `rate` queries/s for `seconds`."""
         loop = asyncio.get_running_loop()
         endpoint = Endpoint(self.url, 3600, lambda: None)
-        heads = [head_of(each, self.path, endpoint.authority) for each in self.queries]
+        heads = [head_of(query, self.path, endpoint.authority) for query in self.queries]
         begin, sent, sampled = loop.time(), 0, -SAMPLE_S
 
         def answered(result: Reply | CallError) -> None:
@@ -73,7 +73,7 @@ class Soak:
     def report(self, rate: float) -> dict[str, Any]:
         """What is printed. Slopes: MB per hour after the first quarter, by least squares."""
         later = self.series[len(self.series) // 4 :]
-        seconds = np.array([each["s"] for each in later], float)
+        seconds = np.array([row["s"] for row in later], float)
         names = [name for name in self.series[0] if name != "s"]
         return {
             "offered_qps": round(rate, 1),
@@ -86,7 +86,7 @@ class Soak:
                     "first": round(self.series[0][name], 1),
                     "quarter": round(later[0][name], 1),
                     "last": round(later[-1][name], 1),
-                    "most": round(max(each[name] for each in self.series), 1),
+                    "most": round(max(row[name] for row in self.series), 1),
                     "mb_per_hour": round(
                         float(np.polyfit(seconds, [e[name] for e in later], 1)[0]) * 3600, 2
                     )
@@ -116,7 +116,7 @@ def main() -> None:
         shards = running.shards(store, release)
         gateway = running.gateway(store, release, shards)
         running.ready()
-        queries = [build(each) for each in QueryFile(work / "model" / "queries.safetensors")]
+        queries = [build(query) for query in QueryFile(work / "model" / "queries.safetensors")]
         side = Side(gateway, running.processes, release.model.name)
         side.many(queries, CALIBRATE_S)
         rate = options.qps or side.qps[0] * options.load

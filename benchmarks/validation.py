@@ -1,6 +1,6 @@
 """The simulator against this machine: replicas, memory and p95, predicted and measured.
 
-    python benchmarks/validation.py --out validation
+    python -m benchmarks.validation --out validation
 
 RM1, cut into four remote shards, on target local, with scaling targets so low that a few queries
 per second move replicas. A calibration at a constant rate tells CPU seconds per query and memory of
@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from elasticity import changed
 
+from benchmarks.elasticity import changed
 from erless.cli.loadtest import probe_of
 from erless.observe.loadtest.locust.process import Load
 from erless.observe.loadtest.measure import measure
@@ -34,8 +33,6 @@ from erless.observe.simulator.outcome import Simulation, run_simulation, write_s
 from erless.specs.plan import Plan, Scaling, Tier
 from erless.specs.result import RunResult
 from erless.specs.traffic import Traffic, parse_traffic
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from loadtests.systems import LocalSystem, cpu_seconds, erless, local
 
 TARGETS = {"gateway": 25.0, Tier.HOT: 20.0, Tier.WARM: 30.0, Tier.COLD: 60.0}  # queries/s
@@ -48,7 +45,7 @@ CALM = "constant:16"  # the most that one replica of each serves, with room for 
 
 def low_targets(plan: Plan) -> Plan:
     """The plan, scaled as if its replicas were slow, each of one process."""
-    tiers = {each.name: each.tier for each in plan.shards}
+    tiers = {shard.name: shard.tier for shard in plan.shards}
 
     def slow(name: str) -> dict[str, Any]:
         scaling = Scaling(
@@ -67,13 +64,13 @@ def calibrated(
     Service times are CPU seconds; the rest of the median is the hop's, and its spread is what other
     work on the machine does to a query.
     """
-    median = float(np.mean([each.latency.p50_ms or 0.0 for each in calm])) / 1e3
-    p95 = float(np.mean([each.latency.p95_ms or 0.0 for each in calm])) / 1e3
+    median = float(np.mean([run.latency.p50_ms or 0.0 for run in calm])) / 1e3
+    p95 = float(np.mean([run.latency.p95_ms or 0.0 for run in calm])) / 1e3
     service = {name: value * 1e3 for name, value in cpu_s.items()}
     terms = Terms(start_s=START_S, load_bytes_s=1e9, hop_s=median, host_cores=2)
     for _ in range(ROUNDS):
         tried = [replace(terms, hop_spread=float(spread)) for spread in SPREADS]
-        runs = [run_simulation(plan, traffic, each, None, 0, service) for each in tried]
+        runs = [run_simulation(plan, traffic, trial, None, 0, service) for trial in tried]
         off = [abs(quantile(run, 0.95) / quantile(run, 0.5) - p95 / median) for run in runs]
         best = int(np.argmin(off))
         over = quantile(runs[best], 0.5) - median
@@ -91,11 +88,11 @@ def private_bytes(pid: int) -> int:
 
 def usage(system: LocalSystem) -> dict[str, tuple[float, int]]:
     """CPU seconds so far of each function, and the most that one replica has for itself."""
-    found: dict[str, tuple[float, int]] = {}
+    usage: dict[str, tuple[float, int]] = {}
     for pid, name in system.functions().items():
-        cpu, memory = found.get(name, (0.0, 0))
-        found[name] = (cpu + cpu_seconds(pid), max(memory, private_bytes(pid)))
-    return found
+        cpu, memory = usage.get(name, (0.0, 0))
+        usage[name] = (cpu + cpu_seconds(pid), max(memory, private_bytes(pid)))
+    return usage
 
 
 def quantile(run: Simulation, part: float) -> float:
@@ -109,8 +106,8 @@ def quantile(run: Simulation, part: float) -> float:
 
 def held_bytes(run: Simulation, own: dict[str, int], shared: float) -> np.ndarray:
     """Memory over time on one machine, where replicas share the rows' pages and the program's."""
-    each = np.array([own[function.name] for function in run.fleet.functions], np.float64)
-    return np.asarray(shared + run.trace.held @ each)
+    own_bytes = np.array([own[function.name] for function in run.fleet.functions], np.float64)
+    return np.asarray(shared + run.trace.held @ own_bytes)
 
 
 def main() -> None:
@@ -126,7 +123,7 @@ def main() -> None:
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="erless-validation-") as name:
         folder = Path(name)
-        model, profile, plan_path, store = (folder / each for each in ("m", "p", "plan.json", "s"))
+        model, profile, plan_path, store = (folder / name for name in ("m", "p", "plan.json", "s"))
         erless("example", "rm1", "--rows", given.rows, "--out", model)
         erless("profile", "--model", model, "--log", model / "access.parquet", "--out", profile)
         erless("plan", "--model", model, "--profile", profile, "--shards", 4, "--out", plan_path)
@@ -142,9 +139,9 @@ def main() -> None:
             before = usage(system)
             calm = [measure(load, folder / "calm0")]
             after = usage(system)
-            cpu_s = {each: (after[each][0] - before[each][0]) / calm[0].queries for each in after}
-            own = {each: after[each][1] for each in after}
-            held = sum(each.memory_bytes for each in system.target.status().functions)
+            cpu_s = {name: (after[name][0] - before[name][0]) / calm[0].queries for name in after}
+            own = {name: after[name][1] for name in after}
+            held = sum(function.memory_bytes for function in system.target.status().functions)
             shared = held - float(sum(map(private_bytes, system.functions())))
             measured = measure(
                 Load(system.url, given.seconds, given.traffic, 64, queries),
@@ -164,10 +161,10 @@ def main() -> None:
         write_comparison(given.out / "measured", given.out / "simulated", given.out / "report.html")
         bytes_now = held_bytes(predicted, own, shared)
         stored = read_result(given.out / "measured")
-        for index, each in enumerate(predicted.fleet.functions):
-            seen = stored.of_function(each.name)["ready"]
-            said = predicted.trace.ready[:, index]
-            result[f"replicas {each.name}"] = compared(float(said.mean()), float(seen.mean()))
+        for index, function in enumerate(predicted.fleet.functions):
+            seen = stored.of_function(function.name)["ready"]
+            ready = predicted.trace.ready[:, index]
+            result[f"replicas {function.name}"] = compared(float(ready.mean()), float(seen.mean()))
         total = predicted.trace.ready.sum(axis=1)
         result["replicas"] = compared(float(total.mean()), measured.replicas.mean)
         result["replicas, most"] = compared(float(total.max()), measured.replicas.peak)
@@ -176,8 +173,8 @@ def main() -> None:
         result["p95_ms"] = compared(quantile(predicted, 0.95) * 1e3, measured.latency.p95_ms or 0.0)
         result["calibration"] = {
             "cpu_ms": service,
-            "p50_ms": [each.latency.p50_ms for each in calm],
-            "p95_ms": [each.latency.p95_ms for each in calm],
+            "p50_ms": [run.latency.p50_ms for run in calm],
+            "p95_ms": [run.latency.p95_ms for run in calm],
             "terms": str(terms),
         }
     print(json.dumps(result, indent=2))

@@ -52,13 +52,13 @@ class _Run:
     def __init__(self, url: str, path: str, bodies: Sequence[Body], expected: Expected | None):
         self._endpoint = Endpoint(url, CONNECTION_S, lambda: None)
         self._bodies, self._expected = bodies, expected
-        self._heads = [head_of(each, path, self._endpoint.authority) for each in bodies]
-        self.found = ClosedLoop()
+        self._heads = [head_of(body, path, self._endpoint.authority) for body in bodies]
+        self.outcome = ClosedLoop()
 
     async def connection(self, number: int, step: int, until: float) -> None:
         """One query after the other."""
         loop = asyncio.get_running_loop()
-        found = self.found
+        outcome = self.outcome
         while loop.time() < until:
             place = number % len(self._bodies)
             answered: asyncio.Future[Reply | CallError] = loop.create_future()
@@ -76,11 +76,11 @@ class _Run:
             self._endpoint.send([self._heads[place], self._bodies[place].data], take)
             result = await answered
             if isinstance(result, CallError):
-                found.failures.append(str(result))
+                outcome.failures.append(str(result))
             elif result.status != 200:
-                found.failures.append(f"status {result.status}")
+                outcome.failures.append(f"status {result.status}")
             else:
-                found.latency_ms.append(result.took_s * 1e3)
+                outcome.latency_ms.append(result.took_s * 1e3)
             number += step
 
     def _compare(self, place: int, reply: Reply) -> None:
@@ -89,16 +89,19 @@ class _Run:
         size = int(reply.headers.get(JSON_LENGTH, b"0"))
         prediction = read_answer(bytes(reply.body), size).prediction
         error = self._expected.error(self._bodies[place].index, prediction)
-        self.found.largest_error = max(self.found.largest_error, error)
+        self.outcome.largest_error = max(self.outcome.largest_error, error)
 
     async def drive(self, connections: int, seconds: float) -> None:
         """All of them."""
         loop = asyncio.get_running_loop()
         begin = loop.time()
         await asyncio.gather(
-            *(self.connection(each, connections, begin + seconds) for each in range(connections))
+            *(
+                self.connection(connection, connections, begin + seconds)
+                for connection in range(connections)
+            )
         )
-        self.found.took_s = loop.time() - begin
+        self.outcome.took_s = loop.time() - begin
         self._endpoint.close()
 
 
@@ -115,6 +118,6 @@ def run_closed_loop(
     async def run() -> ClosedLoop:
         driven = _Run(url, path, bodies, expected)
         await driven.drive(connections, seconds)
-        return driven.found
+        return driven.outcome
 
     return uvloop.run(run())

@@ -43,7 +43,7 @@ def cpu_seconds(pid: int) -> float:
         OSError: it is gone.
     """
     threads = list(Path(f"/proc/{pid}/task").iterdir())
-    return sum(int((each / "schedstat").read_text().split()[0]) for each in threads) / 1e9
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 @dataclass(frozen=True)
@@ -78,38 +78,38 @@ class System:
 
     def tree(self) -> list[psutil.Process]:
         """All processes now."""
-        found: dict[int, psutil.Process] = {}
+        processes: dict[int, psutil.Process] = {}
         for root in self.roots():
             try:
                 process = psutil.Process(root)
-                for each in [process, *process.children(recursive=True)]:
-                    found[each.pid] = each
+                for member in [process, *process.children(recursive=True)]:
+                    processes[member.pid] = member
             except psutil.NoSuchProcess:
                 continue
-        return list(found.values())
+        return list(processes.values())
 
     def cpu_s(self) -> float:
         """CPU seconds that the tree has used; of a process that is gone, those last seen."""
-        for each in self.tree():
+        for process in self.tree():
             try:
-                times = each.cpu_times()
-                self.used_s[each.pid, each.create_time()] = times.user + times.system
+                times = process.cpu_times()
+                self.used_s[process.pid, process.create_time()] = times.user + times.system
             except psutil.NoSuchProcess:
                 continue
         return sum(self.used_s.values())
 
     def pss(self) -> int:
         """Proportional memory of the tree."""
-        return sum(pss_bytes(each.pid) for each in self.tree())
+        return sum(pss_bytes(process.pid) for process in self.tree())
 
     def row(self) -> dict[str, Any]:
         """Medians, and the spread of the throughput."""
         return {
             "system": self.name,
             "qps": round(statistics.median(self.qps), 1),
-            "qps_rounds": [round(each, 1) for each in self.qps],
+            "qps_rounds": [round(value, 1) for value in self.qps],
             "cpu_ms_per_query": round(statistics.median(self.cpu_ms), 3),
-            "cpu_ms_rounds": [round(each, 3) for each in self.cpu_ms],
+            "cpu_ms_rounds": [round(value, 3) for value in self.cpu_ms],
             "p50_ms": round(statistics.median(self.p50_ms), 3),
             "p99_ms": round(statistics.median(self.p99_ms), 3),
             "memory_bytes": self.memory_bytes,
@@ -129,9 +129,9 @@ class LocalSystem(System):
         """Process → the plan's name of the function that it is a replica of."""
         facts = call(StateFolder(self.state), {"do": "status"}, START_S)
         return {
-            int(replica["pid"]): str(each["name"])
-            for each in facts["functions"]
-            for replica in each["replicas"]
+            int(replica["pid"]): str(function["name"])
+            for function in facts["functions"]
+            for replica in function["replicas"]
         }
 
 
@@ -147,10 +147,10 @@ def local(store: Path, state: Path, *, limits: bool = False) -> Iterator[LocalSy
     try:
         deployed = opened.deploy(load_desired(str(store)), Silent(), START_S)
         supervisor = next(
-            each.pid
-            for each in psutil.process_iter(["cmdline"])
-            if "erless.deploy.local.supervisor" in (each.info["cmdline"] or ())
-            and str(state) in (each.info["cmdline"] or ())
+            process.pid
+            for process in psutil.process_iter(["cmdline"])
+            if "erless.deploy.local.supervisor" in (process.info["cmdline"] or ())
+            and str(state) in (process.info["cmdline"] or ())
         )
         yield LocalSystem("erless", deployed.url, lambda: [supervisor], target=opened, state=state)
     finally:

@@ -168,16 +168,16 @@ def probe_of(target: Target) -> Probe:
         now = target.status()
         return [
             FunctionSample(
-                each.name,
-                each.kind,
-                each.tier,
-                each.ready,
-                each.wanted,
-                each.rps,
-                each.p95_ms,
-                each.memory_bytes,
+                function.name,
+                function.kind,
+                function.tier,
+                function.ready,
+                function.wanted,
+                function.rps,
+                function.p95_ms,
+                function.memory_bytes,
             )
-            for each in now.functions
+            for function in now.functions
         ], now.model_wise_bytes
 
     return ask
@@ -196,19 +196,24 @@ def _search(
 ) -> None:
     from dataclasses import asdict
 
-    from erless.observe.loadtest.highest import find_highest, summary, told
+    from erless.observe.loadtest.highest import find_highest, summary, trial_text
 
-    found = find_highest(
-        load, out, sla_ms=limit, start_qps=start_qps, tell=lambda trial: note(told(trial)), **known
+    highest = find_highest(
+        load,
+        out,
+        sla_ms=limit,
+        start_qps=start_qps,
+        tell=lambda trial: note(trial_text(trial)),
+        **known,
     )
     document = {
         "host": load.host,
         "sla_p95_ms": limit,
-        "qps": found.qps,
+        "qps": highest.qps,
         "result": str(out),
-        "not_met_at": None if found.beyond == float("inf") else found.beyond,
-        "interrupted": found.interrupted,
-        "trials": [asdict(each) for each in found.trials],
+        "not_met_at": None if highest.beyond == float("inf") else highest.beyond,
+        "interrupted": highest.interrupted,
+        "trials": [asdict(trial) for trial in highest.trials],
     }
-    said = f"{summary(found, limit)}; {out} has that run"
-    emit(output, document, lambda console: console.print(said))
+    line = f"{summary(highest, limit)}; {out} has that run"
+    emit(output, document, lambda console: console.print(line))

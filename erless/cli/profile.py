@@ -96,7 +96,7 @@ def profile(
         if log and model is not None:
             report = profile_access(
                 model,
-                [LogSource.parse(each) for each in log],
+                [LogSource.parse(path) for path in log],
                 out,
                 log_format=LogFormat(log_format.value),
                 samples=samples,
@@ -121,14 +121,14 @@ def _text(console: Console, document: dict[str, Any]) -> None:
         table = Table("table", title=f"profile {document['out']}")
         for head in ("rows", "accesses", "touched", "ids per bag", "hottest 0.1 %", "1 %", "10 %"):
             table.add_column(head, justify="right")
-        for each in document["tables"]:
-            shares = each["top_shares"]
+        for row in document["tables"]:
+            shares = row["top_shares"]
             table.add_row(
-                each["table"],
-                f"{each['rows']:,}",
-                f"{each['accesses']:,}",
-                f"{each['touched']:,}",
-                f"{each['pooling_factor']:.2f}",
+                row["table"],
+                f"{row['rows']:,}",
+                f"{row['accesses']:,}",
+                f"{row['touched']:,}",
+                f"{row['pooling_factor']:.2f}",
                 *(f"{100 * shares[key]:.1f} %" for key in ("0.001", "0.01", "0.1")),
             )
         console.print(table)
@@ -136,19 +136,19 @@ def _text(console: Console, document: dict[str, Any]) -> None:
         table = Table("gather", title="QPS(n; c) = c ÷ (a + β·n)")
         for head in ("row bytes", "locality", "vCPU", "a (µs)", "β (ns)", "residual"):
             table.add_column(head, justify="right")
-        for each in document["curves"]:
+        for curve in document["curves"]:
             table.add_row(
-                each["precision"],
-                str(each["row_bytes"]),
-                f"{each['locality']:.2f}",
-                f"{each['vcpu']:g}",
-                f"{1e6 * each['overhead_s']:.2f}",
-                f"{1e9 * each['gather_s']:.2f}",
-                f"{100 * each['residual']:.0f} %",
+                curve["precision"],
+                str(curve["row_bytes"]),
+                f"{curve['locality']:.2f}",
+                f"{curve['vcpu']:g}",
+                f"{1e6 * curve['overhead_s']:.2f}",
+                f"{1e9 * curve['gather_s']:.2f}",
+                f"{100 * curve['residual']:.0f} %",
             )
         console.print(table)
-    for each in document["towers"]:
+    for tower in document["towers"]:
         console.print(
-            f"tower {each['name']}: {1e6 * each['overhead_s']:.1f} µs + "
-            f"{1e6 * each['sample_s']:.2f} µs per sample, residual {100 * each['residual']:.0f} %"
+            f"tower {tower['name']}: {1e6 * tower['overhead_s']:.1f} µs + "
+            f"{1e6 * tower['sample_s']:.2f} µs per sample, residual {100 * tower['residual']:.0f} %"
         )

@@ -33,7 +33,7 @@ def report(
     documents = list(write_comparison(*compare, out)) if compare else []
     if result is not None:
         documents.append(write_report(result, out))
-    shown = [each.model_dump(mode="json") for each in documents]
+    shown = [document.model_dump(mode="json") for document in documents]
     emit(
         output,
         {"report": str(out), "results": shown},

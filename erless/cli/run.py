@@ -84,7 +84,7 @@ def _fail(error: errors.ErlessError, output: object) -> NoReturn:
     """Print the facts, then the next thing to try."""
     hint = next((text for kind, text in HINTS.items() if isinstance(error, kind)), "")
     details = list(error.violations) if isinstance(error, errors.InfeasibleError) else []
-    for line in [f"error: {error}", *(f"  - {each}" for each in details)]:
+    for line in [f"error: {error}", *(f"  - {detail}" for detail in details)]:
         note(line)
     if hint:
         note(f"try: {hint}")

@@ -105,10 +105,10 @@ def _told(terms: Terms) -> str:
     """What was assumed, in a line for people."""
     from dataclasses import asdict
 
-    told = {name: each for name, each in asdict(terms).items() if each is not None}
+    given_terms = {name: value for name, value in asdict(terms).items() if value is not None}
     return ", ".join(
-        f"{name} {each:g}" if isinstance(each, float) else f"{name} {each}"
-        for name, each in told.items()
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in given_terms.items()
     )
 
 
@@ -135,7 +135,7 @@ def node_of(plan: Plan, prices: Path | None) -> NodeType | None:
     if not plan.nodes:
         return None
     name = max(plan.nodes, key=lambda group: group.count).instance_type
-    kind = next((each for each in read_prices(prices).every if each.name == name), None)
+    kind = next((machine for machine in read_prices(prices).every if machine.name == name), None)
     if kind is None:
         return None
     return NodeType(kind.name, kind.usable_vcpu, kind.usable_bytes, kind.usd_per_hour)
@@ -150,28 +150,28 @@ def lines(result: RunResult) -> list[str]:
     from erless.pages.charts import number, size
 
     latency = result.latency
-    said = [
+    lines = [
         f"{result.queries:,} queries in {result.duration_s:,.0f} s: {result.answered:,} answered, "
         f"{result.failed:,} failed, {result.degraded:,} degraded, {result.cold_starts:,} met a "
         "cold start"
     ]
     if latency.p95_ms is not None:
-        said.append(
+        lines.append(
             f"latency: p50 {number(latency.p50_ms or 0)} ms, p95 {number(latency.p95_ms)} "
             f"ms, p99 {number(latency.p99_ms or 0)} ms"
         )
     if result.sla_p95_ms is not None:
-        said.append(f"SLA {number(result.sla_p95_ms)} ms: {result.late_share:.2%} of queries late")
-    said.append(
+        lines.append(f"SLA {number(result.sla_p95_ms)} ms: {result.late_share:.2%} of queries late")
+    lines.append(
         f"memory: {size(result.memory_bytes.mean)} on average, {size(result.memory_bytes.peak)} at "
         f"most; replicas: {result.replicas.mean:,.1f}, {result.replicas.peak:,.0f} at most"
     )
     base = result.model_wise
     if base and result.memory_reduction:
-        said.append(
+        lines.append(
             f"model-wise: {size(base.memory_bytes.mean)}, {result.memory_reduction:.2f}× as much "
             f"({base.source})"
         )
     for reason, count in result.failures.items():
-        said.append(f"failed: {count:,} {reason}")
-    return said
+        lines.append(f"failed: {count:,} {reason}")
+    return lines

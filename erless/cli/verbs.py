@@ -148,10 +148,10 @@ class Verbs(TyperGroup):
 
 def _load(name: str) -> Any:
     module, attribute = VERBS[name][0].split(":")
-    found = getattr(import_module(f"erless.cli.{module}"), attribute)
+    verb = getattr(import_module(f"erless.cli.{module}"), attribute)
     alone = typer.Typer(rich_markup_mode=MARKUP)
-    if isinstance(found, typer.Typer):
-        alone.add_typer(found, name=name)
+    if isinstance(verb, typer.Typer):
+        alone.add_typer(verb, name=name)
     else:
-        alone.command(name)(found)
+        alone.command(name)(verb)
     return get_group(alone).commands[name]

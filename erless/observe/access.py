@@ -27,7 +27,9 @@ def access_plots(profile: Path, plan: Plan | None = None) -> tuple[AccessPlot, .
     Raises:
         ArtifactError: the profile is missing or damaged.
     """
-    known = [(each, each.counts) for each in Profile.load(profile / MANIFEST).tables if each.counts]
+    known = [
+        (table, table.counts) for table in Profile.load(profile / MANIFEST).tables if table.counts
+    ]
     plots = []
     for access, file in sorted(known, key=lambda pair: -pair[0].accesses)[:MOST_TABLES]:
         counts = TensorFile(profile / file.path).map("counts")
@@ -53,9 +55,9 @@ def _cuts(plan: Plan | None, table: str, rows: int) -> tuple[tuple[int, str], ..
     if plan is None:
         return ()
     ends = [
-        (part.stop, f"{each.name} (in the gateway)" if each.tier is Tier.RESIDENT else each.name)
-        for each in plan.shards
-        for part in each.slices
+        (part.stop, f"{shard.name} (in the gateway)" if shard.tier is Tier.RESIDENT else shard.name)
+        for shard in plan.shards
+        for part in shard.slices
         if part.table == table and part.stop < rows
     ]
     return tuple(sorted(ends))

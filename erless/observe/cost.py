@@ -18,22 +18,24 @@ def priced(functions: Iterable[FunctionResult], plan: Plan) -> tuple[FunctionRes
     """The functions with dollars a month; one that the plan does not know stays at 0."""
     each_usd = _replica_usd(plan)
     return tuple(
-        each.model_copy(update={"usd_per_month": each.replicas.mean * each_usd.get(each.name, 0.0)})
-        for each in functions
+        function.model_copy(
+            update={"usd_per_month": function.replicas.mean * each_usd.get(function.name, 0.0)}
+        )
+        for function in functions
     )
 
 
 def whole_model_usd(plan: Plan) -> float:
     """Dollars a month of one model-wise replica; 0 where the plan did not reckon any."""
-    found = next((each for each in plan.policies if each.policy == "model-wise"), None)
-    return found.usd_per_month / found.containers if found and found.containers else 0.0
+    whole = next((policy for policy in plan.policies if policy.policy == "model-wise"), None)
+    return whole.usd_per_month / whole.containers if whole and whole.containers else 0.0
 
 
 def _replica_usd(plan: Plan) -> dict[str, float]:
-    found = {"gateway": plan.gateway.usd_per_month / plan.gateway.replicas}
-    for each in plan.shards:
-        if each.tier is not Tier.RESIDENT:
-            found[each.name] = each.usd_per_month / max(1, each.replicas)
+    prices = {"gateway": plan.gateway.usd_per_month / plan.gateway.replicas}
+    for shard in plan.shards:
+        if shard.tier is not Tier.RESIDENT:
+            prices[shard.name] = shard.usd_per_month / max(1, shard.replicas)
     if plan.dense is not None:
-        found["dense"] = plan.dense.usd_per_month / max(1, plan.dense.replicas)
-    return found
+        prices["dense"] = plan.dense.usd_per_month / max(1, plan.dense.replicas)
+    return prices

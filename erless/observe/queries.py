@@ -45,7 +45,7 @@ def latency_of(latency_s: Floats) -> Latency:
     good = latency_s[np.isfinite(latency_s)]
     if not len(good):
         return Latency()
-    p50, p95, p99 = (float(each) * 1e3 for each in np.quantile(good, QUANTILES))
+    p50, p95, p99 = (float(quantile) * 1e3 for quantile in np.quantile(good, QUANTILES))
     return Latency(mean_ms=float(good.mean()) * 1e3, p50_ms=p50, p95_ms=p95, p99_ms=p99)
 
 
@@ -55,7 +55,7 @@ def timeline_of(
     """The `TIMELINE` columns in steps of `step_s`. `late` is a share of the step's queries."""
     steps = max(1, int(np.ceil(duration_s / step_s)))
     place = np.clip((log.due_s / step_s).astype(np.int64), 0, steps - 1)
-    failed = np.array([bool(each) for each in log.failure], bool)
+    failed = np.array([bool(failure) for failure in log.failure], bool)
     late = failed | (log.latency_s * 1e3 > (sla_ms or np.inf))
     count = np.bincount(place, minlength=steps).astype(np.float64)
     span = np.full(steps, step_s)
@@ -83,7 +83,7 @@ def timeline_of(
 
 def totals_of(log: QueryLog, sla_ms: float | None) -> dict[str, Any]:
     """`RunResult` fields about queries."""
-    failures = Counter(each for each in log.failure if each)
+    failures = Counter(failure for failure in log.failure if failure)
     late = sum(failures.values()) + int((log.latency_s * 1e3 > (sla_ms or np.inf)).sum())
     queries = len(log.due_s)
     return {

@@ -62,8 +62,8 @@ class StoredResult:
 
     def of_function(self, name: str) -> dict[str, Column]:
         """The rows of one function."""
-        chosen = self.functions["function"] == name
-        return {key: column[chosen] for key, column in self.functions.items()}
+        of_function = self.functions["function"] == name
+        return {key: column[of_function] for key, column in self.functions.items()}
 
 
 def write_result(
@@ -96,7 +96,7 @@ def staged_result(folder: Path, *, overwrite: bool = False) -> AbstractContextMa
 def fill_result(stage: Path, fields: Mapping[str, Any], series: Series) -> RunResult:
     """Write a result's files into `stage`; arguments as those of `write_result`."""
     events: dict[str, Column] = {
-        name: np.array([getattr(each, name) for each in series.events], _DTYPES[kind])
+        name: np.array([getattr(event, name) for event in series.events], _DTYPES[kind])
         for name, kind in EVENTS.items()
     }
     document = RunResult.create(
@@ -153,8 +153,8 @@ def _read(folder: Path, entry: FileEntry, schema: Mapping[str, str]) -> dict[str
     import pyarrow.parquet as pq
 
     path = folder / entry.path
-    found = digest_file(path)
-    if (found.size_bytes, found.sha256) != (entry.size_bytes, entry.sha256):
+    actual = digest_file(path)
+    if (actual.size_bytes, actual.sha256) != (entry.size_bytes, entry.sha256):
         raise ArtifactError(f"{path}: cut short or altered: it does not match {MANIFEST}")
     try:
         table = pq.read_table(path)

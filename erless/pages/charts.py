@@ -132,25 +132,25 @@ def line_chart(
         x_steps: distances of ticks to choose from, times a power of ten.
         stacked: areas, first series lowest; all series share their x.
     """
-    drawn = [_thin(each) for each in lines if len(each.x)]
+    drawn = [_thin(line) for line in lines if len(line.x)]
     if not drawn:
         return '<p class="none">no data</p>'
     if stacked:
         drawn = _stack(drawn)
     low, high = _y_range(drawn, limit[0] if limit else 0.0, log_y)
-    low_x, high_x = (float(f([f(each.x) for each in drawn])) for f in (min, max))
+    low_x, high_x = (float(f([f(line.x) for line in drawn])) for f in (min, max))
     data = {
         "x": x_name,
         "y": y_name,
         "series": [
             {
-                "name": each.name,
+                "name": line.name,
                 "x": _rounded(raw.x),
                 "y": _rounded(raw.y),
-                "colour": each.colour,
+                "colour": line.colour,
                 "text": [_said(y_text, value) for value in raw.y],
             }
-            for each, raw in zip(drawn, [_thin(each) for each in lines if len(each.x)], strict=True)
+            for line, raw in zip(drawn, [_thin(line) for line in lines if len(line.x)], strict=True)
         ],
     }
     parts = []
@@ -159,7 +159,7 @@ def line_chart(
         body = [_axes(frame, x_text, y_text)]
         body.append(_titles(frame, x_name, y_name))
         body += [_mark(frame, at, what) for at, what in marks]
-        body += _areas(frame, drawn) if stacked else [_path(frame, each) for each in drawn]
+        body += _areas(frame, drawn) if stacked else [_path(frame, line) for line in drawn]
         if limit:
             body.append(_limit(frame, *limit))
         ends = (
@@ -180,7 +180,7 @@ def line_chart(
 
 def bar_chart(bars: Sequence[Bar], *, text: Callable[[float], str] = number) -> str:
     """Horizontal bars of stacked parts, longest full width; plain HTML, so it wraps by itself."""
-    longest = max([each.total for each in bars] or [0.0]) or 1.0
+    longest = max([bar.total for bar in bars] or [0.0]) or 1.0
     named: dict[str, int] = {}
     rows = []
     for bar in bars:
@@ -220,9 +220,9 @@ def _thin(line: Line) -> Line:
 def _stack(lines: Sequence[Line]) -> list[Line]:
     total = np.zeros(len(lines[0].y))
     stacked = []
-    for each in lines:
-        total = total + np.nan_to_num(each.y)
-        stacked.append(Line(each.name, each.x, total, each.colour))
+    for line in lines:
+        total = total + np.nan_to_num(line.y)
+        stacked.append(Line(line.name, line.x, total, line.colour))
     return stacked
 
 
@@ -236,7 +236,7 @@ def _rounded(values: Floats) -> list[float | None]:
 
 def _y_range(lines: Sequence[Line], limit: float, log_y: bool) -> tuple[float, float]:
     """Where the y axis begins and ends."""
-    values = np.concatenate([each.y[np.isfinite(each.y)] for each in lines])
+    values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
     high = max(float(values.max(initial=0.0)), limit, 1e-12)
     if not log_y:
         step = _step(high, 4)
@@ -247,8 +247,8 @@ def _y_range(lines: Sequence[Line], limit: float, log_y: bool) -> tuple[float, f
         for power in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
         for part in LOG
     ]
-    begin = max(each for each in ticks if each <= low * 0.999)
-    return begin, min(each for each in ticks if each >= high * (1 - 1e-9))
+    begin = max(tick for tick in ticks if tick <= low * 0.999)
+    return begin, min(tick for tick in ticks if tick >= high * (1 - 1e-9))
 
 
 def _step(span: float, count: int, steps: Sequence[float] = DECIMAL) -> float:
@@ -275,16 +275,16 @@ def _path(frame: _Frame, line: Line) -> str:
 
 def _areas(frame: _Frame, lines: Sequence[Line]) -> list[str]:
     below, drawn = np.zeros(len(lines[0].y)), []
-    for each in lines:
-        x = frame.x(each.x)
-        upper = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, frame.y(each.y), strict=True))
+    for line in lines:
+        x = frame.x(line.x)
+        upper = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, frame.y(line.y), strict=True))
         lower = " ".join(
             f"{a:.1f},{b:.1f}" for a, b in zip(x[::-1], frame.y(below)[::-1], strict=True)
         )
         drawn.append(
-            f'<polygon class="area" style="fill:var(--c{each.colour})" points="{upper} {lower}"/>'
+            f'<polygon class="area" style="fill:var(--c{line.colour})" points="{upper} {lower}"/>'
         )
-        below = each.y
+        below = line.y
     return drawn
 
 
@@ -322,8 +322,8 @@ def _y_ticks(frame: _Frame) -> list[float]:
     low, high = frame.low_y * (1 - 1e-9), frame.high_y * (1 + 1e-9)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     parts = LOG if high / low < 1e3 else LOG[:1]
-    found = [part * 10.0**power for power in powers for part in parts]
-    return [each for each in found if low <= each <= high]
+    ticks = [part * 10.0**power for power in powers for part in parts]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def _x_ticks(frame: _Frame) -> list[float]:
@@ -342,7 +342,7 @@ def _limit(frame: _Frame, value: float, name: str) -> str:
     y = float(frame.y(value))
     return (
         f'<line class="limit" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y:.1f}" '
-        f'y2="{y:.1f}"/><text class="said" text-anchor="end" x="{frame.width - RIGHT - 2}" '
+        f'y2="{y:.1f}"/><text class="limit-name" text-anchor="end" x="{frame.width - RIGHT - 2}" '
         f'y="{y - 4:.1f}">{escape(name)}</text>'
     )
 
@@ -359,8 +359,8 @@ def _legend(lines: Sequence[Line]) -> str:
     if len(lines) < 2:
         return ""
     keys = "".join(
-        f'<li><i class="{"dash" if each.dash else ""}" style="background:var(--c{each.colour})">'
-        f"</i>{escape(each.name)}</li>"
-        for each in lines
+        f'<li><i class="{"dash" if line.dash else ""}" style="background:var(--c{line.colour})">'
+        f"</i>{escape(line.name)}</li>"
+        for line in lines
     )
     return f'<ul class="legend">{keys}</ul>'

@@ -131,12 +131,12 @@ def measure(system: System, traffic: Traffic, connections: int, seconds: float) 
     path = discover(system.url).path
 
     def drive(connections: int, seconds: float) -> ClosedLoop:
-        found = run_closed_loop(
+        outcome = run_closed_loop(
             system.url, path, traffic.bodies, connections, seconds, traffic.expected
         )
-        system.failed += len(found.failures)
-        system.largest_error = max(system.largest_error, found.largest_error)
-        return found
+        system.failed += len(outcome.failures)
+        system.largest_error = max(system.largest_error, outcome.largest_error)
+        return outcome
 
     before = system.cpu_s()
     loaded = drive(connections, seconds)
@@ -171,15 +171,15 @@ def rounds(systems: Sequence[System], traffic: Traffic, given: argparse.Namespac
 
     What scales by itself (erless's gateway does) is then as large as the load wants it.
     """
-    for each in systems:
-        path = discover(each.url).path
-        run_closed_loop(each.url, path, traffic.bodies, given.connections, given.seconds)
+    for system in systems:
+        path = discover(system.url).path
+        run_closed_loop(system.url, path, traffic.bodies, given.connections, given.seconds)
     for number in range(given.rounds):
-        for each in systems:
-            measure(each, traffic, given.connections, given.seconds)
+        for system in systems:
+            measure(system, traffic, given.connections, given.seconds)
             print(
-                f"round {number + 1}: {each.name} {each.qps[-1]:.0f} queries/s, "
-                f"{each.cpu_ms[-1]:.2f} ms of CPU",
+                f"round {number + 1}: {system.name} {system.qps[-1]:.0f} queries/s, "
+                f"{system.cpu_ms[-1]:.2f} ms of CPU",
                 file=sys.stderr,
             )
 
@@ -192,7 +192,7 @@ def over(ours: System, ray: System) -> dict[str, Any]:
     return {
         "peer": ray.name,
         "qps_over_peer": round(statistics.median(queries), 2),
-        "qps_over_peer_rounds": [round(each, 2) for each in queries],
+        "qps_over_peer_rounds": [round(query, 2) for query in queries],
         "cpu_under_peer": round(statistics.median(cpu), 2),
     }
 
@@ -217,7 +217,7 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
             compared.append(over(ours, ray))
         if not peers:
             rounds([ours, monolith], traffic, given)
-        rows = [each.row() for each in (ours, *peers, monolith)]
+        rows = [peer.row() for peer in (ours, *peers, monolith)]
     return {"rows": given.rows, "shards": given.shards, "systems": rows, "compared": compared}
 
 
@@ -238,10 +238,10 @@ def main() -> None:
         print(json.dumps(result, indent=2))
         return
     print(table(result["systems"]))
-    for each in result["compared"]:
+    for peer in result["compared"]:
         print(
-            f"\nerless answers {each['qps_over_peer']}× the queries of {each['peer']} "
-            f"({each['cpu_under_peer']}× less CPU per query)"
+            f"\nerless answers {peer['qps_over_peer']}× the queries of {peer['peer']} "
+            f"({peer['cpu_under_peer']}× less CPU per query)"
         )
     if not result["compared"]:
         print(f"\nRay Serve was left out: {given.ray_python} has no ray[serve]")

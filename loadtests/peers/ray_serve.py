@@ -27,8 +27,8 @@ from starlette.responses import JSONResponse, Response
 
 from erless.dlrm.rows import Buckets
 from erless.serve.files import Source, open_gateway, open_shard, open_tower
-from erless.serve.gateway.gateway import query_inputs
 from erless.serve.protocol.metadata import model_facts
+from erless.serve.protocol.queries import query_inputs
 from erless.serve.protocol.tensors import decode, encode
 from erless.serve.towers import open_predict
 from erless.specs.stored import load_release
@@ -77,7 +77,7 @@ class Gateway:
                 {
                     "name": self._model.name,
                     "versions": [self._digest[:12]],
-                    "inputs": [each.describe() for each in self._specs],
+                    "inputs": [spec.describe() for spec in self._specs],
                     "parameters": {"digest": self._digest, **model_facts(self._model)},
                 }
             )
@@ -113,10 +113,10 @@ class Gateway:
             {"prediction": prediction},
             {"release": self._digest, "fan_out": len(calls)},
         )
-        told = {name.decode(): value.decode() for name, value in answer.headers}
+        headers = {name.decode(): value.decode() for name, value in answer.headers}
         return Response(
-            b"".join(bytes(each) for each in answer.body),
-            headers=told,
+            b"".join(bytes(chunk) for chunk in answer.body),
+            headers=headers,
             media_type="application/octet-stream",
         )
 
@@ -132,9 +132,11 @@ def main() -> None:
     release = load_release(source.open(), given.release)
     ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
     serve.start(http_options={"host": "127.0.0.1", "port": given.port})
-    remote = {number: each for number, each in enumerate(release.shards) if each in release.remote}
+    remote = {
+        number: shard for number, shard in enumerate(release.shards) if shard in release.remote
+    }
     shards = [
-        Shard.options(name=each.name).bind(given.store, each.digest) for each in remote.values()
+        Shard.options(name=shard.name).bind(given.store, shard.digest) for shard in remote.values()
     ]
     app = Gateway.bind(given.store, given.release, list(remote), *shards)
     serve.run(app, name="rm", route_prefix="/")

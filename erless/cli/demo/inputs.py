@@ -91,7 +91,7 @@ def make_model(
     file = QueryFile(bundle / QUERY_FILE)
     queries = list(file)
     model = Monolith.load(bundle, verify=False)
-    expected = [model.predict(each) for each in queries]
+    expected = [model.predict(query) for query in queries]
     return Prepared(bundle, profile, queries, expected, file.labels)
 
 
@@ -124,12 +124,12 @@ def make_plan(prepared: Prepared, batch: int) -> tuple[Plan, PlanSource]:
         )
         return Planner(source.model, source.tables, request, prices, source.measured)
 
-    chosen = planner()
-    if chosen.demand.qps > MOST_QPS:  # one client must keep up: it is Python, too
-        chosen = planner(qps=MOST_QPS)
-    outcome = chosen.outcome(POLICIES)
+    chosen_planner = planner()
+    if chosen_planner.demand.qps > MOST_QPS:  # one client must keep up: it is Python, too
+        chosen_planner = planner(qps=MOST_QPS)
+    outcome = chosen_planner.outcome(POLICIES)
     plan = plan_document(outcome, source.model_digest, source.profile_digest, source.notes)
-    if not any(each.tier is Tier.FROZEN for each in plan.shards):
+    if not any(shard.tier is Tier.FROZEN for shard in plan.shards):
         raise PlanError("the demo's plan has no frozen tier: the model has too few rows")
     return _quickened(plan), source
 
@@ -142,13 +142,13 @@ def _quickened(plan: Plan) -> Plan:
         return scaling.model_copy(update=asked)
 
     shards = tuple(
-        each.model_copy(
+        shard.model_copy(
             update={
-                "min_replicas": 0 if each.tier in AT_ZERO else 1,
-                "scaling": scaled(each.scaling, 0 if each.tier in AT_ZERO else 1),
+                "min_replicas": 0 if shard.tier in AT_ZERO else 1,
+                "scaling": scaled(shard.scaling, 0 if shard.tier in AT_ZERO else 1),
             }
         )
-        for each in plan.shards
+        for shard in plan.shards
     )
     gateway = plan.gateway.model_copy(
         update={
@@ -182,7 +182,7 @@ def memory_utility(plan: Plan, source: PlanSource, ready: dict[str, int], querie
     Each of a function's replicas takes its part of the queries. `ready` is by function name; the
     resident shard is the gateway's.
     """
-    tables = {each.spec.name: each for each in source.tables}
+    tables = {table.spec.name: table for table in source.tables}
     touched = allocated = 0.0
     for shard in plan.shards:
         count = ready.get("gateway" if shard.tier is Tier.RESIDENT else shard.name, 0)

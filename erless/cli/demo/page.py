@@ -27,28 +27,28 @@ SLA_MS = 100.0
 STEP_S = 1.0
 
 
-def write_page(found: Measured, prepared: Prepared, out: Path, folder: Path) -> None:
+def write_page(measured: Measured, prepared: Prepared, out: Path, folder: Path) -> None:
     """Write the result to `folder` and its page to `out`."""
-    samples, start = found.samples.samples, found.started_s
-    log = found.answers.log()
-    errors = np.array(found.errors)
-    plan = found.plan
+    samples, start = measured.samples.samples, measured.started_s
+    log = measured.answers.log()
+    errors = np.array(measured.errors)
+    plan = measured.plan
     fields: dict[str, Any] = {
         "source": "demo",
         "title": "erless demo",
-        "release": found.release,
+        "release": measured.release,
         "plan_digest": plan.digest,
         "policy": plan.policy,
-        "started_at": found.begun_at,
-        "duration_s": found.duration_s,
+        "started_at": measured.begun_at,
+        "duration_s": measured.duration_s,
         "arrivals": "Poisson: low, then the spike; then nothing; then one query",
         "prediction": Record(start, log, errors).prediction(TOLERANCE),
-        "memory_utility": found.utility,
+        "memory_utility": measured.utility,
         "notes": plan.notes,
         "access": access_plots(prepared.profile, plan),
         "model_wise": Baseline(
-            memory_bytes=Usage(mean=found.model_wise_bytes, peak=found.model_wise_bytes),
-            replicas=Usage(mean=found.whole_replicas, peak=found.whole_replicas),
+            memory_bytes=Usage(mean=measured.model_wise_bytes, peak=measured.model_wise_bytes),
+            replicas=Usage(mean=measured.whole_replicas, peak=measured.whole_replicas),
             source="one replica's PSS, measured, times the replicas that the same plan's "
             "model-wise policy needs at the spike, all through the run",
         ),
@@ -56,7 +56,7 @@ def write_page(found: Measured, prepared: Prepared, out: Path, folder: Path) -> 
         **usage_of(samples),
     }
     series = Series(
-        timeline_of(log, found.duration_s, STEP_S, SLA_MS),
+        timeline_of(log, measured.duration_s, STEP_S, SLA_MS),
         columns_of(samples, start),
         wakings(samples, start),
     )
@@ -64,37 +64,37 @@ def write_page(found: Measured, prepared: Prepared, out: Path, folder: Path) -> 
     write_report(folder, out)
 
 
-def document_of(found: Measured, report: Path) -> dict[str, Any]:
+def document_of(measured: Measured, report: Path) -> dict[str, Any]:
     """`-o json`."""
-    latency = latency_of(np.array(found.answers.latency_s))
+    latency = latency_of(np.array(measured.answers.latency_s))
     document: dict[str, Any] = {
-        "max_relative_error": max(found.errors, default=0.0),
-        "queries_checked": len(found.errors),
-        "queries_failed": sum(bool(each) for each in found.answers.failure),
-        "memory_bytes": found.memory_bytes,
-        "model_wise_memory_bytes": found.model_wise_bytes,
-        "model_wise_replicas": found.whole_replicas,
-        "memory_reduction": round(found.model_wise_bytes / max(1, found.memory_bytes), 3),
-        "idle_memory_bytes": found.idle_memory_bytes,
-        "memory_utility": round(found.utility, 4),
-        "tax": round(found.cpu_ms / found.whole_cpu_ms, 3) if found.whole_cpu_ms else None,
-        "cpu_ms_per_query": round(found.cpu_ms, 3),
+        "max_relative_error": max(measured.errors, default=0.0),
+        "queries_checked": len(measured.errors),
+        "queries_failed": sum(bool(failure) for failure in measured.answers.failure),
+        "memory_bytes": measured.memory_bytes,
+        "model_wise_memory_bytes": measured.model_wise_bytes,
+        "model_wise_replicas": measured.whole_replicas,
+        "memory_reduction": round(measured.model_wise_bytes / max(1, measured.memory_bytes), 3),
+        "idle_memory_bytes": measured.idle_memory_bytes,
+        "memory_utility": round(measured.utility, 4),
+        "tax": round(measured.cpu_ms / measured.whole_cpu_ms, 3) if measured.whole_cpu_ms else None,
+        "cpu_ms_per_query": round(measured.cpu_ms, 3),
         "p50_ms": round(latency.p50_ms or 0.0, 3),
         "p95_ms": round(latency.p95_ms or 0.0, 3),
         "p99_ms": round(latency.p99_ms or 0.0, 3),
-        "cold_start_ms": round(found.cold_start_ms, 1),
-        "functions": found.functions,
-        "functions_at_zero_when_idle": len(found.at_zero),
-        "functions_woken": len(found.woken),
-        "release": found.release,
+        "cold_start_ms": round(measured.cold_start_ms, 1),
+        "functions": measured.functions,
+        "functions_at_zero_when_idle": len(measured.at_zero),
+        "functions_woken": len(measured.woken),
+        "release": measured.release,
         "report": str(report),
     }
-    if found.aucs is not None:
-        document |= {"auc": round(found.aucs[0], 6), "monolith_auc": round(found.aucs[1], 6)}
+    if measured.aucs is not None:
+        document |= {"auc": round(measured.aucs[0], 6), "monolith_auc": round(measured.aucs[1], 6)}
     return document
 
 
-def summary_table(document: dict[str, Any], found: Measured) -> Table:
+def summary_table(document: dict[str, Any], measured: Measured) -> Table:
     """The one table at the end."""
     from rich.table import Table
 
@@ -117,7 +117,7 @@ def summary_table(document: dict[str, Any], found: Measured) -> Table:
             "latency p50 / p95 / p99",
             f"{document['p50_ms']:.1f} / {document['p95_ms']:.1f} / {document['p99_ms']:.1f} ms",
         ),
-        ("query that woke " + ", ".join(found.woken), f"{document['cold_start_ms']:,.0f} ms"),
+        ("query that woke " + ", ".join(measured.woken), f"{document['cold_start_ms']:,.0f} ms"),
         (
             "functions; at zero when idle",
             f"{document['functions']}; {document['functions_at_zero_when_idle']}",

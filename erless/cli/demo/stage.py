@@ -107,9 +107,9 @@ class Demo:
             show_plan(plan)
             self._tell("packing")
             store, release = inputs.make_release(prepared, plan, work, self._progress)
-            self._tell(f"packed {sum(each.size_bytes for each in release.shards) / 1e6:,.0f} MB")
-            found = Measured(plan, release.digest)
-            self._measure_whole(prepared, found)
+            self._tell(f"packed {sum(shard.size_bytes for shard in release.shards) / 1e6:,.0f} MB")
+            measured = Measured(plan, release.digest)
+            self._measure_whole(prepared, measured)
             options = LocalConfig(state=work / "state", poll_s=POLL_S)
             target = LocalTarget(
                 Config(targets=TargetsConfig(local=options)), Timing(poll_s=POLL_S, rate_window_s=5)
@@ -119,16 +119,18 @@ class Demo:
                 desired = Desired(store, release, plan)
                 url = target.deploy(desired, self._progress, DEPLOY_S).url
                 self._tell(f"deployed at {url}")
-                self._measure_sharded(target, url, prepared, found)
-                with Sampler(_probe(target, found)) as found.samples:
-                    self._traffic(target, url, prepared, found)
-                    self._idle_and_wake(target, url, prepared, found)
+                self._measure_sharded(target, url, prepared, measured)
+                with Sampler(_probe(target, measured)) as measured.samples:
+                    self._traffic(target, url, prepared, measured)
+                    self._idle_and_wake(target, url, prepared, measured)
             finally:
                 target.destroy(self._progress, DEPLOY_S)
-            found.utility = inputs.memory_utility(plan, source, found.replicas, UTILITY_QUERIES)
-            report(found, prepared)
+            measured.utility = inputs.memory_utility(
+                plan, source, measured.replicas, UTILITY_QUERIES
+            )
+            report(measured, prepared)
         self._tell("cleaned up")
-        return found
+        return measured
 
     def _tell(self, what: str) -> None:
         self._say(f"{time.monotonic() - self._began:5.1f} s  {what}")
@@ -137,88 +139,95 @@ class Demo:
         prepared = inputs.make_model(
             self._name, work, self._rows, self._data, self._progress, self._tell
         )
-        size = sum(each.stat().st_size for each in prepared.bundle.rglob("*.safetensors"))
+        size = sum(file.stat().st_size for file in prepared.bundle.rglob("*.safetensors"))
         self._tell(f"built and profiled {self._name}: {size / 1e6:,.0f} MB")
         return prepared
 
-    def _measure_whole(self, prepared: inputs.Prepared, found: Measured) -> None:
+    def _measure_whole(self, prepared: inputs.Prepared, measured: Measured) -> None:
         """One model-wise replica behind the same wire: its memory, its CPU per query."""
         self._tell("measuring a model-wise replica")
         with MonolithServer(prepared.bundle) as server:
             pids = [server.pid]
-            found.whole_cpu_ms = _cpu_per_query(server.url, prepared, lambda: pids)[0]
-            found.whole_bytes = server.probe()[1]
-        whole = next(each for each in found.plan.policies if each.policy == "model-wise")
-        found.whole_replicas = whole.containers
+            measured.whole_cpu_ms = _cpu_per_query(server.url, prepared, lambda: pids)[0]
+            measured.whole_bytes = server.probe()[1]
+        whole = next(policy for policy in measured.plan.policies if policy.policy == "model-wise")
+        measured.whole_replicas = whole.containers
         self._tell(
-            f"a model-wise replica holds {found.whole_bytes / 1e6:,.0f} MB; "
-            f"the spike needs {found.whole_replicas}"
+            f"a model-wise replica holds {measured.whole_bytes / 1e6:,.0f} MB; "
+            f"the spike needs {measured.whole_replicas}"
         )
 
     def _measure_sharded(
-        self, target: LocalTarget, url: str, prepared: inputs.Prepared, found: Measured
+        self, target: LocalTarget, url: str, prepared: inputs.Prepared, measured: Measured
     ) -> None:
         def pids() -> list[int]:
             running = target.processes()
-            return [pid for name, each in running.items() if name != "supervisor" for pid in each]
+            return [pid for name, pids in running.items() if name != "supervisor" for pid in pids]
 
-        found.cpu_ms, answers, predictions = _cpu_per_query(url, prepared, pids)
-        found.errors += answers.errors
+        measured.cpu_ms, answers, predictions = _cpu_per_query(url, prepared, pids)
+        measured.errors += answers.errors
         if prepared.labels is not None:
             from erless.dlrm.auc import auc
 
             scores = np.concatenate(predictions[: len(prepared.queries)])
             labels = prepared.labels[: len(scores)]
-            found.aucs = auc(labels, scores), auc(labels, np.concatenate(prepared.expected))
+            measured.aucs = auc(labels, scores), auc(labels, np.concatenate(prepared.expected))
 
     def _traffic(
-        self, target: LocalTarget, url: str, prepared: inputs.Prepared, found: Measured
+        self, target: LocalTarget, url: str, prepared: inputs.Prepared, measured: Measured
     ) -> None:
         """Low, then the spike."""
-        rate, low_s = found.plan.qps, LOW_SHARE * self._spike_s
+        rate, low_s = measured.plan.qps, LOW_SHARE * self._spike_s
         due = arrivals([(LOW * rate, low_s), (rate, self._spike_s)])
 
         self._tell(f"traffic: {LOW * rate:,.0f} queries/s for {low_s:g} s, then {rate:,.0f}")
-        found.begun_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        found.started_s = time.time()
-        found.answers = open_loop(url, prepared.queries, prepared.expected, due)
-        found.errors += found.answers.errors
+        measured.begun_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        measured.started_s = time.time()
+        measured.answers = open_loop(url, prepared.queries, prepared.expected, due)
+        measured.errors += measured.answers.errors
         end_s = time.time()
-        spike = [size for at, size in found.memory if end_s - self._spike_s / 2 <= at <= end_s]
-        found.memory_bytes = int(np.mean(spike)) if spike else target.status().memory_bytes
-        found.replicas = {each.name: each.ready for each in target.status().functions}
-        missing = CHECKED - len(found.errors)
+        spike = [size for at, size in measured.memory if end_s - self._spike_s / 2 <= at <= end_s]
+        measured.memory_bytes = int(np.mean(spike)) if spike else target.status().memory_bytes
+        functions = target.status().functions
+        measured.replicas = {function.name: function.ready for function in functions}
+        missing = CHECKED - len(measured.errors)
         if missing > 0:
-            found.errors += one_by_one(url, prepared.queries, prepared.expected, missing)[0].errors
-        replicas = ", ".join(f"{name} {count}" for name, count in found.replicas.items())
-        self._tell(f"at the end of the spike: {replicas}; {found.memory_bytes / 1e6:,.0f} MB")
+            answers, _ = one_by_one(url, prepared.queries, prepared.expected, missing)
+            measured.errors += answers.errors
+        replicas = ", ".join(f"{name} {count}" for name, count in measured.replicas.items())
+        self._tell(f"at the end of the spike: {replicas}; {measured.memory_bytes / 1e6:,.0f} MB")
 
     def _idle_and_wake(
-        self, target: LocalTarget, url: str, prepared: inputs.Prepared, found: Measured
+        self, target: LocalTarget, url: str, prepared: inputs.Prepared, measured: Measured
     ) -> None:
         """Nothing is asked until all that may sleep does; then one query."""
-        sleepy = {each.name for each in found.plan.shards if each.scaling.min_scale == 0}
+        sleepy = {shard.name for shard in measured.plan.shards if shard.scaling.min_scale == 0}
         deadline = time.monotonic() + IDLE_S
         while True:
             status = target.status()
-            asleep = {each.name for each in status.functions if each.state is FunctionState.AT_ZERO}
+            asleep = {
+                function.name
+                for function in status.functions
+                if function.state is FunctionState.AT_ZERO
+            }
             if asleep >= sleepy:
                 break
             if time.monotonic() > deadline:
                 raise DeployError(f"{', '.join(sleepy - asleep)} not at zero in {IDLE_S:g} s")
             time.sleep(POLL_S)
-        found.functions = len(status.functions)
-        found.at_zero, found.idle_memory_bytes = tuple(sorted(asleep)), status.memory_bytes
-        self._tell(f"idle: {', '.join(found.at_zero)} at zero; {status.memory_bytes / 1e6:,.0f} MB")
+        measured.functions = len(status.functions)
+        measured.at_zero, measured.idle_memory_bytes = tuple(sorted(asleep)), status.memory_bytes
+        at_zero = ", ".join(measured.at_zero)
+        self._tell(f"idle: {at_zero} at zero; {status.memory_bytes / 1e6:,.0f} MB")
         asked_s = time.time()
         answers, _ = one_by_one(url, prepared.queries, prepared.expected, 1)
-        found.cold_start_ms = answers.latency_s[0] * 1e3
-        found.errors += answers.errors
-        found.woken = _woken(target, asleep)
-        found.answers.extend(answers, asked_s - found.started_s)
+        measured.cold_start_ms = answers.latency_s[0] * 1e3
+        measured.errors += answers.errors
+        measured.woken = _woken(target, asleep)
+        measured.answers.extend(answers, asked_s - measured.started_s)
         time.sleep(2 * POLL_S)  # so that the samples show it
-        found.duration_s = time.time() - found.started_s
-        self._tell(f"a query woke {', '.join(found.woken)} in {found.cold_start_ms:,.0f} ms")
+        measured.duration_s = time.time() - measured.started_s
+        self._tell(f"a query woke {', '.join(measured.woken)} in {measured.cold_start_ms:,.0f} ms")
 
 
 def _woken(target: LocalTarget, asleep: set[str]) -> tuple[str, ...]:
@@ -226,31 +235,33 @@ def _woken(target: LocalTarget, asleep: set[str]) -> tuple[str, ...]:
     deadline = time.monotonic() + NEWS_S
     while True:
         functions = target.status().functions
-        waking = any(each.state is FunctionState.WAKING for each in functions)
-        woken = tuple(each.name for each in functions if each.name in asleep and each.ready)
+        waking = any(function.state is FunctionState.WAKING for function in functions)
+        woken = tuple(
+            function.name for function in functions if function.name in asleep and function.ready
+        )
         if (woken and not waking) or time.monotonic() > deadline:
             return woken
         time.sleep(POLL_S / 10)
 
 
-def _probe(target: LocalTarget, found: Measured) -> Probe:
+def _probe(target: LocalTarget, measured: Measured) -> Probe:
     """Asks the target; keeps the whole deployment's memory, with the supervisor's."""
 
     def probe() -> tuple[Sequence[FunctionSample], int]:
         status = target.status()
-        found.memory.append((time.time(), status.memory_bytes))
+        measured.memory.append((time.time(), status.memory_bytes))
         return [
             FunctionSample(
-                each.name,
-                each.kind,
-                each.tier,
-                each.ready,
-                each.wanted,
-                each.rps,
-                each.p95_ms,
-                each.memory_bytes,
+                function.name,
+                function.kind,
+                function.tier,
+                function.ready,
+                function.wanted,
+                function.rps,
+                function.p95_ms,
+                function.memory_bytes,
             )
-            for each in status.functions
+            for function in status.functions
         ], 0
 
     return probe
@@ -270,8 +281,8 @@ def _cpu_per_query(
 
 def _cpu_s(processes: Sequence[psutil.Process]) -> float:
     total = 0.0
-    for each in processes:
-        if each.is_running():
-            times = each.cpu_times()
+    for process in processes:
+        if process.is_running():
+            times = process.cpu_times()
             total += times.user + times.system
     return total

@@ -56,7 +56,7 @@ class Answers:
 
     def extend(self, others: Answers, shift_s: float) -> None:
         """Add `others`, which were due `shift_s` later than they say."""
-        self.due_s += [each + shift_s for each in others.due_s]
+        self.due_s += [due_s + shift_s for due_s in others.due_s]
         for name in ("latency_s", "failure", "degraded", "cold", "errors"):
             getattr(self, name).extend(getattr(others, name))
 
@@ -71,9 +71,9 @@ class Answers:
         )
 
 
-def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+def relative_error(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     """The largest over the samples of a query."""
-    difference = np.abs(found.astype(np.float64) - expected)
+    difference = np.abs(actual.astype(np.float64) - expected)
     return float((difference / np.maximum(np.abs(expected), 1e-12)).max(initial=0.0))
 
 
@@ -119,8 +119,8 @@ def open_loop(
                     answers.add(due, took, answer, error_found)
 
     with ThreadPoolExecutor(CLIENTS) as pool:
-        for each in [pool.submit(work) for _ in range(CLIENTS)]:
-            each.result()
+        for client_result in [pool.submit(work) for _ in range(CLIENTS)]:
+            client_result.result()
     return answers
 
 

@@ -65,15 +65,15 @@ def demo(
         for line in plan.notes:
             console.print(line)
 
-    def write(found: Measured, prepared: Prepared) -> None:
-        write_page(found, prepared, report, prepared.bundle.parent / "result")
+    def write(measured: Measured, prepared: Prepared) -> None:
+        write_page(measured, prepared, report, prepared.bundle.parent / "result")
 
     with bars() as progress:
-        found = Demo(model.value, rows, data, seconds, progress, note).run(show_plan, write)
-    document = document_of(found, report)
+        measured = Demo(model.value, rows, data, seconds, progress, note).run(show_plan, write)
+    document = document_of(measured, report)
 
     def draw(console: Console) -> None:
-        console.print(summary_table(document, found))
+        console.print(summary_table(document, measured))
         console.print(f"the page: {report}")
 
     emit(output, document, draw)

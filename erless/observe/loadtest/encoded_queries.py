@@ -130,7 +130,7 @@ def read_answer(body: bytes, json_length: int | None) -> Answer:
     """
     try:
         document = json.loads(body if json_length is None else body[:json_length])
-        output = next(each for each in document["outputs"] if each["name"] == "prediction")
+        output = next(output for output in document["outputs"] if output["name"] == "prediction")
         if json_length is None:
             prediction = np.asarray(output["data"], np.float32)
         else:
@@ -172,7 +172,8 @@ def discover(
     metadata = _get(there, f"/v2/models/{name}", headers, wait_s)
     parameters = metadata.get("parameters", {})
     dense = next(
-        (each["shape"][-1] for each in metadata.get("inputs", ()) if each["name"] == "dense"), None
+        (tensor["shape"][-1] for tensor in metadata.get("inputs", ()) if tensor["name"] == "dense"),
+        None,
     )
     if dense is None:
         raise ServeError(f"{host}: {name} takes no `dense`: it is not a recommendation model")
@@ -266,8 +267,8 @@ def generate(
     known = _profiled(profile) if profile else {}
     generator = np.random.default_rng(seed)
     orders = [
-        RowOrder.seeded(int(each["rows"]), np.random.default_rng([seed, index]))
-        for index, each in enumerate(served.tables)
+        RowOrder.seeded(int(table["rows"]), np.random.default_rng([seed, index]))
+        for index, table in enumerate(served.tables)
     ]
     for index in range(count):
         columns, lengths = [], []
@@ -275,13 +276,13 @@ def generate(
             rows = int(table["rows"])
             ids = known.get(str(table["name"]))
             usual = ids.pooling if ids else float(table.get("pooling_factor") or POOLING)
-            each = max(1, round(pooling or usual))
-            lengths.append(np.full(samples, each, np.int32))
+            per_bag = max(1, round(pooling or usual))
+            lengths.append(np.full(samples, per_bag, np.int32))
             if ids is None:
-                ranks = PowerLaw(rows, locality).sample(generator, samples * each)
+                ranks = PowerLaw(rows, locality).sample(generator, samples * per_bag)
                 columns.append(order.ids(ranks))
             else:
-                columns.append(ids.sample(generator, samples * each))
+                columns.append(ids.sample(generator, samples * per_bag))
         wide = any(int(table["rows"]) >= 2**31 for table in served.tables)
         weighted = any(table.get("pooling") == "weighted_sum" for table in served.tables)
         values = np.concatenate(columns)
@@ -336,4 +337,4 @@ def read_expected(path: Path, batch: int) -> Expected:
 
 def total_bytes(bodies: Sequence[Body]) -> int:
     """Bytes that the bodies hold in memory."""
-    return sum(len(each.data) for each in bodies)
+    return sum(len(body.data) for body in bodies)

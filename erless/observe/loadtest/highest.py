@@ -12,11 +12,11 @@ from erless.errors import LoadTestError
 from erless.observe.loadtest.locust.process import Load
 from erless.observe.loadtest.measure import TOLERANCE, Run, fill, send
 from erless.observe.loadtest.sampler import Probe
-from erless.observe.loadtest.search import Floats, Found, Trial, late_blocks, search
+from erless.observe.loadtest.search import Floats, HighestRate, Trial, late_blocks, search
 from erless.observe.results import staged_result
 from erless.specs.plan import Plan
 
-__all__ = ["find_highest", "summary", "told"]
+__all__ = ["find_highest", "summary", "trial_text"]
 
 
 def find_highest(
@@ -31,7 +31,7 @@ def find_highest(
     tolerance: float = TOLERANCE,
     plan: Plan | None = None,
     tell: Callable[[Trial], None] | None = None,
-) -> Found:
+) -> HighestRate:
     """Search, and write what the highest rate's last trial measured to `out`.
 
     Ctrl-C ends the search: the highest rate that was met until then is what is written.
@@ -63,28 +63,28 @@ def find_highest(
         return late_blocks(run.record.log, load.duration_s, sla_ms)
 
     with staged_result(out, overwrite=overwrite) as stage:
-        found = search(blocks_at, start_qps=start_qps, tell=tell)
-        if not found.qps:
+        highest = search(blocks_at, start_qps=start_qps, tell=tell)
+        if not highest.qps:
             raise LoadTestError("stopped before any rate met the SLA")
-        notes = (summary(found, sla_ms), *(told(each) for each in found.trials))
+        notes = (summary(highest, sla_ms), *(trial_text(trial) for trial in highest.trials))
         fill(
             stage,
-            runs[found.qps],
+            runs[highest.qps],
             sla_ms=sla_ms,
             fields={**(fields or {}), "notes": notes},
             tolerance=tolerance,
             plan=plan,
         )
-    return found
+    return highest
 
 
-def summary(found: Found, sla_ms: float) -> str:
+def summary(highest: HighestRate, sla_ms: float) -> str:
     """What was found, in a line for people."""
-    end = "stopped there" if math.isinf(found.beyond) else f"not at {found.beyond:.0f}"
-    return f"p95 within {sla_ms:g} ms up to {found.qps:.0f} queries/s ({end})"
+    end = "stopped there" if math.isinf(highest.beyond) else f"not at {highest.beyond:.0f}"
+    return f"p95 within {sla_ms:g} ms up to {highest.qps:.0f} queries/s ({end})"
 
 
-def told(trial: Trial) -> str:
+def trial_text(trial: Trial) -> str:
     """A trial in a line for people."""
     word = "met" if trial.met else "not met"
     return (

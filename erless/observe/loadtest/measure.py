@@ -95,7 +95,7 @@ def fill(
     duration = load.duration_s
     if interrupted:
         duration = min(duration, float(log.due_s.max()) + 1e-3)
-    samples = [each for each in sampler.samples if 0 <= each.at_s - start <= duration]
+    samples = [sample for sample in sampler.samples if 0 <= sample.at_s - start <= duration]
     step = max(MIN_STEP_S, math.ceil(duration / ROWS))
     how = f"{load.traffic}, Poisson" if load.traffic else f"{load.users} closed loops"
     known: dict[str, Any] = {
@@ -105,15 +105,18 @@ def fill(
         "duration_s": duration,
         "interrupted": interrupted,
         "arrivals": how,
-        "notes": tuple(f"while sampling: {each}" for each in sampler.troubles),
+        "notes": tuple(f"while sampling: {trouble}" for trouble in sampler.troubles),
         "prediction": record.prediction(tolerance),
         **totals_of(log, sla_ms),
         **usage_of(samples),
     }
     if samples and "model_wise" not in (fields or {}):
-        whole = [each.model_wise_bytes for each in samples]
+        whole = [sample.model_wise_bytes for sample in samples]
         copies = usage(
-            [max((each.ready for each in sample.functions), default=0) for sample in samples]
+            [
+                max((function.ready for function in sample.functions), default=0)
+                for sample in samples
+            ]
         )
         if any(whole):
             known["model_wise"] = Baseline(
@@ -124,7 +127,7 @@ def fill(
             )
     if plan is not None:
         known["functions"] = priced(known.get("functions", ()), plan)
-        known["usd_per_month"] = sum(each.usd_per_month for each in known["functions"])
+        known["usd_per_month"] = sum(function.usd_per_month for function in known["functions"])
     series = Series(
         timeline_of(log, duration, step, sla_ms),
         columns_of(samples, start),

@@ -74,13 +74,13 @@ class MonolithServer:
         self._log.close()
 
     def _lines(self) -> list[dict[str, object]]:
-        found = []
+        documents = []
         for line in Path(self._log.name).read_text(errors="replace").splitlines():
             try:
-                found.append(json.loads(line))
+                documents.append(json.loads(line))
             except ValueError:
                 continue  # half a line, or a warning of a library
-        return found
+        return documents
 
     @property
     def pid(self) -> int:

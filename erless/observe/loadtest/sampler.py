@@ -87,16 +87,18 @@ class Sampler:
 def columns_of(samples: Sequence[Sample], start_s: float) -> dict[str, NDArray[Any]]:
     """The `FUNCTIONS` columns."""
     rows = [
-        (round(sample.at_s - start_s, 3), each) for sample in samples for each in sample.functions
+        (round(sample.at_s - start_s, 3), function)
+        for sample in samples
+        for function in sample.functions
     ]
     return {
         "t_s": np.array([at for at, _ in rows], np.float64),
-        "function": np.array([each.name for _, each in rows], object),
-        "ready": np.array([each.ready for _, each in rows], np.int64),
-        "wanted": np.array([each.wanted for _, each in rows], np.int64),
-        "rps": np.array([each.rps for _, each in rows], np.float64),
-        "p95_ms": np.array([np.nan if each.p95_ms is None else each.p95_ms for _, each in rows]),
-        "memory_bytes": np.array([each.memory_bytes for _, each in rows], np.int64),
+        "function": np.array([row.name for _, row in rows], object),
+        "ready": np.array([row.ready for _, row in rows], np.int64),
+        "wanted": np.array([row.wanted for _, row in rows], np.int64),
+        "rps": np.array([row.rps for _, row in rows], np.float64),
+        "p95_ms": np.array([np.nan if row.p95_ms is None else row.p95_ms for _, row in rows]),
+        "memory_bytes": np.array([row.memory_bytes for _, row in rows], np.int64),
     }
 
 
@@ -104,12 +106,12 @@ def usage_of(samples: Sequence[Sample]) -> dict[str, Any]:
     """`RunResult` fields about what ran; samples are evenly spaced."""
     if not samples:
         return {}
-    memory = [sum(each.memory_bytes for each in sample.functions) for sample in samples]
-    replicas = [sum(each.ready for each in sample.functions) for sample in samples]
+    memory = [sum(function.memory_bytes for function in sample.functions) for sample in samples]
+    replicas = [sum(function.ready for function in sample.functions) for sample in samples]
     by_name: dict[str, list[FunctionSample]] = {}
     for sample in samples:
-        for each in sample.functions:
-            by_name.setdefault(each.name, []).append(each)
+        for function in sample.functions:
+            by_name.setdefault(function.name, []).append(function)
     return {
         "memory_bytes": usage(memory),
         "replicas": usage(replicas),
@@ -118,9 +120,9 @@ def usage_of(samples: Sequence[Sample]) -> dict[str, Any]:
                 name=name,
                 kind=seen[0].kind,
                 tier=seen[0].tier,
-                replicas=usage([each.ready for each in seen], len(samples)),
-                memory_bytes=usage([each.memory_bytes for each in seen], len(samples)),
-                zero_share=1 - sum(each.ready > 0 for each in seen) / len(samples),
+                replicas=usage([sample.ready for sample in seen], len(samples)),
+                memory_bytes=usage([sample.memory_bytes for sample in seen], len(samples)),
+                zero_share=1 - sum(sample.ready > 0 for sample in seen) / len(samples),
             )
             for name, seen in by_name.items()
         ),
@@ -132,10 +134,10 @@ def wakings(samples: Sequence[Sample], start_s: float) -> list[Event]:
     events = []
     before: dict[str, int] = {}
     for sample in samples:
-        for each in sample.functions:
-            if before.get(each.name) == 0 and each.ready > 0:
-                events.append(Event(sample.at_s - start_s, "cold start", each.name, "woke"))
-            before[each.name] = each.ready
+        for function in sample.functions:
+            if before.get(function.name) == 0 and function.ready > 0:
+                events.append(Event(sample.at_s - start_s, "cold start", function.name, "woke"))
+            before[function.name] = function.ready
     return events
 
 

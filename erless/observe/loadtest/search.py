@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from erless.errors import LoadTestError
 from erless.observe.queries import QueryLog
 
-__all__ = ["LATE", "Found", "Trial", "late_blocks", "search"]
+__all__ = ["LATE", "HighestRate", "Trial", "late_blocks", "search"]
 
 Floats = NDArray[np.float64]
 LATE = 0.05  # p95: one query in twenty may be late
@@ -42,7 +42,7 @@ class Trial:
 
 
 @dataclass
-class Found:
+class HighestRate:
     """Met at `qps`, not met at `beyond` (∞: never reached)."""
 
     qps: float
@@ -70,7 +70,7 @@ def search(
     width: float = 0.05,
     trials: int = 3,
     tell: Callable[[Trial], None] | None = None,
-) -> Found:
+) -> HighestRate:
     """Double, then bisect until `beyond ÷ qps - 1 ≤ width`.
 
     Args:
@@ -83,32 +83,32 @@ def search(
     Raises:
         LoadTestError: not even a hundredth of `start_qps` meets the SLA.
     """
-    found = Found(0.0, np.inf)
+    highest = HighestRate(0.0, np.inf)
     rate = start_qps
     for _ in range(MOST_STEPS):
         try:
             trial = _decide(blocks_at, rate, trials)
         except KeyboardInterrupt:
-            found.interrupted = True
-            return found
-        found.trials.append(trial)
+            highest.interrupted = True
+            return highest
+        highest.trials.append(trial)
         if tell:
             tell(trial)
         if trial.met:
-            found.qps = rate
+            highest.qps = rate
         else:
-            found.beyond = rate
-        if found.qps and found.beyond / found.qps - 1 <= width:
+            highest.beyond = rate
+        if highest.qps and highest.beyond / highest.qps - 1 <= width:
             break
-        if not found.qps:
+        if not highest.qps:
             rate /= GROWTH
             if rate < start_qps / 100:
                 raise LoadTestError(f"the SLA is not met even at {rate * GROWTH:g} queries/s")
-        elif np.isinf(found.beyond):
+        elif np.isinf(highest.beyond):
             rate *= GROWTH
         else:
-            rate = (found.qps * found.beyond) ** 0.5
-    return found
+            rate = (highest.qps * highest.beyond) ** 0.5
+    return highest
 
 
 def _decide(blocks_at: Callable[[float], Floats], rate: float, trials: int) -> Trial:

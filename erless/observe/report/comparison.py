@@ -35,12 +35,12 @@ def write_comparison(first: Path, second: Path, out: Path) -> tuple[RunResult, R
 
     def each_result(column: str) -> list[Line]:
         return [
-            Line(name, each.timeline["t_s"], each.timeline[column], colour)
-            for name, each, colour in pairs
+            Line(name, result.timeline["t_s"], result.timeline[column], colour)
+            for name, result, colour in pairs
         ]
 
     def summed(column: str) -> list[Line]:
-        return [total_of_functions(each, column, name, colour) for name, each, colour in pairs]
+        return [total_of_functions(result, column, name, colour) for name, result, colour in pairs]
 
     limit = sla_line(a.document) if a.document.sla_p95_ms == b.document.sla_p95_ms else None
     parts = [
@@ -75,7 +75,7 @@ def _side_by_side(a: RunResult, b: RunResult) -> str:
         name: str, first: float | None, second: float | None, text: Callable[[float], str] = number
     ) -> list[str]:
         ratio = f"{first / second:.2f}×" if first is not None and second else "–"
-        return [name, *("–" if each is None else text(each) for each in (first, second)), ratio]
+        return [name, *("–" if value is None else text(value) for value in (first, second)), ratio]
 
     def percent(value: float) -> str:
         return f"{value:.2%}"

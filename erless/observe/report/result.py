@@ -71,7 +71,7 @@ def _subtitle(document: RunResult) -> str:
         document.release[:12] and f"release {document.release[:12]}",
         document.machine.processor if document.machine else "",
     ]
-    return " · ".join(each for each in parts if each)
+    return " · ".join(part for part in parts if part)
 
 
 def _stopped(document: RunResult) -> str:
@@ -148,25 +148,29 @@ def _latency(stored: StoredResult) -> str:
 
 
 def _marks(stored: StoredResult) -> list[tuple[float, str]]:
-    chosen = [each for each in stored.events if each.kind in ("cold start", "failure")]
-    keep = chosen[:: max(1, -(-len(chosen) // MOST_MARKS))]
-    return [(each.t_s, f"{each.kind}: {each.function} {each.detail}".strip()) for each in keep]
+    shown = [event for event in stored.events if event.kind in ("cold start", "failure")]
+    shown = shown[:: max(1, -(-len(shown) // MOST_MARKS))]
+    return [
+        (event.t_s, f"{event.kind}: {event.function} {event.detail}".strip()) for event in shown
+    ]
 
 
 def _grouped(stored: StoredResult, column: str) -> list[Line]:
     """One line per function, or per tier where there are more functions than colours."""
     functions = stored.document.functions
-    groups = {each.name: each.name for each in functions}
+    groups = {function.name: function.name for function in functions}
     if len(functions) > COLOURS:
-        groups = {each.name: each.tier or each.kind for each in functions}
+        groups = {function.name: function.tier or function.kind for function in functions}
     times = np.unique(stored.functions["t_s"])
     place = np.searchsorted(times, stored.functions["t_s"])
     names = list(dict.fromkeys(groups.values()))
     lines = []
     for colour, name in enumerate(names):
-        chosen = np.array([groups.get(each) == name for each in stored.functions["function"]], bool)
-        values = stored.functions[column][chosen].astype(np.float64)
-        sums = np.bincount(place[chosen], values, len(times)).astype(np.float64)
+        in_group = np.array(
+            [groups.get(function) == name for function in stored.functions["function"]], bool
+        )
+        values = stored.functions[column][in_group].astype(np.float64)
+        sums = np.bincount(place[in_group], values, len(times)).astype(np.float64)
         lines.append(Line(name, times, sums, colour % COLOURS))
     return lines
 
@@ -202,13 +206,13 @@ def _memory(stored: StoredResult) -> str:
 
 def _breakdown(document: RunResult) -> str:
     parts, base = [], document.model_wise
-    shown = _largest(document, lambda each: each.memory_bytes.mean)
+    shown = _largest(document, lambda function: function.memory_bytes.mean)
     bars = [Bar("erless", shown)]
     if base:
         bars.append(Bar("model-wise", (("model-wise replicas", base.memory_bytes.mean, 7),)))
     parts.append(figure("Where the memory is", "Mean over the run.", bar_chart(bars, text=size)))
     if document.usd_per_month:
-        bars = [Bar("erless", _largest(document, lambda each: each.usd_per_month))]
+        bars = [Bar("erless", _largest(document, lambda function: function.usd_per_month))]
         if base and base.usd_per_month:
             bars.append(Bar("model-wise", (("model-wise replicas", base.usd_per_month, 7),)))
         parts.append(
@@ -223,13 +227,13 @@ def _breakdown(document: RunResult) -> str:
 
 def _largest(document: RunResult, of: Callable[[Any], float]) -> tuple[tuple[str, float, int], ...]:
     """The largest functions in the colours of the other plots, and the rest as one."""
-    numbered = {each.name: number for number, each in enumerate(document.functions)}
+    numbered = {function.name: number for number, function in enumerate(document.functions)}
     order = sorted(document.functions, key=of, reverse=True)
     few = len(order) <= COLOURS
     head, rest = (order, []) if few else (order[: COLOURS - 1], order[COLOURS - 1 :])
     parts = [
-        (each.name, of(each), numbered[each.name] if few else colour)
-        for colour, each in enumerate(head)
+        (function.name, of(function), numbered[function.name] if few else colour)
+        for colour, function in enumerate(head)
     ]
     if rest:
         parts.append((f"{len(rest)} others", sum(map(of, rest)), COLOURS - 1))
@@ -241,13 +245,13 @@ def _access(document: RunResult) -> str:
         return ""
     shown = document.access[:MOST_TABLES]
     lines = [
-        Line(each.table, np.array(each.ranks, np.float64), np.array(each.share), colour)
-        for colour, each in enumerate(shown)
+        Line(access.table, np.array(access.ranks, np.float64), np.array(access.share), colour)
+        for colour, access in enumerate(shown)
     ]
     marks = [
-        (float(rank), f"{each.table}: {shard} ends at rank {rank:,}")
-        for each in shown
-        for rank, shard in each.cuts
+        (float(rank), f"{access.table}: {shard} ends at rank {rank:,}")
+        for access in shown
+        for rank, shard in access.cuts
     ]
     caption = "Share of accesses that the hottest rows take. Dotted: where shards end."
     if len(document.access) > len(shown):
@@ -269,28 +273,28 @@ def _prediction(document: RunResult) -> str:
     check = document.prediction
     if check is None:
         return ""
-    said = (
+    sentence = (
         f"{check.checked:,} answers compared with the monolith's: largest relative error "
         f"{check.max_relative_error:.2g}, {check.wrong:,} beyond {check.tolerance:.2g}."
     )
     bars = [
         Bar(f"≤ {edge:.0e}", (("answers", float(count), 0),)) for edge, count in check.histogram
     ]
-    return figure("Prediction error", said, bar_chart(bars, text=lambda count: f"{count:,.0f}"))
+    return figure("Prediction error", sentence, bar_chart(bars, text=lambda count: f"{count:,.0f}"))
 
 
 def _functions(document: RunResult) -> str:
     rows = [
         [
-            each.name,
-            each.tier or each.kind,
-            f"{each.replicas.mean:.2f}",
-            f"{each.replicas.peak:.0f}",
-            size(each.memory_bytes.mean),
-            size(each.memory_bytes.peak),
-            f"{each.zero_share:.0%}",
+            function.name,
+            function.tier or function.kind,
+            f"{function.replicas.mean:.2f}",
+            f"{function.replicas.peak:.0f}",
+            size(function.memory_bytes.mean),
+            size(function.memory_bytes.peak),
+            f"{function.zero_share:.0%}",
         ]
-        for each in document.functions
+        for function in document.functions
     ]
     header = ["function", "tier", "replicas", "most", "memory", "most", "at zero"]
     return f"<section><h2>Functions</h2>{table(header, rows)}</section>" if rows else ""
@@ -299,5 +303,5 @@ def _functions(document: RunResult) -> str:
 def _notes(document: RunResult) -> str:
     if not document.notes:
         return ""
-    said = "".join(f"<li>{escape(each)}</li>" for each in document.notes)
-    return f'<section><h2>Notes</h2><ul class="notes soft">{said}</ul></section>'
+    items = "".join(f"<li>{escape(note)}</li>" for note in document.notes)
+    return f'<section><h2>Notes</h2><ul class="notes soft">{items}</ul></section>'

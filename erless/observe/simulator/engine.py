@@ -63,14 +63,14 @@ class _Replicas:
     """Ready and starting replicas of all functions."""
 
     def __init__(self, fleet: Fleet) -> None:
-        self.ready = np.array([each.initial for each in fleet.functions], np.int64)
+        self.ready = np.array([function.initial for function in fleet.functions], np.int64)
         self.starting: list[deque[tuple[float, int]]] = [deque() for _ in fleet.functions]
         self.waiting = np.zeros(len(fleet), np.int64)
 
     @property
     def placed(self) -> Counts:
         """Ready or starting: what takes memory."""
-        coming = [sum(count for _, count in each) for each in self.starting]
+        coming = [sum(count for _, count in start) for start in self.starting]
         return self.ready + np.array(coming, np.int64)
 
     def arrive(self, now_s: float) -> None:
@@ -111,7 +111,7 @@ def simulate(
     expected = traffic.expected(edges)
     trace = _empty(steps, size, generator.poisson(expected))
     replicas = _Replicas(fleet)
-    scalers = [Scaler(each.scaling, 0.0, each.initial) for each in fleet.functions]
+    scalers = [Scaler(function.scaling, 0.0, function.initial) for function in fleet.functions]
     pool = Nodes(node, terms, fleet.vcpu, fleet.memory) if node else None
     if pool:
         pool.ready = pool.needed(replicas.ready)

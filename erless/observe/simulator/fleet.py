@@ -105,7 +105,7 @@ def fleet_of(plan: Plan, terms: Terms, service_ms: Mapping[str, float] | None = 
     Raises:
         PlanError: a function has no rate, so nothing can be simulated.
     """
-    found = [
+    functions = [
         Function(
             "gateway",
             "gateway",
@@ -120,24 +120,24 @@ def fleet_of(plan: Plan, terms: Terms, service_ms: Mapping[str, float] | None = 
         ),
         *(
             Function(
-                each.name,
+                shard.name,
                 "sparse",
-                each.tier.value,
-                each.scaling,
-                each.vcpu,
-                each.memory_bytes,
-                each.row_data_bytes,
-                each.qps_per_replica,
-                min(1.0, each.touch_probability),
-                each.replicas,
+                shard.tier.value,
+                shard.scaling,
+                shard.vcpu,
+                shard.memory_bytes,
+                shard.row_data_bytes,
+                shard.qps_per_replica,
+                min(1.0, shard.touch_probability),
+                shard.replicas,
             )
-            for each in plan.shards
-            if each.tier is not Tier.RESIDENT
+            for shard in plan.shards
+            if shard.tier is not Tier.RESIDENT
         ),
     ]
     if plan.dense is not None:
         dense = plan.dense
-        found.append(
+        functions.append(
             Function(
                 "dense",
                 "dense",
@@ -152,23 +152,23 @@ def fleet_of(plan: Plan, terms: Terms, service_ms: Mapping[str, float] | None = 
             )
         )
     known = dict(service_ms or {})
-    servers = np.array([max(1.0, math.floor(each.vcpu)) for each in found])
-    service = np.zeros(len(found))
-    for index, each in enumerate(found):
-        if each.name in known:
-            service[index] = known[each.name] / 1e3
-        elif each.qps_per_replica > 0:
-            service[index] = servers[index] / each.qps_per_replica
+    servers = np.array([max(1.0, math.floor(function.vcpu)) for function in functions])
+    service = np.zeros(len(functions))
+    for index, function in enumerate(functions):
+        if function.name in known:
+            service[index] = known[function.name] / 1e3
+        elif function.qps_per_replica > 0:
+            service[index] = servers[index] / function.qps_per_replica
         else:
-            raise PlanError(f"{each.name}: the plan has no qps_per_replica to simulate with")
-    loads = np.array([each.row_data_bytes for each in found])
+            raise PlanError(f"{function.name}: the plan has no qps_per_replica to simulate with")
+    loads = np.array([function.row_data_bytes for function in functions])
     return Fleet(
-        functions=tuple(found),
-        vcpu=np.array([each.vcpu for each in found]),
-        memory=np.array([each.memory_bytes for each in found], np.float64),
+        functions=tuple(functions),
+        vcpu=np.array([function.vcpu for function in functions]),
+        memory=np.array([function.memory_bytes for function in functions], np.float64),
         service_s=service,
         servers=servers,
         rate=servers / service,
-        touch=np.array([each.touch for each in found]),
+        touch=np.array([function.touch for function in functions]),
         cold_start_s=terms.start_s + loads / terms.load_bytes_s,
     )

@@ -67,8 +67,8 @@ class Nodes:
         memory -= float(placed @ self.memory)
         fits = np.zeros_like(waiting)
         for index in np.flatnonzero(waiting):
-            each = min(cpu / self.vcpu[index], memory / max(self.memory[index], 1.0))
-            fits[index] = max(0, min(int(waiting[index]), int(each + 1e-9)))
+            most = min(cpu / self.vcpu[index], memory / max(self.memory[index], 1.0))
+            fits[index] = max(0, min(int(waiting[index]), int(most + 1e-9)))
             cpu -= fits[index] * self.vcpu[index]
             memory -= fits[index] * self.memory[index]
         return fits

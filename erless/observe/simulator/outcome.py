@@ -164,15 +164,15 @@ def _functions(simulation: Simulation) -> tuple[FunctionResult, ...]:
     shares = _dollar_shares(simulation)
     return tuple(
         FunctionResult(
-            name=each.name,
-            kind=each.kind,
-            tier=each.tier,
+            name=function.name,
+            kind=function.kind,
+            tier=function.tier,
             replicas=_usage(trace.held[:, index]),
             memory_bytes=_usage(trace.held[:, index] * fleet.memory[index]),
             usd_per_month=simulation.usd_per_month * float(shares[index]),
             zero_share=float((trace.ready[:, index] == 0).mean()),
         )
-        for index, each in enumerate(fleet.functions)
+        for index, function in enumerate(fleet.functions)
     )
 
 
@@ -220,7 +220,7 @@ def _per_function(simulation: Simulation, group: int) -> Columns:
     trace, fleet = simulation.trace, simulation.fleet
     begins = np.arange(0, len(trace.t_s), group)
     size = len(fleet)
-    names = np.array([each.name for each in fleet.functions], object)
+    names = np.array([function.name for function in fleet.functions], object)
     return {
         "t_s": np.repeat(trace.t_s[begins], size),
         "function": np.tile(names, len(begins)),

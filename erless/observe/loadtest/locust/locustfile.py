@@ -126,7 +126,7 @@ class Session:
         if token:
             headers["Authorization"] = f"Bearer {token}"
         self.headers = [
-            {**headers, queries.JSON_LENGTH: str(each.json_length)} for each in self.bodies
+            {**headers, queries.JSON_LENGTH: str(body.json_length)} for body in self.bodies
         ]
         self.every = max(1, options.check_every)
         self.tolerance = options.tolerance
