@@ -86,11 +86,10 @@ def _check_depth(path: Path, text: str) -> None:
             depth -= 1
         elif isinstance(event, yaml.CollectionStartEvent):
             depth += 1
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if depth > MOST_DEPTH:
-            line = event.start_mark.line + 1
             raise ConfigError(f"{path}:{line}: nested deeper than {MOST_DEPTH} levels")
         if values > MOST_VALUES:
-            line = event.start_mark.line + 1
             raise ConfigError(f"{path}:{line}: more than {MOST_VALUES:,} values")
 
 
