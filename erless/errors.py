@@ -21,7 +21,8 @@
     ├── ServeError               a query was not answered; carries the HTTP status and a kind
     ├── DeployError              a target refused, or did not get ready: the function's own reason
     │   ├── NotDeployedError     nothing of erless runs there
-    │   └── ConflictError        somebody else owns or changes what we would change
+    │   ├── ConflictError        somebody else owns or changes what we would change
+    │   └── SupervisorEndedError  the local supervisor ended before it had answered
     └── InterruptedRunError      the user stopped a stage; nothing half-written stays
 
 Library errors state facts. The CLI adds the next command to try (`erless.cli.run`).
@@ -53,6 +54,7 @@ __all__ = [
     "ServeError",
     "StorageError",
     "StoreError",
+    "SupervisorEndedError",
     "TrafficError",
     "first_line",
 ]
@@ -164,6 +166,10 @@ class NotDeployedError(DeployError):
 
 class ConflictError(DeployError):
     """Somebody else owns what we would change, or changes it at the same time."""
+
+
+class SupervisorEndedError(DeployError):
+    """The local supervisor ended before it had answered."""
 
 
 class InterruptedRunError(ErlessError):

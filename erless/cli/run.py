@@ -71,10 +71,11 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except errors.ErlessError as error:
             _fail(error, kwargs.get("output"))
-        except KeyboardInterrupt:
-            note("interrupted; nothing half-written was kept")
+        except KeyboardInterrupt as interrupt:
+            message = f"interrupted; {str(interrupt) or 'nothing half-written was kept'}"
+            note(message)
             if kwargs.get("output") is Output.JSON:
-                write_error("Interrupted", "interrupted; nothing half-written was kept")
+                write_error("Interrupted", message)
             raise SystemExit(130) from None
 
     return run

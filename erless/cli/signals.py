@@ -6,6 +6,7 @@ it, and the verb would run on. So a signal that arrives inside an import is deli
 
 from __future__ import annotations
 
+import atexit
 import signal
 from types import FrameType
 
@@ -16,7 +17,12 @@ _IMPORT = "<frozen importlib"
 
 
 def unwind_on_signals() -> None:
-    """SIGINT raises KeyboardInterrupt, SIGTERM SystemExit(143); both outside imports only."""
+    """SIGINT raises KeyboardInterrupt, SIGTERM SystemExit(143); both outside imports only.
+
+    A signal that was put off when the verb ended is dropped: once Python has given up its handlers,
+    the timer would kill a process that has done its work.
+    """
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGINT, _unwind)
     signal.signal(signal.SIGTERM, _unwind)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from erless.deploy.desired_release import load_desired
-from erless.deploy.local.supervisor.folder.state_folder import StateFolder
-from erless.deploy.local.supervisor.replica.orphans import end_all, find_orphans
+from erless.deploy.local.supervisor.replica.orphans import find_orphans
 from erless.deploy.local.supervisor.spec import Timing
 from erless.deploy.local.target import LocalTarget
 from erless.deploy.target import Desired, Target
 from erless.specs.config import Config, LocalConfig, TargetsConfig
+from tests.deploy.fleets import kill_everything
 from tests.releases import Made
 
 __all__ = ["HARNESSES", "Harness", "LocalHarness"]
@@ -58,10 +57,7 @@ class LocalHarness:
         return [f"process {each.pid} of {each.function}" for each in found] + files
 
     def end(self) -> None:
-        pid = StateFolder(self.state).supervisor_pid()
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
-        end_all(self.state, 0.0)
+        kill_everything(self.state)
 
 
 def _knative(folder: Path) -> Harness:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -21,6 +22,7 @@ from erless.deploy.local.supervisor.spec import FunctionSpec, ReleaseSpec, Store
 from erless.specs.plan import Scaling
 
 QUICK = {"window_s": 2.0, "grace_s": 0.2}
+MODULE = "erless.deploy.local.supervisor"
 WAIT_S = 60.0  # generous: the machine may be busy
 TIMING = Timing(poll_s=0.1, backoff_s=0.1, backoff_most_s=1.0)
 
@@ -105,11 +107,12 @@ class Box:
         return sum(parse_counters(each).in_flight for each in pages)
 
     def kill_supervisor(self) -> None:
+        """By SIGKILL; its watchdog lives."""
         pid = self.folder.supervisor_pid()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + WAIT_S
-        while self.folder.supervisor_pid() is not None:
+        while self.folder.supervisor_pid() == pid:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -129,11 +132,27 @@ class Box:
 
     def end(self) -> None:
         """Whatever the test did, nothing is left."""
-        pid = self.folder.supervisor_pid()
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
-        end_all(self.folder.path, 0.0)
+        kill_everything(self.folder.path)
         self.folder.close()
+
+
+def supervision(state: Path) -> Iterator[int]:
+    """Live supervisors and watchdogs of the folder `state`, those that just start among them."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if words[1:2] == ["-m"] and words[2].startswith(MODULE) and words[3] == str(state):
+                yield int(entry.name)
+
+
+def kill_everything(state: Path) -> None:
+    """Kill the supervisor of the folder `state`, its watchdog and all functions, like a reboot."""
+    while pids := list(supervision(state)):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    end_all(state, 0.0)
 
 
 def get(url: str) -> dict[str, Any]:

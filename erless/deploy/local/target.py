@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from erless.deploy.local.functions import LocalSettings, changes, place
+from erless.deploy.local.status import facts_without_supervisor, gateway_url, status_of
 from erless.deploy.local.supervisor.client import call, command
 from erless.deploy.local.supervisor.folder.logs import read_logs
 from erless.deploy.local.supervisor.folder.state_folder import StateFolder
 from erless.deploy.local.supervisor.replica.cgroups import obstacle
 from erless.deploy.local.supervisor.replica.orphans import end_all
-from erless.deploy.local.supervisor.sockets import LOOPBACK
 from erless.deploy.local.supervisor.spec import ReleaseSpec, StoredState, Timing
-from erless.deploy.target import Change, Deployment, Desired, FunctionState, FunctionStatus, Status
-from erless.errors import ConfigError, DeployError, NotDeployedError
+from erless.deploy.local.supervisor.watchdog import end_watchdog
+from erless.deploy.target import Change, Deployment, Desired, Status
+from erless.errors import ConfigError, ConflictError, DeployError, NotDeployedError, StorageError
 from erless.progress import Progress
 from erless.specs.config import Config
 
 __all__ = ["LocalTarget"]
 
-ANSWER_S = 30.0  # of the supervisor, to a question
+ANSWER_S = 10.0  # of the supervisor, to a question
+KILL_S = 5.0  # from the SIGTERM of a supervisor that does not answer to its SIGKILL
 
 
 class LocalTarget:
@@ -78,12 +82,23 @@ class LocalTarget:
             "release": release.model_dump(mode="json"),
             "settings": settings.model_dump(mode="json"),
         }
-        self._change(request, progress, timeout_s, len(release.functions))
+        try:
+            self._change(request, progress, timeout_s, len(release.functions))
+        except KeyboardInterrupt:
+            if self._folder.load().current == release.key:
+                raise KeyboardInterrupt(
+                    f"release {release.release[:12]} is current: the switch had been made"
+                ) from None
+            raise
         return self._current()
 
     def status(self) -> Status:
-        """See `Target.status`. A dead supervisor is started first."""
-        return _status(self._facts(), self.name)
+        """See `Target.status`.
+
+        A dead supervisor is started first. Where it cannot be started, or does not answer, what
+        can be seen without it is told, with the reason.
+        """
+        return status_of(self._facts(), self.name)
 
     def processes(self) -> dict[str, list[int]]:
         """Process ids of all replicas by function; `supervisor` has its own and its zygote's."""
@@ -96,7 +111,12 @@ class LocalTarget:
 
     def _facts(self) -> dict[str, Any]:
         self._must_exist()
-        facts: dict[str, Any] = command(self._folder, {"do": "status"}, ANSWER_S)
+        facts: dict[str, Any]
+        try:
+            facts = command(self._folder, {"do": "status"}, ANSWER_S)
+        except (DeployError, StorageError) as error:
+            self._must_exist()  # it may have been destroyed meanwhile
+            return facts_without_supervisor(self._folder, str(error))
         if facts["current"] is None and not facts["changing"]:
             raise NotDeployedError(f"nothing is deployed in {self._folder.path}")
         return facts
@@ -153,78 +173,64 @@ class LocalTarget:
         return read_logs(self._folder.logs, display_name, lines, follow)
 
     def destroy(self, progress: Progress, timeout_s: float) -> None:
-        """See `Target.destroy`. Works without a supervisor as well."""
+        """See `Target.destroy`. Works without a supervisor, and with one that hangs, as well.
+
+        Interrupted, it is completed by the supervisor, or by the next `destroy`.
+        """
         folder = self._folder
-        if not folder.run.is_dir() and not folder.exists:
+        if not folder.path.is_dir() or (not folder.run.is_dir() and not folder.exists):
             return
         with progress.step("destroy", None, "steps"):
-            deadline = time.monotonic() + timeout_s
-            if folder.supervisor_pid() is not None:
-                call(folder, {"do": "destroy"}, timeout_s)
-                while folder.supervisor_pid() is not None:
-                    if time.monotonic() > deadline:
-                        raise DeployError(f"the supervisor did not end within {timeout_s:g} s")
-                    time.sleep(0.02)
-            end_all(folder.path, max(1.0, deadline - time.monotonic()))
+            deadline_s = time.monotonic() + timeout_s
+            try:
+                if folder.supervisor_pid() is not None:
+                    self._destroy_by_supervisor(deadline_s)
+            except KeyboardInterrupt:
+                if folder.exists:
+                    raise
+                raise KeyboardInterrupt("what is left is being removed") from None
+            folder.forget_state()
+            end_watchdog(folder.path)
+            end_all(folder.path, max(1.0, deadline_s - time.monotonic()))
             folder.remove()
+
+    def _destroy_by_supervisor(self, deadline_s: float) -> None:
+        """Have the supervisor drain everything and end; end it where it does not answer.
+
+        Raises:
+            ConflictError: another change is under way.
+        """
+        folder, left_s = self._folder, deadline_s - time.monotonic()
+        try:
+            call(folder, {"do": "ping"}, ANSWER_S)
+            call(folder, {"do": "destroy"}, left_s)
+        except ConflictError:
+            raise
+        except DeployError:  # it hangs, or has ended meanwhile
+            folder.forget_state()
+            end_watchdog(folder.path)
+            self._end_supervisor(signal.SIGTERM, min(deadline_s, time.monotonic() + KILL_S))
+            self._end_supervisor(signal.SIGKILL, time.monotonic() + KILL_S)
+            return
+        while folder.supervisor_pid() is not None:
+            if time.monotonic() > deadline_s:
+                raise DeployError("the supervisor did not end in time")
+            time.sleep(0.02)
+
+    def _end_supervisor(self, number: signal.Signals, deadline_s: float) -> None:
+        pid = self._folder.supervisor_pid()
+        if pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        while self._folder.supervisor_pid() is not None and time.monotonic() < deadline_s:
+            time.sleep(0.02)
 
 
 def _deployment(release: ReleaseSpec, state: StoredState) -> Deployment:
     return Deployment(
         release=release.release,
-        url=_url(state.ports.get("gateway")),
+        url=gateway_url(state.ports.get("gateway")),
         deployed_at=release.deployed_at,
         current=release.key == state.current,
-    )
-
-
-def _url(port: int | None) -> str:
-    return f"http://{LOOPBACK}:{port}" if port else ""
-
-
-def _status(facts: dict[str, Any], target: str) -> Status:
-    functions = tuple(
-        FunctionStatus(
-            name=function["name"],
-            kind=function["kind"],
-            tier=function["tier"],
-            digest=function["digest"],
-            ready=function["ready"],
-            wanted=function["wanted"],
-            rps=function["rps"],
-            p95_ms=function["p95_ms"],
-            memory_bytes=function["memory_bytes"],
-            state=FunctionState(function["state"]),
-            reason=function["reason"],
-        )
-        for function in facts["functions"]
-    )
-    if facts["problem"]:
-        functions = (
-            *functions,
-            FunctionStatus(
-                name="gateway",
-                kind="gateway",
-                tier="",
-                digest=facts["release"] or "",
-                ready=0,
-                wanted=1,
-                rps=0.0,
-                p95_ms=None,
-                memory_bytes=0,
-                state=FunctionState.FAILING,
-                reason=facts["problem"],
-            ),
-        )
-    copies = max((function.ready for function in functions), default=0)
-    memory = (
-        sum(function.memory_bytes for function in functions) + facts["supervisor"]["memory_bytes"]
-    )
-    return Status(
-        target=target,
-        release=facts["release"] or "",
-        url=_url(facts["port"]),
-        functions=functions,
-        memory_bytes=memory,
-        model_wise_bytes=max(1, copies) * facts["full_copy_bytes"],
     )

@@ -26,6 +26,8 @@ from erless.errors import DeployError, ErlessError, NotDeployedError
 __all__ = ["Control"]
 
 MAX_REQUEST = 16 << 20
+LOOK_S = 0.5  # the socket is looked for so often
+IDLE_S = 5.0  # a supervisor with nothing to do ends after so long
 
 
 class Control:
@@ -35,16 +37,33 @@ class Control:
         self.fleet = fleet
         self.done = asyncio.Event()
         self._clients: set[asyncio.Task[None]] = set()
+        self._busy_s = asyncio.get_running_loop().time()
 
     async def serve(self) -> None:
         """Listen until `done`."""
+        server = await self._listen()
+        while not self.done.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.done.wait(), LOOK_S)
+            if not self.fleet.folder.has_socket(CONTROL) and not self.done.is_set():
+                server.close()  # somebody removed it
+                server = await self._listen()
+            if self._idle() or not self.fleet.folder.owned:
+                self.done.set()  # who removes the folder has removed the deployment
+        server.close()
+        if self._clients:
+            await asyncio.wait(self._clients, timeout=5)
+
+    async def _listen(self) -> asyncio.Server:
         opened = self.fleet.folder.listen(CONTROL)
-        server = await asyncio.start_unix_server(self._client, sock=opened, limit=MAX_REQUEST)
-        async with server:
-            await self.done.wait()
-            server.close()
-            if self._clients:
-                await asyncio.wait(self._clients, timeout=5)
+        return await asyncio.start_unix_server(self._client, sock=opened, limit=MAX_REQUEST)
+
+    def _idle(self) -> bool:
+        """Nothing is deployed, and whoever started this supervisor for that went away."""
+        loop = asyncio.get_running_loop()
+        if self._clients or self.fleet.changing or self.fleet.state.current is not None:
+            self._busy_s = loop.time()
+        return loop.time() - self._busy_s > IDLE_S
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -68,6 +87,7 @@ class Control:
         left = asyncio.ensure_future(reader.read(1))
         await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
+            self.fleet.abandoned |= self.fleet.owner is work
             work.cancel()
         left.cancel()
         try:
@@ -92,6 +112,8 @@ class Control:
         what = request.get("do")
         timeout_s = float(request.get("timeout_s", 600))
         fleet.environment.update(request.get("environment", {}))
+        if what == "ping":
+            return {"pid": os.getpid()}
         if what == "status":
             return fleet.status()
         if what == "deploy":
@@ -103,10 +125,13 @@ class Control:
             done = await cutover.rollback(fleet, request.get("release"), timeout_s, report)
             return self._deployment(done)
         if what == "destroy":
-            await fleet.finish(cutover.destroy(fleet))
-            self.done.set()
+            await fleet.finish(self._destroy())
             return {"pid": os.getpid()}
         raise DeployError(f"the supervisor does not know how to {what!r}")
+
+    async def _destroy(self) -> None:
+        await cutover.destroy(self.fleet)
+        self.done.set()
 
     def _deployment(self, release: ReleaseSpec) -> dict[str, Any]:
         if self.fleet.public is None:

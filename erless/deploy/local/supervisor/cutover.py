@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from erless.deploy.local.supervisor.fleet import LocalFleet, Report
 from erless.deploy.local.supervisor.folder.events import log_event
 from erless.deploy.local.supervisor.function import LocalFunction
 from erless.deploy.local.supervisor.spec import ReleaseSpec, StoredState
-from erless.errors import DeployError, NotDeployedError
+from erless.errors import DeployError, NotDeployedError, StorageError
 
 __all__ = ["deploy", "destroy", "rollback"]
 
@@ -40,7 +41,7 @@ async def deploy(
         DeployError: a function failed, or the time is over: the old release serves on.
         ConflictError: another change is under way, or the port would change.
     """
-    fleet.begin("deploy")
+    await fleet.begin("deploy")
     try:
         held = fleet.public.getsockname()[1] if fleet.public else 0
         if settings.port and held and settings.port != held:
@@ -72,7 +73,7 @@ async def rollback(
         NotDeployedError: there is none.
         DeployError, ConflictError: as `deploy`.
     """
-    fleet.begin("rollback")
+    await fleet.begin("rollback")
     try:
         return await _switch(fleet, _kept(fleet.state, prefix), timeout_s, report)
     finally:
@@ -96,12 +97,23 @@ def _kept(state: StoredState, prefix: str | None) -> ReleaseSpec:
 
 
 async def destroy(fleet: LocalFleet) -> None:
-    """Drain and end everything. The folder remains.
+    """Drain and end everything, whoever goes away meanwhile. The folder remains.
+
+    The saved state goes first: a supervisor that is killed here is not followed by one that starts
+    everything again, and `erless destroy` finishes what is left.
 
     Raises:
         ConflictError: another change is under way.
+        StorageError: the disk refused; nothing has changed.
     """
-    fleet.begin("destroy")
+    await fleet.begin("destroy")
+    try:
+        fleet.folder.forget_state()
+    except BaseException:
+        fleet.end()
+        raise
+    fleet.destroyed = True
+    fleet.guardian.end()
     await fleet.stop()
 
 
@@ -109,6 +121,7 @@ async def _switch(
     fleet: LocalFleet, release: ReleaseSpec, timeout_s: float, report: Report
 ) -> ReleaseSpec:
     fleet.folder.check_space()
+    before = _rotate_secret(fleet, release)
     known = set(fleet.functions)
     resting = {key for key, function in fleet.functions.items() if not function.active}
     try:
@@ -129,10 +142,10 @@ async def _switch(
         late_names = ", ".join(
             f"{function.spec.name} ({function.reason or 'loading'})" for function in late
         )
-        await fleet.finish(_undo(fleet, known, resting))
+        await fleet.finish(_undo(fleet, known, resting, before))
         raise DeployError(f"not ready within {timeout_s:g} s: {late_names}") from None
     except BaseException:
-        await fleet.finish(_undo(fleet, known, resting))
+        await fleet.finish(_undo(fleet, known, resting, before))
         raise
     log_event("current", release=release.release)
     await fleet.finish(_retire(fleet))
@@ -215,7 +228,21 @@ async def _settle(functions: Sequence[LocalFunction], report: Report | None = No
         report("gateway ready", 1, 1)
 
 
-async def _undo(fleet: LocalFleet, known: set[str], resting: set[str]) -> None:
+def _rotate_secret(fleet: LocalFleet, release: ReleaseSpec) -> tuple[str, ...]:
+    """Give the gateway that will start a secret of its own; returns what was accepted before.
+
+    The gateway that serves sends the old secret until it has ended. Where no gateway will start,
+    because this very release serves, the secret stays.
+    """
+    serving = fleet.functions.get(release.gateway.key)
+    if serving is not None and serving.active:
+        return fleet.folder.secret.lines()
+    return fleet.folder.secret.rotate()
+
+
+async def _undo(
+    fleet: LocalFleet, known: set[str], resting: set[str], secret: tuple[str, ...]
+) -> None:
     """Back to what was: new functions end, those that rested rest, shared ones scale as before."""
     new = [key for key in fleet.functions if key not in known]
     for key in [*new, *(key for key in resting if key in fleet.functions)]:
@@ -227,6 +254,8 @@ async def _undo(fleet: LocalFleet, known: set[str], resting: set[str]) -> None:
         function.activate(spec)
     await asyncio.gather(*(fleet.functions[key].gone() for key in new))
     fleet.drop(new)
+    with suppress(StorageError):  # both secrets are accepted then
+        fleet.folder.secret.write(secret)
     if current is None and fleet.public is not None:
         fleet.public.close()
         fleet.public = None
@@ -245,3 +274,5 @@ async def _retire(fleet: LocalFleet) -> None:
     # a kept gateway is made anew at a rollback: its shards' ports may have changed by then
     kept = {spec.key for release in fleet.state.releases for spec in release.behind} | used
     fleet.drop([key for key in fleet.functions if key not in kept])
+    with suppress(StorageError):  # both secrets are accepted until the next deploy then
+        fleet.folder.secret.settle()

@@ -12,18 +12,27 @@ import os
 import signal
 import socket
 import traceback
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
 from typing import Any
 
 from erless.deploy.local.supervisor.folder.events import log_event
 from erless.deploy.local.supervisor.folder.state_folder import StateFolder
 from erless.deploy.local.supervisor.function import LocalFunction
+from erless.deploy.local.supervisor.guardian import Guardian
 from erless.deploy.local.supervisor.replica.memory import pss_bytes
 from erless.deploy.local.supervisor.replica.orphans import Orphan, find_orphans
+from erless.deploy.local.supervisor.replica.replica import ReplicaContext
 from erless.deploy.local.supervisor.replica.spawner import Spawner
 from erless.deploy.local.supervisor.sockets import LOOPBACK, listen
 from erless.deploy.local.supervisor.spec import FunctionSpec, ReleaseSpec, StoredState
-from erless.errors import ConflictError, DeployError, ErlessError
+from erless.errors import (
+    ConflictError,
+    DeployError,
+    ErlessError,
+    StorageError,
+    SupervisorEndedError,
+)
 
 __all__ = ["LocalFleet", "Report"]
 
@@ -45,9 +54,13 @@ class LocalFleet:
         self.state: StoredState = folder.load()
         self.functions: dict[str, LocalFunction] = {}
         self.spawner = Spawner(folder.path)
+        self.guardian = Guardian(folder.path)
         self.public: socket.socket | None = None
         self.problem = ""  # why there is no public socket
         self.changing = ""
+        self.abandoned = False  # whoever asked for the change has gone: it is undone, or completed
+        self.owner: asyncio.Task[Any] | None = None  # the task that makes the change
+        self.destroyed = False
         self._background: asyncio.Task[None] | None = None
         self._replacing: asyncio.Task[None] | None = None
         self._finishing: set[asyncio.Task[None]] = set()
@@ -99,18 +112,16 @@ class LocalFleet:
         return self.functions[spec.key]
 
     def _function(
-        self, spec: FunctionSpec, opened: socket.socket, env: dict[str, str] | None = None
+        self, spec: FunctionSpec, opened: socket.socket, addresses: dict[str, str] | None = None
     ) -> LocalFunction:
-        return LocalFunction(
-            spec,
-            opened,
+        context = ReplicaContext(
             self.folder,
             self.spawner,
             self.state.timing,
             self.environment,
             self.state.limits,
-            env,
         )
+        return LocalFunction(spec, opened, context, addresses)
 
     def drop(self, keys: Iterable[str]) -> None:
         """Close functions whose replicas are gone."""
@@ -149,7 +160,8 @@ class LocalFleet:
             function.proven = True
             function.activate(spec, sum(orphan.function == spec.key for orphan in orphans))
         if self._ports() != self.state.ports:
-            self.commit(self.state)
+            with suppress(StorageError):  # a full disk: the next restart picks ports again
+                self.commit(self.state)
 
     def _ports(self) -> dict[str, int]:
         ports = {
@@ -186,28 +198,51 @@ class LocalFleet:
             await asyncio.sleep(self.state.timing.ready_poll_s)
 
     async def run(self) -> None:
-        """Tick for ever."""
+        """Tick, probe and watch for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._every("poll_s", self._tick_all))
+            tasks.create_task(self._every("probe_s", self._probe_all))
+            tasks.create_task(self._every("sample_s", self._watch_all))
+
+    async def _every(self, period: str, act: Callable[[int], Awaitable[None]]) -> None:
+        """Act for ever, at the `Timing` of the name `period`: a deploy may change it."""
         count = 0
         while True:
-            await asyncio.sleep(self.state.timing.poll_s)
+            await asyncio.sleep(getattr(self.state.timing, period))
             count += 1
-            await asyncio.gather(
-                *(self._tick(function) for function in list(self.functions.values()))
-            )
-            if count % LOG_TICKS == 0:
-                for function in self.functions.values():
-                    function.rotate_logs()
-            if self.problem and not self.changing:
-                self._try_again()
+            await act(count)
 
-    @staticmethod
-    async def _tick(function: LocalFunction) -> None:
-        """A fault in one function must not stop the supervision of the others."""
-        try:
-            await function.tick()
-        except Exception as error:
-            trace = "".join(traceback.format_exception(error))
-            log_event("tick failed", function.spec.name, reason=repr(error), trace=trace)
+    async def _tick_all(self, count: int) -> None:
+        await self._guarded(LocalFunction.tick)
+        if count % LOG_TICKS == 0:
+            for function in self.functions.values():
+                function.rotate_logs()
+        if self.problem and not self.changing:
+            self._try_again()
+        if self.state.current is not None and not self.destroyed and self.folder.owned:
+            if not self.folder.exists:  # somebody removed it
+                with suppress(ErlessError):
+                    self.folder.save(self.state)
+            await self.guardian.keep(self.environment)
+
+    async def _probe_all(self, _: int) -> None:
+        await self._guarded(LocalFunction.probe)
+
+    async def _watch_all(self, _: int) -> None:
+        await self._guarded(LocalFunction.watch)
+
+    async def _guarded(self, act: Callable[[LocalFunction], Awaitable[None]]) -> None:
+        """Do something with every function; a fault in one does not stop that of the others."""
+
+        async def guard(function: LocalFunction) -> None:
+            try:
+                await act(function)
+            except Exception as error:
+                trace = "".join(traceback.format_exception(error))
+                name = function.spec.name
+                log_event("tick failed", name, reason=repr(error), trace=trace)
+
+        await asyncio.gather(*(guard(function) for function in list(self.functions.values())))
 
     def _try_again(self) -> None:
         """The gateway's port was taken when we started: it may be free now."""
@@ -239,15 +274,20 @@ class LocalFleet:
 
     # Changes
 
-    def begin(self, what: str) -> None:
-        """Exclude other changes.
+    async def begin(self, what: str) -> None:
+        """Exclude other changes. One that its client has left is first undone, or completed.
 
         Raises:
             ConflictError: one is under way.
+            SupervisorEndedError: the deployment was destroyed meanwhile.
         """
+        while self.changing and self.abandoned:
+            await asyncio.sleep(self.state.timing.ready_poll_s)
+        if self.destroyed:
+            raise SupervisorEndedError(f"the deployment in {self.folder.path} was destroyed")
         if self.changing:
             raise ConflictError(f"a {self.changing} is under way in {self.folder.path}")
-        self.changing = what
+        self.changing, self.abandoned, self.owner = what, False, asyncio.current_task()
 
     async def finish(self, work: Coroutine[Any, Any, None]) -> None:
         """Do `work` to its end even where who asked for it went away."""
@@ -290,7 +330,8 @@ class LocalFleet:
             for key, function in self.functions.items()
             if key not in keys and function.replicas
         ]
-        own = [pid for pid in (os.getpid(), self.spawner.zygote_pid) if pid is not None]
+        helpers = (self.spawner.zygote_pid, self.guardian.watchdog_pid)
+        own = [os.getpid(), *(pid for pid in helpers if pid is not None)]
         return {
             "current": self.state.current,
             "release": release.release if release else None,

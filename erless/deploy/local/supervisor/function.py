@@ -14,12 +14,10 @@ from typing import Any
 from erless.autoscale.kpa import Observation, Scaler
 from erless.deploy.local.supervisor.folder.events import log_event
 from erless.deploy.local.supervisor.folder.logs import rotate
-from erless.deploy.local.supervisor.folder.state_folder import StateFolder
 from erless.deploy.local.supervisor.replica.admin import Counters
 from erless.deploy.local.supervisor.replica.memory import pss_bytes
-from erless.deploy.local.supervisor.replica.replica import Replica, ReplicaPhase
-from erless.deploy.local.supervisor.replica.spawner import Spawner
-from erless.deploy.local.supervisor.spec import FunctionSpec, Timing
+from erless.deploy.local.supervisor.replica.replica import Replica, ReplicaContext, ReplicaPhase
+from erless.deploy.local.supervisor.spec import FunctionSpec
 from erless.deploy.target import FunctionState
 from erless.errors import DeployError
 
@@ -32,24 +30,16 @@ class LocalFunction:
     Args:
         spec: what to run and how to scale it.
         opened: its public listening socket.
-        folder: of the state.
-        spawner: starts its processes.
-        timing: how often, how long.
-        environment: what replicas inherit; shared, and read at every start.
-        limit: hold replicas to their plan.
-        env: what replicas are told besides the spec's: where the others listen.
+        context: what its replicas are started with.
+        addresses: variables that tell replicas where the other functions listen.
     """
 
     def __init__(
         self,
         spec: FunctionSpec,
         opened: socket.socket,
-        folder: StateFolder,
-        spawner: Spawner,
-        timing: Timing,
-        environment: dict[str, str],
-        limit: bool = False,
-        env: dict[str, str] | None = None,
+        context: ReplicaContext,
+        addresses: dict[str, str] | None = None,
     ) -> None:
         self.spec, self.socket = spec, opened
         self.replicas: list[Replica] = []
@@ -58,8 +48,8 @@ class LocalFunction:
         self.failures, self.reason = 0, ""
         self.restarts = 0
         self.decision = ""
-        self._folder, self._spawner, self.timing = folder, spawner, timing
-        self._environment, self._limit, self._env = environment, limit, env or {}
+        self._context, self._addresses = context, addresses or {}
+        self.timing = context.timing
         self._loop = asyncio.get_running_loop()
         self._scaler = Scaler(spec.scaling, self._loop.time())
         self._totals = Counters()
@@ -205,13 +195,10 @@ class LocalFunction:
             replica = Replica(
                 self.spec,
                 slot,
-                self._folder,
-                self._spawner,
                 self.socket.fileno(),
-                {**self._environment, **self._env},
-                self.timing,
+                self._context,
+                self._addresses,
                 self._on_exit,
-                self._limit,
             )
         except (DeployError, OSError) as error:
             self._failed(str(error))
@@ -232,7 +219,7 @@ class LocalFunction:
 
     def _on_exit(self, replica: Replica) -> None:
         self.replicas.remove(replica)
-        if replica.drained or not self.active:
+        if (replica.drained and not replica.fault) or not self.active:
             self.converge()
             return
         self.restarts += 1
@@ -283,6 +270,16 @@ class LocalFunction:
         if self.active:
             self._observe(self._load(now) if any(polled) or not self.ready else None)
             self.converge()
+
+    async def watch(self) -> None:
+        """Look at all replicas' processes, and replace those that hang."""
+        for replica in list(self.replicas):
+            replica.watch()
+
+    async def probe(self) -> None:
+        """Ask all ready replicas whether they still are."""
+        await asyncio.gather(*(replica.probe() for replica in self.replicas))
+        self.converge()
 
     def _steady(self) -> bool:
         return self.settled and all(

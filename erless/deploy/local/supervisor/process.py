@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 
 from erless.deploy.local.supervisor.control import Control
 from erless.deploy.local.supervisor.fleet import LocalFleet
-from erless.deploy.local.supervisor.folder.state_folder import StateFolder
+from erless.deploy.local.supervisor.folder.logs import log_file
+from erless.deploy.local.supervisor.folder.state_folder import CONTROL, StateFolder
+from erless.deploy.local.supervisor.replica.orphans import end_all
 from erless.errors import ErlessError
 
 __all__ = ["run"]
@@ -26,6 +29,8 @@ def run(state: str) -> None:
     folder.make()
     if not folder.lock():
         return
+    folder.make()  # the one before us may have removed it as its last act
+    _log_to(log_file(folder.logs, "supervisor", 0))
     import uvloop
 
     try:
@@ -39,8 +44,18 @@ def run(state: str) -> None:
         sys.exit(1)
 
 
+def _log_to(file: Path) -> None:
+    """Write stdout and stderr to `file`, whoever started this process; a full disk is no reason."""
+    with contextlib.suppress(OSError), file.open("ab") as opened:
+        for descriptor in (1, 2):
+            os.dup2(opened.fileno(), descriptor)
+
+
 async def _supervise(folder: StateFolder) -> None:
-    """SIGTERM (the machine shuts down) drains all functions, and keeps the state."""
+    """SIGTERM (the machine shuts down) drains all functions, and keeps the state.
+
+    A destroyed deployment leaves nothing: this process removes its folder as its last act.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSTARTUP"}
     fleet = LocalFleet(folder, environment)
     control = Control(fleet)
@@ -51,9 +66,14 @@ async def _supervise(folder: StateFolder) -> None:
     ticking = loop.create_task(fleet.run())
     serving = loop.create_task(control.serve())
     await asyncio.wait({ticking, serving}, return_when=asyncio.FIRST_COMPLETED)
+    if not ticking.done() and folder.owned:
+        fleet.guardian.end()  # asked to end: nobody shall bring us back
     ticking.cancel()
     await fleet.stop()
-    folder.forget("control")
+    folder.forget(CONTROL)
     if ticking.done() and not ticking.cancelled():
         ticking.result()  # it never returns: this raises what broke it
     await serving
+    if fleet.destroyed:
+        await asyncio.to_thread(end_all, folder.path, 0.0)
+        folder.remove()

@@ -16,7 +16,7 @@ import pytest
 from erless.deploy.local.supervisor.client import call
 from erless.deploy.local.supervisor.replica.cgroups import obstacle
 from erless.errors import ConflictError, DeployError, NotDeployedError
-from tests.deploy.fleets import WAIT_S, Box, Load, function, get, release
+from tests.deploy.fleets import WAIT_S, Box, Load, function, get, kill_everything, release
 
 
 @pytest.fixture
@@ -186,8 +186,7 @@ def test_a_taken_port_is_named(box: Box) -> None:
 def test_a_port_that_was_taken_while_nobody_supervised_shows_and_heals(box: Box) -> None:
     url = box.deploy(release("one"))
     port = int(url.split(":")[2].split("/")[0])
-    box.kill_supervisor()
-    box.end()
+    kill_everything(box.folder.path)
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", port))

@@ -3,6 +3,8 @@
     .erless/
       state.json      `StoredState`, replaced atomically
       lock            flock of the live supervisor, with its pid
+      watchdog.lock   flock of the live watchdog, with its pid
+      secret          what functions prove to each other who they are with (mode 0600)
       run/            unix sockets: `control`, and one per replica
       logs/           one file per replica slot, and the supervisor's
       cache/          of what came from S3
@@ -12,14 +14,23 @@ It is its owner's only (mode 0700): whoever reaches a socket in it may command t
 
 from __future__ import annotations
 
-import fcntl
 import os
+import re
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from erless.deploy.local.supervisor.folder.locks import (
+    LOCK,
+    WATCHDOG_LOCK,
+    holds_path,
+    lock_holder,
+    take_lock,
+)
+from erless.deploy.local.supervisor.folder.secret import SecretFile
 from erless.deploy.local.supervisor.spec import StoredState
 from erless.errors import ArtifactError, ConflictError, StorageError
 from erless.storage.atomic import os_errors, staged_file
@@ -28,7 +39,10 @@ __all__ = ["CONTROL", "StateFolder"]
 
 CONTROL = "control"  # the supervisor's socket
 STATE = "state.json"
-OURS = {STATE, "lock", "run", "logs", "cache"}
+SECRET = "secret"  # noqa: S105 - a file's name
+FILES = (STATE, SECRET, WATCHDOG_LOCK, LOCK)  # in the order in which they are removed
+FOLDERS = ("run", "logs", "cache")
+_STAGE = re.compile(r"\.(state\.json|secret)\.tmp-[0-9a-f]+")  # of a writer that was killed
 BACKLOG = 1024
 FREE_BYTES = 1 << 20  # a change writes a few KB of state, and functions log
 
@@ -41,6 +55,7 @@ class StateFolder:
         self.logs = self.path / "logs"
         self.run = self.path / "run"
         self.cache = self.path / "cache"
+        self.secret = SecretFile(self.path / SECRET)
         self._run_fd: int | None = None
         self._lock_fd: int | None = None
 
@@ -69,7 +84,7 @@ class StateFolder:
 
     @staticmethod
     def _ours(name: str) -> bool:
-        return name in OURS or name.startswith(f".{STATE}.tmp-")
+        return name in FILES or name in FOLDERS or _STAGE.fullmatch(name) is not None
 
     def load(self) -> StoredState:
         """What was saved last; a fresh state where nothing was.
@@ -110,39 +125,40 @@ class StateFolder:
             stage.touch(mode=0o600)
             stage.write_text(state.model_dump_json(indent=2), encoding="utf-8")
 
+    def forget_state(self) -> None:
+        """Nothing is deployed here any more, from this moment on, whoever is killed next.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        with os_errors(self.path, "remove"):
+            (self.path / STATE).unlink(missing_ok=True)
+
     def lock(self) -> bool:
         """Become the folder's supervisor; False where one lives."""
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        self._lock_fd = descriptor  # held until the process ends
-        return True
+        self._lock_fd = take_lock(self.path / LOCK)
+        return self._lock_fd is not None  # held until the process ends
+
+    @property
+    def owned(self) -> bool:
+        """The lock that this process took still guards the folder: nobody has removed it."""
+        return self._lock_fd is not None and holds_path(self._lock_fd, self.path / LOCK)
 
     def supervisor_pid(self) -> int | None:
         """The live supervisor's pid."""
-        try:
-            descriptor = os.open(self.path / "lock", os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return int(os.read(descriptor, 20).strip() or 0) or None
-        else:
-            return None
-        finally:
-            os.close(descriptor)
+        return lock_holder(self.path / LOCK)
 
     def socket_path(self, name: str) -> str:
         """A path short enough for a unix socket (108 bytes), however deep the folder lies."""
+        if self._run_fd is not None and os.fstat(self._run_fd).st_nlink == 0:
+            self.close()  # somebody removed the folder, and it was made again
         if self._run_fd is None:
             self._run_fd = os.open(self.run, os.O_RDONLY | os.O_DIRECTORY)
         return f"/proc/self/fd/{self._run_fd}/{name}"
+
+    def has_socket(self, name: str) -> bool:
+        """`run/name` is there."""
+        return (self.run / name).exists()
 
     def listen(self, name: str) -> socket.socket:
         """A listening unix socket `run/name`.
@@ -150,6 +166,8 @@ class StateFolder:
         Raises:
             StorageError: the disk refused.
         """
+        with os_errors(self.run):
+            self.run.mkdir(exist_ok=True)
         (self.run / name).unlink(missing_ok=True)
         opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -179,12 +197,13 @@ class StateFolder:
             StorageError: the disk refused.
         """
         self.close()
-        with os_errors(self.path, "remove"):
-            for name in ("run", "logs", "cache"):
+        with os_errors(self.path, "remove"), suppress(FileNotFoundError):  # it has been removed
+            for name in FOLDERS:
                 shutil.rmtree(self.path / name, ignore_errors=True)
-            for stage in list(self.path.glob(f".{STATE}.tmp-*")):
-                stage.unlink(missing_ok=True)
-            for name in (STATE, "lock"):
+            for entry in list(self.path.iterdir()):
+                if _STAGE.fullmatch(entry.name):
+                    entry.unlink(missing_ok=True)
+            for name in FILES:
                 (self.path / name).unlink(missing_ok=True)
             if not any(self.path.iterdir()):
                 self.path.rmdir()

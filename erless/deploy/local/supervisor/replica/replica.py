@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -14,12 +16,17 @@ from erless.deploy.local.supervisor.folder.logs import last_words, log_file
 from erless.deploy.local.supervisor.folder.state_folder import StateFolder
 from erless.deploy.local.supervisor.replica import cgroups
 from erless.deploy.local.supervisor.replica.admin import Counters, get_admin, parse_counters
+from erless.deploy.local.supervisor.replica.liveness import Liveness, read_process
 from erless.deploy.local.supervisor.replica.orphans import FUNCTION_MARK, RECORD, STATE_MARK
 from erless.deploy.local.supervisor.replica.spawner import Child, Spawner
 from erless.deploy.local.supervisor.spec import FunctionSpec, Timing
 from erless.errors import DeployError, ServeError
 
-__all__ = ["Replica", "ReplicaPhase"]
+__all__ = ["Replica", "ReplicaContext", "ReplicaPhase"]
+
+READY_PATH = "/v2/health/ready"
+SECRET_VARIABLE = "ERLESS_SECRET_FILE"  # noqa: S105 - a name; see docs/functions.md
+HTTP_OK = 200
 
 
 class ReplicaPhase(StrEnum):
@@ -31,19 +38,31 @@ class ReplicaPhase(StrEnum):
     GONE = "gone"
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaContext:
+    """What all replicas of a deployment are started with.
+
+    environment: the supervisor's, on top of which the function's own comes; shared, and read at
+    every start. limit: hold replicas to the vCPU and memory of their plan.
+    """
+
+    folder: StateFolder
+    spawner: Spawner
+    timing: Timing
+    environment: dict[str, str]
+    limit: bool = False
+
+
 class Replica:
     """A running process of a function.
 
     Args:
         spec: what to run.
         slot: its place among the function's replicas; names its log.
-        folder: of the state.
-        spawner: starts processes.
         listen_fd: the function's public socket.
-        environment: the supervisor's, on top of which the function's comes.
-        timing: how often, how long.
+        context: what it is started with.
+        addresses: variables that tell it where other functions listen.
         on_exit: called once, when the process has ended.
-        limit: hold it to the vCPU and memory of its plan.
 
     Raises:
         DeployError: the system refused to start a process.
@@ -53,29 +72,31 @@ class Replica:
         self,
         spec: FunctionSpec,
         slot: int,
-        folder: StateFolder,
-        spawner: Spawner,
         listen_fd: int,
-        environment: dict[str, str],
-        timing: Timing,
+        context: ReplicaContext,
+        addresses: dict[str, str],
         on_exit: Callable[[Replica], None],
-        limit: bool = False,
     ) -> None:
         self.spec, self.slot, self.phase = spec, slot, ReplicaPhase.STARTING
         self.counters = Counters()
         self.exit_code: int | None = None
         self.drained = False  # it ended because it was told to
-        self.started_s = self.heard_s = time.monotonic()
+        self.started_s = time.monotonic()
         self.ready_s: float | None = None
-        self._folder, self._timing, self._on_exit = folder, timing, on_exit
+        self.fault = ""  # why the supervisor replaces it
+        self._on_exit = on_exit
+        self._folder, self._timing = folder, timing = context.folder, context.timing
+        self._liveness = Liveness(timing, self.started_s)
+        self._probing = False
         self._admin_name = f"{spec.key}.{slot}"
         self.admin = folder.socket_path(self._admin_name)
         self.log = log_file(folder.logs, spec.key, slot)
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         self._record_name = f"{self._admin_name}{RECORD}"
-        self._process = self._spawn(spawner, listen_fd, environment)
+        environment = {**context.environment, **addresses}
+        self._process = self._spawn(context.spawner, listen_fd, environment)
         self.pid = self._process.pid
-        self._group = cgroups.confine(spec, folder.path, slot, self.pid) if limit else ()
+        self._group = cgroups.confine(spec, folder.path, slot, self.pid) if context.limit else ()
         self._pidfd = os.pidfd_open(self.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
         self._killer: asyncio.TimerHandle | None = None
@@ -83,6 +104,7 @@ class Replica:
     def _spawn(self, spawner: Spawner, listen_fd: int, environment: dict[str, str]) -> Child:
         admin = self._folder.listen(self._admin_name)
         try:
+            self.log.parent.mkdir(exist_ok=True)
             with self.log.open("ab") as log:
                 return spawner.spawn(
                     (self.spec.module, self.spec.kind),
@@ -91,6 +113,7 @@ class Replica:
                         **self.spec.env,
                         STATE_MARK: str(self._folder.path),
                         FUNCTION_MARK: self.spec.key,
+                        SECRET_VARIABLE: str(self._folder.secret.path),
                     },
                     {"ERLESS_LISTEN_FD": listen_fd, "ERLESS_ADMIN_FD": admin.fileno()},
                     log.fileno(),
@@ -110,25 +133,68 @@ class Replica:
     async def check_ready(self) -> bool:
         """Ask once whether it is ready."""
         try:
-            status, _ = await get_admin(self.admin, "/v2/health/ready", self._timing.answer_s)
+            status, _ = await get_admin(self.admin, READY_PATH, self._timing.answer_s)
         except ServeError:
             return False
-        self.heard_s = time.monotonic()
-        if status == 200 and self.phase is ReplicaPhase.STARTING:
-            self.phase, self.ready_s = ReplicaPhase.READY, time.monotonic()
+        now_s = time.monotonic()
+        self._liveness.heard(now_s)
+        if status == HTTP_OK and self.phase is ReplicaPhase.STARTING:
+            self.phase, self.ready_s = ReplicaPhase.READY, now_s
         return self.phase is ReplicaPhase.READY
+
+    async def probe(self) -> None:
+        """Ask a ready replica whether it still is; start its successor where it is not.
+
+        One question is under way at a time. It waits as long as a hung replica is given, so a
+        replica that answers late has still answered.
+        """
+        if self._probing or self.phase is not ReplicaPhase.READY:
+            return
+        self._probing = True
+        try:
+            status, text = await get_admin(self.admin, READY_PATH, self._timing.silence_s)
+        except ServeError as error:
+            self._liveness.unanswered = True
+            if not self._folder.has_socket(self._admin_name):
+                self.replace(f"its admin socket is gone: {error}")
+            return
+        finally:
+            self._probing = False
+        self._liveness.heard(time.monotonic())
+        if status != HTTP_OK and self.phase is ReplicaPhase.READY:
+            self.replace(_not_ready_reason(text))
+
+    def watch(self) -> None:
+        """Look at the process; kill it where it hangs."""
+        seen = read_process(self.pid)
+        if seen is None or self.phase is ReplicaPhase.GONE:
+            return
+        now_s = time.monotonic()
+        self._liveness.unanswered |= self._probing
+        fault = self._liveness.judge(seen, now_s, answers=self.phase is ReplicaPhase.READY)
+        silent_s = now_s - self._liveness.heard_s
+        if self.phase is ReplicaPhase.STARTING and silent_s > self._timing.start_silence_s:
+            fault = fault or f"no answer for {silent_s:.0f} s after its start"
+        if fault:
+            self.fault = fault
+            self.kill()
+
+    def replace(self, fault: str) -> None:
+        """Let it answer what it has, and end; a new one is started in its place."""
+        if self.phase is not ReplicaPhase.READY:
+            return
+        self.fault = fault
+        self.stop()
 
     async def poll(self) -> tuple[Counters, Counters] | None:
         """(before, now) of what it has counted; None where it did not answer."""
         try:
             status, text = await get_admin(self.admin, "/metrics", self._timing.answer_s)
         except ServeError:
-            if time.monotonic() - self.heard_s > self._timing.silence_s and self.active:
-                self.kill()
             return None
-        if status != 200:
+        if status != HTTP_OK:
             return None
-        self.heard_s = time.monotonic()
+        self._liveness.heard(time.monotonic())
         before, self.counters = self.counters, parse_counters(text)
         return before, self.counters
 
@@ -172,6 +238,8 @@ class Replica:
         """Why it ended, in its own words where it left some."""
         words = last_words(self.log, self._log_start)
         code = self.exit_code or 0
+        if self.fault:
+            return self.fault
         if code < 0:
             name = signal.Signals(-code).name
             return f"killed by {name}" + (f"; it said last: {words}" if words else "")
@@ -180,3 +248,14 @@ class Replica:
     def facts(self) -> dict[str, Any]:
         """For `status`."""
         return {"pid": self.pid, "phase": self.phase.value, "slot": self.slot}
+
+
+def _not_ready_reason(text: str) -> str:
+    """Why a replica that was ready says that it is not, in its own words where it has some."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        document = {}
+    words = document if isinstance(document, dict) else {}
+    reason = words.get("reason") or words.get("error") or words.get("state") or "without a reason"
+    return f"it is not ready any more: {reason}"

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from erless.deploy.local.supervisor.folder.state_folder import StateFolder
-from erless.deploy.local.supervisor.replica.replica import Replica, ReplicaPhase
+from erless.deploy.local.supervisor.replica.replica import Replica, ReplicaContext, ReplicaPhase
 from erless.deploy.local.supervisor.replica.spawner import Spawner
 from erless.deploy.local.supervisor.sockets import listen
 from tests.deploy.fleets import TIMING, WAIT_S, function, get
@@ -23,9 +23,8 @@ def test_one_that_became_ready_unnoticed_answers_before_it_ends(tmp_path: Path) 
 
     async def stopped() -> tuple[str, Replica]:
         gone: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
-        replica = Replica(
-            spec, 0, folder, spawner, public.fileno(), dict(os.environ), TIMING, gone.set_result
-        )
+        context = ReplicaContext(folder, spawner, TIMING, dict(os.environ))
+        replica = Replica(spec, 0, public.fileno(), context, {}, gone.set_result)
         port = public.getsockname()[1]
         query = asyncio.create_task(asyncio.to_thread(get, f"http://127.0.0.1:{port}/infer"))
         async with asyncio.timeout(WAIT_S):
