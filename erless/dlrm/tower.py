@@ -10,12 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from erless.dlrm.exported import load_exported
+from erless.dlrm.archive import load_exported, move_module
 from erless.dlrm.layers import (
     builtin_spec,
     check_layers,
@@ -105,10 +107,11 @@ class BuiltinTower(Tower):
 class ForeignTower(Tower):
     """A `torch.export` archive with inputs `dense (B,F)` and `pooled (B,T,D)`."""
 
-    def __init__(self, model: ModelSpec, module: torch.nn.Module) -> None:
-        self.model, self._module = model, module
+    def __init__(
+        self, model: ModelSpec, module: GraphModule, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.model, self._module, self._dtype = model, module, dtype
         self._dims = [table.dim for table in model.tables]
-        self._dtype = torch.float32
 
     def __call__(self, dense: Tensor, pooled: Sequence[Tensor]) -> Tensor:
         """Predict, (B,) float32; see `Tower`."""
@@ -118,14 +121,12 @@ class ForeignTower(Tower):
             parts = torch.split(flat, self._dims, dim=1)
             flat = torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in parts], dim=1)
         vectors = flat.view(len(dense), len(self._dims), widest)
-        out: Tensor = self._module(dense.to(self._dtype), vectors.to(self._dtype))
-        return out.float().reshape(len(dense))
+        (predictions,) = self._module(dense.to(self._dtype), vectors.to(self._dtype))
+        return cast(Tensor, predictions).float().reshape(len(dense))
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> ForeignTower:
         """The same tower on `device`, computing in `dtype`."""
-        moved = ForeignTower(self.model, self._module.to(device, dtype))
-        moved._dtype = dtype
-        return moved
+        return ForeignTower(self.model, move_module(self._module, device, dtype), dtype)
 
 
 def builtin_tower(model: ModelSpec, tensors: Mapping[str, Tensor]) -> BuiltinTower:
