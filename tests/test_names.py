@@ -10,12 +10,7 @@ from tests.conftest import ROOT
 # Classes that share a name still. A name leaves this list when its classes are told apart.
 STILL_SHARED = {
     "Answer",
-    "Call",
-    "Fleet",
-    "Function",
     "Line",
-    "Load",
-    "Phase",
     "QueryLog",
 }
 

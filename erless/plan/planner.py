@@ -6,44 +6,33 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from erless.errors import InfeasibleError, PlanError
 from erless.plan.costs.cost import DEFAULT_TERMS, PAPER_TERMS, CostTerms
 from erless.plan.costs.curves import TableLoad
 from erless.plan.costs.layout import Demand, Layout
 from erless.plan.costs.measured import MeasuredSpeed, measured_terms
 from erless.plan.costs.tower import TowerCost, tower_cost
-from erless.plan.nodes.constraints import check_request, no_node, shard_bytes, violations
-from erless.plan.nodes.packing import Packing, cheapest_possible, pack
+from erless.plan.nodes.constraints import check_request, check_used, shard_bytes
+from erless.plan.nodes.packing import pack
 from erless.plan.nodes.prices import Prices, read_prices
 from erless.plan.policies.baselines import model_wise, table_wise
 from erless.plan.policies.demanded import demanded_layouts
 from erless.plan.policies.dense import placements
 from erless.plan.policies.elasticrec import elasticrec
 from erless.plan.policies.frozen import split_frozen
-from erless.plan.policies.joint import joint_layouts, joint_memory
+from erless.plan.policies.joint import joint_layouts
 from erless.plan.policies.node_sized import node_shaped
 from erless.plan.policies.tiers import with_tiers
 from erless.plan.request import PlanRequest, Policy
 from erless.plan.search.bounds import dollars_bound, memory_bound
 from erless.plan.search.frontier import SearchLimits
+from erless.plan.selection import Candidate, Selection
 from erless.specs.model import ModelSpec
 
 __all__ = ["POLICIES", "Candidate", "Outcome", "Planner"]
 
 POLICIES: tuple[Policy, ...] = ("model-wise", "table-wise", "elasticrec", "joint")
 MANY_TABLES = 64  # beyond this many, policies try fewer container sizes
-HEADROOM = (1.0, 0.75, 0.5, 0.3)  # of the planned utilisation, where the SLA needs it
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A layout and the nodes that hold it."""
-
-    policy: Policy
-    layout: Layout
-    packing: Packing
 
 
 @dataclass(frozen=True)
@@ -116,6 +105,7 @@ class Planner:
             self.terms = self.terms.on(min(request.max_vcpu or biggest, biggest))
         self.places = placements(request, self.demand, self.tower, self.terms, self.prices)
         self.shard_bytes = shard_bytes(request, self.terms, self.prices)
+        self.selection = Selection(request, self.prices, self.shard_bytes)
         least = min(self.places, key=lambda each: each.least_s(self.terms))
         check_request(request, least, self.terms, self.prices)
 
@@ -123,9 +113,11 @@ class Planner:
         """Lay out the policies (default: only the one asked for) and bound them all.
 
         Raises:
+            PlanError: a knob of the request belongs to none of the policies.
             InfeasibleError: the policy asked for has no feasible plan.
         """
         wanted = tuple(dict.fromkeys((*(policies or ()), self.request.policy)))
+        check_used(self.request, wanted)
         need = POLICIES if "joint" in wanted else wanted
         pools = {policy: self._pool(policy) for policy in need}
         if "joint" in pools:
@@ -134,7 +126,7 @@ class Planner:
             pools["elasticrec"] = self._pool("elasticrec", self.request.shards)
         best: dict[Policy, Candidate] = {}
         for policy in wanted:
-            found = self._choose(policy, pools[policy], policy == self.request.policy)
+            found = self.selection.best(policy, pools[policy], policy == self.request.policy)
             if found:
                 best[policy] = self._frozen(found) if policy == "joint" else found
         free = best.get("joint") if self.request.shaped else None
@@ -175,7 +167,7 @@ class Planner:
         ]
         pool += [each for each in free if self._has_shape(each)]
         pool = [each for each in pool if self.request.shards in (None, len(each.shards))]
-        found = self._choose("joint", pool, strict=True) if pool else None
+        found = self.selection.best("joint", pool, strict=True) if pool else None
         if found is None:
             line = (
                 f"shards: {self.request.shards} remote functions need as many groups of rows "
@@ -253,79 +245,6 @@ class Planner:
                 self.shard_bytes,
             )
         ]
-
-    def _choose(self, policy: Policy, pool: Sequence[Layout], strict: bool) -> Candidate | None:
-        """The cheapest layout that meets the constraints; for a baseline, else the cheapest."""
-        pool = [with_tiers(self._in_time(each), policy, self.request) for each in pool]
-        by_memory = self.request.aim == "memory"
-        if by_memory:
-            pool = sorted(pool, key=lambda each: each.memory)
-            legal = [each for each in pool if not self._violations(each)]
-            head = [joint_memory(legal)] if policy == "joint" and legal else []
-            pool = [*head, *pool]
-        packed = []
-        least = math.inf  # dollars of the best that is legal
-        floors = [cheapest_possible(each, self.prices) for each in pool]
-        order = range(len(pool)) if by_memory else np.argsort(floors, kind="stable").tolist()
-        for rank in order:
-            layout = pool[rank]
-            if not by_memory and floors[rank] > least + 1e-6:
-                break
-            packing = pack(layout, self.prices)
-            if packing is None:
-                continue
-            legal_now = not self._violations(layout)
-            dollars = round(packing.usd_per_month, 6)
-            key = (
-                not legal_now,
-                rank if by_memory else 0.0,
-                dollars,
-                self._loss(layout),
-                len(layout.shards),
-                round(floors[rank], 2),
-                layout.memory,
-            )
-            packed.append((key, Candidate(policy, layout, packing)))
-            least = min(least, dollars) if legal_now else least
-            if by_memory and legal_now:
-                break
-        if not packed:
-            if strict:
-                raise no_node(pool, self.prices)
-            return None
-        key, found = min(packed, key=lambda entry: entry[0])
-        if key[0] and strict:
-            near = min(
-                (each.layout for _, each in packed),
-                key=lambda each: (len(self._violations(each)), each.p95_s),
-            )
-            lines = self._violations(near)
-            raise InfeasibleError(f"no {policy} plan meets the constraints", tuple(lines))
-        return found
-
-    def _in_time(self, layout: Layout) -> Layout:
-        """The layout, with as much more vCPU per container as its p95 needs to meet the SLA."""
-        sla = self.request.sla_p95_ms
-        if sla is None or layout.terms.fixed_vcpu or layout.p95_s * 1e3 <= sla:
-            return layout
-        for share in HEADROOM:
-            roomy = replace(
-                layout.terms,
-                utilisation=layout.terms.utilisation * share,
-                least_vcpu=min(1.0, layout.terms.max_vcpu),
-            )
-            sized = layout.resized(roomy)
-            if sized.p95_s * 1e3 <= sla:
-                break
-        return sized
-
-    def _loss(self, layout: Layout) -> int:
-        """Where dollars are equal, precision is not given up for nothing."""
-        kinds = [each.precision for each in layout.shards]
-        return max((-kind.row_bytes(1024) for kind in kinds), default=-(1 << 30))
-
-    def _violations(self, layout: Layout) -> list[str]:
-        return violations(layout, self.request, self.shard_bytes)
 
     def _bound(self) -> float:
         request = self.request

@@ -212,3 +212,21 @@ def test_more_vcpu_where_the_sla_needs_it() -> None:
     late = slow.best["joint"].layout.p95_s * 1e3
     assert late > 8 >= fast.best["joint"].layout.p95_s * 1e3
     assert fast.best["joint"].layout.vcpu > slow.best["joint"].layout.vcpu
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"policy": "model-wise", "shards": 3}, "shards: model-wise takes no such wish"),
+        ({"policy": "elasticrec", "resident_share": 0.5}, "resident_share: elasticrec takes no"),
+        ({"policy": "table-wise", "precision": "int8"}, "precision: table-wise keeps fp32"),
+        ({"policy": "elasticrec", "tier_precision": {"cold": "int8"}}, "tier_precision: elast"),
+        ({"policy": "elasticrec", "frozen": True}, "frozen: elasticrec takes no such wish"),
+        ({"equal_containers": True, "utilisation": 0.5}, "utilisation: equal containers have"),
+        ({"equal_containers": True, "max_vcpu": 4}, "max_vcpu: equal containers have"),
+        ({"frozen_window_s": 30}, "frozen_window_s: nothing is to be frozen"),
+    ],
+)
+def test_a_knob_that_nothing_turns_is_refused(knobs, words) -> None:
+    with pytest.raises(PlanError, match=words):
+        outcome("rm3", policies=(), **knobs)

@@ -5,19 +5,51 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from erless.errors import InfeasibleError
+from erless.errors import InfeasibleError, PlanError
 from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, Layout
 from erless.plan.nodes.prices import InstanceType, Prices
-from erless.plan.request import PlanRequest
+from erless.plan.request import PlanRequest, Policy
+from erless.specs.plan import Precision
 
-__all__ = ["check_request", "no_node", "shard_bytes", "violations"]
+__all__ = ["check_request", "check_used", "no_node", "shard_bytes", "violations"]
+
+JOINT_ONLY = (
+    *("tier_precision", "resident_share", "max_resident_bytes"),
+    *("frozen", "frozen_share"),
+)
 
 
 def shard_bytes(request: PlanRequest, terms: CostTerms, prices: Prices) -> float:
     """Most bytes of one container."""
     limit = request.max_shard_bytes or math.inf
     return limit if terms.fixed_vcpu else min(limit, _largest(prices.types))
+
+
+def check_used(request: PlanRequest, policies: Sequence[Policy]) -> None:
+    """Refuse a knob that nothing in this request would turn.
+
+    Raises:
+        PlanError: names the first, and what it belongs to.
+    """
+    if request.equal_containers:
+        for name in ("utilisation", "max_vcpu"):
+            if getattr(request, name) is not None:
+                raise PlanError(f"{name}: equal containers have the paper's 1 vCPU, used in full")
+    if not request.freezes:
+        for name in ("frozen_window_s", "frozen_error_budget"):
+            if name in request.model_fields_set:
+                raise PlanError(f"{name}: nothing is to be frozen, so it has no meaning")
+    if "joint" in policies:
+        return
+    asked = ", ".join(policies)
+    if any(kind is not Precision.FP32 for kind in request.precisions):
+        raise PlanError(f"precision: {asked} keeps fp32; only joint lowers it")
+    for name in JOINT_ONLY:
+        if getattr(request, name):
+            raise PlanError(f"{name}: {asked} takes no such wish; only joint does")
+    if request.shards is not None and "elasticrec" not in policies:
+        raise PlanError(f"shards: {asked} takes no such wish; only joint and elasticrec do")
 
 
 def check_request(request: PlanRequest, demand: Demand, terms: CostTerms, prices: Prices) -> None:

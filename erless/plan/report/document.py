@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 
 from erless.plan.costs.layout import PlannedFunction, Role
-from erless.plan.planner import POLICIES, Candidate, Outcome
+from erless.plan.planner import POLICIES, Outcome
 from erless.plan.policies.tiers import floor_of, tiers_of
 from erless.plan.report.notes import outcome_notes
 from erless.plan.request import PlanRequest, Policy
+from erless.plan.selection import Candidate
 from erless.specs.plan import (
     DensePlan,
     GatewayPlan,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from erless.plan.costs.layout import Role
-from erless.plan.planner import Candidate, Outcome
+from erless.plan.planner import Outcome
+from erless.plan.selection import Candidate
 
 __all__ = ["outcome_notes"]
 

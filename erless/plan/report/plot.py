@@ -1,18 +1,25 @@
-"""`--plot`: access CDF with the cuts, memory and replicas per shard, cost over traffic."""
+"""`--plot`: access curves with the cuts, memory and replicas per function, cost over traffic."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from erless.pages.charts import Bar, Line, bar_chart, line_chart, number, size
+from erless.pages.page import figure, page
+from erless.plan.costs.curves import TableLoad
 from erless.plan.costs.layout import Demand
 from erless.plan.report.break_even import Point
-from erless.specs.plan import Plan
+from erless.specs.plan import DensePlan, GatewayPlan, Plan, ShardPlan, Tier
 from erless.storage.atomic import os_errors, staged_file
 
-__all__ = ["write_plot"]
+__all__ = ["plot_page", "write_plot"]
 
-MOST_CURVES = 12
+MOST_CURVES = 8  # as many as the page has colours
+MOST_MARKS = 24
+MEMORY, REPLICAS = 0, 1  # colours of the bars
 
 
 def write_plot(path: Path, plan: Plan, demand: Demand, points: Sequence[Point]) -> None:
@@ -21,74 +28,112 @@ def write_plot(path: Path, plan: Plan, demand: Demand, points: Sequence[Point]) 
     Raises:
         StorageError: the disk refused.
     """
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
-    figure = make_subplots(
-        rows=2,
-        cols=2,
-        vertical_spacing=0.16,
-        subplot_titles=(
-            "Access CDF and cuts",
-            "Memory per shard (all replicas)",
-            "Replicas per shard",
-            "Dollars a month over traffic",
-        ),
-    )
-    known: dict[bytes, str] = {}
-    for table in demand.tables:
-        known.setdefault(table.curve.share.tobytes() + bytes([table.rows % 251]), table.spec.name)
-    shown = set(list(known.values())[:MOST_CURVES])
-    for table in demand.tables:
-        if table.spec.name in shown:
-            ranks = table.curve.ranks[1:].tolist()
-            group = {"name": table.spec.name, "legendgroup": table.spec.name}
-            line = go.Scatter(x=ranks, y=table.curve.share[1:].tolist(), mode="lines", **group)
-            figure.add_trace(line, row=1, col=1)
-            cuts = sorted(
-                {
-                    part.start
-                    for shard in plan.shards
-                    for part in shard.slices
-                    if part.table == table.spec.name
-                }
-                - {0}
-            )
-            marks = go.Scatter(
-                x=cuts,
-                y=[table.curve.at(cut) for cut in cuts],
-                mode="markers",
-                marker={"symbol": "line-ns-open", "size": 16, "line_width": 2},
-                showlegend=False,
-                hovertemplate="cut at rank %{x:,}",
-                **group,
-            )
-            figure.add_trace(marks, row=1, col=1)
-    names = [each.name for each in plan.shards if each.tier != "resident"] + ["gateway"]
-    sized = [each for each in plan.shards if each.tier != "resident"]
-    memory = [each.replicas * each.memory_bytes / 1e9 for each in sized]
-    memory.append(plan.gateway.replicas * plan.gateway.memory_bytes / 1e9)
-    counts = [*(each.replicas for each in sized), plan.gateway.replicas]
-    if plan.dense:
-        names.append("dense")
-        memory.append(plan.dense.replicas * plan.dense.memory_bytes / 1e9)
-        counts.append(plan.dense.replicas)
-    figure.add_trace(go.Bar(x=names, y=memory, showlegend=False), row=1, col=2)
-    figure.add_trace(go.Bar(x=names, y=counts, showlegend=False), row=2, col=1)
-    traffic = [each for each in points if each.kind == "traffic"]
-    for label, values in (
-        ("model-wise", [each.model_wise for each in traffic]),
-        ("joint", [each.joint for each in traffic]),
-    ):
-        scaled = [each.factor * plan.qps for each in traffic]
-        figure.add_trace(go.Scatter(x=scaled, y=values, name=label), row=2, col=2)
-    figure.update_xaxes(type="log", title_text="rank; marks are cuts", row=1, col=1)
-    figure.update_xaxes(type="log", title_text="queries/s", row=2, col=2)
-    figure.update_yaxes(title_text="share of accesses", row=1, col=1)
-    figure.update_yaxes(title_text="GB", row=1, col=2)
-    figure.update_yaxes(title_text="replicas", row=2, col=1)
-    figure.update_yaxes(type="log", title_text="$/month", row=2, col=2)
-    figure.update_layout(title=f"erless plan: {plan.policy}", template="plotly_white", height=900)
-    page = figure.to_html(include_plotlyjs=True, full_html=True, div_id="erless-plan")
     with staged_file(path) as stage, os_errors(stage):
-        stage.write_text(page, encoding="utf-8")
+        stage.write_text(plot_page(plan, demand, points), encoding="utf-8")
+
+
+def plot_page(plan: Plan, demand: Demand, points: Sequence[Point]) -> str:
+    """The page as HTML."""
+    figures = [
+        figure(
+            "Where the rows are cut",
+            "Share of a table's accesses that its hottest rows take; tables of one shape are drawn "
+            "once. A mark is a rank at which a function begins.",
+            _access_chart(plan, demand),
+        ),
+        figure(
+            "Memory",
+            "Of all replicas of each function.",
+            bar_chart(_bars(plan, MEMORY), text=size),
+        ),
+        figure(
+            "Replicas",
+            "As planned, before anything scales.",
+            bar_chart(_bars(plan, REPLICAS), text=number),
+        ),
+    ]
+    if points:
+        figures.append(
+            figure(
+                "Dollars a month over traffic",
+                "Whole nodes at the shipped or given prices.",
+                _cost_chart(plan, points),
+            )
+        )
+    rate = f"{plan.qps:,.4g} queries/s of {plan.batch} samples"
+    return page(f"erless plan: {plan.policy}", rate, figures)
+
+
+def _access_chart(plan: Plan, demand: Demand) -> str:
+    shown = _one_of_each_curve(demand)[:MOST_CURVES]
+    names = {table.spec.name for table in shown}
+    begins: dict[int, str] = {}
+    for shard in plan.shards:
+        for part in shard.slices:
+            if part.start and part.table in names:
+                begins.setdefault(part.start, shard.name)
+    lines = [
+        Line(
+            table.spec.name,
+            table.curve.ranks[1:].astype(np.float64),
+            table.curve.share[1:],
+            colour,
+        )
+        for colour, table in enumerate(shown)
+    ]
+    marks = [(float(rank), name) for rank, name in sorted(begins.items())[:MOST_MARKS]]
+    return line_chart(
+        lines,
+        x_name="rank, hottest first",
+        y_name="share of accesses",
+        y_text=lambda share: f"{share:.0%}",
+        marks=marks,
+        log_x=True,
+    )
+
+
+def _one_of_each_curve(demand: Demand) -> list[TableLoad]:
+    """The first table of each size and access curve."""
+    first: dict[tuple[int, bytes], TableLoad] = {}
+    for table in demand.tables:
+        first.setdefault((table.rows, table.curve.share.tobytes()), table)
+    return list(first.values())
+
+
+def _bars(plan: Plan, colour: int) -> list[Bar]:
+    """Memory, or replicas, of each function."""
+    functions: list[tuple[str, ShardPlan | GatewayPlan | DensePlan]] = [
+        *((shard.name, shard) for shard in plan.shards if shard.tier is not Tier.RESIDENT),
+        ("gateway", plan.gateway),
+        *([("dense", plan.dense)] if plan.dense else []),
+    ]
+    return [
+        Bar(
+            name,
+            (("memory", float(function.replicas * function.memory_bytes), colour),)
+            if colour == MEMORY
+            else (("replicas", float(function.replicas), colour),),
+        )
+        for name, function in functions
+    ]
+
+
+def _cost_chart(plan: Plan, points: Sequence[Point]) -> str:
+    traffic = [point for point in points if point.kind == "traffic"]
+    rates = np.array([point.factor * plan.qps for point in traffic], np.float64)
+    costs = {
+        "model-wise": [point.model_wise for point in traffic],
+        "joint": [point.joint for point in traffic],
+    }
+    lines = [
+        Line(name, rates, np.array(dollars, np.float64), colour)
+        for colour, (name, dollars) in enumerate(costs.items())
+    ]
+    return line_chart(
+        lines,
+        x_name="traffic (queries/s)",
+        y_name="cost ($/month)",
+        y_text=lambda dollars: f"${dollars:,.0f}",
+        log_x=True,
+        log_y=True,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from erless.errors import PlanError
-from erless.specs.plan import Plan, ShardPlan
+from erless.specs.plan import DensePlan, GatewayPlan, Plan, ShardPlan
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,78 +13,49 @@ if TYPE_CHECKING:
 __all__ = ["explain", "node_line", "policy_table", "shard_table", "verdict"]
 
 
+SHARD_NUMBERS = (
+    *("rows", "gathers", "row bytes", "precision", "vCPU", "replicas"),
+    *("QPS each", "memory each", "$/month"),
+)
+
+
 def shard_table(plan: Plan) -> Table:
-    """One row per shard, then the gateway."""
+    """One row per shard, then the gateway and, where it is one, the dense function."""
     from rich.table import Table
 
     table = Table(title=f"{plan.policy}, {_rate(plan.qps)} queries/s of {plan.batch} samples")
     for name in ("shard", "tier", "tables"):
         table.add_column(name)
-    for name in (
-        "rows",
-        "gathers",
-        "row bytes",
-        "precision",
-        "vCPU",
-        "replicas",
-        "QPS each",
-        "memory each",
-        "$/month",
-    ):
+    for name in SHARD_NUMBERS:
         table.add_column(name, justify="right")
     for shard in plan.shards:
         resident = shard.tier == "resident"
         table.add_row(
             shard.name,
             shard.tier.value,
-            str(len({each.table for each in shard.slices})),
+            str(len({part.table for part in shard.slices})),
             f"{shard.rows:,}",
             f"{shard.share:.2%}",
             _size(shard.row_data_bytes),
             shard.precision.value,
-            *(
-                ("in gateway", "", "", "", "")
-                if resident
-                else (
-                    f"{shard.vcpu:g}",
-                    str(shard.replicas),
-                    f"{shard.qps_per_replica:,.0f}",
-                    _size(shard.memory_bytes),
-                    f"{shard.usd_per_month:,.0f}",
-                )
-            ),
+            *(("in gateway", "", "", "", "") if resident else _cells(shard)),
         )
-    gateway, dense = plan.gateway, plan.dense
-    table.add_row(
-        "gateway",
-        "" if dense else "dense",
-        "",
-        "",
-        "",
-        "",
-        "",
-        f"{gateway.vcpu:g}",
-        str(gateway.replicas),
-        f"{gateway.qps_per_replica:,.0f}",
-        _size(gateway.memory_bytes),
-        f"{gateway.usd_per_month:,.0f}",
-    )
-    if dense is not None:
-        table.add_row(
-            "dense",
-            "on GPU" if dense.gpus else "dense",
-            "",
-            "",
-            "",
-            "",
-            "",
-            f"{dense.vcpu:g}",
-            str(dense.replicas),
-            f"{dense.qps_per_replica:,.0f}",
-            _size(dense.memory_bytes),
-            f"{dense.usd_per_month:,.0f}",
-        )
+    table.add_row("gateway", "" if plan.dense else "dense", *[""] * 5, *_cells(plan.gateway))
+    if plan.dense is not None:
+        where = "on GPU" if plan.dense.gpus else "dense"
+        table.add_row("dense", where, *[""] * 5, *_cells(plan.dense))
     return table
+
+
+def _cells(function: ShardPlan | GatewayPlan | DensePlan) -> tuple[str, ...]:
+    """What a function of its own takes: vCPU, replicas, QPS and memory of each, dollars."""
+    return (
+        f"{function.vcpu:g}",
+        str(function.replicas),
+        f"{function.qps_per_replica:,.0f}",
+        _size(function.memory_bytes),
+        f"{function.usd_per_month:,.0f}",
+    )
 
 
 def node_line(plan: Plan) -> str:
