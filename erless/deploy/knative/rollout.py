@@ -1,6 +1,6 @@
 """From one release to the next, in steps that may each be the last.
 
-    1 base        namespace, account, policies
+    1 base        namespace, account, policies, the secret that functions show each other
     2 functions   shards and tower, beside what runs; unchanged ones are found, not made
     3 candidate   the gateway's new revision at 0 %, under a tag
     4 prewarm     one replica of every function it will call, all at once
@@ -19,6 +19,7 @@ import copy
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
+from erless.deploy.knative.deployment_secret import ensure_secret
 from erless.deploy.knative.gateway_record import (
     NEXT,
     GatewayRecord,
@@ -77,6 +78,8 @@ class Rollout:
         self._clear_failed(wanted | {names.GATEWAY}, before)
         for each in rendered.base:
             self._api.apply(each)
+        rotate = before.revision != rendered.revision
+        ensure_secret(self._api, self._namespace, release, rotate=rotate)
         for each in rendered.functions:
             self._api.apply(each)
         self._restore(wanted)
@@ -101,6 +104,7 @@ class Rollout:
         if before.service is None or revision is None:
             raise NotDeployedError(f"revision {target.revision} of {target.release[:12]} is gone")
         called = called_services(revision)
+        ensure_secret(self._api, self._namespace, target.release, rotate=False)
         self._restore(called)
         self._wait_ready("functions ready", called)
         service = _labelled(before.service, target.release)

@@ -87,7 +87,7 @@ ACCESS_REVIEW = Kind(
 )
 
 # what deploy applies, in the order of removing: functions first, what they need last
-OWNED_KINDS = (KSERVICE, BUDGET, MONITOR, POLICY, ACCOUNT, LEASE)
+OWNED_KINDS = (KSERVICE, BUDGET, MONITOR, POLICY, ACCOUNT, SECRET, LEASE)
 _APPLIED = {each.kind: each for each in (NAMESPACE, *OWNED_KINDS)}
 
 
