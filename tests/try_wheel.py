@@ -1,8 +1,8 @@
 """Install a wheel as a user would and run it: `python tests/try_wheel.py dist/erless-*.whl`.
 
 A fresh environment in a folder of its own, with the versions of constraints.txt and nothing of the
-checkout: every verb answers `--help`, the package is the only one that came, an image is built, and
-`erless demo` serves a model.
+checkout: every verb answers `--help`, the package is the only one that came, an image's content is
+there, `erless demo` serves a model, and `erless loadtest` drives a deployment.
 """
 
 from __future__ import annotations
@@ -50,11 +50,31 @@ def main(wheel: Path) -> None:
         verbs = run(folder, "v/bin/python", "-c", VERBS).split()
         for verb in verbs:
             run(folder, "v/bin/erless", verb, "--help")
+        assert "app/erless/serve/__main__.py" in run(folder, "v/bin/python", "-c", IMAGE).split()
         demo = json.loads(run(folder, "v/bin/erless", "demo", "-o", "json"))
-        run(folder, "v/bin/erless", "report", "--help")
-        print(f"{wheel.name}: {len(verbs)} verbs, {len(files)} files, demo {sorted(demo)[:4]} …")
+        assert demo["max_relative_error"] <= 1e-5 and demo["queries_failed"] == 0, demo
+        for words in STAGES:
+            run(folder, "v/bin/erless", *words.split())
+        result = json.loads((folder / "result" / "result.json").read_text(encoding="utf-8"))
+        assert result["answered"] > 100 and result["failed"] == 0, result
+        print(f"{wheel.name}: {len(verbs)} verbs, {len(files)} files, all tried")
 
 
+STAGES = (
+    "example rm1 --rows 2000 --out m",
+    "profile --model m --log m/access.parquet --out p",
+    "plan --model m --profile p --shards 2 --out plan.json",
+    "pack --model m --profile p --plan plan.json --store s",
+    "deploy --store s",
+    "loadtest --traffic constant:50 --duration 4 --queries m/queries.safetensors --out result",
+    "destroy",
+)
+IMAGE = """
+import pathlib, tempfile
+from erless.deploy.image.content import application_items
+with tempfile.TemporaryDirectory() as scratch:
+    print(*(item.path for item in application_items(pathlib.Path(scratch))), sep=chr(10))
+"""
 FILES = "import importlib.metadata as m; [print(f) for f in m.files('erless')]"
 VERBS = "from erless.cli.verbs import VERBS; print(*VERBS)"
 
