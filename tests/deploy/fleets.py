@@ -136,6 +136,14 @@ class Box:
         self.folder.close()
 
 
+def until(done: Callable[[], bool]) -> None:
+    """Wait until `done` says so."""
+    deadline = time.monotonic() + WAIT_S
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def supervision(state: Path) -> Iterator[int]:
     """Live supervisors and watchdogs of the folder `state`, those that just start among them."""
     for entry in Path("/proc").iterdir():

@@ -5,6 +5,10 @@ It starts in 0.1 s where a real one takes seconds, and fails on demand:
     TOY_LOAD_S   seconds from start to ready
     TOY_FAIL     ends while loading, with this as its last words, exit code 65
     TOY_SLOW_S   seconds that a call takes
+    TOY_BLOCK_S  seconds for which GET /block blocks everything, asleep
+    TOY_SPIN_S   seconds for which GET /spin blocks everything, at work
+
+GET /unready makes it say that it is not ready any more, and why.
 """
 
 from __future__ import annotations
@@ -73,7 +77,17 @@ class Toy:
                 if path == "/metrics":
                     body = self.metrics()
                 elif path == "/v2/health/ready":
-                    status, body = (200 if ready else 503), json.dumps({"state": self.state})
+                    reason = "rows.bin: altered" if self.state == "damaged" else ""
+                    answer = {"state": self.state, "reason": reason}
+                    status, body = (200 if ready else 503), json.dumps(answer)
+                elif path == "/unready":
+                    self.state = "damaged"
+                elif path == "/block":
+                    time.sleep(float(os.environ["TOY_BLOCK_S"]))
+                elif path == "/spin":
+                    until_s = time.monotonic() + float(os.environ["TOY_SPIN_S"])
+                    while time.monotonic() < until_s:
+                        pass
                 elif path == "/infer":
                     body = await self.infer()
                 end = b"connection: close" in head.lower() or self.state == "draining"
