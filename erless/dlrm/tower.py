@@ -26,7 +26,7 @@ from erless.dlrm.layers import (
     tower_layers,
 )
 from erless.specs.bundle import BundleManifest
-from erless.specs.model import DlrmTower, ModelSpec
+from erless.specs.model import DlrmTower, ExportedTower, ModelSpec
 from erless.storage.tensors import TensorFile
 
 __all__ = [
@@ -112,17 +112,40 @@ class ForeignTower(Tower):
     ) -> None:
         self.model, self._module, self._dtype = model, module, dtype
         self._dims = [table.dim for table in model.tables]
+        tower = model.tower
+        any_batch = (1, None)
+        self._batch = (
+            (tower.batch_min, tower.batch_max) if isinstance(tower, ExportedTower) else any_batch
+        )
 
     def __call__(self, dense: Tensor, pooled: Sequence[Tensor]) -> Tensor:
         """Predict, (B,) float32; see `Tower`."""
         flat = torch.cat(list(pooled), dim=1) if len(pooled) > 1 else pooled[0]
         widest = max(self._dims)
         if min(self._dims) != widest:
-            parts = torch.split(flat, self._dims, dim=1)
-            flat = torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in parts], dim=1)
+            narrow = torch.split(flat, self._dims, dim=1)
+            flat = torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in narrow], dim=1)
         vectors = flat.view(len(dense), len(self._dims), widest)
+        most = self._batch[1] or max(1, len(dense))
+        parts = [
+            self._predict(dense[begin : begin + most], vectors[begin : begin + most])
+            for begin in range(0, max(1, len(dense)), most)
+        ]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _predict(self, dense: Tensor, vectors: Tensor) -> Tensor:
+        """Predict one batch, filled up to the smallest that the export takes.
+
+        Queries are batched together and may exceed what the tower was exported for, or leave a
+        rest that is too small for it.
+        """
+        missing = self._batch[0] - len(dense)
+        if missing > 0 and len(dense):
+            dense = torch.cat([dense, dense[-1:].expand(missing, -1)])
+            vectors = torch.cat([vectors, vectors[-1:].expand(missing, -1, -1)])
         (predictions,) = self._module(dense.to(self._dtype), vectors.to(self._dtype))
-        return cast(Tensor, predictions).float().reshape(len(dense))
+        flat = cast(Tensor, predictions).float().reshape(len(dense))
+        return flat[: len(flat) - max(0, missing)]
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> ForeignTower:
         """The same tower on `device`, computing in `dtype`."""

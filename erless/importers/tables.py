@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.fx import GraphModule
 
-from erless.dlrm.archive import TowerShape, read_archive, tower_module, tower_shape
-from erless.dlrm.tower import ForeignTower
-from erless.errors import CheckpointError, ModelError, first_line
+from erless.errors import CheckpointError
 from erless.importers.bundle import new_bundle, row_chunks
+from erless.importers.confined.tower import try_tower
 from erless.importers.poolings import Poolings
 from erless.importers.specs import make_model, table_spec
 from erless.progress import Progress
 from erless.specs.bundle import BundleManifest
-from erless.specs.model import ExportedTower, ModelSpec
+from erless.specs.model import ExportedTower
 from erless.storage.atomic import os_errors
 from erless.storage.tensors import TensorFile
 
@@ -65,10 +62,9 @@ def import_tables(
     poolings = poolings or Poolings()
     poolings.check([table.name for table in found])
     tables = [table_spec(each.name, each.shape, poolings.of(each.name)) for each in found]
-    model = make_model(dense_features, tables, ExportedTower())
-    archive = read_archive(tower)
-    _check_shape(model, tower_shape(archive), tower)
-    _try_tower(model, tower_module(archive), tower)
+    tried = try_tower(tower, make_model(dense_features, tables, ExportedTower()))
+    batch = ExportedTower(batch_min=tried.batch_min, batch_max=tried.batch_max)
+    model = make_model(dense_features, tables, batch)
     with new_bundle(target, model, overwrite=overwrite, progress=progress) as bundle:
         for table, source in zip(model.tables, found, strict=True):
             bundle.add_table(table, source.rows())
@@ -131,38 +127,3 @@ def _check_floats(path: Path, dtype: np.dtype[Any]) -> None:
 
 def _chunks(array: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
     return (chunk.astype(np.float32) for chunk in row_chunks(array, array.strides[0]))
-
-
-def _check_shape(model: ModelSpec, shape: TowerShape, path: Path) -> None:
-    """Compare what the tower was exported for with the tables and features of the model."""
-    batch = shape.batch
-    if batch.minimum == batch.maximum:
-        raise ModelError(
-            f"{path}: the tower was exported for a batch of {batch.minimum} and no other; a tower "
-            "takes any batch (dynamic_shapes of torch.export.export)"
-        )
-    given = (model.dense_features, len(model.tables), max(table.dim for table in model.tables))
-    taken = (shape.dense_features, shape.tables, shape.dim)
-    if any(size not in (None, size_given) for size, size_given in zip(taken, given, strict=True)):
-        features, tables, dim = ("any" if size is None else size for size in taken)
-        raise ModelError(
-            f"{path}: the tower takes dense (B, {features}) and pooled (B, {tables}, {dim}); the "
-            f"model has dense (B, {given[0]}) and pooled (B, {given[1]}, {given[2]})"
-        )
-
-
-def _try_tower(model: ModelSpec, module: GraphModule, path: Path) -> None:
-    """Run the tower at two batch sizes: it must take these tables and any batch."""
-    tower = ForeignTower(model, module)
-    for batch in (1, 3):
-        dense = torch.zeros(batch, model.dense_features)
-        pooled = [torch.zeros(batch, table.dim) for table in model.tables]
-        try:
-            with torch.inference_mode():
-                tower(dense, pooled)
-        except Exception as error:
-            shape = (batch, len(model.tables), max(table.dim for table in model.tables))
-            raise ModelError(
-                f"{path}: the tower does not take dense {tuple(dense.shape)} and pooled {shape} "
-                f"to one prediction per sample: {first_line(error)}"
-            ) from error

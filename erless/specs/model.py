@@ -80,10 +80,13 @@ class DlrmTower(Frozen):
 class ExportedTower(Frozen):
     """A `torch.export` archive: `dense (B,F)`, `pooled (B,T,D)` → prediction `(B,)` or `(B,1)`.
 
-    Where tables differ in dim, D is the largest and shorter vectors are padded with zeros.
+    Where tables differ in dim, D is the largest and shorter vectors are padded with zeros. A query
+    has between `batch_min` and `batch_max` samples (None: any), which the export was made for.
     """
 
     kind: Literal["exported"] = "exported"
+    batch_min: int = Field(default=1, ge=1)
+    batch_max: int | None = Field(default=None, ge=1)
 
 
 TowerSpec = Annotated[DlrmTower | ExportedTower, Field(discriminator="kind")]
@@ -127,6 +130,12 @@ class ModelSpec(Frozen):
     def has_weights(self) -> bool:
         """Whether queries must carry one weight per id."""
         return any(table.pooling is Pooling.WEIGHTED_SUM for table in self.tables)
+
+    def batch_limits(self, most: int) -> tuple[int, int]:
+        """The fewest and the most samples of one query, `most` being the server's own limit."""
+        if isinstance(self.tower, DlrmTower):
+            return 1, most
+        return self.tower.batch_min, min(most, self.tower.batch_max or most)
 
     def table(self, name: str) -> TableSpec:
         """The table called `name`.

@@ -105,6 +105,7 @@ class Gateway:
         release = opened.release
         self.model = release.model.name
         self.inputs = query_inputs(release.model)
+        self._batch_limits = release.model.batch_limits(settings.max_batch)
         self.outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
         self.facts = model_facts(release.model)
         self.digest = release.digest
@@ -144,7 +145,7 @@ class Gateway:
         """Predict."""
         inputs = call.request.inputs
         self._trimmer.observe(self._metrics.in_flight)
-        check_query(inputs, self._settings.max_batch)
+        check_query(inputs, self._batch_limits)
         buckets = self._opened.routing.bucketize(
             inputs["values"], inputs["lengths"], inputs.get("weights")
         )

@@ -24,16 +24,22 @@ def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
     )
 
 
-def check_query(inputs: dict[str, NDArray[Any]], max_batch: int) -> None:
+def check_query(inputs: dict[str, NDArray[Any]], limits: tuple[int, int]) -> None:
     """Check what neither bucketize nor the kernels do.
+
+    Args:
+        limits: the fewest and the most samples of one query.
 
     Raises:
         QueryError: saying what does not fit.
     """
     dense, lengths, weights = inputs["dense"], inputs["lengths"], inputs.get("weights")
     batch = lengths.shape[1]
-    if batch > max_batch:
-        raise QueryError(f"{batch:,} samples, at most {max_batch:,} are taken")
+    least, most = limits
+    if batch > most:
+        raise QueryError(f"{batch:,} samples, at most {most:,} are taken")
+    if batch < least and least > 1:  # no sample at all is a query of any other model
+        raise QueryError(f"{batch:,} samples, at least {least:,} are taken")
     if len(dense) != batch:
         raise QueryError(f"dense has {len(dense):,} samples, lengths {batch:,}")
     for name, array in (("dense", dense), ("weights", weights)):

@@ -1,0 +1,41 @@
+"""Bound what a process may use: time, memory, files and processes, by the kernel's own limits."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["Limits", "set_limits"]
+
+OPEN_FILES = 64
+
+
+class Limits(NamedTuple):
+    """What a process may use from now on."""
+
+    cpu_s: int
+    memory_bytes: int
+
+
+def set_limits(limits: Limits) -> None:
+    """Apply `limits` to this process, on top of what it uses already.
+
+    It may write no byte to a file (RLIMIT_FSIZE), start nothing (RLIMIT_NPROC, which does not
+    hold for root) and leave no core.
+    """
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = int(used.ru_utime + used.ru_stime) + 1 + limits.cpu_s
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    memory = pages * resource.getpagesize() + limits.memory_bytes
+    for name, wanted in (
+        (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, most = resource.getrlimit(name)
+        value = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(name, (value, value))
