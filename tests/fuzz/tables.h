@@ -1,0 +1,126 @@
+/* Tables, shards and queries made of the fuzzer's bytes, and the plain way to pool them.
+ *
+ * Elements and weights are small integers, so that every sum is exact in any order. */
+#ifndef ERLESS_FUZZ_TABLES_H
+#define ERLESS_FUZZ_TABLES_H
+
+#include "arithmetic/float16.h"
+#include "arithmetic/gather.h"
+#include "arithmetic/index.h"
+#include "input.h"
+
+enum { MOST_TABLES = 4, MOST_ROWS = 400, MOST_SAMPLES = 4, MOST_BAG = 40 };
+
+/* Element c of row `id` of table t, in a range that int4 holds. */
+static inline float element(int64_t t, int64_t id, int64_t c) {
+    return (float)((7 * t + 3 * id + 5 * c) % 16);
+}
+
+static inline void write_row(const slice_t *slice, uint8_t *to, int64_t t, int64_t id) {
+    const uint16_t one = float_to_float16(1.0f);
+    if (slice->precision == INT8 || slice->precision == INT4) memcpy(to, &one, 2);
+    for (int64_t c = 0; c < slice->dim; c++) {
+        const float value = element(t, id, c);
+        const uint16_t half = float_to_float16(value);
+        if (slice->precision == FP32) memcpy(to + 4 * c, &value, 4);
+        else if (slice->precision == FP16) memcpy(to + 2 * c, &half, 2);
+        else if (slice->precision == INT8) to[4 + c] = (uint8_t)value;
+        else to[4 + c / 2] |= (uint8_t)((uint8_t)value << (c % 2 * 4));
+    }
+}
+
+/* A slice of table t that stores the rows of which `stored` is set, or all where it is NULL. */
+static inline slice_t make_slice(input_t *input, int64_t t, int64_t rows, int64_t dim,
+                                 const uint8_t *stored) {
+    slice_t slice = {.table_rows = rows, .dim = dim};
+    slice.precision = (int)any_of(input, FP32, INT4);
+    slice.pooling = (int)any_of(input, SUM, MEAN);
+    slice.row_bytes = stored_row_bytes(slice.precision, dim);
+    for (int64_t id = 0; id < rows; id++) slice.stored += stored == NULL || stored[id];
+    uint8_t *bytes = exactly((size_t)(slice.stored * slice.row_bytes)), *next = bytes;
+    for (int64_t id = 0; id < rows; id++)
+        if (stored == NULL || stored[id]) {
+            write_row(&slice, next, t, id);
+            next += slice.row_bytes;
+        }
+    slice.rows = bytes;
+    if (stored != NULL) {
+        uint64_t *blocks = exactly(sizeof(uint64_t) * INDEX_WORDS * (size_t)blocks_for(rows));
+        for (int64_t id = 0; id < rows; id++)
+            if (stored[id]) {
+                const ids_t one = {&id, 1, 1};
+                REQUIRE(index_mark(blocks, rows, &one) == -1);
+            }
+        REQUIRE(index_rank(blocks, blocks_for(rows)) == slice.stored);
+        slice.blocks = blocks;
+    }
+    return slice;
+}
+
+static inline void free_slice(const slice_t *slice) {
+    free((void *)slice->rows);
+    free((void *)slice->blocks);
+}
+
+typedef struct {
+    int64_t tables, samples;
+    int32_t *lengths;
+    ids_t values;
+    float *weights; /* or NULL */
+} query_t;
+
+/* A query of tables of so many rows: mostly one that fits. */
+static inline query_t make_query(input_t *input, int64_t tables, const int64_t *rows) {
+    query_t query = {.tables = tables, .samples = any_of(input, 0, MOST_SAMPLES)};
+    const uint8_t flags = any_byte(input);
+    const int wide = flags & 1;
+    int64_t size = 0, at = 0;
+    query.lengths = exactly(sizeof(int32_t) * (size_t)(tables * query.samples));
+    for (int64_t k = 0; k < tables * query.samples; k++)
+        size += query.lengths[k] = (int32_t)any_of(input, 0, MOST_BAG);
+    char *data = exactly((size_t)size * (wide ? 8 : 4));
+    if (flags & 2) query.weights = exactly(sizeof(float) * (size_t)size);
+    for (int64_t k = 0; k < tables * query.samples; k++)
+        for (int32_t i = 0; i < query.lengths[k]; i++, at++) {
+            const int64_t id = any_id(input, rows[k / query.samples], wide);
+            if (wide) ((int64_t *)(void *)data)[at] = id;
+            else ((int32_t *)(void *)data)[at] = (int32_t)id;
+            if (query.weights) query.weights[at] = (float)any_of(input, 0, 3);
+        }
+    if (flags >= 250 && query.samples) /* a length that does not fit */
+        query.lengths[any_of(input, 0, tables * query.samples - 1)] = (int32_t)any_bits(input, 4);
+    query.values = (ids_t){data, size, wide};
+    return query;
+}
+
+static inline void free_query(const query_t *query) {
+    free(query->lengths);
+    free((void *)query->values.data);
+    free(query->weights);
+}
+
+/* Whether lengths are at least zero and sum to the number of ids. */
+static inline int query_is_whole(const query_t *query) {
+    int64_t total = 0;
+    for (int64_t k = 0; k < query->tables * query->samples; k++) {
+        if (query->lengths[k] < 0) return 0;
+        total += query->lengths[k];
+    }
+    return total == query->values.size;
+}
+
+/* Pool the bag of table t whose `size` ids begin at `begin`, the plain way. */
+static inline void pool_plainly(const query_t *query, int64_t t, int64_t begin, int64_t size,
+                                int pooling, int64_t dim, float *out) {
+    for (int64_t c = 0; c < dim; c++) {
+        float sum = 0, most = -INFINITY;
+        for (int64_t i = begin; i < begin + size; i++) {
+            const float x = element(t, id_at(&query->values, i), c);
+            sum += pooling == WEIGHTED ? query->weights[i] * x : x;
+            most = x > most ? x : most;
+        }
+        out[c] = pooling == MAX ? most : sum;
+    }
+}
+
+#endif
