@@ -29,7 +29,7 @@ from typing import Any
 
 import psutil
 
-from erless.cli.loadtest import probe_of
+from erless.cli.measure.loadtest import probe_of
 from erless.deploy.local.supervisor.replica.cgroups import obstacle
 from erless.observe.loadtest.locust.process import Load
 from erless.observe.loadtest.measure import measure

@@ -40,7 +40,7 @@ import psutil
 
 from benchmarks.elasticity import Inputs, LimitsError, changed, elasticity, single
 from benchmarks.elasticity import markdown as elasticity_markdown
-from erless.cli.simulate import node_of
+from erless.cli.measure.simulate import node_of
 from erless.dlrm.queries import Query
 from erless.dlrm.workload import WORKLOADS
 from erless.importers.synthetic import queries_of

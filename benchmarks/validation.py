@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.elasticity import changed
-from erless.cli.loadtest import probe_of
+from erless.cli.measure.loadtest import probe_of
 from erless.observe.loadtest.locust.process import Load
 from erless.observe.loadtest.measure import measure
 from erless.observe.report.comparison import write_comparison

@@ -33,87 +33,87 @@ VERBS: dict[str, tuple[str, str]] = {
         "Check erless.yaml, or print its JSON schema.",
     ),
     "example": (
-        "example:app",
+        "model.example:app",
         "Make a model bundle with queries and an access log: rm1, rm2, rm3 or movielens.",
     ),
     "import": (
-        "import_:app",
+        "model.import_:app",
         "Import a trained model. Pickles are never executed: only plain tensors load.",
     ),
     "bundle": (
-        "bundle:app",
+        "model.bundle:app",
         "Show or verify a model bundle.",
     ),
     "profile": (
-        "profile:profile",
+        "model.profile:profile",
         "Measure how hot each row is from access logs; with --throughput how fast this machine is.",
     ),
     "plan": (
-        "plan:plan",
+        "release.plan:plan",
         "Choose which rows live in which function, on how many replicas and nodes.",
     ),
     "pack": (
-        "pack:pack",
+        "release.pack:pack",
         "Cut a model into the shards of a plan and keep them in a store.",
     ),
     "releases": (
-        "releases:app",
+        "release.releases:app",
         "What a release store holds: `list`, `show`, `verify`, `prune`.",
     ),
     "image": (
-        "image:app",
+        "cluster.image:app",
         "Images of the functions: `build`, `push`.",
     ),
     "cluster": (
-        "cluster:app",
+        "cluster.cluster_init:app",
         "Make a Kubernetes cluster ready for erless.",
     ),
     "doctor": (
-        "doctor:doctor",
+        "cluster.doctor:doctor",
         "Check a cluster: reachable, Knative and its settings, permissions, nodes, images, store.",
     ),
     "render": (
-        "render:render",
+        "cluster.render:render",
         "Write the exact Kubernetes objects that `erless deploy --target knative` applies.",
     ),
     "deploy": (
-        "deploy:deploy",
+        "deployment.deploy:deploy",
         "Run a release: start what is missing, wait until all is ready, then switch queries over.",
     ),
     "status": (
-        "status:status",
+        "deployment.status:status",
         "Show every function: replicas, rate, latency, memory, state and, where it fails, why.",
     ),
     "predict": (
-        "predict:predict",
+        "deployment.predict:predict",
         "Predict every query of a file by the deployment, or with --monolith by one process.",
     ),
     "logs": (
-        "logs:logs",
+        "deployment.logs:logs",
         "Print the log lines of one function, or of all in order of time.",
     ),
     "history": (
-        "history:history",
+        "deployment.history:history",
         "List the releases that were deployed and are kept, newest first.",
     ),
     "rollback": (
-        "history:rollback",
+        "deployment.history:rollback",
         "Make a kept release current again; queries in flight are answered where they are.",
     ),
     "destroy": (
-        "destroy:destroy",
+        "deployment.destroy:destroy",
         "Answer what is in flight, then remove all functions, their state and logs.",
     ),
     "loadtest": (
-        "loadtest:loadtest",
+        "measure.loadtest:loadtest",
         "Put a deployment under load. Ctrl-C keeps what was measured; `erless report` draws it.",
     ),
     "report": (
-        "report:report",
+        "measure.report:report",
         "Write a self-contained page: works offline, light and dark, on a phone.",
     ),
     "simulate": (
-        "simulate:simulate",
+        "measure.simulate:simulate",
         "Simulate a plan under a traffic trace; `erless report` draws the result.",
     ),
 }

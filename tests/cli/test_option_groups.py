@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from typer.utils import get_params_from_function
 
-from erless.cli.plan import plan
-from erless.cli.plan_inputs import BY_TIER
+from erless.cli.release.plan import plan
+from erless.cli.release.plan_inputs import BY_TIER
 from erless.plan.request import PlanRequest
 from erless.specs.config import Config, PlannerConfig, PrecisionConfig, TrafficConfig
 

@@ -167,6 +167,6 @@ def _import(
 
 
 def _emit(output: Output, out: Path, manifest: BundleManifest) -> None:
-    from erless.cli.bundle import describe, draw
+    from erless.cli.model.bundle import describe, draw
 
     emit(output, describe(out, manifest), lambda console: draw(console, out, manifest))

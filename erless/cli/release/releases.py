@@ -197,7 +197,7 @@ def prune(
 
     Example: `erless releases prune --store releases --keep-last 2 --target knative`
     """
-    from erless.cli.target_options import resolve_target
+    from erless.cli.deployment.target_options import resolve_target
     from erless.pack import inventory
     from erless.specs.stored import find_release, list_releases
 

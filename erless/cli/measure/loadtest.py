@@ -108,7 +108,7 @@ def loadtest(
         result = measure(load, out, sla_ms=limit, **known)
     if result.interrupted:
         note(f"stopped; {out} has what the first {result.duration_s:.0f} s measured")
-    from erless.cli.simulate import lines
+    from erless.cli.measure.simulate import lines
 
     document = {
         "result": str(out),

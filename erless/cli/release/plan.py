@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.option_groups import FilledBy, grouped
-from erless.cli.plan_inputs import BY_TIER, SourceOptions, read_inputs
+from erless.cli.release.plan_inputs import BY_TIER, SourceOptions, read_inputs
 from erless.cli.run import Output, OutputOption, emit, note, verb
 from erless.plan.request import PlanRequest
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.cluster_options import (
+from erless.cli.cluster.cluster_options import (
     ContextOption,
     KubeconfigOption,
     NamespaceOption,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from erless.cli.cluster_options import (
+from erless.cli.cluster.cluster_options import (
     ImageOption,
     NamespaceOption,
     ReleaseOption,

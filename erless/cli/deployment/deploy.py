@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.cluster_options import (
+from erless.cli.cluster.cluster_options import (
     ContextOption,
     ImageOption,
     KubeconfigOption,
@@ -15,9 +15,14 @@ from erless.cli.cluster_options import (
     ReleaseOption,
     desired_release,
 )
+from erless.cli.deployment.target_options import (
+    StateOption,
+    TargetOption,
+    TimeoutOption,
+    resolve_target,
+)
 from erless.cli.options import EndpointOption, InfraOption, StoreOption, store_of
 from erless.cli.run import Output, OutputOption, emit, note, verb
-from erless.cli.target_options import StateOption, TargetOption, TimeoutOption, resolve_target
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,9 +5,14 @@ from __future__ import annotations
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
+from erless.cli.cluster.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
+from erless.cli.deployment.target_options import (
+    StateOption,
+    TargetOption,
+    TimeoutOption,
+    resolve_target,
+)
 from erless.cli.run import Output, OutputOption, emit, verb
-from erless.cli.target_options import StateOption, TargetOption, TimeoutOption, resolve_target
 
 __all__ = ["destroy"]
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from erless.cli.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
+from erless.cli.cluster.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
+from erless.cli.deployment.target_options import StateOption, TargetOption, resolve_target
 from erless.cli.run import Output, OutputOption, emit, verb
-from erless.cli.target_options import StateOption, TargetOption, resolve_target
 
 if TYPE_CHECKING:
     from rich.console import Group

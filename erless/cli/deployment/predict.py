@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
+from erless.cli.cluster.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
+from erless.cli.deployment.target_options import StateOption, TargetOption, resolve_target
 from erless.cli.run import Output, OutputOption, emit, note, verb
-from erless.cli.target_options import StateOption, TargetOption, resolve_target
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from erless.cli.cluster_options import (
+from erless.cli.cluster.cluster_options import (
     ContextOption,
     ImageOption,
     KubeconfigOption,

@@ -51,7 +51,7 @@ def resolve_target(
     Raises:
         OptionError: no such target, or a value does not fit it.
     """
-    from erless.cli.cluster_options import cluster_config
+    from erless.cli.cluster.cluster_options import cluster_config
     from erless.cli.options import project
     from erless.deploy.targets import open_target
 

@@ -1,0 +1,1 @@
+"""Verbs that make a Kubernetes cluster and its images ready."""

@@ -1,0 +1,1 @@
+"""Verbs that bring a model in and look at its accesses."""

@@ -1,0 +1,1 @@
+"""Verbs that cut a model into a release."""
