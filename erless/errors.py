@@ -7,6 +7,7 @@
     ├── ArtifactError            a file of ours is missing, truncated, altered or of a newer schema
     │   └── ExistsError          what would be written is there already
     ├── StorageError             the disk or bucket refused: full, read-only, no permission
+    │   └── BucketError          the S3 API of a store refused, or did not answer
     ├── CheckpointError          a foreign checkpoint or dataset cannot be imported
     ├── ModelError               tables and tower do not fit together
     ├── QueryError               a query does not fit the model: table, sample and value are named
@@ -21,6 +22,8 @@
     ├── ServeError               a query was not answered; carries the HTTP status and a kind
     ├── DeployError              a target refused, or did not get ready: the function's own reason
     │   ├── NotDeployedError     nothing of erless runs there
+    │   ├── UnreachableError     no cluster answers
+    │   ├── ForbiddenError       the cluster does not let this user do that
     │   ├── ConflictError        somebody else owns or changes what we would change
     │   └── SupervisorEndedError  the local supervisor ended before it had answered
     └── InterruptedRunError      the user stopped a stage; nothing half-written stays
@@ -33,12 +36,14 @@ from __future__ import annotations
 
 __all__ = [
     "ArtifactError",
+    "BucketError",
     "CheckpointError",
     "ConfigError",
     "ConflictError",
     "DeployError",
     "ErlessError",
     "ExistsError",
+    "ForbiddenError",
     "ImageError",
     "InfeasibleError",
     "InfraError",
@@ -56,6 +61,7 @@ __all__ = [
     "StoreError",
     "SupervisorEndedError",
     "TrafficError",
+    "UnreachableError",
     "first_line",
 ]
 
@@ -86,6 +92,10 @@ class ExistsError(ArtifactError):
 
 class StorageError(ErlessError):
     """The file system or object store refused an operation (full, read-only, not permitted)."""
+
+
+class BucketError(StorageError):
+    """The S3 API of a store refused, or did not answer: says which, and where it was asked."""
 
 
 class CheckpointError(ErlessError):
@@ -158,6 +168,14 @@ class ServeError(ErlessError):
 
 class DeployError(ErlessError):
     """A target refused, or a function did not get ready; says the function's own reason."""
+
+
+class UnreachableError(DeployError):
+    """No answer from a cluster: no such host, nothing listens, or it is down for too long."""
+
+
+class ForbiddenError(DeployError):
+    """The cluster does not know this user, or does not permit the request."""
 
 
 class NotDeployedError(DeployError):

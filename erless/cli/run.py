@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 an `ErlessError`, 2 usage, 130 interrupted (Ctrl-C), 143 t
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import sys
@@ -23,6 +24,7 @@ __all__ = ["Output", "OutputOption", "emit", "note", "verb", "write_error"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+FULL = {errno.ENOSPC, errno.EDQUOT}
 WIDE = 160  # columns where nobody's terminal sets them
 
 HINTS: dict[type[errors.ErlessError], str] = {
@@ -31,7 +33,10 @@ HINTS: dict[type[errors.ErlessError], str] = {
     errors.ConfigError: "`erless init` writes one, commented; `erless config schema` has all keys",
     errors.ExistsError: "--overwrite replaces it",
     errors.ArtifactError: "check the path, or make the artifact again",
-    errors.StorageError: "free space or choose another --out; nothing half-written was kept",
+    errors.BucketError: (
+        "check --endpoint-url (targets.knative.endpoint_url), the credentials and the region"
+    ),
+    errors.StorageError: "check the path and its permissions; nothing half-written was kept",
     errors.CheckpointError: "see `erless import --help` for what each importer reads",
     errors.ModelError: "compare with `erless bundle show`",
     errors.QueryError: "compare the query with `erless bundle show`: tables, rows, dense features",
@@ -44,6 +49,8 @@ HINTS: dict[type[errors.ErlessError], str] = {
     errors.ImageError: "see `erless image build --help`: --base, --wheels, --registry",
     errors.InfraError: "run `terraform -chdir=DIR init` and `terraform -chdir=DIR apply` first",
     errors.NotDeployedError: "`erless deploy` first",
+    errors.UnreachableError: "set KUBECONFIG, or pass --kubeconfig and --context",
+    errors.ForbiddenError: "`erless doctor` lists every permission that is missing",
     errors.DeployError: "see `erless status` and `erless logs`",
     errors.ServeError: "see `erless status`",
 }
@@ -83,7 +90,7 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
 
 def _fail(error: errors.ErlessError, output: object) -> NoReturn:
     """Print the facts, then the next thing to try."""
-    hint = next((text for kind, text in HINTS.items() if isinstance(error, kind)), "")
+    hint = hint_for(error)
     details = list(error.violations) if isinstance(error, errors.InfeasibleError) else []
     for line in [f"error: {error}", *(f"  - {detail}" for detail in details)]:
         note(line)
@@ -92,6 +99,14 @@ def _fail(error: errors.ErlessError, output: object) -> NoReturn:
     if output is Output.JSON:
         write_error(type(error).__name__, str(error), details)
     raise SystemExit(1) from error
+
+
+def hint_for(error: errors.ErlessError) -> str:
+    """The next thing to try, by what failed; empty where there is nothing to say."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in FULL:
+        return "free space or choose another --out; nothing half-written was kept"
+    return next((text for kind, text in HINTS.items() if isinstance(error, kind)), "")
 
 
 def write_error(kind: str, message: str, details: Sequence[str] = ()) -> None:

@@ -70,8 +70,9 @@ class FakeCluster:
     """The state, the controller, and switches for what may go wrong.
 
     ready_after_s: from apply to ready. pod_trouble: Service → container status of a pod that never
-    runs. before: asked first for every request, may raise `Refused`. watch_limit: events after
-    which a watch is cut off.
+    runs. stale_pods: pods outlive their revision, as on a real cluster for a while. before: asked
+    first for every request, may raise `Refused`. watch_limit: a watch is cut off after so many
+    events.
     """
 
     def __init__(self) -> None:
@@ -82,6 +83,7 @@ class FakeCluster:
         self.forgotten = 0  # versions before this one are answered by 410
         self.ready_after_s = 0.05
         self.pod_trouble: dict[str, Object] = {}
+        self.stale_pods = False
         self.watch_limit = 1_000_000
         self.denied: set[tuple[str, str]] = set()
         self.watches = self.lists = 0
@@ -136,6 +138,8 @@ class FakeCluster:
             name = key[2]
             for other in [*self.objects]:
                 owner = self.objects[other]["metadata"].get("ownerReferences", [{}])[0]
+                if self.stale_pods and other[0] == PODS:
+                    continue
                 if owner.get("uid") == f"uid-{name}" and owner.get("of") == key[0]:
                     self.remove(other)
             if key[0] == REVISIONS:
@@ -284,7 +288,7 @@ class FakeCluster:
             },
         )
         if trouble:
-            pod = f"{name}-deployment-x"
+            pod = f"{name}-deployment-{self.version}"
             labels = {**labels, "serving.knative.dev/revision": name}
             self.store(
                 (PODS, key[1], pod),

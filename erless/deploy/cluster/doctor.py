@@ -16,7 +16,7 @@ from erless.deploy.cluster.settings import MESH, may_be_mesh
 from erless.deploy.image.reference import parse_reference
 from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.deploy.knative.render import Object, Rendered
-from erless.deploy.kubernetes.api import Api, Missing, Unreachable
+from erless.deploy.kubernetes.api import Api, Missing
 from erless.deploy.kubernetes.kinds import (
     ACCESS_REVIEW,
     CLAIM,
@@ -35,7 +35,7 @@ from erless.deploy.kubernetes.kinds import (
     SECRET,
     Kind,
 )
-from erless.errors import DeployError, ErlessError
+from erless.errors import DeployError, ErlessError, UnreachableError
 
 __all__ = ["Finding", "examine"]
 
@@ -67,7 +67,7 @@ def examine(
     """
     try:
         version = api.call("GET", "/version", retry_s=3)
-    except Unreachable as error:
+    except UnreachableError as error:
         yield Finding(
             "fail", "cluster", str(error), "check --kubeconfig, --context and the network"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from erless.deploy.kubernetes import names
@@ -42,10 +43,18 @@ def is_ready(document: Object) -> bool:
 
 
 class FailureWatch:
-    """Asks the Services that are not ready yet why, and gives up early when waiting is in vain."""
+    """Asks the Services that are not ready yet why, and gives up early when waiting is in vain.
 
-    def __init__(self, api: Api, namespace: str) -> None:
-        self._api, self._namespace = api, namespace
+    Args:
+        api: the cluster.
+        namespace: of the Services.
+        older: uids of pods that were there before this deploy. Their trouble may be what the deploy
+            mends (a pull that was refused is tried again only after minutes), so it is told, but it
+            ends no wait.
+    """
+
+    def __init__(self, api: Api, namespace: str, older: frozenset[str] = frozenset()) -> None:
+        self._api, self._namespace, self._older = api, namespace, older
         self._looked = 0.0
         self._false_since: dict[str, float] = {}
         self.reason = ""
@@ -56,20 +65,20 @@ class FailureWatch:
         Raises:
             DeployError: one will never be, with its pod's own reason.
         """
-        waiting = {each["metadata"]["name"]: each for each in services}
+        waiting = {service["metadata"]["name"]: service for service in services}
         overdue = self._overdue(waiting)
         if not overdue and time.monotonic() - self._looked < LOOK_EVERY_S:
             return
         self._looked = time.monotonic()
-        facts = self._facts(waiting)
-        for name, fact in facts.items():
-            self.reason = f"{name}: {fact.what}"
-            if fact.final:
-                raise DeployError(f"{name} does not start: pod {fact.pod}: {fact.what}")
+        problems = self._problems(waiting)
+        for name, problem in problems.items():
+            self.reason = f"{name}: {problem.what}"
+            if problem.final:
+                raise DeployError(f"{name} does not start: pod {problem.pod}: {problem.what}")
         if overdue:
             name = overdue[0]
-            said = facts[name].what if name in facts else self._knative_says(waiting[name])
-            raise DeployError(f"{name} does not start: {said}")
+            why = problems[name].what if name in problems else self._knative_reason(waiting[name])
+            raise DeployError(f"{name} does not start: {why}")
 
     def _overdue(self, waiting: dict[str, Object]) -> list[str]:
         """Services that Knative has called failed for too long."""
@@ -88,39 +97,44 @@ class FailureWatch:
                 overdue.append(name)
         return overdue
 
-    def _facts(self, waiting: dict[str, Object]) -> dict[str, PodProblem]:
-        """The worst fact per Service, from the pods of its newest revision."""
+    def _problems(self, waiting: dict[str, Object]) -> dict[str, PodProblem]:
+        """The worst problem per Service, from the pods of its newest revision."""
         pods, _ = self._api.list(POD, self._namespace, names.OWNED)
         newest = {
             service["status"]["latestCreatedRevisionName"]
             for service in waiting.values()
             if service.get("status", {}).get("latestCreatedRevisionName")
         }
-        theirs = [pod for pod in pods if pod["metadata"]["labels"].get(REVISION_LABEL) in newest]
+        theirs = {
+            pod["metadata"]["name"]: pod
+            for pod in pods
+            if pod["metadata"]["labels"].get(REVISION_LABEL) in newest
+        }
         if not theirs:
             return {}
         events, _ = self._api.list(EVENT, self._namespace)
-        owner = {
-            pod["metadata"]["name"]: pod["metadata"]["labels"][SERVICE_LABEL] for pod in theirs
-        }
-        facts: dict[str, PodProblem] = {}
-        for fact in pod_problems(theirs, events):
-            known = facts.get(owner[fact.pod])
-            if known is None or (fact.final and not known.final):
-                facts[owner[fact.pod]] = fact
-        return facts
+        worst: dict[str, PodProblem] = {}
+        for found in pod_problems(theirs.values(), events):
+            meta = theirs[found.pod]["metadata"]
+            final = found.final and meta.get("uid") not in self._older
+            problem = replace(found, final=final)
+            service = meta["labels"][SERVICE_LABEL]
+            known = worst.get(service)
+            if known is None or (problem.final and not known.final):
+                worst[service] = problem
+        return worst
 
-    def _knative_says(self, service: Object) -> str:
-        """The revision's own message is closer to the cause than the Service's."""
-        revision = service.get("status", {}).get("latestCreatedRevisionName")
-        live = self._api.get(REVISION, self._namespace, revision) if revision else None
+    def _knative_reason(self, service: Object) -> str:
+        """What Knative says of the revision, which is closer to the cause, or of the Service."""
+        name = service.get("status", {}).get("latestCreatedRevisionName")
+        revision = self._api.get(REVISION, self._namespace, name) if name else None
         for document, kind in (
-            (live or {}, "ContainerHealthy"),
-            (live or {}, "ResourcesAvailable"),
-            (live or {}, "Ready"),
+            (revision or {}, "ContainerHealthy"),
+            (revision or {}, "ResourcesAvailable"),
+            (revision or {}, "Ready"),
             (service, "Ready"),
         ):
-            found = condition(document, kind)
-            if found.get("status") == "False":
-                return f"{found.get('reason', 'failed')}: {found.get('message', '')}".strip(": ")
+            state = condition(document, kind)
+            if state.get("status") == "False":
+                return f"{state.get('reason', 'failed')}: {state.get('message', '')}".strip(": ")
         return "Knative gives no reason"

@@ -66,6 +66,7 @@ class Rollout:
         self._api, self._namespace = api, namespace
         self._progress, self._deadline, self._keep = progress, deadline, keep
         self._services = Mirror(api, KSERVICE, namespace, names.OWNED)
+        self._older: frozenset[str] = frozenset()  # uids of pods from before this rollout
 
     def record(self) -> GatewayRecord:
         """What the gateway's Service says now."""
@@ -74,7 +75,7 @@ class Rollout:
     def deploy(self, release: str, rendered: Rendered, canary_percent: int = 0) -> None:
         """All steps for `rendered`, the objects of `release`."""
         before = self.record()
-        wanted = {each["metadata"]["name"] for each in rendered.functions}
+        wanted = {service["metadata"]["name"] for service in rendered.functions}
         self._clear_failed(wanted | {names.GATEWAY}, before)
         for each in rendered.base:
             self._api.apply(each)
@@ -163,7 +164,7 @@ class Rollout:
         self._wait(label, {names.GATEWAY}, lambda live: _routed(live, revision, percent))
 
     def _wait(self, label: str, wanted: set[str], ready: Callable[[Object], bool]) -> None:
-        watchful = FailureWatch(self._api, self._namespace)
+        watch = FailureWatch(self._api, self._namespace, self._older)
         late = set(wanted)
         with self._progress.step(label, len(wanted), "steps") as step:
 
@@ -172,12 +173,12 @@ class Rollout:
                 late.difference_update(found)
                 step.advance(len(found))
                 if late:
-                    watchful.look([objects[name] for name in sorted(late) if name in objects])
+                    watch.look([objects[name] for name in sorted(late) if name in objects])
                 return not late
 
             if self._services.wait(done, self._deadline):
                 return
-        why = f": {watchful.reason}" if watchful.reason else ""
+        why = f": {watch.reason}" if watch.reason else ""
         raise DeployError(
             f"{', '.join(sorted(late))} not ready within {self._deadline.seconds:g} s{why}"
         )
@@ -190,17 +191,18 @@ class Rollout:
         """
         spared = {line.revision for line in before.traffic if line.percent}
         spared |= {each.revision for each in before.history}
-        found, _ = self._api.list(REVISION, self._namespace, names.OWNED)
+        revisions, _ = self._api.list(REVISION, self._namespace, names.OWNED)
         pods, _ = self._api.list(POD, self._namespace, names.OWNED)
-        stuck = {fact.pod for fact in pod_problems(pods, ()) if fact.final}
+        self._older = frozenset(pod["metadata"].get("uid", "") for pod in pods)
+        stuck = {problem.pod for problem in pod_problems(pods, ()) if not problem.unplaced}
         hopeless = {
             pod["metadata"]["labels"].get(REVISION_LABEL)
             for pod in pods
             if pod["metadata"]["name"] in stuck
         }
-        for each in found:
-            name, ready = each["metadata"]["name"], condition(each, "Ready").get("status")
-            service = each["metadata"]["labels"].get(SERVICE_LABEL)
+        for revision in revisions:
+            name, ready = revision["metadata"]["name"], condition(revision, "Ready").get("status")
+            service = revision["metadata"]["labels"].get(SERVICE_LABEL)
             if service not in wanted or name in spared or ready == "True":
                 continue
             if ready == "False" or name in hopeless:
@@ -240,18 +242,18 @@ class Rollout:
         }
         for revision in cold:
             self._scale(revision, "1")
-        watchful = FailureWatch(self._api, self._namespace)
+        watch = FailureWatch(self._api, self._namespace, self._older)
 
         def done(objects: dict[str, Object]) -> bool:
             late = [revision for revision in cold if not _awake(objects.get(revision, _NONE))]
             if late:
-                watchful.look([cold[revision] for revision in late])
+                watch.look([cold[revision] for revision in late])
             return not late
 
         with self._progress.step("functions awake", len(cold), "steps") as step:
             if cold and not scalers.wait(done, self._deadline):
                 raise DeployError(
-                    f"functions did not wake within {self._deadline.seconds:g} s: {watchful.reason}"
+                    f"functions did not wake within {self._deadline.seconds:g} s: {watch.reason}"
                 )
             step.advance(len(cold))
 

@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
 from erless.deploy.knative.gateway_record import GatewayRecord, called_services, read_record
-from erless.deploy.knative.readiness import REVISION_LABEL, condition
+from erless.deploy.knative.readiness import REVISION_LABEL, SERVICE_LABEL, condition
 from erless.deploy.knative.render.pods import PORT
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api, Missing
 from erless.deploy.kubernetes.kinds import KSERVICE, POD, POD_AUTOSCALER, POD_METRICS, REVISION
+from erless.deploy.kubernetes.reasons import pod_problems
 from erless.deploy.target import FunctionState, FunctionStatus, Status
 from erless.errors import DeployError, NotDeployedError
 
@@ -82,7 +83,7 @@ def read_status(api: Api, namespace: str) -> Status:
     for service in services:
         own = service["metadata"]["name"] == names.GATEWAY
         for revision in _revisions(service, record):
-            theirs = _of(pods, revision)
+            theirs = _of(pods, service, revision)
             now = service["metadata"]["name"] in called or (own and revision == record.revision)
             if now or theirs:  # what only a kept release calls, and rests, runs nowhere
                 functions.append(
@@ -133,8 +134,15 @@ def _revisions(service: Object, record: GatewayRecord) -> Iterable[str]:
     return [status.get("latestReadyRevisionName") or status.get("latestCreatedRevisionName", "")]
 
 
-def _of(pods: list[Object], revision: str) -> list[Object]:
-    return [pod for pod in pods if pod["metadata"]["labels"].get(REVISION_LABEL) == revision]
+def _of(pods: list[Object], service: Object, revision: str) -> list[Object]:
+    """A function's pods: of all its revisions, or where each is one of its own, of that one.
+
+    A shard's or tower's newest revision may fail while an older one answers; its pods know why.
+    """
+    name = service["metadata"]["name"]
+    if name == names.GATEWAY:
+        return [pod for pod in pods if pod["metadata"]["labels"].get(REVISION_LABEL) == revision]
+    return [pod for pod in pods if pod["metadata"]["labels"].get(SERVICE_LABEL) == name]
 
 
 def _is_ready(pod: Object) -> bool:
@@ -158,7 +166,7 @@ def _function(
     staying = [pod for pod in pods if not _leaving(pod)]
     ready = sum(_is_ready(pod) for pod in pods)
     wanted = max(int(scale.get("desiredScale") or 0), 0)
-    state, reason = _state(service, pods, staying, ready, wanted)
+    state, reason = _state(service, pods, ready, wanted)
     measured = [rates[pod["metadata"]["name"]] for pod in pods if pod["metadata"]["name"] in rates]
     rps = sum(rate for rate, _ in measured)
     if state is FunctionState.SERVING and not rps:
@@ -180,15 +188,22 @@ def _function(
 
 
 def _state(
-    service: Object, pods: list[Object], staying: list[Object], ready: int, wanted: int
+    service: Object, pods: list[Object], ready: int, wanted: int
 ) -> tuple[FunctionState, str]:
-    said = condition(service, "Ready")
-    if said.get("status") == "False":
-        return FunctionState.FAILING, f"{said.get('reason', '')}: {said.get('message', '')}"
+    """Where a function stands and why it fails, in its pods' words before Knative's."""
+    staying = [pod for pod in pods if not _leaving(pod)]
+    problems = sorted(pod_problems(staying, ()), key=lambda problem: not problem.final)
+    reason = problems[0].what if problems else ""
+    condition_now = condition(service, "Ready")
+    if condition_now.get("status") == "False":
+        knative = f"{condition_now.get('reason', '')}: {condition_now.get('message', '')}"
+        return FunctionState.FAILING, reason or knative
     if ready:
-        return FunctionState.SERVING, ""
+        return FunctionState.SERVING, reason
+    if problems and problems[0].final:
+        return FunctionState.FAILING, reason
     if staying or wanted:
-        return FunctionState.WAKING, ""
+        return FunctionState.WAKING, reason
     return (FunctionState.DRAINING, "") if pods else (FunctionState.AT_ZERO, "")
 
 

@@ -18,7 +18,7 @@ from erless.deploy.knative.rollout import Rollout
 from erless.deploy.knative.schema import check_objects
 from erless.deploy.knative.status import function_name, read_status
 from erless.deploy.kubernetes import names
-from erless.deploy.kubernetes.api import Api, Unreachable, connect
+from erless.deploy.kubernetes.api import Api, connect
 from erless.deploy.kubernetes.kinds import (
     CLAIM,
     CONFIG_MAP,
@@ -35,7 +35,7 @@ from erless.deploy.kubernetes.kinds import (
 from erless.deploy.kubernetes.lock import LOCK, locked
 from erless.deploy.kubernetes.mirror import Deadline
 from erless.deploy.target import Change, Checked, Deployment, Desired, Status
-from erless.errors import ConfigError, DeployError, NotDeployedError
+from erless.errors import ConfigError, DeployError, NotDeployedError, UnreachableError
 from erless.progress import Progress
 from erless.specs.config import Config
 from erless.specs.knative import FunctionKind
@@ -126,7 +126,7 @@ class KnativeTarget:
         options = self._settings.options
         try:
             self.api.call("GET", "/version", retry_s=0)
-        except Unreachable:
+        except UnreachableError:
             return False
         except ConfigError:
             if options.kubeconfig or options.context:

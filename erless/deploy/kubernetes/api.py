@@ -23,10 +23,17 @@ from kubernetes.config import ConfigException
 from kubernetes.dynamic import DynamicClient
 
 from erless.deploy.kubernetes.kinds import Kind, kind_of
-from erless.errors import ConflictError, DeployError, KubeconfigError, first_line
+from erless.errors import (
+    ConflictError,
+    DeployError,
+    ForbiddenError,
+    KubeconfigError,
+    UnreachableError,
+    first_line,
+)
 from erless.outbound import ca_bundle, checked_proxy, proxy_for, proxy_headers
 
-__all__ = ["FIELD_MANAGER", "Api", "Gone", "Missing", "Unreachable", "connect"]
+__all__ = ["FIELD_MANAGER", "Api", "Gone", "Missing", "connect"]
 
 Object = dict[str, Any]
 FIELD_MANAGER = "erless"
@@ -36,10 +43,6 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
 TIMEOUT_S = (5.0, 30.0)  # connect, read
 _LATER = {429, 500, 502, 503, 504}
 _OWNER = re.compile(r'conflict with "([^"]*)"')
-
-
-class Unreachable(DeployError):  # noqa: N818
-    """No answer: no such host, nothing listens, or it is down for too long."""
 
 
 class Missing(Exception):  # noqa: N818
@@ -148,7 +151,7 @@ class Api:
                 wait = asked or pause
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
                 if time.monotonic() + pause > give_up:
-                    raise Unreachable(
+                    raise UnreachableError(
                         f"no answer from the cluster at {self.host}: {_why(error)}"
                     ) from error
                 wait = pause
@@ -300,7 +303,7 @@ class Api:
         said = document.get("message") or first_line(Exception(error.reason or "refused"))
         if error.status == 0:  # the official client's way to tell of TLS that failed
             why = (str(error.reason).splitlines() or [said])[-1]
-            return DeployError(f"no TLS connection to the cluster at {self.host}: {why}")
+            return UnreachableError(f"no TLS connection to the cluster at {self.host}: {why}")
         if error.status == 404:
             return Missing(f"{path}: {said}")
         if error.status == 410:
@@ -308,7 +311,7 @@ class Api:
         if error.status == 409:
             return ConflictError(_conflict(document, path, said))
         if error.status in (401, 403):
-            return DeployError(f"the cluster at {self.host} does not let you: {said}")
+            return ForbiddenError(f"the cluster at {self.host} does not let you: {said}")
         return DeployError(f"{method} {path}: {said} ({error.status})")
 
 

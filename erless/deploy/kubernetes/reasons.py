@@ -1,9 +1,9 @@
 """Why a pod does not run, in the pod's own words: image, memory, crash, configuration, placement.
 
-A fact is final when waiting cannot mend it: an image that is not there, a container that ended for
-want of memory or with one of our own exit codes (docs/functions.md: 78 and 65), a Secret that is
-missing. A pod without a node may get one, so it is final only after a while in which no autoscaler
-said that it brings one.
+A problem is final when waiting cannot mend it: an image that is not there, a container that ended
+for want of memory or with one of our own exit codes (docs/functions.md: 78 and 65), a Secret that
+is missing. A pod without a node may get one, so it is final only after a while in which no
+autoscaler said that it brings one.
 """
 
 from __future__ import annotations
@@ -29,15 +29,19 @@ _LENGTH = 400
 
 @dataclass(frozen=True, slots=True)
 class PodProblem:
-    """What keeps a pod from running; `final`: waiting does not help."""
+    """What keeps a pod from running.
+
+    final: waiting does not help. unplaced: no node takes it, so nothing of it has started yet.
+    """
 
     pod: str
     what: str
     final: bool
+    unplaced: bool = False
 
 
 def pod_problems(pods: Iterable[Object], events: Iterable[Object]) -> list[PodProblem]:
-    """One fact per pod that does not run.
+    """One problem per pod that does not run.
 
     Args:
         pods: as the API server gives them.
@@ -48,26 +52,27 @@ def pod_problems(pods: Iterable[Object], events: Iterable[Object]) -> list[PodPr
         for event in events
         if event.get("reason") in _SCALES_UP
     }
-    facts = (_fact(pod, scaling) for pod in pods)
-    return [fact for fact in facts if fact is not None]
+    problems = (_problem(pod, scaling) for pod in pods)
+    return [problem for problem in problems if problem is not None]
 
 
-def _fact(pod: Object, scaling: set[Any]) -> PodProblem | None:
+def _problem(pod: Object, scaling: set[Any]) -> PodProblem | None:
     name, status = pod["metadata"]["name"], pod.get("status", {})
     for condition in status.get("conditions", []):
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             final = name not in scaling and _age_s(condition) > UNSCHEDULABLE_S
-            return PodProblem(name, f"no node takes it: {condition.get('message', '?')}", final)
+            what = f"no node takes it: {condition.get('message', '?')}"
+            return PodProblem(name, what, final, unplaced=True)
     if status.get("reason") == "Evicted":
         return PodProblem(name, f"evicted: {status.get('message', '?')}", True)
     for container in status.get("containerStatuses", []):
-        fact = _container_fact(name, container)
-        if fact is not None:
-            return fact
+        problem = _container_problem(name, container)
+        if problem is not None:
+            return problem
     return None
 
 
-def _container_fact(pod: str, container: Object) -> PodProblem | None:
+def _container_problem(pod: str, container: Object) -> PodProblem | None:
     waiting = container.get("state", {}).get("waiting") or {}
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in _IMAGE or (reason == "ErrImagePull" and message):
@@ -96,8 +101,8 @@ def _container_fact(pod: str, container: Object) -> PodProblem | None:
 
 def _last_words(ended: Object) -> str:
     """What the container said last; our functions say it as one JSON line."""
-    said = (ended.get("message") or ended.get("reason") or "no word").strip()
-    line = said.splitlines()[-1]
+    text = (ended.get("message") or ended.get("reason") or "no word").strip()
+    line = text.splitlines()[-1]
     try:
         document = json.loads(line)
     except ValueError:

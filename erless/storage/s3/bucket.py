@@ -19,7 +19,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from erless.errors import ArtifactError, StorageError, StoreError
+from erless.errors import ArtifactError, BucketError, StoreError
 from erless.outbound import ca_bundle, proxy_for
 from erless.storage.store import Blob
 
@@ -48,7 +48,7 @@ class S3Bucket:
 
     Raises:
         StoreError: the URL names no bucket.
-        StorageError: no credentials.
+        BucketError: no credentials.
     """
 
     def __init__(
@@ -95,17 +95,17 @@ class S3Bucket:
             if code in {"NoSuchKey", "404"}:
                 raise ArtifactError(f"{where} does not exist") from error
             if status in _REFUSED:
-                raise StorageError(f"cannot {action} {where}: access refused ({code})") from error
+                raise BucketError(f"cannot {action} {where}: access refused ({code})") from error
             if status in _CONFLICT:
                 raise StoreError(f"{where} was written by someone else meanwhile") from error
             times = f" {self.attempts} times" if status >= 500 or status == 429 else ""
-            raise StorageError(
+            raise BucketError(
                 f"cannot {action} {where}: S3 answered {status} {code}{times}"
             ) from error
         except (NoCredentialsError, PartialCredentialsError) as error:
-            raise StorageError(f"cannot {action} {where}: no AWS credentials found") from error
+            raise BucketError(f"cannot {action} {where}: no AWS credentials found") from error
         except BotoCoreError as error:
-            raise StorageError(f"cannot {action} {where}: {error}") from error
+            raise BucketError(f"cannot {action} {where}: {error}") from error
 
     def key(self, name: str) -> dict[str, Any]:
         """Bucket and key of the object `name`, as boto3 takes them."""

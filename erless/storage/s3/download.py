@@ -11,7 +11,7 @@ from pathlib import Path
 
 from botocore.exceptions import HTTPClientError, ResponseStreamingError
 
-from erless.errors import ArtifactError, StorageError
+from erless.errors import ArtifactError, BucketError
 from erless.storage.atomic import os_errors
 from erless.storage.s3.bucket import PART_BYTES, THREADS, S3Bucket, pause
 from erless.storage.store import Blob, Counter
@@ -76,7 +76,7 @@ def _range(
         if got < len(data):
             attempt = 0 if got > before else attempt + 1
             if attempt >= bucket.attempts:
-                raise StorageError(
+                raise BucketError(
                     f"{bucket.url}/{blob.name}: no bytes at offset {begin + got:,} in "
                     f"{bucket.attempts} attempts"
                 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from erless.errors import StorageError
+from erless.errors import BucketError
 from erless.storage.atomic import os_errors
 from erless.storage.s3.bucket import PART_BYTES, THREADS, S3Bucket, crc32
 from erless.storage.store import Blob, Counter
@@ -112,7 +112,7 @@ class _Parts:
                 ChecksumCRC32=checksum,
             )
             if answer.get("ChecksumCRC32", checksum) != checksum:
-                raise StorageError(
+                raise BucketError(
                     f"{self._bucket.url}/{self._blob.name}: part {number} arrived altered: CRC-32 "
                     f"{answer['ChecksumCRC32']}, sent {checksum}"
                 )

@@ -18,7 +18,7 @@ from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import KSERVICE, LEASE
 from erless.deploy.kubernetes.lock import LOCK, locked
 from erless.deploy.kubernetes.names import GATEWAY, HISTORY, shard_service
-from erless.deploy.target import FunctionState
+from erless.deploy.target import FunctionState, FunctionStatus
 from erless.errors import ConfigError, ConflictError, DeployError, NotDeployedError
 from erless.progress import Silent
 from erless.specs.config import Config
@@ -382,6 +382,7 @@ def test_status_tells_zero_from_waking_and_failing(cluster: FakeCluster) -> None
             "labels": {
                 "app.kubernetes.io/managed-by": "erless",
                 "serving.knative.dev/revision": f"{shard(Tier.HOT)}-00001",
+                "serving.knative.dev/service": shard(Tier.HOT),
             },
         },
         "spec": {"containers": [{"resources": {"requests": {"memory": "200Mi"}}}]},
@@ -395,6 +396,53 @@ def test_status_tells_zero_from_waking_and_failing(cluster: FakeCluster) -> None
     assert states["hot-0"] is FunctionState.IDLE
     assert status.memory_bytes == 200 * 2**20
     assert status.model_wise_bytes > 128_000_000
+
+
+def test_status_gives_the_pods_own_reason_before_knatives(cluster: FakeCluster) -> None:
+    deploy(cluster)
+    name = shard(Tier.HOT)
+    labels = {
+        "app.kubernetes.io/managed-by": "erless",
+        "serving.knative.dev/revision": f"{name}-00001",
+        "serving.knative.dev/service": name,
+    }
+    killed = trouble(
+        state={"waiting": {"reason": "CrashLoopBackOff"}},
+        lastState={"terminated": {"reason": "OOMKilled", "exitCode": 137}},
+        resources={"limits": {"memory": "200Mi"}},
+    )
+    meta = {"name": "p", "namespace": SPACE, "labels": labels}
+    cluster.store((PODS, SPACE, "p"), {"metadata": meta, "spec": {}, "status": killed})
+
+    def look() -> FunctionStatus:
+        return next(each for each in target(cluster).status().functions if each.name == "hot-0")
+
+    # Knative still calls the revision ready: it was, once
+    assert (look().state, look().reason) == (
+        FunctionState.FAILING,
+        "out of memory: it took more than 200Mi",
+    )
+    service = cluster.get(SERVICES, SPACE, name)
+    missing = {"reason": "RevisionMissing", "message": "Configuration has no ready revision"}
+    service["status"]["conditions"] = [{"type": "Ready", "status": "False", **missing}]
+    assert look().reason == "out of memory: it took more than 200Mi"
+    cluster.remove((PODS, SPACE, "p"))
+    assert look().reason.startswith("RevisionMissing: ")
+
+
+def test_a_mended_cause_is_enough_though_old_pods_still_tell_of_it(cluster: FakeCluster) -> None:
+    """A real cluster keeps refused pods, with their ImagePullBackOff, for a while."""
+    deploy(cluster, "1")
+    waiting = {"reason": "ImagePullBackOff", "message": "no basic auth credentials"}
+    cluster.pod_trouble = {shard(Tier.COLD, "2"): trouble(state={"waiting": waiting})}
+    with pytest.raises(DeployError, match="no basic auth"):
+        deploy(cluster, "2")
+    cluster.pod_trouble = {}
+    cluster.stale_pods = True
+    cluster.ready_after_s = 0.5
+    new = deploy(cluster, "2")
+    assert cluster.find(PODS, SPACE)  # they were there all the time
+    assert traffic(cluster) == {new[:16]: 100}
 
 
 def test_objects_are_tried_on_the_server_and_nothing_is_written(cluster: FakeCluster) -> None:
