@@ -1,15 +1,18 @@
-"""Bodies in chunks (RFC 9112, 7.1): told where they end, so that the next request is not lost."""
+"""Bodies in chunks (RFC 9112, 7.1), read to where they end: the next request begins there."""
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 
 __all__ = ["ChunkedBody"]
 
 MAX_LINE_BYTES = 4096  # a chunk's size with its extensions, or a trailer
 MAX_TRAILERS = 64
-MAX_DIGITS = 12
-HEX = frozenset(b"0123456789abcdefABCDEF")
+# A size and its extensions, without control characters; spaces behind the size are tolerated.
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,12})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
+# A trailer, of the form of any header: a token, a colon, text without control characters.
+_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
 
 class _Expect(Enum):
@@ -54,10 +57,10 @@ class ChunkedBody:
                 if not self._left:
                     self._expect = _Expect.END
             else:
-                at = self._take_line(data, at)
+                at = self._read_line(data, at)
         return at
 
-    def _take_line(self, data: memoryview, at: int) -> int:
+    def _read_line(self, data: memoryview, at: int) -> int:
         """Read on in the current line, and act where it ends."""
         piece = bytes(data[at : at + MAX_LINE_BYTES + 2])
         end = piece.find(b"\n")
@@ -73,6 +76,7 @@ class ChunkedBody:
         return at + taken
 
     def _act(self, line: bytes) -> None:
+        """Understand a whole line."""
         if self._expect is _Expect.END:
             if line:
                 raise ValueError("a chunk is longer than its size")
@@ -80,12 +84,14 @@ class ChunkedBody:
         elif self._expect is _Expect.TRAILER:
             self.done = not line
             self._trailers += 1
+            if line and not _TRAILER.fullmatch(line):
+                raise ValueError(f"{line[:20]!r} is not a trailer")
             if self._trailers > MAX_TRAILERS:
                 raise ValueError("too many trailers")
         else:
-            digits = line.partition(b";")[0].strip(b" \t")
-            if not digits or len(digits) > MAX_DIGITS or not HEX.issuperset(digits):
-                raise ValueError(f"{digits[:20]!r} is not a chunk's size")
-            self._left = int(digits, 16)
+            size = _SIZE.fullmatch(line)
+            if size is None:
+                raise ValueError(f"{line[:20]!r} is not a chunk's size")
+            self._left = int(size.group(1), 16)
             self.too_large = len(self.data) + self._left > self.limit
             self._expect = _Expect.DATA if self._left else _Expect.TRAILER

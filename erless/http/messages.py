@@ -52,7 +52,9 @@ class Limits:
     idle_s: float = 120.0
     first_s: float = 2.0  # from being accepted to the first request, where the server drains
     read_s: float = 30.0  # for an answer that the client does not read
-    connections: int = 4096
+    connections: int = 4096  # idle ones give way to new ones, the oldest first
+    client_connections: int = 3072  # of one address; a proxy is one client
+    private_connections: int = 64  # of the socket that only the owner of the process can reach
     age_s: float = math.inf  # ± a fifth; a connection closes with its next answer after so long
 
 
@@ -66,6 +68,7 @@ class Request:
     headers: dict[bytes, bytes]
     body: memoryview
     arrived: float  # loop time of the head
+    private: bool = False  # it came by a socket that only the owner of the process can reach
 
 
 @dataclass(slots=True)

@@ -44,6 +44,9 @@ class Settings:
     max_in_flight: int = 512
     max_batch: int = 4096
     max_body_bytes: int = 64 << 20
+    memory_in_flight_bytes: int | None = None
+    max_connections: int = 4096
+    max_client_connections: int = 3072
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
     max_delay_ms: float = 1.0
@@ -97,6 +100,10 @@ class _Environment:
             return value
 
         return self.read(name, default, parse, f"a whole number from {low}")
+
+    def optional_integer(self, name: str) -> int | None:
+        """A whole number of at least 1, or None."""
+        return self.integer(name, 1) if self.text(name) else None
 
     def choice(self, name: str, *choices: str) -> str:
         """One of `choices`; the first by default."""
@@ -178,6 +185,9 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         max_in_flight=env.integer("ERLESS_MAX_IN_FLIGHT", 512),
         max_batch=env.integer("ERLESS_MAX_BATCH", 4096),
         max_body_bytes=env.integer("ERLESS_MAX_BODY_BYTES", 64 << 20),
+        memory_in_flight_bytes=env.optional_integer("ERLESS_MEMORY_IN_FLIGHT_BYTES"),
+        max_connections=env.integer("ERLESS_MAX_CONNECTIONS", 4096),
+        max_client_connections=env.integer("ERLESS_MAX_CLIENT_CONNECTIONS", 3072),
         device=choice("ERLESS_DEVICE", "cpu", "cuda"),  # type: ignore[arg-type]
         precision=choice("ERLESS_PRECISION", "fp32", "bf16"),  # type: ignore[arg-type]
         max_delay_ms=env.number("ERLESS_MAX_DELAY_MS", 1.0),

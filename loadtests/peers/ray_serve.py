@@ -29,7 +29,7 @@ from erless.dlrm.rows import Buckets
 from erless.serve.files import Source, open_gateway, open_shard, open_tower
 from erless.serve.protocol.metadata import model_facts
 from erless.serve.protocol.queries import query_inputs
-from erless.serve.protocol.tensors import decode, encode
+from erless.serve.protocol.tensors import TensorSpec, decode, encode
 from erless.serve.towers import open_predict
 from erless.specs.stored import load_release
 
@@ -66,6 +66,7 @@ class Gateway:
         self._model = self._opened.release.model
         self._digest = digest
         self._specs = query_inputs(self._model)
+        self._outputs = (TensorSpec("prediction", ("FP32",), (-1,)),)
 
     async def __call__(self, request: Request) -> Response:
         """The Open Inference Protocol, as far as a load generator needs it."""
@@ -86,7 +87,7 @@ class Gateway:
     async def _infer(self, request: Request) -> Response:
         body = await request.body()
         headers = {name.encode(): value.encode() for name, value in request.headers.items()}
-        query = decode(memoryview(body), headers, self._specs)
+        query = decode(memoryview(body), headers, self._specs, self._outputs)
         inputs, opened = query.inputs, self._opened
         buckets: Buckets = opened.routing.bucketize(inputs["values"], inputs["lengths"], None)
         touched = buckets.touched()

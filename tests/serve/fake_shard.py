@@ -23,6 +23,7 @@ BROKEN = {
     "always close": 502,
     "garbage": 502,
     "not HTTP after a good head": 502,
+    "another protocol": 502,
     "another digest": 502,
     "another size": 502,
     "another JSON": 502,
@@ -108,6 +109,9 @@ class FakeShard:
                 return False
             case "garbage":
                 client.sendall(np.random.default_rng(0).bytes(400) + b"\r\n\r\n")
+                return False
+            case "another protocol":
+                client.sendall(b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n")
                 return False
             case "endless head":
                 client.sendall(b"HTTP/1.1 200 OK\r\n" + b"x-y: z\r\n" * 9000)

@@ -32,6 +32,7 @@ from erless.http.receive import Receiving
 __all__ = ["ClientConnection", "ConnectionOwner", "HttpCall"]
 
 MAX_HEAD_BYTES = 16 << 10
+SWITCHING = 101  # nothing that was asked for
 NO_HEADERS: dict[bytes, bytes] = {}
 NO_BODY = memoryview(b"")
 CLOSED = "the connection closed before an answer"
@@ -252,11 +253,16 @@ class ClientConnection(Receiving):
             parser = head.parser = httptools.HttpResponseParser(head)
             try:
                 parser.feed_data(self.view[begin:end])
+            except httptools.HttpParserUpgrade:
+                pass  # its status tells
             except httptools.HttpParserError as error:
                 self._damaged(str(error))
                 return False
             self.status = parser.get_status_code()
             self.start = end
+            if self.status == SWITCHING:
+                self._damaged("it switches to another protocol")
+                return False
             if self.status >= 200:
                 break
         ours = self.buffer.startswith(OUR_ANSWER, begin) and head.headers.keys() <= OUR_HEADERS

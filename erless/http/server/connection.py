@@ -15,6 +15,7 @@ import random
 from enum import Enum
 from typing import cast
 
+from erless.http.budget import BudgetShare
 from erless.http.chunked import ChunkedBody
 from erless.http.messages import Request, Response, aligned, body_offset, problem
 from erless.http.receive import BUFFER_BYTES, Receiving
@@ -39,19 +40,30 @@ class _State(Enum):
 
 
 _DEAF = {_State.LINGER, _State.CLOSED}
+_RETRY_AFTER = ((b"retry-after", b"1"),)
 
 
 class ServerConnection(Receiving):
-    """One client."""
+    """One client.
+
+    Args:
+        server: what all connections share.
+        client: address of the client; empty where it has none.
+        private: the client came by a socket that only the owner of this process can reach.
+    """
 
     __slots__ = (
         "body",
         "born",
         "choked",
         "chunked",
+        "client",
+        "half_closed",
         "head",
+        "held",
         "keep",
         "paused",
+        "private",
         "received",
         "retires",
         "server",
@@ -60,9 +72,10 @@ class ServerConnection(Receiving):
         "transport",
     )
 
-    def __init__(self, server: ServerState) -> None:
+    def __init__(self, server: ServerState, client: str = "", *, private: bool = False) -> None:
         super().__init__(server.shared)
-        self.server = server
+        self.server, self.client, self.private = server, client, private
+        self.held = BudgetShare(server.budget)
         self.transport: asyncio.Transport | None = None
         self.state = _State.HEAD
         self.received = 0  # bytes of the body, where it is received into its own buffer
@@ -70,7 +83,7 @@ class ServerConnection(Receiving):
         self.head: RequestHead | None = None
         self.chunked: ChunkedBody | None = None
         self.keep = True
-        self.paused = self.choked = False
+        self.paused = self.choked = self.half_closed = False
         self.born = self.since = server.now()
         self.retires = self.born + server.limits.age_s * random.uniform(0.8, 1.2)  # noqa: S311
 
@@ -78,21 +91,27 @@ class ServerConnection(Receiving):
         """Start serving a client."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         self.transport.set_write_buffer_limits(CHOKED_BYTES)
-        self.server.connections.add(self)
+        self.server.remember(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the client, which is gone."""
         self.state = _State.CLOSED
+        self.held.release()
         self.server.forget(self)
 
     def pause_writing(self) -> None:
         """Stop handling requests: the client does not read its answers fast enough."""
         self.choked = True
         self.since = self.server.now()
+        if self.transport and not self.held.hold(
+            "unread answers", self.transport.get_write_buffer_size()
+        ):
+            self.transport.abort()
 
     def resume_writing(self) -> None:
         """Go on handling requests: the client reads again."""
         self.choked = False
+        self.held.hold("unread answers", 0)
         self.since = self.server.now()
         self.resume()
 
@@ -125,11 +144,9 @@ class ServerConnection(Receiving):
         self.resume()
 
     def eof_received(self) -> bool:
-        """The client has sent its last byte: answer what is being handled, then close."""
-        if self.state is _State.WAIT:
-            self.keep = False
-            return True
-        return False
+        """The client has sent its last byte: answer every whole request, then close."""
+        self.half_closed = True
+        return self.state is _State.WAIT or self.choked
 
     def resume(self) -> None:
         """Handle what the buffer holds, until a request is incomplete or has to be waited for."""
@@ -140,7 +157,12 @@ class ServerConnection(Receiving):
         if self.paused and self.tail < BUFFER_BYTES and self.transport:
             self.paused = False
             self.transport.resume_reading()
+        if self.half_closed and self.state is not _State.WAIT and not self.choked:
+            self._close()
+        shared = self.view is self._shared
         self.settle()
+        if shared is not (self.view is self._shared):
+            self._hold("buffer", BUFFER_BYTES if shared else 0)
 
     def _advance(self) -> bool:
         """Take the next step of reading requests; False where that needs more bytes, or time."""
@@ -194,6 +216,8 @@ class ServerConnection(Receiving):
             self._refuse(431, "the request's head is too large")
             return False
         if end < 0:
+            if self.buffer.find(b"\n\n", self.start, self.tail) >= 0:
+                self._refuse(400, "not an HTTP/1.1 request: its lines end in LF, not in CR LF")
             return False
         text = self.view[self.start : end + 4]
         self.start = end + 4
@@ -207,24 +231,20 @@ class ServerConnection(Receiving):
 
     def _expect_body(self, head: RequestHead) -> None:
         """Begin to receive the body that `head` announces. Raises HeadError."""
-        headers = head.headers
         limit = self.server.limits.body_bytes
-        chunked = b"transfer-encoding" in headers
-        if chunked and headers[b"transfer-encoding"].strip().lower() != b"chunked":
-            raise HeadError(501, "this transfer encoding is not supported: use chunked")
-        size = 0 if chunked else int(headers.get(b"content-length", b"0"))
-        if size > limit:
-            raise HeadError(413, f"the body has {size:,} bytes, at most {limit:,} are taken")
-        if b"expect" in headers:
-            if headers[b"expect"].lower() != b"100-continue":
-                raise HeadError(417, "only Expect: 100-continue is known")
-            if (chunked or size > self.tail - self.start) and self.transport:
-                self.transport.write(CONTINUE)
-        if chunked:
+        if head.size > limit:
+            raise HeadError(413, f"the body has {head.size:,} bytes, at most {limit:,} are taken")
+        if (
+            head.continues
+            and self.transport
+            and (head.chunked or head.size > self.tail - self.start)
+        ):
+            self.transport.write(CONTINUE)
+        if head.chunked:
             self.chunked = ChunkedBody(limit)
             self.state = _State.CHUNKED
         else:
-            self._receive(size, body_offset(headers))
+            self._receive(head.size, body_offset(head.headers))
 
     def _receive(self, size: int, offset: int) -> None:
         """Take a body of known size, of which `offset` bytes are JSON."""
@@ -232,6 +252,8 @@ class ServerConnection(Receiving):
         self.start += got
         if got == size and self.server.answers_synchronously:
             self._dispatch(self.view[begin : begin + size])
+            return
+        if not self._hold("body", size):
             return
         body = aligned(size, offset)
         body[:got] = self.view[begin : begin + got]
@@ -255,6 +277,9 @@ class ServerConnection(Receiving):
         if chunked.too_large:
             self._refuse(413, f"the body has more than the {chunked.limit:,} bytes that are taken")
             return False
+        # the chunks, and the body that is put together of them
+        if not self._hold("body", 2 * len(chunked.data)):
+            return False
         if not chunked.done:
             self.start = self.tail = 0
             return False
@@ -273,7 +298,9 @@ class ServerConnection(Receiving):
             return
         self.body = memoryview(b"")
         self.state = _State.WAIT
-        request = Request(head.method, head.path, head.headers, body, self.server.now())
+        request = Request(
+            head.method, head.path, head.headers, body, self.server.now(), self.private
+        )
         answer = self.server.handler(request)
         if isinstance(answer, Response):
             self.answer(answer)
@@ -284,15 +311,16 @@ class ServerConnection(Receiving):
         """Write `response`; the connection is then ready for its next request, or closes."""
         transport, head = self.transport, self.head
         if (
-            self.state is _State.CLOSED
+            self.state is not _State.WAIT
             or head is None
             or transport is None
             or transport.is_closing()
         ):
             return
         self.head = None
+        self.held.hold("body", 0)
         self.since = self.server.now()
-        leaving = self.server.draining or self.since > self.retires
+        leaving = self.server.draining or self.half_closed or self.since > self.retires
         last = leaving and self.start == self.tail  # nothing is pipelined behind it
         keep = self.keep and not response.close and not last
         text = self.server.head(response, keep)
@@ -302,8 +330,20 @@ class ServerConnection(Receiving):
             transport.writelines([text, *response.body])
         self.state = _State.HEAD
         if not keep:
-            self.state = _State.CLOSED
-            transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Close, once what was answered is written."""
+        self.state = _State.CLOSED
+        if self.transport:
+            self.transport.close()
+
+    def _hold(self, purpose: str, size: int) -> bool:
+        """Hold memory of the process's budget for this connection, or refuse the client."""
+        if self.held.hold(purpose, size):
+            return True
+        self._refuse(503, "the memory for queries in flight is used up: try again")
+        return False
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer what cannot be read on from, and close."""
@@ -311,7 +351,7 @@ class ServerConnection(Receiving):
         if transport is None or transport.is_closing():
             return
         self.server.refused(status)
-        response = problem(status, message)
+        response = problem(status, message, headers=_RETRY_AFTER if status == 503 else ())
         transport.writelines([self.server.head(response, keep=False), *response.body])
         transport.write_eof()
         self.state, self.since = _State.LINGER, self.server.now()
@@ -343,6 +383,11 @@ class ServerConnection(Receiving):
     def idle(self) -> bool:
         """Whether the connection is between two requests."""
         return self.state is _State.HEAD and self.tail == self.start
+
+    @property
+    def sheddable(self) -> bool:
+        """Whether the client would lose nothing but a connection: no request of its is whole."""
+        return self.state is _State.HEAD and not self.choked
 
     @property
     def asked(self) -> bool:

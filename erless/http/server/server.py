@@ -13,6 +13,7 @@ import errno
 import socket
 from collections.abc import Callable
 
+from erless.http.budget import MemoryBudget
 from erless.http.messages import Handler, Limits
 from erless.http.server.connection import ServerConnection
 from erless.http.server.state import AnswerWhole, ServerState
@@ -21,6 +22,7 @@ __all__ = ["HttpServer"]
 
 SWEEP_S = 0.25
 ACCEPT_PAUSE_S = 0.1  # after running out of descriptors
+BUDGET_BYTES = 1 << 30  # of memory, where nobody says how much there is
 LOOK_S = 0.05  # a drain looks for idle connections so often
 TURNS = 4  # of the loop: a poll lies between two of them, whatever ran late
 
@@ -32,6 +34,7 @@ class HttpServer:
         handler: answers every request that could be read.
         limits: see `Limits`.
         refused: called with the status of each request that could not be read.
+        budget: of the memory that requests and answers may hold; 1 GiB where there is none.
     """
 
     def __init__(
@@ -39,10 +42,13 @@ class HttpServer:
         handler: Handler,
         limits: Limits | None = None,
         refused: Callable[[int], None] = lambda status: None,
+        budget: MemoryBudget | None = None,
     ) -> None:
-        self.state = ServerState(handler, limits or Limits(), refused)
+        budget = budget or MemoryBudget(BUDGET_BYTES)
+        self.state = ServerState(handler, limits or Limits(), refused, budget)
         self._loop = asyncio.get_running_loop()
-        self._listening: dict[socket.socket, bool] = {}
+        self._listening: dict[socket.socket, bool] = {}  # whether other processes accept too
+        self._private: set[socket.socket] = set()
         self._tick()
 
     def allow_shortcuts(
@@ -60,50 +66,60 @@ class HttpServer:
 
     # -- listening
 
-    def listen(self, listener: socket.socket, *, shared: bool = False) -> None:
+    def listen(
+        self, listener: socket.socket, *, shared: bool = False, private: bool = False
+    ) -> None:
         """Accept from `listener`.
 
         Args:
             listener: bound and listening.
             shared: other processes accept from it too: what waits in its backlog when we stop is
                 left to them, unless `drain` is told otherwise.
+            private: only the owner of this process can reach it. Its connections have room of
+                their own, and their requests are marked.
         """
         listener.setblocking(False)
         self._listening[listener] = shared
+        if private:
+            self._private.add(listener)
         self._loop.add_reader(listener.fileno(), self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
         """Take one connection: replicas that share a socket then share the connections."""
         try:
-            client, _ = listener.accept()
+            client, address = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                self.state.shed(each for each in self.state.connections if not each.private)
                 self._loop.remove_reader(listener.fileno())
                 self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again, listener)
                 return
             raise
-        state = self.state
-        if len(state.connections) + len(state.adopting) >= state.limits.connections:
+        host = str(address[0]) if isinstance(address, tuple) else ""
+        private = listener in self._private
+        if self.state.has_room(host, private=private):
+            self._adopt(client, host, private=private)
+        else:
             client.close()
-            return
-        self._adopt(client)
 
     def _accept_again(self, listener: socket.socket) -> None:
         if listener in self._listening:
             self._loop.add_reader(listener.fileno(), self._accept, listener)
 
-    def _adopt(self, client: socket.socket) -> None:
+    def _adopt(self, client: socket.socket, host: str, *, private: bool) -> None:
         """Serve `client`; from here on a drain waits for it."""
         client.setblocking(False)
-        task = self._loop.create_task(self._connect(client))
+        task = self._loop.create_task(self._connect(client, host, private=private))
         self.state.adopting.add(task)
         task.add_done_callback(self._adopted)
 
-    async def _connect(self, client: socket.socket) -> None:
+    async def _connect(self, client: socket.socket, host: str, *, private: bool) -> None:
         with contextlib.suppress(OSError):  # gone before we had it
-            await self._loop.connect_accepted_socket(lambda: ServerConnection(self.state), client)
+            await self._loop.connect_accepted_socket(
+                lambda: ServerConnection(self.state, host, private=private), client
+            )
 
     def _adopted(self, task: asyncio.Task[None]) -> None:
         self.state.adopting.discard(task)
@@ -149,10 +165,11 @@ class HttpServer:
             self._loop.remove_reader(listener.fileno())
             while alone or not shared:  # nobody else will: take what the kernel accepted for us
                 try:
-                    client, _ = listener.accept()
+                    client, address = listener.accept()
                 except OSError:
                     break
-                self._adopt(client)
+                host = str(address[0]) if isinstance(address, tuple) else ""
+                self._adopt(client, host, private=listener in self._private)
             listener.close()
         self._listening.clear()
 

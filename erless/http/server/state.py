@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Protocol
 
+from erless.http.budget import MemoryBudget
 from erless.http.messages import Handler, Limits, Response
 from erless.http.receive import shared_buffer
 
@@ -18,6 +19,7 @@ __all__ = ["AnswerWhole", "Peer", "ServerState"]
 # bytes end, the date) → (the whole answer, where the request ended), or None where the request is
 # for the handler.
 AnswerWhole = Callable[[bytearray, int, int, bytes], tuple[bytes, int] | None]
+SHED_SHARE = 16  # of all connections, where one more has no room
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
@@ -26,6 +28,9 @@ class Peer(Protocol):
 
     transport: asyncio.Transport | None
     born: float
+    since: float  # when it was last of use
+    client: str
+    private: bool
 
     @property
     def idle(self) -> bool:
@@ -34,6 +39,10 @@ class Peer(Protocol):
     @property
     def asked(self) -> bool:
         """Whether a request has come, or has begun to come."""
+
+    @property
+    def sheddable(self) -> bool:
+        """Whether the client would lose nothing but a connection."""
 
     def sweep(self, now: float) -> None:
         """Enforce the time limits."""
@@ -52,11 +61,20 @@ class ServerState:
         handler: answers every request that could be read.
         limits: see `Limits`.
         refused: called with the status of each request that could not be read.
+        budget: of the memory that requests and answers may hold.
     """
 
-    def __init__(self, handler: Handler, limits: Limits, refused: Callable[[int], None]) -> None:
-        self.handler, self.limits, self.refused = handler, limits, refused
+    def __init__(
+        self,
+        handler: Handler,
+        limits: Limits,
+        refused: Callable[[int], None],
+        budget: MemoryBudget,
+    ) -> None:
+        self.handler, self.limits, self.refused, self.budget = handler, limits, refused, budget
         self.connections: set[Peer] = set()
+        self._of_client: dict[str, int] = {}  # connections by the client's address
+        self._private = 0
         self.shared = shared_buffer()
         self.now = time.monotonic  # the loop's clock, but finer
         self.draining = False
@@ -70,10 +88,51 @@ class ServerState:
 
     # -- connections
 
+    def remember(self, connection: Peer) -> None:
+        """A client has connected."""
+        self.connections.add(connection)
+        if connection.private:
+            self._private += 1
+        else:
+            client = connection.client
+            self._of_client[client] = self._of_client.get(client, 0) + 1
+
     def forget(self, connection: Peer) -> None:
-        """A connection is gone."""
-        self.connections.discard(connection)
+        """A connection is gone, or is closing."""
+        if connection not in self.connections:
+            return
+        self.connections.remove(connection)
+        if connection.private:
+            self._private -= 1
+        elif self._of_client[connection.client] > 1:
+            self._of_client[connection.client] -= 1
+        else:
+            del self._of_client[connection.client]
         self.check_drained()
+
+    def has_room(self, client: str, *, private: bool) -> bool:
+        """Whether one more connection may be taken; idle ones give way, the oldest first."""
+        limits = self.limits
+        if private:
+            return self._private < limits.private_connections
+        if client and self._of_client.get(client, 0) >= limits.client_connections:
+            return self.shed(each for each in self.connections if each.client == client)
+        if len(self.connections) - self._private >= limits.connections:
+            return self.shed(each for each in self.connections if not each.private)
+        return True
+
+    def shed(self, connections: Iterable[Peer]) -> bool:
+        """Close some of `connections` that wait for a request; False where none does."""
+        idle = sorted(
+            (connection for connection in connections if connection.sheddable),
+            key=lambda connection: connection.since,
+        )
+        # several at once: so a flood of connections does not cost a search for each
+        for connection in idle[: max(1, self.limits.connections // SHED_SHARE)]:
+            self.forget(connection)
+            if connection.transport:
+                connection.transport.close()
+        return bool(idle)
 
     def begin_drain(self) -> asyncio.Future[None]:
         """From now on connections close with their answer; the future ends with the last one."""

@@ -18,7 +18,7 @@ from erless.errors import QueryError, ServeError
 from erless.serve.files import OpenTower, open_tower, source_of
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.served import Answer, InferCall
-from erless.serve.protocol.tensors import TensorSpec
+from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.settings import Settings
 from erless.serve.towers import Predict, open_predict
 from erless.specs.model import ModelSpec
@@ -94,6 +94,10 @@ class DenseFunction:
         # one thread: the loop goes on receiving while a pass runs without the interpreter's lock
         self._worker = ThreadPoolExecutor(1, "tower")
         self._task = self._loop.create_task(self._run())
+
+    def memory_bytes(self, request: InferRequest) -> int:
+        """Of the inputs, as they came and joined with those of other queries."""
+        return 2 * sum(array.nbytes for array in request.inputs.values())
 
     def infer(self, call: InferCall) -> Awaitable[Answer]:
         """Predict, together with whoever else is waiting."""

@@ -11,9 +11,9 @@ from erless.dlrm.rows import INDEX_WORDS, RowIndex
 from erless.errors import QueryError
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.metadata import model_facts
-from erless.serve.protocol.queries import check_query, query_inputs
+from erless.serve.protocol.queries import check_query, query_bytes, query_inputs
 from erless.serve.protocol.served import Answer, InferCall
-from erless.serve.protocol.tensors import TensorSpec
+from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.settings import Settings
 from erless.serve.towers import Predict, open_predict
 from erless.specs.bundle import TABLE_TENSOR, BundleManifest
@@ -60,7 +60,7 @@ class MonolithFunction:
         settings: Settings,
         metrics: Metrics,
     ) -> None:
-        model = bundle.model
+        model = self._model = bundle.model
         self.model, self.digest, self.facts = model.name, bundle.digest, model_facts(model)
         self.inputs = query_inputs(model)
         self.outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
@@ -73,6 +73,10 @@ class MonolithFunction:
         plain = all(table.pooling is not Pooling.MEAN for table in model.tables) and len(dims) == 1
         self._shape = (len(model.tables), dims.pop()) if plain else None
         self._combiner = Combiner(model.tables, [range(len(model.tables))])
+
+    def memory_bytes(self, request: InferRequest) -> int:
+        """As `query_bytes`."""
+        return query_bytes(self._model, request.inputs)
 
     def infer(self, call: InferCall) -> Answer:
         """Predict."""

@@ -56,6 +56,10 @@ class SparseFunction:
             TensorSpec("partial", ("FP32", "FP16"), (-1, self._shard.width)),
         )
 
+    def memory_bytes(self, request: InferRequest) -> int:
+        """Of the partials, and once more in float16 or as text."""
+        return int(2 * 4 * request.inputs["lengths"].shape[1] * self._shard.width)
+
     def infer(self, call: InferCall) -> Answer | Awaitable[Answer]:
         """Gather and pool."""
         request = call.request

@@ -28,9 +28,9 @@ from erless.serve.gateway.work import DenseWork, SparseWork
 from erless.serve.malloc import HeapTrimmer
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.metadata import model_facts
-from erless.serve.protocol.queries import check_query, query_inputs
+from erless.serve.protocol.queries import check_query, query_bytes, query_inputs
 from erless.serve.protocol.served import Answer, InferCall
-from erless.serve.protocol.tensors import TensorSpec
+from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.settings import Settings
 from erless.serve.towers import Predict, open_predict
 from erless.specs.plan import Tier
@@ -140,6 +140,10 @@ class Gateway:
         self._metrics.retries += 1
 
     # -- a query
+
+    def memory_bytes(self, request: InferRequest) -> int:
+        """As `query_bytes`."""
+        return query_bytes(self._opened.release.model, request.inputs)
 
     def infer(self, call: InferCall) -> Awaitable[Answer]:
         """Predict."""

@@ -29,12 +29,14 @@ import numpy as np
 import uvloop
 
 from erless.errors import ArtifactError, ConfigError, ErlessError, ModelError, StoreError
+from erless.http.budget import MemoryBudget
 from erless.http.messages import Limits
 from erless.http.server.server import HttpServer
 from erless.serve.logs import Log
 from erless.serve.malloc import keep_heap
 from erless.serve.metrics import Metrics
-from erless.serve.process.sockets import bind_socket, inherited_socket
+from erless.serve.process.memory import LEAST_BYTES, flight_bytes
+from erless.serve.process.sockets import bind_socket, connection_limit, inherited_socket
 from erless.serve.process.workers import Board, Worker, run_workers
 from erless.serve.protocol.app import App
 from erless.serve.protocol.served import Served
@@ -172,13 +174,20 @@ class _Function:
         self._settings, self._log, self._worker = settings, log, worker
         release = "" if settings.kind == "sparse" else settings.digest
         self.metrics = Metrics(settings.kind, settings.digest, release, __version__, time.monotonic)
-        self._app = App(settings, self.metrics, log, time.monotonic)
+        self._budget = MemoryBudget(LEAST_BYTES)  # until all is loaded
+        self._app = App(settings, self.metrics, log, time.monotonic, self._budget)
         # a gateway replaces its connections to shards by itself: shards keep them
         age_s = settings.connection_age_s if settings.kind == "gateway" else math.inf
         self._server = HttpServer(
             self._app,
-            Limits(body_bytes=settings.max_body_bytes, age_s=age_s),
+            Limits(
+                body_bytes=settings.max_body_bytes,
+                age_s=age_s,
+                connections=connection_limit(settings.max_connections),
+                client_connections=settings.max_client_connections,
+            ),
             lambda status: self.metrics.failed("query"),
+            self._budget,
         )
         self._listener: socket.socket | None = None  # accepted from only once ready
 
@@ -192,7 +201,8 @@ class _Function:
                 self._listener = worker.listener
             return
         if settings.admin_fd is not None:
-            self._server.listen(inherited_socket("ERLESS_ADMIN_FD", settings.admin_fd))
+            admin = inherited_socket("ERLESS_ADMIN_FD", settings.admin_fd)
+            self._server.listen(admin, private=True)
         if settings.listen_fd is not None:
             self._listener = inherited_socket("ERLESS_LISTEN_FD", settings.listen_fd)
         else:
@@ -208,6 +218,8 @@ class _Function:
         gc.collect()
         gc.freeze()  # what is loaded stays: collections need not look at it again
         gc.set_threshold(GC_OBJECTS)  # queries leave no cycles behind; errors may
+        settings = self._settings
+        self._budget.resize(flight_bytes(settings.memory_in_flight_bytes, settings.workers))
         self.metrics.load_s = process_age_s()
         worker = self._worker
         if worker is not None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 
 from erless.errors import ConfigError
 from erless.serve.logs import Log
 
-__all__ = ["bind_socket", "inherited_socket"]
+__all__ = ["bind_socket", "connection_limit", "inherited_socket"]
 
 BACKLOG = 1024
 EVERYWHERE = "::"
+OTHER_DESCRIPTORS = 256  # files, sockets to shards, what is accepted and not counted yet
 
 
 def bind_socket(host: str, port: int, log: Log) -> socket.socket:
@@ -57,3 +59,16 @@ def inherited_socket(variable: str, descriptor: int) -> socket.socket:
         return socket.socket(fileno=descriptor)
     except OSError as error:
         raise ConfigError(f"{variable} is {descriptor}: no listening socket: {error}") from error
+
+
+def connection_limit(asked: int) -> int:
+    """How many clients can be connected: `asked`, or what the descriptors of this process allow.
+
+    The soft limit of descriptors is raised as far as it may be.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = asked + OTHER_DESCRIPTORS
+    if soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(asked, soft - OTHER_DESCRIPTORS))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hmac
 import json
 import math
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -16,6 +17,7 @@ import numpy as np
 
 from erless.dlrm._kernels import FastPath
 from erless.errors import QueryError, ServeError
+from erless.http.budget import MemoryBudget
 from erless.http.messages import DEADLINE, JSON_LENGTH, UP, Request, Response, body_offset, problem
 from erless.serve.logs import Log
 from erless.serve.metrics import Metrics
@@ -32,6 +34,10 @@ UP_FOR_S = 120.0  # told for so long
 RETRY_AFTER = ((b"retry-after", b"1"),)
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 READ = (b"GET", b"HEAD")
+# W3C Trace Context 1: version, trace id and parent id (not all zero), flags.
+TRACEPARENT = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
 
 
 class App:
@@ -41,13 +47,20 @@ class App:
         settings: of the function.
         metrics: counted here.
         log: written to here.
+        budget: of the memory that queries may hold.
         clock: the loop's time.
     """
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, log: Log, clock: Callable[[], float]
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        log: Log,
+        clock: Callable[[], float],
+        budget: MemoryBudget,
     ) -> None:
         self.settings, self.metrics, self.log, self._clock = settings, metrics, log, clock
+        self._budget = budget
         self.state: State = "loading"
         self.served: Served | None = None
         self.version = ""
@@ -90,6 +103,7 @@ class App:
     def _infer(self, request: Request) -> Response | Awaitable[Response]:
         metrics = self.metrics
         began = metrics.begin()
+        held = 0  # bytes of the budget
         metrics.bytes_received += len(request.body)
         try:
             served = self._admit(request)
@@ -98,15 +112,27 @@ class App:
                 quick = self._answer_fast(served.fast_path, request)
                 if quick is not None:
                     return self._done(quick, began)
-            inputs = decode(request.body, request.headers, served.inputs)
-            call = InferCall(inputs, request.arrived, deadline, request.headers.get(b"traceparent"))
+            inputs = decode(request.body, request.headers, served.inputs, served.outputs)
+            call = InferCall(inputs, request.arrived, deadline, _trace(request))
+            held = self._hold(served.memory_bytes(inputs))
             answer = served.infer(call)
             if not isinstance(answer, Answer):
-                return self._later(served, answer, inputs, began)
+                return self._later(served, answer, inputs, began, held)
             response = self._encode(served, inputs, answer)
         except Exception as error:  # whatever it is, the client gets an answer
             response = self._failed(error)
-        return self._done(response, began)
+        return self._done(response, began, held)
+
+    def _hold(self, size: int) -> int:
+        """Hold `size` bytes of the budget. Raises ServeError where they are not to be had."""
+        if not self._budget.take(size):
+            raise ServeError(
+                f"the query needs {size:,} bytes of memory, and queries in flight hold "
+                f"{self._budget.held_bytes:,} of {self._budget.limit_bytes:,}",
+                503,
+                "overload",
+            )
+        return size
 
     def _answer_fast(self, fast_path: FastPath, request: Request) -> Response | None:
         """The answer to a request of the fast lane whose head was read already."""
@@ -141,13 +167,18 @@ class App:
         return answer, done
 
     async def _later(
-        self, served: Served, answer: Awaitable[Answer], inputs: InferRequest, began: float
+        self,
+        served: Served,
+        answer: Awaitable[Answer],
+        inputs: InferRequest,
+        began: float,
+        held: int,
     ) -> Response:
         try:
             response = self._encode(served, inputs, await answer)
         except Exception as error:  # as above
             response = self._failed(error)
-        return self._done(response, began)
+        return self._done(response, began, held)
 
     def _encode(self, served: Served, inputs: InferRequest, answer: Answer) -> Response:
         if not inputs.binary:
@@ -156,8 +187,10 @@ class App:
                     raise QueryError(f"output {name} is not finite: an input is too large")
         return encode(served.model, self.version, inputs, answer.outputs, answer.parameters)
 
-    def _done(self, response: Response, began: float) -> Response:
+    def _done(self, response: Response, began: float, held: int = 0) -> Response:
+        """Count an answer, and give back what its query held."""
         metrics = self.metrics
+        self._budget.give(held)
         metrics.bytes_sent += response.size
         took = metrics.end(began, response.status)
         up = began + took - self._ready_at
@@ -289,6 +322,14 @@ class App:
 
             self._openapi = openapi(self.settings, self.served)
         return self._openapi
+
+
+def _trace(request: Request) -> bytes | None:
+    """The request's trace context; one that is none of W3C's is dropped, as its standard says."""
+    trace = request.headers.get(b"traceparent")
+    if trace is None or not TRACEPARENT.fullmatch(trace):
+        return None
+    return trace
 
 
 def _document(document: dict[str, Any]) -> Response:

@@ -11,7 +11,7 @@ from erless.errors import QueryError
 from erless.serve.protocol.tensors import TensorSpec
 from erless.specs.model import ModelSpec
 
-__all__ = ["check_query", "query_inputs"]
+__all__ = ["check_query", "query_bytes", "query_inputs"]
 
 
 def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
@@ -22,6 +22,17 @@ def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
         TensorSpec("dense", ("FP32",), (-1, model.dense_features)),
         TensorSpec("weights", ("FP32",), (-1,), optional=not model.has_weights),
     )
+
+
+def query_bytes(model: ModelSpec, inputs: dict[str, NDArray[Any]]) -> int:
+    """About how many bytes a query to `model` holds until it is answered.
+
+    Its ids twice (as they came, and sorted by shard), and per sample the pooled vectors three times
+    (summed, divided, as the tower's input).
+    """
+    batch = int(inputs["lengths"].shape[1])
+    width = len(model.tables) * max(table.dim for table in model.tables)
+    return int(2 * inputs["values"].nbytes + 4 * batch * (3 * width + model.dense_features))
 
 
 def check_query(inputs: dict[str, NDArray[Any]], limits: tuple[int, int]) -> None:

@@ -64,6 +64,9 @@ class Served(Protocol):
     def fast_path(self) -> FastPath | None:
         """What answers requests of the known form in C, where the function has it."""
 
+    def memory_bytes(self, request: InferRequest) -> int:
+        """About how many bytes the query will hold until it is answered."""
+
     def infer(self, call: InferCall) -> Answer | Awaitable[Answer]:
         """Answer. Raises QueryError for what the client sent, ServeError for anything else."""
 

@@ -15,12 +15,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.errors import QueryError
+from erless.errors import QueryError, ServeError
 from erless.http.messages import JSON_LENGTH, Response
 
 __all__ = [
@@ -37,6 +38,13 @@ BINARY_TYPE = b"application/octet-stream"
 DTYPES = {"INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4"}
 NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 SHOWN = 60  # characters of what a client sent that an error repeats
+JSON_BYTES = 4 << 20  # of a request's JSON: parsing that many takes some 0.1 s
+DECODED_BYTES = 64 << 20  # that a request's JSON may take as Python objects
+JSON_NUMBERS = 1 << 20  # of an answer in JSON
+# What CPython 3.11 takes for a list, a dict, a string and any other element, with its place in
+# whatever holds it.
+_LIST_BYTES, _DICT_BYTES, _STRING_BYTES, _ELEMENT_BYTES = 72, 300, 60, 40
+_CHARACTER_BYTES = 4  # one character beyond the Basic Multilingual Plane widens a whole string
 
 _TO_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -80,14 +88,48 @@ def _not_a_number(text: str) -> float:
     raise QueryError(f"{text} is not JSON: numbers are finite")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise QueryError(f"{_shown(text)} is beyond what a number can be")
+    return number
+
+
+def _check_size(text: bytes, size: int) -> None:
+    """Refuse JSON whose objects would take far more memory than its text."""
+    if size > JSON_BYTES:
+        raise ServeError(
+            f"the request's JSON has {size:,} bytes, at most {JSON_BYTES:,} are taken: send "
+            "tensors as bytes",
+            413,
+            "query",
+        )
+    decoded = (
+        _CHARACTER_BYTES * size
+        + _LIST_BYTES * text.count(b"[")
+        + _DICT_BYTES * text.count(b"{")
+        + _STRING_BYTES * text.count(b'"') // 2
+        + _ELEMENT_BYTES * text.count(b",")
+    )
+    if decoded > DECODED_BYTES:
+        raise ServeError(
+            f"the request's JSON would take {decoded:,} bytes of memory, at most "
+            f"{DECODED_BYTES:,} are given: send tensors as bytes",
+            413,
+            "query",
+        )
+
+
 def parse_json(text: bytes | memoryview) -> Any:
     """The document that `text` is.
 
     Raises:
         QueryError: it is not JSON.
+        ServeError: it is too large, as text or as objects.
     """
+    _check_size(bytes(text) if len(text) <= JSON_BYTES else b"", len(text))
     try:
-        return json.loads(bytes(text), parse_constant=_not_a_number)
+        return json.loads(bytes(text), parse_constant=_not_a_number, parse_float=_finite)
     except RecursionError:
         raise QueryError("the request's JSON is nested too deeply") from None
     except ValueError as error:  # UnicodeDecodeError too
@@ -95,12 +137,22 @@ def parse_json(text: bytes | memoryview) -> Any:
 
 
 def decode(
-    body: memoryview, headers: Mapping[bytes, bytes], specs: Sequence[TensorSpec]
+    body: memoryview,
+    headers: Mapping[bytes, bytes],
+    specs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
 ) -> InferRequest:
-    """Read an `infer` request whose inputs are `specs`.
+    """Read an `infer` request.
+
+    Args:
+        body: JSON, and the tensors behind it.
+        headers: names in lower case.
+        specs: the inputs that the model takes.
+        outputs: what it can be asked for.
 
     Raises:
         QueryError: whatever does not fit, by name.
+        ServeError: the JSON is too large.
     """
     announced = headers.get(JSON_LENGTH)
     if b"content-encoding" in headers and headers[b"content-encoding"] != b"identity":
@@ -120,9 +172,9 @@ def decode(
     if identity is not None and not isinstance(identity, str):
         raise QueryError("id must be a string")
     parameters = _object(document, "parameters")
-    outputs, binary = _outputs(document, parameters)
+    names, binary = _outputs(document, parameters, [spec.name for spec in outputs])
     return InferRequest(
-        inputs_of(_list(document, "inputs"), tail, specs), parameters, identity, binary, outputs
+        inputs_of(_list(document, "inputs"), tail, specs), parameters, identity, binary, names
     )
 
 
@@ -148,19 +200,23 @@ def _flag(parameters: Mapping[str, Any], name: str) -> bool:
 
 
 def _outputs(
-    document: Mapping[str, Any], parameters: Mapping[str, Any]
+    document: Mapping[str, Any], parameters: Mapping[str, Any], known: Sequence[str]
 ) -> tuple[tuple[str, ...], bool]:
     """Names of the outputs asked for, and whether they go back as bytes."""
     binary = _flag(parameters, "binary_data_output")
     if document.get("outputs") is None:
         return (), binary
-    names = []
-    for each in _list(document, "outputs"):
-        name = each.get("name")
+    names: list[str] = []
+    for output in _list(document, "outputs"):
+        name = output.get("name")
         if not isinstance(name, str):
             raise QueryError("an output has no name")
+        if name not in known:
+            raise QueryError(f"output {_shown(name)} is unknown: there is {', '.join(known)}")
+        if name in names:
+            raise QueryError(f"output {name} is asked for twice")
         names.append(name)
-        own = _object(each, "parameters")
+        own = _object(output, "parameters")
         if "binary_data" in own:
             binary = _flag(own, "binary_data")
     return tuple(names), binary
@@ -241,22 +297,19 @@ def _from_json(
     if not isinstance(entry.get("data"), list):
         raise QueryError(f"input {spec.name} has no data")
     dtype = np.dtype(DTYPES[datatype])
-    flat: list[Any] = []
-    pending = [iter(entry["data"])]
-    while pending:
-        for each in pending[-1]:
-            if isinstance(each, list):
-                pending.append(iter(each))
-                break
-            flat.append(each)
-        else:
-            pending.pop()
-    wanted = (int,) if dtype.kind == "i" else (int, float)
-    for position, each in enumerate(flat):
-        if type(each) not in wanted:
-            raise QueryError(
-                f"input {spec.name}: element {position} is {_shown(each)}, not {datatype}"
-            )
+    flat: list[Any] = entry["data"]
+    types = set(map(type, flat))
+    for _ in shape[1:]:  # nested no deeper than the shape
+        if list not in types:
+            break
+        flat = list(chain.from_iterable(item if type(item) is list else (item,) for item in flat))
+        types = set(map(type, flat))
+    wanted = {int} if dtype.kind == "i" else {int, float}
+    if not types <= wanted:
+        position = next(n for n, item in enumerate(flat) if type(item) not in wanted)
+        raise QueryError(
+            f"input {spec.name}: element {position} is {_shown(flat[position])}, not {datatype}"
+        )
     if len(flat) != math.prod(shape):
         raise QueryError(
             f"input {spec.name}: shape {list(shape)} has {math.prod(shape):,} elements, "
@@ -284,14 +337,17 @@ def encode(
     """The response to `request`: the outputs that it asked for, as it asked for them.
 
     Raises:
-        QueryError: an output that it asked for does not exist.
+        QueryError: an output is too large for JSON.
     """
     listed = []
     buffers: list[memoryview] = []
     for name in request.outputs or outputs:
-        if name not in outputs:
-            raise QueryError(f"output {_shown(name)} is unknown: there is {', '.join(outputs)}")
         array = outputs[name]
+        if not request.binary and array.size > JSON_NUMBERS:
+            raise QueryError(
+                f"output {name} has {array.size:,} numbers, at most {JSON_NUMBERS:,} are answered "
+                "in JSON: ask for binary_data"
+            )
         entry: dict[str, Any] = {
             "name": name,
             "datatype": NAMES[array.dtype],

@@ -13,6 +13,7 @@ from http.client import HTTPConnection
 import pytest
 import uvloop
 
+from erless.http.budget import MemoryBudget
 from erless.http.messages import Handler, Limits, Request, Response
 from erless.http.server.server import HttpServer
 
@@ -31,7 +32,13 @@ async def later(asked: Request) -> Response:
 
 @contextmanager
 def serving(
-    handler: Handler, limits: Limits, *, borrow: bool = False, listener: socket.socket | None = None
+    handler: Handler,
+    limits: Limits,
+    *,
+    borrow: bool = False,
+    listener: socket.socket | None = None,
+    private: socket.socket | None = None,
+    budget: MemoryBudget | None = None,
 ) -> Iterator[int]:
     """A server in a thread; its port."""
     listener = listener or socket.create_server(("127.0.0.1", 0))
@@ -39,9 +46,11 @@ def serving(
     stop: list[asyncio.Future[None]] = []
 
     async def serve() -> None:
-        server = HttpServer(handler, limits)
+        server = HttpServer(handler, limits, budget=budget)
         server.allow_shortcuts(None, answers_synchronously=borrow)
         server.listen(listener)
+        if private is not None:
+            server.listen(private, private=True)
         stop.append(asyncio.get_running_loop().create_future())
         ready.set()
         await stop[0]
@@ -147,27 +156,34 @@ def test_an_upgrade_is_not_taken_up(port: int) -> None:
         (400, b"\x16\x03\x01 TLS?\r\n\r\n"),
         (400, b"GET /a HTTP/1.1\r\nhost x\r\n\r\n"),
         (400, b"GET  HTTP/1.1\r\n\r\n"),
-        (400, b"POST /b HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello!"),
-        (400, b"POST /b HTTP/1.1\r\ncontent-length: -5\r\n\r\nhello"),
-        (400, b"POST /b HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n"),
-        (400, b"POST /b HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"),
-        (400, b"POST /b HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\nabc\r\n"),
-        (400, b"POST /b HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\nab\r\n"),
-        (400, b"POST /b HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n" + b"1" * 5000),
-        (413, b"POST /b HTTP/1.1\r\ncontent-length: 100001\r\n\r\n"),
+        (
+            400,
+            b"POST /b HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
+        ),
+        (400, b"POST /b HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\nhello"),
+        (
+            400,
+            b"POST /b HTTP/1.1\r\nhost: x\r\n"
+            b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n",
+        ),
+        (400, b"POST /b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"),
+        (400, b"POST /b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nabc\r\n"),
+        (400, b"POST /b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\nab\r\n"),
+        (400, b"POST /b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + b"1" * 5000),
+        (413, b"POST /b HTTP/1.1\r\nhost: x\r\ncontent-length: 100001\r\n\r\n"),
         (
             413,
-            b"POST /b HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
+            b"POST /b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
             + b"ffff\r\n"
             + b"x" * 65535
             + b"\r\nffff\r\n"
             + b"x" * 65535
             + b"\r\n",
         ),
-        (417, b"POST /b HTTP/1.1\r\ncontent-length: 5\r\nexpect: magic\r\n\r\nhello"),
-        (431, b"GET /a HTTP/1.1\r\n" + b"x: y\r\n" * 4000 + b"\r\n"),
+        (417, b"POST /b HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\nexpect: magic\r\n\r\nhello"),
+        (431, b"GET /a HTTP/1.1\r\nhost: x\r\n" + b"x: y\r\n" * 4000 + b"\r\n"),
         (431, b"GET /" + b"a" * 70_000),
-        (501, b"POST /b HTTP/1.1\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+        (501, b"POST /b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
     ],
 )
 def test_what_cannot_be_read_is_refused(port: int, status: int, message: bytes) -> None:
@@ -181,8 +197,8 @@ def test_what_cannot_be_read_is_refused(port: int, status: int, message: bytes) 
     "part",
     [
         b"GET /a HTTP/1.1\r\nho",
-        b"POST /b HTTP/1.1\r\ncontent-length: 9\r\n\r\nhel",
-        b"POST /b HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nab",
+        b"POST /b HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhel",
+        b"POST /b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nab",
     ],
 )
 def test_a_slow_client_is_told_so(port: int, part: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -243,3 +244,81 @@ def test_a_token(fleet: Fleet, reference: Monolith) -> None:
     found = answer["outputs"][0]["data"]
     np.testing.assert_allclose(found, reference.predict(query), rtol=1e-5, atol=1e-7)
     gateway.stop()
+
+
+def test_an_output_asked_for_again_and_again_is_answered_once_or_not_at_all(fleet: Fleet) -> None:
+    request = request_of(random_query(fleet.made.model, 5, 4))
+    request["outputs"] = [{"name": "prediction"}] * 20_000
+    status, answer = fleet.gateway.post(INFER, json.dumps(request).encode())
+    assert (status, answer["error"]) == (400, "output prediction is asked for twice")
+    request["outputs"] = [{"name": "predictions"}]
+    status, answer = fleet.gateway.post(INFER, json.dumps(request).encode())
+    assert status == 400
+    assert 'output "predictions" is unknown: there is prediction' in answer["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"inputs": [' + b"[]," * 1_300_000 + b"1]}",
+        b'{"inputs": [' + b"{}," * 1_300_000 + b"1]}",
+        b'{"inputs": [' + b"1234567," * 1_300_000 + b"1]}",
+        b'{"x": "' + "\U0001f600".encode() + b"y" * 11_000_000 + b'"}',
+    ],
+    ids=["lists", "objects", "numbers", "text"],
+)
+def test_json_is_bounded_by_what_it_decodes_to(fleet: Fleet, body: bytes) -> None:
+    before = peak_bytes(fleet.gateway)
+    status, answer = fleet.gateway.post(INFER, body)
+    assert status == 413
+    assert "send tensors as bytes" in answer["error"]
+    assert peak_bytes(fleet.gateway) - before < 60 << 20
+
+
+def peak_bytes(function: Function) -> int:
+    """The most memory that the process ever held."""
+    lines = Path(f"/proc/{function.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+def test_a_query_beyond_the_memory_in_flight_is_told_so(
+    packed_release: Made, fleet: Fleet, tmp_path: Path
+) -> None:
+    gateway = Function(
+        "gateway",
+        tmp_path,
+        ERLESS_STORE=packed_release.store,
+        ERLESS_RELEASE=packed_release.release.digest,
+        ERLESS_SHARD_URLS=json.dumps(fleet.urls),
+        ERLESS_MEMORY_IN_FLIGHT_BYTES="100000",
+    ).ready()
+    status, answer = gateway.post(INFER, body_of(random_query(fleet.made.model, 5, 400, 1)))
+    assert status == 503
+    assert "bytes of memory, and queries in flight hold" in answer["error"]
+    assert gateway.post(INFER, body_of(random_query(fleet.made.model, 5, 4, 1)))[0] == 200
+    assert gateway.stop() == 0
+
+
+def test_a_traceparent_that_is_none_is_dropped(fleet: Fleet) -> None:
+    body = body_of(random_query(fleet.made.model, 5, 4))
+    for trace in ("x" * 16_000, "00-" + "0" * 32 + "-b7ad6b7169203331-01", "00-short", "ff-" * 9):
+        status, answer = fleet.gateway.post(INFER, body, traceparent=trace)
+        assert status == 200, answer
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
+def test_numbers_beyond_all_numbers(fleet: Fleet, number: str) -> None:
+    request = request_of(random_query(fleet.made.model, 6, 1))
+    tensor(request, "dense")["data"] = ["here", 0.0, 0.0, 0.0, 0.0]
+    body = json.dumps(request).replace('"here"', number).encode()
+    status, answer = fleet.gateway.post(INFER, body)
+    assert status == 400, answer
+    assert number.strip("-") in answer["error"]
+
+
+def test_json_nested_deeper_than_any_tensor(fleet: Fleet) -> None:
+    request = request_of(random_query(fleet.made.model, 6, 1))
+    tensor(request, "dense")["data"] = [[[[0.0, 0.0, 0.0, 0.0, 0.0]]]]
+    status, answer = fleet.gateway.post(INFER, json.dumps(request).encode())
+    assert status == 400
+    assert "element 0 is [[0.0" in answer["error"]

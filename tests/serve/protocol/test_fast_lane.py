@@ -17,6 +17,7 @@ from erless.dlrm._kernels import ANSWER_GENERAL, ANSWER_INCOMPLETE
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
 from erless.dlrm.rows import Buckets, Routing, RowIndex
 from erless.errors import QueryError
+from erless.http.budget import MemoryBudget
 from erless.http.client.endpoint import CallError, Endpoint, Reply
 from erless.http.messages import Limits, Response, aligned
 from erless.http.server.state import ServerState
@@ -140,6 +141,7 @@ def test_a_gateways_request_fits_the_lane_and_means_the_same(
             TensorSpec("values", ("INT64", "INT32"), (-1,)),
             TensorSpec("lengths", ("INT32",), (2, -1)),
         ),
+        (TensorSpec("partial", ("FP32",), (-1,)),),
     )
     values, lengths, _ = buckets[1]
     assert np.array_equal(general.inputs["values"], values)
@@ -360,7 +362,9 @@ def test_a_percent_sign_in_the_address_is_one() -> None:
 
 def test_the_server_writes_the_same_head() -> None:
     async def heads() -> tuple[bytes, bytes]:
-        server = ServerState(lambda request: Response(200), Limits(), lambda status: None)
+        server = ServerState(
+            lambda request: Response(200), Limits(), lambda status: None, MemoryBudget(1)
+        )
         server.sweep()
         setting = Setting()
         buckets = setting.routing.bucketize(*setting.query(2))

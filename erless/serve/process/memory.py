@@ -1,0 +1,58 @@
+"""How much memory queries in flight may hold: what the container's limit leaves beside the rows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["container_limit", "flight_bytes"]
+
+SHARE = 0.5  # of what is free once all is loaded; the rest is for the allocator and the kernel
+UNLIMITED_SHARE = 0.25  # of the machine's memory, where no container limits us
+LEAST_BYTES = 32 << 20  # one query of some size; a smaller container cannot serve
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def container_limit(groups: str, root: Path = CGROUPS) -> int | None:
+    """Bytes that the control groups of a process allow it, the least of all; None: no limit.
+
+    Args:
+        groups: the text of /proc/PID/cgroup.
+        root: where the groups are mounted, version 2 or 1.
+    """
+    limits: list[int] = []
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        version1 = "memory" in controllers
+        file = "memory.limit_in_bytes" if version1 else "memory.max"
+        base = root / "memory" if version1 else root
+        # a group's own folder may not be visible in a container, whose root then is the group's
+        for folder in (base / path.lstrip("/"), *(base / path.lstrip("/")).parents):
+            if folder != base and base not in folder.parents:
+                break
+            try:
+                text = (folder / file).read_text().strip()
+            except OSError:
+                continue
+            if text.isdigit() and int(text) < 1 << 60:  # version 1 writes a huge number for none
+                limits.append(int(text))
+    return min(limits, default=None)
+
+
+def flight_bytes(asked: int | None, workers: int) -> int:
+    """The budget of this process for requests and answers, now that everything is loaded.
+
+    Args:
+        asked: what the settings say, for the whole function.
+        workers: processes that share the container.
+    """
+    if asked is not None:
+        return asked // workers
+    page = os.sysconf("SC_PAGE_SIZE")
+    limit = container_limit(Path("/proc/self/cgroup").read_text())
+    if limit is None:
+        return int(UNLIMITED_SHARE * page * os.sysconf("SC_PHYS_PAGES")) // workers
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+    return max(LEAST_BYTES, int(SHARE * (limit - resident)) // workers)
