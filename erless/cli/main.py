@@ -1,7 +1,8 @@
 """The command line's root.
 
-Verb modules import only typer at the top and the rest inside their functions, so that
-`erless plan --help` answers without torch, pyarrow or pydantic.
+Verb modules import only typer at the top and the rest inside their functions, so that a verb's help
+needs neither torch nor pyarrow nor pydantic; only `plan`, whose options are drawn from a model of
+pydantic's, needs that.
 """
 
 from __future__ import annotations
