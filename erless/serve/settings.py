@@ -41,6 +41,9 @@ class Settings:
     hedge: bool = False
     float16_partials: bool = False
     token: str | None = None
+    open_reads: bool = False
+    secret: str | None = None
+    secret_file: str | None = None
     max_in_flight: int = 512
     max_batch: int = 4096
     max_body_bytes: int = 64 << 20
@@ -182,6 +185,9 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         hedge=choice("ERLESS_HEDGE", "0", "1") == "1",
         float16_partials=choice("ERLESS_HALF_PARTIALS", "0", "1") == "1",
         token=env.text("ERLESS_TOKEN") if kind == "gateway" else None,
+        open_reads=choice("ERLESS_OPEN_READS", "0", "1") == "1",
+        secret=env.text("ERLESS_SECRET"),
+        secret_file=env.text("ERLESS_SECRET_FILE"),
         max_in_flight=env.integer("ERLESS_MAX_IN_FLIGHT", 512),
         max_batch=env.integer("ERLESS_MAX_BATCH", 4096),
         max_body_bytes=env.integer("ERLESS_MAX_BODY_BYTES", 64 << 20),

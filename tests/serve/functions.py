@@ -116,8 +116,17 @@ class Function:
 class Fleet:
     """All functions of one release."""
 
-    def __init__(self, made: Made, folder: Path, *, dense: bool = False, **env: str) -> None:
-        self.made, self._folder = made, folder
+    def __init__(
+        self,
+        made: Made,
+        folder: Path,
+        *,
+        dense: bool = False,
+        every: dict[str, str] | None = None,
+        **env: str,
+    ) -> None:
+        """`every` is for all functions, `env` for the gateway."""
+        self.made, self._folder, self._every = made, folder, every or {}
         self._started: list[Function] = []
         try:
             self._start(dense, env)
@@ -144,7 +153,7 @@ class Fleet:
         return found if self.dense is None else [*found, self.dense]
 
     def _function(self, kind: str, **env: str) -> Function:
-        started = Function(kind, self._folder, **env)
+        started = Function(kind, self._folder, **{**self._every, **env})
         self._started.append(started)
         return started
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable
 
 import numpy as np
@@ -14,6 +15,7 @@ from erless.serve.metrics import Metrics
 from erless.serve.protocol.fast_lane import LONGEST_MS, answer_forms, head_forms, request_forms
 from erless.serve.protocol.served import Answer, InferCall
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
+from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
 
 __all__ = ["SparseFunction", "load_sparse"]
@@ -37,9 +39,10 @@ class SparseFunction:
         self.digest = settings.digest
         self.facts: dict[str, object] = {}
         self._parameters = {"digest": self.digest}
+        secret = open_secret(settings, time.monotonic)
         heads, json32, json16 = answer_forms(self.digest.encode())
         self.fast_path = self._shard.fast_path(
-            head_forms(b"shard"),
+            head_forms(b"shard", secret=secret.shown if secret else None),
             request_forms(),
             (*heads, json32, json16),
             settings.max_batch,

@@ -31,6 +31,7 @@ from erless.serve.protocol.metadata import model_facts
 from erless.serve.protocol.queries import check_query, query_bytes, query_inputs
 from erless.serve.protocol.served import Answer, InferCall
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
+from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
 from erless.serve.towers import Predict, open_predict
 from erless.specs.plan import Tier
@@ -110,6 +111,8 @@ class Gateway:
         self.facts = model_facts(release.model)
         self.digest = release.digest
         urls = settings.shard_urls or {}
+        secret = open_secret(settings, self._now)
+        shown = secret.shown if secret else None
         self._remote = {
             number: RemoteShard(
                 number,
@@ -119,13 +122,16 @@ class Gateway:
                 places=opened.combiner.places(number),
                 float16_partials=settings.float16_partials,
                 prewarm=shard.tier is not Tier.FROZEN,
+                secret=shown,
             )
             for number, shard in enumerate(release.shards)
             if number not in opened.resident
         }
         self._dense = None
         if settings.dense_url:
-            self._dense = RemoteDense(release.tower.sha256, self._endpoint(settings.dense_url))
+            self._dense = RemoteDense(
+                release.tower.sha256, self._endpoint(settings.dense_url), shown
+            )
         self._error_budget = (
             ErrorBudget(settings.degraded_share) if settings.cold_miss == "default" else None
         )

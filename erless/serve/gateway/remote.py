@@ -47,11 +47,19 @@ def _bytes(array: NDArray[Any]) -> memoryview:
 class _Remote:
     """What a shard and the dense tower have in common."""
 
-    def __init__(self, what: str, model: str, output: str, digest: str, endpoint: Endpoint) -> None:
+    def __init__(
+        self,
+        what: str,
+        model: str,
+        output: str,
+        digest: str,
+        endpoint: Endpoint,
+        secret: bytes | None,
+    ) -> None:
         self.what, self.digest, self.endpoint = what, digest, endpoint
         self._model, self._output = model, output
         self._authority = endpoint.authority.replace(b"%", b"%%")
-        self._head = request_head(model.encode(), self._authority)
+        self._head = request_head(model.encode(), self._authority, secret)
         self._answer = ANSWER % (
             model.encode(),
             digest[:12].encode(),
@@ -172,6 +180,7 @@ class RemoteShard(_Remote):
         float16_partials: ask for partials in float16.
         places: of its tables (`Combiner.places`).
         prewarm: wake it together with the others; a frozen shard is not.
+        secret: of the deployment, shown with every call.
     """
 
     def __init__(
@@ -184,15 +193,16 @@ class RemoteShard(_Remote):
         places: NDArray[np.int64],
         float16_partials: bool,
         prewarm: bool,
+        secret: bytes | None = None,
     ) -> None:
-        super().__init__(f"shard {name}", "shard", "partial", digest, endpoint)
+        super().__init__(f"shard {name}", "shard", "partial", digest, endpoint, secret)
         self.number, self.name = number, name
         self.float16_partials, self.prewarm = float16_partials, prewarm
         self._parameters = b'"packed":true,"half":true' if float16_partials else b'"packed":true'
         self._dims = places[:, 1].copy()
         heads, json32, json16 = answer_forms(digest.encode())
         self._channel = _kernels.ShardChannel(
-            head_forms(b"shard", self._authority),
+            head_forms(b"shard", self._authority, secret),
             request_forms((float16_partials,)),
             (*heads, json32, json16 if float16_partials else b""),
             places,
@@ -228,10 +238,11 @@ class RemoteDense(_Remote):
     Args:
         digest: sha256 of the release's tower file, which its answers must carry.
         endpoint: where it is.
+        secret: of the deployment, shown with every call.
     """
 
-    def __init__(self, digest: str, endpoint: Endpoint) -> None:
-        super().__init__("the dense function", "tower", "prediction", digest, endpoint)
+    def __init__(self, digest: str, endpoint: Endpoint, secret: bytes | None = None) -> None:
+        super().__init__("the dense function", "tower", "prediction", digest, endpoint, secret)
 
     def request(
         self, dense: Floats, pooled: Floats, left_ms: int, trace: bytes | None

@@ -21,9 +21,10 @@ from erless.http.budget import MemoryBudget
 from erless.http.messages import DEADLINE, JSON_LENGTH, UP, Request, Response, body_offset, problem
 from erless.serve.logs import Log
 from erless.serve.metrics import Metrics
-from erless.serve.protocol.fast_lane import LONGEST_MS
+from erless.serve.protocol.fast_lane import LONGEST_MS, secret_prefix
 from erless.serve.protocol.served import Answer, InferCall, Served
 from erless.serve.protocol.tensors import BINARY_TYPE, InferRequest, decode, encode
+from erless.serve.secrets import SECRET, open_secret
 from erless.serve.settings import Settings
 from erless.version import __version__
 
@@ -34,6 +35,8 @@ UP_FOR_S = 120.0  # told for so long
 RETRY_AFTER = ((b"retry-after", b"1"),)
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 READ = (b"GET", b"HEAD")
+GUARDED = {"sparse", "dense"}
+SECRET_PREFIX = secret_prefix(b"shard")
 # W3C Trace Context 1: version, trace id and parent id (not all zero), flags.
 TRACEPARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
@@ -67,11 +70,15 @@ class App:
         self._ready_at = math.inf
         self._infer_paths: frozenset[bytes] = frozenset()
         self._token = settings.token.encode() if settings.token else None
+        # A gateway shows the secret; sparse and dense functions want to see it.
+        self._secret = open_secret(settings, clock) if settings.kind in GUARDED else None
         self._openapi: bytes = b""
         self._reads: dict[bytes, Callable[[], Response]] = {
             b"/v2": lambda: _document(self._server()),
             b"/v2/health/live": lambda: _document({"live": True}),
             b"/v2/health/ready": self._readiness,
+        }
+        self._closed_reads: dict[bytes, Callable[[], Response]] = {
             b"/metrics": lambda: Response(200, (self.metrics.render(),), METRICS_TYPE),
             b"/openapi.json": lambda: Response(200, (self._describe_api(),)),
         }
@@ -157,6 +164,8 @@ class App:
         if served is None or served.fast_path is None or self._token or self.log.debugging:
             return None
         began = self._clock()
+        if self._secret is not None and not self._shows_secret(buffer, begin, began):
+            return None
         up = began - self._ready_at
         up_ms = int(up * 1e3) if up < UP_FOR_S else -1
         found = served.fast_path.answer(buffer, begin, end, 0, date, up_ms)
@@ -165,6 +174,18 @@ class App:
         answer, done, gathers, received, json_bytes, partial_bytes = found
         self.metrics.answered_at_once(began, gathers, received, json_bytes + partial_bytes)
         return answer, done
+
+    def _shows_secret(self, buffer: bytearray, begin: int, now: float) -> bool:
+        """Whether a request of the known form begins with our secret.
+
+        Compared in constant time, before the kernels compare the whole head, which they do not.
+        """
+        if self._secret is None or not buffer.startswith(SECRET_PREFIX, begin):
+            return False
+        self._secret.refresh(now)
+        begin += len(SECRET_PREFIX)
+        secret = self._secret.shown
+        return hmac.compare_digest(buffer[begin : begin + len(secret)], secret)
 
     async def _later(
         self,
@@ -211,6 +232,11 @@ class App:
         return served
 
     def _authorize(self, request: Request) -> None:
+        """Raise ServeError where the client is none of those that may ask."""
+        if request.private:
+            return
+        if self._secret is not None and not self._secret.accepts(request.headers.get(SECRET, b"")):
+            raise ServeError("the deployment's secret is needed", 401, "query")
         if self._token is None:
             return
         scheme, _, token = request.headers.get(b"authorization", b"").partition(b" ")
@@ -260,8 +286,10 @@ class App:
 
     def _route(self, request: Request) -> Response:
         path = request.path.rstrip(b"/")
-        read = self._reads.get(path)
+        read = self._reads.get(path) or self._closed_reads.get(path)
         if read is not None:
+            if path in self._closed_reads and self._token and not self.settings.open_reads:
+                self._authorize(request)
             return read() if request.method in READ else _not_allowed(b"GET, HEAD")
         parts = [unquote(each) for each in path.decode("latin-1").split("/")]
         if parts[:3] == ["", "v2", "models"] and len(parts) > 3:

@@ -75,7 +75,9 @@ class QueryClient:
     def path(self) -> str:
         """Where the gateway takes queries: it names its model in its API description."""
         if not self._path:
-            paths = json.loads(self._send("GET", "/openapi.json", b"", {})[2]).get("paths", {})
+            paths = json.loads(
+                self._send("GET", "/openapi.json", b"", self._authorization())[2]
+            ).get("paths", {})
             own = [each for each in paths if each.endswith(INFER) and "/versions/" not in each]
             if not own:
                 raise ServeError(f"{self.url} serves no model", 503, "overload")
@@ -90,8 +92,7 @@ class QueryClient:
         """
         text, buffers = _request(query)
         headers = {JSON_LENGTH: str(len(text)), "Content-Type": "application/octet-stream"}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
+        headers |= self._authorization()
         if deadline_ms is not None:
             headers["erless-deadline-ms"] = f"{deadline_ms:g}"
         path = self.path
@@ -111,6 +112,9 @@ class QueryClient:
             said.get("fan_out", 0),
             took_s,
         )
+
+    def _authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
     def _send(
         self, method: str, path: str, body: bytes, headers: dict[str, str]

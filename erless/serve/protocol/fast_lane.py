@@ -22,14 +22,16 @@ __all__ = [
     "request_form",
     "request_forms",
     "request_head",
+    "secret_prefix",
     "tensor",
 ]
 
 LONGEST_MS = 3_600_000  # that a deadline may be away
 
-# A request's head: model, authority; then JSON length, body length, milliseconds left, the rest.
+# A request's head: model, the secret's line, authority; then JSON length, body length,
+# milliseconds left, the rest.
 _REQUEST_HEAD = (
-    b"POST /v2/models/%b/infer HTTP/1.1\r\nhost: %b\r\n"
+    b"POST /v2/models/%b/infer HTTP/1.1\r\n%bhost: %b\r\n"
     b"content-type: application/octet-stream\r\n"
     b"inference-header-content-length: %%d\r\ncontent-length: %%d\r\n"
     b"erless-deadline-ms: %%d\r\n%%b\r\n"
@@ -51,14 +53,22 @@ REQUEST = (
 )
 
 
-def request_head(model: bytes, authority: bytes) -> bytes:
+def secret_prefix(model: bytes) -> bytes:
+    """What a request to `model` with a secret begins with, up to the secret."""
+    return b"POST /v2/models/%b/infer HTTP/1.1\r\nerless-secret: " % model
+
+
+def request_head(model: bytes, authority: bytes, secret: bytes | None = None) -> bytes:
     """The template of a request's head; "%" in `authority` has to be written twice."""
-    return _REQUEST_HEAD % (model, authority)
+    line = b"" if secret is None else b"erless-secret: %b\r\n" % secret
+    return _REQUEST_HEAD % (model, line, authority)
 
 
-def head_forms(model: bytes, authority: bytes = b"%s") -> tuple[bytes, bytes]:
+def head_forms(
+    model: bytes, authority: bytes = b"%s", secret: bytes | None = None
+) -> tuple[bytes, bytes]:
     """Heads of requests to `model`, at any authority: without a trace, and with one."""
-    head = request_head(model, authority)
+    head = request_head(model, authority, secret)
     return head.replace(b"%b", b""), head.replace(b"%b", b"traceparent: %s\r\n")
 
 

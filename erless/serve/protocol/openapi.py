@@ -35,14 +35,15 @@ _REASONS = {
 
 def openapi(settings: Settings, served: Served | None) -> bytes:
     """The document, as JSON. Before anything is loaded it has no model's paths."""
+    closed = [401] if settings.token or settings.secret or settings.secret_file else []
+    reads = [401] if settings.token and not settings.open_reads else []
     paths: dict[str, Any] = {
         "/v2": {"get": _read("Server metadata", [200])},
         "/v2/health/live": {"get": _read("Whether the process runs", [200])},
         "/v2/health/ready": {"get": _read("Whether it answers queries", [200, 503])},
-        "/metrics": {"get": _read("Prometheus metrics", [200], "text/plain")},
+        "/metrics": {"get": _read("Prometheus metrics", [200, *reads], "text/plain")},
     }
     if served is not None:
-        closed = [401] if settings.token else []
         version = served.digest[:12]
         for base in (f"/v2/models/{served.model}", f"/v2/models/{served.model}/versions/{version}"):
             paths[base] = {"get": _read("Model metadata", [200, *closed])}

@@ -1,0 +1,90 @@
+"""The secret of a deployment, which its functions show each other.
+
+A gateway sends it with every call, and sparse and dense functions answer nobody else. Where it
+comes from a file, the file is looked at once a second: a new secret can be put in front of the old
+one, and the old one be taken away, while functions run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from erless.errors import ConfigError
+from erless.serve.settings import Settings
+
+__all__ = ["SECRET", "DeploymentSecret", "open_secret"]
+
+SECRET = b"erless-secret"  # the header
+AGAIN_S = 1.0  # between two looks at the file
+_FORM = re.compile(r"[A-Za-z0-9_\-]{16,128}")
+
+
+class DeploymentSecret:
+    """What is shown, and what is accepted.
+
+    Args:
+        texts: at least one; the first is shown, all are accepted.
+        file: where they come from; None: they stay.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, texts: tuple[str, ...], file: Path | None, clock: Callable[[], float]
+    ) -> None:
+        self._texts = tuple(text.encode() for text in texts)
+        self._file, self._clock = file, clock
+        self._looked = clock()
+        self._changed = file.stat().st_mtime_ns if file else 0
+
+    @property
+    def shown(self) -> bytes:
+        """What a gateway sends."""
+        return self._texts[0]
+
+    def accepts(self, text: bytes) -> bool:
+        """Whether `text` is one of the secrets; takes as long whatever it is."""
+        self.refresh(self._clock())
+        return sum(hmac.compare_digest(text, known) for known in self._texts) > 0
+
+    def refresh(self, now: float) -> None:
+        """Read the file again, where it has changed; at most once in `AGAIN_S` seconds."""
+        if self._file is None or now - self._looked < AGAIN_S:
+            return
+        self._looked = now
+        with contextlib.suppress(OSError, ConfigError):  # being replaced: what was known stays
+            changed = self._file.stat().st_mtime_ns
+            if changed != self._changed:
+                self._texts = tuple(text.encode() for text in _read(self._file))
+                self._changed = changed
+
+
+def open_secret(settings: Settings, clock: Callable[[], float]) -> DeploymentSecret | None:
+    """The secret that the settings name, if any.
+
+    Raises:
+        ConfigError: the file cannot be read, or a secret has another form.
+    """
+    if settings.secret_file is not None:
+        file = Path(settings.secret_file)
+        return DeploymentSecret(_read(file), file, clock)
+    if settings.secret is not None:
+        return DeploymentSecret(_checked((settings.secret,), "ERLESS_SECRET"), None, clock)
+    return None
+
+
+def _read(file: Path) -> tuple[str, ...]:
+    try:
+        text = file.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"ERLESS_SECRET_FILE is {file}: cannot be read: {error}") from error
+    return _checked(tuple(text.split()), f"ERLESS_SECRET_FILE {file}")
+
+
+def _checked(texts: tuple[str, ...], where: str) -> tuple[str, ...]:
+    if not texts or not all(_FORM.fullmatch(text) for text in texts):
+        raise ConfigError(f"{where}: expected secrets of 16 to 128 characters A-Z a-z 0-9 _ -")
+    return texts
