@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from erless.cli.main import app
 from erless.cli.verbs import VERBS
+from erless.serve.variables import VARIABLES, default_text
 from erless.specs.config import Config
 
 FOLDER = Path(__file__).with_name("reference")
@@ -157,12 +158,31 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
+def environment_page() -> str:
+    """Every variable that a function reads."""
+    lines = [
+        "# Environment of the functions",
+        "",
+        "What a function does is told by its environment; `erless deploy` sets it. A wrong or",
+        "missing variable is one JSON log line that names it, and exit code 78.",
+        "",
+        "| variable | functions | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    for variable in VARIABLES:
+        default = default_text(variable)
+        kinds = "all" if len(variable.kinds) == 3 else ", ".join(variable.kinds)
+        shown = f"`{default}`" if default else ""
+        lines.append(f"| `{variable.name}` | {kinds} | {shown} | {cell(variable.meaning)} |")
+    return "\n".join(lines) + "\n"
+
+
 def cell(text: str) -> str:
     """Text that may stand in a table's cell."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
-PAGES = {"cli.md": cli_page, "config.md": config_page}
+PAGES = {"cli.md": cli_page, "config.md": config_page, "environment.md": environment_page}
 
 
 def main(arguments: list[str]) -> int:

@@ -1,0 +1,164 @@
+"""The environment variables of a function and what each means; documentation is made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from erless.serve.settings import Kind, Settings
+
+__all__ = ["VARIABLES", "Variable", "default_text"]
+
+GATEWAY: tuple[Kind, ...] = ("gateway",)
+DENSE: tuple[Kind, ...] = ("dense",)
+SPARSE: tuple[Kind, ...] = ("sparse",)
+ALL: tuple[Kind, ...] = ("sparse", "dense", "gateway")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable: the setting that it fills, the functions that read it, and what it means."""
+
+    name: str
+    setting: str
+    kinds: tuple[Kind, ...]
+    meaning: str
+
+
+VARIABLES = (
+    Variable("ERLESS_STORE", "store", ALL, "directory or `s3://bucket/prefix`; required"),
+    Variable("ERLESS_ENDPOINT_URL", "endpoint_url", ALL, "of an S3 API other than AWS's"),
+    Variable("ERLESS_CACHE", "cache", ALL, "folder in which what came from S3 is kept"),
+    Variable("ERLESS_CACHE_BYTES", "cache_bytes", ALL, "bound of that folder"),
+    Variable("ERLESS_SHARD", "digest", SPARSE, "the shard manifest's digest; required"),
+    Variable(
+        "ERLESS_RELEASE",
+        "digest",
+        ("gateway", "dense"),
+        "the release manifest's digest; required",
+    ),
+    Variable(
+        "ERLESS_SHARD_URLS",
+        "shard_urls",
+        GATEWAY,
+        'JSON `{shard digest: "http://host:port"}` of every remote shard; required',
+    ),
+    Variable(
+        "ERLESS_DENSE_URL",
+        "dense_url",
+        GATEWAY,
+        "the dense function; without it the tower runs inside the gateway",
+    ),
+    Variable("ERLESS_HOST", "host", ALL, "address to listen on; `::` is all, IPv6 and IPv4"),
+    Variable("PORT", "port", ALL, "port to listen on; 0 takes a free one and logs it"),
+    Variable(
+        "ERLESS_LISTEN_FD",
+        "listen_fd",
+        ALL,
+        "instead of PORT: an inherited listening socket that all replicas share; accepted from "
+        "only once ready, so connections wait in the kernel's backlog for a ready replica",
+    ),
+    Variable(
+        "ERLESS_ADMIN_FD",
+        "admin_fd",
+        ALL,
+        "an inherited private listening socket (unix) of this replica: the same HTTP API, accepted "
+        "from at once, without token or secret; what a supervisor polls for health and metrics",
+    ),
+    Variable("ERLESS_SLA_MS", "sla_ms", ("gateway", "dense"), "objective of the p95 latency"),
+    Variable(
+        "ERLESS_DEADLINE_MS",
+        "deadline_ms",
+        GATEWAY,
+        "most a query may take when its client names no deadline, long enough for a cold start",
+    ),
+    Variable(
+        "ERLESS_COLD_MISS",
+        "cold_miss",
+        GATEWAY,
+        "`wait`, or `default`: default vectors in place of a shard that sleeps",
+    ),
+    Variable(
+        "ERLESS_DEGRADED_SHARE",
+        "degraded_share",
+        GATEWAY,
+        "error budget of `default`: at most this share of all queries, and 20 in a row; beyond it "
+        "queries wait",
+    ),
+    Variable("ERLESS_HEDGE", "hedge", GATEWAY, "`1`: a second call to a shard slower than its p95"),
+    Variable(
+        "ERLESS_HALF_PARTIALS",
+        "float16_partials",
+        GATEWAY,
+        "`1`: partials cross the wire in float16: half the bytes, three digits",
+    ),
+    Variable(
+        "ERLESS_TOKEN",
+        "token",
+        GATEWAY,
+        "bearer token that clients must send, for `/metrics` and `/openapi.json` too",
+    ),
+    Variable("ERLESS_OPEN_READS", "open_reads", GATEWAY, "`1`: these two need no token"),
+    Variable(
+        "ERLESS_SECRET_FILE",
+        "secret_file",
+        ALL,
+        "file with the deployment's secret, 16 to 128 characters A-Z a-z 0-9 _ -: the gateway shows "
+        "it (`erless-secret`), sparse and dense functions answer nobody else (401) but for `/v2`, "
+        "health and `/metrics`. It may hold several, one a line: the first is shown, all are "
+        "accepted, and the file is looked at every second",
+    ),
+    Variable("ERLESS_SECRET", "secret", ALL, "the secret itself, where there is no such file"),
+    Variable(
+        "ERLESS_MAX_IN_FLIGHT", "max_in_flight", ALL, "queries at once; beyond it 503, Retry-After"
+    ),
+    Variable("ERLESS_MAX_BATCH", "max_batch", ALL, "samples per query"),
+    Variable("ERLESS_MAX_BODY_BYTES", "max_body_bytes", ALL, "of a request; 413 beyond it"),
+    Variable(
+        "ERLESS_MEMORY_IN_FLIGHT_BYTES",
+        "memory_in_flight_bytes",
+        ALL,
+        "memory that queries in flight may hold, bodies and answers; beyond it 503. Without it "
+        "half of what the container's limit leaves once all is loaded, or a quarter of the machine",
+    ),
+    Variable("ERLESS_MAX_CONNECTIONS", "max_connections", ALL, "connections of all clients"),
+    Variable(
+        "ERLESS_MAX_CLIENT_CONNECTIONS",
+        "max_client_connections",
+        ALL,
+        "connections of one client's address",
+    ),
+    Variable("ERLESS_DEVICE", "device", DENSE, "`cpu` or `cuda`"),
+    Variable("ERLESS_PRECISION", "precision", DENSE, "`fp32` or `bf16`, of the tower"),
+    Variable("ERLESS_MAX_DELAY_MS", "max_delay_ms", DENSE, "longest wait of dynamic batching"),
+    Variable("ERLESS_MAX_COALESCE", "max_coalesce", DENSE, "most samples of one dynamic batch"),
+    Variable("ERLESS_DRAIN_S", "drain_s", ALL, "longest drain after SIGTERM"),
+    Variable(
+        "ERLESS_CONNECTION_AGE_S",
+        "connection_age_s",
+        GATEWAY,
+        "connections, to shards and from clients, are replaced after so long, so that new replicas "
+        "get their share",
+    ),
+    Variable("ERLESS_LOG", "log", ALL, "`info`, `debug` or `warning`: JSON lines on stderr"),
+    Variable(
+        "ERLESS_WORKERS",
+        "workers",
+        ALL,
+        "processes that answer for the function on one port, for one that has several vCPU; they "
+        "share the rows' memory, count together and get ready together",
+    ),
+    Variable("ERLESS_THREADS", "threads", ALL, "torch threads of the tower"),
+)
+
+
+def default_text(variable: Variable) -> str:
+    """The value of the setting where the variable is absent, as a person writes it; else empty."""
+    field = next(field for field in fields(Settings) if field.name == variable.setting)
+    match field.default:
+        case bool():
+            return str(int(field.default))
+        case int() | float():
+            return f"{field.default:g}" if isinstance(field.default, float) else f"{field.default}"
+        case str():
+            return field.default
+    return ""
