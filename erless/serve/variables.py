@@ -102,7 +102,7 @@ VARIABLES = (
         "ERLESS_SECRET_FILE",
         "secret_file",
         ALL,
-        "file with the deployment's secret, 16 to 128 characters A-Z a-z 0-9 _ -: the gateway shows "
+        "file with the secret of the deployment, 16 to 128 of A-Z a-z 0-9 _ -: the gateway shows "
         "it (`erless-secret`), sparse and dense functions answer nobody else (401) but for `/v2`, "
         "health and `/metrics`. It may hold several, one a line: the first is shown, all are "
         "accepted, and the file is looked at every second",
