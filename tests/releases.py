@@ -139,8 +139,8 @@ def make_inputs(folder: Path, model: ModelSpec, seed: int = 0) -> tuple[Path, Pa
                 counts=entry,
             )
         )
-    digest = BundleManifest.open(bundle).digest
-    made = Profile.create(model_digest=digest, sources=("made up",), tables=tuple(accesses))
+    model_digest = BundleManifest.open(bundle).digest
+    made = Profile.create(model_digest=model_digest, sources=("made up",), tables=tuple(accesses))
     made.save(profile / PROFILE_MANIFEST)
     return bundle, profile
 
@@ -188,7 +188,11 @@ def random_query(model: ModelSpec, seed: int, batch: int, longest: int = 8) -> Q
         skewed = (generator.pareto(1.0, len(ids)) * 3).astype(np.int64) % table.rows
         values.append(np.where(generator.random(len(ids)) < 0.5, ids, skewed))
     ids = np.concatenate(values).astype(np.int64)
-    weights = generator.standard_normal(len(ids)).astype(np.float32) if model.has_weights else None
+    weights = None
+    if model.has_weights:
+        weights = generator.standard_normal(len(ids)).astype(np.float32)
+        unused = [table.pooling is not Pooling.WEIGHTED_SUM for table in model.tables]
+        weights[np.repeat(unused, lengths.sum(axis=1))] = 1
     return Query(
         dense=generator.standard_normal((batch, model.dense_features)).astype(np.float32),
         values=ids,

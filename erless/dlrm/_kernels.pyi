@@ -4,7 +4,8 @@ In this package `rows.py` and `embedding.py` use them. Beside it, `erless.pack.t
 `erless.serve.functions.sparse` turns sums into float16, and `erless.serve.gateway.remote` makes a
 `ShardChannel` for each shard.
 
-A fault is (kind, table, sample, position, value); kinds are those of `erless.dlrm.rows.QueryFault`.
+A fault is (kind, table, sample, position, value); kinds are those of
+`erless.dlrm.query_arrays.QueryFault`.
 """
 
 from typing import Any, final

@@ -23,7 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
-from erless.dlrm.rows import Home, Ids, RowIndex, as_ids, as_lengths, as_weights, query_error
+from erless.dlrm.query_arrays import (
+    Floats,
+    Ids,
+    Lengths,
+    as_ids,
+    as_lengths,
+    as_weights,
+    check_weights,
+    query_error,
+)
+from erless.dlrm.rows import Home, RowIndex
 from erless.errors import ArtifactError, QueryError
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision
@@ -37,9 +47,7 @@ __all__ = [
     "stored_width",
 ]
 
-Floats = NDArray[np.float32]
 Float16s = NDArray[np.float16]
-Lengths = NDArray[np.int32]
 
 _PRECISIONS = {
     Precision.FP32: _kernels.PRECISION_FP32,
@@ -203,6 +211,8 @@ class EmbeddingShard:
         result = self._pooler.pool(values, weights, lengths, out, columns)
         if isinstance(result, tuple):
             raise query_error(result, self.tables, self.name)
+        if weights is not None:
+            check_weights(self.tables, weights, lengths)
         return result
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from erless.dlrm.queries import Query, check_query
+from erless.dlrm.query_arrays import check_weights
 from erless.dlrm.tower import Tower, load_tower
 from erless.progress import Progress, Silent
 from erless.specs.bundle import TABLE_TENSOR, BundleManifest
@@ -102,6 +103,8 @@ class Monolith:
         ends = np.cumsum(offsets[:, -1], dtype=np.int64).tolist()
         if (ends[-1] if ends else 0) != len(query.values) or (query.lengths < 0).any():
             check_query(query, self.model)
+        if query.weights is not None:
+            check_weights(self.model.tables, query.weights, query.lengths)
         values = torch.from_numpy(query.values)
         starts = torch.from_numpy(offsets)
         weights = None if query.weights is None else torch.from_numpy(query.weights)
@@ -131,7 +134,7 @@ def _slice(weights: Tensor | None, begin: int, end: int) -> Tensor | None:
 
 
 def _check_shape(query: Query, model: ModelSpec) -> None:
-    """The checks that cost nothing; what they find is told by `check_query`."""
+    """Check what costs nothing; `check_query` says what is wrong."""
     shapes: tuple[Any, Any] = (query.lengths.shape[0], query.dense.shape)
     expected = (len(model.tables), (query.batch, model.dense_features))
     missing = model.has_weights and query.weights is None

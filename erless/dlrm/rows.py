@@ -8,13 +8,22 @@ are turned into row ids by `erless.pack.ranks`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
+from erless.dlrm.query_arrays import (
+    Floats,
+    Ids,
+    Lengths,
+    as_ids,
+    as_lengths,
+    as_weights,
+    check_weights,
+    query_error,
+)
 from erless.errors import ArtifactError, PlanError, QueryError
 from erless.specs.model import TableSpec
 
@@ -25,35 +34,15 @@ __all__ = [
     "Buckets",
     "Home",
     "Ids",
-    "QueryFault",
     "Routing",
     "RowIndex",
-    "as_ids",
-    "as_lengths",
-    "as_weights",
     "index_blocks",
-    "query_error",
 ]
-
-Ids = NDArray[np.int32] | NDArray[np.int64]
-Lengths = NDArray[np.int32]
-Floats = NDArray[np.float32]
 
 CHUNK_ROWS = 1 << 20  # ids in memory at a time: 8 MB
 INDEX_ROWS = _kernels.INDEX_ROWS  # rows per block of the index
 INDEX_WORDS = _kernels.INDEX_WORDS
 MAX_SHARDS = _kernels.MAX_SHARDS
-
-
-class QueryFault(IntEnum):
-    """What the kernels find wrong with a query (kernels/arithmetic/ids.h, `fault_t`)."""
-
-    RANGE = _kernels.FAULT_RANGE
-    ABSENT = _kernels.FAULT_ABSENT
-    LENGTH = _kernels.FAULT_LENGTH
-    TOTAL = _kernels.FAULT_TOTAL
-    UNWEIGHTED = _kernels.FAULT_UNWEIGHTED
-    SIZE = _kernels.FAULT_SIZE
 
 
 class RowIndex:
@@ -314,77 +303,6 @@ class Routing:
         split = self._router.bucketize(values, weights, lengths)
         if isinstance(split, tuple):
             raise query_error(split, self.tables)
+        if weights is not None:
+            check_weights(self.tables, weights, lengths)
         return Buckets(split, self._bags, lengths.shape[1])
-
-
-def as_ids(values: NDArray[Any]) -> Ids:
-    """`values` as the kernels take them.
-
-    Raises:
-        QueryError: not a vector of int32 or int64.
-    """
-    if values.ndim != 1 or values.dtype not in (np.int32, np.int64):
-        raise QueryError(
-            f"values has shape {values.shape} of {values.dtype}, expected (n,) of int32 or int64"
-        )
-    return np.ascontiguousarray(values)
-
-
-def as_lengths(lengths: NDArray[Any]) -> Lengths:
-    """`lengths` as the kernels take them: int32; int64 is converted if it fits.
-
-    Raises:
-        QueryError: not integers, or beyond int32.
-    """
-    if lengths.dtype == np.int32:
-        return np.ascontiguousarray(lengths)
-    if lengths.dtype != np.int64:
-        raise QueryError(f"lengths is {lengths.dtype}, expected int32")
-    narrow = lengths.astype(np.int32)
-    if not np.array_equal(narrow, lengths):
-        beyond = int(lengths[narrow != lengths][0])
-        raise QueryError(f"lengths: {beyond:,} ids in one bag are beyond int32")
-    return np.ascontiguousarray(narrow)
-
-
-def as_weights(weights: NDArray[Any] | None, values: Ids) -> Floats | None:
-    """`weights` as the kernels take them.
-
-    Raises:
-        QueryError: not float32, or not one per value.
-    """
-    if weights is None:
-        return None
-    if weights.dtype != np.float32 or weights.shape != values.shape:
-        raise QueryError(
-            f"weights has shape {weights.shape} of {weights.dtype}, "
-            f"expected {values.shape} of float32"
-        )
-    return np.ascontiguousarray(weights)
-
-
-def query_error(
-    fault: tuple[int, int, int, int, int], tables: Sequence[TableSpec], where: str = ""
-) -> QueryError:
-    """Name table, sample and value of a fault that the kernels found.
-
-    Args:
-        fault: kind, index of the table, sample, position in `values`, value.
-        tables: those of the query, in its order.
-        where: the shard that was searched; empty for all of them.
-    """
-    kind, index, sample, position, value = fault
-    if kind == QueryFault.TOTAL:
-        return QueryError(f"lengths sum to {value:,}, but values has {position:,} ids")
-    if kind == QueryFault.SIZE:
-        return QueryError(f"values has {value:,} ids, at most {_kernels.MAX_IDS:,} are taken")
-    table = tables[index]
-    if kind == QueryFault.UNWEIGHTED:
-        return QueryError(f"table {table.name} pools by weighted sum: the query has no weights")
-    bag = f"table {table.name}, sample {sample}"
-    if kind == QueryFault.LENGTH:
-        return QueryError(f"{bag}: length {value} is negative")
-    fact = f"is not stored in {where or 'any'}"
-    if kind == QueryFault.RANGE:
-        fact = f"is outside 0 … {table.rows - 1}"
-    return QueryError(f"{bag}: row id {value} at values[{position}] {fact}")

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from erless.dlrm.auc import auc
-from erless.dlrm.queries import Query, QueryFile, check_query, check_tables
+from erless.dlrm.queries import Query, QueryFile, check_query
 from erless.dlrm.reference import Monolith
 from erless.dlrm.tower import load_tower
 from erless.pack.inputs import PackInputs
@@ -104,8 +104,7 @@ def evaluate(
         QueryError: the queries do not fit the model.
         ModelError: a row that a precision cannot hold.
     """
-    file = QueryFile(queries, batch)
-    check_tables(file, inputs.model)
+    file = QueryFile(queries, batch).in_order_of([table.name for table in inputs.model.tables])
     touched = _touched(inputs, file)
     tower = load_tower(inputs.bundle_folder, inputs.bundle)
     variants = [("", [Precision.FP32] * len(inputs.plan.shards)), *_variants(inputs)]
@@ -142,11 +141,9 @@ def _touched(inputs: PackInputs, file: QueryFile) -> list[_Touched]:
     """Read what the queries touch; checks the queries on the way."""
     for query in file:
         check_query(query, inputs.model)
-    ends = np.cumsum(file.lengths.sum(axis=1, dtype=np.int64))
     found = []
     for number, table in enumerate(inputs.model.tables):
-        begin = int(ends[number - 1]) if number else 0
-        ids = np.unique(file.values[begin : int(ends[number])]).astype(np.int64)
+        ids = np.unique(file.table_values(number)).astype(np.int64)
         if not len(ids):
             ids = np.zeros(1, np.int64)
         path = inputs.bundle_folder / inputs.bundle.tables[number].path

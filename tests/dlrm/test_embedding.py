@@ -77,7 +77,13 @@ def test_pool_is_the_sum_or_maximum_of_its_rows(drawn) -> None:
         mine = [generator.choice(held, generator.integers(0, 40)) for _ in range(batch)]
         bags.append(mine)
         ids += mine
-        weights += [generator.standard_normal(len(bag)).astype(np.float32) for bag in mine]
+        weighted = each.table.pooling is Pooling.WEIGHTED_SUM
+        weights += [
+            generator.standard_normal(len(bag)).astype(np.float32)
+            if weighted
+            else np.ones(len(bag), np.float32)
+            for bag in mine
+        ]
     values = np.concatenate([np.empty(0, np.int64), *ids]).astype(dtype)
     flat = np.concatenate([np.empty(0, np.float32), *weights]).astype(np.float32)
     lengths = np.array([[len(bag) for bag in mine] for mine in bags], np.int32)

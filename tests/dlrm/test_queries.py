@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erless.dlrm.queries import Query, QueryFile, check_query, check_tables, write_queries
-from erless.errors import QueryError
+from erless.dlrm.queries import Query, QueryFile, check_query, write_queries
+from erless.errors import ArtifactError, QueryError
 from erless.specs.model import DlrmTower, Interaction, ModelSpec, Pooling, TableSpec
 from erless.storage.tensors import write_tensors
 
@@ -128,12 +128,15 @@ def test_a_file_cut_into_any_batches_holds_the_same_bags(tmp_path_factory, whole
     ("changes", "message"),
     [
         ({"values": np.zeros(4, np.int32)}, "lengths sum to 5, but values has 4 ids"),
-        ({"values": np.zeros(5, np.float32)}, "values must be a vector of int32 or int64"),
-        ({"dense": np.zeros(3, np.float32)}, "must have two dimensions"),
+        ({"values": np.zeros(5, np.float32)}, "values is F32, expected int32 or other integers"),
+        ({"dense": np.zeros(3, np.float32)}, r"dense has shape \(3,\), expected 2 dimensions"),
         ({"dense": np.zeros((2, 2), np.float32)}, "dense has 2 samples, lengths 3"),
         ({"labels": np.zeros(2, np.float32)}, "labels has 2 samples, lengths 3"),
-        ({"weights": np.zeros(2, np.float32)}, "weights and values differ"),
-        ({"lengths": np.array([[9, 2, 0], [0, -7, 1]], np.int32)}, r"lengths\[1, 1\] is negative"),
+        ({"weights": np.zeros(2, np.float32)}, "2 weights for 5 values"),
+        (
+            {"lengths": np.array([[9, 2, 0], [0, -7, 1]], np.int32)},
+            r"lengths\[1, 1\] is -7: negative",
+        ),
     ],
 )
 def test_a_contradictory_file(tmp_path: Path, changes: dict, message: str) -> None:
@@ -144,9 +147,164 @@ def test_a_contradictory_file(tmp_path: Path, changes: dict, message: str) -> No
         QueryFile(tmp_path / "q")
 
 
-def test_a_file_for_another_model(tmp_path: Path) -> None:
+def test_a_file_for_another_model_is_refused(tmp_path: Path) -> None:
     write_queries(tmp_path / "q", query(), ["users", "films"], 2)
-    with pytest.raises(QueryError, match="for table films where the model has items"):
-        check_tables(QueryFile(tmp_path / "q"), MODEL)
-    write_queries(tmp_path / "q", query(), ["users", "items"], 2)
-    check_tables(QueryFile(tmp_path / "q"), MODEL)
+    file = QueryFile(tmp_path / "q")
+    with pytest.raises(QueryError, match="has no ids for table items of the model"):
+        file.in_order_of(["users", "items"])
+    with pytest.raises(QueryError, match="has ids for table films, the model has none"):
+        file.in_order_of(["users"])
+
+
+def test_tables_in_another_order_are_found_by_name(tmp_path: Path) -> None:
+    write_queries(tmp_path / "q", query(), ["items", "users"], 2)
+    file = QueryFile(tmp_path / "q").in_order_of(["users", "items"])
+    assert file.lengths.tolist() == [[0, 1, 1], [1, 2, 0]]
+    assert [file.table_values(table).tolist() for table in (0, 1)] == [[40, 50], [1, 2, 3]]
+    assert [piece.values.tolist() for piece in file] == [[40, 1, 2, 3], [50]]
+    back = file.in_order_of(["items", "users"])
+    assert bags(QueryFile(tmp_path / "q")[0]) == bags(back[0])
+
+
+def test_a_file_without_names_has_to_have_as_many_tables(tmp_path: Path) -> None:
+    tensors = {"dense": query().dense, "values": query().values, "lengths": query().lengths}
+    write_tensors(tmp_path / "q", tensors)
+    file = QueryFile(tmp_path / "q")
+    assert file.in_order_of(["users", "items"]) is file
+    with pytest.raises(QueryError, match="lengths has 2 rows, the model 1 tables"):
+        file.in_order_of(["users"])
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("lengths", np.array([[2.0, 1.5]]), "lengths is F64, expected int32 or other integers"),
+        ("lengths", np.array([[2**32 + 3, 1]]), r"lengths\[0, 0\] is 4294967299"),
+        ("lengths", np.array([[np.nan, 1]], np.float32), "lengths is F32, expected int32"),
+        ("values", np.array([1, 2**63], np.uint64), r"values\[1\] is 9223372036854775808"),
+        ("dense", np.array([[0.5], [0.1]]), r"dense\[1, 0\] is 0.1, which float32 does not hold"),
+        ("weights", np.array([1, 1e300]), r"weights\[1\] is 1e\+300"),
+        ("labels", np.array([True, False]), "labels is BOOL"),
+        ("label", np.zeros(2, np.float32), "has a tensor 'label'; a query file has dense, lengths"),
+    ],
+)
+def test_numbers_are_taken_exactly_or_refused(
+    tmp_path: Path, name: str, array: np.ndarray, message: str
+) -> None:
+    tensors = {
+        "dense": np.zeros((2, 1), np.float32),
+        "lengths": np.array([[1, 1]], np.int32),
+        "values": np.array([1, 2], np.int32),
+    }
+    write_tensors(tmp_path / "q", tensors | {name: array})
+    with pytest.raises(QueryError, match=message):
+        QueryFile(tmp_path / "q")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"table_names": "[]"}, "has metadata 'table_names'; a query file has tables, batch"),
+        ({"tables": '["a", "a"]'}, "metadata tables names a twice"),
+        ({"tables": '["a"]'}, "lengths has 2 rows for 1 tables"),
+        ({"tables": '{"a": 0}'}, "metadata tables is .* not a JSON list of names"),
+        ({"tables": "[" * 100_000}, "metadata tables is .* not a JSON list of names"),
+        ({"batch": "1.5"}, "metadata batch is '1.5', not a number of samples"),
+        ({"batch": "-2"}, "metadata batch is '-2', not a number of samples"),
+        ({"batch": "0"}, "batch is 0, must be at least 1"),
+    ],
+)
+def test_metadata_is_used_or_refused(tmp_path: Path, metadata: dict, message: str) -> None:
+    tensors = {"dense": query().dense, "values": query().values, "lengths": query().lengths}
+    write_tensors(tmp_path / "q", tensors, metadata)
+    with pytest.raises(QueryError, match=message):
+        QueryFile(tmp_path / "q")
+
+
+def test_weights_of_tables_that_use_none_have_to_be_one() -> None:
+    tables = (MODEL.tables[0], TableSpec(name="w", rows=100, dim=2, pooling="weighted_sum"))
+    mixed = MODEL.model_copy(update={"tables": tables})
+    weights = np.array([1, 1, 1, 0.5, 7], np.float32)
+    check_query(query(weights=weights), mixed)
+    for model in (MODEL, mixed):
+        weights[2] = 0.25
+        message = r"table users, sample 1: weights\[2\] is 0.25, but the table pools by sum"
+        with pytest.raises(QueryError, match=message):
+            check_query(query(weights=weights), model)
+    weights[2] = 1
+    with pytest.raises(QueryError, match=r"table items, sample 1: .* the table pools by mean"):
+        check_query(query(weights=weights), MODEL)
+
+
+@st.composite
+def changed_files(draw: st.DrawFn) -> tuple[dict, dict]:
+    """A good file's tensors and metadata, in which one thing was changed."""
+    whole = draw(samples())
+    names = [f"t{index}" for index in range(len(whole.lengths))]
+    tensors = {"dense": whole.dense, "lengths": whole.lengths, "values": whole.values}
+    if whole.weights is not None:
+        tensors["weights"] = whole.weights
+    if whole.labels is not None:
+        tensors["labels"] = whole.labels
+    metadata = {"tables": json.dumps(names), "batch": "3"}
+    name = draw(st.sampled_from(sorted(tensors)))
+    what = draw(st.sampled_from(["rename", "add", "retype", "reorder", "metadata", "number"]))
+    if what == "rename":
+        tensors[draw(st.sampled_from(["x", name.upper(), name + "s"]))] = tensors.pop(name)
+    elif what == "add":
+        tensors[draw(st.text("abc", min_size=1))] = tensors[name]
+    elif what == "retype":
+        dtype = draw(st.sampled_from(["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u8", "?"]))
+        with np.errstate(all="ignore"):
+            tensors[name] = tensors[name].astype(dtype)
+    elif what == "reorder":
+        metadata["tables"] = json.dumps(draw(st.permutations(names)))
+    elif what == "metadata":
+        key = draw(st.sampled_from(["tables", "batch"]))
+        metadata[draw(st.sampled_from([key, key.upper(), key + "_"]))] = metadata.pop(key)
+    elif tensors[name].size:
+        array = tensors[name] = tensors[name].astype(
+            "i8" if name in ("lengths", "values") else "f8"
+        )
+        position = draw(st.integers(0, array.size - 1))
+        array.reshape(-1)[position] = draw(
+            st.sampled_from([-1, 2**31, 2**32 + 1, 2**62] if array.dtype == "i8" else [0.1, 1e300])
+        )
+    return tensors, metadata
+
+
+@given(changed_files())
+def test_a_changed_file_is_read_as_it_says_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, changed: tuple[dict, dict]
+) -> None:
+    """What is read is compared with the safetensors package's reading, number by number."""
+    from safetensors.numpy import load_file
+
+    path = tmp_path_factory.mktemp("q") / "q.safetensors"
+    tensors, metadata = changed
+    write_tensors(path, tensors, metadata)
+    ordered = sorted(json.loads(metadata.get("tables", "[]")))
+    try:
+        file = QueryFile(path)
+        file = file.in_order_of(ordered or file.table_names)
+        read = list(file)
+    except (QueryError, ArtifactError) as error:
+        assert str(path) in str(error)
+        return
+    raw = load_file(path)
+    assert set(raw) <= {"dense", "lengths", "values", "weights", "labels"}
+    named = json.loads(metadata["tables"]) if "tables" in metadata else None
+    assert file.batch == int(metadata.get("batch", 32))
+    starts = np.concatenate([[0], np.cumsum(raw["lengths"].sum(axis=1, dtype=np.int64))])
+    for place, name in enumerate(ordered or range(len(raw["lengths"]))):
+        row = named.index(name) if named else place
+        assert file.lengths[place].tolist() == raw["lengths"][row].tolist()
+        values = raw["values"][starts[row] : starts[row + 1]].tolist()
+        assert [one for piece in read for bag in bags(piece)[place] for one in bag] == values
+    for name in ("dense", "labels"):
+        if name in raw:
+            pieces = [getattr(piece, name) for piece in read]
+            assert np.concatenate(pieces).tolist() == raw[name].tolist()
+    if "weights" in raw:
+        flat = np.concatenate([piece.weights for piece in read])
+        assert sorted(flat.tolist()) == sorted(raw["weights"].tolist())

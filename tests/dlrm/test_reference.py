@@ -116,11 +116,14 @@ def random_query(model: ModelSpec, seed: int, batch: int) -> Query:
         for table, row in zip(model.tables, lengths, strict=True)
     ]
     ids = np.concatenate(values).astype(generator.choice(["i4", "i8"]))
+    weights = generator.standard_normal(len(ids)).astype(np.float32)
+    unused = [table.pooling is not Pooling.WEIGHTED_SUM for table in model.tables]
+    weights[np.repeat(unused, lengths.sum(axis=1))] = 1
     return Query(
         dense=generator.standard_normal((batch, model.dense_features)).astype(np.float32),
         values=ids,
         lengths=lengths,
-        weights=generator.standard_normal(len(ids)).astype(np.float32),
+        weights=weights,
     )
 
 

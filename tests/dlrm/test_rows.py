@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from erless.dlrm import _kernels
 from erless.dlrm.rows import INDEX_ROWS, Routing, RowIndex, index_blocks
 from erless.errors import ArtifactError, PlanError, QueryError
-from erless.specs.model import TableSpec
+from erless.specs.model import Pooling, TableSpec
 
 # around the index's words (64), blocks (192) and windows
 SIZES = st.one_of(st.integers(1, 400), st.sampled_from([63, 64, 65, 191, 192, 193, 384, 5000]))
@@ -94,6 +94,10 @@ def routing(rows: tuple[int, ...], shards: int, seed: int) -> tuple[Routing, lis
 )
 def test_bucketize_keeps_the_order_of_bags(rows, shards, batch, seed, dtype, weighted) -> None:
     router, routes = routing(tuple(rows), shards, seed)
+    if weighted:
+        router.tables = tuple(
+            table.model_copy(update={"pooling": Pooling.WEIGHTED_SUM}) for table in router.tables
+        )
     generator = np.random.default_rng(seed)
     lengths = generator.integers(0, 5, (len(rows), batch)).astype(np.int32)
     values = [

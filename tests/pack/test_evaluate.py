@@ -92,7 +92,7 @@ def test_without_labels_of_both_kinds_there_is_no_auc(mixed: Made, tmp_path: Pat
 
 def test_queries_of_another_model_are_told(mixed: Made, packed_release: Made) -> None:
     inputs = PackInputs(mixed.bundle, mixed.profile, mixed.plan)
-    with pytest.raises(QueryError, match="is for table user where the model has sum"):
+    with pytest.raises(QueryError, match="has no ids for table sum of the model"):
         evaluate(inputs, packed_release.queries)
 
 

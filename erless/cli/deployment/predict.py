@@ -93,13 +93,12 @@ def _whole(file: QueryFile, bundle: Path, threads: int, check: bool) -> tuple[An
     import numpy as np
     import torch
 
-    from erless.dlrm.queries import check_tables
     from erless.dlrm.reference import Monolith
 
     torch.set_num_threads(threads)
     with bars() as progress:
         model = Monolith.load(bundle, verify=check, progress=progress)
-        check_tables(file, model.model)
+        file = file.in_order_of([table.name for table in model.model.tables])
         predictions, latencies = [], []
         with progress.step("predict", len(file), "queries") as step:
             cpu = time.process_time()
@@ -127,9 +126,13 @@ def _deployed(
 
     import numpy as np
 
+    from erless.observe.loadtest.encoded_queries import discover
     from erless.serve.protocol.client import Answered, QueryClient
 
     token = os.environ.get(token_env) if token_env else None
+    served = discover(url, token=token, connect=address)
+    if served.tables:
+        file = file.in_order_of([str(table["name"]) for table in served.tables])
     clients = local()
 
     def ask(index: int) -> Answered:

@@ -230,13 +230,17 @@ def _document(url: str, body: bytes) -> dict[str, Any]:
     return document
 
 
-def from_file(path: Path, most: int, batch: int | None = None) -> Iterator[Body]:
-    """The first `most` queries of a query file.
+def from_file(
+    path: Path, most: int, batch: int | None = None, tables: Sequence[str] = ()
+) -> Iterator[Body]:
+    """The first `most` queries of a query file, their bags in the order of `tables`, if given.
 
     Raises:
-        ArtifactError, QueryError: the file is damaged.
+        ArtifactError, QueryError: the file is damaged, or has queries to another model.
     """
     file = QueryFile(path, batch)
+    if tables:
+        file = file.in_order_of(tables)
     if not len(file):
         raise QueryError(f"{path}: no queries")
     for index in range(min(most, len(file))):
@@ -284,15 +288,28 @@ def generate(
             else:
                 columns.append(ids.sample(generator, samples * per_bag))
         wide = any(int(table["rows"]) >= 2**31 for table in served.tables)
-        weighted = any(table.get("pooling") == "weighted_sum" for table in served.tables)
         values = np.concatenate(columns)
         query = Query(
             dense=generator.standard_normal((samples, served.dense_features), np.float32),
             values=values.astype(np.int64) if wide else values.astype(np.int32),
             lengths=np.stack(lengths),
-            weights=generator.random(len(values), np.float32) if weighted else None,
+            weights=_weights(served, [len(column) for column in columns], generator),
         )
         yield build(query, index)
+
+
+def _weights(
+    served: ServedModel, sizes: Sequence[int], generator: np.random.Generator
+) -> Floats | None:
+    """Weights for `sizes` ids of each table: random where they are used, 1 elsewhere."""
+    weighted = [table.get("pooling") == "weighted_sum" for table in served.tables]
+    if not any(weighted):
+        return None
+    parts = [
+        generator.random(size, np.float32) if used else np.ones(size, np.float32)
+        for used, size in zip(weighted, sizes, strict=True)
+    ]
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from erless.dlrm import _kernels
 from erless.dlrm.embedding import EmbeddingShard, StoredSlice
-from erless.dlrm.rows import Home, QueryFault, Routing, RowIndex, as_lengths
+from erless.dlrm.query_arrays import QueryFault, as_lengths
+from erless.dlrm.rows import Home, Routing, RowIndex
 from erless.errors import QueryError
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision

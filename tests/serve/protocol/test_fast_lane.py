@@ -464,3 +464,16 @@ def shards_slices(fleet: Fleet) -> list[StoredSlice]:
 def stored_ids(fleet: Fleet) -> list[int]:
     """Rows of the first table that shard `frozen` stores."""
     return shards_slices(fleet)[0].index.ids(0, 5).tolist()
+
+
+def test_a_request_without_weights_for_weighted_tables_takes_the_general_way() -> None:
+    """350 bytes that have the form, sent to a shard that needs weights as well."""
+    plain, weighted = Setting(), Setting(pooling=Pooling.WEIGHTED_SUM)
+    buckets = plain.routing.bucketize(*plain.query(1))
+    message = plain.requested(buckets)
+    assert plain.fast_path.answer(message, 0, len(message), 0, b"now", -1) is not None
+    assert weighted.fast_path.answer(message, 0, len(message), 0, b"now", -1) is None
+    with pytest.raises(
+        QueryError, match="table t0 pools by weighted sum: the query has no weights"
+    ):
+        weighted.shard.pool_packed(*buckets[1][:2])

@@ -27,7 +27,7 @@ static inline size_t id_width(const ids_t *ids) {
 
 enum { MAX_IDS = INT32_MAX }; /* in one query: counters of ids have 32 bits */
 
-enum { /* fault_t.kind; erless/dlrm/rows.py has the same names */
+enum { /* fault_t.kind; erless/dlrm/query_arrays.py has the same names */
        FAULT_NONE = 0,
        FAULT_RANGE,      /* the id is not a row of the table */
        FAULT_ABSENT,     /* it is a row, but not one stored here or routed anywhere */

@@ -98,7 +98,8 @@ class Session:
         token = os.environ.get("ERLESS_TOKEN")
         self.served = queries.discover(host, options.model or None, token, connect=options.connect)
         if options.queries:
-            made = queries.from_file(Path(options.queries), options.distinct, options.batch)
+            tables = [str(table["name"]) for table in self.served.tables]
+            made = queries.from_file(Path(options.queries), options.distinct, options.batch, tables)
         else:
             made = queries.generate(
                 self.served,
