@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from erless.errors import InfraError
-from erless.specs.artifact import Frozen
+from erless.specs.artifact import FromElsewhere
 from erless.specs.knative import PodPlacement, PodToleration
 from erless.storage.atomic import os_errors
 
@@ -29,7 +29,7 @@ TIMEOUT_S = 120.0  # a remote state may be far away
 PROGRAMS = ("terraform", "tofu")
 
 
-class TerraformCluster(Frozen):
+class TerraformCluster(FromElsewhere):
     """An EKS cluster."""
 
     name: str
@@ -38,7 +38,7 @@ class TerraformCluster(Frozen):
     version: str = ""
 
 
-class Identity(Frozen):
+class Identity(FromElsewhere):
     """How pods get credentials: the service account, and the role that AWS maps it to.
 
     With `pod-identity` the association lives in AWS and the service account needs no annotation;
@@ -52,7 +52,7 @@ class Identity(Frozen):
     deployer_role_arn: str = ""
 
 
-class NodePool(Frozen):
+class NodePool(FromElsewhere):
     """One node pool: what it is made of and how far it scales."""
 
     instance_types: tuple[str, ...]
@@ -63,7 +63,7 @@ class NodePool(Frozen):
     tolerations: tuple[PodToleration, ...] = ()
 
 
-class Infra(Frozen):
+class Infra(FromElsewhere):
     """Everything that `erless deploy --target knative` would else ask a person for.
 
     `placement` has a key per role: `gateway`, `dense`, and the tiers `hot`, `warm`, `cold`,

@@ -9,10 +9,12 @@ from erless.errors import ArtifactError, PlanError
 from erless.pack.ranks import Cut, TableRanks, cuts_of
 from erless.specs.artifact import FileEntry
 from erless.specs.bundle import BundleManifest
+from erless.specs.counts import open_counts
 from erless.specs.model import TableSpec
 from erless.specs.plan import Plan, Precision
 from erless.specs.profile import MANIFEST as PROFILE_MANIFEST
-from erless.specs.profile import Profile
+from erless.specs.profile import Profile, TableAccess
+from erless.storage.atomic import path_inside
 from erless.storage.digests import digest_file, digest_json
 
 __all__ = ["LAYOUT", "PackInputs", "PackSlice"]
@@ -104,14 +106,16 @@ class PackInputs:
         Raises:
             PlanError: the profile is of a table of another size.
         """
-        for each in self.profile.tables:
-            if each.table == table.name:
-                if each.rows != table.rows:
-                    raise PlanError(
-                        f"table {table.name} has {table.rows:,} rows, the profile {each.rows:,}"
-                    )
-                return each.counts
-        return None
+        access = self._access(table)
+        return access.counts if access else None
+
+    def _access(self, table: TableSpec) -> TableAccess | None:
+        access = next((each for each in self.profile.tables if each.table == table.name), None)
+        if access is not None and access.rows != table.rows:
+            raise PlanError(
+                f"table {table.name} has {table.rows:,} rows, the profile {access.rows:,}"
+            )
+        return access
 
     def ranks(self, table: TableSpec) -> TableRanks:
         """The rows of `table` in the profile's order.
@@ -119,13 +123,15 @@ class PackInputs:
         Raises:
             ArtifactError: its counts file is missing or altered.
         """
-        entry = self.counts(table)
-        if entry is None:
+        access = self._access(table)
+        entry = access.counts if access else None
+        if access is None or entry is None:
             return TableRanks(table.rows, None)
-        path = self.profile_folder / entry.path
+        path = path_inside(self.profile_folder, entry.path)
         found = digest_file(path)
         if (found.size_bytes, found.sha256) != (entry.size_bytes, entry.sha256):
             raise ArtifactError(f"{path}: altered: sha256 does not match the profile's")
+        open_counts(self.profile_folder, access)
         return TableRanks(table.rows, path)
 
     def routing_key(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from erless.errors import ArtifactError, StoreError
 from erless.progress import Progress, Silent
 from erless.specs.artifact import FileEntry
 from erless.specs.release import release_name, shard_name
-from erless.specs.stored import list_releases, load_release, load_shard
+from erless.specs.stored import list_releases, load_release, load_shard, stale_records
 from erless.storage.store import Blob, Store, StoredObject
+from erless.storage.strict_json import read_json
 
 __all__ = ["Damage", "Pruned", "prune", "verify"]
 
@@ -97,14 +97,16 @@ def prune(
             for digest, each in releases.items()
             if digest not in keep and each.modified_s <= horizon
         ]
-        needed = _needed(store, [digest for digest in releases if digest not in doomed])
+        kept = [digest for digest in releases if digest not in doomed]
+        needed = _needed(store, kept)
         everything = [*store.list("shards/"), *store.list("keys/"), *store.list("blobs/")]
         orphans = [
             each
             for each in everything
             if each.modified_s <= horizon and not _refers(store, each, needed)
         ]
-        gone = [releases[digest] for digest in doomed] + orphans
+        stale = [each for each in stale_records(store, kept) if each.modified_s <= horizon]
+        gone = [releases[digest] for digest in doomed] + stale + orphans
         if not dry_run:
             for each in gone:
                 store.delete(each.name)
@@ -129,7 +131,7 @@ def _refers(store: Store, each: StoredObject, needed: set[str]) -> bool:
     if not each.name.startswith("keys/"):
         return each.name in needed
     try:
-        files = json.loads(store.read(each.name))["files"]
+        files = read_json(store.read(each.name), each.name)["files"]
         return all(entry["path"] in needed for entry in files)
     except (ValueError, KeyError, TypeError, ArtifactError):
         return False

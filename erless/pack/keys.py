@@ -16,6 +16,7 @@ from erless.progress import Progress
 from erless.specs.artifact import FileEntry
 from erless.storage.digests import digest_file
 from erless.storage.store import Blob, Store
+from erless.storage.strict_json import read_json
 
 __all__ = ["Keys", "json_bytes"]
 
@@ -52,7 +53,7 @@ class Keys:
         if key in self._records:
             return True
         try:
-            record = json.loads(self._store.read(_name(key)))
+            record = read_json(self._store.read(_name(key)), _name(key))
             files = [FileEntry(**each) for each in record["files"]]
         except (ArtifactError, ValueError, KeyError, TypeError):
             return False  # never made, or a damaged record: make it again

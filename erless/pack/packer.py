@@ -33,6 +33,7 @@ from erless.specs.release import (
     release_name,
     shard_name,
 )
+from erless.specs.stored import record_release
 from erless.storage.atomic import os_errors
 from erless.storage.store import Store
 from erless.storage.tensors import write_tensors
@@ -184,6 +185,7 @@ class Packer:
             profile=self._copy(inputs.profile_folder / PROFILE_MANIFEST, stage),
         )
         self._write_manifest(release_name(release.digest), release)
+        record_release(self.store, release.digest)
         return release
 
     def _routing(self, stage: Path) -> FileEntry:

@@ -10,10 +10,10 @@ from erless.errors import PlanError
 from erless.plan.costs.curves import RATIO, AccessCurve, TableLoad
 from erless.plan.costs.measured import MeasuredSpeed
 from erless.specs.bundle import BundleManifest
+from erless.specs.counts import open_counts
 from erless.specs.model import ModelSpec
 from erless.specs.profile import MANIFEST, Profile
 from erless.storage.digests import digest_json
-from erless.storage.tensors import TensorFile
 
 __all__ = [
     "MANY_ROWS",
@@ -119,12 +119,19 @@ def profile_tables(
             f"{folder}: profiled for bundle {profile.model_digest[:12]}, the model is "
             f"{bundle.digest[:12]}: profile again, or accept it with --stale-profile"
         )
-    known = {each.table: each for each in profile.tables}
+    known = {access.table: access for access in profile.tables}
+    names = {spec.name for spec in bundle.model.tables}
     ratio = RATIO if len(bundle.model.tables) < MANY_ROWS else 1.05
-    tables, notes = [], []
+    tables: list[TableLoad] = []
+    notes = [
+        f"table {name} of the profile is not in the model: its accesses are left out"
+        for name in known
+        if name not in names
+    ]
     for spec in bundle.model.tables:
         access = known.get(spec.name)
-        if access is None or access.counts is None or not access.accesses:
+        counts = open_counts(folder, access) if access else None
+        if access is None or counts is None or not access.accesses:
             notes.append(f"table {spec.name} is not in the log: all its rows are cold")
             tables.append(TableLoad(spec, 0.0, AccessCurve.cold(spec.rows)))
             continue
@@ -138,7 +145,6 @@ def profile_tables(
                 f"{folder}: table {spec.name}: the log did not say how many samples it "
                 "covers, so traffic per query is unknown: profile again with --samples"
             )
-        counts = TensorFile(folder / access.counts.path).map("counts")
-        curve = AccessCurve.from_counts(counts, spec.rows, ratio)
+        curve = AccessCurve.from_counts(counts.map("counts"), spec.rows, ratio)
         tables.append(TableLoad(spec, access.pooling_factor * batch, curve))
     return profile, tables, notes

@@ -4,27 +4,44 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from erless.errors import ArtifactError
+from erless.specs.findings import first_finding
 from erless.storage.atomic import os_errors, staged_file
 from erless.storage.digests import digest_json
+from erless.storage.strict_json import MOST_BYTES, read_json
 
-__all__ = ["Artifact", "FileEntry", "Frozen"]
+__all__ = ["Artifact", "FileEntry", "FromElsewhere", "Frozen", "RelativePath"]
 
 
 class Frozen(BaseModel):
-    """A value class: immutable; unknown fields are ignored when it is read back."""
+    """A value class: immutable; a field that it does not have is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class FromElsewhere(Frozen):
+    """A value class that another program, or another version of ours, writes.
+
+    What Terraform prints and what a supervisor keeps may say more than we read: fields that are not
+    known are ignored.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+
+# Relative, with slashes. No part begins with a dot, so none leads up, and none is hidden.
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}"
+RelativePath = Annotated[str, Field(pattern=rf"^{_PART}(/{_PART}){{0,7}}$")]
 
 
 class FileEntry(Frozen):
-    """One file of an artifact: `path` is relative to the artifact's folder."""
+    """One file of an artifact: `path` is relative to the artifact's folder, and inside it."""
 
-    path: str = Field(pattern=r"^[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)*$")
+    path: RelativePath
     size_bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
@@ -61,11 +78,11 @@ class Artifact(Frozen):
         """Read and check the artifact at `path`.
 
         Raises:
-            ArtifactError: missing, not JSON, another kind, a newer schema, an invalid field, or
-                content that does not match its digest.
+            ArtifactError: missing, not JSON, another kind, a newer schema, a field that is invalid
+                or unknown, or content that does not match its digest.
         """
-        with os_errors(path, "read"):
-            text = path.read_bytes()
+        with os_errors(path, "read"), path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
         return cls.parse(text, str(path))
 
     @classmethod
@@ -75,14 +92,11 @@ class Artifact(Frozen):
         Raises:
             ArtifactError: as `load`.
         """
-        try:
-            document = json.loads(text)
-        except ValueError as error:
-            raise ArtifactError(f"{where}: not JSON ({error})") from error
+        document = read_json(text, where)
         if not isinstance(document, dict) or document.get("kind") != cls.KIND:
             raise ArtifactError(f"{where}: not a {cls.KIND}")
         version = document.get("schema_version")
-        if not isinstance(version, int) or version > cls.SCHEMA_VERSION:
+        if type(version) is not int or not 1 <= version <= cls.SCHEMA_VERSION:
             raise ArtifactError(
                 f"{where}: {cls.KIND} schema {version}; "
                 f"this erless reads up to {cls.SCHEMA_VERSION}"
@@ -90,11 +104,12 @@ class Artifact(Frozen):
         if document.get("digest") != _digest(document):
             raise ArtifactError(f"{where}: altered: its content does not match its digest")
         try:
-            return cls.model_validate(document)
+            return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise ArtifactError(f"{where}: {field}: {first['msg']}") from error
+            keys, words = first_finding(error)
+            raise ArtifactError(
+                ": ".join((where, *filter(None, [".".join(keys)]), words))
+            ) from error
 
     def save(self, path: Path) -> None:
         """Write the artifact to `path`, atomically.

@@ -10,13 +10,15 @@ model/
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from pydantic import model_validator
 
 from erless.errors import ArtifactError
 from erless.progress import Progress
 from erless.specs.artifact import Artifact, FileEntry
 from erless.specs.model import ModelSpec, TableSpec
-from erless.storage.atomic import os_errors
+from erless.storage.atomic import os_errors, path_inside
 from erless.storage.digests import digest_file
 
 __all__ = ["MANIFEST", "TABLE_TENSOR", "BundleManifest"]
@@ -34,6 +36,17 @@ class BundleManifest(Artifact):
     tables: tuple[FileEntry, ...]
     tower: FileEntry
 
+    @model_validator(mode="after")
+    def _one_file_per_table(self) -> Self:
+        if len(self.tables) != len(self.model.tables):
+            raise ValueError(
+                f"{len(self.tables)} files for the model's {len(self.model.tables)} tables"
+            )
+        for table, entry in zip(self.model.tables, self.tables, strict=True):
+            if entry.path != f"tables/{table.name}.safetensors":
+                raise ValueError(f"table {table.name} cannot lie in {entry.path}")
+        return self
+
     @classmethod
     def open(cls, folder: Path) -> BundleManifest:
         """Read `folder/model.json` and check that each file is there in full size.
@@ -45,7 +58,7 @@ class BundleManifest(Artifact):
             raise ArtifactError(f"{folder} is not a model bundle: no such directory")
         manifest = cls.load(folder / MANIFEST)
         for entry in manifest.files():
-            path = folder / entry.path
+            path = path_inside(folder, entry.path)
             with os_errors(path, "read"):
                 size = path.stat().st_size
             if size != entry.size_bytes:
@@ -70,6 +83,6 @@ class BundleManifest(Artifact):
             ArtifactError: a file's content is not what the bundle was written with.
         """
         for entry in self.files():
-            found = digest_file(folder / entry.path, progress)
+            found = digest_file(path_inside(folder, entry.path), progress)
             if (found.size_bytes, found.sha256) != (entry.size_bytes, entry.sha256):
                 raise ArtifactError(f"{folder / entry.path}: altered: sha256 does not match")

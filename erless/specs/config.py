@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -138,7 +139,8 @@ def load_config(path: Path) -> Config:
     """
     written = read_yaml(path)
     try:
-        config = Config.model_validate(written.values)
+        # as JSON, where a path is a text and a tuple is a list, and nothing else is converted
+        config = Config.model_validate_json(json.dumps(written.values), strict=True)
     except ValidationError as error:
         raise ConfigError(_explain(path, error, written.lines)) from error
     return _anchored(config, path.parent)

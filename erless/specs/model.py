@@ -19,6 +19,7 @@ __all__ = [
     "TowerSpec",
 ]
 
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$"  # of models and tables: in URLs and file names
 ROW_ELEMENT_BYTES = 4  # a bundle's rows are fp32; lower precisions are a plan's choice
 
 
@@ -48,7 +49,7 @@ class Interaction(StrEnum):
 class TableSpec(Frozen):
     """One embedding table: `rows` × `dim` fp32."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$")
+    name: str = Field(pattern=NAME)
     rows: int = Field(gt=0)
     dim: int = Field(gt=0)
     pooling: Pooling = Pooling.SUM
@@ -71,8 +72,8 @@ class DlrmTower(Frozen):
     """
 
     kind: Literal["dlrm"] = "dlrm"
-    bottom_mlp: tuple[int, ...] = Field(min_length=1)
-    top_mlp: tuple[int, ...] = Field(min_length=1)
+    bottom_mlp: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
+    top_mlp: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
     interaction: Interaction = Interaction.DOT
     sigmoid: bool = True
 
@@ -95,7 +96,7 @@ TowerSpec = Annotated[DlrmTower | ExportedTower, Field(discriminator="kind")]
 class ModelSpec(Frozen):
     """Tables in the order of a query's KeyedJaggedTensor, dense features F, tower."""
 
-    name: str = "model"
+    name: str = Field("model", pattern=NAME, description="part of URLs")
     dense_features: int = Field(ge=0)
     tables: tuple[TableSpec, ...] = Field(min_length=1)
     tower: TowerSpec

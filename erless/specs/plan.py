@@ -7,9 +7,9 @@ table size; pack turns ranks into row ids with the profile whose digest the plan
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from erless.specs.artifact import Artifact, Frozen
 
@@ -17,7 +17,9 @@ __all__ = [
     "DensePlan",
     "GatewayPlan",
     "NodeGroup",
+    "ObjectiveName",
     "Plan",
+    "PolicyName",
     "PolicyResult",
     "Precision",
     "RankRange",
@@ -25,6 +27,10 @@ __all__ = [
     "ShardPlan",
     "Tier",
 ]
+
+
+PolicyName = Literal["joint", "elasticrec", "table-wise", "model-wise"]
+ObjectiveName = Literal["dollars", "memory"]
 
 
 class Tier(StrEnum):
@@ -38,7 +44,7 @@ class Tier(StrEnum):
 
 
 class Precision(StrEnum):
-    """How rows are stored. int8 and int4 are row-wise: fp16 scale and bias precede nothing else."""
+    """How rows are stored. In int8 and int4 each row has a scale and a bias of its own, in fp16."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -65,6 +71,12 @@ class RankRange(Frozen):
     start: int = Field(ge=0)
     stop: int = Field(gt=0)
 
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.stop <= self.start:
+            raise ValueError(f"ranks {self.start:,} … {self.stop:,} of {self.table} are none")
+        return self
+
     @property
     def rows(self) -> int:
         """Rows in the range."""
@@ -89,6 +101,15 @@ class Scaling(Frozen):
     min_scale: int = Field(1, ge=0)
     max_scale: int = Field(1, ge=1)
     initial_scale: int = Field(1, ge=0)
+
+    @model_validator(mode="after")
+    def _within_its_limits(self) -> Self:
+        if max(self.min_scale, self.initial_scale) > self.max_scale:
+            raise ValueError(
+                f"min_scale {self.min_scale} and initial_scale {self.initial_scale} must not "
+                f"exceed max_scale {self.max_scale}"
+            )
+        return self
 
 
 class ShardPlan(Frozen):
@@ -162,7 +183,7 @@ class NodeGroup(Frozen):
 class PolicyResult(Frozen):
     """What one policy would cost: the rows of `erless plan --compare`."""
 
-    policy: str
+    policy: PolicyName
     memory_bytes: int
     memory_reduction: float = Field(description="model-wise memory ÷ this")
     memory_utility: float = Field(description="share of allocated rows that 1,000 queries touch")
@@ -185,11 +206,11 @@ class Plan(Artifact):
 
     model_digest: str
     profile_digest: str
-    policy: str
+    policy: PolicyName
     shards: tuple[ShardPlan, ...]
     gateway: GatewayPlan = GatewayPlan()
     dense: DensePlan | None = Field(None, description="where dense_placement is `function`")
-    objective: Literal["memory", "dollars"] = "dollars"
+    objective: ObjectiveName = "dollars"
     qps: float = Field(0.0, ge=0)
     batch: int = Field(32, ge=1)
     nodes: tuple[NodeGroup, ...] = ()
@@ -200,3 +221,16 @@ class Plan(Artifact):
     curve_shipped: bool = True
     prices_date: str = ""
     notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [shard.name for shard in self.shards]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the plan has two shards called {twice}")
+        if (self.dense is not None) != (self.gateway.dense_placement == "function"):
+            raise ValueError(
+                f"dense_placement is {self.gateway.dense_placement}, and the plan has "
+                f"{'a' if self.dense else 'no'} dense function"
+            )
+        return self

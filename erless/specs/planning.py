@@ -6,11 +6,11 @@ come to differ.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from erless.specs.plan import Precision, Tier
+from erless.specs.plan import ObjectiveName, PolicyName, Precision, Tier
 
 __all__ = [
     "BatchSize",
@@ -25,11 +25,11 @@ __all__ = [
 ]
 
 Policy = Annotated[
-    Literal["joint", "elasticrec", "table-wise", "model-wise"],
+    PolicyName,
     Field(description="joint, or a baseline to compare with."),
 ]
 Objective = Annotated[
-    Literal["dollars", "memory"],
+    ObjectiveName,
     Field(description="What the plan minimises: whole nodes' price, or bytes."),
 ]
 QueryRate = Annotated[float, Field(gt=0, description="Queries per second to plan for.")]

@@ -10,11 +10,12 @@ the one definition of a row's *rank* (`erless.pack.ranks`), which plans refer to
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from erless.specs.artifact import Artifact, FileEntry, Frozen
+from erless.specs.plan import Precision
 
 __all__ = [
     "MANIFEST",
@@ -41,6 +42,17 @@ class TableAccess(Frozen):
     locality: float = Field(0.0, ge=0, le=1, description="share of the hottest 10 % of rows")
     counts: FileEntry | None = None
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.touched > min(self.rows, self.accesses):
+            raise ValueError(
+                f"table {self.table}: {self.touched:,} rows touched, of {self.rows:,} rows in "
+                f"{self.accesses:,} accesses"
+            )
+        if self.counts and self.counts.path != f"counts/{self.table}.safetensors":
+            raise ValueError(f"table {self.table}: its counts cannot lie in {self.counts.path}")
+        return self
+
     @property
     def pooling_factor(self) -> float:
         """Mean ids per bag."""
@@ -60,12 +72,12 @@ class Machine(Frozen):
 class CurveSample(Frozen):
     """One measured point: `gathers` rows per call took `seconds` of CPU (median)."""
 
-    gathers: int
-    row_bytes: int
-    precision: str
-    locality: float
-    vcpu: float
-    seconds: float
+    gathers: int = Field(ge=0)
+    row_bytes: int = Field(gt=0)
+    precision: Precision
+    locality: float = Field(ge=0, le=1)
+    vcpu: float = Field(gt=0)
+    seconds: float = Field(ge=0)
     spread: float = Field(0.0, description="interquartile range ÷ median")
 
 
@@ -75,8 +87,8 @@ class ThroughputCurve(Frozen):
     name: str
     overhead_s: float = Field(gt=0, description="a")
     gather_s: float = Field(ge=0, description="β at `row_bytes` and `precision`")
-    row_bytes: int
-    precision: str = "fp32"
+    row_bytes: int = Field(gt=0)
+    precision: Precision = Precision.FP32
     locality: float = Field(0.9, ge=0, le=1, description="access skew that it was measured under")
     vcpu: float = Field(1.0, gt=0, description="cores that gathered at once during the measurement")
     residual: float = Field(0.0, ge=0, description="largest relative error of the fit")
@@ -88,8 +100,8 @@ class ThroughputCurve(Frozen):
 class TowerSample(Frozen):
     """One measured point: the tower took `seconds` of CPU for `batch` samples (median)."""
 
-    batch: int
-    seconds: float
+    batch: int = Field(ge=1)
+    seconds: float = Field(ge=0)
     spread: float = 0.0
 
 
@@ -116,3 +128,11 @@ class Profile(Artifact):
     tables: tuple[TableAccess, ...]
     curves: tuple[ThroughputCurve, ...] = ()
     towers: tuple[TowerCurve, ...] = ()
+
+    @model_validator(mode="after")
+    def _each_table_once(self) -> Self:
+        names = [access.table for access in self.tables]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"table {twice} is listed twice")
+        return self

@@ -5,6 +5,7 @@
       blobs/<sha256>.<kind>       every file, named by its content
       shards/<digest>.json        a `ShardManifest`: what one sparse function needs to know
       releases/<digest>.json      a `ReleaseManifest`, written last: what the gateway needs to know
+      order/<number>.json         which release was packed as that number (`erless.specs.stored`)
       keys/<key>.json             what an input became, so that packing it again does nothing
 
 All paths in a manifest are relative to the store. A shard's manifest names neither plan nor
@@ -15,9 +16,9 @@ function that serves it), whatever their plans call it.
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from erless.errors import ArtifactError
 from erless.specs.artifact import Artifact, FileEntry, Frozen
@@ -86,6 +87,18 @@ class ShardManifest(Artifact):
     precision: Precision
     slices: tuple[ShardSlice, ...] = Field(min_length=1, description="in the model's table order")
 
+    @model_validator(mode="after")
+    def _each_table_once(self) -> Self:
+        names = [part.table for part in self.slices]
+        if len(set(names)) < len(names):
+            raise ValueError("a table has two slices")
+        for part in self.slices:
+            if part.rows > part.table_rows:
+                raise ValueError(
+                    f"{part.rows:,} rows of table {part.table}, which has {part.table_rows:,}"
+                )
+        return self
+
     @property
     def rows(self) -> int:
         """Rows of all tables in the shard."""
@@ -113,10 +126,10 @@ class ReleaseShard(Frozen):
     tier: Tier
     precision: Precision
     digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="of its ShardManifest")
-    tables: tuple[str, ...]
-    rows: int
-    row_bytes: int = Field(description="bytes of the stored rows")
-    size_bytes: int = Field(description="bytes of its files: rows and indexes")
+    tables: tuple[str, ...] = Field(min_length=1)
+    rows: int = Field(gt=0)
+    row_bytes: int = Field(ge=0, description="bytes of the stored rows")
+    size_bytes: int = Field(ge=0, description="bytes of its files: rows and indexes")
     largest_error: float = Field(
         ge=0, description="largest |stored - fp32| over all elements, measured while packing"
     )
@@ -150,6 +163,21 @@ class ReleaseManifest(Artifact):
     bundle: FileEntry = Field(description="the bundle's model.json")
     plan: FileEntry = Field(description="plan.json")
     profile: FileEntry = Field(description="profile.json")
+
+    @model_validator(mode="after")
+    def _all_rows_of_the_model(self) -> Self:
+        names = [shard.name for shard in self.shards]
+        if len(set(names)) < len(names):
+            raise ValueError("two shards have one name")
+        known = {table.name for table in self.model.tables}
+        for shard in self.shards:
+            strange = next((name for name in shard.tables if name not in known), None)
+            if strange is not None:
+                raise ValueError(f"shard {shard.name}: the model has no table {strange}")
+        held, rows = (sum(each.rows for each in all_) for all_ in (self.shards, self.model.tables))
+        if held != rows:
+            raise ValueError(f"the shards hold {held:,} rows, the model has {rows:,}")
+        return self
 
     @property
     def remote(self) -> tuple[ReleaseShard, ...]:

@@ -7,6 +7,7 @@ twice is an error instead of the last one winning.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,26 @@ MOST_BYTES = 256 << 10
 MOST_DEPTH = 32
 MOST_VALUES = 20_000
 MERGE_TAG = "tag:yaml.org,2002:merge"
+PLAIN_TAGS = {
+    f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")
+}
 
 Keys = tuple[str, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with what JSON has no word for left as text, and 1e9 a number as in YAML 1.2."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    "-+0123456789",
+)
 
 
 class Written(NamedTuple):
@@ -45,14 +64,14 @@ def read_yaml(path: Path) -> Written:
     text = _text(path)
     try:
         _check_depth(path, text)
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.compose(text, Loader=_Loader)
         lines = _Lines(path).of(tree)
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
-    except ValueError as error:  # a date or number that there is not, such as 2026-13-01
+    except (ValueError, OverflowError) as error:  # such as a number of 9,000 digits
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if values is None:
         values = {}
@@ -81,7 +100,7 @@ def _text(path: Path) -> str:
 def _check_depth(path: Path, text: str) -> None:
     """Refuse what is nested so deep, or has so many values, that building it would not end well."""
     depth = 0
-    for values, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+    for values, event in enumerate(yaml.parse(text, Loader=_Loader)):
         if isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, yaml.CollectionStartEvent):
@@ -114,6 +133,10 @@ class _Lines:
             raise ConfigError(f"{self._path}:{line}: {'.'.join(keys)}: refers to itself")
         if self._values > MOST_VALUES:
             raise ConfigError(f"{self._path}:{line}: more than {MOST_VALUES:,} values")
+        if node.tag not in PLAIN_TAGS:
+            raise ConfigError(
+                f"{self._path}:{line}: {'.'.join(keys)}: {node.tag} is no plain value"
+            )
         self._open.append(node)
         if isinstance(node, yaml.MappingNode):
             self._visit_keys(node, keys)

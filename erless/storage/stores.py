@@ -8,6 +8,7 @@ from pathlib import Path
 from erless.errors import ArtifactError, StoreError
 from erless.storage.directory import DirectoryStore
 from erless.storage.store import Store
+from erless.storage.strict_json import read_json
 
 __all__ = ["open_store"]
 
@@ -52,9 +53,9 @@ def _check_marker(store: Store, create: bool) -> None:
         text = (json.dumps({"kind": KIND, "schema_version": SCHEMA_VERSION}) + "\n").encode()
         store.create(MARKER, text)
     try:
-        marker = json.loads(text)
+        marker = read_json(text, f"{store.url}/{MARKER}")
         kind, version = marker["kind"], int(marker["schema_version"])
-    except (ValueError, TypeError, KeyError):
+    except (ArtifactError, ValueError, TypeError, KeyError):
         raise ArtifactError(f"{store.url}/{MARKER} is damaged") from None
     if kind != KIND:
         raise StoreError(f"{store.url} is not a release store: {MARKER} says {kind!r}")

@@ -14,23 +14,25 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from erless.errors import ArtifactError
+from erless.errors import ArtifactError, StorageError
 from erless.storage.atomic import os_errors
 from erless.storage.digests import FileDigest
+from erless.storage.strict_json import MOST_BYTES, read_json
 
 __all__ = ["TensorFile", "TensorInfo", "TensorWriter", "write_tensors"]
 
 ALIGNMENT_BYTES = 64
 MADV_POPULATE_READ = 22  # include/uapi/asm-generic/mman-common.h; Python 3.11 has no name for it
 POPULATE_BYTES = 16 << 20
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
+PIECE_BYTES = 16 << 20  # copied at a time where a chunk does not lie in C order
 
 _DTYPES = {
     "F64": "<f8",
@@ -100,6 +102,7 @@ class TensorWriter:
         self._hash = hashlib.sha256()
         self._written = 0
         self._size = 0
+        _check_room(path, 8 + len(text) + offset)
         with os_errors(path):
             self._file = path.open("wb", buffering=0)
         self._put(len(text).to_bytes(8, "little") + text)
@@ -108,7 +111,8 @@ class TensorWriter:
         """Append `chunk` (C order) to tensor `name`.
 
         Raises:
-            ValueError: the chunk is out of turn, of another dtype, or overruns the tensor.
+            ValueError: the chunk is out of turn, of another dtype, overruns the tensor, or is a
+                view that shows the same bytes many times (stride 0).
             StorageError: the disk refused.
         """
         while self._ends and self._written == self._ends[0][2] and self._ends[0][0] != name:
@@ -118,7 +122,14 @@ class TensorWriter:
         _, dtype, end = self._ends[0]
         if chunk.dtype != dtype or self._written + chunk.nbytes > end:
             raise ValueError(f"{self.path.name}: chunk of {name} has the wrong dtype or size")
-        self._put(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
+        if any(
+            step == 0 and size > 1 for step, size in zip(chunk.strides, chunk.shape, strict=True)
+        ):
+            raise ValueError(
+                f"{self.path.name}: {name} repeats the same bytes: it is no real tensor"
+            )
+        for part in _pieces(chunk):
+            self._put(part.reshape(-1).view(np.uint8).data)
         self._written += chunk.nbytes
 
     def _put(self, data: bytes | memoryview) -> None:
@@ -149,6 +160,28 @@ class TensorWriter:
         self._file.close()
 
 
+def _check_room(path: Path, size_bytes: int) -> None:
+    """Refuse a file that the disk cannot hold before its first byte is written.
+
+    Raises:
+        StorageError: too little space is left.
+    """
+    with os_errors(path):
+        free = shutil.disk_usage(path.parent).free
+    if size_bytes > free:
+        raise StorageError(f"cannot write {path}: it needs {size_bytes:,} bytes, {free:,} are free")
+
+
+def _pieces(chunk: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """`chunk` in C order; one that is not is copied a piece at a time."""
+    if chunk.flags.c_contiguous or chunk.nbytes <= PIECE_BYTES or not chunk.ndim:
+        yield np.ascontiguousarray(chunk)
+        return
+    step = max(1, PIECE_BYTES // max(1, chunk.nbytes // len(chunk)))
+    for begin in range(0, len(chunk), step):
+        yield np.ascontiguousarray(chunk[begin : begin + step])
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
 ) -> FileDigest:
@@ -173,18 +206,19 @@ class TensorFile:
             self.size_bytes = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, self.size_bytes - 8):
+            if len(prefix) < 8 or length > min(MOST_BYTES, self.size_bytes - 8):
                 raise ArtifactError(
                     f"{path}: truncated or not a safetensors file: the header at offset 8 should "
                     f"have {length:,} bytes, the file has {self.size_bytes:,}"
                 )
             text = file.read(length)
+        where = f"{path}: the header at offset 8 is damaged"
+        header = read_json(text.rstrip(b" "), where)
         try:
-            header = json.loads(text)
             self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
             self.tensors = {name: _tensor_info(entry, 8 + length) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{path}: the header at offset 8 is damaged: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ArtifactError(f"{where}: {error}") from error
         self._check_layout(8 + length)
 
     def _check_layout(self, data_begin: int) -> None:
@@ -265,11 +299,17 @@ def _populate(pages: mmap.mmap) -> None:
 
 
 def _tensor_info(entry: Mapping[str, Any], data_begin: int) -> TensorInfo:
-    begin, end = (int(offset) for offset in entry["data_offsets"])
-    shape = tuple(int(size) for size in entry["shape"])
+    unknown = sorted(set(entry) - {"dtype", "shape", "data_offsets"})
+    if unknown:
+        raise ValueError(f"{unknown[0]} is not known")
+    numbers = [*entry["data_offsets"], *entry["shape"]]
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError("offsets and shapes must be whole numbers from 0 on")
+    begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
     info = TensorInfo(entry["dtype"], shape, data_begin + begin, data_begin + end)
     if info.dtype_name not in _DTYPES:
         raise ValueError(f"unknown dtype {info.dtype_name}")
-    if min(shape, default=0) < 0 or end - begin != info.dtype.itemsize * math.prod(shape):
+    if end - begin != info.dtype.itemsize * math.prod(shape):
         raise ValueError(f"shape {shape} does not match {end - begin} bytes")
     return info

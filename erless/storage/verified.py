@@ -26,6 +26,7 @@ from pathlib import Path
 from erless.errors import ArtifactError
 from erless.storage.atomic import os_errors, path_inside
 from erless.storage.store import Blob, Counter, Ignore, verify_blob
+from erless.storage.strict_json import read_json
 
 __all__ = ["note_blobs", "verify_blobs"]
 
@@ -111,8 +112,8 @@ def _read(note: Path | None) -> dict[str, Identity]:
     if note is None:
         return {}
     try:
-        known = json.loads(note.read_bytes())
-    except (OSError, ValueError):
+        known = read_json(note.read_bytes(), str(note))
+    except (OSError, ArtifactError):
         return {}
     return known if isinstance(known, dict) else {}
 

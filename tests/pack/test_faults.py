@@ -139,7 +139,7 @@ def test_a_missing_file_is_named(made: Made) -> None:
         except ErlessError as error:
             assert path.name in str(error)
         else:
-            assert path.parent.name in ("keys", "blobs")
+            assert path.parent.name in ("keys", "blobs", "order")
         path.write_bytes(whole)
 
 
@@ -187,7 +187,7 @@ def test_fields_that_contradict_the_files_are_told(made: Made) -> None:
     path = Path(made.store) / "releases" / f"{made.release.digest}.json"
     shards = json.loads(path.read_bytes())["shards"]
     shards[0]["tables"][0] = "nobody"
-    with pytest.raises(ArtifactError, match="the model has no table 'nobody'"):
+    with pytest.raises(ArtifactError, match="the model has no table nobody"):
         open_gateway(Source(made.store), rewrite(path, shards=shards))
     assert ReleaseManifest.load(path) == made.release
 

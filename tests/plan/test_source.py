@@ -17,7 +17,10 @@ from tests.plan.instances import assert_covers
 
 
 def make(folder: Path, digest: str = "", rows: int = 1000, samples: int = 8020) -> BundleManifest:
-    entry = FileEntry(path="x", size_bytes=1, sha256="0" * 64)
+    entries = [
+        FileEntry(path=path, size_bytes=1, sha256="0" * 64)
+        for path in ("tables/seen.safetensors", "tables/absent.safetensors", "tower.safetensors")
+    ]
     model = ModelSpec(
         dense_features=256,
         tables=(
@@ -26,7 +29,7 @@ def make(folder: Path, digest: str = "", rows: int = 1000, samples: int = 8020) 
         ),
         tower=WORKLOADS["rm1"].model().tower,
     )
-    bundle = BundleManifest.create(model=model, tables=(entry, entry), tower=entry)
+    bundle = BundleManifest.create(model=model, tables=tuple(entries[:2]), tower=entries[2])
     counts = np.arange(400, 0, -1, dtype=np.int64)
     (folder / "counts").mkdir()
     found = write_tensors(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from erless.errors import ArtifactError
+from erless.errors import ArtifactError, StorageError
 from erless.storage.digests import digest_file
 from erless.storage.tensors import TensorFile, TensorWriter, write_tensors
 
@@ -109,3 +109,53 @@ def test_a_mapped_array_keeps_writes_private(tmp_path: Path) -> None:
     mapped = TensorFile(path).map("rows")
     mapped[:] = 7
     assert (TensorFile(path).read("rows") == 1).all()
+
+
+def test_a_view_that_repeats_its_bytes_does_not_fill_the_disk(tmp_path: Path) -> None:
+    row = np.ones((1, 32), np.float32)
+    endless = np.broadcast_to(row, (1 << 20, 32))
+    with pytest.raises(ValueError, match="rows repeats the same bytes"):
+        write_tensors(tmp_path / "x", {"rows": endless})
+    assert (tmp_path / "x").stat().st_size < 1000
+
+
+def test_a_file_larger_than_the_disk_is_refused_before_it_begins(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"it needs 4,\d+,\d+,\d+,\d+,\d+ bytes, .* are free"):
+        TensorWriter(tmp_path / "x", {"rows": (np.float32, (1 << 40, 1 << 10))})
+    assert not (tmp_path / "x").exists()
+
+
+def test_arrays_in_any_order_are_written_right_a_piece_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("erless.storage.tensors.PIECE_BYTES", 1 << 10)
+    array = np.arange(6000, dtype=np.float32).reshape(100, 60)
+    arrays = {
+        "fortran": np.asfortranarray(array),
+        "reversed": array[::-1],
+        "strided": array[:, ::2],
+    }
+    write_tensors(tmp_path / "x", arrays)
+    file = TensorFile(tmp_path / "x")
+    for name, expected in arrays.items():
+        assert np.array_equal(file.read(name), expected)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ('{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', "whole numbers from 0 on"),
+        ('{"a":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}}', "whole numbers from 0 on"),
+        ('{"a":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}', "whole numbers from 0 on"),
+        ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":1}}', "x is not known"),
+        ('{"a":{"dtype":"F8","shape":[1],"data_offsets":[0,4]}}', "unknown dtype F8"),
+        ('{"a":{},"a":{}}', "'a' is given twice"),
+        ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,1e999]}}', "beyond what a number"),
+        ("[" * 50_000, "nested too deep"),
+    ],
+)
+def test_a_hostile_header_is_refused(tmp_path: Path, header: str, words: str) -> None:
+    text = header.encode()
+    (tmp_path / "x").write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 4)
+    with pytest.raises(ArtifactError, match=words):
+        TensorFile(tmp_path / "x")

@@ -1,9 +1,10 @@
 """The joint policy: one order of all rows of all tables, cut for replicas, gateway included.
 
-`frontier.search` says how many functions of how many replicas; here its capacities become cuts at
-whole rows, and the layout that results is sized again from its own loads, so that a plan never
-promises what rounding took away. Up to 10 rows in all, every partition is tried instead
-(`exact`): there single rows are atoms that no divisible optimum can place.
+`frontier.search` says how many functions of how many replicas take least memory; here its
+capacities become cuts at whole rows, and the layout that results is sized again from its own loads,
+so that a plan never promises what rounding took away. Up to 10 rows in all, the partition of least
+memory is found by trying every one (`exact`): there single rows decide, which the search for
+divisible rows cannot place.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every partition of a handful of rows into functions, by dynamic programming over subsets.
+"""The partition of least memory of a handful of rows, by dynamic programming over subsets.
 
 best(S) = min over T ⊆ S that holds S's first row of cost(T) + best(S \\ T); 3^n steps. Used where
 rows are few enough that one row's load decides a replica.

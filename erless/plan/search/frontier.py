@@ -1,4 +1,4 @@
-"""The exact optimum over the merged order, rows taken as divisible: a label-setting programme.
+"""The least memory over the merged order, rows taken as divisible: a label-setting programme.
 
 Take loads in vCPU at λ queries/s. A shard of r replicas of C vCPU carries up to r·C·u - λ·a of
 gathers and costs r·(m0 + bytes). The gateway of R replicas carries R·C·u - λ·(a + d).
@@ -14,9 +14,11 @@ Three exchange arguments shape the search:
    H(c') - H(c) bytes at r copies or more. (H: most bytes served with load c, concave.)
 
 Levels are tried in rising order and only undominated labels kept, per number of shards where that
-number counts. With divisible rows the best label is the optimum over *all* partitions of rows, so
-its value is also the lower bound. `optimistic` rounds in that direction wherever the search is
-thinned (many labels, thousands of replicas).
+number counts. With divisible rows and these costs the best label has the least memory of *all*
+partitions of rows, so its value is also the lower bound. `optimistic` rounds in that direction
+wherever the search is thinned (many labels, thousands of replicas). Not among these costs: what the
+gateway pays per remote call and per partial vector, and its routing tables. They only add to a
+layout's memory, so the bound holds, but a layout that is best here need not be best with them.
 """
 
 from __future__ import annotations

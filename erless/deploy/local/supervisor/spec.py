@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from erless.specs.artifact import Frozen
+from erless.specs.artifact import FromElsewhere
 from erless.specs.plan import Scaling
 
 __all__ = ["FunctionSpec", "ReleaseSpec", "StoredState", "Timing"]
 
 
-class FunctionSpec(Frozen):
+class FunctionSpec(FromElsewhere):
     """One function. Two releases that name the same `key` share it, with its replicas.
 
     env: of each replica, besides the sockets; a gateway's shard URLs are added when their ports
@@ -31,7 +31,7 @@ class FunctionSpec(Frozen):
     memory_bytes: int = Field(0, ge=0, description="that a replica is planned to need")
 
 
-class ReleaseSpec(Frozen):
+class ReleaseSpec(FromElsewhere):
     """One deployed release: its functions, the gateway among them.
 
     key: identifies the functions and all they are told.
@@ -56,7 +56,7 @@ class ReleaseSpec(Frozen):
         return tuple(function for function in self.functions if function.kind != "gateway")
 
 
-class Timing(Frozen):
+class Timing(FromElsewhere):
     """How often and how long. Tests take smaller numbers."""
 
     poll_s: float = Field(2.0, gt=0, description="metrics, decisions: Knative's tick")
@@ -77,7 +77,7 @@ class Timing(Frozen):
     rate_window_s: float = Field(30.0, gt=0, description="of the rates that status shows")
 
 
-class StoredState(Frozen):
+class StoredState(FromElsewhere):
     """`state.json`: everything a restarted supervisor needs. Releases newest first."""
 
     schema_version: int = 1
