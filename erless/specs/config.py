@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from erless.errors import ConfigError
 from erless.specs.findings import first_finding
@@ -25,7 +26,7 @@ from erless.specs.planning import (
     ShardSizeLimit,
 )
 from erless.specs.section import Section
-from erless.specs.strict_yaml import read_yaml
+from erless.specs.strict_yaml import Keys, read_yaml
 
 __all__ = [
     "Config",
@@ -138,12 +139,29 @@ def load_config(path: Path) -> Config:
         ArtifactError: it cannot be read.
     """
     written = read_yaml(path)
+    for keys in _empty_paths(Config, written.values):
+        line = written.lines[keys]
+        raise ConfigError(f"{path}:{line}: {'.'.join(keys)}: must be a path, found ''")
     try:
         # as JSON, where a path is a text and a tuple is a list, and nothing else is converted
         config = Config.model_validate_json(json.dumps(written.values), strict=True)
     except ValidationError as error:
         raise ConfigError(_explain(path, error, written.lines)) from error
     return _anchored(config, path.parent)
+
+
+def _empty_paths(
+    section: type[BaseModel], values: dict[str, Any], keys: Keys = ()
+) -> Iterator[Keys]:
+    """Paths that are an empty text, which would otherwise mean the current folder."""
+    for name, value in values.items():
+        field = section.model_fields.get(name)
+        kinds = [field.annotation, *get_args(field.annotation)] if field else []
+        if value == "" and Path in kinds:
+            yield (*keys, name)
+        for kind in kinds:
+            if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Section):
+                yield from _empty_paths(kind, value, (*keys, name))
 
 
 def _explain(path: Path, error: ValidationError, lines: dict[tuple[str, ...], int]) -> str:

@@ -16,7 +16,7 @@ import yaml
 from erless.errors import ConfigError
 from erless.storage.atomic import os_errors
 
-__all__ = ["Written", "read_yaml"]
+__all__ = ["Keys", "Written", "read_yaml"]
 
 MOST_BYTES = 256 << 10
 MOST_DEPTH = 32

@@ -122,9 +122,10 @@ class TensorWriter:
         _, dtype, end = self._ends[0]
         if chunk.dtype != dtype or self._written + chunk.nbytes > end:
             raise ValueError(f"{self.path.name}: chunk of {name} has the wrong dtype or size")
-        if any(
-            step == 0 and size > 1 for step, size in zip(chunk.strides, chunk.shape, strict=True)
-        ):
+        repeats = (
+            step == 0 < size - 1 for step, size in zip(chunk.strides, chunk.shape, strict=True)
+        )
+        if chunk.size and any(repeats):
             raise ValueError(
                 f"{self.path.name}: {name} repeats the same bytes: it is no real tensor"
             )

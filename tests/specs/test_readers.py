@@ -124,6 +124,8 @@ def consumed(written: Any, read: Any) -> bool:
             and len(read) == len(written)
             and all(map(consumed, written, read))
         )
+    if isinstance(written, int) and isinstance(read, float):
+        return float(written) == read and not isinstance(written, bool)
     return written == read and isinstance(written, bool) == isinstance(read, bool)
 
 
