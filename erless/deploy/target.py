@@ -52,6 +52,7 @@ class Deployment:
     """One deployed release. `url` answers queries when it is current.
 
     address: HOST:PORT to connect to where the URL's own host is not known here; else empty.
+    note: what the person who deployed should know besides; usually nothing.
     """
 
     release: str
@@ -59,6 +60,7 @@ class Deployment:
     deployed_at: str
     current: bool
     address: str = ""
+    note: str = ""
 
 
 class FunctionState(StrEnum):

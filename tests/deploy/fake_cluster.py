@@ -84,6 +84,7 @@ class FakeCluster:
         self.ready_after_s = 0.05
         self.pod_trouble: dict[str, Object] = {}
         self.stale_pods = False
+        self.domain = "example.com"
         self.watch_limit = 1_000_000
         self.denied: set[tuple[str, str]] = set()
         self.watches = self.lists = 0
@@ -337,7 +338,7 @@ class FakeCluster:
             routes = "True"
         else:
             routes = word
-        status["url"] = f"http://{key[2]}.{key[1]}.example.com"
+        status["url"] = f"http://{key[2]}.{key[1]}.{self.domain}"
         status["conditions"] = [condition("Ready", word), condition("RoutesReady", routes)]
         if settled:
             status["observedGeneration"] = service["metadata"]["generation"]
@@ -397,6 +398,11 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/version":
             return self._answer(200, {"gitVersion": "v1.33.0"})
         key, collection = self._key(path)
+        verb = {"PATCH": "patch", "POST": "create", "DELETE": "delete", "PUT": "update"}
+        doing = verb.get(self.command, "list" if collection else "get")
+        plural = key[0].partition(".")[0]
+        if (doing, plural) in cluster.denied:
+            raise Refused(403, f'user "me" cannot {doing} resource "{plural}"')
         if self.command == "GET" and collection:
             if query.get("watch"):
                 return self._watch(key, query)

@@ -49,6 +49,19 @@ def init(
     ingress_class: Annotated[
         str, typer.Option(help="Of the networking layer in Knative's manifests.")
     ] = "kourier.ingress.networking.knative.dev",
+    domain: Annotated[
+        str | None,
+        typer.Option(
+            help="Domain of public gateways' names; Knative's default reaches them only within "
+            "the cluster."
+        ),
+    ] = None,
+    host_path: Annotated[
+        bool,
+        typer.Option(
+            "--host-path", help="Let pods mount folders of their node: for a store in a folder."
+        ),
+    ] = False,
     kubeconfig: KubeconfigOption = None,
     context: ContextOption = None,
     namespace: NamespaceOption = None,
@@ -85,7 +98,7 @@ def init(
         done = ClusterInit(
             api,
             sources,
-            settings(ingress_class),
+            settings(ingress_class, domain=domain, host_path=host_path),
             access(space),
             dry_run=dry_run,
             force=force_conflicts,

@@ -15,7 +15,7 @@ from erless.cli.cluster.cluster_options import (
     cluster_settings_of,
 )
 from erless.cli.options import EndpointOption, InfraOption, StoreOption, project, store_of
-from erless.cli.run import Output, OutputOption, emit, note, verb
+from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,21 +47,23 @@ def doctor(
 
     Example: `erless doctor --context my-cluster`
     """
-    from erless.deploy.cluster.doctor import examine
+    from erless.deploy.cluster.doctor import Examination, Finding, examine
     from erless.deploy.kubernetes.api import connect
 
     config = cluster_config(
         project(), kubeconfig=kubeconfig, context=context, namespace=namespace, infra=infra
     )
     settings = cluster_settings_of(config, image)
-    options = config.targets.knative
+    options = settings.options
     where = store_of(store, infra, config)
-    rendered = _rendered(settings, where, release, endpoint_url)
-    findings = list(
-        examine(connect(options.kubeconfig, options.context), settings, rendered, where)
-    )
-    failed = sum(each.level == "fail" for each in findings)
-    document = {"ready": not failed, "findings": [asdict(each) for each in findings]}
+    endpoint = endpoint_url or options.endpoint_url
+    rendered, why = _rendered(settings, where, release, endpoint)
+    api = connect(options.kubeconfig, options.context)
+    findings = list(examine(Examination(api, settings, rendered, where, endpoint)))
+    if why:
+        findings.append(Finding("fail", "release", f"what it needs is not checked: {why}"))
+    failed = sum(finding.level == "fail" for finding in findings)
+    document = {"ready": not failed, "findings": [asdict(finding) for finding in findings]}
     emit(output, document, lambda console: _draw(console, findings))
     if failed:
         raise SystemExit(1)
@@ -69,24 +71,27 @@ def doctor(
 
 def _rendered(
     settings: ClusterSettings, store: str, release: str, endpoint_url: str | None
-) -> Rendered | None:
-    """The objects of the release in the store, where there is one."""
+) -> tuple[Rendered | None, str]:
+    """The objects of a release in the store, or why there are none.
+
+    Images that are not pushed yet are a finding of their own: placeholders stand for them.
+    """
     from erless.deploy.desired_release import load_desired
     from erless.deploy.knative.render import render
     from erless.errors import ErlessError
 
+    complete, _ = settings.with_placeholders(("gateway", "sparse", "dense"))
     try:
-        return render(load_desired(store, release, endpoint_url), settings)
+        return render(load_desired(store, release, endpoint_url), complete), ""
     except ErlessError as error:
-        note(f"note: what a release needs is not checked: {error}")
-        return None
+        return None, str(error)
 
 
 def _draw(console: Console, findings: list[Finding]) -> None:
     from rich.table import Table
 
     table = Table("", "what", "fact", "mend")
-    for each in findings:
-        colour = COLOURS[each.level]
-        table.add_row(f"[{colour}]{each.level}[/]", each.what, each.fact, each.mend)
+    for finding in findings:
+        level = f"[{COLOURS[finding.level]}]{finding.level}[/]"
+        table.add_row(level, finding.what, finding.fact, finding.mend)
     console.print(table)

@@ -49,8 +49,11 @@ def render(
     from erless.storage.atomic import os_errors, staged_file
 
     config = cluster_config(project(), namespace=namespace, infra=infra)
-    desired = desired_release(config, store_of(store, infra, config), release, endpoint_url)
-    rendered = render_objects(desired, cluster_settings_of(config, image))
+    settings = cluster_settings_of(config, image)
+    where = store_of(store, infra, config)
+    endpoint = endpoint_url or settings.options.endpoint_url
+    desired = desired_release(config, where, release, endpoint)
+    rendered = render_objects(desired, settings)
     check_objects(rendered.objects)
     text = yaml.safe_dump_all(rendered.objects, sort_keys=False, width=1000)
     if out is not None:

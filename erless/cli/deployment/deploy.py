@@ -84,6 +84,8 @@ def deploy(
         images=image,
         canary_percent=canary,
     )
+    if destination.name == "knative":
+        endpoint_url = endpoint_url or config.targets.knative.endpoint_url
     desired = desired_release(config, store_of(store, infra, config), release, endpoint_url)
     document: dict[str, Any] = {"target": destination.name, "release": desired.release.digest}
     checked = None
@@ -114,6 +116,8 @@ def deploy(
     with bars() as progress:
         done = destination.deploy(desired, progress, timeout_s)
     document |= {"url": done.url, "deployed_at": done.deployed_at}
+    if done.note:
+        note(f"note: {done.note}")
 
     def draw(console: Console) -> None:
         _draw(console, changes)

@@ -1,1 +1,1 @@
-"""`erless cluster init`: Knative Serving and the settings that erless needs, on any cluster."""
+"""Knative Serving and the settings that erless needs: to install and to check."""

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 from erless.deploy.cluster.manifests import ManifestFile, Object, in_order
 from erless.deploy.kubernetes.api import FIELD_MANAGER, Api, Missing
-from erless.deploy.kubernetes.kinds import CRD, DEPLOYMENT, Kind
+from erless.deploy.kubernetes.kinds import CRD, DEPLOYMENT, EVENT, POD, Kind
+from erless.deploy.kubernetes.reasons import pod_problems
 from erless.errors import DeployError
 from erless.progress import Progress, Silent, Step
 
@@ -145,8 +147,33 @@ class ClusterInit:
             if time.monotonic() > deadline:
                 raise DeployError(
                     f"{what} not ready after {self.timeout_s:g} s: {'; '.join(left[:5])}"
+                    f"{self._causes()}"
                 )
             time.sleep(PAUSE_S)
+
+    def _causes(self) -> str:
+        """What pods and events of Knative's namespaces say, newest last; empty where nothing."""
+        spaces = {
+            document["metadata"].get("namespace", "default")
+            for source in self.sources
+            for document in source.objects
+            if document["kind"] == DEPLOYMENT.kind
+        }
+        causes: list[str] = []
+        for space in sorted(spaces):
+            with suppress(DeployError):
+                pods, _ = self.api.list(POD, space)
+                events, _ = self.api.list(EVENT, space)
+                problems = pod_problems(pods, events)
+                causes += [f"pod {problem.pod}: {problem.what}" for problem in problems]
+                warnings = [event for event in events if event.get("type") == "Warning"]
+                warnings.sort(key=lambda event: str(event.get("lastTimestamp") or ""))
+                causes += [
+                    f"{event.get('involvedObject', {}).get('name', '?')}: "
+                    f"{event.get('reason', '?')}: {event.get('message', '')}"
+                    for event in warnings[-3:]
+                ]
+        return "".join(f"\n{cause}" for cause in dict.fromkeys(causes))
 
     def _pending_definitions(self, definitions: Sequence[Object]) -> Iterator[str]:
         for each in definitions:

@@ -5,14 +5,28 @@ Each is a ConfigMap of which erless owns the keys below and no other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["DEPLOYERS", "KOURIER", "MESH", "SERVING", "access", "may_be_mesh", "settings"]
+from erless.deploy.kubernetes.names import CLUSTER_LOCAL
+
+__all__ = [
+    "DEPLOYERS",
+    "HOST_PATH_FEATURE",
+    "KOURIER",
+    "MESH",
+    "SERVING",
+    "access",
+    "may_be_mesh",
+    "public_domains",
+    "settings",
+]
 
 Object = dict[str, Any]
 SERVING = "knative-serving"
 KOURIER = "kourier.ingress.networking.knative.dev"
 MESH = "mesh-compatibility-mode"
+HOST_PATH_FEATURE = "kubernetes.podspec-volumes-hostpath"
 DEPLOYERS = "erless:deployers"  # the group of infra/terraform's deployer role
 
 FEATURES = (
@@ -25,15 +39,24 @@ FEATURES = (
 )
 
 
-def settings(ingress_class: str = KOURIER) -> list[Object]:
-    """Knative's ConfigMaps with the keys that erless needs."""
+def settings(
+    ingress_class: str = KOURIER, *, domain: str | None = None, host_path: bool = False
+) -> list[Object]:
+    """Knative's ConfigMaps with the keys that erless needs.
+
+    Args:
+        ingress_class: of the networking layer.
+        domain: under which public gateways get their names; None: Knative's own setting stays.
+        host_path: whether pods may mount folders of their node, as a store that is a folder needs.
+    """
     network = {"ingress-class": ingress_class}
     if not may_be_mesh(ingress_class):
         # By default one slow probe makes the activator give up pod addresses for good; a shard that
         # wakes while its former replica still drains is then not found until that one has ended.
         network[MESH] = "disabled"
+    features = (*FEATURES, HOST_PATH_FEATURE) if host_path else FEATURES
     values: dict[str, dict[str, str]] = {
-        "config-features": dict.fromkeys(FEATURES, "enabled"),
+        "config-features": dict.fromkeys(features, "enabled"),
         # Frozen shards start at zero replicas, and every shard goes there when it is idle.
         "config-autoscaler": {"enable-scale-to-zero": "true", "allow-zero-initial-scale": "true"},
         "config-network": network,
@@ -42,6 +65,8 @@ def settings(ingress_class: str = KOURIER) -> list[Object]:
         # A pod that waits for a new node is not a failed revision (Knative 1.21 and on).
         "config-deployment": {"pod-is-always-schedulable": "true"},
     }
+    if domain:
+        values["config-domain"] = {domain: ""}
     return [
         {
             "apiVersion": "v1",
@@ -56,6 +81,20 @@ def settings(ingress_class: str = KOURIER) -> list[Object]:
 def may_be_mesh(ingress_class: str) -> bool:
     """Whether pods may be unreachable by their own addresses: with Istio's networking layer."""
     return "istio" in ingress_class
+
+
+def public_domains(config_domain: Mapping[str, str]) -> list[str]:
+    """The domains of Knative's `config-domain` that lead in from outside.
+
+    A domain with a selector is for the Services that it selects; none of ours carries its label.
+    """
+    return [
+        domain
+        for domain, selector in config_domain.items()
+        if not domain.startswith("_")
+        and not domain.endswith(CLUSTER_LOCAL)
+        and "selector" not in selector
+    ]
 
 
 def access(namespace: str, group: str = DEPLOYERS) -> list[Object]:

@@ -169,7 +169,7 @@ class Registry:
         Raises:
             _RefusedError: the status is no success.
         """
-        retries = urllib3.Retry(5, status=3, backoff_factor=0.2)
+        retries = urllib3.Retry(5, connect=0, status=3, backoff_factor=0.2)
         while True:
             # credentials are the registry's: an upload or a blob may lie on another host
             ours = urlsplit(url).netloc == urlsplit(self._root).netloc

@@ -68,6 +68,13 @@ class ClusterSettings:
         facts = tuple(f"image of {kind} functions" for kind in missing)
         return replace(self, images={**self.images, **made_up}), facts
 
+    def with_endpoint(self, endpoint_url: str | None) -> ClusterSettings:
+        """This cluster; where it names no S3 API, the one at `endpoint_url`."""
+        if not endpoint_url or self.options.endpoint_url:
+            return self
+        options = self.options.model_copy(update={"endpoint_url": endpoint_url})
+        return replace(self, options=options)
+
     def place(self, role: str) -> PodPlacement:
         """Where pods of `role` may run."""
         return next(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 from erless.deploy.infra import read_infra
 from erless.deploy.knative.cluster_settings import ClusterSettings, resolve_settings
@@ -97,9 +98,6 @@ class KnativeTarget:
         return replace(settings, create_namespace=live is None or _is_ours(live))
 
     def _render(self, desired: Desired, settings: ClusterSettings) -> Rendered:
-        if desired.endpoint_url and not settings.options.endpoint_url:
-            options = settings.options.model_copy(update={"endpoint_url": desired.endpoint_url})
-            settings = replace(settings, options=options)
         rendered = render(desired, settings)
         check_objects(rendered.objects)
         return rendered
@@ -154,7 +152,19 @@ class KnativeTarget:
         with locked(self.api, self._namespace):
             rollout = self._rollout(progress, deadline)
             rollout.deploy(desired.release.digest, rendered, self._settings.options.canary_percent)
-        return self._current(desired.release.digest)
+        done = self._current(desired.release.digest)
+        return replace(done, note=self._visibility_note(done.url))
+
+    def _visibility_note(self, url: str) -> str:
+        """Why a gateway that shall be public is not; empty where it is, or shall not be."""
+        host = urlsplit(url).hostname or ""
+        if self._settings.gateway.visibility != "public" or not host.endswith(names.CLUSTER_LOCAL):
+            return ""
+        return (
+            f"gateway.visibility is public, but Knative's domain is {names.CLUSTER_LOCAL}: outside "
+            "the cluster the gateway answers 404; `erless cluster init --domain DOMAIN` gives it a "
+            "public name"
+        )
 
     def _rollout(self, progress: Progress, deadline: Deadline) -> Rollout:
         keep = self._settings.options.keep_releases

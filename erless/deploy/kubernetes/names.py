@@ -14,6 +14,7 @@ from typing import Any
 from erless.version import __version__
 
 __all__ = [
+    "CLUSTER_LOCAL",
     "DIGEST",
     "FULL_COPY",
     "FUNCTION",
@@ -44,6 +45,7 @@ HISTORY = "erless.dev/history"
 FUNCTION = "erless.dev/function"
 FULL_COPY = "erless.dev/full-copy-bytes"
 SHORT = 16
+CLUSTER_LOCAL = "svc.cluster.local"  # the domain that Knative gives every route by default
 
 
 def short(digest: str) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from kubernetes import client
 
-from erless.deploy.cluster.doctor import Finding, examine
+from erless.deploy.cluster.doctor import Examination, Finding, examine
 from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.deploy.knative.render import render
 from erless.deploy.kubernetes.api import Api
+from erless.specs.config import GatewayConfig
 from tests.deploy.desired import cluster_settings, desired
 from tests.deploy.fake_cluster import FakeCluster
 
@@ -44,12 +46,22 @@ def set_config(cluster: FakeCluster, name: str, data: dict[str, str]) -> None:
 
 
 def ask(
-    cluster: FakeCluster, where: ClusterSettings | None = None, **more: Any
+    cluster: FakeCluster, where: ClusterSettings | None = None, store: str = "s3://recs/r"
 ) -> dict[str, Finding]:
+    return {finding.what: finding for finding in all_findings(cluster, where, store)}
+
+
+def all_findings(
+    cluster: FakeCluster, where: ClusterSettings | None = None, store: str = "s3://recs/r"
+) -> list[Finding]:
+    """What is found of a cluster for a release whose rows lie in `store`."""
     where = where or cluster_settings()
-    api = Api(client.ApiClient(client.Configuration(host=cluster.url)), 5.0)
-    wanted = render(desired(store=more.pop("store", "s3://recs/r"), dense=True), where)
-    return {each.what: each for each in examine(api, where, wanted)}
+    wanted = render(desired(store=store, dense=True), where)
+    return list(examine(Examination(connection(cluster), where, wanted)))
+
+
+def connection(cluster: FakeCluster) -> Api:
+    return Api(client.ApiClient(client.Configuration(host=cluster.url)), 5.0)
 
 
 def test_a_cluster_as_shipped_lacks_only_what_its_functions_need(cluster: FakeCluster) -> None:
@@ -133,3 +145,53 @@ def test_no_knative_and_no_cluster_end_it(cluster: FakeCluster) -> None:
     assert found["Knative"].mend == "erless cluster init"
     cluster.close()
     assert list(ask(cluster)) == ["cluster"]
+
+
+def test_every_missing_permission_is_listed_though_reads_are_refused(cluster: FakeCluster) -> None:
+    """A user without cluster-wide rights: the first refused read used to end the examination."""
+    cluster.denied = {
+        ("get", "customresourcedefinitions"),
+        ("list", "nodes"),
+        ("get", "configmaps"),
+        ("list", "deployments"),
+        ("patch", "podautoscalers"),
+        ("create", "secrets"),
+    }
+    found = all_findings(cluster)
+    missing = [finding.fact for finding in found if finding.what == "permission"]
+    assert len(missing) == len(cluster.denied)
+    for verb, plural in cluster.denied:
+        assert any(f"you may not {verb} {plural}" in fact for fact in missing)
+    skipped = {finding.what for finding in found if finding.fact.startswith("not checked: ")}
+    assert {"nodes", "features", "timeouts"} <= skipped
+    assert "image gateway" in {finding.what for finding in found}  # the other checks went on
+
+
+def test_a_public_gateway_needs_a_domain_that_leads_in(cluster: FakeCluster) -> None:
+    public = replace(cluster_settings(), gateway=GatewayConfig(visibility="public"))
+    found = ask(cluster, public)["domain"]
+    assert (found.level, found.mend) == ("fail", "erless cluster init --domain DOMAIN")
+    set_config(cluster, "domain", {"_example": "…", "svc.cluster.local": "selector:\n  app: x\n"})
+    assert ask(cluster, public)["domain"].level == "fail"
+    assert ask(cluster)["domain"].level == "pass"  # not public: nothing is missing
+    set_config(cluster, "domain", {"recs.example.com": ""})
+    assert ask(cluster, public)["domain"].fact == "recs.example.com"
+
+
+def test_a_store_that_cannot_be_read_fails(cluster: FakeCluster, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    examination = Examination(
+        connection(cluster), cluster_settings(), None, str(tmp_path / "empty")
+    )
+    store = {finding.what: finding for finding in examine(examination)}["store"]
+    assert store.level == "fail"
+
+
+def test_functions_that_need_longer_than_the_cluster_allows_fail(cluster: FakeCluster) -> None:
+    """780 s of cold start: what the revision asks for is compared, not what it was capped to."""
+    slow = cluster_settings(load_mb_per_s=0.15, max_timeout_s=900)
+    found = ask(cluster, slow)["timeouts"]
+    assert found.level == "fail"
+    assert "the cluster allows 600" in found.fact
+    set_config(cluster, "defaults", {"max-revision-timeout-seconds": "900"})
+    assert ask(cluster, slow)["timeouts"].level == "pass"

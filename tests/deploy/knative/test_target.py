@@ -398,6 +398,19 @@ def test_status_tells_zero_from_waking_and_failing(cluster: FakeCluster) -> None
     assert status.model_wise_bytes > 128_000_000
 
 
+def test_a_deploy_tells_of_a_public_gateway_that_nobody_outside_reaches(
+    cluster: FakeCluster,
+) -> None:
+    knative = {"images": IMAGES, "namespace": SPACE, "gateway_address": "127.0.0.1:9"}
+    document = {"targets": {"knative": knative}, "gateway": {"visibility": "public"}}
+    public = KnativeTarget(Config.model_validate(document), api=connection(cluster))
+    assert public.deploy(desired(), Silent(), TIMEOUT_S).note == ""
+    cluster.domain = "svc.cluster.local"
+    note = public.deploy(desired("2"), Silent(), TIMEOUT_S).note
+    assert "answers 404; `erless cluster init --domain DOMAIN`" in note
+    assert target(cluster).deploy(desired(), Silent(), TIMEOUT_S).note == ""  # not public
+
+
 def test_status_gives_the_pods_own_reason_before_knatives(cluster: FakeCluster) -> None:
     deploy(cluster)
     name = shard(Tier.HOT)

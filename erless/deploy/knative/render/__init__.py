@@ -52,6 +52,7 @@ def render(desired: Desired, settings: ClusterSettings) -> Rendered:
         ConfigError: an image is missing, or a folder store is not visible to pods.
         PlanError: the plan does not know a shard of the release.
     """
+    settings = settings.with_endpoint(desired.endpoint_url)
     digest = desired.release.digest
     base: list[Object] = []
     if settings.create_namespace:

@@ -1,0 +1,1 @@
+"""What `erless doctor` asks, a function per question."""

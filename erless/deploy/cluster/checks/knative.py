@@ -1,0 +1,172 @@
+"""Kubernetes and Knative themselves: versions, health, and Knative's settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from erless.deploy.cluster.checks.examination import Examination, Finding, patch_command
+from erless.deploy.cluster.settings import (
+    HOST_PATH_FEATURE,
+    MESH,
+    SERVING,
+    may_be_mesh,
+    public_domains,
+)
+from erless.deploy.kubernetes.kinds import CRD, DEPLOYMENT
+from erless.deploy.kubernetes.names import CLUSTER_LOCAL
+
+__all__ = [
+    "KNATIVE_CRD",
+    "check_domain",
+    "check_features",
+    "check_ingress",
+    "check_knative",
+    "check_kubernetes",
+    "check_scaling",
+    "check_timeouts",
+]
+
+OLDEST_KUBERNETES, OLDEST_KNATIVE = (1, 25), (1, 12)
+KNATIVE_CRD = "services.serving.knative.dev"
+ON_BY_DEFAULT = {"kubernetes.podspec-volumes-emptydir"}
+
+
+def check_kubernetes(examination: Examination) -> Iterator[Finding]:
+    """The API server's version."""
+    yield _version("Kubernetes", examination.version.get("gitVersion", "?"), OLDEST_KUBERNETES)
+
+
+def check_knative(examination: Examination) -> Iterator[Finding]:
+    """Knative's version, and whether every deployment of it is available."""
+    api = examination.api
+    definition = api.get(CRD, None, KNATIVE_CRD) or {}
+    label = definition.get("metadata", {}).get("labels", {}).get("app.kubernetes.io/version", "?")
+    if label in ("?", "devel"):
+        yield Finding("pass", "Knative", f"Serving, version {label}")
+    else:
+        yield _version("Knative", f"Serving {label}", OLDEST_KNATIVE)
+    deployments, _ = api.list(DEPLOYMENT, SERVING)
+    down = [
+        deployment["metadata"]["name"]
+        for deployment in deployments
+        if deployment.get("spec", {}).get("replicas", 1)
+        > deployment.get("status", {}).get("availableReplicas", 0)
+    ]
+    if down or not deployments:
+        fact = f"not available: {', '.join(down)}" if down else f"no deployments in {SERVING}"
+        mend = f"kubectl -n {SERVING} describe deployments"
+        yield Finding("fail", "Knative's health", fact, mend)
+    else:
+        yield Finding("pass", "Knative's health", f"{len(deployments)} deployments available")
+
+
+def _version(what: str, text: str, oldest: tuple[int, int]) -> Finding:
+    found = re.search(r"(\d+)\.(\d+)", text)
+    number = (int(found[1]), int(found[2])) if found else (0, 0)
+    if number >= oldest:
+        return Finding("pass", what, text)
+    return Finding("warn", what, f"{text}; tested from {oldest[0]}.{oldest[1]} on")
+
+
+def _needed_features(examination: Examination) -> dict[str, str]:
+    """Feature flags that the pods need → why."""
+    needed = {"kubernetes.podspec-volumes-emptydir": "scratch and cache"}
+    for service in examination.services:
+        spec = service["spec"]["template"]["spec"]
+        if "nodeSelector" in spec:
+            needed["kubernetes.podspec-nodeselector"] = "placement of tiers"
+        if "tolerations" in spec:
+            needed["kubernetes.podspec-tolerations"] = "placement of tiers"
+        for volume in spec["volumes"]:
+            if "hostPath" in volume:
+                needed[HOST_PATH_FEATURE] = "a store that is a folder"
+            if "persistentVolumeClaim" in volume:
+                needed["kubernetes.podspec-persistent-volume-claim"] = "a volume claim"
+                if not volume["persistentVolumeClaim"].get("readOnly"):
+                    needed["kubernetes.podspec-persistent-volume-write"] = "a shared cache"
+    return needed
+
+
+def check_features(examination: Examination) -> Iterator[Finding]:
+    """Feature flags that let through what the pods ask for."""
+    flags = examination.config("features")
+    for flag, why in _needed_features(examination).items():
+        value = flags.get(flag, "enabled" if flag in ON_BY_DEFAULT else "disabled")
+        if value.lower() in ("enabled", "allowed"):
+            yield Finding("pass", flag, f"{value} ({why})")
+        else:
+            mend = patch_command("features", {flag: "enabled"})
+            yield Finding("fail", flag, f"{value}; needed for {why}", mend)
+
+
+def check_scaling(examination: Examination) -> Iterator[Finding]:
+    """Scale to zero, and pods that wait for a node."""
+    scaler = examination.config("autoscaler")
+    if scaler.get("enable-scale-to-zero", "true") == "true":
+        grace = scaler.get("scale-to-zero-grace-period", "30s")
+        yield Finding("pass", "enable-scale-to-zero", f"on, grace period {grace}")
+    else:
+        mend = patch_command("autoscaler", {"enable-scale-to-zero": "true"})
+        yield Finding("fail", "enable-scale-to-zero", "off: cold shards keep running", mend)
+    zero = scaler.get("allow-zero-initial-scale", "false")
+    why = "not needed, every function starts once when it is deployed"
+    yield Finding("pass", "allow-zero-initial-scale", f"{zero}; {why}")
+    always = "pod-is-always-schedulable"
+    if examination.config("deployment").get(always, "false") == "true":
+        yield Finding("pass", always, "on")
+    else:
+        fact = (
+            "off: a pod that waits for a new node marks its revision failed (Knative 1.21 and on)"
+        )
+        yield Finding("warn", always, fact, patch_command("deployment", {always: "true"}))
+
+
+def check_timeouts(examination: Examination) -> Iterator[Finding]:
+    """Whether the cluster lets answers take as long as the slowest cold start."""
+    longest = int(examination.config("defaults").get("max-revision-timeout-seconds", "600"))
+    wanted = max(
+        (service["spec"]["template"]["spec"]["timeoutSeconds"] for service in examination.services),
+        default=0,
+    )
+    if wanted > longest:
+        fact = f"functions need {wanted} s, the cluster allows {longest}"
+        mend = patch_command("defaults", {"max-revision-timeout-seconds": str(wanted)})
+        yield Finding("fail", "timeouts", fact, mend)
+    else:
+        yield Finding("pass", "timeouts", f"up to {longest} s")
+
+
+def check_ingress(examination: Examination) -> Iterator[Finding]:
+    """The networking layer, and whether Knative searches for a mesh that is not there."""
+    network = examination.config("network")
+    ingress = network.get("ingress-class") or network.get("ingress.class")
+    if ingress:
+        yield Finding("pass", "ingress class", ingress)
+    else:
+        mend = patch_command("network", {"ingress-class": "kourier.ingress.networking.knative.dev"})
+        yield Finding("warn", "ingress class", "not set: Knative's default is Istio", mend)
+    mode = network.get(MESH, "auto")
+    if ingress and not may_be_mesh(ingress) and mode == "auto":
+        fact = (
+            "auto: one slow probe, and a waking shard may be waited for until its former replica "
+            "has ended (30 s); where pods are in no mesh, turn it off"
+        )
+        yield Finding("warn", MESH, fact, patch_command("network", {MESH: "disabled"}))
+    else:
+        yield Finding("pass", MESH, mode)
+
+
+def check_domain(examination: Examination) -> Iterator[Finding]:
+    """Whether a gateway that shall be public gets a public name."""
+    domains = public_domains(examination.config("domain"))
+    if domains:
+        yield Finding("pass", "domain", ", ".join(domains))
+    elif examination.settings.gateway.visibility == "public":
+        fact = (
+            f"{CLUSTER_LOCAL}, Knative's default: the gateway answers only within the cluster, "
+            "though gateway.visibility is public"
+        )
+        yield Finding("fail", "domain", fact, "erless cluster init --domain DOMAIN")
+    else:
+        yield Finding("pass", "domain", f"{CLUSTER_LOCAL}; the gateway is not public")
