@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ __all__ = ["Demo", "Measured"]
 
 UTILITY_QUERIES = 1000
 CHECKED = 1000  # answers, at least
+UTILISATION = 0.7  # of a core that serves: what the planner assumes, too
 LOW, LOW_SHARE = 0.2, 0.3  # of the spike's rate, of its time
 IDLE_S = 120.0  # until all that may be is at zero, at most
 NEWS_S = 20.0  # until the target tells what a query woke, at most
@@ -70,6 +72,14 @@ class Measured:
     def model_wise_bytes(self) -> int:
         """Model-wise memory at the spike."""
         return self.whole_bytes * self.whole_replicas
+
+    @property
+    def processes_needed(self) -> int:
+        """Whole-model processes of a core each that the spike needs on this machine.
+
+        From the CPU that a query took one of them here, at a utilisation of 70 %.
+        """
+        return max(1, math.ceil(self.plan.qps * self.whole_cpu_ms / 1e3 / UTILISATION))
 
 
 class Demo:
