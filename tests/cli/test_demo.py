@@ -56,7 +56,9 @@ def test_the_demo_shows_all_of_it_and_cleans_up(
     page = (project / found["report"]).read_text()
     assert page.startswith("<!doctype html>")
     needed = found["whole_model_processes_needed_here"]
-    assert 1 <= needed <= found["model_wise_replicas"]  # each replica is planned as a part of a core
+    assert (
+        1 <= needed <= found["model_wise_replicas"]
+    )  # each replica is planned as a part of a core
     assert f"{needed} whole-model processes" in page  # the page tells both ways to count
     assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
     assert [each.name for each in project.iterdir()] == [found["report"]]
