@@ -1,13 +1,14 @@
-"""Open foreign checkpoints as plain tensors, never executing a pickle."""
+"""Open foreign checkpoints as plain tensors, without executing a pickle.
+
+What a file is, its first bytes say, not its name. A state dict may lie inside of a dictionary, and
+wrappers of torch (DistributedDataParallel, torch.compile) leave words in the names of tensors.
+"""
 
 from __future__ import annotations
 
-import pickle
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,75 +16,155 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from erless.errors import CheckpointError, first_line
+from erless.errors import CheckpointError
 from erless.importers.bundle import row_chunks
+from erless.importers.storages import read_torch_file
 from erless.storage.atomic import os_errors
 from erless.storage.tensors import TensorFile
 
-__all__ = ["float_rows", "layer_stack", "open_state_dict", "to_float32"]
+__all__ = ["Checkpoint", "float_rows", "layer_stack", "open_checkpoint", "to_float32"]
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# dlrm_s_pytorch.py saves its accuracy and losses as numpy scalars beside the weights; rebuilding
-# one runs no code of the checkpoint's.
-_NUMPY_SCALARS: list[Any] = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
-    np._core.multiarray.scalar,  # type: ignore[attr-defined]
-    np.dtype,
-    *(type(np.dtype(code)) for code in ("f8", "f4", "i8", "i4", "u8", "u1", "?")),
-]
+
+# Where a training script puts the model's state dict.
+_MODEL_KEYS = ("state_dict", "model_state_dict", "model", "module")
+# What it puts beside it, whose tensors belong to training.
+_TRAINING_KEYS = {
+    "optimizer",
+    "optimizer_state_dict",
+    "optimizer_states",
+    "opt_state_dict",
+    "optim",
+    "lr_scheduler",
+    "lr_schedulers",
+    "scheduler",
+    "scheduler_state_dict",
+    "scaler",
+    "loss",
+    "rng_state",
+    "cuda_rng_state",
+    "torch_rng_state",
+    "loops",
+    "callbacks",
+    "hyper_parameters",
+    "train_loss",
+    "total_loss",
+    "test_acc",
+    "train_acc",
+    "epoch",
+    "iter",
+    "nepochs",
+    "nbatches",
+    "nbatches_test",
+}
+_WRAPPERS = {"module", "_orig_mod"}
+
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zX": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
-def open_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: torch's zip or legacy format, or safetensors.
+class Checkpoint(NamedTuple):
+    """The tensors of a model by name.
 
-    A dict under `state_dict` or `model_state_dict` is unwrapped and the `module.` prefix of
-    DistributedDataParallel dropped. Zip checkpoints are mapped, so tables may exceed memory.
+    Args:
+        tensors: in the order of the file.
+        ordered: whether that order is the model's. Containers like safetensors sort by name.
+    """
+
+    tensors: dict[str, Tensor]
+    ordered: bool
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The model's tensors in a checkpoint: torch's zip or legacy format, or safetensors.
+
+    A dictionary under `state_dict`, `model_state_dict`, `model` or `module` is unwrapped, and the
+    words that DistributedDataParallel (`module`) and torch.compile (`_orig_mod`) put into names
+    are dropped wherever they stand. Tensors are mapped, so tables may exceed memory.
 
     Raises:
-        CheckpointError: not a checkpoint, truncated, or holding objects other than tensors.
+        CheckpointError: not a checkpoint, truncated, holding objects other than tensors, or
+            tensors of which it is not clear whether they belong to the model.
         ArtifactError: there is no such file.
     """
-    with os_errors(path, "read"), path.open("rb") as file:
-        file.read(1)
-    document = _read(path)
-    for key in ("state_dict", "model_state_dict"):
-        if isinstance(document.get(key), Mapping):
-            document = document[key]
-    tensors = {str(k): v for k, v in document.items() if isinstance(v, Tensor)}
+    document, ordered = _read(path)
+    state = _unwrap(path, document)
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
+    plain = {_without_wrappers(name): tensor for name, tensor in tensors.items()}
+    return Checkpoint(plain if len(plain) == len(tensors) else tensors, ordered)
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    if path.suffix == ".safetensors":
-        TensorFile(path)  # says where it is damaged, which the library does not
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-    try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of the protocols it then refuses
-            document = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+def _unwrap(path: Path, document: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The state dict in `document`; nothing beside it may be left over."""
+    for _ in range(3):  # a script's dictionary around a trainer's
+        key = next((key for key in _MODEL_KEYS if isinstance(document.get(key), Mapping)), None)
+        if key is None:
+            return document
+        for other, value in document.items():
+            if other != key and str(other) not in _TRAINING_KEYS and _holds_tensors(value):
+                raise CheckpointError(
+                    f"{path}: the tensors under {str(other)[:100]!r} are not used: the model is "
+                    f"taken from {key!r}. Save the state dict of the model alone"
+                )
+        document = document[key]
+    return document
+
+
+def _holds_tensors(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, Mapping) and depth < 4:
+        return any(_holds_tensors(item, depth + 1) for item in value.values())
+    return isinstance(value, Tensor)
+
+
+def _without_wrappers(name: str) -> str:
+    """A tensor's name without the words of wrappers.
+
+    >>> _without_wrappers("_orig_mod.bot_l.module.0.weight")
+    'bot_l.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _read(path: Path) -> tuple[Mapping[Any, Any], bool]:
+    """The document at `path`, and whether its order is the model's."""
+    with os_errors(path, "read"):
+        if path.is_dir():
+            raise CheckpointError(
+                f"{path} is a folder; a checkpoint is one file (a distributed checkpoint is merged "
+                "by python -m torch.distributed.checkpoint.format_utils dcp_to_torch)"
             )
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of plain tensors; it holds other pickled objects, and "
-            "erless executes none. Save model.state_dict() with torch.save, or safetensors"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} is no file")
         size = path.stat().st_size
-        raise CheckpointError(
-            f"{path}: truncated or not a checkpoint ({size:,} bytes): {first_line(error)}"
-        ) from error
+        data = np.memmap(path, np.uint8, "c") if size else np.zeros(0, np.uint8)
+    head = data[:9].tobytes()
+    for magic, name in _COMPRESSED.items():
+        if head.startswith(magic):
+            raise CheckpointError(f"{path}: is compressed ({name}); decompress it first")
+    if _is_safetensors(path, head, size):
+        return _read_safetensors(path), False
+    if not head.startswith((b"PK\x03\x04", b"\x80")):
+        raise CheckpointError(f"{path}: truncated or not a checkpoint ({size:,} bytes)")
+    document = read_torch_file(path, data)
     if not isinstance(document, Mapping):
         raise CheckpointError(f"{path}: holds a {type(document).__name__}, not a state dict")
-    return document
+    return document, True
+
+
+def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
+    """Whether the file begins as safetensors does: the size of a JSON object, and its brace."""
+    length = int.from_bytes(head[:8], "little")
+    return path.suffix == ".safetensors" or (head[8:] == b"{" and 8 + length <= size)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        TensorFile(path)  # says where it is damaged, which the library does not
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def to_float32(name: str, tensor: Tensor) -> NDArray[np.float32]:
@@ -93,7 +174,10 @@ def to_float32(name: str, tensor: Tensor) -> NDArray[np.float32]:
         CheckpointError: it does not hold floats.
     """
     if tensor.dtype not in _FLOATS:
-        raise CheckpointError(f"{name} holds {tensor.dtype}, not floats")
+        raise CheckpointError(
+            f"{name} holds {tensor.dtype}, not floats: quantized rows do not import; save the "
+            "model before it is quantized"
+        )
     array: NDArray[np.float32] = tensor.detach().to(torch.float32).numpy()
     return array
 

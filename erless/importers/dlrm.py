@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +22,17 @@ from torch import Tensor
 
 from erless.errors import CheckpointError
 from erless.importers.bundle import new_bundle
-from erless.importers.checkpoint import float_rows, layer_stack, open_state_dict
-from erless.importers.poolings import Poolings
+from erless.importers.checkpoint import float_rows, layer_stack, open_checkpoint
+from erless.importers.options import ImportOptions, order_tables
+from erless.importers.samples import check_predictions
 from erless.importers.specs import make_model, table_spec
-from erless.progress import Progress
 from erless.specs.bundle import BundleManifest
-from erless.specs.model import DlrmTower, Interaction
+from erless.specs.model import DlrmTower, Interaction, Pooling
 
 __all__ = ["import_dlrm", "import_torchrec"]
+
+# Tensors beside a model's weights that no prediction depends on.
+_NOT_COMPUTED_WITH = {"n_averaged"}  # torch.optim.swa_utils.AveragedModel counts with it
 
 Stack = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
@@ -46,40 +49,49 @@ class _Parts:
 def import_dlrm(
     checkpoint: Path,
     target: Path,
+    options: ImportOptions | None = None,
     *,
     interaction: Interaction | None = None,
-    poolings: Poolings | None = None,
     sigmoid: bool = True,
-    overwrite: bool = False,
-    progress: Progress | None = None,
 ) -> BundleManifest:
     """Import a checkpoint as `dlrm_s_pytorch.py --save-model` writes it.
+
+    Its tables are numbered and pool by sum, where the options say nothing else.
 
     Args:
         interaction: None derives it from the top MLP's width.
         sigmoid: whether the prediction is the sigmoid of the top MLP's output, as in DLRM.
 
     Raises:
-        CheckpointError: the checkpoint is not a DLRM's, or inconsistent.
+        CheckpointError: the checkpoint is not a DLRM's, inconsistent, or holds more than one; or
+            the bundle does not predict the given samples as the original did.
     """
-    tensors = open_state_dict(checkpoint)
-    parts = _Parts(_dlrm_tables(tensors), _layers(tensors, "bot_l"), _layers(tensors, "top_l"))
-    return _import(tensors, parts, target, interaction, poolings, sigmoid, overwrite, progress)
+    options = options or ImportOptions()
+    tensors = open_checkpoint(checkpoint).tensors
+    tables = _dlrm_tables(tensors)
+    parts = _Parts(
+        {name: tensors[tensor] for name, tensor in tables.items()},
+        _layers(tensors, "bot_l"),
+        _layers(tensors, "top_l"),
+    )
+    _refuse_unused(checkpoint, tensors, [*tables.values()], parts)
+    options = replace(options, poolings=options.poolings.otherwise(Pooling.SUM))
+    return _import(tensors, parts, target, interaction, sigmoid, options)
 
 
 def import_torchrec(
     checkpoint: Path,
     target: Path,
+    options: ImportOptions | None = None,
     *,
     interaction: Interaction | None = None,
-    poolings: Poolings | None = None,
     sigmoid: bool = True,
-    overwrite: bool = False,
-    progress: Progress | None = None,
 ) -> BundleManifest:
     """Import the state dict of torchrec's DLRM: `EmbeddingBagCollection`, dense and over arch.
 
-    Tables keep the order of the state dict, which is the order of the collection's features.
+    Tables keep the order of a state dict that `torch.save` wrote, which is the order of the
+    collection's features; safetensors keeps none, so the options must say it. So they must say
+    how tables pool.
 
     Args:
         interaction: None takes `DOT_UPPER` (torchrec's `InteractionArch`) where the over arch's
@@ -87,13 +99,16 @@ def import_torchrec(
         sigmoid: torchrec's model gives logits; True makes the prediction their sigmoid.
 
     Raises:
-        CheckpointError: the checkpoint is not such a DLRM's, or inconsistent.
+        CheckpointError: the checkpoint is not such a DLRM's, inconsistent, or holds more than one;
+            or the bundle does not predict the given samples as the original did.
+        OptionError: the order or the pooling of tables is not given.
     """
-    tensors = open_state_dict(checkpoint)
+    options = options or ImportOptions()
+    tensors, ordered = open_checkpoint(checkpoint)
     tables = {
-        found[1]: tensor
-        for name, tensor in tensors.items()
-        if (found := re.fullmatch(r"(?:.*\.)?embedding_bags\.([^.]+)\.weight", name))
+        tensor: match[1]
+        for tensor in tensors
+        if (match := re.fullmatch(r"(?:.*\.)?embedding_bags\.([^.]+)\.weight", tensor))
     }
     if not tables:
         raise CheckpointError(f"{checkpoint}: no tensor named ….embedding_bags.NAME.weight")
@@ -103,19 +118,37 @@ def import_torchrec(
             f"{checkpoint}: {crossed} belongs to an interaction that the built-in tower lacks; "
             "export its tower and import it with the tables"
         )
+    order = order_tables([*tables.values()], options.tables, ordered, str(checkpoint))
     bottom = _layers(tensors, r"(?:.*\.)?dense_arch\.model\._mlp", r"\._linear")
     top = _layers(tensors, r"(?:.*\.)?over_arch\.model\.0\._mlp", r"\._linear")
     top += _layers(tensors, r"(?:.*\.)?over_arch\.model", "", only=1)
-    parts = _Parts(tables, bottom, top)
+    by_name = {name: tensors[tensor] for tensor, name in tables.items()}
+    parts = _Parts({name: by_name[name] for name in order}, bottom, top)
+    _refuse_unused(checkpoint, tensors, list(tables), parts)
     kind = interaction or _torchrec_interaction(tensors, parts)
-    return _import(tensors, parts, target, kind, poolings, sigmoid, overwrite, progress)
+    return _import(tensors, parts, target, kind, sigmoid, options)
 
 
-def _dlrm_tables(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _refuse_unused(
+    checkpoint: Path, tensors: Mapping[str, Tensor], tables: list[str], parts: _Parts
+) -> None:
+    """Refuse a checkpoint with a tensor that no part takes: the model computes with it."""
+    layers = {f"{name}.{part}" for name in parts.bottom + parts.top for part in ("weight", "bias")}
+    unused = [name for name in tensors if name not in layers | {*tables} | _NOT_COMPUTED_WITH]
+    if unused:
+        more = f" and {len(unused) - 1:,} more" if len(unused) > 1 else ""
+        raise CheckpointError(
+            f"{checkpoint}: tensor {unused[0]}{more} belongs to nothing that the built-in tower "
+            "computes; the import would predict otherwise than the model"
+        )
+
+
+def _dlrm_tables(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The tables' names, in their order, and those of their tensors."""
     numbers = []
     for name in tensors:
         if name.startswith("emb_l."):
-            found = re.fullmatch(r"emb_l\.(\d+)\.weight", name)
+            found = re.fullmatch(r"emb_l\.(\d{1,9})\.weight", name)
             if not found:
                 raise CheckpointError(
                     f"{name}: only plain embedding tables import; this one is composed (QR, mixed "
@@ -127,14 +160,14 @@ def _dlrm_tables(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for number in range(max(numbers) + 1):
         if number not in numbers:
             raise CheckpointError(f"table emb_l.{number}.weight is missing from the checkpoint")
-    return {f"table_{n}": tensors[f"emb_l.{n}.weight"] for n in range(len(numbers))}
+    return {f"table_{n}": f"emb_l.{n}.weight" for n in range(len(numbers))}
 
 
 def _layers(
     tensors: Mapping[str, Tensor], prefix: str, suffix: str = "", only: int | None = None
 ) -> list[str]:
     """Names of the linear layers `PREFIX.K SUFFIX`, by K."""
-    pattern = re.compile(rf"({prefix}\.(\d+){suffix})\.weight")
+    pattern = re.compile(rf"({prefix}\.(\d{{1,9}}){suffix})\.weight")
     found = [match for name in tensors if (match := pattern.fullmatch(name))]
     return [m[1] for m in sorted(found, key=lambda m: int(m[2])) if only in (None, int(m[2]))]
 
@@ -165,13 +198,10 @@ def _derive_interaction(dim: int, table_dims: list[int], width: int) -> Interact
     if len(fits) > 1:
         kinds = " and ".join(fits)
         raise CheckpointError(f"a top MLP of {width} inputs fits {kinds}: name the interaction")
-    widths = ", ".join(f"{each} ({kind})" for kind, each in expected.items())
-    either = "a table is missing or of a wrong dim"
-    if fits:
-        either += ", or name the interaction dot_itself"
+    widths = ", ".join(f"{each} ({kind})" for kind, each in expected.items() if kind not in fits)
     raise CheckpointError(
         f"the top MLP takes {width} inputs; {len(table_dims)} tables and a bottom MLP of {dim} "
-        f"outputs give {widths}: {either}"
+        f"outputs give {widths}: a table is missing, shared by several features, or of a wrong dim"
     )
 
 
@@ -189,18 +219,15 @@ def _import(
     parts: _Parts,
     target: Path,
     interaction: Interaction | None,
-    poolings: Poolings | None,
     sigmoid: bool,
-    overwrite: bool,
-    progress: Progress | None,
+    options: ImportOptions,
 ) -> BundleManifest:
     """What both importers share once the parts are known."""
     bottom, bottom_sizes = layer_stack(tensors, parts.bottom, None, "bottom MLP")
     top, top_sizes = layer_stack(tensors, parts.top, None, "top MLP")
-    poolings = poolings or Poolings()
-    poolings.check(list(parts.tables))
+    options.poolings.check(list(parts.tables))
     tables = [
-        table_spec(name, tuple(rows.shape), poolings.of(name))
+        table_spec(name, tuple(rows.shape), options.poolings.of(name))
         for name, rows in parts.tables.items()
     ]
     width = top[0][0].shape[1]
@@ -213,8 +240,13 @@ def _import(
         for index, layer in enumerate(stack)
         for part, array in zip(("weight", "bias"), layer, strict=True)
     }
-    with new_bundle(target, model, overwrite=overwrite, progress=progress) as bundle:
+    with new_bundle(
+        target, model, overwrite=options.overwrite, progress=options.progress
+    ) as bundle:
         for table, rows in zip(model.tables, parts.tables.values(), strict=True):
             bundle.add_table(table, float_rows(table.name, rows))
         bundle.add_tower(named)
-        return bundle.finish()
+        manifest = bundle.finish()
+        if options.samples is not None:
+            check_predictions(bundle.folder, options.samples)
+        return manifest

@@ -14,9 +14,9 @@ __all__ = ["Poolings"]
 
 @dataclass(frozen=True, slots=True)
 class Poolings:
-    """A default, and exceptions by table name."""
+    """One for all tables, or none, and those of single tables by name."""
 
-    default: Pooling = Pooling.SUM
+    default: Pooling | None = None
     tables: dict[str, Pooling] = field(default_factory=dict)
 
     @classmethod
@@ -29,7 +29,8 @@ class Poolings:
         Raises:
             OptionError: no such pooling.
         """
-        default, tables = Pooling.SUM, {}
+        default: Pooling | None = None
+        tables: dict[str, Pooling] = {}
         for option in options:
             table, equals, name = option.rpartition("=")
             try:
@@ -44,9 +45,23 @@ class Poolings:
                 default = pooling
         return cls(default, tables)
 
+    def otherwise(self, default: Pooling) -> Poolings:
+        """These, and `default` for tables that none was given for."""
+        return Poolings(self.default or default, self.tables)
+
     def of(self, table: str) -> Pooling:
-        """The pooling of `table`."""
-        return self.tables.get(table, self.default)
+        """The pooling of `table`.
+
+        Raises:
+            OptionError: none was given.
+        """
+        pooling = self.tables.get(table, self.default)
+        if pooling is None:
+            raise OptionError(
+                f"the pooling of table {table} is not given, and checkpoints do not record it: "
+                f"one of {', '.join(Pooling)}"
+            )
+        return pooling
 
     def check(self, names: Sequence[str]) -> None:
         """Every exception must name a table.

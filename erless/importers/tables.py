@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from erless.errors import CheckpointError
 from erless.importers.bundle import new_bundle, row_chunks
 from erless.importers.confined.tower import try_tower
-from erless.importers.poolings import Poolings
+from erless.importers.options import ImportOptions, order_tables
+from erless.importers.samples import check_predictions
 from erless.importers.specs import make_model, table_spec
-from erless.progress import Progress
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import ExportedTower
 from erless.storage.atomic import os_errors
@@ -23,9 +23,11 @@ from erless.storage.tensors import TensorFile
 
 __all__ = ["import_tables"]
 
+_NOT_READ = {".npz", ".pt", ".pth", ".bin", ".ckpt", ".csv", ".parquet", ".gz", ".h5"}
+
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class _Table:
     """A table that lies mapped on disk; `rows` yields float32 chunks."""
 
     name: str
@@ -38,52 +40,63 @@ def import_tables(
     tower: Path,
     dense_features: int,
     target: Path,
-    *,
-    poolings: Poolings | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
+    options: ImportOptions | None = None,
 ) -> BundleManifest:
     """Import tables and a `torch.export` archive of the tower.
 
     Args:
         sources: each a folder, `PATH` or `NAME=PATH`; PATH is a `.npy` file (rows, dim) or a
             safetensors file, whose two-dimensional tensors are the tables. Their order here is
-            the order of the tower's `pooled` and of queries.
+            the order of the tower's `pooled` and of queries; a folder and a file of several
+            tensors have none, so the options must say it.
         tower: an archive with inputs `dense (B,F)` and `pooled (B,T,D)`.
         dense_features: F.
 
     Raises:
-        CheckpointError: a file is no table, or the archive brings code along.
+        CheckpointError: a file is no table, or the bundle does not predict the given samples as
+            the original did.
+        ArtifactError: the archive is none, or holds what is not on erless' lists.
         ModelError: the tower does not take these tables.
+        OptionError: the order or the pooling of tables is not given.
     """
-    found = [table for source in sources for table in _open(source)]
-    if not found:
+    options = options or ImportOptions()
+    opened = [_open(source) for source in sources]
+    by_name = {table.name: table for group in opened for table in group}
+    if not by_name:
         raise CheckpointError("no tables given")
-    poolings = poolings or Poolings()
-    poolings.check([table.name for table in found])
-    tables = [table_spec(each.name, each.shape, poolings.of(each.name)) for each in found]
-    tried = try_tower(tower, make_model(dense_features, tables, ExportedTower()))
+    names = [table.name for group in opened for table in group]
+    ordered = all(len(group) == 1 for group in opened)
+    tables = [by_name[name] for name in order_tables(names, options.tables, ordered, sources[0])]
+    options.poolings.check(names)
+    specs = [
+        table_spec(table.name, table.shape, options.poolings.of(table.name)) for table in tables
+    ]
+    tried = try_tower(tower, make_model(dense_features, specs, ExportedTower()))
     batch = ExportedTower(batch_min=tried.batch_min, batch_max=tried.batch_max)
-    model = make_model(dense_features, tables, batch)
-    with new_bundle(target, model, overwrite=overwrite, progress=progress) as bundle:
-        for table, source in zip(model.tables, found, strict=True):
+    model = make_model(dense_features, specs, batch)
+    with new_bundle(
+        target, model, overwrite=options.overwrite, progress=options.progress
+    ) as bundle:
+        for table, source in zip(model.tables, tables, strict=True):
             bundle.add_table(table, source.rows())
         bundle.add_exported_tower(tower.read_bytes())
-        return bundle.finish()
+        manifest = bundle.finish()
+        if options.samples is not None:
+            check_predictions(bundle.folder, options.samples)
+        return manifest
 
 
-def _open(source: str) -> list[_Source]:
-    """The tables behind one argument."""
+def _open(source: str) -> list[_Table]:
+    """The tables behind one argument; what a file is, its content says."""
     name, equals, rest = source.partition("=")
     path = Path(rest if equals else source)
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in (".npy", ".safetensors"))
-        if not files:
-            raise CheckpointError(f"{path} holds no .npy or .safetensors file")
-        return [table for file in files for table in _open(str(file))]
-    if path.suffix == ".npy":
+        return _open_folder(path)
+    with os_errors(path, "read"), path.open("rb") as stream:
+        head = stream.read(9)
+    if head.startswith(b"\x93NUMPY") or path.suffix == ".npy":
         return [_open_npy(path, name if equals else path.stem)]
-    if path.suffix != ".safetensors":
+    if head[8:] != b"{" and path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: tables are read from .npy and .safetensors files")
     file = TensorFile(path)
     if len(file.tensors) == 1:
@@ -94,21 +107,32 @@ def _open(source: str) -> list[_Source]:
     return [_open_tensor(file, tensor, tensor) for tensor in file.tensors]
 
 
-def _open_npy(path: Path, name: str) -> _Source:
+def _open_folder(path: Path) -> list[_Table]:
+    """The tables of the files in a folder; one that may hold tables and is not read is refused."""
+    files = sorted(file for file in path.iterdir() if file.suffix in (".npy", ".safetensors"))
+    if not files:
+        raise CheckpointError(f"{path} holds no .npy or .safetensors file")
+    other = next((file for file in sorted(path.iterdir()) if file.suffix in _NOT_READ), None)
+    if other is not None:
+        raise CheckpointError(f"{other} may hold a table, which only .npy and .safetensors do here")
+    return [table for file in files for table in _open(str(file))]
+
+
+def _open_npy(path: Path, name: str) -> _Table:
     try:
         with os_errors(path, "read"):
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, OverflowError, SyntaxError, RecursionError) as error:
         raise CheckpointError(f"{path}: truncated or not a .npy array: {error}") from error
     _check_floats(path, array.dtype)
-    return _Source(name, array.shape, lambda: _chunks(array))
+    return _Table(name, array.shape, lambda: _chunks(array))
 
 
-def _open_tensor(file: TensorFile, tensor: str, name: str) -> _Source:
+def _open_tensor(file: TensorFile, tensor: str, name: str) -> _Table:
     info = file.info(tensor)
     if info.dtype_name == "BF16":  # the upper half of a float32's bits
         bits = file.map(tensor)
-        return _Source(
+        return _Table(
             name,
             info.shape,
             lambda: (
@@ -117,7 +141,7 @@ def _open_tensor(file: TensorFile, tensor: str, name: str) -> _Source:
             ),
         )
     _check_floats(file.path, info.dtype)
-    return _Source(name, info.shape, lambda: _chunks(file.map(tensor)))
+    return _Table(name, info.shape, lambda: _chunks(file.map(tensor)))
 
 
 def _check_floats(path: Path, dtype: np.dtype[Any]) -> None:

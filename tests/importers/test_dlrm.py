@@ -16,11 +16,13 @@ from erless.dlrm.queries import Query
 from erless.dlrm.reference import Monolith
 from erless.errors import ArtifactError, CheckpointError, ConfigError, ModelError
 from erless.importers.dlrm import import_dlrm, import_torchrec
+from erless.importers.options import ImportOptions
 from erless.importers.poolings import Poolings
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import Interaction, Pooling
 from tests.conftest import Cli
 
+MEAN = ImportOptions(Poolings(Pooling.MEAN))
 DENSE, DIM, ROWS = 5, 4, (7, 11, 3)
 
 
@@ -158,7 +160,7 @@ NAN[9, 2] = torch.nan
     [
         ({"emb_l__1__weight": None}, CheckpointError, "emb_l.1.weight is missing"),
         ({"emb_l__2__weight": None}, CheckpointError, "2 tables .* a table is missing"),
-        ({"emb_l__1__weight": torch.ones(11, 5)}, CheckpointError, "a table is missing or of a"),
+        ({"emb_l__1__weight": torch.ones(11, 5)}, CheckpointError, "a table is missing"),
         ({"emb_l__1__weight": torch.ones(11)}, CheckpointError, r"table_1 has shape \(11,\)"),
         ({"emb_l__1__weight": NAN}, CheckpointError, "table_1, row 9, column 2: nan"),
         ({"emb_l__1__weight": torch.ones(11, 4).int()}, CheckpointError, "holds torch.int32"),
@@ -234,7 +236,7 @@ def test_an_ambiguous_width_asks(tmp_path: Path) -> None:
 def test_poolings(tmp_path: Path) -> None:
     torch.save(Dlrm().state_dict(), tmp_path / "c.pt")
     poolings = Poolings.parse(["mean", "table_2=max"])
-    manifest = import_dlrm(tmp_path / "c.pt", tmp_path / "m", poolings=poolings)
+    manifest = import_dlrm(tmp_path / "c.pt", tmp_path / "m", ImportOptions(poolings))
     assert [t.pooling for t in manifest.model.tables] == ["mean", "mean", "max"]
     with pytest.raises(ConfigError, match="pooling 'average': must be one of sum, mean"):
         Poolings.parse(["average"])
@@ -297,9 +299,7 @@ class TorchrecDlrm(nn.Module):
 def test_a_torchrec_state_dict_predicts_the_same(tmp_path: Path, sigmoid: bool) -> None:
     model = TorchrecDlrm()
     torch.save(model.state_dict(), tmp_path / "c.pt")
-    manifest = import_torchrec(
-        tmp_path / "c.pt", tmp_path / "m", poolings=Poolings(Pooling.MEAN), sigmoid=sigmoid
-    )
+    manifest = import_torchrec(tmp_path / "c.pt", tmp_path / "m", MEAN, sigmoid=sigmoid)
     assert [table.name for table in manifest.model.tables] == ["t_x", "t_y", "t_z"]
     assert BundleManifest.open(tmp_path / "m") == manifest
     query, bags, dense = queries()
@@ -313,10 +313,46 @@ def test_torchrec_variants_that_need_an_exported_tower(tmp_path: Path) -> None:
     state = TorchrecDlrm().state_dict()
     torch.save(state | {"inter_arch.crossnet.bias.0": torch.ones(1)}, tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match="inter_arch.crossnet.bias.0 belongs to an inter"):
-        import_torchrec(tmp_path / "c.pt", tmp_path / "m")
+        import_torchrec(tmp_path / "c.pt", tmp_path / "m", MEAN)
     torch.save(Dlrm().state_dict(), tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match="no tensor named …"):
-        import_torchrec(tmp_path / "c.pt", tmp_path / "m")
+        import_torchrec(tmp_path / "c.pt", tmp_path / "m", MEAN)
     torch.save(TorchrecDlrm().state_dict(), tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match="no tensor named emb_l.0.weight"):
         import_dlrm(tmp_path / "c.pt", tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("v_W_l.0", torch.ones(7)),
+        ("top_l.2.weight_g", torch.ones(1)),
+        ("position_weights", torch.ones(3)),
+    ],
+)
+def test_a_tensor_that_nothing_computes_with_is_refused(
+    tmp_path: Path, name: str, tensor: Tensor
+) -> None:
+    torch.save({**Dlrm().state_dict(), name: tensor}, tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match=f"tensor {name} belongs to nothing"):
+        import_dlrm(tmp_path / "c.pt", tmp_path / "m")
+
+
+def test_averaged_and_wrapped_models_import(tmp_path: Path) -> None:
+    model = Dlrm()
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    torch.save({"model": averaged.state_dict()}, tmp_path / "a.pt")
+    import_dlrm(tmp_path / "a.pt", tmp_path / "a")
+    inner = {name.replace("bot_l.", "bot_l.module."): t for name, t in model.state_dict().items()}
+    torch.save({"state_dict": inner}, tmp_path / "b.pt")
+    import_dlrm(tmp_path / "b.pt", tmp_path / "b")
+    assert BundleManifest.open(tmp_path / "a").digest == BundleManifest.open(tmp_path / "b").digest
+
+
+def test_an_interaction_that_hides_a_lost_table_is_never_proposed(tmp_path: Path) -> None:
+    state = Dlrm().state_dict()
+    del state["emb_l.2.weight"]
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match="shared by several features") as error:
+        import_dlrm(tmp_path / "c.pt", tmp_path / "m")
+    assert "dot_itself" not in str(error.value)

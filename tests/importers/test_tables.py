@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,23 @@ import torch
 
 from erless.dlrm.queries import Query
 from erless.dlrm.reference import Monolith
-from erless.errors import ArtifactError, CheckpointError, ModelError
+from erless.errors import (
+    ArtifactError,
+    CheckpointError,
+    ModelError,
+    OptionError,
+    PlanError,
+    QueryError,
+)
+from erless.importers.options import ImportOptions
+from erless.importers.poolings import Poolings
 from erless.importers.tables import import_tables
+from erless.plan.source import profile_source
+from erless.serve.protocol.queries import check_query
+from erless.specs.model import Pooling
 from tests.towers import CrossV2, DeepFm, export
+
+SUM = ImportOptions(Poolings(Pooling.SUM))
 
 
 @pytest.fixture
@@ -35,7 +50,7 @@ def test_any_architecture_predicts_as_torch_does(folder: Path, architecture: typ
     tower = architecture(3, 2, 4)
     export(tower, folder / "tower.pt2", 3, 2, 4)
     sources = [f"people={folder / 'users.npy'}", str(folder / "items.safetensors")]
-    manifest = import_tables(sources, folder / "tower.pt2", 3, folder / "m")
+    manifest = import_tables(sources, folder / "tower.pt2", 3, folder / "m", SUM)
     assert [(t.name, t.rows) for t in manifest.model.tables] == [("people", 9), ("items", 20)]
     monolith = Monolith.load(folder / "m")
     asked = query((9, 20))
@@ -51,7 +66,7 @@ def test_tables_of_different_dims_are_padded(folder: Path) -> None:
     tower = DeepFm(3, 2, 4)
     export(tower, folder / "tower.pt2", 3, 2, 4)
     sources = [str(folder / "users.npy"), str(folder / "small.npy")]
-    import_tables(sources, folder / "tower.pt2", 3, folder / "m")
+    import_tables(sources, folder / "tower.pt2", 3, folder / "m", SUM)
     monolith = Monolith.load(folder / "m")
     asked = query((9, 6))
     first, second = monolith.pool(asked)
@@ -64,14 +79,16 @@ def test_a_folder_of_tables(folder: Path) -> None:
     (folder / "t").mkdir()
     both = {"b": torch.ones(3, 4), "a": torch.ones(2, 4)}
     safetensors.torch.save_file(both, folder / "t" / "both.safetensors")
-    manifest = import_tables([str(folder / "t")], folder / "tower.pt2", 3, folder / "m")
-    assert {table.name for table in manifest.model.tables} == {"a", "b"}
+    manifest = import_tables(
+        [str(folder / "t")], folder / "tower.pt2", 3, folder / "m", replace(SUM, tables=["b", "a"])
+    )
+    assert [table.name for table in manifest.model.tables] == ["b", "a"]
 
 
 def test_a_table_larger_than_a_chunk_streams(folder: Path, monkeypatch) -> None:
     monkeypatch.setattr("erless.importers.bundle.CHUNK_BYTES", 40)
     sources = [str(folder / "users.npy"), str(folder / "items.safetensors")]
-    import_tables(sources, folder / "tower.pt2", 3, folder / "m")
+    import_tables(sources, folder / "tower.pt2", 3, folder / "m", SUM)
     rows = Monolith.load(folder / "m").tables[0].numpy()
     assert np.array_equal(rows, np.load(folder / "users.npy"))
 
@@ -96,7 +113,7 @@ def test_bad_tables(folder: Path) -> None:
         ([tower, users], CheckpointError, "read from .npy and .safetensors"),
         ([f"x={folder / 'two.safetensors'}"], CheckpointError, "holds 2 tensors"),
         ([f"a b={users}", users], CheckpointError, "table name 'a b'"),
-        ([users, users], ModelError, "table users is listed twice"),
+        ([users, users], CheckpointError, "two tables are called users"),
         (
             [users],
             ModelError,
@@ -105,7 +122,7 @@ def test_bad_tables(folder: Path) -> None:
         ([], CheckpointError, "no tables given"),
     ):
         with pytest.raises(error, match=message):
-            import_tables([str(each) for each in sources], tower, 3, folder / "m")
+            import_tables([str(each) for each in sources], tower, 3, folder / "m", SUM)
         assert not (folder / "m").exists()
 
 
@@ -116,4 +133,61 @@ def test_a_tower_of_fixed_batch_is_refused(folder: Path) -> None:
     with pytest.raises(
         ModelError, match=r"fixed\.pt2: the tower was exported for a batch of 4 and no other"
     ):
-        import_tables(sources, folder / "fixed.pt2", 3, folder / "m")
+        import_tables(sources, folder / "fixed.pt2", 3, folder / "m", SUM)
+
+
+def test_an_order_that_nobody_gave_is_demanded(folder: Path) -> None:
+    both = {"b": torch.ones(3, 4), "a": torch.ones(2, 4)}
+    safetensors.torch.save_file(both, folder / "both.safetensors")
+    sources, tower = [str(folder / "both.safetensors")], folder / "tower.pt2"
+    with pytest.raises(OptionError, match="does not keep the order of its tables"):
+        import_tables(sources, tower, 3, folder / "m", SUM)
+    with pytest.raises(OptionError, match=r"the order names tables b, c; .* has a, b"):
+        import_tables(sources, tower, 3, folder / "m", replace(SUM, tables=["b", "c"]))
+
+
+def test_a_pooling_that_nobody_gave_is_demanded(folder: Path) -> None:
+    sources = [str(folder / "users.npy"), str(folder / "items.safetensors")]
+    with pytest.raises(OptionError, match="the pooling of table users is not given"):
+        import_tables(sources, folder / "tower.pt2", 3, folder / "m")
+
+
+def test_a_file_beside_the_tables_is_not_passed_over(folder: Path) -> None:
+    (folder / "t").mkdir()
+    np.save(folder / "t" / "users.npy", np.ones((9, 4), np.float32))
+    np.savez(folder / "t" / "items.npz", np.ones((9, 4), np.float32))
+    with pytest.raises(CheckpointError, match=r"items\.npz may hold a table"):
+        import_tables([str(folder / "t")], folder / "tower.pt2", 3, folder / "m", SUM)
+
+
+def test_tables_are_told_by_their_content(folder: Path) -> None:
+    (folder / "users.npy").rename(folder / "users.bin")
+    sources = [f"users={folder / 'users.bin'}", str(folder / "items.safetensors")]
+    manifest = import_tables(sources, folder / "tower.pt2", 3, folder / "m", SUM)
+    assert [table.name for table in manifest.model.tables] == ["users", "items"]
+
+
+def test_the_batches_of_the_export_bound_queries(folder: Path) -> None:
+    batch = torch.export.Dim("batch", min=2, max=4)
+    example = (torch.randn(3, 3), torch.randn(3, 2, 4))
+    tower = DeepFm(3, 2, 4)
+    dynamic = {"dense": {0: batch}, "pooled": {0: batch}}
+    program = torch.export.export(tower, example, dynamic_shapes=dynamic)
+    torch.export.save(program, folder / "tower.pt2")
+    sources = [str(folder / "users.npy"), str(folder / "items.safetensors")]
+    manifest = import_tables(sources, folder / "tower.pt2", 3, folder / "m", SUM)
+    assert manifest.model.batch_limits(4096) == (2, 4)
+    for samples, message in ((5, "5 samples, at most 4"), (1, "1 samples, at least 2")):
+        asked = query((9, 20), samples)
+        inputs = {"dense": asked.dense, "lengths": asked.lengths, "values": asked.values}
+        with pytest.raises(QueryError, match=message):
+            check_query(inputs, manifest.model.batch_limits(4096))
+    # queries are batched together beyond that, and the last batch may be smaller
+    monolith = Monolith.load(folder / "m")
+    for samples in (1, 4, 5, 9):
+        asked = query((9, 20), samples)
+        pooled = torch.stack(monolith.pool(asked), dim=1)
+        expected = tower(torch.from_numpy(asked.dense), pooled).detach().flatten().numpy()
+        np.testing.assert_allclose(monolith.predict(asked), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(PlanError, match="a batch of 32 samples, the tower takes at most 4"):
+        profile_source(folder / "m", folder / "profile", 32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,10 @@ from erless.cli.options import OutOption, OverwriteOption
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
+    from erless.importers.options import ImportOptions
+    from erless.progress import Progress
     from erless.specs.bundle import BundleManifest
+    from erless.specs.model import Interaction
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +43,21 @@ PoolingOption = Annotated[
 InteractionOption = Annotated[
     InteractionChoice | None, typer.Option(help="Default: told by the width of the top MLP.")
 ]
+TablesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tables",
+        metavar="NAME,NAME",
+        help="Tables in the model's order; needed where the checkpoint keeps none.",
+    ),
+]
+CheckOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="SAMPLES",
+        help="Query file with the original's `predictions`; refuse what differs beyond 1e-5.",
+    ),
+]
 LogitsOption = Annotated[
     bool, typer.Option("--logits", help="Predict the top MLP's output, without the sigmoid.")
 ]
@@ -54,6 +71,7 @@ def dlrm(
     pooling: PoolingOption = None,
     interaction: InteractionOption = None,
     logits: LogitsOption = False,
+    check: CheckOption = None,
     overwrite: OverwriteOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -63,16 +81,15 @@ def dlrm(
     """
     from erless.importers.dlrm import import_dlrm
 
-    _import(
-        import_dlrm,
-        checkpoint,
-        out,
-        pooling,
-        interaction,
-        logits=logits,
-        overwrite=overwrite,
-        output=output,
-    )
+    with bars() as progress:
+        manifest = import_dlrm(
+            checkpoint,
+            out,
+            _options(pooling, None, check, overwrite, progress),
+            interaction=_interaction(interaction),
+            sigmoid=not logits,
+        )
+    _emit(output, out, manifest)
 
 
 @app.command()
@@ -83,6 +100,8 @@ def torchrec(
     pooling: PoolingOption = None,
     interaction: InteractionOption = None,
     logits: LogitsOption = False,
+    tables: TablesOption = None,
+    check: CheckOption = None,
     overwrite: OverwriteOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -92,21 +111,20 @@ def torchrec(
     """
     from erless.importers.dlrm import import_torchrec
 
-    _import(
-        import_torchrec,
-        checkpoint,
-        out,
-        pooling,
-        interaction,
-        logits=logits,
-        overwrite=overwrite,
-        output=output,
-    )
+    with bars() as progress:
+        manifest = import_torchrec(
+            checkpoint,
+            out,
+            _options(pooling, tables, check, overwrite, progress),
+            interaction=_interaction(interaction),
+            sigmoid=not logits,
+        )
+    _emit(output, out, manifest)
 
 
-@app.command()
+@app.command("tables")
 @verb
-def tables(
+def named_tables(
     sources: Annotated[
         list[str],
         typer.Argument(help="Folder, PATH or NAME=PATH of .npy or safetensors tables, in order."),
@@ -115,55 +133,48 @@ def tables(
     dense_features: Annotated[int, typer.Option(min=0, help="Dense features F.")],
     out: OutOption,
     pooling: PoolingOption = None,
+    tables: TablesOption = None,
+    check: CheckOption = None,
     overwrite: OverwriteOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Import named tables and an exported tower: DCN-v2, DeepFM, or any other architecture.
 
-    Example: `erless import tables user=u.npy item=i.npy --tower t.pt2 --dense-features 13 --out m`
+    Example: `erless import tables u=u.npy i=i.npy --tower t.pt2 --dense-features 13 --pooling sum
+    --out m`
     """
-    from erless.importers.poolings import Poolings
     from erless.importers.tables import import_tables
 
     with bars() as progress:
-        manifest = import_tables(
-            sources,
-            tower,
-            dense_features,
-            out,
-            poolings=Poolings.parse(pooling or []),
-            overwrite=overwrite,
-            progress=progress,
-        )
+        options = _options(pooling, tables, check, overwrite, progress)
+        manifest = import_tables(sources, tower, dense_features, out, options)
     _emit(output, out, manifest)
 
 
-def _import(
-    importer: Callable[..., BundleManifest],
-    checkpoint: Path,
-    out: Path,
+def _options(
     pooling: list[str] | None,
-    interaction: InteractionChoice | None,
-    *,
-    logits: bool,
+    tables: str | None,
+    check: Path | None,
     overwrite: bool,
-    output: Output,
-) -> None:
-    """What the importers of checkpoints share: the same options, and the same answer."""
+    progress: Progress,
+) -> ImportOptions:
+    """What all importers share, from the options of the command line."""
+    from erless.importers.options import ImportOptions
     from erless.importers.poolings import Poolings
+
+    return ImportOptions(
+        poolings=Poolings.parse(pooling or []),
+        tables=None if tables is None else [name.strip() for name in tables.split(",")],
+        samples=check,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def _interaction(choice: InteractionChoice | None) -> Interaction | None:
     from erless.specs.model import Interaction
 
-    with bars() as progress:
-        manifest = importer(
-            checkpoint,
-            out,
-            interaction=None if interaction is None else Interaction(interaction.value),
-            poolings=Poolings.parse(pooling or []),
-            sigmoid=not logits,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    _emit(output, out, manifest)
+    return None if choice is None else Interaction(choice.value)
 
 
 def _emit(output: Output, out: Path, manifest: BundleManifest) -> None:

@@ -64,13 +64,16 @@ class StoredZip:
     Args:
         data: the bytes of the file, usually a memory map.
         where: how errors name the file.
+        what: what the file should be.
 
     Raises:
         ArtifactError: it is no such file.
     """
 
-    def __init__(self, data: NDArray[np.uint8], where: str) -> None:
-        self._data, self._where = data, where
+    def __init__(
+        self, data: NDArray[np.uint8], where: str, what: str = "torch.export archive"
+    ) -> None:
+        self._data, self._where, self._what = data, where, what
         self.records = self._read_directory()
 
     def read(self, name: str) -> bytes:
@@ -104,7 +107,7 @@ class StoredZip:
         return fields[1:]
 
     def _damaged(self, reason: str) -> ArtifactError:
-        return ArtifactError(f"{self._where}: not a torch.export archive ({reason})")
+        return ArtifactError(f"{self._where}: truncated or not a {self._what} ({reason})")
 
     def _directory_place(self) -> tuple[int, int, int]:
         """(offset, bytes, entries) of the central directory."""

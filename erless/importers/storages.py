@@ -1,0 +1,272 @@
+"""Checkpoints of `torch.save`: tensors over the bytes of the file, which stays mapped.
+
+Two formats, both read without torch's loader: a zip file with one record per storage (PyTorch 1.6
+and later), and a row of pickles followed by the storages (before). A tensor is a view of a storage
+by size, stride and offset; each is checked against the bytes that are there.
+Source: torch/serialization.py (`_save`, `_legacy_save`).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from erless.dlrm.archive.container import StoredZip
+from erless.errors import ArtifactError, CheckpointError
+from erless.importers.pickles import Call, Name, Reference, read_pickle
+
+__all__ = ["read_torch_file"]
+
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before zip
+LEGACY_VERSION = 1001
+MAX_PICKLE_BYTES = 64 << 20
+MAX_DEPTH = 8
+
+_DTYPES = {
+    "Float": torch.float32,
+    "Double": torch.float64,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """Elements of one dtype, by the key that the file calls them by."""
+
+    key: str
+    dtype: torch.dtype
+    elements: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.elements * self.dtype.itemsize
+
+
+def read_torch_file(path: Path, data: NDArray[np.uint8]) -> Any:
+    """The document that `torch.save` wrote: dictionaries, lists and numbers, tensors mapped.
+
+    Args:
+        data: the bytes of the file at `path`, mapped.
+
+    Raises:
+        CheckpointError: truncated, damaged, or holding objects other than plain tensors.
+    """
+    if data[:4].tobytes() == b"PK\x03\x04":
+        return _read_zip(path, data)
+    return _read_legacy(path, data)
+
+
+def _read_zip(path: Path, data: NDArray[np.uint8]) -> Any:
+    try:
+        records = StoredZip(data, str(path), "checkpoint")
+        roots = {name.partition("/")[0] for name in records.records}
+        root = min(roots, default="")
+        pickled = records.records.get(f"{root}/data.pkl")
+        if len(roots) != 1 or pickled is None:
+            raise CheckpointError(f"{path}: truncated or not a checkpoint: it has no data.pkl")
+        if pickled.size > MAX_PICKLE_BYTES:
+            raise CheckpointError(f"{path}: its pickle has {pickled.size:,} bytes")
+        byteorder = f"{root}/byteorder"
+        if byteorder in records.records and records.read(byteorder) != b"little":
+            raise CheckpointError(f"{path}: was saved on a machine with big-endian numbers")
+        document = read_pickle(records.read(f"{root}/data.pkl"), str(path))
+    except ArtifactError as error:
+        raise CheckpointError(str(error)) from error
+
+    def find(storage: _Storage) -> NDArray[np.uint8]:
+        record = records.records.get(f"{root}/data/{storage.key}")
+        if record is None or record.size != storage.size_bytes:
+            held = "no" if record is None else f"{record.size:,}"
+            raise CheckpointError(
+                f"{path}: storage {storage.key} needs {storage.size_bytes:,} bytes, the file has "
+                f"{held}: truncated or altered"
+            )
+        try:
+            return records.view(f"{root}/data/{storage.key}")
+        except ArtifactError as error:
+            raise CheckpointError(str(error)) from error
+
+    return _Rebuilder(path, find).value(document)
+
+
+def _read_legacy(path: Path, data: NDArray[np.uint8]) -> Any:
+    where = str(path)
+    stream = io.BufferedReader(_Mapped(data))
+    if read_pickle(stream, where) != MAGIC or read_pickle(stream, where) != LEGACY_VERSION:
+        raise CheckpointError(f"{path}: truncated or not a checkpoint")
+    machine = read_pickle(stream, where)
+    if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+        raise CheckpointError(f"{path}: was saved on a machine with big-endian numbers")
+    document = read_pickle(stream, where)
+    keys = read_pickle(stream, where)
+    known = {storage.key: storage for storage in _storages(document, where)}
+    places: dict[str, NDArray[np.uint8]] = {}
+    place = stream.tell()
+    for key in keys if isinstance(keys, list) else [None]:
+        storage = known.get(key) if isinstance(key, str) else None
+        if storage is None:
+            raise CheckpointError(f"{path}: truncated or not a checkpoint: a storage of nobody")
+        count = int.from_bytes(data[place : place + 8].tobytes(), "little")
+        begin, place = place + 8, place + 8 + storage.size_bytes
+        if count != storage.elements or place > len(data):
+            raise CheckpointError(
+                f"{path}: truncated or not a checkpoint ({len(data):,} bytes): storage {key} needs "
+                f"{storage.size_bytes:,} bytes, the file has {max(0, len(data) - begin):,}"
+            )
+        places[storage.key] = data[begin:place]
+
+    def find(storage: _Storage) -> NDArray[np.uint8]:
+        if storage.key not in places:
+            raise CheckpointError(f"{path}: truncated: storage {storage.key} is missing")
+        return places[storage.key]
+
+    return _Rebuilder(path, find).value(document)
+
+
+class _Mapped(io.RawIOBase):
+    """A mapped file as a stream."""
+
+    def __init__(self, data: NDArray[np.uint8]) -> None:
+        self._data, self._place = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        start = (0, self._place, len(self._data))[whence]
+        self._place = start + offset
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._data[self._place : self._place + len(buffer)]
+        buffer[: len(part)] = part.tobytes()
+        self._place += len(part)
+        return len(part)
+
+
+class _Rebuilder:
+    """Turns what a pickle would have called into tensors.
+
+    Args:
+        find: the bytes of a storage, of the size that it says.
+    """
+
+    def __init__(self, path: Path, find: Callable[[_Storage], NDArray[np.uint8]]) -> None:
+        self._path, self._find = path, find
+        self._storages: dict[str, Tensor] = {}
+        self._built: dict[int, dict[Any, Any]] = {}
+
+    def value(self, value: Any, name: str = "", depth: int = 0) -> Any:
+        """`value` with its tensors built, down to a few levels of dictionaries."""
+        if isinstance(value, dict) and depth < MAX_DEPTH:
+            if id(value) not in self._built:  # a pickle may name one dictionary many times
+                built = self._built[id(value)] = {}
+                for key, item in value.items():
+                    built[key] = self.value(item, f"{name}.{key}" if name else str(key), depth + 1)
+            return self._built[id(value)]
+        if isinstance(value, Call) and "_rebuild_" in value.function:
+            return self._tensor(value, name)
+        return value
+
+    def _tensor(self, call: Call, name: str) -> Tensor:
+        for _ in range(2):  # a parameter is rebuilt from a tensor
+            if "_rebuild_parameter" not in call.function:
+                break
+            inner = call.arguments[0] if call.arguments else None
+            call = inner if isinstance(inner, Call) else Call("", ())
+        storage = _storage_of(call.arguments[0], str(self._path)) if call.arguments else None
+        layout = call.arguments[1:4]
+        if "_rebuild_tensor" not in call.function or storage is None or len(layout) != 3:
+            raise CheckpointError(f"{self._path}: {name} is no plain tensor")
+        offset, sizes, strides = layout
+        self._check(name, storage, offset, sizes, strides)
+        return torch.as_strided(self._elements(storage), sizes, strides, offset)
+
+    def _check(self, name: str, storage: _Storage, offset: Any, sizes: Any, strides: Any) -> None:
+        """Refuse a view that reaches beyond its storage, or repeats its elements."""
+        where = f"{self._path}: {name[:200]}"
+        if not (_whole([offset]) and _whole(sizes) and _whole(strides)):
+            raise CheckpointError(f"{where} has a size that is no number")
+        if len(sizes) != len(strides):
+            raise CheckpointError(f"{where} has {len(sizes)} sizes and {len(strides)} strides")
+        count = math.prod(sizes)
+        steps = zip(sizes, strides, strict=True)
+        last = sum((size - 1) * stride for size, stride in steps) if count else -1
+        if offset + last + 1 > storage.elements:
+            raise CheckpointError(
+                f"{where} needs {offset + last + 1:,} elements, its storage has "
+                f"{storage.elements:,}: truncated or altered"
+            )
+        if count > storage.elements:
+            raise CheckpointError(
+                f"{where} repeats its elements: {count:,} over {storage.elements:,}. Save "
+                "tensor.contiguous()"
+            )
+
+    def _elements(self, storage: _Storage) -> Tensor:
+        if storage.key not in self._storages:
+            view = self._find(storage)
+            array = np.asarray(view) if view.ctypes.data % 16 == 0 else np.array(view)
+            self._storages[storage.key] = torch.from_numpy(array)
+        return self._storages[storage.key].view(storage.dtype)
+
+
+def _whole(numbers: Any) -> bool:
+    """Whether `numbers` are integers from 0 to 2^62."""
+    return isinstance(numbers, tuple | list) and all(
+        isinstance(number, int) and 0 <= number < 2**62 for number in numbers
+    )
+
+
+def _storage_of(reference: Any, where: str) -> _Storage:
+    """What a tensor refers to: ('storage', type, key, device, elements, …)."""
+    place = reference.place if isinstance(reference, Reference) else None
+    if not isinstance(place, tuple) or len(place) < 5 or place[0] != "storage":
+        raise CheckpointError(f"{where}: truncated or not a checkpoint: a storage is missing")
+    _, kind, key, _, elements = place[:5]
+    word = kind.path.rpartition(".")[2].removesuffix("Storage") if isinstance(kind, Name) else ""
+    view = place[5] if len(place) > 5 else None
+    if word not in _DTYPES or not isinstance(key, str) or not _whole([elements]) or view:
+        raise CheckpointError(f"{where}: truncated or not a checkpoint: a damaged storage")
+    return _Storage(key, _DTYPES[word], elements)
+
+
+def _storages(document: Any, where: str) -> Iterator[_Storage]:
+    """Every storage that `document` refers to."""
+    seen: set[int] = set()
+    waiting = [document]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Reference):
+            yield _storage_of(value, where)
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, Call):
+            waiting.extend(value.arguments)
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
