@@ -66,6 +66,8 @@ def book(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
         f"{TABLE}=book.npy",
         "--tower",
         "tower.pt2",
+        "--pooling",
+        "sum",
         "--dense-features",
         4,
         "--out",
