@@ -148,16 +148,17 @@ class QueryFile:
     Args:
         path: the file; it is mapped, not read.
         batch: samples per query; None takes the file's own.
+        beside: tensors that the caller reads itself.
 
     Raises:
         ArtifactError: not a safetensors file, or a tensor is missing.
         QueryError: its tensors contradict each other, or it holds something else than queries.
     """
 
-    def __init__(self, path: Path, batch: int | None = None) -> None:
+    def __init__(self, path: Path, batch: int | None = None, beside: tuple[str, ...] = ()) -> None:
         self.path = path
         file = TensorFile(path)
-        _refuse_unknown(path, file)
+        _refuse_unknown(path, file, beside)
         self.table_names = _table_names(path, file.metadata.get("tables", "[]"))
         self.batch = _batch(path, file.metadata.get("batch", "32")) if batch is None else batch
         self.dense: Floats = _numbers(file, "dense", np.float32)
@@ -282,10 +283,10 @@ _TENSORS = ("dense", "lengths", "values", "weights", "labels")
 _METADATA = ("tables", "batch", "format")  # other libraries write `format`: who made the file
 
 
-def _refuse_unknown(path: Path, file: TensorFile) -> None:
+def _refuse_unknown(path: Path, file: TensorFile, beside: tuple[str, ...]) -> None:
     """Refuse what would not be used."""
     for what, names, known in (
-        ("a tensor", file.tensors, _TENSORS),
+        ("a tensor", file.tensors, (*_TENSORS, *beside)),
         ("metadata", file.metadata, _METADATA),
     ):
         unknown = sorted(set(names) - set(known))

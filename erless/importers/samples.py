@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.dlrm.queries import QueryFile, check_tables
+from erless.dlrm.queries import QueryFile
 from erless.dlrm.reference import Monolith
 from erless.errors import CheckpointError, QueryError
 from erless.storage.tensors import TensorFile
@@ -33,9 +33,9 @@ def check_predictions(bundle: Path, samples: Path) -> float:
         QueryError: the file has no predictions, or other tables than the model.
         ArtifactError: it is no query file.
     """
-    queries = QueryFile(samples)
     monolith = Monolith.load(bundle)
-    check_tables(queries, monolith.model)
+    names = [table.name for table in monolith.model.tables]
+    queries = QueryFile(samples, beside=(PREDICTIONS,)).in_order_of(names)
     expected = _predictions(samples, queries.samples)
     parts = [monolith.predict(query) for query in queries]
     predictions = np.concatenate(parts) if parts else np.zeros(0, np.float32)
