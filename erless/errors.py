@@ -25,6 +25,7 @@
     │   ├── UnreachableError     no cluster answers
     │   ├── ForbiddenError       the cluster does not let this user do that
     │   ├── ConflictError        somebody else owns or changes what we would change
+    │   │   └── OtherModelError  a deploy would replace another model
     │   └── SupervisorEndedError  the local supervisor ended before it had answered
     └── InterruptedRunError      the user stopped a stage; nothing half-written stays
 
@@ -54,6 +55,7 @@ __all__ = [
     "ModelError",
     "NotDeployedError",
     "OptionError",
+    "OtherModelError",
     "PlanError",
     "QueryError",
     "ServeError",
@@ -184,6 +186,10 @@ class NotDeployedError(DeployError):
 
 class ConflictError(DeployError):
     """Somebody else owns what we would change, or changes it at the same time."""
+
+
+class OtherModelError(ConflictError):
+    """A deploy would put one model in the place of another that answers queries."""
 
 
 class SupervisorEndedError(DeployError):

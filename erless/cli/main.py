@@ -7,6 +7,7 @@ pydantic's, needs that.
 
 from __future__ import annotations
 
+import io
 import sys
 from itertools import pairwise
 from typing import Annotated
@@ -50,6 +51,7 @@ def root(
 def main() -> None:
     """Entry point of the console script."""
     unwind_on_signals()
+    _replace_what_cannot_be_shown()
     try:
         app()
     except BrokenPipeError:
@@ -61,6 +63,16 @@ def main() -> None:
         if wrong_usage is not None and _json_wanted(sys.argv[1:]):
             write_error("UsageError", wrong_usage())
         raise
+
+
+def _replace_what_cannot_be_shown() -> None:
+    """Write "?" for characters that the terminal's encoding lacks (`LC_ALL=C`): never a traceback.
+
+    JSON has none of them: it is written in ASCII.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _json_wanted(words: list[str]) -> bool:

@@ -51,6 +51,7 @@ HINTS: dict[type[errors.ErlessError], str] = {
     errors.NotDeployedError: "`erless deploy` first",
     errors.UnreachableError: "set KUBECONFIG, or pass --kubeconfig and --context",
     errors.ForbiddenError: "`erless doctor` lists every permission that is missing",
+    errors.OtherModelError: "--replace-model lets it take the place of the model that serves",
     errors.DeployError: "see `erless status` and `erless logs`",
     errors.ServeError: "see `erless status`",
 }

@@ -13,8 +13,20 @@ from erless.storage.stores import open_store
 __all__ = ["load_desired"]
 
 
-def load_desired(location: str, release: str = "", endpoint_url: str | None = None) -> Desired:
+def load_desired(
+    location: str,
+    release: str = "",
+    endpoint_url: str | None = None,
+    *,
+    replace_model: bool = False,
+) -> Desired:
     """The release whose digest begins with `release` ("": the newest) in the store at `location`.
+
+    Args:
+        location: a folder, or s3://bucket/prefix.
+        release: digits that a digest begins with.
+        endpoint_url: of another S3 service than Amazon's.
+        replace_model: the release may take the place of one of another model.
 
     Raises:
         StoreError: no such store or release.
@@ -30,4 +42,4 @@ def load_desired(location: str, release: str = "", endpoint_url: str | None = No
             f"{where_plan}: plan {plan.digest[:12]}, expected {release_manifest.plan_digest[:12]}"
         )
     where = location if location.startswith("s3://") else str(Path(location).resolve())
-    return Desired(where, release_manifest, plan, endpoint_url)
+    return Desired(where, release_manifest, plan, endpoint_url, replace_model)

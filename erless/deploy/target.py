@@ -5,12 +5,12 @@ Render, then act: `diff` says what `deploy` would change, `deploy` does exactly 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from erless.errors import DeployError
+from erless.errors import DeployError, OtherModelError
 from erless.progress import Progress
 from erless.specs.plan import Plan
 from erless.specs.release import ReleaseManifest
@@ -25,17 +25,23 @@ __all__ = [
     "Status",
     "Target",
     "Validates",
+    "refuse_other_model",
+    "served_model",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What shall run: a release from a store, placed as its plan says."""
+    """What shall run: a release from a store, placed as its plan says.
+
+    replace_model: it may take the place of a release of another model.
+    """
 
     store: str
     release: ReleaseManifest
     plan: Plan
     endpoint_url: str | None = None
+    replace_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ class Deployment:
 
     address: HOST:PORT to connect to where the URL's own host is not known here; else empty.
     note: what the person who deployed should know besides; usually nothing.
+    model: the name of its model; empty where the record of an older version does not tell it.
     """
 
     release: str
@@ -61,6 +68,7 @@ class Deployment:
     current: bool
     address: str = ""
     note: str = ""
+    model: str = ""
 
 
 class FunctionState(StrEnum):
@@ -155,7 +163,7 @@ class Target(Protocol):
 
         Raises:
             DeployError: a function failed (its own reason), or the time is over.
-            ConflictError: another deploy is under way.
+            ConflictError: another deploy is under way, or another model answers queries.
         """
 
     def status(self) -> Status:
@@ -172,3 +180,19 @@ class Target(Protocol):
 
     def destroy(self, progress: Progress, timeout_s: float) -> None:
         """Drain and remove everything that erless owns here. Nothing there: nothing to do."""
+
+
+def served_model(deployments: Iterable[Deployment]) -> str:
+    """The name of the model that answers queries now; empty where none does, or it is not known."""
+    return next((deployment.model for deployment in deployments if deployment.current), "")
+
+
+def refuse_other_model(deployments: Iterable[Deployment], desired: Desired) -> None:
+    """Clients of one model must not get another's answers because of a wrong `--store`.
+
+    Raises:
+        OtherModelError: another model answers queries, and `desired` may not take its place.
+    """
+    served, model = served_model(deployments), desired.release.model.name
+    if served and served != model and not desired.replace_model:
+        raise OtherModelError(f"model {served!r} answers queries here, not {model!r}")

@@ -205,3 +205,30 @@ def test_a_full_disk_leaves_the_old_release_serving(
 def test_the_lock_names_the_one_supervisor(local: LocalHarness, deployed: Deployment) -> None:
     pid = StateFolder(local.state).supervisor_pid()
     assert pid == local.target.processes()["supervisor"][0]
+
+
+@pytest.mark.parametrize("verb", ["status", "history", "logs", "deploy --diff"])
+def test_a_terminal_without_utf_8_sees_every_verb(
+    local: LocalHarness, releases: Releases, deployed: Deployment, verb: str
+) -> None:
+    words = [*verb.split(), "--state", str(local.state)]
+    if verb.startswith("deploy"):
+        words += ["--store", releases.second.store, "--release", releases.second.release.digest]
+    done = subprocess.run(
+        [sys.executable, "-m", "erless", *words],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "LC_ALL": "C",
+            "PYTHONUTF8": "0",
+            "PYTHONCOERCECLOCALE": "0",
+        },
+        cwd=local.state.parent,
+        capture_output=True,
+        check=False,
+        timeout=TIMEOUT_S,
+    )
+    assert b"Traceback" not in done.stderr, done.stderr
+    assert done.returncode == (1 if "--diff" in verb else 0), done.stderr
+    assert done.stdout.isascii()
+    assert done.stdout

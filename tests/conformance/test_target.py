@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 
 import numpy as np
 import pytest
 
-from erless.deploy.target import Deployment, FunctionState, FunctionStatus
+from erless.deploy.target import Deployment, FunctionState, FunctionStatus, served_model
 from erless.dlrm.queries import QueryFile
-from erless.errors import ConflictError, DeployError, NotDeployedError
+from erless.errors import ConflictError, DeployError, NotDeployedError, OtherModelError
 from erless.progress import Silent
 from erless.serve.protocol.client import QueryClient
 from tests.conformance.conftest import TIMEOUT_S, Releases
 from tests.conformance.harness import Harness
+from tests.releases import default_model, make_release
 
 Wanted = dict[str, list[np.ndarray]]
 EXACT = 1e-5
@@ -179,8 +181,6 @@ def test_a_shard_that_did_not_change_stays(
 def test_a_damaged_release_fails_early_and_the_old_one_serves_on(
     harness: Harness, releases: Releases, wanted: Wanted, deployed: Deployment, tmp_path: Path
 ) -> None:
-    from tests.releases import make_release
-
     broken = make_release(tmp_path, seed=7)
     blobs = sorted(Path(broken.store, "blobs").iterdir(), key=lambda each: each.stat().st_size)
     damaged = blobs[-1]
@@ -195,6 +195,21 @@ def test_a_damaged_release_fails_early_and_the_old_one_serves_on(
     query = QueryFile(releases.first.queries)[0]
     with QueryClient(deployed.url, address=deployed.address) as client:
         assert not wrong(client.predict(query).predictions, wanted[deployed.release][0])
+
+
+def test_another_model_is_refused_unless_it_is_told_to_replace(
+    harness: Harness, releases: Releases, deployed: Deployment, tmp_path: Path
+) -> None:
+    model = default_model().model_copy(update={"name": "other"})
+    other = harness.desired(make_release(tmp_path, model=model))
+    with pytest.raises(OtherModelError, match="model 'small' answers queries here, not 'other'"):
+        harness.target.deploy(other, Silent(), TIMEOUT_S)
+    assert harness.target.status().release == deployed.release
+    done = harness.target.deploy(replace(other, replace_model=True), Silent(), TIMEOUT_S)
+    assert done.release == other.release.digest
+    assert served_model(harness.target.deployments()) == "other"
+    back = replace(harness.desired(releases.first), replace_model=True)
+    assert harness.target.deploy(back, Silent(), TIMEOUT_S).release == deployed.release
 
 
 def test_two_deploys_at_once_do_not_mix(

@@ -98,9 +98,14 @@ def cluster_settings_of(config: Config, images: Sequence[str] | None = None) -> 
 
 
 def desired_release(
-    config: Config, store: str | None, release: str, endpoint_url: str | None
+    config: Config,
+    store: str | None,
+    release: str,
+    endpoint_url: str | None,
+    *,
+    replace_model: bool = False,
 ) -> Desired:
-    """A release of the store and its plan.
+    """A release of the store and its plan; it may take the place of another model, or not.
 
     Raises:
         StoreError: no such release.
@@ -108,4 +113,5 @@ def desired_release(
     """
     from erless.deploy.desired_release import load_desired
 
-    return load_desired(store or config.store, release, endpoint_url)
+    location = store or config.store
+    return load_desired(location, release, endpoint_url, replace_model=replace_model)

@@ -27,7 +27,7 @@ from erless.cli.run import Output, OutputOption, emit, note, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from erless.deploy.target import Change, Checked
+    from erless.deploy.target import Change, Checked, Desired, Target
 
 __all__ = ["deploy"]
 
@@ -61,6 +61,12 @@ def deploy(
             help="Per cent of queries for the new release, until the next deploy [knative].",
         ),
     ] = None,
+    replace_model: Annotated[
+        bool,
+        typer.Option(
+            "--replace-model", help="Let a release take the place of one of another model."
+        ),
+    ] = False,
     endpoint_url: EndpointOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -71,8 +77,6 @@ def deploy(
 
     Example: `erless deploy --store releases`, `erless deploy --diff`
     """
-    from erless.deploy.target import Validates
-
     destination, config = resolve_target(
         target,
         state=state,
@@ -86,30 +90,19 @@ def deploy(
     )
     if destination.name == "knative":
         endpoint_url = endpoint_url or config.targets.knative.endpoint_url
-    desired = desired_release(config, store_of(store, infra, config), release, endpoint_url)
-    document: dict[str, Any] = {"target": destination.name, "release": desired.release.digest}
-    checked = None
-    if dry_run and isinstance(destination, Validates):
-        checked = destination.validate(desired)
-        document |= {
-            "validated_by": checked.by,
-            "missing": list(checked.missing),
-            "objects": list(checked.objects),
-        }
-        for missing in checked.missing:
-            note(f"note: no {missing} is configured; a placeholder stands for it")
+    desired = desired_release(
+        config, store_of(store, infra, config), release, endpoint_url, replace_model=replace_model
+    )
+    checked = _validate(destination, desired) if dry_run else None
     # where nobody answers, or images are to come, what would change is not known
     offline = checked is not None and (checked.by == "schemas" or bool(checked.missing))
     changes = () if offline else destination.diff(desired)
-    document |= {
-        "changes": [
-            {"action": change.action, "what": change.what, "detail": change.detail}
-            for change in changes
-        ],
-        "changed": any(change.action != "keep" for change in changes) or offline,
-    }
+    document = _document(destination, desired, changes, checked)
+    document["changed"] = offline or any(change.action != "keep" for change in changes)
     if dry_run or diff:
-        emit(output, document, lambda console: _draw_dry(console, changes, checked))
+        document["model"] = _models(destination, desired, offline)
+    if dry_run or diff:
+        emit(output, document, lambda console: _draw_dry(console, document, changes, checked))
         if diff and document["changed"]:
             raise SystemExit(1)
         return
@@ -126,14 +119,77 @@ def deploy(
     emit(output, document, draw)
 
 
-def _draw_dry(console: Console, changes: tuple[Change, ...], checked: Checked | None) -> None:
+def _validate(destination: Target, desired: Desired) -> Checked | None:
+    """What a target that can check its objects finds; None where it has none."""
+    from erless.deploy.target import Validates
+
+    if not isinstance(destination, Validates):
+        return None
+    checked = destination.validate(desired)
+    for missing in checked.missing:
+        note(f"note: no {missing} is configured; a placeholder stands for it")
+    return checked
+
+
+def _document(
+    destination: Target, desired: Desired, changes: tuple[Change, ...], checked: Checked | None
+) -> dict[str, Any]:
+    """`-o json`, as far as it is known before anything is done."""
+    document: dict[str, Any] = {"target": destination.name, "release": desired.release.digest}
     if checked is not None:
-        for document in checked.objects:
-            console.print(f"  {document['kind']} {document['metadata']['name']}")
+        document |= {
+            "validated_by": checked.by,
+            "missing": list(checked.missing),
+            "objects": list(checked.objects),
+        }
+    document["changes"] = [
+        {"action": change.action, "what": change.what, "detail": change.detail}
+        for change in changes
+    ]
+    return document
+
+
+def _models(destination: Target, desired: Desired, offline: bool) -> dict[str, Any]:
+    """Which model answers now and which would; `refused`: not without --replace-model."""
+    from erless.deploy.target import refuse_other_model, served_model
+    from erless.errors import OtherModelError
+
+    deployments = () if offline else destination.deployments()
+    try:
+        refuse_other_model(deployments, desired)
+    except OtherModelError as error:
+        refused = str(error)
+    else:
+        refused = ""
+    served = served_model(deployments)
+    return {"now": served, "then": desired.release.model.name, "refused": refused}
+
+
+def _draw_dry(
+    console: Console,
+    document: dict[str, Any],
+    changes: tuple[Change, ...],
+    checked: Checked | None,
+) -> None:
+    models = document["model"]
+    console.print(f"model {models['now'] or 'none'} → {models['then']}")
+    if models["refused"]:
+        console.print(f"[red]it would be refused[/red]: {models['refused']} (--replace-model)")
+    if checked is not None:
+        for rendered in checked.objects:
+            console.print(f"  {rendered['kind']} {rendered['metadata']['name']}{_shares(rendered)}")
         console.print(f"{len(checked.objects)} objects, valid by the {VALIDATED[checked.by]}")
         if checked.by == "schemas" or checked.missing:
             return
     _draw(console, changes)
+
+
+def _shares(rendered: dict[str, Any]) -> str:
+    """How a Service's traffic is shared, where more than one revision gets some."""
+    lines = rendered.get("spec", {}).get("traffic", [])
+    if len(lines) < 2:
+        return ""
+    return ": " + ", ".join(f"{line['percent']} % {line['revisionName']}" for line in lines)
 
 
 def _draw(console: Console, changes: tuple[Change, ...]) -> None:

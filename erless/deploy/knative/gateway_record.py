@@ -15,7 +15,14 @@ from typing import Any
 from erless.deploy.knative.render.functions import TrafficTarget
 from erless.deploy.kubernetes import names
 
-__all__ = ["GatewayRecord", "Kept", "called_services", "read_record", "with_traffic"]
+__all__ = [
+    "GatewayRecord",
+    "Kept",
+    "called_services",
+    "read_record",
+    "traffic_after",
+    "with_traffic",
+]
 
 Object = dict[str, Any]
 NEXT = "next"  # the tag of a revision that gets ready before it gets traffic
@@ -23,11 +30,15 @@ NEXT = "next"  # the tag of a revision that gets ready before it gets traffic
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One deployed release: its gateway's revision, and when it was cut over (ISO 8601, UTC)."""
+    """One deployed release: its gateway's revision, and when it was cut over (ISO 8601, UTC).
+
+    model: the model's name; empty in records of older versions.
+    """
 
     release: str
     revision: str
     at: str
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +84,22 @@ def read_record(service: Object | None) -> GatewayRecord:
         for each in service.get("spec", {}).get("traffic", [])
     )
     return GatewayRecord(service, history, lines)
+
+
+def traffic_after(
+    before: GatewayRecord, revision: str, canary_percent: int
+) -> tuple[TrafficTarget, ...]:
+    """Who gets which share of the queries once `revision` is cut over to.
+
+    A canary gets its share beside the revision that serves; where none serves it gets all.
+    """
+    others = [line for line in before.serving() if line.revision != revision]
+    if not canary_percent or not others:
+        return (TrafficTarget(revision, 100),)
+    return (
+        TrafficTarget(others[0].revision, 100 - canary_percent),
+        TrafficTarget(revision, canary_percent, NEXT),
+    )
 
 
 def with_traffic(

@@ -26,6 +26,7 @@ from erless.deploy.knative.gateway_record import (
     Kept,
     called_services,
     read_record,
+    traffic_after,
     with_traffic,
 )
 from erless.deploy.knative.readiness import (
@@ -72,8 +73,10 @@ class Rollout:
         """What the gateway's Service says now."""
         return read_record(self._api.get(KSERVICE, self._namespace, names.GATEWAY))
 
-    def deploy(self, release: str, rendered: Rendered, canary_percent: int = 0) -> None:
-        """All steps for `rendered`, the objects of `release`."""
+    def deploy(
+        self, release: str, rendered: Rendered, canary_percent: int = 0, model: str = ""
+    ) -> None:
+        """All steps for `rendered`, the objects of `release`, which is of `model`."""
         before = self.record()
         wanted = {service["metadata"]["name"] for service in rendered.functions}
         self._clear_failed(wanted | {names.GATEWAY}, before)
@@ -88,7 +91,7 @@ class Rollout:
         self._present(rendered, before)
         if before.revision != rendered.revision:
             self._prewarm(wanted, rendered.revision)
-        self._move(rendered, release, canary_percent)
+        self._move(rendered, release, canary_percent, model)
         for each in rendered.extras:
             self._api.apply(each)
         self.settle()
@@ -134,24 +137,17 @@ class Rollout:
         self._api.apply(with_traffic(rendered.gateway, lines, before.history, template))
         self._wait_routed("gateway ready", revision, 0)
 
-    def _move(self, rendered: Rendered, release: str, canary_percent: int) -> None:
+    def _move(self, rendered: Rendered, release: str, canary_percent: int, model: str) -> None:
         """The cut-over: traffic and record in one write."""
         before, revision = self.record(), rendered.revision
         template = before.service["spec"]["template"] if before.service else None
-        others = [line for line in before.serving() if line.revision != revision]
-        history = list(before.history)
-        if canary_percent and others:
-            share = canary_percent
-            lines = [
-                TrafficTarget(others[0].revision, 100 - share),
-                TrafficTarget(revision, share, NEXT),
-            ]
-        else:
-            share, lines = 100, [TrafficTarget(revision, 100)]
-            if before.current is None or before.current.revision != revision:
-                now = datetime.now(UTC).isoformat(timespec="seconds")
-                history = [each for each in history if each.release != release]
-                history = [Kept(release, revision, now), *history][: self._keep]
+        lines = traffic_after(before, revision, canary_percent)
+        history, share = list(before.history), lines[-1].percent
+        known = before.current is not None and before.current.revision == revision
+        if share == 100 and not known:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            history = [kept for kept in history if kept.release != release]
+            history = [Kept(release, revision, now, model), *history][: self._keep]
         self._api.apply(with_traffic(rendered.gateway, lines, history, template))
         self._wait_routed("cut over", revision, share)
 

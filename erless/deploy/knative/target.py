@@ -11,7 +11,12 @@ from erless.deploy.infra import read_infra
 from erless.deploy.knative.cluster_settings import ClusterSettings, resolve_settings
 from erless.deploy.knative.diff import compare
 from erless.deploy.knative.dry_run import DryRun
-from erless.deploy.knative.gateway_record import GatewayRecord, read_record
+from erless.deploy.knative.gateway_record import (
+    GatewayRecord,
+    read_record,
+    traffic_after,
+    with_traffic,
+)
 from erless.deploy.knative.ingress import find_address
 from erless.deploy.knative.pod_logs import pod_logs
 from erless.deploy.knative.render import Object, Rendered, render
@@ -35,7 +40,7 @@ from erless.deploy.kubernetes.kinds import (
 )
 from erless.deploy.kubernetes.lock import LOCK, locked
 from erless.deploy.kubernetes.mirror import Deadline
-from erless.deploy.target import Change, Checked, Deployment, Desired, Status
+from erless.deploy.target import Change, Checked, Deployment, Desired, Status, refuse_other_model
 from erless.errors import ConfigError, DeployError, NotDeployedError, UnreachableError
 from erless.progress import Progress
 from erless.specs.config import Config
@@ -113,11 +118,18 @@ class KnativeTarget:
         settings, missing = self._settings.with_placeholders(_kinds(desired))
         if not self._answers():
             return Checked(self._render(desired, settings).objects, "schemas", missing)
-        rendered = self._render(desired, self._spare_namespace(settings))
+        rendered = self._with_traffic(self._render(desired, self._spare_namespace(settings)))
         trial = self._trial()
         for each in rendered.objects:
             trial.apply(each)
         return Checked(rendered.objects, "server", missing)
+
+    def _with_traffic(self, rendered: Rendered) -> Rendered:
+        """The objects with the traffic that they have once `deploy` is through."""
+        record, canary_percent = self.record(), self._settings.options.canary_percent
+        lines = traffic_after(record, rendered.revision, canary_percent)
+        gateway = with_traffic(rendered.gateway, lines, record.history, None)
+        return replace(rendered, gateway=gateway)
 
     def _answers(self) -> bool:
         """Whether there is a cluster to ask; one that was named by hand has to be there."""
@@ -142,6 +154,7 @@ class KnativeTarget:
     def deploy(self, desired: Desired, progress: Progress, timeout_s: float) -> Deployment:
         """See `Target.deploy`."""
         deadline = Deadline(timeout_s)
+        refuse_other_model(self.deployments(), desired)
         rendered = self.objects(desired)
         self._check_cluster()
         for each in rendered.base:
@@ -151,7 +164,9 @@ class KnativeTarget:
             raise DeployError(f"namespace {self._namespace} is not there")
         with locked(self.api, self._namespace):
             rollout = self._rollout(progress, deadline)
-            rollout.deploy(desired.release.digest, rendered, self._settings.options.canary_percent)
+            canary_percent = self._settings.options.canary_percent
+            model = desired.release.model.name
+            rollout.deploy(desired.release.digest, rendered, canary_percent, model)
         done = self._current(desired.release.digest)
         return replace(done, note=self._visibility_note(done.url))
 
@@ -212,8 +227,10 @@ class KnativeTarget:
         url = (record.service or {}).get("status", {}).get("url", "")
         current, address = record.current, self._address(url) if record.history else ""
         return tuple(
-            Deployment(each.release, url, each.at, each == current, address)
-            for each in record.history
+            Deployment(
+                kept.release, url, kept.at, kept == current, address, model=kept.model
+            )
+            for kept in record.history
         )
 
     def _current(self, release: str) -> Deployment:

@@ -19,7 +19,7 @@ from erless.deploy.local.supervisor.replica.cgroups import obstacle
 from erless.deploy.local.supervisor.replica.orphans import end_all
 from erless.deploy.local.supervisor.spec import ReleaseSpec, StoredState, Timing
 from erless.deploy.local.supervisor.watchdog import end_watchdog
-from erless.deploy.target import Change, Deployment, Desired, Status
+from erless.deploy.target import Change, Deployment, Desired, Status, refuse_other_model
 from erless.errors import ConfigError, ConflictError, DeployError, NotDeployedError, StorageError
 from erless.progress import Progress
 from erless.specs.config import Config
@@ -67,6 +67,7 @@ class LocalTarget:
 
     def deploy(self, desired: Desired, progress: Progress, timeout_s: float) -> Deployment:
         """See `Target.deploy`."""
+        refuse_other_model(self.deployments(), desired)
         release = place(desired, self._site)
         if self._options.limits and (reason := obstacle()):
             raise DeployError(f"targets.local.limits: {reason}")
@@ -233,4 +234,5 @@ def _deployment(release: ReleaseSpec, state: StoredState) -> Deployment:
         url=gateway_url(state.ports.get("gateway")),
         deployed_at=release.deployed_at,
         current=release.key == state.current,
+        model=release.model,
     )

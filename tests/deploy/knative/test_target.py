@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import KSERVICE, LEASE
 from erless.deploy.kubernetes.lock import LOCK, locked
 from erless.deploy.kubernetes.names import GATEWAY, HISTORY, shard_service
-from erless.deploy.target import FunctionState, FunctionStatus
-from erless.errors import ConfigError, ConflictError, DeployError, NotDeployedError
+from erless.deploy.target import FunctionState, FunctionStatus, served_model
+from erless.errors import ConfigError, ConflictError, DeployError, NotDeployedError, OtherModelError
 from erless.progress import Silent
 from erless.specs.config import Config
 from erless.specs.plan import Tier
@@ -171,6 +172,38 @@ def test_canary_gets_its_share_until_the_next_deploy_completes_it(cluster: FakeC
     assert shard(Tier.COLD, "1") in services(cluster)
     deploy(cluster, "2")
     assert traffic(cluster) == {new[:16]: 100}
+
+
+def test_a_dry_run_of_a_canary_shows_the_shares_that_the_deploy_will_give(
+    cluster: FakeCluster,
+) -> None:
+    old = deploy(cluster, "1")
+    checked = target(cluster, canary_percent=10).validate(desired("2"))
+    (gateway,) = [each for each in checked.objects if each["metadata"]["name"] == GATEWAY]
+    shown = {line["revisionName"]: line["percent"] for line in gateway["spec"]["traffic"]}
+    assert {
+        percent: name.startswith(f"{GATEWAY}-{old[:16]}") for name, percent in shown.items()
+    } == {
+        90: True,
+        10: False,
+    }
+    new = deploy(cluster, "2", canary_percent=10)
+    assert traffic(cluster) == {old[:16]: 90, new[:16]: 10}
+
+
+def test_another_model_takes_the_place_of_the_served_one_only_when_told_to(
+    cluster: FakeCluster,
+) -> None:
+    deploy(cluster, "1")
+    wanted = desired("2")
+    model = wanted.release.model.model_copy(update={"name": "other"})
+    release = wanted.release.model_copy(update={"model": model})
+    other = replace(wanted, release=release)
+    with pytest.raises(OtherModelError, match="model 'ranker' answers queries here, not 'other'"):
+        target(cluster).deploy(other, Silent(), TIMEOUT_S)
+    assert served_model(target(cluster).deployments()) == "ranker"
+    target(cluster).deploy(replace(other, replace_model=True), Silent(), TIMEOUT_S)
+    assert served_model(target(cluster).deployments()) == "other"
 
 
 def trouble(**state: Any) -> dict[str, Any]:
