@@ -162,12 +162,8 @@ class Sweep:
         """Interrupt the verb `moments` times, at random moments of what it takes."""
         before, after = self._states(place)
         self._prepare(place)
-        began_s = time.perf_counter()
-        finished = place.start(self.verb)
-        output, _ = finished.communicate(timeout=WAIT_S)
-        self.takes_s = time.perf_counter() - began_s
-        if finished.returncode:
-            self.faults.append(f"uninterrupted it failed: {output[-300:]}")
+        if fault := self._again(place, after):
+            self.faults.append(f"uninterrupted: {fault}")
         for _ in range(moments):
             after_s = generator.uniform(0, self.takes_s)
             try:
@@ -216,8 +212,12 @@ class Sweep:
         return fault or self._again(place, after)
 
     def _again(self, place: Place, after: str) -> str:
+        """Call the verb, uninterrupted; how long it takes bounds the next moment."""
+        began_s = time.perf_counter()
         again = place.start(self.verb)
         output, _ = again.communicate(timeout=WAIT_S)
+        took_s = time.perf_counter() - began_s
+        self.takes_s = (self.takes_s + took_s) / 2 if self.takes_s else took_s
         if again.returncode:
             return f"called again it fails: {output[-300:]}"
         left = place.current()
