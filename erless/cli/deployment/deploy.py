@@ -101,7 +101,6 @@ def deploy(
     document["changed"] = offline or any(change.action != "keep" for change in changes)
     if dry_run or diff:
         document["model"] = _models(destination, desired, offline)
-    if dry_run or diff:
         emit(output, document, lambda console: _draw_dry(console, document, changes, checked))
         if diff and document["changed"]:
             raise SystemExit(1)
