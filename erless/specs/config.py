@@ -102,6 +102,9 @@ class LocalConfig(Section):
     limits: bool = Field(
         False, description="Hold replicas to their plan's vCPU and memory (cgroup)."
     )
+    systemd: bool = Field(
+        False, description="Have a systemd user unit keep the supervisor, after a reboot too."
+    )
     poll_s: Positive = Field(2.0, description="Metrics are read and scaling is decided so often.")
     window_s: Positive | None = Field(None, description="Scaling window, instead of the plan's.")
     grace_s: float | None = Field(

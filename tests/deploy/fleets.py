@@ -116,6 +116,10 @@ class Box:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
+    def kill_watched(self) -> None:
+        """Kill the supervisor and its watchdog, so that nobody brings either back."""
+        _kill_supervision(self.folder.path)
+
     def processes(self) -> int:
         """Of functions, whoever supervises them."""
         found = find_orphans(self.folder.path)
@@ -155,12 +159,16 @@ def supervision(state: Path) -> Iterator[int]:
 
 def kill_everything(state: Path) -> None:
     """Kill the supervisor of the folder `state`, its watchdog and all functions, like a reboot."""
+    _kill_supervision(state)
+    end_all(state, 0.0)
+
+
+def _kill_supervision(state: Path) -> None:
     while pids := list(supervision(state)):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-    end_all(state, 0.0)
 
 
 def get(url: str) -> dict[str, Any]:

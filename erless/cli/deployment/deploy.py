@@ -48,6 +48,13 @@ def deploy(
         int | None, typer.Option(min=0, max=65535, help="Gateway's port; 0: any free [local].")
     ] = None,
     state: StateOption = None,
+    systemd: Annotated[
+        bool | None,
+        typer.Option(
+            "--systemd/--no-systemd",
+            help="Have a systemd user unit keep the supervisor [default: erless.yaml's] [local].",
+        ),
+    ] = None,
     kubeconfig: KubeconfigOption = None,
     context: ContextOption = None,
     namespace: NamespaceOption = None,
@@ -81,6 +88,7 @@ def deploy(
         target,
         state=state,
         port=port,
+        systemd=systemd,
         kubeconfig=kubeconfig,
         context=context,
         namespace=namespace,

@@ -25,9 +25,15 @@ TimeoutOption = Annotated[
 ]
 
 
-def local_config(config: Config, *, state: Path | None = None, port: int | None = None) -> Config:
+def local_config(
+    config: Config,
+    *,
+    state: Path | None = None,
+    port: int | None = None,
+    systemd: bool | None = None,
+) -> Config:
     """`config` with the command line's values for target local above `erless.yaml`'s."""
-    given = {"state": state, "port": port}
+    given = {"state": state, "port": port, "systemd": systemd}
     overrides = {name: value for name, value in given.items() if value is not None}
     local = config.targets.local.model_copy(update=overrides)
     targets = config.targets.model_copy(update={"local": local})
@@ -39,6 +45,7 @@ def resolve_target(
     *,
     state: Path | None = None,
     port: int | None = None,
+    systemd: bool | None = None,
     kubeconfig: Path | None = None,
     context: str | None = None,
     namespace: str | None = None,
@@ -55,7 +62,7 @@ def resolve_target(
     from erless.cli.options import project
     from erless.deploy.targets import open_target
 
-    config = local_config(project(), state=state, port=port)
+    config = local_config(project(), state=state, port=port, systemd=systemd)
     config = cluster_config(
         config,
         kubeconfig=kubeconfig,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from erless.deploy.local import systemd
 from erless.deploy.local.functions import LocalSettings, changes, place
 from erless.deploy.local.status import facts_without_supervisor, gateway_url, status_of
 from erless.deploy.local.supervisor.client import call, command
@@ -77,6 +78,8 @@ class LocalTarget:
             limits=self._options.limits,
             timing=self._timing,
         )
+        if self._options.systemd and (reason := systemd.obstacle()):
+            raise DeployError(f"targets.local.systemd: {reason}")
         self._folder.make()
         request = {
             "do": "deploy",
@@ -91,7 +94,23 @@ class LocalTarget:
                     f"release {release.release[:12]} is current: the switch had been made"
                 ) from None
             raise
+        if self._options.systemd:
+            self._hand_to_systemd()
         return self._current()
+
+    def _hand_to_systemd(self) -> None:
+        """Have the supervisor run by systemd, where it does not yet.
+
+        The one that made the deployment is killed: the one that systemd starts follows it as any
+        other would, without a refused query.
+        """
+        path = self._folder.path
+        systemd.write_unit(path)
+        pid = self._folder.supervisor_pid()
+        if pid is not None and not systemd.runs(path, pid):
+            end_watchdog(path)
+            self._end_supervisor(signal.SIGKILL, time.monotonic() + KILL_S)
+        systemd.start_unit(path)
 
     def status(self) -> Status:
         """See `Target.status`.
@@ -194,6 +213,7 @@ class LocalTarget:
             end_watchdog(folder.path)
             end_all(folder.path, max(1.0, deadline_s - time.monotonic()))
             folder.remove()
+            systemd.remove_unit(folder.path)
 
     def _destroy_by_supervisor(self, deadline_s: float) -> None:
         """Have the supervisor drain everything and end; end it where it does not answer.

@@ -14,7 +14,7 @@ from erless.deploy.local.supervisor.watchdog import end_watchdog, start_watchdog
 
 __all__ = ["Guardian"]
 
-UNDER_SYSTEMD = "INVOCATION_ID"  # systemd sets it for what it started, and restarts that itself
+UNDER_SYSTEMD = "ERLESS_SUPERVISOR_UNIT"  # set by our unit: systemd restarts what it started
 
 
 class Guardian:
