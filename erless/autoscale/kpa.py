@@ -57,7 +57,7 @@ class Observation(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """`wanted` replicas, and why; the averages it rests on."""
+    """How many replicas are wanted and why, with the averages that it rests on."""
 
     wanted: int
     reason: str
@@ -190,7 +190,7 @@ def _initial(scaling: Scaling) -> int:
 
 
 def _least(scaling: Scaling, state: State, seen: Observation) -> int:
-    """The min scale that holds now."""
+    """The fewest replicas that are allowed now."""
     if not seen.reachable:
         return 0
     return _initial(scaling) if _initialising(scaling, state) else scaling.min_scale
@@ -264,10 +264,10 @@ class Scaler:
 
     @property
     def wanted(self) -> int:
-        """As the last decision said."""
+        """The replicas that the last decision asked for."""
         return self.state.wanted
 
     def observe(self, seen: Observation) -> Decision:
-        """Decide on what was seen."""
+        """Take the next decision, on what was seen."""
         self.state, decision = decide(self.scaling, self.state, seen)
         return decision

@@ -227,9 +227,7 @@ class KnativeTarget:
         url = (record.service or {}).get("status", {}).get("url", "")
         current, address = record.current, self._address(url) if record.history else ""
         return tuple(
-            Deployment(
-                kept.release, url, kept.at, kept == current, address, model=kept.model
-            )
+            Deployment(kept.release, url, kept.at, kept == current, address, model=kept.model)
             for kept in record.history
         )
 

@@ -153,7 +153,7 @@ def _function(
     vcpu: float,
     memory_bytes: int,
 ) -> FunctionSpec:
-    """The key names what is served and all that it is told, but not how it scales."""
+    """A function whose key names what it serves and its environment, but not how it scales."""
     if kind != "dense":
         scaling = _by_the_core(scaling, vcpu)
     environment_mark = digest_json({"env": env})[:6]

@@ -1,4 +1,4 @@
-"""The supervisor's ear: JSON lines over the unix socket `run/control`.
+"""The supervisor's control socket: JSON lines over the unix socket `run/control`.
 
 A client sends one request, `{"do": "status"}`, and reads lines until one holds `result` or `error`;
 `progress` lines may come before. A client that goes away while a release is not current yet has
@@ -40,7 +40,7 @@ class Control:
         self._busy_s = asyncio.get_running_loop().time()
 
     async def serve(self) -> None:
-        """Listen until `done`."""
+        """Answer requests until `done` is set."""
         server = await self._listen()
         while not self.done.is_set():
             with contextlib.suppress(TimeoutError):

@@ -243,7 +243,7 @@ def _rotate_secret(fleet: LocalFleet, release: ReleaseSpec) -> tuple[str, ...]:
 async def _undo(
     fleet: LocalFleet, known: set[str], resting: set[str], secret: tuple[str, ...]
 ) -> None:
-    """Back to what was: new functions end, those that rested rest, shared ones scale as before."""
+    """Restore what was: end new functions, rest those that rested, scale shared ones as before."""
     new = [key for key in fleet.functions if key not in known]
     for key in [*new, *(key for key in resting if key in fleet.functions)]:
         fleet.functions[key].pause()

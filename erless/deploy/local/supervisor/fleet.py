@@ -128,7 +128,7 @@ class LocalFleet:
         for key in list(keys):
             self.functions.pop(key).close()
 
-    # Life
+    # Start, supervision and end
 
     async def restore(self) -> None:
         """Run what `state.json` says; what a killed supervisor left serves until that is ready."""
@@ -198,14 +198,14 @@ class LocalFleet:
             await asyncio.sleep(self.state.timing.ready_poll_s)
 
     async def run(self) -> None:
-        """Tick, probe and watch for ever."""
+        """Scale, probe and watch all functions until this task is cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._every("poll_s", self._tick_all))
             tasks.create_task(self._every("probe_s", self._probe_all))
             tasks.create_task(self._every("sample_s", self._watch_all))
 
     async def _every(self, period: str, act: Callable[[int], Awaitable[None]]) -> None:
-        """Act for ever, at the `Timing` of the name `period`: a deploy may change it."""
+        """Call `act` for ever, at the `Timing` field `period`, which a deploy may change."""
         count = 0
         while True:
             await asyncio.sleep(getattr(self.state.timing, period))
@@ -245,7 +245,7 @@ class LocalFleet:
         await asyncio.gather(*(guard(function) for function in list(self.functions.values())))
 
     def _try_again(self) -> None:
-        """The gateway's port was taken when we started: it may be free now."""
+        """Open the gateway's port, which was taken at the start, if it is free now."""
         release = self.state.release(self.state.current)
         try:
             self.open_public(self.state.ports.get("gateway", self.state.port))
@@ -290,7 +290,7 @@ class LocalFleet:
         self.changing, self.abandoned, self.owner = what, False, asyncio.current_task()
 
     async def finish(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do `work` to its end even where who asked for it went away."""
+        """Do `work` to its end, even where the client that asked for it goes away."""
         task = asyncio.get_running_loop().create_task(work)
         self._finishing.add(task)
         await asyncio.shield(task)
@@ -318,7 +318,7 @@ class LocalFleet:
         self.folder.save(state)
         self.state = state
 
-    # What there is
+    # Status
 
     def status(self) -> dict[str, Any]:
         """Everything that `erless status` shows."""

@@ -61,31 +61,31 @@ class LocalFunction:
         self._retry: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    # What it is
+    # State
 
     @property
     def port(self) -> int:
-        """On loopback."""
+        """The port of the function's public socket, on loopback."""
         port: int = self.socket.getsockname()[1]
         return port
 
     @property
     def ready(self) -> int:
-        """Replicas that serve."""
+        """The number of replicas that serve."""
         return sum(replica.phase is ReplicaPhase.READY for replica in self.replicas)
 
     @property
     def wanted(self) -> int:
-        """Replicas that should."""
+        """The number of replicas that should serve, by the autoscaler or a deploy."""
         return max(self._scaler.wanted, self.hold) if self.active else 0
 
     @property
     def settled(self) -> bool:
-        """All that are wanted are ready."""
+        """As many replicas are ready as are wanted."""
         return self.ready >= self.wanted
 
     def state(self, rps: float) -> FunctionState:
-        """In one word."""
+        """Where the function stands, at `rps` requests per second."""
         if self.ready:
             failing = self.failures > 1 and self.ready < self.wanted
             if failing:
@@ -98,7 +98,7 @@ class LocalFunction:
         return FunctionState.DRAINING if self.replicas else FunctionState.AT_ZERO
 
     def facts(self) -> dict[str, Any]:
-        """For `status`. Reads /proc: not for every tick."""
+        """What `status` shows of the function. Reads /proc, so it is not for every tick."""
         rps, p95_ms = self.rates()
         return {
             "key": self.spec.key,
@@ -128,7 +128,7 @@ class LocalFunction:
         (begin, first), (end, last) = self._history[0], self._history[-1]
         return (last.requests - first.requests) / (end - begin), last.quantile_ms(0.95, first)
 
-    # What it is told
+    # Commands
 
     def activate(self, spec: FunctionSpec, ready: int = 0) -> None:
         """Scale by `spec` from now on; `ready` orphans serve in our place at the moment."""
@@ -166,7 +166,7 @@ class LocalFunction:
             self._retry.cancel()
         self.socket.close()
 
-    # What it does
+    # Actions
 
     def converge(self) -> None:
         """Start what is missing, stop what is too much, watch the socket at zero."""
@@ -183,7 +183,7 @@ class LocalFunction:
 
     @staticmethod
     def _spare(alive: list[Replica]) -> list[Replica]:
-        """Whom to stop first: those not ready yet, then the youngest."""
+        """Replicas in the order of being spared: those not ready yet, then the youngest."""
         return sorted(
             alive, key=lambda replica: (replica.phase is ReplicaPhase.READY, -replica.started_s)
         )
@@ -248,7 +248,7 @@ class LocalFunction:
         self._watching = watching
 
     def _wake(self) -> None:
-        """A connection waits at zero."""
+        """Start a replica: a connection waits, and there is none."""
         log_event("woken", self.spec.name)
         self._watch(False)
         self._waiting = True
@@ -256,7 +256,7 @@ class LocalFunction:
         self.converge()
 
     async def tick(self) -> None:
-        """Poll all replicas, decide, converge."""
+        """Read the counters of all replicas, ask the autoscaler, and start or stop replicas."""
         polled = await asyncio.gather(*(replica.poll() for replica in self.replicas))
         for pair in polled:
             if pair is not None:
@@ -287,7 +287,7 @@ class LocalFunction:
         )
 
     def _load(self, now: float) -> float:
-        """The metric, averaged since the last observation that had one."""
+        """The autoscaler's metric, averaged since the last observation that had one."""
         seen, self._seen = self._seen, self._totals.copy()
         seconds, self._seen_s = now - self._seen_s, now
         if seconds <= 0:
@@ -307,6 +307,6 @@ class LocalFunction:
             log_event("scales", self.spec.name, to=decision.wanted, was=before, why=decision.reason)
 
     def rotate_logs(self) -> None:
-        """Cut logs that have grown."""
+        """Rotate the logs of all replicas where they have grown too long."""
         for replica in self.replicas:
             rotate(replica.log)

@@ -1,4 +1,4 @@
-"""The supervisor's own life: lock the folder, restore what ran, serve, end."""
+"""The supervisor's process: it locks the folder, restores what ran, serves requests, and ends."""
 
 from __future__ import annotations
 

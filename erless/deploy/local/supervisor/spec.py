@@ -52,12 +52,12 @@ class ReleaseSpec(FromElsewhere):
 
     @property
     def behind(self) -> tuple[FunctionSpec, ...]:
-        """All but the gateway."""
+        """The functions that the gateway calls: all but itself."""
         return tuple(function for function in self.functions if function.kind != "gateway")
 
 
 class Timing(FromElsewhere):
-    """How often and how long. Tests take smaller numbers."""
+    """Periods and time limits of the supervisor. Tests take smaller numbers."""
 
     poll_s: float = Field(2.0, gt=0, description="metrics, decisions: Knative's tick")
     ready_poll_s: float = Field(0.02, gt=0, description="a starting replica is asked so often")

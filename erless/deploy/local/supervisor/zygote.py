@@ -107,7 +107,7 @@ def _fork(request: dict[str, Any], fds: list[int], channel: socket.socket) -> in
 
 
 def become_replica(request: dict[str, Any], fds: list[int]) -> NoReturn:
-    """Be the replica: its descriptors, environment and folder, then its module."""
+    """Take the replica's descriptors, environment and folder, then run its module."""
     code = 1
     try:
         os.setsid()

@@ -157,7 +157,7 @@ class StateFolder:
         return f"/proc/self/fd/{self._run_fd}/{name}"
 
     def has_socket(self, name: str) -> bool:
-        """`run/name` is there."""
+        """Whether the socket `run/name` is there."""
         return (self.run / name).exists()
 
     def listen(self, name: str) -> socket.socket:

@@ -44,7 +44,7 @@ class Counters:
             self.buckets[bound] = self.buckets.get(bound, 0.0) + grown
 
     def copy(self) -> Counters:
-        """A snapshot."""
+        """A copy that later counts do not change."""
         return Counters(
             self.requests,
             self.concurrency_s,

@@ -41,7 +41,7 @@ class Orphan:
 
     @property
     def alive(self) -> bool:
-        """It has not ended (a zombie has)."""
+        """The process has not ended; one that is not reaped yet has."""
         return not select.select([self.pidfd], [], [], 0)[0]
 
 
@@ -69,7 +69,7 @@ def find_orphans(state: Path) -> list[Orphan]:
 
 
 def end_all(state: Path, drain_s: float) -> int:
-    """Let all of them drain, kill what has not ended after `drain_s`; how many there were."""
+    """Let all orphans drain, kill those left after `drain_s`, and return how many there were."""
     orphans = find_orphans(state)
     for orphan in orphans:
         orphan.send(signal.SIGTERM)
@@ -87,7 +87,7 @@ def end_all(state: Path, drain_s: float) -> int:
 
 
 def _recorded(state: Path) -> Iterator[tuple[int, str]]:
-    """What forked replicas wrote: pid, function."""
+    """The pid and the function of each forked replica, from the file that it wrote."""
     for file in (state / "run").glob(f"*{RECORD}"):
         with contextlib.suppress(OSError, ValueError):
             pid = int(file.read_text(encoding="ascii"))
@@ -101,7 +101,7 @@ def _pids() -> Iterator[int]:
 
 
 def _environment(pid: int) -> dict[str, str]:
-    """Of a process of this user; empty where it is not, or has ended."""
+    """The environment of a process of this user; empty where it is another's, or has ended."""
     try:
         text = (PROC / str(pid) / "environ").read_bytes()
     except OSError:

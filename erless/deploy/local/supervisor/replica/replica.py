@@ -30,7 +30,7 @@ HTTP_OK = 200
 
 
 class ReplicaPhase(StrEnum):
-    """A replica's life goes one way through these."""
+    """The phases that a replica goes through, in this order only."""
 
     STARTING = "starting"
     READY = "ready"
@@ -127,7 +127,7 @@ class Replica:
 
     @property
     def active(self) -> bool:
-        """It serves, or will."""
+        """The replica serves queries, or will once it has started."""
         return self.phase in (ReplicaPhase.STARTING, ReplicaPhase.READY)
 
     async def check_ready(self) -> bool:
@@ -187,7 +187,7 @@ class Replica:
         self.stop()
 
     async def poll(self) -> tuple[Counters, Counters] | None:
-        """(before, now) of what it has counted; None where it did not answer."""
+        """Read its counters: those read before, and those of now; None where it did not answer."""
         try:
             status, text = await get_admin(self.admin, "/metrics", self._timing.answer_s)
         except ServeError:
@@ -208,7 +208,7 @@ class Replica:
         self._killer = asyncio.get_running_loop().call_later(self._timing.drain_s, self.kill)
 
     def kill(self) -> None:
-        """At once."""
+        """End the process at once."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -216,7 +216,7 @@ class Replica:
             signal.pidfd_send_signal(self._pidfd, number)
 
     def _ended(self) -> None:
-        """The process has become a zombie: reap it, clean up, tell."""
+        """The process has ended: reap it, remove its sockets, and call `on_exit`."""
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self.exit_code = self._process.wait()
@@ -231,7 +231,7 @@ class Replica:
 
     @property
     def lived_s(self) -> float:
-        """Since it became ready; 0 where it never was."""
+        """Seconds since the replica became ready; 0 where it never was."""
         return 0.0 if self.ready_s is None else time.monotonic() - self.ready_s
 
     def last_words(self) -> str:
@@ -246,7 +246,7 @@ class Replica:
         return words or f"ended with exit code {code} without a word"
 
     def facts(self) -> dict[str, Any]:
-        """For `status`."""
+        """What `status` shows of the replica."""
         return {"pid": self.pid, "phase": self.phase.value, "slot": self.slot}
 
 

@@ -27,7 +27,7 @@ SINGLE = ("", "1")  # torch's and numpy's threads are counted before numpy is im
 
 
 class Child(Protocol):
-    """A process whose parent we are."""
+    """A process that is a child of this one."""
 
     @property
     def pid(self) -> int:
@@ -58,7 +58,7 @@ class Spawner:
 
     @property
     def zygote_pid(self) -> int | None:
-        """Of the zygote, where one lives."""
+        """The pid of the zygote; None where none lives."""
         return self._zygote.pid if self._zygote is not None else None
 
     def spawn(
