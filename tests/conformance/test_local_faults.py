@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -24,6 +27,7 @@ from tests.conformance.harness import LocalHarness
 from tests.conformance.test_target import Traffic, Wanted, wrong
 
 ROOT = Path(__file__).parents[2]
+IDLE = 4200
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +236,28 @@ def test_a_terminal_without_utf_8_sees_every_verb(
     assert done.returncode == (1 if "--diff" in verb else 0), done.stderr
     assert done.stdout.isascii()
     assert done.stdout
+
+
+def test_thousands_of_idle_connections_neither_shut_clients_out_nor_get_the_gateway_killed(
+    local: LocalHarness, releases: Releases, wanted: Wanted, deployed: Deployment
+) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < IDLE + 500:
+        pytest.skip(f"this user may open only {hard} files")
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, IDLE + 500), hard))
+    before = local.target.processes()["gateway"]
+    place = urlsplit(deployed.url)
+    opened: list[socket.socket] = []
+    try:
+        for _ in range(IDLE):
+            opened.append(socket.create_connection((place.hostname, place.port), TIMEOUT_S))
+        time.sleep(5.0)  # longer than a replica may leave the supervisor without an answer
+        assert local.target.processes()["gateway"] == before
+        with QueryClient(deployed.url) as client:
+            answer = client.predict(QueryFile(releases.first.queries)[0])
+        assert not wrong(answer.predictions, wanted[answer.release][0])
+    finally:
+        for each in opened:
+            each.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
