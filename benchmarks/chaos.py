@@ -44,6 +44,7 @@ from erless.deploy.desired_release import load_desired  # noqa: E402
 from erless.deploy.local.supervisor.client import call  # noqa: E402
 from erless.deploy.local.supervisor.folder.locks import WATCHDOG_LOCK, lock_holder  # noqa: E402
 from erless.deploy.local.supervisor.folder.state_folder import StateFolder  # noqa: E402
+from erless.deploy.local.supervisor.replica.liveness import read_process  # noqa: E402
 from erless.deploy.local.supervisor.replica.orphans import find_orphans  # noqa: E402
 from erless.deploy.local.target import LocalTarget  # noqa: E402
 from erless.dlrm.queries import Query, QueryFile, write_queries  # noqa: E402
@@ -194,6 +195,10 @@ class Site:
             return "no supervisor answers"
         if lock_holder(self.state / WATCHDOG_LOCK) is None:
             return "no watchdog lives"
+        pids = list(facts["supervisor"]["pids"])
+        pids += [each["pid"] for function in facts["functions"] for each in function["replicas"]]
+        if any((seen := read_process(pid)) and seen.state == "T" for pid in pids):
+            return "a process is stopped"
         late = [each for each in facts["functions"] if each["ready"] < each["wanted"]]
         if late or not facts["functions"]:
             return ", ".join(f"{each['name']}: {each['reason'] or 'waits'}" for each in late)

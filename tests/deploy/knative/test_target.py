@@ -179,7 +179,11 @@ def test_a_dry_run_of_a_canary_shows_the_shares_that_the_deploy_will_give(
 ) -> None:
     old = deploy(cluster, "1")
     checked = target(cluster, canary_percent=10).validate(desired("2"))
-    (gateway,) = [each for each in checked.objects if each["metadata"]["name"] == GATEWAY]
+    (gateway,) = [
+        each
+        for each in checked.objects
+        if each["apiVersion"] == KSERVICE.api and each["metadata"]["name"] == GATEWAY
+    ]
     shown = {line["revisionName"]: line["percent"] for line in gateway["spec"]["traffic"]}
     assert {
         percent: name.startswith(f"{GATEWAY}-{old[:16]}") for name, percent in shown.items()
