@@ -70,6 +70,7 @@ class DenseFunction:
 
     model = "tower"
     fast_path = None
+    request_parameters: frozenset[str] = frozenset()
     answers_synchronously = False
 
     def __init__(

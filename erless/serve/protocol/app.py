@@ -119,7 +119,13 @@ class App:
                 quick = self._answer_fast(served.fast_path, request)
                 if quick is not None:
                     return self._done(quick, began)
-            inputs = decode(request.body, request.headers, served.inputs, served.outputs)
+            inputs = decode(
+                request.body,
+                request.headers,
+                served.inputs,
+                served.outputs,
+                served.request_parameters,
+            )
             call = InferCall(inputs, request.arrived, deadline, _trace(request))
             held = self._hold(served.memory_bytes(inputs))
             answer = served.infer(call)

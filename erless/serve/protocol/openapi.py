@@ -117,6 +117,7 @@ def _infer(served: Served, closed: list[int], kind: str) -> dict[str, Any]:
             },
             "parameters": {"type": "object", "properties": {}},
         },
+        "additionalProperties": False,
     }
     answer = {
         "type": "object",

@@ -46,6 +46,7 @@ class Served(Protocol):
         model: its name in the protocol's paths.
         digest: of the artifact that it answers for.
         inputs, outputs: its tensors.
+        request_parameters: names of those that it has beside the protocol's.
         answers_synchronously: `infer` never answers later, so that arrays may lie in the
             connection's own buffer.
     """
@@ -54,6 +55,7 @@ class Served(Protocol):
     digest: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    request_parameters: frozenset[str]
     answers_synchronously: bool
 
     @property

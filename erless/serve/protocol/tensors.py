@@ -46,6 +46,13 @@ JSON_NUMBERS = 1 << 20  # of an answer in JSON
 _LIST_BYTES, _DICT_BYTES, _STRING_BYTES, _ELEMENT_BYTES = 72, 300, 60, 40
 _CHARACTER_BYTES = 4  # one character beyond the Basic Multilingual Plane widens a whole string
 
+_REQUEST_KEYS = frozenset({"id", "inputs", "outputs", "parameters"})
+_REQUEST_PARAMETERS = frozenset({"binary_data_output"})
+_INPUT_KEYS = frozenset({"name", "datatype", "shape", "data", "parameters"})
+_INPUT_PARAMETERS = frozenset({"binary_data_size"})
+_OUTPUT_KEYS = frozenset({"name", "parameters"})
+_OUTPUT_PARAMETERS = frozenset({"binary_data"})
+
 _TO_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 Array = NDArray[Any]
@@ -141,6 +148,7 @@ def decode(
     headers: Mapping[bytes, bytes],
     specs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
+    known: frozenset[str] = frozenset(),
 ) -> InferRequest:
     """Read an `infer` request.
 
@@ -149,6 +157,7 @@ def decode(
         headers: names in lower case.
         specs: the inputs that the model takes.
         outputs: what it can be asked for.
+        known: request parameters that the model has of its own.
 
     Raises:
         QueryError: whatever does not fit, by name.
@@ -168,14 +177,25 @@ def decode(
         document, tail = parse_json(body[: int(announced)]), body[int(announced) :]
     if not isinstance(document, dict):
         raise QueryError("the request is not a JSON object")
+    _refuse_unknown("key", document, _REQUEST_KEYS, "the request")
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
         raise QueryError("id must be a string")
     parameters = _object(document, "parameters")
+    _refuse_unknown("parameter", parameters, _REQUEST_PARAMETERS | known, "the request")
     names, binary = _outputs(document, parameters, [spec.name for spec in outputs])
     return InferRequest(
         inputs_of(_list(document, "inputs"), tail, specs), parameters, identity, binary, names
     )
+
+
+def _refuse_unknown(what: str, given: Mapping[str, Any], known: frozenset[str], where: str) -> None:
+    """Refuse what would not be used: the client meant something by it."""
+    for name in given:
+        if name not in known:
+            raise QueryError(
+                f"{what} {_shown(name)} of {where} is unknown: there is {', '.join(sorted(known))}"
+            )
 
 
 def _object(document: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -217,6 +237,8 @@ def _outputs(
             raise QueryError(f"output {name} is asked for twice")
         names.append(name)
         own = _object(output, "parameters")
+        _refuse_unknown("key", output, _OUTPUT_KEYS, f"output {name}")
+        _refuse_unknown("parameter", own, _OUTPUT_PARAMETERS, f"output {name}")
         if "binary_data" in own:
             binary = _flag(own, "binary_data")
     return tuple(names), binary
@@ -248,7 +270,10 @@ def inputs_of(
                 f"input {spec.name} is {_shown(datatype)}, expected {' or '.join(spec.datatypes)}"
             )
         shape = _shape(entry, spec)
-        size = _object(entry, "parameters").get("binary_data_size")
+        parameters = _object(entry, "parameters")
+        _refuse_unknown("key", entry, _INPUT_KEYS, f"input {spec.name}")
+        _refuse_unknown("parameter", parameters, _INPUT_PARAMETERS, f"input {spec.name}")
+        size = parameters.get("binary_data_size")
         if size is None:
             found[spec.name] = _from_json(entry, spec, datatype, shape)
             continue
