@@ -11,7 +11,7 @@ from erless.dlrm.rows import INDEX_WORDS, RowIndex
 from erless.errors import QueryError
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.metadata import model_facts
-from erless.serve.protocol.queries import check_query, check_weights, query_bytes, query_inputs
+from erless.serve.protocol.queries import check_query, query_bytes, query_inputs
 from erless.serve.protocol.served import Answer, InferCall
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.settings import Settings
@@ -85,7 +85,6 @@ class MonolithFunction:
         check_query(inputs, self._batch_limits)
         values, lengths = inputs["values"], inputs["lengths"]
         pooled = self._shard.pool(values, lengths, inputs.get("weights"))
-        check_weights(self._model.tables, lengths, inputs.get("weights"))
         if self._shape is not None:
             pooled = pooled.reshape(len(pooled), *self._shape)
         else:

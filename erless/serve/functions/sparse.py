@@ -13,7 +13,6 @@ from erless.errors import QueryError
 from erless.serve.files import OpenShard, open_shard, source_of
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.fast_lane import LONGEST_MS, answer_forms, head_forms, request_forms
-from erless.serve.protocol.queries import check_weights
 from erless.serve.protocol.served import Answer, InferCall
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.secrets import open_secret
@@ -76,7 +75,6 @@ class SparseFunction:
             raise QueryError("a weight is not a finite number")
         pool = self._shard.pool_packed if flag(request, "packed") else self._shard.pool
         partial = pool(values, lengths, weights)
-        check_weights(self._shard.tables, lengths, weights)
         self._metrics.gathers += len(values)
         if flag(request, "half"):
             return Answer({"partial": to_float16(partial)}, self._parameters)

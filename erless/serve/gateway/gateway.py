@@ -28,7 +28,7 @@ from erless.serve.gateway.work import DenseWork, SparseWork
 from erless.serve.malloc import HeapTrimmer
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.metadata import model_facts
-from erless.serve.protocol.queries import check_query, check_weights, query_bytes, query_inputs
+from erless.serve.protocol.queries import check_query, query_bytes, query_inputs
 from erless.serve.protocol.served import Answer, InferCall
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.secrets import open_secret
@@ -160,7 +160,6 @@ class Gateway:
         buckets = self._opened.routing.bucketize(
             inputs["values"], inputs["lengths"], inputs.get("weights")
         )
-        check_weights(self._opened.release.model.tables, inputs["lengths"], inputs.get("weights"))
         # what is still needed is copied, so that a query that waits does not hold its whole body
         call.request.inputs = {name: inputs[name].copy() for name in ("dense", "lengths")}
         return self._answer(call, self._fan_out(call, buckets))

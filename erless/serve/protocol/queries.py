@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,9 @@ from numpy.typing import NDArray
 
 from erless.errors import QueryError
 from erless.serve.protocol.tensors import TensorSpec
-from erless.specs.model import ModelSpec, Pooling, TableSpec
+from erless.specs.model import ModelSpec
 
-__all__ = ["check_query", "check_weights", "query_bytes", "query_inputs"]
+__all__ = ["check_query", "query_bytes", "query_inputs"]
 
 
 def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
@@ -24,37 +23,6 @@ def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
         TensorSpec("dense", ("FP32",), (-1, model.dense_features)),
         *weights,
     )
-
-
-def check_weights(
-    tables: Sequence[TableSpec], lengths: NDArray[np.int32], weights: NDArray[np.float32] | None
-) -> None:
-    """Refuse weights that would be ignored: only tables that pool by weighted sum use theirs.
-
-    Args:
-        tables: in the order of `lengths`.
-        lengths: (T, B), checked against the number of weights already.
-        weights: (n,); 1 for each id of any other table.
-
-    Raises:
-        QueryError: naming table, sample and weight.
-    """
-    if weights is None:
-        return
-    ends = np.cumsum(lengths.sum(axis=1, dtype=np.int64))
-    for index, table in enumerate(tables):
-        if table.pooling is Pooling.WEIGHTED_SUM:
-            continue
-        begin = int(ends[index - 1]) if index else 0
-        others = np.flatnonzero(weights[begin : int(ends[index])] != 1)
-        if len(others):
-            within = int(others[0])
-            sample = int(np.searchsorted(np.cumsum(lengths[index]), within, side="right"))
-            raise QueryError(
-                f"table {table.name}, sample {sample}: weight {weights[begin + within]} at "
-                f"weights[{begin + within}], but the table pools by {table.pooling.value}: only 1 "
-                "is taken there"
-            )
 
 
 def query_bytes(model: ModelSpec, inputs: dict[str, NDArray[Any]]) -> int:

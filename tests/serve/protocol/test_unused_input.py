@@ -82,8 +82,8 @@ def test_weights_of_other_tables_are_refused(server: Function, table: int) -> No
     inputs_of(request)["weights"]["data"][position] = 2.5
     spec = MODEL.tables[table]
     assert (
-        f"table {spec.name}, sample {sample}: weight 2.5 at weights[{position}], but the table "
-        f"pools by {spec.pooling.value}" in refused(server, request)
+        f"table {spec.name}, sample {sample}: weights[{position}] is 2.5, but the table pools by "
+        f"{spec.pooling.value}" in refused(server, request)
     )
 
 
@@ -119,7 +119,7 @@ def test_a_shard_refuses_weights_that_it_would_ignore(fleet: Fleet) -> None:
         ]
     }
     why = refused(fleet.shards["frozen"], request, "/v2/models/shard/infer")
-    assert "table user, sample 0: weight 0.5 at weights[0]" in why
+    assert "table user, sample 0: weights[0] is 0.5, but" in why
 
 
 Addition = Callable[[dict[str, Any]], Any]
