@@ -26,6 +26,7 @@ _NAMES = re.compile(
     r"|torch\.(Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
     r"|torch\.(float|int|uint|bfloat)[0-9]+|torch\.(bool|Size|device|strided)"
     r"|torch\.storage\.UntypedStorage|torch\.serialization\._get_layout"
+    r"|torch\._tensor\._rebuild_from_type_v2|torch\.Tensor|torch\.nn\.parameter\.Parameter"
     r"|collections\.(OrderedDict|defaultdict|Counter)|(__builtin__|builtins)\.(set|frozenset|dict)"
     r"|numpy(\._?core\.multiarray\.(scalar|_reconstruct)|\.ndarray|\.dtype)|_codecs\.encode"
 )

@@ -191,11 +191,7 @@ class _Rebuilder:
         return value
 
     def _tensor(self, call: Call, name: str) -> Tensor:
-        for _ in range(2):  # a parameter is rebuilt from a tensor
-            if "_rebuild_parameter" not in call.function:
-                break
-            inner = call.arguments[0] if call.arguments else None
-            call = inner if isinstance(inner, Call) else Call("", ())
+        call = _plain(_plain(call))
         storage = _storage_of(call.arguments[0], str(self._path)) if call.arguments else None
         layout = call.arguments[1:4]
         if "_rebuild_tensor" not in call.function or storage is None or len(layout) != 3:
@@ -231,6 +227,16 @@ class _Rebuilder:
             array = np.asarray(view) if view.ctypes.data % 16 == 0 else np.array(view)
             self._storages[storage.key] = torch.from_numpy(array)
         return self._storages[storage.key].view(storage.dtype)
+
+
+def _plain(call: Call) -> Call:
+    """The tensor that a parameter, or a tensor with attributes of Python, is rebuilt from."""
+    match call.arguments:
+        case (Call() as inner, *_) if "_rebuild_parameter" in call.function:
+            return inner
+        case (Name(path=function), Name(), tuple(arguments), *_) if "from_type" in call.function:
+            return Call(function, arguments)
+    return call
 
 
 def _whole(numbers: Any) -> bool:

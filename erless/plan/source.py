@@ -86,12 +86,9 @@ def profile_source(model: Path, profile: Path, batch: int, stale: bool = False) 
         PlanError: they do not fit together.
     """
     bundle = BundleManifest.open(model)
-    fewest, most = bundle.model.batch_limits(batch)
-    if not fewest <= batch <= most:
-        raise PlanError(
-            f"a batch of {batch:,} samples, the tower takes "
-            + (f"at most {most:,}" if batch > most else f"at least {fewest:,}")
-        )
+    most = bundle.model.largest_batch(batch)
+    if batch > most:
+        raise PlanError(f"a batch of {batch:,} samples, the tower takes at most {most:,}")
     found, tables, notes = profile_tables(bundle, profile, batch, stale)
     accesses = sum(each.accesses for each in found.tables)
     locality = sum(each.locality * each.accesses for each in found.tables) / max(1, accesses)

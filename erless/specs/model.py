@@ -81,8 +81,9 @@ class DlrmTower(Frozen):
 class ExportedTower(Frozen):
     """A `torch.export` archive: `dense (B,F)`, `pooled (B,T,D)` → prediction `(B,)` or `(B,1)`.
 
-    Where tables differ in dim, D is the largest and shorter vectors are padded with zeros. A query
-    has between `batch_min` and `batch_max` samples (None: any), which the export was made for.
+    Where tables differ in dim, D is the largest and shorter vectors are padded with zeros. The
+    export was made for `batch_min` to `batch_max` samples (None: any); a smaller batch is filled
+    up, a larger query is refused.
     """
 
     kind: Literal["exported"] = "exported"
@@ -132,11 +133,11 @@ class ModelSpec(Frozen):
         """Whether queries must carry one weight per id."""
         return any(table.pooling is Pooling.WEIGHTED_SUM for table in self.tables)
 
-    def batch_limits(self, most: int) -> tuple[int, int]:
-        """The fewest and the most samples of one query, `most` being the server's own limit."""
+    def largest_batch(self, most: int) -> int:
+        """The most samples of one query, `most` being the server's own limit."""
         if isinstance(self.tower, DlrmTower):
-            return 1, most
-        return self.tower.batch_min, min(most, self.tower.batch_max or most)
+            return most
+        return min(most, self.tower.batch_max or most)
 
     def table(self, name: str) -> TableSpec:
         """The table called `name`.

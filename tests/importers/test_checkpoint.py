@@ -37,7 +37,10 @@ def same(path: Path, expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_torch_saves_is_read_without_torch(tmp_path: Path, zipped: bool) -> None:
     base = torch.randn(6, 4)
+    marked = torch.randn(3)
+    marked.of_python = True
     state = {
+        "marked": marked,
         "parameter": nn.Parameter(torch.randn(2, 3)),
         "transposed": base.t(),
         "part": base[1:4, 1:3],

@@ -176,12 +176,12 @@ def test_the_batches_of_the_export_bound_queries(folder: Path) -> None:
     torch.export.save(program, folder / "tower.pt2")
     sources = [str(folder / "users.npy"), str(folder / "items.safetensors")]
     manifest = import_tables(sources, folder / "tower.pt2", 3, folder / "m", SUM)
-    assert manifest.model.batch_limits(4096) == (2, 4)
-    for samples, message in ((5, "5 samples, at most 4"), (1, "1 samples, at least 2")):
-        asked = query((9, 20), samples)
-        inputs = {"dense": asked.dense, "lengths": asked.lengths, "values": asked.values}
-        with pytest.raises(QueryError, match=message):
-            check_query(inputs, manifest.model.batch_limits(4096))
+    assert manifest.model.largest_batch(4096) == 4
+    assert manifest.model.largest_batch(3) == 3
+    asked = query((9, 20), 5)
+    inputs = {"dense": asked.dense, "lengths": asked.lengths, "values": asked.values}
+    with pytest.raises(QueryError, match="5 samples, at most 4"):
+        check_query(inputs, manifest.model.largest_batch(4096))
     # queries are batched together beyond that, and the last batch may be smaller
     monolith = Monolith.load(folder / "m")
     for samples in (1, 4, 5, 9):

@@ -20,6 +20,7 @@ MAX_PICKLE_BYTES = 256 << 10
 
 _NAMES = re.compile(
     r"torch\._utils _rebuild_(tensor_v2|parameter)|collections OrderedDict|torch Size"
+    r"|torch\._tensor _rebuild_from_type_v2|torch Tensor|(__builtin__|builtins) set"
     r"|torch (Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
     r"|torch (float|int|uint|bfloat)[0-9]+|torch bool|torch\.storage UntypedStorage"
 )

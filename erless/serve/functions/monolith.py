@@ -67,7 +67,7 @@ class MonolithFunction:
         self.outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
         self._shard, self._predict = shard, predict
         self._metrics = metrics
-        self._batch_limits = model.batch_limits(settings.max_batch)
+        self._max_batch = model.largest_batch(settings.max_batch)
         self._parameters = {"digest": bundle.digest}
         dims = {table.dim for table in model.tables}
         # pooled vectors of one width that need no division are the tower's input as they come
@@ -82,7 +82,7 @@ class MonolithFunction:
     def infer(self, call: InferCall) -> Answer:
         """Predict."""
         inputs = call.request.inputs
-        check_query(inputs, self._batch_limits)
+        check_query(inputs, self._max_batch)
         values, lengths = inputs["values"], inputs["lengths"]
         pooled = self._shard.pool(values, lengths, inputs.get("weights"))
         if self._shape is not None:

@@ -107,7 +107,7 @@ class Gateway:
         release = opened.release
         self.model = release.model.name
         self.inputs = query_inputs(release.model)
-        self._batch_limits = release.model.batch_limits(settings.max_batch)
+        self._max_batch = release.model.largest_batch(settings.max_batch)
         self.outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
         self.facts = model_facts(release.model)
         self.digest = release.digest
@@ -156,7 +156,7 @@ class Gateway:
         """Predict."""
         inputs = call.request.inputs
         self._trimmer.observe(self._metrics.in_flight)
-        check_query(inputs, self._batch_limits)
+        check_query(inputs, self._max_batch)
         buckets = self._opened.routing.bucketize(
             inputs["values"], inputs["lengths"], inputs.get("weights")
         )

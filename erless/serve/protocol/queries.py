@@ -36,22 +36,16 @@ def query_bytes(model: ModelSpec, inputs: dict[str, NDArray[Any]]) -> int:
     return int(2 * inputs["values"].nbytes + 4 * batch * (3 * width + model.dense_features))
 
 
-def check_query(inputs: dict[str, NDArray[Any]], limits: tuple[int, int]) -> None:
+def check_query(inputs: dict[str, NDArray[Any]], max_batch: int) -> None:
     """Check what neither bucketize nor the kernels do.
-
-    Args:
-        limits: the fewest and the most samples of one query.
 
     Raises:
         QueryError: saying what does not fit.
     """
     dense, lengths, weights = inputs["dense"], inputs["lengths"], inputs.get("weights")
     batch = lengths.shape[1]
-    least, most = limits
-    if batch > most:
-        raise QueryError(f"{batch:,} samples, at most {most:,} are taken")
-    if batch < least and least > 1:  # no sample at all is a query of any other model
-        raise QueryError(f"{batch:,} samples, at least {least:,} are taken")
+    if batch > max_batch:
+        raise QueryError(f"{batch:,} samples, at most {max_batch:,} are taken")
     if len(dense) != batch:
         raise QueryError(f"dense has {len(dense):,} samples, lengths {batch:,}")
     for name, array in (("dense", dense), ("weights", weights)):

@@ -144,3 +144,13 @@ def test_every_operator_of_the_list_is_pure() -> None:
         assert not operator._schema.is_mutable, name
         drawn = {"dropout.default", "scaled_dot_product_attention.default"}  # refused where they do
         assert torch.Tag.nondeterministic_seeded not in operator.tags or name in drawn
+
+
+def test_example_inputs_that_an_earlier_export_marked_are_harmless(tmp_path: Path) -> None:
+    example = inputs(4)
+    auto = {"dense": {0: Dim.AUTO}, "pooled": {0: Dim.AUTO}}
+    for _ in range(2):  # the first leaves attributes of Python on the tensors
+        program = torch.export.export(towers()["deepfm"], example, dynamic_shapes=auto)
+    torch.export.save(program, tmp_path / "tower.pt2")
+    (predictions,) = load_exported(tmp_path / "tower.pt2")(*inputs(7))
+    assert predictions.shape[0] == 7
