@@ -85,7 +85,9 @@ class PlanRequest(Frozen):
     max_fan_out: FanOutLimit = 254
     max_shard_bytes: ShardSizeLimit | None = None
     min_replicas: int = Field(
-        1, ge=1, description="Fewest replicas: 2, or TIER=2; repeatable [1; cold, frozen 0]."
+        1,
+        ge=1,
+        description="Fewest replicas: 2, TIER=2, gateway=2; may repeat [1; cold, frozen 0].",
     )
     tier_replicas: ReplicaFloors = Field(default_factory=dict)
     max_vcpu: float | None = Field(

@@ -6,9 +6,9 @@ come to differ.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from erless.specs.plan import ObjectiveName, PolicyName, Precision, Tier
 
@@ -39,9 +39,26 @@ FanOutLimit = Annotated[
     int, Field(ge=0, le=254, description="Most remote calls per query; routing is a byte per row.")
 ]
 ShardSizeLimit = Annotated[float, Field(gt=0, description="Largest shard, in bytes.")]
+
+
+def _gateway_as_tier(floors: dict[Any, int]) -> dict[Any, int]:
+    """Floors with the gateway under the tier that lies inside it.
+
+    Raises:
+        ValueError: the gateway and its tier are both named.
+    """
+    if "gateway" not in floors:
+        return floors
+    if Tier.RESIDENT in floors:
+        raise ValueError("gateway and resident are the same function: name one of them")
+    others = {name: floor for name, floor in floors.items() if name != "gateway"}
+    return {Tier.RESIDENT: floors["gateway"], **others}
+
+
 ReplicaFloors = Annotated[
-    dict[Tier, Annotated[int, Field(ge=0)]],
-    Field(description="Fewest replicas by tier; frozen may be 0."),
+    dict[Tier | Literal["gateway"], Annotated[int, Field(ge=0)]],
+    Field(description="Fewest replicas of the gateway and by tier; frozen may be 0."),
+    AfterValidator(_gateway_as_tier),
 ]
 Precisions = Annotated[
     tuple[Precision, ...], Field(description="fp32, fp16, int8, int4 (row-wise).")

@@ -5,6 +5,7 @@ import yaml
 
 from erless.errors import ConfigError
 from erless.specs.config import Config, load_config
+from erless.specs.plan import Tier
 from erless.specs.schema import SCHEMA_FILE, main, schema_text
 from erless.specs.template import config_template
 
@@ -63,3 +64,10 @@ def test_the_schema_is_fresh(capsys: pytest.CaptureFixture[str], monkeypatch, tm
     assert "make schema" in capsys.readouterr().err
     assert main([]) == 0
     assert stale.read_text() == schema_text()
+
+
+def test_the_gateways_fewest_replicas_have_one_name(tmp_path: Path) -> None:
+    config = load(tmp_path, "planner:\n  min_replicas: {gateway: 2, cold: 1}\n")
+    assert config.planner.min_replicas == {Tier.RESIDENT: 2, Tier.COLD: 1}
+    with pytest.raises(ConfigError, match="gateway and resident are the same function"):
+        load(tmp_path, "planner:\n  min_replicas: {gateway: 2, resident: 3}\n")

@@ -153,9 +153,10 @@ def _by_tier(option: str, words: Sequence[str], every: str, single: str) -> dict
     plain = tuple(word for word in words if "=" not in word)
     pairs = [word.split("=", 1) for word in words if "=" in word]
     tiers = [name for name, _ in pairs]
-    wrong = [name for name in tiers if name not in set(Tier)]
+    known = [*Tier, "gateway"] if option == "min_replicas" else [*Tier]
+    wrong = [name for name in tiers if name not in known]
     if wrong:
-        raise PlanError(f"{flag} {wrong[0]}=…: no such tier; there are {', '.join(Tier)}")
+        raise PlanError(f"{flag} {wrong[0]}=…: no such tier; there are {', '.join(known)}")
     twice = [name for name in tiers if tiers.count(name) > 1]
     if twice:
         raise PlanError(f"{flag} names tier {twice[0]} {tiers.count(twice[0])} times")

@@ -135,10 +135,15 @@ def test_erless_yaml_says_all_and_options_win(cli: Cli, book: Path, shared_data:
         "fp32",
         "--min-replicas",
         "cold=1",
+        "--min-replicas",
+        "gateway=2",
         cwd=book,
     )
     assert done.returncode == 0, done.stderr
     plan = json.loads((book / "o.json").read_text())
+    # two gateways always run, so that Kubernetes may evict one (a disruption budget)
+    assert plan["gateway"]["scaling"]["min_scale"] == 2
+    assert plan["gateway"]["replicas"] >= 2
     assert (plan["qps"], plan["objective"], plan["result"]["fan_out"]) == (20, "dollars", 2)
     done = cli("plan", "--workload", "rm3", "-o", "json", cwd=book)
     assert json.loads(done.stdout)["qps"] > 1000
