@@ -63,6 +63,7 @@ class BareCluster:
         self.applied: list[str] = []
         self.looks = 2
         self.never: set[str] = set()
+        self.listed: dict[str, list[Object]] = {}  # path of a collection → its objects
         self._looked: dict[str, int] = {}
         self._version = 0
         self.lock = threading.Lock()
@@ -74,6 +75,8 @@ class BareCluster:
                 for kind, (plural, namespaced) in self.kinds[path].items()
             ]
             return 200, {"resources": [*listed, {"name": "x/status", "kind": "X"}]}
+        if path in self.listed:
+            return 200, {"items": self.listed[path]}
         if path not in self.objects:
             return 404, {"message": f"{path} not found"}
         self._look(path)

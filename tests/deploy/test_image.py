@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import ClassVar
 import pytest
 
 from erless.deploy.image import engine
-from erless.deploy.image.build import build_archive
+from erless.deploy.image.build import build_archive, default_base
 from erless.deploy.image.content import application_items
 from erless.deploy.image.layer import Item, write_layer
 from erless.deploy.image.oci import Base, append, push_archive
@@ -174,6 +175,19 @@ def test_a_base_with_another_python_is_refused(tmp_path: Path, registry: str) ->
     base = push_base(registry, tmp_path, python="3.9.1")
     with pytest.raises(ImageError, match=r"has Python 3\.9\.1"):
         build_archive("sparse", base, tmp_path / "x.tar", tmp_path, dependencies=False)
+
+
+@pytest.mark.parametrize("minor", [11, 12, 13])
+def test_the_base_follows_the_python_that_runs(tmp_path: Path, registry: str, minor: int) -> None:
+    """Kernels and bytecode are for one minor version, so the default base has that one."""
+    assert default_base((3, minor)) == f"python:3.{minor}-slim-bookworm"
+    here = sys.version_info.minor
+    base = push_base(registry, tmp_path, python=f"3.{minor}.1")
+    if minor == here:
+        build_archive("sparse", base, tmp_path / "x.tar", tmp_path, dependencies=False)
+    else:
+        with pytest.raises(ImageError, match=rf"has Python 3\.{minor}\.1; .* for 3\.{here} here"):
+            build_archive("sparse", base, tmp_path / "x.tar", tmp_path, dependencies=False)
 
 
 def test_what_is_altered_or_absent_is_said(tmp_path: Path, registry: str) -> None:

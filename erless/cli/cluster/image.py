@@ -62,7 +62,7 @@ def _kinds(chosen: list[FunctionChoice] | None) -> list[FunctionKind]:
 def build(
     kind: KindOption = None,
     base: Annotated[
-        str | None, typer.Option(help="Image to build on [default: a slim Python 3.11].")
+        str | None, typer.Option(help="Image to build on [default: the slim image of this Python].")
     ] = None,
     dependencies: Annotated[
         bool, typer.Option(help="Add what erless imports; off where the base has it.")
@@ -78,14 +78,14 @@ def build(
 ) -> None:
     """Build images without a container engine: base, dependencies, erless → an OCI archive each.
 
-    The same inputs give the same digest. `erless image push` sends the archives to a registry;
-    with --engine it builds `functions/Dockerfile` by docker, podman or buildah instead.
+    The same inputs give the same digest; a base by tag is another input when the tag moves.
+    `erless image push` sends the archives to a registry.
 
     Example: `erless image build --base python:3.11.14-slim-bookworm --out images`
     """
     import tempfile
 
-    from erless.deploy.image.build import BASE, build_archive
+    from erless.deploy.image.build import build_archive, default_base
 
     rows = []
     with tempfile.TemporaryDirectory(prefix="erless-image-") as folder:
@@ -93,7 +93,7 @@ def build(
             note(f"building {each}")
             image = build_archive(
                 each,
-                base or BASE,
+                base or default_base(),
                 out / f"{each}.tar",
                 Path(folder),
                 dependencies=dependencies,
@@ -134,6 +134,9 @@ def push(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Push images as REGISTRY/KIND and save their digests for `erless deploy`.
+
+    They are the archives of `erless image build`; with --engine, docker, podman or buildah build
+    `functions/Dockerfile` of a checkout first, and push that.
 
     Example: `erless image push --registry 127.0.0.1:5000/erless`
     """

@@ -12,10 +12,18 @@ from erless.deploy.image.reference import parse_reference
 from erless.errors import ImageError
 from erless.specs.knative import FunctionKind
 
-__all__ = ["BASE", "build_archive"]
+__all__ = ["build_archive", "default_base"]
 
-BASE = "python:3.11.14-slim-bookworm"
 USER = "65532:65532"
+
+
+def default_base(version: tuple[int, int] = sys.version_info[:2]) -> str:
+    """The official image of the Python that runs here: the compiled kernels are for its minor.
+
+    >>> default_base((3, 12))
+    'python:3.12-slim-bookworm'
+    """
+    return f"python:{version[0]}.{version[1]}-slim-bookworm"
 
 
 def build_archive(

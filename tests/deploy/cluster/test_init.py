@@ -14,7 +14,14 @@ import yaml
 
 from erless.deploy.cluster.init import Applied, ClusterInit
 from erless.deploy.cluster.manifests import KNATIVE, in_order, read_manifest_file
-from erless.deploy.cluster.settings import KOURIER, MESH, access, settings
+from erless.deploy.cluster.settings import (
+    HOST_PATH_FEATURE,
+    KOURIER,
+    MESH,
+    access,
+    public_domains,
+    settings,
+)
 from erless.deploy.kubernetes.api import connect
 from erless.errors import ArtifactError, ConflictError, DeployError
 from tests.conftest import Cli
@@ -299,3 +306,51 @@ def test_the_verb_refuses_another_cluster_than_terraforms(
     cluster.objects["/api/v1/namespaces/knative-serving"] = {"kind": "Namespace"}
     done = cli(*arguments, "--infra", infra, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_timeout_gives_the_cause_that_pods_and_events_tell(
+    cluster: BareCluster, kubeconfig: Path, files: list[Path]
+) -> None:
+    cluster.never = {"Deployment"}
+    space = "/api/v1/namespaces/knative-serving"
+    waiting = {"reason": "ImagePullBackOff", "message": "connection refused"}
+    cluster.listed[f"{space}/pods"] = [
+        {
+            "metadata": {"name": "controller-1"},
+            "status": {
+                "containerStatuses": [{"image": "gcr.io/controller", "state": {"waiting": waiting}}]
+            },
+        }
+    ]
+    cluster.listed[f"{space}/events"] = [
+        {
+            "type": "Warning",
+            "reason": "FailedCreate",
+            "message": "exceeded quota: memory",
+            "lastTimestamp": "2026-01-01T00:00:00Z",
+            "involvedObject": {"name": "webhook"},
+        },
+        {"type": "Normal", "reason": "Pulling", "message": "of no interest"},
+    ]
+    with pytest.raises(DeployError) as caught:
+        run(kubeconfig, files, timeout_s=1.0)
+    assert "pod controller-1: image gcr.io/controller cannot be pulled: connection" in str(
+        caught.value
+    )
+    assert "webhook: FailedCreate: exceeded quota: memory" in str(caught.value)
+    assert "of no interest" not in str(caught.value)
+
+
+def test_a_domain_and_folders_of_the_node_are_set_where_asked_for(
+    cluster: BareCluster, kubeconfig: Path, files: list[Path]
+) -> None:
+    run(kubeconfig, files)
+    space = "/api/v1/namespaces/knative-serving/configmaps"
+    features = cluster.objects[f"{space}/config-features"]["data"]
+    assert HOST_PATH_FEATURE not in features
+    assert f"{space}/config-domain" not in cluster.objects
+    more = settings(domain="recs.example.com", host_path=True)
+    ClusterInit(connect(kubeconfig), [], more, access("recs")).run()
+    features = cluster.objects[f"{space}/config-features"]["data"]
+    assert features[HOST_PATH_FEATURE] == "enabled"
+    assert public_domains(cluster.objects[f"{space}/config-domain"]["data"]) == ["recs.example.com"]
