@@ -213,7 +213,7 @@ class LocalFleet:
             await act(count)
 
     async def _tick_all(self, count: int) -> None:
-        await self._guarded(LocalFunction.tick)
+        await self._guarded(LocalFunction.tick, list(self.functions.values()))
         if count % LOG_TICKS == 0:
             for function in self.functions.values():
                 function.rotate_logs()
@@ -226,23 +226,36 @@ class LocalFleet:
             await self.guardian.keep(self.environment)
 
     async def _probe_all(self, _: int) -> None:
-        await self._guarded(LocalFunction.probe)
+        await self._guarded(LocalFunction.probe, self._with_replicas())
 
     async def _watch_all(self, _: int) -> None:
-        await self._guarded(LocalFunction.watch)
+        for function in self._with_replicas():
+            try:
+                function.watch()
+            except Exception as error:
+                self._log_fault(function, error)
 
-    async def _guarded(self, act: Callable[[LocalFunction], Awaitable[None]]) -> None:
-        """Do something with every function; a fault in one does not stop that of the others."""
+    def _with_replicas(self) -> list[LocalFunction]:
+        return [function for function in self.functions.values() if function.replicas]
+
+    @staticmethod
+    async def _guarded(
+        act: Callable[[LocalFunction], Awaitable[None]], functions: Iterable[LocalFunction]
+    ) -> None:
+        """Do something with functions; a fault in one does not stop that of the others."""
 
         async def guard(function: LocalFunction) -> None:
             try:
                 await act(function)
             except Exception as error:
-                trace = "".join(traceback.format_exception(error))
-                name = function.spec.name
-                log_event("tick failed", name, reason=repr(error), trace=trace)
+                LocalFleet._log_fault(function, error)
 
-        await asyncio.gather(*(guard(function) for function in list(self.functions.values())))
+        await asyncio.gather(*(guard(function) for function in functions))
+
+    @staticmethod
+    def _log_fault(function: LocalFunction, error: Exception) -> None:
+        trace = "".join(traceback.format_exception(error))
+        log_event("tick failed", function.spec.name, reason=repr(error), trace=trace)
 
     def _try_again(self) -> None:
         """Open the gateway's port, which was taken at the start, if it is free now."""

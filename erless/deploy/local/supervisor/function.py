@@ -271,7 +271,7 @@ class LocalFunction:
             self._observe(self._load(now) if any(polled) or not self.ready else None)
             self.converge()
 
-    async def watch(self) -> None:
+    def watch(self) -> None:
         """Look at all replicas' processes, and replace those that hang."""
         for replica in list(self.replicas):
             replica.watch()

@@ -14,7 +14,7 @@ apart conclude nothing.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import NamedTuple
 
 from erless.deploy.local.supervisor.spec import Timing
@@ -37,7 +37,11 @@ class ProcessSample(NamedTuple):
 def read_process(pid: int) -> ProcessSample | None:
     """Sample a process; None where it is gone."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()[:STAT_BYTES]
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, STAT_BYTES)
+        finally:
+            os.close(descriptor)
     except OSError:
         return None
     fields = text.rpartition(b")")[2].split()
