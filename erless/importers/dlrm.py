@@ -148,13 +148,13 @@ def _dlrm_tables(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     numbers = []
     for name in tensors:
         if name.startswith("emb_l."):
-            found = re.fullmatch(r"emb_l\.(\d{1,9})\.weight", name)
-            if not found:
+            match = re.fullmatch(r"emb_l\.(\d{1,9})\.weight", name)
+            if not match:
                 raise CheckpointError(
                     f"{name}: only plain embedding tables import; this one is composed (QR, mixed "
                     "dimension) or quantized. Write out its rows and import them as tables"
                 )
-            numbers.append(int(found[1]))
+            numbers.append(int(match[1]))
     if not numbers:
         raise CheckpointError("no tensor named emb_l.0.weight: not a DLRM checkpoint")
     for number in range(max(numbers) + 1):
@@ -168,8 +168,9 @@ def _layers(
 ) -> list[str]:
     """Names of the linear layers `PREFIX.K SUFFIX`, by K."""
     pattern = re.compile(rf"({prefix}\.(\d{{1,9}}){suffix})\.weight")
-    found = [match for name in tensors if (match := pattern.fullmatch(name))]
-    return [m[1] for m in sorted(found, key=lambda m: int(m[2])) if only in (None, int(m[2]))]
+    matches = [match for name in tensors if (match := pattern.fullmatch(name))]
+    numbered = sorted((int(match[2]), match[1]) for match in matches)
+    return [layer for number, layer in numbered if only in (None, number)]
 
 
 def _widths(dim: int, tables: int) -> dict[Interaction, int]:
@@ -188,17 +189,18 @@ def _derive_interaction(dim: int, table_dims: list[int], width: int) -> Interact
     T tables with `dot_itself` give the width of T + 1 tables with `dot`, so the rare former is
     never assumed: it would hide a missing table.
     """
-    if any(each != dim for each in table_dims):
+    if any(table_dim != dim for table_dim in table_dims):
         expected = {Interaction.CAT: dim + sum(table_dims)}
     else:
         expected = _widths(dim, len(table_dims))
-    fits = [kind for kind, each in expected.items() if each == width]
+    fits = [kind for kind, inputs in expected.items() if inputs == width]
     if len(fits) == 1 and fits[0] is not Interaction.DOT_ITSELF:
         return fits[0]
     if len(fits) > 1:
         kinds = " and ".join(fits)
         raise CheckpointError(f"a top MLP of {width} inputs fits {kinds}: name the interaction")
-    widths = ", ".join(f"{each} ({kind})" for kind, each in expected.items() if kind not in fits)
+    others = {kind: inputs for kind, inputs in expected.items() if kind not in fits}
+    widths = ", ".join(f"{inputs} ({kind})" for kind, inputs in others.items())
     raise CheckpointError(
         f"the top MLP takes {width} inputs; {len(table_dims)} tables and a bottom MLP of {dim} "
         f"outputs give {widths}: a table is missing, shared by several features, or of a wrong dim"
@@ -233,7 +235,7 @@ def _import(
     width = top[0][0].shape[1]
     kind = interaction or _derive_interaction(bottom_sizes[-1], [t.dim for t in tables], width)
     tower = DlrmTower(bottom_mlp=bottom_sizes, top_mlp=top_sizes, interaction=kind, sigmoid=sigmoid)
-    model = make_model(bottom[0][0].shape[1], tables, tower, top_inputs_found=width)
+    model = make_model(bottom[0][0].shape[1], tables, tower, top_mlp_inputs=width)
     named = {
         f"{name}.{index}.{part}": array
         for name, stack in (("bottom", bottom), ("top", top))

@@ -67,7 +67,7 @@ class Poolings:
         """Every exception must name a table.
 
         Raises:
-            OptionError: one does not; the nearest name is told.
+            OptionError: one does not; the error has the nearest name.
         """
         for table in self.tables:
             if table not in names:

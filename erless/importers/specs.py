@@ -33,7 +33,7 @@ def make_model(
     dense_features: int,
     tables: Sequence[TableSpec],
     tower: DlrmTower | ExportedTower,
-    top_inputs_found: int | None = None,
+    top_mlp_inputs: int | None = None,
     name: str = "model",
 ) -> ModelSpec:
     """The model, checked as a whole.
@@ -47,9 +47,9 @@ def make_model(
         )
     except ValidationError as error:
         raise ModelError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
-    if top_inputs_found is not None and top_inputs_found != top_inputs(model):
+    if top_mlp_inputs is not None and top_mlp_inputs != top_inputs(model):
         raise ModelError(
-            f"the top MLP takes {top_inputs_found} inputs, the interaction gives "
+            f"the top MLP takes {top_mlp_inputs} inputs, the interaction gives "
             f"{top_inputs(model)}: a table is missing or of a wrong dim"
         )
     return model

@@ -53,8 +53,8 @@ def make_movielens(
 ) -> Trained:
     """Train on the files in `data`; write bundle, held-out queries and the log of the training.
 
-    The epoch is chosen on the last tenth of the training ratings; the AUC told is of the held-out
-    ratings, which training never saw.
+    The epoch is chosen on the last tenth of the training ratings; the AUC returned is of the
+    held-out ratings, which training never saw.
 
     Raises:
         CheckpointError: the data is missing or malformed.
@@ -134,8 +134,8 @@ def _train(ratings: Ratings, seed: int, progress: Progress) -> _Weights:
             score = auc(_labels(validation), monolith.predict(validation))
             if score > best.validation_auc:
                 best = _Weights(
-                    [each.detach().clone() for each in tables],
-                    {name: each.detach().clone() for name, each in tower.items()},
+                    [rows.detach().clone() for rows in tables],
+                    {name: tensor.detach().clone() for name, tensor in tower.items()},
                     score,
                     epoch,
                 )

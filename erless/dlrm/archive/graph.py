@@ -145,7 +145,7 @@ class _Builder:
         function, count = FUNCTIONS[node.target]
         if len(node.inputs) != count or len(node.outputs) != 1:
             raise self._error(f"{node.target} takes {count} numbers and gives one")
-        operands = tuple(read_number(self._arguments, each.arg) for each in node.inputs)
+        operands = tuple(read_number(self._arguments, operand.arg) for operand in node.inputs)
         output = node.outputs[0]
         symbol = output.as_sym_int or output.as_sym_float or output.as_sym_bool
         if symbol is None or symbol.as_name is None:
@@ -163,7 +163,7 @@ class _Builder:
         pure = operators.pure_form(name)
         if pure is None:
             raise self._error(f"operator {name} is not on erless' list of operators")
-        target = next((each.arg.as_tensor for each in node.inputs if each.name == "self"), None)
+        target = next((given.arg.as_tensor for given in node.inputs if given.name == "self"), None)
         if target is None:
             raise self._error(f"operator {name} is called without a tensor")
         if target.name in self._signature.buffers:
@@ -275,7 +275,7 @@ def _count_uses(nodes: list[Node]) -> dict[str, int]:
                 *(given.as_optional_tensors or ()),
                 *([given.as_optional_tensor] if given.as_optional_tensor else ()),
             ]
-            single = [given.as_tensor, *(each.as_tensor for each in optional)]
+            single = [given.as_tensor, *(value.as_tensor for value in optional)]
             for tensor in (*several, *single):
                 if tensor is not None:
                     uses[tensor.name] = uses.get(tensor.name, 0) + 1

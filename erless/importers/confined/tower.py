@@ -95,7 +95,7 @@ def try_tower(path: Path, model: ModelSpec) -> TriedTower:
     try:
         answer = _Answer.model_validate_json(done.stdout)
     except ValidationError as error:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:300]
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1][:300]
         raise ModelError(
             f"{path}: trying the tower ended with status {done.returncode}, at most {CPU_S} s of "
             f"CPU and {MEMORY_BYTES >> 30} GiB of memory: {last}"

@@ -98,3 +98,13 @@ def test_a_file_that_is_no_archive_is_refused(good: Path, tmp_path: Path) -> Non
     outcomes = loads([*paths, tmp_path])
     assert all(outcome.startswith("refused: ") for outcome in outcomes), outcomes
     assert all("not a torch.export archive" in outcome for outcome in outcomes), outcomes
+
+
+def test_an_archive_with_sizes_of_64_bits_is_read(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zipfile.ZIP64_LIMIT", 10)
+    monkeypatch.setattr("zipfile.ZIP_FILECOUNT_LIMIT", 1)
+    long = put_together(take_apart(good), tmp_path / "long.pt2")
+    assert b"PK\x06\x06" in long.read_bytes()
+    assert loads([long]) == ["loaded"]
