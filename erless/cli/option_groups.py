@@ -11,12 +11,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import annotated_types
 import typer
-from pydantic import BaseModel, BeforeValidator
-from pydantic.fields import FieldInfo
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
 
 __all__ = ["FilledBy", "grouped"]
 
@@ -105,6 +106,8 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 def _option(name: str, field: FieldInfo, words: bool) -> Any:
     """The option that fills a field, as typer's annotation."""
+    from pydantic import BeforeValidator
+
     flag = f"--{name.replace('_', '-')}"
     plain, facts = _unwrapped(field)
     help_ = _help(field, facts, plain)
@@ -116,14 +119,16 @@ def _option(name: str, field: FieldInfo, words: bool) -> Any:
     if plain not in TYPES or parsed:
         metavar = "|".join(get_args(plain)) if get_origin(plain) is Literal else None
         return Annotated[str | None, typer.Option(flag, help=help_, metavar=metavar)]
-    least = next((each.ge for each in facts if isinstance(each, annotated_types.Ge)), None)
-    most = next((each.le for each in facts if isinstance(each, annotated_types.Le)), None)
+    least = next((fact.ge for fact in facts if hasattr(fact, "ge")), None)
+    most = next((fact.le for fact in facts if hasattr(fact, "le")), None)
     between = typer.Option(flag, help=help_, min=least, max=most)  # type: ignore[arg-type]
     return Annotated[plain | None, between]
 
 
 def _unwrapped(field: FieldInfo) -> tuple[Any, list[Any]]:
     """A field's type without `| None` and `Annotated`, and all that is said of it."""
+    from pydantic.fields import FieldInfo
+
     kinds: list[Any] = [field.annotation]
     facts: list[Any] = list(field.metadata)
     while True:
@@ -140,10 +145,8 @@ def _unwrapped(field: FieldInfo) -> tuple[Any, list[Any]]:
 
 def _help(field: FieldInfo, facts: list[Any], plain: Any) -> str:
     """The description, with the default in brackets where it does not name one itself."""
-    said = field.description or next(
-        (each.description for each in facts if isinstance(each, FieldInfo) and each.description), ""
-    )
-    said = said.removesuffix(".")
-    if said.endswith("]") or plain is bool or field.default in (None, "", ()):
-        return f"{said}."
-    return f"{said} [{field.default}]."
+    inner = (getattr(fact, "description", None) for fact in facts)
+    meaning = (field.description or next(filter(None, inner), "")).removesuffix(".")
+    if meaning.endswith("]") or plain is bool or field.default in (None, "", ()):
+        return f"{meaning}."
+    return f"{meaning} [{field.default}]."

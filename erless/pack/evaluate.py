@@ -187,7 +187,7 @@ def _compare(
     return Evaluation(
         precision=name,
         row_bytes=sum(
-            each.rows * precisions[each.shard].row_bytes(each.table.dim) for each in inputs.slices
+            part.rows * precisions[part.shard].row_bytes(part.table.dim) for part in inputs.slices
         ),
         max_error=float(error.max(initial=0)),
         mean_error=float(error.mean()) if len(error) else 0.0,

@@ -59,9 +59,9 @@ class PackInputs:
         self._check_belong()
         self.cuts = cuts_of(self.plan, self.model)
         self.slices = tuple(
-            each
+            part
             for number, table in enumerate(self.model.tables)
-            for each in self._slices_of(number, table)
+            for part in self._slices_of(number, table)
         )
 
     def _check_belong(self) -> None:
@@ -110,7 +110,9 @@ class PackInputs:
         return access.counts if access else None
 
     def _access(self, table: TableSpec) -> TableAccess | None:
-        access = next((each for each in self.profile.tables if each.table == table.name), None)
+        access = next(
+            (access for access in self.profile.tables if access.table == table.name), None
+        )
         if access is not None and access.rows != table.rows:
             raise PlanError(
                 f"table {table.name} has {table.rows:,} rows, the profile {access.rows:,}"
@@ -142,7 +144,7 @@ class PackInputs:
                 "what": "routing",
                 "layout": LAYOUT,
                 "tables": [[table.name, table.rows] for table in self.model.tables],
-                "counts": [each.sha256 if each else "" for each in counts],
+                "counts": [entry.sha256 if entry else "" for entry in counts],
                 "cuts": [
                     [[cut.start, cut.stop, cut.shard] for cut in self.cuts[table.name]]
                     for table in self.model.tables

@@ -51,12 +51,12 @@ def verify(store: Store, digest: str, progress: Progress | None = None) -> list[
         return [Damage(release_name(digest), str(error))]
     for entry in release.files():
         files[entry.path] = entry
-    for each in release.shards:
+    for shard in release.shards:
         try:
-            for entry in load_shard(store, each.digest).files():
+            for entry in load_shard(store, shard.digest).files():
                 files[entry.path] = entry
         except ArtifactError as error:
-            damage.append(Damage(shard_name(each.digest), str(error)))
+            damage.append(Damage(shard_name(shard.digest), str(error)))
     total = sum(entry.size_bytes for entry in files.values())
     with (
         (progress or Silent()).step("verify", total, "bytes") as step,
@@ -70,7 +70,7 @@ def verify(store: Store, digest: str, progress: Progress | None = None) -> list[
                 return Damage(entry.path, str(error))
             return None
 
-        damage += [each for each in pool.map(check, files.values()) if each]
+        damage += [damaged for damaged in pool.map(check, files.values()) if damaged]
     return damage
 
 
@@ -94,24 +94,24 @@ def prune(
         horizon = time.time() - grace_s
         doomed = [
             digest
-            for digest, each in releases.items()
-            if digest not in keep and each.modified_s <= horizon
+            for digest, manifest in releases.items()
+            if digest not in keep and manifest.modified_s <= horizon
         ]
         kept = [digest for digest in releases if digest not in doomed]
         needed = _needed(store, kept)
         everything = [*store.list("shards/"), *store.list("keys/"), *store.list("blobs/")]
         orphans = [
-            each
-            for each in everything
-            if each.modified_s <= horizon and not _refers(store, each, needed)
+            stored
+            for stored in everything
+            if stored.modified_s <= horizon and not _refers(store, stored, needed)
         ]
-        stale = [each for each in stale_records(store, kept) if each.modified_s <= horizon]
+        stale = [record for record in stale_records(store, kept) if record.modified_s <= horizon]
         gone = [releases[digest] for digest in doomed] + stale + orphans
         if not dry_run:
-            for each in gone:
-                store.delete(each.name)
+            for stored in gone:
+                store.delete(stored.name)
             store.sweep(horizon)
-    return Pruned(tuple(doomed), len(gone), sum(each.size_bytes for each in gone))
+    return Pruned(tuple(doomed), len(gone), sum(stored.size_bytes for stored in gone))
 
 
 def _needed(store: Store, digests: list[str]) -> set[str]:
@@ -120,18 +120,18 @@ def _needed(store: Store, digests: list[str]) -> set[str]:
     for digest in digests:
         release = load_release(store, digest)
         names |= {entry.path for entry in release.files()}
-        for each in release.shards:
-            names.add(shard_name(each.digest))
-            names |= {entry.path for entry in load_shard(store, each.digest).files()}
+        for shard in release.shards:
+            names.add(shard_name(shard.digest))
+            names |= {entry.path for entry in load_shard(store, shard.digest).files()}
     return names
 
 
-def _refers(store: Store, each: StoredObject, needed: set[str]) -> bool:
+def _refers(store: Store, stored: StoredObject, needed: set[str]) -> bool:
     """Whether a stored object is needed; a key is while its files are."""
-    if not each.name.startswith("keys/"):
-        return each.name in needed
+    if not stored.name.startswith("keys/"):
+        return stored.name in needed
     try:
-        files = read_json(store.read(each.name), each.name)["files"]
+        files = read_json(store.read(stored.name), stored.name)["files"]
         return all(entry["path"] in needed for entry in files)
     except (ValueError, KeyError, TypeError, ArtifactError):
         return False

@@ -43,7 +43,7 @@ class Keys:
             StorageError: the disk or bucket refused.
         """
         self._list_blobs()
-        known = {each.name for each in self._store.list("keys/")}
+        known = {stored.name for stored in self._store.list("keys/")}
         for key in keys:
             if _name(key) in known:
                 self.recall(key)
@@ -65,7 +65,7 @@ class Keys:
         return True
 
     def _list_blobs(self) -> None:
-        self._sizes |= {each.name: each.size_bytes for each in self._store.list("blobs/")}
+        self._sizes |= {stored.name: stored.size_bytes for stored in self._store.list("blobs/")}
 
     def _is_whole(self, entry: FileEntry) -> bool:
         if self._sizes.get(entry.path) != entry.size_bytes:

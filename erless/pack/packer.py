@@ -96,19 +96,19 @@ class Packer:
         shards, slices = self.inputs.plan.shards, self.inputs.slices
         if shard is not None and not 0 <= shard < len(shards):
             raise PlanError(f"there is no shard {shard}: the plan has {len(shards)}")
-        wanted = [each for each in slices if shard in (None, each.shard)]
+        wanted = [part for part in slices if shard in (None, part.shard)]
         with self.store.held(exclusive=False), self.store.staging() as stage:
-            self._keys.take_stock([each.key for each in slices])
+            self._keys.take_stock([part.key for part in slices])
             for number in range(len(self.inputs.model.tables)):
                 missing = [
-                    each
-                    for each in wanted
-                    if each.table_number == number and each.key not in self._keys
+                    part
+                    for part in wanted
+                    if part.table_number == number and part.key not in self._keys
                 ]
                 if missing:
                     pack_table(self.inputs, missing, stage, self._progress, self._keep)
             release = self._finish(stage)
-        absent = {shards[each.shard].name for each in slices if each.key not in self._keys}
+        absent = {shards[part.shard].name for part in slices if part.key not in self._keys}
         return Packed(
             release=release,
             missing=tuple(sorted(absent)),
@@ -129,9 +129,9 @@ class Packer:
         shards = []
         complete = True
         for number in range(len(self.inputs.plan.shards)):
-            own = [each for each in self.inputs.slices if each.shard == number]
+            own = [part for part in self.inputs.slices if part.shard == number]
             # another worker may have finished a slice since we took stock
-            found = [self._keys.recall(each.key, late=True) for each in own]
+            found = [self._keys.recall(part.key, late=True) for part in own]
             if all(found):
                 shards.append(self._shard(number, own))
             else:
@@ -145,14 +145,14 @@ class Packer:
             precision=planned.precision,
             slices=tuple(
                 ShardSlice(
-                    table=each.table.name,
-                    table_rows=each.table.rows,
-                    dim=each.table.dim,
-                    pooling=each.table.pooling,
-                    rows=each.rows,
-                    file=self._keys.file(each.key),
+                    table=part.table.name,
+                    table_rows=part.table.rows,
+                    dim=part.table.dim,
+                    pooling=part.table.pooling,
+                    rows=part.rows,
+                    file=self._keys.file(part.key),
                 )
-                for each in slices
+                for part in slices
             ),
         )
         self._write_manifest(shard_name(manifest.digest), manifest)
@@ -161,11 +161,11 @@ class Packer:
             tier=planned.tier,
             precision=planned.precision,
             digest=manifest.digest,
-            tables=tuple(each.table.name for each in slices),
+            tables=tuple(part.table.name for part in slices),
             rows=manifest.rows,
             row_bytes=manifest.row_bytes,
             size_bytes=manifest.size_bytes,
-            largest_error=max(self._keys[each.key]["error"] for each in slices),
+            largest_error=max(self._keys[part.key]["error"] for part in slices),
         )
 
     def _release(self, shards: tuple[ReleaseShard, ...], stage: Path) -> ReleaseManifest:
@@ -215,8 +215,8 @@ class Packer:
         """What stands in for the rows of a shard that is not awake."""
         path = stage / "defaults.safetensors"
         vectors = {
-            f"{each.shard}.{each.table.name}": np.array(self._keys[each.key]["default"], np.float32)
-            for each in self.inputs.slices
+            f"{part.shard}.{part.table.name}": np.array(self._keys[part.key]["default"], np.float32)
+            for part in self.inputs.slices
         }
         write_tensors(path, vectors)
         return self._keys.add(path, "safetensors")

@@ -53,10 +53,10 @@ def cuts_of(plan: Plan, model: ModelSpec) -> dict[str, tuple[Cut, ...]]:
     names = [shard.name for shard in plan.shards]
     cuts: dict[str, list[Cut]] = {table.name: [] for table in model.tables}
     for number, shard in enumerate(plan.shards):
-        for each in shard.slices:
-            if each.table not in cuts:
-                raise PlanError(f"shard {shard.name}: the model has no table {each.table}")
-            cuts[each.table].append(Cut(each.start, each.stop, number))
+        for part in shard.slices:
+            if part.table not in cuts:
+                raise PlanError(f"shard {shard.name}: the model has no table {part.table}")
+            cuts[part.table].append(Cut(part.start, part.stop, number))
     for table in model.tables:
         cuts[table.name].sort(key=lambda cut: cut.start)
         reached = 0

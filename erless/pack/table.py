@@ -85,11 +85,11 @@ def pack_table(
         Pipeline() as pipeline,
         progress.step(f"pack {table.name}", table.table_bytes, "bytes") as step,
     ):
-        outputs = [files.enter_context(_Output(each, stage, pipeline)) for each in slices]
+        outputs = [files.enter_context(_Output(part, stage, pipeline)) for part in slices]
         windows = inputs.ranks(table).windows(inputs.cuts[table.name], stage)
         _split(source, windows, outputs, step)
-        for each in outputs:
-            done(each.finish())
+        for output in outputs:
+            done(output.finish())
 
 
 class _Output:
@@ -181,8 +181,8 @@ def _split(
 
     def following() -> Window:
         window = next(windows)
-        for each in outputs:
-            each.index(window)
+        for output in outputs:
+            output.index(window)
         return window
 
     pending = following()
@@ -196,8 +196,8 @@ def _split(
             size = min(len(chunk) - done, len(pending.routes) - inside)
             rows = chunk[done : done + size]
             part = slice(inside, inside + size)
-            for each in outputs:
-                each.take(rows, pending.routes[part], pending.counts[part])
+            for output in outputs:
+                output.take(rows, pending.routes[part], pending.counts[part])
             done, begin = done + size, begin + size
         step.advance(chunk.nbytes)
     for _ in windows:  # the last step of the iterator checks the profile's counts

@@ -106,7 +106,7 @@ class Planner:
         self.places = placements(request, self.demand, self.tower, self.terms, self.prices)
         self.shard_bytes = shard_bytes(request, self.terms, self.prices)
         self.selection = Selection(request, self.prices, self.shard_bytes)
-        least = min(self.places, key=lambda each: each.least_s(self.terms))
+        least = min(self.places, key=lambda demand: demand.least_s(self.terms))
         check_request(request, least, self.terms, self.prices)
 
     def outcome(self, policies: Sequence[Policy] | None = None) -> Outcome:
@@ -121,7 +121,7 @@ class Planner:
         need = POLICIES if "joint" in wanted else wanted
         pools = {policy: self._pool(policy) for policy in need}
         if "joint" in pools:
-            pools["joint"] = [each for pool in pools.values() for each in pool]
+            pools["joint"] = [layout for pool in pools.values() for layout in pool]
         if "elasticrec" in wanted and self.request.shards is not None:
             pools["elasticrec"] = self._pool("elasticrec", self.request.shards)
         best: dict[Policy, Candidate] = {}
@@ -165,8 +165,8 @@ class Planner:
             for kind in self.request.precisions
             for layout in demanded_layouts(demand, self.terms.on(size), self.request, kind)
         ]
-        pool += [each for each in free if self._has_shape(each)]
-        pool = [each for each in pool if self.request.shards in (None, len(each.shards))]
+        pool += [layout for layout in free if self._has_shape(layout)]
+        pool = [layout for layout in pool if self.request.shards in (None, len(layout.shards))]
         found = self.selection.best("joint", pool, strict=True) if pool else None
         if found is None:
             line = (
@@ -275,10 +275,10 @@ class Planner:
 def _least_of_each_number(layouts: Sequence[Layout]) -> list[Layout]:
     """Of the layouts with equally many shards the one of least memory."""
     chosen: dict[int, Layout] = {}
-    for each in layouts:
-        known = chosen.get(len(each.shards))
-        if known is None or each.memory < known.memory:
-            chosen[len(each.shards)] = each
+    for layout in layouts:
+        known = chosen.get(len(layout.shards))
+        if known is None or layout.memory < known.memory:
+            chosen[len(layout.shards)] = layout
     return list(chosen.values())
 
 

@@ -65,7 +65,7 @@ class Selection:
         best = min(packed, key=lambda entry: entry.key)
         if not best.legal and strict:
             layouts = [entry.candidate.layout for entry in packed]
-            near = min(layouts, key=lambda each: (len(self._violations(each)), each.p95_s))
+            near = min(layouts, key=lambda layout: (len(self._violations(layout)), layout.p95_s))
             lines = tuple(self._violations(near))
             raise InfeasibleError(f"no {policy} plan meets the constraints", lines)
         return best.candidate

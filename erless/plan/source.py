@@ -90,8 +90,8 @@ def profile_source(model: Path, profile: Path, batch: int, stale: bool = False) 
     if batch > most:
         raise PlanError(f"a batch of {batch:,} samples, the tower takes at most {most:,}")
     found, tables, notes = profile_tables(bundle, profile, batch, stale)
-    accesses = sum(each.accesses for each in found.tables)
-    locality = sum(each.locality * each.accesses for each in found.tables) / max(1, accesses)
+    accesses = sum(table.accesses for table in found.tables)
+    locality = sum(table.locality * table.accesses for table in found.tables) / max(1, accesses)
     measured = MeasuredSpeed(found.curves, found.towers, locality, bundle.tower.size_bytes)
     return PlanSource(bundle.model, tables, measured, bundle.digest, found.digest, notes)
 

@@ -138,7 +138,7 @@ class ShardPlan(Frozen):
     @property
     def rows(self) -> int:
         """Rows of one copy."""
-        return sum(each.rows for each in self.slices)
+        return sum(part.rows for part in self.slices)
 
 
 class GatewayPlan(Frozen):

@@ -102,21 +102,21 @@ class ShardManifest(Artifact):
     @property
     def rows(self) -> int:
         """Rows of all tables in the shard."""
-        return sum(each.rows for each in self.slices)
+        return sum(part.rows for part in self.slices)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of the stored rows, without the index."""
-        return sum(each.rows * self.precision.row_bytes(each.dim) for each in self.slices)
+        return sum(part.rows * self.precision.row_bytes(part.dim) for part in self.slices)
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all files."""
-        return sum(each.file.size_bytes for each in self.slices)
+        return sum(part.file.size_bytes for part in self.slices)
 
     def files(self) -> tuple[FileEntry, ...]:
         """All files of the shard."""
-        return tuple(each.file for each in self.slices)
+        return tuple(part.file for part in self.slices)
 
 
 class ReleaseShard(Frozen):
@@ -182,12 +182,12 @@ class ReleaseManifest(Artifact):
     @property
     def remote(self) -> tuple[ReleaseShard, ...]:
         """The shards that are functions of their own."""
-        return tuple(each for each in self.shards if each.tier is not Tier.RESIDENT)
+        return tuple(shard for shard in self.shards if shard.tier is not Tier.RESIDENT)
 
     @property
     def resident(self) -> tuple[ReleaseShard, ...]:
         """The shards that every gateway replica holds."""
-        return tuple(each for each in self.shards if each.tier is Tier.RESIDENT)
+        return tuple(shard for shard in self.shards if shard.tier is Tier.RESIDENT)
 
     def shard(self, name: str) -> ReleaseShard:
         """The shard called `name`.
@@ -195,9 +195,9 @@ class ReleaseManifest(Artifact):
         Raises:
             KeyError: there is none.
         """
-        for each in self.shards:
-            if each.name == name:
-                return each
+        for shard in self.shards:
+            if shard.name == name:
+                return shard
         raise KeyError(name)
 
     def files(self) -> tuple[FileEntry, ...]:

@@ -8,6 +8,6 @@ __all__ = ["Section"]
 
 
 class Section(BaseModel):
-    """Written by people: frozen, and strict about names."""
+    """A part of erless.yaml: immutable; a key that it does not have is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

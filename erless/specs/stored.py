@@ -120,7 +120,7 @@ def find_release(store: Store, prefix: str) -> ReleaseManifest:
 
 def stale_records(store: Store, releases: Collection[str]) -> list[StoredObject]:
     """Records of the order whose release is none of `releases`."""
-    objects = {each.name: each for each in store.list(ORDER)}
+    objects = {stored.name: stored for stored in store.list(ORDER)}
     return [
         objects[_order_name(number)]
         for number in _numbers(store)
@@ -131,8 +131,8 @@ def stale_records(store: Store, releases: Collection[str]) -> list[StoredObject]
 def _releases(store: Store) -> dict[str, StoredObject]:
     """The manifest of each release, by the digest in its name."""
     return {
-        each.name.removeprefix("releases/").removesuffix(".json"): each
-        for each in store.list("releases/")
+        stored.name.removeprefix("releases/").removesuffix(".json"): stored
+        for stored in store.list("releases/")
     }
 
 
@@ -159,7 +159,7 @@ def _order_name(number: int) -> str:
 
 def _numbers(store: Store) -> list[int]:
     """The numbers that were given out and whose releases were not pruned, rising."""
-    names = (_ORDER_NAME.fullmatch(each.name) for each in store.list(ORDER))
+    names = (_ORDER_NAME.fullmatch(stored.name) for stored in store.list(ORDER))
     return sorted(int(name.group(1)) for name in names if name)
 
 

@@ -186,7 +186,7 @@ def _columns(path: Path) -> tuple[Floats, Floats]:
             table = pq.read_table(path, columns=["t_s", "qps"])
             found = [table.column(name).to_pylist() for name in ("t_s", "qps")]
         else:
-            with path.open(encoding="utf-8", newline="") as file:
+            with path.open(encoding="utf-8-sig", newline="") as file:
                 rows = list(csv.DictReader(file))
                 found = [[row[name] for row in rows] for name in ("t_s", "qps")]
         columns = [

@@ -148,8 +148,8 @@ class NodeCache:
                 fetches = [
                     pool.submit(store.fetch, blob, stage / blob.name, counter) for blob in small
                 ]
-                for each in fetches:
-                    each.result()
+                for fetch in fetches:
+                    fetch.result()
             for blob in blobs:
                 if blob.size_bytes > SMALL_BYTES:  # each fetched by ranges in parallel already
                     store.fetch(blob, stage / blob.name, counter)
@@ -230,7 +230,7 @@ class NodeCache:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Alone among all processes on this machine."""
+        """Hold the lock file `name`, which one process on this machine can hold at a time."""
         path = self.folder / name
         while True:
             with os_errors(path):

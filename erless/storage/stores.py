@@ -42,7 +42,7 @@ def open_store(location: str, *, endpoint_url: str | None = None, create: bool =
 
 
 def _check_marker(store: Store, create: bool) -> None:
-    """Know a store of ours by its marker, and write one where there is nothing else."""
+    """Refuse what has no marker of ours; write one where there is nothing else."""
     try:
         text = store.read(MARKER)
     except ArtifactError:

@@ -128,7 +128,7 @@ def test_no_node_fits(tmp_path) -> None:
 def test_damaged_prices_name_the_line(tmp_path) -> None:
     path = tmp_path / "own.csv"
     path.write_text("instance_type,vcpu,memory_gib,gpu,usd_per_hour\na,x,1,0,1\n")
-    with pytest.raises(PlanError, match="a: could not convert"):
+    with pytest.raises(PlanError, match="a: vcpu is 'x', no number"):
         read_prices(path)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from erless.cli.bars import bars
+from erless.cli.option_groups import grouped
 from erless.cli.options import EndpointOption, InfraOption, StoreOption, project, store_of
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
@@ -21,32 +22,37 @@ if TYPE_CHECKING:
 __all__ = ["pack"]
 
 
-@verb
-def pack(
+@dataclass(frozen=True)
+class PackOptions:
+    """What is packed, and where the release goes."""
+
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="Model bundle [default: erless.yaml's].")
-    ] = None,
+    ] = None
     profile: Annotated[
         Path | None,
         typer.Option("--profile", "-p", help="Profile of the plan [default: erless.yaml's]."),
-    ] = None,
-    plan: Annotated[Path, typer.Option(help="The plan.")] = Path("plan.json"),
-    store: StoreOption = None,
+    ] = None
+    plan: Annotated[Path, typer.Option(help="The plan.")] = Path("plan.json")
+    store: StoreOption = None
     shard: Annotated[
         int | None,
         typer.Option(help="Only shard number I of the plan: many workers share the work.", min=0),
-    ] = None,
+    ] = None
     verify: Annotated[
         bool, typer.Option("--verify", help="Read what the store has; make the damaged again.")
-    ] = False,
-    infra: InfraOption = None,
+    ] = False
+    infra: InfraOption = None
     evaluate: Annotated[
         Path | None,
         typer.Option(help="Query file: tell what precision costs in predictions, and in AUC."),
-    ] = None,
-    endpoint_url: EndpointOption = None,
-    output: OutputOption = Output.TEXT,
-) -> None:
+    ] = None
+    endpoint_url: EndpointOption = None
+
+
+@verb
+@grouped
+def pack(given: PackOptions, output: OutputOption = Output.TEXT) -> None:
     """Cut a model into the shards of a plan and keep them in a store.
 
     Packing what is there already does nothing; a run that was stopped is completed by the next.
@@ -58,41 +64,44 @@ def pack(
     from erless.storage.stores import open_store
 
     config = project()
-    bundle, hotness = model or config.model, profile or config.profile
-    PackInputs(bundle, hotness, plan)  # what cannot be packed makes no store
+    bundle, profile = given.model or config.model, given.profile or config.profile
+    PackInputs(bundle, profile, given.plan)  # what cannot be packed makes no store
     with bars() as progress:
-        where = store_of(store, infra, config)
-        target = open_store(where, endpoint_url=endpoint_url, create=True)
-        packer = Packer(bundle, hotness, plan, target, verify=verify, progress=progress)
-        packed = packer.pack(shard)
-        found: list[Evaluation] = []
-        if evaluate:
+        where = store_of(given.store, given.infra, config)
+        store = open_store(where, endpoint_url=given.endpoint_url, create=True)
+        packer = Packer(bundle, profile, given.plan, store, verify=given.verify, progress=progress)
+        packed = packer.pack(given.shard)
+        evaluations: list[Evaluation] = []
+        if given.evaluate:
             import torch
 
-            from erless.pack.evaluate import evaluate as measure
+            from erless.pack.evaluate import evaluate
 
             torch.set_num_threads(1)  # as `erless predict`: small layers gain nothing from more
-            found = measure(packer.inputs, evaluate, progress=progress)
-    budget = config.precision.max_auc_loss
-    document = _document(packed, target.url)
-    if evaluate:
-        document["evaluation"] = {
-            "queries": str(evaluate),
-            "max_auc_loss": budget,
-            "precisions": [asdict(each) | {"auc_loss": each.auc_loss} for each in found],
-        }
-    if found and (found[0].auc_loss or 0.0) > budget:
-        note(
-            f"warning: the plan's precisions lose {found[0].auc_loss:.4f} of AUC, "
-            f"allowed are {budget:g}"
-        )
+            evaluations = evaluate(packer.inputs, given.evaluate, progress=progress)
+    document = _document(packed, store.url)
+    if given.evaluate:
+        budget = config.precision.max_auc_loss
+        document["evaluation"] = _evaluation(given.evaluate, evaluations, budget)
 
     def draw(console: Console) -> None:
-        _draw(console, packed, target.url)
-        if found:
-            _draw_evaluation(console, found)
+        _draw(console, packed, store.url)
+        if evaluations:
+            _draw_evaluation(console, evaluations)
 
     emit(output, document, draw)
+
+
+def _evaluation(queries: Path, evaluations: list[Evaluation], budget: float) -> dict[str, Any]:
+    """The evaluation as a document; warns where the plan loses more than the budget."""
+    loss = evaluations[0].auc_loss if evaluations else None
+    if (loss or 0.0) > budget:
+        note(f"warning: the plan's precisions lose {loss:.4f} of AUC, allowed are {budget:g}")
+    return {
+        "queries": str(queries),
+        "max_auc_loss": budget,
+        "precisions": [asdict(each) | {"auc_loss": each.auc_loss} for each in evaluations],
+    }
 
 
 def _document(packed: Packed, url: str) -> dict[str, Any]:

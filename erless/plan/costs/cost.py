@@ -125,10 +125,10 @@ class CostTerms:
     def _gather_text(self) -> str:
         if self.betas:
             return "measured: " + ", ".join(
-                f"{each.precision.value} {each.seconds[0] * 1e9:.3g} … "
-                f"{each.seconds[-1] * 1e9:.3g} ns for rows of {each.row_bytes[0]} … "
-                f"{each.row_bytes[-1]} B"
-                for each in self.betas
+                f"{curve.precision.value} {curve.seconds[0] * 1e9:.3g} … "
+                f"{curve.seconds[-1] * 1e9:.3g} ns for rows of {curve.row_bytes[0]} … "
+                f"{curve.row_bytes[-1]} B"
+                for curve in self.betas
             )
         return (
             f"{self.gather_s * 1e9:g} ns per gather of {REFERENCE_BYTES} B, "

@@ -59,7 +59,9 @@ class Demand:
 
     def sparse_s(self, terms: CostTerms, precision: Precision = Precision.FP32) -> float:
         """Seconds of one vCPU per query for all gathers."""
-        return sum(each.gathers * terms.beta_of(each.spec.dim, precision) for each in self.tables)
+        return sum(
+            table.gathers * terms.beta_of(table.spec.dim, precision) for table in self.tables
+        )
 
     def monolith_s(self, terms: CostTerms) -> float:
         """Seconds of one vCPU per query in a model-wise replica: a + β·(all gathers) + tower."""
@@ -162,15 +164,15 @@ class Layout:
 
         `precisions` has one for each shard, instead of `precision` for all.
         """
-        kept = [[each for each in rows if each.stop > each.start] for rows in shards]
+        kept = [[part for part in rows if part.stop > part.start] for rows in shards]
         reasons = list(why) or [""] * len(kept)
         kinds = list(precisions) or [precision] * len(kept)
-        parts = [each for each in zip(kept, reasons, kinds, strict=True) if each[0]]
+        parts = [entry for entry in zip(kept, reasons, kinds, strict=True) if entry[0]]
         functions = [
             _shard(demand, terms, f"shard-{index}", rows, kind, text)
             for index, (rows, text, kind) in enumerate(parts)
         ]
-        inside = [each for each in resident if each.stop > each.start]
+        inside = [part for part in resident if part.stop > part.start]
         gateway = _gateway(demand, terms, inside, resident_precision, functions)
         return cls(demand, terms, gateway, tuple(functions))
 
@@ -179,14 +181,14 @@ class Layout:
     ) -> Layout:
         """The same rows in the same functions, sized under other terms or precisions."""
         terms = terms or self.terms
-        kinds = precisions or [each.precision for each in self.shards]
+        kinds = precisions or [shard.precision for shard in self.shards]
         made = Layout.of(
             self.demand,
             terms,
-            [each.slices for each in self.shards],
+            [shard.slices for shard in self.shards],
             self.gateway.slices,
             resident_precision=self.gateway.precision,
-            why=[each.why for each in self.shards],
+            why=[shard.why for shard in self.shards],
             precisions=kinds,
         )
         named = (
@@ -198,17 +200,17 @@ class Layout:
     @property
     def memory(self) -> float:
         """Bytes of all containers."""
-        return sum(each.total_memory for each in self.functions)
+        return sum(function.total_memory for function in self.functions)
 
     @property
     def vcpu(self) -> float:
         """vCPU of all containers."""
-        return sum(each.replicas * each.vcpu for each in self.functions)
+        return sum(function.replicas * function.vcpu for function in self.functions)
 
     @property
     def containers(self) -> int:
-        """All replicas."""
-        return sum(each.replicas for each in self.functions)
+        """How many containers there are, replicas of all functions together."""
+        return sum(function.replicas for function in self.functions)
 
     @property
     def p95_s(self) -> float:
@@ -219,7 +221,7 @@ class Layout:
         conservative under the model.
         """
         tail = 0.05 / len(self.functions)
-        waits = [self._latency(each, tail) for each in self.shards]
+        waits = [self._latency(shard, tail) for shard in self.shards]
         remote = max(waits) + self.terms.hop_s if waits else 0.0
         tower = self._latency(self.dense, tail) + self.terms.hop_s if self.dense else 0.0
         return self._latency(self.gateway, tail) + remote + tower
@@ -237,10 +239,10 @@ class Layout:
         touched = allocated = 0.0
         for function in self.functions:
             queries = UTILITY_QUERIES / function.replicas
-            for each in function.slices:
-                table = self.demand.tables[each.table]
+            for part in function.slices:
+                table = self.demand.tables[part.table]
                 accesses = table.gathers * queries
-                touched += function.replicas * table.curve.touched(accesses, each.start, each.stop)
+                touched += function.replicas * table.curve.touched(accesses, part.start, part.stop)
             allocated += function.replicas * function.rows
         return touched / allocated if allocated else 0.0
 
@@ -272,8 +274,8 @@ def _contents(
 def partials(demand: Demand, rows: Sequence[Slice]) -> float:
     """Partial vectors per query: of each slice, the bags that are likely to gather from it."""
     count = 0.0
-    for each in rows:
-        gathered = demand.tables[each.table].gathers_between(each.start, each.stop)
+    for part in rows:
+        gathered = demand.tables[part.table].gathers_between(part.start, part.stop)
         count -= math.expm1(-gathered / demand.batch)
     return demand.batch * count
 

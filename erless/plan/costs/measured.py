@@ -39,18 +39,18 @@ class MeasuredSpeed:
 def measured_terms(terms: CostTerms, measured: MeasuredSpeed) -> CostTerms:
     """`terms` with β and a as measured, or as they are where nothing was measured in fp32."""
     curves, locality = measured.curves, measured.locality
-    betas = [each for kind in Precision if (each := _beta_curve(kind, curves, locality))]
+    betas = [beta for kind in Precision if (beta := _beta_curve(kind, curves, locality))]
     if not betas or betas[0].precision is not Precision.FP32:
         return terms
     fp32 = _single(Precision.FP32, curves)
-    overhead = float(np.median([each.overhead_s for each in fp32]))
+    overhead = float(np.median([curve.overhead_s for curve in fp32]))
     machine = fp32[0].machine
     where = f"{machine.processor}, {machine.measured_on}" if machine else "unknown machine"
-    worst = max(each.residual for each in curves)
+    worst = max(curve.residual for curve in curves)
     return replace(
         terms,
         curve=f"{where} (largest residual {worst:.0%})",
-        curve_shipped=all(each.shipped for each in fp32),
+        curve_shipped=all(curve.shipped for curve in fp32),
         call_s=EXCHANGE_S + overhead,
         gather_s=betas[0].at(128),
         betas=tuple(betas),
@@ -59,13 +59,13 @@ def measured_terms(terms: CostTerms, measured: MeasuredSpeed) -> CostTerms:
 
 def _single(kind: Precision, curves: Sequence[ThroughputCurve]) -> list[ThroughputCurve]:
     """The curves of one precision on one vCPU at its most measured locality, by row bytes."""
-    found = [each for each in curves if each.precision == kind and each.vcpu == 1]
-    places = [each.locality for each in found]
+    found = [curve for curve in curves if curve.precision == kind and curve.vcpu == 1]
+    places = [curve.locality for curve in found]
     if not found:
         return []
     usual = max(set(places), key=lambda place: (places.count(place), place))
     return sorted(
-        (each for each in found if each.locality == usual), key=lambda each: each.row_bytes
+        (curve for curve in found if curve.locality == usual), key=lambda curve: curve.row_bytes
     )
 
 
@@ -79,22 +79,22 @@ def _beta_curve(
     factor = 1.0
     for base in single:
         skewed = sorted(
-            (each.locality, each.gather_s)
-            for each in curves
-            if (each.precision, each.row_bytes, each.vcpu) == (kind, base.row_bytes, 1)
+            (curve.locality, curve.gather_s)
+            for curve in curves
+            if (curve.precision, curve.row_bytes, curve.vcpu) == (kind, base.row_bytes, 1)
         )
         if len(skewed) > 1:
             places, values = zip(*skewed, strict=True)
             factor *= float(np.interp(locality, places, values)) / base.gather_s
         shared = [
-            each.gather_s / base.gather_s
-            for each in curves
-            if (each.precision, each.row_bytes, each.locality) == (kind, base.row_bytes, usual)
-            and each.vcpu > 1
+            curve.gather_s / base.gather_s
+            for curve in curves
+            if (curve.precision, curve.row_bytes, curve.locality) == (kind, base.row_bytes, usual)
+            and curve.vcpu > 1
         ]
         factor *= max([1.0, *shared])
     return BetaCurve(
         kind,
-        tuple(each.row_bytes for each in single),
-        tuple(each.gather_s * factor for each in single),
+        tuple(curve.row_bytes for curve in single),
+        tuple(curve.gather_s * factor for curve in single),
     )

@@ -94,7 +94,7 @@ def _layers(model: ModelSpec, tower: DlrmTower) -> tuple[int, list[tuple[int, in
     vectors = len(model.tables) + 1
     pairs = vectors * (vectors - 1) // 2
     if tower.interaction is Interaction.CAT:
-        width, dots = tower.bottom_mlp[-1] + sum(each.dim for each in model.tables), 0
+        width, dots = tower.bottom_mlp[-1] + sum(table.dim for table in model.tables), 0
     else:
         pairs += vectors if tower.interaction is Interaction.DOT_ITSELF else 0
         width, dots = tower.bottom_mlp[-1] + pairs, pairs * tower.bottom_mlp[-1]

@@ -111,7 +111,7 @@ def _nodes(terms: CostTerms, prices: Prices) -> list[str]:
 
 
 def violations(layout: Layout, request: PlanRequest, limit: float) -> list[str]:
-    """Constraints that this layout breaks: measured, allowed, what lifts it."""
+    """One line per constraint that this layout breaks: measured, allowed, and what lifts it."""
     lines = []
     late = layout.p95_s * 1e3
     if request.sla_p95_ms is not None and late > request.sla_p95_ms:
@@ -126,7 +126,7 @@ def violations(layout: Layout, request: PlanRequest, limit: float) -> list[str]:
             f"fan-out: {len(layout.shards)} remote calls per query, {over} over the "
             f"{request.max_fan_out} allowed: raise max_fan_out"
         )
-    big = max(layout.shards, key=lambda each: each.memory, default=None)
+    big = max(layout.shards, key=lambda shard: shard.memory, default=None)
     if big and big.memory > limit * (1 + 1e-9):
         lines.append(
             f"shard size: {big.name} has {big.memory:,.0f} bytes, "
@@ -137,9 +137,9 @@ def violations(layout: Layout, request: PlanRequest, limit: float) -> list[str]:
 
 
 def no_node(pool: Sequence[Layout], prices: Prices) -> InfeasibleError:
-    """No type holds some container of any layout."""
-    least_memory = min(max(each.memory for each in layout.functions) for layout in pool)
-    least_vcpu = min(max(each.vcpu for each in layout.functions) for layout in pool)
+    """The error for layouts of which each has a container that no node type holds."""
+    least_memory = min(max(function.memory for function in layout.functions) for layout in pool)
+    least_vcpu = min(max(function.vcpu for function in layout.functions) for layout in pool)
     memory, vcpu = _largest(prices.types), max(kind.usable_vcpu for kind in prices.types)
     lines = []
     if least_memory > memory:

@@ -26,7 +26,7 @@ class Packing:
 
     @property
     def count(self) -> int:
-        """All nodes."""
+        """How many nodes there are."""
         return sum(number for _, number in self.nodes)
 
     @property
@@ -40,9 +40,9 @@ Group = tuple[float, float, int]  # vCPU, bytes, how many
 
 def cheapest_possible(layout: Layout, prices: Prices) -> float:
     """Dollars per month below which no packing of this layout can cost."""
-    plain = [each for each in layout.functions if not each.gpus]
-    cpu = sum(each.replicas * each.vcpu for each in plain)
-    memory = sum(each.total_memory for each in plain)
+    plain = [function for function in layout.functions if not function.gpus]
+    cpu = sum(function.replicas * function.vcpu for function in plain)
+    memory = sum(function.total_memory for function in plain)
     per_cpu = min(kind.usd_per_month / kind.usable_vcpu for kind in prices.types)
     per_byte = min(kind.usd_per_month / kind.usable_bytes for kind in prices.types)
     return max(cpu * per_cpu, memory * per_byte) * (1 - 1e-9)
@@ -54,7 +54,9 @@ def pack(layout: Layout, prices: Prices) -> Packing | None:
     Containers with a GPU get nodes of their own, one GPU each.
     """
     groups: list[Group] = [
-        (each.vcpu, each.memory, each.replicas) for each in layout.functions if not each.gpus
+        (function.vcpu, function.memory, function.replicas)
+        for function in layout.functions
+        if not function.gpus
     ]
     best: Packing | None = None
     ladder = sorted(prices.types, key=lambda kind: (kind.usd_per_hour, kind.name))
@@ -90,10 +92,10 @@ def _fill(
     groups: Sequence[Group], kind: InstanceType, ladder: Sequence[InstanceType]
 ) -> Packing | None:
     cpu, memory = kind.usable_vcpu, kind.usable_bytes
-    if any(each[0] > cpu + 1e-9 or each[1] > memory for each in groups):
+    if any(group[0] > cpu + 1e-9 or group[1] > memory for group in groups):
         return None
-    order = sorted(groups, key=lambda each: -max(each[0] / cpu, each[1] / memory))
-    left = [each[2] for each in order]
+    order = sorted(groups, key=lambda group: -max(group[0] / cpu, group[1] / memory))
+    left = [group[2] for group in order]
     nodes: Counter[InstanceType] = Counter()
     while any(left):
         free_cpu, free_memory = cpu, memory

@@ -7,6 +7,7 @@ starts with `#` and says where it is from and of what date.
 from __future__ import annotations
 
 import csv
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,10 +62,10 @@ class Prices:
     def types(self) -> tuple[InstanceType, ...]:
         """Types that sparse functions and a CPU tower run on: the cheapest of each shape."""
         found: dict[tuple[float, float], InstanceType] = {}
-        for kind in sorted(self.cpu_types, key=lambda each: (each.usd_per_hour, each.name)):
+        for kind in sorted(self.cpu_types, key=lambda kind: (kind.usd_per_hour, kind.name)):
             found.setdefault((kind.vcpu, kind.memory_gib), kind)
         chosen = set(found.values())
-        return tuple(each for each in self.every if each in chosen)
+        return tuple(kind for kind in self.every if kind in chosen)
 
     @property
     def cpu_types(self) -> tuple[InstanceType, ...]:
@@ -82,35 +83,74 @@ def read_prices(path: Path | None = None) -> Prices:
 
     Raises:
         ArtifactError: there is no such file.
-        PlanError: a column is missing or a value is not a positive number; names the line.
+        PlanError: a column is missing, unknown or given twice, a type is listed twice, or a value
+            is not a positive number; names the line.
     """
     path = path or SHIPPED
     with os_errors(path, "read"):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        data = path.read_bytes()
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PlanError(f"{path}:{line}: not UTF-8: byte 0x{data[error.start]:02x}") from error
     heading = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
-    rows = csv.DictReader(line for line in lines if line.strip() and not line.startswith("#"))
-    missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-    if missing:
-        raise PlanError(f"{path}: column {missing[0]} is missing; expected {', '.join(COLUMNS)}")
-    types = []
-    for row in rows:
-        try:
-            entry = InstanceType(
-                row["instance_type"],
-                float(row["vcpu"]),
-                float(row["memory_gib"]),
-                int(row["gpu"] or 0),
-                float(row["usd_per_hour"]),
-            )
-        except (TypeError, ValueError) as error:
-            raise PlanError(f"{path}: {row['instance_type']}: {error}") from error
-        if min(entry.vcpu, entry.memory_gib, entry.usd_per_hour) <= 0:
-            raise PlanError(f"{path}: {entry.name}: vCPU, memory and price must be above 0")
-        types.append(entry)
+    rows = [
+        (number, line)
+        for number, line in enumerate(lines, 1)
+        if line.strip() and not line.startswith("#")
+    ]
+    types = _types(path, rows)
     prices = Prices(str(path.name), _date(heading), tuple(types))
     if not prices.cpu_types:
         raise PlanError(f"{path}: no instance type without GPU")
     return prices
+
+
+def _types(path: Path, rows: list[tuple[int, str]]) -> list[InstanceType]:
+    """The types of a table whose first row names its columns; rows come with their line numbers."""
+    table = csv.reader(line for _, line in rows)
+    columns = [name.strip() for name in next(table, [])]
+    for name in COLUMNS:
+        if name not in columns:
+            raise PlanError(f"{path}: column {name} is missing; expected {', '.join(COLUMNS)}")
+    for name in columns:
+        if name not in COLUMNS or columns.count(name) > 1:
+            what = "is given twice" if name in COLUMNS else "is not known"
+            raise PlanError(f"{path}: column {name} {what}; expected {', '.join(COLUMNS)}")
+    lines: dict[str, int] = {}
+    types = []
+    for values in table:
+        line = rows[table.line_num - 1][0]
+        where = f"{path}:{line}"
+        if len(values) != len(columns):
+            raise PlanError(f"{where}: {len(values)} values for {len(columns)} columns")
+        kind = _type(where, dict(zip(columns, values, strict=True)))
+        if kind.name in lines:
+            raise PlanError(f"{where}: {kind.name} is listed already in line {lines[kind.name]}")
+        lines[kind.name] = line
+        types.append(kind)
+    return types
+
+
+def _type(where: str, row: dict[str, str]) -> InstanceType:
+    name = row["instance_type"].strip()
+    if not name:
+        raise PlanError(f"{where}: the type has no name")
+    numbers = {}
+    for column in COLUMNS[1:]:
+        try:
+            numbers[column] = float(row[column] or 0)
+        except ValueError:
+            raise PlanError(f"{where}: {name}: {column} is {row[column]!r}, no number") from None
+        least = 0.0 if column == "gpu" else 1e-9
+        if not least <= numbers[column] < math.inf:
+            raise PlanError(f"{where}: {name}: {column} is {row[column]}: it must be above 0")
+    if numbers["gpu"] % 1:
+        raise PlanError(f"{where}: {name}: gpu is {row['gpu']}: it must be a whole number")
+    return InstanceType(
+        name, numbers["vcpu"], numbers["memory_gib"], int(numbers["gpu"]), numbers["usd_per_hour"]
+    )
 
 
 def _date(heading: str) -> str:

@@ -197,17 +197,17 @@ def _containers(plan: Plan) -> list[Container]:
                 dense.scaling.max_scale,
             )
         )
-    for each in plan.shards:
-        if each.tier is not Tier.RESIDENT:
+    for shard in plan.shards:
+        if shard.tier is not Tier.RESIDENT:
             found.append(
                 Container(
-                    each.tier.value,
-                    each.vcpu,
-                    each.memory_bytes,
+                    shard.tier.value,
+                    shard.vcpu,
+                    shard.memory_bytes,
                     0,
-                    each.scaling.min_scale,
-                    each.replicas,
-                    each.scaling.max_scale,
+                    shard.scaling.min_scale,
+                    shard.replicas,
+                    shard.scaling.max_scale,
                 )
             )
     return found

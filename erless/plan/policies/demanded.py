@@ -132,7 +132,7 @@ class _Shapes:
         limit = math.inf if room is None else room
         shares = RESIDENT_SHARES if asked is None else (asked,)
         cuts = [self._hottest(share, limit) for share in shares]
-        return list({each.tobytes(): each for each in cuts}.values())
+        return list({cut.tobytes(): cut for cut in cuts}.values())
 
     def _hottest(self, share: float, limit_bytes: float = math.inf) -> Ints:
         """The longest run of hottest rows with at most `share` of the gathers, and these bytes."""
@@ -167,16 +167,16 @@ class _Shapes:
         if number is None:
             return free
         number -= bool((frozen < self.order.table_rows).any())
-        chosen = [each for each in free if len(each) == number - 1]
+        chosen = [cuts for cuts in free if len(cuts) == number - 1]
         found: list[list[float]] = []
         loads = self._grid(self._load_outside(frozen), self._load_outside(resident))
         if 1 <= number < len(loads):
             points = fluid_cuts(loads, self.order.size_at(loads), number, self.terms)
-            found.append([float(loads[each]) for each in points[1:-1]])
+            found.append([float(loads[point]) for point in points[1:-1]])
             if self.request.max_shard_bytes:
                 found.append(self._even(float(loads[0]), float(loads[-1]), number))
-        for each in found:
-            cuts = [self.order.cut(load) for load in each]
+        for loads_between in found:
+            cuts = [self.order.cut(load) for load in loads_between]
             chosen.append([np.clip(cut, resident, frozen) for cut in cuts])
         return chosen + self._whole_tables(resident, frozen, number)
 
@@ -189,7 +189,7 @@ class _Shapes:
         if not 1 <= number <= len(tables):
             return []
         load = np.array(self._loads(resident, frozen))[tables]
-        widths = [self.precision.row_bytes(each.spec.dim) for each in self.demand.tables]
+        widths = [self.precision.row_bytes(table.spec.dim) for table in self.demand.tables]
         size = ((frozen - resident) * np.array(widths))[tables].astype(np.float64)
         coldest = np.argsort(load / size, kind="stable")
         points = fluid_cuts(
@@ -208,10 +208,10 @@ class _Shapes:
     def _even(self, low: float, high: float, number: int) -> list[float]:
         """Loads between shards of equally many bytes: the smallest that the largest can be."""
         sizes = np.linspace(self.order.size_at(low), self.order.size_at(high), number + 1)
-        return [float(each) for each in self.order.load_at(sizes[1:-1])]
+        return [float(load) for load in self.order.load_at(sizes[1:-1])]
 
     def _free_cuts(self, resident: Ints, frozen: Ints) -> list[list[Ints]]:
-        """As the search cuts these rows when the gateway holds none of them."""
+        """The cuts that the search makes of these rows where none of them may be in the gateway."""
         middle = _between(self.demand, resident, frozen)
         if middle is None:
             return []
@@ -253,7 +253,7 @@ class _Shapes:
         return sum(self._loads(cut, self.order.table_rows))
 
     def _loads(self, start: Ints, stop: Ints) -> list[float]:
-        """The same of ranks start … stop-1 of each table."""
+        """Per table, seconds of one vCPU per query of ranks start … stop-1."""
         return [
             table.gathers_between(int(low), int(high))
             * self.terms.beta_of(table.spec.dim, self.precision)
@@ -263,8 +263,10 @@ class _Shapes:
 
 def _between(demand: Demand, start: Ints, stop: Ints) -> tuple[Demand, list[int]] | None:
     """The demand of ranks start … stop-1 alone, and the numbers of the tables that have any."""
-    numbers = [int(each) for each in np.flatnonzero(stop > start)]
+    numbers = [int(number) for number in np.flatnonzero(stop > start)]
     if not numbers:
         return None
-    tables = [demand.tables[each].between(int(start[each]), int(stop[each])) for each in numbers]
+    tables = [
+        demand.tables[number].between(int(start[number]), int(stop[number])) for number in numbers
+    ]
     return replace(demand, tables=tuple(tables)), numbers

@@ -56,4 +56,4 @@ def _worth_a_gpu(request: PlanRequest, demand: Demand, terms: CostTerms, prices:
         return True
     cheapest = min(kind.usd_per_hour / kind.usable_vcpu for kind in prices.types)
     tower = demand.qps * demand.tower_s / terms.utilisation * cheapest
-    return request.aim == "dollars" and tower > min(each.usd_per_hour for each in prices.gpu_types)
+    return request.aim == "dollars" and tower > min(kind.usd_per_hour for kind in prices.gpu_types)

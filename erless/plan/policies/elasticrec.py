@@ -63,10 +63,11 @@ def cut_table(
     share = table.curve.cdf(ranks)
     beta = terms.beta_of(table.spec.dim, Precision.FP32)
     row = table.spec.row_bytes + terms.index_bytes_per_row
-    each = terms.max_vcpu * terms.utilisation
+    replica_vcpu = terms.max_vcpu * terms.utilisation
 
     load = demand.qps * (terms.call_s + beta * table.gathers * (share[None, :] - share[:, None]))
-    busy = load / each  # replicas at 100 %, of a shard from point i (row) to point j (column)
+    # replicas at 100 %, of a shard from point i (row) to point j (column)
+    busy = load / replica_vcpu
     memory = (ranks[None, :] - ranks[:, None]) * row + terms.shard_memory_bytes
     count = np.maximum(np.ceil(busy * (1 - ROUNDING) - 1e-12), max(1, demand.min_replicas))
     cost = count * memory
@@ -119,9 +120,11 @@ def _candidates(
     load = demand.qps * terms.beta_of(table.spec.dim, Precision.FP32) * table.gathers
     if load <= 0:
         return np.asarray(picked, np.int64)
-    each = terms.max_vcpu * terms.utilisation
-    number = np.arange(1, int(min(64, load / each + demand.qps * terms.call_s / each + 2)) + 1)
-    full = (number * each - demand.qps * terms.call_s) / load
+    replica_vcpu = terms.max_vcpu * terms.utilisation
+    number = np.arange(
+        1, int(min(64, load / replica_vcpu + demand.qps * terms.call_s / replica_vcpu + 2)) + 1
+    )
+    full = (number * replica_vcpu - demand.qps * terms.call_s) / load
     full = full[(full > 0) & (full < 1)]
     share, at = table.curve.share, table.curve.ranks.astype(np.float64)
     hot = np.floor(np.interp(full, share, at)).astype(np.int64)

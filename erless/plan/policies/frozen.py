@@ -46,7 +46,7 @@ def split_frozen(layout: Layout, request: PlanRequest) -> Layout:
         return layout
     precision = layout.shards[0].precision
     cut = idle_cut(demand, terms, request, precision)
-    heat = [each.gathers / each.rows for each in layout.shards]
+    heat = [shard.gathers / shard.rows for shard in layout.shards]
     coldest = heat.index(min(heat))
     idle, kept = [], []
     for part in layout.shards[coldest].slices:
@@ -55,8 +55,8 @@ def split_frozen(layout: Layout, request: PlanRequest) -> Layout:
         idle.append(Slice(part.table, middle, part.stop))
     if not any(part.stop > part.start for part in idle):
         return layout
-    shards = [list(each.slices) for each in layout.shards]
-    reasons = [each.why for each in layout.shards]
+    shards = [list(shard.slices) for shard in layout.shards]
+    reasons = [shard.why for shard in layout.shards]
     why = f"idle for {request.frozen_window_s:g} s at least half of the time"
     if any(part.stop > part.start for part in kept):
         if len(shards) >= request.max_fan_out:

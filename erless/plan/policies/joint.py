@@ -91,11 +91,11 @@ def joint_memory(layouts: Sequence[Layout]) -> Layout:
 
     Instances small enough for the exact method give nothing up.
     """
-    least = min(each.memory for each in layouts)
-    rows = sum(each.rows for each in layouts[0].demand.tables)
+    least = min(layout.memory for layout in layouts)
+    rows = sum(table.rows for table in layouts[0].demand.tables)
     margin = 0.0 if rows <= exact.MOST_ROWS else FEWER_FUNCTIONS
-    near = [each for each in layouts if each.memory <= least * (1 + margin) + 1e-6]
-    return min(near, key=lambda each: (len(each.shards), each.memory))
+    near = [layout for layout in layouts if layout.memory <= least * (1 + margin) + 1e-6]
+    return min(near, key=lambda layout: (len(layout.shards), layout.memory))
 
 
 def _remote(sizes: Sequence[FunctionSize]) -> tuple[FunctionSize, ...]:
@@ -112,7 +112,7 @@ def _realise(
     max_shard_bytes: float,
 ) -> list[np.ndarray]:
     """Cut vectors, coldest first: the last step takes all that is left."""
-    each = terms.max_vcpu * terms.utilisation
+    replica_vcpu = terms.max_vcpu * terms.utilisation
     call = demand.qps * terms.call_s
     remote = (len(sizes) - 1) * terms.remote_call_s + terms.route_s * sum(
         table.gathers for table in demand.tables
@@ -121,7 +121,7 @@ def _realise(
     cuts = [order.table_rows]
     covered = 0.0
     for size in sizes[:-1]:
-        capacity = size.replicas * each * (1 - slack) - (front if size.gateway else call)
+        capacity = size.replicas * replica_vcpu * (1 - slack) - (front if size.gateway else call)
         if size.gateway:
             capacity /= order.resident_load_ratio
         load = covered + max(0.0, capacity) / demand.qps

@@ -35,11 +35,13 @@ def node_shaped(
     stored = [
         precision.row_bytes(table.spec.dim) + terms.index_bytes_per_row for table in demand.tables
     ]
-    whole = sum(table.rows * each for table, each in zip(demand.tables, stored, strict=True))
+    whole = sum(
+        table.rows * row_bytes for table, row_bytes in zip(demand.tables, stored, strict=True)
+    )
     routing = terms.routing_bytes_per_row * max(table.rows for table in demand.tables)
     sizes = {min(kind.usable_bytes, max_shard_bytes) for kind in types}
     found = []
-    for size in sorted(each for each in sizes if whole / MOST_NODES < each < whole):
+    for size in sorted(size for size in sizes if whole / MOST_NODES < size < whole):
         room = size - terms.shard_memory_bytes
         if room < max(stored):
             continue

@@ -20,12 +20,12 @@ __all__ = ["floor_of", "tiers_of", "with_tiers"]
 
 def tiers_of(layout: Layout) -> list[Tier]:
     """The tier of each shard, in the layout's order."""
-    awake = [each for each in layout.shards if each.role is not Role.FROZEN]
+    awake = [shard for shard in layout.shards if shard.role is not Role.FROZEN]
     # of equally hot ones the first is the hottest, the last the coldest
-    by_heat = sorted(awake, key=lambda each: -float(f"{each.gathers / each.rows:.6g}"))
+    by_heat = sorted(awake, key=lambda shard: -float(f"{shard.gathers / shard.rows:.6g}"))
     hottest = by_heat[0] if len(by_heat) > 2 else None
     coldest = by_heat[-1] if by_heat else None
-    return [_tier(each, coldest, hottest) for each in layout.shards]
+    return [_tier(shard, coldest, hottest) for shard in layout.shards]
 
 
 def _tier(
@@ -50,18 +50,18 @@ def with_tiers(layout: Layout, policy: Policy, request: PlanRequest) -> Layout:
     """The layout with the precision that its tiers ask for, and their fewest replicas."""
     tiers = tiers_of(layout)
     wanted = [
-        request.tier_precision.get(tier, each.precision)
-        for each, tier in zip(layout.shards, tiers, strict=True)
+        request.tier_precision.get(tier, shard.precision)
+        for shard, tier in zip(layout.shards, tiers, strict=True)
     ]
     if policy == "joint" and any(
-        kind is not each.precision for each, kind in zip(layout.shards, wanted, strict=True)
+        kind is not shard.precision for shard, kind in zip(layout.shards, wanted, strict=True)
     ):
         layout = layout.resized(precisions=wanted)
     if not request.tier_replicas:
         return layout
     gateway, *shards = (
-        _raised(each, floor_of(tier, policy, request), layout)
-        for each, tier in zip(
+        _raised(function, floor_of(tier, policy, request), layout)
+        for function, tier in zip(
             (layout.gateway, *layout.shards), (Tier.RESIDENT, *tiers), strict=True
         )
     )

@@ -58,7 +58,7 @@ def break_even(
         asked = base.model_copy(update={"qps": qps * factor})
         points.append(_point("traffic", factor, model, tables, asked, prices, measured))
     for factor in SIZES:
-        grown = [_grow(each, factor) for each in tables]
+        grown = [_grow(table, factor) for table in tables]
         asked = base.model_copy(update={"qps": qps})
         points.append(_point("rows", factor, model, grown, asked, prices, measured))
     return points
@@ -101,13 +101,13 @@ def _point(
 
 def lines(points: Sequence[Point]) -> list[str]:
     """One sentence per kind: where sharding pays, among the scales tried."""
-    said = []
+    sentences = []
     for kind in ("traffic", "rows"):
-        tried = [each for each in points if each.kind == kind]
-        pays = [f"{each.factor:g}×" for each in tried if each.pays]
+        tried = [point for point in points if point.kind == kind]
+        pays = [f"{point.factor:g}×" for point in tried if point.pays]
         where = f"pays at {', '.join(pays)}" if pays else "pays at none"
-        said.append(
+        sentences.append(
             f"over {kind} ({tried[0].factor:g}× … {tried[-1].factor:g}× of this): sharding "
             f"{where} of the {len(tried)} scales tried"
         )
-    return said
+    return sentences

@@ -72,7 +72,7 @@ def plan_document(
     request = outcome.request
     candidate = outcome.best[request.policy]
     results = policy_results(outcome)
-    chosen = next(each for each in results if each.policy == request.policy)
+    chosen = next(result for result in results if result.policy == request.policy)
     return Plan.create(
         model_digest=model_digest,
         profile_digest=profile_digest,
@@ -100,8 +100,8 @@ def plan_document(
 def _ranges(outcome: Outcome, function: PlannedFunction) -> tuple[RankRange, ...]:
     tables = outcome.demand.tables
     return tuple(
-        RankRange(table=tables[each.table].spec.name, start=each.start, stop=each.stop)
-        for each in function.slices
+        RankRange(table=tables[part.table].spec.name, start=part.start, stop=part.stop)
+        for part in function.slices
     )
 
 

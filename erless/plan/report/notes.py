@@ -39,9 +39,9 @@ def _demanded(outcome: Outcome) -> list[str]:
     free = outcome.free
     if free is None:
         return []
-    chosen = outcome.best["joint"]
+    demanded = outcome.best["joint"]
     return [
-        f"the shape was demanded: {_cost(chosen)}. Left to choose by {outcome.request.aim}, "
+        f"the shape was demanded: {_cost(demanded)}. Left to choose by {outcome.request.aim}, "
         f"erless takes {_cost(free)}"
     ]
 
@@ -57,7 +57,7 @@ def _frozen(outcome: Outcome) -> list[str]:
     request, layout = outcome.request, outcome.best["joint"].layout
     if not request.freezes:
         return []
-    frozen = next((each for each in layout.shards if each.role is Role.FROZEN), None)
+    frozen = next((shard for shard in layout.shards if shard.role is Role.FROZEN), None)
     window = f"{request.frozen_window_s:g} s"
     if frozen is None:
         why = (

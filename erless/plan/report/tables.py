@@ -60,7 +60,7 @@ def _cells(function: ShardPlan | GatewayPlan | DensePlan) -> tuple[str, ...]:
 
 def node_line(plan: Plan) -> str:
     """The nodes that hold all containers, and what they cost."""
-    nodes = ", ".join(f"{each.count} × {each.instance_type}" for each in plan.nodes)
+    nodes = ", ".join(f"{node.count} × {node.instance_type}" for node in plan.nodes)
     dollars = plan.result.usd_per_month if plan.result else 0.0
     return f"nodes: {nodes}: ${dollars:,.0f} a month at prices of {plan.prices_date}"
 
@@ -85,20 +85,20 @@ def policy_table(plan: Plan) -> Table:
         "above bound",
     ):
         table.add_column(name, justify="right")
-    for each in plan.policies:
+    for result in plan.policies:
         table.add_row(
-            each.policy,
-            _size(each.memory_bytes),
-            f"{each.memory_reduction:.2f}×",
-            f"{each.memory_utility:.2%}",
-            str(each.functions),
-            str(each.containers),
-            str(each.fan_out),
-            f"{each.vcpu:g}",
-            str(each.nodes),
-            f"{each.usd_per_month:,.0f}",
-            f"{each.predicted_p95_ms:.2f}",
-            f"{each.lower_bound_gap:.2%}",
+            result.policy,
+            _size(result.memory_bytes),
+            f"{result.memory_reduction:.2f}×",
+            f"{result.memory_utility:.2%}",
+            str(result.functions),
+            str(result.containers),
+            str(result.fan_out),
+            f"{result.vcpu:g}",
+            str(result.nodes),
+            f"{result.usd_per_month:,.0f}",
+            f"{result.predicted_p95_ms:.2f}",
+            f"{result.lower_bound_gap:.2%}",
         )
     return table
 
@@ -109,14 +109,14 @@ def explain(plan: Plan, name: str) -> list[str]:
     Raises:
         PlanError: the plan has no such shard.
     """
-    shard = next((each for each in plan.shards if each.name == name), None)
+    shard = next((part for part in plan.shards if part.name == name), None)
     if shard is None:
-        names = ", ".join(each.name for each in plan.shards)
+        names = ", ".join(part.name for part in plan.shards)
         raise PlanError(f"the plan has no shard {name}; it has {names}")
     lines = [
         f"{shard.name}: {shard.rows:,} rows of {len(shard.slices)} slices, "
         f"{shard.gathers:,.1f} gathers per query ({shard.share:.2%})",
-        *(f"  {each.table}: ranks {each.start:,} … {each.stop - 1:,}" for each in shard.slices[:5]),
+        *(f"  {part.table}: ranks {part.start:,} … {part.stop - 1:,}" for part in shard.slices[:5]),
     ]
     if len(shard.slices) > 5:
         lines.append(f"  and {len(shard.slices) - 5} more")
@@ -139,8 +139,8 @@ def _load_lines(plan: Plan, shard: ShardPlan) -> list[str]:
 
 
 def verdict(plan: Plan) -> str:
-    """Plainly: does sharding pay here?"""
-    known = {each.policy: each for each in plan.policies}
+    """Whether sharding pays here, in one sentence; empty where nothing was compared."""
+    known = {result.policy: result for result in plan.policies}
     whole, joint = known.get("model-wise"), known.get("joint")
     if whole is None or joint is None:
         return ""

@@ -100,7 +100,7 @@ class _Work:
     ) -> _Work:
         small = min(precision, resident, key=lambda kind: kind.row_bytes(1024))
         kinds = [kind for kind in Precision if kind.row_bytes(1024) >= small.row_bytes(1024)]
-        each = demand.qps / terms.utilisation
+        vcpu = demand.qps / terms.utilisation
         gathers = route = 0.0
         for table in demand.tables:
             gathers += table.gathers * min(terms.beta_of(table.spec.dim, kind) for kind in kinds)
@@ -109,16 +109,16 @@ class _Work:
         held = sum(table.rows * resident.row_bytes(table.spec.dim) for table in demand.tables)
         front, gpus = terms.call_s + demand.tower_s, 0.0
         if demand.dense and demand.dense.device == "cuda":
-            gpus = each * demand.dense.service_s
+            gpus = vcpu * demand.dense.service_s
         apart = demand.dense.service_s if demand.dense and not gpus else 0.0
         m0 = terms.gateway_memory_bytes
         order = MergedOrder.of(demand.tables, terms, resident, resident)
         call = terms.call_s + terms.remote_call_s + apart
         return cls(
-            each * front,
-            each * gathers,
-            each * call,
-            each * route,
+            vcpu * front,
+            vcpu * gathers,
+            vcpu * call,
+            vcpu * route,
             rows + m0,
             held + m0,
             gpus,
@@ -181,8 +181,8 @@ def _gpu_nodes(gpus: float, prices: Prices) -> float:
     """Dollars per month of at least `gpus` GPUs, at the lowest price of one."""
     if not gpus:
         return 0.0
-    each = min((kind.usd_per_month / kind.gpu for kind in prices.gpu_types), default=math.inf)
-    return max(1, math.ceil(gpus * (1 - 1e-9))) * each
+    gpu_price = min((kind.usd_per_month / kind.gpu for kind in prices.gpu_types), default=math.inf)
+    return max(1, math.ceil(gpus * (1 - 1e-9))) * gpu_price
 
 
 def _cover(load: float, size: float, terms: CostTerms, types: Sequence[InstanceType]) -> float:

@@ -48,7 +48,7 @@ def best(
         layout = Layout.of(
             demand,
             terms,
-            [join(each) for each in shards],
+            [join(shard) for shard in shards],
             join(_pick(rows, inside)),
             precision,
             resident_precision,
@@ -62,11 +62,11 @@ def best(
 def join(rows: Sequence[Slice]) -> list[Slice]:
     """Neighbouring ranks as one slice."""
     joined: list[Slice] = []
-    for each in rows:
-        if joined and joined[-1].table == each.table and joined[-1].stop == each.start:
-            joined[-1] = Slice(each.table, joined[-1].start, each.stop)
+    for row in rows:
+        if joined and joined[-1].table == row.table and joined[-1].stop == row.start:
+            joined[-1] = Slice(row.table, joined[-1].start, row.stop)
         else:
-            joined.append(each)
+            joined.append(row)
     return joined
 
 

@@ -61,7 +61,7 @@ class SearchLimits:
 
 @dataclass(frozen=True)
 class FunctionSize:
-    """One function, coldest first: its replicas, and whether it is the gateway."""
+    """One function of a solution: its replicas, and whether it is the gateway."""
 
     replicas: int
     gateway: bool
@@ -150,20 +150,24 @@ def _levels(
 ) -> list[_Level]:
     """All function sizes, by what a byte costs in them."""
     resident = limits.resident
-    each = terms.max_vcpu * terms.utilisation
+    replica_vcpu = terms.max_vcpu * terms.utilisation
     call = demand.qps * terms.call_s
     front = call + demand.qps * demand.tower_s
     total = demand.qps * order.total_load
-    low, minimum = max(1, math.ceil((call / each) * (1 - ROUNDING))), demand.min_replicas
-    high = max(math.ceil((total + call) / each) + 1, minimum)
+    low, minimum = max(1, math.ceil((call / replica_vcpu) * (1 - ROUNDING))), demand.min_replicas
+    high = max(math.ceil((total + call) / replica_vcpu) + 1, minimum)
     levels = [
-        _Level(float(paid), paid, carry, carry * each - call, False, terms.shard_memory_bytes)
+        _Level(
+            float(paid), paid, carry, carry * replica_vcpu - call, False, terms.shard_memory_bytes
+        )
         for paid, carry in _counts(max(low, minimum), high, optimistic)
     ]
-    least = max(math.ceil(front / each * (1 - ROUNDING)), minimum, 1)
-    most = max(least, math.ceil((front + total * order.resident_load_ratio) / each) + 1)
+    least = max(math.ceil(front / replica_vcpu * (1 - ROUNDING)), minimum, 1)
+    most = max(least, math.ceil((front + total * order.resident_load_ratio) / replica_vcpu) + 1)
     for paid, carry in _counts(least, most if resident else least, optimistic):
-        room = max(0.0, carry * each - front) / order.resident_load_ratio if resident else 0.0
+        room = (
+            max(0.0, carry * replica_vcpu - front) / order.resident_load_ratio if resident else 0.0
+        )
         # a row's index weighs little: on a tie the gateway takes the hotter rows
         ratio = order.resident_size_ratio
         factor = paid * (max(1.0, ratio) if limits.resident_hot and not optimistic else ratio)
@@ -213,7 +217,7 @@ class _Search:
             grown = self.add(newest, level)
             known = set(kept.ident.tolist())
             kept = self.prune(_join(kept, grown), level.factor)
-            fresh = np.array([each not in known for each in kept.ident.tolist()], bool)
+            fresh = np.array([ident not in known for ident in kept.ident.tolist()], bool)
             newest = kept.take(np.flatnonzero(fresh))
         return kept
 

@@ -26,7 +26,7 @@ def settle_atoms(layout: Layout, precision: Precision, resident: Precision) -> L
     for _ in range(ROUNDS if layout.shards and atoms else 0):
         better = min(
             _neighbours(layout, atoms, precision, resident),
-            key=lambda each: each.memory,
+            key=lambda near: near.memory,
             default=layout,
         )
         if better.memory >= layout.memory * (1 - 1e-12):
@@ -46,22 +46,22 @@ def _atoms(layout: Layout) -> list[Slice]:
             if load < HEAVY * terms.max_vcpu:
                 break
             found.append((load, Slice(number, rank, rank + 1)))
-    return [each for _, each in sorted(found, key=lambda entry: -entry[0])[:MOST_ATOMS]]
+    return [row for _, row in sorted(found, key=lambda entry: -entry[0])[:MOST_ATOMS]]
 
 
 def _neighbours(
     layout: Layout, atoms: list[Slice], precision: Precision, resident: Precision
 ) -> list[Layout]:
-    places = [list(each.slices) for each in (layout.gateway, *layout.shards)]
+    places = [list(shard.slices) for shard in (layout.gateway, *layout.shards)]
     home = {atom: _home(places, atom) for atom in atoms}
     moves = [
         ((atom, target),) for atom in atoms for target in range(len(places)) if target != home[atom]
     ]
     swaps = [((a, home[b]), (b, home[a])) for a, b in combinations(atoms, 2) if home[a] != home[b]]
-    reasons = [each.why for each in layout.shards]
+    reasons = [shard.why for shard in layout.shards]
     found = []
     for change in [*moves, *swaps]:
-        changed = [list(each) for each in places]
+        changed = [list(place) for place in places]
         for atom, target in change:
             changed[home[atom]] = _without(changed[home[atom]], atom)
             changed[target] = join(
@@ -79,15 +79,15 @@ def _home(places: list[list[Slice]], atom: Slice) -> int:
     return next(
         index
         for index, parts in enumerate(places)
-        if any(each.table == atom.table and each.start <= atom.start < each.stop for each in parts)
+        if any(part.table == atom.table and part.start <= atom.start < part.stop for part in parts)
     )
 
 
 def _without(parts: list[Slice], atom: Slice) -> list[Slice]:
     left = []
-    for each in parts:
-        if each.table != atom.table or not each.start <= atom.start < each.stop:
-            left.append(each)
+    for part in parts:
+        if part.table != atom.table or not part.start <= atom.start < part.stop:
+            left.append(part)
             continue
-        left += [Slice(each.table, each.start, atom.start), Slice(each.table, atom.stop, each.stop)]
-    return [each for each in left if each.stop > each.start]
+        left += [Slice(part.table, part.start, atom.start), Slice(part.table, atom.stop, part.stop)]
+    return [part for part in left if part.stop > part.start]

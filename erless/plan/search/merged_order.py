@@ -103,8 +103,8 @@ class MergedOrder:
         ranks[self.table[:segment]] = self.start[:segment]  # later (hotter) segments win
         if segment < len(self.table):
             rows = int(self.stop[segment] - self.start[segment])
-            each = (self.load[segment + 1] - self.load[segment]) / rows
-            taken = int((load - self.load[segment]) / each + 1e-9) if each > 0 else rows
+            row_load = (self.load[segment + 1] - self.load[segment]) / rows
+            taken = int((load - self.load[segment]) / row_load + 1e-9) if row_load > 0 else rows
             ranks[self.table[segment]] = self.stop[segment] - max(0, min(rows, taken))
         return ranks
 

@@ -88,11 +88,11 @@ class _Parts:
                 wait(futures, return_when=FIRST_EXCEPTION)
             finally:
                 self._stop.set()  # an error, or Ctrl-C: the rest need not be sent
-                failed = [each for each in futures if each.done() and each.exception()]
+                failed = [future for future in futures if future.done() and future.exception()]
                 if failed:
                     pool.shutdown(wait=True, cancel_futures=True)
                     failed[0].result()
-        return [each.result() for each in futures]
+        return [future.result() for future in futures]
 
     def _part(self, number: int) -> dict[str, Any]:
         begin = (number - 1) * self._part_bytes

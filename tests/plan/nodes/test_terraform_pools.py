@@ -47,11 +47,15 @@ def shard(tier: Tier, gib: float, vcpu: float, least: int, usual: int, most: int
 
 
 def plan_of(*shards: ShardPlan, gateways: int = 1) -> Plan:
+    numbered = tuple(
+        shard.model_copy(update={"name": f"{shard.tier.value}-{number}"})
+        for number, shard in enumerate(shards)
+    )
     return Plan.create(
         model_digest="m",
         profile_digest="p",
         policy="joint",
-        shards=shards,
+        shards=numbered,
         gateway=GatewayPlan(
             vcpu=1.0,
             memory_bytes=GIB,
