@@ -133,9 +133,12 @@ def profile_access(
         tallies = Tallies(rows, scratch)
         coverage = _Coverage(dict.fromkeys(rows, 0), set())
         for source in sources:
+            accesses = 0
             for log in open_log(source, rows, log_format):
-                _read(log, rows, tallies, progress)
+                accesses += _read(log, rows, tallies, progress)
                 coverage.add(log)
+            if not accesses:
+                raise LogError(f"{source.path}: the log is empty: no accesses in it")
         tables = _write_counts(rows, tallies, coverage, samples, stage, progress)
         if not any(each.access.accesses for each in tables):
             names = ", ".join(source.text for source in sources)
@@ -212,16 +215,15 @@ def _age_warning(source: LogSource, model: Path) -> str | None:
     return f"{source.path} ({log_at}) is older than the bundle {model} ({model_at})"
 
 
-def _read(log: AccessLog, rows: dict[str, int], tallies: Tallies, progress: Progress) -> None:
-    """Count all accesses of one log."""
-    empty = True
+def _read(log: AccessLog, rows: dict[str, int], tallies: Tallies, progress: Progress) -> int:
+    """Count all accesses of one log, and return how many ids it has."""
+    ids = 0
     with progress.step(f"read {log.path.name}", log.total, log.unit) as step:
         for chunk in log.chunks(step):
             _check_ids(chunk, rows[chunk.table], log.path)
             tallies.add(chunk.table, chunk.ids, chunk.counts)
-            empty = empty and not len(chunk.ids)
-    if empty:
-        raise LogError(f"{log.path}: the log is empty: no accesses in {log.samples or 0:,} samples")
+            ids += len(chunk.ids)
+    return ids
 
 
 def _check_ids(chunk: Chunk, rows: int, path: Path) -> None:

@@ -6,14 +6,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import unquote
 
 from erless.errors import LogError
+from erless.profile.blocks import first_line
+from erless.profile.criteo import CriteoLog, looks_like_criteo
+from erless.profile.interactions import InteractionLog
 from erless.profile.logs import AccessLog, arrow_errors, unknown_table
 from erless.profile.parquet import CountLog, ListLog, open_parquet
 from erless.profile.querylog import QueryLog
-from erless.profile.text import CriteoLog, InteractionLog, first_line, looks_like_criteo
 
 __all__ = ["LogFormat", "LogSource", "open_log"]
+
+PARQUET_MAGIC = b"PAR1"
 
 
 class LogFormat(StrEnum):
@@ -68,15 +73,49 @@ def open_log(
     if not source.path.is_dir():
         yield _open_file(source.path, source.table, dict(table_rows), log_format)
         return
-    parts = sorted(
-        path
-        for path in source.path.rglob("*.parquet")
-        if not path.name.startswith((".", "_")) and path.stat().st_size
-    )
+    parts = list(_parts(source.path))
     if not parts:
         raise LogError(f"{source.path}: the folder holds no parquet files")
     for path in parts:
-        yield _open_file(path, source.table, dict(table_rows), log_format)
+        table = _partition_table(source.path, path)
+        if table is not None and source.table not in (None, table):
+            continue  # as rows of other tables in one file
+        if table is not None and table not in table_rows:
+            raise unknown_table(path, table, table_rows)
+        yield _open_file(path, table or source.table, dict(table_rows), log_format)
+
+
+def _parts(folder: Path) -> Iterator[Path]:
+    """The parquet files below a folder, as Spark, Hive and Delta Lake write it, in order.
+
+    What begins with "." or "_" is theirs: files still being written, markers, checksums, the
+    table's history. Only `_column=value` names a partition.
+
+    Raises:
+        LogError: a file that is no parquet file, or has no bytes.
+    """
+    for path in sorted(folder.iterdir()):
+        hidden = path.name.startswith(".") or (path.name.startswith("_") and "=" not in path.name)
+        if hidden:
+            continue
+        if path.is_dir():
+            yield from _parts(path)
+            continue
+        with arrow_errors(path), path.open("rb") as file:
+            magic = file.read(4)
+        if not magic:
+            raise LogError(f"{path}: the log is empty: the file has 0 bytes")
+        if magic != PARQUET_MAGIC:
+            raise LogError(f"{path}: not a parquet file, in a folder that is read as one log")
+        yield path
+
+
+def _partition_table(folder: Path, path: Path) -> str | None:
+    """The table that a part is of, where the folders are partitioned by `table`."""
+    for name in path.relative_to(folder).parts[:-1]:
+        if name.startswith("table="):
+            return unquote(name.removeprefix("table="))
+    return None
 
 
 def _open_file(
@@ -87,14 +126,14 @@ def _open_file(
         size = path.stat().st_size
         if not size:
             raise LogError(f"{path}: the log is empty: the file has 0 bytes")
-    chosen = _detect(path) if log_format is LogFormat.AUTO else log_format
-    if chosen is LogFormat.QUERIES:
+    actual = _detect(path) if log_format is LogFormat.AUTO else log_format
+    if actual is LogFormat.QUERIES:
         return QueryLog(path, tables, table)
-    if chosen is LogFormat.CRITEO:
+    if actual is LogFormat.CRITEO:
         return CriteoLog(path, table_rows, table)
-    if chosen is LogFormat.INTERACTIONS:
+    if actual is LogFormat.INTERACTIONS:
         return InteractionLog(path, _one_table(path, table, tables))
-    if chosen is LogFormat.COUNTS:
+    if actual is LogFormat.COUNTS:
         return CountLog(path, tables, table)
     return (
         open_parquet(path, tables, table)
@@ -109,7 +148,7 @@ def _detect(path: Path) -> LogFormat:
         return LogFormat.QUERIES
     with arrow_errors(path), path.open("rb") as file:
         magic = file.read(4)
-    if path.suffix == ".parquet" or magic == b"PAR1":
+    if path.suffix == ".parquet" or magic == PARQUET_MAGIC:
         return LogFormat.PARQUET
     return LogFormat.CRITEO if looks_like_criteo(first_line(path)) else LogFormat.INTERACTIONS
 

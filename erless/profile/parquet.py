@@ -6,6 +6,8 @@ megabytes. Only the columns that the model's tables need are read.
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ __all__ = ["SAMPLES_KEY", "CountLog", "ListLog", "open_parquet"]
 
 BATCH_IDS = 4_000_000  # ids in one batch, about: 32 MB
 MIN_BATCH_ROWS = 1024
+MOST_ACCESSES = 2**53  # of one log of counts
 COUNT_COLUMNS = {"id", "count"}
 SAMPLES_KEY = b"samples"  # schema metadata of an aggregated log: samples it covers, as text
 
@@ -39,16 +42,32 @@ def open_parquet(path: Path, tables: Sequence[str], only: str | None) -> ListLog
     Raises:
         LogError: not parquet, truncated, or its columns fit no table.
     """
-    with arrow_errors(path):
-        schema = pq.read_schema(path)
-    if set(schema.names) >= COUNT_COLUMNS:
+    if set(_open(path).schema_arrow.names) >= COUNT_COLUMNS:
         return CountLog(path, tables, only)
     return ListLog(path, tables, only)
 
 
+def _open(path: Path) -> Any:
+    """The file; its name goes to Arrow as bytes, which works in any locale.
+
+    Raises:
+        LogError: not parquet, truncated, or two columns have one name.
+    """
+    with arrow_errors(path):
+        file = pq.ParquetFile(pa.OSFile(os.fsencode(path)))
+        names = Counter(file.schema_arrow.names)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise LogError(f"{path}: {names[twice[0]]} columns are named {twice[0]!r}")
+    return file
+
+
 def _is_ids(kind: pa.DataType) -> bool:
+    """Whether these are bags of integers; a part whose bags are all empty may not say of what."""
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(is_kind(kind) for is_kind in lists) and bool(pa.types.is_integer(kind.value_type))
+    return any(is_kind(kind) for is_kind in lists) and (
+        bool(pa.types.is_integer(kind.value_type)) or bool(pa.types.is_null(kind.value_type))
+    )
 
 
 class ListLog:
@@ -63,9 +82,8 @@ class ListLog:
     def __init__(self, path: Path, tables: Sequence[str], only: str | None) -> None:
         self.path = path
         self.samples: int | None = 0
-        with arrow_errors(path):
-            self._file = pq.ParquetFile(path)
-            self._schema = self._file.schema_arrow
+        self._file = _open(path)
+        self._schema = self._file.schema_arrow
         self.total: int | None = self._file.metadata.num_rows
         self._columns = self._match(tables, only)
         self.tables = tuple(self._columns)
@@ -122,10 +140,12 @@ class ListLog:
 
     def _check_type(self, column: str) -> None:
         kind = self._schema.field(column).type
-        if not _is_ids(kind) and not pa.types.is_integer(kind):
+        if not _is_ids(kind) and not pa.types.is_integer(kind) and not pa.types.is_null(kind):
             raise LogError(f"{self.path}: column {column} has type {kind}, expected list of int")
 
     def _chunk(self, table: str, column: Any, begin: int) -> Chunk:
+        if pa.types.is_null(column.type):  # a part in which every bag is null
+            return Chunk(table, np.empty(0, np.int64), lambda position: f"row {begin + position}")
         if pa.types.is_integer(column.type):
             rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
             values = column.drop_null()
@@ -135,6 +155,8 @@ class ListLog:
 
         else:
             values = column.flatten()
+            if not len(values):
+                values = pa.array([], pa.int64())
             locate = _locate_in_lists(column, begin)  # type: ignore[assignment]
         return Chunk(table, as_ids(values, locate, self.path, f"an id of {table}"), locate)
 
@@ -159,15 +181,20 @@ class CountLog:
 
     def __init__(self, path: Path, tables: Sequence[str], only: str | None) -> None:
         self.path = path
-        with arrow_errors(path):
-            self._file = pq.ParquetFile(path)
-            schema = self._file.schema_arrow
+        self._file = _open(path)
+        schema = self._file.schema_arrow
         self.total: int | None = self._file.metadata.num_rows
         self.samples = _samples(path, schema.metadata or {})
         self._only, self._known = only, tuple(tables)
+        self._total = 0.0
         self._has_table = "table" in schema.names
         if not self._has_table and only is None:
             raise LogError(f"{path}: no column table: say which one it is of, as TABLE:{path}")
+        known = {*COUNT_COLUMNS, "table"}
+        for name in sorted(COUNT_COLUMNS - set(schema.names)):
+            raise LogError(f"{path}: no column {name}; it has {', '.join(schema.names[:8])}")
+        for name in sorted(set(schema.names) - known):
+            raise LogError(f"{path}: has a column {name!r}; counts have {', '.join(sorted(known))}")
         for name in sorted(COUNT_COLUMNS):
             if not pa.types.is_integer(schema.field(name).type):
                 raise LogError(
@@ -196,10 +223,14 @@ class CountLog:
             return f"row {begin + position}"
 
         ids = as_ids(column["id"], row, self.path, "id")
-        counts = as_ids(column["count"], row, self.path, "count").astype(np.int64, copy=False)
+        counts = as_ids(column["count"], row, self.path, "count")
+        if counts.dtype == np.uint64:
+            counts = np.minimum(counts, np.uint64(2**62))  # too many either way
+        counts = counts.astype(np.int64, copy=False)
         if len(counts) and int(counts.min()) < 0:
             position = int(np.flatnonzero(counts < 0)[0])
             raise LogError(f"{self.path}: {row(position)}: count {counts[position]} is negative")
+        self._check_total(counts, row)
         if not self._has_table:
             if self._only is not None and len(ids):
                 yield Chunk(self._only, ids, row, counts)
@@ -208,6 +239,17 @@ class CountLog:
             if self._only is None or name == self._only:
                 self._seen.add(name)
                 yield Chunk(name, ids[rows], _locate_rows(rows, begin), counts[rows])
+
+    def _check_total(self, counts: NDArray[np.int64], row: Callable[[int], str]) -> None:
+        """Sums of counts stay far from the limit of int64, also over many logs."""
+        totals = self._total + np.cumsum(counts, dtype=np.float64)
+        if len(totals) and totals[-1] > MOST_ACCESSES:
+            position = int(np.flatnonzero(totals > MOST_ACCESSES)[0])
+            raise LogError(
+                f"{self.path}: {row(position)}: with count {counts[position]} the log has more "
+                "than 2^53 accesses"
+            )
+        self._total = float(totals[-1]) if len(totals) else self._total
 
     def _by_table(
         self, names: Any, row: Callable[[int], str]

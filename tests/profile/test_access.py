@@ -189,8 +189,8 @@ BAD = [
     ("t:log.txt", b"1 2\n\n1 2 -4\n", "line 3: id -4"),
     ("t:log.txt", b"1 2\n1 2 x7\n", "line 2: 'x7' is not an integer"),
     ("t:log.txt", b"1 99999999999999999999\n", "is not an integer"),
-    ("t:log.txt", b"1\n2\n", "no accesses in 2 samples"),
-    ("t:log.txt", b"1 2\xff\xfe 3\n", "byte 3|cannot be read"),
+    ("t:log.txt", b"1\n2\n", "the log is empty: no accesses in it"),
+    ("t:log.txt", b"1 2\xff\xfe 3\n", "line 1, byte 4: 0xff is not UTF-8"),
     ("tt:log.txt", b"1 2\n", "no table 'tt'; the nearest is 't'"),
     ("log.txt", b"1 2\n", "one table and the model has 2"),
     ("log.parquet", b"PAR1 truncated", "cannot be read"),
@@ -309,10 +309,10 @@ def test_curves_stay_when_a_log_is_profiled_into_their_profile(
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (14, "zz\x00", r"row 3: C1 is 'zz\\x00', not a hexadecimal value"),
-        (15, "0123456789abcdef0", r"row 3: C2 is '0123456789abcdef0', not a hexadecimal"),
-        (39, "\t1", "cannot be read: CSV parse error: Expected 40 columns, got 41"),
-        (39, None, "cannot be read: CSV parse error: Expected 40 columns, got 39"),
+        (14, "zz\x00", r"line 4: C1 is 'zz\\x00', not a hexadecimal value"),
+        (15, "0123456789abcdef0", r"line 4: C2 is '0123456789abcdef0', not a hexadecimal"),
+        (39, "\t1", "line 4 has 41 columns, expected 40"),
+        (39, None, "line 4 has 39 columns, expected 40"),
     ],
 )
 def test_damaged_criteo_lines(

@@ -1,10 +1,8 @@
-"""Text logs: Criteo display ads (TSV or CSV) and interactions (`user item item …` per line).
-
-Both are parsed by Arrow in blocks; gzip and the other codecs that Arrow knows are read through.
-"""
+"""Criteo display ads (TSV or CSV), parsed by Arrow in blocks of whole lines."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,12 @@ import pyarrow.csv as pcsv
 from numpy.typing import NDArray
 
 from erless.errors import LogError
+from erless.profile.blocks import BLOCK_BYTES, Block, first_line, read_blocks
 from erless.profile.logs import Chunk, arrow_errors, unknown_table
 from erless.progress import Step, Unit
 
-__all__ = ["CriteoLog", "InteractionLog", "first_line", "hash_hex", "looks_like_criteo"]
+__all__ = ["CriteoLog", "hash_hex", "looks_like_criteo"]
 
-BLOCK_BYTES = 16 << 20
-MAX_LINE_BYTES = 1 << 20
 CATEGORIES = tuple(f"C{index}" for index in range(1, 27))
 CRITEO = ("label", *(f"I{index}" for index in range(1, 14)), *CATEGORIES)
 HEX_DIGITS = 16
@@ -31,20 +28,6 @@ _NIBBLE = np.full(256, 255, np.uint8)
 for _value, _digits in enumerate(zip("0123456789abcdef", "0123456789ABCDEF", strict=True)):
     for _digit in _digits:
         _NIBBLE[ord(_digit)] = _value
-
-
-def first_line(path: Path) -> str:
-    """The first line of a text file, decompressed where its name says so.
-
-    Raises:
-        LogError: unreadable, or not UTF-8.
-    """
-    with arrow_errors(path), pa.input_stream(str(path), compression="detect") as stream:
-        line = stream.read(MAX_LINE_BYTES).split(b"\n", 1)[0]
-    try:
-        return str(line.decode("utf-8-sig")).rstrip("\r")
-    except UnicodeDecodeError as error:
-        raise LogError(f"{path}: byte {error.start}: neither text nor a known format") from error
 
 
 def _delimiter(line: str) -> str:
@@ -99,7 +82,8 @@ class CriteoLog:
 
     With a header, columns are found by their names C1 … C26; without one there are 40 columns
     (label, I1 … I13, C1 … C26), or 39 without the label. Columns go to the tables of the same
-    name, or in order where the model has 26 tables of other names. An empty value is no access.
+    name, or in order where the model has 26 tables of other names. An empty value is no access, a
+    blank line no sample.
     """
 
     unit: Unit = "bytes"
@@ -123,6 +107,9 @@ class CriteoLog:
     def _column_names(self, line: str) -> list[str]:
         fields = line.split(self._delimiter)
         if self._header:
+            twice = [name for name, count in Counter(fields).items() if count > 1]
+            if twice:
+                raise LogError(f"{self.path}: line 1 names column {twice[0]} twice")
             return fields
         if len(fields) not in (len(CRITEO), len(CRITEO) - 1):
             raise LogError(
@@ -145,32 +132,40 @@ class CriteoLog:
             if only not in by_name:
                 raise unknown_table(self.path, only, by_name)
             by_name = {only: by_name[only]}
-        found = {table: column for table, column in by_name.items() if column in self._names}
-        if not found:
+        present = {table: column for table, column in by_name.items() if column in self._names}
+        if not present:
             raise LogError(f"{self.path}: none of the columns {', '.join(by_name.values())}")
-        return found
+        missing = [column for column in by_name.values() if column not in self._names]
+        unknown = [name for name in self._names if name not in CRITEO]
+        if missing and unknown:
+            raise LogError(
+                f"{self.path}: line 1 has no column {missing[0]}, but an unknown {unknown[0]!r}"
+            )
+        return present
 
     def chunks(self, step: Step) -> Iterator[Chunk]:
         """Blocks of lines, each cut into its tables."""
-        columns = list(self._columns.values())
-        reader = self._open(columns)
-        begin = 0
         with arrow_errors(self.path):
-            for batch in reader:
-                for table, column in self._columns.items():
-                    yield self._chunk(table, batch.column(batch.schema.names.index(column)), begin)
-                begin += batch.num_rows
-                self.samples = begin
-                step.advance(batch.nbytes)
+            for block in read_blocks(self.path, self._block_bytes):
+                skipped = int(self._header and block.first == 1)
+                columns = self._parse(block, skipped)
+                if columns is not None:
+                    for table, column in self._columns.items():
+                        strings = columns[column].combine_chunks()
+                        yield self._chunk(table, strings, block, skipped)
+                    self.samples = (self.samples or 0) + columns.num_rows
+                step.advance(len(block.data))
 
-    def _open(self, columns: list[str]) -> Any:
-        with arrow_errors(self.path):
-            return pcsv.open_csv(
-                pa.input_stream(str(self.path), compression="detect"),
+    def _parse(self, block: Block, skipped: int) -> Any:
+        """The block's columns; None where it has no sample."""
+        if not block.data.split(b"\n", skipped)[-1].strip():
+            return None
+        columns = list(self._columns.values())
+        try:
+            return pcsv.read_csv(
+                pa.BufferReader(block.data),
                 pcsv.ReadOptions(
-                    column_names=self._names,
-                    skip_rows=int(self._header),
-                    block_size=self._block_bytes,
+                    column_names=self._names, skip_rows=skipped, block_size=len(block.data) + 1
                 ),
                 pcsv.ParseOptions(delimiter=self._delimiter),
                 pcsv.ConvertOptions(
@@ -180,11 +175,25 @@ class CriteoLog:
                     null_values=[""],
                 ),
             )
+        except pa.ArrowInvalid:
+            self._blame(block, skipped)
+            raise
 
-    def _chunk(self, table: str, column: Any, begin: int) -> Chunk:
+    def _blame(self, block: Block, skipped: int) -> None:
+        """Name the line that Arrow could not read, where it can be found."""
+        block.check_utf8(self.path)
+        for number, line in enumerate(block.data.split(b"\n"), block.first):
+            fields = line.rstrip(b"\r").split(self._delimiter.encode())
+            if line.rstrip(b"\r") and len(fields) != len(self._names) and number > skipped:
+                raise LogError(
+                    f"{self.path}: line {number} has {len(fields)} columns, "
+                    f"expected {len(self._names)}"
+                )
+
+    def _chunk(self, table: str, column: Any, block: Block, skipped: int) -> Chunk:
         def locate(position: int) -> str:
             rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-            return f"row {begin + int(rows[position])}"
+            return f"line {block.line_of_sample(int(rows[position]) + skipped)}"
 
         values = column.drop_null()
         ids = hash_hex(values, self._rows[table])
@@ -195,84 +204,3 @@ class CriteoLog:
                 f"{values[position].as_py()[:40]!r}, not a hexadecimal value"
             )
         return Chunk(table, ids, locate)
-
-
-class InteractionLog:
-    """`user item item …` per line: the items are the rows that one sample accesses.
-
-    The user may be any token; items are integers. Blank lines are not samples.
-    """
-
-    unit: Unit = "bytes"
-
-    def __init__(self, path: Path, table: str, block_bytes: int = 0) -> None:
-        self.path = path
-        self.tables: tuple[str, ...] = (table,)
-        self.samples: int | None = 0
-        self._block_bytes = block_bytes or BLOCK_BYTES
-        with arrow_errors(path):
-            self.total: int | None = path.stat().st_size
-
-    def chunks(self, step: Step) -> Iterator[Chunk]:
-        """Blocks of whole lines."""
-        line = 1
-        for block in self._blocks():
-            with arrow_errors(self.path):
-                chunk, samples, lines = self._chunk(block, line)
-            self.samples = (self.samples or 0) + samples
-            line += lines
-            yield chunk
-            step.advance(len(block))
-
-    def _blocks(self) -> Iterator[bytes]:
-        """The file cut after newlines."""
-        rest = b""
-        with (
-            arrow_errors(self.path),
-            pa.input_stream(str(self.path), compression="detect") as stream,
-        ):
-            while block := stream.read(self._block_bytes):
-                cut = block.rfind(b"\n") + 1
-                if cut:
-                    yield rest + block[:cut]
-                    rest = block[cut:]
-                else:
-                    rest += block
-        if rest:
-            yield rest
-
-    def _chunk(self, block: bytes, first: int) -> tuple[Chunk, int, int]:
-        """The items of `block`, whose first line is line `first`; its samples and lines."""
-        lines = block.count(b"\n") + (not block.endswith(b"\n"))
-        text = pa.py_buffer(block)
-        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")).astype(np.int32) + 1
-        offsets = np.zeros(lines + 1, np.int32)
-        offsets[1 : 1 + len(ends)] = ends
-        offsets[-1] = len(block)
-        strings = pa.StringArray.from_buffers(lines, pa.py_buffer(offsets), text)
-        strings.validate(full=True)  # UTF-8
-        trimmed = pc.ascii_trim_whitespace(strings)
-        samples = int(pc.sum(pc.greater(pc.binary_length(trimmed), 0)).as_py() or 0)
-        items = pc.list_slice(pc.ascii_split_whitespace(trimmed), 1)
-
-        def locate(position: int) -> str:
-            lengths = pc.list_value_length(items).to_numpy(zero_copy_only=False)
-            ends = np.cumsum(lengths, dtype=np.int64)
-            return f"line {first + int(np.searchsorted(ends, position, side='right'))}"
-
-        tokens = items.flatten()
-        try:
-            ids = tokens.cast(pa.int64())
-        except pa.ArrowInvalid as error:
-            position = _first_non_integer(tokens)
-            raise LogError(
-                f"{self.path}: {locate(position)}: {tokens[position].as_py()[:40]!r} "
-                f"is not an integer row id"
-            ) from error
-        return Chunk(self.tables[0], ids.to_numpy(), locate), samples, lines
-
-
-def _first_non_integer(tokens: Any) -> int:
-    """Position of the first token that is no int64."""
-    plain = pc.match_substring_regex(tokens, r"^-?[0-9]{1,18}$")
-    return int(np.flatnonzero(~plain.to_numpy(zero_copy_only=False))[0])
