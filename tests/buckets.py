@@ -6,7 +6,10 @@ import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 __all__ = ["S3", "s3_server"]
 
@@ -29,7 +32,7 @@ class S3(NamedTuple):
         """Where a store may go."""
         return f"s3://{self.bucket}/releases"
 
-    def client(self):
+    def client(self) -> S3Client:
         """A plain boto3 client of the server."""
         import boto3
 

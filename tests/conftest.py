@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -34,9 +35,11 @@ def shared_data() -> Path:
 def cli() -> Cli:
     """Run `erless ARGS` as a process of its own."""
 
-    def run(*args: object, cwd: Path | None = None, **more: object) -> subprocess.CompletedProcess:
+    def run(
+        *args: object, cwd: Path | None = None, **more: Any
+    ) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "NO_COLOR": "1"}
-        return subprocess.run(
+        done: subprocess.CompletedProcess[str] = subprocess.run(
             [sys.executable, "-m", "erless", *map(str, args)],
             capture_output=True,
             text=True,
@@ -46,6 +49,7 @@ def cli() -> Cli:
             check=False,
             **more,
         )
+        return done
 
     return run
 

@@ -73,7 +73,7 @@ def begin(scaling: Scaling, ready: int = 0) -> State:
     ],
 )
 def test_knative_cases(
-    target: float, more: dict, stable: float, burst: float, ready: int, expected: int
+    target: float, more: dict[str, float], stable: float, burst: float, ready: int, expected: int
 ) -> None:
     scaling = core(target, **more)
     assert desired(scaling, begin(scaling), 2, stable, burst, ready=ready)[1] == expected

@@ -24,7 +24,9 @@ class Harness(Protocol):
 
     def __init__(self, folder: Path) -> None: ...
 
-    target: Target
+    @property
+    def target(self) -> Target:
+        """What is tested."""
 
     def desired(self, made: Made) -> Desired:
         """`made` in a store that the target's functions reach."""

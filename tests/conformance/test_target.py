@@ -10,7 +10,13 @@ from threading import Event, Thread
 import numpy as np
 import pytest
 
-from erless.deploy.target import Deployment, FunctionState, FunctionStatus, served_model
+from erless.deploy.target import (
+    Deployment,
+    Desired,
+    FunctionState,
+    FunctionStatus,
+    served_model,
+)
 from erless.dlrm.queries import QueryFile
 from erless.errors import ConflictError, DeployError, NotDeployedError, OtherModelError
 from erless.progress import Silent
@@ -217,9 +223,9 @@ def test_two_deploys_at_once_do_not_mix(
 ) -> None:
     outcomes: list[str] = []
 
-    def deploy(desired: object) -> None:
+    def deploy(desired: Desired) -> None:
         try:
-            done = harness.target.deploy(desired, Silent(), TIMEOUT_S)  # type: ignore[arg-type]
+            done = harness.target.deploy(desired, Silent(), TIMEOUT_S)
         except ConflictError:
             outcomes.append("conflict")
         else:

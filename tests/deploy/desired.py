@@ -8,6 +8,7 @@ from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.deploy.target import Desired
 from erless.specs.artifact import FileEntry
 from erless.specs.config import Config
+from erless.specs.knative import FunctionKind
 from erless.specs.model import ModelSpec
 from erless.specs.plan import (
     DensePlan,
@@ -21,9 +22,10 @@ from erless.specs.plan import (
 )
 from erless.specs.release import GatewayFiles, ReleaseManifest, ReleaseShard
 
+KINDS: tuple[FunctionKind, ...] = ("gateway", "dense", "sparse")
 IMAGES = {
     kind: f"registry.example/erless/{kind}@sha256:{hashlib.sha256(kind.encode()).hexdigest()}"
-    for kind in ("gateway", "dense", "sparse")
+    for kind in KINDS
 }
 ROWS = {Tier.RESIDENT: 1_000, Tier.HOT: 9_000, Tier.COLD: 90_000, Tier.FROZEN: 900_000}
 

@@ -41,7 +41,9 @@ def function(kind: str, name: str, digest: str, **more: Any) -> FunctionSpec:
     )
 
 
-def release(name: str, shared: str = "a1", gateway: dict | None = None, **cold: str) -> ReleaseSpec:
+def release(
+    name: str, shared: str = "a1", gateway: dict[str, Any] | None = None, **cold: str
+) -> ReleaseSpec:
     """A hot shard, a frozen one and a gateway that says `name`; `cold`: the frozen one's env."""
     return ReleaseSpec(
         key=f"key-{name}",
@@ -84,7 +86,8 @@ class Box:
         return f"http://127.0.0.1:{done['port']}/infer"
 
     def status(self) -> dict[str, Any]:
-        return command(self.folder, {"do": "status"}, WAIT_S)
+        facts: dict[str, Any] = command(self.folder, {"do": "status"}, WAIT_S)
+        return facts
 
     def function(self, name: str) -> dict[str, Any]:
         return next(each for each in self.status()["functions"] if each["name"] == name)
@@ -173,7 +176,8 @@ def _kill_supervision(state: Path) -> None:
 
 def get(url: str) -> dict[str, Any]:
     with urllib.request.urlopen(url, timeout=WAIT_S) as answer:  # noqa: S310
-        return json.loads(answer.read())
+        document: dict[str, Any] = json.loads(answer.read())
+        return document
 
 
 class Load:

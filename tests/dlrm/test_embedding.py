@@ -21,6 +21,12 @@ from erless.specs.plan import Precision
 DIMS = st.sampled_from([1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 64, 100])
 
 
+ID_TYPES: tuple[type[np.signedinteger], ...] = (np.int32, np.int64)
+
+# slices and the values they stand for, a seed, samples, and the type of ids
+DrawnShard = tuple[list[tuple[StoredSlice, np.ndarray]], int, int, type[np.signedinteger]]
+
+
 def make_slice(
     name: str, rows: int, dim: int, pooling: Pooling, precision: Precision, seed: int
 ) -> tuple[StoredSlice, np.ndarray]:
@@ -36,7 +42,9 @@ def make_slice(
     return StoredSlice(table, precision, stored, RowIndex.build(rows, held)), values
 
 
-def by_hand(values: np.ndarray, pooling: Pooling, bags: list, weights: list) -> np.ndarray:
+def by_hand(
+    values: np.ndarray, pooling: Pooling, bags: list[np.ndarray], weights: list[np.ndarray]
+) -> np.ndarray:
     out = np.zeros((len(bags), values.shape[1]))
     for sample, (bag, weight) in enumerate(zip(bags, weights, strict=True)):
         if not len(bag):
@@ -49,7 +57,7 @@ def by_hand(values: np.ndarray, pooling: Pooling, bags: list, weights: list) -> 
 
 
 @st.composite
-def shards(draw: st.DrawFn):
+def shards(draw: st.DrawFn) -> DrawnShard:
     seed = draw(st.integers(0, 2**32 - 1))
     precision = draw(st.sampled_from(list(Precision)))
     made = [
@@ -63,11 +71,12 @@ def shards(draw: st.DrawFn):
         )
         for i in range(draw(st.integers(1, 3)))
     ]
-    return made, seed, draw(st.integers(0, 5)), draw(st.sampled_from([np.int32, np.int64]))
+    batch = draw(st.integers(0, 5))
+    return made, seed, batch, draw(st.sampled_from(ID_TYPES))
 
 
 @given(shards())
-def test_pool_is_the_sum_or_maximum_of_its_rows(drawn) -> None:
+def test_pool_is_the_sum_or_maximum_of_its_rows(drawn: DrawnShard) -> None:
     made, seed, batch, dtype = drawn
     generator = np.random.default_rng(seed)
     shard = EmbeddingShard([each for each, _ in made])
@@ -133,12 +142,13 @@ def test_partials_add_up_in_any_order(packed: bool, half: bool) -> None:
                 combined = np.maximum(now, new) if larger else now + new
                 expected[sample, table, :dim] = combined
                 filled[sample, table] = True
-        partial = (
+        partial: np.ndarray = (
             np.concatenate([v[row > 0].ravel() for v, row in zip(vectors, mine, strict=True)])
             if packed
             else np.concatenate(vectors, axis=1)
         )
-        parts.append((shard, partial.astype(np.float16 if half else np.float32), mine))
+        kind: type[np.floating] = np.float16 if half else np.float32
+        parts.append((shard, partial.astype(kind), mine))
     for table in (i for i, each in enumerate(tables) if each.pooling is Pooling.MEAN):
         expected[:, table] /= np.maximum(total[table], 1)[:, None]
     for order in itertools.permutations(parts):
@@ -196,7 +206,7 @@ def test_partials_of_the_wrong_size_are_refused() -> None:
     with pytest.raises(ValueError, match="lengths: 3 items, expected 2"):
         combiner.add(out, 0, np.zeros(8, np.float32), np.array([[1, 1, 1]], np.int32))
     with pytest.raises(TypeError, match="neither float32 nor float16"):
-        combiner.add(out, 0, np.zeros(8, np.float64), lengths)
+        combiner.add(out, 0, np.zeros(8, np.float64), lengths)  # type: ignore[arg-type]  # refused
 
 
 def test_the_kernels_check_sizes_themselves() -> None:
@@ -233,4 +243,5 @@ def test_defaults_stand_in_for_rows() -> None:
     lengths = np.array([[0, 3], [2, 0], [1, 2]], np.int32)
     weights = np.array([0, 0, 0, 0, 0, 0.5, 2.0, 3.0], np.float32)
     found = default_partial(tables, [default] * 3, lengths, weights)
-    np.testing.assert_allclose(found, [[0, 0, 1, -2, 0.5, -1], [3, -6, 0, 0, 5, -10]], atol=1e-6)
+    expected = [[0.0, 0.0, 1.0, -2.0, 0.5, -1.0], [3.0, -6.0, 0.0, 0.0, 5.0, -10.0]]
+    np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -1,7 +1,9 @@
 """The monolith against programs that share no code with it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ def independent(folder: Path, batch: int = 32) -> list[float]:
     queries = load_file(folder / "queries.safetensors")
     tower = load_file(folder / "tower.safetensors")
     dense, lengths = queries["dense"], queries["lengths"].long()
-    per_table = queries["values"].long().split(lengths.sum(1).tolist())
+    per_table = torch.split(queries["values"].long(), lengths.sum(1).tolist())
     pooled = []
     for table, values, bags in zip(model["tables"], per_table, lengths, strict=True):
         rows = load_file(folder / "tables" / f"{table['name']}.safetensors")["rows"]
@@ -61,6 +63,9 @@ def test_predictions_equal_an_independent_program(tmp_path: Path, cli: Cli, name
     assert expected.std() > 0.02  # predictions that are all alike would hide any error
 
 
+REDUCTIONS: dict[Pooling, Callable[..., Any]] = {Pooling.MAX: np.max, Pooling.MEAN: np.mean}
+
+
 def by_hand(monolith: Monolith, query: Query) -> list[np.ndarray]:
     """Pooled vectors in float64, bag by bag."""
     ids = iter(range(len(query.values)))
@@ -75,8 +80,9 @@ def by_hand(monolith: Monolith, query: Query) -> list[np.ndarray]:
                 continue
             bag = rows.numpy()[query.values[where]].astype(np.float64)
             if table.pooling is Pooling.WEIGHTED_SUM:
+                assert query.weights is not None
                 bag = bag * query.weights[where][:, None]
-            reduce = {Pooling.MAX: np.max, Pooling.MEAN: np.mean}.get(table.pooling, np.sum)
+            reduce = REDUCTIONS.get(table.pooling, np.sum)
             out[sample] = reduce(bag, axis=0)
         pooled.append(out)
     return pooled
@@ -128,7 +134,9 @@ def random_query(model: ModelSpec, seed: int, batch: int) -> Query:
 
 
 @given(models(), st.integers(0, 2**32), st.integers(1, 9), st.booleans())
-def test_every_pooling_and_interaction(tmp_path_factory, model, seed, batch, mapped) -> None:
+def test_every_pooling_and_interaction(
+    tmp_path_factory: pytest.TempPathFactory, model: ModelSpec, seed: int, batch: int, mapped: bool
+) -> None:
     folder = tmp_path_factory.mktemp("m") / "m"
     write_bundle(folder, model, seed)
     monolith = Monolith.load(folder, mapped=mapped)
@@ -146,8 +154,11 @@ def test_every_pooling_and_interaction(tmp_path_factory, model, seed, batch, map
     )
 
 
+Small = tuple[Path, ModelSpec]
+
+
 @pytest.fixture
-def small(tmp_path: Path) -> tuple[Path, ModelSpec]:
+def small(tmp_path: Path) -> Small:
     model = ModelSpec(
         dense_features=2,
         tables=tuple(
@@ -162,7 +173,7 @@ def small(tmp_path: Path) -> tuple[Path, ModelSpec]:
 
 @pytest.mark.parametrize("bad", [-1, 9, 2**31 - 1])
 @pytest.mark.parametrize("table", [0, 1, 2, 3])
-def test_a_bad_id_is_named_and_the_next_query_is_right(small, bad: int, table: int) -> None:
+def test_a_bad_id_is_named_and_the_next_query_is_right(small: Small, bad: int, table: int) -> None:
     folder, model = small
     monolith = Monolith.load(folder)
     query = random_query(model, 5, 4)
@@ -174,10 +185,11 @@ def test_a_bad_id_is_named_and_the_next_query_is_right(small, bad: int, table: i
     assert np.array_equal(monolith.predict(query), good)
 
 
-def test_other_bad_queries(small) -> None:
+def test_other_bad_queries(small: Small) -> None:
     folder, model = small
     monolith = Monolith.load(folder)
     query = random_query(model, 5, 4)
+    assert query.weights is not None
     for changed, message in (
         (
             Query(query.dense, query.values[:-1], query.lengths, query.weights[:-1]),
@@ -193,7 +205,7 @@ def test_other_bad_queries(small) -> None:
             monolith.predict(changed)
 
 
-def test_an_empty_query(small) -> None:
+def test_an_empty_query(small: Small) -> None:
     folder, _ = small
     empty = Query(
         np.zeros((0, 2), np.float32),
@@ -204,7 +216,7 @@ def test_an_empty_query(small) -> None:
     assert Monolith.load(folder).predict(empty).shape == (0,)
 
 
-def test_an_altered_table_is_refused(small) -> None:
+def test_an_altered_table_is_refused(small: Small) -> None:
     folder, _ = small
     path = folder / "tables" / "b.safetensors"
     data = bytearray(path.read_bytes())
@@ -215,7 +227,7 @@ def test_an_altered_table_is_refused(small) -> None:
     Monolith.load(folder, verify=False)
 
 
-def test_bf16_tower_is_close(small) -> None:
+def test_bf16_tower_is_close(small: Small) -> None:
     folder, model = small
     tower = load_tower(folder, BundleManifest.open(folder))
     dense, pooled = torch.randn(8, 2), [torch.randn(8, 16)]

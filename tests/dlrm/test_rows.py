@@ -12,12 +12,16 @@ from erless.dlrm.rows import INDEX_ROWS, Routing, RowIndex, index_blocks
 from erless.errors import ArtifactError, PlanError, QueryError
 from erless.specs.model import Pooling, TableSpec
 
+IdType = type[np.signedinteger]
+
 # around the index's words (64), blocks (192) and windows
 SIZES = st.one_of(st.integers(1, 400), st.sampled_from([63, 64, 65, 191, 192, 193, 384, 5000]))
 
 
 @given(SIZES, st.floats(0, 1), st.integers(0, 2**32 - 1), st.sampled_from([np.int32, np.int64]))
-def test_the_index_counts_smaller_stored_ids(rows, share, seed, dtype) -> None:
+def test_the_index_counts_smaller_stored_ids(
+    rows: int, share: float, seed: int, dtype: IdType
+) -> None:
     generator = np.random.default_rng(seed)
     stored = np.flatnonzero(generator.random(rows) < share).astype(dtype)
     index = RowIndex.build(rows, generator.permutation(stored))
@@ -33,7 +37,7 @@ def test_the_index_counts_smaller_stored_ids(rows, share, seed, dtype) -> None:
 
 
 @given(st.integers(1, 2000), st.integers(1, 4), st.integers(0, 2**32 - 1))
-def test_an_index_made_by_windows_is_the_whole_one(rows, blocks, seed) -> None:
+def test_an_index_made_by_windows_is_the_whole_one(rows: int, blocks: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     stored = np.flatnonzero(generator.random(rows) < 0.5)
     parts, before = [], 0
@@ -92,7 +96,9 @@ def routing(rows: tuple[int, ...], shards: int, seed: int) -> tuple[Routing, lis
     st.sampled_from([np.int32, np.int64]),
     st.booleans(),
 )
-def test_bucketize_keeps_the_order_of_bags(rows, shards, batch, seed, dtype, weighted) -> None:
+def test_bucketize_keeps_the_order_of_bags(
+    rows: list[int], shards: int, batch: int, seed: int, dtype: IdType, weighted: bool
+) -> None:
     router, routes = routing(tuple(rows), shards, seed)
     if weighted:
         router.tables = tuple(
@@ -116,7 +122,8 @@ def test_bucketize_keeps_the_order_of_bags(rows, shards, batch, seed, dtype, wei
         bucket = buckets[shard]
         np.testing.assert_array_equal(bucket.values, ids[mine])
         assert buckets.gathers(shard) == mine.sum()
-        if weighted:
+        if weights is not None:
+            assert bucket.weights is not None
             np.testing.assert_array_equal(bucket.weights, weights[mine])
         expected = np.zeros((len(held), batch), np.int32)
         for slot, table in enumerate(held):
@@ -129,7 +136,8 @@ def test_bucketize_keeps_the_order_of_bags(rows, shards, batch, seed, dtype, wei
 def test_faults_name_table_sample_and_value() -> None:
     router, _ = routing((5, 7), 3, 0)
     good = np.array([[1, 2], [0, 1]], np.int32)
-    for dtype in (np.int32, np.int64):
+    dtypes: tuple[IdType, ...] = (np.int32, np.int64)
+    for dtype in dtypes:
         with pytest.raises(QueryError, match=r"table t0, sample 1: row id 5 at values\[2\] is out"):
             router.bucketize(np.array([1, 2, 5, 3], dtype), good)
         with pytest.raises(QueryError, match=r"table t1, sample 1: row id -1 at values\[3\]"):
@@ -164,7 +172,7 @@ def test_routes_that_do_not_fit_are_told() -> None:
 
 
 @given(st.integers(0, 300), st.sampled_from([1, 3, 8, 33]), st.integers(0, 2**32 - 1))
-def test_picked_rows_are_those_of_the_shard(rows, dim, seed) -> None:
+def test_picked_rows_are_those_of_the_shard(rows: int, dim: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     table = generator.standard_normal((rows, dim)).astype(np.float32)
     routes = generator.integers(0, 3, rows).astype(np.uint8)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from erless.dlrm.queries import Query
 from erless.dlrm.reference import Monolith
-from erless.errors import ArtifactError, CheckpointError, ConfigError, ModelError
+from erless.errors import ArtifactError, CheckpointError, ConfigError, ErlessError, ModelError
 from erless.importers.dlrm import import_dlrm, import_torchrec
 from erless.importers.options import ImportOptions
 from erless.importers.poolings import Poolings
 from erless.specs.bundle import BundleManifest
-from erless.specs.model import Interaction, Pooling
+from erless.specs.model import DlrmTower, Interaction, Pooling
 from tests.conftest import Cli
 
 MEAN = ImportOptions(Poolings(Pooling.MEAN))
@@ -29,7 +29,9 @@ DENSE, DIM, ROWS = 5, 4, (7, 11, 3)
 class Dlrm(nn.Module):
     """The module layout of `dlrm_s_pytorch.py`: emb_l, bot_l, top_l."""
 
-    def __init__(self, interaction: str = "dot", itself: bool = False, rows=ROWS) -> None:
+    def __init__(
+        self, interaction: str = "dot", itself: bool = False, rows: tuple[int, ...] = ROWS
+    ) -> None:
         super().__init__()
         torch.manual_seed(1)
         self.interaction, self.itself = interaction, itself
@@ -44,15 +46,21 @@ class Dlrm(nn.Module):
         x = self.bot_l(dense)
         ly = [table(ids, offsets) for table, (ids, offsets) in zip(self.emb_l, bags, strict=True)]
         if self.interaction == "cat":
-            return self.top_l(torch.cat([x, *ly], 1))
+            return self._top(torch.cat([x, *ly], 1))
         vectors = torch.stack([x, *ly], 1)
         z = vectors @ vectors.transpose(1, 2)
         n, extra = vectors.shape[1], int(self.itself)
         flat = torch.stack([z[:, i, j] for i in range(n) for j in range(i + extra)], 1)
-        return self.top_l(torch.cat([x, flat], 1))
+        return self._top(torch.cat([x, flat], 1))
+
+    def _top(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.top_l(x)
+        return scores
 
 
-def queries(rows=ROWS, batch: int = 6) -> tuple[Query, list[tuple[Tensor, Tensor]], Tensor]:
+def queries(
+    rows: tuple[int, ...] = ROWS, batch: int = 6
+) -> tuple[Query, list[tuple[Tensor, Tensor]], Tensor]:
     generator = np.random.default_rng(3)
     lengths = generator.integers(0, 4, (len(rows), batch)).astype(np.int32)
     ids = [generator.integers(0, n, r.sum()) for n, r in zip(rows, lengths, strict=True)]
@@ -81,12 +89,16 @@ def save(path: Path, model: nn.Module, **more: object) -> Path:
 
 
 @pytest.mark.parametrize(("interaction", "itself"), [("dot", False), ("dot", True), ("cat", False)])
-def test_a_dlrm_checkpoint_predicts_the_same(tmp_path: Path, interaction, itself) -> None:
+def test_a_dlrm_checkpoint_predicts_the_same(
+    tmp_path: Path, interaction: str, itself: bool
+) -> None:
     model = Dlrm(interaction, itself)
     named = Interaction.DOT_ITSELF if itself else None  # never guessed
     manifest = import_dlrm(save(tmp_path / "c.pt", model), tmp_path / "m", interaction=named)
     expected = {("dot", False): "dot", ("dot", True): "dot_itself", ("cat", False): "cat"}
-    assert manifest.model.tower.interaction == expected[interaction, itself]
+    tower = manifest.model.tower
+    assert isinstance(tower, DlrmTower)
+    assert tower.interaction == expected[interaction, itself]
     query, bags, dense = queries()
     found = Monolith.load(tmp_path / "m").predict(query)
     assert np.abs(found - model(dense, bags).detach().numpy()[:, 0]).max() <= 1e-6
@@ -176,7 +188,9 @@ NAN[9, 2] = torch.nan
         ),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, changes, error, message: str) -> None:
+def test_what_does_not_fit_is_named(
+    tmp_path: Path, changes: dict[str, Tensor | None], error: type[ErlessError], message: str
+) -> None:
     torch.save(broken(**changes), tmp_path / "c.pt")
     with pytest.raises(error, match=message):
         import_dlrm(tmp_path / "c.pt", tmp_path / "m")
@@ -230,7 +244,9 @@ def test_an_ambiguous_width_asks(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="32 inputs fits dot and cat"):
         import_dlrm(tmp_path / "c.pt", tmp_path / "m")
     manifest = import_dlrm(tmp_path / "c.pt", tmp_path / "m", interaction=Interaction.CAT)
-    assert manifest.model.tower.interaction == "cat"
+    tower = manifest.model.tower
+    assert isinstance(tower, DlrmTower)
+    assert tower.interaction == "cat"
 
 
 def test_poolings(tmp_path: Path) -> None:
@@ -259,7 +275,8 @@ class Mlp(nn.Module):
         self._mlp = nn.Sequential(*(Perceptron(a, b) for a, b in pairwise(sizes)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._mlp(x)
+        out: Tensor = self._mlp(x)
+        return out
 
 
 class Holder(nn.Module):
@@ -286,13 +303,16 @@ class TorchrecDlrm(nn.Module):
         self.over_arch = Holder(model=nn.Sequential(Mlp(DIM + 6, 8, 5), nn.Linear(5, 1)))
 
     def forward(self, dense: Tensor, bags: list[tuple[Tensor, Tensor]]) -> Tensor:
-        x = self.dense_arch.model(dense)
-        tables = self.sparse_arch.embedding_bag_collection.embedding_bags.values()
+        x: Tensor = self.get_submodule("dense_arch.model")(dense)
+        tables = self.get_submodule(
+            "sparse_arch.embedding_bag_collection.embedding_bags"
+        ).children()
         ly = [table(ids, offsets) for table, (ids, offsets) in zip(tables, bags, strict=True)]
         vectors = torch.stack([x, *ly], 1)
         row, column = torch.triu_indices(4, 4, offset=1)
         z = (vectors @ vectors.transpose(1, 2))[:, row, column]
-        return self.over_arch.model(torch.cat([x, z], 1))
+        scores: Tensor = self.get_submodule("over_arch.model")(torch.cat([x, z], 1))
+        return scores
 
 
 @pytest.mark.parametrize("sigmoid", [True, False])

@@ -27,6 +27,7 @@ def tiny(tmp_path: Path) -> Path:
 
 def test_samples_are_in_the_order_of_time(tiny: Path) -> None:
     ratings = read_movielens(tiny)
+    assert ratings.samples.labels is not None
     assert ratings.samples.labels.tolist() == [1, 1, 0, 1]  # times 50, 100, 100, 200
     assert ratings.sizes == {
         "user": 2,

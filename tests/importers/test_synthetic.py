@@ -12,6 +12,7 @@ from erless.dlrm.queries import QueryFile
 from erless.dlrm.workload import WORKLOADS, PowerLaw, RowOrder
 from erless.importers.synthetic import make_example
 from erless.specs.bundle import BundleManifest
+from erless.specs.model import DlrmTower
 from erless.storage.digests import digest_file
 
 SMALL = dataclasses.replace(WORKLOADS["rm1"], rows=5000, tables=3)
@@ -67,6 +68,7 @@ def test_the_log_and_the_queries_touch_the_same_hot_rows(tmp_path: Path) -> None
 def test_the_model_is_the_papers() -> None:
     model = WORKLOADS["rm3"].model()
     assert model.dense_features == 2560
+    assert isinstance(model.tower, DlrmTower)
     assert model.tower.bottom_mlp == (1024, 256, 32)
     assert model.embedding_bytes == 10 * 20_000_000 * 128
 

@@ -85,7 +85,7 @@ def test_a_folder_of_tables(folder: Path) -> None:
     assert [table.name for table in manifest.model.tables] == ["b", "a"]
 
 
-def test_a_table_larger_than_a_chunk_streams(folder: Path, monkeypatch) -> None:
+def test_a_table_larger_than_a_chunk_streams(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("erless.importers.bundle.CHUNK_BYTES", 40)
     sources = [str(folder / "users.npy"), str(folder / "items.safetensors")]
     import_tables(sources, folder / "tower.pt2", 3, folder / "m", SUM)

@@ -26,6 +26,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import boto3
+import pytest
 from moto.ec2.models import EC2Backend
 from moto.iam.access_control import IAMPolicyStatement, PermissionResult
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -280,7 +281,7 @@ def count_loopback_as_tls() -> None:
             return PermissionResult.NEUTRAL
         return original(self, *arguments, **more)
 
-    IAMPolicyStatement.is_action_permitted = permitted
+    pytest.MonkeyPatch().setattr(IAMPolicyStatement, "is_action_permitted", permitted)
 
 
 def keep_tags_apart() -> None:
@@ -295,7 +296,7 @@ def keep_tags_apart() -> None:
         ]
         return original(self, name, description, {**data, "TagSpecifications": kept}, tags)
 
-    EC2Backend.create_launch_template = create
+    pytest.MonkeyPatch().setattr(EC2Backend, "create_launch_template", create)
 
 
 def _json(document: dict[str, Any], status: int = 200, error: str = "") -> Response:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,7 +64,7 @@ def layouts(draw: st.DrawFn, model: ModelSpec) -> tuple[ShardPlan, ...]:
     )
 
 
-def stored_tables(bundle, plan: Plan, profile, model: ModelSpec) -> list[np.ndarray]:
+def stored_tables(bundle: Path, plan: Plan, profile: Profile, model: ModelSpec) -> list[np.ndarray]:
     """The tables as the plan's precisions leave them, worked out on whole arrays."""
     tables = []
     for table in model.tables:
@@ -86,8 +88,8 @@ def pooled(model: ModelSpec, tables: list[np.ndarray], query: Query) -> list[np.
     """Monolith's pooling over `tables`."""
     import torch
 
-    whole = Monolith.__new__(Monolith)
-    Monolith.__init__(whole, model, [torch.from_numpy(each) for each in tables], None)  # type: ignore[arg-type]
+    tensors = [torch.from_numpy(table) for table in tables]
+    whole = Monolith(model, tensors, None)  # type: ignore[arg-type]  # pooling needs no tower
     return [each.numpy() for each in whole.pool(query)]
 
 
@@ -95,7 +97,13 @@ def pooled(model: ModelSpec, tables: list[np.ndarray], query: Query) -> list[np.
 @given(
     data=st.data(), seed=st.integers(0, 2**32 - 1), batch=st.integers(1, 6), packed=st.booleans()
 )
-def test_sharded_equals_whole(tmp_path_factory, data, seed, batch, packed) -> None:
+def test_sharded_equals_whole(
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+    seed: int,
+    batch: int,
+    packed: bool,
+) -> None:
     model = data.draw(models())
     folder = tmp_path_factory.mktemp("pack")
     bundle, profile_folder = make_inputs(folder, model, seed)

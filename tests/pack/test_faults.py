@@ -21,6 +21,7 @@ from erless.serve.files import Source, open_gateway, open_shard, open_tower
 from erless.specs.release import ReleaseManifest
 from erless.storage.digests import digest_json
 from erless.storage.stores import open_store
+from tests.buckets import S3
 from tests.conftest import Cli
 from tests.releases import Made, default_model, make_release
 from tests.sharded import sharded_pool
@@ -53,7 +54,7 @@ def serve_all(made: Made) -> list[np.ndarray]:
     """Everything that functions would serve, or the error that keeps them from it."""
     source = Source(made.store)
     with open_tower(source, made.release.digest) as tower:
-        served = [np.frombuffer(tower.path.read_bytes(), np.uint8)]
+        served: list[np.ndarray] = [np.frombuffer(tower.path.read_bytes(), np.uint8)]
     with open_gateway(source, made.release.digest) as gateway:
         served += [vector for vectors in gateway.defaults for vector in vectors]
         assert gateway.release == made.release
@@ -273,7 +274,7 @@ def test_a_store_that_is_read_only_is_told(made: Made, cli: Cli, tmp_path: Path)
             each.chmod(0o755)
 
 
-def test_a_cache_that_is_full_is_told(made: Made, s3, tmp_path: Path) -> None:
+def test_a_cache_that_is_full_is_told(made: Made, s3: S3, tmp_path: Path) -> None:
     there = make_release(
         tmp_path / "m", model=default_model(300, 4), store=s3.url, endpoint_url=s3.endpoint_url
     )
@@ -284,7 +285,7 @@ def test_a_cache_that_is_full_is_told(made: Made, s3, tmp_path: Path) -> None:
         open_shard(Source(there.store, s3.endpoint_url), there.release.shards[1].digest)
 
 
-def test_a_bucket_serves_what_a_directory_does(made: Made, s3, tmp_path: Path) -> None:
+def test_a_bucket_serves_what_a_directory_does(made: Made, s3: S3, tmp_path: Path) -> None:
     there = make_release(
         tmp_path, model=default_model(300, 4), store=s3.url, endpoint_url=s3.endpoint_url
     )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from erless.errors import ArtifactError, PlanError
 from erless.pack import inventory
-from erless.pack.packer import Packer
+from erless.pack.packer import Packed, Packer
 from erless.pack.ranks import Cut as RankCut
 from erless.pack.ranks import TableRanks, cuts_of
 from erless.serve.files import Source, open_shard
@@ -39,10 +39,9 @@ def tree(store: str) -> dict[str, bytes]:
     }
 
 
-def pack(made: Made, plan: Path | None = None, **options):
+def pack(made: Made, plan: Path | None = None) -> Packed:
     store = open_store(made.store, create=True)
-    shard = options.pop("shard", None)
-    return Packer(made.bundle, made.profile, plan or made.plan, store, **options).pack(shard)
+    return Packer(made.bundle, made.profile, plan or made.plan, store).pack()
 
 
 def test_the_shards_hold_every_row_once_and_exactly(packed_release: Made) -> None:
@@ -123,7 +122,9 @@ def test_a_shard_that_only_moved_is_the_same_function(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
-def test_many_workers_share_the_work(tmp_path: Path, packed_release: Made, order) -> None:
+def test_many_workers_share_the_work(
+    tmp_path: Path, packed_release: Made, order: tuple[int, ...]
+) -> None:
     folder = tmp_path / "in"
     bundle, profile = make_inputs(folder, default_model())
     make_plan(bundle, profile, TIERS).save(folder / "plan.json")
@@ -167,7 +168,11 @@ def worker(store: str, folder: Path, shard: str = "", endpoint: str = "") -> sub
 @pytest.mark.parametrize("where", ["directory", "bucket"])
 @pytest.mark.parametrize("shards", [("", "", ""), ("0", "1", "2", "3")])
 def test_packers_at_once_make_one_whole_release(
-    tmp_path: Path, packed_release: Made, request: pytest.FixtureRequest, where: str, shards
+    tmp_path: Path,
+    packed_release: Made,
+    request: pytest.FixtureRequest,
+    where: str,
+    shards: tuple[str, ...],
 ) -> None:
     folder = tmp_path / "in"
     bundle, profile = make_inputs(folder, default_model())
@@ -251,7 +256,12 @@ def test_a_pack_that_was_stopped_is_completed_by_the_next(tmp_path: Path, number
     st.sampled_from([192, 384, 768, 10_000]),
 )
 def test_ranks_become_rows_window_by_window(
-    tmp_path_factory, rows, share, seed, fractions, window_rows
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: int,
+    share: float,
+    seed: int,
+    fractions: list[float],
+    window_rows: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("ranks")
     generator = np.random.default_rng(seed)
@@ -342,7 +352,9 @@ WRONG_PLANS = {
 
 
 @pytest.mark.parametrize(("shards", "says"), WRONG_PLANS.values(), ids=WRONG_PLANS)
-def test_a_plan_that_does_not_cover_each_row_once_is_told(shards, says: str) -> None:
+def test_a_plan_that_does_not_cover_each_row_once_is_told(
+    shards: list[ShardPlan], says: str
+) -> None:
     model = ModelSpec(
         dense_features=1,
         tables=(TableSpec(name="t", rows=10, dim=4),),

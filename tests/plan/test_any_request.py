@@ -1,6 +1,7 @@
 """Whatever is asked of whatever model: every row is somewhere once, or an error says why not."""
 
 import math
+from typing import Any
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -55,7 +56,9 @@ knobs = st.fixed_dictionaries(
 @example([(1, 4, 0.5, 1.0)], {"qps": 1.0, "shards": 2})
 @example([(1, 4, 0.5, 1.0)], {"qps": 1.0, "shards": 1, "resident_share": 0.5})
 @example([(10**6, 32, 0.9, 300.0)], {"qps": 10.0, "shards": 3, "max_shard_bytes": 1.2e8})
-def test_a_plan_or_an_error(shapes, asked) -> None:
+def test_a_plan_or_an_error(
+    shapes: list[tuple[int, int, float, float]], asked: dict[str, Any]
+) -> None:
     loads = [
         table(
             f"t{index}",

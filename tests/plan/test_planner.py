@@ -2,6 +2,9 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,18 +15,21 @@ from erless.errors import InfeasibleError, PlanError
 from erless.plan.costs.curves import AccessCurve
 from erless.plan.nodes.packing import pack
 from erless.plan.nodes.prices import read_prices
-from erless.plan.planner import POLICIES, Planner
+from erless.plan.planner import POLICIES, Outcome, Planner
 from erless.plan.report.document import plan_document, policy_results
 from erless.plan.report.tables import explain
 from erless.plan.request import PlanRequest
 from erless.plan.source import workload_tables
 from erless.specs.plan import Plan
+from erless.specs.planning import Policy
 from tests.plan.instances import assert_covers
 
 DIGEST = "0" * 64
 
 
-def outcome(name: str, policies=POLICIES, locality: float = 0.9, **knobs):
+def outcome(
+    name: str, policies: Sequence[Policy] = POLICIES, locality: float = 0.9, **knobs: Any
+) -> Outcome:
     model, tables = workload_tables(name, locality, 32)
     return Planner(model, tables, PlanRequest(**knobs)).outcome(policies)
 
@@ -68,7 +74,7 @@ def test_packed_nodes_hold_what_is_on_them() -> None:
         assert pack(each.layout, found.prices) is not None
 
 
-def test_plan_document_round_trips(tmp_path) -> None:
+def test_plan_document_round_trips(tmp_path: Path) -> None:
     document = plan_document(outcome("rm1", equal_containers=True), DIGEST, DIGEST)
     document.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == document
@@ -94,7 +100,7 @@ def test_plan_document_round_trips(tmp_path) -> None:
         ({"max_shard_bytes": 1000.0}, "one row of table_0"),
     ],
 )
-def test_infeasible_requests_say_by_how_much(knobs, words) -> None:
+def test_infeasible_requests_say_by_how_much(knobs: dict[str, Any], words: str) -> None:
     with pytest.raises(InfeasibleError) as caught:
         outcome("rm1", **knobs)
     assert any(words in line for line in caught.value.violations)
@@ -112,7 +118,7 @@ def test_no_traffic_is_an_error(qps: float) -> None:
         PlanRequest(qps=qps)
 
 
-def test_no_node_fits(tmp_path) -> None:
+def test_no_node_fits(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     path.write_text(
         "# mine 2026-01-01\ninstance_type,vcpu,memory_gib,gpu,usd_per_hour\na,4,1,0,1\n"
@@ -125,7 +131,7 @@ def test_no_node_fits(tmp_path) -> None:
     assert "largest node type" in caught.value.violations[0]
 
 
-def test_damaged_prices_name_the_line(tmp_path) -> None:
+def test_damaged_prices_name_the_line(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     path.write_text("instance_type,vcpu,memory_gib,gpu,usd_per_hour\na,x,1,0,1\n")
     with pytest.raises(PlanError, match="a: vcpu is 'x', no number"):
@@ -227,6 +233,6 @@ def test_more_vcpu_where_the_sla_needs_it() -> None:
         ({"frozen_window_s": 30}, "frozen_window_s: nothing is to be frozen"),
     ],
 )
-def test_a_knob_that_nothing_turns_is_refused(knobs, words) -> None:
+def test_a_knob_that_nothing_turns_is_refused(knobs: dict[str, Any], words: str) -> None:
     with pytest.raises(PlanError, match=words):
         outcome("rm3", policies=(), **knobs)

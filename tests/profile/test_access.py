@@ -270,7 +270,7 @@ def test_memory_does_not_grow_with_the_log(make_bundle: MakeBundle, tmp_path: Pa
         with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
             for _ in range(groups):
                 ids = pa.array(generator.integers(0, 1000, 2_500_000, np.int32))
-                offsets = pa.array(np.arange(0, 2_500_001, 100, np.int32))
+                offsets = pa.array(np.arange(0, 2_500_001, 100, dtype=np.int32))
                 writer.write_table(pa.table({"t": pa.ListArray.from_arrays(offsets, ids)}))
         argv = [sys.executable, "-c", MEMORY, str(bundle), str(path), str(tmp_path / f"p{groups}")]
         growth.append(int(subprocess.run(argv, check=True, capture_output=True).stdout))

@@ -34,7 +34,7 @@ class Function:
 
     started: ClassVar[list[Function]] = []  # all of this test run; conftest.py ends them
 
-    def __init__(self, kind: str, folder: Path, command: list[str] | None = None, **env: str):
+    def __init__(self, kind: str, folder: Path, command: list[str] | None = None, /, **env: str):
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"{kind}-{time.monotonic_ns()}.log"
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("ERLESS_")}
@@ -161,7 +161,7 @@ class Fleet:
         digest = self.made.release.shard(name).digest
         return self._function("sparse", ERLESS_STORE=self.made.store, ERLESS_SHARD=digest, **env)
 
-    def start_gateway(self, urls: dict[str, str] | None = None, **env: str) -> Function:
+    def start_gateway(self, urls: dict[str, str] | None = None, /, **env: str) -> Function:
         more = {"ERLESS_DENSE_URL": self.dense.url} if self.dense else {}
         return self._function(
             "gateway",

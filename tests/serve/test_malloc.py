@@ -13,7 +13,12 @@ from erless.serve.malloc import BURST, CALM, EVERY_S, HeapTrimmer
 
 def test_a_burst_is_trimmed_once_it_is_over() -> None:
     calls: list[int] = []
-    trimmer = HeapTrimmer(lambda pad: calls.append(pad) or 1)
+
+    def trim(pad: int) -> int:
+        calls.append(pad)
+        return 1
+
+    trimmer = HeapTrimmer(trim)
     assert not trimmer.sweep(0, 0.0)
     trimmer.observe(BURST - 1)
     assert not trimmer.sweep(0, 1.0)

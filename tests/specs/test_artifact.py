@@ -48,7 +48,9 @@ def test_same_content_same_digest(bundle: Path, tmp_path: Path) -> None:
         ({"model": {}}, "altered: its content does not match its digest"),
     ],
 )
-def test_a_changed_manifest_is_refused(bundle: Path, changes: dict, message: str) -> None:
+def test_a_changed_manifest_is_refused(
+    bundle: Path, changes: dict[str, object], message: str
+) -> None:
     rewrite(bundle / "model.json", **changes)
     with pytest.raises(ArtifactError, match=message):
         BundleManifest.open(bundle)

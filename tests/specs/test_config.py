@@ -55,7 +55,9 @@ def test_no_file(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
 
 
-def test_the_schema_is_fresh(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path) -> None:
+def test_the_schema_is_fresh(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert main(["--check"]) == 0
     stale = tmp_path / "erless.schema.json"
     stale.write_text(SCHEMA_FILE.read_text().replace("qps", "qpss"))

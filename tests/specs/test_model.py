@@ -24,7 +24,7 @@ def test_sizes() -> None:
         ((table(),), DlrmTower(bottom_mlp=(4,), top_mlp=(2,)), "ends in 2 outputs"),
     ],
 )
-def test_contradictions(tables: tuple, tower: object, message: str) -> None:
+def test_contradictions(tables: tuple[TableSpec, ...], tower: object, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ModelSpec(dense_features=1, tables=tables, tower=tower)
 

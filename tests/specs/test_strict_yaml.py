@@ -11,6 +11,7 @@ import pytest
 
 from erless.errors import ConfigError
 from erless.specs.config import load_config
+from erless.specs.knative import PodPlacement
 from tests.conftest import ROOT
 
 LEVELS = 30
@@ -92,7 +93,7 @@ def test_references_that_a_person_writes_are_followed(tmp_path: Path) -> None:
         "      hot: &fast {node_selector: {disk: nvme}}\n      warm: *fast\n"
     )
     placement = load_config(path).targets.knative.placement
-    assert placement["hot"] == placement["warm"] != {}
+    assert placement["hot"] == placement["warm"] != PodPlacement()
 
 
 def test_numbers_and_dates_are_read_as_a_person_means_them(tmp_path: Path) -> None:

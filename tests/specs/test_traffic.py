@@ -35,7 +35,8 @@ def test_shapes(text: str, queries: float, peak: float) -> None:
 
 @given(st.lists(st.floats(0, 50), min_size=1, max_size=6), st.integers(0, 99))
 def test_arrivals_fall_where_the_rate_is(rates: list[float], seed: int) -> None:
-    traffic = Traffic("x", np.arange(len(rates)) * 10.0, np.array(rates), len(rates) * 10.0)
+    begins = np.arange(len(rates), dtype=np.float64) * 10.0
+    traffic = Traffic("x", begins, np.array(rates), len(rates) * 10.0)
     arrivals = traffic.arrivals(np.random.default_rng(seed))
     counts = np.histogram(arrivals, np.arange(len(rates) + 1) * 10.0)[0]
     expected = np.array(rates) * 10

@@ -19,15 +19,15 @@ from erless.storage import verified
 from erless.storage.directory import DirectoryStore
 from erless.storage.node_cache import NodeCache, obtain
 from erless.storage.s3.store import S3Store
-from erless.storage.store import Blob, Ignore
+from erless.storage.store import Blob, Counter, Ignore, Store, verify_blob
 from tests.buckets import S3
 from tests.conftest import ROOT
-from tests.faulty import FaultyProxy
+from tests.faulty import Fault, FaultyProxy
 
 DIGEST, OTHER, THIRD = "a" * 64, "b" * 64, "c" * 64
 
 
-def make_blob(store, tmp_path: Path, data: bytes) -> Blob:
+def make_blob(store: Store, tmp_path: Path, data: bytes) -> Blob:
     digest = hashlib.sha256(data).hexdigest()
     blob = Blob(f"blobs/{digest}.safetensors", len(data), digest)
     staged = tmp_path / "staged"
@@ -52,11 +52,10 @@ class Hashed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: list[str] = []
-        whole = verified.verify_blob
 
-        def watched(path: Path, blob: Blob, counter) -> None:
+        def watched(path: Path, blob: Blob, counter: Counter) -> None:
             self.names.append(path.name)
-            whole(path, blob, counter)
+            verify_blob(path, blob, counter)
 
         monkeypatch.setattr(verified, "verify_blob", watched)
 
@@ -211,25 +210,27 @@ def test_replicas_on_one_machine_fetch_once(
 
 
 def test_a_fetch_that_was_killed_is_done_again(
-    s3: S3, store: S3Store, proxy: FaultyProxy, tmp_path: Path
+    s3: S3,
+    store: S3Store,
+    proxy: FaultyProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     blob = make_blob(store, tmp_path, b"x" * 1000)
     asked = threading.Event()
     take = proxy.take
 
-    def stall(method: str, path: str):
+    def stall(method: str, path: str) -> Fault:
         asked.set()
-        from tests.faulty import Fault
-
         take(method, path)
         return Fault(stall_s=5)
 
-    proxy.take = stall  # type: ignore[method-assign]
-    killed = start(s3, proxy.url, tmp_path / "cache", blob)
-    assert asked.wait(60)
-    killed.kill()
-    killed.communicate(timeout=60)
-    proxy.take = take  # type: ignore[method-assign]
+    with monkeypatch.context() as stalled:
+        stalled.setattr(proxy, "take", stall)
+        killed = start(s3, proxy.url, tmp_path / "cache", blob)
+        assert asked.wait(60)
+        killed.kill()
+        killed.communicate(timeout=60)
     assert not (tmp_path / "cache" / DIGEST).exists()
     with obtain(store, DIGEST, [blob], NodeCache(tmp_path / "cache", 1000)) as lease:
         assert (lease.folder / blob.name).read_bytes() == b"x" * 1000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from erless.errors import ArtifactError, StorageError, StoreError
+from erless.errors import ArtifactError, ErlessError, StorageError, StoreError
 from erless.storage.stores import open_store
 
 
@@ -34,7 +34,9 @@ def test_a_store_is_known_by_its_marker(tmp_path: Path) -> None:
         ({"kind": "erless store", "schema_version": 2}, ArtifactError, "reads up to 1"),
     ],
 )
-def test_other_markers_are_told(tmp_path: Path, marker, error, says) -> None:
+def test_other_markers_are_told(
+    tmp_path: Path, marker: object, error: type[ErlessError], says: str
+) -> None:
     text = marker if isinstance(marker, str) else json.dumps(marker)
     (tmp_path / "store.json").write_text(text)
     with pytest.raises(error, match=says):

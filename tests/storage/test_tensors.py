@@ -21,7 +21,9 @@ ARRAYS = st.dictionaries(
 
 
 @given(ARRAYS)
-def test_the_safetensors_package_reads_what_we_write(tmp_path_factory, arrays) -> None:
+def test_the_safetensors_package_reads_what_we_write(
+    tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, np.ndarray]
+) -> None:
     path = tmp_path_factory.mktemp("t") / "a.safetensors"
     digest = write_tensors(path, arrays, {"who": "erless"})
     assert digest == digest_file(path)
@@ -37,7 +39,9 @@ def test_the_safetensors_package_reads_what_we_write(tmp_path_factory, arrays) -
 
 
 @given(ARRAYS)
-def test_we_read_what_the_safetensors_package_writes(tmp_path_factory, arrays) -> None:
+def test_we_read_what_the_safetensors_package_writes(
+    tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, np.ndarray]
+) -> None:
     path = tmp_path_factory.mktemp("t") / "a.safetensors"
     safetensors.numpy.save_file(arrays, path)
     file = TensorFile(path)

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -83,7 +84,7 @@ def kubeconfig(cluster: BareCluster, tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def run(kubeconfig: Path, files: list[Path], **more: object) -> list[Applied]:
+def run(kubeconfig: Path, files: list[Path], **more: Any) -> list[Applied]:
     sources = [read_manifest_file(str(each)) for each in files]
     return ClusterInit(
         connect(kubeconfig), sources, settings(), access("recs"), **{"timeout_s": 60.0, **more}
@@ -222,7 +223,7 @@ def test_bad_manifests_are_named(tmp_path: Path, text: str, said: str) -> None:
 
 def test_manifests_come_by_url(tmp_path: Path, files: list[Path]) -> None:
     class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *arguments: object) -> None:
+        def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments, directory=str(tmp_path))
 
         def log_message(self, *_: object) -> None:

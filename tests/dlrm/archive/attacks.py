@@ -129,7 +129,6 @@ FROM_FILE = aten(
     size=scalar(4),
 )
 FILL = aten("fill_.Scalar", "filled", self={"as_tensor": {"name": "extra"}}, value=scalar(1))
-TENSOR: Document = {"as_tensor": {"name": "dense"}}
 BIAS: Document = {"as_tensor": {"name": "p_deep_0_bias"}}
 HUGE = ints(1 << 20, 1 << 20)
 META: Document = {"as_device": {"type": "meta", "index": None}}

@@ -76,12 +76,13 @@ def in_text(before: str, after: str, record: str = MODEL) -> Change:
 
 
 def graph(document: Document) -> Document:
-    return document["graph_module"]["graph"]
+    found: Document = document["graph_module"]["graph"]
+    return found
 
 
 def add_node(target: str, *arguments: tuple[str, Document], output: str = "extra") -> Change:
     """Put a node in front of all others."""
-    node = {
+    node: Document = {
         "target": target,
         "inputs": [{"name": name, "arg": given, "kind": 1} for name, given in arguments],
         "outputs": [{"as_tensor": {"name": output}}],

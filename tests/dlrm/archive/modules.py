@@ -27,6 +27,9 @@ class Tower(nn.Module):
 class Dlrm(nn.Module):
     """DLRM: bottom MLP, products below the diagonal, top MLP."""
 
+    row: Tensor
+    column: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.bottom = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True))
@@ -61,28 +64,31 @@ class Din(nn.Module):
         weights = torch.nan_to_num(scores.softmax(-1))
         x = torch.cat([(weights.unsqueeze(1) @ pooled).squeeze(1), dense], 1)
         gate = torch.sigmoid(self.norm(x))
-        return self.out(gate * x + (1 - gate) * self.alpha * x).squeeze(1)
+        logits: Tensor = self.out(gate * x + (1 - gate) * self.alpha * x)
+        return logits.squeeze(1)
 
 
 def folded(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
     """The batch folded into rows and back: a shape of twice the batch."""
-    rows = parts[0](pooled.reshape(pooled.shape[0] * 2, 4)).softmax(-1)
+    rows: Tensor = parts[0](pooled.reshape(pooled.shape[0] * 2, 4)).softmax(-1)
     return rows.view(pooled.shape[0], 2, 4).sum((1, 2)) + dense.sum(1)
 
 
 def attention(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
     mask = pooled[..., 0] > 0.9
     seen = torch.nan_to_num(parts[0](pooled, pooled, pooled, key_padding_mask=mask)[0])
-    return seen.sum((1, 2)) + parts[1](pooled).mean(1).sum(-1) + dense.sum(1)
+    rows: Tensor = parts[1](pooled).mean(1).sum(-1)
+    return seen.sum((1, 2)) + rows + dense.sum(1)
 
 
 def norms(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
-    rows = parts[0](pooled.flatten(1)).sum(1) + parts[1](pooled).sum((1, 2))
-    return rows + parts[2](pooled).sum((1, 2)) + parts[3](pooled).sum((1, 2)) + dense.sum(1)
+    rows: Tensor = parts[0](pooled.flatten(1)).sum(1) + parts[1](pooled).sum((1, 2))
+    rows = rows + parts[2](pooled).sum((1, 2)) + parts[3](pooled).sum((1, 2))
+    return rows + dense.sum(1)
 
 
 def convolutions(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
-    deep = parts[0](pooled).sum((1, 2)) + parts[1](pooled.unsqueeze(1)).flatten(1).sum(1)
+    deep: Tensor = parts[0](pooled).sum((1, 2)) + parts[1](pooled.unsqueeze(1)).flatten(1).sum(1)
     pools = F.max_pool1d(pooled, 2) + F.avg_pool1d(pooled, 2)
     return deep + pools.sum((1, 2)) + F.adaptive_avg_pool1d(pooled, 1).sum((1, 2)) + dense.sum(1)
 
@@ -141,7 +147,7 @@ def picking(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
 def shapes(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
     values = (
         torch.stack([pooled, pooled], 1),
-        pooled.split([1, 3], 2)[1],
+        torch.split(pooled, [1, 3], 2)[1],
         pooled.chunk(2, 1)[1],
         pooled.unbind(1)[0],
         pooled.repeat(1, 2, 1),
@@ -152,7 +158,7 @@ def shapes(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
         pooled.narrow(1, 0, 1),
         pooled.tril(),
         pooled.mT,
-        pooled.flatten(1).unflatten(1, (2, 4)),
+        torch.unflatten(pooled.flatten(1), 1, (2, 4)),
         pooled.diagonal(dim1=1, dim2=2),
     )
     return sum(value.flatten(1).sum(1) for value in values) + dense.sum(1)
@@ -160,9 +166,12 @@ def shapes(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
 
 def products(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
     pairs = torch.einsum("bij,bkj->bik", pooled, pooled) + torch.bmm(pooled, pooled.mT)
-    square = parts[0].weight
-    plain = torch.matmul(dense, square) + torch.addmm(parts[0].bias, dense, square)
-    return pairs.sum((1, 2)) + plain.sum(1) + parts[1](dense, dense).sum(1) + dense @ square[:, 0]
+    layer = parts[0]
+    assert isinstance(layer, nn.Linear)
+    square = layer.weight
+    plain = torch.matmul(dense, square) + torch.addmm(layer.bias, dense, square)
+    bilinear: Tensor = parts[1](dense, dense)
+    return pairs.sum((1, 2)) + plain.sum(1) + bilinear.sum(1) + dense @ square[:, 0]
 
 
 def constants(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
@@ -182,7 +191,8 @@ def casts(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
 def reductions(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
     rows = pooled.mean(1) + pooled.std(1) + pooled.var(1) + pooled.prod(1) + pooled.logsumexp(1)
     some = (dense > 0.5).any(1).float() + (dense > 0.5).all(1).float()
-    return rows.sum(1) + some + torch.div(dense, 0.3, rounding_mode="floor").sum(1) + pooled.norm()
+    length: Tensor = pooled.norm()
+    return rows.sum(1) + some + torch.div(dense, 0.3, rounding_mode="floor").sum(1) + length
 
 
 def towers() -> dict[str, nn.Module]:

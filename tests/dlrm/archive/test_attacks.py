@@ -15,6 +15,8 @@ from tests.dlrm.archive.attacks import ATTACKS
 from tests.dlrm.archive.hostile import Bomb, by_hand, put_together, take_apart, zeros_deflated
 from tests.towers import DeepFm, export
 
+Record = tuple[bytes, bytes, dict[str, object]]
+
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -60,12 +62,14 @@ def test_the_bomb_is_live(tmp_path: Path) -> None:
 
 
 def test_a_container_that_lies_is_refused(good: Path, tmp_path: Path) -> None:
-    records = [(f"t/{name}".encode(), data, {}) for name, data in take_apart(good).items()]
+    records: list[Record] = [
+        (f"t/{name}".encode(), data, {}) for name, data in take_apart(good).items()
+    ]
     bomb = zeros_deflated(3)
     assert len(bomb) < 4 << 20
     first = records[0][0]
     other = b"t/data/weights/weight_90"
-    cases: list[tuple[list[tuple[bytes, bytes, dict[str, object]]], str]] = [
+    cases: list[tuple[list[Record], str]] = [
         ([*records, (other, bomb, {"method": 8, "size": 3 << 30})], "is compressed"),
         ([*records, (other, bomb, {"method": 8})], "is compressed"),
         ([*records, (other, b"x", {"size": 3 << 30})], "is compressed"),

@@ -38,7 +38,9 @@ def queries(
     draw: st.DrawFn, rows: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.dtype[np.signedinteger]]:
     """values and lengths (tables, B): mostly valid, some ids, lengths or sums not."""
-    kind = draw(st.sampled_from([np.dtype(np.int32), np.dtype(np.int64)]))
+    kind: np.dtype[np.signedinteger] = draw(
+        st.sampled_from([np.dtype(np.int32), np.dtype(np.int64)])
+    )
     limits = np.iinfo(kind)
     batch = draw(st.integers(1, 3))
     lengths = np.array(

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -135,6 +136,10 @@ def run(case: Coroutine[Any, Any, None]) -> None:
     uvloop.run(case)
 
 
+def _holds(got: Got, count: int) -> bool:
+    return len(got) == count
+
+
 def test_calls_of_a_turn_leave_in_one_write() -> None:
     async def case() -> None:
         server = Server(lambda _, names: plain(names[-1].encode()))
@@ -142,7 +147,7 @@ def test_calls_of_a_turn_leave_in_one_write() -> None:
             got: Got = {}
             for turn in range(3):
                 ask(endpoint, [f"{turn}{name}" for name in "abc"], got)
-                await until(lambda turn=turn: len(got) == 3 * (turn + 1))
+                await until(partial(_holds, got, 3 * (turn + 1)))
             assert all(told == name.encode() for name, told in got.items())
             assert server.reads == [1, 3, 3, 3]
             assert len(server.asked) == 1

@@ -252,7 +252,7 @@ def test_a_replica_that_comes_later_gets_its_share() -> None:
         assert {ask(each) for each in clients} == {b"first"}
         running.enter_context(serving(named(b"second"), limits, listener=listener.dup()))
         listener.close()
-        answers = []
+        answers: list[bytes] = []
         end = time.monotonic() + 20
         while time.monotonic() < end and answers.count(b"second") < 50:
             answers += [ask(each) for each in clients]

@@ -10,7 +10,7 @@ from erless.plan.planner import Planner
 from erless.plan.report.document import plan_document
 from erless.plan.request import PlanRequest
 from erless.plan.source import workload_tables
-from erless.specs.model import ExportedTower
+from erless.specs.model import DlrmTower, ExportedTower
 from erless.specs.plan import Precision
 from erless.specs.profile import Machine, ThroughputCurve, TowerCurve
 
@@ -78,7 +78,8 @@ def test_a_plan_says_which_curve_and_tower_it_used() -> None:
     shipped = plan_document(Planner(model, tables, asked).outcome(), "0" * 64, "0" * 64)
     assert shipped.curve_shipped
     assert "shipped default" in shipped.assumptions["curve"]
-    assert found.best["joint"].layout.vcpu < 0.7 * shipped.result.vcpu  # type: ignore[union-attr]
+    assert shipped.result is not None
+    assert found.best["joint"].layout.vcpu < 0.7 * shipped.result.vcpu
 
 
 def test_another_models_tower_is_not_used() -> None:
@@ -96,7 +97,8 @@ def test_another_models_tower_is_not_used() -> None:
 
 def test_an_exported_tower_is_estimated_from_its_archive() -> None:
     model, _ = workload_tables("rm1", 0.9, 32)
-    counted = tower_macs(model, model.tower)  # type: ignore[arg-type]
+    assert isinstance(model.tower, DlrmTower)
+    counted = tower_macs(model, model.tower)
     exported = model.model_copy(update={"tower": ExportedTower()})
     cost = tower_cost(exported, 32, DEFAULT_TERMS, archive_bytes=4 * counted)
     assert cost.macs == 32 * counted

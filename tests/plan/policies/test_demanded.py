@@ -1,6 +1,8 @@
 """Shapes that users demand: so many functions, so large a resident tier, frozen or not."""
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +16,18 @@ from erless.plan.report.document import plan_document, policy_results
 from erless.plan.request import PlanRequest
 from erless.plan.source import workload_tables
 from erless.specs.plan import Plan, Tier
+from erless.specs.planning import Policy
 from tests.plan.instances import assert_covers
 
 DIGEST = "0" * 64
 
 
-def outcome(policies=("joint",), rows: int = 200_000, **knobs) -> Outcome:
+def outcome(policies: Sequence[Policy] = ("joint",), rows: int = 200_000, **knobs: Any) -> Outcome:
     model, tables = workload_tables("rm1", 0.9, 32, rows)
     return Planner(model, tables, PlanRequest(**knobs)).outcome(policies)
 
 
-def plan(**knobs) -> Plan:
+def plan(**knobs: Any) -> Plan:
     found = outcome(**knobs)
     for each in found.best.values():
         assert_covers(each.layout)
@@ -103,12 +106,13 @@ def test_fluid_cuts_equal_brute_force() -> None:
         load = np.concatenate([[0.0], np.cumsum(rng.uniform(0, 1e-3, 9))])
         size = np.concatenate([[0.0], np.cumsum(rng.uniform(0, 1e9, 9))])
 
-        def cost(points: list[int], load=load, size=size) -> float:
-            return sum(
+        def cost(points: list[int], load: np.ndarray = load, size: np.ndarray = size) -> float:
+            total: float = sum(
                 (DEFAULT_TERMS.call_s + load[b] - load[a])
                 * (DEFAULT_TERMS.shard_memory_bytes + size[b] - size[a])
                 for a, b in itertools.pairwise(points)
             )
+            return total
 
         every = [[0, *inner, 9] for inner in itertools.combinations(range(1, 9), count - 1)]
         best = min(every, key=cost)

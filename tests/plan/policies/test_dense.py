@@ -1,6 +1,7 @@
 """Where the dense tower runs, and what each tier is stored as."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -16,12 +17,12 @@ from erless.specs.plan import Plan, Precision, Tier
 DIGEST = "0" * 64
 
 
-def outcome(name: str = "rm3", prices: Prices | None = None, **knobs) -> Outcome:
+def outcome(name: str = "rm3", prices: Prices | None = None, **knobs: Any) -> Outcome:
     model, tables = workload_tables(name, 0.9, 32, 200_000)
     return Planner(model, tables, PlanRequest(**knobs), prices).outcome(POLICIES)
 
 
-def plan(**knobs) -> Plan:
+def plan(**knobs: Any) -> Plan:
     return plan_document(outcome(**knobs), DIGEST, DIGEST)
 
 

@@ -1,12 +1,13 @@
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from erless.plan.costs.cost import PAPER_TERMS, replicas
+from erless.plan.costs.cost import PAPER_TERMS, CostTerms, replicas
 from erless.plan.costs.curves import AccessCurve
 from erless.plan.costs.layout import Demand
 from erless.plan.policies.baselines import model_wise, table_wise
@@ -33,7 +34,7 @@ def small_demand(groups: list[list[int]], gathers: float, qps: float, m0: float)
     return Demand(tables, qps, 5e-4)
 
 
-def partitions(items: list[int]):
+def partitions(items: list[int]) -> Iterator[list[list[int]]]:
     if not items:
         yield []
         return
@@ -44,7 +45,7 @@ def partitions(items: list[int]):
             yield [*others[:index], [first, *others[index]], *others[index + 1 :]]
 
 
-def brute_force(demand: Demand, terms) -> float:
+def brute_force(demand: Demand, terms: CostTerms) -> float:
     """Every subset resident, every partition of the rest: written apart from the planner."""
     rows = []
     for each in demand.tables:
@@ -77,7 +78,9 @@ def brute_force(demand: Demand, terms) -> float:
     st.floats(50, 5000),
     st.sampled_from([1.0, 64.0, 300.0, 5000.0]),
 )
-def test_joint_equals_brute_force_where_it_can_be_enumerated(groups, gathers, qps, m0) -> None:
+def test_joint_equals_brute_force_where_it_can_be_enumerated(
+    groups: list[list[int]], gathers: float, qps: float, m0: float
+) -> None:
     from dataclasses import replace
 
     terms = replace(PAPER_TERMS, shard_memory_bytes=m0, gateway_memory_bytes=m0)
@@ -96,7 +99,9 @@ def test_joint_equals_brute_force_where_it_can_be_enumerated(groups, gathers, qp
     st.floats(100, 60000),
     st.floats(50, 4000),
 )
-def test_elasticrec_equals_brute_force_over_all_cuts(values, gathers, qps) -> None:
+def test_elasticrec_equals_brute_force_over_all_cuts(
+    values: list[int], gathers: float, qps: float
+) -> None:
     from dataclasses import replace
 
     terms = replace(PAPER_TERMS, shard_memory_bytes=200.0)

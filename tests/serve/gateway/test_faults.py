@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_a_cold_shard_is_waited_for(fleet: Fleet, reference: Monolith, name: str
     sleeper = Sleeper(fleet, name)
     gateway = fleet.start_gateway(sleeper.urls).ready()
     query = random_query(fleet.made.model, 16, 16)
-    answers: list[dict] = []
+    answers: list[dict[str, Any]] = []
     thread = threading.Thread(target=lambda: answers.append(gateway.post(INFER, body_of(query))[1]))
     thread.start()
     time.sleep(0.3)

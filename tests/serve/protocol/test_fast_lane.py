@@ -82,7 +82,9 @@ class Setting:
         rows = self.generator.standard_normal((index.stored, spec.dim)).astype(np.float32)
         return StoredSlice(spec, Precision.FP32, rows, index)
 
-    def query(self, batch: int, dtype: type = np.int32) -> tuple[np.ndarray, np.ndarray]:
+    def query(
+        self, batch: int, dtype: type[np.signedinteger] = np.int32
+    ) -> tuple[np.ndarray, np.ndarray]:
         lengths = self.generator.integers(0, 9, (3, batch)).astype(np.int32)
         lengths[0, 0] += 9
         values = self.generator.integers(0, self.tables[0].rows, int(lengths.sum())).astype(dtype)
@@ -464,7 +466,8 @@ def shards_slices(fleet: Fleet) -> list[StoredSlice]:
 
 def stored_ids(fleet: Fleet) -> list[int]:
     """Rows of the first table that shard `frozen` stores."""
-    return shards_slices(fleet)[0].index.ids(0, 5).tolist()
+    ids: list[int] = shards_slices(fleet)[0].index.ids(0, 5).tolist()
+    return ids
 
 
 def test_a_request_without_weights_for_weighted_tables_takes_the_general_way() -> None:

@@ -18,6 +18,7 @@ from erless.deploy.knative.schema import check_objects, findings
 from erless.deploy.kubernetes.names import GATEWAY, shard_service
 from erless.errors import ConfigError, DeployError, PlanError
 from erless.specs.config import Config, GatewayConfig
+from erless.specs.knative import FunctionKind
 from erless.specs.plan import Scaling, Tier
 from tests.deploy.desired import IMAGES, cluster_settings, desired, digest_of
 from tests.deploy.infra_outputs import write_outputs
@@ -76,7 +77,7 @@ def test_objects_are_valid_and_stable(name: str, tmp_path: Path) -> None:
         assert each["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "erless"
 
 
-def annotations(rendered: Rendered, name: str) -> dict[str, str]:
+def revision_annotations(rendered: Rendered, name: str) -> dict[str, str]:
     service = next(each for each in rendered.functions if each["metadata"]["name"] == name)
     found: dict[str, str] = service["spec"]["template"]["metadata"]["annotations"]
     return found
@@ -87,7 +88,7 @@ def test_cold_and_frozen_shards_may_reach_zero_and_all_start_once() -> None:
     lowest = {}
     for tier in (Tier.HOT, Tier.COLD, Tier.FROZEN):
         version = "1"
-        found = annotations(rendered, shard_service(digest_of(f"{tier.value}-{version}")))
+        found = revision_annotations(rendered, shard_service(digest_of(f"{tier.value}-{version}")))
         lowest[tier.value] = found["autoscaling.knative.dev/min-scale"]
         assert int(found["autoscaling.knative.dev/initial-scale"]) >= 1
         assert found["autoscaling.knative.dev/metric"] == "rps"
@@ -233,7 +234,7 @@ def test_a_gateway_planned_with_two_replicas_gets_a_disruption_budget() -> None:
 def test_what_cannot_be_deployed_is_refused() -> None:
     with pytest.raises(ConfigError, match="no image for sparse"):
         render(desired(), ClusterSettings(Config().targets.knative, {}))
-    tagged = {**IMAGES, "sparse": "registry.example/sparse:latest"}
+    tagged: dict[FunctionKind, str] = {**IMAGES, "sparse": "registry.example/sparse:latest"}
     with pytest.raises(ConfigError, match="not named by digest"):
         render(desired(), ClusterSettings(Config().targets.knative, tagged))
     with pytest.raises(ConfigError, match="relative folder"):

@@ -7,9 +7,10 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -155,14 +156,17 @@ def test_keeps_as_many_releases_as_asked(box: Box) -> None:
         call(box.folder, {"do": "rollback", "release": "one"}, WAIT_S)
 
 
+def _ready_after(old: int) -> Callable[[dict[str, Any]], bool]:
+    """Whether the one replica is another process than `old`, and ready."""
+    return lambda facts: facts["ready"] == 1 and facts["replicas"][0]["pid"] != old
+
+
 def test_a_crash_loop_backs_off_and_shows_its_reason(box: Box) -> None:
     box.deploy(release("one"))
     pid = box.function("hot-0")["replicas"][0]["pid"]
     for _ in range(3):  # each time that it comes back it is killed
         os.kill(pid, signal.SIGKILL)
-        facts = box.until(
-            "hot-0", lambda each, old=pid: each["ready"] == 1 and each["replicas"][0]["pid"] != old
-        )
+        facts = box.until("hot-0", _ready_after(pid))
         pid = facts["replicas"][0]["pid"]
     assert facts["restarts"] == 3
     lines = (box.folder.logs / "supervisor.0.log").read_text().splitlines()
