@@ -220,7 +220,9 @@ def test_numbers_are_taken_exactly_or_refused(
         ({"batch": "0"}, "batch is 0, must be at least 1"),
     ],
 )
-def test_metadata_is_used_or_refused(tmp_path: Path, metadata: dict, message: str) -> None:
+def test_metadata_is_used_or_refused(
+    tmp_path: Path, metadata: dict[str, str], message: str
+) -> None:
     tensors = {"dense": query().dense, "values": query().values, "lengths": query().lengths}
     write_tensors(tmp_path / "q", tensors, metadata)
     with pytest.raises(QueryError, match=message):
@@ -242,8 +244,11 @@ def test_weights_of_tables_that_use_none_have_to_be_one() -> None:
         check_query(query(weights=weights), MODEL)
 
 
+QueryParts = tuple[dict[str, np.ndarray], dict[str, str]]  # tensors and metadata of a file
+
+
 @st.composite
-def changed_files(draw: st.DrawFn) -> tuple[dict, dict]:
+def changed_files(draw: st.DrawFn) -> QueryParts:
     """A good file's tensors and metadata, in which one thing was changed."""
     whole = draw(samples())
     names = [f"t{index}" for index in range(len(whole.lengths))]
@@ -281,7 +286,7 @@ def changed_files(draw: st.DrawFn) -> tuple[dict, dict]:
 
 @given(changed_files())
 def test_a_changed_file_is_read_as_it_says_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, changed: tuple[dict, dict]
+    tmp_path_factory: pytest.TempPathFactory, changed: QueryParts
 ) -> None:
     """What is read is compared with the safetensors package's reading, number by number."""
     from safetensors.numpy import load_file

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def same(path: Path, expected: dict[str, Tensor]) -> None:
 def test_what_torch_saves_is_read_without_torch(tmp_path: Path, zipped: bool) -> None:
     base = torch.randn(6, 4)
     marked = torch.randn(3)
-    marked.of_python = True
+    vars(marked)["of_python"] = True
     state = {
         "marked": marked,
         "parameter": nn.Parameter(torch.randn(2, 3)),
@@ -173,7 +174,7 @@ def laughs(levels: int) -> bytes:
     return text + b"."
 
 
-HOSTILE = {
+HOSTILE: dict[str, Callable[[Path], bytes]] = {
     "a call": lambda bomb: pickle.dumps({"a": Bomb(bomb)}),
     "protocol 0": lambda bomb: pickle.dumps({"a": Bomb(bomb)}, protocol=0),
     "a global": lambda bomb: b"\x80\x02cos\nsystem\n(X\x04\x00\x00\x00truetR.",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+from torch import nn
 
 from erless.errors import CheckpointError, QueryError
 from erless.importers.dlrm import import_dlrm
@@ -75,8 +76,10 @@ def test_tables_in_another_order_are_found(tmp_path: Path, cli: Cli) -> None:
     for name in ("ad", "item", "user"):
         np.save(tmp_path / f"{name}.npy", generator.standard_normal((9, 4)).astype(np.float32))
     tower = DeepFm(3, 3, 4)
+    first = tower.deep[0]
+    assert isinstance(first, nn.Linear)
     with torch.no_grad():
-        tower.deep[0].weight[:, 3:].mul_(5)  # so that the order tells
+        first.weight[:, 3:].mul_(5)  # so that the order tells
     export(tower, tmp_path / "tower.pt2", 3, 3, 4)
     order = ["user", "item", "ad"]
     dense = generator.standard_normal((5, 3)).astype(np.float32)

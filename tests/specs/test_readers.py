@@ -223,7 +223,9 @@ def test_a_path_in_a_manifest_never_leads_out(path: str) -> None:
         FileEntry(path=path, size_bytes=1, sha256="0" * 64)
 
 
-def test_parts_of_an_artifact_that_contradict_each_other_are_refused(documents) -> None:
+def test_parts_of_an_artifact_that_contradict_each_other_are_refused(
+    documents: dict[str, dict[str, Any]],
+) -> None:
     plan, bundle, release = (copy.deepcopy(documents[n]) for n in ("plan", "bundle", "release"))
     plan["shards"][1]["name"] = plan["shards"][0]["name"]
     refused(Plan, plan, "two shards called resident")

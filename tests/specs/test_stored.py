@@ -20,16 +20,18 @@ from tests.releases import TIERS, default_model, make_plan, make_release
 
 SMALL = default_model(300, 4)
 
+Where = tuple[str, str | None]  # a store and its endpoint
+
 
 @pytest.fixture(params=["folder", "bucket"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str | None]:
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Where:
     if request.param == "folder":
         return str(tmp_path / "releases"), None
     s3: S3 = request.getfixturevalue("s3")
     return s3.url, s3.endpoint_url
 
 
-def two_releases(tmp_path: Path, where: tuple[str, str | None]) -> tuple[Store, str, str]:
+def two_releases(tmp_path: Path, where: Where) -> tuple[Store, str, str]:
     """A store with two releases: the digest of the first, and of the second."""
     location, endpoint = where
     made = make_release(tmp_path, model=SMALL, store=location, endpoint_url=endpoint)
@@ -41,7 +43,9 @@ def two_releases(tmp_path: Path, where: tuple[str, str | None]) -> tuple[Store, 
     return store, made.release.digest, packed.release.digest
 
 
-def test_the_newest_is_the_last_packed_though_its_file_is_older(tmp_path: Path, where) -> None:
+def test_the_newest_is_the_last_packed_though_its_file_is_older(
+    tmp_path: Path, where: Where
+) -> None:
     store, first, second = two_releases(tmp_path, where)
     name = f"releases/{first}.json"
     text = store.read(name)
@@ -54,14 +58,14 @@ def test_the_newest_is_the_last_packed_though_its_file_is_older(tmp_path: Path, 
     assert [each.name for each in store.list("order/")] == ["order/00000001.json"]
 
 
-def test_packing_again_changes_no_order(tmp_path: Path, where) -> None:
+def test_packing_again_changes_no_order(tmp_path: Path, where: Where) -> None:
     store, first, second = two_releases(tmp_path, where)
     record_release(store, first)
     assert [digest for digest, _ in list_releases(store)] == [second, first]
     assert len(store.list("order/")) == 2
 
 
-def test_releases_from_before_the_order_come_last(tmp_path: Path, where) -> None:
+def test_releases_from_before_the_order_come_last(tmp_path: Path, where: Where) -> None:
     store, first, second = two_releases(tmp_path, where)
     store.delete("order/00000002.json")
     assert [digest for digest, _ in list_releases(store)] == [first, second]
@@ -70,7 +74,7 @@ def test_releases_from_before_the_order_come_last(tmp_path: Path, where) -> None
     assert find_release(store, "").digest == second
 
 
-def test_packers_at_once_each_get_a_number_of_their_own(tmp_path: Path, where) -> None:
+def test_packers_at_once_each_get_a_number_of_their_own(tmp_path: Path, where: Where) -> None:
     location, endpoint = where
     open_store(location, endpoint_url=endpoint, create=True)
     digests = [hashlib.sha256(bytes([number])).hexdigest() for number in range(8)]
@@ -86,7 +90,7 @@ def test_packers_at_once_each_get_a_number_of_their_own(tmp_path: Path, where) -
 
 
 @pytest.mark.parametrize("text", [b"{}", b"[" * 10_000, b'{"release": "../../x"}', b"\xff"])
-def test_a_damaged_record_is_named(tmp_path: Path, where, text: bytes) -> None:
+def test_a_damaged_record_is_named(tmp_path: Path, where: Where, text: bytes) -> None:
     store, _, _ = two_releases(tmp_path, where)
     store.replace("order/00000002.json", text)
     with pytest.raises(ArtifactError, match=r"order/00000002\.json"):

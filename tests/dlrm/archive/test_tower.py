@@ -18,7 +18,8 @@ class Dropping(nn.Module):
         self.drop = nn.Dropout(0.5)
 
     def forward(self, dense: Tensor, pooled: Tensor) -> Tensor:
-        return self.drop(dense).sum(1) + pooled.sum((1, 2))
+        kept: Tensor = self.drop(dense)
+        return kept.sum(1) + pooled.sum((1, 2))
 
 
 class Norming(nn.Module):
@@ -27,7 +28,8 @@ class Norming(nn.Module):
         self.norm = nn.BatchNorm1d(3)
 
     def forward(self, dense: Tensor, pooled: Tensor) -> Tensor:
-        return self.norm(dense).sum(1) + pooled.sum((1, 2))
+        rows: Tensor = self.norm(dense)
+        return rows.sum(1) + pooled.sum((1, 2))
 
 
 class Two(nn.Module):

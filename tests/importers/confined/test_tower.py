@@ -37,7 +37,7 @@ class NotZero(nn.Module):
     """Zeros give no finite number."""
 
     def forward(self, dense: Tensor, pooled: Tensor) -> Tensor:
-        norms = pooled / pooled.norm(dim=2, keepdim=True)
+        norms: Tensor = pooled / pooled.norm(dim=2, keepdim=True)
         return norms.sum((1, 2)) + dense.sum(1)
 
 
