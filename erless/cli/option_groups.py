@@ -121,7 +121,7 @@ def _option(name: str, field: FieldInfo, words: bool) -> Any:
         return Annotated[str | None, typer.Option(flag, help=help_, metavar=metavar)]
     least = next((fact.ge for fact in facts if hasattr(fact, "ge")), None)
     most = next((fact.le for fact in facts if hasattr(fact, "le")), None)
-    between = typer.Option(flag, help=help_, min=least, max=most)  # type: ignore[arg-type]
+    between = typer.Option(flag, help=help_, min=least, max=most)
     return Annotated[plain | None, between]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from erless.errors import ArtifactError
-from erless.specs.findings import first_finding
+from erless.specs.strict.findings import first_finding
 from erless.storage.atomic import os_errors, staged_file
 from erless.storage.digests import digest_json
 from erless.storage.strict_json import MOST_BYTES, read_json

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError
 
 from erless.errors import ConfigError
-from erless.specs.findings import first_finding
 from erless.specs.knative import KnativeConfig
 from erless.specs.plan import Precision
 from erless.specs.planning import (
@@ -25,8 +24,9 @@ from erless.specs.planning import (
     ReplicaFloors,
     ShardSizeLimit,
 )
-from erless.specs.section import Section
-from erless.specs.strict_yaml import Keys, read_yaml
+from erless.specs.strict.findings import first_finding
+from erless.specs.strict.section import Section
+from erless.specs.strict.yaml_file import Keys, read_yaml
 
 __all__ = [
     "Config",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from erless.specs.section import Section
+from erless.specs.strict.section import Section
 
 __all__ = ["FunctionKind", "KnativeConfig", "PodPlacement", "PodToleration", "StoreVolume"]
 

@@ -19,8 +19,8 @@ from pydantic import Field, ValidationError
 
 from erless.errors import ArtifactError, StoreError
 from erless.specs.artifact import Artifact, Frozen
-from erless.specs.findings import first_finding
 from erless.specs.release import ReleaseManifest, ShardManifest, release_name, shard_name
+from erless.specs.strict.findings import first_finding
 from erless.storage.store import Store, StoredObject
 from erless.storage.strict_json import read_json
 

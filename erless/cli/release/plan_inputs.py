@@ -122,7 +122,7 @@ def _request(given: Mapping[str, Any], config: Mapping[str, Any]) -> PlanRequest
 
     from erless.errors import PlanError
     from erless.plan.request import PlanRequest
-    from erless.specs.findings import first_finding
+    from erless.specs.strict.findings import first_finding
 
     fields = dict(given)
     if "traffic" in fields and "qps" not in fields:
