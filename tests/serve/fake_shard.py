@@ -41,6 +41,7 @@ class FakeShard:
         self.hanging = 0  # calls that it has not answered so far
         self.slow_once = threading.Event()
         self.close_once = threading.Event()
+        self.hang_once = threading.Event()
         self.unreached: list[int] = []  # a proxy's next answers: that it reaches no container
         self._real = real_port
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -87,6 +88,10 @@ class FakeShard:
         """Answer one request; False: close."""
         status, size, answer = self._ask(path, headers, body)
         behaviour = self.behaviour if body else "good"
+        if self.hang_once.is_set() and body:
+            self.hang_once.clear()
+            self._stopped.wait(60)
+            return False
         if self.close_once.is_set() and body:
             self.close_once.clear()
             return False
@@ -129,6 +134,9 @@ class FakeShard:
                 answer = text.replace(b'"partial"', b'"private"') + answer[int(size) :]
             case "error 500":
                 status, size, answer = 500, "0", b'{"error": "broken on purpose"}'
+            case "cannot start":
+                text = b'{"error": "its file is damaged", "state": "failed"}'
+                status, size, answer = 503, "0", text
             case "error 503":
                 status, size, answer = 503, "0", b'{"error": "busy on purpose"}'
         client.sendall(self._message(status, size, answer))

@@ -78,7 +78,12 @@ class Endpoint:
     now = staticmethod(time.monotonic)  # the loop's clock, but finer
 
     def send(
-        self, buffers: Sequence[Buffer], done: Callback, add_answer: AddAnswer | None = None
+        self,
+        buffers: Sequence[Buffer],
+        done: Callback,
+        add_answer: AddAnswer | None = None,
+        *,
+        apart: bool = False,
     ) -> HttpCall:
         """Start a call.
 
@@ -87,9 +92,12 @@ class Endpoint:
             done: called back once, never from within `send`.
             add_answer: shown what has come of the answer, until it deals with it or declines; then
                 `done` is called back all the same.
+            apart: on a new connection, which may lead to another replica.
         """
         call = HttpCall(self.now(), buffers, done, add_answer)
-        if self.direct and self._batch > 1:
+        if apart:
+            self._connect(call)
+        elif self.direct and self._batch > 1:
             self._join(call)
         elif (connection := self._free()) is not None:
             connection.send(call)
@@ -215,6 +223,15 @@ class Endpoint:
             self._filling = None
         if connection in self._idle:
             self._idle.remove(connection)
+
+    def repeated(self) -> None:
+        """Count a call that is sent once more, though its first connection lives."""
+        self._on_retry()
+
+    def suspect(self) -> None:
+        """A call got no answer: give up idle connections, which may lead to the same replica."""
+        for connection in list(self._idle):
+            connection.close()
 
     def sweep(self) -> None:
         """Close idle connections that are old."""

@@ -24,6 +24,7 @@ from erless.http.server.state import ServerState
 
 __all__ = ["ServerConnection"]
 
+LEFT_S = 1.0  # a client that has closed its half, as one that leaves does too, waits so long
 LINGER_S = 2.0  # a refused client that still sends
 CHOKED_BYTES = 4 << 20  # an answer this size waits for its reader before the next request
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -69,6 +70,7 @@ class ServerConnection(Receiving):
         "server",
         "since",
         "state",
+        "task",
         "transport",
     )
 
@@ -82,6 +84,7 @@ class ServerConnection(Receiving):
         self.body = memoryview(b"")
         self.head: RequestHead | None = None
         self.chunked: ChunkedBody | None = None
+        self.task: asyncio.Task[None] | None = None  # that makes the answer
         self.keep = True
         self.paused = self.choked = self.half_closed = False
         self.born = self.since = server.now()
@@ -95,6 +98,8 @@ class ServerConnection(Receiving):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the client, which is gone."""
+        if self.state is _State.WAIT and self.task is not None:
+            self.task.cancel()  # nobody waits for its answer
         self.state = _State.CLOSED
         self.held.release()
         self.server.forget(self)
@@ -146,6 +151,7 @@ class ServerConnection(Receiving):
     def eof_received(self) -> bool:
         """The client has sent its last byte: answer every whole request, then close."""
         self.half_closed = True
+        self.since = self.server.now()
         return self.state is _State.WAIT or self.choked
 
     def resume(self) -> None:
@@ -305,7 +311,7 @@ class ServerConnection(Receiving):
         if isinstance(answer, Response):
             self.answer(answer)
         else:
-            self.server.spawn(self, answer)
+            self.task = self.server.spawn(self, answer)
 
     def answer(self, response: Response) -> None:
         """Write `response`; the connection is then ready for its next request, or closes."""
@@ -365,6 +371,9 @@ class ServerConnection(Receiving):
             return
         if self.transport.get_write_buffer_size() > 0 and waited > limits.read_s:
             self.transport.abort()
+        elif self.state is _State.WAIT and self.half_closed:
+            if waited > LEFT_S:
+                self.transport.abort()
         elif self.state is _State.LINGER:
             if waited > LINGER_S:
                 self.transport.close()

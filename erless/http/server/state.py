@@ -157,11 +157,12 @@ class ServerState:
 
     # -- answers
 
-    def spawn(self, connection: Peer, answer: Awaitable[Response]) -> None:
-        """Answer when the handler's coroutine is done."""
+    def spawn(self, connection: Peer, answer: Awaitable[Response]) -> asyncio.Task[None]:
+        """Answer when the handler's coroutine is done; cancel the task where nobody waits."""
         task = asyncio.get_running_loop().create_task(self._await(connection, answer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _await(self, connection: Peer, answer: Awaitable[Response]) -> None:
         connection.answer(await answer)

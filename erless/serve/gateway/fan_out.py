@@ -1,9 +1,10 @@
 """The calls of one query.
 
 A `FanOut` holds a `ShardCall` per function that is asked, and ends when all are answered, or the
-first has failed. A call may take more than one request: a second one to a slow shard (hedging),
-another while the shard still loads. Where the plan allows it, default vectors stand in for a shard
-that is not awake.
+first has failed. A call may take more than one request: a second one to a slow shard (hedging);
+another one on a new connection where an awake shard says nothing, since its replica may hang while
+others behind the same address do not; another while the shard still loads. Where the plan allows
+it, default vectors stand in for a shard that is not awake.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ __all__ = ["FanOut", "ShardCall", "ShardWork"]
 POLL_S = 0.05  # between two calls to a function that still loads
 COLD_BUDGET_S = 0.02  # how long a shard that is not awake is waited for
 LOADING = b'"state": "loading"'
+SILENT_S = (
+    0.3  # a call to a shard that is awake is asked again after so long, or four times its p95
+)
+SILENT_P95 = 4.0
+LOOK_S = 0.1  # between two looks at the calls of a query that has taken longer
+REPEATS = 2  # of a call that stays silent
 UNREACHED = {502, 503}  # what Knative's queue-proxy and Envoy say while a container starts again
 
 
@@ -33,16 +40,40 @@ class FanOut:
 
     `done` is set when all are answered, or to the first error. `cold`: a call waited for a
     function to start; `degraded`: defaults stood in for a shard; `over`: nothing more is added.
+
+    Args:
+        loop: that all of it runs on.
+        deadline: of the query, in the loop's time.
+        repeats: of calls to silent shards, among all calls; None: they are waited for.
     """
 
-    __slots__ = ("_settled", "_timer", "calls", "cold", "degraded", "done", "open", "over")
+    __slots__ = (
+        "_deadline",
+        "_loop",
+        "_repeats",
+        "_settled",
+        "_silence",
+        "calls",
+        "cold",
+        "degraded",
+        "done",
+        "open",
+        "over",
+    )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        deadline: float,
+        repeats: ErrorBudget | None = None,
+    ) -> None:
+        self._loop, self._repeats = loop, repeats
         self.done: asyncio.Future[None] = loop.create_future()
         self.calls: list[ShardCall] = []
         self.open = 0
         self.cold = self.degraded = self.over = self._settled = False
-        self._timer = loop.call_at(deadline, self._expire)
+        self._deadline = loop.call_at(deadline, self._expire)
+        self._silence = loop.call_later(SILENT_S, self._repeat_silent) if repeats else None
 
     def add(self, call: ShardCall) -> None:
         """One more call that has to be answered."""
@@ -62,6 +93,24 @@ class FanOut:
             self.over = True
             self.done.set_exception(error)
 
+    def _repeat_silent(self) -> None:
+        """Ask those again that are awake and have said nothing for long."""
+        self._silence = None
+        waiting = [call for call in self.calls if not call.over]
+        if self.over or not waiting or self._repeats is None:
+            return
+        for call in waiting:
+            if call.silent and self._repeats.spend():
+                call.repeat()
+        self._silence = self._loop.call_later(LOOK_S, self._repeat_silent)
+
+    def give_up(self) -> None:
+        """The client has left: nobody waits for any answer."""
+        for call in self.calls:
+            if not call.over:
+                call.abort()
+        self.settle()
+
     def _expire(self) -> None:
         """The deadline: give up what is still under way."""
         late = [call for call in self.calls if not call.over]
@@ -77,7 +126,12 @@ class FanOut:
         No reference from here leads back here then, so that what the query held is free at once:
         an error refers to the frames it passed, and they to the fan.
         """
+        if self._settled:
+            return
         self.over = self._settled = True
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
         if self.done.done() and not self.done.cancelled():
             self.done.exception()  # seen, also where nobody waited for it
         del self.done
@@ -86,7 +140,7 @@ class FanOut:
     def ended(self) -> None:
         """One more call has ended of a query that is over."""
         if self._settled and (not self.open or all(call.over for call in self.calls)):
-            self._timer.cancel()
+            self._deadline.cancel()
             self.calls.clear()
 
 
@@ -166,16 +220,32 @@ class ShardCall:
     def _after(self, seconds: float, call: Callable[[], object]) -> None:
         self._timers.append(self._loop.call_later(seconds, call))
 
-    def _send(self) -> None:
+    def _send(self, *, apart: bool = False) -> None:
         if not self.over:
-            self._sent.append(
-                self.remote.endpoint.send(self._buffers, self._answered, self._add_answer)
+            call = self.remote.endpoint.send(
+                self._buffers, self._answered, self._add_answer, apart=apart
             )
+            self._sent.append(call)
 
     def _send_second(self) -> None:
         if self._hedge is not None and not self.over:
             self._hedge()
-            self._send()
+            self._send(apart=True)
+
+    @property
+    def silent(self) -> bool:
+        """Whether a shard that was awake has not answered for longer than it ever takes."""
+        endpoint = self.remote.endpoint
+        if not self._sent or len(self._sent) > REPEATS or not endpoint.connected:
+            return False
+        p95_s = endpoint.p95_s if endpoint.p95_s < math.inf else 0.0
+        return endpoint.now() - self._sent[-1].began > max(SILENT_S, SILENT_P95 * p95_s)
+
+    def repeat(self) -> None:
+        """Ask once more, on a new connection; the first answer counts."""
+        self.remote.endpoint.suspect()
+        self.remote.endpoint.repeated()
+        self._send(apart=True)
 
     def _add_answer(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
         """Only the first answer to a query that still waits is added to its result."""

@@ -41,6 +41,7 @@ __all__ = ["Gateway", "load_gateway"]
 Floats = NDArray[np.float32]
 IDLE_S = 5.0  # no query for so long: the next one touches every function
 SWEEP_S = 1.0
+REPEATED_SHARE = 0.1  # of queries whose silent calls are sent again, in the long run
 SHARED_WRITE = 8  # calls to a shard, of queries that came at once
 
 
@@ -136,6 +137,7 @@ class Gateway:
         self._error_budget = (
             ErrorBudget(settings.degraded_share) if settings.cold_miss == "default" else None
         )
+        self._repeats = ErrorBudget(REPEATED_SHARE)
         self._trimmer = HeapTrimmer()
         self._last_query = -IDLE_S
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
@@ -175,7 +177,8 @@ class Gateway:
         for number in buckets.touched():
             (here if number in opened.resident else remote).append(number)
         out = opened.combiner.begin(buckets.batch)
-        fan_out = FanOut(self._loop, call.deadline)
+        self._repeats.earn()
+        fan_out = FanOut(self._loop, call.deadline, self._repeats)
         try:
             for number in remote:
                 self._call(
@@ -198,6 +201,9 @@ class Gateway:
             self._pool_here(fanned)
             if fanned.calls:
                 await fan_out.done
+        except asyncio.CancelledError:
+            fan_out.give_up()
+            raise
         finally:
             fan_out.settle()
         pooled = opened.combiner.finish(out, inputs["lengths"])
@@ -244,12 +250,15 @@ class Gateway:
     ) -> Floats:
         if self._dense is None:
             return self._predict(dense, pooled)
-        last = FanOut(self._loop, call.deadline)
+        last = FanOut(self._loop, call.deadline, self._repeats)
         work = DenseWork(self._dense, dense, pooled, call, self._now())
         self._metrics.fan_out += 1
         ShardCall(self._loop, last, work).start()
         try:
             await last.done
+        except asyncio.CancelledError:
+            last.give_up()
+            raise
         finally:
             last.settle()
         fan_out.cold = fan_out.cold or last.cold

@@ -35,6 +35,7 @@ Floats = NDArray[np.float32]
 Partial = NDArray[np.float32] | NDArray[np.float16]
 
 
+FAILED = b'"state": "failed"'  # whoever keeps its socket says that it cannot start
 WAKE_S = 60.0  # a function that does not start within it is called anew
 _FLOAT32 = (b"FP32", np.dtype("<f4"), 4)
 _FLOAT16 = (b"FP16", np.dtype("<f2"), 2)
@@ -138,6 +139,8 @@ class _Remote:
             reason = str(json.loads(bytes(reply.body))["error"])
         except (ValueError, KeyError, TypeError, RecursionError):
             reason = "no reason given"
+        if reply.status == 503 and FAILED in bytes(reply.body):
+            return ServeError(f"{self.what} cannot start: {reason}", 503, "shard")
         if reply.status == 503:
             return ServeError(f"{self.what} is overloaded: {reason}", 503, "overload")
         if reply.status == 504:

@@ -5,6 +5,7 @@ What a function does itself is a `Served`: decoded tensors in, tensors out, at o
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import math
@@ -35,6 +36,7 @@ UP_FOR_S = 120.0  # told for so long
 RETRY_AFTER = ((b"retry-after", b"1"),)
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 READ = (b"GET", b"HEAD")
+LEFT = 499  # of a client that left before it was answered
 GUARDED = {"sparse", "dense"}
 SECRET_PREFIX = secret_prefix(b"shard")
 # W3C Trace Context 1: version, trace id and parent id (not all zero), flags.
@@ -203,6 +205,9 @@ class App:
     ) -> Response:
         try:
             response = self._encode(served, inputs, await answer)
+        except asyncio.CancelledError:
+            self._done(Response(LEFT), began, held)
+            raise
         except Exception as error:  # as above
             response = self._failed(error)
         return self._done(response, began, held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -113,9 +114,9 @@ def test_too_many_in_flight(gateway: Function, faulty: FakeShard, fleet: Fleet) 
     while faulty.hanging < 2 and time.monotonic() < until:
         time.sleep(0.01)
     status, answer = gateway.post(INFER, body)
-    faulty.behaviour = "good"
     for each in threads:
         each.join(60)
+    faulty.behaviour = "good"
     assert (status, answers) == (503, [504, 504])
     assert "2 queries are in flight" in answer["error"]
 
@@ -326,3 +327,58 @@ class Load:
         self._stop.set()
         for each in self._threads:
             each.join(90)
+
+
+def test_a_replica_that_hangs_costs_less_than_a_second(
+    gateway: Function, faulty: FakeShard, fleet: Fleet, reference: Monolith
+) -> None:
+    """Another connection leads to another replica: here, to the same shard once it is well."""
+    query = random_query(fleet.made.model, 17, 8)
+    for _ in range(3):
+        predict(gateway, fleet.made, query)
+    before = gateway.metric("erless_retries_total")
+    faulty.hang_once.set()
+    found = predict(gateway, fleet.made, query)  # the deadline is 30 s, and so long it hangs
+    np.testing.assert_allclose(found, reference.predict(query), rtol=1e-5, atol=1e-7)
+    assert gateway.metric("erless_retries_total") == before + 1
+
+
+def test_calls_to_a_shard_that_hangs_altogether_are_not_multiplied(
+    gateway: Function, faulty: FakeShard, fleet: Fleet
+) -> None:
+    body = body_of(random_query(fleet.made.model, 18, 4))
+    faulty.behaviour, faulty.hanging = "hang", 0
+    assert gateway.post(INFER, body, erless_deadline_ms="3000")[0] == 504
+    faulty.behaviour = "good"
+    assert faulty.hanging == 3  # the first and two repeats
+
+
+def test_a_shard_that_cannot_start_is_told_at_once(
+    gateway: Function, faulty: FakeShard, fleet: Fleet
+) -> None:
+    faulty.behaviour = "cannot start"
+    status, answer = gateway.post(INFER, body_of(random_query(fleet.made.model, 19, 4)))
+    faulty.behaviour = "good"
+    assert (status, answer["error"]) == (503, "shard hot cannot start: its file is damaged")
+
+
+@pytest.mark.parametrize("how", ["it breaks", "it closes"])
+def test_a_client_that_leaves_frees_its_place(
+    gateway: Function, faulty: FakeShard, fleet: Fleet, how: str
+) -> None:
+    body = body_of(random_query(fleet.made.model, 20, 4))
+    faulty.behaviour, faulty.hanging = "hang", 0
+    head = b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", gateway.port)) as client:
+        client.sendall(head % (INFER.encode(), len(body)) + body)
+        until = time.monotonic() + 30
+        while not faulty.hanging and time.monotonic() < until:
+            time.sleep(0.01)
+        if how == "it breaks":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    until = time.monotonic() + 20  # the query's deadline is 30 s
+    while gateway.metric("erless_in_flight") and time.monotonic() < until:
+        time.sleep(0.05)
+    faulty.behaviour = "good"
+    assert gateway.metric("erless_in_flight") == 0
+    assert 'erless_requests_total{code="499"}' in gateway.get("/metrics")[1].decode()
