@@ -19,7 +19,7 @@ Importing this imports neither torch nor, for a directory, boto3: it is part of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ from erless.storage.stores import open_store
 from erless.storage.tensors import TensorFile
 
 __all__ = [
+    "MappedFile",
     "OpenGateway",
     "OpenShard",
     "OpenTower",
@@ -95,6 +96,19 @@ def source_of(settings: Settings) -> Source:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class MappedFile:
+    """A file that was verified and is mapped: as its manifest has it."""
+
+    path: Path
+    size_bytes: int
+    sha256: str
+
+
+def _mapped(lease: Lease, entries: Iterable[FileEntry]) -> tuple[MappedFile, ...]:
+    return tuple(MappedFile(lease.folder / e.path, e.size_bytes, e.sha256) for e in entries)
+
+
 class _Open:
     """What was opened; close it, or leave its block, to let the cache evict the files."""
 
@@ -117,6 +131,7 @@ class OpenShard(_Open):
 
     manifest: ShardManifest
     shard: EmbeddingShard
+    mapped: tuple[MappedFile, ...]
     _leases: ExitStack = field(repr=False)
 
 
@@ -132,6 +147,7 @@ class OpenGateway(_Open):
         resident: shard number → its rows, for the shards inside the gateway. `routing` finds what
             the first of them holds of a table by itself; what others hold goes to them as ids.
         defaults: per shard number one vector (dim,) float32 for each table that it holds.
+        mapped: the files of all of it.
     """
 
     release: ReleaseManifest
@@ -140,6 +156,7 @@ class OpenGateway(_Open):
     holdings: tuple[tuple[int, ...], ...]
     resident: dict[int, EmbeddingShard]
     defaults: tuple[tuple[NDArray[np.float32], ...], ...]
+    mapped: tuple[MappedFile, ...]
     _leases: ExitStack = field(repr=False)
 
 
@@ -168,8 +185,8 @@ def open_shard(source: Source, digest: str, counter: Counter | None = None) -> O
     """
     store = source.open()
     with ExitStack() as leases:
-        manifest, shard = _shard(source, store, digest, f"shard {digest[:12]}", leases, counter)
-        return OpenShard(manifest, shard, leases.pop_all())
+        opened = _shard(source, store, digest, f"shard {digest[:12]}", leases, counter)
+        return OpenShard(*opened, leases.pop_all())
 
 
 def open_gateway(source: Source, digest: str, counter: Counter | None = None) -> OpenGateway:
@@ -190,11 +207,12 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
             holdings = tuple(tuple(places[name] for name in s.tables) for s in release.shards)
         except KeyError as error:
             raise ArtifactError(f"release {digest[:12]}: the model has no table {error}") from error
-        resident = {
-            number: _shard(source, store, each.digest, each.name, leases, counter)[1]
+        opened = {
+            number: _shard(source, store, each.digest, each.name, leases, counter)
             for number, each in enumerate(release.shards)
             if each in release.resident
         }
+        resident = {number: shard for number, (_, shard, _) in opened.items()}
         homes = _homes(holdings, resident)
         return OpenGateway(
             release=release,
@@ -211,6 +229,8 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
                 tuple(_default(vectors, number, tables[index]) for index in holdings[number])
                 for number in range(len(release.shards))
             ),
+            mapped=_mapped(lease, entries)
+            + tuple(file for _, _, files in opened.values() for file in files),
             _leases=leases.pop_all(),
         )
 
@@ -239,7 +259,7 @@ def open_tower(source: Source, digest: str, counter: Counter | None = None) -> O
 
 def _shard(
     source: Source, store: Store, digest: str, name: str, leases: ExitStack, counter: Counter | None
-) -> tuple[ShardManifest, EmbeddingShard]:
+) -> tuple[ShardManifest, EmbeddingShard, tuple[MappedFile, ...]]:
     manifest = load_shard(store, digest)
     lease = leases.enter_context(source.obtain(store, digest, manifest.files(), counter))
     slices = []
@@ -254,7 +274,7 @@ def _shard(
         slices.append(
             StoredSlice(table, manifest.precision, rows, RowIndex(each.table_rows, blocks))
         )
-    return manifest, EmbeddingShard(slices, name)
+    return manifest, EmbeddingShard(slices, name), _mapped(lease, manifest.files())
 
 
 def _default(file: TensorFile, number: int, table: TableSpec) -> NDArray[np.float32]:

@@ -48,6 +48,7 @@ class Settings:
     max_batch: int = 4096
     max_body_bytes: int = 64 << 20
     memory_in_flight_bytes: int | None = None
+    scrub_bytes_s: float = float(2 << 20)
     max_connections: int = 4096
     max_client_connections: int = 3072
     device: Literal["cpu", "cuda"] = "cpu"
@@ -192,6 +193,7 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         max_batch=env.integer("ERLESS_MAX_BATCH", 4096),
         max_body_bytes=env.integer("ERLESS_MAX_BODY_BYTES", 64 << 20),
         memory_in_flight_bytes=env.optional_integer("ERLESS_MEMORY_IN_FLIGHT_BYTES"),
+        scrub_bytes_s=env.number("ERLESS_SCRUB_BYTES_S", 2 << 20),
         max_connections=env.integer("ERLESS_MAX_CONNECTIONS", 4096),
         max_client_connections=env.integer("ERLESS_MAX_CLIENT_CONNECTIONS", 3072),
         device=choice("ERLESS_DEVICE", "cpu", "cuda"),  # type: ignore[arg-type]

@@ -120,6 +120,13 @@ VARIABLES = (
         "memory that queries in flight may hold, bodies and answers; beyond it 503. Without it "
         "half of what the container's limit leaves once all is loaded, or a quarter of the machine",
     ),
+    Variable(
+        "ERLESS_SCRUB_BYTES_S",
+        "scrub_bytes_s",
+        ("sparse", "gateway"),
+        "mapped files are hashed again in the background, so many bytes a second; 0: only their "
+        "sizes are looked at",
+    ),
     Variable("ERLESS_MAX_CONNECTIONS", "max_connections", ALL, "connections of all clients"),
     Variable(
         "ERLESS_MAX_CLIENT_CONNECTIONS",

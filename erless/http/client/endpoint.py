@@ -34,6 +34,7 @@ __all__ = ["CallError", "Endpoint", "HttpCall", "Reply"]
 LATENCIES = 256  # of the last calls, for the p95
 EVERY = 32  # calls between two computations of it
 CONNECT_S = 10.0
+AWAKE_S = 30.0  # after an answer; no target scales an idle function to zero sooner
 REFUSED_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # after each refusal; then it is an error
 BATCH_BYTES = 32 << 10  # of requests that share a write: some 0.2 ms of work for one replica
 
@@ -68,12 +69,18 @@ class Endpoint:
         self._tasks: set[asyncio.Task[None]] = set()
         self._latencies: deque[float] = deque(maxlen=LATENCIES)
         self._calls = 0
+        self._answered_at = -math.inf
         self.p95_s = math.inf  # until enough calls are known
 
     @property
     def connected(self) -> bool:
         """A connection exists that has carried an answer."""
         return any(connection.used > connection.born for connection in self.connections)
+
+    @property
+    def awake(self) -> bool:
+        """An answer has come a short while ago."""
+        return self.now() - self._answered_at < AWAKE_S
 
     now = staticmethod(time.monotonic)  # the loop's clock, but finer
 
@@ -190,7 +197,7 @@ class Endpoint:
 
     def answered(self, connection: ClientConnection, now: float, took_s: float) -> None:
         """An answer is whole: keep its connection, unless it is old or the server closes it."""
-        connection.used = now
+        connection.used = self._answered_at = now
         self._latencies.append(took_s)
         self._calls += 1
         if self._calls % EVERY == 0:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.errors import QueryError, ServeError
-from erless.serve.files import OpenTower, open_tower, source_of
+from erless.serve.files import MappedFile, OpenTower, open_tower, source_of
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.served import Answer, InferCall
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
@@ -80,6 +80,7 @@ class DenseFunction:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self.digest = opened.release.tower.sha256
+        self.mapped: tuple[MappedFile, ...] = ()
         self.facts: dict[str, object] = {}
         self._parameters = {"digest": self.digest}
         spec = opened.model

@@ -8,10 +8,10 @@ import numpy as np
 
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
 from erless.dlrm.rows import INDEX_WORDS, RowIndex
-from erless.errors import QueryError
+from erless.serve.files import MappedFile
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.metadata import model_facts
-from erless.serve.protocol.queries import check_query, query_bytes, query_inputs
+from erless.serve.protocol.queries import check_query, not_finite, query_bytes, query_inputs
 from erless.serve.protocol.served import Answer, InferCall
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.settings import Settings
@@ -63,6 +63,7 @@ class MonolithFunction:
     ) -> None:
         model = self._model = bundle.model
         self.model, self.digest, self.facts = model.name, bundle.digest, model_facts(model)
+        self.mapped: tuple[MappedFile, ...] = ()
         self.inputs = query_inputs(model)
         self.outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
         self._shard, self._predict = shard, predict
@@ -94,7 +95,7 @@ class MonolithFunction:
         self._metrics.gathers += len(values)
         prediction = self._predict(inputs["dense"], pooled)
         if not np.isfinite(prediction).all():
-            raise QueryError("the prediction is not finite: a dense feature or weight is too large")
+            raise not_finite(pooled, inputs.get("weights"))
         return Answer({"prediction": prediction}, self._parameters)
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ class SparseFunction:
         self._opened, self._metrics = opened, metrics
         self._shard: EmbeddingShard = opened.shard
         self._max_batch = settings.max_batch
-        self.digest = settings.digest
+        self.digest, self.mapped = settings.digest, opened.mapped
         self.facts: dict[str, object] = {}
         self._parameters = {"digest": self.digest}
         secret = open_secret(settings, time.monotonic)

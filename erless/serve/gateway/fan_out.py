@@ -236,7 +236,7 @@ class ShardCall:
     def silent(self) -> bool:
         """Whether a shard that was awake has not answered for longer than it ever takes."""
         endpoint = self.remote.endpoint
-        if not self._sent or len(self._sent) > REPEATS or not endpoint.connected:
+        if not self._sent or len(self._sent) > REPEATS or not endpoint.awake:
             return False
         p95_s = endpoint.p95_s if endpoint.p95_s < math.inf else 0.0
         return endpoint.now() - self._sent[-1].began > max(SILENT_S, SILENT_P95 * p95_s)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.rows import Buckets
-from erless.errors import ArtifactError, QueryError, ServeError
+from erless.errors import ArtifactError, ServeError
 from erless.http.client.endpoint import Endpoint
 from erless.serve.files import OpenGateway, open_gateway, open_tower, source_of
 from erless.serve.gateway.error_budget import ErrorBudget
@@ -28,7 +28,7 @@ from erless.serve.gateway.work import DenseWork, SparseWork
 from erless.serve.malloc import HeapTrimmer
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.metadata import model_facts
-from erless.serve.protocol.queries import check_query, query_bytes, query_inputs
+from erless.serve.protocol.queries import check_query, not_finite, query_bytes, query_inputs
 from erless.serve.protocol.served import Answer, InferCall
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.secrets import open_secret
@@ -111,7 +111,7 @@ class Gateway:
         self._max_batch = release.model.largest_batch(settings.max_batch)
         self.outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
         self.facts = model_facts(release.model)
-        self.digest = release.digest
+        self.digest, self.mapped = release.digest, opened.mapped
         urls = settings.shard_urls or {}
         secret = open_secret(settings, self._now)
         shown = secret.shown if secret else None
@@ -163,7 +163,9 @@ class Gateway:
             inputs["values"], inputs["lengths"], inputs.get("weights")
         )
         # what is still needed is copied, so that a query that waits does not hold its whole body
-        call.request.inputs = {name: inputs[name].copy() for name in ("dense", "lengths")}
+        call.request.inputs = {
+            name: inputs[name].copy() for name in ("dense", "lengths", "weights") if name in inputs
+        }
         return self._answer(call, self._fan_out(call, buckets))
 
     def _fan_out(self, call: InferCall, buckets: Buckets) -> _FannedOut:
@@ -209,7 +211,7 @@ class Gateway:
         pooled = opened.combiner.finish(out, inputs["lengths"])
         prediction = await self._tower(fan_out, inputs["dense"], pooled, call)
         if not np.isfinite(prediction).all():
-            raise QueryError("the prediction is not finite: a dense feature or weight is too large")
+            raise not_finite(pooled, call.request.inputs.get("weights"))
         return self._build_answer(fan_out, prediction, fanned.calls + (self._dense is not None))
 
     def _call(self, fan_out: FanOut, work: ShardWork) -> None:

@@ -140,7 +140,7 @@ class _Remote:
         except (ValueError, KeyError, TypeError, RecursionError):
             reason = "no reason given"
         if reply.status == 503 and FAILED in bytes(reply.body):
-            return ServeError(f"{self.what} cannot start: {reason}", 503, "shard")
+            return ServeError(f"{self.what} has failed: {reason}", 503, "shard")
         if reply.status == 503:
             return ServeError(f"{self.what} is overloaded: {reason}", 503, "overload")
         if reply.status == 504:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import math
 import os
@@ -36,6 +37,7 @@ from erless.serve.logs import Log
 from erless.serve.malloc import keep_heap
 from erless.serve.metrics import Metrics
 from erless.serve.process.memory import LEAST_BYTES, flight_bytes
+from erless.serve.process.scrub import Scrubber
 from erless.serve.process.sockets import bind_socket, connection_limit, inherited_socket
 from erless.serve.process.workers import Board, Worker, run_workers
 from erless.serve.protocol.app import App
@@ -93,6 +95,7 @@ def run(kind: Kind, variables: Mapping[str, str]) -> int:
 def run_function(settings: Settings, loader: Loader) -> int:
     """Run until a signal; returns the exit code."""
     log = Log(settings.log, function=settings.kind, digest=settings.digest[:12])
+    faulthandler.enable()  # a file that is cut short while it is mapped ends us by SIGBUS
     np.seterr(all="ignore")  # what overflows is found where it would reach a client
     try:
         if settings.workers == 1:
@@ -189,6 +192,7 @@ class _Function:
             lambda status: self.metrics.failed("query"),
             self._budget,
         )
+        self._scrubber: Scrubber | None = None
         self._listener: socket.socket | None = None  # accepted from only once ready
 
     def listen(self) -> None:
@@ -230,11 +234,30 @@ class _Function:
             worker.serve(self.metrics)
         if self._listener is not None:
             self._server.listen(self._listener, shared=worker is None)
+        self._look_after(served)
         self._log.info("ready", seconds=round(self.metrics.load_s, 3), model=served.model)
+
+    def _look_after(self, served: Served) -> None:
+        """From now on read the mapped files again in the background; a damaged one ends serving."""
+        loop = asyncio.get_running_loop()
+
+        def fail(reason: str) -> None:
+            self._log.error(reason)
+            self._app.fail(reason)
+
+        def damaged(reason: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(fail, reason)
+
+        bytes_s = self._settings.scrub_bytes_s / self._settings.workers
+        self._scrubber = Scrubber(served.mapped, bytes_s, damaged)
+        self._scrubber.start()
 
     async def drain(self, *, alone: bool = False) -> bool:
         """Answer what is in flight; False where that took too long. See `HttpServer.drain`."""
         self._app.begin_drain()
+        if self._scrubber is not None:
+            self._scrubber.stop()
         return await self._server.drain(LINGER_S, self._settings.drain_s, alone=alone)
 
 

@@ -31,7 +31,7 @@ from erless.version import __version__
 
 __all__ = ["App"]
 
-State = Literal["loading", "ready", "draining"]
+State = Literal["loading", "ready", "draining", "failed"]
 UP_FOR_S = 120.0  # told for so long
 RETRY_AFTER = ((b"retry-after", b"1"),)
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -68,7 +68,7 @@ class App:
         self._budget = budget
         self.state: State = "loading"
         self.served: Served | None = None
-        self.version = ""
+        self.version = self._reason = ""
         self._ready_at = math.inf
         self._infer_paths: frozenset[bytes] = frozenset()
         self._token = settings.token.encode() if settings.token else None
@@ -93,6 +93,10 @@ class App:
         base = f"/v2/models/{served.model}"
         paths = (f"{base}/infer", f"{base}/versions/{self.version}/infer")
         self._infer_paths = frozenset(path.encode() for path in paths)
+
+    def fail(self, reason: str) -> None:
+        """Answer no more queries, and say why."""
+        self.state, self._reason = "failed", reason
 
     def begin_drain(self) -> None:
         """Tell whoever asks for readiness that the function stops."""
@@ -170,6 +174,8 @@ class App:
         """
         served = self.served
         if served is None or served.fast_path is None or self._token or self.log.debugging:
+            return None
+        if self.state == "failed":
             return None
         began = self._clock()
         if self._secret is not None and not self._shows_secret(buffer, begin, began):
@@ -257,6 +263,8 @@ class App:
     def _loaded(self) -> Served:
         if self.served is None:
             raise ServeError("not ready: still loading", 503, "overload")
+        if self.state == "failed":
+            raise ServeError(self._reason, 503, "rows")
         return self.served
 
     def _deadline(self, request: Request) -> float:
@@ -335,7 +343,8 @@ class App:
     def _readiness(self) -> Response:
         if self.state == "ready":
             return _document({"ready": True})
-        return problem(503, f"not ready: {self.state}", headers=RETRY_AFTER, state=self.state)
+        why = self._reason or self.state
+        return problem(503, f"not ready: {why}", headers=RETRY_AFTER, state=self.state)
 
     def _server(self) -> dict[str, Any]:
         return {

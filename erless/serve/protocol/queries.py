@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.errors import QueryError
+from erless.errors import ErlessError, QueryError, ServeError
 from erless.serve.protocol.tensors import TensorSpec
 from erless.specs.model import ModelSpec
 
-__all__ = ["check_query", "query_bytes", "query_inputs"]
+__all__ = ["check_query", "not_finite", "query_bytes", "query_inputs"]
 
 
 def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
@@ -23,6 +23,18 @@ def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
         TensorSpec("dense", ("FP32",), (-1, model.dense_features)),
         *weights,
     )
+
+
+def not_finite(pooled: NDArray[Any], weights: NDArray[Any] | None) -> ErlessError:
+    """Whose fault it is that the prediction of a query of finite numbers is not finite.
+
+    Args:
+        pooled: the vectors that its rows gave.
+        weights: the query's; they may make any row overflow.
+    """
+    if weights is None and not np.isfinite(pooled).all():
+        return ServeError("the rows of this query give numbers that are not finite", 500, "rows")
+    return QueryError("the prediction is not finite: a dense feature or weight is too large")
 
 
 def query_bytes(model: ModelSpec, inputs: dict[str, NDArray[Any]]) -> int:

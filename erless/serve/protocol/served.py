@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from erless.dlrm._kernels import FastPath
+from erless.serve.files import MappedFile
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 
 __all__ = ["Answer", "InferCall", "Served"]
@@ -57,6 +58,10 @@ class Served(Protocol):
     outputs: tuple[TensorSpec, ...]
     request_parameters: frozenset[str]
     answers_synchronously: bool
+
+    @property
+    def mapped(self) -> Sequence[MappedFile]:
+        """The files that it reads while it serves, to be looked after."""
 
     @property
     def facts(self) -> Mapping[str, Any]:

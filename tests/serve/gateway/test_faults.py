@@ -347,6 +347,7 @@ def test_calls_to_a_shard_that_hangs_altogether_are_not_multiplied(
     gateway: Function, faulty: FakeShard, fleet: Fleet
 ) -> None:
     body = body_of(random_query(fleet.made.model, 18, 4))
+    assert gateway.post(INFER, body)[0] == 200
     faulty.behaviour, faulty.hanging = "hang", 0
     assert gateway.post(INFER, body, erless_deadline_ms="3000")[0] == 504
     faulty.behaviour = "good"
@@ -359,7 +360,7 @@ def test_a_shard_that_cannot_start_is_told_at_once(
     faulty.behaviour = "cannot start"
     status, answer = gateway.post(INFER, body_of(random_query(fleet.made.model, 19, 4)))
     faulty.behaviour = "good"
-    assert (status, answer["error"]) == (503, "shard hot cannot start: its file is damaged")
+    assert (status, answer["error"]) == (503, "shard hot has failed: its file is damaged")
 
 
 @pytest.mark.parametrize("how", ["it breaks", "it closes"])
