@@ -127,7 +127,12 @@ def test_knative_delays_the_way_down() -> None:
 # What must always hold
 
 scalings = st.builds(
-    lambda low, span, **more: Scaling(min_scale=low, max_scale=low + span, **more),
+    lambda low, span, initial, **more: Scaling(
+        min_scale=low,
+        max_scale=low + span,
+        initial_scale=min(initial, low + span),
+        **more,
+    ),
     low=st.integers(0, 3),
     span=st.integers(1, 30),
     target=st.floats(0.5, 50),
@@ -135,7 +140,7 @@ scalings = st.builds(
     max_scale_up_rate=st.sampled_from([1.5, 3, 1000]),
     max_scale_down_rate=st.sampled_from([1.5, 2, 10]),
     scale_down_delay_s=st.sampled_from([0, 30]),
-    initial_scale=st.integers(0, 4),
+    initial=st.integers(0, 4),
     activation_scale=st.integers(1, 3),
     grace_s=st.sampled_from([0, 10, 30]),
     retention_s=st.sampled_from([0, 20]),
