@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -33,6 +34,9 @@ from tests.conftest import Cli
 class _Registry(BaseHTTPRequestHandler):
     """The part of the OCI distribution API that pulling and pushing take."""
 
+    guarded: ClassVar[bool] = False  # whether a token is asked for
+    elsewhere: ClassVar[str] = ""  # where blobs lie instead, as with a registry before a CDN
+    leaked: ClassVar[list[str]] = []  # credentials that came to where blobs lie
     blobs: ClassVar[dict[str, bytes]] = {}
     manifests: ClassVar[dict[str, bytes]] = {}
     protocol_version = "HTTP/1.1"
@@ -65,7 +69,28 @@ class _Registry(BaseHTTPRequestHandler):
             return self._answer(404)
         return self._answer(200, self.blobs[digest], Docker_Content_Digest=digest)
 
+    def _is_allowed(self) -> bool:
+        """Ask for a token, which Docker's credentials are good for."""
+        if not self.guarded or self.headers.get("Authorization") == "Bearer good":
+            return True
+        realm = f'Bearer realm="http://{self.headers["Host"]}/token",service="registry"'
+        self._body()
+        self._answer(401, WWW_Authenticate=realm)
+        return False
+
     def do_GET(self) -> None:
+        if self.path.startswith("/token?"):
+            pair = base64.b64encode(b"me:secret").decode()
+            good = self.headers.get("Authorization") == f"Basic {pair}"
+            return self._answer(200 if good else 401, b'{"token": "good"}')
+        if self.path.startswith("/cdn/"):
+            self.leaked.extend(filter(None, [self.headers.get("Authorization")]))
+            return self._answer(200, self.blobs[self.path.rpartition("/")[2]])
+        if not self._is_allowed():
+            return None
+        if "/blobs/" in self.path and self.elsewhere and self.command == "GET":
+            digest = self.path.rpartition("/")[2]
+            return self._answer(307, Location=f"{self.elsewhere}/cdn/{digest}")
         if "/blobs/" in self.path:
             return self._blob()
         version = self.path.rpartition("/")[2]
@@ -78,11 +103,15 @@ class _Registry(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def do_POST(self) -> None:
+        if not self._is_allowed():
+            return
         self._body()
         host = self.headers["Host"]
         self._answer(202, Location=f"http://{host}{self.path}1")
 
     def do_PUT(self) -> None:
+        if not self._is_allowed():
+            return None
         data = self._body()
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         if "/manifests/" in self.path:
@@ -98,6 +127,7 @@ class _Registry(BaseHTTPRequestHandler):
 @pytest.fixture
 def registry() -> Iterator[str]:
     _Registry.blobs, _Registry.manifests = {}, {}
+    _Registry.guarded, _Registry.elsewhere, _Registry.leaked = False, "", []
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Registry)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"127.0.0.1:{server.server_port}"
@@ -169,6 +199,24 @@ def test_built_twice_is_one_digest_and_the_registry_gives_back_what_it_took(
     assert len(config["rootfs"]["diff_ids"]) == len(manifest["layers"]) == 2
     for layer in manifest["layers"]:
         Registry(reference).pull(layer["digest"], tmp_path / "layer")
+
+
+def test_a_registry_that_asks_gets_dockers_credentials_and_nobody_else_does(
+    tmp_path: Path, registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = {"auths": {registry: {"auth": base64.b64encode(b"me:secret").decode()}}}
+    (tmp_path / "config.json").write_text(json.dumps(docker))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    _Registry.guarded = True
+    _Registry.elsewhere = f"http://localhost:{registry.rpartition(':')[2]}"  # another host's name
+    reference = parse_reference(push_base(registry, tmp_path))
+    digest, manifest = Registry(reference).manifest("slim")
+    assert resolve_digest(reference) == reference.at(digest)
+    Registry(reference).pull(manifest["layers"][0]["digest"], tmp_path / "layer")
+    assert _Registry.leaked == []
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "none"))
+    with pytest.raises(ImageError, match=r"not permitted \(401\)"):
+        resolve_digest(reference)
 
 
 def test_a_base_with_another_python_is_refused(tmp_path: Path, registry: str) -> None:

@@ -93,7 +93,7 @@ def init(
     ).targets.knative
     api = connect(options.kubeconfig, options.context)
     space = _checked_namespace(api, options.infra, namespace, options.namespace)
-    sources = [read_manifest_file(each) for each in [*(knative or KNATIVE), *(manifest or ())]]
+    sources = [read_manifest_file(name) for name in [*(knative or KNATIVE), *(manifest or ())]]
     with bars() as progress:
         done = ClusterInit(
             api,
@@ -108,15 +108,15 @@ def init(
     document = {
         "cluster": api.host,
         "dry_run": dry_run,
-        "sources": [{"name": each.name, "sha256": each.sha256} for each in sources],
+        "sources": [{"name": source.name, "sha256": source.sha256} for source in sources],
         "objects": [
             {
-                "action": each.action,
-                "kind": each.kind,
-                "namespace": each.namespace,
-                "name": each.name,
+                "action": applied.action,
+                "kind": applied.kind,
+                "namespace": applied.namespace,
+                "name": applied.name,
             }
-            for each in done
+            for applied in done
         ],
     }
     emit(output, document, lambda console: _draw(console, done, api.host, dry_run))
@@ -149,9 +149,9 @@ def _draw(console: Console, done: list[Applied], host: str, dry_run: bool) -> No
     table = Table()
     for heading in ("action", "kind", "namespace", "name"):
         table.add_column(heading)
-    changed = [each for each in done if each.action != "keep"]
-    for each in changed:
-        table.add_row(each.action, each.kind, each.namespace or "", each.name)
+    changed = [applied for applied in done if applied.action != "keep"]
+    for applied in changed:
+        table.add_row(applied.action, applied.kind, applied.namespace or "", applied.name)
     if changed:
         console.print(table)
     would = "would be changed" if dry_run else "changed"

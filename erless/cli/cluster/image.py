@@ -52,7 +52,7 @@ FolderOption = Annotated[Path, typer.Option("--out", help="Folder of the archive
 
 def _kinds(chosen: list[FunctionChoice] | None) -> list[FunctionKind]:
     kinds: list[FunctionKind] = [
-        each.value for each in chosen or (FunctionChoice.GATEWAY, FunctionChoice.SPARSE)
+        choice.value for choice in chosen or (FunctionChoice.GATEWAY, FunctionChoice.SPARSE)
     ]
     return kinds
 
@@ -89,20 +89,20 @@ def build(
 
     rows = []
     with tempfile.TemporaryDirectory(prefix="erless-image-") as folder:
-        for each in _kinds(kind):
-            note(f"building {each}")
+        for function in _kinds(kind):
+            note(f"building {function}")
             image = build_archive(
-                each,
+                function,
                 base or default_base(),
-                out / f"{each}.tar",
+                out / f"{function}.tar",
                 Path(folder),
                 dependencies=dependencies,
-                torch=torch or each == "dense",
+                torch=torch or function == "dense",
                 wheels=wheels,
             )
             rows.append(
                 {
-                    "kind": each,
+                    "kind": function,
                     "archive": str(image.path),
                     "digest": image.digest,
                     "size_bytes": image.size,
@@ -161,18 +161,18 @@ def push(
         raise ImageError(f"no container engine answers here: {', '.join(engines.ENGINES)}")
     pushed: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="erless-image-") as folder:
-        for each in _kinds(kind):
-            image = f"{where.rstrip('/')}/{each}:{tag}"
+        for function in _kinds(kind):
+            image = f"{where.rstrip('/')}/{function}:{tag}"
             if engine is Builder.NONE:
-                if not (out / f"{each}.tar").exists():
-                    raise ImageError(f"{out / f'{each}.tar'} is not built yet")
+                if not (out / f"{function}.tar").exists():
+                    raise ImageError(f"{out / f'{function}.tar'} is not built yet")
                 note(f"pushing {image}")
                 reference = parse_reference(image)
-                pushed[each] = push_archive(out / f"{each}.tar", reference, Path(folder))
+                pushed[function] = push_archive(out / f"{function}.tar", reference, Path(folder))
             else:
                 note(f"building and pushing {image}")
-                engines.build(chosen, each, image, base, torch=torch)
-                pushed[each] = engines.push(chosen, image)
+                engines.build(chosen, function, image, base, torch=torch)
+                pushed[function] = engines.push(chosen, image)
     path = images or options.images_file
     document: dict[str, Any] = {"images": pushed}
     with staged_file(path) as stage, os_errors(stage):

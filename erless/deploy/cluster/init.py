@@ -74,8 +74,8 @@ class ClusterInit:
             DeployError: refused, or something did not become ready in time.
         """
         objects = in_order(self.sources)
-        definitions = [each for each in objects if each["kind"] == CRD.kind]
-        rest = [each for each in objects if each["kind"] != CRD.kind]
+        definitions = [document for document in objects if document["kind"] == CRD.kind]
+        rest = [document for document in objects if document["kind"] != CRD.kind]
         own = [*self.settings, *self.access]
         self._planned = set(_promised(definitions))
         done: list[Applied] = []
@@ -90,8 +90,8 @@ class ClusterInit:
     def _apply_all(
         self, documents: Iterable[Object], manager: str, force: bool, step: Step
     ) -> Iterator[Applied]:
-        for each in documents:
-            yield self._apply(each, manager, force)
+        for document in documents:
+            yield self._apply(document, manager, force)
             step.advance(1)
 
     def _apply(self, document: Object, manager: str, force: bool) -> Applied:
@@ -125,10 +125,10 @@ class ClusterInit:
                 listed = self.api.call("GET", root).get("resources", [])
             except Missing:
                 listed = []
-            for each in listed:
-                if "/" not in each["name"]:
-                    kind = Kind(version, each["kind"], each["name"], each["namespaced"])
-                    self._kinds[version, each["kind"]] = kind
+            for resource in listed:
+                if "/" not in resource["name"]:
+                    kind = Kind(version, resource["kind"], resource["name"], resource["namespaced"])
+                    self._kinds[version, resource["kind"]] = kind
         found = self._kinds.get((version, name))
         if found is None and self.dry_run and (version, name) in self._planned:
             return Kind(version, name, f"{name.lower()}s")
@@ -176,18 +176,18 @@ class ClusterInit:
         return "".join(f"\n{cause}" for cause in dict.fromkeys(causes))
 
     def _pending_definitions(self, definitions: Sequence[Object]) -> Iterator[str]:
-        for each in definitions:
-            found = self.api.get(CRD, None, each["metadata"]["name"]) or {}
+        for document in definitions:
+            found = self.api.get(CRD, None, document["metadata"]["name"]) or {}
             state = _conditions(found)
             if state.get("Established", {}).get("status") != "True":
                 why = state.get("NamesAccepted", {}).get("message", "not established yet")
-                yield f"{each['metadata']['name']} ({why})"
+                yield f"{document['metadata']['name']} ({why})"
 
     def _pending_deployments(self, objects: Sequence[Object]) -> Iterator[str]:
-        for each in objects:
-            if each["kind"] != DEPLOYMENT.kind:
+        for document in objects:
+            if document["kind"] != DEPLOYMENT.kind:
                 continue
-            meta = each["metadata"]
+            meta = document["metadata"]
             found = self.api.get(DEPLOYMENT, meta.get("namespace", "default"), meta["name"]) or {}
             status = found.get("status", {})
             fresh = status.get("observedGeneration", 0) >= found.get("metadata", {}).get(
@@ -203,24 +203,28 @@ def _with_rules(document: Object, here: Object) -> Object:
     """`document`, its webhooks with the rules that they have now."""
     if not document["kind"].endswith("WebhookConfiguration"):
         return document
-    rules = {each["name"]: each["rules"] for each in here.get("webhooks", ()) if "rules" in each}
+    rules = {
+        webhook["name"]: webhook["rules"]
+        for webhook in here.get("webhooks", ())
+        if "rules" in webhook
+    }
     hooks = [
-        each | ({"rules": rules[each["name"]]} if each["name"] in rules else {})
-        for each in document.get("webhooks", ())
+        webhook | ({"rules": rules[webhook["name"]]} if webhook["name"] in rules else {})
+        for webhook in document.get("webhooks", ())
     ]
     return {**document, "webhooks": hooks}
 
 
 def _promised(definitions: Sequence[Object]) -> Iterator[tuple[str, str]]:
     """Version and kind of everything that `definitions` will add."""
-    for each in definitions:
-        spec = each.get("spec", {})
+    for document in definitions:
+        spec = document.get("spec", {})
         for version in spec.get("versions", ()):
             yield f"{spec.get('group')}/{version.get('name')}", spec.get("names", {}).get("kind")
 
 
 def _conditions(document: Object) -> dict[str, Object]:
-    return {each["type"]: each for each in document.get("status", {}).get("conditions", ())}
+    return {state["type"]: state for state in document.get("status", {}).get("conditions", ())}
 
 
 def _content(document: Object) -> Object:

@@ -81,16 +81,18 @@ def read_manifest_file(name: str) -> ManifestFile:
         with os_errors(Path(name), "read"):
             data = Path(name).read_bytes()
     try:
-        documents = [each for each in yaml.load_all(data, _LOADER) if each]
+        documents = [document for document in yaml.load_all(data, _LOADER) if document]
     except yaml.YAMLError as error:
         raise DeployError(f"{name}: not YAML: {first_line(error)}") from error
     objects: list[Any] = []
-    for each in documents:
-        is_list = isinstance(each, dict) and isinstance(each.get("items"), list)
-        objects += each["items"] if is_list else [each]
-    for number, each in enumerate(objects, 1):
-        meta = each.get("metadata") if isinstance(each, dict) else None
-        if not (isinstance(meta, dict) and {"apiVersion", "kind"} <= set(each) and "name" in meta):
+    for document in documents:
+        is_list = isinstance(document, dict) and isinstance(document.get("items"), list)
+        objects += document["items"] if is_list else [document]
+    for number, document in enumerate(objects, 1):
+        meta = document.get("metadata") if isinstance(document, dict) else None
+        if not (
+            isinstance(meta, dict) and {"apiVersion", "kind"} <= set(document) and "name" in meta
+        ):
             raise DeployError(
                 f"{name}: document {number} is no Kubernetes object: apiVersion, kind and "
                 "metadata.name are needed"
@@ -135,4 +137,4 @@ def in_order(sources: Iterable[ManifestFile]) -> list[Object]:
             return _FIRST.index(kind) - len(_FIRST)
         return 1 + _LAST.index(kind) if kind in _LAST else 0
 
-    return sorted((each for source in sources for each in source.objects), key=place)
+    return sorted((document for source in sources for document in source.objects), key=place)

@@ -74,7 +74,9 @@ def build_archive(
 
 def _check_python(base: Base) -> None:
     """Compiled kernels and bytecode are for one minor version; official images say theirs."""
-    variables = dict(each.split("=", 1) for each in base.config.get("config", {}).get("Env", []))
+    variables = dict(
+        variable.split("=", 1) for variable in base.config.get("config", {}).get("Env", [])
+    )
     version = variables.get("PYTHON_VERSION")
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if version and not version.startswith(f"{here}."):

@@ -122,8 +122,10 @@ def dependency_items(
 def _constraints(scratch: Path) -> Path:
     """A file that pins every distribution to the version that erless runs with here."""
     versions = {
-        each.metadata["Name"]: each.version.partition("+")[0]  # "+cpu" names a build of torch
-        for each in distributions()
+        distribution.metadata["Name"]: distribution.version.partition("+")[
+            0
+        ]  # "+cpu" names a build of torch
+        for distribution in distributions()
     }
     file = scratch / "constraints.txt"
     lines = [f"{name}=={version}\n" for name, version in sorted(versions.items())]

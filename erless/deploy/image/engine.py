@@ -86,7 +86,7 @@ def push(engine: str, image: str) -> str:
     name = image.rpartition(":")[0]
     try:
         digests = json.loads(done.stdout)[0]["RepoDigests"]
-        return str(next(each for each in digests if each.startswith(f"{name}@")))
+        return str(next(digest for digest in digests if digest.startswith(f"{name}@")))
     except (ValueError, KeyError, IndexError, StopIteration) as error:
         raise ImageError(f"{engine} knows no digest of {image} after the push") from error
 

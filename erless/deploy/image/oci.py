@@ -63,15 +63,15 @@ def load_base(reference: Reference, scratch: Path) -> Base:
     registry = Registry(reference)
     _, manifest = registry.manifest(reference.version)
     blobs = {}
-    for each in [manifest["config"], *manifest["layers"]]:
-        target = scratch / each["digest"].replace(":", "-")
+    for layer in [manifest["config"], *manifest["layers"]]:
+        target = scratch / layer["digest"].replace(":", "-")
         if not target.exists():
-            registry.pull(each["digest"], target)
-        blobs[each["digest"]] = target
+            registry.pull(layer["digest"], target)
+        blobs[layer["digest"]] = target
     config = json.loads(blobs[manifest["config"]["digest"]].read_bytes())
     layers = [
-        {**each, "mediaType": LAYERS.get(each["mediaType"], each["mediaType"])}
-        for each in manifest["layers"]
+        {**layer, "mediaType": LAYERS.get(layer["mediaType"], layer["mediaType"])}
+        for layer in manifest["layers"]
     ]
     return Base(f"{reference.host}/{reference.name}", tuple(layers), config, blobs)
 
@@ -89,7 +89,7 @@ def append(
         target: the archive's file.
     """
     inherited = base.config.get("config", {})
-    known = dict(each.split("=", 1) for each in inherited.get("Env", []))
+    known = dict(variable.split("=", 1) for variable in inherited.get("Env", []))
     merged = [f"{name}={value}" for name, value in (known | environment).items()]
     config = {
         "architecture": base.config.get("architecture", "amd64"),
@@ -102,7 +102,7 @@ def append(
         },
         "rootfs": {
             "type": "layers",
-            "diff_ids": [*base.config["rootfs"]["diff_ids"], *(each.diff_id for each in layers)],
+            "diff_ids": [*base.config["rootfs"]["diff_ids"], *(layer.diff_id for layer in layers)],
         },
         "history": [
             *base.config.get("history", []),
@@ -115,13 +115,13 @@ def append(
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": {"mediaType": CONFIG, "size": len(text), "digest": _sha256(text)},
-            "layers": [*base.layers, *(each.descriptor() for each in layers)],
+            "layers": [*base.layers, *(layer.descriptor() for layer in layers)],
         }
     )
     blobs: dict[str, bytes | Path] = {
-        each["digest"]: base.blobs[each["digest"]] for each in base.layers
+        layer["digest"]: base.blobs[layer["digest"]] for layer in base.layers
     }
-    blobs |= {each.digest: each.path for each in layers}
+    blobs |= {layer.digest: layer.path for layer in layers}
     blobs |= {_sha256(text): text, _sha256(manifest): manifest}
     _write_archive(blobs, manifest, target)
     return Image(target, _sha256(manifest), target.stat().st_size)
@@ -165,13 +165,13 @@ def push_archive(path: Path, reference: Reference, scratch: Path) -> str:
             digest = index["manifests"][0]["digest"]
             text = _member(archive, f"blobs/{digest.replace(':', '/')}").read()
             manifest = json.loads(text)
-            for each in [manifest["config"], *manifest["layers"]]:
-                blob = scratch / each["digest"].replace(":", "-")
+            for layer in [manifest["config"], *manifest["layers"]]:
+                blob = scratch / layer["digest"].replace(":", "-")
                 with blob.open("wb") as out:
-                    source = _member(archive, f"blobs/{each['digest'].replace(':', '/')}")
+                    source = _member(archive, f"blobs/{layer['digest'].replace(':', '/')}")
                     while chunk := source.read(1 << 20):
                         out.write(chunk)
-                registry.push(blob, each["digest"])
+                registry.push(blob, layer["digest"])
                 blob.unlink()
     except (tarfile.TarError, KeyError, IndexError, ValueError) as error:
         raise ImageError(f"{path} is not an OCI archive: {error}") from error

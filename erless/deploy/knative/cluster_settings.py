@@ -143,10 +143,10 @@ def parse_image_options(images: Sequence[str]) -> dict[str, str]:
         OptionError: one has another form.
     """
     chosen: dict[str, str] = {}
-    for each in images:
-        kind, sign, image = each.partition("=")
+    for option in images:
+        kind, sign, image = option.partition("=")
         if not sign or not image:
-            raise OptionError(f"--image {each}: expected KIND=IMAGE")
+            raise OptionError(f"--image {option}: expected KIND=IMAGE")
         chosen[_kind(kind)] = image
     return chosen
 

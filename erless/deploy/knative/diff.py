@@ -26,12 +26,12 @@ def compare(api: Api, rendered: Rendered, namespace: str, trial: DryRun) -> tupl
     """One change per object, and those that go away once no kept release needs them."""
     changes = []
     running = _running(api, namespace)
-    for each in rendered.objects:
-        meta = each["metadata"]
-        what = meta["annotations"].get(names.FUNCTION) or f"{each['kind']} {meta['name']}"
-        live = api.get(kind_of(each), meta.get("namespace"), meta["name"])
+    for document in rendered.objects:
+        meta = document["metadata"]
+        what = meta["annotations"].get(names.FUNCTION) or f"{document['kind']} {meta['name']}"
+        live = api.get(kind_of(document), meta.get("namespace"), meta["name"])
         if live is None:
-            trial.apply(each)
+            trial.apply(document)
             old = running.get(what)
             changes.append(
                 Change("create", what)
@@ -39,7 +39,7 @@ def compare(api: Api, rendered: Rendered, namespace: str, trial: DryRun) -> tupl
                 else Change("update", what, f"{old} stays until it is pruned; new {meta['name']}")
             )
             continue
-        fields = list(_differences(live, _tried(trial, each, live)))
+        fields = list(_differences(live, _tried(trial, document, live)))
         if fields:
             more = f"; {len(fields) - _SHOWN} more" if len(fields) > _SHOWN else ""
             changes.append(Change("update", what, "; ".join(fields[:_SHOWN]) + more))
@@ -72,22 +72,26 @@ def _tried(trial: DryRun, document: Object, live: Object) -> Object:
 
 
 def _same_revision(one: Object, other: Object) -> bool:
-    first, second = (each["spec"]["template"]["metadata"].get("name") for each in (one, other))
+    first, second = (
+        document["spec"]["template"]["metadata"].get("name") for document in (one, other)
+    )
     return bool(first == second)
 
 
 def _orphans(api: Api, rendered: Rendered, namespace: str) -> Iterator[Change]:
     """Functions that neither this release nor one to be kept calls."""
-    found, _ = api.list(KSERVICE, namespace, names.OWNED)
+    services, _ = api.list(KSERVICE, namespace, names.OWNED)
     record = read_record(
-        next((each for each in found if each["metadata"]["name"] == names.GATEWAY), None)
+        next(
+            (service for service in services if service["metadata"]["name"] == names.GATEWAY), None
+        )
     )
-    needed = {each["metadata"]["name"] for each in rendered.functions} | {names.GATEWAY}
+    needed = {document["metadata"]["name"] for document in rendered.functions} | {names.GATEWAY}
     for kept in record.history:
         revision = api.get(REVISION, namespace, kept.revision)
         needed |= called_services(revision) if revision else set()
-    for each in found:
-        name = each["metadata"]["name"]
+    for service in services:
+        name = service["metadata"]["name"]
         if name not in needed:
             yield Change("remove", name, "no kept release calls it")
 

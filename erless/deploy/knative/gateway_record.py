@@ -61,7 +61,7 @@ class GatewayRecord:
     @property
     def current(self) -> Kept | None:
         """The current release, once it was cut over."""
-        return next((each for each in self.history if each.revision == self.revision), None)
+        return next((kept for kept in self.history if kept.revision == self.revision), None)
 
     def serving(self) -> list[TrafficTarget]:
         """The lines that get traffic, without tags."""
@@ -74,14 +74,14 @@ def read_record(service: Object | None) -> GatewayRecord:
         return GatewayRecord(None, (), ())
     text = service["metadata"].get("annotations", {}).get(names.HISTORY, "[]")
     try:
-        history = tuple(Kept(**each) for each in json.loads(text))
+        history = tuple(Kept(**entry) for entry in json.loads(text))
     except (ValueError, TypeError):
         history = ()
     lines = tuple(
         TrafficTarget(
-            each.get("revisionName", ""), int(each.get("percent") or 0), each.get("tag", "")
+            line.get("revisionName", ""), int(line.get("percent") or 0), line.get("tag", "")
         )
-        for each in service.get("spec", {}).get("traffic", [])
+        for line in service.get("spec", {}).get("traffic", [])
     )
     return GatewayRecord(service, history, lines)
 
@@ -122,7 +122,7 @@ def with_traffic(
         for key, value in meta.get("annotations", {}).items()
         if key.startswith("erless.dev/")
     }
-    record = json.dumps([asdict(each) for each in history], separators=(",", ":"))
+    record = json.dumps([asdict(kept) for kept in history], separators=(",", ":"))
     own = ("app.kubernetes.io/", "erless.dev/", "networking.knative.dev/")
     return {
         "apiVersion": service["apiVersion"],
@@ -144,9 +144,9 @@ def called_services(revision: Object) -> set[str]:
     """Names of the Services that a gateway's revision calls."""
     containers = revision.get("spec", {}).get("containers", [])
     environment = {
-        each["name"]: each.get("value", "")
+        variable["name"]: variable.get("value", "")
         for container in containers
-        for each in container.get("env", [])
+        for variable in container.get("env", [])
     }
     urls = list(json.loads(environment.get("ERLESS_SHARD_URLS") or "{}").values())
     urls.append(environment.get("ERLESS_DENSE_URL", ""))

@@ -57,7 +57,7 @@ def _candidates(api: Api, namespaces: Sequence[str], *, internal: bool) -> Itera
             services, _ = api.list(SERVICE, namespace)
         except DeployError:
             continue
-        services.sort(key=lambda each: _is_internal(each) is not internal)
+        services.sort(key=lambda service: _is_internal(service) is not internal)
         for service in services:
             yield from _addresses(service, nodes)
 
@@ -69,16 +69,16 @@ def _is_internal(service: Object) -> bool:
 
 def _addresses(service: Object, nodes: list[Object]) -> Iterator[str]:
     spec = service.get("spec", {})
-    port = next((each for each in spec.get("ports", []) if each.get("port") == HTTP_PORT), None)
+    port = next((port for port in spec.get("ports", []) if port.get("port") == HTTP_PORT), None)
     if port is None:
         return
     balancers = service.get("status", {}).get("loadBalancer", {}).get("ingress") or []
-    for each in balancers:
-        yield join_address(each.get("ip") or each.get("hostname") or "", HTTP_PORT)
+    for balancer in balancers:
+        yield join_address(balancer.get("ip") or balancer.get("hostname") or "", HTTP_PORT)
     for node in nodes if port.get("nodePort") else []:
-        for each in node.get("status", {}).get("addresses", []):
-            if each["type"] in ("ExternalIP", "InternalIP"):
-                yield join_address(each["address"], port["nodePort"])
+        for address in node.get("status", {}).get("addresses", []):
+            if address["type"] in ("ExternalIP", "InternalIP"):
+                yield join_address(address["address"], port["nodePort"])
     if spec.get("clusterIP") not in (None, "", "None"):
         yield join_address(spec["clusterIP"], HTTP_PORT)
 

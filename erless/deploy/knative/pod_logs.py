@@ -46,9 +46,9 @@ def pod_logs(
 
 def _pods(api: Api, namespace: str, functions: Mapping[str, str]) -> list[tuple[str, str]]:
     """Pod and function name."""
-    found, _ = api.list(POD, namespace, names.OWNED)
+    pods, _ = api.list(POD, namespace, names.OWNED)
     owners = [
-        (each["metadata"]["name"], each["metadata"]["labels"].get(SERVICE_LABEL)) for each in found
+        (pod["metadata"]["name"], pod["metadata"]["labels"].get(SERVICE_LABEL)) for pod in pods
     ]
     return sorted((pod, functions[owner]) for pod, owner in owners if owner in functions)
 

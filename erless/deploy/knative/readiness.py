@@ -29,8 +29,8 @@ SERVICE_LABEL, REVISION_LABEL = "serving.knative.dev/service", "serving.knative.
 
 def condition(document: Object, kind: str) -> Object:
     """The condition of that type, empty where there is none."""
-    found = document.get("status", {}).get("conditions", [])
-    return next((each for each in found if each.get("type") == kind), {})
+    conditions = document.get("status", {}).get("conditions", [])
+    return next((entry for entry in conditions if entry.get("type") == kind), {})
 
 
 def is_ready(document: Object) -> bool:

@@ -80,20 +80,20 @@ class Rollout:
         before = self.record()
         wanted = {service["metadata"]["name"] for service in rendered.functions}
         self._clear_failed(wanted | {names.GATEWAY}, before)
-        for each in rendered.base:
-            self._api.apply(each)
+        for document in rendered.base:
+            self._api.apply(document)
         rotate = before.revision != rendered.revision
         ensure_secret(self._api, self._namespace, release, rotate=rotate)
-        for each in rendered.functions:
-            self._api.apply(each)
+        for document in rendered.functions:
+            self._api.apply(document)
         self._restore(wanted)
         self._wait_ready("functions ready", wanted)
         self._present(rendered, before)
         if before.revision != rendered.revision:
             self._prewarm(wanted, rendered.revision)
         self._move(rendered, release, canary_percent, model)
-        for each in rendered.extras:
-            self._api.apply(each)
+        for document in rendered.extras:
+            self._api.apply(document)
         self.settle()
 
     def rollback(self, release: str | None) -> None:
@@ -186,7 +186,7 @@ class Rollout:
         One that gets traffic, or is ready, or is a kept release's, stays.
         """
         spared = {line.revision for line in before.traffic if line.percent}
-        spared |= {each.revision for each in before.history}
+        spared |= {kept.revision for kept in before.history}
         revisions, _ = self._api.list(REVISION, self._namespace, names.OWNED)
         pods, _ = self._api.list(POD, self._namespace, names.OWNED)
         self._older = frozenset(pod["metadata"].get("uid", "") for pod in pods)
@@ -256,19 +256,19 @@ class Rollout:
     def settle(self) -> None:
         """Rest what only kept releases call, remove what none calls. May run at any time."""
         now = self.record()
-        kept = {each.revision for each in now.history} | {each.revision for each in now.traffic}
+        kept = {kept.revision for kept in now.history} | {line.revision for line in now.traffic}
         revisions, _ = self._api.list(
             REVISION, self._namespace, f"{names.OWNED},{names.KIND}=gateway"
         )
         called: dict[str, set[str]] = {
-            each["metadata"]["name"]: called_services(each) for each in revisions
+            revision["metadata"]["name"]: called_services(revision) for revision in revisions
         }
         needed = set().union(*(called[name] for name in called if name in kept))
         serving = {line.revision for line in now.traffic}
         current = set().union(*(called[name] for name in called if name in serving))
-        for each in revisions:
-            if each["metadata"]["name"] not in kept:
-                self._api.delete(REVISION, self._namespace, each["metadata"]["name"])
+        for revision in revisions:
+            if revision["metadata"]["name"] not in kept:
+                self._api.delete(REVISION, self._namespace, revision["metadata"]["name"])
         self._services.refresh()
         for name, live in self._services.objects.items():
             if name == names.GATEWAY:
@@ -333,8 +333,8 @@ def _release_to_restore(record: GatewayRecord, release: str | None) -> Kept:
         if not older:
             raise NotDeployedError("no release is kept from before the current one")
         return older[0]
-    found = [each for each in record.history if each.release.startswith(release)]
+    found = [kept for kept in record.history if kept.release.startswith(release)]
     if not found:
-        kept = ", ".join(each.release[:12] for each in record.history)
+        kept = ", ".join(kept.release[:12] for kept in record.history)
         raise NotDeployedError(f"no kept release begins with {release!r}; kept are {kept}")
     return found[0]

@@ -68,8 +68,8 @@ def check_objects(objects: Sequence[Object]) -> None:
     Raises:
         DeployError: the first finding, with the object and the path of the field.
     """
-    for each in objects:
-        check_object(each)
+    for document in objects:
+        check_object(document)
 
 
 def check_object(document: Object) -> None:
@@ -245,8 +245,10 @@ def _container(container: Mapping[str, Any], volumes: set[Any], path: str) -> It
     yield from _only(container, CONTAINER_FIELDS, path)
     if not IMAGE.match(container.get("image", "")):
         yield f"{path}.image: {container.get('image')!r} is not named by digest"
-    variables = [each["name"] for each in container.get("env", [])]
-    for name in sorted({each for each in variables if variables.count(each) > 1} | RESERVED_ENV):
+    variables = [variable["name"] for variable in container.get("env", [])]
+    for name in sorted(
+        {variable for variable in variables if variables.count(variable) > 1} | RESERVED_ENV
+    ):
         if variables.count(name) > (0 if name in RESERVED_ENV else 1):
             yield f"{path}.env: {name} is reserved or set twice"
     if len(container.get("ports", [])) != 1:

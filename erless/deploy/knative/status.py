@@ -69,15 +69,15 @@ def read_status(api: Api, namespace: str) -> Status:
         NotDeployedError: no gateway of ours is there.
     """
     services, _ = api.list(KSERVICE, namespace, names.OWNED)
-    by_name = {each["metadata"]["name"]: each for each in services}
+    by_name = {service["metadata"]["name"]: service for service in services}
     record = read_record(by_name.get(names.GATEWAY))
     if record.service is None:
         raise NotDeployedError(f"nothing is deployed in namespace {namespace}")
     pods, _ = api.list(POD, namespace, names.OWNED)
     scalers, _ = api.list(POD_AUTOSCALER, namespace, names.OWNED)
-    scale = {each["metadata"]["name"]: each.get("status", {}) for each in scalers}
+    scale = {scaler["metadata"]["name"]: scaler.get("status", {}) for scaler in scalers}
     used = _used_memory(api, namespace)
-    rates = _rates(api, namespace, [each for each in pods if _is_ready(each)])
+    rates = _rates(api, namespace, [pod for pod in pods if _is_ready(pod)])
     called = _called(api, namespace, record)
     functions = []
     for service in services:
@@ -96,16 +96,16 @@ def read_status(api: Api, namespace: str) -> Status:
                         rates,
                     )
                 )
-    functions.sort(key=lambda each: (each.kind, each.tier, each.name))
+    functions.sort(key=lambda function: (function.kind, function.tier, function.name))
     current = record.current
     release = current.release if current else ""
-    copies = max((each.ready for each in functions), default=0)
+    copies = max((function.ready for function in functions), default=0)
     return Status(
         target="knative",
         release=release,
         url=record.service.get("status", {}).get("url", ""),
         functions=tuple(functions),
-        memory_bytes=sum(each.memory_bytes for each in functions),
+        memory_bytes=sum(function.memory_bytes for function in functions),
         model_wise_bytes=max(copies, 1) * _full_copy(record.service),
     )
 
@@ -212,8 +212,8 @@ def _reserved(pod: Object) -> int:
     containers = pod.get("spec", {}).get("containers", [])
     return int(
         sum(
-            quantity(each.get("resources", {}).get("requests", {}).get("memory", "0"))
-            for each in containers
+            quantity(container.get("resources", {}).get("requests", {}).get("memory", "0"))
+            for container in containers
         )
     )
 
@@ -221,14 +221,14 @@ def _reserved(pod: Object) -> int:
 def _used_memory(api: Api, namespace: str) -> dict[str, int]:
     """Working sets by pod, where a metrics server runs."""
     try:
-        found, _ = api.list(POD_METRICS, namespace, names.OWNED)
+        measured, _ = api.list(POD_METRICS, namespace, names.OWNED)
     except DeployError:
         return {}
     return {
-        each["metadata"]["name"]: int(
-            sum(quantity(part["usage"].get("memory", "0")) for part in each.get("containers", []))
+        pod["metadata"]["name"]: int(
+            sum(quantity(part["usage"].get("memory", "0")) for part in pod.get("containers", []))
         )
-        for each in found
+        for pod in measured
     }
 
 

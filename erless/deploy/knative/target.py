@@ -120,8 +120,8 @@ class KnativeTarget:
             return Checked(self._render(desired, settings).objects, "schemas", missing)
         rendered = self._with_traffic(self._render(desired, self._spare_namespace(settings)))
         trial = self._trial()
-        for each in rendered.objects:
-            trial.apply(each)
+        for document in rendered.objects:
+            trial.apply(document)
         return Checked(rendered.objects, "server", missing)
 
     def _with_traffic(self, rendered: Rendered) -> Rendered:
@@ -157,9 +157,9 @@ class KnativeTarget:
         refuse_other_model(self.deployments(), desired)
         rendered = self.objects(desired)
         self._check_cluster()
-        for each in rendered.base:
-            if each["kind"] == NAMESPACE.kind:
-                self.api.apply(each)  # the lock lives in it
+        for document in rendered.base:
+            if document["kind"] == NAMESPACE.kind:
+                self.api.apply(document)  # the lock lives in it
         if self.api.get(NAMESPACE, None, self._namespace) is None:
             raise DeployError(f"namespace {self._namespace} is not there")
         with locked(self.api, self._namespace):
@@ -232,11 +232,13 @@ class KnativeTarget:
         )
 
     def _current(self, release: str) -> Deployment:
-        found = self.deployments()
-        chosen = [each for each in found if each.release == release] or list(found)
-        if not chosen:
+        deployments = self.deployments()
+        matching = [
+            deployment for deployment in deployments if deployment.release == release
+        ] or list(deployments)
+        if not matching:
             raise NotDeployedError(f"nothing is deployed in namespace {self._namespace}")
-        return chosen[0]
+        return matching[0]
 
     def rollback(self, release: str | None, progress: Progress, timeout_s: float) -> Deployment:
         """See `Target.rollback`; `release` may be the beginning of a digest."""
@@ -244,19 +246,19 @@ class KnativeTarget:
             raise NotDeployedError(f"nothing is deployed in namespace {self._namespace}")
         with locked(self.api, self._namespace):
             self._rollout(progress, Deadline(timeout_s)).rollback(release)
-        return next(each for each in self.deployments() if each.current)
+        return next(deployment for deployment in self.deployments() if deployment.current)
 
     def logs(self, function: str | None, lines: int, follow: bool) -> Iterator[str]:
         """See `Target.logs`. A function is named as in `status`, or as its Service."""
-        found, _ = self.api.list(KSERVICE, self._namespace, names.OWNED)
-        if not found:
+        services, _ = self.api.list(KSERVICE, self._namespace, names.OWNED)
+        if not services:
             raise NotDeployedError(f"nothing is deployed in namespace {self._namespace}")
-        called = {each["metadata"]["name"]: function_name(each) for each in found}
-        chosen = {name: shown for name, shown in called.items() if function in (None, name, shown)}
-        if not chosen:
+        called = {service["metadata"]["name"]: function_name(service) for service in services}
+        wanted = {name: shown for name, shown in called.items() if function in (None, name, shown)}
+        if not wanted:
             known = ", ".join(sorted(set(called.values())))
             raise DeployError(f"there is no function {function!r}; there are {known}")
-        return pod_logs(self.api, self._namespace, chosen, lines, follow)
+        return pod_logs(self.api, self._namespace, wanted, lines, follow)
 
     def destroy(self, progress: Progress, timeout_s: float) -> None:
         """See `Target.destroy`: all that carries our label, and the namespace if erless made it."""
@@ -266,13 +268,13 @@ class KnativeTarget:
             return
         with progress.step("destroy", None, "steps") as step, locked(self.api, self._namespace):
             for kind in OWNED_KINDS:
-                for each in self.api.list(kind, self._namespace, names.OWNED)[0]:
-                    if each["metadata"]["name"] != LOCK:
-                        self.api.delete(kind, self._namespace, each["metadata"]["name"])
+                for document in self.api.list(kind, self._namespace, names.OWNED)[0]:
+                    if document["metadata"]["name"] != LOCK:
+                        self.api.delete(kind, self._namespace, document["metadata"]["name"])
                         step.advance(1)
                 if kind == KSERVICE:
                     self._wait_gone([KSERVICE, POD], deadline)
-            self._wait_gone([each for each in OWNED_KINDS if each != LEASE], deadline)
+            self._wait_gone([kind for kind in OWNED_KINDS if kind != LEASE], deadline)
         if _is_ours(space) and not self._foreign():
             self.api.delete(NAMESPACE, None, self._namespace)
             while self.api.get(NAMESPACE, None, self._namespace) is not None:
@@ -292,11 +294,11 @@ class KnativeTarget:
         """What somebody else put into our namespace: it would go away with it."""
         found = []
         for kind in (POD, SERVICE, SECRET, CONFIG_MAP, CLAIM):
-            for each in self.api.list(kind, self._namespace)[0]:
-                name = each["metadata"]["name"]
-                if name in PUBLISHED or each.get("type") in PUBLISHED_TYPES:
+            for document in self.api.list(kind, self._namespace)[0]:
+                name = document["metadata"]["name"]
+                if name in PUBLISHED or document.get("type") in PUBLISHED_TYPES:
                     continue
-                if not each["metadata"].get("ownerReferences"):
+                if not document["metadata"].get("ownerReferences"):
                     found.append(f"{kind.kind} {name}")
         return found
 

@@ -200,7 +200,7 @@ class Api:
             return [], ""
         version = str(found.get("metadata", {}).get("resourceVersion", ""))
         return [
-            {"apiVersion": kind.api, "kind": kind.kind, **each} for each in found.get("items", [])
+            {"apiVersion": kind.api, "kind": kind.kind, **item} for item in found.get("items", [])
         ], version
 
     def apply(self, document: Object, *, dry_run: bool = False) -> Object:

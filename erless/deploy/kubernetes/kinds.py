@@ -88,7 +88,7 @@ ACCESS_REVIEW = Kind(
 
 # what deploy applies, in the order of removing: functions first, what they need last
 OWNED_KINDS = (KSERVICE, BUDGET, MONITOR, POLICY, ACCOUNT, SECRET, LEASE)
-_APPLIED = {each.kind: each for each in (NAMESPACE, *OWNED_KINDS)}
+_APPLIED = {document.kind: document for document in (NAMESPACE, *OWNED_KINDS)}
 
 
 def kind_of(document: dict[str, Any]) -> Kind:

@@ -45,8 +45,8 @@ class Mirror:
 
     def refresh(self) -> None:
         """List all."""
-        found, self._version = self._api.list(self._kind, self._namespace, self._selector)
-        self.objects = {each["metadata"]["name"]: each for each in found}
+        documents, self._version = self._api.list(self._kind, self._namespace, self._selector)
+        self.objects = {document["metadata"]["name"]: document for document in documents}
 
     def wait(self, done: Callable[[dict[str, Object]], bool], deadline: Deadline) -> bool:
         """Until `done` says so of the objects, or the deadline; says which.

@@ -114,9 +114,9 @@ def limit_prices(prices: Prices, pools: Mapping[str, Pool]) -> Prices:
     Raises:
         PlanError: a pool's type is not in the price table.
     """
-    known = {each.name for each in prices.every}
+    known = {instance.name for instance in prices.every}
     for name, pool in pools.items():
-        missing = [each for each in pool.instance_types if each not in known]
+        missing = [name for name in pool.instance_types if name not in known]
         if missing:
             raise PlanError(f"node_pools.{name}: {missing[0]} is not in {prices.source}")
 
@@ -144,7 +144,9 @@ def size_pools(plan: Plan, prices: Prices, pools: Mapping[str, Pool]) -> dict[st
     homeless = list(containers)
     for name, pool in pools.items():
         mine = [
-            each for each in containers if each.role in pool.roles and bool(each.gpus) == pool.gpu
+            container
+            for container in containers
+            if container.role in pool.roles and bool(container.gpus) == pool.gpu
         ]
         homeless = [each for each in homeless if each not in mine]
         if mine:
@@ -217,7 +219,7 @@ def _size(name: str, containers: Sequence[Container], types: Sequence[InstanceTy
     """The type on which the planned replicas cost least, then those at their most."""
 
     def nodes(kind: InstanceType, replicas: Callable[[Container], int]) -> int | None:
-        return _nodes(kind, [(each, replicas(each)) for each in containers])
+        return _nodes(kind, [(container, replicas(container)) for container in containers])
 
     best: tuple[float, float, InstanceType] | None = None
     for kind in types:
@@ -226,8 +228,8 @@ def _size(name: str, containers: Sequence[Container], types: Sequence[InstanceTy
             entry = (usual * kind.usd_per_hour, peak * kind.usd_per_hour, kind)
             best = min(best or entry, entry, key=lambda each: (each[0], each[1], each[2].name))
     if best is None:
-        vcpu = max(each.vcpu for each in containers)
-        size = max(each.memory_bytes for each in containers)
+        vcpu = max(container.vcpu for container in containers)
+        size = max(container.memory_bytes for container in containers)
         names = ", ".join(kind.name for kind in types[:4]) or "none"
         raise InfeasibleError(
             f"pool {name}: no instance type holds its largest container",
@@ -245,11 +247,15 @@ def _peak(container: Container) -> int:
 
 def _nodes(kind: InstanceType, wanted: Sequence[tuple[Container, int]]) -> int | None:
     """Nodes of `kind` that hold so many replicas of each; None where one does not fit."""
-    groups: list[Group] = [(each.vcpu, each.memory_bytes, number) for each, number in wanted]
+    groups: list[Group] = [
+        (container.vcpu, container.memory_bytes, number) for container, number in wanted
+    ]
     nodes = pack_equal(groups, kind)
-    if nodes is None or any(each.gpus > kind.gpu for each, _ in wanted):
+    if nodes is None or any(container.gpus > kind.gpu for container, _ in wanted):
         return None
-    return max(nodes, math.ceil(sum(_gpu_share(each, kind) * number for each, number in wanted)))
+    return max(
+        nodes, math.ceil(sum(_gpu_share(container, kind) * number for container, number in wanted))
+    )
 
 
 def _gpu_share(container: Container, kind: InstanceType) -> float:

@@ -61,8 +61,8 @@ def render(desired: Desired, settings: ClusterSettings) -> Rendered:
         base.append(policies.account(digest, settings))
     if settings.options.network_policies:
         base += policies.network_policies(digest, settings)
-    shards = sorted(desired.release.remote, key=lambda each: each.digest)
-    functions = [shard_service_object(desired, each, settings) for each in shards]
+    shards = sorted(desired.release.remote, key=lambda shard: shard.digest)
+    functions = [shard_service_object(desired, shard, settings) for shard in shards]
     dense = dense_service(desired, settings)
     if dense is not None:
         functions.append(dense)

@@ -143,8 +143,8 @@ def gateway_service(
     """
     release, plan = desired.release, desired.plan.gateway
     own = (release.gateway.routing, release.gateway.defaults, release.tower)
-    size = sum(each.size_bytes for each in own)
-    size += sum(each.size_bytes for each in release.resident)
+    size = sum(file.size_bytes for file in own)
+    size += sum(shard.size_bytes for shard in release.resident)
     workers = math.ceil(plan.vcpu)
     memory = max(plan.memory_bytes, size + LEAST_BYTES) + (workers - 1) * WORKER_BYTES
     memory += settings.gateway.max_in_flight * QUERY_BYTES
@@ -156,8 +156,8 @@ def gateway_service(
         "ERLESS_RELEASE": release.digest,
         "ERLESS_SHARD_URLS": json.dumps(
             {
-                each.digest: _url(names.shard_service(each.digest), settings)
-                for each in sorted(release.remote, key=lambda each: each.digest)
+                shard.digest: _url(names.shard_service(shard.digest), settings)
+                for shard in sorted(release.remote, key=lambda shard: shard.digest)
             },
             separators=(",", ":"),
         ),
@@ -192,7 +192,7 @@ def gateway_service(
     name = names.revision_name(release.digest, template)
     template["metadata"]["name"] = name
     lines = traffic or [TrafficTarget(name, 100)]
-    service["spec"]["traffic"] = [each.document() for each in lines]
+    service["spec"]["traffic"] = [line.document() for line in lines]
     return service
 
 
@@ -210,9 +210,9 @@ def _deadline_s(desired: Desired, settings: ClusterSettings) -> float:
 
 
 def _shard_plan(desired: Desired, shard: ReleaseShard) -> ShardPlan:
-    for each in desired.plan.shards:
-        if each.name == shard.name:
-            return each
+    for planned in desired.plan.shards:
+        if planned.name == shard.name:
+            return planned
     raise PlanError(
         f"plan {desired.plan.digest[:12]} knows no shard {shard.name} of release "
         f"{desired.release.digest[:12]}"

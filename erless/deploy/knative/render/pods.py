@@ -160,7 +160,7 @@ def pod(
         spec["imagePullSecrets"] = [{"name": name} for name in options.image_pull_secrets]
     if place.node_selector:
         spec["nodeSelector"] = dict(sorted(place.node_selector.items()))
-    tolerations = [each.model_dump(exclude_none=True) for each in place.tolerations]
+    tolerations = [toleration.model_dump(exclude_none=True) for toleration in place.tolerations]
     if tolerations:
         spec["tolerations"] = tolerations
     return spec

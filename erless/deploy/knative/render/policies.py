@@ -53,7 +53,7 @@ def network_policies(release: str, settings: ClusterSettings) -> list[Object]:
     ingress is the ingress's matter.
     """
     ours = {"matchLabels": {names.MANAGED: names.MANAGER}}
-    knative = [_namespace(each) for each in (SERVING, *settings.options.ingress_namespaces)]
+    knative = [_namespace(space) for space in (SERVING, *settings.options.ingress_namespaces)]
     ports = [{"protocol": "TCP", "port": port} for port in (PORT, *QUEUE_PORTS)]
     gateway = {"podSelector": {"matchLabels": {names.KIND: "gateway"}}}
     metrics = (
