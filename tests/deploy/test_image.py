@@ -238,6 +238,15 @@ def test_the_base_follows_the_python_that_runs(tmp_path: Path, registry: str, mi
             build_archive("sparse", base, tmp_path / "x.tar", tmp_path, dependencies=False)
 
 
+@pytest.mark.parametrize("option", [("--torch",), ("--base", "python:3.12")])
+def test_an_option_of_a_build_is_refused_where_nothing_is_built(
+    tmp_path: Path, cli: Cli, option: tuple[str, ...]
+) -> None:
+    done = cli("image", "push", "--registry", "127.0.0.1:1/erless", *option, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"{option[0]} goes with --engine" in done.stderr
+
+
 def test_what_is_altered_or_absent_is_said(tmp_path: Path, registry: str) -> None:
     reference = parse_reference(f"{registry}/erless/none:1")
     with pytest.raises(ImageError, match=r"not there \(404\)"):

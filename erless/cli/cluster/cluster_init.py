@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +10,9 @@ import typer
 
 from erless.cli.bars import bars
 from erless.cli.cluster.cluster_options import (
-    ContextOption,
-    KubeconfigOption,
-    NamespaceOption,
-    cluster_config,
+    ClusterOptions,
 )
-from erless.cli.options import InfraOption, project
+from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
@@ -33,39 +31,44 @@ def _root() -> None:
     """Keep `init` a verb of its own."""
 
 
-@app.command("init")
-@verb
-def init(
+@dataclass(frozen=True)
+class InstallOptions:
+    """What is installed, and how it is set."""
+
     knative: Annotated[
         list[str] | None,
         typer.Option(
             help="Knative's manifests: files or https URLs, may repeat [default: pinned release]."
         ),
-    ] = None,
+    ] = None
     manifest: Annotated[
         list[str] | None,
         typer.Option(help="More to apply, such as a device plugin: files or https URLs."),
-    ] = None,
+    ] = None
     ingress_class: Annotated[
         str, typer.Option(help="Of the networking layer in Knative's manifests.")
-    ] = "kourier.ingress.networking.knative.dev",
+    ] = "kourier.ingress.networking.knative.dev"
     domain: Annotated[
         str | None,
         typer.Option(
             help="Domain of public gateways' names; Knative's default reaches them only within "
             "the cluster."
         ),
-    ] = None,
+    ] = None
     host_path: Annotated[
         bool,
         typer.Option(
             "--host-path", help="Let pods mount folders of their node: for a store in a folder."
         ),
-    ] = False,
-    kubeconfig: KubeconfigOption = None,
-    context: ContextOption = None,
-    namespace: NamespaceOption = None,
-    infra: InfraOption = None,
+    ] = False
+
+
+@app.command("init")
+@verb
+@grouped
+def init(
+    install: InstallOptions,
+    cluster: ClusterOptions,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Ask the server, change nothing.")
     ] = False,
@@ -88,17 +91,16 @@ def init(
     from erless.deploy.cluster.settings import access, settings
     from erless.deploy.kubernetes.api import connect
 
-    options = cluster_config(
-        project(), kubeconfig=kubeconfig, context=context, namespace=namespace, infra=infra
-    ).targets.knative
+    options = cluster.config().targets.knative
     api = connect(options.kubeconfig, options.context)
-    space = _checked_namespace(api, options.infra, namespace, options.namespace)
-    sources = [read_manifest_file(name) for name in [*(knative or KNATIVE), *(manifest or ())]]
+    space = _checked_namespace(api, options.infra, cluster.namespace, options.namespace)
+    paths = [*(install.knative or KNATIVE), *(install.manifest or ())]
+    sources = [read_manifest_file(path) for path in paths]
     with bars() as progress:
         done = ClusterInit(
             api,
             sources,
-            settings(ingress_class, domain=domain, host_path=host_path),
+            settings(install.ingress_class, domain=install.domain, host_path=install.host_path),
             access(space),
             dry_run=dry_run,
             force=force_conflicts,
@@ -109,15 +111,7 @@ def init(
         "cluster": api.host,
         "dry_run": dry_run,
         "sources": [{"name": source.name, "sha256": source.sha256} for source in sources],
-        "objects": [
-            {
-                "action": applied.action,
-                "kind": applied.kind,
-                "namespace": applied.namespace,
-                "name": applied.name,
-            }
-            for applied in done
-        ],
+        "objects": [asdict(applied) for applied in done],
     }
     emit(output, document, lambda console: _draw(console, done, api.host, dry_run))
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from erless.cli.options import InfraOption, project
 
 if TYPE_CHECKING:
     from erless.deploy.knative.cluster_settings import ClusterSettings
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from erless.specs.config import Config
 
 __all__ = [
+    "ClusterOptions",
     "ContextOption",
     "ImageOption",
     "KubeconfigOption",
@@ -40,6 +44,24 @@ ImageOption = Annotated[
         "--image", help="KIND=IMAGE@sha256:… or, of the registry, KIND=sha256:… [knative]."
     ),
 ]
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Which cluster, and where in it."""
+
+    kubeconfig: KubeconfigOption = None
+    context: ContextOption = None
+    namespace: NamespaceOption = None
+    infra: InfraOption = None
+
+    def config(self) -> Config:
+        """The project's configuration, with these options above it.
+
+        Raises:
+            OptionError: a value does not fit.
+        """
+        return cluster_config(project(), **vars(self))
 
 
 def cluster_config(

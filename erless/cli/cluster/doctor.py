@@ -6,15 +6,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from erless.cli.cluster.cluster_options import (
-    ContextOption,
+    ClusterOptions,
     ImageOption,
-    KubeconfigOption,
-    NamespaceOption,
     ReleaseOption,
-    cluster_config,
     cluster_settings_of,
 )
-from erless.cli.options import EndpointOption, InfraOption, StoreOption, project, store_of
+from erless.cli.option_groups import grouped
+from erless.cli.options import EndpointOption, StoreOption, store_of
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
@@ -30,14 +28,12 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
 @verb
+@grouped
 def doctor(
+    cluster: ClusterOptions,
     store: StoreOption = None,
     release: ReleaseOption = "",
     image: ImageOption = None,
-    kubeconfig: KubeconfigOption = None,
-    context: ContextOption = None,
-    namespace: NamespaceOption = None,
-    infra: InfraOption = None,
     endpoint_url: EndpointOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -50,12 +46,10 @@ def doctor(
     from erless.deploy.cluster.doctor import Examination, Finding, examine
     from erless.deploy.kubernetes.api import connect
 
-    config = cluster_config(
-        project(), kubeconfig=kubeconfig, context=context, namespace=namespace, infra=infra
-    )
+    config = cluster.config()
     settings = cluster_settings_of(config, image)
     options = settings.options
-    where = store_of(store, infra, config)
+    where = store_of(store, cluster.infra, config)
     endpoint = endpoint_url or options.endpoint_url
     rendered, why = _rendered(settings, where, release, endpoint)
     api = connect(options.kubeconfig, options.context)

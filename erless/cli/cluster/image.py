@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from erless.cli.option_groups import grouped
 from erless.cli.options import InfraOption, project
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
@@ -111,22 +113,50 @@ def build(
     emit(output, {"images": rows}, lambda console: _draw(console, rows))
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """Who builds before the push, and what."""
+
+    engine: Annotated[
+        Builder, typer.Option(help="Build functions/Dockerfile by this engine, then push.")
+    ] = Builder.NONE
+    base: Annotated[str | None, typer.Option(help="Base image for --engine.")] = None
+    torch: Annotated[bool, typer.Option("--torch", help="torch in the gateway, for --engine.")] = (
+        False
+    )
+
+    def program(self) -> str | None:
+        """The engine to build with; None pushes archives.
+
+        Raises:
+            OptionError: an option of the build is given without an engine.
+            ImageError: no engine answers.
+        """
+        from erless.deploy.image import engine as engines
+        from erless.errors import ImageError, OptionError
+
+        if self.engine is Builder.NONE:
+            if self.base or self.torch:
+                name = "--base" if self.base else "--torch"
+                raise OptionError(f"{name} goes with --engine, or with `erless image build`")
+            return None
+        program = engines.find_engine() if self.engine is Builder.AUTO else self.engine.value
+        if program is None:
+            raise ImageError(f"no container engine answers here: {', '.join(engines.ENGINES)}")
+        return program
+
+
 @app.command()
 @verb
+@grouped
 def push(
+    build_by: EngineOptions,
     registry: Annotated[
         str | None, typer.Option(help="HOST[:PORT]/NAME [default: erless.yaml's].")
     ] = None,
     infra: InfraOption = None,
     tag: Annotated[str, typer.Option(help="Tag for people; deploys use the digest.")] = "latest",
     kind: KindOption = None,
-    engine: Annotated[
-        Builder, typer.Option(help="Build functions/Dockerfile by this engine, then push.")
-    ] = Builder.NONE,
-    base: Annotated[str | None, typer.Option(help="Base image for --engine.")] = None,
-    torch: Annotated[bool, typer.Option("--torch", help="torch in the gateway, for --engine.")] = (
-        False
-    ),
     out: FolderOption = ARCHIVES,
     images: Annotated[
         Path | None, typer.Option(help="Write the digests here [default: images.json].")
@@ -141,13 +171,10 @@ def push(
     Example: `erless image push --registry 127.0.0.1:5000/erless`
     """
     import json
-    import tempfile
 
     from erless.deploy.image import engine as engines
-    from erless.deploy.image.oci import push_archive
-    from erless.deploy.image.reference import parse_reference
     from erless.deploy.infra import read_infra
-    from erless.errors import ImageError, OptionError
+    from erless.errors import OptionError
     from erless.storage.atomic import os_errors, staged_file
 
     options = project().targets.knative
@@ -156,23 +183,16 @@ def push(
         raise OptionError(
             "no registry: pass --registry or --infra, or set targets.knative.registry"
         )
-    chosen = engines.find_engine() if engine is Builder.AUTO else engine.value
-    if chosen is None:
-        raise ImageError(f"no container engine answers here: {', '.join(engines.ENGINES)}")
+    program = build_by.program()
     pushed: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="erless-image-") as folder:
-        for function in _kinds(kind):
-            image = f"{where.rstrip('/')}/{function}:{tag}"
-            if engine is Builder.NONE:
-                if not (out / f"{function}.tar").exists():
-                    raise ImageError(f"{out / f'{function}.tar'} is not built yet")
-                note(f"pushing {image}")
-                reference = parse_reference(image)
-                pushed[function] = push_archive(out / f"{function}.tar", reference, Path(folder))
-            else:
-                note(f"building and pushing {image}")
-                engines.build(chosen, function, image, base, torch=torch)
-                pushed[function] = engines.push(chosen, image)
+    for function in _kinds(kind):
+        image = f"{where.rstrip('/')}/{function}:{tag}"
+        if program is None:
+            pushed[function] = _push_archive(out / f"{function}.tar", image)
+        else:
+            note(f"building and pushing {image}")
+            engines.build(program, function, image, build_by.base, torch=build_by.torch)
+            pushed[function] = engines.push(program, image)
     path = images or options.images_file
     document: dict[str, Any] = {"images": pushed}
     with staged_file(path) as stage, os_errors(stage):
@@ -182,6 +202,21 @@ def push(
         document | {"file": str(path)},
         lambda console: console.print("\n".join([*pushed.values(), f"wrote {path}"])),
     )
+
+
+def _push_archive(archive: Path, image: str) -> str:
+    """Push what `erless image build` wrote; returns the image by digest."""
+    import tempfile
+
+    from erless.deploy.image.oci import push_archive
+    from erless.deploy.image.reference import parse_reference
+    from erless.errors import ImageError
+
+    if not archive.exists():
+        raise ImageError(f"{archive} is not built yet")
+    note(f"pushing {image}")
+    with tempfile.TemporaryDirectory(prefix="erless-image-") as folder:
+        return push_archive(archive, parse_reference(image), Path(folder))
 
 
 def _draw(console: Console, rows: list[dict[str, Any]]) -> None:

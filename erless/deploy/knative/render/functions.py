@@ -145,32 +145,11 @@ def gateway_service(
     own = (release.gateway.routing, release.gateway.defaults, release.tower)
     size = sum(file.size_bytes for file in own)
     size += sum(shard.size_bytes for shard in release.resident)
-    workers = math.ceil(plan.vcpu)
-    memory = max(plan.memory_bytes, size + LEAST_BYTES) + (workers - 1) * WORKER_BYTES
+    memory = max(plan.memory_bytes, size + LEAST_BYTES)
+    memory += (math.ceil(plan.vcpu) - 1) * WORKER_BYTES
     memory += settings.gateway.max_in_flight * QUERY_BYTES
-    needs = Needs(plan.vcpu, memory, size)
-    deadline = _deadline_s(desired, settings)
-    own_start = timeout_s(size, settings, reaches_zero=plan.scaling.min_scale == 0)
-    timeout = max(math.ceil(deadline) + 5, own_start)
-    environment = {
-        "ERLESS_RELEASE": release.digest,
-        "ERLESS_SHARD_URLS": json.dumps(
-            {
-                shard.digest: _url(names.shard_service(shard.digest), settings)
-                for shard in sorted(release.remote, key=lambda shard: shard.digest)
-            },
-            separators=(",", ":"),
-        ),
-        "ERLESS_SLA_MS": f"{settings.sla_ms:g}",
-        "ERLESS_DEADLINE_MS": f"{1000 * deadline:.0f}",
-        "ERLESS_COLD_MISS": settings.gateway.cold_miss,
-        "ERLESS_DEGRADED_SHARE": f"{settings.gateway.degraded_share:g}",
-        "ERLESS_HEDGE": "1" if settings.gateway.hedge else "0",
-        "ERLESS_MAX_IN_FLIGHT": str(math.ceil(settings.gateway.max_in_flight / workers)),
-        **_workers(plan.vcpu),
-    } | _sizes(desired)
-    if dense is not None:
-        environment["ERLESS_DENSE_URL"] = _url(dense["metadata"]["name"], settings)
+    deadline_s = _deadline_s(desired, settings)
+    own_start_s = timeout_s(size, settings, reaches_zero=plan.scaling.min_scale == 0)
     part = _Function(
         service=names.GATEWAY,
         name="gateway",
@@ -179,9 +158,11 @@ def gateway_service(
         digest=release.digest,
         scaling=plan.scaling,
         size_bytes=size,
-        timeout_s=timeout,
+        timeout_s=max(math.ceil(deadline_s) + 5, own_start_s),
         public=settings.gateway.visibility == "public",
     )
+    environment = _gateway_environment(desired, settings, dense, deadline_s)
+    needs = Needs(plan.vcpu, memory, size)
     spec = pod("gateway", part.tier, needs, environment, settings, desired.store)
     service = _service(part, spec, desired, settings)
     copy_bytes = release.model.embedding_bytes + MONOLITH_BYTES
@@ -194,6 +175,32 @@ def gateway_service(
     lines = traffic or [TrafficTarget(name, 100)]
     service["spec"]["traffic"] = [line.document() for line in lines]
     return service
+
+
+def _gateway_environment(
+    desired: Desired, settings: ClusterSettings, dense: Object | None, deadline_s: float
+) -> dict[str, str]:
+    """What the gateway is told: whom it calls, and how long and how often."""
+    options, vcpu = settings.gateway, desired.plan.gateway.vcpu
+    urls = {
+        shard.digest: _url(names.shard_service(shard.digest), settings)
+        for shard in sorted(desired.release.remote, key=lambda shard: shard.digest)
+    }
+    environment = {
+        "ERLESS_RELEASE": desired.release.digest,
+        "ERLESS_SHARD_URLS": json.dumps(urls, separators=(",", ":")),
+        "ERLESS_SLA_MS": f"{settings.sla_ms:g}",
+        "ERLESS_DEADLINE_MS": f"{1000 * deadline_s:.0f}",
+        "ERLESS_COLD_MISS": options.cold_miss,
+        "ERLESS_DEGRADED_SHARE": f"{options.degraded_share:g}",
+        "ERLESS_HEDGE": "1" if options.hedge else "0",
+        "ERLESS_MAX_IN_FLIGHT": str(math.ceil(options.max_in_flight / math.ceil(vcpu))),
+        **_workers(vcpu),
+        **_sizes(desired),
+    }
+    if dense is not None:
+        environment["ERLESS_DENSE_URL"] = _url(dense["metadata"]["name"], settings)
+    return environment
 
 
 def _deadline_s(desired: Desired, settings: ClusterSettings) -> float:

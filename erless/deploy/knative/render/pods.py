@@ -129,27 +129,8 @@ def pod(
                 "env": _environment(environment | _where(settings, store), kind, settings),
                 **_credentials(settings),
                 "resources": _resources(needs, settings),
-                "readinessProbe": {
-                    "httpGet": {"path": "/v2/health/ready", "port": PORT, "scheme": "HTTP"},
-                    "successThreshold": 1,
-                },
-                "livenessProbe": {
-                    "httpGet": {"path": "/v2/health/live", "port": PORT, "scheme": "HTTP"},
-                    "initialDelaySeconds": LISTENING_S,
-                    "periodSeconds": LIVENESS_PERIOD_S,
-                    "timeoutSeconds": LIVENESS_TIMEOUT_S,
-                    "failureThreshold": LIVENESS_FAILURES,
-                    "successThreshold": 1,
-                },
-                "securityContext": {
-                    "allowPrivilegeEscalation": False,
-                    "capabilities": {"drop": ["ALL"]},
-                    "readOnlyRootFilesystem": True,
-                    "runAsNonRoot": True,
-                    "runAsUser": USER,
-                    "runAsGroup": USER,
-                    "seccompProfile": {"type": "RuntimeDefault"},
-                },
+                **_probes(),
+                "securityContext": _security_context(),
                 "terminationMessagePolicy": "FallbackToLogsOnError",
                 "volumeMounts": mounts,
             }
@@ -164,6 +145,37 @@ def pod(
     if tolerations:
         spec["tolerations"] = tolerations
     return spec
+
+
+def _probes() -> dict[str, Any]:
+    """When the container is ready, and when it is to be ended."""
+    return {
+        "readinessProbe": {
+            "httpGet": {"path": "/v2/health/ready", "port": PORT, "scheme": "HTTP"},
+            "successThreshold": 1,
+        },
+        "livenessProbe": {
+            "httpGet": {"path": "/v2/health/live", "port": PORT, "scheme": "HTTP"},
+            "initialDelaySeconds": LISTENING_S,
+            "periodSeconds": LIVENESS_PERIOD_S,
+            "timeoutSeconds": LIVENESS_TIMEOUT_S,
+            "failureThreshold": LIVENESS_FAILURES,
+            "successThreshold": 1,
+        },
+    }
+
+
+def _security_context() -> dict[str, Any]:
+    """What the container may do: what the Pod Security Standard `restricted` allows."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 def _where(settings: ClusterSettings, store: str) -> dict[str, str]:
