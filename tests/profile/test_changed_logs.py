@@ -129,9 +129,10 @@ def test_counts_in_parquet(
 ) -> None:
     folder = tmp_path_factory.mktemp("log")
     size = data.draw(st.integers(1, 5))
-    draw = lambda low, high: data.draw(  # noqa: E731
-        st.lists(st.integers(low, high), min_size=size, max_size=size)
-    )
+
+    def draw(low: int, high: int) -> list[int]:
+        return data.draw(st.lists(st.integers(low, high), min_size=size, max_size=size))
+
     columns: dict[str, Any] = {
         "table": pa.array(
             data.draw(st.lists(st.sampled_from(sorted(ROWS)), min_size=size, max_size=size))
