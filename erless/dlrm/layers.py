@@ -64,14 +64,14 @@ def tower_layers(model: ModelSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_layers(model: ModelSpec, found: dict[str, tuple[int, ...]]) -> None:
+def check_layers(model: ModelSpec, shapes: dict[str, tuple[int, ...]]) -> None:
     """The tower's tensors must be named and shaped as `tower_layers` says.
 
     Raises:
         ModelError: one is missing or of another shape.
     """
     for name, shape in tower_layers(model).items():
-        if name not in found:
+        if name not in shapes:
             raise ModelError(f"the tower has no tensor {name}")
-        if found[name] != shape:
-            raise ModelError(f"tower tensor {name} has shape {found[name]}, expected {shape}")
+        if shapes[name] != shape:
+            raise ModelError(f"tower tensor {name} has shape {shapes[name]}, expected {shape}")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from erless.errors import ArtifactError, LogError
+from erless.profile.curves import MachineCurves
 from erless.profile.formats import LogFormat, LogSource, open_log
 from erless.profile.logs import AccessLog, Chunk
 from erless.profile.tally import Tallies
@@ -24,12 +25,13 @@ from erless.progress import Progress, Silent
 from erless.specs.artifact import FileEntry
 from erless.specs.bundle import MANIFEST as BUNDLE_MANIFEST
 from erless.specs.bundle import BundleManifest
-from erless.specs.profile import MANIFEST, Profile, TableAccess, ThroughputCurve, TowerCurve
+from erless.specs.profile import MANIFEST, Profile, TableAccess
 from erless.storage.atomic import os_errors, staged_directory
 
 __all__ = ["SHARES", "AccessReport", "TableHotness", "extend_profile", "profile_access"]
 
 SHARES = (0.001, 0.01, 0.1, 0.5)  # fractions of a table's rows whose share of accesses is reported
+NO_CURVES = MachineCurves()
 LOCALITY_FRACTION = 0.1  # locality P is over the hottest 10 % of rows
 
 
@@ -57,18 +59,22 @@ class AccessReport:
             "model_digest": self.profile.model_digest,
             "sources": list(self.profile.sources),
             "tables": [
-                each.access.model_dump(mode="json", exclude={"counts"})
+                table.access.model_dump(mode="json", exclude={"counts"})
                 | {
-                    "pooling_factor": each.access.pooling_factor,
+                    "pooling_factor": table.access.pooling_factor,
                     "top_shares": {
                         f"{fraction:g}": share
-                        for fraction, share in zip(SHARES, each.shares, strict=True)
+                        for fraction, share in zip(SHARES, table.shares, strict=True)
                     },
                 }
-                for each in self.tables
+                for table in self.tables
             ],
-            "curves": [each.model_dump(mode="json", exclude=drop) for each in self.profile.curves],
-            "towers": [each.model_dump(mode="json", exclude=drop) for each in self.profile.towers],
+            "curves": [
+                curve.model_dump(mode="json", exclude=drop) for curve in self.profile.curves
+            ],
+            "towers": [
+                curve.model_dump(mode="json", exclude=drop) for curve in self.profile.towers
+            ],
             "warnings": list(self.warnings),
         }
 
@@ -95,8 +101,7 @@ def profile_access(
     *,
     log_format: LogFormat = LogFormat.AUTO,
     samples: int | None = None,
-    curves: tuple[ThroughputCurve, ...] = (),
-    towers: tuple[TowerCurve, ...] = (),
+    curves: MachineCurves = NO_CURVES,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> AccessReport:
@@ -108,8 +113,7 @@ def profile_access(
         out: folder of the profile.
         log_format: how to read them; AUTO looks at each.
         samples: samples that the logs cover, for formats that cannot say (aggregated counts).
-        curves: throughput curves to keep in the profile; none: those of the profile at `out`.
-        towers: tower latency curves, likewise.
+        curves: to be kept in the profile; none: those of the profile at `out`.
         overwrite: replace an existing profile; one without accesses is always completed.
         progress: where to announce steps.
 
@@ -121,10 +125,10 @@ def profile_access(
     progress = progress or Silent()
     bundle = BundleManifest.open(model)
     rows = {table.name: table.rows for table in bundle.model.tables}
-    warnings = [line for each in sources if (line := _age_warning(each, model))]
+    warnings = [line for source in sources if (line := _age_warning(source, model))]
     known = _known(out)
-    if known and not curves and not towers:
-        curves, towers = known.curves, known.towers  # of this machine still, whatever the log
+    if known and not any(curves):  # they are of this machine still, whatever the log
+        curves = MachineCurves(known.curves, known.towers)
     overwrite = overwrite or bool(known and not known.tables)
     with staged_directory(out, marker=MANIFEST, overwrite=overwrite) as stage:
         scratch = stage / "scratch"
@@ -140,15 +144,15 @@ def profile_access(
             if not accesses:
                 raise LogError(f"{source.path}: the log is empty: no accesses in it")
         tables = _write_counts(rows, tallies, coverage, samples, stage, progress)
-        if not any(each.access.accesses for each in tables):
+        if not any(table.access.accesses for table in tables):
             names = ", ".join(source.text for source in sources)
             raise LogError(f"{names}: no accesses to any table of the model")
         profile = Profile.create(
             model_digest=bundle.digest,
             sources=tuple(source.text for source in sources),
-            tables=tuple(each.access for each in tables),
-            curves=curves,
-            towers=towers,
+            tables=tuple(table.access for table in tables),
+            curves=curves.gathers,
+            towers=curves.towers,
         )
         profile.save(stage / MANIFEST)
         shutil.rmtree(scratch)
@@ -159,10 +163,9 @@ def profile_access(
 def extend_profile(
     out: Path,
     model: Path | None,
-    curves: tuple[ThroughputCurve, ...],
-    towers: tuple[TowerCurve, ...],
+    curves: MachineCurves,
 ) -> AccessReport:
-    """Write `curves` and `towers` to the profile at `out`; its counts stay as they are.
+    """Write `curves` to the profile at `out`; its counts stay as they are.
 
     Where there is no profile yet, it becomes one without tables.
 
@@ -174,13 +177,13 @@ def extend_profile(
     if (out / MANIFEST).is_file():
         old = Profile.load(out / MANIFEST)
         fields = {"sources": old.sources, "tables": old.tables, "model_digest": old.model_digest}
-        profile = Profile.create(curves=curves, towers=towers, **fields)
+        profile = Profile.create(curves=curves.gathers, towers=curves.towers, **fields)
         profile.save(out / MANIFEST)  # one atomic rename: the counts beside it are not touched
         return AccessReport(profile, (), ())
     if model is not None:
         fields["model_digest"] = BundleManifest.open(model).digest
     with staged_directory(out, marker=MANIFEST) as stage:
-        profile = Profile.create(curves=curves, towers=towers, **fields)
+        profile = Profile.create(curves=curves.gathers, towers=curves.towers, **fields)
         profile.save(stage / MANIFEST)
     return AccessReport(profile, (), ())
 
@@ -209,8 +212,8 @@ def _age_warning(source: LogSource, model: Path) -> str | None:
     if log_time >= model_time:
         return None
     log_at, model_at = (
-        datetime.fromtimestamp(each, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        for each in (log_time, model_time)
+        datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        for moment in (log_time, model_time)
     )
     return f"{source.path} ({log_at}) is older than the bundle {model} ({model_at})"
 
@@ -247,7 +250,7 @@ def _write_counts(
     progress: Progress,
 ) -> list[TableHotness]:
     """Rank and write each table."""
-    found = []
+    hotness = []
     with progress.step("rank rows", len(rows), "steps") as step:
         for name, table_rows in rows.items():
             distribution = tallies.distribution(name)
@@ -266,20 +269,20 @@ def _write_counts(
                 locality=distribution.share(LOCALITY_FRACTION * table_rows),
                 counts=entry,
             )
-            shares = tuple(distribution.share(each * table_rows) for each in SHARES)
-            found.append(TableHotness(access, shares))
+            shares = tuple(distribution.share(share * table_rows) for share in SHARES)
+            hotness.append(TableHotness(access, shares))
             step.advance(1)
-    return found
+    return hotness
 
 
 def _coverage_warnings(tables: Sequence[TableHotness], coverage: _Coverage) -> list[str]:
     warnings = []
-    cold = [each.access.table for each in tables if each.access.table not in coverage.covered]
+    cold = [table.access.table for table in tables if table.access.table not in coverage.covered]
     if cold:
         names = ", ".join(cold[:8]) + (f" and {len(cold) - 8} more" if len(cold) > 8 else "")
         warnings.append(f"in no log, taken as never accessed (all rows cold): {names}")
     unknown = [
-        each.access.table for each in tables if each.access.accesses and not each.access.samples
+        table.access.table for table in tables if table.access.accesses and not table.access.samples
     ]
     if unknown:
         names = ", ".join(unknown[:8]) + (" …" if len(unknown) > 8 else "")

@@ -1,4 +1,4 @@
-"""Which reader a log needs: by what the user said, else by the file's content."""
+"""Which reader a log needs: by the format that was given, else by the file's content."""
 
 from __future__ import annotations
 

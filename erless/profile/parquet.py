@@ -115,7 +115,7 @@ class ListLog:
         roots = set(self._columns.values())
         values = sum(
             group.column(index).num_values
-            for group in (meta.row_group(each) for each in range(meta.num_row_groups))
+            for group in (meta.row_group(number) for number in range(meta.num_row_groups))
             for index in range(group.num_columns)
             if group.column(index).path_in_schema.split(".")[0] in roots
         )

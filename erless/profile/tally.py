@@ -46,7 +46,7 @@ class CountDistribution:
 
     Args:
         values: (v,) distinct counts above zero, descending.
-        rows: (v,) rows that have each.
+        rows: (v,) how many rows have that count.
     """
 
     values: Counts
@@ -87,7 +87,7 @@ class _SpilledRun:
     def between(self, begin: int, end: int) -> tuple[NDArray[Any], Counts]:
         """Copies of the ids in [begin, end) and their counts; nothing stays mapped."""
         ids = np.memmap(self.path, self.dtype, "r", self.offset, (self.size,))
-        low, high = (int(each) for each in np.searchsorted(ids, [begin, end]))
+        low, high = (int(place) for place in np.searchsorted(ids, [begin, end]))
         counts_offset = self.offset + self.size * self.dtype.itemsize
         counts = np.memmap(self.path, np.int64, "r", counts_offset, (self.size,))
         return np.array(ids[low:high]), np.array(counts[low:high])
@@ -132,8 +132,8 @@ class _Tally:
             starts = _starts(ids)
             self.runs.append(_Run(ids[starts], np.diff(starts, append=len(ids))))
         if self.weighted:
-            ids = np.concatenate([each for each, _ in self.weighted])
-            counts = np.concatenate([each for _, each in self.weighted])
+            ids = np.concatenate([part for part, _ in self.weighted])
+            counts = np.concatenate([part for _, part in self.weighted])
             self.weighted.clear()
             self.runs.append(_summed(ids, counts))
         return sum(run.size_bytes for run in self.runs[begin:])
@@ -237,22 +237,22 @@ class Tallies:
         for tally in self._tables.values():
             self._held += tally.flush()
             if self._held > self._run_bytes:
-                for each in self._tables.values():
-                    each.spill()
+                for full in self._tables.values():
+                    full.spill()
                 self._held = 0
         self._waiting = 0
 
     def distribution(self, table: str) -> CountDistribution:
         """How many rows of `table` have each count."""
         self._flush()
-        found = [
+        windows = [
             np.unique(counts, return_counts=True) for _, counts in self._tables[table].windows()
         ]
-        if not found:
+        if not windows:
             return CountDistribution(np.empty(0, np.int64), np.empty(0, np.int64))
         total = _summed(
-            np.concatenate([values for values, _ in found]),
-            np.concatenate([rows for _, rows in found]),
+            np.concatenate([values for values, _ in windows]),
+            np.concatenate([rows for _, rows in windows]),
         )
         return CountDistribution(total.ids[::-1].copy(), total.counts[::-1].copy())
 

@@ -25,6 +25,7 @@ import psutil
 from erless.dlrm.embedding import EmbeddingShard, StoredSlice, stored_dtype, stored_width
 from erless.dlrm.rows import INDEX_WORDS, RowIndex
 from erless.dlrm.workload import WORKLOADS, PowerLaw, RowOrder
+from erless.profile.curves import MachineCurves
 from erless.profile.fit import fit_line
 from erless.progress import Progress, Silent
 from erless.specs.bundle import BundleManifest
@@ -74,7 +75,7 @@ def machine() -> Machine:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        name = next((each.split(":", 1)[1].strip() for each in lines if "model name" in each), name)
+        name = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), name)
     return Machine(
         processor=name,
         cores=_cores(),
@@ -90,14 +91,15 @@ def _cores() -> int:
 
 def measure(
     model: Path | None = None, *, quick: bool = False, progress: Progress | None = None
-) -> tuple[tuple[ThroughputCurve, ...], tuple[TowerCurve, ...]]:
+) -> MachineCurves:
     """Gather curves, and the tower's curve (of the bundle `model`, else of RM1).
 
     Raises:
         ArtifactError: no bundle at `model`.
     """
-    return measure_gathers(quick=quick, progress=progress), measure_tower(
-        model, quick=quick, progress=progress
+    return MachineCurves(
+        measure_gathers(quick=quick, progress=progress),
+        measure_tower(model, quick=quick, progress=progress),
     )
 
 
@@ -105,10 +107,10 @@ def _points() -> list[_Point]:
     points = []
     for precision in Precision:
         shapes = [(dim, USUAL_LOCALITY, 1) for dim in DIMS]
-        shapes += [(USUAL_DIM, each, 1) for each in LOCALITIES if each != USUAL_LOCALITY]
+        shapes += [(USUAL_DIM, value, 1) for value in LOCALITIES if value != USUAL_LOCALITY]
         shapes += [(USUAL_DIM, USUAL_LOCALITY, _cores())] if _cores() > 1 else []
         for dim, locality, vcpu in shapes:
-            points += [_Point(dim, precision, locality, vcpu, each) for each in GATHERS]
+            points += [_Point(dim, precision, locality, vcpu, gathers) for gathers in GATHERS]
     return points
 
 
@@ -181,7 +183,7 @@ def _rounds(
     progress: Progress | None,
 ) -> dict[T, tuple[float, float]]:
     """Median and spread of each point over as many rounds as the time allows."""
-    found: dict[T, list[float]] = {point: [] for point in points}
+    seconds: dict[T, list[float]] = {point: [] for point in points}
     for point in points:
         run(point)  # page in, load code
     end = time.monotonic() + budget_s
@@ -189,10 +191,10 @@ def _rounds(
     with (progress or Silent()).step(label, None, "steps") as step:
         while rounds < MIN_ROUNDS or time.monotonic() < end:
             for index in generator.permutation(len(points)).tolist():
-                found[points[index]].append(run(points[index]))
+                seconds[points[index]].append(run(points[index]))
             rounds += 1
             step.advance(len(points))
-    return {point: _median(values) for point, values in found.items()}
+    return {point: _median(values) for point, values in seconds.items()}
 
 
 def _median(values: list[float]) -> tuple[float, float]:
@@ -217,7 +219,9 @@ def _curves(measured: dict[_Point, tuple[float, float]]) -> tuple[ThroughputCurv
         groups.setdefault(key, []).append(sample)
     curves = []
     for (dim, precision, locality, vcpu), samples in groups.items():
-        line = fit_line([each.gathers for each in samples], [each.seconds for each in samples])
+        line = fit_line(
+            [sample.gathers for sample in samples], [sample.seconds for sample in samples]
+        )
         curves.append(
             ThroughputCurve(
                 name=f"{precision}-{precision.row_bytes(dim)}B-P{locality:g}-{vcpu}vcpu",
@@ -264,11 +268,11 @@ def measure_tower(
 
     seconds = TOWER_SECONDS * (QUICK if quick else 1)
     with _one_thread(), torch.inference_mode():
-        found = _rounds(
+        measured = _rounds(
             list(TOWER_BATCHES), run, seconds, np.random.default_rng(0), "measure tower", progress
         )
-    line = fit_line(list(found), [each[0] for each in found.values()])
-    samples = tuple(TowerSample(batch=b, seconds=s, spread=d) for b, (s, d) in found.items())
+    line = fit_line(list(measured), [middle for middle, _ in measured.values()])
+    samples = tuple(TowerSample(batch=b, seconds=s, spread=d) for b, (s, d) in measured.items())
     return (
         TowerCurve(
             name=spec.name,

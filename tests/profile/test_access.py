@@ -20,6 +20,7 @@ from erless.dlrm.queries import Query, write_queries
 from erless.errors import ArtifactError, LogError
 from erless.profile import tally
 from erless.profile.access import extend_profile, profile_access
+from erless.profile.curves import MachineCurves
 from erless.profile.formats import LogFormat, LogSource
 from erless.profile.tally import Tallies
 from erless.specs.profile import Profile, ThroughputCurve
@@ -295,7 +296,7 @@ def test_curves_stay_when_a_log_is_profiled_into_their_profile(
     """`--throughput` first, then `--log`, then another log: one measurement serves them all."""
     bundle = make_bundle({"t": 10})
     curve = ThroughputCurve(name="x", overhead_s=1e-6, gather_s=1e-9, row_bytes=128)
-    extend_profile(tmp_path / "p", bundle, (curve,), ())
+    extend_profile(tmp_path / "p", bundle, MachineCurves((curve,)))
     source = LogSource.parse(write_log("parquet", tmp_path))
     first = profile_access(bundle, [source], tmp_path / "p")
     assert first.profile.curves == (curve,)

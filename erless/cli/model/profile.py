@@ -15,7 +15,6 @@ from erless.cli.run import Output, OutputOption, emit, note, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from erless.specs.profile import ThroughputCurve, TowerCurve
 
 __all__ = ["profile"]
 
@@ -84,15 +83,15 @@ def profile(
     if log and model is None:
         raise typer.BadParameter("--log needs --model: ids are checked against its tables")
     from erless.profile.access import extend_profile, profile_access
+    from erless.profile.curves import MachineCurves
     from erless.profile.formats import LogFormat, LogSource
 
     with bars() as progress:
-        curves: tuple[ThroughputCurve, ...] = ()
-        towers: tuple[TowerCurve, ...] = ()
+        curves = MachineCurves()
         if throughput:
             from erless.profile.throughput import measure
 
-            curves, towers = measure(model, quick=quick, progress=progress)
+            curves = measure(model, quick=quick, progress=progress)
         if log and model is not None:
             report = profile_access(
                 model,
@@ -101,12 +100,11 @@ def profile(
                 log_format=LogFormat(log_format.value),
                 samples=samples,
                 curves=curves,
-                towers=towers,
                 overwrite=overwrite,
                 progress=progress,
             )
         else:
-            report = extend_profile(out, model, curves, towers)
+            report = extend_profile(out, model, curves)
     for line in report.warnings:
         note(f"warning: {line}")
     document = report.document()

@@ -74,7 +74,7 @@ def head_forms(
 
 def tensor(name: bytes, datatype: bytes, shape: tuple[int, ...], size: int) -> bytes:
     """The entry of an input whose elements follow the JSON as `size` bytes."""
-    return _TENSOR % (name, datatype, b",".join(b"%d" % each for each in shape), size)
+    return _TENSOR % (name, datatype, b",".join(b"%d" % size for size in shape), size)
 
 
 def request_form(id_bytes: int, float16_partials: bool) -> bytes:
