@@ -110,14 +110,21 @@ def budgets(services: list[Object], release: str, settings: ClusterSettings) -> 
 
 
 def monitor(release: str, settings: ClusterSettings) -> Object:
-    """A PodMonitor: the Prometheus operator scrapes every function's own metrics."""
+    """A PodMonitor: the Prometheus operator scrapes every function's own metrics.
+
+    A gateway with a token gives them only to who shows it.
+    """
+    endpoint: Object = {"port": "user-port", "path": "/metrics"}
+    if settings.options.token_secret:
+        token = {"name": settings.options.token_secret, "key": "token"}
+        endpoint["authorization"] = {"type": "Bearer", "credentials": token}
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
         "metadata": names.metadata("erless", release, namespace=settings.options.namespace),
         "spec": {
             "selector": {"matchLabels": {names.MANAGED: names.MANAGER}},
-            "podMetricsEndpoints": [{"port": "user-port", "path": "/metrics"}],
+            "podMetricsEndpoints": [endpoint],
             "podTargetLabels": [names.KIND, names.TIER, names.DIGEST],
         },
     }
