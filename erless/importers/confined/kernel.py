@@ -104,8 +104,11 @@ def drop_rights() -> tuple[str, ...]:
     """Give up writing files, the network and new processes.
 
     Returns:
-        What the kernel enforces from now on: of "landlock" and "seccomp", those that it has.
+        What the kernel enforces from now on: of "landlock" and "seccomp", those that it has. No
+        other kernel than Linux has any.
     """
+    if platform.system() != "Linux":
+        return ()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return ()

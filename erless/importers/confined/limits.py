@@ -26,8 +26,7 @@ def set_limits(limits: Limits) -> None:
     """
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = int(used.ru_utime + used.ru_stime) + 1 + limits.cpu_s
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    memory = pages * resource.getpagesize() + limits.memory_bytes
+    memory = _mapped_bytes() + limits.memory_bytes
     for name, wanted in (
         (resource.RLIMIT_CPU, cpu),
         (resource.RLIMIT_AS, memory),
@@ -39,3 +38,11 @@ def set_limits(limits: Limits) -> None:
         _, most = resource.getrlimit(name)
         value = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
         resource.setrlimit(name, (value, value))
+
+
+def _mapped_bytes() -> int:
+    """Address space that this process has mapped; 64 GiB where the kernel does not say."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return 64 << 30
+    return int(statm.read_text().split()[0]) * resource.getpagesize()
