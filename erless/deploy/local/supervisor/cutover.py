@@ -75,12 +75,12 @@ async def rollback(
     """
     await fleet.begin("rollback")
     try:
-        return await _switch(fleet, _kept(fleet.state, prefix), timeout_s, report)
+        return await _switch(fleet, _release_to_restore(fleet.state, prefix), timeout_s, report)
     finally:
         fleet.end()
 
 
-def _kept(state: StoredState, prefix: str | None) -> ReleaseSpec:
+def _release_to_restore(state: StoredState, prefix: str | None) -> ReleaseSpec:
     if state.current is None:
         raise NotDeployedError("nothing is deployed")
     if prefix is None:
