@@ -20,9 +20,9 @@ __all__ = [
     "UP",
     "Buffer",
     "Handler",
-    "Limits",
     "Request",
     "Response",
+    "ServerLimits",
     "aligned",
     "body_offset",
     "problem",
@@ -41,7 +41,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ServerLimits:
     """What a client may take of us."""
 
     head_bytes: int = 16 << 10

@@ -176,7 +176,7 @@ def open_shard(source: Source, digest: str, counter: Counter | None = None) -> O
     Args:
         source: where it is.
         digest: of its `ShardManifest`.
-        counter: told of the bytes verified or fetched.
+        counter: called with the bytes verified or fetched.
 
     Raises:
         ArtifactError: it is missing, truncated, altered or of a newer schema.

@@ -20,7 +20,7 @@ _URL = re.compile(r"http://([A-Za-z0-9.\-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?/?")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that a function is told. See docs/functions.md for each."""
+    """All settings of a function. See docs/functions.md for each."""
 
     kind: Kind
     store: str

@@ -201,7 +201,7 @@ class ClientConnection(Receiving):
             self.close()
 
     def close(self) -> None:
-        """Close; calls that wait here are not told."""
+        """Close; calls that wait here are not called back."""
         self.calls.clear()
         self.unsent.clear()
         self.owner.forget(self)

@@ -183,7 +183,7 @@ class ServerConnection(Receiving):
         return self._answer_whole() or self._read_head()
 
     def _answer_whole(self) -> bool:
-        """Answer a whole request at once, where the owner knows it at first sight."""
+        """InferAnswer a whole request at once, where the owner knows it at first sight."""
         server, transport = self.server, self.transport
         if (
             server.answer_whole is None
@@ -240,11 +240,8 @@ class ServerConnection(Receiving):
         limit = self.server.limits.body_bytes
         if head.size > limit:
             raise HeadError(413, f"the body has {head.size:,} bytes, at most {limit:,} are taken")
-        if (
-            head.continues
-            and self.transport
-            and (head.chunked or head.size > self.tail - self.start)
-        ):
+        incomplete = head.chunked or head.size > self.tail - self.start
+        if head.continues and incomplete and self.transport:
             self.transport.write(CONTINUE)
         if head.chunked:
             self.chunked = ChunkedBody(limit)
@@ -316,12 +313,9 @@ class ServerConnection(Receiving):
     def answer(self, response: Response) -> None:
         """Write `response`; the connection is then ready for its next request, or closes."""
         transport, head = self.transport, self.head
-        if (
-            self.state is not _State.WAIT
-            or head is None
-            or transport is None
-            or transport.is_closing()
-        ):
+        if self.state is not _State.WAIT or head is None:
+            return
+        if transport is None or transport.is_closing():
             return
         self.head = None
         self.held.hold("body", 0)
@@ -352,7 +346,7 @@ class ServerConnection(Receiving):
         return False
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer what cannot be read on from, and close."""
+        """InferAnswer what cannot be read on from, and close."""
         transport = self.transport
         if transport is None or transport.is_closing():
             return

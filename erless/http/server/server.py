@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable
 
 from erless.http.budget import MemoryBudget
-from erless.http.messages import Handler, Limits
+from erless.http.messages import Handler, ServerLimits
 from erless.http.server.connection import ServerConnection
 from erless.http.server.state import AnswerWhole, ServerState
 
@@ -32,7 +32,7 @@ class HttpServer:
 
     Args:
         handler: answers every request that could be read.
-        limits: see `Limits`.
+        limits: see `ServerLimits`.
         refused: called with the status of each request that could not be read.
         budget: of the memory that requests and answers may hold; 1 GiB where there is none.
     """
@@ -40,12 +40,12 @@ class HttpServer:
     def __init__(
         self,
         handler: Handler,
-        limits: Limits | None = None,
+        limits: ServerLimits | None = None,
         refused: Callable[[int], None] = lambda status: None,
         budget: MemoryBudget | None = None,
     ) -> None:
         budget = budget or MemoryBudget(BUDGET_BYTES)
-        self.state = ServerState(handler, limits or Limits(), refused, budget)
+        self.state = ServerState(handler, limits or ServerLimits(), refused, budget)
         self._loop = asyncio.get_running_loop()
         self._listening: dict[socket.socket, bool] = {}  # whether other processes accept too
         self._private: set[socket.socket] = set()
@@ -74,7 +74,7 @@ class HttpServer:
         Args:
             listener: bound and listening.
             shared: other processes accept from it too: what waits in its backlog when we stop is
-                left to them, unless `drain` is told otherwise.
+                left to them, unless `drain` is called with `alone`.
             private: only the owner of this process can reach it. Its connections have room of
                 their own, and their requests are marked.
         """
@@ -135,10 +135,10 @@ class HttpServer:
         """Stop accepting, answer what is in flight, close; False where that took too long.
 
         Idle connections stay open for a while: a client that was about to send its query is
-        answered and told to go elsewhere, instead of meeting a closed connection. That is
+        answered and sent elsewhere, instead of meeting a closed connection. That is
         `linger_s` from now on; a connection that has carried no request yet gets at least
-        `Limits.first_s` from when it was accepted, because its client would not try again, as one
-        whose kept connection closes does.
+        `ServerLimits.first_s` from when it was accepted, because its client would not try again, as
+        one whose kept connection closes does.
 
         Args:
             linger_s: for clients between two queries.

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from erless.http.budget import MemoryBudget
-from erless.http.messages import Handler, Limits, Response
+from erless.http.messages import Handler, Response, ServerLimits
 from erless.http.receive import shared_buffer
 
 __all__ = ["AnswerWhole", "Peer", "ServerState"]
@@ -59,7 +59,7 @@ class ServerState:
 
     Args:
         handler: answers every request that could be read.
-        limits: see `Limits`.
+        limits: see `ServerLimits`.
         refused: called with the status of each request that could not be read.
         budget: of the memory that requests and answers may hold.
     """
@@ -67,7 +67,7 @@ class ServerState:
     def __init__(
         self,
         handler: Handler,
-        limits: Limits,
+        limits: ServerLimits,
         refused: Callable[[int], None],
         budget: MemoryBudget,
     ) -> None:
@@ -158,7 +158,7 @@ class ServerState:
     # -- answers
 
     def spawn(self, connection: Peer, answer: Awaitable[Response]) -> asyncio.Task[None]:
-        """Answer when the handler's coroutine is done; cancel the task where nobody waits."""
+        """InferAnswer when the handler's coroutine is done; cancel the task where nobody waits."""
         task = asyncio.get_running_loop().create_task(self._await(connection, answer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from erless.errors import QueryError, ServeError
 from erless.serve.files import MappedFile, OpenTower, open_tower, source_of
 from erless.serve.metrics import Metrics
-from erless.serve.protocol.served import Answer, InferCall
+from erless.serve.protocol.served import InferAnswer, InferCall
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.settings import Settings
 from erless.serve.towers import Predict, open_predict
@@ -101,7 +101,7 @@ class DenseFunction:
         """Of the inputs, as they came and joined with those of other queries."""
         return 2 * sum(array.nbytes for array in request.inputs.values())
 
-    def infer(self, call: InferCall) -> Awaitable[Answer]:
+    def infer(self, call: InferCall) -> Awaitable[InferAnswer]:
         """Predict, together with whoever else is waiting."""
         dense, pooled = (call.request.inputs[name] for name in ("dense", "pooled"))
         if len(dense) != len(pooled):
@@ -115,7 +115,7 @@ class DenseFunction:
                 raise QueryError(f"{name} holds a number that is not finite")
         return self._enqueue(dense, pooled, call)
 
-    async def _enqueue(self, dense: Floats, pooled: Floats, call: InferCall) -> Answer:
+    async def _enqueue(self, dense: Floats, pooled: Floats, call: InferCall) -> InferAnswer:
         waiting = _Waiting(dense, pooled, self._loop.time(), self._loop.create_future())
         self._queue.append(waiting)
         self._samples += len(dense)
@@ -129,7 +129,7 @@ class DenseFunction:
             ) from None
         if not np.isfinite(prediction).all():
             raise QueryError("the prediction is not finite: an input is too large")
-        return Answer({"prediction": prediction}, self._parameters)
+        return InferAnswer({"prediction": prediction}, self._parameters)
 
     async def _run(self) -> None:
         """Forward passes, one after the other."""
@@ -174,7 +174,7 @@ class DenseFunction:
             predictions = await self._loop.run_in_executor(
                 self._worker, self._predict, dense, pooled
             )
-        except Exception as error:  # each query that was in the pass is told
+        except Exception as error:  # each query that was in the pass fails with it
             for each in batch:
                 if not each.answer.done():
                     each.answer.set_exception(error)

@@ -12,7 +12,7 @@ from erless.serve.files import MappedFile
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.metadata import model_facts
 from erless.serve.protocol.queries import check_query, not_finite, query_bytes, query_inputs
-from erless.serve.protocol.served import Answer, InferCall
+from erless.serve.protocol.served import InferAnswer, InferCall
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.settings import Settings
 from erless.serve.towers import Predict, open_predict
@@ -80,7 +80,7 @@ class MonolithFunction:
         """As `query_bytes`."""
         return query_bytes(self._model, request.inputs)
 
-    def infer(self, call: InferCall) -> Answer:
+    def infer(self, call: InferCall) -> InferAnswer:
         """Predict."""
         inputs = call.request.inputs
         check_query(inputs, self._max_batch)
@@ -96,7 +96,7 @@ class MonolithFunction:
         prediction = self._predict(inputs["dense"], pooled)
         if not np.isfinite(prediction).all():
             raise not_finite(pooled, inputs.get("weights"))
-        return Answer({"prediction": prediction}, self._parameters)
+        return InferAnswer({"prediction": prediction}, self._parameters)
 
     def close(self) -> None:
         """Nothing is held open."""

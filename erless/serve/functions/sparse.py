@@ -13,7 +13,7 @@ from erless.errors import QueryError
 from erless.serve.files import OpenShard, open_shard, source_of
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.fast_lane import LONGEST_MS, answer_forms, head_forms, request_forms
-from erless.serve.protocol.served import Answer, InferCall
+from erless.serve.protocol.served import InferAnswer, InferCall
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
@@ -64,7 +64,7 @@ class SparseFunction:
         """Of the partials, and once more in float16 or as text."""
         return int(2 * 4 * request.inputs["lengths"].shape[1] * self._shard.width)
 
-    def infer(self, call: InferCall) -> Answer | Awaitable[Answer]:
+    def infer(self, call: InferCall) -> InferAnswer | Awaitable[InferAnswer]:
         """Gather and pool."""
         request = call.request
         values, lengths = request.inputs["values"], request.inputs["lengths"]
@@ -77,8 +77,8 @@ class SparseFunction:
         partial = pool(values, lengths, weights)
         self._metrics.gathers += len(values)
         if flag(request, "half"):
-            return Answer({"partial": to_float16(partial)}, self._parameters)
-        return Answer({"partial": partial}, self._parameters)
+            return InferAnswer({"partial": to_float16(partial)}, self._parameters)
+        return InferAnswer({"partial": partial}, self._parameters)
 
     def close(self) -> None:
         """Let the cache evict the shard."""

@@ -171,7 +171,7 @@ class ShardCall:
         fan_out: the calls of the same query.
         work: what is asked, and what becomes of the answer.
         error_budget: of answers with default vectors; None: the function is waited for.
-        hedge: told when a second call is made, or None: then none is.
+        hedge: called when a second call is made; None: there is none.
     """
 
     __slots__ = (
@@ -273,7 +273,7 @@ class ShardCall:
                 raise ServeError(f"{self.remote.what}: {result}", 502, "shard")
             if not result.added:
                 self._work.read(result)
-        except Exception as error:  # told to the query, which answers for it
+        except Exception as error:  # the query answers for it
             self._fan_out.fail(
                 error.with_traceback(None) if isinstance(error, ServeError) else error
             )

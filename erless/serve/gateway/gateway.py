@@ -29,7 +29,7 @@ from erless.serve.malloc import HeapTrimmer
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.metadata import model_facts
 from erless.serve.protocol.queries import check_query, not_finite, query_bytes, query_inputs
-from erless.serve.protocol.served import Answer, InferCall
+from erless.serve.protocol.served import InferAnswer, InferCall
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
@@ -154,7 +154,7 @@ class Gateway:
         """As `query_bytes`."""
         return query_bytes(self._opened.release.model, request.inputs)
 
-    def infer(self, call: InferCall) -> Awaitable[Answer]:
+    def infer(self, call: InferCall) -> Awaitable[InferAnswer]:
         """Predict."""
         inputs = call.request.inputs
         self._trimmer.observe(self._metrics.in_flight)
@@ -194,7 +194,7 @@ class Gateway:
             self._prewarm(remote)
         return _FannedOut(fan_out, buckets, out, len(remote), here)
 
-    async def _answer(self, call: InferCall, fanned: _FannedOut) -> Answer:
+    async def _answer(self, call: InferCall, fanned: _FannedOut) -> InferAnswer:
         inputs, opened = call.request.inputs, self._opened
         fan_out, buckets, out = fanned.fan_out, fanned.buckets, fanned.out
         try:
@@ -231,10 +231,10 @@ class Gateway:
             self._opened.combiner.add(fanned.out, number, partials, lengths, packed=True)
             self._metrics.gathers += len(values)
 
-    def _build_answer(self, fan_out: FanOut, prediction: Floats, calls: int) -> Answer:
+    def _build_answer(self, fan_out: FanOut, prediction: Floats, calls: int) -> InferAnswer:
         self._metrics.degraded += fan_out.degraded
         self._metrics.cold_starts += fan_out.cold
-        return Answer(
+        return InferAnswer(
             {"prediction": prediction},
             {
                 "release": self.digest,

@@ -31,7 +31,7 @@ import uvloop
 
 from erless.errors import ArtifactError, ConfigError, ErlessError, ModelError, StoreError
 from erless.http.budget import MemoryBudget
-from erless.http.messages import Limits
+from erless.http.messages import ServerLimits
 from erless.http.server.server import HttpServer
 from erless.serve.logs import Log
 from erless.serve.malloc import keep_heap
@@ -153,7 +153,7 @@ async def serve_until_signal(
     log.info("loading", pid=os.getpid())
     served = await _load_unless_stopped(settings, loader, function.metrics, stop)
     if served is None:
-        await function.drain()  # who asks is told that nothing is loaded
+        await function.drain()  # queries are answered that nothing is loaded
         log.info("stopped while loading")
         _leave()
     await function.get_ready(served, stop)
@@ -183,7 +183,7 @@ class _Function:
         age_s = settings.connection_age_s if settings.kind == "gateway" else math.inf
         self._server = HttpServer(
             self._app,
-            Limits(
+            ServerLimits(
                 body_bytes=settings.max_body_bytes,
                 age_s=age_s,
                 connections=connection_limit(settings.max_connections),
@@ -254,7 +254,7 @@ class _Function:
         self._scrubber.start()
 
     async def drain(self, *, alone: bool = False) -> bool:
-        """Answer what is in flight; False where that took too long. See `HttpServer.drain`."""
+        """InferAnswer what is in flight; False where that took too long. See `HttpServer.drain`."""
         self._app.begin_drain()
         if self._scrubber is not None:
             self._scrubber.stop()

@@ -23,7 +23,7 @@ from erless.http.messages import DEADLINE, JSON_LENGTH, UP, Request, Response, b
 from erless.serve.logs import Log
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.fast_lane import LONGEST_MS, secret_prefix
-from erless.serve.protocol.served import Answer, InferCall, Served
+from erless.serve.protocol.served import InferAnswer, InferCall, Served
 from erless.serve.protocol.tensors import BINARY_TYPE, InferRequest, decode, encode
 from erless.serve.secrets import SECRET, open_secret
 from erless.serve.settings import Settings
@@ -32,7 +32,7 @@ from erless.version import __version__
 __all__ = ["App"]
 
 State = Literal["loading", "ready", "draining", "failed"]
-UP_FOR_S = 120.0  # told for so long
+UP_FOR_S = 120.0  # answers carry the age of a function for so long
 RETRY_AFTER = ((b"retry-after", b"1"),)
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 READ = (b"GET", b"HEAD")
@@ -95,7 +95,7 @@ class App:
         self._infer_paths = frozenset(path.encode() for path in paths)
 
     def fail(self, reason: str) -> None:
-        """Answer no more queries, and say why."""
+        """InferAnswer no more queries, and say why."""
         self.state, self._reason = "failed", reason
 
     def begin_drain(self) -> None:
@@ -103,7 +103,7 @@ class App:
         self.state = "draining"
 
     def __call__(self, request: Request) -> Response | Awaitable[Response]:
-        """Answer `request`."""
+        """InferAnswer `request`."""
         if request.path in self._infer_paths and request.method == b"POST":
             return self._infer(request)
         try:
@@ -135,7 +135,7 @@ class App:
             call = InferCall(inputs, request.arrived, deadline, _trace(request))
             held = self._hold(served.memory_bytes(inputs))
             answer = served.infer(call)
-            if not isinstance(answer, Answer):
+            if not isinstance(answer, InferAnswer):
                 return self._later(served, answer, inputs, began, held)
             response = self._encode(served, inputs, answer)
         except Exception as error:  # whatever it is, the client gets an answer
@@ -204,7 +204,7 @@ class App:
     async def _later(
         self,
         served: Served,
-        answer: Awaitable[Answer],
+        answer: Awaitable[InferAnswer],
         inputs: InferRequest,
         began: float,
         held: int,
@@ -218,7 +218,7 @@ class App:
             response = self._failed(error)
         return self._done(response, began, held)
 
-    def _encode(self, served: Served, inputs: InferRequest, answer: Answer) -> Response:
+    def _encode(self, served: Served, inputs: InferRequest, answer: InferAnswer) -> Response:
         if not inputs.binary:
             for name, array in answer.outputs.items():
                 if not np.isfinite(array).all():

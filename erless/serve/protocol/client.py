@@ -103,13 +103,13 @@ class QueryClient:
             raise ServeError(_reason(body), status, "query")
         size = int(found.get(JSON_LENGTH) or len(body))
         document = json.loads(body[:size])
-        said = document["parameters"]
+        parameters = document["parameters"]
         return Answered(
             np.frombuffer(body, np.float32, offset=size).copy(),
-            said.get("release", ""),
-            said.get("degraded", False),
-            said.get("cold_start", False),
-            said.get("fan_out", 0),
+            parameters.get("release", ""),
+            parameters.get("degraded", False),
+            parameters.get("cold_start", False),
+            parameters.get("fan_out", 0),
             took_s,
         )
 

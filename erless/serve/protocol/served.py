@@ -12,7 +12,7 @@ from erless.dlrm._kernels import FastPath
 from erless.serve.files import MappedFile
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 
-__all__ = ["Answer", "InferCall", "Served"]
+__all__ = ["InferAnswer", "InferCall", "Served"]
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class InferCall:
 
 
 @dataclass(slots=True)
-class Answer:
+class InferAnswer:
     """Outputs by name, and response parameters."""
 
     outputs: Mapping[str, NDArray[Any]]
@@ -74,8 +74,8 @@ class Served(Protocol):
     def memory_bytes(self, request: InferRequest) -> int:
         """About how many bytes the query will hold until it is answered."""
 
-    def infer(self, call: InferCall) -> Answer | Awaitable[Answer]:
-        """Answer. Raises QueryError for what the client sent, ServeError for anything else."""
+    def infer(self, call: InferCall) -> InferAnswer | Awaitable[InferAnswer]:
+        """InferAnswer. Raises QueryError for what the client sent, ServeError for anything else."""
 
     def close(self) -> None:
         """Give back what was opened."""

@@ -6,7 +6,7 @@ extension, in the bytes behind the JSON, in order, each as long as its parameter
 Sources: kserve/open-inference-protocol specification/protocol/inference_rest.md;
 triton-inference-server/server docs/protocol/extension_binary_data.md.
 
-What does not fit is a `QueryError`: the client's fault, told in a sentence.
+What does not fit is a `QueryError`: the client's fault, in a sentence.
 """
 
 from __future__ import annotations

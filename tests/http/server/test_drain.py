@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import uvloop
 
-from erless.http.messages import Limits, Request, Response
+from erless.http.messages import Request, Response, ServerLimits
 from erless.http.server.server import HttpServer
 
 WAIT_S = 60.0  # generous: the machine may be busy
@@ -32,7 +32,7 @@ class Drained:
 
     Args:
         script: runs there; its result is that of the drain.
-        first_s: see `Limits`.
+        first_s: see `ServerLimits`.
     """
 
     def __init__(self, script: Script, first_s: float = LONG_S) -> None:
@@ -41,7 +41,7 @@ class Drained:
         self.reached = threading.Event()  # the script has come to the point that the test waits for
         self.go = threading.Event()  # and goes on
         self.done: bool | None = None
-        self._script, self._limits = script, Limits(first_s=first_s)
+        self._script, self._limits = script, ServerLimits(first_s=first_s)
         self._thread = threading.Thread(target=lambda: uvloop.run(self._run()), daemon=True)
         self._thread.start()
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import h11
 import pytest
 
-from erless.http.messages import Limits, Request, Response
+from erless.http.messages import Request, Response, ServerLimits
 from tests.http.server.raw_requests import CASES
 from tests.http.server.test_server import serving
 
-LIMITS = Limits(body_bytes=100_000)
+LIMITS = ServerLimits(body_bytes=100_000)
 
 # Where we are stricter than h11, and why; h11 accepts these.
 STRICTER = {

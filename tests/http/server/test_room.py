@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from erless.http.budget import MemoryBudget
-from erless.http.messages import Limits, Request, Response
+from erless.http.messages import Request, Response, ServerLimits
 from tests.http.server.test_server import echo, later, serving
 
 GET = b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -30,7 +30,7 @@ def ask(client: socket.socket, message: bytes = GET) -> bytes:
 
 def test_idle_connections_give_way_to_new_ones_the_oldest_first() -> None:
     with ExitStack() as stack:
-        port = stack.enter_context(serving(echo, Limits(connections=20)))
+        port = stack.enter_context(serving(echo, ServerLimits(connections=20)))
         idle = [connect(stack, port) for _ in range(20)]
         assert all(ask(client).startswith(b"HTTP/1.1 200") for client in idle)
         for _ in range(10):
@@ -41,7 +41,7 @@ def test_idle_connections_give_way_to_new_ones_the_oldest_first() -> None:
 
 def test_half_a_head_does_not_hold_a_place() -> None:
     with ExitStack() as stack:
-        port = stack.enter_context(serving(echo, Limits(connections=20)))
+        port = stack.enter_context(serving(echo, ServerLimits(connections=20)))
         for _ in range(20):
             connect(stack, port).sendall(GET[:20])
         time.sleep(0.2)
@@ -65,7 +65,7 @@ def test_one_client_does_not_take_every_place_and_the_owner_has_room_of_its_own(
             future.set_result(Response(200))
         return Response(200, (b"private" if request.private else b"public",))
 
-    limits = Limits(connections=10, client_connections=5)
+    limits = ServerLimits(connections=10, client_connections=5)
     with ExitStack() as stack:
         stack.enter_context(private)
         listener = socket.create_server(("", 0))
@@ -92,7 +92,7 @@ def post(size: int) -> bytes:
 def test_bodies_share_a_budget_of_memory() -> None:
     budget = MemoryBudget(1_000_000)
     with ExitStack() as stack:
-        port = stack.enter_context(serving(later, Limits(), budget=budget))
+        port = stack.enter_context(serving(later, ServerLimits(), budget=budget))
         first = connect(stack, port)
         first.sendall(post(900_000) + bytes(100))
         time.sleep(0.3)
@@ -119,7 +119,7 @@ def test_answers_that_nobody_reads_count() -> None:
     budget = MemoryBudget(60 << 20)
     big = Response(200, (bytes(30 << 20),))
     with ExitStack() as stack:
-        port = stack.enter_context(serving(lambda request: big, Limits(), budget=budget))
+        port = stack.enter_context(serving(lambda request: big, ServerLimits(), budget=budget))
         clients = [connect(stack, port) for _ in range(6)]
         for client in clients:
             client.sendall(GET)

@@ -14,10 +14,10 @@ import pytest
 import uvloop
 
 from erless.http.budget import MemoryBudget
-from erless.http.messages import Handler, Limits, Request, Response
+from erless.http.messages import Handler, Request, Response, ServerLimits
 from erless.http.server.server import HttpServer
 
-LIMITS = Limits(body_bytes=100_000, head_s=0.4, body_s=0.4, body_rate=1 << 30, idle_s=1.0)
+LIMITS = ServerLimits(body_bytes=100_000, head_s=0.4, body_s=0.4, body_rate=1 << 30, idle_s=1.0)
 
 
 def echo(request: Request) -> Response:
@@ -33,7 +33,7 @@ async def later(asked: Request) -> Response:
 @contextmanager
 def serving(
     handler: Handler,
-    limits: Limits,
+    limits: ServerLimits,
     *,
     borrow: bool = False,
     listener: socket.socket | None = None,
@@ -221,7 +221,7 @@ def test_a_client_that_goes_away_hurts_nobody(port: int) -> None:
 def test_an_old_connection_closes_with_an_answer(handler: Handler) -> None:
     """So clients that keep theirs for ever spread over replicas that came later."""
     with (
-        serving(handler, Limits(age_s=0.2)) as port,
+        serving(handler, ServerLimits(age_s=0.2)) as port,
         closing(HTTPConnection("127.0.0.1", port, timeout=10)) as client,
     ):
         begin, sockets = time.monotonic(), set()
@@ -241,7 +241,7 @@ def test_a_replica_that_comes_later_gets_its_share() -> None:
     def named(name: bytes) -> Handler:
         return lambda request: Response(200, (name,), b"text/plain")
 
-    limits = Limits(age_s=0.2)
+    limits = ServerLimits(age_s=0.2)
     with ExitStack() as running:
         listener = socket.create_server(("127.0.0.1", 0))
         port = running.enter_context(serving(named(b"first"), limits, listener=listener.dup()))
@@ -265,7 +265,7 @@ def ask(client: HTTPConnection) -> bytes:
 
 
 def test_an_old_connection_answers_what_is_pipelined() -> None:
-    with serving(echo, Limits(age_s=0.01)) as port:
+    with serving(echo, ServerLimits(age_s=0.01)) as port:
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
             time.sleep(0.1)
             client.sendall(GET * 5)

@@ -19,7 +19,7 @@ from erless.dlrm.rows import Buckets, Routing, RowIndex
 from erless.errors import QueryError
 from erless.http.budget import MemoryBudget
 from erless.http.client.endpoint import CallError, Endpoint, Reply
-from erless.http.messages import Limits, Response, aligned
+from erless.http.messages import Response, ServerLimits, aligned
 from erless.http.server.state import ServerState
 from erless.serve.gateway.remote import RemoteShard
 from erless.serve.protocol.fast_lane import (
@@ -366,7 +366,7 @@ def test_a_percent_sign_in_the_address_is_one() -> None:
 def test_the_server_writes_the_same_head() -> None:
     async def heads() -> tuple[bytes, bytes]:
         server = ServerState(
-            lambda request: Response(200), Limits(), lambda status: None, MemoryBudget(1)
+            lambda request: Response(200), ServerLimits(), lambda status: None, MemoryBudget(1)
         )
         server.sweep()
         setting = Setting()
