@@ -85,7 +85,7 @@ class FakeShard:
     def _answer(
         self, client: socket.socket, path: str, headers: dict[str, str], body: bytes
     ) -> bool:
-        """InferAnswer one request; False: close."""
+        """Answer one request; False: close."""
         status, size, answer = self._ask(path, headers, body)
         behaviour = self.behaviour if body else "good"
         if self.hang_once.is_set() and body:

@@ -183,7 +183,7 @@ class ServerConnection(Receiving):
         return self._answer_whole() or self._read_head()
 
     def _answer_whole(self) -> bool:
-        """InferAnswer a whole request at once, where the owner knows it at first sight."""
+        """Answer a whole request at once, where the owner knows it at first sight."""
         server, transport = self.server, self.transport
         if (
             server.answer_whole is None
@@ -346,7 +346,7 @@ class ServerConnection(Receiving):
         return False
 
     def _refuse(self, status: int, message: str) -> None:
-        """InferAnswer what cannot be read on from, and close."""
+        """Answer what cannot be read on from, and close."""
         transport = self.transport
         if transport is None or transport.is_closing():
             return

@@ -158,7 +158,7 @@ class ServerState:
     # -- answers
 
     def spawn(self, connection: Peer, answer: Awaitable[Response]) -> asyncio.Task[None]:
-        """InferAnswer when the handler's coroutine is done; cancel the task where nobody waits."""
+        """Answer when the handler's coroutine is done; cancel the task where nobody waits."""
         task = asyncio.get_running_loop().create_task(self._await(connection, answer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -254,7 +254,7 @@ class _Function:
         self._scrubber.start()
 
     async def drain(self, *, alone: bool = False) -> bool:
-        """InferAnswer what is in flight; False where that took too long. See `HttpServer.drain`."""
+        """Answer what is in flight; False where that took too long. See `HttpServer.drain`."""
         self._app.begin_drain()
         if self._scrubber is not None:
             self._scrubber.stop()

@@ -95,7 +95,7 @@ class App:
         self._infer_paths = frozenset(path.encode() for path in paths)
 
     def fail(self, reason: str) -> None:
-        """InferAnswer no more queries, and say why."""
+        """Answer no more queries, and say why."""
         self.state, self._reason = "failed", reason
 
     def begin_drain(self) -> None:
@@ -103,7 +103,7 @@ class App:
         self.state = "draining"
 
     def __call__(self, request: Request) -> Response | Awaitable[Response]:
-        """InferAnswer `request`."""
+        """Answer `request`."""
         if request.path in self._infer_paths and request.method == b"POST":
             return self._infer(request)
         try:

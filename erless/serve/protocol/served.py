@@ -75,7 +75,7 @@ class Served(Protocol):
         """About how many bytes the query will hold until it is answered."""
 
     def infer(self, call: InferCall) -> InferAnswer | Awaitable[InferAnswer]:
-        """InferAnswer. Raises QueryError for what the client sent, ServeError for anything else."""
+        """Answer. Raises QueryError for what the client sent, ServeError for anything else."""
 
     def close(self) -> None:
         """Give back what was opened."""
