@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from erless.specs.result import Latency
 
-__all__ = ["QueryLog", "latency_of", "timeline_of", "totals_of"]
+__all__ = ["QueryOutcomes", "latency_of", "timeline_of", "totals_of"]
 
 Floats = NDArray[np.float64]
 QUANTILES = (0.50, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
-class QueryLog:
+class QueryOutcomes:
     """Columns over queries.
 
     Args:
@@ -50,7 +50,7 @@ def latency_of(latency_s: Floats) -> Latency:
 
 
 def timeline_of(
-    log: QueryLog, duration_s: float, step_s: float, sla_ms: float | None
+    log: QueryOutcomes, duration_s: float, step_s: float, sla_ms: float | None
 ) -> dict[str, NDArray[Any]]:
     """The `TIMELINE` columns in steps of `step_s`. `late` is a share of the step's queries."""
     steps = max(1, int(np.ceil(duration_s / step_s)))
@@ -81,7 +81,7 @@ def timeline_of(
     return columns
 
 
-def totals_of(log: QueryLog, sla_ms: float | None) -> dict[str, Any]:
+def totals_of(log: QueryOutcomes, sla_ms: float | None) -> dict[str, Any]:
     """`RunResult` fields about queries."""
     failures = Counter(failure for failure in log.failure if failure)
     late = sum(failures.values()) + int((log.latency_s * 1e3 > (sla_ms or np.inf)).sum())

@@ -15,7 +15,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CLOCK", "DECIMAL", "Bar", "Line", "bar_chart", "line_chart", "number", "size"]
+__all__ = ["CLOCK", "DECIMAL", "Bar", "ChartLine", "bar_chart", "line_chart", "number", "size"]
 
 Floats = NDArray[np.float64]
 POINTS = 360  # most points of one line: about two per pixel of a phone
@@ -27,7 +27,7 @@ LOG = (1.0, 2.0, 5.0)  # ticks of a decade, where few decades are shown
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """One series; `colour` numbers the page's palette, 0 … 7. `dash`: a reference, not data."""
 
     name: str
@@ -107,7 +107,7 @@ def size(count: float) -> str:
 
 
 def line_chart(
-    lines: Sequence[Line],
+    lines: Sequence[ChartLine],
     *,
     x_name: str,
     y_name: str,
@@ -204,7 +204,7 @@ def bar_chart(bars: Sequence[Bar], *, text: Callable[[float], str] = number) -> 
     return f'<div class="bars">{legend}{"".join(rows)}</div>'
 
 
-def _thin(line: Line) -> Line:
+def _thin(line: ChartLine) -> ChartLine:
     """At most `POINTS` points; each stands for its bucket's maximum, so no spike is lost."""
     count = len(line.x)
     if count <= POINTS:
@@ -212,17 +212,17 @@ def _thin(line: Line) -> Line:
     edges = np.linspace(0, count, POINTS + 1).astype(np.int64)[:-1]
     safe = np.where(np.isnan(line.y), -np.inf, line.y)
     top = np.maximum.reduceat(safe, edges)
-    return Line(
+    return ChartLine(
         line.name, line.x[edges], np.where(np.isinf(top), np.nan, top), line.colour, line.dash
     )
 
 
-def _stack(lines: Sequence[Line]) -> list[Line]:
+def _stack(lines: Sequence[ChartLine]) -> list[ChartLine]:
     total = np.zeros(len(lines[0].y))
     stacked = []
     for line in lines:
         total = total + np.nan_to_num(line.y)
-        stacked.append(Line(line.name, line.x, total, line.colour))
+        stacked.append(ChartLine(line.name, line.x, total, line.colour))
     return stacked
 
 
@@ -234,7 +234,7 @@ def _rounded(values: Floats) -> list[float | None]:
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
 
 
-def _y_range(lines: Sequence[Line], limit: float, log_y: bool) -> tuple[float, float]:
+def _y_range(lines: Sequence[ChartLine], limit: float, log_y: bool) -> tuple[float, float]:
     """Where the y axis begins and ends."""
     values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
     high = max(float(values.max(initial=0.0)), limit, 1e-12)
@@ -261,7 +261,7 @@ def _step(span: float, count: int, steps: Sequence[float] = DECIMAL) -> float:
     return next(part * power for part in steps if part * power >= span / count)
 
 
-def _path(frame: _Frame, line: Line) -> str:
+def _path(frame: _Frame, line: ChartLine) -> str:
     pieces, pen = [], "M"
     for x, y, good in zip(
         frame.x(line.x), frame.y(np.nan_to_num(line.y)), np.isfinite(line.y), strict=True
@@ -273,7 +273,7 @@ def _path(frame: _Frame, line: Line) -> str:
     return f'<path class="{kind}" style="stroke:var(--c{line.colour})" d="{"".join(pieces)}"/>'
 
 
-def _areas(frame: _Frame, lines: Sequence[Line]) -> list[str]:
+def _areas(frame: _Frame, lines: Sequence[ChartLine]) -> list[str]:
     below, drawn = np.zeros(len(lines[0].y)), []
     for line in lines:
         x = frame.x(line.x)
@@ -355,7 +355,7 @@ def _mark(frame: _Frame, at: float, name: str) -> str:
     )
 
 
-def _legend(lines: Sequence[Line]) -> str:
+def _legend(lines: Sequence[ChartLine]) -> str:
     if len(lines) < 2:
         return ""
     keys = "".join(

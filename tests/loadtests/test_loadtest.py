@@ -21,7 +21,7 @@ from erless.observe.loadtest.measure import measure
 from erless.observe.loadtest.record import read_record
 from erless.observe.loadtest.sampler import FunctionSample, Sampler, usage_of
 from erless.observe.loadtest.search import late_blocks, search
-from erless.observe.queries import QueryLog
+from erless.observe.queries import QueryOutcomes
 from erless.observe.report.result import write_report
 from erless.observe.results import read_result
 from tests.conftest import ROOT, Cli
@@ -123,7 +123,9 @@ def test_a_record_cut_short(tmp_path: Path) -> None:
     assert record.prediction(1e-5) is None
 
 
-def queue(rate: float, capacity: float, seconds: int, generator: np.random.Generator) -> QueryLog:
+def queue(
+    rate: float, capacity: float, seconds: int, generator: np.random.Generator
+) -> QueryOutcomes:
     """One server that needs 1/capacity seconds per query."""
     due = np.sort(generator.random(generator.poisson(rate * seconds)) * seconds)
     free, took = 0.0, []
@@ -131,7 +133,7 @@ def queue(rate: float, capacity: float, seconds: int, generator: np.random.Gener
         free = max(free, at) + 1 / capacity
         took.append(free - at)
     none = np.zeros(len(due), bool)
-    return QueryLog(due, np.array(took), [""] * len(due), none, none)
+    return QueryOutcomes(due, np.array(took), [""] * len(due), none, none)
 
 
 def test_search_finds_the_capacity() -> None:
@@ -152,7 +154,7 @@ def test_the_highest_rate_becomes_a_result(
 ) -> None:
     """A real Locust against the sink; beyond 100 queries/s it is made to look late."""
 
-    def late_beyond(log: QueryLog, duration_s: float, sla_ms: float) -> np.ndarray:
+    def late_beyond(log: QueryOutcomes, duration_s: float, sla_ms: float) -> np.ndarray:
         blocks = late_blocks(log, duration_s, sla_ms)
         return np.ones_like(blocks) if len(log.due_s) > 100 * duration_s else blocks
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from erless.observe.queries import QueryLog, timeline_of, totals_of
+from erless.observe.queries import QueryOutcomes, timeline_of, totals_of
 from erless.observe.results import Event, Series, write_result
 from erless.specs.result import (
     FUNCTIONS,
@@ -25,14 +25,14 @@ DURATION_S = 60
 Browser = Callable[..., tuple[str, str]]
 
 
-def query_log(seed: int = 0) -> QueryLog:
+def query_log(seed: int = 0) -> QueryOutcomes:
     generator = np.random.default_rng(seed)
     due = np.sort(generator.random(3000) * DURATION_S)
     latency = 0.005 + generator.exponential(0.004, len(due))
     failure = ["deadline" if index % 300 == 0 else "" for index in range(len(due))]
     latency[::300] = np.nan
     cold = (due > 30) & (due < 30.5)
-    return QueryLog(due, latency, failure, np.zeros(len(due), bool), cold)
+    return QueryOutcomes(due, latency, failure, np.zeros(len(due), bool), cold)
 
 
 def write_small(folder: Path, title: str = "a <small> run", functions: int = 3) -> Path:

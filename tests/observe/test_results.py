@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from erless.errors import ArtifactError
-from erless.observe.queries import QueryLog, latency_of, timeline_of, totals_of
+from erless.observe.queries import QueryOutcomes, latency_of, timeline_of, totals_of
 from erless.observe.results import read_result
 from tests.observe.conftest import DURATION_S, query_log, write_small
 
@@ -48,7 +48,7 @@ def test_no_result_there(tmp_path: Path) -> None:
 
 def test_steps_count_queries_where_they_were_due() -> None:
     due = np.array([0.5, 1.5, 1.6, 9.9])
-    log = QueryLog(
+    log = QueryOutcomes(
         due,
         np.array([0.01, 3.0, np.nan, 0.02]),
         ["", "", "down", ""],
@@ -67,6 +67,6 @@ def test_steps_count_queries_where_they_were_due() -> None:
 
 def test_nothing_answered_has_no_latency() -> None:
     assert latency_of(np.array([np.nan, np.nan])).p95_ms is None
-    empty = QueryLog(np.empty(0), np.empty(0), [], np.empty(0, bool), np.empty(0, bool))
+    empty = QueryOutcomes(np.empty(0), np.empty(0), [], np.empty(0, bool), np.empty(0, bool))
     assert timeline_of(empty, 3.0, 1.0, None)["offered_qps"].tolist() == [0, 0, 0]
     assert totals_of(empty, None)["late_share"] == 0

@@ -10,7 +10,7 @@ import numpy as np
 from erless.cli.demo.inputs import VCPU, Prepared
 from erless.cli.demo.stage import Measured
 from erless.observe.access import access_plots
-from erless.observe.loadtest.record import Record
+from erless.observe.loadtest.record import LoadRecord
 from erless.observe.loadtest.sampler import columns_of, usage_of, wakings
 from erless.observe.queries import latency_of, timeline_of, totals_of
 from erless.observe.report.result import write_report
@@ -42,7 +42,7 @@ def write_page(measured: Measured, prepared: Prepared, out: Path, folder: Path) 
         "started_at": measured.begun_at,
         "duration_s": measured.duration_s,
         "arrivals": "Poisson: low, then the spike; then nothing; then one query",
-        "prediction": Record(start, log, errors).prediction(TOLERANCE),
+        "prediction": LoadRecord(start, log, errors).prediction(TOLERANCE),
         "memory_utility": measured.utility,
         "notes": (*plan.notes, _without_limits(measured)),
         "access": access_plots(prepared.profile, plan),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from erless.dlrm.queries import Query
 from erless.errors import ErlessError
-from erless.observe.queries import QueryLog
+from erless.observe.queries import QueryOutcomes
 from erless.serve.protocol.client import Answered, QueryClient
 
 __all__ = ["Answers", "arrivals", "one_by_one", "open_loop", "relative_error"]
@@ -60,9 +60,9 @@ class Answers:
         for name in ("latency_s", "failure", "degraded", "cold", "errors"):
             getattr(self, name).extend(getattr(others, name))
 
-    def log(self) -> QueryLog:
+    def log(self) -> QueryOutcomes:
         """As columns."""
-        return QueryLog(
+        return QueryOutcomes(
             due_s=np.array(self.due_s),
             latency_s=np.array(self.latency_s),
             failure=self.failure,

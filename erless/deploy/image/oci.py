@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from erless.deploy.image.layer import Layer
-from erless.deploy.image.reference import Reference
+from erless.deploy.image.reference import ImageReference
 from erless.deploy.image.registry import Registry
 from erless.errors import ImageError
 from erless.storage.atomic import os_errors, staged_file
@@ -54,7 +54,7 @@ class Image:
     size: int
 
 
-def load_base(reference: Reference, scratch: Path) -> Base:
+def load_base(reference: ImageReference, scratch: Path) -> Base:
     """Pull a base's configuration and layers.
 
     Raises:
@@ -149,7 +149,7 @@ def _put(archive: tarfile.TarFile, name: str, content: bytes | Path) -> None:
         archive.addfile(header, file)
 
 
-def push_archive(path: Path, reference: Reference, scratch: Path) -> str:
+def push_archive(path: Path, reference: ImageReference, scratch: Path) -> str:
     """Push an archive's image under `reference`'s tag; returns it by digest.
 
     Raises:

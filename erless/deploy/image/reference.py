@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from erless.errors import ImageError
 
-__all__ = ["Reference", "parse_reference"]
+__all__ = ["ImageReference", "parse_reference"]
 
 _PATTERN = re.compile(
     r"^(?:(?P<host>localhost(?::\d+)?|[A-Za-z0-9.-]+(?:\.[A-Za-z0-9-]+|:\d+)(?::\d+)?)/)?"
@@ -19,7 +19,7 @@ HUB, HUB_API = "docker.io", "registry-1.docker.io"
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class ImageReference:
     """An image in a registry; `host` is where its API is."""
 
     host: str
@@ -43,11 +43,11 @@ class Reference:
         return f"{self.host}/{self.name}@{digest}"
 
 
-def parse_reference(text: str) -> Reference:
+def parse_reference(text: str) -> ImageReference:
     """Read a reference.
 
     >>> parse_reference("127.0.0.1:5000/erless/sparse:1")
-    Reference(host='127.0.0.1:5000', name='erless/sparse', tag='1', digest='')
+    ImageReference(host='127.0.0.1:5000', name='erless/sparse', tag='1', digest='')
     >>> parse_reference("python:3.11-slim").name
     'library/python'
 
@@ -60,4 +60,4 @@ def parse_reference(text: str) -> Reference:
     host, name = found["host"] or HUB, found["name"]
     if host in (HUB, "index.docker.io"):
         host, name = HUB_API, name if "/" in name else f"library/{name}"
-    return Reference(host, name, found["tag"] or "latest", found["digest"] or "")
+    return ImageReference(host, name, found["tag"] or "latest", found["digest"] or "")

@@ -18,7 +18,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 import urllib3
 
 from erless.deploy.image.credentials import find_credentials
-from erless.deploy.image.reference import Reference
+from erless.deploy.image.reference import ImageReference
 from erless.errors import ImageError, first_line
 from erless.outbound import open_pool
 from erless.storage.atomic import os_errors
@@ -50,7 +50,7 @@ class Registry:
         ConfigError: the environment's proxy or certificate file cannot be used.
     """
 
-    def __init__(self, reference: Reference) -> None:
+    def __init__(self, reference: ImageReference) -> None:
         self.reference = reference
         scheme = "http" if reference.loopback else "https"
         self._root = f"{scheme}://{reference.host}/v2/{reference.name}"
@@ -246,7 +246,7 @@ class _RefusedError(Exception):
         self.status = status
 
 
-def resolve_digest(reference: Reference) -> str:
+def resolve_digest(reference: ImageReference) -> str:
     """The image by digest; a tag is asked for.
 
     Raises:

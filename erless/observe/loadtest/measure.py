@@ -13,7 +13,7 @@ from typing import Any
 from erless.errors import LoadTestError
 from erless.observe.cost import priced, whole_model_usd
 from erless.observe.loadtest.locust.process import Load, run_locust
-from erless.observe.loadtest.record import Record, read_record
+from erless.observe.loadtest.record import LoadRecord, read_record
 from erless.observe.loadtest.sampler import Probe, Sampler, columns_of, usage, usage_of, wakings
 from erless.observe.queries import timeline_of, totals_of
 from erless.observe.results import Series, fill_result, staged_result
@@ -32,7 +32,7 @@ class Run:
     """What was sent, what came back, and what was seen to run meanwhile."""
 
     load: Load
-    record: Record
+    record: LoadRecord
     sampler: Sampler
     interrupted: bool
 

@@ -16,18 +16,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.observe.queries import QueryLog
+from erless.observe.queries import QueryOutcomes
 from erless.specs.result import PredictionCheck
 from erless.storage.atomic import os_errors
 
-__all__ = ["Record", "read_record"]
+__all__ = ["LoadRecord", "read_record"]
 
 FIELDS = 5
 EDGES = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1.0)
 
 
 @dataclass(frozen=True)
-class Record:
+class LoadRecord:
     """What was sent and came back.
 
     Args:
@@ -37,7 +37,7 @@ class Record:
     """
 
     started_s: float | None
-    log: QueryLog
+    log: QueryOutcomes
     errors: NDArray[np.float64]
 
     def prediction(self, tolerance: float) -> PredictionCheck | None:
@@ -57,7 +57,7 @@ class Record:
         )
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path) -> LoadRecord:
     """Read the record at `path`; lines that are cut short are left out.
 
     Raises:
@@ -81,11 +81,11 @@ def read_record(path: Path) -> Record:
     due_s = np.array([row[0] for row in rows], np.float64)
     took_s = np.array([math.nan if row[2] else row[1] for row in rows], np.float64)
     errors = np.array([row[3] for row in rows], np.float64)
-    log = QueryLog(
+    log = QueryOutcomes(
         due_s=due_s,
         latency_s=took_s,
         failure=[row[2] for row in rows],
         degraded=np.array(["d" in row[4] for row in rows], bool),
         cold=np.array(["c" in row[4] for row in rows], bool),
     )
-    return Record(started, log, errors[~np.isnan(errors)])
+    return LoadRecord(started, log, errors[~np.isnan(errors)])

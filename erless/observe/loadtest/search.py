@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.errors import LoadTestError
-from erless.observe.queries import QueryLog
+from erless.observe.queries import QueryOutcomes
 
 __all__ = ["LATE", "HighestRate", "Trial", "late_blocks", "search"]
 
@@ -51,7 +51,7 @@ class HighestRate:
     interrupted: bool = False
 
 
-def late_blocks(log: QueryLog, duration_s: float, sla_ms: float) -> Floats:
+def late_blocks(log: QueryOutcomes, duration_s: float, sla_ms: float) -> Floats:
     """Late share of each block after the warm-up: late, failed, or never answered."""
     answered = np.nan_to_num(log.latency_s * 1e3, nan=np.inf)
     late = (answered > sla_ms).astype(np.float64)

@@ -15,7 +15,7 @@ from erless.observe.report.timeline import (
     total_of_functions,
 )
 from erless.observe.results import read_result
-from erless.pages.charts import Line, number, size
+from erless.pages.charts import ChartLine, number, size
 from erless.pages.page import figure, page, table
 from erless.specs.result import RunResult
 
@@ -33,13 +33,13 @@ def write_comparison(first: Path, second: Path, out: Path) -> tuple[RunResult, R
     names = (f"A: {a.document.title}", f"B: {b.document.title}")
     pairs = list(zip(names, (a, b), (0, 1), strict=True))
 
-    def each_result(column: str) -> list[Line]:
+    def each_result(column: str) -> list[ChartLine]:
         return [
-            Line(name, result.timeline["t_s"], result.timeline[column], colour)
+            ChartLine(name, result.timeline["t_s"], result.timeline[column], colour)
             for name, result, colour in pairs
         ]
 
-    def summed(column: str) -> list[Line]:
+    def summed(column: str) -> list[ChartLine]:
         return [total_of_functions(result, column, name, colour) for name, result, colour in pairs]
 
     limit = sla_line(a.document) if a.document.sla_p95_ms == b.document.sla_p95_ms else None

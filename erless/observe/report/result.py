@@ -21,7 +21,7 @@ from erless.observe.report.timeline import (
     total_of_functions,
 )
 from erless.observe.results import StoredResult, read_result
-from erless.pages.charts import Bar, Line, bar_chart, line_chart, number, size
+from erless.pages.charts import Bar, ChartLine, bar_chart, line_chart, number, size
 from erless.pages.page import figure, page, table, tiles
 from erless.specs.result import RunResult
 
@@ -120,11 +120,11 @@ def _summary(document: RunResult) -> str:
 def _traffic(stored: StoredResult) -> str:
     columns = stored.timeline
     lines = [
-        Line("offered", columns["t_s"], columns["offered_qps"], 7, dash=True),
-        Line("served", columns["t_s"], columns["served_qps"], 0),
+        ChartLine("offered", columns["t_s"], columns["offered_qps"], 7, dash=True),
+        ChartLine("served", columns["t_s"], columns["served_qps"], 0),
     ]
     if columns["failed_qps"].any():
-        lines.append(Line("failed", columns["t_s"], columns["failed_qps"], 5))
+        lines.append(ChartLine("failed", columns["t_s"], columns["failed_qps"], 5))
     marks = _marks(stored)
     caption = "Queries per second."
     if marks:
@@ -135,7 +135,7 @@ def _traffic(stored: StoredResult) -> str:
 def _latency(stored: StoredResult) -> str:
     columns = stored.timeline
     lines = [
-        Line(name, columns["t_s"], columns[f"{name}_ms"], colour)
+        ChartLine(name, columns["t_s"], columns[f"{name}_ms"], colour)
         for name, colour in (("p50", 2), ("p95", 0), ("p99", 1))
     ]
     return figure(
@@ -155,7 +155,7 @@ def _marks(stored: StoredResult) -> list[tuple[float, str]]:
     ]
 
 
-def _grouped(stored: StoredResult, column: str) -> list[Line]:
+def _grouped(stored: StoredResult, column: str) -> list[ChartLine]:
     """One line per function, or per tier where there are more functions than colours."""
     functions = stored.document.functions
     groups = {function.name: function.name for function in functions}
@@ -171,7 +171,7 @@ def _grouped(stored: StoredResult, column: str) -> list[Line]:
         )
         values = stored.functions[column][in_group].astype(np.float64)
         sums = np.bincount(place[in_group], values, len(times)).astype(np.float64)
-        lines.append(Line(name, times, sums, colour % COLOURS))
+        lines.append(ChartLine(name, times, sums, colour % COLOURS))
     return lines
 
 
@@ -180,7 +180,7 @@ def _replicas(stored: StoredResult) -> str:
     if not lines:
         return ""
     lines.append(total_of_functions(stored, "wanted", "wanted, all", 7))
-    lines[-1] = Line(lines[-1].name, lines[-1].x, lines[-1].y, 7, dash=True)
+    lines[-1] = ChartLine(lines[-1].name, lines[-1].x, lines[-1].y, 7, dash=True)
     return figure(
         "Replicas",
         "Ready replicas, and how many the autoscaler wanted in all.",
@@ -245,7 +245,7 @@ def _access(document: RunResult) -> str:
         return ""
     shown = document.access[:MOST_TABLES]
     lines = [
-        Line(access.table, np.array(access.ranks, np.float64), np.array(access.share), colour)
+        ChartLine(access.table, np.array(access.ranks, np.float64), np.array(access.share), colour)
         for colour, access in enumerate(shown)
     ]
     marks = [

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from erless.observe.results import StoredResult
-from erless.pages.charts import CLOCK, DECIMAL, Line, line_chart, number
+from erless.pages.charts import CLOCK, DECIMAL, ChartLine, line_chart, number
 from erless.specs.result import RunResult
 from erless.storage.atomic import os_errors, staged_file
 
@@ -37,7 +37,7 @@ MEMORY = "memory (bytes)"
 
 
 def lines_over_time(
-    lines: Sequence[Line], *, marks: Sequence[tuple[float, str]] = (), **more: Any
+    lines: Sequence[ChartLine], *, marks: Sequence[tuple[float, str]] = (), **more: Any
 ) -> str:
     """A chart of lines over time, x in seconds; the axis is in the unit that suits its length."""
     longest = max((float(line.x.max(initial=0.0)) for line in lines), default=0.0)
@@ -62,13 +62,13 @@ def sla_line(document: RunResult) -> tuple[float, str] | None:
     return (limit, f"SLA {number(limit)} ms") if limit else None
 
 
-def total_of_functions(stored: StoredResult, column: str, name: str, colour: int) -> Line:
+def total_of_functions(stored: StoredResult, column: str, name: str, colour: int) -> ChartLine:
     """The sum of `column` over all functions at each time of the result."""
     times = np.unique(stored.functions["t_s"])
     place = np.searchsorted(times, stored.functions["t_s"])
     values = stored.functions[column].astype(np.float64)
     sums = np.bincount(place, values, len(times)).astype(np.float64)
-    return Line(name, times, sums, colour)
+    return ChartLine(name, times, sums, colour)
 
 
 def save_page(out: Path, text: str) -> None:

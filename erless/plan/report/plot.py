@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from erless.pages.charts import Bar, Line, bar_chart, line_chart, number, size
+from erless.pages.charts import Bar, ChartLine, bar_chart, line_chart, number, size
 from erless.pages.page import figure, page
 from erless.plan.costs.curves import TableLoad
 from erless.plan.costs.layout import Demand
@@ -73,7 +73,7 @@ def _access_chart(plan: Plan, demand: Demand) -> str:
             if part.start and part.table in names:
                 begins.setdefault(part.start, shard.name)
     lines = [
-        Line(
+        ChartLine(
             table.spec.name,
             table.curve.ranks[1:].astype(np.float64),
             table.curve.share[1:],
@@ -126,7 +126,7 @@ def _cost_chart(plan: Plan, points: Sequence[Point]) -> str:
         "joint": [point.joint for point in traffic],
     }
     lines = [
-        Line(name, rates, np.array(dollars, np.float64), colour)
+        ChartLine(name, rates, np.array(dollars, np.float64), colour)
         for colour, (name, dollars) in enumerate(costs.items())
     ]
     return line_chart(
