@@ -48,7 +48,7 @@ class FilledBy:
 
     def gathered(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options that were given, by field."""
-        options = {each.name: given[each.name] for each in self.parameters()}
+        options = {parameter.name: given[parameter.name] for parameter in self.parameters()}
         return {
             name: value
             for name, value in options.items()
@@ -64,10 +64,13 @@ class _Group:
 
     def parameters(self) -> list[inspect.Parameter]:
         hints = get_type_hints(self.kind, include_extras=True)
-        return [_parameter(each.name, hints[each.name], each.default) for each in fields(self.kind)]
+        return [
+            _parameter(option.name, hints[option.name], option.default)
+            for option in fields(self.kind)
+        ]
 
     def gathered(self, given: Mapping[str, Any]) -> Any:
-        return self.kind(**{each.name: given[each.name] for each in fields(self.kind)})
+        return self.kind(**{option.name: given[option.name] for option in fields(self.kind)})
 
 
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:
@@ -85,7 +88,9 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(verb)
     def run(**given: Any) -> None:
-        alone = {each.name: given[each.name] for each in flat if each.name in hints}
+        alone = {
+            parameter.name: given[parameter.name] for parameter in flat if parameter.name in hints
+        }
         alone |= {name: group.gathered(given) for name, group in groups.items()}
         verb(**alone)
 
@@ -96,7 +101,7 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
 def _group(hint: Any) -> FilledBy | _Group | None:
     if is_dataclass(hint) and isinstance(hint, type):
         return _Group(hint)
-    return next((each for each in get_args(hint) if isinstance(each, FilledBy)), None)
+    return next((argument for argument in get_args(hint) if isinstance(argument, FilledBy)), None)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -115,7 +120,7 @@ def _option(name: str, field: FieldInfo, words: bool) -> Any:
         return Annotated[list[str] | None, typer.Option(flag, help=help_)]
     if plain is bool:
         return Annotated[bool | None, typer.Option(flag, help=help_)]
-    parsed = any(isinstance(each, BeforeValidator) for each in facts)
+    parsed = any(isinstance(fact, BeforeValidator) for fact in facts)
     if plain not in TYPES or parsed:
         metavar = "|".join(get_args(plain)) if get_origin(plain) is Literal else None
         return Annotated[str | None, typer.Option(flag, help=help_, metavar=metavar)]
@@ -138,7 +143,9 @@ def _unwrapped(field: FieldInfo) -> tuple[Any, list[Any]]:
                 facts += [*fact.metadata, fact] if isinstance(fact, FieldInfo) else [fact]
             kinds.append(get_args(kind)[0])
         elif type(None) in get_args(kind):
-            kinds.append(next(each for each in get_args(kind) if each is not type(None)))
+            kinds.append(
+                next(argument for argument in get_args(kind) if argument is not type(None))
+            )
         else:
             return kind, facts
 

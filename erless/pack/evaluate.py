@@ -112,7 +112,7 @@ def evaluate(
     before = np.empty(0, np.float32)
     with (progress or Silent()).step("evaluate", len(file) * len(variants), "queries") as step:
         for name, precisions in variants:
-            tables = [torch.from_numpy(each.at(precisions)) for each in touched]
+            tables = [torch.from_numpy(table.at(precisions)) for table in touched]
             model = Monolith(inputs.model, tables, tower)
             parts = []
             for query in _compact(file, touched):
@@ -167,8 +167,8 @@ def _compact(file: QueryFile, touched: list[_Touched]) -> Iterator[Query]:
     for query in file:
         ends = np.cumsum(query.lengths.sum(axis=1, dtype=np.int64))[:-1]
         values: list[NDArray[Any]] = [
-            np.searchsorted(each.ids, part)
-            for each, part in zip(touched, np.split(query.values, ends), strict=True)
+            np.searchsorted(table.ids, part)
+            for table, part in zip(touched, np.split(query.values, ends), strict=True)
         ]
         yield Query(query.dense, np.concatenate(values), query.lengths, query.weights)
 

@@ -54,7 +54,7 @@ class Keys:
             return True
         try:
             record = read_json(self._store.read(_name(key)), _name(key))
-            files = [FileEntry(**each) for each in record["files"]]
+            files = [FileEntry(**entry) for entry in record["files"]]
         except (ArtifactError, ValueError, KeyError, TypeError):
             return False  # never made, or a damaged record: make it again
         if late:

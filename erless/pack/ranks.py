@@ -69,7 +69,7 @@ def cuts_of(plan: Plan, model: ModelSpec) -> dict[str, tuple[Cut, ...]]:
             reached = cut.stop
         if reached != table.rows:
             raise PlanError(f"table {table.name} has {table.rows:,} rows, the plan {reached:,}")
-    return {name: tuple(each) for name, each in cuts.items()}
+    return {name: tuple(cut) for name, cut in cuts.items()}
 
 
 @dataclass(frozen=True, slots=True)

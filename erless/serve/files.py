@@ -82,7 +82,7 @@ class Source:
     ) -> Lease:
         """Have `files` on this machine, verified; `digest` names the set."""
         cache = NodeCache(self.cache, self.cache_bytes) if self.cache else None
-        blobs = [Blob(each.path, each.size_bytes, each.sha256) for each in files]
+        blobs = [Blob(entry.path, entry.size_bytes, entry.sha256) for entry in files]
         return obtain(store, digest, blobs, cache, counter=counter)
 
 
@@ -208,9 +208,9 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
         except KeyError as error:
             raise ArtifactError(f"release {digest[:12]}: the model has no table {error}") from error
         opened = {
-            number: _shard(source, store, each.digest, each.name, leases, counter)
-            for number, each in enumerate(release.shards)
-            if each in release.resident
+            number: _shard(source, store, shard.digest, shard.name, leases, counter)
+            for number, shard in enumerate(release.shards)
+            if shard in release.resident
         }
         resident = {number: shard for number, (_, shard, _) in opened.items()}
         homes = _homes(holdings, resident)
@@ -263,16 +263,16 @@ def _shard(
     manifest = load_shard(store, digest)
     lease = leases.enter_context(source.obtain(store, digest, manifest.files(), counter))
     slices = []
-    for each in manifest.slices:
-        file = TensorFile(lease.folder / each.file.path)
-        table = TableSpec(name=each.table, rows=each.table_rows, dim=each.dim, pooling=each.pooling)
+    for part in manifest.slices:
+        file = TensorFile(lease.folder / part.file.path)
+        table = TableSpec(name=part.table, rows=part.table_rows, dim=part.dim, pooling=part.pooling)
         if "index" in file.tensors:
             blocks = file.map("index", populate=True)
         else:
             blocks = np.empty((0, INDEX_WORDS), np.uint64)  # the shard holds every row
         rows = file.map("rows", populate=True)
         slices.append(
-            StoredSlice(table, manifest.precision, rows, RowIndex(each.table_rows, blocks))
+            StoredSlice(table, manifest.precision, rows, RowIndex(part.table_rows, blocks))
         )
     return manifest, EmbeddingShard(slices, name), _mapped(lease, manifest.files())
 

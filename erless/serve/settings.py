@@ -112,7 +112,10 @@ class _Environment:
     def choice(self, name: str, *choices: str) -> str:
         """One of `choices`; the first by default."""
         return self.read(
-            name, choices[0], {each: each for each in choices}.__getitem__, " or ".join(choices)
+            name,
+            choices[0],
+            {choice: choice for choice in choices}.__getitem__,
+            " or ".join(choices),
         )
 
     def required(self, name: str, pattern: re.Pattern[str] | None, expected: str) -> str:

@@ -53,7 +53,7 @@ def _torch_predict(
     def predict(dense: Floats, pooled: Floats) -> Floats:
         with torch.inference_mode():
             inputs = (torch.from_numpy(dense), torch.from_numpy(flat_pooled(pooled, dims)))
-            x, vectors = (each.to(device, non_blocking=True) for each in inputs)
+            x, vectors = (tensor.to(device, non_blocking=True) for tensor in inputs)
             answer: Floats = tower(x, [vectors]).cpu().numpy()
             return answer
 

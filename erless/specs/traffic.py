@@ -117,10 +117,10 @@ def parse_traffic(text: str, duration_s: float | None = None) -> Traffic:
 
 def _rates(text: str, rest: str) -> list[float]:
     try:
-        rates = [float(each) for each in rest.split(",")]
+        rates = [float(rate) for rate in rest.split(",")]
     except ValueError:
         raise TrafficError(f"traffic {text!r}: {rest!r} are not rates like 50,150") from None
-    wrong = [each for each in rates if not (math.isfinite(each) and each >= 0)]
+    wrong = [rate for rate in rates if not (math.isfinite(rate) and rate >= 0)]
     if wrong:
         raise TrafficError(f"traffic {text!r}: a rate of {wrong[0]:g} queries/s is not 0 or more")
     return rates

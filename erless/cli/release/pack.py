@@ -100,7 +100,9 @@ def _evaluation(queries: Path, evaluations: list[Evaluation], budget: float) -> 
     return {
         "queries": str(queries),
         "max_auc_loss": budget,
-        "precisions": [asdict(each) | {"auc_loss": each.auc_loss} for each in evaluations],
+        "precisions": [
+            asdict(evaluation) | {"auc_loss": evaluation.auc_loss} for evaluation in evaluations
+        ],
     }
 
 
@@ -113,7 +115,7 @@ def _document(packed: Packed, url: str) -> dict[str, Any]:
         "slices_written": packed.slices_written,
         "slices_kept": packed.slices_kept,
         "bytes_written": packed.bytes_written,
-        "shards": [each.model_dump(mode="json") for each in release.shards] if release else [],
+        "shards": [shard.model_dump(mode="json") for shard in release.shards] if release else [],
     }
 
 
@@ -137,16 +139,16 @@ def _draw(console: Console, packed: Packed, url: str) -> None:
         "digest",
     ):
         table.add_column(heading, justify="left" if heading in ("shard", "tier") else "right")
-    for each in release.shards:
+    for shard in release.shards:
         table.add_row(
-            each.name,
-            each.tier,
-            each.precision,
-            str(len(each.tables)),
-            f"{each.rows:,}",
-            f"{each.size_bytes / 1e6:,.1f}",
-            f"{each.largest_error:.2g}",
-            each.digest[:12],
+            shard.name,
+            shard.tier,
+            shard.precision,
+            str(len(shard.tables)),
+            f"{shard.rows:,}",
+            f"{shard.size_bytes / 1e6:,.1f}",
+            f"{shard.largest_error:.2g}",
+            shard.digest[:12],
         )
     console.print(table)
     console.print(f"release {release.digest} in {url}: {done}")

@@ -109,15 +109,15 @@ def show(
         from rich.table import Table
 
         table = Table("shard", "tier", "precision", "tables", "rows", "MB", "digest")
-        for each in release.shards:
+        for shard in release.shards:
             table.add_row(
-                each.name,
-                each.tier,
-                each.precision,
-                str(len(each.tables)),
-                f"{each.rows:,}",
-                f"{each.size_bytes / 1e6:,.1f}",
-                each.digest,
+                shard.name,
+                shard.tier,
+                shard.precision,
+                str(len(shard.tables)),
+                f"{shard.rows:,}",
+                f"{shard.size_bytes / 1e6:,.1f}",
+                shard.digest,
             )
         console.print(f"release {release.digest}\nbundle  {release.bundle_digest}")
         console.print(f"plan    {release.plan_digest}\nprofile {release.profile_digest}")
@@ -151,21 +151,21 @@ def verify(
     with bars() as progress:
         for name in found if every else found[:1]:
             damage[name] = inventory.verify(opened, name, progress)
-    facts = [each for name in damage for each in damage[name]]
+    facts = [fault for name in damage for fault in damage[name]]
     document = {
         "store": opened.url,
         "releases": [
             {
                 "release": name,
                 "sound": not damage[name],
-                "damage": [{"name": each.name, "fact": each.fact} for each in damage[name]],
+                "damage": [{"name": fault.name, "fact": fault.fact} for fault in damage[name]],
             }
             for name in damage
         ],
     }
     if facts and output is Output.TEXT:
-        for each in facts:
-            note(f"damaged: {each.fact}")
+        for fact in facts:
+            note(f"damaged: {fact.fact}")
         raise ArtifactError(f"{opened.url}: {len(facts)} files are not as they were packed")
     emit(output, document, lambda console: console.print(f"sound: {', '.join(damage)}"))
     if facts:
@@ -204,7 +204,7 @@ def prune(
     opened = _open(store, endpoint_url)
     stored = [name for name, _ in list_releases(opened)]
     wanted = set(stored[:keep_last])
-    wanted |= {find_release(opened, each).digest for each in keep or ()}
+    wanted |= {find_release(opened, digest).digest for digest in keep or ()}
     for name in target or ():
         deployed = {each.release for each in resolve_target(name)[0].deployments()}
         wanted |= deployed.intersection(stored)

@@ -92,7 +92,9 @@ class HttpServer:
             return
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
-                self.state.shed(each for each in self.state.connections if not each.private)
+                self.state.shed(
+                    connection for connection in self.state.connections if not connection.private
+                )
                 self._loop.remove_reader(listener.fileno())
                 self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again, listener)
                 return

@@ -116,9 +116,13 @@ class ServerState:
         if private:
             return self._private < limits.private_connections
         if client and self._of_client.get(client, 0) >= limits.client_connections:
-            return self.shed(each for each in self.connections if each.client == client)
+            return self.shed(
+                connection for connection in self.connections if connection.client == client
+            )
         if len(self.connections) - self._private >= limits.connections:
-            return self.shed(each for each in self.connections if not each.private)
+            return self.shed(
+                connection for connection in self.connections if not connection.private
+            )
         return True
 
     def shed(self, connections: Iterable[Peer]) -> bool:

@@ -148,7 +148,7 @@ def size_pools(plan: Plan, prices: Prices, pools: Mapping[str, Pool]) -> dict[st
             for container in containers
             if container.role in pool.roles and bool(container.gpus) == pool.gpu
         ]
-        homeless = [each for each in homeless if each not in mine]
+        homeless = [container for container in homeless if container not in mine]
         if mine:
             known = prices.gpu_types if pool.gpu else prices.cpu_types
             names = pool.instance_types or [kind.name for kind in known]

@@ -168,22 +168,22 @@ class DenseFunction:
         return taken
 
     async def _forward(self, batch: list[_Waiting]) -> None:
-        dense = np.concatenate([each.dense for each in batch])
-        pooled = np.concatenate([each.pooled for each in batch])
+        dense = np.concatenate([call.dense for call in batch])
+        pooled = np.concatenate([call.pooled for call in batch])
         try:
             predictions = await self._loop.run_in_executor(
                 self._worker, self._predict, dense, pooled
             )
         except Exception as error:  # each query that was in the pass fails with it
-            for each in batch:
-                if not each.answer.done():
-                    each.answer.set_exception(error)
+            for call in batch:
+                if not call.answer.done():
+                    call.answer.set_exception(error)
             return
         begin = 0
-        for each in batch:
-            end = begin + len(each.dense)
-            if not each.answer.done():
-                each.answer.set_result(predictions[begin:end])
+        for call in batch:
+            end = begin + len(call.dense)
+            if not call.answer.done():
+                call.answer.set_result(predictions[begin:end])
             begin = end
 
     def close(self) -> None:

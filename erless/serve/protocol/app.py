@@ -310,7 +310,7 @@ class App:
             if path in self._closed_reads and self._token and not self.settings.open_reads:
                 self._authorize(request)
             return read() if request.method in READ else _not_allowed(b"GET, HEAD")
-        parts = [unquote(each) for each in path.decode("latin-1").split("/")]
+        parts = [unquote(part) for part in path.decode("latin-1").split("/")]
         if parts[:3] == ["", "v2", "models"] and len(parts) > 3:
             return self._model(request, parts[3], parts[4:])
         return _nothing(request)
@@ -359,8 +359,8 @@ class App:
             "name": served.model,
             "versions": [self.version],
             "platform": f"erless-{self.settings.kind}",
-            "inputs": [each.describe() for each in served.inputs if not each.optional],
-            "outputs": [each.describe() for each in served.outputs],
+            "inputs": [tensor.describe() for tensor in served.inputs if not tensor.optional],
+            "outputs": [tensor.describe() for tensor in served.outputs],
             "parameters": {"digest": served.digest, **served.facts},
         }
 

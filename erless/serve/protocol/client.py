@@ -78,7 +78,7 @@ class QueryClient:
             paths = json.loads(
                 self._send("GET", "/openapi.json", b"", self._authorization())[2]
             ).get("paths", {})
-            own = [each for each in paths if each.endswith(INFER) and "/versions/" not in each]
+            own = [path for path in paths if path.endswith(INFER) and "/versions/" not in path]
             if not own:
                 raise ServeError(f"{self.url} serves no model", 503, "overload")
             self._path = own[0]

@@ -103,7 +103,7 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _infer(served: Served, closed: list[int], kind: str) -> dict[str, Any]:
-    needed = [each for each in served.inputs if not each.optional]
+    needed = [tensor for tensor in served.inputs if not tensor.optional]
     request = {
         "type": "object",
         "required": ["inputs"],
@@ -111,7 +111,7 @@ def _infer(served: Served, closed: list[int], kind: str) -> dict[str, Any]:
             "id": {"type": "string"},
             "inputs": {
                 "type": "array",
-                "prefixItems": [_tensor(each) for each in needed],
+                "prefixItems": [_tensor(tensor) for tensor in needed],
                 "items": False,
                 "minItems": len(needed),
             },
@@ -133,7 +133,7 @@ def _infer(served: Served, closed: list[int], kind: str) -> dict[str, Any]:
                     "type": "object",
                     "required": ["name", "datatype", "shape", "data"],
                     "properties": {
-                        "name": {"enum": [each.name for each in served.outputs]},
+                        "name": {"enum": [tensor.name for tensor in served.outputs]},
                         "datatype": {"type": "string"},
                         "shape": {"type": "array", "items": {"type": "integer"}},
                         "data": {"type": "array", "items": {"type": "number"}},

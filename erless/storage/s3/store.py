@@ -112,11 +112,11 @@ class S3Store:
             for page in pages:
                 found += [
                     StoredObject(
-                        each["Key"].removeprefix(self._bucket.prefix),
-                        each["Size"],
-                        each["LastModified"].timestamp(),
+                        entry["Key"].removeprefix(self._bucket.prefix),
+                        entry["Size"],
+                        entry["LastModified"].timestamp(),
                     )
-                    for each in page.get("Contents", ())
+                    for entry in page.get("Contents", ())
                 ]
         return sorted(found)
 
@@ -162,10 +162,10 @@ class S3Store:
                 Bucket=self._bucket.name, Prefix=self._bucket.prefix
             )
             for page in pages:
-                for each in page.get("Uploads", ()):
-                    if each["Initiated"].timestamp() < before_s:
+                for begun in page.get("Uploads", ()):
+                    if begun["Initiated"].timestamp() < before_s:
                         self._bucket.client.abort_multipart_upload(
-                            Bucket=self._bucket.name, Key=each["Key"], UploadId=each["UploadId"]
+                            Bucket=self._bucket.name, Key=begun["Key"], UploadId=begun["UploadId"]
                         )
                         swept += 1
         return swept

@@ -44,7 +44,7 @@ def _open_upload(bucket: S3Bucket, blob: Blob) -> str:
         Bucket=bucket.name, Prefix=key
     )
     open_uploads = [
-        each for page in pages for each in page.get("Uploads", ()) if each["Key"] == key
+        begun for page in pages for begun in page.get("Uploads", ()) if begun["Key"] == key
     ]
     if open_uploads:
         return max(open_uploads, key=lambda each: each["Initiated"])["UploadId"]
@@ -59,7 +59,7 @@ def _sent(bucket: S3Bucket, blob: Blob, ident: str) -> dict[int, dict[str, Any]]
     pages = bucket.client.get_paginator("list_parts").paginate(
         **bucket.key(blob.name), UploadId=ident
     )
-    return {each["PartNumber"]: dict(each) for page in pages for each in page.get("Parts", ())}
+    return {part["PartNumber"]: dict(part) for page in pages for part in page.get("Parts", ())}
 
 
 class _Parts:
