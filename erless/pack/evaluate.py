@@ -108,7 +108,7 @@ def evaluate(
     touched = _touched(inputs, file)
     tower = load_tower(inputs.bundle_folder, inputs.bundle)
     variants = [("", [Precision.FP32] * len(inputs.plan.shards)), *_variants(inputs)]
-    found: list[Evaluation] = []
+    evaluations: list[Evaluation] = []
     before = np.empty(0, np.float32)
     with (progress or Silent()).step("evaluate", len(file) * len(variants), "queries") as step:
         for name, precisions in variants:
@@ -122,8 +122,8 @@ def evaluate(
             if not name:
                 before = scores
             else:
-                found.append(_compare(name, inputs, precisions, before, scores, file.labels))
-    return found
+                evaluations.append(_compare(name, inputs, precisions, before, scores, file.labels))
+    return evaluations
 
 
 def _variants(inputs: PackInputs) -> Iterator[tuple[str, list[Precision]]]:
@@ -141,15 +141,15 @@ def _touched(inputs: PackInputs, file: QueryFile) -> list[_Touched]:
     """Read what the queries touch; checks the queries on the way."""
     for query in file:
         check_query(query, inputs.model)
-    found = []
+    touched = []
     for number, table in enumerate(inputs.model.tables):
         ids = np.unique(file.table_values(number)).astype(np.int64)
         if not len(ids):
             ids = np.zeros(1, np.int64)
         path = inputs.bundle_folder / inputs.bundle.tables[number].path
         rows = TensorFile(path).map(TABLE_TENSOR)[ids].astype(np.float32)
-        found.append(_Touched(table, ids, rows, _shards(inputs, table, ids)))
-    return found
+        touched.append(_Touched(table, ids, rows, _shards(inputs, table, ids)))
+    return touched
 
 
 def _shards(inputs: PackInputs, table: TableSpec, ids: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -83,7 +83,7 @@ class PackInputs:
         by_shard: dict[int, list[Cut]] = {}
         for cut in self.cuts[table.name]:
             by_shard.setdefault(cut.shard, []).append(cut)
-        found = []
+        pack_slices = []
         for shard, cuts in sorted(by_shard.items()):
             precision = self.plan.shards[shard].precision
             key = digest_json(
@@ -97,8 +97,8 @@ class PackInputs:
                 }
             )
             rows = sum(cut.stop - cut.start for cut in cuts)
-            found.append(PackSlice(shard, number, table, precision, rows, key))
-        return found
+            pack_slices.append(PackSlice(shard, number, table, precision, rows, key))
+        return pack_slices
 
     def counts(self, table: TableSpec) -> FileEntry | None:
         """The profile's counts file of `table`, or None where its log never touched it.
@@ -130,8 +130,8 @@ class PackInputs:
         if access is None or entry is None:
             return TableRanks(table.rows, None)
         path = path_inside(self.profile_folder, entry.path)
-        found = digest_file(path)
-        if (found.size_bytes, found.sha256) != (entry.size_bytes, entry.sha256):
+        actual = digest_file(path)
+        if (actual.size_bytes, actual.sha256) != (entry.size_bytes, entry.sha256):
             raise ArtifactError(f"{path}: altered: sha256 does not match the profile's")
         open_counts(self.profile_folder, access)
         return TableRanks(table.rows, path)

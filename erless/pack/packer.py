@@ -131,8 +131,8 @@ class Packer:
         for number in range(len(self.inputs.plan.shards)):
             own = [part for part in self.inputs.slices if part.shard == number]
             # another worker may have finished a slice since we took stock
-            found = [self._keys.recall(part.key, late=True) for part in own]
-            if all(found):
+            recalled = [self._keys.recall(part.key, late=True) for part in own]
+            if all(recalled):
                 shards.append(self._shard(number, own))
             else:
                 complete = False

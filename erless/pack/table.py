@@ -128,11 +128,11 @@ class _Output:
 
     def take(self, chunk: Floats, routes: NDArray[np.uint8], counts: Floats) -> None:
         """Append the rows of `chunk` that belong to the slice, and add them to its mean."""
-        found = np.count_nonzero(routes == self.slice.shard)
-        if not found:
+        stored_rows = np.count_nonzero(routes == self.slice.shard)
+        if not stored_rows:
             return
-        whole = found == len(chunk)
-        rows = chunk if whole else np.empty((found, chunk.shape[1]), np.float32)
+        whole = stored_rows == len(chunk)
+        rows = chunk if whole else np.empty((stored_rows, chunk.shape[1]), np.float32)
         _, weight = _kernels.pick_rows(
             chunk, routes, counts, None if whole else rows, self._weighted, self.slice.shard
         )

@@ -143,14 +143,14 @@ class Planner:
             free,
         )
 
-    def _frozen(self, found: Candidate) -> Candidate:
+    def _frozen(self, candidate: Candidate) -> Candidate:
         """With its idle rows in a function of their own, where frozen rows are wanted."""
         if not self.request.freezes:
-            return found
-        split = split_frozen(found.layout, self.request)
-        layout = with_tiers(split, found.policy, self.request)
+            return candidate
+        split = split_frozen(candidate.layout, self.request)
+        layout = with_tiers(split, candidate.policy, self.request)
         packing = pack(layout, self.prices)
-        return Candidate(found.policy, layout, packing) if packing else found
+        return Candidate(candidate.policy, layout, packing) if packing else candidate
 
     def _demanded(self, free: Sequence[Layout]) -> Candidate:
         """The best layout of the demanded shape, of those made for it and of `free` ones.

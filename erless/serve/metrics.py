@@ -176,18 +176,18 @@ class Metrics:
 
 def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Both workers' counts together; of the load times the longer."""
-    found: dict[str, Any] = {}
+    total: dict[str, Any] = {}
     for name, value in one.items():
         more = other.get(name, type(value)())
         if isinstance(value, dict):
-            found[name] = {
+            total[name] = {
                 key: value.get(key, 0) + more.get(key, 0) for key in sorted({*value, *more})
             }
         elif isinstance(value, list):
-            found[name] = [a + b for a, b in zip(value, more or [0] * len(value), strict=True)]
+            total[name] = [a + b for a, b in zip(value, more or [0] * len(value), strict=True)]
         else:
-            found[name] = max(value, more) if name == "load_s" else value + more
-    return found
+            total[name] = max(value, more) if name == "load_s" else value + more
+    return total
 
 
 def _metric(name: str, kind: str, what: str, samples: Sequence[tuple[str, float]]) -> Iterator[str]:

@@ -90,12 +90,12 @@ def cluster_config(
         "infra": infra,
         "canary_percent": canary_percent,
     }
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if not chosen:
+    set_options = {name: value for name, value in given.items() if value is not None}
+    if not set_options:
         return config
     here = config.targets.knative.model_dump(exclude_unset=True)
     try:
-        knative = KnativeConfig.model_validate(here | chosen)
+        knative = KnativeConfig.model_validate(here | set_options)
     except ValidationError as error:
         first = error.errors()[0]
         raise OptionError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from error

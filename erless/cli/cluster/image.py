@@ -52,9 +52,9 @@ KindOption = Annotated[
 FolderOption = Annotated[Path, typer.Option("--out", help="Folder of the archives.")]
 
 
-def _kinds(chosen: list[FunctionChoice] | None) -> list[FunctionKind]:
+def _kinds(choices: list[FunctionChoice] | None) -> list[FunctionKind]:
     kinds: list[FunctionKind] = [
-        choice.value for choice in chosen or (FunctionChoice.GATEWAY, FunctionChoice.SPARSE)
+        choice.value for choice in choices or (FunctionChoice.GATEWAY, FunctionChoice.SPARSE)
     ]
     return kinds
 

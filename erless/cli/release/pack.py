@@ -154,20 +154,20 @@ def _draw(console: Console, packed: Packed, url: str) -> None:
     console.print(f"release {release.digest} in {url}: {done}")
 
 
-def _draw_evaluation(console: Console, found: list[Evaluation]) -> None:
+def _draw_evaluation(console: Console, evaluations: list[Evaluation]) -> None:
     from rich.table import Table
 
     table = Table("rows", title="predictions against fp32; precisions are below the resident tier")
     for heading in ("row MB", "max error", "mean error", "max relative", "AUC", "AUC loss"):
         table.add_column(heading, justify="right")
-    for each in found:
+    for evaluation in evaluations:
         table.add_row(
-            each.precision,
-            f"{each.row_bytes / 1e6:,.1f}",
-            f"{each.max_error:.2g}",
-            f"{each.mean_error:.2g}",
-            f"{each.relative_error:.2g}",
-            "" if each.auc_after is None else f"{each.auc_after:.5f}",
-            "" if each.auc_loss is None else f"{each.auc_loss:+.5f}",
+            evaluation.precision,
+            f"{evaluation.row_bytes / 1e6:,.1f}",
+            f"{evaluation.max_error:.2g}",
+            f"{evaluation.mean_error:.2g}",
+            f"{evaluation.relative_error:.2g}",
+            "" if evaluation.auc_after is None else f"{evaluation.auc_after:.5f}",
+            "" if evaluation.auc_loss is None else f"{evaluation.auc_loss:+.5f}",
         )
     console.print(table)

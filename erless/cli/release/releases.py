@@ -144,12 +144,14 @@ def verify(
     from erless.specs.stored import list_releases
 
     opened = _open(store, endpoint_url)
-    found = [name for name, _ in list_releases(opened) if name.startswith(digest)]
-    if not found or (digest and len(found) > 1):
-        raise StoreError(f"{opened.url}: {len(found)} releases begin with {digest!r}, expected one")
+    matching = [name for name, _ in list_releases(opened) if name.startswith(digest)]
+    if not matching or (digest and len(matching) > 1):
+        raise StoreError(
+            f"{opened.url}: {len(matching)} releases begin with {digest!r}, expected one"
+        )
     damage = {}
     with bars() as progress:
-        for name in found if every else found[:1]:
+        for name in matching if every else matching[:1]:
             damage[name] = inventory.verify(opened, name, progress)
     facts = [fault for name in damage for fault in damage[name]]
     document = {

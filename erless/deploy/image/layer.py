@@ -99,8 +99,8 @@ def _add(archive: tarfile.TarFile, item: Item) -> None:
 
 def _folders(items: list[Item]) -> list[str]:
     """All folders of the items, parents first."""
-    found = {str(parent) for item in items for parent in PurePosixPath(item.path).parents} - {"."}
-    return sorted(found)
+    folders = {str(parent) for item in items for parent in PurePosixPath(item.path).parents} - {"."}
+    return sorted(folders)
 
 
 def _header(path: str, kind: bytes, mode: int, size: int) -> tarfile.TarInfo:

@@ -225,8 +225,10 @@ class Registry:
             yield
         except _RefusedError as error:
             words = {401: "not permitted", 403: "not permitted", 404: "not there"}
-            said = words.get(error.status, "refused")
-            raise ImageError(f"cannot {doing} {self._what}: {said} ({error.status})") from error
+            reason_text = words.get(error.status, "refused")
+            raise ImageError(
+                f"cannot {doing} {self._what}: {reason_text} ({error.status})"
+            ) from error
         except urllib3.exceptions.HTTPError as error:
             reason = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
             raise ImageError(

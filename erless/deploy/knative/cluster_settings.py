@@ -177,12 +177,12 @@ def read_images(path: Path) -> dict[FunctionKind, str]:
 
 def _with_infra(options: KnativeConfig, infra: Infra) -> KnativeConfig:
     """`options`, completed by what Terraform says where nothing is set by hand."""
-    chosen = options.model_fields_set
+    set_by_hand = options.model_fields_set
     identity = infra.identity
     update: dict[str, object] = {}
-    if "namespace" not in chosen:
+    if "namespace" not in set_by_hand:
         update["namespace"] = identity.namespace
-    if "service_account" not in chosen:
+    if "service_account" not in set_by_hand:
         update["service_account"] = identity.service_account
     if options.role_arn is None and identity.method == "irsa":
         update["role_arn"] = identity.functions_role_arn

@@ -52,12 +52,12 @@ def _running(api: Api, namespace: str) -> dict[str, str]:
     """Function name → Service, of the current release."""
     record = read_record(api.get(KSERVICE, namespace, names.GATEWAY))
     revision = api.get(REVISION, namespace, record.revision) if record.revision else None
-    found = {}
+    service_of = {}
     for service in called_services(revision) if revision else ():
         live = api.get(KSERVICE, namespace, service)
         if live is not None:
-            found[live["metadata"]["annotations"].get(names.FUNCTION, service)] = service
-    return found
+            service_of[live["metadata"]["annotations"].get(names.FUNCTION, service)] = service
+    return service_of
 
 
 def _tried(trial: DryRun, document: Object, live: Object) -> Object:

@@ -61,8 +61,8 @@ def _tail(api: Api, namespace: str, pod: str, name: str, lines: int) -> Iterator
     except (DeployError, Missing):
         return  # it has not started, or is gone
     for line in text.splitlines():
-        when, _, said = line.partition(" ")
-        yield when, f"{name} | {said}"
+        when, _, message = line.partition(" ")
+        yield when, f"{name} | {message}"
 
 
 def _follow(api: Api, namespace: str, functions: Mapping[str, str]) -> Iterator[str]:

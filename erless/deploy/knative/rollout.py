@@ -165,9 +165,9 @@ class Rollout:
         with self._progress.step(label, len(wanted), "steps") as step:
 
             def done(objects: dict[str, Object]) -> bool:
-                found = {name for name in late if name in objects and ready(objects[name])}
-                late.difference_update(found)
-                step.advance(len(found))
+                now_ready = {name for name in late if name in objects and ready(objects[name])}
+                late.difference_update(now_ready)
+                step.advance(len(now_ready))
                 if late:
                     watch.look([objects[name] for name in sorted(late) if name in objects])
                 return not late

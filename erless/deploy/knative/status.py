@@ -258,19 +258,19 @@ def _rates(api: Api, namespace: str, pods: list[Object]) -> dict[str, tuple[floa
 
 def _samples(text: str) -> Samples:
     """Requests, and the cumulative buckets of their time, from Prometheus' text."""
-    found: Samples = {}
+    samples: Samples = {}
     for line in text.splitlines():
         match = _SAMPLE.match(line)
         if match is None:
             continue
         name, labels, value = match[1], match[2] or "", float(match[3])
         if name == "erless_requests_total":
-            found["requests"] = found.get("requests", 0.0) + value
+            samples["requests"] = samples.get("requests", 0.0) + value
         elif name == "erless_request_seconds_bucket":
             bound = _LE.search(labels)
             if bound:
-                found[bound[1]] = found.get(bound[1], 0.0) + value
-    return found
+                samples[bound[1]] = samples.get(bound[1], 0.0) + value
+    return samples
 
 
 def _rate(first: Samples, second: Samples, took_s: float) -> tuple[float, float | None]:

@@ -292,15 +292,15 @@ class KnativeTarget:
 
     def _foreign(self) -> list[str]:
         """What somebody else put into our namespace: it would go away with it."""
-        found = []
+        foreign = []
         for kind in (POD, SERVICE, SECRET, CONFIG_MAP, CLAIM):
             for document in self.api.list(kind, self._namespace)[0]:
                 name = document["metadata"]["name"]
                 if name in PUBLISHED or document.get("type") in PUBLISHED_TYPES:
                     continue
                 if not document["metadata"].get("ownerReferences"):
-                    found.append(f"{kind.kind} {name}")
-        return found
+                    foreign.append(f"{kind.kind} {name}")
+        return foreign
 
 
 def _kinds(desired: Desired) -> list[FunctionKind]:

@@ -300,19 +300,19 @@ class Api:
             document = json.loads(error.body or "{}")
         except ValueError:
             document = {}
-        said = document.get("message") or first_line(Exception(error.reason or "refused"))
+        message_text = document.get("message") or first_line(Exception(error.reason or "refused"))
         if error.status == 0:  # the official client's way to tell of TLS that failed
-            why = (str(error.reason).splitlines() or [said])[-1]
+            why = (str(error.reason).splitlines() or [message_text])[-1]
             return UnreachableError(f"no TLS connection to the cluster at {self.host}: {why}")
         if error.status == 404:
-            return Missing(f"{path}: {said}")
+            return Missing(f"{path}: {message_text}")
         if error.status == 410:
-            return Gone(said)
+            return Gone(message_text)
         if error.status == 409:
-            return ConflictError(_conflict(document, path, said))
+            return ConflictError(_conflict(document, path, message_text))
         if error.status in (401, 403):
-            return ForbiddenError(f"the cluster at {self.host} does not let you: {said}")
-        return DeployError(f"{method} {path}: {said} ({error.status})")
+            return ForbiddenError(f"the cluster at {self.host} does not let you: {message_text}")
+        return DeployError(f"{method} {path}: {message_text} ({error.status})")
 
 
 def _why(error: Exception) -> str:
@@ -321,7 +321,7 @@ def _why(error: Exception) -> str:
     return first_line(last if isinstance(last, Exception) else Exception(str(last)))
 
 
-def _conflict(document: Object, path: str, said: str) -> str:
+def _conflict(document: Object, path: str, message_text: str) -> str:
     """Who owns which field, where the server says so."""
     causes = document.get("details", {}).get("causes", [])
     owners = [
@@ -330,7 +330,7 @@ def _conflict(document: Object, path: str, said: str) -> str:
         if (found := _OWNER.search(cause.get("message", "")))
     ]
     what = "/".join(path.rsplit("/", 2)[-2:])
-    return f"{what}: {'; '.join(owners)}" if owners else f"{what}: {said}"
+    return f"{what}: {'; '.join(owners)}" if owners else f"{what}: {message_text}"
 
 
 def _retry_after(error: ApiException) -> float | None:

@@ -61,11 +61,11 @@ class Prices:
     @cached_property
     def types(self) -> tuple[InstanceType, ...]:
         """Types that sparse functions and a CPU tower run on: the cheapest of each shape."""
-        found: dict[tuple[float, float], InstanceType] = {}
+        cheapest: dict[tuple[float, float], InstanceType] = {}
         for kind in sorted(self.cpu_types, key=lambda kind: (kind.usd_per_hour, kind.name)):
-            found.setdefault((kind.vcpu, kind.memory_gib), kind)
-        chosen = set(found.values())
-        return tuple(kind for kind in self.every if kind in chosen)
+            cheapest.setdefault((kind.vcpu, kind.memory_gib), kind)
+        types_kept = set(cheapest.values())
+        return tuple(kind for kind in self.every if kind in types_kept)
 
     @property
     def cpu_types(self) -> tuple[InstanceType, ...]:
@@ -154,5 +154,5 @@ def _type(where: str, row: dict[str, str]) -> InstanceType:
 
 
 def _date(heading: str) -> str:
-    found = re.search(r"\d{4}-\d{2}(-\d{2})?", heading)
-    return found.group() if found else "undated"
+    cheapest = re.search(r"\d{4}-\d{2}(-\d{2})?", heading)
+    return cheapest.group() if cheapest else "undated"

@@ -176,7 +176,7 @@ class Container:
 def _containers(plan: Plan) -> list[Container]:
     """Every function of the plan, the gateway first."""
     gateway, dense = plan.gateway, plan.dense
-    found = [
+    containers = [
         Container(
             "gateway",
             gateway.vcpu,
@@ -188,7 +188,7 @@ def _containers(plan: Plan) -> list[Container]:
         )
     ]
     if dense is not None:
-        found.append(
+        containers.append(
             Container(
                 "dense",
                 dense.vcpu,
@@ -201,7 +201,7 @@ def _containers(plan: Plan) -> list[Container]:
         )
     for shard in plan.shards:
         if shard.tier is not Tier.RESIDENT:
-            found.append(
+            containers.append(
                 Container(
                     shard.tier.value,
                     shard.vcpu,
@@ -212,7 +212,7 @@ def _containers(plan: Plan) -> list[Container]:
                     shard.scaling.max_scale,
                 )
             )
-    return found
+    return containers
 
 
 def _size(name: str, containers: Sequence[Container], types: Sequence[InstanceType]) -> SizedPool:

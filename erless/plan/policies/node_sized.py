@@ -40,7 +40,7 @@ def node_shaped(
     )
     routing = terms.routing_bytes_per_row * max(table.rows for table in demand.tables)
     sizes = {min(kind.usable_bytes, max_shard_bytes) for kind in types}
-    found = []
+    layouts = []
     for size in sorted(size for size in sizes if whole / MOST_NODES < size < whole):
         room = size - terms.shard_memory_bytes
         if room < max(stored):
@@ -49,9 +49,9 @@ def node_shaped(
         beside = terms.gateway_memory_bytes + routing * borders
         for first in (max(0.0, room - beside), room):
             chunks = _chunks(demand, stored, first, room)
-            found.append(_layout(demand, terms, chunks, [], precision, resident))
-        found.append(_layout(demand, terms, chunks[:-1], chunks[-1], precision, resident))
-    return found
+            layouts.append(_layout(demand, terms, chunks, [], precision, resident))
+        layouts.append(_layout(demand, terms, chunks[:-1], chunks[-1], precision, resident))
+    return layouts
 
 
 def _layout(

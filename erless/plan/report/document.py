@@ -72,7 +72,7 @@ def plan_document(
     request = outcome.request
     candidate = outcome.best[request.policy]
     results = policy_results(outcome)
-    chosen = next(result for result in results if result.policy == request.policy)
+    asked_result = next(result for result in results if result.policy == request.policy)
     return Plan.create(
         model_digest=model_digest,
         profile_digest=profile_digest,
@@ -87,7 +87,7 @@ def plan_document(
             NodeGroup(instance_type=kind.name, count=number, usd_per_hour=kind.usd_per_hour)
             for kind, number in candidate.packing.nodes
         ),
-        result=chosen,
+        result=asked_result,
         policies=results,
         assumptions={**outcome.terms.assumptions(), "dense tower": outcome.tower.source},
         curve=outcome.terms.curve,

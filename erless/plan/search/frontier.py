@@ -273,13 +273,13 @@ class _Search:
 
     def best(self, labels: _Labels) -> list[tuple[float, tuple[FunctionSize, ...]]]:
         done = labels.take(np.flatnonzero(labels.covered >= self.total * (1 - 1e-9)))
-        found: list[tuple[float, tuple[FunctionSize, ...]]] = []
+        frontier: list[tuple[float, tuple[FunctionSize, ...]]] = []
         lowest = math.inf
         for index in np.lexsort((done.cost, done.shards)):
             if done.cost[index] < lowest:
                 lowest = float(done.cost[index])
-                found.append((lowest, self.trace(int(done.ident[index]))))
-        return found
+                frontier.append((lowest, self.trace(int(done.ident[index]))))
+        return frontier
 
     def trace(self, ident: int) -> tuple[FunctionSize, ...]:
         steps: list[FunctionSize] = []

@@ -38,15 +38,15 @@ def settle_atoms(layout: Layout, precision: Precision, resident: Precision) -> L
 def _atoms(layout: Layout) -> list[Slice]:
     """Rows that carry more than 1 % of a replica, heaviest first."""
     demand, terms = layout.demand, layout.terms
-    found = []
+    by_load = []
     for number, table in enumerate(demand.tables):
         beta = terms.beta_of(table.spec.dim, Precision.FP32)
         for rank in range(min(MOST_ATOMS, table.rows)):
             load = demand.qps * beta * table.gathers_between(rank, rank + 1)
             if load < HEAVY * terms.max_vcpu:
                 break
-            found.append((load, Slice(number, rank, rank + 1)))
-    return [row for _, row in sorted(found, key=lambda entry: -entry[0])[:MOST_ATOMS]]
+            by_load.append((load, Slice(number, rank, rank + 1)))
+    return [row for _, row in sorted(by_load, key=lambda entry: -entry[0])[:MOST_ATOMS]]
 
 
 def _neighbours(
@@ -59,7 +59,7 @@ def _neighbours(
     ]
     swaps = [((a, home[b]), (b, home[a])) for a, b in combinations(atoms, 2) if home[a] != home[b]]
     reasons = [shard.why for shard in layout.shards]
-    found = []
+    layouts = []
     for change in [*moves, *swaps]:
         changed = [list(place) for place in places]
         for atom, target in change:
@@ -67,12 +67,12 @@ def _neighbours(
             changed[target] = join(
                 sorted([*changed[target], atom], key=lambda part: (part.table, part.start))
             )
-        found.append(
+        layouts.append(
             Layout.of(
                 layout.demand, layout.terms, changed[1:], changed[0], precision, resident, reasons
             )
         )
-    return found
+    return layouts
 
 
 def _home(places: list[list[Slice]], atom: Slice) -> int:

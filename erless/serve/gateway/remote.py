@@ -153,7 +153,7 @@ class _Remote:
             document = json.loads(text)
             digest = document["parameters"]["digest"]
             output = document["outputs"][0]
-            found = f"{output['name']} {output['datatype']} {output['shape']}, {size:,} bytes"
+            answered = f"{output['name']} {output['datatype']} {output['shape']}, {size:,} bytes"
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             return ServeError(f"{self.what}: its answer makes no sense", 502, "shard")
         if digest != self.digest:
@@ -163,7 +163,7 @@ class _Remote:
                 "digest",
             )
         return ServeError(
-            f"{self.what} answered {found}, expected {self._output} of {elements:,} elements",
+            f"{self.what} answered {answered}, expected {self._output} of {elements:,} elements",
             502,
             "shard",
         )

@@ -158,10 +158,10 @@ class App:
         announced = body_offset(request.headers)
         if not announced:
             return None
-        found = fast_path.answer(request.body, 0, len(request.body), announced, b"", -1)
-        if found is None:
+        answered = fast_path.answer(request.body, 0, len(request.body), announced, b"", -1)
+        if answered is None:
             return None
-        answer, _, gathers, _, size, _ = found
+        answer, _, gathers, _, size, _ = answered
         self.metrics.gathers += gathers
         return Response(200, (answer,), BINARY_TYPE, ((JSON_LENGTH, b"%d" % size),))
 
@@ -182,10 +182,10 @@ class App:
             return None
         up = began - self._ready_at
         up_ms = int(up * 1e3) if up < UP_FOR_S else -1
-        found = served.fast_path.answer(buffer, begin, end, 0, date, up_ms)
-        if found is None:
+        answered = served.fast_path.answer(buffer, begin, end, 0, date, up_ms)
+        if answered is None:
             return None
-        answer, done, gathers, received, json_bytes, partial_bytes = found
+        answer, done, gathers, received, json_bytes, partial_bytes = answered
         self.metrics.answered_at_once(began, gathers, received, json_bytes + partial_bytes)
         return answer, done
 

@@ -62,8 +62,8 @@ def check_knative(examination: Examination) -> Iterator[Finding]:
 
 
 def _version(what: str, text: str, oldest: tuple[int, int]) -> Finding:
-    found = re.search(r"(\d+)\.(\d+)", text)
-    number = (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.search(r"(\d+)\.(\d+)", text)
+    number = (int(match[1]), int(match[2])) if match else (0, 0)
     if number >= oldest:
         return Finding("pass", what, text)
     return Finding("warn", what, f"{text}; tested from {oldest[0]}.{oldest[1]} on")

@@ -89,13 +89,13 @@ def _namespace(name: str) -> Object:
 
 def budgets(services: list[Object], release: str, settings: ClusterSettings) -> list[Object]:
     """One disruption budget per function that always has two replicas or more."""
-    found = []
+    rendered = []
     for service in services:
         annotations = service["spec"]["template"]["metadata"]["annotations"]
         if int(annotations[MIN_SCALE]) < 2:
             continue  # it may be at zero or at one anyway: a budget would only block node upgrades
         name = service["metadata"]["name"]
-        found.append(
+        rendered.append(
             {
                 "apiVersion": "policy/v1",
                 "kind": "PodDisruptionBudget",
@@ -106,7 +106,7 @@ def budgets(services: list[Object], release: str, settings: ClusterSettings) -> 
                 },
             }
         )
-    return found
+    return rendered
 
 
 def monitor(release: str, settings: ClusterSettings) -> Object:
