@@ -4,6 +4,7 @@ It starts in 0.1 s where a real one takes seconds, and fails on demand:
 
     TOY_LOAD_S   seconds from start to ready
     TOY_FAIL     ends while loading, with this as its last words, exit code 65
+    TOY_FAIL_FILE  the same while this file exists, with what it holds
     TOY_SLOW_S   seconds that a call takes
     TOY_BLOCK_S  seconds for which GET /block blocks everything, asleep
     TOY_SPIN_S   seconds for which GET /spin blocks everything, at work
@@ -21,6 +22,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 DRAIN_S = 10.0  # a client may be starved so long before it sends what it connected for
 
@@ -143,8 +145,10 @@ class Toy:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), float(os.environ.get("TOY_LOAD_S", "0")))
             os._exit(0)  # stopped while loading
-        if "TOY_FAIL" in os.environ:
-            line = {"time": time.time(), "level": "error", "message": os.environ["TOY_FAIL"]}
+        failing = Path(os.environ.get("TOY_FAIL_FILE", "/nonexistent"))
+        reason = failing.read_text() if failing.exists() else os.environ.get("TOY_FAIL")
+        if reason is not None:
+            line = {"time": time.time(), "level": "error", "message": reason}
             print(json.dumps(line), file=sys.stderr, flush=True)
             os._exit(65)
         public = self.listen("ERLESS_LISTEN_FD")

@@ -14,6 +14,7 @@ from typing import Any
 from erless.autoscale.kpa import Observation, Scaler
 from erless.deploy.local.supervisor.folder.events import log_event
 from erless.deploy.local.supervisor.folder.logs import rotate
+from erless.deploy.local.supervisor.refusals import Refusals
 from erless.deploy.local.supervisor.replica.admin import Counters
 from erless.deploy.local.supervisor.replica.memory import pss_bytes
 from erless.deploy.local.supervisor.replica.replica import Replica, ReplicaContext, ReplicaPhase
@@ -22,6 +23,8 @@ from erless.deploy.target import FunctionState
 from erless.errors import DeployError
 
 __all__ = ["LocalFunction"]
+
+ORPHANS_S = 120.0  # replicas of a supervisor that was killed may serve at our port so long
 
 
 class LocalFunction:
@@ -46,6 +49,7 @@ class LocalFunction:
         self.active = self.proven = False
         self.hold = 0  # a deploy wants at least so many until they have been ready
         self.failures, self.reason = 0, ""
+        self.failed_starts = 0  # since a replica was last ready
         self.restarts = 0
         self.decision = ""
         self._context, self._addresses = context, addresses or {}
@@ -59,6 +63,8 @@ class LocalFunction:
         self._waiting = self._watching = False
         self._retry_s = 0.0
         self._retry: asyncio.TimerHandle | None = None
+        self._refusals = Refusals(opened, lambda: self.reason)
+        self._orphaned_until_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     # State
@@ -139,12 +145,15 @@ class LocalFunction:
             self._scaler = Scaler(spec.scaling, self._loop.time(), ready)
             self.active = True
             self.failures, self.reason, self._retry_s = 0, "", 0.0
+            self.failed_starts = 0
+            self._orphaned_until_s = self._loop.time() + ORPHANS_S if ready else 0.0
         self.converge()
 
     def pause(self) -> None:
         """Let all replicas drain, and start none again until `activate`."""
         self.active, self.hold, self.failures, self.reason = False, 0, 0, ""
         self._watch(False)
+        self._refusals.refuse(False)
         for replica in self.replicas:
             replica.stop()
 
@@ -162,6 +171,7 @@ class LocalFunction:
     def close(self) -> None:
         """Give up the socket; the replicas must be gone."""
         self._watch(False)
+        self._refusals.refuse(False)
         if self._retry is not None:
             self._retry.cancel()
         self.socket.close()
@@ -180,6 +190,25 @@ class LocalFunction:
         for replica in self._spare(alive)[: max(0, -missing)]:
             replica.stop()
         self._watch(self.wanted == 0 and not any(replica.active for replica in self.replicas))
+        self._refuse_if_hopeless()
+
+    def _refuse_if_hopeless(self) -> None:
+        """Answer in place of replicas that keep failing to start, so that no query waits for them.
+
+        A first failure is followed by a new start at once, which queries wait for. A gateway's
+        socket is shared with the gateway of the release before, which may serve: it is left alone.
+        """
+        hopeless = (
+            self.failed_starts > 1
+            and not self.ready
+            and not self._watching
+            and self.spec.kind != "gateway"
+            and self._loop.time() >= self._orphaned_until_s
+        )
+        if hopeless != self._refusals.refusing:
+            log_event("refuses" if hopeless else "no longer refuses", self.spec.name)
+            self._waiting = self._waiting and not hopeless
+            self._refusals.refuse(hopeless)
 
     @staticmethod
     def _spare(alive: list[Replica]) -> list[Replica]:
@@ -211,7 +240,8 @@ class LocalFunction:
     async def _await_ready(self, replica: Replica) -> None:
         while replica.phase is ReplicaPhase.STARTING:
             if await replica.check_ready():
-                self.proven, self._waiting = True, False
+                self.proven, self._waiting, self.failed_starts = True, False, 0
+                self._refuse_if_hopeless()
                 if self.settled:
                     self.reason = ""
                 return
@@ -223,6 +253,7 @@ class LocalFunction:
             self.converge()
             return
         self.restarts += 1
+        self.failed_starts += replica.ready_s is None
         log_event("crashed", self.spec.name, replica=replica.slot, reason=replica.last_words())
         if replica.lived_s >= self.timing.steady_s:
             self.failures = 0
@@ -239,6 +270,7 @@ class LocalFunction:
         if self._retry is not None:
             self._retry.cancel()
         self._retry = self._loop.call_at(self._retry_s, self.converge)
+        self._refuse_if_hopeless()
 
     def _watch(self, watching: bool) -> None:
         if watching and not self._watching:

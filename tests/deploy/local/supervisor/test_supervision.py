@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -200,3 +203,31 @@ def test_hundreds_of_seconds_of_the_supervisor_itself_prove_nothing_about_replic
     time.sleep(1.0)
     assert box.function("hot-0")["replicas"][0]["pid"] == pid
     assert box.folder.supervisor_pid() == supervisor
+
+
+def test_a_function_that_cannot_start_answers_with_the_reason_until_it_can(
+    box: Box, tmp_path: Path
+) -> None:
+    failing = tmp_path / "failing"
+    box.deploy(release("one", TOY_FAIL_FILE=str(failing)))
+    facts = box.until("frozen", lambda facts: facts["state"] == "at zero")
+    url = f"http://127.0.0.1:{facts['port']}/infer"
+    failing.write_text("the store is gone")
+    for _ in range(2):  # the first query wakes it, the second finds it failing
+        with pytest.raises(HTTPError) as failed:
+            urlopen(url, b"{}", timeout=WAIT_S)
+        with failed.value as answer:
+            assert answer.code == 503
+            document = json.loads(answer.read())
+        assert document["state"] == "failed"
+        assert "the store is gone" in document["error"]
+    assert box.function("frozen")["state"] == "failing"
+    failing.unlink()
+
+    def answers() -> bool:
+        try:
+            return "release" in get(url)
+        except HTTPError:
+            return False
+
+    until(answers)
