@@ -260,19 +260,7 @@ def _probe(target: LocalTarget, measured: Measured) -> Probe:
     def probe() -> tuple[Sequence[FunctionSample], int]:
         status = target.status()
         measured.memory.append((time.time(), status.memory_bytes))
-        return [
-            FunctionSample(
-                function.name,
-                function.kind,
-                function.tier,
-                function.ready,
-                function.wanted,
-                function.rps,
-                function.p95_ms,
-                function.memory_bytes,
-            )
-            for function in status.functions
-        ], 0
+        return [FunctionSample.of(function) for function in status.functions], 0
 
     return probe
 

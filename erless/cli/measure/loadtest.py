@@ -166,19 +166,7 @@ def probe_of(target: Target) -> Probe:
 
     def ask() -> tuple[list[FunctionSample], int]:
         now = target.status()
-        return [
-            FunctionSample(
-                function.name,
-                function.kind,
-                function.tier,
-                function.ready,
-                function.wanted,
-                function.rps,
-                function.p95_ms,
-                function.memory_bytes,
-            )
-            for function in now.functions
-        ], now.model_wise_bytes
+        return [FunctionSample.of(function) for function in now.functions], now.model_wise_bytes
 
     return ask
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ EVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class FunctionSample:
-    """One function at one moment; memory of all its replicas."""
+    """One function at one moment, with the memory of all its replicas."""
 
     name: str
     kind: Literal["gateway", "sparse", "dense"]
@@ -32,6 +32,11 @@ class FunctionSample:
     rps: float
     p95_ms: float | None
     memory_bytes: int
+
+    @classmethod
+    def of(cls, function: object) -> FunctionSample:
+        """The sample that a target's row of `status` is: it has all of these fields, and more."""
+        return cls(**{field.name: getattr(function, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
