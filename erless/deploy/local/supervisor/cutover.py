@@ -255,7 +255,7 @@ async def _undo(
     await asyncio.gather(*(fleet.functions[key].gone() for key in new))
     fleet.drop(new)
     with suppress(StorageError):  # both secrets are accepted then
-        fleet.folder.secret.write(secret)
+        fleet.folder.secret.restore(secret)
     if current is None and fleet.public is not None:
         fleet.public.close()
         fleet.public = None

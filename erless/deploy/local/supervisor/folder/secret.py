@@ -2,7 +2,9 @@
 
 A gateway sends the first line with every call to a shard, and a shard accepts every line
 (`ERLESS_SECRET_FILE`, docs/functions.md). So a new secret is put before the old one when gateways
-are to change, and the old one is dropped when the last gateway that sends it has ended.
+are to change, and the old one is dropped when the last gateway that sends it has ended. A gateway
+sends what was first when it started, for as long as it lives: a replica that started during a
+deploy that was undone sends that deploy's secret, so it stays accepted, behind the first.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from erless.storage.atomic import os_errors, staged_file
 __all__ = ["SecretFile"]
 
 SECRET_BYTES = 32
+MOST = 8  # secrets that are accepted: those of deploys that failed one after the other
 OWNER_ONLY = 0o600
 
 
@@ -39,14 +42,23 @@ class SecretFile:
         return tuple(text.split())
 
     def rotate(self) -> tuple[str, ...]:
-        """Put a new secret before the one that is sent now; returns what the file held before.
+        """Put a new secret before those that are accepted; returns what the file held before.
 
         Raises:
             StorageError: the disk refused; the file is as it was.
         """
         before = self.lines()
-        self.write((secrets.token_urlsafe(SECRET_BYTES), *before[:1]))
+        self.write((secrets.token_urlsafe(SECRET_BYTES), *before)[:MOST])
         return before
+
+    def restore(self, before: tuple[str, ...]) -> None:
+        """Send again what was sent `before` a rotation; what it brought is accepted on.
+
+        Raises:
+            StorageError: the disk refused; both are accepted, the new one is sent.
+        """
+        fresh = tuple(line for line in self.lines() if line not in before)
+        self.write((*before[:1], *fresh, *before[1:])[:MOST] if before else ())
 
     def settle(self) -> None:
         """Accept only the secret that is sent.
