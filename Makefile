@@ -8,7 +8,7 @@ CHECKOV_VERSION := 3.3.30
 CHECKOV := .venv-checkov/bin/checkov
 
 .DEFAULT_GOAL := help
-.PHONY: evaluate help setup demo test bench-serve check checkov docs format schema wheel clean fuzz
+.PHONY: evaluate help setup demo test bench-serve check checkov docs format schema wheel clean fuzz coverage
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: $(READY) ## Run all tests, a file at a time on two cores: many of them wai
 FUZZ_SECONDS ?= 60
 fuzz: $(READY) ## Fuzz the C kernels for FUZZ_SECONDS each, two at a time, where there is clang
 	$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
+
+coverage: $(READY) ## The same with coverage of this process's code, which may not fall (pyproject.toml)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 bench-serve: $(READY) ## Measure serving by shards against one process with the whole model
 	$(BIN)/python -m benchmarks.serving --output json

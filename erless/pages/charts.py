@@ -15,7 +15,17 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CLOCK", "DECIMAL", "Bar", "ChartLine", "bar_chart", "line_chart", "number", "size"]
+__all__ = [
+    "CLOCK",
+    "DECIMAL",
+    "Axis",
+    "Bar",
+    "ChartLine",
+    "bar_chart",
+    "line_chart",
+    "number",
+    "size",
+]
 
 Floats = NDArray[np.float64]
 POINTS = 360  # most points of one line: about two per pixel of a phone
@@ -106,76 +116,87 @@ def size(count: float) -> str:
     return f"{count:.0f} B"
 
 
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a chart.
+
+    name: its title, with the unit in parentheses. text: how values are written. log: logarithmic;
+    a y axis then begins below the smallest value above 0. steps: distances of ticks to choose
+    from, times a power of ten, on an x axis that is not logarithmic.
+    """
+
+    name: str
+    text: Callable[[float], str] = number
+    log: bool = False
+    steps: Sequence[float] = DECIMAL
+
+
 def line_chart(
     lines: Sequence[ChartLine],
+    x_axis: Axis,
+    y_axis: Axis,
     *,
-    x_name: str,
-    y_name: str,
-    y_text: Callable[[float], str] = number,
-    x_text: Callable[[float], str] = number,
     limit: tuple[float, str] | None = None,
     marks: Sequence[tuple[float, str]] = (),
-    log_x: bool = False,
-    log_y: bool = False,
     stacked: bool = False,
-    x_steps: Sequence[float] = DECIMAL,
 ) -> str:
     """Lines over x, or areas stacked on each other.
 
     Args:
         lines: series; NaN breaks a line.
-        x_name, y_name: axis titles, each with its unit in parentheses.
-        y_text, x_text: how values are written.
+        x_axis, y_axis: titles, and how values are written and spaced.
         limit: a horizontal line (value, name) such as the SLA.
         marks: vertical lines (x, name).
-        log_x, log_y: logarithmic; the y axis then begins below the smallest value above 0.
-        x_steps: distances of ticks to choose from, times a power of ten.
         stacked: areas, first series lowest; all series share their x.
     """
-    drawn = [_thin(line) for line in lines if len(line.x)]
-    if not drawn:
+    thin = [_thin(line) for line in lines if len(line.x)]
+    if not thin:
         return '<p class="none">no data</p>'
-    if stacked:
-        drawn = _stack(drawn)
-    low, high = _y_range(drawn, limit[0] if limit else 0.0, log_y)
+    drawn = _stack(thin) if stacked else thin
+    low_y, high_y = _y_range(drawn, limit[0] if limit else 0.0, y_axis.log)
     low_x, high_x = (float(f([f(line.x) for line in drawn])) for f in (min, max))
-    data = {
-        "x": x_name,
-        "y": y_name,
-        "series": [
-            {
-                "name": line.name,
-                "x": _rounded(raw.x),
-                "y": _rounded(raw.y),
-                "colour": line.colour,
-                "text": [_said(y_text, value) for value in raw.y],
-            }
-            for line, raw in zip(drawn, [_thin(line) for line in lines if len(line.x)], strict=True)
-        ],
-    }
     parts = []
     for name, (width, height) in WIDTHS.items():
-        frame = _Frame(width, height, low_x, high_x, low, high, log_x, log_y, x_steps)
-        body = [_axes(frame, x_text, y_text)]
-        body.append(_titles(frame, x_name, y_name))
+        frame = _Frame(
+            width, height, low_x, high_x, low_y, high_y, x_axis.log, y_axis.log, x_axis.steps
+        )
+        body = [_axes(frame, x_axis.text, y_axis.text), _titles(frame, x_axis.name, y_axis.name)]
         body += [_mark(frame, at, what) for at, what in marks]
         body += _areas(frame, drawn) if stacked else [_path(frame, line) for line in drawn]
         if limit:
             body.append(_limit(frame, *limit))
         ends = (
             f'data-left="{LEFT}" data-width="{frame.inner_width:g}" data-low="{low_x:g}" '
-            f'data-high="{high_x:g}" data-log="{int(log_x)}"'
+            f'data-high="{high_x:g}" data-log="{int(x_axis.log)}"'
         )
         parts.append(
             f'<svg class="chart {name}" viewBox="0 0 {width} {height}" role="img" '
-            f'aria-label="{escape(y_name)} over {escape(x_name)}" {ends}>{"".join(body)}'
-            f'<line class="cross" y1="{TOP}" y2="{height - BOTTOM}"/></svg>'
+            f'aria-label="{escape(y_axis.name)} over {escape(x_axis.name)}" {ends}>'
+            f'{"".join(body)}<line class="cross" y1="{TOP}" y2="{height - BOTTOM}"/></svg>'
         )
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return (
         f'<div class="plot">{_legend(lines)}{"".join(parts)}<div class="tip" hidden></div>'
-        f'<script type="application/json">{text}</script></div>'
+        f'<script type="application/json">{_crosshair_data(thin, x_axis, y_axis)}</script></div>'
     )
+
+
+def _crosshair_data(lines: Sequence[ChartLine], x_axis: Axis, y_axis: Axis) -> str:
+    """The values that the crosshair shows, as JSON that may stand in a page."""
+    data = {
+        "x": x_axis.name,
+        "y": y_axis.name,
+        "series": [
+            {
+                "name": line.name,
+                "x": _rounded(line.x),
+                "y": _rounded(line.y),
+                "colour": line.colour,
+                "text": [_value_text(y_axis.text, value) for value in line.y],
+            }
+            for line in lines
+        ],
+    }
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def bar_chart(bars: Sequence[Bar], *, text: Callable[[float], str] = number) -> str:
@@ -226,7 +247,7 @@ def _stack(lines: Sequence[ChartLine]) -> list[ChartLine]:
     return stacked
 
 
-def _said(text: Callable[[float], str], value: float) -> str | None:
+def _value_text(text: Callable[[float], str], value: float) -> str | None:
     return text(float(value)) if np.isfinite(value) else None
 
 

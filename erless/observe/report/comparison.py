@@ -8,6 +8,7 @@ from pathlib import Path
 from erless.observe.report.timeline import (
     LATENCY,
     MEMORY,
+    REPLICAS,
     TRAFFIC,
     lines_over_time,
     save_page,
@@ -48,22 +49,22 @@ def write_comparison(first: Path, second: Path, out: Path) -> tuple[RunResult, R
         figure(
             "Served traffic",
             "Queries answered per second.",
-            lines_over_time(each_result("served_qps"), y_name=TRAFFIC),
+            lines_over_time(each_result("served_qps"), TRAFFIC),
         ),
         figure(
             "p95 latency",
             "From the moment a query was due.",
-            lines_over_time(each_result("p95_ms"), y_name=LATENCY, limit=limit, log_y=True),
+            lines_over_time(each_result("p95_ms"), LATENCY, limit=limit),
         ),
         figure(
             "Memory",
             "All replicas of all functions.",
-            lines_over_time(summed("memory_bytes"), y_name=MEMORY, y_text=size),
+            lines_over_time(summed("memory_bytes"), MEMORY),
         ),
         figure(
             "Replicas",
             "Ready, all functions.",
-            lines_over_time(summed("ready"), y_name="replicas (count)"),
+            lines_over_time(summed("ready"), REPLICAS),
         ),
     ]
     save_page(out, page("Two results side by side", f"{names[0]}; {names[1]}", parts))

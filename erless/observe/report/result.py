@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from erless.observe.report.timeline import (
     LATENCY,
     MEMORY,
+    REPLICAS,
     TRAFFIC,
     lines_over_time,
     save_page,
@@ -21,7 +22,7 @@ from erless.observe.report.timeline import (
     total_of_functions,
 )
 from erless.observe.results import StoredResult, read_result
-from erless.pages.charts import Bar, ChartLine, bar_chart, line_chart, number, size
+from erless.pages.charts import Axis, Bar, ChartLine, bar_chart, line_chart, number, size
 from erless.pages.page import figure, page, table, tiles
 from erless.specs.result import RunResult
 
@@ -129,7 +130,7 @@ def _traffic(stored: StoredResult) -> str:
     caption = "Queries per second."
     if marks:
         caption += " Dotted: functions woken from zero, failures."
-    return figure("Traffic", caption, lines_over_time(lines, y_name=TRAFFIC, marks=marks))
+    return figure("Traffic", caption, lines_over_time(lines, TRAFFIC, marks=marks))
 
 
 def _latency(stored: StoredResult) -> str:
@@ -141,9 +142,7 @@ def _latency(stored: StoredResult) -> str:
     return figure(
         "Latency",
         "From the moment a query was due to its answer, per step.",
-        lines_over_time(
-            lines, y_name=LATENCY, limit=sla_line(stored.document), marks=_marks(stored), log_y=True
-        ),
+        lines_over_time(lines, LATENCY, limit=sla_line(stored.document), marks=_marks(stored)),
     )
 
 
@@ -184,7 +183,7 @@ def _replicas(stored: StoredResult) -> str:
     return figure(
         "Replicas",
         "Ready replicas, and how many the autoscaler wanted in all.",
-        lines_over_time(lines, y_name="replicas (count)"),
+        lines_over_time(lines, REPLICAS),
     )
 
 
@@ -200,7 +199,7 @@ def _memory(stored: StoredResult) -> str:
     return figure(
         "Memory",
         caption,
-        lines_over_time(lines, y_name=MEMORY, y_text=size, stacked=True, limit=limit),
+        lines_over_time(lines, MEMORY, stacked=True, limit=limit),
     )
 
 
@@ -261,9 +260,8 @@ def _access(document: RunResult) -> str:
         caption,
         line_chart(
             lines,
-            x_name="rows, hottest first (count)",
-            y_name="accesses (share)",
-            log_x=True,
+            Axis("rows, hottest first (count)", log=True),
+            Axis("accesses (share)"),
             marks=marks,
         ),
     )

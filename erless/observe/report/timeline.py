@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from erless.observe.results import StoredResult
-from erless.pages.charts import CLOCK, DECIMAL, ChartLine, line_chart, number
+from erless.pages.charts import CLOCK, DECIMAL, Axis, ChartLine, line_chart, number, size
 from erless.specs.result import RunResult
 from erless.storage.atomic import os_errors, staged_file
 
 __all__ = [
     "LATENCY",
     "MEMORY",
+    "REPLICAS",
     "TRAFFIC",
     "lines_over_time",
     "save_page",
@@ -31,23 +31,30 @@ TIME_UNITS = (
     ("h", 3600.0, 100 * 3600.0),
     ("d", 86400.0, np.inf),
 )
-TRAFFIC = "traffic (queries/s)"
-LATENCY = "latency (ms)"
-MEMORY = "memory (bytes)"
+TRAFFIC = Axis("traffic (queries/s)")
+LATENCY = Axis("latency (ms)", log=True)
+MEMORY = Axis("memory (bytes)", text=size)
+REPLICAS = Axis("replicas (count)")
 
 
 def lines_over_time(
-    lines: Sequence[ChartLine], *, marks: Sequence[tuple[float, str]] = (), **more: Any
+    lines: Sequence[ChartLine],
+    y_axis: Axis,
+    *,
+    marks: Sequence[tuple[float, str]] = (),
+    limit: tuple[float, str] | None = None,
+    stacked: bool = False,
 ) -> str:
     """A chart of lines over time, x in seconds; the axis is in the unit that suits its length."""
     longest = max((float(line.x.max(initial=0.0)) for line in lines), default=0.0)
     name, unit_s = time_unit(longest)
     return line_chart(
         [replace(line, x=line.x / unit_s) for line in lines],
-        x_name=f"time ({name})",
+        Axis(f"time ({name})", steps=DECIMAL if name == "s" else CLOCK),
+        y_axis,
         marks=[(at / unit_s, label) for at, label in marks],
-        x_steps=DECIMAL if name == "s" else CLOCK,
-        **more,
+        limit=limit,
+        stacked=stacked,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from erless.pages.charts import Bar, ChartLine, bar_chart, line_chart, number, size
+from erless.pages.charts import Axis, Bar, ChartLine, bar_chart, line_chart, number, size
 from erless.pages.page import figure, page
 from erless.plan.costs.curves import TableLoad
 from erless.plan.costs.layout import Demand
@@ -84,11 +84,9 @@ def _access_chart(plan: Plan, demand: Demand) -> str:
     marks = [(float(rank), name) for rank, name in sorted(begins.items())[:MOST_MARKS]]
     return line_chart(
         lines,
-        x_name="rank, hottest first",
-        y_name="share of accesses",
-        y_text=lambda share: f"{share:.0%}",
+        Axis("rank, hottest first", log=True),
+        Axis("share of accesses", text=lambda share: f"{share:.0%}"),
         marks=marks,
-        log_x=True,
     )
 
 
@@ -131,9 +129,6 @@ def _cost_chart(plan: Plan, points: Sequence[Point]) -> str:
     ]
     return line_chart(
         lines,
-        x_name="traffic (queries/s)",
-        y_name="cost ($/month)",
-        y_text=lambda dollars: f"${dollars:,.0f}",
-        log_x=True,
-        log_y=True,
+        Axis("traffic (queries/s)", log=True),
+        Axis("cost ($/month)", text=lambda dollars: f"${dollars:,.0f}", log=True),
     )

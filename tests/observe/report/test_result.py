@@ -11,7 +11,7 @@ import pytest
 from erless.observe.report.comparison import write_comparison
 from erless.observe.report.result import write_report
 from erless.observe.report.timeline import lines_over_time
-from erless.pages.charts import ChartLine, line_chart
+from erless.pages.charts import Axis, ChartLine, line_chart
 from tests.conftest import Cli
 from tests.observe.conftest import Browser, write_small
 
@@ -82,7 +82,7 @@ def test_many_functions_are_grouped_by_tier(tmp_path: Path) -> None:
 def test_time_has_a_unit_that_suits_it(seconds: float, unit: str, ticks: str) -> None:
     x = np.linspace(0, seconds, 50)
     drawn = lines_over_time(
-        [ChartLine("a", x, x, 0)], y_name="y (count)", marks=[(seconds / 2, "half")]
+        [ChartLine("a", x, x, 0)], Axis("y (count)"), marks=[(seconds / 2, "half")]
     )
     assert f"time ({unit})" in drawn
     wide = drawn.partition("</svg>")[0]
@@ -104,10 +104,8 @@ def test_latency_is_read_at_any_scale(
     y = np.array([0.0, np.nan, low, high])
     drawn = line_chart(
         [ChartLine("p95", np.arange(4.0), y, 0)],
-        x_name="x",
-        y_name="y",
-        y_text=lambda at: f"{at:g}",
-        log_y=True,
+        Axis("x"),
+        Axis("y", text=lambda at: f"{at:g}", log=True),
         limit=(limit, "SLA") if limit else None,
     )
     wide = drawn.partition("</svg>")[0]
