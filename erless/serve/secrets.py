@@ -46,15 +46,30 @@ class DeploymentSecret:
         return self._texts[0]
 
     def accepts(self, text: bytes) -> bool:
-        """Whether `text` is one of the secrets; takes as long whatever it is."""
+        """Whether `text` is one of the secrets; compared in constant time.
+
+        One that is not known is refused only after a look at the file: it may have been put there
+        since the last look, by a deploy that took less than `AGAIN_S`.
+        """
         self.refresh(self._clock())
-        return sum(hmac.compare_digest(text, known) for known in self._texts) > 0
+        if self._knows(text):
+            return True
+        self._look()
+        return self._knows(text)
 
     def refresh(self, now: float) -> None:
         """Read the file again, where it has changed; at most once in `AGAIN_S` seconds."""
-        if self._file is None or now - self._looked < AGAIN_S:
+        if now - self._looked >= AGAIN_S:
+            self._looked = now
+            self._look()
+
+    def _knows(self, text: bytes) -> bool:
+        return sum(hmac.compare_digest(text, known) for known in self._texts) > 0
+
+    def _look(self) -> None:
+        """Read the file again where its time has changed."""
+        if self._file is None:
             return
-        self._looked = now
         with contextlib.suppress(OSError, ConfigError):  # being replaced: what was known stays
             changed = self._file.stat().st_mtime_ns
             if changed != self._changed:

@@ -103,6 +103,22 @@ def test_it_rotates_under_a_running_function(guarded: Fleet, tmp_path: Path) -> 
         assert secret.shown == OTHER.encode()
 
 
+def test_a_secret_that_came_since_the_last_look_is_accepted_at_once(tmp_path: Path) -> None:
+    """Two deploys within a second: the gateway of the second shows what was not there before."""
+    file = tmp_path / "secret"
+    file.write_text(f"{'a' * 32}\n")
+    settings = Settings(kind="sparse", store="s", digest="d" * 64, secret_file=str(file))
+    secret = open_secret(settings, lambda: 0.0)  # no time passes
+    assert secret is not None
+    for text in ("b" * 32, "c" * 32):
+        staged = tmp_path / "staged"
+        staged.write_text(f"{text}\n")
+        os.utime(staged, ns=(ord(text[0]), ord(text[0])))  # however coarse this disk's times are
+        staged.replace(file)
+        assert secret.accepts(text.encode())
+        assert not secret.accepts(b"a" * 32)
+
+
 @pytest.mark.parametrize("text", ["", "short", "with a space in it, and long", "ü" * 20])
 def test_a_secret_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "secret"

@@ -232,11 +232,8 @@ def _rotate_secret(fleet: LocalFleet, release: ReleaseSpec) -> tuple[str, ...]:
     """Give the gateway that will start a secret of its own; returns what was accepted before.
 
     The gateway that serves sends the old secret until it has ended. Where no gateway will start,
-    because this very release serves, the secret stays. So it does after the first deploy: a shard
-    was seen to refuse the gateway's secret after a deploy that was undone, for a reason not found.
+    because this very release serves, the secret stays.
     """
-    if fleet.folder.secret.lines():
-        return fleet.folder.secret.lines()
     serving = fleet.functions.get(release.gateway.key)
     if serving is not None and serving.active:
         return fleet.folder.secret.lines()

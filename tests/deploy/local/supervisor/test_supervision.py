@@ -14,6 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from erless.deploy.local.supervisor.client import call
 from erless.deploy.local.supervisor.folder.locks import WATCHDOG_LOCK, lock_holder
 from erless.deploy.local.supervisor.spec import Timing
 from tests.deploy.fleets import (
@@ -165,7 +166,7 @@ def test_a_supervisor_with_nothing_to_do_ends(box: Box) -> None:
     until(lambda: box.folder.supervisor_pid() is None)
 
 
-def test_the_secret_lies_in_a_file_of_its_owner_and_holds_through_deploys(
+def test_the_secret_changes_with_a_deploy_and_both_hold_until_the_old_gateway_has_gone(
     box: Box,
 ) -> None:
     secret = box.folder.secret
@@ -179,10 +180,17 @@ def test_the_secret_lies_in_a_file_of_its_owner_and_holds_through_deploys(
     box.deploy(release("one", gateway={"TOY_SLOW_S": "1"}))
     assert secret.lines() == (first,)  # nothing changed
     url = box.deploy(release("two", gateway={"TOY_LOAD_S": "1"}))
+    (second,) = secret.lines()
+    assert second != first
     with pytest.raises(Exception, match="says why"):
         box.deploy(release("three", gateway={"TOY_FAIL": "says why"}))
-    assert secret.lines() == (first,)
+    # a gateway's replica that started meanwhile sends the secret of the deploy that failed
+    assert secret.lines()[0] == second
+    assert len(secret.lines()) == 2
     assert get(url)["release"] == "two"
+    call(box.folder, {"do": "rollback", "release": None}, WAIT_S)
+    (last,) = secret.lines()
+    assert last not in (first, second)
 
 
 def test_hundreds_of_seconds_of_the_supervisor_itself_prove_nothing_about_replicas(
