@@ -350,8 +350,3 @@ def read_expected(path: Path, batch: int) -> Expected:
         raise ArtifactError(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: not the output of `erless predict -o json`") from error
-
-
-def total_bytes(bodies: Sequence[Body]) -> int:
-    """Bytes that the bodies hold in memory."""
-    return sum(len(body.data) for body in bodies)

@@ -158,7 +158,8 @@ class LocalFleet:
         for spec in release.functions:
             function = self.functions[spec.key]
             function.proven = True
-            function.activate(spec, sum(orphan.function == spec.key for orphan in orphans))
+            ready = sum(orphan.function == spec.key for orphan in orphans)
+            function.activate(spec, ready, REPLACE_S if ready else 0.0)
         if self._ports() != self.state.ports:
             with suppress(StorageError):  # a full disk: the next restart picks ports again
                 self.commit(self.state)

@@ -24,8 +24,6 @@ from erless.errors import DeployError
 
 __all__ = ["LocalFunction"]
 
-ORPHANS_S = 120.0  # replicas of a supervisor that was killed may serve at our port so long
-
 
 class LocalFunction:
     """Runs as many replicas as its autoscaler wants, while it is active.
@@ -136,8 +134,11 @@ class LocalFunction:
 
     # Commands
 
-    def activate(self, spec: FunctionSpec, ready: int = 0) -> None:
-        """Scale by `spec` from now on; `ready` orphans serve in our place at the moment."""
+    def activate(self, spec: FunctionSpec, ready: int = 0, orphans_s: float = 0.0) -> None:
+        """Scale by `spec` from now on, as if `ready` replicas served already.
+
+        orphans_s: replicas of a supervisor that was killed may serve at our port for so long.
+        """
         self.spec = spec
         if self.active:
             self._scaler.scaling = spec.scaling
@@ -146,7 +147,7 @@ class LocalFunction:
             self.active = True
             self.failures, self.reason, self._retry_s = 0, "", 0.0
             self.failed_starts = 0
-            self._orphaned_until_s = self._loop.time() + ORPHANS_S if ready else 0.0
+            self._orphaned_until_s = self._loop.time() + orphans_s
         self.converge()
 
     def pause(self) -> None:

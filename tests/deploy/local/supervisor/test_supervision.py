@@ -21,6 +21,7 @@ from tests.deploy.fleets import (
     WAIT_S,
     Box,
     Load,
+    function,
     get,
     release,
     supervision,
@@ -105,7 +106,13 @@ def test_a_removed_state_file_comes_back_and_a_removed_folder_ends_the_deploymen
     box.deploy(release("one"))
     (box.folder.path / "state.json").unlink()
     until(lambda: box.folder.exists)
-    shutil.rmtree(box.folder.path)
+
+    def removed() -> bool:
+        """A supervisor that still lives may write while the folder is being emptied."""
+        shutil.rmtree(box.folder.path, ignore_errors=True)
+        return not box.folder.path.exists()
+
+    until(removed)
     box.left_with(0)
     until(lambda: not list(supervision(box.folder.path)))
     assert not box.folder.exists
@@ -234,3 +241,21 @@ def test_a_function_that_cannot_start_answers_with_the_reason_until_it_can(
             return False
 
     until(answers)
+
+
+def test_a_shard_that_took_over_from_another_answers_with_the_reason_too(
+    box: Box, tmp_path: Path
+) -> None:
+    """Its predecessor's replicas, by whose number it starts, are no orphans that still serve."""
+    failing = tmp_path / "failing"
+    box.deploy(release("one"))
+    second = release("two")
+    hot = function("sparse", "hot-0", "b2", TOY_FAIL_FILE=str(failing))
+    box.deploy(second.model_copy(update={"functions": (hot, *second.functions[1:])}))
+    facts = box.function("hot-0")
+    failing.write_text("a file is damaged")
+    os.kill(facts["replicas"][0]["pid"], signal.SIGKILL)
+    with pytest.raises(HTTPError, match="503") as failed:
+        urlopen(f"http://127.0.0.1:{facts['port']}/infer", b"{}", timeout=WAIT_S)
+    with failed.value as answer:
+        assert "a file is damaged" in json.loads(answer.read())["error"]
