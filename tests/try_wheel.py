@@ -56,7 +56,7 @@ def main(wheel: Path) -> None:
         for words in STAGES:
             run(folder, "v/bin/erless", *words.split())
         result = json.loads((folder / "result" / "result.json").read_text(encoding="utf-8"))
-        assert result["answered"] > 100 and result["failed"] == 0, result
+        assert result["answered"] > 100 and not result["failures"], result
         print(f"{wheel.name}: {len(verbs)} verbs, {len(files)} files, all tried")
 
 
