@@ -5,6 +5,9 @@ model/
   tables/<name>.safetensors    one tensor `rows`, (rows, dim) float32
   tower.safetensors            built-in tower: bottom.I.weight/bias, top.I.weight/bias
   tower.pt2                    or a `torch.export` archive
+  front.pt2                    of a graph that computes before its lookups, likewise
+  request_front.pt2            likewise, of what comes once per request
+  vocabulary/<feature>.…       of features whose ids a vocabulary turns into rows
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pydantic import model_validator
 from erless.errors import ArtifactError
 from erless.progress import Progress
 from erless.specs.artifact import Artifact, FileEntry
+from erless.specs.features import VocabularyIds
 from erless.specs.model import ModelSpec, TableSpec
 from erless.storage.atomic import os_errors, path_inside
 from erless.storage.digests import digest_file
@@ -31,10 +35,13 @@ class BundleManifest(Artifact):
     """A model and the files that hold it: one file per table, in the model's order."""
 
     KIND: ClassVar[str] = "erless model bundle"
+    SCHEMA_VERSION: ClassVar[int] = 2  # 2: features, graphs, vocabularies
 
     model: ModelSpec
     tables: tuple[FileEntry, ...]
     tower: FileEntry
+    front: FileEntry | None = None
+    request_front: FileEntry | None = None
 
     @model_validator(mode="after")
     def _one_file_per_table(self) -> Self:
@@ -45,6 +52,13 @@ class BundleManifest(Artifact):
         for table, entry in zip(self.model.tables, self.tables, strict=True):
             if entry.path != f"tables/{table.name}.safetensors":
                 raise ValueError(f"table {table.name} cannot lie in {entry.path}")
+        tower = self.model.tower
+        for name, file, gives in (
+            ("front", self.front, getattr(tower, "front_gives", ())),
+            ("request front", self.request_front, getattr(tower, "request_front_gives", ())),
+        ):
+            if bool(gives) != (file is not None):
+                raise ValueError(f"the model's {name} and its file do not go together")
         return self
 
     @classmethod
@@ -69,7 +83,10 @@ class BundleManifest(Artifact):
 
     def files(self) -> tuple[FileEntry, ...]:
         """All files but the manifest."""
-        return (*self.tables, self.tower)
+        rules = [feature.rule for feature in self.model.features]
+        vocabularies = [rule.file for rule in rules if isinstance(rule, VocabularyIds)]
+        fronts = [file for file in (self.front, self.request_front) if file]
+        return (*self.tables, self.tower, *fronts, *vocabularies)
 
     def table_file(self, folder: Path, table: TableSpec) -> Path:
         """The file of `table`, for a bundle at `folder`."""

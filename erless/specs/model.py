@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from erless.specs.artifact import Frozen
+from erless.specs.features import NAME, FeatureSpec, NamedTensor, Pooling
 
 __all__ = [
     "DlrmTower",
     "ExportedTower",
+    "FeatureSpec",
+    "GraphTower",
     "Interaction",
     "ModelSpec",
+    "NamedTensor",
     "Pooling",
     "TableSpec",
     "TowerSpec",
 ]
 
-NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$"  # of models and tables: in URLs and file names
 ROW_ELEMENT_BYTES = 4  # a bundle's rows are fp32; lower precisions are a plan's choice
-
-
-class Pooling(StrEnum):
-    """How the rows of one bag become one vector. An empty bag is the zero vector under each."""
-
-    SUM = "sum"
-    MEAN = "mean"
-    MAX = "max"
-    WEIGHTED_SUM = "weighted_sum"
 
 
 class Interaction(StrEnum):
@@ -47,12 +42,22 @@ class Interaction(StrEnum):
 
 
 class TableSpec(Frozen):
-    """One embedding table: `rows` × `dim` fp32."""
+    """One embedding table: `rows` × `dim` fp32.
+
+    `pooling` is what a shard computes of its rows; of a table that features share, it is what
+    serves all of them.
+    """
 
     name: str = Field(pattern=NAME)
     rows: int = Field(gt=0)
     dim: int = Field(gt=0)
     pooling: Pooling = Pooling.SUM
+
+    @model_validator(mode="after")
+    def _pools(self) -> Self:
+        if self.pooling is Pooling.NONE:
+            raise ValueError(f"table {self.name}: a feature may pool nothing, a table may not")
+        return self
 
     @property
     def row_bytes(self) -> int:
@@ -91,29 +96,115 @@ class ExportedTower(Frozen):
     batch_max: int | None = Field(default=None, ge=1)
 
 
-TowerSpec = Annotated[DlrmTower | ExportedTower, Field(discriminator="kind")]
+class GraphTower(Frozen):
+    """A model of any architecture, cut at its lookups into two `torch.export` archives.
+
+    Values have names: the model's inputs, the results of its front, the vectors of its features.
+    The *front* takes the inputs named in `front_takes`, and gives `front_gives`; without an archive
+    there is nothing to compute before the lookups. The *request front* is the same for what comes
+    once per request. The tower takes `takes` and gives the model's outputs, in their order. A
+    feature's vectors are (bags, dim), or of its ids' shape and dim where nothing is pooled; those
+    of a feature that comes once per request are repeated for each sample before the tower.
+    """
+
+    kind: Literal["graph"] = "graph"
+    takes: tuple[str, ...] = Field(min_length=1)
+    front_takes: tuple[str, ...] = ()
+    front_gives: tuple[str, ...] = ()
+    request_front_takes: tuple[str, ...] = ()
+    request_front_gives: tuple[str, ...] = ()
+    batch_min: int = Field(default=1, ge=1)
+    batch_max: int | None = Field(default=None, ge=1)
+
+
+TowerSpec = Annotated[DlrmTower | ExportedTower | GraphTower, Field(discriminator="kind")]
+
+
+_LATER = ("features", "inputs", "outputs")  # left out where they say nothing: digests stay
 
 
 class ModelSpec(Frozen):
-    """Tables in the order of a query's KeyedJaggedTensor, dense features F, tower."""
+    """Tables, features in the order of a query's KeyedJaggedTensor, dense features F, tower.
+
+    Where `features` is empty, each table has one feature of its name. A graph's inputs and outputs
+    are its own; other models take the KeyedJaggedTensor form and give `prediction`.
+    """
 
     name: str = Field("model", pattern=NAME, description="part of URLs")
     dense_features: int = Field(ge=0)
     tables: tuple[TableSpec, ...] = Field(min_length=1)
     tower: TowerSpec
+    features: tuple[FeatureSpec, ...] = ()
+    inputs: tuple[NamedTensor, ...] = ()
+    outputs: tuple[NamedTensor, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out what a plain DLRM does not have, so that its digests stay what they were."""
+        fields = dump(self)
+        return {key: value for key, value in fields.items() if value or key not in _LATER}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        names = [table.name for table in self.tables]
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"table {twice} is listed twice")
+        _refuse_twice("table", [table.name for table in self.tables])
+        self._check_features()
+        if isinstance(self.tower, GraphTower):
+            self._check_graph(self.tower)
+        elif self.inputs or self.outputs:
+            raise ValueError(f"a {self.tower.kind} model has no inputs and outputs of its own")
         if isinstance(self.tower, DlrmTower):
             if self.tower.top_mlp[-1] != 1:
                 raise ValueError(f"the top MLP ends in {self.tower.top_mlp[-1]} outputs, not 1")
             if self.tower.interaction is not Interaction.CAT:
                 self._check_dot(self.tower)
         return self
+
+    def _check_features(self) -> None:
+        """Each feature has a table that can serve it, and each table a feature."""
+        _refuse_twice("feature", [feature.name for feature in self.features])
+        tables = {table.name: table for table in self.tables}
+        for feature in self.features:
+            table = tables.get(feature.table)
+            if table is None:
+                raise ValueError(f"feature {feature.name}: there is no table {feature.table}")
+            if not _serves(table.pooling, feature.pooling):
+                raise ValueError(
+                    f"feature {feature.name} pools by {feature.pooling.value}, "
+                    f"table {table.name} by {table.pooling.value}"
+                )
+            rows = getattr(feature.rule, "rows", 0)
+            row = feature.unknown if isinstance(feature.unknown, int) else 0
+            if max(rows, row + 1) > table.rows:
+                raise ValueError(
+                    f"feature {feature.name}: row {max(rows - 1, row):,} is not one of table "
+                    f"{table.name}, which has {table.rows:,}"
+                )
+        unused = set(tables) - {feature.table for feature in self.features}
+        if self.features and unused:
+            raise ValueError(f"no feature reads table {min(unused)}")
+
+    def _check_graph(self, tower: GraphTower) -> None:
+        """Every value that the graph takes is given by somebody, once."""
+        if not self.features or not self.inputs or not self.outputs:
+            raise ValueError("a graph has features, inputs and outputs")
+        names = [tensor.name for tensor in self.inputs]
+        names += [*tower.front_gives, *tower.request_front_gives]
+        _refuse_twice("output", [tensor.name for tensor in self.outputs])
+        _refuse_twice("value", names + [feature.name for feature in self.features])
+        for feature in self.features:
+            if feature.ids is None:
+                raise ValueError(f"feature {feature.name} names no ids")
+            for name in filter(None, (feature.ids, feature.offsets, feature.weights)):
+                if name not in names:
+                    raise ValueError(f"feature {feature.name}: nothing gives {name}")
+        inputs = {tensor.name for tensor in self.inputs}
+        for name in (*tower.front_takes, *tower.request_front_takes):
+            if name not in inputs:
+                raise ValueError(f"the front takes {name}, which is no input")
+        known = {*names, *(feature.name for feature in self.features)}
+        for name in tower.takes:
+            if name not in known:
+                raise ValueError(f"the tower takes {name}, which nothing gives")
 
     def _check_dot(self, tower: DlrmTower) -> None:
         for table in self.tables:
@@ -133,6 +224,19 @@ class ModelSpec(Frozen):
         """Whether queries must carry one weight per id."""
         return any(table.pooling is Pooling.WEIGHTED_SUM for table in self.tables)
 
+    @property
+    def lookups(self) -> tuple[FeatureSpec, ...]:
+        """The features; where none are named, one per table."""
+        return self.features or tuple(
+            FeatureSpec(name=table.name, table=table.name, pooling=table.pooling)
+            for table in self.tables
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether each table has one pooled feature of its name with exact ids, and no more."""
+        return not self.features
+
     def largest_batch(self, most: int) -> int:
         """The most samples of one query, `most` being the server's own limit."""
         if isinstance(self.tower, DlrmTower):
@@ -149,3 +253,23 @@ class ModelSpec(Frozen):
             if table.name == name:
                 return table
         raise KeyError(name)
+
+
+def _refuse_twice(what: str, names: list[str]) -> None:
+    """Raise ValueError where a name stands twice."""
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{what} {twice} is listed twice")
+
+
+def _serves(table: Pooling, feature: Pooling) -> bool:
+    """Whether a shard that pools by `table` can answer for a feature that pools by `feature`.
+
+    Sums serve means, which the gateway divides, and single rows; so do weighted sums, with weights
+    of 1. Maxima serve single rows.
+    """
+    if table is Pooling.MAX:
+        return feature in (Pooling.MAX, Pooling.NONE)
+    if table is Pooling.WEIGHTED_SUM:
+        return feature is not Pooling.MAX
+    return feature in (Pooling.SUM, Pooling.MEAN, Pooling.NONE)

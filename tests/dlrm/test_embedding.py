@@ -14,6 +14,7 @@ from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice, default
 from erless.dlrm.rows import RowIndex
 from erless.errors import ArtifactError, QueryError
 from erless.pack.quantize import decode, encode
+from erless.specs.features import POOLED
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision
 
@@ -65,7 +66,7 @@ def shards(draw: st.DrawFn) -> DrawnShard:
             f"t{i}",
             draw(st.integers(1, 400)),
             draw(DIMS),
-            draw(st.sampled_from(list(Pooling))),
+            draw(st.sampled_from(POOLED)),
             precision,
             seed + i,
         )

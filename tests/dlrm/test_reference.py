@@ -18,6 +18,7 @@ from erless.dlrm.reference import Monolith
 from erless.dlrm.tower import load_tower
 from erless.errors import ArtifactError, QueryError
 from erless.specs.bundle import BundleManifest
+from erless.specs.features import POOLED
 from erless.specs.model import DlrmTower, Interaction, ModelSpec, Pooling, TableSpec
 from tests.bundles import write_bundle
 from tests.conftest import Cli
@@ -101,7 +102,7 @@ def models(draw: st.DrawFn) -> ModelSpec:
                 name=f"t{i}",
                 rows=draw(st.integers(1, 30)),
                 dim=dim,
-                pooling=draw(st.sampled_from(list(Pooling))),
+                pooling=draw(st.sampled_from(POOLED)),
             )
             for i, dim in enumerate(dims)
         ),
@@ -163,7 +164,7 @@ def small(tmp_path: Path) -> Small:
         dense_features=2,
         tables=tuple(
             TableSpec(name=n, rows=9, dim=4, pooling=p)
-            for n, p in zip("abcd", Pooling, strict=True)
+            for n, p in zip("abcd", POOLED, strict=True)
         ),
         tower=DlrmTower(bottom_mlp=(4,), top_mlp=(3, 1)),
     )

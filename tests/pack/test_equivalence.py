@@ -15,7 +15,8 @@ from erless.dlrm.reference import Monolith
 from erless.pack.packer import Packer
 from erless.pack.quantize import decode, encode
 from erless.serve.files import Source
-from erless.specs.model import DlrmTower, Interaction, ModelSpec, Pooling, TableSpec
+from erless.specs.features import POOLED
+from erless.specs.model import DlrmTower, Interaction, ModelSpec, TableSpec
 from erless.specs.plan import Plan, Precision, RankRange, ShardPlan, Tier
 from erless.specs.profile import MANIFEST, Profile
 from erless.storage.stores import open_store
@@ -34,7 +35,7 @@ def models(draw: st.DrawFn) -> ModelSpec:
                 name=f"t{i}",
                 rows=draw(st.one_of(st.integers(1, 40), st.integers(41, 700))),
                 dim=dim,
-                pooling=draw(st.sampled_from(list(Pooling))),
+                pooling=draw(st.sampled_from(POOLED)),
             )
             for i, dim in enumerate(dims)
         ),

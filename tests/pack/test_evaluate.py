@@ -16,7 +16,8 @@ from erless.errors import QueryError
 from erless.pack.evaluate import AS_PLANNED, evaluate
 from erless.pack.inputs import PackInputs
 from erless.serve.files import Source, open_tower
-from erless.specs.model import DlrmTower, ModelSpec, Pooling, TableSpec
+from erless.specs.features import POOLED
+from erless.specs.model import DlrmTower, ModelSpec, TableSpec
 from erless.specs.plan import Precision
 from tests.conftest import Cli
 from tests.releases import TIERS, Made, make_release, random_query
@@ -36,7 +37,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
     model = ModelSpec(
         dense_features=3,
         tables=tuple(
-            TableSpec(name=pooling.value, rows=2000, dim=16, pooling=pooling) for pooling in Pooling
+            TableSpec(name=pooling.value, rows=2000, dim=16, pooling=pooling) for pooling in POOLED
         ),
         tower=DlrmTower(bottom_mlp=(8, 16), top_mlp=(8, 1)),
     )

@@ -44,7 +44,7 @@ def test_same_content_same_digest(bundle: Path, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"kind": "recipe"}, "not a erless model bundle"),
-        ({"schema_version": 99}, "schema 99; this erless reads up to 1"),
+        ({"schema_version": 99}, "schema 99; this erless reads up to 2"),
         ({"model": {}}, "altered: its content does not match its digest"),
     ],
 )
