@@ -117,7 +117,7 @@ def test_pool_is_the_sum_or_maximum_of_its_rows(drawn: DrawnShard) -> None:
 def test_partials_add_up_in_any_order(packed: bool, half: bool) -> None:
     tables = [
         TableSpec(name=f"t{i}", rows=10, dim=dim, pooling=pooling)
-        for i, (dim, pooling) in enumerate(zip([3, 8, 8, 17], Pooling, strict=True))
+        for i, (dim, pooling) in enumerate(zip([3, 8, 8, 17], POOLED, strict=True))
     ]
     holdings = [[0, 1, 3], [0, 2, 3], [1, 2]]
     generator = np.random.default_rng(0)
