@@ -163,8 +163,7 @@ def small(tmp_path: Path) -> Small:
     model = ModelSpec(
         dense_features=2,
         tables=tuple(
-            TableSpec(name=n, rows=9, dim=4, pooling=p)
-            for n, p in zip("abcd", POOLED, strict=True)
+            TableSpec(name=n, rows=9, dim=4, pooling=p) for n, p in zip("abcd", POOLED, strict=True)
         ),
         tower=DlrmTower(bottom_mlp=(4,), top_mlp=(3, 1)),
     )
