@@ -6,6 +6,7 @@ wrappers of torch (DistributedDataParallel, torch.compile) leave words in the na
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,7 +68,9 @@ class Checkpoint(NamedTuple):
 
     Args:
         tensors: in the order of the file.
-        ordered: whether that order is the model's. Containers like safetensors sort by name.
+        ordered: whether that order is the model's: an `OrderedDict`, which `state_dict()` returns.
+            safetensors sorts by name, and a plain dictionary may be merged from shards: a
+            distributed checkpoint lists what each trainer held, one after another.
     """
 
     tensors: dict[str, Tensor]
@@ -86,12 +89,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
             tensors of which it is not clear whether they belong to the model.
         ArtifactError: there is no such file.
     """
-    document, ordered = _read(path)
+    document = _read(path)
     state = _unwrap(path, document)
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors")
     plain = {_without_wrappers(name): tensor for name, tensor in tensors.items()}
+    ordered = isinstance(state, OrderedDict)
     return Checkpoint(plain if len(plain) == len(tensors) else tensors, ordered)
 
 
@@ -126,8 +130,8 @@ def _without_wrappers(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def _read(path: Path) -> tuple[Mapping[Any, Any], bool]:
-    """The document at `path`, and whether its order is the model's."""
+def _read(path: Path) -> Mapping[Any, Any]:
+    """The document at `path`."""
     with os_errors(path, "read"):
         if path.is_dir():
             raise CheckpointError(
@@ -143,13 +147,13 @@ def _read(path: Path) -> tuple[Mapping[Any, Any], bool]:
         if head.startswith(magic):
             raise CheckpointError(f"{path}: is compressed ({name}); decompress it first")
     if _is_safetensors(path, head, size):
-        return _read_safetensors(path), False
+        return _read_safetensors(path)
     if not head.startswith((b"PK\x03\x04", b"\x80")):
         raise CheckpointError(f"{path}: truncated or not a checkpoint ({size:,} bytes)")
     document = read_torch_file(path, data)
     if not isinstance(document, Mapping):
         raise CheckpointError(f"{path}: holds a {type(document).__name__}, not a state dict")
-    return document, True
+    return document
 
 
 def _is_safetensors(path: Path, head: bytes, size: int) -> bool:

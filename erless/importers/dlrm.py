@@ -39,11 +39,16 @@ Stack = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """A checkpoint sorted out: tables by name in order, linear layers by name in order."""
+    """A checkpoint sorted out: tables by name in order, linear layers by name in order.
+
+    Args:
+        interactions: those that models of its library have.
+    """
 
     tables: dict[str, Tensor]
     bottom: list[str]
     top: list[str]
+    interactions: tuple[Interaction, ...]
 
 
 def import_dlrm(
@@ -73,6 +78,7 @@ def import_dlrm(
         {name: tensors[tensor] for name, tensor in tables.items()},
         _layers(tensors, "bot_l"),
         _layers(tensors, "top_l"),
+        (Interaction.DOT, Interaction.DOT_ITSELF, Interaction.CAT),
     )
     _refuse_unused(checkpoint, tensors, [*tables.values()], parts)
     options = replace(options, poolings=options.poolings.otherwise(Pooling.SUM))
@@ -89,13 +95,13 @@ def import_torchrec(
 ) -> BundleManifest:
     """Import the state dict of torchrec's DLRM: `EmbeddingBagCollection`, dense and over arch.
 
-    Tables keep the order of a state dict that `torch.save` wrote, which is the order of the
-    collection's features; safetensors keeps none, so the options must say it. So they must say
-    how tables pool.
+    A state dict that `torch.save` wrote keeps the order of the collection's features. safetensors
+    and merged distributed checkpoints keep none, so the options must say it. So they must say how
+    tables pool.
 
     Args:
-        interaction: None takes `DOT_UPPER` (torchrec's `InteractionArch`) where the over arch's
-            width agrees.
+        interaction: None takes `DOT_UPPER` (torchrec's `InteractionArch`), with which the over
+            arch's width must agree.
         sigmoid: torchrec's model gives logits; True makes the prediction their sigmoid.
 
     Raises:
@@ -123,10 +129,10 @@ def import_torchrec(
     top = _layers(tensors, r"(?:.*\.)?over_arch\.model\.0\._mlp", r"\._linear")
     top += _layers(tensors, r"(?:.*\.)?over_arch\.model", "", only=1)
     by_name = {name: tensors[tensor] for tensor, name in tables.items()}
-    parts = _Parts({name: by_name[name] for name in order}, bottom, top)
+    in_order = {name: by_name[name] for name in order}
+    parts = _Parts(in_order, bottom, top, (Interaction.DOT_UPPER,))
     _refuse_unused(checkpoint, tensors, list(tables), parts)
-    kind = interaction or _torchrec_interaction(tensors, parts)
-    return _import(tensors, parts, target, kind, sigmoid, options)
+    return _import(tensors, parts, target, interaction, sigmoid, options)
 
 
 def _refuse_unused(
@@ -173,47 +179,40 @@ def _layers(
     return [layer for number, layer in numbered if only in (None, number)]
 
 
-def _widths(dim: int, tables: int) -> dict[Interaction, int]:
-    """The top MLP's input width under each interaction."""
-    vectors = tables + 1
-    return {
-        Interaction.DOT: dim + vectors * (vectors - 1) // 2,
-        Interaction.DOT_ITSELF: dim + vectors * (vectors + 1) // 2,
-        Interaction.CAT: dim * vectors,
-    }
+def _widths(dim: int, table_dims: list[int]) -> dict[Interaction, int]:
+    """The top MLP's input width under each interaction that takes tables of these dims."""
+    vectors = len(table_dims) + 1
+    widths = {Interaction.CAT: dim + sum(table_dims)}
+    if all(table_dim == dim for table_dim in table_dims):
+        below = vectors * (vectors - 1) // 2
+        widths[Interaction.DOT] = widths[Interaction.DOT_UPPER] = dim + below
+        widths[Interaction.DOT_ITSELF] = dim + below + vectors
+    return widths
 
 
-def _derive_interaction(dim: int, table_dims: list[int], width: int) -> Interaction:
-    """The interaction that gives the top MLP `width` inputs.
+def _derive_interaction(
+    dim: int, table_dims: list[int], width: int, kinds: tuple[Interaction, ...]
+) -> Interaction:
+    """The interaction, one of `kinds`, that gives the top MLP `width` inputs.
 
     T tables with `dot_itself` give the width of T + 1 tables with `dot`, so the rare former is
     never assumed: it would hide a missing table.
     """
-    if any(table_dim != dim for table_dim in table_dims):
-        expected = {Interaction.CAT: dim + sum(table_dims)}
-    else:
-        expected = _widths(dim, len(table_dims))
+    widths = _widths(dim, table_dims)
+    expected = {kind: widths[kind] for kind in kinds if kind in widths}
     fits = [kind for kind, inputs in expected.items() if inputs == width]
     if len(fits) == 1 and fits[0] is not Interaction.DOT_ITSELF:
         return fits[0]
     if len(fits) > 1:
-        kinds = " and ".join(fits)
-        raise CheckpointError(f"a top MLP of {width} inputs fits {kinds}: name the interaction")
-    others = {kind: inputs for kind, inputs in expected.items() if kind not in fits}
-    widths = ", ".join(f"{inputs} ({kind})" for kind, inputs in others.items())
+        raise CheckpointError(
+            f"a top MLP of {width} inputs fits {' and '.join(fits)}: name the interaction"
+        )
+    others = [f"{inputs} ({kind})" for kind, inputs in expected.items() if kind not in fits]
+    given = ", ".join(others) or f"none, their dims being {', '.join(map(str, table_dims))}"
     raise CheckpointError(
         f"the top MLP takes {width} inputs; {len(table_dims)} tables and a bottom MLP of {dim} "
-        f"outputs give {widths}: a table is missing, shared by several features, or of a wrong dim"
+        f"outputs give {given}: a table is missing, shared by several features, or of a wrong dim"
     )
-
-
-def _torchrec_interaction(tensors: Mapping[str, Tensor], parts: _Parts) -> Interaction | None:
-    if not parts.bottom or not parts.top:
-        return None
-    dim = len(tensors[f"{parts.bottom[-1]}.weight"])
-    width = tensors[f"{parts.top[0]}.weight"].shape[1]
-    same = width == _widths(dim, len(parts.tables))[Interaction.DOT]
-    return Interaction.DOT_UPPER if same else None
 
 
 def _import(
@@ -233,7 +232,9 @@ def _import(
         for name, rows in parts.tables.items()
     ]
     width = top[0][0].shape[1]
-    kind = interaction or _derive_interaction(bottom_sizes[-1], [t.dim for t in tables], width)
+    kind = interaction or _derive_interaction(
+        bottom_sizes[-1], [table.dim for table in tables], width, parts.interactions
+    )
     tower = DlrmTower(bottom_mlp=bottom_sizes, top_mlp=top_sizes, interaction=kind, sigmoid=sigmoid)
     model = make_model(bottom[0][0].shape[1], tables, tower, top_mlp_inputs=width)
     named = {

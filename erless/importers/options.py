@@ -52,7 +52,7 @@ def order_tables(
     if wanted is None:
         if len(names) > 1 and not ordered:
             raise OptionError(
-                f"{where} does not keep the order of its tables: it is not given which of "
+                f"{where} does not tell the order of its tables: it is not given which of "
                 f"{', '.join(names)} comes first in the model"
             )
         return list(names)

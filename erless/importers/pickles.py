@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -224,7 +225,9 @@ class _Machine:
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
             raise TypeError("what is called is no function")
         if function.path.startswith("collections."):
-            self._stack.append(self._mapping(arguments))
+            entries = self._mapping(arguments)
+            ordered = function.path.endswith(".OrderedDict")
+            self._stack.append(OrderedDict(entries) if ordered else entries)
         else:
             self._stack.append(Call(function.path, arguments))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,14 +176,16 @@ class _Rebuilder:
 
     def __init__(self, path: Path, find: Callable[[_Storage], NDArray[np.uint8]]) -> None:
         self._path, self._find = path, find
-        self._storages: dict[str, Tensor] = {}
+        self._storages: dict[str, tuple[_Storage, Tensor]] = {}
         self._built: dict[int, dict[Any, Any]] = {}
 
     def value(self, value: Any, name: str = "", depth: int = 0) -> Any:
         """`value` with its tensors built, down to a few levels of dictionaries."""
+        built: dict[Any, Any]
         if isinstance(value, dict) and depth < MAX_DEPTH:
             if id(value) not in self._built:  # a pickle may name one dictionary many times
-                built = self._built[id(value)] = {}
+                built = OrderedDict() if isinstance(value, OrderedDict) else {}
+                self._built[id(value)] = built
                 for key, item in value.items():
                     built[key] = self.value(item, f"{name}.{key}" if name else str(key), depth + 1)
             return self._built[id(value)]
@@ -225,8 +228,15 @@ class _Rebuilder:
         if storage.key not in self._storages:
             view = self._find(storage)
             array = np.asarray(view) if view.ctypes.data % 16 == 0 else np.array(view)
-            self._storages[storage.key] = torch.from_numpy(array)
-        return self._storages[storage.key].view(storage.dtype)
+            elements = torch.from_numpy(array).view(storage.dtype)
+            self._storages[storage.key] = storage, elements
+        first, elements = self._storages[storage.key]
+        if storage != first:
+            raise CheckpointError(
+                f"{self._path}: storage {storage.key} is {first.elements:,} of {first.dtype} for "
+                f"one tensor and {storage.elements:,} of {storage.dtype} for another"
+            )
+        return elements
 
 
 def _plain(call: Call) -> Call:
@@ -242,7 +252,7 @@ def _plain(call: Call) -> Call:
 def _whole(numbers: Any) -> bool:
     """Whether `numbers` are integers from 0 to 2^62."""
     return isinstance(numbers, tuple | list) and all(
-        isinstance(number, int) and 0 <= number < 2**62 for number in numbers
+        type(number) is int and 0 <= number < 2**62 for number in numbers
     )
 
 

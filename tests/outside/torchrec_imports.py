@@ -1,0 +1,133 @@
+"""Compare imports with the real torchrec, which lives in an environment of its own.
+
+    python3 -m venv torchrec
+    torchrec/bin/pip install numpy torch torchrec fbgemm-gpu-cpu    # releases that fit together
+    python -m tests.outside.torchrec_imports torchrec/bin/python
+
+The models of `torchrec_models.py` are made and saved by torchrec and imported by erless. A bundle
+must predict as torchrec did, to 1e-5 relative; what it cannot repeat must be refused by name, and
+so must what a checkpoint does not tell and nobody said. The exit code is 1 where one is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from erless.errors import ErlessError
+from erless.importers.dlrm import import_torchrec
+from erless.importers.options import ImportOptions
+from erless.importers.poolings import Poolings
+
+MODELS = Path(__file__).with_name("torchrec_models.py")
+ORDER = ("zebra", "ant", "mole")
+SORTED = tuple(sorted(ORDER))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One import.
+
+    Args:
+        checkpoint: what is imported; a name that ends in `.safetensors` is made of the `.pt`.
+        model: whose predictions must come out.
+        poolings: as on the command line.
+        tables: their order; None leaves it to the checkpoint.
+        refusal: words of the error; None where the bundle must predict as torchrec does.
+        checked: whether the predictions are given to the importer (`--check`).
+    """
+
+    checkpoint: str
+    model: str
+    poolings: tuple[str, ...] = ("sum",)
+    tables: Sequence[str] | None = None
+    refusal: str | None = None
+    checked: bool = True
+
+
+NO_ORDER = "does not tell the order"
+OTHER_MODEL = "The bundle is not the same model"
+CASES = (
+    Case("sum.pt", "sum"),
+    Case("train.pt", "sum"),
+    Case("script.pt", "sum"),
+    Case("mean.pt", "mean", ("mean",)),
+    Case("mixed.pt", "mixed", ("sum", "ant=mean")),
+    Case("weighted.pt", "weighted", ("weighted_sum",)),
+    Case("sum.safetensors", "sum", tables=ORDER),
+    Case("merged.pt", "sum", tables=ORDER),
+    Case("sum.safetensors", "sum", refusal=NO_ORDER, checked=False),
+    Case("merged.pt", "sum", refusal=NO_ORDER, checked=False),
+    Case("sum.pt", "sum", (), refusal="pooling of table zebra is not given", checked=False),
+    Case("shared.pt", "shared", refusal="shared by several features", checked=False),
+    Case("unused.pt", "sum", refusal="feature_processor.of_ant.weight", checked=False),
+    Case("projection.pt", "projection", refusal="inter_arch.interaction_branch1", checked=False),
+    Case("crossing.pt", "crossing", refusal="inter_arch.crossnet", checked=False),
+    Case("distributed", "sum", refusal="is a folder", checked=False),
+    Case("mean.pt", "mean", ("sum",), refusal=OTHER_MODEL),
+    Case("sum.safetensors", "sum", tables=SORTED, refusal=OTHER_MODEL),
+)
+
+
+def write_samples(folder: Path, model: str) -> Path:
+    """The query file of a model, with torchrec's predictions beside it."""
+    with np.load(folder / f"{model}.npz", allow_pickle=False) as arrays:
+        tensors = {name: arrays[name] for name in arrays.files if name != "tables"}
+        tables = [str(name) for name in arrays["tables"]]
+    path = folder / f"{model}.queries"
+    batch = str(len(tensors["dense"]))
+    metadata = {"tables": json.dumps(tables), "batch": batch}
+    safetensors.numpy.save_file(tensors, path, metadata=metadata)
+    return path
+
+
+def fault(folder: Path, number: int, case: Case) -> str:
+    """What is wrong with one import; empty where nothing is."""
+    checkpoint = folder / case.checkpoint
+    if checkpoint.suffix == ".safetensors":
+        state = torch.load(checkpoint.with_suffix(".pt"), weights_only=True)
+        safetensors.torch.save_file(dict(state), checkpoint)
+    options = ImportOptions(
+        Poolings.parse(case.poolings),
+        tables=case.tables,
+        samples=write_samples(folder, case.model) if case.checked else None,
+    )
+    try:
+        import_torchrec(checkpoint, folder / f"bundle{number}", options)
+    except ErlessError as error:
+        expected = case.refusal is not None and case.refusal in str(error)
+        return "" if expected else f"refused: {error}"
+    return "" if case.refusal is None else f"imported, though {case.refusal!r} was expected"
+
+
+def main() -> int:
+    """Make the models, import each, print a line for each."""
+    parser = argparse.ArgumentParser(description="Compare imports with the real torchrec.")
+    parser.add_argument("python", type=Path, help="an interpreter that imports torchrec")
+    options = parser.parse_args()
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="erless-torchrec-") as name:
+        folder = Path(name)
+        subprocess.run([options.python, "-W", "ignore", MODELS, folder], check=True)
+        for number, case in enumerate(CASES):
+            found = fault(folder, number, case)
+            failed = failed or bool(found)
+            asked = f"{case.checkpoint} {' '.join(case.poolings)} {','.join(case.tables or ())}"
+            outcome = found or ("refused as it must be" if case.refusal else "predicts the same")
+            print(f"{asked:36} {outcome}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
