@@ -25,10 +25,12 @@ def builtin_spec(model: ModelSpec) -> DlrmTower:
 def interaction_pairs(interaction: Interaction, vectors: int) -> NDArray[np.int64] | None:
     """Which products of the flattened (vectors × vectors) matrix enter the top MLP, in order.
 
+    None where the vectors enter as they are, appended to each other, or through a cross net.
+
     >>> interaction_pairs(Interaction.DOT, 3).tolist()
     [3, 6, 7]
     """
-    if interaction is Interaction.CAT:
+    if interaction in (Interaction.CAT, Interaction.DCN):
         return None
     if interaction is Interaction.DOT_UPPER:
         rows, columns = np.triu_indices(vectors, 1)
@@ -41,27 +43,38 @@ def top_inputs(model: ModelSpec) -> int:
     """Width of the top MLP's input under the built-in tower's interaction."""
     tower = builtin_spec(model)
     x = tower.bottom_mlp[-1]
-    pairs = interaction_pairs(tower.interaction, len(model.tables) + 1)
-    return x + (sum(table.dim for table in model.tables) if pairs is None else len(pairs))
+    pairs = interaction_pairs(tower.interaction, len(model.feature_dims) + 1)
+    return x + (sum(model.feature_dims) if pairs is None else len(pairs))
 
 
 def tower_layers(model: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the built-in tower's tensors, in file order.
 
-    `bottom.I.weight` (out, in), `bottom.I.bias` (out,), then `top.I.…`.
+    `bottom.I.weight` (out, in), `bottom.I.bias` (out,), then `top.I.…`; between them those of a
+    cross net over n inputs: `cross.I.down.weight` (rank, n), `cross.I.up.weight` (n, rank) and
+    `cross.I.up.bias` (n,).
     """
     tower = builtin_spec(model)
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, inputs, sizes in (
-        ("bottom", model.dense_features, tower.bottom_mlp),
-        ("top", top_inputs(model), tower.top_mlp),
-    ):
-        width = inputs
-        for layer, size in enumerate(sizes):
-            shapes[f"{name}.{layer}.weight"] = (size, width)
-            shapes[f"{name}.{layer}.bias"] = (size,)
-            width = size
+    crossed = top_inputs(model)
+    _add_layers(shapes, "bottom", model.dense_features, tower.bottom_mlp)
+    layers, rank = (tower.cross.layers, tower.cross.rank) if tower.cross else (0, 0)
+    for layer in range(layers):
+        shapes[f"cross.{layer}.down.weight"] = (rank, crossed)
+        shapes[f"cross.{layer}.up.weight"] = (crossed, rank)
+        shapes[f"cross.{layer}.up.bias"] = (crossed,)
+    _add_layers(shapes, "top", crossed, tower.top_mlp)
     return shapes
+
+
+def _add_layers(
+    shapes: dict[str, tuple[int, ...]], name: str, width: int, sizes: tuple[int, ...]
+) -> None:
+    """Add the layers of an MLP with `width` inputs."""
+    for layer, size in enumerate(sizes):
+        shapes[f"{name}.{layer}.weight"] = (size, width)
+        shapes[f"{name}.{layer}.bias"] = (size,)
+        width = size
 
 
 def check_layers(model: ModelSpec, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -46,7 +46,7 @@ class NumpyTower:
     def __init__(self, model: ModelSpec, tensors: Mapping[str, Floats]) -> None:
         check_layers(model, {name: array.shape for name, array in tensors.items()})
         self.model, self.spec = model, builtin_spec(model)
-        self._dims = [table.dim for table in model.tables]
+        self._dims = list(model.feature_dims)
         self._vectors = len(self._dims) + 1
         self._pairs = interaction_pairs(self.spec.interaction, self._vectors)
 
@@ -58,6 +58,14 @@ class NumpyTower:
 
         self._bottom = layers("bottom", len(self.spec.bottom_mlp))
         self._top = layers("top", len(self.spec.top_mlp))
+        self._cross = [
+            (
+                np.ascontiguousarray(tensors[f"cross.{i}.down.weight"].T),
+                np.ascontiguousarray(tensors[f"cross.{i}.up.weight"].T),
+                tensors[f"cross.{i}.up.bias"],
+            )
+            for i in range(self.spec.cross.layers if self.spec.cross else 0)
+        ]
 
     @classmethod
     def load(cls, path: Path, model: ModelSpec) -> NumpyTower:
@@ -87,7 +95,13 @@ class NumpyTower:
             np.maximum(x, 0, out=x)
         batch = len(x)
         if self._pairs is None:
-            vectors = np.concatenate([x, flat_pooled(pooled, self._dims)], axis=1)
+            first = vectors = np.concatenate([x, flat_pooled(pooled, self._dims)], axis=1)
+            for down, up, bias in self._cross:
+                crossed = (vectors @ down) @ up
+                crossed += bias
+                crossed *= first
+                crossed += vectors
+                vectors = crossed
         else:
             width = x.shape[1]
             stacked = np.empty((batch, self._vectors, width), np.float32)

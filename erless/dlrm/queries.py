@@ -68,9 +68,12 @@ def check_query(query: Query, model: ModelSpec) -> None:
     Raises:
         QueryError: naming the table, sample and value that do not fit.
     """
-    tables, samples = len(model.tables), query.batch
-    if query.lengths.shape[0] != tables:
-        raise QueryError(f"lengths has {query.lengths.shape[0]} rows, the model {tables} tables")
+    tables, samples = model.feature_tables, query.batch
+    if query.lengths.shape[0] != len(tables):
+        what = "tables" if model.plain else "features"
+        raise QueryError(
+            f"lengths has {query.lengths.shape[0]} rows, the model {len(tables)} {what}"
+        )
     if query.dense.shape != (samples, model.dense_features):
         raise QueryError(
             f"dense has shape {query.dense.shape}, expected ({samples}, {model.dense_features})"
@@ -84,14 +87,14 @@ def check_query(query: Query, model: ModelSpec) -> None:
     if query.lengths.size and query.lengths.min() < 0:
         table, sample = (int(index) for index in np.argwhere(query.lengths < 0)[0])
         raise QueryError(
-            f"table {model.tables[table].name}, sample {sample}: "
+            f"table {tables[table].name}, sample {sample}: "
             f"length {query.lengths[table, sample]} is negative"
         )
     total = int(query.lengths.sum(dtype=np.int64))
     if total != len(query.values):
         raise QueryError(f"lengths sum to {total:,}, but values has {len(query.values):,} ids")
     if model.has_weights and query.weights is None:
-        weighted = next(table for table in model.tables if table.pooling == "weighted_sum")
+        weighted = next(table for table in tables if table.pooling == "weighted_sum")
         raise QueryError(f"table {weighted.name} pools by weighted sum: the query has no weights")
     if query.weights is not None and query.weights.shape != query.values.shape:
         raise QueryError(f"{len(query.weights):,} weights for {len(query.values):,} values")
@@ -100,7 +103,7 @@ def check_query(query: Query, model: ModelSpec) -> None:
             position = int(np.flatnonzero(~np.isfinite(query.weights))[0])
             value = query.weights[position]
             raise QueryError(f"weights[{position}] is {value}: not a finite number")
-        check_weights(model.tables, query.weights, query.lengths)
+        check_weights(tables, query.weights, query.lengths)
     _check_ids(query, model)
 
 
@@ -108,7 +111,7 @@ def _check_ids(query: Query, model: ModelSpec) -> None:
     """Every id must be a row of its table."""
     begin = 0
     per_table = query.lengths.sum(axis=1, dtype=np.int64)
-    for index, table in enumerate(model.tables):
+    for index, table in enumerate(model.feature_tables):
         end = begin + int(per_table[index])
         ids = query.values[begin:end]
         if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= table.rows):

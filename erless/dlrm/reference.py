@@ -40,9 +40,11 @@ class Monolith:
 
     def __init__(self, model: ModelSpec, tables: Sequence[Tensor], tower: Tower) -> None:
         self.model, self.tables, self.tower = model, list(tables), tower
+        self._features = model.feature_tables
+        by_name = {spec.name: table for spec, table in zip(model.tables, tables, strict=True)}
         self._plan = [
-            (table, _MODES[spec.pooling], spec.pooling is Pooling.WEIGHTED_SUM)
-            for table, spec in zip(self.tables, model.tables, strict=True)
+            (by_name[lookup.table], _MODES[spec.pooling], spec.pooling is Pooling.WEIGHTED_SUM)
+            for lookup, spec in zip(model.lookups, self._features, strict=True)
         ]
 
     @classmethod
@@ -92,19 +94,19 @@ class Monolith:
         return prediction
 
     def pool(self, query: Query) -> list[Tensor]:
-        """Pooled vectors, one (B, dim) float32 tensor per table.
+        """Pooled vectors, one (B, dim) float32 tensor per feature.
 
         Raises:
             QueryError: the query does not fit the model.
         """
         _check_shape(query, self.model)
-        offsets = np.zeros((len(self.tables), query.batch + 1), query.values.dtype)
+        offsets = np.zeros((len(self._plan), query.batch + 1), query.values.dtype)
         np.cumsum(query.lengths, axis=1, out=offsets[:, 1:])
         ends = np.cumsum(offsets[:, -1], dtype=np.int64).tolist()
         if (ends[-1] if ends else 0) != len(query.values) or (query.lengths < 0).any():
             check_query(query, self.model)
         if query.weights is not None:
-            check_weights(self.model.tables, query.weights, query.lengths)
+            check_weights(self._features, query.weights, query.lengths)
         values = torch.from_numpy(query.values)
         starts = torch.from_numpy(offsets)
         weights = None if query.weights is None else torch.from_numpy(query.weights)
@@ -136,7 +138,7 @@ def _slice(weights: Tensor | None, begin: int, end: int) -> Tensor | None:
 def _check_shape(query: Query, model: ModelSpec) -> None:
     """Check what costs nothing; `check_query` says what is wrong."""
     shapes: tuple[Any, Any] = (query.lengths.shape[0], query.dense.shape)
-    expected = (len(model.tables), (query.batch, model.dense_features))
+    expected = (len(model.lookups), (query.batch, model.dense_features))
     missing = model.has_weights and query.weights is None
     if shapes != expected or missing or not np.isfinite(query.dense).all():
         check_query(query, model)

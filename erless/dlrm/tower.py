@@ -1,8 +1,8 @@
 """The dense tower: bottom MLP, feature interaction, top MLP; or any exported architecture.
 
 A tower takes `dense` (B, F) and the pooled vectors, and gives B predictions. Pooled vectors come as
-tensors whose concatenation along dim 1 is (B, Σ dim) in table order: one per table (the monolith),
-or one for all (a gateway that combined partial sums in place).
+tensors whose concatenation along dim 1 is (B, Σ dim) in the features' order: one per feature (the
+monolith), or one for all (a gateway that combined partial sums in place).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 Layers = Sequence[tuple[Tensor, Tensor]]
+CrossLayers = Sequence[tuple[Tensor, Tensor, Tensor]]
 
 
 class Tower(ABC):
@@ -70,13 +71,17 @@ class BuiltinTower(Tower):
         model: a model whose tower is a `DlrmTower`.
         bottom: (weight (out, in), bias (out,)) per layer.
         top: likewise.
+        cross: (down (rank, n), up (n, rank), bias (n,)) per layer of a cross net.
     """
 
-    def __init__(self, model: ModelSpec, bottom: Layers, top: Layers) -> None:
+    def __init__(
+        self, model: ModelSpec, bottom: Layers, top: Layers, cross: CrossLayers = ()
+    ) -> None:
         self.model, self.spec = model, builtin_spec(model)
-        self.bottom, self.top = bottom, top
+        self.bottom, self.top, self.cross = bottom, top, cross
         device = top[0][0].device
-        pairs = interaction_pairs(self.spec.interaction, len(model.tables) + 1)
+        self._vectors = len(model.feature_dims) + 1
+        pairs = interaction_pairs(self.spec.interaction, self._vectors)
         self._pairs = None if pairs is None else torch.from_numpy(pairs).to(device)
 
     def __call__(self, dense: Tensor, pooled: Sequence[Tensor]) -> Tensor:
@@ -85,9 +90,11 @@ class BuiltinTower(Tower):
         x = dense.to(dtype)
         for weight, bias in self.bottom:
             x = F.linear(x, weight, bias).relu_()
-        vectors = torch.cat([x, *(vectors.to(dtype) for vectors in pooled)], dim=1)
+        first = vectors = torch.cat([x, *(vectors.to(dtype) for vectors in pooled)], dim=1)
+        for down, up, bias in self.cross:
+            vectors = first * F.linear(F.linear(vectors, down), up, bias) + vectors
         if self._pairs is not None:
-            stacked = vectors.view(len(x), len(self.model.tables) + 1, x.shape[1])
+            stacked = vectors.view(len(x), self._vectors, x.shape[1])
             products = torch.bmm(stacked, stacked.transpose(1, 2)).flatten(1)
             vectors = torch.cat([x, products.index_select(1, self._pairs)], dim=1)
         for weight, bias in self.top[:-1]:
@@ -101,17 +108,21 @@ class BuiltinTower(Tower):
         def move(layers: Layers) -> Layers:
             return [(w.to(device, dtype), b.to(device, dtype)) for w, b in layers]
 
-        return BuiltinTower(self.model, move(self.bottom), move(self.top))
+        cross = [
+            (down.to(device, dtype), up.to(device, dtype), bias.to(device, dtype))
+            for down, up, bias in self.cross
+        ]
+        return BuiltinTower(self.model, move(self.bottom), move(self.top), cross)
 
 
 class ForeignTower(Tower):
-    """A `torch.export` archive with inputs `dense (B,F)` and `pooled (B,T,D)`."""
+    """A `torch.export` archive with inputs `dense (B,F)` and `pooled (B,T,D)`, T the features."""
 
     def __init__(
         self, model: ModelSpec, module: GraphModule, dtype: torch.dtype = torch.float32
     ) -> None:
         self.model, self._module, self._dtype = model, module, dtype
-        self._dims = [table.dim for table in model.tables]
+        self._dims = list(model.feature_dims)
         tower = model.tower
         any_batch = (1, None)
         self._batch = (
@@ -164,9 +175,16 @@ def builtin_tower(model: ModelSpec, tensors: Mapping[str, Tensor]) -> BuiltinTow
     def layers(name: str, count: int) -> Layers:
         return [(tensors[f"{name}.{i}.weight"], tensors[f"{name}.{i}.bias"]) for i in range(count)]
 
-    return BuiltinTower(
-        model, layers("bottom", len(tower.bottom_mlp)), layers("top", len(tower.top_mlp))
-    )
+    cross = [
+        (
+            tensors[f"cross.{i}.down.weight"],
+            tensors[f"cross.{i}.up.weight"],
+            tensors[f"cross.{i}.up.bias"],
+        )
+        for i in range(tower.cross.layers if tower.cross else 0)
+    ]
+    bottom, top = layers("bottom", len(tower.bottom_mlp)), layers("top", len(tower.top_mlp))
+    return BuiltinTower(model, bottom, top, cross)
 
 
 def load_tower_file(path: Path, model: ModelSpec) -> Tower:

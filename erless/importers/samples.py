@@ -34,7 +34,7 @@ def check_predictions(bundle: Path, samples: Path) -> float:
         ArtifactError: it is no query file.
     """
     monolith = Monolith.load(bundle)
-    names = [table.name for table in monolith.model.tables]
+    names = [feature.name for feature in monolith.model.lookups]
     queries = QueryFile(samples, beside=(PREDICTIONS,)).in_order_of(names)
     expected = _predictions(samples, queries.samples)
     parts = [monolith.predict(query) for query in queries]

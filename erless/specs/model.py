@@ -12,6 +12,7 @@ from erless.specs.artifact import Frozen
 from erless.specs.features import NAME, FeatureSpec, NamedTensor, Pooling
 
 __all__ = [
+    "CrossNet",
     "DlrmTower",
     "ExportedTower",
     "FeatureSpec",
@@ -32,13 +33,18 @@ class Interaction(StrEnum):
 
     Dot products of the vectors (x, pooled_0, …, pooled_T-1) enter the top MLP after x itself:
     below the diagonal row by row (facebookresearch/dlrm), with the diagonal
-    (`--arch-interaction-itself`), or above it (torchrec). `cat` appends the vectors.
+    (`--arch-interaction-itself`), or above it (torchrec). `cat` appends the vectors; `dcn` sends
+    them, so appended, through a cross net (DCN-v2, arXiv 2008.13535; MLPerf's DLRM-v2).
     """
 
     DOT = "dot"
     DOT_ITSELF = "dot_itself"
     DOT_UPPER = "dot_upper"
     CAT = "cat"
+    DCN = "dcn"
+
+
+DOTS = (Interaction.DOT, Interaction.DOT_ITSELF, Interaction.DOT_UPPER)
 
 
 class TableSpec(Frozen):
@@ -70,6 +76,16 @@ class TableSpec(Frozen):
         return self.rows * self.row_bytes
 
 
+class CrossNet(Frozen):
+    """Cross layers of low rank: x_l+1 = x_0 * (W·(V·x_l) + b) + x_l, V (rank, n) and W (n, rank).
+
+    x_0, (n,), is what enters the first (arXiv 2008.13535, §3.4, with one expert).
+    """
+
+    layers: int = Field(gt=0)
+    rank: int = Field(gt=0)
+
+
 class DlrmTower(Frozen):
     """The built-in DLRM tower. MLP sizes are layer outputs; ReLU between, none after the last top.
 
@@ -81,6 +97,19 @@ class DlrmTower(Frozen):
     top_mlp: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
     interaction: Interaction = Interaction.DOT
     sigmoid: bool = True
+    cross: CrossNet | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out the cross net where there is none, so that digests stay what they were."""
+        fields = dump(self)
+        return {key: value for key, value in fields.items() if key != "cross" or value}
+
+    @model_validator(mode="after")
+    def _crosses(self) -> Self:
+        if (self.interaction is Interaction.DCN) != (self.cross is not None):
+            raise ValueError("a cross net goes with the interaction dcn, and only with it")
+        return self
 
 
 class ExportedTower(Frozen):
@@ -153,9 +182,14 @@ class ModelSpec(Frozen):
         elif self.inputs or self.outputs:
             raise ValueError(f"a {self.tower.kind} model has no inputs and outputs of its own")
         if isinstance(self.tower, DlrmTower):
+            loose = next((f.name for f in self.lookups if f.pooling is Pooling.NONE), None)
+            if loose:
+                raise ValueError(
+                    f"feature {loose} pools nothing, which the tower dlrm does not take"
+                )
             if self.tower.top_mlp[-1] != 1:
                 raise ValueError(f"the top MLP ends in {self.tower.top_mlp[-1]} outputs, not 1")
-            if self.tower.interaction is not Interaction.CAT:
+            if self.tower.interaction in DOTS:
                 self._check_dot(self.tower)
         return self
 
@@ -231,6 +265,26 @@ class ModelSpec(Frozen):
             FeatureSpec(name=table.name, table=table.name, pooling=table.pooling)
             for table in self.tables
         )
+
+    @property
+    def feature_tables(self) -> tuple[TableSpec, ...]:
+        """For each feature, in a query's order, its table under the feature's name and pooling.
+
+        Of a plain model these are the tables. A feature that pools nothing has its table's pooling.
+        """
+        tables = {table.name: table for table in self.tables}
+        return tuple(
+            tables[feature.table].model_copy(
+                update={"name": feature.name}
+                | ({} if feature.pooling is Pooling.NONE else {"pooling": feature.pooling})
+            )
+            for feature in self.lookups
+        )
+
+    @property
+    def feature_dims(self) -> tuple[int, ...]:
+        """The dim of each feature's vectors."""
+        return tuple(table.dim for table in self.feature_tables)
 
     @property
     def plain(self) -> bool:

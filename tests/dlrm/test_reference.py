@@ -13,13 +13,22 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from erless.dlrm.numpy_tower import NumpyTower
 from erless.dlrm.queries import Query
 from erless.dlrm.reference import Monolith
 from erless.dlrm.tower import load_tower
 from erless.errors import ArtifactError, QueryError
 from erless.specs.bundle import BundleManifest
 from erless.specs.features import POOLED
-from erless.specs.model import DlrmTower, Interaction, ModelSpec, Pooling, TableSpec
+from erless.specs.model import (
+    CrossNet,
+    DlrmTower,
+    FeatureSpec,
+    Interaction,
+    ModelSpec,
+    Pooling,
+    TableSpec,
+)
 from tests.bundles import write_bundle
 from tests.conftest import Cli
 
@@ -71,9 +80,12 @@ def by_hand(monolith: Monolith, query: Query) -> list[np.ndarray]:
     """Pooled vectors in float64, bag by bag."""
     ids = iter(range(len(query.values)))
     pooled = []
-    for table, rows, lengths in zip(
-        monolith.model.tables, monolith.tables, query.lengths, strict=True
+    model = monolith.model
+    stored = {table.name: rows for table, rows in zip(model.tables, monolith.tables, strict=True)}
+    for table, lookup, lengths in zip(
+        model.feature_tables, model.lookups, query.lengths, strict=True
     ):
+        rows = stored[lookup.table]
         out = np.zeros((query.batch, table.dim))
         for sample, length in enumerate(lengths):
             where = [next(ids) for _ in range(length)]
@@ -94,37 +106,47 @@ def models(draw: st.DrawFn) -> ModelSpec:
     same = draw(st.booleans())
     dims = [draw(st.sampled_from([1, 3, 4, 8])) for _ in range(draw(st.integers(1, 4)))]
     dims = [dims[0]] * len(dims) if same else dims
-    kinds = list(Interaction) if same else [Interaction.CAT]
+    kinds = list(Interaction) if same else [Interaction.CAT, Interaction.DCN]
+    kind = draw(st.sampled_from(kinds))
+    tables = tuple(
+        TableSpec(
+            name=f"t{i}",
+            rows=draw(st.integers(1, 30)),
+            dim=dim,
+            pooling=draw(st.sampled_from(POOLED)),
+        )
+        for i, dim in enumerate(dims)
+    )
+    readers = draw(st.permutations([*tables, *draw(st.sampled_from([(), tables]))]))
+    features = [
+        FeatureSpec(name=f"f{i}", table=table.name, pooling=table.pooling)
+        for i, table in enumerate(readers)
+    ]
     return ModelSpec(
         dense_features=draw(st.integers(0, 5)),
-        tables=tuple(
-            TableSpec(
-                name=f"t{i}",
-                rows=draw(st.integers(1, 30)),
-                dim=dim,
-                pooling=draw(st.sampled_from(POOLED)),
-            )
-            for i, dim in enumerate(dims)
-        ),
+        tables=tables,
+        features=tuple(features) if draw(st.booleans()) else (),
         tower=DlrmTower(
             bottom_mlp=(5, dims[0]),
             top_mlp=draw(st.sampled_from([(1,), (6, 1), (8, 4, 1)])),
-            interaction=draw(st.sampled_from(kinds)),
+            interaction=kind,
             sigmoid=draw(st.booleans()),
+            cross=CrossNet(layers=2, rank=3) if kind is Interaction.DCN else None,
         ),
     )
 
 
 def random_query(model: ModelSpec, seed: int, batch: int) -> Query:
     generator = np.random.default_rng(seed)
-    lengths = generator.integers(0, 5, (len(model.tables), batch)).astype(np.int32)
+    tables = model.feature_tables
+    lengths = generator.integers(0, 5, (len(tables), batch)).astype(np.int32)
     values = [
         generator.integers(0, table.rows, int(row.sum()))
-        for table, row in zip(model.tables, lengths, strict=True)
+        for table, row in zip(tables, lengths, strict=True)
     ]
     ids = np.concatenate(values).astype(generator.choice(["i4", "i8"]))
     weights = generator.standard_normal(len(ids)).astype(np.float32)
-    unused = [table.pooling is not Pooling.WEIGHTED_SUM for table in model.tables]
+    unused = [table.pooling is not Pooling.WEIGHTED_SUM for table in tables]
     weights[np.repeat(unused, lengths.sum(axis=1))] = 1
     return Query(
         dense=generator.standard_normal((batch, model.dense_features)).astype(np.float32),
@@ -147,12 +169,42 @@ def test_every_pooling_and_interaction(
         np.testing.assert_allclose(found.numpy(), hand, rtol=1e-4, atol=1e-5)
     tower = load_tower(folder, BundleManifest.open(folder))
     flat = torch.from_numpy(np.concatenate(expected, axis=1).astype(np.float32))
-    np.testing.assert_allclose(
-        monolith.predict(query),
-        tower(torch.from_numpy(query.dense), [flat]).numpy(),
-        rtol=1e-3,
-        atol=1e-4,
+    predicted = monolith.predict(query)
+    same = tower(torch.from_numpy(query.dense), [flat]).numpy()
+    np.testing.assert_allclose(predicted, same, rtol=1e-3, atol=1e-4)
+    widest = max(model.feature_dims)
+    padded = [np.pad(part, ((0, 0), (0, widest - part.shape[1]))) for part in expected]
+    without_torch = NumpyTower.load(folder / "tower.safetensors", model)
+    again = without_torch(query.dense, np.stack(padded, axis=1).astype(np.float32))
+    np.testing.assert_allclose(predicted, again, rtol=1e-3, atol=1e-4)
+
+
+def test_a_cross_net_is_that_of_the_paper(tmp_path: Path) -> None:
+    model = ModelSpec(
+        dense_features=2,
+        tables=(TableSpec(name="a", rows=9, dim=4), TableSpec(name="b", rows=5, dim=2)),
+        tower=DlrmTower(
+            bottom_mlp=(3,),
+            top_mlp=(1,),
+            interaction=Interaction.DCN,
+            sigmoid=False,
+            cross=CrossNet(layers=3, rank=2),
+        ),
     )
+    write_bundle(tmp_path / "m", model)
+    monolith = Monolith.load(tmp_path / "m")
+    query = random_query(model, 0, 7)
+    tower = {
+        name: tensor.double().numpy()
+        for name, tensor in load_file(tmp_path / "m" / "tower.safetensors").items()
+    }
+    x = np.maximum(query.dense @ tower["bottom.0.weight"].T + tower["bottom.0.bias"], 0)
+    x = first = np.concatenate([x, *by_hand(monolith, query)], axis=1)
+    for i in range(3):
+        full = tower[f"cross.{i}.up.weight"] @ tower[f"cross.{i}.down.weight"]  # W·V, (9, 9)
+        x = first * (x @ full.T + tower[f"cross.{i}.up.bias"]) + x
+    expected = x @ tower["top.0.weight"].T + tower["top.0.bias"]
+    np.testing.assert_allclose(monolith.predict(query), expected[:, 0], rtol=1e-4, atol=1e-5)
 
 
 Small = tuple[Path, ModelSpec]

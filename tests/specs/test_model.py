@@ -22,6 +22,11 @@ def test_sizes() -> None:
         ((table(), table()), ExportedTower(), "table a is listed twice"),
         ((table(dim=8),), DlrmTower(bottom_mlp=(4,), top_mlp=(1,)), "table a has dim 8"),
         ((table(),), DlrmTower(bottom_mlp=(4,), top_mlp=(2,)), "ends in 2 outputs"),
+        (
+            (table(),),
+            {"kind": "dlrm", "bottom_mlp": [4], "top_mlp": [1], "interaction": "dcn"},
+            "a cross net goes with the interaction dcn",
+        ),
     ],
 )
 def test_contradictions(tables: tuple[TableSpec, ...], tower: object, message: str) -> None:
@@ -32,6 +37,11 @@ def test_contradictions(tables: tuple[TableSpec, ...], tower: object, message: s
 def test_concatenation_takes_any_dims() -> None:
     tower = DlrmTower(bottom_mlp=(5,), top_mlp=(1,), interaction=Interaction.CAT)
     ModelSpec(dense_features=1, tables=(table(dim=8), table("b", 2)), tower=tower)
+
+
+def test_a_plain_tower_is_written_as_it_always_was() -> None:
+    tower = DlrmTower(bottom_mlp=(4,), top_mlp=(1,))
+    assert list(tower.model_dump()) == ["kind", "bottom_mlp", "top_mlp", "interaction", "sigmoid"]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", "-a", "x" * 101])

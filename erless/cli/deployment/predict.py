@@ -98,7 +98,7 @@ def _whole(file: QueryFile, bundle: Path, threads: int, check: bool) -> tuple[An
     torch.set_num_threads(threads)
     with bars() as progress:
         model = Monolith.load(bundle, verify=check, progress=progress)
-        file = file.in_order_of([table.name for table in model.model.tables])
+        file = file.in_order_of([feature.name for feature in model.model.lookups])
         predictions, latencies = [], []
         with progress.step("predict", len(file), "queries") as step:
             cpu = time.process_time()

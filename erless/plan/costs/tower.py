@@ -91,15 +91,17 @@ def _macs(model: ModelSpec, archive_bytes: int | None) -> tuple[int, str]:
 
 def _layers(model: ModelSpec, tower: DlrmTower) -> tuple[int, list[tuple[int, int]]]:
     """Multiply-accumulates of the interaction, and (inputs, outputs) of each layer."""
-    vectors = len(model.tables) + 1
+    vectors = len(model.feature_dims) + 1
     pairs = vectors * (vectors - 1) // 2
-    if tower.interaction is Interaction.CAT:
-        width, dots = tower.bottom_mlp[-1] + sum(table.dim for table in model.tables), 0
+    if tower.interaction in (Interaction.CAT, Interaction.DCN):
+        width, dots = tower.bottom_mlp[-1] + sum(model.feature_dims), 0
     else:
         pairs += vectors if tower.interaction is Interaction.DOT_ITSELF else 0
         width, dots = tower.bottom_mlp[-1] + pairs, pairs * tower.bottom_mlp[-1]
     bottom = (model.dense_features, *tower.bottom_mlp)
-    return dots, [*pairwise(bottom), *pairwise((width, *tower.top_mlp))]
+    cross = tower.cross
+    crossed = [(width, cross.rank), (cross.rank, width)] * cross.layers if cross else []
+    return dots, [*pairwise(bottom), *crossed, *pairwise((width, *tower.top_mlp))]
 
 
 def tower_macs(model: ModelSpec, tower: DlrmTower) -> int:
