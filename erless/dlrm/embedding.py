@@ -160,11 +160,42 @@ class EmbeddingShard:
         self._run(values, weights, lengths, out, self._columns)
         return out
 
-    def pool_packed(self, values: Ids, lengths: Lengths, weights: Floats | None = None) -> Floats:
-        """Pool a query into the packed partial. Arguments and errors are those of `pool`."""
+    def pool_packed(
+        self,
+        values: Ids,
+        lengths: Lengths,
+        weights: Floats | None = None,
+        bags: NDArray[np.int32] | None = None,
+    ) -> Floats:
+        """Pool a query into the packed partial. Arguments and errors are those of `pool`.
+
+        Args:
+            bags: how many each table has, where `lengths` is flat.
+        """
+        if bags is not None and lengths.ndim == 1:
+            return self._pool_ragged(values, lengths, weights, bags)
         values, lengths, weights = self._check(values, lengths, weights)
         out = np.empty(lengths.shape[1] * self.width, np.float32)
         return out[: self._run(values, weights, lengths, out, None)]
+
+    def _pool_ragged(
+        self,
+        values: Ids,
+        lengths: Lengths,
+        weights: Floats | None,
+        bags: NDArray[np.int32],
+    ) -> Floats:
+        values, lengths, weights = as_ids(values), as_lengths(lengths), as_weights(weights, values)
+        if len(bags) != len(self.tables) or bags.min() < 0 or int(bags.sum()) != len(lengths):
+            raise QueryError(
+                f"bags {bags.tolist()} do not sum to the {len(lengths):,} lengths of "
+                f"{len(self.tables)} tables"
+            )
+        begins = np.concatenate([[0], np.cumsum(bags, dtype=np.int64)])
+        filled = np.add.reduceat(np.append(lengths > 0, 0), begins[:-1]) * (bags > 0)
+        out = np.empty(int(filled @ self._dims), np.float32)
+        self._run(values, weights, lengths, out, None, begins)
+        return out
 
     def fast_path(
         self,
@@ -206,12 +237,13 @@ class EmbeddingShard:
         lengths: Lengths,
         out: Floats,
         columns: NDArray[np.int64] | None,
+        begins: NDArray[np.int64] | None = None,
     ) -> int:
         """Pool into `out`, and return the floats written where they are packed."""
-        result = self._pooler.pool(values, weights, lengths, out, columns)
+        result = self._pooler.pool(values, weights, lengths, out, columns, begins)
         if isinstance(result, tuple):
             raise query_error(result, self.tables, self.name)
-        if weights is not None:
+        if weights is not None and begins is None:
             check_weights(self.tables, weights, lengths)
         return result
 
@@ -233,7 +265,7 @@ class Combiner:
         self.tables = tuple(tables)
         self.dim = max(table.dim for table in tables)
         places = [
-            (index * self.dim, table.dim, _POOLINGS[table.pooling])
+            (index * self.dim, table.dim, _POOLINGS[table.pooling], len(tables) * self.dim)
             for index, table in enumerate(tables)
         ]
         self._places = np.array(places, np.int64)
@@ -267,7 +299,7 @@ class Combiner:
         split.pool(out, self._places)
 
     def places(self, shard: int) -> NDArray[np.int64]:
-        """(tables of `shard`, 3): where in a row of the accumulator its sums go, dim, pooling."""
+        """(tables of `shard`, 4): where its sums go, dim, pooling, floats from sample to sample."""
         return self._held[shard]
 
     def finish(self, out: Floats, lengths: Lengths) -> Floats:
@@ -281,25 +313,29 @@ def default_partial(
     defaults: Sequence[Floats],
     lengths: Lengths,
     weights: Floats | None = None,
+    bags: NDArray[np.int32] | None = None,
 ) -> Floats:
-    """Make the dense partial of a shard that did not answer, of default vectors instead of rows.
+    """Make the packed partial of a shard that did not answer, of default vectors instead of rows.
 
     Args:
         tables: the shard's.
         defaults: per table of the shard its default vector (dim,).
-        lengths: (tables of the shard, B).
+        lengths: (tables of the shard, B), or flat.
         weights: (n,) of the ids that the shard would have got.
+        bags: how many each table has, where `lengths` is flat.
     """
     begins = np.zeros(lengths.size + 1, np.int64)
     np.cumsum(lengths, out=begins[1:])
-    parts = []
-    for index, (table, default) in enumerate(zip(tables, defaults, strict=True)):
-        factor = lengths[index].astype(np.float32)
+    counts = [lengths.shape[1]] * len(tables) if bags is None or lengths.ndim == 2 else bags
+    flat, parts, at = lengths.reshape(-1), [], 0
+    for table, default, count in zip(tables, defaults, counts, strict=True):
+        mine = flat[at : at + count]
+        factor = mine.astype(np.float32)
         if table.pooling is Pooling.MAX:
             factor = np.minimum(factor, 1)
         elif table.pooling is Pooling.WEIGHTED_SUM and weights is not None:
             running = np.concatenate([[0.0], np.cumsum(weights, dtype=np.float64)])
-            at = begins[index * lengths.shape[1] : (index + 1) * lengths.shape[1] + 1]
-            factor = np.diff(running[at]).astype(np.float32)
-        parts.append(factor[:, None] * default.astype(np.float32))
-    return np.concatenate(parts, axis=1)
+            factor = np.diff(running[begins[at : at + count + 1]]).astype(np.float32)
+        parts.append((factor[mine > 0, None] * default.astype(np.float32)).reshape(-1))
+        at += int(count)
+    return np.concatenate(parts)

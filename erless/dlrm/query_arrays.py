@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
 from erless.errors import QueryError
-from erless.specs.model import Pooling, TableSpec
+from erless.specs.model import FeatureSpec, Pooling, TableSpec
 
 __all__ = [
     "Floats",
@@ -87,14 +87,16 @@ def as_weights(weights: NDArray[Any] | None, values: Ids) -> Floats | None:
     return np.ascontiguousarray(weights)
 
 
-def check_weights(tables: Sequence[TableSpec], weights: Floats, lengths: Lengths) -> None:
+def check_weights(
+    tables: Sequence[TableSpec | FeatureSpec], weights: Floats, lengths: Lengths
+) -> None:
     """Check that weights are given to tables that use them only.
 
     A query has one weight for each id, of whichever table. Where the table does not pool by
     weighted sum the weight has to be 1, since any other would change nothing.
 
     Args:
-        tables: those of the query, in its order.
+        tables: those of the query, in its order; or its features.
         weights: (n,) float32.
         lengths: (T, B), which sum to n.
 
@@ -107,17 +109,21 @@ def check_weights(tables: Sequence[TableSpec], weights: Floats, lengths: Lengths
         mine = weights[begin:end]
         if table.pooling is not Pooling.WEIGHTED_SUM and not (mine == 1).all():
             position = int(np.flatnonzero(mine != 1)[0])
+            what = "table" if isinstance(table, TableSpec) else "feature"
             sample = int(np.searchsorted(np.cumsum(bags, dtype=np.int64), position, side="right"))
             raise QueryError(
-                f"table {table.name}, sample {sample}: weights[{begin + position}] is "
-                f"{mine[position]:g}, but the table pools by {table.pooling.value}, "
+                f"{what} {table.name}, sample {sample}: weights[{begin + position}] is "
+                f"{mine[position]:g}, but the {what} pools by {table.pooling.value}, "
                 "which uses no weights: it has to be 1"
             )
         begin = end
 
 
 def query_error(
-    fault: tuple[int, int, int, int, int], tables: Sequence[TableSpec], where: str = ""
+    fault: tuple[int, int, int, int, int],
+    tables: Sequence[TableSpec],
+    where: str = "",
+    names: Sequence[str] | None = None,
 ) -> QueryError:
     """Name table, sample and value of a fault that the kernels found.
 
@@ -125,6 +131,7 @@ def query_error(
         fault: kind, index of the table, sample, position in `values`, value.
         tables: those of the query, in its order.
         where: the shard that was searched; empty for all of them.
+        names: of what the query has in the tables' place.
     """
     kind, index, sample, position, value = fault
     if kind == QueryFault.TOTAL:
@@ -132,9 +139,10 @@ def query_error(
     if kind == QueryFault.SIZE:
         return QueryError(f"values has {value:,} ids, at most {_kernels.MAX_IDS:,} are taken")
     table = tables[index]
+    name = names[index] if names else f"table {table.name}"
     if kind == QueryFault.UNWEIGHTED:
-        return QueryError(f"table {table.name} pools by weighted sum: the query has no weights")
-    bag = f"table {table.name}, sample {sample}"
+        return QueryError(f"{name} pools by weighted sum: the query has no weights")
+    bag = f"{name}, sample {sample}"
     if kind == QueryFault.LENGTH:
         return QueryError(f"{bag}: length {value} is negative")
     fact = f"is not stored in {where or 'any'}"

@@ -7,7 +7,7 @@ are turned into row ids by `erless.pack.ranks`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -165,7 +165,8 @@ def _blocks(rows: int) -> int:
 class Bucket(NamedTuple):
     """The part of a query that goes to one shard: read-only views, C-contiguous.
 
-    `lengths` is (tables of the shard, B), in the order of `Routing.holdings[shard]`.
+    `lengths` is (tables of the shard, bags), in the order of `Routing.holdings[shard]`; where
+    tables differ in bags it is flat, and `Buckets.bags` tells how many each has.
     """
 
     values: Ids
@@ -181,6 +182,10 @@ class Home(NamedTuple):
     slice: int
 
 
+# starts, lengths, values, weights, bag_starts
+_Arrays = tuple[NDArray[np.int64], Lengths, Ids, Floats | None, NDArray[np.int64]]
+
+
 class Buckets:
     """A query's ids by shard; inside a shard they are table-major, and bags are in order.
 
@@ -189,15 +194,20 @@ class Buckets:
 
     Args:
         split: the ids by shard, as the kernels hold them.
-        bags: (shards + 1,) where each shard's lengths begin.
-        batch: samples B.
+        batch: samples B, where all tables have as many bags.
+        ragged: who knows each shard's bags, where not.
     """
 
-    __slots__ = ("_arrays", "_bags", "batch", "split")
+    __slots__ = ("_arrays", "_ragged", "batch", "split")
 
-    def __init__(self, split: _kernels.Split, bags: NDArray[np.int64], batch: int) -> None:
-        self.split, self._bags, self.batch = split, bags, batch
-        self._arrays: tuple[NDArray[np.int64], Lengths, Ids, Floats | None] | None = None
+    def __init__(
+        self,
+        split: _kernels.Split,
+        batch: int,
+        ragged: Callable[[int], NDArray[np.int32]] | None = None,
+    ) -> None:
+        self.split, self.batch, self._ragged = split, batch, ragged
+        self._arrays: _Arrays | None = None
 
     @property
     def kept(self) -> int:
@@ -213,18 +223,28 @@ class Buckets:
         return len(self[shard].values)
 
     def __getitem__(self, shard: int) -> Bucket:
-        starts, lengths, values, weights = self._views()
+        starts, lengths, values, weights, bag_starts = self._views()
         span = slice(starts[shard], starts[shard + 1])
-        mine = lengths[self._bags[shard] * self.batch : self._bags[shard + 1] * self.batch]
-        return Bucket(
-            values[span],
-            mine.reshape(-1, self.batch) if self.batch else mine.reshape(0, 0),
-            None if weights is None else weights[span],
-        )
+        mine = lengths[bag_starts[shard] : bag_starts[shard + 1]]
+        bags = self.bags(shard)
+        if bags is None:
+            mine = mine.reshape(-1, self.batch) if self.batch else mine.reshape(0, 0)
+        elif (bags == bags[0]).all():
+            mine = mine.reshape(len(bags), -1)
+        return Bucket(values[span], mine, None if weights is None else weights[span])
 
-    def _views(self) -> tuple[NDArray[np.int64], Lengths, Ids, Floats | None]:
+    @property
+    def ragged(self) -> bool:
+        """Whether the tables are lanes."""
+        return self._ragged is not None
+
+    def bags(self, shard: int) -> NDArray[np.int32] | None:
+        """How many bags each table of `shard` has; None: all have as many as there are samples."""
+        return None if self._ragged is None else self._ragged(shard)
+
+    def _views(self) -> _Arrays:
         if self._arrays is None:
-            starts, lengths, values, weights = self.split.arrays()
+            starts, lengths, values, weights, bag_starts = self.split.arrays()
             ids: Ids = np.frombuffer(values, np.int32)
             if self.split.wide:
                 ids = np.frombuffer(values, np.int64)
@@ -233,6 +253,7 @@ class Buckets:
                 np.frombuffer(lengths, np.int32),
                 ids,
                 None if weights is None else np.frombuffer(weights, np.float32),
+                np.frombuffer(bag_starts, np.int64),
             )
         return self._arrays
 
@@ -246,6 +267,7 @@ class Routing:
         holdings: per shard the indexes of the tables it stores rows of, ascending.
         homes: per table None, or where its rows lie in this process. That index is searched first;
             most ids are in it, so that only the others need routing.
+        names: what errors call each table, where it is a lane (`erless.dlrm.lanes`).
 
     Raises:
         ArtifactError: a route does not fit its table, or there are too many shards.
@@ -257,8 +279,9 @@ class Routing:
         routes: Sequence[NDArray[np.uint8]],
         holdings: Sequence[Sequence[int]],
         homes: Sequence[Home | None] | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
-        self.tables = tuple(tables)
+        self.tables, self._names = tuple(tables), names
         self.holdings = tuple(tuple(held) for held in holdings)
         if len(routes) != len(self.tables):
             raise ArtifactError(f"{len(routes)} routes for {len(self.tables)} tables")
@@ -279,7 +302,7 @@ class Routing:
             self._router = _kernels.Router(tuple(routes), slots, widths, at_home)
         except ValueError as error:
             raise ArtifactError(f"routing and shards do not fit together: {error}") from error
-        self._bags = np.concatenate([[0], np.cumsum(widths)])
+        self._grouped: dict[int, NDArray[np.int64]] = {}
 
     def bucketize(self, values: Ids, lengths: Lengths, weights: Floats | None = None) -> Buckets:
         """Sort a query's ids by shard, keeping the order of bags: one pass to count, one to place.
@@ -300,9 +323,37 @@ class Routing:
             raise QueryError(
                 f"lengths has shape {lengths.shape}, expected ({len(self.tables)} tables, B)"
             )
-        split = self._router.bucketize(values, weights, lengths)
+        split = self._router.bucketize(values, weights, lengths, None)
         if isinstance(split, tuple):
             raise query_error(split, self.tables)
         if weights is not None:
             check_weights(self.tables, weights, lengths)
-        return Buckets(split, self._bags, lengths.shape[1])
+        return Buckets(split, lengths.shape[1])
+
+    def bucketize_lanes(
+        self, values: Ids, lengths: Lengths, begins: NDArray[np.int64], weights: Floats | None
+    ) -> Buckets:
+        """`bucketize` where the tables are lanes, which differ in bags or share a table.
+
+        Args:
+            values, weights: (n,), lane by lane.
+            lengths: of all bags, lane by lane.
+            begins: (lanes + 1,) where each lane's bags begin.
+
+        Raises:
+            QueryError: as `bucketize`; names the feature.
+        """
+        split = self._router.bucketize(as_ids(values), weights, as_lengths(lengths), begins)
+        if isinstance(split, tuple):
+            raise query_error(split, self.tables, names=self._names)
+        counts = np.diff(begins)
+        return Buckets(split, 0, lambda shard: self._bags(shard, counts))
+
+    def _bags(self, shard: int, counts: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Bags of each table of `shard`: those of its lanes together."""
+        held = list(self.holdings[shard])
+        if shard not in self._grouped:
+            names = [self.tables[lane].name for lane in held]
+            first = [at for at, name in enumerate(names) if at == 0 or name != names[at - 1]]
+            self._grouped[shard] = np.array(first, np.int64)
+        return np.add.reduceat(counts[held], self._grouped[shard]).astype(np.int32)

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
+from erless.dlrm.lanes import Lanes
 from erless.dlrm.rows import INDEX_WORDS, Home, Routing, RowIndex
 from erless.errors import ArtifactError
 from erless.serve.settings import Settings
@@ -144,6 +145,7 @@ class OpenGateway(_Open):
         routing: bucketizes queries.
         combiner: adds partials up.
         holdings: per shard number the indexes of the model's tables that it holds rows of.
+        lane_holdings: the same in lanes (`erless.dlrm.lanes`).
         resident: shard number → its rows, for the shards inside the gateway. `routing` finds what
             the first of them holds of a table by itself; what others hold goes to them as ids.
         defaults: per shard number one vector (dim,) float32 for each table that it holds.
@@ -154,6 +156,7 @@ class OpenGateway(_Open):
     routing: Routing
     combiner: Combiner
     holdings: tuple[tuple[int, ...], ...]
+    lane_holdings: tuple[tuple[int, ...], ...]
     resident: dict[int, EmbeddingShard]
     defaults: tuple[tuple[NDArray[np.float32], ...], ...]
     mapped: tuple[MappedFile, ...]
@@ -214,16 +217,20 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
         }
         resident = {number: shard for number, (_, shard, _) in opened.items()}
         homes = _homes(holdings, resident)
+        lanes = Lanes.of(release.model)
+        lane_holdings = tuple(lanes.holding(tables) for tables in holdings)
         return OpenGateway(
             release=release,
             routing=Routing(
-                tables,
-                [routes.map(table.name, populate=True) for table in tables],
-                holdings,
-                [homes.get(index) for index in range(len(tables))],
+                lanes.tables,
+                _each(lanes, [routes.map(table.name, populate=True) for table in tables]),
+                lane_holdings,
+                [homes.get(number) for number in lanes.numbers],
+                None if release.model.plain else lanes.names,
             ),
             combiner=Combiner(tables, holdings),
             holdings=holdings,
+            lane_holdings=lane_holdings,
             resident=resident,
             defaults=tuple(
                 tuple(_default(vectors, number, tables[index]) for index in holdings[number])
@@ -233,6 +240,11 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
             + tuple(file for _, _, files in opened.values() for file in files),
             _leases=leases.pop_all(),
         )
+
+
+def _each(lanes: Lanes, routes: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """The routing of each lane's table."""
+    return [routes[number] for number in lanes.numbers]
 
 
 def _homes(

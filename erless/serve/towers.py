@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,18 @@ from numpy.typing import NDArray
 from erless.errors import ConfigError
 from erless.specs.model import DlrmTower, ModelSpec
 
-__all__ = ["Predict", "open_predict"]
+__all__ = ["Predict", "PredictTensors", "named", "open_predict"]
 
 Floats = NDArray[np.float32]
 # dense (B, F), pooled (B, T, D) padded to the largest dim → predictions (B,)
 Predict = Callable[[Floats, Floats], Floats]
+# the tower's inputs by name → its outputs by name
+PredictTensors = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+
+
+def named(predict: Predict) -> PredictTensors:
+    """`predict` with its input and output by name."""
+    return lambda tensors: {"prediction": predict(tensors["dense"], tensors["pooled"])}
 
 
 def open_predict(

@@ -222,17 +222,17 @@ def test_the_kernels_check_sizes_themselves() -> None:
         _kernels.Pooler(((rows[:32], None, 2, 4, 9, 0),))
     pooler = _kernels.Pooler(((rows[:32], None, 2, 4, 0, 0),))
     with pytest.raises(ValueError, match="columns: beyond"):
-        pooler.pool(ids, None, lengths, np.zeros(4, np.float32), np.array([1]))
+        pooler.pool(ids, None, lengths, np.zeros(4, np.float32), np.array([1]), None)
     with pytest.raises(ValueError, match="out: 3 items, 4 needed"):
-        pooler.pool(ids, None, lengths, np.zeros(3, np.float32), None)
+        pooler.pool(ids, None, lengths, np.zeros(3, np.float32), None, None)
     with pytest.raises(TypeError, match="values: 2-byte items"):
-        pooler.pool(ids.astype(np.int16), None, lengths, np.zeros(4, np.float32), None)
+        pooler.pool(ids.astype(np.int16), None, lengths, np.zeros(4, np.float32), None, None)
     with pytest.raises(ValueError, match="weights: 2 items"):
-        pooler.pool(ids, np.ones(2, np.float32), lengths, np.zeros(4, np.float32), None)
+        pooler.pool(ids, np.ones(2, np.float32), lengths, np.zeros(4, np.float32), None, None)
     with pytest.raises(ValueError, match="slots: beyond"):
         _kernels.Router((rows,), np.array([[1]], np.int32), np.array([1]))
     with pytest.raises(ValueError, match="places: beyond"):
-        _kernels.combine_begin(1, np.zeros(4, np.float32), np.array([[1, 4, 0]]))
+        _kernels.combine_begin(1, np.zeros(4, np.float32), np.array([[1, 4, 0, 4]]))
 
 
 def test_defaults_stand_in_for_rows() -> None:
@@ -244,5 +244,8 @@ def test_defaults_stand_in_for_rows() -> None:
     lengths = np.array([[0, 3], [2, 0], [1, 2]], np.int32)
     weights = np.array([0, 0, 0, 0, 0, 0.5, 2.0, 3.0], np.float32)
     found = default_partial(tables, [default] * 3, lengths, weights)
-    expected = [[0.0, 0.0, 1.0, -2.0, 0.5, -1.0], [3.0, -6.0, 0.0, 0.0, 5.0, -10.0]]
+    expected = [3.0, -6.0, 1.0, -2.0, 0.5, -1.0, 5.0, -10.0]
     np.testing.assert_allclose(found, expected, atol=1e-6)
+    bags = np.array([1, 3, 2], np.int32)  # the same lengths, dealt otherwise
+    again = default_partial(tables, [default] * 3, lengths.reshape(-1), weights, bags)
+    np.testing.assert_allclose(again, [1.0, -2.0, 1.0, -2.0, 0.5, -1.0, 5.0, -10.0], atol=1e-6)

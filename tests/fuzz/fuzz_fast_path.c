@@ -81,7 +81,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         const int64_t told = any_of(&input, 0, 400);
         answer(&path, (const char *)input.next, (const char *)input.end, flags & 2 ? told : 0, 0);
     } else {
-        const query_t query = make_query(&input, 2, rows);
+        const query_t query = make_query(&input, 2, rows, 0);
         char *end = write_request(&input, &query, text, &announced);
         const int64_t cut = flags & 4 ? any_of(&input, 0, end - text) : 0;
         if (flags & 8) text[any_of(&input, 0, end - text - 1)] ^= (char)any_byte(&input);

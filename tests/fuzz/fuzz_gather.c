@@ -34,8 +34,8 @@ static void check_fault(const shard_t *shard, const query_t *query, const fault_
     }
     int64_t at = 0;
     for (int64_t s = 0; s < shard->count; s++)
-        for (int64_t b = 0; b < query->samples; b++)
-            for (int32_t i = 0; i < query->lengths[s * query->samples + b]; i++, at++) {
+        for (int64_t b = 0; b < bags_of(&query->bags, s); b++)
+            for (int32_t i = 0; i < lengths_in(&query->bags, s)[b]; i++, at++) {
                 const int64_t id = id_at(&query->values, at);
                 const int outside = id < 0 || id >= shard->rows[s];
                 if (!outside && shard->stored[s][id]) continue;
@@ -52,18 +52,19 @@ static void check_sums(const shard_t *shard, const query_t *query, const float *
     float sums[80];
     int64_t at = 0;
     for (int64_t s = 0; s < shard->count; s++)
-        for (int64_t b = 0; b < query->samples; b++) {
+        for (int64_t b = 0; b < bags_of(&query->bags, s); b++) {
             const slice_t *slice = &shard->slices[s];
-            const int64_t size = query->lengths[s * query->samples + b];
-            const float *row = dense + b * shard->width + shard->columns[s];
+            const int64_t size = lengths_in(&query->bags, s)[b];
             memset(sums, 0, sizeof(sums));
             if (size) {
                 pool_plainly(query, s, at, size, slice->pooling, slice->dim, sums);
                 REQUIRE(memcmp(sums, packed, sizeof(float) * (size_t)slice->dim) == 0);
                 packed += slice->dim;
             }
-            REQUIRE(memcmp(sums, row, sizeof(float) * (size_t)slice->dim) == 0);
             at += size;
+            if (dense == NULL) continue;
+            const float *row = dense + b * shard->width + shard->columns[s];
+            REQUIRE(memcmp(sums, row, sizeof(float) * (size_t)slice->dim) == 0);
         }
 }
 
@@ -78,23 +79,26 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     input_t input = {data, data + size};
     shard_t shard;
     make_shard(&input, &shard);
-    const query_t query = make_query(&input, shard.count, shard.rows);
+    const query_t query = make_query(&input, shard.count, shard.rows, 1);
     fault_t fault = {0}, again = {0};
     int64_t floats = 0;
     for (int64_t s = 0; s < shard.count; s++)
-        for (int64_t b = 0; b < query.samples; b++)
-            if (query.lengths[s * query.samples + b]) floats += shard.slices[s].dim;
+        for (int64_t b = 0; b < bags_of(&query.bags, s); b++)
+            if (lengths_in(&query.bags, s)[b]) floats += shard.slices[s].dim;
+    REQUIRE(packed_size(shard.slices, &query.bags) == floats);
     float *packed = exactly(sizeof(float) * (size_t)floats);
     float *dense = exactly(sizeof(float) * (size_t)(query.samples * shard.width));
-    const int64_t written = pool(shard.slices, shard.count, &query.values, query.weights,
-                                 query.lengths, query.samples, packed, 0, NULL, 1, &fault);
-    pool(shard.slices, shard.count, &query.values, query.weights, query.lengths, query.samples,
-         dense, shard.width, shard.columns, 0, &again);
+    const int64_t written = pool(shard.slices, &query.values, query.weights, &query.bags, packed, 0,
+                                 NULL, 1, &fault);
     check_fault(&shard, &query, &fault);
-    REQUIRE(memcmp(&fault, &again, sizeof(fault)) == 0);
+    if (query.bags.begins == NULL) {
+        pool(shard.slices, &query.values, query.weights, &query.bags, dense, shard.width,
+             shard.columns, 0, &again);
+        REQUIRE(memcmp(&fault, &again, sizeof(fault)) == 0);
+    }
     if (!fault.kind) {
         REQUIRE(written == floats);
-        check_sums(&shard, &query, packed, dense);
+        check_sums(&shard, &query, packed, query.bags.begins ? NULL : dense);
     }
     free(packed);
     free(dense);

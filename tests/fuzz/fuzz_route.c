@@ -8,9 +8,9 @@ static void check_shard(const shards_t *made, const query_t *query, const splitt
     int64_t at = result->starts[s], from = 0;
     for (int64_t t = 0; t < query->tables; t++) {
         const int32_t slot = made->slots[s * query->tables + t];
-        for (int64_t b = 0; b < query->samples; b++) {
+        for (int64_t b = 0; b < bags_of(&query->bags, t); b++) {
             int32_t count = 0;
-            for (int32_t i = 0; i < query->lengths[t * query->samples + b]; i++, from++) {
+            for (int32_t i = 0; i < lengths_in(&query->bags, t)[b]; i++, from++) {
                 const int64_t id = id_at(&query->values, from);
                 if (shard_of(made, t, id) != s) continue;
                 REQUIRE(at < result->starts[s + 1] && id_at(&sent, at) == id);
@@ -18,8 +18,9 @@ static void check_shard(const shards_t *made, const query_t *query, const splitt
                 at++;
                 count++;
             }
-            REQUIRE(slot < 0 ? count == 0 : lengths[slot * query->samples + b] == count);
+            REQUIRE(slot < 0 ? count == 0 : lengths[b] == count);
         }
+        if (slot >= 0) lengths += bags_of(&query->bags, t);
     }
     REQUIRE(at == result->starts[s + 1]);
 }
@@ -29,12 +30,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     shards_t made;
     splitted_t result;
     make_shards(&input, &made, 0);
-    const query_t query = make_query(&input, made.routing.tables, made.rows);
+    const query_t query = make_query(&input, made.routing.tables, made.rows, 1);
     if (split_query(&made, &query, &result)) {
         const int32_t *lengths = result.lengths;
         for (int64_t s = 0; s < made.routing.shards; s++) {
             check_shard(&made, &query, &result, s, lengths);
-            lengths += made.widths[s] * query.samples;
+            lengths += bags_of_shard(&made.routing, &query.bags, s);
         }
     }
     free_split(&result);

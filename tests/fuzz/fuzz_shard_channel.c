@@ -53,7 +53,7 @@ static void add(input_t *input, const shard_channel_t *channel, const bucket_t *
     const int last = any_byte(input) & 1;
     const char *text = memory, *end = memory + any_of(input, 0, size + more);
     const int64_t outcome =
-        answer_add(channel, bucket, &text, end, memory + size + more, last, out, STRIDE);
+        answer_add(channel, bucket, &text, end, memory + size + more, last, out);
     REQUIRE(outcome >= ANSWER_GENERAL && outcome <= UINT32_MAX * (int64_t)10);
     REQUIRE(memory <= text && text <= end);
     if (outcome < 0) {
@@ -81,18 +81,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         places[t].dim = any_of(&input, 1, STRIDE);
         places[t].column = any_of(&input, 0, STRIDE - places[t].dim);
         places[t].pooling = any_of(&input, SUM, MEAN);
+        places[t].stride = STRIDE;
     }
     shard_channel_t channel = {.heads = {heads[0], heads[1]}, .places = places, .tables = tables};
     memcpy(channel.requests, all_forms + REQUESTS + (flags & 1 ? 2 : 0), sizeof(channel.requests));
     memcpy(channel.answers, all_forms + ANSWERS, sizeof(channel.answers));
     if (!(flags & 1)) channel.answers[3] = "";
-    const query_t query = make_query(&input, tables, rows);
+    const query_t query = make_query(&input, tables, rows, 0);
     const bucket_t bucket = {query.values, query.lengths, query.samples};
     ask(&input, &channel, &bucket);
     if (flags & 2) {
         add(&input, &channel, &bucket, (const char *)input.next, (const char *)input.end);
     } else {
-        const int64_t floats = packed_floats(query.lengths, query.samples, places, tables);
+        const int64_t floats = packed_floats(&query.bags, places);
         char *end = write_answer(&input, floats, answer);
         if (flags & 4) answer[any_of(&input, 0, end - answer - 1)] ^= (char)any_byte(&input);
         add(&input, &channel, &bucket, answer, end);

@@ -102,10 +102,11 @@ static inline int check_fault(const shards_t *made, const query_t *query, const 
         REQUIRE(fault->kind == FAULT_LENGTH || fault->kind == FAULT_TOTAL);
         return 1;
     }
+    const bags_t bags = query->bags;
     int64_t begin = 0;
     for (int64_t t = 0; t < query->tables; t++) {
         int64_t size = 0, absent = -1;
-        for (int64_t b = 0; b < query->samples; b++) size += query->lengths[t * query->samples + b];
+        for (int64_t b = 0; b < bags_of(&bags, t); b++) size += lengths_in(&bags, t)[b];
         for (int64_t at = begin; at < begin + size; at++) {
             const int64_t id = id_at(&query->values, at);
             if (id < 0 || id >= made->rows[t]) {
@@ -137,20 +138,23 @@ typedef struct {
 
 static inline int split_query(const shards_t *made, const query_t *query, splitted_t *result) {
     const routing_t *routing = &made->routing;
-    const size_t size = (size_t)query->values.size, samples = (size_t)query->samples;
+    const size_t size = (size_t)query->values.size;
     split_t split = {0};
     fault_t fault = {0};
     *result = (splitted_t){0};
+    const bags_t bags = query->bags;
+    int64_t sent = 0;
+    for (int64_t s = 0; s < routing->shards; s++) sent += bags_of_shard(routing, &bags, s);
     result->starts = exactly(sizeof(int64_t) * (size_t)(routing->shards + 1));
-    result->lengths = exactly(sizeof(int32_t) * (size_t)made->width * samples);
+    result->lengths = exactly(sizeof(int32_t) * (size_t)sent);
     if (routing->homes) {
         result->kept.rows = exactly(sizeof(uint8_t *) * (size + POOL_AHEAD));
-        result->kept.sizes = exactly(sizeof(int32_t) * (size_t)routing->tables * samples);
+        result->kept.sizes = exactly(sizeof(int32_t) * (size_t)bags_before(&bags, bags.tables));
         if (query->weights) result->kept.weights = exactly(sizeof(float) * (size + 1));
     }
     result->away =
-        route_count(routing, &query->values, query->weights, query->lengths, query->samples,
-                    result->lengths, result->starts, &result->kept, &split, &fault);
+        route_count(routing, &query->values, query->weights, &bags, result->lengths,
+                    result->starts, &result->kept, &split, &fault);
     const int refused = check_fault(made, query, &fault);
     if (!refused) {
         result->wide = split.wide;

@@ -63,38 +63,54 @@ static inline void free_slice(const slice_t *slice) {
 }
 
 typedef struct {
-    int64_t tables, samples;
+    int64_t tables, samples; /* samples: unless `bags` begin where they like */
+    bags_t bags;
     int32_t *lengths;
     ids_t values;
     float *weights; /* or NULL */
 } query_t;
 
+/* Let each table have a number of bags of its own. */
+static inline void make_ragged(input_t *input, bags_t *bags) {
+    int64_t *begins = exactly(sizeof(int64_t) * (size_t)(bags->tables + 1));
+    begins[0] = 0;
+    for (int64_t t = 0; t < bags->tables; t++)
+        begins[t + 1] = begins[t] + any_of(input, 0, MOST_SAMPLES);
+    bags->begins = begins;
+}
+
 /* A query of tables of so many rows: mostly one that fits. */
-static inline query_t make_query(input_t *input, int64_t tables, const int64_t *rows) {
+static inline query_t make_query(input_t *input, int64_t tables, const int64_t *rows, int ragged) {
     query_t query = {.tables = tables, .samples = any_of(input, 0, MOST_SAMPLES)};
     const uint8_t flags = any_byte(input);
     const int wide = flags & 1;
     int64_t size = 0, at = 0;
-    query.lengths = exactly(sizeof(int32_t) * (size_t)(tables * query.samples));
-    for (int64_t k = 0; k < tables * query.samples; k++)
+    query.bags = (bags_t){.tables = tables, .samples = query.samples};
+    if (ragged && flags & 4) make_ragged(input, &query.bags);
+    const int64_t count = bags_before(&query.bags, tables);
+    query.bags.lengths = query.lengths = exactly(sizeof(int32_t) * (size_t)count);
+    for (int64_t k = 0; k < count; k++)
         size += query.lengths[k] = (int32_t)any_of(input, 0, MOST_BAG);
     char *data = exactly((size_t)size * (wide ? 8 : 4));
     if (flags & 2) query.weights = exactly(sizeof(float) * (size_t)size);
-    for (int64_t k = 0; k < tables * query.samples; k++)
+    for (int64_t k = 0, t = 0; k < count; k++) {
+        while (k >= bags_before(&query.bags, t + 1)) t++;
         for (int32_t i = 0; i < query.lengths[k]; i++, at++) {
-            const int64_t id = any_id(input, rows[k / query.samples], wide);
+            const int64_t id = any_id(input, rows[t], wide);
             if (wide) ((int64_t *)(void *)data)[at] = id;
             else ((int32_t *)(void *)data)[at] = (int32_t)id;
             if (query.weights) query.weights[at] = (float)any_of(input, 0, 3);
         }
-    if (flags >= 250 && query.samples) /* a length that does not fit */
-        query.lengths[any_of(input, 0, tables * query.samples - 1)] = (int32_t)any_bits(input, 4);
+    }
+    if (flags >= 250 && count) /* a length that does not fit */
+        query.lengths[any_of(input, 0, count - 1)] = (int32_t)any_bits(input, 4);
     query.values = (ids_t){data, size, wide};
     return query;
 }
 
 static inline void free_query(const query_t *query) {
     free(query->lengths);
+    free((void *)query->bags.begins);
     free((void *)query->values.data);
     free(query->weights);
 }
@@ -102,7 +118,7 @@ static inline void free_query(const query_t *query) {
 /* Whether lengths are at least zero and sum to the number of ids. */
 static inline int query_is_whole(const query_t *query) {
     int64_t total = 0;
-    for (int64_t k = 0; k < query->tables * query->samples; k++) {
+    for (int64_t k = 0; k < bags_before(&query->bags, query->tables); k++) {
         if (query->lengths[k] < 0) return 0;
         total += query->lengths[k];
     }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
 from erless.dlrm.embedding import EmbeddingShard
@@ -51,10 +53,14 @@ class SparseFunction:
             LONGEST_MS,
         )
         tables = len(self._shard.tables)
+        self._dims = np.array([table.dim for table in self._shard.tables], np.int64)
         self.inputs: tuple[TensorSpec, ...] = (
             TensorSpec("values", ("INT64", "INT32"), (-1,)),
-            TensorSpec("lengths", ("INT32",), (tables, -1)),
+            TensorSpec("lengths", ("INT32",), (tables, -1), optional=True),
             TensorSpec("weights", ("FP32",), (-1,), optional=not self._shard.has_weights),
+            # where tables differ in bags: how many each has, and the lengths of all
+            TensorSpec("bags", ("INT32",), (tables,), optional=True),
+            TensorSpec("bag_lengths", ("INT32",), (-1,), optional=True),
         )
         self.outputs: tuple[TensorSpec, ...] = (
             TensorSpec("partial", ("FP32", "FP16"), (-1, self._shard.width)),
@@ -62,20 +68,43 @@ class SparseFunction:
 
     def memory_bytes(self, request: InferRequest) -> int:
         """Of the partials, and once more in float16 or as text."""
-        return int(2 * 4 * request.inputs["lengths"].shape[1] * self._shard.width)
+        lengths, bags = request.inputs.get("lengths"), request.inputs.get("bags")
+        if lengths is not None:
+            return int(2 * 4 * lengths.shape[1] * self._shard.width)
+        return 0 if bags is None else 2 * 4 * int(np.abs(bags.astype(np.int64)) @ self._dims)
 
     def infer(self, call: InferCall) -> InferAnswer | Awaitable[InferAnswer]:
         """Gather and pool."""
         request = call.request
-        values, lengths = request.inputs["values"], request.inputs["lengths"]
+        values, lengths = request.inputs["values"], request.inputs.get("lengths")
         weights = request.inputs.get("weights")
+        if lengths is None:
+            return self._infer_ragged(request, values, weights)
         if lengths.shape[1] > self._max_batch:
             raise QueryError(f"{lengths.shape[1]:,} samples, at most {self._max_batch:,} are taken")
         if weights is not None and not np.isfinite(weights).all():
             raise QueryError("a weight is not a finite number")
         pool = self._shard.pool_packed if flag(request, "packed") else self._shard.pool
-        partial = pool(values, lengths, weights)
-        self._metrics.gathers += len(values)
+        return self._answer(request, pool(values, lengths, weights))
+
+    def _infer_ragged(
+        self,
+        request: InferRequest,
+        values: NDArray[Any],
+        weights: NDArray[np.float32] | None,
+    ) -> InferAnswer:
+        """`infer` of tables that differ in bags: their lengths come as one vector."""
+        bags, lengths = (request.inputs.get(name) for name in ("bags", "bag_lengths"))
+        if bags is None or lengths is None:
+            raise QueryError("input lengths is missing, or bags and bag_lengths are")
+        if not flag(request, "packed"):
+            raise QueryError("tables that differ in bags are answered with the parameter packed")
+        if weights is not None and not np.isfinite(weights).all():
+            raise QueryError("a weight is not a finite number")
+        return self._answer(request, self._shard.pool_packed(values, lengths, weights, bags))
+
+    def _answer(self, request: InferRequest, partial: NDArray[np.float32]) -> InferAnswer:
+        self._metrics.gathers += len(request.inputs["values"])
         if flag(request, "half"):
             return InferAnswer({"partial": to_float16(partial)}, self._parameters)
         return InferAnswer({"partial": partial}, self._parameters)

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm.embedding import Combiner
+from erless.dlrm.lanes import LaneSums
 from erless.dlrm.rows import Buckets
 from erless.errors import ArtifactError, ServeError
 from erless.http.client.endpoint import Endpoint
@@ -27,25 +30,28 @@ from erless.serve.gateway.remote import RemoteDense, RemoteShard
 from erless.serve.gateway.work import DenseWork, SparseWork
 from erless.serve.malloc import HeapTrimmer
 from erless.serve.metrics import Metrics
+from erless.serve.protocol.forms import KjtForm, OpenQuery, QueryForm, SharedKjtForm
 from erless.serve.protocol.metadata import model_facts
-from erless.serve.protocol.queries import check_query, not_finite, query_bytes, query_inputs
 from erless.serve.protocol.served import InferAnswer, InferCall
-from erless.serve.protocol.tensors import InferRequest, TensorSpec
+from erless.serve.protocol.tensors import InferRequest
 from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
-from erless.serve.towers import Predict, open_predict
+from erless.serve.towers import PredictTensors, named, open_predict
 from erless.specs.plan import Tier
 
 __all__ = ["Gateway", "load_gateway"]
 
 Floats = NDArray[np.float32]
+Array = NDArray[Any]
 IDLE_S = 5.0  # no query for so long: the next one touches every function
 SWEEP_S = 1.0
 REPEATED_SHARE = 0.1  # of queries whose silent calls are sent again, in the long run
 SHARED_WRITE = 8  # calls to a shard, of queries that came at once
 
 
-def load_gateway(settings: Settings, metrics: Metrics) -> tuple[OpenGateway, Predict]:
+def load_gateway(
+    settings: Settings, metrics: Metrics
+) -> tuple[OpenGateway, QueryForm, PredictTensors]:
     """Everything that the gateway holds: may run in any thread.
 
     Raises:
@@ -59,37 +65,46 @@ def load_gateway(settings: Settings, metrics: Metrics) -> tuple[OpenGateway, Pre
             raise ArtifactError(
                 f"ERLESS_SHARD_URLS has no URL for shard {shard.name} ({shard.digest})"
             )
+    model = opened.release.model
+    form = KjtForm if model.plain else SharedKjtForm
+    queries = form(model, settings.max_batch)
     if settings.dense_url:
-        return opened, _elsewhere
+        return opened, queries, _elsewhere
     tower = open_tower(source, settings.digest)
     predict = open_predict(tower.path, tower.model, threads=settings.threads)
     tower.close()
-    return opened, predict
+    return opened, queries, named(predict)
 
 
-def _elsewhere(dense: Floats, pooled: Floats) -> Floats:
+def _elsewhere(tensors: Mapping[str, Array]) -> dict[str, Array]:
     raise ServeError("the tower is a function of its own")
 
 
 @dataclass(slots=True)
 class _FannedOut:
-    """A query of which `calls` shards have been asked; partials arrive in `out` (B, T, D).
+    """A query of which `calls` shards have been asked; `sums` adds their partials to `out`.
+
+    Of a plain model `out` is (B, T, D).
 
     `here`: further resident shards, with rows of the same tables.
     """
 
     fan_out: FanOut
+    query: OpenQuery
     buckets: Buckets
+    lanes: LaneSums | None
+    sums: Combiner | LaneSums
     out: Floats
     calls: int
     here: list[int]
 
 
 class Gateway:
-    """Answers `prediction` for a whole query. Create it on the event loop.
+    """Answers a whole query with the model's outputs. Create it on the event loop.
 
     Args:
         opened: the release's gateway files.
+        form: of the model's queries.
         predict: the tower; not called where it is a function of its own.
         settings, metrics: of this process.
     """
@@ -99,7 +114,12 @@ class Gateway:
     answers_synchronously = False
 
     def __init__(
-        self, opened: OpenGateway, predict: Predict, settings: Settings, metrics: Metrics
+        self,
+        opened: OpenGateway,
+        form: QueryForm,
+        predict: PredictTensors,
+        settings: Settings,
+        metrics: Metrics,
     ) -> None:
         self._opened, self._predict = opened, predict
         self._settings, self._metrics = settings, metrics
@@ -107,9 +127,8 @@ class Gateway:
         self._now = time.monotonic  # the loop's clock, but finer
         release = opened.release
         self.model = release.model.name
-        self.inputs = query_inputs(release.model)
-        self._max_batch = release.model.largest_batch(settings.max_batch)
-        self.outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
+        self._form = form
+        self.inputs, self.outputs = form.inputs, form.outputs
         self.facts = model_facts(release.model)
         self.digest, self.mapped = release.digest, opened.mapped
         urls = settings.shard_urls or {}
@@ -151,24 +170,19 @@ class Gateway:
     # -- a query
 
     def memory_bytes(self, request: InferRequest) -> int:
-        """As `query_bytes`."""
-        return query_bytes(self._opened.release.model, request.inputs)
+        """What the query's form says."""
+        return self._form.memory_bytes(request.inputs)
 
     def infer(self, call: InferCall) -> Awaitable[InferAnswer]:
         """Predict."""
-        inputs = call.request.inputs
         self._trimmer.observe(self._metrics.in_flight)
-        check_query(inputs, self._max_batch)
-        buckets = self._opened.routing.bucketize(
-            inputs["values"], inputs["lengths"], inputs.get("weights")
-        )
-        # what is still needed is copied, so that a query that waits does not hold its whole body
-        call.request.inputs = {
-            name: inputs[name].copy() for name in ("dense", "lengths", "weights") if name in inputs
-        }
-        return self._answer(call, self._fan_out(call, buckets))
+        query = self._form.open(call.request.inputs)
+        buckets = query.lookup.bucketize(self._opened.routing)
+        query.lookup.forget_ids()
+        call.request.inputs = {}  # a query that waits does not hold its whole body
+        return self._answer(call, self._fan_out(call, query, buckets))
 
-    def _fan_out(self, call: InferCall, buckets: Buckets) -> _FannedOut:
+    def _fan_out(self, call: InferCall, query: OpenQuery, buckets: Buckets) -> _FannedOut:
         """Ask the shards, before any other query of this turn is computed with."""
         opened, now = self._opened, self._now()
         idle, self._last_query = now - self._last_query > IDLE_S, now
@@ -178,27 +192,29 @@ class Gateway:
         here: list[int] = []
         for number in buckets.touched():
             (here if number in opened.resident else remote).append(number)
-        out = opened.combiner.begin(buckets.batch)
+        lanes = self._form.sums(query, opened.lane_holdings)
+        sums = opened.combiner if lanes is None else lanes
+        out = opened.combiner.begin(buckets.batch) if lanes is None else lanes.out
         self._repeats.earn()
         fan_out = FanOut(self._loop, call.deadline, self._repeats)
         try:
             for number in remote:
-                self._call(
-                    fan_out, SparseWork(opened, self._remote[number], buckets, out, call, now)
-                )
+                remote_shard = self._remote[number]
+                work = SparseWork(opened, remote_shard, buckets, sums, out, call, now)
+                self._call(fan_out, work)
         except BaseException:
             fan_out.settle()
             raise
         self._metrics.fan_out += len(remote)
         if idle:
             self._prewarm(remote)
-        return _FannedOut(fan_out, buckets, out, len(remote), here)
+        return _FannedOut(fan_out, query, buckets, lanes, sums, out, len(remote), here)
 
     async def _answer(self, call: InferCall, fanned: _FannedOut) -> InferAnswer:
-        inputs, opened = call.request.inputs, self._opened
-        fan_out, buckets, out = fanned.fan_out, fanned.buckets, fanned.out
+        fan_out, buckets, sums = fanned.fan_out, fanned.buckets, fanned.sums
+        query, form = fanned.query, self._form
         try:
-            opened.combiner.keep(out, buckets.split)
+            sums.keep(fanned.out, buckets.split)
             self._metrics.gathers += buckets.kept
             self._pool_here(fanned)
             if fanned.calls:
@@ -208,11 +224,13 @@ class Gateway:
             raise
         finally:
             fan_out.settle()
-        pooled = opened.combiner.finish(out, inputs["lengths"])
-        prediction = await self._tower(fan_out, inputs["dense"], pooled, call)
-        if not np.isfinite(prediction).all():
-            raise not_finite(pooled, call.request.inputs.get("weights"))
-        return self._build_answer(fan_out, prediction, fanned.calls + (self._dense is not None))
+        pooled = sums.finish(fanned.out, query.lookup.finishing)
+        tensors = form.tower_inputs(query, fanned.lanes, pooled)
+        outputs = form.finish(query, await self._tower(fan_out, tensors, call))
+        for output in outputs.values():
+            if output.dtype.kind == "f" and not np.isfinite(output).all():
+                raise form.not_finite(query, pooled)
+        return self._build_answer(fanned, outputs)
 
     def _call(self, fan_out: FanOut, work: ShardWork) -> None:
         ShardCall(
@@ -227,20 +245,23 @@ class Gateway:
         """Rows of a second resident shard that holds rows of the same table."""
         for number in fanned.here:
             values, lengths, weights = fanned.buckets[number]
-            partials = self._opened.resident[number].pool_packed(values, lengths, weights)
-            self._opened.combiner.add(fanned.out, number, partials, lengths, packed=True)
+            bags = fanned.buckets.bags(number)
+            partials = self._opened.resident[number].pool_packed(values, lengths, weights, bags)
+            fanned.sums.add(fanned.out, number, partials, lengths, packed=True)
             self._metrics.gathers += len(values)
 
-    def _build_answer(self, fan_out: FanOut, prediction: Floats, calls: int) -> InferAnswer:
+    def _build_answer(self, fanned: _FannedOut, outputs: dict[str, Array]) -> InferAnswer:
+        fan_out = fanned.fan_out
         self._metrics.degraded += fan_out.degraded
         self._metrics.cold_starts += fan_out.cold
         return InferAnswer(
-            {"prediction": prediction},
+            outputs,
             {
                 "release": self.digest,
                 "degraded": fan_out.degraded,
                 "cold_start": fan_out.cold,
-                "fan_out": calls,
+                "fan_out": fanned.calls + (self._dense is not None),
+                **fanned.query.parameters,
             },
         )
 
@@ -248,12 +269,12 @@ class Gateway:
         self._metrics.hedges += 1
 
     async def _tower(
-        self, fan_out: FanOut, dense: Floats, pooled: Floats, call: InferCall
-    ) -> Floats:
+        self, fan_out: FanOut, tensors: dict[str, Array], call: InferCall
+    ) -> Mapping[str, Array]:
         if self._dense is None:
-            return self._predict(dense, pooled)
+            return self._predict(tensors)
         last = FanOut(self._loop, call.deadline, self._repeats)
-        work = DenseWork(self._dense, dense, pooled, call, self._now())
+        work = DenseWork(self._dense, tensors, call, self._now())
         self._metrics.fan_out += 1
         ShardCall(self._loop, last, work).start()
         try:
@@ -264,7 +285,7 @@ class Gateway:
         finally:
             last.settle()
         fan_out.cold = fan_out.cold or last.cold
-        return work.prediction
+        return work.outputs
 
     # -- waking
 

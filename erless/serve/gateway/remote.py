@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from erless.dlrm import _kernels
 from erless.dlrm.rows import Buckets
 from erless.errors import ServeError
 from erless.http.client.endpoint import CallError, Endpoint, HttpCall, Reply
+from erless.http.client.reply import ANSWER_GENERAL
 from erless.http.messages import ALIGNMENT_BYTES, JSON_LENGTH, Buffer
 from erless.serve.protocol.fast_lane import (
     ANSWER,
@@ -36,6 +37,7 @@ Partial = NDArray[np.float32] | NDArray[np.float16]
 
 
 FAILED = b'"state": "failed"'  # whoever keeps its socket says that it cannot start
+SAMPLES = 1024  # bags of each table that a shard surely takes as samples of one query
 WAKE_S = 60.0  # a function that does not start within it is called anew
 _FLOAT32 = (b"FP32", np.dtype("<f4"), 4)
 _FLOAT16 = (b"FP16", np.dtype("<f2"), 2)
@@ -213,11 +215,17 @@ class RemoteShard(_Remote):
 
     def request(self, buckets: Buckets, left_ms: int, trace: bytes | None) -> list[Buffer]:
         """What to send for this shard's bucket."""
-        whole = buckets.split.build_request(self.number, self._channel, left_ms, trace)
-        if whole is not None:
-            return [whole]
+        bags = buckets.bags(self.number)
+        if bags is None:
+            whole = buckets.split.build_request(self.number, self._channel, left_ms, trace)
+            if whole is not None:
+                return [whole]
         values, lengths, weights = buckets[self.number]
-        tensors: list[tuple[bytes, NDArray[Any]]] = [(b"values", values), (b"lengths", lengths)]
+        tensors: list[tuple[bytes, NDArray[Any]]] = [(b"values", values)]
+        if bags is None or (lengths.ndim == 2 and lengths.shape[1] <= SAMPLES):
+            tensors.append((b"lengths", lengths))
+        else:
+            tensors += [(b"bags", bags), (b"bag_lengths", lengths.reshape(-1))]
         if weights is not None:
             tensors.append((b"weights", weights))
         return self._request(tensors, self._parameters, left_ms, trace)
@@ -226,12 +234,17 @@ class RemoteShard(_Remote):
         self, buckets: Buckets, buffer: bytearray, begin: int, end: int, last: bool, out: Floats
     ) -> tuple[int, int]:
         """Add an answer of the known form to `out` (B, …); see `AddAnswer` of the HTTP client."""
+        if buckets.ragged:
+            return ANSWER_GENERAL, begin
         return buckets.split.add_answer(self.number, self._channel, buffer, begin, end, last, out)
 
     def partial(self, buckets: Buckets, reply: Reply) -> Partial:
         """The packed partial in any other answer. Raises ServeError as `read`."""
-        lengths = buckets[self.number].lengths
-        elements = int(np.count_nonzero(lengths, axis=1) @ self._dims)
+        lengths, bags = buckets[self.number].lengths, buckets.bags(self.number)
+        if bags is None or lengths.ndim == 2:
+            elements = int(np.count_nonzero(lengths, axis=1) @ self._dims)
+        else:
+            elements = int(np.repeat(self._dims, bags)[lengths > 0].sum())
         return self.read(reply, elements, self.float16_partials)
 
 
@@ -248,8 +261,12 @@ class RemoteDense(_Remote):
         super().__init__("the dense function", "tower", "prediction", digest, endpoint, secret)
 
     def request(
-        self, dense: Floats, pooled: Floats, left_ms: int, trace: bytes | None
+        self, tensors: Mapping[str, NDArray[Any]], left_ms: int, trace: bytes | None
     ) -> list[Buffer]:
         """What to send for `dense` (B, F) and `pooled` (B, T, D); refers to them."""
-        dense = np.ascontiguousarray(dense)
-        return self._request([(b"dense", dense), (b"pooled", pooled)], b"", left_ms, trace)
+        listed = [(name.encode(), np.ascontiguousarray(a)) for name, a in tensors.items()]
+        return self._request(listed, b"", left_ms, trace)
+
+    def outputs(self, reply: Reply, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The prediction (B,). Raises ServeError as `read`."""
+        return {"prediction": np.array(self.read(reply, len(tensors["dense"])), np.float32)}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.dlrm.embedding import default_partial
+from erless.dlrm.embedding import Combiner, default_partial
+from erless.dlrm.lanes import LaneSums
 from erless.dlrm.rows import Buckets
 from erless.http.client.reply import ANSWER_GENERAL, Reply
 from erless.http.messages import Buffer
@@ -16,6 +20,7 @@ from erless.serve.protocol.served import InferCall
 __all__ = ["DenseWork", "SparseWork"]
 
 Floats = NDArray[np.float32]
+Array = NDArray[Any]
 
 
 def _left_ms(call: InferCall, now: float) -> int:
@@ -25,18 +30,20 @@ def _left_ms(call: InferCall, now: float) -> int:
 class SparseWork:
     """A shard's bucket of ids; its partial is added to `out` (B, T, D)."""
 
-    __slots__ = ("_buckets", "_call", "_now", "_opened", "_out", "remote")
+    __slots__ = ("_buckets", "_call", "_now", "_opened", "_out", "_sums", "remote")
 
     def __init__(
         self,
         opened: OpenGateway,
         remote: RemoteShard,
         buckets: Buckets,
+        sums: Combiner | LaneSums,
         out: Floats,
         call: InferCall,
         now: float,
     ) -> None:
-        self._opened, self.remote, self._buckets, self._out = opened, remote, buckets, out
+        self._opened, self.remote, self._buckets = opened, remote, buckets
+        self._sums, self._out = sums, out
         self._call, self._now = call, now
 
     def request(self) -> list[Buffer]:
@@ -53,46 +60,42 @@ class SparseWork:
         number = self.remote.number
         partial = self.remote.partial(self._buckets, reply)
         lengths = self._buckets[number].lengths
-        self._opened.combiner.add(self._out, number, partial, lengths, packed=True)
+        self._sums.add(self._out, number, partial, lengths, packed=True)
 
     def use_defaults(self) -> None:
         """Add the default vectors of as many rows."""
         opened, number = self._opened, self.remote.number
         tables = [opened.release.model.tables[index] for index in opened.holdings[number]]
         _, lengths, weights = self._buckets[number]
-        partial = default_partial(tables, opened.defaults[number], lengths, weights)
-        opened.combiner.add(self._out, number, partial, lengths)
+        bags = self._buckets.bags(number)
+        partial = default_partial(tables, opened.defaults[number], lengths, weights, bags)
+        self._sums.add(self._out, number, partial, lengths, packed=True)
 
 
 class DenseWork:
-    """Dense features and pooled vectors for the tower; `prediction` (B,) holds its answer."""
+    """The tower's inputs, by name, for the dense function; `outputs` holds its answer."""
 
-    __slots__ = ("_call", "_dense", "_now", "_pooled", "prediction", "remote")
+    __slots__ = ("_call", "_now", "_tensors", "outputs", "remote")
 
     def __init__(
-        self,
-        remote: RemoteDense,
-        dense: Floats,
-        pooled: Floats,
-        call: InferCall,
-        now: float,
+        self, remote: RemoteDense, tensors: Mapping[str, Array], call: InferCall, now: float
     ) -> None:
-        self.remote, self._dense, self._pooled = remote, dense, pooled
         self._call, self._now = call, now
-        self.prediction: Floats = np.empty(0, np.float32)
+        self._tensors, self.remote = tensors, remote
+        self.outputs: dict[str, Array] = {}
 
     def request(self) -> list[Buffer]:
-        """The request that carries both arrays."""
+        """The request that carries the tensors."""
         left_ms = _left_ms(self._call, self._now)
-        return self.remote.request(self._dense, self._pooled, left_ms, self._call.traceparent)
+        return self.remote.request(self._tensors, left_ms, self._call.traceparent)
 
     def add_answer(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
         """Leave the answer to `read`: the tower's has no known form."""
         return ANSWER_GENERAL, begin
 
     def read(self, reply: Reply) -> None:
-        """Keep the prediction."""
-        self.prediction = np.array(self.remote.read(reply, len(self._dense)), np.float32)
+        """Keep the outputs."""
+        self.outputs = self.remote.outputs(reply, self._tensors)
 
     def use_defaults(self) -> None:
         """Fail: nothing can stand in for the tower."""

@@ -72,8 +72,8 @@ def _load_dense(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
 def _load_gateway(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
     from erless.serve.gateway.gateway import Gateway, load_gateway
 
-    opened, predict = load_gateway(settings, metrics)
-    return lambda: Gateway(opened, predict, settings, metrics)
+    opened, form, predict = load_gateway(settings, metrics)
+    return lambda: Gateway(opened, form, predict, settings, metrics)
 
 
 _LOADERS: dict[Kind, Loader] = {

@@ -19,7 +19,7 @@ def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
     weights = (TensorSpec("weights", ("FP32",), (-1,)),) if model.has_weights else ()
     return (
         TensorSpec("values", ("INT64", "INT32"), (-1,)),
-        TensorSpec("lengths", ("INT32",), (len(model.tables), -1)),
+        TensorSpec("lengths", ("INT32",), (len(model.lookups), -1)),
         TensorSpec("dense", ("FP32",), (-1, model.dense_features)),
         *weights,
     )
@@ -44,7 +44,7 @@ def query_bytes(model: ModelSpec, inputs: dict[str, NDArray[Any]]) -> int:
     (summed, divided, as the tower's input).
     """
     batch = int(inputs["lengths"].shape[1])
-    width = len(model.tables) * max(table.dim for table in model.tables)
+    width = len(model.lookups) * max(table.dim for table in model.tables)
     return int(2 * inputs["values"].nbytes + 4 * batch * (3 * width + model.dense_features))
 
 

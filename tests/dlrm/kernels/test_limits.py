@@ -127,13 +127,13 @@ def test_bucketize_agrees_with_plain_python(
     weights = np.arange(len(values), dtype=np.float32) if weighted else None
     fault = expected_fault(values.tolist(), lengths.tolist(), ROWS)
     for number, router in enumerate(routers):
-        split = router.bucketize(values, weights, lengths)
+        split = router.bucketize(values, weights, lengths, None)
         if fault is not None:
             assert split == fault
             continue
         assert not isinstance(split, tuple)
         begin = int(lengths[:2].sum()) if number else 0  # the small tables' ids are at home
-        starts, bags, ids, sent = split.arrays()
+        starts, bags, ids, sent, _ = split.arrays()
         assert np.frombuffer(starts, np.int64).tolist() == [0, *[len(values) - begin] * 2]
         assert split.wide == (values.dtype == np.int64)
         assert np.frombuffer(ids, values.dtype).tolist() == values[begin:].tolist()

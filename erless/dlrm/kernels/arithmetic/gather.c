@@ -270,15 +270,14 @@ void interleave(const float *parts, float *out, int64_t dim) {
 }
 
 /* Check that what pooling reads is there: lengths that fit the ids, weights where needed. */
-static int query_fits(const slice_t *slices, int64_t count, const ids_t *values,
-                      const float *weights, const int32_t *lengths, int64_t samples,
-                      fault_t *fault) {
-    for (int64_t s = 0; s < count; s++)
+static int query_fits(const slice_t *slices, const ids_t *values, const float *weights,
+                      const bags_t *bags, fault_t *fault) {
+    for (int64_t s = 0; s < bags->tables; s++)
         if (slices[s].pooling == WEIGHTED && weights == NULL) {
             *fault = (fault_t){FAULT_UNWEIGHTED, s, 0, 0, 0};
             return 0;
         }
-    return lengths_fit(lengths, count, samples, values->size, fault);
+    return lengths_fit(bags, values->size, fault);
 }
 
 static int64_t sum_of(const int32_t *lengths, int64_t samples) {
@@ -319,13 +318,24 @@ static int64_t pool_slice(const slice_t *slice, const uint8_t *const *rows, cons
     return packed ? next - out : 0;
 }
 
-int64_t pool(const slice_t *slices, int64_t count, const ids_t *values, const float *weights,
-             const int32_t *lengths, int64_t samples, float *out, int64_t stride,
-             const int64_t *columns, int packed, fault_t *fault) {
+int64_t packed_size(const slice_t *slices, const bags_t *bags) {
+    int64_t floats = 0;
+    for (int64_t s = 0; s < bags->tables; s++) {
+        const int32_t *lengths = lengths_in(bags, s);
+        const int64_t count = bags_of(bags, s);
+        for (int64_t b = 0; b < count; b++)
+            if (lengths[b]) floats += slices[s].dim;
+    }
+    return floats;
+}
+
+int64_t pool(const slice_t *slices, const ids_t *values, const float *weights, const bags_t *bags,
+             float *out, int64_t stride, const int64_t *columns, int packed, fault_t *fault) {
+    const int64_t count = bags->tables;
     int64_t most = 0, begin = 0, widest = 0, written = 0;
-    if (!query_fits(slices, count, values, weights, lengths, samples, fault)) return 0;
+    if (!query_fits(slices, values, weights, bags, fault)) return 0;
     for (int64_t s = 0; s < count; s++) {
-        const int64_t size = sum_of(lengths + s * samples, samples);
+        const int64_t size = sum_of(lengths_in(bags, s), bags_of(bags, s));
         most = size > most ? size : most;
         widest = slices[s].dim > widest ? slices[s].dim : widest;
     }
@@ -334,14 +344,15 @@ int64_t pool(const slice_t *slices, int64_t count, const ids_t *values, const fl
     if (rows == NULL || parts == NULL) fault->kind = FAULT_MEMORY;
     for (int64_t s = 0; s < count && !fault->kind; s++) {
         const slice_t *slice = &slices[s];
-        const int32_t *bags = lengths + s * samples;
-        const int64_t n = sum_of(bags, samples), bad = find_rows(slice, values, begin, n, rows);
+        const int32_t *lengths = lengths_in(bags, s);
+        const int64_t samples = bags_of(bags, s);
+        const int64_t n = sum_of(lengths, samples), bad = find_rows(slice, values, begin, n, rows);
         if (bad >= 0) {
-            *fault = bad_id(slice, s, values, begin, bags, bad);
+            *fault = bad_id(slice, s, values, begin, lengths, bad);
             break;
         }
         for (int64_t i = 0; i < AHEAD; i++) rows[n + i] = slice->rows;
-        written += pool_slice(slice, rows, weights ? weights + begin : NULL, bags, samples,
+        written += pool_slice(slice, rows, weights ? weights + begin : NULL, lengths, samples,
                               packed ? out + written : out + columns[s], stride, packed, parts);
         begin += n;
     }

@@ -36,11 +36,13 @@ bag_fn bag_function(const slice_t *slice);
  * puts them in order. */
 void interleave(const float *parts, float *out, int64_t dim);
 
-/* Pool the bags of `count` slices. `out` is (samples, stride) with slice s at its column, or
- * packed: only the bags that are not empty, one after the other. Returns the floats written when
- * packed. */
-int64_t pool(const slice_t *slices, int64_t count, const ids_t *values, const float *weights,
-             const int32_t *lengths, int64_t samples, float *out, int64_t stride,
-             const int64_t *columns, int packed, fault_t *fault);
+/* Pool the bags of as many slices as `bags` has tables. `out` is (samples, stride) with slice s at
+ * its column, or packed: only the bags that are not empty, one after the other. Returns the floats
+ * written when packed. */
+int64_t pool(const slice_t *slices, const ids_t *values, const float *weights, const bags_t *bags,
+             float *out, int64_t stride, const int64_t *columns, int packed, fault_t *fault);
+
+/* The floats of the packed bags. */
+int64_t packed_size(const slice_t *slices, const bags_t *bags);
 
 #endif

@@ -157,10 +157,10 @@ int64_t home_find(const home_t *home, const ids_t *values, int64_t begin, int sh
     return others;
 }
 
-int home_pool(const home_t *homes, int64_t tables, const kept_t *kept, int64_t samples, float *out,
-              int64_t stride, const place_t *places) {
+int home_pool(const home_t *homes, const bags_t *bags, const kept_t *kept, float *out,
+              const place_t *places) {
     const uint8_t **rows = kept->rows;
-    int64_t widest = 0, done = 0;
+    int64_t widest = 0, done = 0, tables = bags->tables;
     for (int64_t t = 0; t < tables; t++)
         if (homes[t].shard >= 0 && places[t].dim > widest) widest = places[t].dim;
     for (int64_t t = 0; t < tables; t++)
@@ -172,13 +172,15 @@ int home_pool(const home_t *homes, int64_t tables, const kept_t *kept, int64_t s
         if (homes[t].shard < 0) continue;
         const slice_t *slice = &homes[t].slice;
         const bag_fn bag = bag_function(slice);
-        for (int64_t b = 0; b < samples; b++) {
-            const int64_t size = kept->sizes[t * samples + b], split = slice->precision == INT4;
+        const int32_t *sizes = kept->sizes + bags_before(bags, t);
+        const int64_t count = bags_of(bags, t);
+        for (int64_t b = 0; b < count; b++) {
+            const int64_t size = sizes[b], split = slice->precision == INT4;
             if (size == 0) continue;
             bag(rows + done, kept->weights ? kept->weights + done : NULL, size, slice->row_bytes,
                 slice->dim, split ? parts : sum);
             if (split) interleave(parts, sum, slice->dim);
-            float *to = out + b * stride + places[t].column;
+            float *to = out + b * places[t].stride + places[t].column;
             if (slice->pooling == MAX)
                 for (int64_t c = 0; c < slice->dim; c++) to[c] = sum[c] > to[c] ? sum[c] : to[c];
             else

@@ -25,7 +25,7 @@ typedef struct {
 typedef struct {
     const uint8_t **rows; /* (size), and room for POOL_AHEAD more */
     float *weights;       /* (size) or NULL */
-    int32_t *sizes;       /* (tables, samples): rows per bag */
+    int32_t *sizes;       /* of all tables' bags: rows */
     int64_t size;
 } kept_t;
 
@@ -42,9 +42,9 @@ int64_t home_find(const home_t *home, const ids_t *values, int64_t begin, int sh
                   const float *weights, const int32_t *lengths, int64_t samples, int32_t *sizes,
                   kept_t *kept, void *away, float *away_weights, int32_t *away_sizes);
 
-/* Pool what was kept, and add it to `out` (samples, stride); `places` has one row per table.
+/* Pool what was kept of the query with `bags`, and add it to `out`; `places` has one for each table.
  * Returns 0 without memory, or without the weights that a table needs. */
-int home_pool(const home_t *homes, int64_t tables, const kept_t *kept, int64_t samples, float *out,
-              int64_t stride, const place_t *places);
+int home_pool(const home_t *homes, const bags_t *bags, const kept_t *kept, float *out,
+              const place_t *places);
 
 #endif

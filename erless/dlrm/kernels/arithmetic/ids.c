@@ -1,22 +1,23 @@
 /* The checks that pooling and routing share. */
 #include "arithmetic/ids.h"
 
-int lengths_fit(const int32_t *lengths, int64_t tables, int64_t samples, int64_t size,
-                fault_t *fault) {
+int lengths_fit(const bags_t *bags, int64_t size, fault_t *fault) {
     int64_t total = 0;
     if (size > MAX_IDS) {
         *fault = (fault_t){FAULT_SIZE, 0, 0, 0, size};
         return 0;
     }
-    for (int64_t t = 0; t < tables; t++)
-        for (int64_t b = 0; b < samples; b++) {
-            const int32_t length = lengths[t * samples + b];
-            if (length < 0) {
-                *fault = (fault_t){FAULT_LENGTH, t, b, total, length};
+    for (int64_t t = 0; t < bags->tables; t++) {
+        const int32_t *lengths = lengths_in(bags, t);
+        const int64_t count = bags_of(bags, t);
+        for (int64_t b = 0; b < count; b++) {
+            if (lengths[b] < 0) {
+                *fault = (fault_t){FAULT_LENGTH, t, b, total, lengths[b]};
                 return 0;
             }
-            total += length;
+            total += lengths[b];
         }
+    }
     if (total != size) *fault = (fault_t){FAULT_TOTAL, 0, 0, size, total};
     return total == size;
 }

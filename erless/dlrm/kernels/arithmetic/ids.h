@@ -27,6 +27,27 @@ static inline size_t id_width(const ids_t *ids) {
 
 enum { MAX_IDS = INT32_MAX }; /* in one query: counters of ids have 32 bits */
 
+/* How many ids each bag has, table by table. Each table has `samples` bags, or, where `begins` is
+ * there, those from begins[t] to begins[t + 1]. */
+typedef struct {
+    const int32_t *lengths;
+    int64_t tables, samples;
+    const int64_t *begins; /* (tables + 1), ascending from 0, or NULL */
+} bags_t;
+
+static inline int64_t bags_before(const bags_t *bags, int64_t t) {
+    return bags->begins ? bags->begins[t] : t * bags->samples;
+}
+
+static inline int64_t bags_of(const bags_t *bags, int64_t t) {
+    return bags->begins ? bags->begins[t + 1] - bags->begins[t] : bags->samples;
+}
+
+/* The lengths of table t's bags. */
+static inline const int32_t *lengths_in(const bags_t *bags, int64_t t) {
+    return bags->lengths + bags_before(bags, t);
+}
+
 enum { /* fault_t.kind; erless/dlrm/query_arrays.py has the same names */
        FAULT_NONE = 0,
        FAULT_RANGE,      /* the id is not a row of the table */
@@ -40,14 +61,13 @@ enum { /* fault_t.kind; erless/dlrm/query_arrays.py has the same names */
 
 typedef struct {
     int kind;
-    int64_t table;    /* row of `lengths` */
-    int64_t sample;   /* column of `lengths` */
+    int64_t table;    /* of `bags` */
+    int64_t sample;   /* the bag among those of its table */
     int64_t position; /* index into `values` */
     int64_t value;    /* the id, length, sum or number that does not fit */
 } fault_t;
 
-/* Whether `lengths` (tables, samples) are at least zero and sum to the number of ids. */
-int lengths_fit(const int32_t *lengths, int64_t tables, int64_t samples, int64_t size,
-                fault_t *fault);
+/* Whether all lengths are at least zero and sum to the number of ids. */
+int lengths_fit(const bags_t *bags, int64_t size, fault_t *fault);
 
 #endif

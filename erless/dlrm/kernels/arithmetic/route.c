@@ -61,15 +61,15 @@ DEFINE_TABLE(wide, int64_t, uint64_t, INT64_MAX)
 /* Copy those ids of table t, which begin at `begin`, that are not at home to `away`. */
 static void keep_away(const routing_t *routing, int64_t t, const ids_t *values,
                       const float *weights, const int32_t *lengths, int64_t samples, int64_t begin,
-                      int64_t size, split_t *split, kept_t *kept) {
+                      int64_t size, split_t *split, int32_t *sizes, kept_t *kept) {
     const size_t width = split->wide ? sizeof(int64_t) : sizeof(int32_t);
     const float *own = weights ? weights + begin : NULL;
     void *to = (char *)split->away + width * (size_t)split->size;
     float *weights_to = weights ? split->weights + split->size : NULL;
     if (routing->homes && routing->homes[t].shard >= 0) {
         split->size +=
-            home_find(&routing->homes[t], values, begin, !split->wide, own, lengths, samples,
-                      kept->sizes + t * samples, kept, to, weights_to, split->bags);
+            home_find(&routing->homes[t], values, begin, !split->wide, own, lengths, samples, sizes,
+                      kept, to, weights_to, split->bags);
         return;
     }
     memcpy(split->bags, lengths, sizeof(int32_t) * (size_t)samples);
@@ -83,8 +83,8 @@ static void keep_away(const routing_t *routing, int64_t t, const ids_t *values,
     if (weights_to) memcpy(weights_to, own, sizeof(float) * (size_t)size);
 }
 
-/* Count the ids of each of table t's bags in each shard, and in all. Returns how many ids have a
- * shard. Two counters break the dependency of one increment on the last, since neighbours mostly go
+/* Count the ids of each of table t's bags in each shard, where `lengths_of` that shard stands, and
+ * in all. Returns how many ids have a shard. Two counters break the dependency of one increment on the last, since neighbours mostly go
  * to the same shard. */
 static int64_t count_bags(const routing_t *routing, int64_t t, int64_t samples, int64_t first,
                           const split_t *split, int32_t **lengths_of, int64_t *totals) {
@@ -106,13 +106,13 @@ static int64_t count_bags(const routing_t *routing, int64_t t, int64_t samples, 
         for (int64_t h = 0; h < count; h++) {
             const int64_t s = holders[h];
             const uint32_t now = even[s] + odd[s];
-            lengths_of[s][routing->slots[s * routing->tables + t] * samples + b] =
-                (int32_t)(now - before[s]);
+            lengths_of[s][b] = (int32_t)(now - before[s]);
             before[s] = now;
         }
     }
     for (int64_t h = 0; h < count; h++) {
         totals[holders[h]] += before[holders[h]];
+        lengths_of[holders[h]] += samples;
         /* an id that is routed home, yet is not in its index, has no shard: two files contradict */
         if (holders[h] != home) routed += before[holders[h]];
     }
@@ -138,9 +138,12 @@ static void blame_absent(const routing_t *routing, int64_t t, const ids_t *value
 
 /* Count table t, whose `size` ids begin at `begin`. Returns 0 where an id is bad. */
 static int split_table(const routing_t *routing, int64_t t, const ids_t *values,
-                       const float *weights, const int32_t *lengths, int64_t samples, int64_t begin,
-                       int64_t size, split_t *split, kept_t *kept, int32_t **lengths_of,
-                       int64_t *totals, fault_t *fault) {
+                       const float *weights, const bags_t *bags, int64_t begin, int64_t size,
+                       split_t *split, kept_t *kept, int32_t **lengths_of, int64_t *totals,
+                       fault_t *fault) {
+    const int32_t *lengths = lengths_in(bags, t);
+    const int64_t samples = bags_of(bags, t);
+    int32_t *sizes = kept->sizes ? kept->sizes + bags_before(bags, t) : NULL;
     const int32_t *narrow = (const int32_t *)values->data + begin;
     const int64_t *wide = (const int64_t *)values->data + begin;
     const int64_t first = split->size;
@@ -151,7 +154,8 @@ static int split_table(const routing_t *routing, int64_t t, const ids_t *values,
         blame(values, lengths, samples, t, begin, i, FAULT_RANGE, fault);
         return 0;
     }
-    keep_away(routing, t, values, weights, lengths, samples, begin, size, split, kept);
+    keep_away(routing, t, values, weights, lengths, samples, begin, size, split, sizes,
+              kept);
     const int64_t away = split->size - first;
     if (split->wide)
         wide_route(routing->routes[t], (const int64_t *)split->away + first, away,
@@ -168,7 +172,7 @@ static int split_table(const routing_t *routing, int64_t t, const ids_t *values,
 /* What routing reads must be there: lengths that fit the ids, and weights where a table needs them
  * at home. */
 static int query_fits(const routing_t *routing, const ids_t *values, const float *weights,
-                      const int32_t *lengths, int64_t samples, fault_t *fault) {
+                      const bags_t *bags, fault_t *fault) {
     for (int64_t t = 0; routing->homes && t < routing->tables; t++) {
         const home_t *home = &routing->homes[t];
         if (home->shard >= 0 && home->slice.pooling == WEIGHTED && weights == NULL) {
@@ -176,13 +180,16 @@ static int query_fits(const routing_t *routing, const ids_t *values, const float
             return 0;
         }
     }
-    return lengths_fit(lengths, routing->tables, samples, values->size, fault);
+    return lengths_fit(bags, values->size, fault);
 }
 
 /* Make the buffers of a split. Ids that leave as they came are read where they are. Returns 0
  * without memory. */
 static int open_split(split_t *split, const routing_t *routing, const ids_t *values,
-                      const float *weights, int64_t samples) {
+                      const float *weights, const bags_t *bags) {
+    int64_t most = 0;
+    for (int64_t t = 0; t < bags->tables; t++)
+        if (bags_of(bags, t) > most) most = bags_of(bags, t);
     const size_t n = (size_t)values->size + 8; /* home_find writes beyond its end */
     split->wide = values->wide && !routing->narrow;
     const int as_they_are = !routing->homes && split->wide == values->wide;
@@ -190,7 +197,7 @@ static int open_split(split_t *split, const routing_t *routing, const ids_t *val
     split->own_weights = !as_they_are && weights;
     split->to = malloc(n);
     split->ends = malloc(sizeof(int64_t) * (size_t)(routing->tables + 1));
-    split->bags = malloc(sizeof(int32_t) * (size_t)(samples + 1));
+    split->bags = malloc(sizeof(int32_t) * (size_t)(most + 1));
     split->away = as_they_are ? (void *)values->data : malloc(n * sizeof(int64_t));
     split->weights = (float *)weights;
     if (split->own_weights) split->weights = malloc(n * sizeof(float));
@@ -205,26 +212,35 @@ void route_close(split_t *split) {
     if (split->own_weights) free(split->weights);
 }
 
+int64_t bags_of_shard(const routing_t *routing, const bags_t *bags, int64_t shard) {
+    int64_t count = 0;
+    if (bags->begins == NULL) return routing->widths[shard] * bags->samples;
+    for (int64_t t = 0; t < routing->tables; t++)
+        if (routing->slots[shard * routing->tables + t] >= 0) count += bags_of(bags, t);
+    return count;
+}
+
 int64_t route_count(const routing_t *routing, const ids_t *values, const float *weights,
-                    const int32_t *lengths, int64_t samples, int32_t *lengths_out, int64_t *starts,
-                    kept_t *kept, split_t *split, fault_t *fault) {
+                    const bags_t *bags, int32_t *lengths_out, int64_t *starts, kept_t *kept,
+                    split_t *split, fault_t *fault) {
     int64_t totals[256] = {0}, begin = 0;
     int32_t *lengths_of[MAX_SHARDS];
-    if (!query_fits(routing, values, weights, lengths, samples, fault)) return 0;
-    if (!open_split(split, routing, values, weights, samples)) {
+    if (!query_fits(routing, values, weights, bags, fault)) return 0;
+    if (!open_split(split, routing, values, weights, bags)) {
         fault->kind = FAULT_MEMORY;
         return 0;
     }
     for (int64_t s = 0; s < routing->shards; s++) {
         lengths_of[s] = lengths_out;
-        lengths_out += routing->widths[s] * samples;
+        lengths_out += bags_of_shard(routing, bags, s);
     }
     for (int64_t t = 0; t < routing->tables; t++) {
-        const int32_t *row = lengths + t * samples;
+        const int32_t *row = lengths_in(bags, t);
+        const int64_t samples = bags_of(bags, t);
         int64_t size = 0;
         for (int64_t b = 0; b < samples; b++) size += row[b];
-        if (!split_table(routing, t, values, weights, row, samples, begin, size, split, kept,
-                         lengths_of, totals, fault))
+        if (!split_table(routing, t, values, weights, bags, begin, size, split, kept, lengths_of,
+                         totals, fault))
             return 0;
         begin += size;
     }

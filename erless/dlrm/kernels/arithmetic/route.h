@@ -25,17 +25,20 @@ typedef struct {
     uint8_t *to;    /* the shard of each */
     int64_t size;
     int64_t *ends; /* (tables): where the table's ids end in `away` */
-    int32_t *bags; /* (samples) of one table: ids per bag */
+    int32_t *bags; /* of one table: ids per bag */
     int own_away, own_weights;
 } split_t;
 
-/* The first pass counts. `lengths_out` gets for each shard (widths[s], samples), one after the
- * other; `starts` (shards + 1) where each shard's ids will begin; `kept` what is at home, where
+/* Bags of all tables that the shard holds. */
+int64_t bags_of_shard(const routing_t *routing, const bags_t *bags, int64_t shard);
+
+/* The first pass counts. `lengths_out` gets for each shard the lengths of its tables' bags, one
+ * after the other; `starts` (shards + 1) where each shard's ids will begin; `kept` what is at home, where
  * there are homes. `split` comes zeroed and is to be closed in any case. Returns how many ids
  * leave; a query that does not fit is told by `fault`. */
 int64_t route_count(const routing_t *routing, const ids_t *values, const float *weights,
-                    const int32_t *lengths, int64_t samples, int32_t *lengths_out, int64_t *starts,
-                    kept_t *kept, split_t *split, fault_t *fault);
+                    const bags_t *bags, int32_t *lengths_out, int64_t *starts, kept_t *kept,
+                    split_t *split, fault_t *fault);
 
 /* The second pass places: ids (int32 unless `split->wide`) and weights, by shard. */
 void route_place(const routing_t *routing, const split_t *split, const int64_t *starts,

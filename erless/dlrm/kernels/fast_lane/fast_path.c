@@ -63,16 +63,13 @@ static int fit_float16(const float *floats, int64_t size) {
 }
 
 int64_t fast_path_pool(const fast_path_t *path, fast_request_t *request, fault_t *fault) {
-    int64_t needed = 0;
-    for (int64_t s = 0; s < path->count; s++)
-        for (int64_t b = 0; b < request->samples; b++)
-            if (request->lengths[s * request->samples + b]) needed += path->slices[s].dim;
+    const bags_t bags = {request->lengths, path->count, request->samples, NULL};
+    const int64_t needed = packed_size(path->slices, &bags);
     request->partial = malloc((sizeof(float) + sizeof(uint16_t)) * (size_t)(needed + 1));
     if (request->partial == NULL) return -1;
     request->float16_partial = (uint16_t *)(request->partial + needed);
     const int64_t written =
-        pool(path->slices, path->count, &request->values, NULL, request->lengths, request->samples,
-             request->partial, 0, NULL, 1, fault);
+        pool(path->slices, &request->values, NULL, &bags, request->partial, 0, NULL, 1, fault);
     request->float16 = request->float16 && fit_float16(request->partial, written);
     if (request->float16) to_float16(request->partial, request->float16_partial, written);
     return written;

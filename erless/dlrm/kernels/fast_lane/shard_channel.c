@@ -43,7 +43,7 @@ static int partial_fits(const shard_channel_t *channel, const char *json, const 
 }
 
 int64_t answer_add(const shard_channel_t *channel, const bucket_t *bucket, const char **text,
-                   const char *end, const char *room, int last, float *out, int64_t stride) {
+                   const char *end, const char *room, int last, float *out) {
     int64_t sizes[3] = {0, 0, READY_LONG_AGO}; /* of the body, of the JSON, milliseconds */
     const char *json = form_scan(channel->answers[0], *text, end, sizes);
     int float16;
@@ -53,12 +53,11 @@ int64_t answer_add(const shard_channel_t *channel, const bucket_t *bucket, const
         return ANSWER_GENERAL;
     if (sizes[0] > end - json) return sizes[0] > room - json ? ANSWER_GENERAL : ANSWER_INCOMPLETE;
     const char *partial = json + sizes[1];
-    const int64_t floats =
-        packed_floats(bucket->lengths, bucket->samples, channel->places, channel->tables);
+    const bags_t bags = {bucket->lengths, channel->tables, bucket->samples, NULL};
+    const int64_t floats = packed_floats(&bags, channel->places);
     if (!partial_fits(channel, json, partial, floats, sizes[0] - sizes[1], &float16))
         return ANSWER_GENERAL;
-    combine(out, stride, partial, float16, 1, bucket->lengths, bucket->samples, channel->places,
-            channel->tables);
+    combine(out, partial, float16, 1, &bags, channel->places);
     *text = json + sizes[0];
     return sizes[2];
 }

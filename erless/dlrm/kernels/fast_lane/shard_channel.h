@@ -37,6 +37,6 @@ enum { ANSWER_GENERAL = -2, ANSWER_INCOMPLETE = -1, READY_LONG_AGO = INT32_MAX }
  * has room before `room`, or ANSWER_GENERAL, where the answer does not have the form or is not the
  * answer to what was asked. `last`: no other answer may follow. */
 int64_t answer_add(const shard_channel_t *channel, const bucket_t *bucket, const char **text,
-                   const char *end, const char *room, int last, float *out, int64_t stride);
+                   const char *end, const char *room, int last, float *out);
 
 #endif

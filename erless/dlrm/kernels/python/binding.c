@@ -68,18 +68,64 @@ int expect_product(const char *name, Py_ssize_t size, int64_t a, int64_t b) {
     return 0;
 }
 
-int64_t places_width(const place_t *places, Py_ssize_t count, int64_t stride) {
-    int64_t width = 0;
-    for (Py_ssize_t s = 0; s < count; s++) {
-        const place_t *place = &places[s];
-        if (place->column < 0 || place->dim < 1 || place->dim > stride ||
-            place->column > stride - place->dim) {
-            PyErr_SetString(PyExc_ValueError, "places: beyond the row of `out`");
-            return -1;
-        }
-        width += place->dim;
+/* Whether `begins` ascend from 0; sets an error where not. */
+static int begins_fit(const int64_t *begins, int64_t tables) {
+    int fits = begins[0] == 0;
+    for (int64_t t = 0; t < tables; t++) fits = fits && begins[t] <= begins[t + 1];
+    if (!fits) PyErr_SetString(PyExc_ValueError, "begins: not ascending from 0");
+    return fits;
+}
+
+int take_bags(PyObject *from, Py_buffer *view, int64_t tables, bags_t *bags) {
+    *bags = (bags_t){.tables = tables};
+    view->obj = NULL;
+    if (PyLong_Check(from)) {
+        int64_t total;
+        bags->samples = PyLong_AsLongLong(from);
+        if (bags->samples == -1 && PyErr_Occurred()) return 0;
+        if (bags->samples >= 0 && !__builtin_mul_overflow(bags->samples, tables + 1, &total))
+            return 1;
+        PyErr_SetString(PyExc_ValueError, "samples: negative, or too many");
+        return 0;
     }
-    return width;
+    const Py_ssize_t size = take(from, view, 8, 0, "begins");
+    if (size < 0) return 0;
+    bags->begins = view->buf;
+    if (expect("begins", size, (Py_ssize_t)tables + 1) && begins_fit(bags->begins, tables))
+        return 1;
+    release_all(view, 1);
+    view->obj = NULL;
+    return 0;
+}
+
+int lengths_taken(const Py_buffer *lengths, const Py_buffer *begins, int64_t tables, bags_t *bags) {
+    const Py_ssize_t size = lengths->len / (Py_ssize_t)sizeof(int32_t);
+    *bags = (bags_t){.lengths = lengths->buf, .tables = tables};
+    if (begins->obj == NULL) {
+        bags->samples = tables ? size / tables : 0;
+        return expect_product("lengths", size, bags->samples, tables);
+    }
+    bags->begins = begins->buf;
+    return expect("begins", begins->len / (Py_ssize_t)sizeof(int64_t), (Py_ssize_t)tables + 1) &&
+           begins_fit(bags->begins, tables) &&
+           expect("lengths", size, (Py_ssize_t)bags->begins[tables]);
+}
+
+int places_fit(const place_t *places, const bags_t *bags, int64_t size) {
+    for (int64_t t = 0; t < bags->tables; t++) {
+        const place_t *place = &places[t];
+        const int64_t count = bags_of(bags, t);
+        int64_t last;
+        if (count == 0) continue;
+        if (place->column < 0 || place->stride < 0 || place->dim < 1 || place->dim > size ||
+            place->column > size - place->dim ||
+            __builtin_mul_overflow(count - 1, place->stride, &last) ||
+            last > size - place->dim - place->column) {
+            PyErr_SetString(PyExc_ValueError, "places: beyond `out`");
+            return 0;
+        }
+    }
+    return 1;
 }
 
 ids_t ids_of(const Py_buffer *view) {

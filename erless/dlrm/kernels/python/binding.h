@@ -44,9 +44,16 @@ int expect(const char *name, Py_ssize_t size, Py_ssize_t wanted);
 /* Whether `size` is a * b; sets an error where not, also where the product is beyond 64 bits. */
 int expect_product(const char *name, Py_ssize_t size, int64_t a, int64_t b);
 
-/* Check that `places` (count, 3) lie within rows of `stride`. Returns the width of all together, or
- * -1 with an error set. */
-int64_t places_width(const place_t *places, Py_ssize_t count, int64_t stride);
+/* How many bags each table has: `from` is a number of samples, or a buffer of begins. Lengths are
+ * left out. Returns 0 with an error set and the view empty. */
+int take_bags(PyObject *from, Py_buffer *view, int64_t tables, bags_t *bags);
+
+/* The bags of a query whose `lengths` were taken, and `begins` too, where there are any. Returns 0
+ * with an error set. */
+int lengths_taken(const Py_buffer *lengths, const Py_buffer *begins, int64_t tables, bags_t *bags);
+
+/* Whether the places of all tables' bags lie within `size` floats; sets an error where not. */
+int places_fit(const place_t *places, const bags_t *bags, int64_t size);
 
 ids_t ids_of(const Py_buffer *view);
 

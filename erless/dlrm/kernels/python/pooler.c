@@ -71,15 +71,12 @@ static PyObject *pooler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 
 PyDoc_STRVAR(
     pool_doc,
-    "pool(values, weights or None, lengths, out, columns or None) -> floats written or a "
-    "fault; columns None packs the bags that are not empty, else out is (samples, stride)");
+    "pool(values, weights or None, lengths, out, columns or None, begins or None) -> floats "
+    "written or a fault; columns None packs the bags that are not empty, else out is (samples, "
+    "stride); begins (slices + 1): where each slice's bags begin, else all have as many");
 /* Whether `floats` are enough for the packed bags; sets an error where not. */
-static int packed_fits(const Pooler *self, const int32_t *lengths, int64_t samples,
-                       Py_ssize_t floats) {
-    int64_t needed = 0;
-    for (int64_t s = 0; s < self->count; s++)
-        for (int64_t b = 0; b < samples; b++)
-            if (lengths[s * samples + b]) needed += self->slices[s].dim;
+static int packed_fits(const Pooler *self, const bags_t *bags, Py_ssize_t floats) {
+    const int64_t needed = packed_size(self->slices, bags);
     if (floats >= needed) return 1;
     PyErr_Format(PyExc_ValueError, "out: %zd items, %lld needed", floats, (long long)needed);
     return 0;
@@ -99,23 +96,25 @@ static int columns_fit(const Pooler *self, const int64_t *columns, Py_ssize_t co
 }
 
 static PyObject *pooler_pool(PyObject *object, PyObject *const *args, Py_ssize_t count) {
-    static const buffer_t wanted[] = {{"values", 0, 0, 0},
-                                      {"weights", 4, 0, 1},
-                                      {"lengths", 4, 0, 0},
-                                      {"out", 4, 1, 0},
-                                      {"columns", 8, 0, 1}};
+    static const buffer_t wanted[] = {{"values", 0, 0, 0}, {"weights", 4, 0, 1},
+                                      {"lengths", 4, 0, 0}, {"out", 4, 1, 0},
+                                      {"columns", 8, 0, 1}, {"begins", 8, 0, 1}};
     const Pooler *self = (const Pooler *)object;
-    Py_buffer views[5];
-    Py_ssize_t sizes[5];
+    Py_buffer views[6];
+    Py_ssize_t sizes[6];
     PyObject *result = NULL;
-    if (!take_all(args, count, 5, views, sizes, wanted)) return NULL;
+    bags_t bags;
+    if (!take_all(args, count, 6, views, sizes, wanted)) return NULL;
     const int packed = views[4].obj == NULL;
-    const int64_t samples = self->count ? sizes[2] / self->count : 0;
-    const int64_t stride = samples ? sizes[3] / samples : 0;
-    const int32_t *lengths = views[2].buf;
-    int fits = expect_product("lengths", sizes[2], samples, self->count) &&
+    int fits = lengths_taken(&views[2], &views[5], self->count, &bags) &&
                (!views[1].obj || expect("weights", sizes[1], sizes[0]));
-    if (fits && packed) fits = packed_fits(self, lengths, samples, sizes[3]);
+    const int64_t samples = bags.samples;
+    const int64_t stride = samples ? sizes[3] / samples : 0;
+    if (fits && packed) fits = packed_fits(self, &bags, sizes[3]);
+    if (fits && !packed && bags.begins) {
+        PyErr_SetString(PyExc_ValueError, "columns: only where all slices have as many bags");
+        fits = 0;
+    }
     if (fits && !packed)
         fits = expect_product("out", sizes[3], stride, samples) &&
                columns_fit(self, views[4].buf, sizes[4], samples, stride);
@@ -124,12 +123,12 @@ static PyObject *pooler_pool(PyObject *object, PyObject *const *args, Py_ssize_t
         fault_t fault = {0};
         int64_t written;
         Py_BEGIN_ALLOW_THREADS
-        written = pool(self->slices, self->count, &values, views[1].buf, lengths, samples,
-                       views[3].buf, stride, views[4].buf, packed, &fault);
+        written = pool(self->slices, &values, views[1].buf, &bags, views[3].buf, stride,
+                       views[4].buf, packed, &fault);
         Py_END_ALLOW_THREADS
         result = fault.kind ? fault_tuple(&fault) : PyLong_FromLongLong(written);
     }
-    release_all(views, 5);
+    release_all(views, 6);
     return result;
 }
 

@@ -10,15 +10,23 @@ typedef struct {
     Py_buffer *tables, slots, widths;
     PyObject *poolers;    /* keeps the homes' rows alive */
     home_t *homes;        /* their words are ours */
-    int64_t *rows, width; /* width: tables of all shards together */
+    int64_t *rows;
 } Router;
+
+/* Whether an earlier table has table t's words: several read the same rows. */
+static int words_of_another(const home_t *homes, int64_t t) {
+    for (int64_t earlier = 0; earlier < t; earlier++)
+        if (homes[earlier].words == homes[t].words) return 1;
+    return 0;
+}
 
 static void router_free(PyObject *object) {
     Router *self = (Router *)object;
     PyTypeObject *type = Py_TYPE(object);
     if (self->tables) release_all(self->tables, (int)self->routing.tables);
     if (self->homes)
-        for (int64_t t = 0; t < self->routing.tables; t++) PyMem_Free((void *)self->homes[t].words);
+        for (int64_t t = 0; t < self->routing.tables; t++)
+            if (!words_of_another(self->homes, t)) PyMem_Free((void *)self->homes[t].words);
     release_all(&self->slots, 1);
     release_all(&self->widths, 1);
     Py_XDECREF(self->poolers);
@@ -28,6 +36,11 @@ static void router_free(PyObject *object) {
     PyMem_Free((void *)self->routing.routes);
     type->tp_free(object);
     Py_DECREF(type);
+}
+
+static int same_slice(const slice_t *a, const slice_t *b) {
+    return a->rows == b->rows && a->blocks == b->blocks && a->row_bytes == b->row_bytes &&
+           a->table_rows == b->table_rows && a->stored == b->stored;
 }
 
 /* One table's home: its shard, and the slice of that shard's pooler. */
@@ -48,7 +61,9 @@ static int router_home(Router *self, int64_t t, PyObject *item) {
     }
     home->slice = held->slices[number];
     if (!expect("homes", (Py_ssize_t)home->slice.table_rows, (Py_ssize_t)self->rows[t])) return 0;
-    if (home->slice.blocks) {
+    for (int64_t u = 0; u < t && home->words == NULL; u++) /* the same slice, unpacked already */
+        if (same_slice(&self->homes[u].slice, &home->slice)) home->words = self->homes[u].words;
+    if (home->slice.blocks && home->words == NULL) {
         word_t *words = PyMem_Malloc(sizeof(word_t) * (size_t)home_words(&home->slice));
         if (words == NULL) {
             PyErr_NoMemory();
@@ -130,10 +145,8 @@ static int router_shards(Router *self, PyObject *slots, PyObject *widths) {
     self->routing.shards = shards;
     self->routing.slots = self->slots.buf;
     self->routing.widths = self->widths.buf;
-    for (Py_ssize_t s = 0; s < shards; s++) {
+    for (Py_ssize_t s = 0; s < shards; s++)
         if (!slots_fit(self->routing.slots + s * tables, tables, self->routing.widths[s])) return 0;
-        self->width += self->routing.widths[s];
-    }
     return 1;
 }
 
@@ -159,29 +172,30 @@ static PyObject *router_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return NULL;
 }
 
-PyDoc_STRVAR(bucketize_doc, "bucketize(values, weights or None, lengths) -> Split, or a fault");
+PyDoc_STRVAR(bucketize_doc, "bucketize(values, weights or None, lengths, begins or None) -> Split, or a fault; "
+             "begins (tables + 1): where each table's bags begin, else all have as many");
 static PyObject *router_bucketize(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     static const buffer_t wanted[] = {
-        {"values", 0, 0, 0}, {"weights", 4, 0, 1}, {"lengths", 4, 0, 0}};
+        {"values", 0, 0, 0}, {"weights", 4, 0, 1}, {"lengths", 4, 0, 0}, {"begins", 8, 0, 1}};
     Router *self = (Router *)object;
     const routing_t *routing = &self->routing;
-    Py_buffer views[3];
-    Py_ssize_t sizes[3];
+    Py_buffer views[4];
+    Py_ssize_t sizes[4];
+    bags_t bags;
     Split *result = NULL;
     split_t split = {0};
     fault_t fault = {0};
-    if (!take_all(args, count, 3, views, sizes, wanted)) return NULL;
-    const int64_t samples = routing->tables ? sizes[2] / routing->tables : 0;
+    if (!take_all(args, count, 4, views, sizes, wanted)) return NULL;
     const int weighted = views[1].obj != NULL;
-    if (expect_product("lengths", sizes[2], samples, routing->tables) &&
+    if (lengths_taken(&views[2], &views[3], routing->tables, &bags) &&
         (!weighted || expect("weights", sizes[1], sizes[0])))
-        result = split_new(object, routing, self->width, sizes[0], samples, weighted);
+        result = split_new(object, routing, sizes[0], &bags, weighted);
     if (result != NULL) {
         const ids_t values = ids_of(&views[0]);
         int64_t away;
         Py_BEGIN_ALLOW_THREADS
-        away = route_count(routing, &values, views[1].buf, views[2].buf, samples, result->lengths,
-                           result->starts, &result->kept, &split, &fault);
+        away = route_count(routing, &values, views[1].buf, &bags, result->lengths, result->starts,
+                           &result->kept, &split, &fault);
         Py_END_ALLOW_THREADS
         result->at_home = result->kept.size;
         if (!fault.kind && split_room(result, away, split.wide)) {
@@ -191,7 +205,7 @@ static PyObject *router_bucketize(PyObject *object, PyObject *const *args, Py_ss
         } else Py_CLEAR(result);
     }
     route_close(&split);
-    release_all(views, 3);
+    release_all(views, 4);
     if (result) return (PyObject *)result;
     return fault.kind ? fault_tuple(&fault) : NULL;
 }

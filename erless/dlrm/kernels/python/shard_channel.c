@@ -13,7 +13,7 @@ static void channel_free(PyObject *object) {
 PyDoc_STRVAR(
     channel_doc,
     "ShardChannel(heads, requests, answers, places): forms as in fast_lane/shard_channel.h; "
-    "int64 (tables, 3)");
+    "int64 (tables, 4)");
 static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static const form_limit_t head_limits[] = {{3, 0}, {3, 1}};
     static const form_limit_t request_limits[] = {{5, 0}, {5, 0}};
@@ -30,8 +30,8 @@ static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->forms[2] = Py_NewRef(answers);
     const Py_ssize_t cells = take(places, &self->places, 8, 0, "places");
     self->channel.places = self->places.buf;
-    self->channel.tables = cells / 3;
-    if (cells >= 0 && expect("places", cells, cells / 3 * 3) &&
+    self->channel.tables = cells / 4;
+    if (cells >= 0 && expect("places", cells, cells / 4 * 4) &&
         take_forms(heads, 2, head_limits, self->channel.heads) &&
         take_forms(requests, 2, request_limits, self->channel.requests) &&
         take_forms(answers, 4, answer_limits, self->channel.answers))

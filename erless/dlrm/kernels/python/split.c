@@ -18,7 +18,8 @@ static void split_free(PyObject *object) {
     Split *self = (Split *)object;
     PyTypeObject *type = Py_TYPE(object);
     split_forget(self);
-    for (int k = 0; k < 4; k++) Py_XDECREF(self->arrays[k]);
+    PyMem_Free((void *)self->bags.begins);
+    for (int k = 0; k < 5; k++) Py_XDECREF(self->arrays[k]);
     Py_XDECREF(self->owner);
     type->tp_free(object);
     Py_DECREF(type);
@@ -29,23 +30,45 @@ static void *room(Split *self, int which, int64_t items, size_t size) {
     return self->arrays[which] ? PyBytes_AS_STRING(self->arrays[which]) : NULL;
 }
 
-Split *split_new(PyObject *owner, const routing_t *routing, int64_t width, int64_t size,
-                 int64_t samples, int weighted) {
+/* Keep our own copy of where each table's bags begin. Returns 0 without memory. */
+static int keep_bags(Split *self, const bags_t *bags) {
+    self->bags = (bags_t){.tables = bags->tables, .samples = bags->samples};
+    if (bags->begins == NULL) return 1;
+    const size_t size = sizeof(int64_t) * (size_t)(bags->tables + 1);
+    int64_t *begins = PyMem_Malloc(size);
+    if (begins) memcpy(begins, bags->begins, size);
+    self->bags.begins = begins;
+    return begins != NULL;
+}
+
+/* Room for where each shard's bags begin, and for their lengths. Returns 0 without memory. */
+static int bags_room(Split *self) {
+    const routing_t *routing = self->routing;
+    int64_t *starts = self->bag_starts = room(self, 4, routing->shards + 1, sizeof(int64_t));
+    if (starts == NULL) return 0;
+    starts[0] = 0;
+    for (int64_t s = 0; s < routing->shards; s++)
+        starts[s + 1] = starts[s] + bags_of_shard(routing, &self->bags, s);
+    self->lengths = room(self, 1, starts[routing->shards], sizeof(int32_t));
+    return self->lengths != NULL;
+}
+
+Split *split_new(PyObject *owner, const routing_t *routing, int64_t size, const bags_t *bags,
+                 int weighted) {
     Split *self = (Split *)split_type->tp_alloc(split_type, 0);
     if (self == NULL) return NULL;
     self->owner = Py_NewRef(owner);
     self->routing = routing;
-    self->samples = samples;
     self->weighted = weighted;
     self->starts = room(self, 0, routing->shards + 1, sizeof(int64_t));
-    self->lengths = room(self, 1, width * samples, sizeof(int32_t));
     kept_t *kept = &self->kept;
     if (routing->homes) {
+        const int64_t total = bags_before(bags, bags->tables);
         kept->rows = PyMem_Malloc(sizeof(uint8_t *) * (size_t)(size + POOL_AHEAD + 1));
-        kept->sizes = PyMem_Calloc((size_t)(routing->tables * samples) + 1, sizeof(int32_t));
+        kept->sizes = PyMem_Calloc((size_t)total + 1, sizeof(int32_t));
         if (weighted) kept->weights = PyMem_Malloc(sizeof(float) * (size_t)(size + 1));
     }
-    if (self->starts && self->lengths &&
+    if (self->starts && keep_bags(self, bags) && bags_room(self) &&
         (!routing->homes || (kept->rows && kept->sizes && (!weighted || kept->weights))))
         return self;
     Py_DECREF(self);
@@ -74,12 +97,10 @@ static int bucket_of(const Split *self, PyObject *number, PyObject *channel, buc
         return 0;
     }
     const int64_t *starts = self->starts;
-    const int32_t *lengths = self->lengths;
-    for (Py_ssize_t s = 0; s < shard; s++) lengths += routing->widths[s] * self->samples;
     *bucket = (bucket_t){{(const char *)self->values + starts[shard] * (self->wide ? 8 : 4),
                           starts[shard + 1] - starts[shard], self->wide},
-                         lengths,
-                         self->samples};
+                         self->lengths + self->bag_starts[shard],
+                         self->bags.samples};
     return expect("channel", (Py_ssize_t)((ShardChannel *)channel)->channel.tables,
                   (Py_ssize_t)routing->widths[shard]);
 }
@@ -104,7 +125,7 @@ static PyObject *split_touched(PyObject *object, PyObject *unused) {
 PyDoc_STRVAR(
     build_request_doc,
     "build_request(shard, channel, left_ms, trace or None) -> the request, in one piece, or "
-    "None: it has weights, or does not fit the forms");
+    "None: it has weights, its tables differ in bags, or it does not fit the forms");
 static PyObject *split_build_request(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     const Split *self = (const Split *)object;
     char text[MOST_HEAD];
@@ -113,13 +134,14 @@ static PyObject *split_build_request(PyObject *object, PyObject *const *args, Py
     const long long left_ms = PyLong_AsLongLong(args[2]);
     const char *trace = args[3] == Py_None ? NULL : PyBytes_AsString(args[3]);
     if (PyErr_Occurred()) return NULL;
-    const int64_t size = self->weighted ? 0
+    const int64_t size = self->weighted || self->bags.begins
+                             ? 0
                                         : request_write(&((ShardChannel *)args[1])->channel,
                                                         &bucket, left_ms, trace, text);
     if (size == 0) Py_RETURN_NONE;
     const size_t ids = (size_t)bucket.values.size * id_width(&bucket.values);
     const size_t bags =
-        (size_t)(((ShardChannel *)args[1])->channel.tables * self->samples) * sizeof(int32_t);
+        (size_t)(((ShardChannel *)args[1])->channel.tables * self->bags.samples) * sizeof(int32_t);
     PyObject *request = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(size + ids + bags));
     if (request == NULL) return NULL;
     char *at = PyBytes_AS_STRING(request);
@@ -132,8 +154,8 @@ static PyObject *split_build_request(PyObject *object, PyObject *const *args, Py
 PyDoc_STRVAR(add_answer_doc,
              "add_answer(shard, channel, buffer, begin, end, last, out) -> (milliseconds, "
              "ANSWER_INCOMPLETE or ANSWER_GENERAL; "
-             "where it ends): add the answer that begins in buffer[begin:end] to float32 (samples, "
-             "stride); fast_lane/shard_channel.h, answer_add");
+             "where it ends): add the answer that begins in buffer[begin:end] to float32 `out`; "
+             "fast_lane/shard_channel.h, answer_add");
 static PyObject *split_add_answer(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     static const buffer_t wanted[] = {{"buffer", 1, 0, 0}, {"out", 4, 1, 0}};
     const Split *self = (const Split *)object;
@@ -148,14 +170,15 @@ static PyObject *split_add_answer(PyObject *object, PyObject *const *args, Py_ss
     PyObject *const both[] = {args[2], args[6]};
     if (!take_all(both, 2, 2, views, sizes, wanted)) return NULL;
     const shard_channel_t *channel = &((ShardChannel *)args[1])->channel;
-    const int64_t stride = self->samples ? sizes[1] / self->samples : 0;
+    const bags_t bags = {NULL, channel->tables, bucket.samples, NULL};
     if (begin < 0 || begin > end || end > sizes[0])
         PyErr_SetString(PyExc_ValueError, "buffer: end is beyond it, or begin beyond end");
-    else if (expect_product("out", sizes[1], stride, self->samples) &&
-             places_width(channel->places, (Py_ssize_t)channel->tables, stride) >= 0) {
+    else if (self->bags.begins)
+        result = Py_BuildValue("in", ANSWER_GENERAL, begin);
+    else if (places_fit(channel->places, &bags, sizes[1])) {
         const char *whole = views[0].buf, *at = whole + begin;
         const int64_t outcome = answer_add(channel, &bucket, &at, whole + end, whole + sizes[0],
-                                           last, views[1].buf, stride);
+                                           last, views[1].buf);
         result = Py_BuildValue("Ln", (long long)outcome, (Py_ssize_t)(at - whole));
     }
     release_all(views, 2);
@@ -163,7 +186,7 @@ static PyObject *split_add_answer(PyObject *object, PyObject *const *args, Py_ss
 }
 
 PyDoc_STRVAR(pool_doc,
-             "pool(out, places): add the rows at home to float32 (samples, stride), once");
+             "pool(out, places): add the rows at home to float32 `out`, once");
 static PyObject *split_pool(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     static const buffer_t wanted[] = {{"out", 4, 1, 0}, {"places", 8, 0, 0}};
     Split *self = (Split *)object;
@@ -173,11 +196,9 @@ static PyObject *split_pool(PyObject *object, PyObject *const *args, Py_ssize_t 
     PyObject *result = NULL;
     int done = 1;
     if (!take_all(args, count, 2, views, sizes, wanted)) return NULL;
-    const int64_t stride = self->samples ? sizes[0] / self->samples : 0;
     const place_t *places = views[1].buf;
-    if (!expect_product("out", sizes[0], stride, self->samples) ||
-        !expect("places", sizes[1], (Py_ssize_t)(3 * routing->tables)) ||
-        (self->samples && places_width(places, (Py_ssize_t)routing->tables, stride) < 0))
+    if (!expect("places", sizes[1], (Py_ssize_t)(4 * routing->tables)) ||
+        !places_fit(places, &self->bags, sizes[0]))
         goto done;
     for (int64_t t = 0; routing->homes && t < routing->tables; t++)
         if (routing->homes[t].shard >= 0 &&
@@ -187,8 +208,7 @@ static PyObject *split_pool(PyObject *object, PyObject *const *args, Py_ssize_t 
     self->kept = (kept_t){0};
     Py_BEGIN_ALLOW_THREADS
     if (kept.size)
-        done = home_pool(routing->homes, routing->tables, &kept, self->samples, views[0].buf,
-                         stride, places);
+        done = home_pool(routing->homes, &self->bags, &kept, views[0].buf, places);
     Py_END_ALLOW_THREADS
     self->kept = kept;
     split_forget(self);
@@ -210,12 +230,12 @@ static PyObject *split_wide(PyObject *object, void *closure) {
 
 PyDoc_STRVAR(arrays_doc,
              "arrays() -> bytes of starts (int64), lengths (int32), values (int32, or "
-             "int64 where `wide`), weights (float32) or None");
+             "int64 where `wide`), weights (float32) or None, bag_starts (int64)");
 static PyObject *split_arrays(PyObject *object, PyObject *unused) {
     const Split *self = (const Split *)object;
     (void)unused;
-    return PyTuple_Pack(4, self->arrays[0], self->arrays[1], self->arrays[2],
-                        self->arrays[3] ? self->arrays[3] : Py_None);
+    return PyTuple_Pack(5, self->arrays[0], self->arrays[1], self->arrays[2],
+                        self->arrays[3] ? self->arrays[3] : Py_None, self->arrays[4]);
 }
 
 static PyMethodDef split_methods[] = {

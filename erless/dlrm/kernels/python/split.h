@@ -12,19 +12,19 @@ typedef struct {
     PyObject *owner;          /* keeps `routing` alive */
     const routing_t *routing; /* that split the query */
     kept_t kept;              /* its rows are given back once they are pooled */
-    int64_t samples, at_home; /* at_home: rows that were kept, also once they are given back */
+    bags_t bags;              /* of the query; its lengths are not ours */
+    int64_t at_home;          /* rows that were kept, also once they are given back */
     int weighted, wide;
-    PyObject *arrays[4]; /* starts, lengths, values, weights or NULL */
-    int64_t *starts;
+    PyObject *arrays[5]; /* starts, lengths, values, weights or NULL, bag_starts */
+    int64_t *starts, *bag_starts;
     int32_t *lengths;
     void *values;
     float *weights;
 } Split;
 
-/* Room for a query of `size` ids and `samples` samples, whose shards hold `width` tables together;
- * NULL with an error set. */
-Split *split_new(PyObject *owner, const routing_t *routing, int64_t width, int64_t size,
-                 int64_t samples, int weighted);
+/* Room for a query of `size` ids; NULL with an error set. */
+Split *split_new(PyObject *owner, const routing_t *routing, int64_t size, const bags_t *bags,
+                 int weighted);
 
 /* Room for the `away` ids that leave; 0 with an error set. */
 int split_room(Split *self, int64_t away, int wide);
