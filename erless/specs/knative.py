@@ -95,12 +95,6 @@ class KnativeConfig(Section):
         ge=30,
         description="Longest answer that the cluster allows (max-revision-timeout-seconds).",
     )
-    hung_grace_s: int = Field(
-        1,
-        ge=0,
-        le=600,
-        description="How long a hung process may take to end; 0: as any other (Knative < 1.21).",
-    )
     load_mb_per_s: float = Field(
         50.0, gt=0, description="Slowest load of weights to allow for in every timeout."
     )

@@ -103,18 +103,6 @@ def test_a_mesh_that_is_not_there_is_not_to_be_looked_for(cluster: FakeCluster) 
     assert ask(cluster)[found.what].level == "pass"  # pods may be in a mesh
 
 
-def test_an_older_knative_takes_no_grace_of_a_probe(cluster: FakeCluster) -> None:
-    definition = cluster.objects[
-        ("customresourcedefinitions.apiextensions.k8s.io", "", "services.serving.knative.dev")
-    ]
-    labels = definition["metadata"]["labels"] = {"app.kubernetes.io/version": "1.20.3"}
-    found = ask(cluster)["hung_grace_s"]
-    assert (found.level, found.mend.split()[:2]) == ("fail", ["targets.knative.hung_grace_s:", "0"])
-    assert "hung_grace_s" not in ask(cluster, cluster_settings(hung_grace_s=0))
-    labels["app.kubernetes.io/version"] = "1.21.0"
-    assert "hung_grace_s" not in ask(cluster)
-
-
 def test_what_is_down_off_or_forbidden_fails(cluster: FakeCluster) -> None:
     down = {"metadata": {"name": "webhook"}, "spec": {"replicas": 1}, "status": {}}
     cluster.store(("deployments.apps", SERVING, "webhook"), down)

@@ -28,8 +28,6 @@ __all__ = [
 ]
 
 OLDEST_KUBERNETES, OLDEST_KNATIVE = (1, 25), (1, 12)
-# knative/serving#16255: a probe may bring a termination grace of its own; refused before.
-PROBE_GRACE_KNATIVE = (1, 21)
 KNATIVE_CRD = "services.serving.knative.dev"
 ON_BY_DEFAULT = {"kubernetes.podspec-volumes-emptydir"}
 
@@ -48,7 +46,6 @@ def check_knative(examination: Examination) -> Iterator[Finding]:
         yield Finding("pass", "Knative", f"Serving, version {label}")
     else:
         yield _version("Knative", f"Serving {label}", OLDEST_KNATIVE)
-        yield from _check_hung_grace(examination, label)
     deployments, _ = api.list(DEPLOYMENT, SERVING)
     down = [
         deployment["metadata"]["name"]
@@ -65,27 +62,11 @@ def check_knative(examination: Examination) -> Iterator[Finding]:
 
 
 def _version(what: str, text: str, oldest: tuple[int, int]) -> Finding:
-    if _number(text) >= oldest:
+    match = re.search(r"(\d+)\.(\d+)", text)
+    number = (int(match[1]), int(match[2])) if match else (0, 0)
+    if number >= oldest:
         return Finding("pass", what, text)
     return Finding("warn", what, f"{text}; tested from {oldest[0]}.{oldest[1]} on")
-
-
-def _number(text: str) -> tuple[int, int]:
-    """Major and minor of the first version in `text`; (0, 0) where it names none."""
-    match = re.search(r"(\d+)\.(\d+)", text)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
-def _check_hung_grace(examination: Examination, version: str) -> Iterator[Finding]:
-    """Whether Knative lets through that a hung process has less time to end than others."""
-    grace_s = examination.settings.options.hung_grace_s
-    if grace_s and _number(version) < PROBE_GRACE_KNATIVE:
-        yield Finding(
-            "fail",
-            "hung_grace_s",
-            f"{grace_s}, but Knative before 1.21 refuses a probe's terminationGracePeriodSeconds",
-            "targets.knative.hung_grace_s: 0 in erless.yaml, or a newer Knative",
-        )
 
 
 def _needed_features(examination: Examination) -> dict[str, str]:

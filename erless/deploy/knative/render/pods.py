@@ -5,9 +5,8 @@ listens; readiness asks `/v2/health/ready`, which answers once every byte is loa
 Without a period Knative's queue-proxy asks for readiness every few ms, so a cold start does not
 wait for a probe.
 
-A process that hangs is found within 10 s. It ignores SIGTERM, so waiting for its drain is in vain:
-its liveness probe brings a termination grace of its own (`hung_grace_s`). The pod's grace is for
-all other ends; Knative sets it to the revision's `timeoutSeconds`
+A process that hangs is found within LIVENESS_S. It ignores SIGTERM, so its pod then lives on for
+the whole termination grace, which Knative sets to the revision's `timeoutSeconds`
 (knative/serving pkg/reconciler/revision/resources/deploy.go). A function that never reaches zero
 therefore gets a timeout just above its drain, not one that a cold start would fit into.
 """
@@ -130,7 +129,7 @@ def pod(
                 "env": _environment(environment | _where(settings, store), kind, settings),
                 **_credentials(settings),
                 "resources": _resources(needs, settings),
-                **_probes(settings),
+                **_probes(),
                 "securityContext": _security_context(),
                 "terminationMessagePolicy": "FallbackToLogsOnError",
                 "volumeMounts": mounts,
@@ -148,9 +147,8 @@ def pod(
     return spec
 
 
-def _probes(settings: ClusterSettings) -> dict[str, Any]:
+def _probes() -> dict[str, Any]:
     """When the container is ready, and when it is to be ended."""
-    grace_s = settings.options.hung_grace_s
     return {
         "readinessProbe": {
             "httpGet": {"path": "/v2/health/ready", "port": PORT, "scheme": "HTTP"},
@@ -163,7 +161,6 @@ def _probes(settings: ClusterSettings) -> dict[str, Any]:
             "timeoutSeconds": LIVENESS_TIMEOUT_S,
             "failureThreshold": LIVENESS_FAILURES,
             "successThreshold": 1,
-            **({"terminationGracePeriodSeconds": grace_s} if grace_s else {}),
         },
     }
 
