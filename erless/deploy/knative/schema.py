@@ -3,7 +3,9 @@
 Kubernetes' own kinds are checked field by field against the models that the `kubernetes` package
 generates from the API server's OpenAPI document. Knative's Service is checked against its v1 API
 (docs/serving/api/serving-api.md of knative/serving): the fields of a pod that Knative lets through,
-and the rules of its webhook on annotations, probes, environment and traffic.
+and the rules of its webhook on annotations, probes, environment and traffic. A field counts only
+where Knative's CustomResourceDefinition declares it: its Go code may know more (a probe's
+`terminationGracePeriodSeconds` since 1.21), but the API server refuses to apply the rest.
 """
 
 from __future__ import annotations
@@ -56,6 +58,34 @@ CONTAINER_FIELDS = {
     "securityContext",
     "terminationMessagePolicy",
     "volumeMounts",
+}
+# knative/serving config/core/300-resources/service.yaml: what the definition declares of the parts
+# of a container; of those, the API server applies nothing else
+PROBE_FIELDS = {
+    "httpGet",
+    "initialDelaySeconds",
+    "timeoutSeconds",
+    "periodSeconds",
+    "successThreshold",
+    "failureThreshold",
+}
+PART_FIELDS: dict[str, set[str]] = {
+    "readinessProbe": PROBE_FIELDS,
+    "livenessProbe": PROBE_FIELDS,
+    "securityContext": {
+        "allowPrivilegeEscalation",
+        "capabilities",
+        "readOnlyRootFilesystem",
+        "runAsGroup",
+        "runAsNonRoot",
+        "runAsUser",
+        "seccompProfile",
+    },
+    "resources": {"limits", "requests"},
+    "ports": {"containerPort", "name", "protocol"},
+    "env": {"name", "value", "valueFrom"},
+    "envFrom": {"prefix", "secretRef"},
+    "volumeMounts": {"mountPath", "name", "readOnly", "subPath"},
 }
 VOLUME_FIELDS = {"name", "emptyDir", "hostPath", "persistentVolumeClaim", "secret"}
 RESERVED_ENV = {"PORT", "K_SERVICE", "K_CONFIGURATION", "K_REVISION"}
@@ -243,6 +273,10 @@ def _revision(spec: Mapping[str, Any], path: str) -> Iterator[str]:
 
 def _container(container: Mapping[str, Any], volumes: set[Any], path: str) -> Iterator[str]:
     yield from _only(container, CONTAINER_FIELDS, path)
+    for part, allowed in PART_FIELDS.items():
+        found = container.get(part, {})
+        for item in found if isinstance(found, list) else [found]:
+            yield from _only(item, allowed, f"{path}.{part}")
     if not IMAGE.match(container.get("image", "")):
         yield f"{path}.image: {container.get('image')!r} is not named by digest"
     variables = [variable["name"] for variable in container.get("env", [])]

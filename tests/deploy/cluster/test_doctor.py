@@ -90,6 +90,21 @@ def test_flags_are_asked_for_only_where_they_are_needed_and_come_with_the_patch(
     assert folder["kubernetes.podspec-volumes-hostpath"].level == "fail"
 
 
+def test_an_older_knative_takes_no_folder_of_the_node(cluster: FakeCluster) -> None:
+    """Its definition of a Service has no hostPath, so no flag helps."""
+    key = ("customresourcedefinitions.apiextensions.k8s.io", "", "services.serving.knative.dev")
+    labels = cluster.objects[key]["metadata"]["labels"] = {"app.kubernetes.io/version": "1.16.2"}
+    flag = "kubernetes.podspec-volumes-hostpath"
+    set_config(cluster, "features", {flag: "enabled"})
+    found = ask(cluster, store="/srv/releases")[flag]
+    assert (found.level, found.mend) == (
+        "fail",
+        "a newer Knative, or a claim: store_volume.claim",
+    )
+    labels["app.kubernetes.io/version"] = "1.17.0"
+    assert ask(cluster, store="/srv/releases")[flag].level == "pass"
+
+
 def test_a_mesh_that_is_not_there_is_not_to_be_looked_for(cluster: FakeCluster) -> None:
     found = ask(cluster)["mesh-compatibility-mode"]
     assert (found.level, found.mend) == (

@@ -27,7 +27,9 @@ __all__ = [
     "check_timeouts",
 ]
 
-OLDEST_KUBERNETES, OLDEST_KNATIVE = (1, 25), (1, 12)
+OLDEST_KUBERNETES = (1, 25)
+OLDEST_KNATIVE = (1, 13)  # the first that keeps an early answer whole: http-full-duplex
+HOST_PATH_KNATIVE = (1, 17)  # knative/serving#15648: the first whose Service may have the field
 KNATIVE_CRD = "services.serving.knative.dev"
 ON_BY_DEFAULT = {"kubernetes.podspec-volumes-emptydir"}
 
@@ -39,13 +41,11 @@ def check_kubernetes(examination: Examination) -> Iterator[Finding]:
 
 def check_knative(examination: Examination) -> Iterator[Finding]:
     """Knative's version, and whether every deployment of it is available."""
-    api = examination.api
-    definition = api.get(CRD, None, KNATIVE_CRD) or {}
-    label = definition.get("metadata", {}).get("labels", {}).get("app.kubernetes.io/version", "?")
-    if label in ("?", "devel"):
-        yield Finding("pass", "Knative", f"Serving, version {label}")
-    else:
+    api, label = examination.api, _knative_label(examination)
+    if _number(label):
         yield _version("Knative", f"Serving {label}", OLDEST_KNATIVE)
+    else:
+        yield Finding("pass", "Knative", f"Serving, version {label}")
     deployments, _ = api.list(DEPLOYMENT, SERVING)
     down = [
         deployment["metadata"]["name"]
@@ -61,10 +61,21 @@ def check_knative(examination: Examination) -> Iterator[Finding]:
         yield Finding("pass", "Knative's health", f"{len(deployments)} deployments available")
 
 
-def _version(what: str, text: str, oldest: tuple[int, int]) -> Finding:
+def _knative_label(examination: Examination) -> str:
+    """Knative's version as its definitions say it: `1.23.0`, or `devel`, or `?`."""
+    definition = examination.api.get(CRD, None, KNATIVE_CRD) or {}
+    labels = definition.get("metadata", {}).get("labels", {})
+    return str(labels.get("app.kubernetes.io/version", "?"))
+
+
+def _number(text: str) -> tuple[int, int] | None:
+    """Major and minor of the version in `text`; None where it names none."""
     match = re.search(r"(\d+)\.(\d+)", text)
-    number = (int(match[1]), int(match[2])) if match else (0, 0)
-    if number >= oldest:
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _version(what: str, text: str, oldest: tuple[int, int]) -> Finding:
+    if (_number(text) or (0, 0)) >= oldest:
         return Finding("pass", what, text)
     return Finding("warn", what, f"{text}; tested from {oldest[0]}.{oldest[1]} on")
 
@@ -92,6 +103,11 @@ def check_features(examination: Examination) -> Iterator[Finding]:
     """Feature flags that let through what the pods ask for."""
     flags = examination.config("features")
     for flag, why in _needed_features(examination).items():
+        label = _knative_label(examination) if flag == HOST_PATH_FEATURE else ""
+        if (_number(label) or HOST_PATH_KNATIVE) < HOST_PATH_KNATIVE:
+            fact = f"Knative {label} knows no hostPath volumes, 1.17 does; needed for {why}"
+            yield Finding("fail", flag, fact, "a newer Knative, or a claim: store_volume.claim")
+            continue
         value = flags.get(flag, "enabled" if flag in ON_BY_DEFAULT else "disabled")
         if value.lower() in ("enabled", "allowed"):
             yield Finding("pass", flag, f"{value} ({why})")

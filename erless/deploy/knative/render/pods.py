@@ -40,7 +40,10 @@ CACHE_MOUNT, STORE_MOUNT, TMP_MOUNT = "/var/cache/erless", "/var/lib/erless/stor
 MARGIN_SHARE, MARGIN_BYTES = 0.1, 64 * MIB  # buffers, the allocator, sockets under load
 START_S = 10.0  # process start and connecting to the store, with a wide margin
 DRAIN_S = 25  # the longest drain after SIGTERM; the default deadline of a query is 30 s
-TIMEOUT_S = DRAIN_S + 5  # the shortest: the drain, and time to end the process
+# The shortest: as long as Knative holds SIGTERM back from us. Its preStop hook lasts until its
+# queue-proxy has had no request for 30 s, or the grace is over; the function serves on meanwhile,
+# so what is in flight ends. Our own drain comes after that, with the kubelet's least grace, 2 s.
+TIMEOUT_S = 30
 # A hung process is killed within period × threshold + timeout = 10 s.
 LIVENESS_PERIOD_S, LIVENESS_FAILURES, LIVENESS_TIMEOUT_S = 2, 4, 2
 LISTENING_S = 30  # the slowest start of a process up to listening, torch on a throttled node

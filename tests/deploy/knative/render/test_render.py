@@ -261,6 +261,9 @@ CONTAINER = "spec/template/spec/containers/0"
         (f"{CONTAINER}/volumeMounts/0/name", "nowhere", "no volume"),
         (f"{CONTAINER}/volumeMounts/0/mountPath", None, "missing"),
         (f"{CONTAINER}/readinessProbe/timeoutSeconds", 2, "without a period"),
+        # Kubernetes knows these two, Knative's definition of a Service does not
+        (f"{CONTAINER}/livenessProbe/terminationGracePeriodSeconds", 1, "no such field"),
+        (f"{CONTAINER}/securityContext/procMount", "Default", "no such field"),
         ("metadata/name", "Erless_S", "DNS name"),
         ("metadata/labels/erless.dev~release", "x" * 64, "not a label"),
         ("spec/traffic/0/percent", 90, "sum to 100"),
