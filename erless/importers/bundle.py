@@ -78,6 +78,10 @@ class BundleWriter:
         path.write_bytes(archive)
         self._add("tower.pt2", digest_file(path))
 
+    def add_archive(self, name: str) -> None:
+        """Take an archive that lies in the folder already: `tower.pt2`, `front.pt2` and so on."""
+        self._add(name, digest_file(self.folder / name))
+
     def _add(self, name: str, digest: FileDigest) -> None:
         self._files[name] = FileEntry(path=name, size_bytes=digest.size_bytes, sha256=digest.sha256)
 
@@ -96,6 +100,8 @@ class BundleWriter:
             model=self.model,
             tables=tuple(self._files[name] for name in names),
             tower=self._files[tower],
+            front=self._files.get("front.pt2"),
+            request_front=self._files.get("request_front.pt2"),
         )
         manifest.save(self.folder / MANIFEST)
         return manifest

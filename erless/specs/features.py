@@ -98,8 +98,9 @@ class FeatureSpec(Frozen):
     In a model whose tower is a graph, `ids`, `offsets` and `weights` name tensors: inputs of the
     model, or results of its front. Without `offsets`, ids of pooled features are (bags, ids of each
     bag), and ids of any shape give vectors of that shape and dim where nothing is pooled. With
-    `offsets`, ids are one after the other, and each offset tells where a bag begins; one more than
-    there are bags is the end. In other models a feature is a row of the KeyedJaggedTensor.
+    `offsets`, ids are one after the other, and offsets are one more than there are bags: where each
+    bag begins, and where the last ends. In other models a feature is a row of the
+    KeyedJaggedTensor.
 
     Args:
         padding_idx: an id that takes no part in a pooled bag.

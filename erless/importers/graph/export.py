@@ -1,0 +1,62 @@
+"""`erless.export`: from a model in a training script to a bundle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from erless.dlrm.graph_model import GraphModel
+from erless.importers.bundle import new_bundle
+from erless.importers.graph.check import check_predictions
+from erless.importers.graph.cut import cut_program
+from erless.importers.graph.lookups import find_lookups
+from erless.importers.graph.program import Dynamic, Example, export_program
+from erless.importers.graph.write import describe, write_parts
+from erless.specs.bundle import BundleManifest
+
+__all__ = ["export"]
+
+SMALL_ROWS = 1_000
+
+
+def export(
+    model: nn.Module,
+    example_inputs: Any,
+    out: str | os.PathLike[str],
+    *,
+    dynamic: Dynamic | None = None,
+    small_rows: int = SMALL_ROWS,
+    name: str = "model",
+    overwrite: bool = False,
+) -> BundleManifest:
+    """Write `model` as a bundle that erless profiles, plans and serves.
+
+    Args:
+        model: any recommender that `torch.export` takes.
+        example_inputs: what `model.forward` takes: a tensor, a tuple of arguments, or a dictionary
+            of named arguments.
+        out: the bundle's folder.
+        dynamic: input → its dimensions whose size differs from call to call; without, the first
+            of every input.
+        small_rows: tables with fewer rows stay in the tower.
+        name: the model's name in URLs.
+        overwrite: replace an existing bundle.
+
+    Raises:
+        ModelError: the model cannot be exported, cut, or predicts otherwise once it is.
+        ArtifactError: `out` exists and may not be replaced.
+        StorageError: the disk refused.
+    """
+    example = Example.of(example_inputs)
+    program = export_program(model, example, dynamic)
+    cut = cut_program(program, find_lookups(program, small_rows))
+    spec = describe(program, cut, name)
+    with new_bundle(Path(out), spec, overwrite=overwrite) as bundle:
+        write_parts(bundle, program, cut)
+        manifest = bundle.finish()
+        written = GraphModel.load(bundle.folder, verify=False, mapped=True)
+        check_predictions(written, model, program, example)
+    return manifest

@@ -1,0 +1,157 @@
+"""Find where a graph reads rows of its tables."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch.fx import Graph, Node
+
+from erless.errors import ModelError
+from erless.importers.graph.program import Program
+from erless.specs.features import Pooling
+
+__all__ = ["Lookup", "find_lookups", "module_of"]
+
+_aten = torch.ops.aten
+_BAGS = (_aten.embedding_bag.padding_idx, _aten.embedding_bag.default, _aten._embedding_bag.default)
+_POOLINGS = {0: Pooling.SUM, 1: Pooling.MEAN, 2: Pooling.MAX}
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Rows of one table, read by one node of the graph.
+
+    Args:
+        node: what gives the vectors, float32.
+        table: placeholder of the table.
+        offsets: where each bag begins, and the end of the last: (bags + 1,).
+    """
+
+    node: Node
+    table: Node
+    ids: Node
+    pooling: Pooling
+    offsets: Node | None = None
+    weights: Node | None = None
+    padding_idx: int | None = None
+
+    @property
+    def sources(self) -> tuple[Node, ...]:
+        """What must be known before the lookup."""
+        return tuple(node for node in (self.ids, self.offsets, self.weights) if node is not None)
+
+
+def module_of(node: Node) -> str:
+    """Name and class of the module that a node comes from."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    if not stack:
+        return "the model"
+    path, kind = stack[-1]
+    kind = kind if isinstance(kind, str) else kind.__qualname__
+    return f"{path or 'the model'} ({kind.rpartition('.')[2]})"
+
+
+def find_lookups(program: Program, small_rows: int) -> list[Lookup]:
+    """The lookups into tables of at least `small_rows` rows, in the graph's order.
+
+    Each is brought into the form that a feature has: offsets end with the number of ids, and
+    vectors are float32.
+
+    Raises:
+        ModelError: a table is read in a way that no feature has.
+    """
+    lookups = []
+    for node in list(program.exported.graph.nodes):
+        lookup = _lookup(node)
+        if lookup is None or lookup.table not in program.weights:
+            continue
+        rows, _ = lookup.table.meta["val"].shape
+        if rows < small_rows:
+            continue
+        lookups.append(lookup)
+    return lookups
+
+
+def _lookup(node: Node) -> Lookup | None:
+    if node.op != "call_function":
+        return None
+    if node.target is _aten.embedding.default:
+        return Lookup(node, _node(node, 0), _node(node, 1), Pooling.NONE)
+    if node.target in _BAGS:
+        return _bag(node)
+    if node.target is _aten.index_select.default and node.args[1] == 0:
+        return Lookup(node, _node(node, 0), _node(node, 2), Pooling.NONE)
+    if node.target is _aten.index.Tensor:
+        return _indexed(node)
+    return None
+
+
+def _indexed(node: Node) -> Lookup | None:
+    """`table[ids]`, where ids are whole numbers."""
+    indices = cast(Sequence[Node | None], node.args[1])
+    ids = indices[0]
+    if len(indices) != 1 or ids is None or ids.meta["val"].dtype == torch.bool:
+        return None
+    return Lookup(node, _node(node, 0), ids, Pooling.NONE)
+
+
+def _bag(node: Node) -> Lookup:
+    given = _arguments(node)
+    vectors = [user for user in node.users if user.target is operator.getitem]
+    if len(vectors) != 1 or vectors[0].args[1] != 0:
+        raise ModelError(f"{module_of(node)} uses more of an embedding bag than its vectors")
+    weights = given["per_sample_weights"]
+    padding = given.get("padding_idx")
+    rows = given["weight"].meta["val"].shape[0]
+    if padding is not None and padding < 0:
+        padding = padding + rows if node.target is not _aten._embedding_bag.default else None
+    offsets = given["offsets"]
+    if not given["include_last_offset"]:
+        offsets = _with_end(node, given["indices"], offsets)
+    return Lookup(
+        vectors[0],
+        given["weight"],
+        given["indices"],
+        _POOLINGS[given["mode"]] if weights is None else Pooling.WEIGHTED_SUM,
+        offsets,
+        weights,
+        padding,
+    )
+
+
+def _with_end(node: Node, ids: Node, offsets: Node) -> Node:
+    """`offsets` and the number of ids behind them."""
+    graph = node.graph
+    with graph.inserting_before(node):
+        count = call(graph, _aten.sym_size.int, ids, 0)
+        dtype = offsets.meta["val"].dtype
+        end = call(graph, _aten.full.default, [1], count, dtype=dtype)
+        return call(graph, _aten.cat.default, [offsets, end])
+
+
+def call(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Node:
+    """Add a call whose result's shape and dtype are known."""
+    node = graph.call_function(target, args, kwargs)
+    values = torch.fx.node.map_arg((args, kwargs), lambda argument: argument.meta["val"])
+    node.meta["val"] = target(*values[0], **values[1])
+    return node
+
+
+def _arguments(node: Node) -> dict[str, Any]:
+    """The arguments of a call by their names, defaults included."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    given = dict(node.kwargs)
+    for place, argument in enumerate(schema.arguments):
+        if place < len(node.args):
+            given[argument.name] = node.args[place]
+        elif argument.name not in given:
+            given[argument.name] = argument.default_value
+    return given
+
+
+def _node(node: Node, place: int) -> Node:
+    return cast(Node, node.args[place])

@@ -1,0 +1,101 @@
+"""Write a cut program as a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+from torch.fx import Node
+
+from erless.errors import ModelError
+from erless.importers.bundle import BundleWriter, row_chunks
+from erless.importers.graph.cut import Cut
+from erless.importers.graph.parts import part_of, save_part
+from erless.importers.graph.program import Program
+from erless.specs.features import NamedTensor, Pooling
+from erless.specs.model import GraphTower, ModelSpec, TableSpec
+
+__all__ = ["describe", "write_parts"]
+
+_DATATYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "UINT8",
+    torch.int8: "INT8",
+    torch.int16: "INT16",
+    torch.int32: "INT32",
+    torch.int64: "INT64",
+    torch.float16: "FP16",
+    torch.bfloat16: "BF16",
+    torch.float32: "FP32",
+    torch.float64: "FP64",
+}
+
+
+def describe(program: Program, cut: Cut, name: str) -> ModelSpec:
+    """The model that `cut` makes of `program`."""
+    try:
+        return ModelSpec(
+            name=name,
+            dense_features=0,
+            tables=tuple(_table(cut, table, node) for table, node in cut.tables.items()),
+            tower=GraphTower(
+                takes=cut.takes, front_takes=cut.front_takes, front_gives=cut.front_gives
+            ),
+            features=tuple(feature for feature, _ in cut.features),
+            inputs=tuple(_tensor(name, node) for name, node in program.inputs.items()),
+            outputs=tuple(_tensor(name, node) for name, node in program.outputs.items()),
+        )
+    except ValidationError as error:
+        raise ModelError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
+
+
+def write_parts(bundle: BundleWriter, program: Program, cut: Cut) -> None:
+    """Write front, tables and tower into `bundle`."""
+    values = cut.values
+    if cut.front_gives:
+        front = part_of(
+            program,
+            [values[name] for name in cut.front_takes],
+            [values[name] for name in cut.front_gives],
+        )
+        save_part(front, bundle.folder / "front.pt2")
+        bundle.add_archive("front.pt2")
+    for table in bundle.model.tables:
+        bundle.add_table(table, _chunks(program.weight(cut.tables[table.name])))
+    tower = part_of(
+        program,
+        [values[name] for name in cut.takes],
+        list(program.outputs.values()),
+        cut.sizes,
+    )
+    save_part(tower, bundle.folder / "tower.pt2")
+    bundle.add_archive("tower.pt2")
+
+
+def _table(cut: Cut, name: str, node: Node) -> TableSpec:
+    poolings = {feature.pooling for feature, lookup in cut.features if lookup.table is node}
+    pooling = next(
+        (each for each in (Pooling.MAX, Pooling.WEIGHTED_SUM) if each in poolings), Pooling.SUM
+    )
+    rows, dim = node.meta["val"].shape
+    return TableSpec(name=name, rows=rows, dim=dim, pooling=pooling)
+
+
+def _tensor(name: str, node: Node) -> NamedTensor:
+    value = node.meta["val"]
+    if value.dtype not in _DATATYPES:
+        raise ModelError(f"{name} is {value.dtype}, which no query carries")
+    shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+    return NamedTensor.model_validate(
+        {"name": name, "datatype": _DATATYPES[value.dtype], "shape": shape}
+    )
+
+
+def _chunks(rows: Tensor) -> Iterator[NDArray[np.float32]]:
+    chunks: Iterator[Any] = row_chunks(rows.detach(), rows.stride(0) * rows.element_size())
+    return (chunk.to("cpu", torch.float32).contiguous().numpy() for chunk in chunks)
