@@ -32,7 +32,7 @@ import psutil
 from erless.cli.measure.loadtest import probe_of
 from erless.deploy.local.supervisor.replica.cgroups import obstacle
 from erless.observe.loadtest.locust.process import Load
-from erless.observe.loadtest.measure import measure
+from erless.observe.loadtest.measure import Measuring, measure
 from erless.observe.loadtest.sampler import FunctionSample, Probe
 from erless.observe.report.comparison import write_comparison
 from erless.observe.simulator.fleet import Terms
@@ -237,9 +237,8 @@ def one(
         )
     with local(store, inputs.folder / f"state-{policy}", limits=True) as system:
         load = Load(system.url, traffic.duration_s, traffic.name, USERS, inputs.queries)
-        seen = measure(
-            load, out / policy, sla_ms=SLA_MS, overwrite=True, fields=fields, probe=alone(system)
-        )
+        measuring = Measuring(alone(system), fields, overwrite=True)
+        seen = measure(load, out / policy, measuring, sla_ms=SLA_MS)
     run = simulated(changed(plan, small(costs, least)), costs, traffic)
     document = write_simulation(
         out / f"{policy}-simulated",

@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.elasticity import changed
 from erless.cli.measure.loadtest import probe_of
 from erless.observe.loadtest.locust.process import Load
-from erless.observe.loadtest.measure import measure
+from erless.observe.loadtest.measure import Measuring, measure
 from erless.observe.report.comparison import write_comparison
 from erless.observe.results import read_result
 from erless.observe.simulator.fleet import Terms
@@ -146,10 +146,8 @@ def main() -> None:
             measured = measure(
                 Load(system.url, given.seconds, given.traffic, 64, queries),
                 given.out / "measured",
+                Measuring(probe_of(system.target), {"title": "measured"}, overwrite=True),
                 sla_ms=400.0,
-                overwrite=True,
-                fields={"title": "measured"},
-                probe=probe_of(system.target),
             )
             calm.append(measure(load, folder / "calm1"))
         terms, service = calibrated(plan, cpu_s, calm, steady)

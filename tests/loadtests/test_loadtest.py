@@ -17,7 +17,7 @@ import pytest
 from erless.errors import ArtifactError, DeployError, LoadTestError
 from erless.observe.loadtest import highest
 from erless.observe.loadtest.locust.process import Load
-from erless.observe.loadtest.measure import measure
+from erless.observe.loadtest.measure import Measuring, measure
 from erless.observe.loadtest.record import read_record
 from erless.observe.loadtest.sampler import FunctionSample, Sampler, usage_of
 from erless.observe.loadtest.search import late_blocks, search
@@ -41,7 +41,7 @@ def test_a_run_becomes_a_result(sink: str, tmp_path: Path) -> None:
         return [sample(len(calls) % 2)], 1000
 
     load = Load(sink, 4.0, "constant:40", users=10)
-    result = measure(load, tmp_path / "r", sla_ms=500.0, probe=probe)
+    result = measure(load, tmp_path / "r", Measuring(probe=probe), sla_ms=500.0)
     assert result.queries > 100 and not result.interrupted
     assert result.queries == result.answered + result.failed
     assert result.model_wise and result.model_wise.memory_bytes.mean == 1000
@@ -174,7 +174,7 @@ def test_what_cannot_be_kept_is_not_measured(sink: str, tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose me")
     begin = time.monotonic()
     with pytest.raises(ArtifactError, match="not erless's to replace"):
-        measure(Load(sink, 60.0), tmp_path / "mine", overwrite=True)
+        measure(Load(sink, 60.0), tmp_path / "mine", Measuring(overwrite=True))
     with pytest.raises(ArtifactError, match="not erless's to replace"):
         highest.find_highest(Load(sink, 60.0), tmp_path / "mine", sla_ms=1.0, start_qps=1.0)
     assert time.monotonic() - begin < 30

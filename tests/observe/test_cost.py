@@ -8,7 +8,7 @@ import pytest
 
 from erless.observe.cost import priced, whole_model_usd
 from erless.observe.loadtest.locust.process import Load
-from erless.observe.loadtest.measure import Run, fill
+from erless.observe.loadtest.measure import Measuring, Run, fill
 from erless.observe.loadtest.record import read_record
 from erless.observe.loadtest.sampler import FunctionSample, Sample, Sampler
 from erless.specs.plan import GatewayPlan, PolicyResult
@@ -64,7 +64,7 @@ def test_a_measured_run_has_dollars(tmp_path: Path, reckoned: bool) -> None:
     sampler.samples = [sample(1000.2, 1), sample(1001.2, 3)]
     loaded = plan(HOT, gateway=GATEWAY, policies=(WHOLE,) if reckoned else ())
     run = Run(Load("http://host", 2.0), read_record(record), sampler, interrupted=False)
-    result = fill(tmp_path, run, plan=loaded)
+    result = fill(tmp_path, run, Measuring(plan=loaded))
     assert result.usd_per_month == 2 * 20
     assert result.model_wise is not None
     assert result.model_wise.replicas == Usage(mean=2, peak=3)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from erless.cli.options import InfraOption, project
+from erless.cli.options import EndpointOption, InfraOption, StoreOption, project
 
 if TYPE_CHECKING:
     from erless.deploy.knative.cluster_settings import ClusterSettings
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 __all__ = [
     "ClusterOptions",
     "ContextOption",
-    "ImageOption",
     "KubeconfigOption",
     "NamespaceOption",
-    "ReleaseOption",
+    "ReleaseOptions",
     "cluster_config",
     "cluster_settings_of",
     "desired_release",
@@ -61,19 +60,25 @@ class ClusterOptions:
         Raises:
             OptionError: a value does not fit.
         """
-        return cluster_config(project(), **vars(self))
+        return cluster_config(project(), vars(self))
 
 
-def cluster_config(
-    config: Config,
-    *,
-    kubeconfig: Path | None = None,
-    context: str | None = None,
-    namespace: str | None = None,
-    infra: Path | None = None,
-    canary_percent: int | None = None,
-) -> Config:
-    """`config` with the command line's values above `erless.yaml`'s.
+@dataclass(frozen=True)
+class ReleaseOptions:
+    """Which release, of which store, in which images."""
+
+    store: StoreOption = None
+    release: ReleaseOption = ""
+    image: ImageOption = None
+    endpoint_url: EndpointOption = None
+
+
+def cluster_config(config: Config, given: Mapping[str, Any]) -> Config:
+    """`config` with the command line's values for target knative above `erless.yaml`'s.
+
+    Args:
+        config: what `erless.yaml` says.
+        given: values by the name of their field; None is none.
 
     Raises:
         OptionError: a value does not fit.
@@ -83,13 +88,6 @@ def cluster_config(
     from erless.errors import OptionError
     from erless.specs.config import KnativeConfig
 
-    given = {
-        "kubeconfig": kubeconfig,
-        "context": context,
-        "namespace": namespace,
-        "infra": infra,
-        "canary_percent": canary_percent,
-    }
     set_options = {name: value for name, value in given.items() if value is not None}
     if not set_options:
         return config

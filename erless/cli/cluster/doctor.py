@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from erless.cli.cluster.cluster_options import (
     ClusterOptions,
-    ImageOption,
-    ReleaseOption,
+    ReleaseOptions,
     cluster_settings_of,
 )
 from erless.cli.option_groups import grouped
-from erless.cli.options import EndpointOption, StoreOption, store_of
+from erless.cli.options import store_of
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
@@ -31,10 +30,7 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 @grouped
 def doctor(
     cluster: ClusterOptions,
-    store: StoreOption = None,
-    release: ReleaseOption = "",
-    image: ImageOption = None,
-    endpoint_url: EndpointOption = None,
+    source: ReleaseOptions,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Check a cluster: reachable, Knative and its settings, permissions, nodes, images, store.
@@ -47,11 +43,11 @@ def doctor(
     from erless.deploy.kubernetes.api import connect
 
     config = cluster.config()
-    settings = cluster_settings_of(config, image)
+    settings = cluster_settings_of(config, source.image)
     options = settings.options
-    where = store_of(store, cluster.infra, config)
-    endpoint = endpoint_url or options.endpoint_url
-    rendered, why = _rendered(settings, where, release, endpoint)
+    where = store_of(source.store, cluster.infra, config)
+    endpoint = source.endpoint_url or options.endpoint_url
+    rendered, why = _rendered(settings, where, source.release, endpoint)
     api = connect(options.kubeconfig, options.context)
     findings = list(examine(Examination(api, settings, rendered, where, endpoint)))
     if why:

@@ -8,30 +8,28 @@ from typing import Annotated
 import typer
 
 from erless.cli.cluster.cluster_options import (
-    ImageOption,
     NamespaceOption,
-    ReleaseOption,
+    ReleaseOptions,
     cluster_config,
     cluster_settings_of,
     desired_release,
 )
-from erless.cli.options import EndpointOption, InfraOption, StoreOption, project, store_of
+from erless.cli.option_groups import grouped
+from erless.cli.options import InfraOption, project, store_of
 from erless.cli.run import Output, OutputOption, emit, verb
 
 __all__ = ["render"]
 
 
 @verb
+@grouped
 def render(
-    store: StoreOption = None,
-    release: ReleaseOption = "",
-    image: ImageOption = None,
+    source: ReleaseOptions,
     namespace: NamespaceOption = None,
     infra: InfraOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the YAML here [default: stdout].")
     ] = None,
-    endpoint_url: EndpointOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Write the exact Kubernetes objects that `erless deploy --target knative` applies.
@@ -48,11 +46,11 @@ def render(
     from erless.deploy.knative.schema import check_objects
     from erless.storage.atomic import os_errors, staged_file
 
-    config = cluster_config(project(), namespace=namespace, infra=infra)
-    settings = cluster_settings_of(config, image)
-    where = store_of(store, infra, config)
-    endpoint = endpoint_url or settings.options.endpoint_url
-    desired = desired_release(config, where, release, endpoint)
+    config = cluster_config(project(), {"namespace": namespace, "infra": infra})
+    settings = cluster_settings_of(config, source.image)
+    store = store_of(source.store, infra, config)
+    endpoint = source.endpoint_url or settings.options.endpoint_url
+    desired = desired_release(config, store, source.release, endpoint)
     rendered = render_objects(desired, settings)
     check_objects(rendered.objects)
     text = yaml.safe_dump_all(rendered.objects, sort_keys=False, width=1000)

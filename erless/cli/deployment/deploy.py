@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.cluster.cluster_options import (
-    ContextOption,
-    ImageOption,
-    KubeconfigOption,
-    NamespaceOption,
-    ReleaseOption,
-    desired_release,
-)
-from erless.cli.deployment.target_options import (
-    StateOption,
-    TargetOption,
-    TimeoutOption,
-    resolve_target,
-)
-from erless.cli.options import EndpointOption, InfraOption, StoreOption, store_of
+from erless.cli.cluster.cluster_options import ReleaseOptions, desired_release
+from erless.cli.deployment.target_options import TargetOptions, TimeoutOption, resolve_target
+from erless.cli.option_groups import grouped
+from erless.cli.options import InfraOption, store_of
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
@@ -34,47 +24,63 @@ __all__ = ["deploy"]
 VALIDATED = {"server": "API server and Knative", "schemas": "definitions; no cluster answers"}
 
 
-@verb
-def deploy(
-    target: TargetOption = None,
-    store: StoreOption = None,
-    release: ReleaseOption = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+@dataclass(frozen=True)
+class DeployOptions:
+    """What is done, and what is only said."""
+
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False
     diff: Annotated[
         bool, typer.Option("--diff", help="As --dry-run; exit 1 where something would change.")
-    ] = False,
-    timeout_s: TimeoutOption = 600,
+    ] = False
+    replace_model: Annotated[
+        bool,
+        typer.Option(
+            "--replace-model", help="Let a release take the place of one of another model."
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """How target local runs it."""
+
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Gateway's port; 0: any free [local].")
-    ] = None,
-    state: StateOption = None,
+    ] = None
     systemd: Annotated[
         bool | None,
         typer.Option(
             "--systemd/--no-systemd",
             help="Have a systemd user unit keep the supervisor [default: erless.yaml's] [local].",
         ),
-    ] = None,
-    kubeconfig: KubeconfigOption = None,
-    context: ContextOption = None,
-    namespace: NamespaceOption = None,
-    infra: InfraOption = None,
-    image: ImageOption = None,
-    canary: Annotated[
+    ] = None
+
+
+@dataclass(frozen=True)
+class KnativeOptions:
+    """How target knative runs it."""
+
+    infra: InfraOption = None
+    canary_percent: Annotated[
         int | None,
         typer.Option(
+            "--canary",
             min=0,
             max=99,
             help="Per cent of queries for the new release, until the next deploy [knative].",
         ),
-    ] = None,
-    replace_model: Annotated[
-        bool,
-        typer.Option(
-            "--replace-model", help="Let a release take the place of one of another model."
-        ),
-    ] = False,
-    endpoint_url: EndpointOption = None,
+    ] = None
+
+
+@verb
+@grouped
+def deploy(
+    source: ReleaseOptions,
+    how: DeployOptions,
+    where: TargetOptions,
+    local: LocalOptions,
+    knative: KnativeOptions,
+    timeout_s: TimeoutOption = 600,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Run a release: start what is missing, wait until all is ready, then switch queries over.
@@ -85,32 +91,25 @@ def deploy(
     Example: `erless deploy --store releases`, `erless deploy --diff`
     """
     destination, config = resolve_target(
-        target,
-        state=state,
-        port=port,
-        systemd=systemd,
-        kubeconfig=kubeconfig,
-        context=context,
-        namespace=namespace,
-        infra=infra,
-        images=image,
-        canary_percent=canary,
+        where, local=vars(local), knative=vars(knative), images=source.image or ()
     )
+    endpoint_url = source.endpoint_url
     if destination.name == "knative":
         endpoint_url = endpoint_url or config.targets.knative.endpoint_url
+    store = store_of(source.store, knative.infra, config)
     desired = desired_release(
-        config, store_of(store, infra, config), release, endpoint_url, replace_model=replace_model
+        config, store, source.release, endpoint_url, replace_model=how.replace_model
     )
-    checked = _validate(destination, desired) if dry_run else None
+    checked = _validate(destination, desired) if how.dry_run else None
     # where nobody answers, or images are to come, what would change is not known
     offline = checked is not None and (checked.by == "schemas" or bool(checked.missing))
     changes = () if offline else destination.diff(desired)
     document = _document(destination, desired, changes, checked)
     document["changed"] = offline or any(change.action != "keep" for change in changes)
-    if dry_run or diff:
+    if how.dry_run or how.diff:
         document["model"] = _models(destination, desired, offline)
         emit(output, document, lambda console: _draw_dry(console, document, changes, checked))
-        if diff and document["changed"]:
+        if how.diff and document["changed"]:
             raise SystemExit(1)
         return
     with bars() as progress:

@@ -5,27 +5,19 @@ from __future__ import annotations
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.cluster.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
-from erless.cli.deployment.target_options import (
-    StateOption,
-    TargetOption,
-    TimeoutOption,
-    resolve_target,
-)
+from erless.cli.deployment.target_options import TargetOptions, TimeoutOption, resolve_target
+from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, emit, verb
 
 __all__ = ["destroy"]
 
 
 @verb
+@grouped
 def destroy(
-    target: TargetOption = None,
+    where: TargetOptions,
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
     timeout_s: TimeoutOption = 120,
-    state: StateOption = None,
-    kubeconfig: KubeconfigOption = None,
-    context: ContextOption = None,
-    namespace: NamespaceOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Answer what is in flight, then remove all functions, their state and logs.
@@ -36,9 +28,7 @@ def destroy(
     """
     import sys
 
-    destination, _ = resolve_target(
-        target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
-    )
+    destination, _ = resolve_target(where)
     if not yes and sys.stdin.isatty():
         typer.confirm(
             f"Remove everything of erless at target {destination.name}?", abort=True, err=True

@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.cluster.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
-from erless.cli.deployment.target_options import (
-    StateOption,
-    TargetOption,
-    TimeoutOption,
-    resolve_target,
-)
+from erless.cli.deployment.target_options import TargetOptions, TimeoutOption, resolve_target
+from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
@@ -23,12 +18,9 @@ __all__ = ["history", "rollback"]
 
 
 @verb
+@grouped
 def history(
-    target: TargetOption = None,
-    state: StateOption = None,
-    kubeconfig: KubeconfigOption = None,
-    context: ContextOption = None,
-    namespace: NamespaceOption = None,
+    where: TargetOptions,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List the releases that were deployed and are kept, newest first.
@@ -37,9 +29,7 @@ def history(
     """
     from dataclasses import asdict
 
-    destination, _ = resolve_target(
-        target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
-    )
+    destination, _ = resolve_target(where)
     deployments = destination.deployments()
 
     def draw(console: Console) -> None:
@@ -64,16 +54,14 @@ def history(
 
 
 @verb
+@grouped
 def rollback(
     release: Annotated[
         str | None, typer.Argument(help="Digest or its beginning [the one before the current].")
     ] = None,
-    target: TargetOption = None,
+    *,
+    where: TargetOptions,
     timeout_s: TimeoutOption = 120,
-    state: StateOption = None,
-    kubeconfig: KubeconfigOption = None,
-    context: ContextOption = None,
-    namespace: NamespaceOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Make a kept release current again; queries in flight are answered where they are.
@@ -82,9 +70,7 @@ def rollback(
     """
     from dataclasses import asdict
 
-    destination, _ = resolve_target(
-        target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
-    )
+    destination, _ = resolve_target(where)
     with bars() as progress:
         done = destination.rollback(release, progress, timeout_s)
     emit(

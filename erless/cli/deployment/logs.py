@@ -7,25 +7,23 @@ from typing import Annotated
 
 import typer
 
-from erless.cli.cluster.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
-from erless.cli.deployment.target_options import StateOption, TargetOption, resolve_target
+from erless.cli.deployment.target_options import TargetOptions, resolve_target
+from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, emit, verb
 
 __all__ = ["logs"]
 
 
 @verb
+@grouped
 def logs(
     function: Annotated[
         str | None, typer.Argument(help="Name from `erless status`, or supervisor [all].")
     ] = None,
-    target: TargetOption = None,
     lines: Annotated[int, typer.Option("--lines", min=0, help="The last so many.")] = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Then what comes.")] = False,
-    state: StateOption = None,
-    kubeconfig: KubeconfigOption = None,
-    context: ContextOption = None,
-    namespace: NamespaceOption = None,
+    *,
+    where: TargetOptions,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Print the log lines of one function, or of all in order of time.
@@ -34,9 +32,7 @@ def logs(
     """
     if follow and output is Output.JSON:
         raise typer.BadParameter("--follow never ends; leave out -o json")
-    destination, _ = resolve_target(
-        target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
-    )
+    destination, _ = resolve_target(where)
     log_lines = destination.logs(function, lines, follow)
     if output is Output.JSON:
         emit(output, {"target": destination.name, "lines": list(log_lines)}, lambda _: None)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.cluster.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
-from erless.cli.deployment.target_options import StateOption, TargetOption, resolve_target
+from erless.cli.deployment.target_options import TargetOptions, resolve_target
+from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
@@ -20,28 +21,39 @@ if TYPE_CHECKING:
 SHOWN = 10  # predictions in the text output
 
 
-@verb
-def predict(
-    queries: Annotated[Path, typer.Argument(help="Query file (safetensors).")],
+@dataclass(frozen=True)
+class GatewayOptions:
+    """Which gateway is asked, and how."""
+
+    url: Annotated[str | None, typer.Option(help="A gateway [default: the deployment's].")] = None
+    concurrency: Annotated[int, typer.Option(min=1, help="Queries in flight.")] = 1
+
+
+@dataclass(frozen=True)
+class BundleOptions:
+    """The bundle that predicts in this process, instead of the deployment or beside it."""
+
     monolith: Annotated[
         Path | None, typer.Option(help="Bundle to predict with, whole, in this process.")
-    ] = None,
-    url: Annotated[str | None, typer.Option(help="A gateway [default: the deployment's].")] = None,
+    ] = None
     against: Annotated[
         Path | None, typer.Option(help="Compare the deployment's answers with this bundle's.")
-    ] = None,
+    ] = None
     tolerance: Annotated[
         float, typer.Option(min=0, help="Largest relative difference, with --against.")
-    ] = 1e-5,
-    concurrency: Annotated[int, typer.Option(min=1, help="Queries in flight.")] = 1,
+    ] = 1e-5
+    threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 1
+    check: Annotated[bool, typer.Option(help="Compare the bundle with its digests first.")] = True
+
+
+@verb
+@grouped
+def predict(
+    queries: Annotated[Path, typer.Argument(help="Query file (safetensors).")],
+    gateway: GatewayOptions,
+    bundle: BundleOptions,
+    where: TargetOptions,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per query.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 1,
-    check: Annotated[bool, typer.Option(help="Compare the bundle with its digests first.")] = True,
-    target: TargetOption = None,
-    state: StateOption = None,
-    kubeconfig: KubeconfigOption = None,
-    context: ContextOption = None,
-    namespace: NamespaceOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Predict every query of a file by the deployment, or with --monolith by one process.
@@ -55,17 +67,16 @@ def predict(
     from erless.dlrm.queries import QueryFile
 
     file = QueryFile(queries, batch)
-    if monolith is not None:
-        scores, document = _whole(file, monolith, threads, check)
+    if bundle.monolith is not None:
+        scores, document = _whole(file, bundle.monolith, bundle)
     else:
-        destination, config = resolve_target(
-            target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
-        )
-        name = config.gateway.token_env
-        status = None if url else destination.status()
-        address = status.address if status else ""
+        destination, config = resolve_target(where)
+        url, address = gateway.url, ""
+        if url is None:
+            status = destination.status()
+            url, address = status.answering_url(), status.address
         scores, document = _deployed(
-            file, url or (status.answering_url() if status else ""), address, concurrency, name
+            file, url, address, gateway.concurrency, config.gateway.token_env
         )
     document |= {
         "queries": len(file),
@@ -76,17 +87,18 @@ def predict(
         from erless.dlrm.auc import auc
 
         document["auc"] = round(auc(file.labels, scores), 6)
-    if against is not None:
-        expected, _ = _whole(file, against, threads, check)
+    if bundle.against is not None:
+        expected, _ = _whole(file, bundle.against, bundle)
         errors = np.abs(scores - expected) / np.maximum(np.abs(expected), 1e-12)
         document["max_relative_error"] = float(errors.max()) if len(errors) else 0.0
     emit(output, document, lambda console: _draw(console, document))
-    if document.get("max_relative_error", 0.0) > tolerance:
-        note(f"error: relative difference {document['max_relative_error']:.2g} > {tolerance:g}")
+    if document.get("max_relative_error", 0.0) > bundle.tolerance:
+        difference = f"{document['max_relative_error']:.2g} > {bundle.tolerance:g}"
+        note(f"error: relative difference {difference}")
         raise SystemExit(1)
 
 
-def _whole(file: QueryFile, bundle: Path, threads: int, check: bool) -> tuple[Any, dict[str, Any]]:
+def _whole(file: QueryFile, bundle: Path, options: BundleOptions) -> tuple[Any, dict[str, Any]]:
     """Predictions (S,) of a bundle in this process, and what was measured."""
     import time
 
@@ -95,9 +107,9 @@ def _whole(file: QueryFile, bundle: Path, threads: int, check: bool) -> tuple[An
 
     from erless.dlrm.reference import Monolith
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
     with bars() as progress:
-        model = Monolith.load(bundle, verify=check, progress=progress)
+        model = Monolith.load(bundle, verify=options.check, progress=progress)
         file = file.in_order_of([feature.name for feature in model.model.lookups])
         predictions, latencies = [], []
         with progress.step("predict", len(file), "queries") as step:
@@ -112,7 +124,7 @@ def _whole(file: QueryFile, bundle: Path, threads: int, check: bool) -> tuple[An
         "bundle": str(bundle),
         "latency_ms": _quantiles(latencies),
         "cpu_ms_per_query": round(cpu * 1e3 / max(1, len(file)), 4),
-        "threads": threads,
+        "threads": options.threads,
     }
 
 

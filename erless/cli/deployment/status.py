@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from erless.cli.cluster.cluster_options import ContextOption, KubeconfigOption, NamespaceOption
-from erless.cli.deployment.target_options import StateOption, TargetOption, resolve_target
+from erless.cli.deployment.target_options import TargetOptions, resolve_target
+from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
@@ -29,14 +29,12 @@ COLOURS = {
 
 
 @verb
+@grouped
 def status(
-    target: TargetOption = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")] = False,
     interval_s: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds.")] = 1.0,
-    state: StateOption = None,
-    kubeconfig: KubeconfigOption = None,
-    context: ContextOption = None,
-    namespace: NamespaceOption = None,
+    *,
+    where: TargetOptions,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show every function: replicas, rate, latency, memory, state and, where it fails, why.
@@ -47,9 +45,7 @@ def status(
     """
     if watch and output is Output.JSON:
         raise typer.BadParameter("--watch draws a table; leave out -o json")
-    destination, _ = resolve_target(
-        target, state=state, kubeconfig=kubeconfig, context=context, namespace=namespace
-    )
+    destination, _ = resolve_target(where)
     if watch:
         with suppress(KeyboardInterrupt):  # how one ends it
             _watch(destination, interval_s)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from erless.cli.cluster.cluster_options import (
+    ContextOption,
+    KubeconfigOption,
+    NamespaceOption,
+    cluster_config,
+)
+from erless.cli.options import project
 
 if TYPE_CHECKING:
     from erless.deploy.target import Target
     from erless.specs.config import Config
 
-__all__ = ["StateOption", "TargetOption", "TimeoutOption", "local_config", "resolve_target"]
+__all__ = ["TargetOptions", "TimeoutOption", "resolve_target"]
 
 TargetOption = Annotated[
     str | None, typer.Option("--target", "-t", help="local or knative [default: erless.yaml's].")
@@ -25,50 +34,50 @@ TimeoutOption = Annotated[
 ]
 
 
-def local_config(
-    config: Config,
-    *,
-    state: Path | None = None,
-    port: int | None = None,
-    systemd: bool | None = None,
-) -> Config:
-    """`config` with the command line's values for target local above `erless.yaml`'s."""
-    given = {"state": state, "port": port, "systemd": systemd}
-    overrides = {name: value for name, value in given.items() if value is not None}
-    local = config.targets.local.model_copy(update=overrides)
-    targets = config.targets.model_copy(update={"local": local})
-    return config.model_copy(update={"targets": targets})
+@dataclass(frozen=True)
+class TargetOptions:
+    """Which target, and where it is."""
+
+    target: TargetOption = None
+    state: StateOption = None
+    kubeconfig: KubeconfigOption = None
+    context: ContextOption = None
+    namespace: NamespaceOption = None
 
 
 def resolve_target(
-    name: str | None,
+    options: TargetOptions,
     *,
-    state: Path | None = None,
-    port: int | None = None,
-    systemd: bool | None = None,
-    kubeconfig: Path | None = None,
-    context: str | None = None,
-    namespace: str | None = None,
-    infra: Path | None = None,
-    images: Sequence[str] | None = None,
-    canary_percent: int | None = None,
+    local: Mapping[str, Any] | None = None,
+    knative: Mapping[str, Any] | None = None,
+    images: Sequence[str] = (),
 ) -> tuple[Target, Config]:
     """The target that options and `erless.yaml` name, and the configuration behind it.
+
+    Args:
+        options: which target, and where.
+        local: further values for target local, above `erless.yaml`'s; None is none.
+        knative: likewise for target knative.
+        images: KIND=IMAGE, above those of the configuration.
 
     Raises:
         OptionError: no such target, or a value does not fit it.
     """
-    from erless.cli.cluster.cluster_options import cluster_config
-    from erless.cli.options import project
     from erless.deploy.targets import open_target
 
-    config = local_config(project(), state=state, port=port, systemd=systemd)
-    config = cluster_config(
-        config,
-        kubeconfig=kubeconfig,
-        context=context,
-        namespace=namespace,
-        infra=infra,
-        canary_percent=canary_percent,
-    )
-    return open_target(name, config, images or ()), config
+    config = _local_config(project(), {"state": options.state, **(local or {})})
+    where = {
+        "kubeconfig": options.kubeconfig,
+        "context": options.context,
+        "namespace": options.namespace,
+    }
+    config = cluster_config(config, where | dict(knative or {}))
+    return open_target(options.target, config, images), config
+
+
+def _local_config(config: Config, given: Mapping[str, Any]) -> Config:
+    """`config` with the command line's values for target local above `erless.yaml`'s."""
+    overrides = {name: value for name, value in given.items() if value is not None}
+    local = config.targets.local.model_copy(update=overrides)
+    targets = config.targets.model_copy(update={"local": local})
+    return config.model_copy(update={"targets": targets})

@@ -2,58 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
     from erless.deploy.target import Target
     from erless.observe.loadtest.locust.process import Load
+    from erless.observe.loadtest.measure import Measuring
     from erless.observe.loadtest.sampler import Probe
 
 __all__ = ["loadtest", "probe_of"]
 
 
-@verb
-def loadtest(
-    out: Annotated[Path, typer.Option(help="Result directory to make.")] = Path("result"),
-    host: Annotated[str | None, typer.Option(help="A gateway's URL, instead of a target.")] = None,
+@dataclass(frozen=True)
+class GatewayOptions:
+    """What is asked: a gateway, the one of a target, or a process with the whole model."""
+
+    host: Annotated[str | None, typer.Option(help="A gateway's URL, instead of a target.")] = None
     connect: Annotated[
         str | None, typer.Option(help="HOST:PORT to connect to, for the URL (an ingress).")
-    ] = None,
-    target: Annotated[str | None, typer.Option("--target", "-t", help="local or knative.")] = None,
-    traffic: Annotated[
-        str | None, typer.Option(help="step:50,150,50 or a trace (t_s, qps); else closed loops.")
-    ] = None,
-    duration: Annotated[float, typer.Option(min=1, help="Seconds.")] = 60.0,
-    users: Annotated[int, typer.Option(min=1, help="Connections.")] = 64,
-    queries: Annotated[Path | None, typer.Option(help="Query file; else drawn.")] = None,
-    expected: Annotated[
-        Path | None, typer.Option(help="`erless predict --monolith … -o json` of that file.")
-    ] = None,
-    profile: Annotated[Path | None, typer.Option(help="Draw rows as its log had them.")] = None,
-    plan: Annotated[
-        Path | None, typer.Option(help="plan.json: its cuts and its dollars are shown.")
-    ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Samples per query.")] = None,
-    pooling: Annotated[int | None, typer.Option(min=1, help="Ids per bag, drawn queries.")] = None,
-    locality: Annotated[float, typer.Option(help="P of drawn queries.")] = 0.9,
-    sla_p95_ms: Annotated[float | None, typer.Option(help="[default: erless.yaml's]")] = None,
-    deadline_ms: Annotated[float, typer.Option(min=1, help="Of one query.")] = 10_000.0,
-    tolerance: Annotated[float, typer.Option(help="Relative, of predictions.")] = 1e-5,
-    search: Annotated[
-        bool, typer.Option("--search", help="Find the highest rate that meets the SLA.")
-    ] = False,
+    ] = None
+    target: Annotated[str | None, typer.Option("--target", "-t", help="local or knative.")] = None
     monolith: Annotated[
         Path | None, typer.Option(help="Bundle: measure it whole in one process here.")
-    ] = None,
-    start_qps: Annotated[float, typer.Option(min=0.1, help="First rate of --search.")] = 50.0,
-    processes: Annotated[int, typer.Option(min=1, help="Of Locust.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of arrivals and drawn queries.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a result.")] = False,
+    ] = None
+
+
+@dataclass(frozen=True)
+class TrafficOptions:
+    """How often, for how long, over how many connections."""
+
+    traffic: Annotated[
+        str | None, typer.Option(help="step:50,150,50 or a trace (t_s, qps); else closed loops.")
+    ] = None
+    duration: Annotated[float, typer.Option(min=1, help="Seconds.")] = 60.0
+    users: Annotated[int, typer.Option(min=1, help="Connections.")] = 64
+    processes: Annotated[int, typer.Option(min=1, help="Of Locust.")] = 1
+    search: Annotated[
+        bool, typer.Option("--search", help="Find the highest rate that meets the SLA.")
+    ] = False
+    start_qps: Annotated[float, typer.Option(min=0.1, help="First rate of --search.")] = 50.0
+
+
+@dataclass(frozen=True)
+class QueryOptions:
+    """The queries, and what is wanted of their answers."""
+
+    queries: Annotated[Path | None, typer.Option(help="Query file; else drawn.")] = None
+    expected: Annotated[
+        Path | None, typer.Option(help="`erless predict --monolith … -o json` of that file.")
+    ] = None
+    profile: Annotated[Path | None, typer.Option(help="Draw rows as its log had them.")] = None
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples per query.")] = None
+    pooling: Annotated[int | None, typer.Option(min=1, help="Ids per bag, drawn queries.")] = None
+    locality: Annotated[float, typer.Option(help="P of drawn queries.")] = 0.9
+    deadline_ms: Annotated[float, typer.Option(min=1, help="Of one query.")] = 10_000.0
+    tolerance: Annotated[float, typer.Option(help="Relative, of predictions.")] = 1e-5
+    seed: Annotated[int, typer.Option(help="Of arrivals and drawn queries.")] = 0
+
+    def of_locust(self) -> tuple[str, ...]:
+        """The locustfile's options."""
+        words: list[str] = []
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if value is not None:
+                name = "hotness" if option.name == "profile" else option.name.replace("_", "-")
+                words += [f"--{name}", str(value)]
+        return tuple(words)
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """What is kept of it."""
+
+    out: Annotated[Path, typer.Option(help="Result directory to make.")] = Path("result")
+    plan: Annotated[
+        Path | None, typer.Option(help="plan.json: its cuts and its dollars are shown.")
+    ] = None
+    sla_p95_ms: Annotated[float | None, typer.Option(help="[default: erless.yaml's]")] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a result.")] = False
+
+
+@verb
+@grouped
+def loadtest(
+    gateway: GatewayOptions,
+    load: TrafficOptions,
+    query: QueryOptions,
+    result: ResultOptions,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Put a deployment under load. Ctrl-C keeps what was measured; `erless report` draws it.
@@ -61,103 +105,89 @@ def loadtest(
     Example: `erless loadtest --traffic step:50,150,50 --duration 90 --out result`,
     `erless loadtest --search --queries m/queries.safetensors --sla-p95-ms 20`
     """
-    from contextlib import ExitStack
-
     from erless.cli.options import project
     from erless.errors import OptionError
     from erless.observe.access import access_plots
     from erless.observe.loadtest.locust.process import Load
-    from erless.observe.loadtest.measure import measure
+    from erless.observe.loadtest.measure import Measuring, measure
     from erless.specs.plan import Plan
     from erless.specs.traffic import parse_traffic
 
-    if host and monolith:
+    if gateway.host and gateway.monolith:
         raise OptionError("--host and --monolith name two gateways: give one")
-    parsed = parse_traffic(traffic, duration) if traffic else None
-    length = parsed.duration_s if parsed else duration
-    limit = sla_p95_ms or project().traffic.sla_p95_ms
-    fields: dict[str, Any] = {}
-    loaded = Plan.load(plan) if plan else None
-    if loaded is not None:
-        fields |= {"plan_digest": loaded.digest, "policy": loaded.policy}
-    if profile:
-        fields["access"] = access_plots(profile, loaded)
+    parsed = parse_traffic(load.traffic, load.duration) if load.traffic else None
+    length_s = parsed.duration_s if parsed else load.duration
+    sla_ms = result.sla_p95_ms or project().traffic.sla_p95_ms
+    facts: dict[str, Any] = {}
+    plan = Plan.load(result.plan) if result.plan else None
+    if plan is not None:
+        facts |= {"plan_digest": plan.digest, "policy": plan.policy}
+    if query.profile:
+        facts["access"] = access_plots(query.profile, plan)
     with ExitStack() as running:
-        probe: Probe | None = None
-        if monolith:
-            host, probe = _whole(monolith, running)
-            fields["title"] = f"Load test of {monolith}, whole"
-        elif host is None:
-            host, address, probe, facts = _deployed(target)
-            connect = connect or address
-            fields |= facts
-        options = _options(
-            queries, expected, profile, batch, pooling, locality, deadline_ms, tolerance, seed
+        asked = _asked(gateway, running)
+        measuring = Measuring(
+            probe=asked.probe,
+            fields=facts | dict(asked.facts),
+            overwrite=result.overwrite,
+            tolerance=query.tolerance,
+            plan=plan,
         )
-        load = Load(host, length, traffic, users, options, processes, connect or "")
-        known: dict[str, Any] = {
-            "probe": probe,
-            "fields": fields,
-            "overwrite": overwrite,
-            "tolerance": tolerance,
-            "plan": loaded,
-        }
-        if search:
-            _search(load, out, limit, start_qps, output, known)
+        locust = Load(
+            asked.url,
+            length_s,
+            load.traffic,
+            load.users,
+            query.of_locust(),
+            load.processes,
+            asked.address,
+        )
+        if load.search:
+            _search(locust, result.out, sla_ms, load.start_qps, output, measuring)
             return
-        result = measure(load, out, sla_ms=limit, **known)
-    if result.interrupted:
-        note(f"stopped; {out} has what the first {result.duration_s:.0f} s measured")
+        measured = measure(locust, result.out, measuring, sla_ms=sla_ms)
+    if measured.interrupted:
+        note(f"stopped; {result.out} has what the first {measured.duration_s:.0f} s measured")
     from erless.cli.measure.simulate import lines
 
     document = {
-        "result": str(out),
-        **result.model_dump(mode="json"),
-        "memory_reduction": result.memory_reduction,
+        "result": str(result.out),
+        **measured.model_dump(mode="json"),
+        "memory_reduction": measured.memory_reduction,
     }
-    emit(output, document, lambda console: console.print("\n".join(lines(result))))
+    emit(output, document, lambda console: console.print("\n".join(lines(measured))))
 
 
-def _options(
-    queries: Path | None,
-    expected: Path | None,
-    profile: Path | None,
-    batch: int | None,
-    pooling: int | None,
-    locality: float,
-    deadline_ms: float,
-    tolerance: float,
-    seed: int,
-) -> tuple[str, ...]:
-    """The locustfile's options."""
-    given = {
-        "--queries": queries,
-        "--expected": expected,
-        "--hotness": profile,
-        "--batch": batch,
-        "--pooling": pooling,
-        "--locality": locality,
-        "--deadline-ms": deadline_ms,
-        "--tolerance": tolerance,
-        "--seed": seed,
-    }
-    return tuple(
-        text for name, value in given.items() if value is not None for text in (name, str(value))
-    )
+@dataclass(frozen=True)
+class _Asked:
+    """Who is asked, where to connect, what to ask meanwhile, and facts of it for the result."""
+
+    url: str
+    address: str = ""
+    probe: Probe | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _deployed(name: str | None) -> tuple[str, str, Probe, dict[str, Any]]:
-    """The current release of a target: URL, where to connect, what to ask meanwhile, its facts."""
+def _asked(options: GatewayOptions, running: ExitStack) -> _Asked:
+    """The gateway that the options name; a process that it needs ends with `running`."""
+    if options.monolith:
+        from erless.observe.loadtest.monolith import MonolithServer
+
+        server = running.enter_context(MonolithServer(options.monolith))
+        title = f"Load test of {options.monolith}, whole"
+        return _Asked(server.url, options.connect or "", server.probe, {"title": title})
+    if options.host is not None:
+        return _Asked(options.host, options.connect or "")
     from erless.cli.options import project
     from erless.deploy.targets import open_target
 
-    target = open_target(name, project())
+    target = open_target(options.target, project())
     now = target.status()
     facts = {
         "title": f"Load test of release {now.release[:12]} on {now.target}",
         "release": now.release,
     }
-    return now.answering_url(), now.address, probe_of(target), facts
+    return _Asked(now.answering_url(), options.connect or now.address, probe_of(target), facts)
 
 
 def probe_of(target: Target) -> Probe:
@@ -171,16 +201,8 @@ def probe_of(target: Target) -> Probe:
     return ask
 
 
-def _whole(bundle: Path, running: Any) -> tuple[str, Probe]:
-    """The monolith as a process of its own, ended with the block."""
-    from erless.observe.loadtest.monolith import MonolithServer
-
-    server = running.enter_context(MonolithServer(bundle))
-    return server.url, server.probe
-
-
 def _search(
-    load: Load, out: Path, limit: float, start_qps: float, output: Output, known: dict[str, Any]
+    load: Load, out: Path, limit: float, start_qps: float, output: Output, measuring: Measuring
 ) -> None:
     from dataclasses import asdict
 
@@ -189,10 +211,10 @@ def _search(
     highest = find_highest(
         load,
         out,
+        measuring,
         sla_ms=limit,
         start_qps=start_qps,
         tell=lambda trial: note(trial_text(trial)),
-        **known,
     )
     document = {
         "host": load.host,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
@@ -20,84 +23,116 @@ GB = 1e9
 HOUR_S = 3600.0
 
 
+@dataclass(frozen=True)
+class TermsOptions:
+    """What is assumed of replicas and machines."""
+
+    start_s: Annotated[float, typer.Option(help="Start of a replica, without its rows.")] = 2.0
+    load_gb_s: Annotated[float, typer.Option(min=1e-3, help="GB/s that rows load at.")] = 1.0
+    node_boot_s: Annotated[float, typer.Option(help="Until a new machine is there.")] = 90.0
+    replica_mtbf_h: Annotated[
+        float | None, typer.Option(help="Hours between failures of one replica.")
+    ] = None
+    node_mtbf_h: Annotated[
+        float | None, typer.Option(help="Hours between failures of one machine.")
+    ] = None
+    host_cores: Annotated[
+        float | None, typer.Option(help="All replicas share a host of so many cores.")
+    ] = None
+    cold_miss: Annotated[str, typer.Option(help="At a function asleep: wait or default.")] = "wait"
+
+    def terms(self) -> Terms:
+        """The simulator's terms, in its units.
+
+        Raises:
+            PlanError: no such policy for cold misses.
+        """
+        from erless.errors import PlanError
+        from erless.observe.simulator.fleet import Terms
+
+        if self.cold_miss not in ("wait", "default"):
+            raise PlanError(f"cold_miss is {self.cold_miss!r}: wait or default")
+        return Terms(
+            start_s=self.start_s,
+            load_bytes_s=self.load_gb_s * GB,
+            node_boot_s=self.node_boot_s,
+            replica_mtbf_s=self.replica_mtbf_h * HOUR_S if self.replica_mtbf_h else math.inf,
+            node_mtbf_s=self.node_mtbf_h * HOUR_S if self.node_mtbf_h else math.inf,
+            host_cores=self.host_cores,
+            cold_miss="wait" if self.cold_miss == "wait" else "default",
+        )
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """The machines, and how long a call takes on them."""
+
+    elastic_nodes: Annotated[
+        bool, typer.Option("--elastic-nodes/--fixed-nodes", help="Machines follow the replicas.")
+    ] = True
+    prices: Annotated[Path | None, typer.Option(help="Your own instance types (CSV).")] = None
+    service: Annotated[
+        list[str] | None, typer.Option(help="NAME=MS: measured time of one call.")
+    ] = None
+
+    def node(self, plan: Plan) -> NodeType | None:
+        """The machine that a plan's replicas are put on; None where machines are fixed."""
+        return node_of(plan, self.prices) if self.elastic_nodes else None
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """What is kept, and what it is compared with."""
+
+    out: Annotated[Path, typer.Option(help="Result directory to make.")]
+    against: Annotated[
+        Path | None, typer.Option(help="plan.json to compare with, e.g. of --policy model-wise.")
+    ] = None
+    sla_p95_ms: Annotated[float | None, typer.Option(help="p95 allowed.")] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a result.")] = False
+
+
 @verb
+@grouped
 def simulate(
     plan: Annotated[Path, typer.Option(help="plan.json of `erless plan --out`.")],
     traffic: Annotated[str, typer.Option(help="step:50,150,50 or a trace (t_s, qps).")],
-    out: Annotated[Path, typer.Option(help="Result directory to make.")],
+    kept: ResultOptions,
+    assumed: TermsOptions,
+    machines: MachineOptions,
     duration: Annotated[float | None, typer.Option(help="Seconds of a shape [60].")] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="plan.json to compare with, e.g. of --policy model-wise.")
-    ] = None,
-    sla_p95_ms: Annotated[float | None, typer.Option(help="p95 allowed.")] = None,
-    start_s: Annotated[float, typer.Option(help="Start of a replica, without its rows.")] = 2.0,
-    load_gb_s: Annotated[float, typer.Option(min=1e-3, help="GB/s that rows load at.")] = 1.0,
-    node_boot_s: Annotated[float, typer.Option(help="Until a new machine is there.")] = 90.0,
-    elastic_nodes: Annotated[
-        bool, typer.Option("--elastic-nodes/--fixed-nodes", help="Machines follow the replicas.")
-    ] = True,
-    replica_mtbf_h: Annotated[
-        float | None, typer.Option(help="Hours between failures of one replica.")
-    ] = None,
-    node_mtbf_h: Annotated[
-        float | None, typer.Option(help="Hours between failures of one machine.")
-    ] = None,
-    host_cores: Annotated[
-        float | None, typer.Option(help="All replicas share a host of so many cores.")
-    ] = None,
-    cold_miss: Annotated[str, typer.Option(help="At a function asleep: wait or default.")] = "wait",
-    service: Annotated[
-        list[str] | None, typer.Option(help="NAME=MS: measured time of one call.")
-    ] = None,
-    prices: Annotated[Path | None, typer.Option(help="Your own instance types (CSV).")] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals and failures.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a result.")] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Simulate a plan under a traffic trace; `erless report` draws the result.
 
     Example: `erless simulate --plan plan.json --traffic diurnal:20,400 --duration 86400 --out sim`
     """
-    import math
     import time
 
-    from erless.errors import PlanError
-    from erless.observe.simulator.fleet import Terms
     from erless.observe.simulator.outcome import run_simulation, write_simulation
     from erless.specs.plan import Plan
     from erless.specs.traffic import parse_traffic
 
-    if cold_miss not in ("wait", "default"):
-        raise PlanError(f"cold_miss is {cold_miss!r}: wait or default")
-    terms = Terms(
-        start_s=start_s,
-        load_bytes_s=load_gb_s * GB,
-        node_boot_s=node_boot_s,
-        replica_mtbf_s=replica_mtbf_h * HOUR_S if replica_mtbf_h else math.inf,
-        node_mtbf_s=node_mtbf_h * HOUR_S if node_mtbf_h else math.inf,
-        host_cores=host_cores,
-        cold_miss="wait" if cold_miss == "wait" else "default",
-    )
+    terms = assumed.terms()
     load, offered = Plan.load(plan), parse_traffic(traffic, duration)
-    times = _times(service or [])
+    times = _times(machines.service or [])
     begin = time.perf_counter()
-    node = node_of(load, prices) if elastic_nodes else None
-    done = run_simulation(load, offered, terms, node, seed, times)
+    done = run_simulation(load, offered, terms, machines.node(load), seed, times)
     base = None
-    if against:
-        other = Plan.load(against)
-        room = node_of(other, prices) if elastic_nodes else None
-        base = run_simulation(other, offered, terms, room, seed)
+    if kept.against:
+        other = Plan.load(kept.against)
+        base = run_simulation(other, offered, terms, machines.node(other), seed)
     result = write_simulation(
-        out,
+        kept.out,
         done,
         title=f"{load.policy} plan under {offered.name}",
-        sla_ms=sla_p95_ms,
+        sla_ms=kept.sla_p95_ms,
         against=base,
-        overwrite=overwrite,
+        overwrite=kept.overwrite,
         notes=(f"simulated in {time.perf_counter() - begin:.1f} s", f"assumed: {_told(terms)}"),
     )
-    document = {"result": str(out), **_document(result)}
+    document = {"result": str(kept.out), **_document(result)}
     emit(output, document, lambda console: console.print("\n".join(lines(result))))
 
 

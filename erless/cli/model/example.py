@@ -2,67 +2,88 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from erless.cli.bars import bars
+from erless.cli.option_groups import grouped
 from erless.cli.options import OutOption, OverwriteOption
 from erless.cli.run import Output, OutputOption, emit, verb
+
+if TYPE_CHECKING:
+    from erless.dlrm.workload import Workload
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Make a model bundle with queries and an access log: rm1, rm2, rm3 or movielens.",
 )
 
-RowsOption = Annotated[int, typer.Option(min=1, help="Rows per table (the paper has 20000000).")]
-TablesOption = Annotated[
-    int | None, typer.Option(min=1, help="Tables; default: as many as the workload has.")
-]
-LocalityOption = Annotated[
-    float, typer.Option(help="P: share of accesses that the hottest 10 % of rows take.")
-]
-QueriesOption = Annotated[int, typer.Option(min=1, help="Queries in queries.safetensors.")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Samples per query.")]
-LogOption = Annotated[int, typer.Option(min=1, help="Samples in access.parquet.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")]
+
+
+@dataclass(frozen=True)
+class WorkloadOptions:
+    """How large the model is, and how its rows are asked for."""
+
+    rows: Annotated[int, typer.Option(min=1, help="Rows per table (the paper has 20000000).")] = (
+        200_000
+    )
+    tables: Annotated[
+        int | None, typer.Option(min=1, help="Tables; default: as many as the workload has.")
+    ] = None
+    locality: Annotated[
+        float, typer.Option(help="P: share of accesses that the hottest 10 % of rows take.")
+    ] = 0.9
+    batch: Annotated[int, typer.Option(min=1, help="Samples per query.")] = 32
+
+    def of(self, base: Workload) -> Workload:
+        """`base` of this size."""
+        if not 0 < self.locality < 1:
+            raise typer.BadParameter("must lie between 0 and 1", param_hint="--locality")
+        return replace(
+            base,
+            rows=self.rows,
+            tables=self.tables or base.tables,
+            locality=self.locality,
+            batch=self.batch,
+        )
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What is drawn beside the model."""
+
+    queries: Annotated[int, typer.Option(min=1, help="Queries in queries.safetensors.")] = 64
+    log_samples: Annotated[int, typer.Option(min=1, help="Samples in access.parquet.")] = 8192
+    seed: SeedOption = 0
 
 
 def _add_workload(name: str, summary: str) -> None:
     """Register `erless example NAME`."""
 
     @verb
+    @grouped
     def make(
         out: OutOption,
-        rows: RowsOption = 200_000,
-        tables: TablesOption = None,
-        locality: LocalityOption = 0.9,
-        batch: BatchOption = 32,
-        queries: QueriesOption = 64,
-        log_samples: LogOption = 8192,
-        seed: SeedOption = 0,
+        size: WorkloadOptions,
+        drawn: SampleOptions,
         overwrite: OverwriteOption = False,
         output: OutputOption = Output.TEXT,
     ) -> None:
-        import dataclasses
-
         from erless.dlrm.workload import WORKLOADS
         from erless.importers.synthetic import make_example
 
-        if not 0 < locality < 1:
-            raise typer.BadParameter("must lie between 0 and 1", param_hint="--locality")
-        base = WORKLOADS[name]
-        workload = dataclasses.replace(
-            base, rows=rows, tables=tables or base.tables, locality=locality, batch=batch
-        )
+        workload = size.of(WORKLOADS[name])
         with bars() as progress:
             manifest = make_example(
                 workload,
                 out,
-                queries=queries,
-                log_samples=log_samples,
-                seed=seed,
+                queries=drawn.queries,
+                log_samples=drawn.log_samples,
+                seed=drawn.seed,
                 overwrite=overwrite,
                 progress=progress,
             )
@@ -78,7 +99,7 @@ def _add_workload(name: str, summary: str) -> None:
             output,
             document,
             lambda console: console.print(
-                f"{out}: {name}, {len(manifest.model.tables)} tables of {rows:,} rows "
+                f"{out}: {name}, {len(manifest.model.tables)} tables of {size.rows:,} rows "
                 f"({manifest.model.embedding_bytes / 1e6:,.0f} MB)\n"
                 f"next: erless predict --monolith {out} {out}/queries.safetensors"
             ),

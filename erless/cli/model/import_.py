@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from erless.cli.bars import bars
+from erless.cli.option_groups import grouped
 from erless.cli.options import OutOption, OverwriteOption
 from erless.cli.run import Output, OutputOption, emit, verb
 
@@ -16,7 +19,6 @@ if TYPE_CHECKING:
     from erless.importers.options import ImportOptions
     from erless.progress import Progress
     from erless.specs.bundle import BundleManifest
-    from erless.specs.model import Interaction
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,13 +38,6 @@ class InteractionChoice(StrEnum):
 CheckpointArgument = Annotated[
     Path, typer.Argument(help="Checkpoint: torch.save's (zip or legacy) or safetensors.")
 ]
-PoolingOption = Annotated[
-    list[str] | None,
-    typer.Option(help="sum, mean, max or weighted_sum for all tables, or TABLE=POOLING; repeat."),
-]
-InteractionOption = Annotated[
-    InteractionChoice | None, typer.Option(help="Default: told by the width of the top MLP.")
-]
 TablesOption = Annotated[
     str | None,
     typer.Option(
@@ -51,28 +46,69 @@ TablesOption = Annotated[
         help="Tables in the model's order; needed where the checkpoint keeps none.",
     ),
 ]
-CheckOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="SAMPLES",
-        help="Query file with the original's `predictions`; refuse what differs beyond 1e-5.",
-    ),
-]
-LogitsOption = Annotated[
-    bool, typer.Option("--logits", help="Predict the top MLP's output, without the sigmoid.")
-]
+
+
+@dataclass(frozen=True)
+class SharedOptions:
+    """What every importer takes."""
+
+    out: OutOption
+    pooling: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="sum, mean, max or weighted_sum for all tables, or TABLE=POOLING; repeat."
+        ),
+    ] = None
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SAMPLES",
+            help="Query file with the original's `predictions`; refuse what differs beyond 1e-5.",
+        ),
+    ] = None
+    overwrite: OverwriteOption = False
+
+    def of_import(self, progress: Progress, tables: str | None = None) -> ImportOptions:
+        """These as the importers take them; `tables` is their order, separated by commas."""
+        from erless.importers.options import ImportOptions
+        from erless.importers.poolings import Poolings
+
+        return ImportOptions(
+            poolings=Poolings.parse(self.pooling or []),
+            tables=None if tables is None else [name.strip() for name in tables.split(",")],
+            samples=self.check,
+            overwrite=self.overwrite,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True)
+class TowerOptions:
+    """What a checkpoint does not tell of the built-in tower."""
+
+    interaction: Annotated[
+        InteractionChoice | None, typer.Option(help="Default: told by the width of the top MLP.")
+    ] = None
+    logits: Annotated[
+        bool,
+        typer.Option("--logits", help="Predict the top MLP's output, without the sigmoid."),
+    ] = False
+
+    def of_import(self) -> Mapping[str, Any]:
+        """These as the importers take them."""
+        from erless.specs.model import Interaction
+
+        named = self.interaction and Interaction(self.interaction.value)
+        return {"interaction": named, "sigmoid": not self.logits}
 
 
 @app.command()
 @verb
+@grouped
 def dlrm(
     checkpoint: CheckpointArgument,
-    out: OutOption,
-    pooling: PoolingOption = None,
-    interaction: InteractionOption = None,
-    logits: LogitsOption = False,
-    check: CheckOption = None,
-    overwrite: OverwriteOption = False,
+    shared: SharedOptions,
+    tower: TowerOptions,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Import a checkpoint of facebookresearch/dlrm (`emb_l.N.weight`, `bot_l`, `top_l`).
@@ -82,27 +118,19 @@ def dlrm(
     from erless.importers.dlrm import import_dlrm
 
     with bars() as progress:
-        manifest = import_dlrm(
-            checkpoint,
-            out,
-            _options(pooling, None, check, overwrite, progress),
-            interaction=_interaction(interaction),
-            sigmoid=not logits,
-        )
-    _emit(output, out, manifest)
+        options = shared.of_import(progress)
+        manifest = import_dlrm(checkpoint, shared.out, options, **tower.of_import())
+    _emit(output, shared.out, manifest)
 
 
 @app.command()
 @verb
+@grouped
 def torchrec(
     checkpoint: CheckpointArgument,
-    out: OutOption,
-    pooling: PoolingOption = None,
-    interaction: InteractionOption = None,
-    logits: LogitsOption = False,
+    shared: SharedOptions,
+    tower: TowerOptions,
     tables: TablesOption = None,
-    check: CheckOption = None,
-    overwrite: OverwriteOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Import a state dict of torchrec's DLRM (`EmbeddingBagCollection`, dense and over arch).
@@ -112,18 +140,14 @@ def torchrec(
     from erless.importers.dlrm import import_torchrec
 
     with bars() as progress:
-        manifest = import_torchrec(
-            checkpoint,
-            out,
-            _options(pooling, tables, check, overwrite, progress),
-            interaction=_interaction(interaction),
-            sigmoid=not logits,
-        )
-    _emit(output, out, manifest)
+        options = shared.of_import(progress, tables)
+        manifest = import_torchrec(checkpoint, shared.out, options, **tower.of_import())
+    _emit(output, shared.out, manifest)
 
 
 @app.command("tables")
 @verb
+@grouped
 def named_tables(
     sources: Annotated[
         list[str],
@@ -131,11 +155,8 @@ def named_tables(
     ],
     tower: Annotated[Path, typer.Option(help="torch.export archive: dense (B,F), pooled (B,T,D).")],
     dense_features: Annotated[int, typer.Option(min=0, help="Dense features F.")],
-    out: OutOption,
-    pooling: PoolingOption = None,
+    shared: SharedOptions,
     tables: TablesOption = None,
-    check: CheckOption = None,
-    overwrite: OverwriteOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Import named tables and an exported tower: DCN-v2, DeepFM, or any other architecture.
@@ -146,35 +167,9 @@ def named_tables(
     from erless.importers.tables import import_tables
 
     with bars() as progress:
-        options = _options(pooling, tables, check, overwrite, progress)
-        manifest = import_tables(sources, tower, dense_features, out, options)
-    _emit(output, out, manifest)
-
-
-def _options(
-    pooling: list[str] | None,
-    tables: str | None,
-    check: Path | None,
-    overwrite: bool,
-    progress: Progress,
-) -> ImportOptions:
-    """What all importers share, from the options of the command line."""
-    from erless.importers.options import ImportOptions
-    from erless.importers.poolings import Poolings
-
-    return ImportOptions(
-        poolings=Poolings.parse(pooling or []),
-        tables=None if tables is None else [name.strip() for name in tables.split(",")],
-        samples=check,
-        overwrite=overwrite,
-        progress=progress,
-    )
-
-
-def _interaction(choice: InteractionChoice | None) -> Interaction | None:
-    from erless.specs.model import Interaction
-
-    return None if choice is None else Interaction(choice.value)
+        options = shared.of_import(progress, tables)
+        manifest = import_tables(sources, tower, dense_features, shared.out, options)
+    _emit(output, shared.out, manifest)
 
 
 def _emit(output: Output, out: Path, manifest: BundleManifest) -> None:

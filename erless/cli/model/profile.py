@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
+from erless.cli.option_groups import grouped
 from erless.cli.options import project
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
@@ -32,15 +34,10 @@ class Format(StrEnum):
     COUNTS = "counts"
 
 
-@verb
-def profile(
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the profile [default: erless.yaml's].")
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", "-m", help="Model bundle of these tables [erless.yaml's]."),
-    ] = None,
+@dataclass(frozen=True)
+class LogOptions:
+    """The access logs."""
+
     log: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,13 +45,26 @@ def profile(
             help="PATH, or TABLE:PATH for the log of one table. Repeatable. "
             "[default: access.parquet beside the model]",
         ),
-    ] = None,
+    ] = None
     log_format: Annotated[
         Format, typer.Option("--format", help="How the logs are laid out; auto looks at each.")
-    ] = Format.AUTO,
+    ] = Format.AUTO
     samples: Annotated[
         int | None,
         typer.Option(min=1, help="Samples covered, for aggregated logs that cannot say."),
+    ] = None
+
+
+@verb
+@grouped
+def profile(
+    logs: LogOptions,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the profile [default: erless.yaml's].")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", "-m", help="Model bundle of these tables [erless.yaml's]."),
     ] = None,
     throughput: Annotated[
         bool, typer.Option("--throughput", help="Measure gathers and tower on this machine.")
@@ -76,6 +86,7 @@ def profile(
     if model is None and config.model.exists():
         model = config.model
     out = out or config.profile
+    log = logs.log
     if not log and not throughput and model and (model / EXAMPLE_LOG).is_file():
         log = [str(model / EXAMPLE_LOG)]
     if not log and not throughput:
@@ -97,8 +108,8 @@ def profile(
                 model,
                 [LogSource.parse(path) for path in log],
                 out,
-                log_format=LogFormat(log_format.value),
-                samples=samples,
+                log_format=LogFormat(logs.log_format.value),
+                samples=logs.samples,
                 curves=curves,
                 overwrite=overwrite,
                 progress=progress,

@@ -199,7 +199,7 @@ def prune(
 
     Example: `erless releases prune --store releases --keep-last 2 --target knative`
     """
-    from erless.cli.deployment.target_options import resolve_target
+    from erless.cli.deployment.target_options import TargetOptions, resolve_target
     from erless.pack import inventory
     from erless.specs.stored import find_release, list_releases
 
@@ -208,8 +208,8 @@ def prune(
     wanted = set(stored[:keep_last])
     wanted |= {find_release(opened, digest).digest for digest in keep or ()}
     for name in target or ():
-        deployed = {each.release for each in resolve_target(name)[0].deployments()}
-        wanted |= deployed.intersection(stored)
+        deployments = resolve_target(TargetOptions(name))[0].deployments()
+        wanted |= {deployment.release for deployment in deployments}.intersection(stored)
     pruned = inventory.prune(opened, keep=wanted, grace_s=grace_hours * 3600, dry_run=dry_run)
     document = {
         "store": opened.url,

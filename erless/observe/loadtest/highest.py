@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from erless.errors import LoadTestError
 from erless.observe.loadtest.locust.process import Load
-from erless.observe.loadtest.measure import TOLERANCE, Run, fill, send
-from erless.observe.loadtest.sampler import Probe
+from erless.observe.loadtest.measure import Measuring, Run, fill, send
 from erless.observe.loadtest.search import Floats, HighestRate, Trial, late_blocks, search
 from erless.observe.results import staged_result
-from erless.specs.plan import Plan
 
 __all__ = ["find_highest", "summary", "trial_text"]
 
@@ -22,14 +19,10 @@ __all__ = ["find_highest", "summary", "trial_text"]
 def find_highest(
     load: Load,
     out: Path,
+    measuring: Measuring | None = None,
     *,
     sla_ms: float,
     start_qps: float,
-    probe: Probe | None = None,
-    fields: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    tolerance: float = TOLERANCE,
-    plan: Plan | None = None,
     tell: Callable[[Trial], None] | None = None,
 ) -> HighestRate:
     """Search, and write what the highest rate's last trial measured to `out`.
@@ -39,13 +32,9 @@ def find_highest(
     Args:
         load: each trial, but for its traffic.
         out: result directory to make.
+        measuring: what is asked and told beside each trial.
         sla_ms: of p95.
         start_qps: first rate.
-        probe: what to ask while a trial runs.
-        fields: further fields of the result.
-        overwrite: replace a result that is there.
-        tolerance: relative, of predictions.
-        plan: what replicas cost.
         tell: called after each decision.
 
     Raises:
@@ -53,28 +42,23 @@ def find_highest(
         ArtifactError: `out` exists and may not be replaced; told before anything is sent.
         StorageError: `out` cannot be written; likewise.
     """
+    measuring = measuring or Measuring()
     runs: dict[float, Run] = {}  # the last at each rate
 
     def blocks_at(qps: float) -> Floats:
-        run = send(replace(load, traffic=f"constant:{qps:g}"), probe)
+        run = send(replace(load, traffic=f"constant:{qps:g}"), measuring.probe)
         if run.interrupted:
             raise KeyboardInterrupt
         runs[qps] = run
         return late_blocks(run.record.log, load.duration_s, sla_ms)
 
-    with staged_result(out, overwrite=overwrite) as stage:
+    with staged_result(out, overwrite=measuring.overwrite) as stage:
         highest = search(blocks_at, start_qps=start_qps, tell=tell)
         if not highest.qps:
             raise LoadTestError("stopped before any rate met the SLA")
         notes = (summary(highest, sla_ms), *(trial_text(trial) for trial in highest.trials))
-        fill(
-            stage,
-            runs[highest.qps],
-            sla_ms=sla_ms,
-            fields={**(fields or {}), "notes": notes},
-            tolerance=tolerance,
-            plan=plan,
-        )
+        told = replace(measuring, fields={**measuring.fields, "notes": notes})
+        fill(stage, runs[highest.qps], told, sla_ms=sla_ms)
     return highest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from erless.observe.results import Series, fill_result, staged_result
 from erless.specs.plan import Plan
 from erless.specs.result import Baseline, RunResult
 
-__all__ = ["TOLERANCE", "Run", "fill", "measure", "send"]
+__all__ = ["TOLERANCE", "Measuring", "Run", "fill", "measure", "send"]
 
 TOLERANCE = 1e-5  # relative, of predictions: sharded fp32 equals the monolith up to summation order
 ROWS = 600  # of the timeline, at most
@@ -37,18 +37,29 @@ class Run:
     interrupted: bool
 
 
+@dataclass(frozen=True)
+class Measuring:
+    """What is asked and told beside the load.
+
+    Args:
+        probe: what to ask while it runs.
+        fields: further fields of the result.
+        overwrite: replace a result that is there.
+        tolerance: relative, of predictions.
+        plan: what replicas cost.
+    """
+
+    probe: Probe | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+    tolerance: float = TOLERANCE
+    plan: Plan | None = None
+
+
 def measure(
-    load: Load,
-    out: Path,
-    *,
-    sla_ms: float | None = None,
-    probe: Probe | None = None,
-    fields: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    tolerance: float = TOLERANCE,
-    plan: Plan | None = None,
+    load: Load, out: Path, measuring: Measuring | None = None, *, sla_ms: float | None = None
 ) -> RunResult:
-    """Send `load`, watch, and write the result to `out`; `plan` tells what replicas cost.
+    """Send `load`, watch, and write the result to `out`.
 
     Ctrl-C keeps what was measured until then: the result is written, marked as interrupted.
 
@@ -57,9 +68,9 @@ def measure(
         ArtifactError: `out` exists and may not be replaced; told before anything is sent.
         StorageError: `out` cannot be written; likewise.
     """
-    with staged_result(out, overwrite=overwrite) as stage:
-        run = send(load, probe)
-        return fill(stage, run, sla_ms=sla_ms, fields=fields, tolerance=tolerance, plan=plan)
+    measuring = measuring or Measuring()
+    with staged_result(out, overwrite=measuring.overwrite) as stage:
+        return fill(stage, send(load, measuring.probe), measuring, sla_ms=sla_ms)
 
 
 def send(load: Load, probe: Probe | None) -> Run:
@@ -74,21 +85,14 @@ def send(load: Load, probe: Probe | None) -> Run:
         return Run(load, read_record(path), sampler, interrupted)
 
 
-def fill(
-    stage: Path,
-    run: Run,
-    *,
-    sla_ms: float | None = None,
-    fields: Mapping[str, Any] | None = None,
-    tolerance: float = TOLERANCE,
-    plan: Plan | None = None,
-) -> RunResult:
+def fill(stage: Path, run: Run, measuring: Measuring, *, sla_ms: float | None = None) -> RunResult:
     """Write what came of `run` into the result directory that is being made.
 
     Raises:
         LoadTestError: nothing was sent.
     """
     load, record, sampler, interrupted = run.load, run.record, run.sampler, run.interrupted
+    plan = measuring.plan
     start, log = record.started_s, record.log
     if start is None or not len(log.due_s):
         raise LoadTestError(f"{load.host}: no query was sent")
@@ -106,11 +110,11 @@ def fill(
         "interrupted": interrupted,
         "arrivals": how,
         "notes": tuple(f"while sampling: {trouble}" for trouble in sampler.troubles),
-        "prediction": record.prediction(tolerance),
+        "prediction": record.prediction(measuring.tolerance),
         **totals_of(log, sla_ms),
         **usage_of(samples),
     }
-    if samples and "model_wise" not in (fields or {}):
+    if samples and "model_wise" not in measuring.fields:
         whole = [sample.model_wise_bytes for sample in samples]
         copies = usage(
             [
@@ -133,4 +137,4 @@ def fill(
         columns_of(samples, start),
         wakings(samples, start),
     )
-    return fill_result(stage, {**known, **(fields or {})}, series)
+    return fill_result(stage, known | dict(measuring.fields), series)
