@@ -26,7 +26,17 @@ from typing import NamedTuple
 from erless.autoscale.window import WindowedLoad
 from erless.specs.plan import Scaling
 
-__all__ = ["TICK_S", "Decision", "Observation", "Phase", "Scaler", "State", "decide", "desire"]
+__all__ = [
+    "TICK_S",
+    "Decision",
+    "Observation",
+    "Phase",
+    "Scaler",
+    "State",
+    "decide",
+    "desire",
+    "panic_window_s",
+]
 
 TICK_S = 2.0  # Knative's tickInterval: how often it decides
 TARGET_MIN = 0.01  # Knative's autoscaling.TargetMin
@@ -44,9 +54,11 @@ class Observation(NamedTuple):
     """What was seen at `now_s` (any clock that only goes forward).
 
     value: requests/s or concurrent requests, by the scaling's metric, over all replicas, averaged
-    since the last observation that had one; None where nobody could be asked. At zero replicas it
-    is 0. waiting: a call waits for the first replica. reachable: traffic may come (a function of a
-    release that is only kept is not: its min scale, delay and retention do not hold).
+    since the last observation that had one; None where replicas could not be asked. At zero
+    replicas it is 0: of calls that wait nothing is known until a replica takes them, and without
+    any there is nobody to ask. waiting: a call waits for the first replica. reachable: traffic may
+    come (a function of a release that is only kept is not: its min scale, delay and retention do
+    not hold).
     """
 
     now_s: float
@@ -103,10 +115,12 @@ def decide(scaling: Scaling, state: State, seen: Observation) -> tuple[State, De
     The cost grows with the observations per stable window only (30 with Knative's defaults).
     """
     load = state.load
-    if seen.value is not None:
+    if seen.value is not None and (seen.value or seen.ready or seen.waiting):
         load = load.record(seen.now_s, seen.value, scaling.window_s)
+    elif seen.value is not None:
+        load = load.record_nothing(seen.now_s)
     stable = load.average(scaling.window_s)
-    burst = load.average(scaling.window_s * scaling.panic_window_percentage / 100)
+    burst = load.average(panic_window_s(scaling))
     state = state._replace(load=load)
     if seen.value is None and not seen.waiting:
         held = Decision(
@@ -118,6 +132,15 @@ def decide(scaling: Scaling, state: State, seen: Observation) -> tuple[State, De
     state, reason = _apply(scaling, state, seen, wanted, reason)
     panic = state.panic_since_s is not None
     return state, Decision(state.wanted, reason, panic, stable, burst)
+
+
+def panic_window_s(scaling: Scaling) -> float:
+    """The panic window: whole seconds and at least one, halves away from zero, as Knative's.
+
+    >>> panic_window_s(Scaling(window_s=90, panic_window_percentage=25))
+    23.0
+    """
+    return max(1.0, float(floor(scaling.window_s * scaling.panic_window_percentage / 100 + 0.5)))
 
 
 def desire(

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erless.autoscale.kpa import Decision, Observation, Phase, Scaler, State, decide, desire
+from erless.autoscale.kpa import (
+    Decision,
+    Observation,
+    Phase,
+    Scaler,
+    State,
+    decide,
+    desire,
+    panic_window_s,
+)
 from erless.autoscale.window import WindowedLoad
 from erless.specs.plan import Scaling
 from tests.autoscale.traces import SPARSE, TABLES, TRACES, play, table
@@ -124,6 +135,46 @@ def test_knative_delays_the_way_down() -> None:
     assert desire(scaling, begin(scaling), away, 0, 0)[1] == 0
 
 
+@pytest.mark.parametrize("series", json.loads((TABLES / "knative.json").read_text()))
+def test_averages_and_replicas_are_what_knatives_own_code_gave(series: dict[str, Any]) -> None:
+    """Recorded from `TimedFloat64Buckets` and `autoscaler.Scale`: a record a second, ticks of 2 s.
+
+    A value of None: no replica and no call, so that nothing was recorded. Wanted is -1 where
+    Knative had no data to decide on.
+    """
+    scaling = Scaling(
+        target=series["Target"],
+        target_utilisation=1,
+        window_s=series["Window"],
+        panic_window_percentage=series["Percent"],
+        panic_threshold_percentage=series["Threshold"],
+        max_scale_up_rate=series["Up"],
+        max_scale_down_rate=series["Down"],
+        scale_down_delay_s=series["Delay"],
+    )
+    state, load = State.begin(scaling, 0.0), WindowedLoad.begin(0.0)
+    for tick, (value, ready, stable, burst, wanted) in enumerate(series["Rows"], 1):
+        now = tick * 2.0
+        if value is None:
+            load = load.record_nothing(now)
+        else:
+            load = load.record(now, value, scaling.window_s)
+        averages = load.average(scaling.window_s), load.average(panic_window_s(scaling))
+        assert averages == pytest.approx((stable, burst), abs=2e-6), tick
+        if wanted >= 0:
+            seen = Observation(now, value, ready)
+            state, replicas, _ = desire(scaling, state, seen, stable, burst)
+            assert replicas == wanted, tick
+
+
+def test_a_burst_after_idling_is_seen_whole() -> None:
+    scaling = core(0.425, max_scale=99)
+    scaler = Scaler(scaling, 0.0)
+    for tick in range(1, 91):
+        scaler.observe(Observation(2.0 * tick, 0.0, 0))
+    assert scaler.observe(Observation(182.0, 3.825, 1)).wanted == 9
+
+
 # What must always hold
 
 scalings = st.builds(
@@ -206,7 +257,7 @@ def test_averages_cover_uneven_polls(polls: list[tuple[float, float]]) -> None:
         start = max(0.0, now - window)
         area = sum(value * max(0, end - max(begin, start)) for begin, end, value in seconds)
         assert load.average(window) == pytest.approx(area / (now - start), abs=2e-5)
-    assert load.points[0][0] <= max(0.0, now - 20.0)
+    assert load.points[0].at_s <= max(0.0, now - 20.0)
 
 
 def test_an_observation_without_data_changes_nothing() -> None:
