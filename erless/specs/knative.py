@@ -88,7 +88,10 @@ class KnativeConfig(Section):
     )
     queue_proxy_cpu: float = Field(0.1, gt=0, description="vCPU that each queue-proxy requests.")
     queue_proxy_memory_mb: int = Field(
-        128, ge=32, description="MiB that each queue-proxy requests, and may use."
+        128, ge=32, description="MiB that each queue-proxy requests."
+    )
+    queue_proxy_memory_limit_mb: int = Field(
+        512, ge=32, description="MiB that each queue-proxy may use: 25, and 0.1 a request at once."
     )
     max_timeout_s: int = Field(
         600,

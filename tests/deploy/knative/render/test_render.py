@@ -221,6 +221,19 @@ def test_every_container_has_a_memory_limit_under_a_quota() -> None:
     assert "queue.sidecar.serving.knative.dev/cpu-resource-limit" in str(notes)
 
 
+def test_an_overload_leaves_knatives_container_its_memory() -> None:
+    """Measured: 25 MiB, and 0.1 MiB for each request at once; a process of ours takes 4096."""
+    key = "queue.sidecar.serving.knative.dev/memory-resource-{}"
+
+    def notes(**options: Any) -> dict[str, str]:
+        gateway = render(desired(), cluster_settings(**options)).gateway
+        return dict(gateway["spec"]["template"]["metadata"]["annotations"])
+
+    assert float(notes()[key.format("limit")].removesuffix("Mi")) >= 25 + 0.1 * 4096
+    asked = notes(queue_proxy_memory_mb=800)  # Kubernetes refuses a limit below the request
+    assert asked[key.format("limit")] == asked[key.format("request")] == "800Mi"
+
+
 def test_a_gateway_planned_with_two_replicas_gets_a_disruption_budget() -> None:
     budgets = {
         each["metadata"]["name"]
