@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -177,8 +178,11 @@ class Packer:
             model=inputs.model,
             shards=shards,
             gateway=GatewayFiles(routing=self._routing(stage), defaults=self._defaults(stage)),
-            tower=self._copy(
-                inputs.bundle_folder / inputs.bundle.tower.path, stage, inputs.bundle.tower
+            tower=self._copy_entry(inputs.bundle.tower, stage),
+            front=self._copy_entry(inputs.bundle.front, stage),
+            request_front=self._copy_entry(inputs.bundle.request_front, stage),
+            vocabularies=tuple(
+                self._copy_entry(entry, stage) for entry in inputs.bundle.vocabularies
             ),
             bundle=self._copy(inputs.bundle_folder / BUNDLE_MANIFEST, stage),
             plan=self._copy(inputs.plan_path, stage),
@@ -220,6 +224,21 @@ class Packer:
         }
         write_tensors(path, vectors)
         return self._keys.add(path, "safetensors")
+
+    @overload
+    def _copy_entry(self, entry: FileEntry, stage: Path) -> FileEntry: ...
+
+    @overload
+    def _copy_entry(self, entry: None, stage: Path) -> None: ...
+
+    @overload
+    def _copy_entry(self, entry: FileEntry | None, stage: Path) -> FileEntry | None: ...
+
+    def _copy_entry(self, entry: FileEntry | None, stage: Path) -> FileEntry | None:
+        """Keep a copy of one of the bundle's files, where there is one."""
+        if entry is None:
+            return None
+        return self._copy(self.inputs.bundle_folder / entry.path, stage, entry)
 
     def _copy(self, path: Path, stage: Path, expected: FileEntry | None = None) -> FileEntry:
         """Keep a copy of one of the inputs."""

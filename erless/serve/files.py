@@ -19,6 +19,7 @@ Importing this imports neither torch nor, for a directory, boto3: it is part of 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -33,7 +34,9 @@ from erless.dlrm.lanes import Lanes
 from erless.dlrm.rows import INDEX_WORDS, Home, Routing, RowIndex
 from erless.errors import ArtifactError
 from erless.serve.settings import Settings
+from erless.serve.towers import GraphFiles
 from erless.specs.artifact import FileEntry
+from erless.specs.features import VocabularyIds
 from erless.specs.model import ModelSpec, TableSpec
 from erless.specs.release import ReleaseManifest, ShardManifest
 from erless.specs.stored import load_release, load_shard
@@ -165,12 +168,26 @@ class OpenGateway(_Open):
 
 @dataclass(frozen=True)
 class OpenTower(_Open):
-    """The dense tower's file and the model it belongs to, for `erless.dlrm.tower`."""
+    """The dense tower's file and the model it belongs to, for `erless.serve.towers`.
+
+    Args:
+        path: the tower.
+        front, request_front: of a graph that has them.
+        vocabularies: path in the bundle → where it lies.
+    """
 
     release: ReleaseManifest
     model: ModelSpec
     path: Path
+    front: Path | None
+    request_front: Path | None
+    vocabularies: Mapping[str, Path]
     _leases: ExitStack = field(repr=False)
+
+    @property
+    def files(self) -> GraphFiles:
+        """The files, for `erless.serve.towers`."""
+        return GraphFiles(self.path, self.front, self.request_front, self.vocabularies)
 
 
 def open_shard(source: Source, digest: str, counter: Counter | None = None) -> OpenShard:
@@ -262,11 +279,30 @@ def open_tower(source: Source, digest: str, counter: Counter | None = None) -> O
     """Open the dense tower of the release with `digest`. Arguments and errors as `open_shard`."""
     store = source.open()
     release = load_release(store, digest)
+    files = (*release.tower_files, *release.vocabularies)
+    name = release.tower.sha256
+    if len(files) > 1:
+        name = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
+    rules = [feature.rule for feature in release.model.features]
+    names = [rule.file.path for rule in rules if isinstance(rule, VocabularyIds)]
     with ExitStack() as leases:
-        lease = source.obtain(store, release.tower.sha256, (release.tower,), counter)
-        leases.enter_context(lease)
-        path = lease.folder / release.tower.path
-        return OpenTower(release, release.model, path, leases.pop_all())
+        lease = leases.enter_context(source.obtain(store, name, files, counter))
+
+        def place(entry: FileEntry | None) -> Path | None:
+            return lease.folder / entry.path if entry else None
+
+        return OpenTower(
+            release=release,
+            model=release.model,
+            path=lease.folder / release.tower.path,
+            front=place(release.front),
+            request_front=place(release.request_front),
+            vocabularies={
+                name: lease.folder / entry.path
+                for name, entry in zip(names, release.vocabularies, strict=True)
+            },
+            _leases=leases.pop_all(),
+        )
 
 
 def _shard(

@@ -7,7 +7,7 @@ when it is asked for, of all workers of the function. Names: docs/functions.md.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -66,6 +66,7 @@ class Metrics:
         self._clock = clock
         self.codes: dict[int, int] = {}
         self.kinds: dict[str, int] = {}
+        self.unknown: dict[str, int] = {}  # feature → ids that no rule knows
         self._buckets = [0] * (len(BOUNDS) + 1)
         self._seconds = 0.0
         self.in_flight = 0
@@ -114,12 +115,18 @@ class Metrics:
         """An infer call, or a request that could not be read, failed for this `kind` of reason."""
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
 
+    def unknown_ids(self, counts: Mapping[str, int]) -> None:
+        """A query had so many ids of each feature that it does not know."""
+        for name, count in counts.items():
+            self.unknown[name] = self.unknown.get(name, 0) + count
+
     def counts(self) -> dict[str, Any]:
         """Everything counted so far, for JSON."""
         now = self._clock()
         return {
             "codes": {str(code): count for code, count in self.codes.items()},
             "kinds": dict(self.kinds),
+            "unknown": dict(self.unknown),
             "buckets": list(self._buckets),
             "seconds": self._seconds,
             "in_flight": self.in_flight,
@@ -132,6 +139,7 @@ class Metrics:
         """Begin where a worker that crashed stopped counting."""
         self.codes = {int(code): count for code, count in counts.get("codes", {}).items()}
         self.kinds = dict(counts.get("kinds", {}))
+        self.unknown = dict(counts.get("unknown", {}))
         self._buckets = list(counts.get("buckets", self._buckets))
         self._seconds = counts.get("seconds", 0.0)
         self._concurrency = counts.get("concurrency", 0.0)
@@ -152,6 +160,12 @@ class Metrics:
         yield from _metric("requests_total", "counter", "infer calls answered", codes)
         kinds = [(f'{{kind="{kind}"}}', count) for kind, count in sorted(found["kinds"].items())]
         yield from _metric("errors_total", "counter", "requests that failed, by kind", kinds)
+        unknown = sorted(found["unknown"].items())
+        features = [(f'{{feature="{name}"}}', count) for name, count in unknown]
+        if features:
+            yield from _metric(
+                "unknown_ids_total", "counter", "ids that their feature does not know", features
+            )
         yield "# HELP erless_request_seconds time that infer calls took"
         yield "# TYPE erless_request_seconds histogram"
         counts = list(accumulate(found["buckets"]))

@@ -81,12 +81,16 @@ class BundleManifest(Artifact):
                 )
         return manifest
 
+    @property
+    def vocabularies(self) -> tuple[FileEntry, ...]:
+        """Those of the features whose ids have one, in the features' order."""
+        rules = [feature.rule for feature in self.model.features]
+        return tuple(rule.file for rule in rules if isinstance(rule, VocabularyIds))
+
     def files(self) -> tuple[FileEntry, ...]:
         """All files but the manifest."""
-        rules = [feature.rule for feature in self.model.features]
-        vocabularies = [rule.file for rule in rules if isinstance(rule, VocabularyIds)]
         fronts = [file for file in (self.front, self.request_front) if file]
-        return (*self.tables, self.tower, *fronts, *vocabularies)
+        return (*self.tables, self.tower, *fronts, *self.vocabularies)
 
     def table_file(self, folder: Path, table: TableSpec) -> Path:
         """The file of `table`, for a bundle at `folder`."""

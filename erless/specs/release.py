@@ -16,9 +16,10 @@ function that serves it), whatever their plans call it.
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Self
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from erless.errors import ArtifactError
 from erless.specs.artifact import Artifact, FileEntry, Frozen
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 ROUTING_LIMIT = 255  # shards of a release, the resident ones among them: one byte per row
+_LATER = ("front", "request_front", "vocabularies")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
@@ -163,6 +165,17 @@ class ReleaseManifest(Artifact):
     bundle: FileEntry = Field(description="the bundle's model.json")
     plan: FileEntry = Field(description="plan.json")
     profile: FileEntry = Field(description="profile.json")
+    front: FileEntry | None = None
+    request_front: FileEntry | None = None
+    vocabularies: tuple[FileEntry, ...] = Field(
+        (), description="of the features whose ids have one, in the features' order"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out what a plain DLRM does not have, so that its digests stay what they were."""
+        fields = dump(self)
+        return {key: value for key, value in fields.items() if value or key not in _LATER}
 
     @model_validator(mode="after")
     def _all_rows_of_the_model(self) -> Self:
@@ -200,12 +213,18 @@ class ReleaseManifest(Artifact):
                 return shard
         raise KeyError(name)
 
+    @property
+    def tower_files(self) -> tuple[FileEntry, ...]:
+        """The tower and what is computed before the lookups."""
+        return tuple(file for file in (self.tower, self.front, self.request_front) if file)
+
     def files(self) -> tuple[FileEntry, ...]:
         """The release's own files: all but those of its shards."""
         return (
             self.gateway.routing,
             self.gateway.defaults,
-            self.tower,
+            *self.tower_files,
+            *self.vocabularies,
             self.bundle,
             self.plan,
             self.profile,

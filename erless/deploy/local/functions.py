@@ -201,7 +201,8 @@ def _threads(vcpu: float) -> str:
 def _full_copy(release: ReleaseManifest) -> int:
     """Bytes of one model-wise replica: all rows in fp32, the tower, and the process."""
     rows = sum(4 * table.rows * table.dim for table in release.model.tables)
-    return rows + release.tower.size_bytes + PROCESS_BYTES
+    tower = sum(file.size_bytes for file in (*release.tower_files, *release.vocabularies))
+    return rows + tower + PROCESS_BYTES
 
 
 def changes(before: ReleaseSpec | None, after: ReleaseSpec) -> tuple[Change, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from erless.errors import QueryError, ServeError
 from erless.serve.files import MappedFile, OpenTower, open_tower, source_of
+from erless.serve.functions.graph_dense import GraphDenseFunction
 from erless.serve.metrics import Metrics
-from erless.serve.protocol.served import InferAnswer, InferCall
+from erless.serve.protocol.served import InferAnswer, InferCall, Served
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.settings import Settings
-from erless.serve.towers import Predict, open_predict
-from erless.specs.model import ModelSpec
+from erless.serve.towers import Predict, open_predict, open_tower_graph
+from erless.specs.model import GraphTower, ModelSpec
 
 __all__ = ["DenseFunction", "load_dense"]
 
@@ -29,9 +30,24 @@ Floats = NDArray[np.float32]
 WARM_UPS = 3
 
 
-def load_dense(settings: Settings, metrics: Metrics) -> tuple[OpenTower, Predict]:
-    """The tower, warmed up: may run in any thread. Errors as `open_tower` and `open_predict`."""
+def load_dense(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
+    """The tower, ready to be served; may run in any thread.
+
+    Errors as `open_tower` and `open_predict`.
+    """
     opened = open_tower(source_of(settings), settings.digest)
+    tower = opened.model.tower
+    if isinstance(tower, GraphTower):
+        graph = open_tower_graph(
+            opened.model, opened.path, device=settings.device, threads=settings.threads
+        )
+        return lambda: GraphDenseFunction(opened, tower, graph)
+    predict = _warm_tower(opened, settings)
+    return lambda: DenseFunction(opened, predict, settings, metrics)
+
+
+def _warm_tower(opened: OpenTower, settings: Settings) -> Predict:
+    """The tower after its first passes, which are slow."""
     predict = open_predict(
         opened.path,
         opened.model,
@@ -43,7 +59,7 @@ def load_dense(settings: Settings, metrics: Metrics) -> tuple[OpenTower, Predict
         dense, pooled = _zeros(opened.model, batch)
         for _ in range(WARM_UPS):
             predict(dense, pooled)
-    return opened, predict
+    return predict
 
 
 def _zeros(model: ModelSpec, batch: int) -> tuple[Floats, Floats]:

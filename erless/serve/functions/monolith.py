@@ -5,19 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
+from erless.dlrm.lanes import Lanes, LaneSums
 from erless.dlrm.rows import INDEX_WORDS, RowIndex
 from erless.serve.files import MappedFile
 from erless.serve.metrics import Metrics
+from erless.serve.protocol.forms import KjtForm, Lookup, QueryForm, SharedKjtForm
+from erless.serve.protocol.graph import GraphForm
 from erless.serve.protocol.metadata import model_facts
-from erless.serve.protocol.queries import check_query, not_finite, query_bytes, query_inputs
 from erless.serve.protocol.served import InferAnswer, InferCall
-from erless.serve.protocol.tensors import InferRequest, TensorSpec
+from erless.serve.protocol.tensors import InferRequest
 from erless.serve.settings import Settings
-from erless.serve.towers import Predict, open_predict
+from erless.serve.towers import (
+    PredictTensors,
+    graph_files,
+    named,
+    open_lookup,
+    open_predict,
+    open_tower_graph,
+)
 from erless.specs.bundle import TABLE_TENSOR, BundleManifest
-from erless.specs.model import Pooling
+from erless.specs.model import GraphTower, Pooling
 from erless.specs.plan import Precision
 from erless.storage.tensors import TensorFile
 
@@ -42,12 +52,24 @@ def load_monolith(settings: Settings, metrics: Metrics) -> MonolithFunction:
         )
         for table in bundle.model.tables
     ]
-    tower = open_predict(folder / bundle.tower.path, bundle.model, threads=settings.threads)
-    return MonolithFunction(bundle, EmbeddingShard(slices), tower, settings, metrics)
+    form, predict = _model(folder, bundle, settings)
+    return MonolithFunction(bundle, EmbeddingShard(slices), form, predict, metrics)
+
+
+def _model(
+    folder: Path, bundle: BundleManifest, settings: Settings
+) -> tuple[QueryForm, PredictTensors]:
+    """How queries are read, and the tower."""
+    model, path, threads = bundle.model, folder / bundle.tower.path, settings.threads
+    if not isinstance(model.tower, GraphTower):
+        form = (KjtForm if model.plain else SharedKjtForm)(model, settings.max_batch)
+        return form, named(open_predict(path, model, threads=threads))
+    lookup = open_lookup(model, graph_files(folder, bundle), threads=threads)
+    return GraphForm(lookup, settings.max_batch), open_tower_graph(model, path, threads=threads)
 
 
 class MonolithFunction:
-    """Answers `prediction` for a whole query."""
+    """Answers a whole query with the model's outputs."""
 
     fast_path = None
     request_parameters: frozenset[str] = frozenset()
@@ -57,46 +79,60 @@ class MonolithFunction:
         self,
         bundle: BundleManifest,
         shard: EmbeddingShard,
-        predict: Predict,
-        settings: Settings,
+        form: QueryForm,
+        predict: PredictTensors,
         metrics: Metrics,
     ) -> None:
-        model = self._model = bundle.model
+        model = bundle.model
         self.model, self.digest, self.facts = model.name, bundle.digest, model_facts(model)
         self.mapped: tuple[MappedFile, ...] = ()
-        self.inputs = query_inputs(model)
-        self.outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
-        self._shard, self._predict = shard, predict
+        self.inputs, self.outputs = form.inputs, form.outputs
+        self._shard, self._form, self._predict = shard, form, predict
         self._metrics = metrics
-        self._max_batch = model.largest_batch(settings.max_batch)
         self._parameters = {"digest": bundle.digest}
         dims = {table.dim for table in model.tables}
         # pooled vectors of one width that need no division are the tower's input as they come
         plain = all(table.pooling is not Pooling.MEAN for table in model.tables) and len(dims) == 1
         self._shape = (len(model.tables), dims.pop()) if plain else None
         self._combiner = Combiner(model.tables, [range(len(model.tables))])
+        lanes = Lanes.of(model)
+        self._holdings = [range(len(lanes))]
+        self._groups = np.array(lanes.groups(range(len(lanes))), np.int64)
 
     def memory_bytes(self, request: InferRequest) -> int:
-        """As `query_bytes`."""
-        return query_bytes(self._model, request.inputs)
+        """What the query's form says."""
+        return self._form.memory_bytes(request.inputs)
 
     def infer(self, call: InferCall) -> InferAnswer:
         """Predict."""
-        inputs = call.request.inputs
-        check_query(inputs, self._max_batch)
-        values, lengths = inputs["values"], inputs["lengths"]
-        pooled = self._shard.pool(values, lengths, inputs.get("weights"))
+        form = self._form
+        query = form.open(call.request.inputs)
+        sums = form.sums(query, self._holdings)
+        out = self._pool(query.lookup) if sums is None else self._pool_lanes(query.lookup, sums)
+        self._metrics.gathers += len(query.lookup.values)
+        if query.graph is not None:
+            self._metrics.unknown_ids(query.graph.unknown)
+        outputs = form.finish(query, self._predict(form.tower_inputs(query, sums, out)))
+        for output in outputs.values():
+            if output.dtype.kind == "f" and not np.isfinite(output).all():
+                raise form.not_finite(query, out)
+        return InferAnswer(outputs, {**self._parameters, **query.parameters})
+
+    def _pool(self, lookup: Lookup) -> NDArray[np.float32]:
+        """Vectors (B, T, D)."""
+        pooled = self._shard.pool(lookup.values, lookup.lengths, lookup.weights)
         if self._shape is not None:
-            pooled = pooled.reshape(len(pooled), *self._shape)
-        else:
-            out = self._combiner.begin(len(pooled))
-            self._combiner.add(out, 0, pooled, lengths)
-            pooled = self._combiner.finish(out, lengths)
-        self._metrics.gathers += len(values)
-        prediction = self._predict(inputs["dense"], pooled)
-        if not np.isfinite(prediction).all():
-            raise not_finite(pooled, inputs.get("weights"))
-        return InferAnswer({"prediction": prediction}, self._parameters)
+            return pooled.reshape(len(pooled), *self._shape)
+        out = self._combiner.begin(len(pooled))
+        self._combiner.add(out, 0, pooled, lookup.lengths)
+        return self._combiner.finish(out, lookup.lengths)
+
+    def _pool_lanes(self, lookup: Lookup, sums: LaneSums) -> NDArray[np.float32]:
+        """Vectors of all lanes, in the sums' own order."""
+        bags = np.add.reduceat(np.diff(lookup.bags), self._groups).astype(np.int32)
+        partial = self._shard.pool_packed(lookup.values, lookup.lengths, lookup.weights, bags)
+        sums.add(sums.out, 0, partial, lookup.lengths)
+        return sums.finish(sums.out, lookup.finishing)
 
     def close(self) -> None:
         """Nothing is held open."""

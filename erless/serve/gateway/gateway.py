@@ -31,12 +31,20 @@ from erless.serve.gateway.work import DenseWork, SparseWork
 from erless.serve.malloc import HeapTrimmer
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.forms import KjtForm, OpenQuery, QueryForm, SharedKjtForm
+from erless.serve.protocol.graph import GraphForm
 from erless.serve.protocol.metadata import model_facts
 from erless.serve.protocol.served import InferAnswer, InferCall
 from erless.serve.protocol.tensors import InferRequest
 from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
-from erless.serve.towers import PredictTensors, named, open_predict
+from erless.serve.towers import (
+    PredictTensors,
+    named,
+    open_lookup,
+    open_predict,
+    open_tower_graph,
+)
+from erless.specs.model import GraphTower
 from erless.specs.plan import Tier
 
 __all__ = ["Gateway", "load_gateway"]
@@ -65,15 +73,27 @@ def load_gateway(
             raise ArtifactError(
                 f"ERLESS_SHARD_URLS has no URL for shard {shard.name} ({shard.digest})"
             )
-    model = opened.release.model
-    form = KjtForm if model.plain else SharedKjtForm
-    queries = form(model, settings.max_batch)
-    if settings.dense_url:
-        return opened, queries, _elsewhere
+    model, elsewhere = opened.release.model, settings.dense_url is not None
     tower = open_tower(source, settings.digest)
-    predict = open_predict(tower.path, tower.model, threads=settings.threads)
-    tower.close()
-    return opened, queries, named(predict)
+    try:
+        form: QueryForm
+        if isinstance(model.tower, GraphTower):
+            form = GraphForm(
+                open_lookup(model, tower.files, threads=settings.threads), settings.max_batch
+            )
+            if not elsewhere:
+                return opened, form, open_tower_graph(model, tower.path, threads=settings.threads)
+        else:
+            form = (KjtForm if model.plain else SharedKjtForm)(model, settings.max_batch)
+            if not elsewhere:
+                return (
+                    opened,
+                    form,
+                    named(open_predict(tower.path, model, threads=settings.threads)),
+                )
+        return opened, form, _elsewhere
+    finally:
+        tower.close()
 
 
 def _elsewhere(tensors: Mapping[str, Array]) -> dict[str, Array]:
@@ -151,7 +171,10 @@ class Gateway:
         self._dense = None
         if settings.dense_url:
             self._dense = RemoteDense(
-                release.tower.sha256, self._endpoint(settings.dense_url), shown
+                release.tower.sha256,
+                self._endpoint(settings.dense_url),
+                shown,
+                form.outputs if isinstance(release.model.tower, GraphTower) else None,
             )
         self._error_budget = (
             ErrorBudget(settings.degraded_share) if settings.cold_miss == "default" else None
@@ -179,6 +202,8 @@ class Gateway:
         query = self._form.open(call.request.inputs)
         buckets = query.lookup.bucketize(self._opened.routing)
         query.lookup.forget_ids()
+        if query.graph is not None:
+            self._metrics.unknown_ids(query.graph.unknown)
         call.request.inputs = {}  # a query that waits does not hold its whole body
         return self._answer(call, self._fan_out(call, query, buckets))
 

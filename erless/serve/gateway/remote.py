@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
 from erless.dlrm.rows import Buckets
-from erless.errors import ServeError
+from erless.errors import QueryError, ServeError
 from erless.http.client.endpoint import CallError, Endpoint, HttpCall, Reply
 from erless.http.client.reply import ANSWER_GENERAL
 from erless.http.messages import ALIGNMENT_BYTES, JSON_LENGTH, Buffer
@@ -29,6 +29,7 @@ from erless.serve.protocol.fast_lane import (
     request_head,
     tensor,
 )
+from erless.serve.protocol.tensors import NAMES, TensorSpec, inputs_of
 
 __all__ = ["RemoteDense", "RemoteShard"]
 
@@ -39,12 +40,21 @@ Partial = NDArray[np.float32] | NDArray[np.float16]
 FAILED = b'"state": "failed"'  # whoever keeps its socket says that it cannot start
 SAMPLES = 1024  # bags of each table that a shard surely takes as samples of one query
 WAKE_S = 60.0  # a function that does not start within it is called anew
+# A request for all outputs, as bytes.
+_ALL = b'{"inputs":[%b],"parameters":{"binary_data_output":true}}'
 _FLOAT32 = (b"FP32", np.dtype("<f4"), 4)
 _FLOAT16 = (b"FP16", np.dtype("<f2"), 2)
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
+
+
+def _reason(reply: Reply) -> str:
+    try:
+        return str(json.loads(bytes(reply.body))["error"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "no reason given"
 
 
 class _Remote:
@@ -98,8 +108,7 @@ class _Remote:
         trace: bytes | None,
     ) -> list[Buffer]:
         inputs = b",".join(
-            tensor(name, _NAMES[array.dtype.char], array.shape, array.nbytes)
-            for name, array in tensors
+            tensor(name, _NAMES[array.dtype], array.shape, array.nbytes) for name, array in tensors
         )
         text = REQUEST % (inputs, self._output.encode(), parameters)
         return self._with_head(text, [_bytes(array) for _, array in tensors], left_ms, trace)
@@ -137,10 +146,7 @@ class _Remote:
         raise self._mismatch(text, size, elements)
 
     def _failure(self, reply: Reply) -> ServeError:
-        try:
-            reason = str(json.loads(bytes(reply.body))["error"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            reason = "no reason given"
+        reason = _reason(reply)
         if reply.status == 503 and FAILED in bytes(reply.body):
             return ServeError(f"{self.what} has failed: {reason}", 503, "shard")
         if reply.status == 503:
@@ -171,7 +177,7 @@ class _Remote:
         )
 
 
-_NAMES = {"i": b"INT32", "l": b"INT64", "q": b"INT64", "f": b"FP32"}
+_NAMES = {dtype: name.encode() for dtype, name in NAMES.items()}
 
 
 class RemoteShard(_Remote):
@@ -255,18 +261,52 @@ class RemoteDense(_Remote):
         digest: sha256 of the release's tower file, which its answers must carry.
         endpoint: where it is.
         secret: of the deployment, shown with every call.
+        outputs: of a model cut from a graph; None: it gives `prediction`.
     """
 
-    def __init__(self, digest: str, endpoint: Endpoint, secret: bytes | None = None) -> None:
-        super().__init__("the dense function", "tower", "prediction", digest, endpoint, secret)
+    def __init__(
+        self,
+        digest: str,
+        endpoint: Endpoint,
+        secret: bytes | None = None,
+        outputs: Sequence[TensorSpec] | None = None,
+    ) -> None:
+        first = "prediction" if outputs is None else outputs[0].name
+        super().__init__("the dense function", "tower", first, digest, endpoint, secret)
+        self._outputs = outputs
 
     def request(
         self, tensors: Mapping[str, NDArray[Any]], left_ms: int, trace: bytes | None
     ) -> list[Buffer]:
-        """What to send for `dense` (B, F) and `pooled` (B, T, D); refers to them."""
+        """What to send for `dense` (B, F) and `pooled` (B, T, D), or a graph's; refers to them."""
         listed = [(name.encode(), np.ascontiguousarray(a)) for name, a in tensors.items()]
-        return self._request(listed, b"", left_ms, trace)
+        if self._outputs is None:
+            return self._request(listed, b"", left_ms, trace)
+        inputs = b",".join(
+            tensor(name, _NAMES[array.dtype], array.shape, array.nbytes) for name, array in listed
+        )
+        return self._with_head(_ALL % inputs, [_bytes(a) for _, a in listed], left_ms, trace)
+
+    def _graph_outputs(
+        self, reply: Reply, outputs: Sequence[TensorSpec]
+    ) -> dict[str, NDArray[Any]]:
+        if reply.status == 400:  # what the client sent does not fit the tower
+            raise QueryError(_reason(reply))
+        if reply.status != 200:
+            raise self._failure(reply)
+        length = reply.headers.get(JSON_LENGTH, b"")
+        end = int(length) if length.isdigit() and len(length) < 10 else len(reply.body)
+        try:
+            document = json.loads(bytes(reply.body[:end]))
+            if document["parameters"]["digest"] != self.digest:
+                raise self._mismatch(bytes(reply.body[:end]), 0, 0)
+            found = inputs_of(document["outputs"], memoryview(reply.body)[end:], outputs)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, QueryError):
+            raise ServeError(f"{self.what}: its answer makes no sense", 502, "shard") from None
+        return {name: array.copy() for name, array in found.items()}
 
     def outputs(self, reply: Reply, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The prediction (B,). Raises ServeError as `read`."""
+        """The prediction (B,), or the graph's outputs. Raises ServeError as `read`."""
+        if self._outputs is not None:
+            return self._graph_outputs(reply, self._outputs)
         return {"prediction": np.array(self.read(reply, len(tensors["dense"])), np.float32)}

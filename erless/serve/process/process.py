@@ -63,10 +63,9 @@ def _load_sparse(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
 
 
 def _load_dense(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
-    from erless.serve.functions.dense import DenseFunction, load_dense
+    from erless.serve.functions.dense import load_dense
 
-    opened, predict = load_dense(settings, metrics)
-    return lambda: DenseFunction(opened, predict, settings, metrics)
+    return load_dense(settings, metrics)
 
 
 def _load_gateway(settings: Settings, metrics: Metrics) -> Callable[[], Served]:

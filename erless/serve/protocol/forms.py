@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm.graph_lookup import GraphQuery
 from erless.dlrm.lanes import Lanes, LaneSums
 from erless.dlrm.query_arrays import Ids, Lengths, check_weights
 from erless.dlrm.rows import Buckets, Routing
@@ -22,7 +23,7 @@ from erless.serve.protocol.queries import check_query, not_finite, query_bytes, 
 from erless.serve.protocol.tensors import TensorSpec
 from erless.specs.model import ModelSpec, Pooling
 
-__all__ = ["KjtForm", "Lookup", "OpenQuery", "QueryForm", "SharedKjtForm"]
+__all__ = ["Holdings", "KjtForm", "Lookup", "OpenQuery", "QueryForm", "SharedKjtForm"]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -60,6 +61,11 @@ class Lookup:
             self.weights = self.weights.copy()
 
     @property
+    def bags(self) -> NDArray[np.int64]:
+        """`begins` of lanes."""
+        return np.zeros(1, np.int64) if self.begins is None else self.begins
+
+    @property
     def finishing(self) -> Lengths:
         """What means are divided by."""
         return self.lengths if self.divisors is None else self.divisors
@@ -74,12 +80,14 @@ class OpenQuery:
         tensors: what the tower needs besides them, by name.
         batch: samples.
         parameters: what the answer tells about it.
+        graph: where the model is one.
     """
 
     lookup: Lookup
     tensors: dict[str, Array]
     batch: int
     parameters: dict[str, Any] = field(default_factory=dict)
+    graph: GraphQuery | None = None
 
 
 class QueryForm(Protocol):

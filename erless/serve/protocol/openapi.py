@@ -19,6 +19,7 @@ _ERROR = {
     "required": ["error"],
     "properties": {"error": {"type": "string"}, "state": {"type": "string"}},
 }
+_JSON_TYPES = {"INT": "integer", "UINT": "integer", "BOOL": "boolean", "BYTES": "string"}
 _REASONS = {
     200: "OK",
     400: "what the client sent does not fit; the error says what",
@@ -83,8 +84,10 @@ def _read(summary: str, statuses: list[int], media: str = "application/json") ->
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    number = "integer" if spec.datatypes[0].startswith("INT") else "number"
-    sizes = [{"const": n} if n >= 0 else {"type": "integer", "minimum": 0} for n in spec.shape]
+    number = _JSON_TYPES.get(spec.datatypes[0].rstrip("0123456789"), "number")
+    sizes = [
+        {"const": n} if n >= 0 else {"type": "integer", "minimum": 0} for n in spec.shape or ()
+    ]
     return {
         "type": "object",
         "required": ["name", "datatype", "shape", "data"],

@@ -35,7 +35,18 @@ __all__ = [
 ]
 
 BINARY_TYPE = b"application/octet-stream"
-DTYPES = {"INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4"}
+DTYPES = {
+    "BOOL": "|b1",
+    "UINT8": "|u1",
+    "INT8": "|i1",
+    "INT16": "<i2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "FP16": "<f2",
+    "FP32": "<f4",
+    "FP64": "<f8",
+    "BYTES": "|O",  # each element a Python bytes object
+}
 NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 SHOWN = 60  # characters of what a client sent that an error repeats
 JSON_BYTES = 4 << 20  # of a request's JSON: parsing that many takes some 0.1 s
@@ -53,6 +64,8 @@ _INPUT_PARAMETERS = frozenset({"binary_data_size"})
 _OUTPUT_KEYS = frozenset({"name", "parameters"})
 _OUTPUT_PARAMETERS = frozenset({"binary_data"})
 
+_LENGTH_BYTES = 4  # before each string
+
 _TO_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 Array = NDArray[Any]
@@ -60,16 +73,19 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output: its datatypes (the first is what metadata says) and shape, -1 open."""
+    """One input or output: its datatypes (the first is what metadata says) and shape, -1 open.
+
+    Of a tensor that only functions send each other the shape may be unknown.
+    """
 
     name: str
     datatypes: tuple[str, ...]
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     optional: bool = False
 
     def describe(self) -> dict[str, Any]:
         """As the model's metadata has it."""
-        return {"name": self.name, "datatype": self.datatypes[0], "shape": list(self.shape)}
+        return {"name": self.name, "datatype": self.datatypes[0], "shape": list(self.shape or ())}
 
 
 @dataclass(slots=True)
@@ -281,6 +297,10 @@ def inputs_of(
             raise QueryError(f"input {spec.name} has both data and binary_data_size")
         dtype = np.dtype(DTYPES[datatype])
         elements = math.prod(shape)
+        if datatype == "BYTES":
+            strings, offset = _strings(tail, offset, size, elements, spec.name)
+            found[spec.name] = strings.reshape(shape)
+            continue
         if isinstance(size, bool) or not isinstance(size, int) or size != elements * dtype.itemsize:
             raise QueryError(
                 f"input {spec.name}: binary_data_size is {_shown(size)}, {datatype} {list(shape)} "
@@ -301,18 +321,49 @@ def inputs_of(
     return found
 
 
+def _strings(
+    tail: memoryview, offset: int, size: object, elements: int, name: str
+) -> tuple[Array, int]:
+    """Strings, each behind its length in four bytes, and where they end."""
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    end = offset + size if isinstance(size, int) else offset
+    if not whole or not offset <= end <= len(tail) or end - offset < _LENGTH_BYTES * elements:
+        raise QueryError(
+            f"input {name}: binary_data_size is {_shown(size)}, {len(tail) - offset:,} bytes are "
+            f"left for its {elements:,} strings"
+        )
+    strings = np.empty(elements, object)
+    for place in range(elements):
+        begin = offset + _LENGTH_BYTES
+        length = int.from_bytes(tail[offset:begin], "little")
+        if begin > end or length > end - begin:
+            raise QueryError(f"input {name}: string {place:,} goes beyond binary_data_size")
+        strings[place], offset = bytes(tail[begin : begin + length]), begin + length
+    if offset != end:
+        raise QueryError(f"input {name}: {end - offset:,} bytes are left behind its last string")
+    return strings, end
+
+
 def _shape(entry: Mapping[str, Any], spec: TensorSpec) -> tuple[int, ...]:
     shape: Any = entry.get("shape")
     fits = (
         isinstance(shape, list)
-        and len(shape) == len(spec.shape)
+        and (spec.shape is None or len(shape) == len(spec.shape))
         and all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 40 for n in shape)
     )
-    if not fits or any(want not in (-1, n) for want, n in zip(spec.shape, shape, strict=True)):
+    wanted = shape if spec.shape is None else spec.shape
+    if not fits or any(want not in (-1, n) for want, n in zip(wanted, shape, strict=True)):
         raise QueryError(
-            f"input {spec.name}: shape is {_shown(shape)}, expected {list(spec.shape)}, -1 any size"
+            f"input {spec.name}: shape is {_shown(shape)}, expected {_sizes(spec)}, -1 any size"
         )
     return tuple(shape)
+
+
+_JSON_TYPES: dict[str, set[type]] = {"i": {int}, "u": {int}, "b": {bool}, "O": {str}}
+
+
+def _sizes(spec: TensorSpec) -> list[int] | str:
+    return "a list of sizes" if spec.shape is None else list(spec.shape)
 
 
 def _from_json(
@@ -329,7 +380,7 @@ def _from_json(
             break
         flat = list(chain.from_iterable(item if type(item) is list else (item,) for item in flat))
         types = set(map(type, flat))
-    wanted = {int} if dtype.kind == "i" else {int, float}
+    wanted = _JSON_TYPES.get(dtype.kind, {int, float})
     if not types <= wanted:
         position = next(n for n, item in enumerate(flat) if type(item) not in wanted)
         raise QueryError(
@@ -341,8 +392,12 @@ def _from_json(
             f"data has {len(flat):,}"
         )
     try:
-        array = np.array(flat, dtype)
-    except OverflowError:
+        if dtype.kind == "O":
+            array = np.empty(len(flat), object)
+            array[:] = [text.encode() for text in flat]
+        else:
+            array = np.array(flat, dtype)
+    except (OverflowError, UnicodeEncodeError):
         raise QueryError(f"input {spec.name}: a number is beyond {datatype}") from None
     return array.reshape(shape)
 

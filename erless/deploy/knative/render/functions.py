@@ -142,8 +142,8 @@ def gateway_service(
         traffic: who gets what; all to this release where it is empty.
     """
     release, plan = desired.release, desired.plan.gateway
-    own = (release.gateway.routing, release.gateway.defaults, release.tower)
-    size = sum(file.size_bytes for file in own)
+    own = (release.gateway.routing, release.gateway.defaults, *release.tower_files)
+    size = sum(file.size_bytes for file in (*own, *release.vocabularies))
     size += sum(shard.size_bytes for shard in release.resident)
     memory = max(plan.memory_bytes, size + LEAST_BYTES)
     memory += (math.ceil(plan.vcpu) - 1) * WORKER_BYTES

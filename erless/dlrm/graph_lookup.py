@@ -1,0 +1,313 @@
+"""What a graph's query looks up, and what its tower then takes.
+
+    inputs → request front, front → ids of each feature → rows → lanes → (shards) → vectors → tower
+
+Everything here is numpy; front and tower are functions of named arrays, whoever computes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.dlrm.id_rules import IdRows, OpenFile
+from erless.dlrm.lanes import Lanes, LaneSums
+from erless.errors import ModelError, QueryError
+from erless.specs.features import FeatureSpec, Pooling
+from erless.specs.model import GraphTower, ModelSpec
+
+__all__ = ["FeatureBags", "GraphLookup", "GraphQuery", "NamedArrays", "graph_tower"]
+
+Array = NDArray[Any]
+NamedArrays = Mapping[str, Array]
+Compute = Callable[[NamedArrays], NamedArrays]
+
+
+@dataclass(slots=True)
+class FeatureBags:
+    """A feature's rows.
+
+    Args:
+        rows: (n,) row ids.
+        lengths: rows of each bag.
+        divisors: ids of each bag, those without a row among them.
+        weights: (n,) or None.
+        shape: of the ids where nothing is pooled, else (bags,).
+        unknown: ids that no rule knows.
+    """
+
+    rows: Array
+    lengths: NDArray[np.int32]
+    divisors: NDArray[np.int32]
+    weights: NDArray[np.float32] | None
+    shape: tuple[int, ...]
+    unknown: int
+
+
+@dataclass(slots=True)
+class GraphQuery:
+    """A query to a graph, in lanes.
+
+    Args:
+        values, lengths, weights, begins, divisors: as `erless.serve.protocol.forms.Lookup` has
+            them.
+        shapes: per lane those of its vectors, without their dim.
+        tensors: what the tower takes beside vectors, as they came: not yet repeated.
+        batch: samples asked for.
+        padded: samples computed, at least what the graph takes.
+        unknown: feature → ids that no rule knows.
+    """
+
+    values: Array
+    lengths: NDArray[np.int32]
+    weights: NDArray[np.float32] | None
+    begins: NDArray[np.int64]
+    divisors: NDArray[np.int32]
+    shapes: list[tuple[int, ...]]
+    tensors: dict[str, Array]
+    batch: int
+    padded: int
+    unknown: dict[str, int]
+
+
+def graph_tower(model: ModelSpec) -> GraphTower:
+    """The tower of `model`.
+
+    Raises:
+        ModelError: it is no graph.
+    """
+    if not isinstance(model.tower, GraphTower):
+        raise ModelError(f"the tower of model {model.name} is a {model.tower.kind}, not a graph")
+    return model.tower
+
+
+class GraphLookup:
+    """The queries of a model whose tower is a graph.
+
+    Args:
+        model: the model.
+        front: computes `front_gives` of `front_takes`; None where there is none.
+        request_front: likewise of what comes once per request.
+        open_file: finds vocabularies.
+
+    Raises:
+        ArtifactError: a vocabulary is damaged.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        open_file: OpenFile,
+        front: Compute | None = None,
+        request_front: Compute | None = None,
+    ) -> None:
+        self.model, self.tower = model, graph_tower(model)
+        self.lanes = Lanes.of(model)
+        self._front, self._request_front = front, request_front
+        self._rules = [
+            IdRows(feature, table, open_file)
+            for feature, table in zip(self.lanes.features, self.lanes.tables, strict=True)
+        ]
+        self._weighted = any(table.pooling is Pooling.WEIGHTED_SUM for table in model.tables)
+        self._per_request = {t.name for t in model.inputs if t.per == "request"}
+        self._per_request |= set(self.tower.request_front_gives)
+        self._vectors = {feature.name for feature in model.features}
+
+    def open(self, inputs: NamedArrays, max_batch: int) -> GraphQuery:
+        """Read a query.
+
+        Raises:
+            QueryError: naming the input, or feature, sample and value, that does not fit.
+        """
+        batch = self._batch(inputs, max_batch)
+        padded = max(batch, self.tower.batch_min)
+        values = {
+            name: array if name in self._per_request else _lengthen(array, padded)
+            for name, array in inputs.items()
+        }
+        self._compute(values, padded)
+        bags = [self._bags(lane, values, padded) for lane in range(len(self.lanes))]
+        counts = [len(each.lengths) for each in bags]
+        tensors = {
+            name: values[name].copy() for name in self.tower.takes if name not in self._vectors
+        }
+        return GraphQuery(
+            values=np.concatenate([each.rows for each in bags]),
+            lengths=np.concatenate([each.lengths for each in bags]),
+            weights=self._weights(bags) if self._weighted else None,
+            begins=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+            divisors=np.concatenate([each.divisors for each in bags]),
+            shapes=[each.shape for each in bags],
+            tensors=tensors,
+            batch=batch,
+            padded=padded,
+            unknown={
+                feature.name: each.unknown
+                for feature, each in zip(self.lanes.features, bags, strict=True)
+                if each.unknown
+            },
+        )
+
+    def tower_inputs(self, query: GraphQuery, sums: LaneSums) -> dict[str, Array]:
+        """What the tower takes, by name: every vector and tensor as long as the samples."""
+        vectors = {}
+        for lane, feature in enumerate(self.lanes.features):
+            vector = sums.vectors(lane).reshape(*query.shapes[lane], -1)
+            if feature.per == "request" and len(vector) == 1:
+                vector = np.repeat(vector, query.padded, axis=0)
+            vectors[feature.name] = vector
+        return {
+            name: vectors[name] if name in vectors else self._repeated(name, query)
+            for name in self.tower.takes
+        }
+
+    def finish(self, query: GraphQuery, results: NamedArrays) -> dict[str, Array]:
+        """The outputs without the samples that were added."""
+        if query.batch == query.padded:
+            return dict(results)
+        return {
+            name: array[: query.batch] if array.ndim and len(array) == query.padded else array
+            for name, array in results.items()
+        }
+
+    def _repeated(self, name: str, query: GraphQuery) -> Array:
+        array = query.tensors[name]
+        if name in self._per_request and array.ndim and len(array) == 1:
+            return np.repeat(array, query.padded, axis=0)
+        return array
+
+    def _batch(self, inputs: NamedArrays, max_batch: int) -> int:
+        """Samples of the query, which all inputs agree on."""
+        first, batch = "", 1
+        for tensor in self.model.inputs:
+            size = len(inputs[tensor.name])
+            if tensor.per == "request":
+                if size != 1:
+                    raise QueryError(
+                        f"input {tensor.name} has {size:,} samples: it comes once for the request"
+                    )
+            elif not first:
+                first, batch = tensor.name, size
+            elif size != batch:
+                raise QueryError(f"input {tensor.name} has {size:,} samples, {first} has {batch:,}")
+        if batch < 1:
+            raise QueryError(f"input {first} has no samples")
+        if batch > max_batch:
+            raise QueryError(f"{batch:,} samples, at most {max_batch:,} are taken")
+        return batch
+
+    def _compute(self, values: dict[str, Array], padded: int) -> None:
+        """Add what the fronts give to `values`."""
+        tower = self.tower
+        if self._request_front is not None:
+            values |= self._request_front(
+                {name: values[name] for name in tower.request_front_takes}
+            )
+        if self._front is not None:
+            taken = {
+                name: np.repeat(values[name], padded, axis=0)
+                if name in self._per_request
+                else values[name]
+                for name in tower.front_takes
+            }
+            values |= self._front(taken)
+
+    def _bags(self, lane: int, values: NamedArrays, padded: int) -> FeatureBags:
+        """The rows of a lane's feature."""
+        feature = self.lanes.features[lane]
+        ids = values[str(feature.ids)]
+        if ids.dtype != object and ids.dtype.kind not in "iu":
+            raise QueryError(f"feature {feature.name}: its ids are {ids.dtype}, not integers")
+        lengths, shape = _lengths(feature, ids, values)
+        flat = ids.reshape(-1)
+        weights = None
+        if feature.weights is not None:
+            weights = values[feature.weights].reshape(-1).astype(np.float32)
+            if not np.isfinite(weights).all():
+                raise QueryError(f"feature {feature.name}: a weight is not a finite number")
+        if feature.padding_idx is not None:
+            flat, lengths, weights = _keep(flat != feature.padding_idx, flat, lengths, weights)
+        rows, unknown = self._rules[lane].rows(flat)
+        divisors, count = lengths, 0
+        if unknown is not None:
+            count = int(np.count_nonzero(unknown))
+            if feature.unknown == "reject":
+                raise self._rejected(lane, flat, unknown, lengths, padded)
+            if feature.unknown in ("zero", "default"):
+                rows, lengths, weights = _keep(~unknown, rows, lengths, weights)
+        return FeatureBags(rows, lengths, divisors, weights, shape, count)
+
+    def _rejected(
+        self,
+        lane: int,
+        ids: Array,
+        unknown: NDArray[np.bool_],
+        lengths: NDArray[np.int32],
+        padded: int,
+    ) -> QueryError:
+        feature, table = self.lanes.features[lane], self.lanes.tables[lane]
+        position = int(np.flatnonzero(unknown)[0])
+        bag = int(np.searchsorted(np.cumsum(lengths, dtype=np.int64), position, side="right"))
+        samples = 1 if feature.per == "request" else padded
+        sample = bag * samples // max(1, len(lengths))
+        value = ids[position]
+        text = value.decode("utf-8", "replace")[:60] if isinstance(value, bytes) else int(value)
+        fact = (
+            f"is outside 0 … {table.rows - 1}"
+            if feature.rule.kind == "exact"
+            else "is not in its vocabulary"
+        )
+        return QueryError(f"feature {feature.name}, sample {sample}: id {text!r} {fact}")
+
+    def _weights(self, bags: list[FeatureBags]) -> NDArray[np.float32]:
+        """One weight for each row: 1 where the feature has none."""
+        return np.concatenate(
+            [
+                np.ones(len(each.rows), np.float32) if each.weights is None else each.weights
+                for each in bags
+            ]
+        )
+
+
+def _lengthen(array: Array, size: int) -> Array:
+    """`array` with its last sample repeated until there are `size`."""
+    missing = size - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing > 0 else array
+
+
+def _lengths(
+    feature: FeatureSpec, ids: Array, values: NamedArrays
+) -> tuple[NDArray[np.int32], tuple[int, ...]]:
+    """Ids of each bag, and the shape of the feature's vectors without their dim."""
+    if feature.pooling is Pooling.NONE:
+        return np.ones(ids.size, np.int32), ids.shape
+    if feature.offsets is None:
+        bags = int(np.prod(ids.shape[:-1])) if ids.ndim > 1 else len(ids)
+        size = ids.shape[-1] if ids.ndim > 1 else 1
+        return np.full(bags, size, np.int32), (bags,)
+    offsets = values[feature.offsets].reshape(-1).astype(np.int64)
+    lengths = np.diff(offsets)
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != ids.size or (lengths < 0).any():
+        raise QueryError(
+            f"feature {feature.name}: its offsets do not ascend from 0 to its {ids.size:,} ids"
+        )
+    return lengths.astype(np.int32), (len(lengths),)
+
+
+def _keep(
+    wanted: NDArray[np.bool_],
+    ids: Array,
+    lengths: NDArray[np.int32],
+    weights: NDArray[np.float32] | None,
+) -> tuple[Array, NDArray[np.int32], NDArray[np.float32] | None]:
+    """Only the `wanted` ids, what is left of their bags, and their weights."""
+    if wanted.all():
+        return ids, lengths, weights
+    before = np.concatenate([[0], np.cumsum(wanted, dtype=np.int64)])
+    ends = np.cumsum(lengths, dtype=np.int64)
+    left = (before[ends] - before[ends - lengths]).astype(np.int32)
+    return ids[wanted], left, None if weights is None else weights[wanted]
