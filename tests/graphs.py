@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,10 @@ def ranker_spec(**changes: Any) -> ModelSpec:
 
 
 def _save(module: nn.Module, example: tuple[Tensor, ...], path: Path, dims: Any) -> FileEntry:
-    program = torch.export.export(module, example, dynamic_shapes=dims).run_decompositions({})
-    torch.export.save(program, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of itself
+        program = torch.export.export(module, example, dynamic_shapes=dims)
+        torch.export.save(program.run_decompositions({}), path)
     digest = digest_file(path)
     return FileEntry(path=path.name, size_bytes=digest.size_bytes, sha256=digest.sha256)
 
@@ -130,7 +133,11 @@ def _save(module: nn.Module, example: tuple[Tensor, ...], path: Path, dims: Any)
 def write_ranker(folder: Path, model: Ranker, spec: ModelSpec) -> BundleManifest:
     """The bundle of `model`, cut as `spec` says."""
     (folder / "tables").mkdir(parents=True, exist_ok=True)
-    weights = {"items": model.items, "tags": model.tags, "users": model.users}
+    weights: dict[str, nn.Embedding | nn.EmbeddingBag] = {
+        "items": model.items,
+        "tags": model.tags,
+        "users": model.users,
+    }
     tables = []
     for name, module in weights.items():
         path = f"tables/{name}.safetensors"

@@ -12,6 +12,7 @@ import pytest
 import torch
 import tritonclient.http as triton
 
+from erless.dlrm.hashing import xxh64_strings
 from erless.pack.packer import Packer
 from erless.specs.features import HashedIds
 from erless.specs.model import ModelSpec
@@ -129,6 +130,8 @@ def test_the_tower_may_be_a_function_of_its_own(tmp_path: Path, fleet: Fleet) ->
 
 def test_unknown_ids_are_zero_or_hashed_and_told(tmp_path: Path) -> None:
     spec = ranker_spec(
+        f_history={"per": "request"},
+        f_tags={"per": "request"},
         f_target={"unknown": "zero"},
         f_user={"rule": HashedIds(rows=900, seed=7)},
         per={"history": "request", "tags": "request"},
@@ -146,15 +149,13 @@ def test_unknown_ids_are_zero_or_hashed_and_told(tmp_path: Path) -> None:
         rows, mask = model.front(torch.from_numpy(inputs["history"]).expand(4, -1))
         target = torch.from_numpy(inputs["target"])
         vectors = model.items(target.clamp(0)) * (target >= 0).unsqueeze(1)
-        import xxhash
-
-        users = [xxhash.xxh64_intdigest(each, 7) % 900 for each in inputs["user"]]
+        users = xxh64_strings(inputs["user"], 7) % np.uint64(900)
         ctr, _ = model.tower(
             mask,
             torch.from_numpy(inputs["price"]),
             model.items(rows),
             vectors,
             model.tags(torch.from_numpy(inputs["tags"]).expand(4, -1).contiguous()),
-            model.users(torch.tensor(users)),
+            model.users(torch.from_numpy(users.astype(np.int64))),
         )
     np.testing.assert_allclose(found["ctr"], ctr.numpy(), rtol=1e-5, atol=1e-7)
