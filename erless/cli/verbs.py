@@ -52,6 +52,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "release.plan:plan",
         "Choose which rows live in which function, on how many replicas and nodes.",
     ),
+    "prices": (
+        "release.prices:prices",
+        "Refresh the prices that plans are made with; name the table in erless.yaml or --prices.",
+    ),
     "pack": (
         "release.pack:pack",
         "Cut a model into the shards of a plan and keep them in a store.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,19 @@ from erless.dlrm.tower import load_tower
 from erless.pack.inputs import PackInputs
 from erless.pack.quantize import decode, encode
 from erless.progress import Progress, Silent
-from erless.specs.bundle import TABLE_TENSOR
+from erless.specs.bundle import TABLE_TENSOR, BundleManifest
 from erless.specs.model import TableSpec
 from erless.specs.plan import Precision, Tier
 from erless.storage.tensors import TensorFile
 
-__all__ = ["AS_PLANNED", "Evaluation", "evaluate"]
+__all__ = [
+    "AS_PLANNED",
+    "Evaluation",
+    "TouchedRows",
+    "compact_queries",
+    "evaluate",
+    "touched_rows",
+]
 
 Floats = NDArray[np.float32]
 
@@ -68,7 +75,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class _Touched:
+class TouchedRows:
     """The rows of one table that the queries ask for: ids ascending, their rows and shards."""
 
     table: TableSpec
@@ -105,7 +112,10 @@ def evaluate(
         ModelError: a row that a precision cannot hold.
     """
     file = QueryFile(queries, batch).in_order_of([table.name for table in inputs.model.tables])
-    touched = _touched(inputs, file)
+    touched = [
+        replace(table, shards=_shards(inputs, table.table, table.ids))
+        for table in touched_rows(inputs.bundle_folder, inputs.bundle, file)
+    ]
     tower = load_tower(inputs.bundle_folder, inputs.bundle)
     variants = [("", [Precision.FP32] * len(inputs.plan.shards)), *_variants(inputs)]
     evaluations: list[Evaluation] = []
@@ -115,7 +125,7 @@ def evaluate(
             tables = [torch.from_numpy(table.at(precisions)) for table in touched]
             model = Monolith(inputs.model, tables, tower)
             parts = []
-            for query in _compact(file, touched):
+            for query in compact_queries(file, touched):
                 parts.append(model.predict(query))
                 step.advance(1)
             scores = np.concatenate(parts) if parts else np.empty(0, np.float32)
@@ -137,18 +147,23 @@ def _variants(inputs: PackInputs) -> Iterator[tuple[str, list[Precision]]]:
         )
 
 
-def _touched(inputs: PackInputs, file: QueryFile) -> list[_Touched]:
-    """Read what the queries touch; checks the queries on the way."""
+def touched_rows(folder: Path, bundle: BundleManifest, file: QueryFile) -> list[TouchedRows]:
+    """Read what the queries touch, as if all rows were in shard 0; checks the queries on the way.
+
+    Raises:
+        QueryError: the queries do not fit the model.
+    """
     for query in file:
-        check_query(query, inputs.model)
+        check_query(query, bundle.model)
     touched = []
-    for number, table in enumerate(inputs.model.tables):
+    for number, table in enumerate(bundle.model.tables):
         ids = np.unique(file.table_values(number)).astype(np.int64)
         if not len(ids):
             ids = np.zeros(1, np.int64)
-        path = inputs.bundle_folder / inputs.bundle.tables[number].path
-        rows = TensorFile(path).map(TABLE_TENSOR)[ids].astype(np.float32)
-        touched.append(_Touched(table, ids, rows, _shards(inputs, table, ids)))
+        rows = TensorFile(folder / bundle.tables[number].path).map(TABLE_TENSOR)[ids]
+        touched.append(
+            TouchedRows(table, ids, rows.astype(np.float32), np.zeros(len(ids), np.uint8))
+        )
     return touched
 
 
@@ -162,7 +177,7 @@ def _shards(inputs: PackInputs, table: TableSpec, ids: NDArray[np.int64]) -> NDA
     return np.concatenate(parts)
 
 
-def _compact(file: QueryFile, touched: list[_Touched]) -> Iterator[Query]:
+def compact_queries(file: QueryFile, touched: list[TouchedRows]) -> Iterator[Query]:
     """The queries, with ids that are places in `touched`."""
     for query in file:
         ends = np.cumsum(query.lengths.sum(axis=1, dtype=np.int64))[:-1]

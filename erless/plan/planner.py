@@ -15,24 +15,18 @@ from erless.plan.costs.tower import TowerCost, tower_cost
 from erless.plan.nodes.constraints import check_request, check_used, shard_bytes
 from erless.plan.nodes.packing import pack
 from erless.plan.nodes.prices import Prices, read_prices
-from erless.plan.policies.baselines import model_wise, table_wise
-from erless.plan.policies.demanded import demanded_layouts
 from erless.plan.policies.dense import placements
-from erless.plan.policies.elasticrec import elasticrec
 from erless.plan.policies.frozen import split_frozen
-from erless.plan.policies.joint import joint_layouts
-from erless.plan.policies.node_sized import node_shaped
 from erless.plan.policies.tiers import with_tiers
+from erless.plan.pools import Pools
 from erless.plan.request import PlanRequest, Policy
 from erless.plan.search.bounds import dollars_bound, memory_bound
-from erless.plan.search.frontier import SearchLimits
 from erless.plan.selection import Candidate, Selection
 from erless.specs.model import ModelSpec
 
 __all__ = ["POLICIES", "Candidate", "Outcome", "Planner"]
 
 POLICIES: tuple[Policy, ...] = ("model-wise", "table-wise", "elasticrec", "joint")
-MANY_TABLES = 64  # beyond this many, policies try fewer container sizes
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class Planner:
         coarse: bool = False,
     ) -> None:
         self.request, self.coarse = request, coarse
-        self.prices = prices or read_prices()
+        self.prices = (prices or read_prices()).limited(request.arch, request.spot)
         measured = measured or MeasuredSpeed()
         self.terms = _terms(request, measured)
         self.tower = tower_cost(
@@ -93,7 +87,7 @@ class Planner:
             curves=() if request.equal_containers else measured.towers,
             archive_bytes=measured.archive_bytes,
         )
-        idle = Demand(tuple(tables), 0.0, self.tower.seconds, request.batch, request.min_replicas)
+        idle = Demand(tuple(tables), 0.0, self.tower.seconds, request.batch, request.floor)
         qps = request.qps
         if qps is None:
             qps = request.traffic / idle.monolith_s(self.terms)
@@ -104,8 +98,9 @@ class Planner:
         if not self.terms.fixed_vcpu:
             self.terms = self.terms.on(min(request.max_vcpu or biggest, biggest))
         self.places = placements(request, self.demand, self.tower, self.terms, self.prices)
-        self.shard_bytes = shard_bytes(request, self.terms, self.prices)
-        self.selection = Selection(request, self.prices, self.shard_bytes)
+        room = shard_bytes(request, self.terms, self.prices)
+        self.selection = Selection(request, self.prices, room)
+        self.pools = Pools(request, self.places, self.terms, self.prices, room, coarse)
         least = min(self.places, key=lambda demand: demand.least_s(self.terms))
         check_request(request, least, self.terms, self.prices)
 
@@ -119,11 +114,11 @@ class Planner:
         wanted = tuple(dict.fromkeys((*(policies or ()), self.request.policy)))
         check_used(self.request, wanted)
         need = POLICIES if "joint" in wanted else wanted
-        pools = {policy: self._pool(policy) for policy in need}
+        pools = {policy: self.pools.of(policy) for policy in need}
         if "joint" in pools:
             pools["joint"] = [layout for pool in pools.values() for layout in pool]
         if "elasticrec" in wanted and self.request.shards is not None:
-            pools["elasticrec"] = self._pool("elasticrec", self.request.shards)
+            pools["elasticrec"] = self.pools.of("elasticrec", self.request.shards)
         best: dict[Policy, Candidate] = {}
         for policy in wanted:
             found = self.selection.best(policy, pools[policy], policy == self.request.policy)
@@ -158,15 +153,7 @@ class Planner:
         Raises:
             InfeasibleError: no layout has that shape within the constraints.
         """
-        pool = [
-            layout
-            for demand in self.places
-            for size in self._sizes()
-            for kind in self.request.precisions
-            for layout in demanded_layouts(demand, self.terms.on(size), self.request, kind)
-        ]
-        pool += [layout for layout in free if self._has_shape(layout)]
-        pool = [layout for layout in pool if self.request.shards in (None, len(layout.shards))]
+        pool = self.pools.demanded(free)
         found = self.selection.best("joint", pool, strict=True) if pool else None
         if found is None:
             line = (
@@ -176,84 +163,12 @@ class Planner:
             raise InfeasibleError("no plan has the demanded shape", (line,))
         return found
 
-    def _has_shape(self, layout: Layout) -> bool:
-        """Whether a layout that was not made for the demand meets it all the same."""
-        request = self.request
-        if request.freezes or request.resident_share is not None:
-            return False
-        room = request.max_resident_bytes
-        fits = room is None or layout.gateway.row_bytes <= room
-        return fits and request.shards in (None, len(layout.shards))
-
-    def _sizes(self) -> list[float]:
-        """Container sizes to try: the usable vCPU of each node type."""
-        if self.terms.fixed_vcpu:
-            return [self.terms.max_vcpu]
-        sizes = sorted({kind.usable_vcpu for kind in self.prices.types} | {1.0})
-        sizes = [min(size, self.terms.max_vcpu) for size in sizes]
-        sizes = sorted(set(sizes))
-        if len(self.demand.tables) > MANY_TABLES:
-            sizes = sizes[:: max(1, len(sizes) // 3)]
-        largest_first = sizes[::-1]
-        return sorted(largest_first[::2]) if self.coarse else sizes
-
-    def _pool(self, policy: Policy, per_table: int | None = None) -> list[Layout]:
-        layouts: list[Layout] = []
-        for demand in self.places:
-            for size in self._sizes():
-                terms = self.terms.on(size)
-                if policy == "model-wise":
-                    layouts.append(model_wise(demand, terms))
-                elif policy == "table-wise":
-                    layouts.append(table_wise(demand, terms))
-                elif policy == "elasticrec":
-                    layouts.append(elasticrec(demand, terms, per_table))
-                else:
-                    layouts += self._joint(demand, terms)
-            if policy == "joint":
-                layouts += self._node_shaped(demand)
-        return layouts
-
-    def _joint(self, demand: Demand, terms: CostTerms) -> list[Layout]:
-        chosen: list[Layout] = []
-        for precision in self.request.precisions:
-            for hot in (True,) if terms.fixed_vcpu or self.coarse else (True, False):
-                found = joint_layouts(
-                    demand,
-                    terms,
-                    SearchLimits(self.request.max_fan_out, self.shard_bytes, resident_hot=hot),
-                    precision=precision,
-                    resident_precision=self.request.resident_precision,
-                    shards_wanted=12 if terms.fixed_vcpu else 6,
-                )
-                chosen += found if terms.fixed_vcpu else _least_of_each_number(found)
-        return chosen
-
-    def _node_shaped(self, demand: Demand) -> list[Layout]:
-        """Shards that fill one node of some type, where the model is larger than that node."""
-        if self.terms.fixed_vcpu:
-            return []
-        return [
-            layout
-            for kind in self.request.precisions
-            for layout in node_shaped(
-                demand,
-                self.terms,
-                self.prices.types,
-                kind,
-                self.request.resident_precision,
-                self.shard_bytes,
-            )
-        ]
-
     def _bound(self) -> float:
         request = self.request
         if request.aim == "memory":
             return min(self._memory_bound(demand) for demand in self.places)
         return min(
-            dollars_bound(
-                demand, self.terms, request.smallest, request.resident_precision, self.prices
-            )
+            dollars_bound(demand, self.terms, *request.smallest, self.prices)
             for demand in self.places
         )
 
@@ -265,21 +180,10 @@ class Planner:
         least = memory_bound(
             place if on_gpu else self.demand,
             self.terms,
-            request.smallest,
-            request.resident_precision,
+            *request.smallest,
             fan_out,
         )
         return least + (dense.memory_bytes if on_gpu and dense else 0.0)
-
-
-def _least_of_each_number(layouts: Sequence[Layout]) -> list[Layout]:
-    """Of the layouts with equally many shards the one of least memory."""
-    chosen: dict[int, Layout] = {}
-    for layout in layouts:
-        known = chosen.get(len(layout.shards))
-        if known is None or layout.memory < known.memory:
-            chosen[len(layout.shards)] = layout
-    return list(chosen.values())
 
 
 def _terms(request: PlanRequest, measured: MeasuredSpeed) -> CostTerms:

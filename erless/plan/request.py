@@ -6,13 +6,14 @@ the option's. Text in brackets at the end of a description replaces the default 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from erless.specs.artifact import Frozen
 from erless.specs.plan import Precision, Tier
 from erless.specs.planning import (
+    Architectures,
     BatchSize,
     FanOutLimit,
     LatencyLimit,
@@ -22,9 +23,20 @@ from erless.specs.planning import (
     QueryRate,
     ReplicaFloors,
     ShardSizeLimit,
+    Spot,
 )
 
-__all__ = ["Objective", "PlanRequest", "Policy"]
+__all__ = ["Objective", "PlanRequest", "Policy", "StoredAs"]
+
+
+class StoredAs(NamedTuple):
+    """Precision of the rows in shards, and of those in the gateway."""
+
+    shards: Precision
+    resident: Precision
+
+
+SPOT_REPLICAS = 2
 
 
 def _times(value: object) -> object:
@@ -57,8 +69,8 @@ class PlanRequest(Frozen):
     equal_containers: bool = Field(False, description="The paper's terms: 1 vCPU each.")
     precision: Precision = Field(
         Precision.FP32,
-        description="Below the resident tier: int8, or TIER=int8; repeat it to let the plan choose "
-        "[fp32].",
+        description="Of rows: int8, TIER=int8, or auto: by --queries; may repeat. Resident rows "
+        "stay fp32 where that is no dearer [fp32].",
     )
     allowed: Precisions = Field((), description="Precisions to choose from, instead of one.")
     tier_precision: dict[Tier, Precision] = Field(
@@ -96,6 +108,8 @@ class PlanRequest(Frozen):
     utilisation: float | None = Field(
         None, gt=0, le=1, description="Share of a container's vCPU to plan for [0.7]."
     )
+    arch: Architectures = ("amd64",)
+    spot: Spot = False
     dense: Literal["auto", "gateway", "function", "gpu"] = Field(
         "auto", description="Where the dense tower runs."
     )
@@ -106,6 +120,11 @@ class PlanRequest(Frozen):
     scale_window_s: float = Field(60.0, gt=0, description="Window of autoscaling.")
     peak: float = Field(2.0, ge=1, description="Most replicas, in times of the planned ones.")
     stale_profile: bool = Field(False, description="Accept another bundle's profile.")
+
+    @property
+    def floor(self) -> int:
+        """Fewest replicas of what serves; a spot node may be lost while its replacement starts."""
+        return max(self.min_replicas, SPOT_REPLICAS) if self.spot else self.min_replicas
 
     @property
     def shaped(self) -> bool:
@@ -119,15 +138,33 @@ class PlanRequest(Frozen):
         return self.allowed or (self.precision,)
 
     @property
-    def resident_precision(self) -> Precision:
-        """Precision of the rows inside the gateway."""
-        return self.tier_precision.get(Tier.RESIDENT, Precision.FP32)
+    def resident_precisions(self) -> tuple[Precision, ...]:
+        """Precisions that the rows inside the gateway may have, the most exact first."""
+        fixed = self.tier_precision.get(Tier.RESIDENT)
+        if fixed is not None:
+            return (fixed,)
+        return tuple(kind for kind in Precision if kind in (Precision.FP32, *self.precisions))
 
     @property
-    def smallest(self) -> Precision:
-        """The precision of fewest bytes that any shard may have; lower bounds rest on it."""
+    def stored(self) -> tuple[StoredAs, ...]:
+        """Pairs to try: resident rows as exact as may be, or as the rows in shards."""
+        first = self.resident_precisions[0]
+        pairs = [
+            StoredAs(kind, resident)
+            for kind in self.precisions
+            for resident in (first, kind)
+            if resident in self.resident_precisions
+        ]
+        return tuple(dict.fromkeys(pairs))
+
+    @property
+    def smallest(self) -> StoredAs:
+        """The precisions of fewest bytes that rows may have; lower bounds rest on them."""
         below = [kind for tier, kind in self.tier_precision.items() if tier != Tier.RESIDENT]
-        return min((*self.precisions, *below), key=lambda kind: kind.row_bytes(1024))
+        return StoredAs(
+            min((*self.precisions, *below), key=_row_bytes),
+            min(self.resident_precisions, key=_row_bytes),
+        )
 
     @property
     def freezes(self) -> bool:
@@ -138,3 +175,7 @@ class PlanRequest(Frozen):
     def aim(self) -> Objective:
         """The objective."""
         return self.objective or ("memory" if self.equal_containers else "dollars")
+
+
+def _row_bytes(kind: Precision) -> int:
+    return kind.row_bytes(1024)

@@ -137,5 +137,5 @@ class Selection:
 
 def _loss(layout: Layout) -> int:
     """Minus the bytes of the most compact rows: at equal dollars, precision is not given up."""
-    kinds = [shard.precision for shard in layout.shards]
+    kinds = [function.precision for function in layout.functions if function.rows]
     return max((-kind.row_bytes(1024) for kind in kinds), default=-(1 << 30))

@@ -14,6 +14,7 @@ from erless.errors import ConfigError
 from erless.specs.knative import KnativeConfig
 from erless.specs.plan import Precision
 from erless.specs.planning import (
+    Architectures,
     BatchSize,
     FanOutLimit,
     LatencyLimit,
@@ -23,6 +24,7 @@ from erless.specs.planning import (
     QueryRate,
     ReplicaFloors,
     ShardSizeLimit,
+    Spot,
 )
 from erless.specs.strict.findings import first_finding
 from erless.specs.strict.section import Section
@@ -60,15 +62,23 @@ class PlannerConfig(Section):
     max_fan_out: FanOutLimit | None = None
     max_shard_bytes: ShardSizeLimit | None = None
     min_replicas: ReplicaFloors = Field(default_factory=dict)
+    arch: Architectures = ("amd64",)
+    spot: Spot = False
     prices: Path | None = Field(None, description="Your own price table; default: the shipped one.")
 
 
 class PrecisionConfig(Section):
-    """Which precisions the plan may use below the resident tier."""
+    """Which precisions the plan may use, or what it may lose by its own choice."""
 
     allowed: Precisions = Field((Precision.FP32,), min_length=1)
+    queries: Path | None = Field(
+        None, description="Query file to choose precisions by, within the budget below."
+    )
     max_auc_loss: float = Field(
-        0.001, ge=0, le=1, description="Accuracy budget, measured by `erless pack --evaluate`."
+        0.001, ge=0, le=1, description="Accuracy budget where the queries have labels."
+    )
+    max_relative_error: float = Field(
+        0.01, ge=0, description="Budget without labels: mean change over mean prediction."
     )
 
 

@@ -178,6 +178,8 @@ class NodeGroup(Frozen):
     instance_type: str
     count: int = Field(ge=1)
     usd_per_hour: float = Field(ge=0, description="of one node")
+    arch: Literal["amd64", "arm64"] = "amd64"
+    spot: bool = Field(False, description="may be taken back at any time")
 
 
 class PolicyResult(Frozen):

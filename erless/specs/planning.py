@@ -13,6 +13,9 @@ from pydantic import AfterValidator, Field
 from erless.specs.plan import ObjectiveName, PolicyName, Precision, Tier
 
 __all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Architectures",
     "BatchSize",
     "FanOutLimit",
     "LatencyLimit",
@@ -22,7 +25,11 @@ __all__ = [
     "QueryRate",
     "ReplicaFloors",
     "ShardSizeLimit",
+    "Spot",
 ]
+
+Architecture = Literal["amd64", "arm64"]
+ARCHITECTURES: tuple[Architecture, ...] = ("amd64", "arm64")
 
 Policy = Annotated[
     PolicyName,
@@ -37,6 +44,19 @@ BatchSize = Annotated[int, Field(ge=1, description="Samples per query.")]
 LatencyLimit = Annotated[float, Field(gt=0, description="95th percentile of latency, in ms.")]
 FanOutLimit = Annotated[
     int, Field(ge=0, le=254, description="Most remote calls per query; routing is a byte per row.")
+]
+Architectures = Annotated[
+    tuple[Architecture, ...],
+    Field(
+        min_length=1,
+        description="Nodes may be amd64, arm64 or both; the functions' images must run there.",
+    ),
+]
+Spot = Annotated[
+    bool,
+    Field(
+        description="Nodes at spot prices; what serves has two replicas, so that one may be lost."
+    ),
 ]
 ShardSizeLimit = Annotated[float, Field(gt=0, description="Largest shard, in bytes.")]
 

@@ -12,7 +12,9 @@ from erless.plan.request import PlanRequest
 from erless.specs.config import Config, PlannerConfig, PrecisionConfig, TrafficConfig
 from tests.conftest import Cli
 
-NOT_OF_THE_REQUEST = {"prices", "max_auc_loss"}  # of the price table, and of `pack --evaluate`
+NOT_OF_THE_REQUEST = {  # of the price table, and of what precisions are chosen by
+    *("prices", "queries", "max_auc_loss", "max_relative_error"),
+}
 
 
 def test_every_field_of_the_request_has_an_option() -> None:

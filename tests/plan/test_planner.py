@@ -14,7 +14,7 @@ from erless.dlrm.workload import PowerLaw
 from erless.errors import InfeasibleError, PlanError
 from erless.plan.costs.curves import AccessCurve
 from erless.plan.nodes.packing import pack
-from erless.plan.nodes.prices import read_prices
+from erless.plan.nodes.prices import InstanceType, Prices, read_prices
 from erless.plan.planner import POLICIES, Outcome, Planner
 from erless.plan.report.document import plan_document, policy_results
 from erless.plan.report.tables import explain
@@ -205,7 +205,12 @@ def test_frozen_rows_idle_and_scale_to_zero() -> None:
 
 def test_shards_that_fill_nodes_reach_the_bound_where_memory_decides() -> None:
     """RM2 is 82 GB: a 64 GiB node and a 16 GiB node are half the price of a 128 GiB one."""
-    found = outcome("rm2", traffic=4)
+    model, tables = workload_tables("rm2", 0.9, 32)
+    types = tuple(
+        InstanceType(f"r.{times}x", 2 * times, 16 * times, 0, 0.126 * times) for times in (1, 4, 8)
+    )
+    prices = Prices("own.csv", "2026-11-29", types)
+    found = Planner(model, tables, PlanRequest(traffic=4), prices).outcome(POLICIES)
     joint = found.best["joint"]
     assert_covers(joint.layout)
     assert joint.packing.usd_per_month == pytest.approx(found.bound, rel=1e-6)

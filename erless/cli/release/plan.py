@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.option_groups import FilledBy, grouped
-from erless.cli.release.plan_inputs import BY_TIER, SourceOptions, read_inputs
+from erless.cli.release.plan_inputs import BY_TIER, SEVERAL, SourceOptions, read_inputs
 from erless.cli.run import Output, OutputOption, emit, note, verb
 from erless.plan.request import PlanRequest
 
@@ -29,7 +29,7 @@ RequestOptions = Annotated[
     Mapping[str, Any],
     FilledBy(
         PlanRequest,
-        words=tuple(BY_TIER),
+        words=(*BY_TIER, *SEVERAL),
         without=("allowed", "tier_precision", "tier_replicas"),
     ),
 ]

@@ -20,11 +20,14 @@ __all__ = ["PlanInputs", "SourceOptions", "read_inputs"]
 
 PLAN_FILE = Path("plan.json")
 DEFAULT_LOCALITY = 0.9
+AUTO = "auto"  # as a precision: what the queries allow
+MOST_ROWS = 10**12
 # Options that take VALUE for all tiers and TIER=VALUE for one: the fields that they fill.
 BY_TIER = {
     "precision": ("allowed", "tier_precision"),
     "min_replicas": ("min_replicas", "tier_replicas"),
 }
+SEVERAL = ("arch",)  # options that may repeat
 OPTIONS = {field: option for option, filled in BY_TIER.items() for field in filled}
 
 
@@ -43,7 +46,14 @@ class SourceOptions:
     ] = None
     workload: Annotated[str | None, typer.Option(help="rm1, rm2, rm3: no weights needed.")] = None
     locality: Annotated[float | None, typer.Option(help="P of the workload [0.9].")] = None
+    rows: Annotated[
+        str | None, typer.Option(help="Rows of each table of the workload: 200000000, or 10x.")
+    ] = None
     prices: Annotated[Path | None, typer.Option(help="Your own instance types (CSV).")] = None
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="Query file: choose precisions by what they lose on it [erless.yaml's]."),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -74,24 +84,98 @@ def read_inputs(options: SourceOptions, given: Mapping[str, Any]) -> PlanInputs:
 
     model, profile = options.model, options.profile
     if options.workload:
-        if model or profile:
-            raise PlanError("--workload plans without a model: leave out --model and --profile")
+        if model or profile or options.queries:
+            raise PlanError(
+                "--workload plans without a model: leave out --model, --profile and --queries"
+            )
         request = _request(given, {})
         locality = DEFAULT_LOCALITY if options.locality is None else options.locality
-        source = workload_source(options.workload, locality, request.batch)
+        rows = _rows(options.rows, options.workload) if options.rows else None
+        source = workload_source(options.workload, locality, request.batch, rows)
         return PlanInputs(request, source, options.prices, options.out)
     if options.locality is not None:
         raise PlanError("--locality is a reference workload's: a profile says how hot its rows are")
+    if options.rows is not None:
+        raise PlanError("--rows is a reference workload's: a model has the rows that it has")
     config = project()
     written = CONFIG_FILE.exists()
-    request = _request(given, _from_config(config) if written else {})
     bundle, hotness = model or config.model, profile or config.profile
     _present(bundle, "model", "--model", "erless import")
     _present(hotness, "profile", "--profile", "erless profile")
+    given, losses = _measured(options, given, config, bundle)
+    request = _request(given, _from_config(config) if written else {})
     source = profile_source(bundle, hotness, request.batch, request.stale_profile)
+    source.notes.extend(losses)
     implied = PLAN_FILE if written and model is None and profile is None else None
     prices = options.prices or (config.planner.prices if written else None)
     return PlanInputs(request, source, prices, options.out or implied)
+
+
+def _measured(
+    options: SourceOptions, given: Mapping[str, Any], config: Config, bundle: Path
+) -> tuple[Mapping[str, Any], list[str]]:
+    """The options with the precisions that the queries allow, and what each of them loses.
+
+    Precisions are measured where there are queries and the command line names none, or `auto`.
+
+    Raises:
+        PlanError: `auto` without queries, or beside another precision.
+        QueryError: the queries do not fit the model.
+    """
+    from erless.errors import PlanError
+    from erless.specs.plan import Precision
+
+    words = tuple(given.get("precision", ()))
+    plain = [word for word in words if "=" not in word]
+    queries = options.queries or config.precision.queries
+    if AUTO in plain and (len(plain) > 1 or queries is None):
+        why = "names precisions itself" if queries else "needs --queries, to measure what is lost"
+        raise PlanError(f"--precision {AUTO} {why}")
+    if queries is None or plain not in ([], [AUTO]):
+        return given, []
+    import torch
+
+    from erless.cli.bars import bars
+    from erless.pack.accuracy import AccuracyBudget, measure_precisions
+
+    torch.set_num_threads(1)
+    asked = config.precision.allowed
+    kinds = tuple(Precision) if asked == (Precision.FP32,) else asked
+    limits = config.precision
+    budget = AccuracyBudget(limits.max_auc_loss, limits.max_relative_error)
+    with bars() as progress:
+        losses = measure_precisions(bundle, queries, kinds, budget, progress)
+    met = [loss.precision for loss in losses if not loss.table and loss.within(budget)]
+    notes = [f"{loss}{'' if loss.within(budget) else ': over the budget'}" for loss in losses]
+    if not met:
+        notes.append(
+            f"no precision below fp32 keeps to the budget ({budget.auc_loss:g} of AUC, or "
+            f"{budget.relative_error:.2%} without labels): rows stay fp32"
+        )
+    kept = [word for word in words if "=" in word]
+    return {**given, "precision": (*kept, Precision.FP32, *met)}, notes
+
+
+def _rows(text: str, workload: str) -> int | None:
+    """Rows of each table: a number, or how many times as many as the workload has.
+
+    Raises:
+        PlanError: it is neither, or below one row, or beyond what rank numbers hold.
+    """
+    from erless.dlrm.workload import WORKLOADS
+    from erless.errors import PlanError
+
+    known = WORKLOADS.get(workload.lower())
+    if known is None:
+        return None  # the workload's reader says which there are
+    times = text.lower().endswith("x")
+    try:
+        value = float(text[:-1] if times else text) * (known.rows if times else 1)
+    except ValueError:
+        raise PlanError(f"--rows {text}: neither a number of rows nor one like 10x") from None
+    if not 1 <= value <= MOST_ROWS:
+        raise PlanError(f"--rows {text}: from 1 to {MOST_ROWS:,} rows of each table")
+    return round(value)
 
 
 def _present(path: Path, what: str, option: str, verb: str) -> None:
@@ -124,7 +208,7 @@ def _request(given: Mapping[str, Any], config: Mapping[str, Any]) -> PlanRequest
     from erless.plan.request import PlanRequest
     from erless.specs.strict.findings import first_finding
 
-    fields = dict(given)
+    fields = {name: value for name, value in given.items() if value or name not in SEVERAL}
     if "traffic" in fields and "qps" not in fields:
         config = {name: value for name, value in config.items() if name != "qps"}
     for option, (every, single) in BY_TIER.items():

@@ -81,7 +81,7 @@ def _sla(request: PlanRequest, demand: Demand, terms: CostTerms) -> list[str]:
 def _row(request: PlanRequest, demand: Demand, terms: CostTerms, prices: Prices) -> list[str]:
     limit = shard_bytes(request, terms, prices)
     widest = max(demand.tables, key=lambda table: table.spec.dim)
-    row = request.smallest.row_bytes(widest.spec.dim) + terms.shard_memory_bytes
+    row = request.smallest.shards.row_bytes(widest.spec.dim) + terms.shard_memory_bytes
     if row <= limit:
         return []
     return [

@@ -1,7 +1,7 @@
 """Prices: instance types with vCPU, GiB, GPUs and $/h on demand, as dated data.
 
-The file that ships is `prices.csv`; a user's own has the same columns, and a first line that
-starts with `#` and says where it is from and of what date.
+The file that ships is `prices.csv`; a user's own has the same columns, of which `MORE_COLUMNS` may
+be left out, and a first line that starts with `#` and says where it is from and of what date.
 """
 
 from __future__ import annotations
@@ -9,40 +9,65 @@ from __future__ import annotations
 import csv
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from erless.errors import PlanError
-from erless.storage.atomic import os_errors
+from erless.specs.planning import ARCHITECTURES, Architecture
+from erless.storage.atomic import os_errors, staged_file
 
-__all__ = ["InstanceType", "Prices", "read_prices"]
+__all__ = ["InstanceType", "Prices", "read_prices", "write_prices"]
 
 SHIPPED = Path(__file__).with_name("prices.csv")
 HOURS_PER_MONTH = 730.0
 GIB = 1 << 30
 COLUMNS = ("instance_type", "vcpu", "memory_gib", "gpu", "usd_per_hour")
+# May be left out, or empty: x86 without NVMe, not sold on the spot market, room by kubelet's rule
+MORE_COLUMNS = (
+    *("arch", "allocatable_vcpu", "allocatable_gib"),
+    *("local_nvme_gb", "spot_usd_per_hour"),
+)
 
 
 @dataclass(frozen=True)
 class InstanceType:
-    """One instance type. Kubelet and system keep 0.1 vCPU, 0.25 GiB and 3 % of the memory."""
+    """One instance type.
+
+    Args:
+        name: as the provider has it.
+        vcpu: of the machine.
+        memory_gib: of the machine.
+        gpu: how many it has.
+        usd_per_hour: what a node costs.
+        arch: amd64 or arm64, as Kubernetes labels nodes.
+        allocatable_vcpu: for containers; 0: all but 0.1.
+        allocatable_gib: likewise; 0: all but 0.25 GiB and 3 %.
+        local_nvme_gb: size of the disks that the price includes.
+        spot_usd_per_hour: of a node that may be taken back; 0: none are sold.
+    """
 
     name: str
     vcpu: float
     memory_gib: float
     gpu: int
     usd_per_hour: float
+    arch: Architecture = "amd64"
+    allocatable_vcpu: float = 0.0
+    allocatable_gib: float = 0.0
+    local_nvme_gb: float = 0.0
+    spot_usd_per_hour: float = 0.0
 
     @property
     def usable_vcpu(self) -> float:
         """vCPU for containers."""
-        return self.vcpu - 0.1
+        return self.allocatable_vcpu or self.vcpu - 0.1
 
     @property
     def usable_bytes(self) -> float:
         """Memory for containers."""
-        return (self.memory_gib * 0.97 - 0.25) * GIB
+        return (self.allocatable_gib or self.memory_gib * 0.97 - 0.25) * GIB
 
     @property
     def usd_per_month(self) -> float:
@@ -60,12 +85,18 @@ class Prices:
 
     @cached_property
     def types(self) -> tuple[InstanceType, ...]:
-        """Types that sparse functions and a CPU tower run on: the cheapest of each shape."""
-        cheapest: dict[tuple[float, float], InstanceType] = {}
-        for kind in sorted(self.cpu_types, key=lambda kind: (kind.usd_per_hour, kind.name)):
-            cheapest.setdefault((kind.vcpu, kind.memory_gib), kind)
-        types_kept = set(cheapest.values())
-        return tuple(kind for kind in self.every if kind in types_kept)
+        """Types worth choosing for sparse functions and a CPU tower.
+
+        Left out is a type of which another has as much vCPU and memory at no higher price.
+        """
+        kept: list[InstanceType] = []
+        for kind in sorted(self.cpu_types, key=_cheapest_and_largest):
+            if not any(
+                other.usable_vcpu >= kind.usable_vcpu and other.usable_bytes >= kind.usable_bytes
+                for other in kept
+            ):
+                kept.append(kind)
+        return tuple(kind for kind in self.every if kind in kept)
 
     @property
     def cpu_types(self) -> tuple[InstanceType, ...]:
@@ -76,6 +107,32 @@ class Prices:
     def gpu_types(self) -> tuple[InstanceType, ...]:
         """Instance types with GPUs, for the dense tower."""
         return tuple(kind for kind in self.every if kind.gpu)
+
+    def limited(self, archs: Sequence[str], spot: bool) -> Prices:
+        """Only nodes of these architectures, at their spot price where `spot` is wanted.
+
+        Raises:
+            PlanError: no such type is left for a function without a GPU.
+        """
+        every = [kind for kind in self.every if kind.arch in archs]
+        what = " or ".join(archs)
+        if spot:
+            every = [
+                replace(kind, usd_per_hour=kind.spot_usd_per_hour)
+                for kind in every
+                if kind.spot_usd_per_hour
+            ]
+            what += " with a spot price"
+        if not any(not kind.gpu for kind in every):
+            raise PlanError(
+                f"{self.source}: no instance type of {what}: add one to the table "
+                "(`erless prices` makes it from the provider's own price list)"
+            )
+        return replace(self, every=tuple(every))
+
+
+def _cheapest_and_largest(kind: InstanceType) -> tuple[float, float, float, str]:
+    return kind.usd_per_hour, -kind.usable_vcpu, -kind.usable_bytes, kind.name
 
 
 def read_prices(path: Path | None = None) -> Prices:
@@ -107,6 +164,25 @@ def read_prices(path: Path | None = None) -> Prices:
     return prices
 
 
+def write_prices(path: Path, source: str, types: Sequence[InstanceType]) -> None:
+    """Write a table that `read_prices` reads; `source` says where it is from and of what date.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    columns = [*COLUMNS[:4], *MORE_COLUMNS[:4], COLUMNS[4], MORE_COLUMNS[4]]
+    lines = [f"# {source}", ",".join(columns)]
+    for kind in types:
+        values = (getattr(kind, "name" if name == "instance_type" else name) for name in columns)
+        lines.append(",".join(_cell(value) for value in values))
+    with staged_file(path) as stage, os_errors(stage):
+        stage.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _cell(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.10g}"
+
+
 def _types(path: Path, rows: list[tuple[int, str]]) -> list[InstanceType]:
     """The types of a table whose first row names its columns; rows come with their line numbers."""
     table = csv.reader(line for _, line in rows)
@@ -114,10 +190,11 @@ def _types(path: Path, rows: list[tuple[int, str]]) -> list[InstanceType]:
     for name in COLUMNS:
         if name not in columns:
             raise PlanError(f"{path}: column {name} is missing; expected {', '.join(COLUMNS)}")
+    known = (*COLUMNS, *MORE_COLUMNS)
     for name in columns:
-        if name not in COLUMNS or columns.count(name) > 1:
-            what = "is given twice" if name in COLUMNS else "is not known"
-            raise PlanError(f"{path}: column {name} {what}; expected {', '.join(COLUMNS)}")
+        if name not in known or columns.count(name) > 1:
+            what = "is given twice" if name in known else "is not known"
+            raise PlanError(f"{path}: column {name} {what}; expected {', '.join(known)}")
     lines: dict[str, int] = {}
     types = []
     for values in table:
@@ -138,21 +215,28 @@ def _type(where: str, row: dict[str, str]) -> InstanceType:
     if not name:
         raise PlanError(f"{where}: the type has no name")
     numbers = {}
-    for column in COLUMNS[1:]:
+    for column in (*COLUMNS[1:], *MORE_COLUMNS[1:]):
+        text = row.get(column, "").strip()
         try:
-            numbers[column] = float(row[column] or 0)
+            numbers[column] = float(text or 0)
         except ValueError:
-            raise PlanError(f"{where}: {name}: {column} is {row[column]!r}, no number") from None
-        least = 0.0 if column == "gpu" else 1e-9
+            raise PlanError(f"{where}: {name}: {column} is {text!r}, no number") from None
+        least = 0.0 if column == "gpu" or column in MORE_COLUMNS else 1e-9
         if not least <= numbers[column] < math.inf:
-            raise PlanError(f"{where}: {name}: {column} is {row[column]}: it must be above 0")
+            raise PlanError(f"{where}: {name}: {column} is {text}: it must be above 0")
     if numbers["gpu"] % 1:
         raise PlanError(f"{where}: {name}: gpu is {row['gpu']}: it must be a whole number")
-    return InstanceType(
-        name, numbers["vcpu"], numbers["memory_gib"], int(numbers["gpu"]), numbers["usd_per_hour"]
-    )
+    named = row.get("arch", "").strip() or ARCHITECTURES[0]
+    arch = next((known for known in ARCHITECTURES if known == named), None)
+    if arch is None:
+        raise PlanError(f"{where}: {name}: arch is {named!r}: {' or '.join(ARCHITECTURES)}")
+    for room, whole in (("allocatable_vcpu", "vcpu"), ("allocatable_gib", "memory_gib")):
+        if numbers[room] > numbers[whole]:
+            raise PlanError(f"{where}: {name}: {room} is {row[room]}, the machine has {row[whole]}")
+    gpu = int(numbers.pop("gpu"))
+    return InstanceType(name, gpu=gpu, arch=arch, **numbers)
 
 
 def _date(heading: str) -> str:
-    cheapest = re.search(r"\d{4}-\d{2}(-\d{2})?", heading)
-    return cheapest.group() if cheapest else "undated"
+    found = re.search(r"\d{4}-\d{2}(-\d{2})?", heading)
+    return found.group() if found else "undated"

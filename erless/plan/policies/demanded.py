@@ -24,10 +24,9 @@ from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, Layout, cover
 from erless.plan.policies.frozen import freeze_last, idle_cut
 from erless.plan.policies.joint import joint_layouts
-from erless.plan.request import PlanRequest
+from erless.plan.request import PlanRequest, StoredAs
 from erless.plan.search.frontier import SearchLimits
 from erless.plan.search.merged_order import MergedOrder
-from erless.specs.plan import Precision
 
 __all__ = ["demanded_layouts", "fluid_cuts"]
 
@@ -42,10 +41,10 @@ WHY = "demanded: cut where memory grows least with traffic"
 
 
 def demanded_layouts(
-    demand: Demand, terms: CostTerms, request: PlanRequest, precision: Precision
+    demand: Demand, terms: CostTerms, request: PlanRequest, stored: StoredAs
 ) -> list[Layout]:
     """Layouts with the demanded shards, resident tier and frozen rows; empty if none can be."""
-    return _Shapes(demand, terms, request, precision).layouts()
+    return _Shapes(demand, terms, request, stored).layouts()
 
 
 def fluid_cuts(load: Floats, size: Floats, count: int, terms: CostTerms) -> list[int]:
@@ -77,7 +76,7 @@ class _Shapes:
     demand: Demand
     terms: CostTerms
     request: PlanRequest
-    precision: Precision
+    stored: StoredAs
 
     def layouts(self) -> list[Layout]:
         found = []
@@ -89,9 +88,7 @@ class _Shapes:
 
     @cached_property
     def order(self) -> MergedOrder:
-        return MergedOrder.of(
-            self.demand.tables, self.terms, self.precision, self.request.resident_precision
-        )
+        return MergedOrder.of(self.demand.tables, self.terms, *self.stored)
 
     def _layout(self, cuts: list[Ints], frozen_why: str) -> Layout:
         rows = self.order.table_rows
@@ -101,15 +98,7 @@ class _Shapes:
         if frozen:
             shards, why = [*shards, frozen], [*why, frozen_why]
         inside = cover([cuts[-1], np.zeros_like(rows)])[0]
-        layout = Layout.of(
-            self.demand,
-            self.terms,
-            shards,
-            inside,
-            self.precision,
-            self.request.resident_precision,
-            why,
-        )
+        layout = Layout.of(self.demand, self.terms, shards, inside, *self.stored, why)
         return freeze_last(layout) if frozen else layout
 
     def _share(self, cut: Ints) -> float:
@@ -123,7 +112,7 @@ class _Shapes:
 
     def _bytes(self, cut: Ints) -> float:
         """Bytes of the rows below `cut` in the gateway."""
-        kind = self.request.resident_precision
+        kind = self.stored.resident
         widths = [kind.row_bytes(table.spec.dim) for table in self.demand.tables]
         return float(np.dot(cut, widths))
 
@@ -153,7 +142,7 @@ class _Shapes:
         if not request.freezes:
             return self.order.table_rows, ""
         share = request.frozen_share
-        idle = np.maximum(idle_cut(self.demand, self.terms, request, self.precision), resident)
+        idle = np.maximum(idle_cut(self.demand, self.terms, request, self.stored), resident)
         if share is None and (idle < self.order.table_rows).any():
             return idle, f"idle for {request.frozen_window_s:g} s at least half of the time"
         share = FROZEN_SHARE if share is None else share
@@ -189,7 +178,7 @@ class _Shapes:
         if not 1 <= number <= len(tables):
             return []
         load = np.array(self._loads(resident, frozen))[tables]
-        widths = [self.precision.row_bytes(table.spec.dim) for table in self.demand.tables]
+        widths = [self.stored.shards.row_bytes(table.spec.dim) for table in self.demand.tables]
         size = ((frozen - resident) * np.array(widths))[tables].astype(np.float64)
         coldest = np.argsort(load / size, kind="stable")
         points = fluid_cuts(
@@ -223,8 +212,8 @@ class _Shapes:
             demand,
             self.terms,
             SearchLimits(most, room, resident=False),
-            precision=self.precision,
-            resident_precision=self.request.resident_precision,
+            precision=self.stored.shards,
+            resident_precision=self.stored.resident,
             shards_wanted=wanted,
         )
         cuts = []
@@ -256,7 +245,7 @@ class _Shapes:
         """Per table, seconds of one vCPU per query of ranks start … stop-1."""
         return [
             table.gathers_between(int(low), int(high))
-            * self.terms.beta_of(table.spec.dim, self.precision)
+            * self.terms.beta_of(table.spec.dim, self.stored.shards)
             for table, low, high in zip(self.demand.tables, start, stop, strict=True)
         ]
 

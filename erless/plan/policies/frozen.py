@@ -16,20 +16,19 @@ from numpy.typing import NDArray
 
 from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, Layout, Role, Slice
-from erless.plan.request import PlanRequest
+from erless.plan.request import PlanRequest, StoredAs
 from erless.plan.search.merged_order import MergedOrder
-from erless.specs.plan import Precision
 
 __all__ = ["freeze_last", "idle_cut", "split_frozen"]
 
 
 def idle_cut(
-    demand: Demand, terms: CostTerms, request: PlanRequest, precision: Precision
+    demand: Demand, terms: CostTerms, request: PlanRequest, stored: StoredAs
 ) -> NDArray[np.int64]:
     """The first rank of each table from which on rows idle; its number of rows where none does."""
     gathers = min(math.log(2) / (demand.qps * request.frozen_window_s), request.frozen_error_budget)
-    order = MergedOrder.of(demand.tables, terms, precision, request.resident_precision)
-    cheapest = min(terms.beta_of(table.spec.dim, precision) for table in demand.tables)
+    order = MergedOrder.of(demand.tables, terms, *stored)
+    cheapest = min(terms.beta_of(table.spec.dim, stored.shards) for table in demand.tables)
     return order.cut(gathers * cheapest)
 
 
@@ -44,8 +43,8 @@ def split_frozen(layout: Layout, request: PlanRequest) -> Layout:
     demand, terms = layout.demand, layout.terms
     if not layout.shards:
         return layout
-    precision = layout.shards[0].precision
-    cut = idle_cut(demand, terms, request, precision)
+    stored = StoredAs(layout.shards[0].precision, layout.gateway.precision)
+    cut = idle_cut(demand, terms, request, stored)
     heat = [shard.gathers / shard.rows for shard in layout.shards]
     coldest = heat.index(min(heat))
     idle, kept = [], []
@@ -71,8 +70,7 @@ def split_frozen(layout: Layout, request: PlanRequest) -> Layout:
             terms,
             [*shards, idle],
             layout.gateway.slices,
-            precision,
-            request.resident_precision,
+            *stored,
             [*reasons, why],
         )
     )

@@ -43,7 +43,7 @@ def floor_of(tier: Tier, policy: Policy, request: PlanRequest) -> int:
     if tier in request.tier_replicas:
         return request.tier_replicas[tier]
     sleeps = policy == "joint" and tier in (Tier.COLD, Tier.FROZEN)
-    return 0 if sleeps and request.min_replicas == 1 else request.min_replicas
+    return 0 if sleeps and request.floor == 1 else request.floor
 
 
 def with_tiers(layout: Layout, policy: Policy, request: PlanRequest) -> Layout:

@@ -84,7 +84,13 @@ def plan_document(
         qps=outcome.demand.qps,
         batch=request.batch,
         nodes=tuple(
-            NodeGroup(instance_type=kind.name, count=number, usd_per_hour=kind.usd_per_hour)
+            NodeGroup(
+                instance_type=kind.name,
+                count=number,
+                usd_per_hour=kind.usd_per_hour,
+                arch=kind.arch,
+                spot=request.spot,
+            )
             for kind, number in candidate.packing.nodes
         ),
         result=asked_result,

@@ -101,8 +101,8 @@ def test_the_plan_chooses_among_precisions_only_where_it_pays() -> None:
     assert {each.precision for each in small.shards if each.tier != Tier.RESIDENT} == {
         Precision.INT8
     }
-    cheap = plan(name="rm1", allowed=kinds, traffic=0.5, shards=2)
-    dear = plan(name="rm1", allowed=("fp32",), traffic=0.5, shards=2)
+    cheap = plan(name="rm1", allowed=kinds, traffic=0.5)
+    dear = plan(name="rm1", allowed=("fp32",), traffic=0.5)
     assert cheap.result is not None
     assert dear.result is not None
     assert cheap.result.usd_per_month == dear.result.usd_per_month

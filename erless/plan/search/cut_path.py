@@ -1,0 +1,160 @@
+"""A path of cut vectors from all rows to none, with what every run between two of them takes.
+
+`frontier` knows a function's calls and gathers; a path knows its partial vectors too, because they
+depend on both ends of a run. It is a grid, so what is best on it is best among its points only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.plan.costs.cost import CostTerms
+from erless.plan.costs.layout import Demand
+from erless.plan.search.merged_order import MergedOrder
+from erless.specs.plan import Precision
+
+__all__ = ["CutPath", "merged_path", "table_path"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+MOST_CELLS = 1_000_000  # of the array of partial vectors: pairs of points times tables
+MOST_POINTS, FEWEST_POINTS = 120, 40
+
+
+@dataclass(frozen=True)
+class CutPath:
+    """Points p = 0 … P-1: a shard of run (i, j) holds ranks cuts[j] … cuts[i]-1 of each table.
+
+    Args:
+        cuts: (P, T) int64, falling from all rows.
+        precision: of the rows in shards.
+        resident: precision of the rows below a cut, which the gateway holds.
+        load: (P,) seconds of one vCPU per query to gather the ranks from a cut on.
+        size: (P,) their bytes in shards, with their index.
+        gathers: (P,) gathers per query of them.
+        partials: (P, P) vectors that a run sends back per query; 0 where i ≥ j.
+        resident_load: (P,) seconds to gather the ranks below a cut in the gateway.
+        resident_size: (P,) their bytes there.
+    """
+
+    cuts: Ints
+    precision: Precision
+    resident: Precision
+    load: Floats
+    size: Floats
+    gathers: Floats
+    partials: Floats
+    resident_load: Floats
+    resident_size: Floats
+
+    @classmethod
+    def of(
+        cls,
+        demand: Demand,
+        terms: CostTerms,
+        cuts: Ints,
+        precision: Precision,
+        resident: Precision,
+    ) -> CutPath:
+        """The path through `cuts`."""
+        tables = demand.tables
+        curves: dict[tuple[int, bytes], Floats] = {}
+        gathered = np.empty(cuts.shape)
+        for number, table in enumerate(tables):
+            column = cuts[:, number]
+            same = (id(table.curve), column.tobytes())
+            if same not in curves:
+                curves[same] = 1.0 - table.curve.cdf(column) if table.gathers else np.zeros(1)
+            gathered[:, number] = table.gathers * curves[same]
+        whole = np.array([table.gathers for table in tables])
+        rows = np.array([table.rows for table in tables])
+
+        def each(kind: Precision) -> tuple[Floats, Floats]:
+            dims = [table.spec.dim for table in tables]
+            return (
+                np.array([terms.beta_of(dim, kind) for dim in dims]),
+                np.array([kind.row_bytes(dim) for dim in dims], np.float64),
+            )
+
+        beta, width = each(precision)
+        resident_beta, resident_width = each(resident)
+        return cls(
+            cuts,
+            precision,
+            resident,
+            gathered @ beta,
+            (rows - cuts) @ (width + terms.index_bytes_per_row),
+            gathered.sum(axis=1),
+            _partials(gathered, demand.batch),
+            (whole - gathered) @ resident_beta,
+            cuts @ resident_width,
+        )
+
+
+def _partials(gathered: Floats, batch: int) -> Floats:
+    """batch · Σ over tables (1 - exp(-gathers of the run / batch)), for runs (i, j) with i < j."""
+    points, _ = gathered.shape
+    columns, counts = np.unique(gathered, axis=1, return_counts=True)
+    sent = np.zeros((points, points))
+    for column, count in zip(columns.T, counts, strict=True):
+        between = np.maximum(column[None, :] - column[:, None], 0.0)
+        sent -= count * np.expm1(between / -batch)
+    return np.triu(batch * sent, 1)
+
+
+def merged_path(
+    demand: Demand,
+    terms: CostTerms,
+    order: MergedOrder,
+    precision: Precision,
+    resident: Precision,
+) -> CutPath:
+    """Along the merged order: points spaced evenly by load, and by bytes from the hot end."""
+    different = len({(id(table.curve), table.spec.dim) for table in demand.tables})
+    points = int(np.sqrt(MOST_CELLS / different))
+    points = max(FEWEST_POINTS, min(MOST_POINTS, points))
+    even = np.linspace(0.0, order.total_load, points // 2)
+    hottest = order.total_size * np.geomspace(1e-6, 1.0, points // 2)
+    by_size = order.load_at(order.total_size - hottest)
+    loads = np.unique(np.concatenate([even, by_size]))
+    cuts = [order.table_rows, *(order.cut(float(load)) for load in loads[1:-1])]
+    return CutPath.of(
+        demand, terms, _falling([*cuts, np.zeros_like(order.table_rows)]), precision, resident
+    )
+
+
+def table_path(
+    demand: Demand,
+    terms: CostTerms,
+    inside: Ints,
+    precision: Precision,
+    resident: Precision,
+) -> CutPath:
+    """Whole tables, coldest first: from each table's rows to its cut `inside`, one after another.
+
+    A run then holds all rows outside the gateway of its tables, so a bag comes back as one vector.
+    """
+    rows = np.array([table.rows for table in demand.tables], np.int64)
+    heat = [
+        table.gathers_between(int(low), table.rows)
+        * terms.beta_of(table.spec.dim, precision)
+        / max(1.0, float(table.rows - low) * precision.row_bytes(table.spec.dim))
+        for table, low in zip(demand.tables, inside, strict=True)
+    ]
+    cuts, now = [rows], rows
+    for number in np.argsort(heat, kind="stable"):
+        now = now.copy()
+        now[number] = inside[number]
+        cuts.append(now)
+    return CutPath.of(demand, terms, _falling(cuts), precision, resident)
+
+
+def _falling(cuts: Sequence[Ints]) -> Ints:
+    """The cut vectors without repetitions, each at most the one before it."""
+    array = np.minimum.accumulate(np.array(cuts), axis=0)
+    changed = np.any(np.diff(array, axis=0) != 0, axis=1)
+    return np.asarray(array[np.concatenate([[True], changed])], np.int64)
