@@ -2,46 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from erless.dlrm.graph_model import GraphModel
-from erless.errors import ModelError
+from erless.errors import ModelError, first_line
 from erless.importers.graph.program import Example, Program, evaluating
 
-__all__ = ["check_predictions"]
+__all__ = ["smallest_batch"]
 
 TOLERANCE = 1e-5  # of the largest value of an output
 
 
-def check_predictions(
-    bundle: GraphModel, model: nn.Module, program: Program, example: Example
-) -> None:
-    """Let both predict `example`.
+def smallest_batch(bundle: GraphModel, model: nn.Module, program: Program, example: Example) -> int:
+    """Let both predict the example, one sample more, and one alone.
+
+    Returns:
+        1, or 2 where the model or its export takes no single sample.
 
     Raises:
         ModelError: they differ by more than `TOLERANCE`.
     """
+    _compare(bundle, program, example, _expected(model, example))
+    for count in (len(example.tensors[0]) + 1, 1):
+        other = _resized(program, example, count)
+        if other is None:
+            return 1
+        try:
+            expected = _expected(model, other)
+        except Exception:  # whatever a model raises for a batch that it does not take
+            if count == 1:
+                return 2
+            raise
+        try:
+            _compare(bundle, program, other, expected)
+        except ModelError:
+            if count == 1:
+                return 2
+            raise
+    return 1
+
+
+def _expected(model: nn.Module, example: Example) -> list[Tensor]:
     with torch.inference_mode(), evaluating(model):
-        expected = pytree.tree_leaves(model(*example.args, **example.kwargs))
-    found = bundle.predict(dict(zip(program.inputs, example.tensors, strict=True)))
+        leaves = pytree.tree_leaves(model(*example.args, **example.kwargs))
+    return [leaf.cpu() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _compare(
+    bundle: GraphModel, program: Program, example: Example, expected: Sequence[Tensor]
+) -> None:
+    tensors = [tensor.cpu() for tensor in example.tensors]
+    try:
+        found = bundle.predict(dict(zip(program.inputs, tensors, strict=True)))
+    except (RuntimeError, IndexError) as error:
+        raise ModelError(
+            f"the bundle does not predict a batch of {len(tensors[0])}: {first_line(error)}"
+        ) from error
     for (name, got), wanted in zip(found.items(), expected, strict=True):
         difference = _difference(got, wanted)
         if difference > TOLERANCE:
             raise ModelError(
-                f"output {name} differs from the model's by {difference:.1e}, at most {TOLERANCE}"
+                f"output {name} differs from the model's by {difference:.1e} of its largest "
+                f"value, at most {TOLERANCE}"
             )
+
+
+def _resized(program: Program, example: Example, count: int) -> Example | None:
+    """The example with `count` samples; None where its inputs are not one row per sample each."""
+    tensors = example.tensors
+    batches = {str(node.meta["val"].shape[:1]) for node in program.inputs.values()}
+    if len(batches) != 1 or any(not tensor.dim() for tensor in tensors):
+        return None
+    places = torch.arange(count) % len(tensors[0])
+    return example.replaced([tensor[places.to(tensor.device)] for tensor in tensors])
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
     """The largest difference, as a share of the largest value."""
-    expected = expected.cpu()
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return float("inf")
+    if not expected.numel():
+        return 0.0
     if not expected.is_floating_point():
         return 0.0 if torch.equal(found, expected) else float("inf")
-    scale = expected.abs().nan_to_num(0, 0, 0).max().clamp(min=1e-30) if expected.numel() else 1
+    scale = expected.abs().nan_to_num(0, 0, 0).max().clamp(min=1e-30)
     equal = (found == expected) | (found.isnan() & expected.isnan())
     difference = torch.where(equal, 0, (found - expected).abs() / scale)
-    return float(difference.nan_to_num(float("inf")).max()) if expected.numel() else 0.0
+    return float(difference.nan_to_num(float("inf")).max())

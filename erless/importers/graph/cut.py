@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Node
 
 from erless.errors import ModelError
 from erless.importers.graph.lookups import Lookup, module_of
-from erless.importers.graph.parts import slice_of
-from erless.importers.graph.program import Program, readable
+from erless.importers.graph.program import Program, readable, slice_of
 from erless.specs.features import FeatureSpec
 
 __all__ = ["Cut", "cut_program"]
@@ -84,8 +85,12 @@ def cut_program(program: Program, lookups: Sequence[Lookup]) -> Cut:
         features.append((feature, lookup))
     vectors = {feature.name: lookup.node for feature, lookup in features}
     values |= vectors
-    sizes = _sizes(program, vectors.values())
-    tower = slice_of(list(program.outputs.values()), frozenset((*nodes, *sizes)))
+    results = list(program.outputs.values())
+    read = slice_of(results, frozenset(nodes))
+    sizes = _sizes(program, [node for node in vectors.values() if node in read])
+    tower = slice_of(results, frozenset((*nodes, *sizes)))
+    tower |= {place[0] for size, place in sizes.items() if size in tower}
+    _tell_kept(program, tables, tower)
     front = slice_of([values[name] for name in gives], frozenset())
     return Cut(
         tables,
@@ -101,6 +106,19 @@ def cut_program(program: Program, lookups: Sequence[Lookup]) -> Cut:
     )
 
 
+def _tell_kept(program: Program, tables: dict[str, Node], tower: set[Node]) -> None:
+    """Warn of tables that the tower computes with as a whole: they are held twice."""
+    for name, node in tables.items():
+        if node in tower:
+            size = program.weight(node).numel() * 4
+            user = next(user for user in node.users if user in tower)
+            warnings.warn(
+                f"table {name} ({size / 1e6:,.1f} MB) is kept in the tower too: "
+                f"{module_of(user)} computes with all of its rows",
+                stacklevel=4,
+            )
+
+
 def _check_order(nodes: dict[Node, Lookup]) -> None:
     if not nodes:
         raise ModelError("the model looks up no table that is large enough to be served apart")
@@ -113,9 +131,20 @@ def _check_order(nodes: dict[Node, Lookup]) -> None:
             )
 
 
-def _sizes(program: Program, vectors: object) -> dict[Node, tuple[Node, int]]:
+def _sizes(program: Program, vectors: Iterable[Node]) -> dict[Node, tuple[Node, int]]:
     """Sizes of inputs that vectors have too: so the tower need not take those inputs."""
-    return {}
+    places: dict[str, tuple[Node, int]] = {}
+    for node in vectors:
+        for dimension, size in enumerate(node.meta["val"].shape):
+            if isinstance(size, torch.SymInt):
+                places.setdefault(str(size.node.expr), (node, dimension))
+    return {
+        node: places[str(node.meta["val"].node.expr)]
+        for node in program.exported.graph.nodes
+        if node.target is torch.ops.aten.sym_size.int
+        and isinstance(node.meta["val"], torch.SymInt)
+        and str(node.meta["val"].node.expr) in places
+    }
 
 
 class _Names:

@@ -10,11 +10,12 @@ from torch import nn
 
 from erless.dlrm.graph_model import GraphModel
 from erless.importers.bundle import new_bundle
-from erless.importers.graph.check import check_predictions
+from erless.importers.graph.check import smallest_batch
 from erless.importers.graph.cut import cut_program
 from erless.importers.graph.lookups import find_lookups
 from erless.importers.graph.program import Dynamic, Example, export_program
-from erless.importers.graph.write import describe, write_parts
+from erless.importers.graph.simplify import simplify
+from erless.importers.graph.write import describe, with_batch_min, write_parts
 from erless.specs.bundle import BundleManifest
 
 __all__ = ["export"]
@@ -52,11 +53,15 @@ def export(
     """
     example = Example.of(example_inputs)
     program = export_program(model, example, dynamic)
+    simplify(program)
     cut = cut_program(program, find_lookups(program, small_rows))
     spec = describe(program, cut, name)
     with new_bundle(Path(out), spec, overwrite=overwrite) as bundle:
         write_parts(bundle, program, cut)
         manifest = bundle.finish()
         written = GraphModel.load(bundle.folder, verify=False, mapped=True)
-        check_predictions(written, model, program, example)
+        batch_min = smallest_batch(written, model, program, example)
+        if batch_min != 1:
+            bundle.model = with_batch_min(spec, batch_min)
+            manifest = bundle.finish()
     return manifest

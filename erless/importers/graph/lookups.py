@@ -11,13 +11,14 @@ import torch
 from torch.fx import Graph, Node
 
 from erless.errors import ModelError
-from erless.importers.graph.program import Program
+from erless.importers.graph.program import Program, slice_of
 from erless.specs.features import Pooling
 
 __all__ = ["Lookup", "find_lookups", "module_of"]
 
 _aten = torch.ops.aten
 _BAGS = (_aten.embedding_bag.padding_idx, _aten.embedding_bag.default, _aten._embedding_bag.default)
+_ID_DTYPES = (torch.int64, torch.int32)
 _POOLINGS = {0: Pooling.SUM, 1: Pooling.MEAN, 2: Pooling.MAX}
 
 
@@ -64,16 +65,52 @@ def find_lookups(program: Program, small_rows: int) -> list[Lookup]:
     Raises:
         ModelError: a table is read in a way that no feature has.
     """
-    lookups = []
+    lookups: dict[Any, Lookup] = {}
     for node in list(program.exported.graph.nodes):
         lookup = _lookup(node)
-        if lookup is None or lookup.table not in program.weights:
+        if lookup is None:
             continue
-        rows, _ = lookup.table.meta["val"].shape
-        if rows < small_rows:
+        if lookup.table not in program.weights:
+            _check_table(program, lookup, small_rows)
             continue
-        lookups.append(lookup)
-    return lookups
+        shape = lookup.table.meta["val"].shape
+        if len(shape) == 2 and shape[0] >= small_rows and shape[1] > 0:
+            lookups[lookup.node] = _in_float32(program, lookup)
+    return list(lookups.values())
+
+
+def _check_table(program: Program, lookup: Lookup, small_rows: int) -> None:
+    """Refuse rows of what is computed from large tables, and from nothing else."""
+    before = slice_of([lookup.table], frozenset())
+    inputs = set(program.inputs.values())
+    tables = [program.weights[node] for node in before if _is_large(program, node, small_rows)]
+    if tables and not before & inputs:
+        what = f"a table that is computed from {', '.join(sorted(tables))}"
+        if lookup.table.target is _aten.cat.default:
+            what = f"{', '.join(sorted(tables))}, put together"
+        raise ModelError(
+            f"{module_of(lookup.node)} looks up rows of {what}: erless serves tables as they are"
+        )
+
+
+def _is_large(program: Program, node: Node, small_rows: int) -> bool:
+    if node not in program.weights:
+        return False
+    shape = node.meta["val"].shape
+    return len(shape) == 2 and shape[0] >= small_rows
+
+
+def _in_float32(program: Program, lookup: Lookup) -> Lookup:
+    """Vectors come as float32; the graph goes on in the table's own dtype."""
+    value = lookup.node.meta["val"]
+    if value.dtype == torch.float32:
+        return lookup
+    graph = lookup.node.graph
+    lookup.node.meta["val"] = value.float()
+    with graph.inserting_after(lookup.node):
+        cast_back = call(graph, _aten._to_copy.default, lookup.node, dtype=value.dtype)
+    program.replace(lookup.node, cast_back)
+    return lookup
 
 
 def _lookup(node: Node) -> Lookup | None:
@@ -94,7 +131,7 @@ def _indexed(node: Node) -> Lookup | None:
     """`table[ids]`, where ids are whole numbers."""
     indices = cast(Sequence[Node | None], node.args[1])
     ids = indices[0]
-    if len(indices) != 1 or ids is None or ids.meta["val"].dtype == torch.bool:
+    if len(indices) != 1 or ids is None or ids.meta["val"].dtype not in _ID_DTYPES:
         return None
     return Lookup(node, _node(node, 0), ids, Pooling.NONE)
 

@@ -20,23 +20,9 @@ from torch.export.graph_signature import (
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-from erless.importers.graph.program import Program
+from erless.importers.graph.program import Program, slice_of
 
-__all__ = ["part_of", "save_part", "slice_of"]
-
-
-def slice_of(gives: Sequence[Node], stop: Mapping[Node, object] | frozenset[Node]) -> set[Node]:
-    """All nodes that `gives` depend on, themselves included, not looking behind those of `stop`."""
-    found: set[Node] = set()
-    waiting = list(gives)
-    while waiting:
-        node = waiting.pop()
-        if node in found:
-            continue
-        found.add(node)
-        if node not in stop:
-            waiting.extend(node.all_input_nodes)
-    return found
+__all__ = ["part_of", "save_part"]
 
 
 def part_of(

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from erless.errors import ModelError, first_line
+from erless.importers.graph.watch import Watch, line_of, quiet
 
-__all__ = ["Example", "Program", "export_program"]
+__all__ = ["Example", "Program", "export_program", "slice_of"]
 
 Dynamic = Mapping[str, Sequence[int] | Mapping[int, Any]]
 
@@ -78,6 +80,13 @@ class Program:
         tensor: Tensor = state[name] if name in state else self.exported.constants[name]
         return tensor
 
+    def replace(self, node: Node, other: Node) -> None:
+        """Let all that uses the value of `node`, the outputs too, use `other`."""
+        node.replace_all_uses_with(other, lambda user: user is not other)
+        for name, output in self.outputs.items():
+            if output is node:
+                self.outputs[name] = other
+
 
 def export_program(model: nn.Module, example: Example, dynamic: Dynamic | None = None) -> Program:
     """`model` in evaluation mode as a graph.
@@ -89,18 +98,60 @@ def export_program(model: nn.Module, example: Example, dynamic: Dynamic | None =
     Raises:
         ModelError: torch cannot export it.
     """
-    with evaluating(model), warnings.catch_warnings():
-        names = _argument_names(model, example)
+    names = argument_names(model, example)
+    example = _grown(example)
+    watch = Watch(model)
+    with evaluating(model), warnings.catch_warnings(), quiet(), watch.watching():
+        warnings.simplefilter("ignore")  # torch's own, of its own functions
         shapes = _dynamic_shapes(example, names, dynamic)
         try:
-            warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own functions
             exported = torch.export.export(
                 model, example.args, example.kwargs, dynamic_shapes=shapes, strict=False
             )
             exported = exported.run_decompositions({})
         except Exception as error:
-            raise ModelError(f"the model cannot be exported: {first_line(error)}") from error
-    return _named(exported, names)
+            raise ModelError(_why(error, watch)) from error
+    program = _named(exported, names)
+    _check_fixed(program, example, watch, names, dynamic)
+    return program
+
+
+def _why(error: Exception, watch: Watch) -> str:
+    """Why an export failed, in a few lines that name the module."""
+    if isinstance(error, GuardOnDataDependentSymNode):
+        reason = (
+            "it branches on a value that differs from query to query (an `if`, a loop, .item())"
+        )
+    else:
+        reason = f"{type(error).__name__}: {first_line(error)}"[:300]
+    line = line_of(error)
+    return f"{watch.place} cannot be exported: {reason}" + (f"\n  {line}" if line else "")
+
+
+def _grown(example: Example) -> Example:
+    """An example of one sample, twice: torch would take a size of 1 for the only one."""
+    tensors = example.tensors
+    if all(tensor.dim() and len(tensor) == 1 for tensor in tensors):
+        return example.replaced([torch.cat([tensor, tensor]) for tensor in tensors])
+    return example
+
+
+def _check_fixed(
+    program: Program, example: Example, watch: Watch, names: list[str], dynamic: Dynamic | None
+) -> None:
+    """Refuse a model that takes the batch of its example only."""
+    for place, (name, node) in enumerate(program.inputs.items()):
+        shape = node.meta["val"].shape
+        wanted = _varying(name, len(shape), dynamic)
+        for dimension in wanted:
+            where = watch.fixed.get((place, dimension))
+            if where or isinstance(shape[dimension], int):
+                size = example.tensors[place].shape[dimension]
+                raise ModelError(
+                    f"{where or 'the model'} computes with a size of {size}, which is that of the "
+                    f"example:\n  dimension {dimension} of input {name} must be free to differ. "
+                    "Take sizes from tensors (x.shape[0]),\n  not from settings or constants."
+                )
 
 
 @contextmanager
@@ -115,7 +166,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _argument_names(model: nn.Module, example: Example) -> list[str]:
+def argument_names(model: nn.Module, example: Example) -> list[str]:
     """A name per leaf of the arguments: its key in a dictionary, or the argument's own name."""
     import inspect
 
@@ -164,10 +215,17 @@ def _dynamic_shapes(example: Example, names: list[str], dynamic: Dynamic | None)
         if not isinstance(leaf, Tensor):
             shapes.append(None)
             continue
-        wanted = {0} if leaf.dim() and name not in (dynamic or {}) else set((dynamic or {})[name])
+        wanted = _varying(name, leaf.dim(), dynamic)
         shapes.append(dict.fromkeys(wanted, Dim.AUTO) or None)
     args, kwargs = pytree.tree_unflatten(shapes, tree)
     return (*args, *kwargs.values()) if not kwargs else _by_parameter(args, kwargs)
+
+
+def _varying(name: str, dimensions: int, dynamic: Dynamic | None) -> set[int]:
+    """The dimensions of an input whose size differs from call to call."""
+    if dynamic is not None and name in dynamic:
+        return set(dynamic[name])
+    return {0} if dimensions else set()
 
 
 def _by_parameter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -192,7 +250,9 @@ def _named(exported: ExportedProgram, names: list[str]) -> Program:
     results = _output_names(exported)
     for spec in exported.graph_signature.output_specs:
         if spec.kind is not OutputKind.USER_OUTPUT:
-            raise ModelError(f"the model changes {spec.target} when it predicts")
+            renormed = spec.kind is OutputKind.PARAMETER_MUTATION and "renorm" in spec.arg.name
+            cause = " (max_norm of an embedding)" if renormed else ""
+            raise ModelError(f"the model changes {spec.target} when it predicts{cause}")
         name = next(results)
         if isinstance(spec.arg, TensorArgument):
             outputs[name] = nodes[spec.arg.name]
@@ -211,3 +271,17 @@ def _output_names(exported: ExportedProgram) -> Iterator[str]:
         for path in paths
     ]
     return iter(_short_names(paths))
+
+
+def slice_of(gives: Sequence[Node], stop: Mapping[Node, object] | frozenset[Node]) -> set[Node]:
+    """All nodes that `gives` depend on, themselves included, not looking behind those of `stop`."""
+    found: set[Node] = set()
+    waiting = list(gives)
+    while waiting:
+        node = waiting.pop()
+        if node in found:
+            continue
+        found.add(node)
+        if node not in stop:
+            waiting.extend(node.all_input_nodes)
+    return found

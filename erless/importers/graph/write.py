@@ -20,7 +20,7 @@ from erless.importers.graph.program import Program
 from erless.specs.features import NamedTensor, Pooling
 from erless.specs.model import GraphTower, ModelSpec, TableSpec
 
-__all__ = ["describe", "write_parts"]
+__all__ = ["describe", "with_batch_min", "write_parts"]
 
 _DATATYPES = {
     torch.bool: "BOOL",
@@ -52,6 +52,12 @@ def describe(program: Program, cut: Cut, name: str) -> ModelSpec:
         )
     except ValidationError as error:
         raise ModelError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
+
+
+def with_batch_min(model: ModelSpec, batch_min: int) -> ModelSpec:
+    """`model`, but for batches of at least `batch_min`."""
+    tower = model.tower.model_copy(update={"batch_min": batch_min})
+    return model.model_copy(update={"tower": tower})
 
 
 def write_parts(bundle: BundleWriter, program: Program, cut: Cut) -> None:

@@ -1,0 +1,80 @@
+"""Bring a graph into a form in which equal values are one node.
+
+Nothing in a decomposed program happens in place, so a call that only hands its argument on may be
+left out, and two equal calls may be one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from erless.importers.graph.program import Program
+
+__all__ = ["simplify"]
+
+_aten = torch.ops.aten
+_HANDS_ON = {
+    _aten.alias.default,
+    _aten.detach.default,
+    _aten.lift_fresh_copy.default,
+    _aten.clone.default,
+    _aten.contiguous.default,
+    _aten._to_copy.default,
+    _aten.to.dtype,
+    _aten.to.dtype_layout,
+    _aten.to.device,
+    _aten.to.other,
+    _aten.slice.Tensor,
+    _aten.expand.default,
+}
+
+
+def simplify(program: Program) -> None:
+    """Let equal weights, and equal calls, of `program` be one node each."""
+    _merge_weights(program)
+    seen: dict[Any, Node] = {}
+    for node in list(program.exported.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _HANDS_ON and _is_same(node, node.args[0]):
+            program.replace(node, node.args[0])
+            continue
+        key = (node.target, repr(node.args), repr(sorted(node.kwargs.items())))
+        if key in seen:
+            program.replace(node, seen[key])
+        else:
+            seen[key] = node
+
+
+def _is_same(node: Node, argument: Any) -> bool:
+    """Whether a call that can change dtype, place or size changes none."""
+    if not isinstance(argument, Node):
+        return False
+    result, given = node.meta["val"], argument.meta["val"]
+    if result.dtype != given.dtype or result.device != given.device:
+        return False
+    if len(result.shape) != len(given.shape):
+        return False
+    return all(str(one) == str(other) for one, other in zip(result.shape, given.shape, strict=True))
+
+
+def _merge_weights(program: Program) -> None:
+    """A weight that has two names is one."""
+    seen: dict[Any, Node] = {}
+    for node in program.weights:
+        tensor = program.weight(node)
+        if tensor.device.type == "meta" or not tensor.numel():
+            continue
+        key = _place(tensor)
+        if key in seen:
+            node.replace_all_uses_with(seen[key])
+        seen.setdefault(key, node)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    storage = tensor.untyped_storage().data_ptr()
+    return (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
