@@ -32,7 +32,8 @@ SILENT_S = (
 SILENT_P95 = 4.0
 LOOK_S = 0.1  # between two looks at the calls of a query that has taken longer
 REPEATS = 2  # of a call that stays silent
-UNREACHED = {502, 503}  # what Knative's queue-proxy and Envoy say while a container starts again
+# What Knative's queue-proxy and Envoy say while a container starts again, and of one that hangs.
+UNREACHED = {502, 503, 504}
 
 
 class FanOut:

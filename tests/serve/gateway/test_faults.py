@@ -86,9 +86,9 @@ def test_a_connection_that_dies_before_an_answer_is_tried_once_more(
 def test_a_proxy_that_reaches_no_container_is_asked_again(
     gateway: Function, faulty: FakeShard, fleet: Fleet, reference: Monolith
 ) -> None:
-    """Knative's queue-proxy while the container behind it starts again."""
+    """Knative's queue-proxy while the container behind it hangs (504), or starts again."""
     query = random_query(fleet.made.model, 16, 8)
-    faulty.unreached = [502, 503, 502]
+    faulty.unreached = [502, 503, 504, 502]
     found = predict(gateway, fleet.made, query)
     np.testing.assert_allclose(found, reference.predict(query), rtol=1e-5, atol=1e-7)
     assert not faulty.unreached
