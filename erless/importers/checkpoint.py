@@ -7,7 +7,8 @@ wrappers of torch (DistributedDataParallel, torch.compile) leave words in the na
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,23 @@ from torch import Tensor
 
 from erless.errors import CheckpointError
 from erless.importers.bundle import row_chunks
+from erless.importers.distributed import METADATA, ShardedTensor, read_distributed
 from erless.importers.storages import read_torch_file
 from erless.storage.atomic import os_errors
 from erless.storage.tensors import TensorFile
 
-__all__ = ["Checkpoint", "float_rows", "layer_stack", "open_checkpoint", "to_float32"]
+__all__ = [
+    "Checkpoint",
+    "Stored",
+    "TableRows",
+    "float_rows",
+    "layer_stack",
+    "open_checkpoint",
+    "to_float32",
+    "whole",
+]
+
+Stored = Tensor | ShardedTensor
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -73,12 +86,23 @@ class Checkpoint(NamedTuple):
             distributed checkpoint lists what each trainer held, one after another.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Stored]
     ordered: bool
 
 
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """A table, read chunk by chunk: its shape (rows, dim), and a new pass over its rows."""
+
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterator[NDArray[np.float32]]]
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The model's tensors in a checkpoint: torch's zip or legacy format, or safetensors.
+    """The model's tensors in a checkpoint.
+
+    It is a file of `torch.save` (zip or legacy), safetensors, or a folder of
+    `torch.distributed.checkpoint`.
 
     A dictionary under `state_dict`, `model_state_dict`, `model` or `module` is unwrapped, and the
     words that DistributedDataParallel (`module`) and torch.compile (`_orig_mod`) put into names
@@ -91,7 +115,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     document = _read(path)
     state = _unwrap(path, document)
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, Stored)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors")
     plain = {_without_wrappers(name): tensor for name, tensor in tensors.items()}
@@ -118,7 +142,7 @@ def _unwrap(path: Path, document: Mapping[Any, Any]) -> Mapping[Any, Any]:
 def _holds_tensors(value: Any, depth: int = 0) -> bool:
     if isinstance(value, Mapping) and depth < 4:
         return any(_holds_tensors(item, depth + 1) for item in value.values())
-    return isinstance(value, Tensor)
+    return isinstance(value, Stored)
 
 
 def _without_wrappers(name: str) -> str:
@@ -134,10 +158,12 @@ def _read(path: Path) -> Mapping[Any, Any]:
     """The document at `path`."""
     with os_errors(path, "read"):
         if path.is_dir():
-            raise CheckpointError(
-                f"{path} is a folder; a checkpoint is one file (a distributed checkpoint is merged "
-                "by python -m torch.distributed.checkpoint.format_utils dcp_to_torch)"
-            )
+            if not (path / METADATA).is_file():
+                raise CheckpointError(
+                    f"{path} is a folder without {METADATA}: neither one file nor a whole "
+                    "distributed checkpoint"
+                )
+            return read_distributed(path)
         if path.exists() and not path.is_file():
             raise CheckpointError(f"{path} is no file")
         size = path.stat().st_size
@@ -171,7 +197,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def to_float32(name: str, tensor: Tensor) -> NDArray[np.float32]:
+def to_float32(name: str, tensor: Stored) -> NDArray[np.float32]:
     """`tensor` as a float32 array; fp16 and bf16 convert exactly, fp64 is rounded.
 
     Raises:
@@ -182,18 +208,23 @@ def to_float32(name: str, tensor: Tensor) -> NDArray[np.float32]:
             f"{name} holds {tensor.dtype}, not floats: quantized rows do not import; save the "
             "model before it is quantized"
         )
-    array: NDArray[np.float32] = tensor.detach().to(torch.float32).numpy()
+    array: NDArray[np.float32] = whole(tensor).detach().to(torch.float32).numpy()
     return array
 
 
-def float_rows(name: str, tensor: Tensor) -> Iterator[NDArray[np.float32]]:
+def whole(stored: Stored) -> Tensor:
+    """The tensor, in memory if it came in pieces."""
+    return stored.whole() if isinstance(stored, ShardedTensor) else stored
+
+
+def float_rows(name: str, tensor: Stored) -> Iterator[NDArray[np.float32]]:
     """The rows of a table as float32 chunks."""
     chunks = row_chunks(tensor, tensor.element_size() * tensor.shape[1])
     return (to_float32(name, chunk) for chunk in chunks)
 
 
 def layer_stack(
-    tensors: Mapping[str, Tensor], layers: list[str], inputs: int | None, what: str
+    tensors: Mapping[str, Stored], layers: list[str], inputs: int | None, what: str
 ) -> tuple[list[tuple[NDArray[np.float32], NDArray[np.float32]]], tuple[int, ...]]:
     """(weight, bias) of each linear layer named in `layers`, and the output widths.
 
@@ -218,7 +249,7 @@ def layer_stack(
     return stack, tuple(sizes)
 
 
-def _tensor(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> NDArray[np.float32]:
+def _tensor(tensors: Mapping[str, Stored], name: str, dimensions: int) -> NDArray[np.float32]:
     if name not in tensors:
         raise CheckpointError(f"the checkpoint has no {name}")
     if tensors[name].dim() != dimensions:

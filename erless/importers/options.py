@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from erless.errors import CheckpointError, OptionError
 from erless.importers.poolings import Poolings
 from erless.progress import Progress
 
-__all__ = ["ImportOptions", "order_tables"]
+__all__ = ["ImportOptions", "Quantization", "order_tables", "parse_features"]
+
+
+class Quantization(StrEnum):
+    """What the bytes of a quantized table's row are; see `erless.importers.quantized`."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+    FP16 = "fp16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +30,8 @@ class ImportOptions:
         poolings: how each table pools.
         tables: the tables in the model's order; None takes that of the checkpoint, if it has one.
         samples: a query file with the predictions of the original, which the bundle must repeat.
+        features: the features that read a table, where that is not one of its name.
+        quantized: what the bytes of quantized tables are.
         overwrite: replace an existing bundle.
         progress: who listens.
     """
@@ -28,8 +39,31 @@ class ImportOptions:
     poolings: Poolings = field(default_factory=Poolings)
     tables: Sequence[str] | None = None
     samples: Path | None = None
+    features: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    quantized: Quantization | None = None
     overwrite: bool = False
     progress: Progress | None = None
+
+
+def parse_features(options: Sequence[str]) -> dict[str, list[str]]:
+    """From options like `items=clicked,bought`: the features that read a table, in order.
+
+    >>> parse_features(["items=clicked,bought"])
+    {'items': ['clicked', 'bought']}
+
+    Raises:
+        OptionError: not of that form, or a table is named twice.
+    """
+    features: dict[str, list[str]] = {}
+    for option in options:
+        table, equals, names = option.partition("=")
+        listed = [name.strip() for name in names.split(",")]
+        if not equals or not all(listed):
+            raise OptionError(f"features {option!r}: must be TABLE=FEATURE,FEATURE")
+        if table in features:
+            raise OptionError(f"the features of table {table} are given twice")
+        features[table] = listed
+    return features
 
 
 def order_tables(

@@ -42,12 +42,13 @@ class Name:
     path: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Call:
-    """What a pickle would call, with which arguments."""
+    """What a pickle would call, with which arguments, and the state that its result would get."""
 
     function: str
     arguments: tuple[Any, ...]
+    state: Any = None
 
 
 @dataclass(slots=True)
@@ -60,14 +61,17 @@ class Reference:
 _MARK = object()
 
 
-def read_pickle(data: bytes | IO[bytes], where: str) -> Any:
+def read_pickle(data: bytes | IO[bytes], where: str, names: re.Pattern[str] | None = None) -> Any:
     """The value of the pickle at the start of `data`; a stream is left behind its end.
+
+    Args:
+        names: what it may name beside tensors; a `Call` of those may also be a dictionary's key.
 
     Raises:
         CheckpointError: it is damaged, too long, or names what is not on the list.
     """
     stream = BytesIO(data) if isinstance(data, bytes) else data
-    machine = _Machine(where)
+    machine = _Machine(where, names)
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if count > MAX_OPCODES:
@@ -84,8 +88,9 @@ def read_pickle(data: bytes | IO[bytes], where: str) -> Any:
 class _Machine:
     """The stack and memory of one pickle."""
 
-    def __init__(self, where: str) -> None:
-        self._where = where
+    def __init__(self, where: str, names: re.Pattern[str] | None) -> None:
+        self._where, self._names = where, names
+        self._keys = (*_KEYS, Call) if names else _KEYS
         self._stack: list[Any] = []
         self._memory: dict[int, Any] = {}
         self._steps: dict[str, Callable[[Any], None]] = {
@@ -125,7 +130,7 @@ class _Machine:
             "STACK_GLOBAL": self._stack_name,
             "REDUCE": self._call,
             "NEWOBJ": self._call,
-            "BUILD": self._drop,  # the state of an object never built
+            "BUILD": self._build,
             "BINPERSID": lambda _: self._stack.append(Reference(self.pop())),
         }
         for name in _CONSTANTS:
@@ -155,6 +160,12 @@ class _Machine:
 
     def _drop(self, argument: Any) -> None:
         self._stack.pop()
+
+    def _build(self, argument: Any) -> None:
+        """Keep the state of an object never built; that of a mapping is not of its entries."""
+        state = self.pop()
+        if isinstance(self._stack[-1], Call):
+            self._stack[-1].state = state
 
     def _drop_marked(self, argument: Any) -> None:
         self._since_mark()
@@ -189,7 +200,7 @@ class _Machine:
         target.update(self._paired(flat))
 
     def _paired(self, flat: list[Any]) -> dict[Any, Any]:
-        if len(flat) % 2 or not all(isinstance(key, _KEYS) for key in flat[::2]):
+        if len(flat) % 2 or not all(isinstance(key, self._keys) for key in flat[::2]):
             raise TypeError("a key is no text or number")
         return dict(zip(flat[::2], flat[1::2], strict=True))
 
@@ -206,7 +217,7 @@ class _Machine:
         self._name(f"{module}.{name}")
 
     def _name(self, path: str) -> None:
-        if _NAMES.fullmatch(path):
+        if _NAMES.fullmatch(path) or (self._names and self._names.fullmatch(path)):
             self._stack.append(Name(path))
             return
         if _OTHER_TENSORS.fullmatch(path):

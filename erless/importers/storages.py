@@ -25,7 +25,7 @@ from erless.dlrm.archive.container import StoredZip
 from erless.errors import ArtifactError, CheckpointError
 from erless.importers.pickles import Call, Name, Reference, read_pickle
 
-__all__ = ["read_torch_file"]
+__all__ = ["read_tensor_bytes", "read_torch_file"]
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before zip
 LEGACY_VERSION = 1001
@@ -59,6 +59,9 @@ class _Storage:
         return self.elements * self.dtype.itemsize
 
 
+_Find = Callable[[_Storage], NDArray[np.uint8]]  # the bytes of a storage, of the size that it says
+
+
 def read_torch_file(path: Path, data: NDArray[np.uint8]) -> Any:
     """The document that `torch.save` wrote: dictionaries, lists and numbers, tensors mapped.
 
@@ -68,12 +71,43 @@ def read_torch_file(path: Path, data: NDArray[np.uint8]) -> Any:
     Raises:
         CheckpointError: truncated, damaged, or holding objects other than plain tensors.
     """
+    document, find = _open(path, data)
+    return _Rebuilder(path, find).value(document)
+
+
+def read_tensor_bytes(
+    path: Path, data: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], torch.dtype, tuple[int, ...]]:
+    """The one tensor that `torch.save` wrote: its elements' bytes in order, dtype and shape.
+
+    Args:
+        data: the bytes of the file, mapped; those of the tensor are a view, if they lie in order.
+
+    Raises:
+        CheckpointError: truncated, damaged, or no plain tensor.
+    """
+    document, find = _open(path, data)
+    builder = _Rebuilder(path, find)
+    if not isinstance(document, Call):
+        raise CheckpointError(f"{path}: holds a {type(document).__name__} where a tensor should be")
+    storage, offset, sizes, strides = builder.layout(document, "tensor")
+    expected = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    if all(size == 1 or a == b for size, a, b in zip(sizes, strides, expected, strict=True)):
+        begin, count = offset * storage.dtype.itemsize, math.prod(sizes) * storage.dtype.itemsize
+        return find(storage)[begin : begin + count], storage.dtype, tuple(sizes)
+    whole: Tensor = builder.value(document)
+    ordered = whole.contiguous().view(-1).view(torch.uint8).numpy()
+    return ordered, storage.dtype, tuple(sizes)
+
+
+def _open(path: Path, data: NDArray[np.uint8]) -> tuple[Any, _Find]:
+    """The pickled document, and where to find the bytes of its storages."""
     if data[:4].tobytes() == b"PK\x03\x04":
-        return _read_zip(path, data)
-    return _read_legacy(path, data)
+        return _open_zip(path, data)
+    return _open_legacy(path, data)
 
 
-def _read_zip(path: Path, data: NDArray[np.uint8]) -> Any:
+def _open_zip(path: Path, data: NDArray[np.uint8]) -> tuple[Any, _Find]:
     try:
         records = StoredZip(data, str(path), "checkpoint")
         roots = {name.partition("/")[0] for name in records.records}
@@ -103,10 +137,10 @@ def _read_zip(path: Path, data: NDArray[np.uint8]) -> Any:
         except ArtifactError as error:
             raise CheckpointError(str(error)) from error
 
-    return _Rebuilder(path, find).value(document)
+    return document, find
 
 
-def _read_legacy(path: Path, data: NDArray[np.uint8]) -> Any:
+def _open_legacy(path: Path, data: NDArray[np.uint8]) -> tuple[Any, _Find]:
     where = str(path)
     stream = io.BufferedReader(_Mapped(data))
     if read_pickle(stream, where) != MAGIC or read_pickle(stream, where) != LEGACY_VERSION:
@@ -137,7 +171,7 @@ def _read_legacy(path: Path, data: NDArray[np.uint8]) -> Any:
             raise CheckpointError(f"{path}: truncated: storage {storage.key} is missing")
         return places[storage.key]
 
-    return _Rebuilder(path, find).value(document)
+    return document, find
 
 
 class _Mapped(io.RawIOBase):
@@ -174,7 +208,7 @@ class _Rebuilder:
         find: the bytes of a storage, of the size that it says.
     """
 
-    def __init__(self, path: Path, find: Callable[[_Storage], NDArray[np.uint8]]) -> None:
+    def __init__(self, path: Path, find: _Find) -> None:
         self._path, self._find = path, find
         self._storages: dict[str, tuple[_Storage, Tensor]] = {}
         self._built: dict[int, dict[Any, Any]] = {}
@@ -194,6 +228,15 @@ class _Rebuilder:
         return value
 
     def _tensor(self, call: Call, name: str) -> Tensor:
+        storage, offset, sizes, strides = self.layout(call, name)
+        return torch.as_strided(self._elements(storage), sizes, strides, offset)
+
+    def layout(self, call: Call, name: str) -> tuple[_Storage, int, list[int], list[int]]:
+        """Storage, offset, sizes and strides of a tensor.
+
+        Raises:
+            CheckpointError: it is no plain tensor, or reaches beyond its storage.
+        """
         call = _plain(_plain(call))
         storage = _storage_of(call.arguments[0], str(self._path)) if call.arguments else None
         layout = call.arguments[1:4]
@@ -201,7 +244,7 @@ class _Rebuilder:
             raise CheckpointError(f"{self._path}: {name} is no plain tensor")
         offset, sizes, strides = layout
         self._check(name, storage, offset, sizes, strides)
-        return torch.as_strided(self._elements(storage), sizes, strides, offset)
+        return storage, offset, list(sizes), list(strides)
 
     def _check(self, name: str, storage: _Storage, offset: Any, sizes: Any, strides: Any) -> None:
         """Refuse a view that reaches beyond its storage, or repeats its elements."""

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from erless.dlrm.queries import Query
 from erless.dlrm.reference import Monolith
 from erless.errors import ArtifactError, CheckpointError, ConfigError, ErlessError, ModelError
-from erless.importers.dlrm import import_dlrm, import_torchrec
+from erless.importers.dlrm import import_dlrm
 from erless.importers.options import ImportOptions
 from erless.importers.poolings import Poolings
+from erless.importers.torchrec import import_torchrec
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import DlrmTower, Interaction, Pooling
 from tests.conftest import Cli

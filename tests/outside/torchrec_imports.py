@@ -26,9 +26,9 @@ import safetensors.torch
 import torch
 
 from erless.errors import ErlessError
-from erless.importers.dlrm import import_torchrec
-from erless.importers.options import ImportOptions
+from erless.importers.options import ImportOptions, Quantization, parse_features
 from erless.importers.poolings import Poolings
+from erless.importers.torchrec import import_torchrec
 
 MODELS = Path(__file__).with_name("torchrec_models.py")
 ORDER = ("zebra", "ant", "mole")
@@ -45,6 +45,8 @@ class Case:
         poolings: as on the command line.
         tables: their order; None leaves it to the checkpoint.
         refusal: words of the error; None where the bundle must predict as torchrec does.
+        features: of tables that do not have one of their name.
+        quantized: what bytes are.
         checked: whether the predictions are given to the importer (`--check`).
     """
 
@@ -53,9 +55,13 @@ class Case:
     poolings: tuple[str, ...] = ("sum",)
     tables: Sequence[str] | None = None
     refusal: str | None = None
+    features: tuple[str, ...] = ()
+    quantized: Quantization | None = None
     checked: bool = True
 
 
+SHARED = ("ant=first,second", "zebra=z", "mole=m")
+SWAPPED = ("ant=second,first", "zebra=z", "mole=m")
 NO_ORDER = "does not tell the order"
 OTHER_MODEL = "The bundle is not the same model"
 CASES = (
@@ -73,8 +79,22 @@ CASES = (
     Case("shared.pt", "shared", refusal="shared by several features", checked=False),
     Case("unused.pt", "sum", refusal="feature_processor.of_ant.weight", checked=False),
     Case("projection.pt", "projection", refusal="inter_arch.interaction_branch1", checked=False),
-    Case("crossing.pt", "crossing", refusal="inter_arch.crossnet", checked=False),
-    Case("distributed", "sum", refusal="is a folder", checked=False),
+    Case("shared.pt", "shared", features=SHARED),
+    Case("shared.pt", "shared", features=SWAPPED, refusal=OTHER_MODEL),
+    Case("crossing.pt", "crossing", ("sum", "mole=mean"), features=SHARED),
+    Case("crossing.pt", "crossing", refusal="top MLP takes 40 inputs", checked=False),
+    *(
+        Case(f"{kind}.pt", kind.value, features=SHARED, quantized=kind)
+        for kind in (Quantization.INT8, Quantization.INT4, Quantization.FP16)
+    ),
+    Case("int8.pt", "int8", features=SHARED, refusal="not of which precision"),
+    Case("int4.pt", "int4", features=SHARED, quantized=Quantization.INT8, refusal=OTHER_MODEL),
+    Case(
+        "int8.pt", "int8", features=SHARED, quantized=Quantization.FP16, refusal="is not a finite"
+    ),
+    Case("distributed", "sum", tables=ORDER),
+    Case("distributed", "sum", refusal=NO_ORDER, checked=False),
+    Case("parallel_folder", "parallel", tables=ORDER, features=SHARED),
     Case("mean.pt", "mean", ("sum",), refusal=OTHER_MODEL),
     Case("sum.safetensors", "sum", tables=SORTED, refusal=OTHER_MODEL),
 )
@@ -101,6 +121,8 @@ def fault(folder: Path, number: int, case: Case) -> str:
     options = ImportOptions(
         Poolings.parse(case.poolings),
         tables=case.tables,
+        features=parse_features(case.features),
+        quantized=case.quantized,
         samples=write_samples(folder, case.model) if case.checked else None,
     )
     try:

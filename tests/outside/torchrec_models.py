@@ -8,6 +8,7 @@ model's own predictions. Nothing of erless is imported: `torchrec_imports.py` re
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections import OrderedDict
@@ -19,17 +20,28 @@ import torch
 import torch.distributed
 import torchrec
 from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict_saver
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.multiprocessing.spawn import spawn
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.sharding_plan import (
+    column_wise,
+    construct_module_sharding_plan,
+    row_wise,
+    table_wise,
+)
+from torchrec.distributed.types import ShardingPlan
+from torchrec.inference.modules import quantize_embeddings
 from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRM_Projection, DLRMTrain
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-BATCH, DENSE, DIM = 64, 5, 8
+BATCH, DENSE, DIM = 1024, 5, 8
 # In no order of name, size or feature: a reader that sorts is found out.
 TABLES = {"zebra": 70, "ant": 300, "mole": 11}
+SHARED = {"ant": ["first", "second"], "zebra": ["z"], "mole": ["m"]}
 SUM, MEAN = PoolingType.SUM, PoolingType.MEAN
 
 
@@ -114,7 +126,8 @@ def query(model: nn.Module, bags: EmbeddingBagCollection) -> dict[str, np.ndarra
     with torch.no_grad():
         logits = model.eval()(torch.from_numpy(dense), keyed)
     predictions: Tensor = torch.sigmoid(logits)
-    tables = np.array([config.name for _, config in features])
+    shared = any(len(config.feature_names) > 1 for config in configs)
+    tables = np.array([name if shared else config.name for name, config in features])
     return {**arrays, "tables": tables, "predictions": predictions.numpy().reshape(-1)}
 
 
@@ -125,10 +138,11 @@ MODELS: dict[str, tuple[Build, Callable[[], EmbeddingBagCollection]]] = {
     "mean": (dlrm, lambda: collection(dict.fromkeys(TABLES, MEAN))),
     "mixed": (dlrm, lambda: collection({"ant": MEAN})),
     "weighted": (dlrm, lambda: collection({}, weighted=True)),
-    "shared": (dlrm, lambda: collection({}, features={"ant": ["first", "second"]})),
+    "shared": (dlrm, lambda: collection({}, features=SHARED)),
     "projection": (projection, lambda: collection({})),
-    "crossing": (crossing, lambda: collection({})),
+    "crossing": (crossing, lambda: collection({"mole": MEAN}, features=SHARED)),
 }
+PRECISIONS = {"int8": torch.qint8, "int4": torch.quint4x2, "fp16": torch.half}
 
 
 def main() -> None:
@@ -143,6 +157,54 @@ def main() -> None:
         torch.save(model.state_dict(), folder / f"{name}.pt")
         if name == "sum":
             save_otherwise(model, folder)
+        if name == "shared":
+            save_quantized(model, bags, folder)
+    spawn(save_parallel, (folder,), nprocs=2)  # type: ignore[no-untyped-call]
+    bags = collection({}, features=SHARED)
+    model = dlrm(bags)
+    state = {"model": model.state_dict()}
+    state_dict_loader.load(state, checkpoint_id=folder / "parallel_folder")
+    np.savez(folder / "parallel.npz", allow_pickle=False, **query(model, bags))
+
+
+def save_quantized(model: nn.Module, bags: EmbeddingBagCollection, folder: Path) -> None:
+    """The model with tables of fewer bits, and what it predicts so."""
+    for name, dtype in PRECISIONS.items():
+        quantized = quantize_embeddings(copy.deepcopy(model), dtype, inplace=True)
+        np.savez(folder / f"{name}.npz", allow_pickle=False, **query(quantized, bags))
+        state = quantized.state_dict()
+        torch.save(
+            OrderedDict((key, plain(tensor)) for key, tensor in state.items()),
+            folder / f"{name}.pt",
+        )
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor of nibbles, which torch.save does not take; others as they are."""
+    return tensor.view(torch.uint8) if tensor.dtype is torch.uint8 else tensor
+
+
+def save_parallel(rank: int, folder: Path) -> None:
+    """The model with its tables cut by rows, by columns and not at all, of two trainers."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/parallel", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    bags = collection({}, features=SHARED)
+    sharder = EmbeddingBagCollectionSharder()
+    cuts = {"zebra": row_wise(), "ant": column_wise(ranks=[0, 1]), "mole": table_wise(rank=1)}
+    plan = construct_module_sharding_plan(
+        bags, cuts, sharder, local_size=2, world_size=2, device_type="cpu"
+    )
+    parallel = DistributedModelParallel(
+        dlrm(bags),
+        device=torch.device("cpu"),
+        plan=ShardingPlan({"sparse_arch.embedding_bag_collection": plan}),
+        sharders=[sharder],
+    )
+    state = {"model": parallel.state_dict(), "epoch": 1, "optimizer": {"step": torch.ones(1)}}
+    state_dict_saver.save(state, checkpoint_id=folder / "parallel_folder")
+    torch.distributed.destroy_process_group()
 
 
 def save_otherwise(model: nn.Module, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +24,14 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Import a trained model. Pickles are never executed: only plain tensors load.",
 )
+
+
+class QuantizedChoice(StrEnum):
+    """The precisions of quantized tables, without importing torch."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+    FP16 = "fp16"
 
 
 class InteractionChoice(StrEnum):
@@ -102,6 +110,34 @@ class TowerOptions:
         return {"interaction": named, "sigmoid": not self.logits}
 
 
+@dataclass(frozen=True)
+class TorchrecOptions:
+    """What a collection's checkpoint does not tell of its tables."""
+
+    tables: TablesOption = None
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TABLE=FEATURE,FEATURE",
+            help="Features that read a table, where it is not one of the table's name; repeat.",
+        ),
+    ] = None
+    quantized: Annotated[
+        QuantizedChoice | None,
+        typer.Option(help="What the bytes of quantized tables are; no checkpoint tells."),
+    ] = None
+
+    def of_import(self, options: ImportOptions) -> ImportOptions:
+        """`options` with these."""
+        from erless.importers.options import Quantization, parse_features
+
+        return replace(
+            options,
+            features=parse_features(self.features or []),
+            quantized=self.quantized and Quantization(self.quantized.value),
+        )
+
+
 @app.command()
 @verb
 @grouped
@@ -130,17 +166,17 @@ def torchrec(
     checkpoint: CheckpointArgument,
     shared: SharedOptions,
     tower: TowerOptions,
-    tables: TablesOption = None,
+    collection: TorchrecOptions,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Import a state dict of torchrec's DLRM (`EmbeddingBagCollection`, dense and over arch).
+    """Import torchrec's DLRM or DLRM_DCN: a state dict, or a distributed checkpoint's folder.
 
     Example: `erless import torchrec dlrm.pt --pooling mean --out model`
     """
-    from erless.importers.dlrm import import_torchrec
+    from erless.importers.torchrec import import_torchrec
 
     with bars() as progress:
-        options = shared.of_import(progress, tables)
+        options = collection.of_import(shared.of_import(progress, collection.tables))
         manifest = import_torchrec(checkpoint, shared.out, options, **tower.of_import())
     _emit(output, shared.out, manifest)
 
