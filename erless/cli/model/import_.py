@@ -134,7 +134,7 @@ class TorchrecOptions:
         return replace(
             options,
             features=parse_features(self.features or []),
-            quantized=self.quantized and Quantization(self.quantized.value),
+            quantized=Quantization(self.quantized.value) if self.quantized else None,
         )
 
 
