@@ -20,7 +20,7 @@ from erless.errors import ModelError, QueryError
 from erless.specs.features import FeatureSpec, Pooling
 from erless.specs.model import GraphTower, ModelSpec
 
-__all__ = ["FeatureBags", "GraphLookup", "GraphQuery", "NamedArrays", "graph_tower"]
+__all__ = ["Compute", "FeatureBags", "GraphLookup", "GraphQuery", "NamedArrays", "graph_tower"]
 
 Array = NDArray[Any]
 NamedArrays = Mapping[str, Array]

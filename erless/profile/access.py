@@ -8,23 +8,23 @@ The profile's folder is built beside its final name and renamed, so a killed run
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from erless.errors import ArtifactError, LogError
 from erless.profile.curves import MachineCurves
 from erless.profile.formats import LogFormat, LogSource, open_log
-from erless.profile.logs import AccessLog, Chunk
+from erless.profile.logs import AccessLog
+from erless.profile.names import LogNames
 from erless.profile.tally import Tallies
 from erless.progress import Progress, Silent
 from erless.specs.artifact import FileEntry
 from erless.specs.bundle import MANIFEST as BUNDLE_MANIFEST
 from erless.specs.bundle import BundleManifest
+from erless.specs.model import GraphTower
 from erless.specs.profile import MANIFEST, Profile, TableAccess
 from erless.storage.atomic import os_errors, staged_directory
 
@@ -86,8 +86,8 @@ class _Coverage:
     samples: dict[str, int | None]
     covered: set[str]
 
-    def add(self, log: AccessLog) -> None:
-        for name in log.tables:
+    def add(self, log: AccessLog, tables: set[str]) -> None:
+        for name in tables:
             known = self.samples[name]
             both = known is not None and log.samples is not None
             self.samples[name] = (known or 0) + (log.samples or 0) if both else None
@@ -125,6 +125,7 @@ def profile_access(
     progress = progress or Silent()
     bundle = BundleManifest.open(model)
     rows = {table.name: table.rows for table in bundle.model.tables}
+    names = LogNames(bundle.model, model)
     warnings = [line for source in sources if (line := _age_warning(source, model))]
     known = _known(out)
     if known and not any(curves):  # they are of this machine still, whatever the log
@@ -138,15 +139,15 @@ def profile_access(
         coverage = _Coverage(dict.fromkeys(rows, 0), set())
         for source in sources:
             accesses = 0
-            for log in open_log(source, rows, log_format):
-                accesses += _read(log, rows, tallies, progress)
-                coverage.add(log)
+            for log in _logs(source, model, bundle, names, log_format):
+                accesses += _read(log, names, tallies, progress)
+                coverage.add(log, names.tables(log.tables))
             if not accesses:
                 raise LogError(f"{source.path}: the log is empty: no accesses in it")
         tables = _write_counts(rows, tallies, coverage, samples, stage, progress)
         if not any(table.access.accesses for table in tables):
-            names = ", ".join(source.text for source in sources)
-            raise LogError(f"{names}: no accesses to any table of the model")
+            read = ", ".join(source.text for source in sources)
+            raise LogError(f"{read}: no accesses to any table of the model")
         profile = Profile.create(
             model_digest=bundle.digest,
             sources=tuple(source.text for source in sources),
@@ -218,27 +219,32 @@ def _age_warning(source: LogSource, model: Path) -> str | None:
     return f"{source.path} ({log_at}) is older than the bundle {model} ({model_at})"
 
 
-def _read(log: AccessLog, rows: dict[str, int], tallies: Tallies, progress: Progress) -> int:
+def _logs(
+    source: LogSource,
+    model: Path,
+    bundle: BundleManifest,
+    names: LogNames,
+    log_format: LogFormat,
+) -> Iterator[AccessLog]:
+    """The readers of `source`; query files of a graph have its inputs."""
+    queries = log_format is LogFormat.QUERIES or source.path.suffix == ".safetensors"
+    if isinstance(bundle.model.tower, GraphTower) and queries:
+        from erless.profile.graphlog import GraphLog
+
+        yield GraphLog(source.path, model)
+        return
+    yield from open_log(source, names.rows, log_format)
+
+
+def _read(log: AccessLog, names: LogNames, tallies: Tallies, progress: Progress) -> int:
     """Count all accesses of one log, and return how many ids it has."""
     ids = 0
     with progress.step(f"read {log.path.name}", log.total, log.unit) as step:
-        for chunk in log.chunks(step):
-            _check_ids(chunk, rows[chunk.table], log.path)
+        for found in log.chunks(step):
+            chunk = names.resolve(found, log)
             tallies.add(chunk.table, chunk.ids, chunk.counts)
             ids += len(chunk.ids)
     return ids
-
-
-def _check_ids(chunk: Chunk, rows: int, path: Path) -> None:
-    """Every id must be a row of its table."""
-    ids = chunk.ids
-    if not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) < rows):
-        return
-    position = int(np.flatnonzero((ids < 0) | (ids >= rows))[0])
-    raise LogError(
-        f"{path}: {chunk.locate(position)}: id {int(ids[position])} is outside table "
-        f"{chunk.table}, whose rows are 0 … {rows - 1}"
-    )
 
 
 def _write_counts(

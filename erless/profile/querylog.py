@@ -31,7 +31,8 @@ class QueryLog:
             self._values = TensorFile(path).info("values")
         except ErlessError as error:
             raise LogError(f"cannot be read as queries: {error}") from error
-        names = self._file.table_names or list(tables)
+        rows = len(self._file.lengths)
+        names = self._file.table_names or list(tables)[: max(rows, 1)]
         if len(names) != len(self._file.lengths):
             raise LogError(
                 f"{path}: lengths has {len(self._file.lengths)} rows for {len(names)} tables"

@@ -30,11 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
+from erless.dlrm.graph_archives import GraphFiles
 from erless.dlrm.lanes import Lanes
 from erless.dlrm.rows import INDEX_WORDS, Home, Routing, RowIndex
 from erless.errors import ArtifactError
 from erless.serve.settings import Settings
-from erless.serve.towers import GraphFiles
 from erless.specs.artifact import FileEntry
 from erless.specs.features import VocabularyIds
 from erless.specs.model import ModelSpec, TableSpec
@@ -186,7 +186,7 @@ class OpenTower(_Open):
 
     @property
     def files(self) -> GraphFiles:
-        """The files, for `erless.serve.towers`."""
+        """The files, for `erless.dlrm.graph_archives`."""
         return GraphFiles(self.path, self.front, self.request_front, self.vocabularies)
 
 

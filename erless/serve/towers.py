@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.dlrm.graph_lookup import GraphLookup, graph_tower
-from erless.errors import ConfigError, QueryError
-from erless.specs.artifact import FileEntry
-from erless.specs.bundle import BundleManifest
+from erless.errors import ConfigError
 from erless.specs.model import DlrmTower, ModelSpec
 
-__all__ = [
-    "GraphFiles",
-    "Predict",
-    "PredictTensors",
-    "graph_files",
-    "named",
-    "open_compute",
-    "open_lookup",
-    "open_predict",
-    "open_tower_graph",
-]
+__all__ = ["Predict", "PredictTensors", "named", "open_predict"]
 
 Floats = NDArray[np.float32]
 # dense (B, F), pooled (B, T, D) padded to the largest dim → predictions (B,)
@@ -80,99 +66,3 @@ def _torch_predict(
             return answer
 
     return predict
-
-
-@dataclass(frozen=True, slots=True)
-class GraphFiles:
-    """Where a graph's archives lie, and its vocabularies by their path in the bundle."""
-
-    tower: Path
-    front: Path | None
-    request_front: Path | None
-    vocabularies: Mapping[str, Path]
-
-
-def graph_files(folder: Path, bundle: BundleManifest) -> GraphFiles:
-    """The files of the bundle at `folder`."""
-
-    def place(entry: FileEntry | None) -> Path | None:
-        return folder / entry.path if entry else None
-
-    return GraphFiles(
-        folder / bundle.tower.path,
-        place(bundle.front),
-        place(bundle.request_front),
-        {entry.path: folder / entry.path for entry in bundle.vocabularies},
-    )
-
-
-def open_lookup(model: ModelSpec, files: GraphFiles, *, threads: int = 1) -> GraphLookup:
-    """What reads the queries of a graph; torch is imported only where it has a front.
-
-    Raises:
-        ArtifactError: an archive or vocabulary is damaged.
-    """
-    tower = graph_tower(model)
-    front = request_front = None
-    if files.front is not None:
-        takes, gives = tower.front_takes, tower.front_gives
-        front = open_compute(files.front, takes, gives, threads=threads)
-    if files.request_front is not None:
-        takes, gives = tower.request_front_takes, tower.request_front_gives
-        request_front = open_compute(files.request_front, takes, gives, threads=threads)
-    return GraphLookup(model, files.vocabularies.__getitem__, front, request_front)
-
-
-def open_tower_graph(
-    model: ModelSpec, path: Path, *, device: str = "cpu", threads: int = 1
-) -> PredictTensors:
-    """The tower of a graph: values by name → outputs by name. Errors as `open_predict`."""
-    names = [output.name for output in model.outputs]
-    return open_compute(path, graph_tower(model).takes, names, device=device, threads=threads)
-
-
-def open_compute(
-    path: Path,
-    takes: Sequence[str],
-    gives: Sequence[str],
-    *,
-    device: str = "cpu",
-    threads: int = 1,
-) -> PredictTensors:
-    """The archive at `path` as a function of named arrays.
-
-    Args:
-        takes, gives: names of its inputs and results, in their order.
-        device: where it computes.
-        threads: of torch.
-
-    Raises:
-        ArtifactError: it is damaged.
-        ConfigError: the device is not there.
-    """
-    import torch
-
-    from erless.dlrm.archive import build_module, move_module, read_archive
-
-    torch.set_num_threads(threads)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("ERLESS_DEVICE is 'cuda', but torch finds no CUDA device here")
-    module = build_module(read_archive(path))
-    if device != "cpu":
-        module = move_module(module, device, torch.float32)
-
-    def compute(values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        tensors = [
-            torch.from_numpy(np.require(values[name], requirements=["C", "W"])).to(device)
-            for name in takes
-        ]
-        try:
-            with torch.inference_mode():
-                results = module(*tensors)
-        except (RuntimeError, IndexError) as error:
-            shapes = ", ".join(f"{name} {list(values[name].shape)}" for name in takes)
-            fact = str(error).partition("\n")[0][:200]
-            raise QueryError(f"the model does not take {shapes}: {fact}") from error
-        return {name: result.cpu().numpy() for name, result in zip(gives, results, strict=True)}
-
-    return compute

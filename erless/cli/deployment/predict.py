@@ -14,9 +14,14 @@ from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
+    from erless.dlrm.graph_queries import GraphQueryFile
     from erless.dlrm.queries import QueryFile
+    from erless.serve.protocol.client import Answered
+    from erless.specs.features import NamedTensor
 
 SHOWN = 10  # predictions in the text output
 
@@ -62,26 +67,31 @@ def predict(
 
     Example: `erless predict m/queries.safetensors --against m`
     """
-    import numpy as np
+    import os
 
-    from erless.dlrm.queries import QueryFile
+    from erless.cli.deployment.predict_graph import bundle_inputs, gateway_inputs
 
-    file = QueryFile(queries, batch)
-    if bundle.monolith is not None:
-        scores, document = _whole(file, bundle.monolith, bundle)
-    else:
+    url = address = ""
+    token = None
+    if bundle.monolith is None:
         destination, config = resolve_target(where)
-        url, address = gateway.url, ""
-        if url is None:
+        token = os.environ.get(config.gateway.token_env) if config.gateway.token_env else None
+        url = gateway.url or ""
+        if gateway.url is None:
             status = destination.status()
             url, address = status.answering_url(), status.address
-        scores, document = _deployed(
-            file, url, address, gateway.concurrency, config.gateway.token_env
-        )
+    known = bundle.monolith or bundle.against
+    inputs = bundle_inputs(known) if known else gateway_inputs(url, token, address)
+    file = _open(queries, batch, inputs)
+    if bundle.monolith is not None:
+        outputs, document = _whole(file, bundle.monolith, bundle)
+    else:
+        outputs, document = _deployed(file, url, address, gateway.concurrency, token)
+    scores = next(iter(outputs.values()))
     document |= {
         "queries": len(file),
         "batch": file.batch,
-        "predictions": [float(score) for score in scores],
+        "predictions": scores.tolist(),
     }
     if file.labels is not None:
         from erless.dlrm.auc import auc
@@ -89,8 +99,9 @@ def predict(
         document["auc"] = round(auc(file.labels, scores), 6)
     if bundle.against is not None:
         expected, _ = _whole(file, bundle.against, bundle)
-        errors = np.abs(scores - expected) / np.maximum(np.abs(expected), 1e-12)
-        document["max_relative_error"] = float(errors.max()) if len(errors) else 0.0
+        document["max_relative_error"] = max(
+            _difference(outputs[name], array) for name, array in expected.items()
+        )
     emit(output, document, lambda console: _draw(console, document))
     if document.get("max_relative_error", 0.0) > bundle.tolerance:
         difference = f"{document['max_relative_error']:.2g} > {bundle.tolerance:g}"
@@ -98,8 +109,48 @@ def predict(
         raise SystemExit(1)
 
 
-def _whole(file: QueryFile, bundle: Path, options: BundleOptions) -> tuple[Any, dict[str, Any]]:
-    """Predictions (S,) of a bundle in this process, and what was measured."""
+def _open(
+    queries: Path, batch: int | None, inputs: Sequence[NamedTensor]
+) -> QueryFile | GraphQueryFile:
+    """The query file; `inputs` are those of a graph."""
+    from erless.dlrm.graph_queries import GraphQueryFile
+    from erless.dlrm.queries import QueryFile
+
+    return GraphQueryFile(queries, inputs, batch) if inputs else QueryFile(queries, batch)
+
+
+def _difference(found: Any, expected: Any) -> float:
+    """The largest relative difference."""
+    import numpy as np
+
+    errors = np.abs(found - expected) / np.maximum(np.abs(expected), 1e-12)
+    return float(errors.max()) if errors.size else 0.0
+
+
+def _whole(
+    file: QueryFile | GraphQueryFile, bundle: Path, options: BundleOptions
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Outputs of a bundle in this process by name, and what was measured."""
+    from erless.cli.deployment.predict_graph import predict_whole
+    from erless.dlrm.queries import QueryFile
+
+    if isinstance(file, QueryFile):
+        predictions, latencies, cpu = _whole_dlrm(file, bundle, options)
+        outputs = {"prediction": predictions}
+    else:
+        outputs, latencies, cpu = predict_whole(file, bundle, options.threads, options.check)
+    return outputs, {
+        "bundle": str(bundle),
+        "latency_ms": _quantiles(latencies),
+        "cpu_ms_per_query": round(cpu * 1e3 / max(1, len(file)), 4),
+        "threads": options.threads,
+    }
+
+
+def _whole_dlrm(
+    file: QueryFile, bundle: Path, options: BundleOptions
+) -> tuple[Any, list[float], float]:
+    """Predictions (S,), milliseconds of each query, CPU seconds of all."""
     import time
 
     import numpy as np
@@ -120,28 +171,42 @@ def _whole(file: QueryFile, bundle: Path, options: BundleOptions) -> tuple[Any, 
                 latencies.append((time.perf_counter() - begin) * 1e3)
                 step.advance(1)
             cpu = time.process_time() - cpu
-    return (np.concatenate(predictions) if predictions else np.empty(0, np.float32)), {
-        "bundle": str(bundle),
-        "latency_ms": _quantiles(latencies),
-        "cpu_ms_per_query": round(cpu * 1e3 / max(1, len(file)), 4),
-        "threads": options.threads,
-    }
+    joined = np.concatenate(predictions) if predictions else np.empty(0, np.float32)
+    return joined, latencies, cpu
 
 
 def _deployed(
-    file: QueryFile, url: str, address: str, concurrency: int, token_env: str | None
-) -> tuple[Any, dict[str, Any]]:
-    """Predictions (S,) of the gateway at `url`, and what was measured."""
-    import os
+    file: QueryFile | GraphQueryFile, url: str, address: str, concurrency: int, token: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Outputs of the gateway at `url` by name, and what was measured."""
+    from erless.cli.deployment.predict_graph import ask_gateway
+    from erless.dlrm.queries import QueryFile
+
+    if isinstance(file, QueryFile):
+        outputs, answers = _ask_for_prediction(file, url, address, concurrency, token)
+    else:
+        outputs, answers = ask_gateway(file, url, address, token, concurrency)
+    return outputs, {
+        "url": url,
+        "releases": sorted({answer.release for answer in answers}),
+        "degraded": sum(answer.degraded for answer in answers),
+        "cold_starts": sum(answer.cold_start for answer in answers),
+        "fan_out": round(sum(answer.fan_out for answer in answers) / max(1, len(answers)), 3),
+        "latency_ms": _quantiles([answer.took_s * 1e3 for answer in answers]),
+    }
+
+
+def _ask_for_prediction(
+    file: QueryFile, url: str, address: str, concurrency: int, token: str | None
+) -> tuple[dict[str, Any], list[Answered]]:
     from concurrent.futures import ThreadPoolExecutor
     from threading import local
 
     import numpy as np
 
     from erless.observe.loadtest.encoded_queries import discover
-    from erless.serve.protocol.client import Answered, QueryClient
+    from erless.serve.protocol.client import QueryClient
 
-    token = os.environ.get(token_env) if token_env else None
     served = discover(url, token=token, connect=address)
     if served.tables:
         file = file.in_order_of([str(table["name"]) for table in served.tables])
@@ -163,14 +228,8 @@ def _deployed(
             answers.append(answer)
             step.advance(1)
     parts = [answer.predictions for answer in answers]
-    return (np.concatenate(parts) if parts else np.empty(0, np.float32)), {
-        "url": url,
-        "releases": sorted({answer.release for answer in answers}),
-        "degraded": sum(answer.degraded for answer in answers),
-        "cold_starts": sum(answer.cold_start for answer in answers),
-        "fan_out": round(sum(answer.fan_out for answer in answers) / max(1, len(answers)), 3),
-        "latency_ms": _quantiles([answer.took_s * 1e3 for answer in answers]),
-    }
+    joined = np.concatenate(parts) if parts else np.empty(0, np.float32)
+    return {"prediction": joined}, answers
 
 
 def _quantiles(latencies: list[float]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm.graph_archives import open_tower_graph
 from erless.errors import QueryError, ServeError
 from erless.serve.files import MappedFile, OpenTower, open_tower, source_of
 from erless.serve.functions.graph_dense import GraphDenseFunction
@@ -21,7 +22,7 @@ from erless.serve.metrics import Metrics
 from erless.serve.protocol.served import InferAnswer, InferCall, Served
 from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.settings import Settings
-from erless.serve.towers import Predict, open_predict, open_tower_graph
+from erless.serve.towers import Predict, open_predict
 from erless.specs.model import GraphTower, ModelSpec
 
 __all__ = ["DenseFunction", "load_dense"]

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
+from erless.dlrm.embedding import Combiner, EmbeddingShard
+from erless.dlrm.graph_archives import graph_files, open_lookup, open_tower_graph
 from erless.dlrm.lanes import Lanes, LaneSums
-from erless.dlrm.rows import INDEX_WORDS, RowIndex
+from erless.dlrm.whole_graph import whole_tables
 from erless.serve.files import MappedFile
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.forms import KjtForm, Lookup, QueryForm, SharedKjtForm
@@ -18,18 +19,9 @@ from erless.serve.protocol.metadata import model_facts
 from erless.serve.protocol.served import InferAnswer, InferCall
 from erless.serve.protocol.tensors import InferRequest
 from erless.serve.settings import Settings
-from erless.serve.towers import (
-    PredictTensors,
-    graph_files,
-    named,
-    open_lookup,
-    open_predict,
-    open_tower_graph,
-)
-from erless.specs.bundle import TABLE_TENSOR, BundleManifest
+from erless.serve.towers import PredictTensors, named, open_predict
+from erless.specs.bundle import BundleManifest
 from erless.specs.model import GraphTower, Pooling
-from erless.specs.plan import Precision
-from erless.storage.tensors import TensorFile
 
 __all__ = ["MonolithFunction", "load_monolith"]
 
@@ -43,17 +35,10 @@ def load_monolith(settings: Settings, metrics: Metrics) -> MonolithFunction:
     folder = Path(settings.store)
     bundle = BundleManifest.open(folder)
     bundle.verify(folder)
-    slices = [
-        StoredSlice(
-            table,
-            Precision.FP32,
-            TensorFile(bundle.table_file(folder, table)).map(TABLE_TENSOR, populate=True),
-            RowIndex(table.rows, np.empty((0, INDEX_WORDS), np.uint64)),
-        )
-        for table in bundle.model.tables
-    ]
     form, predict = _model(folder, bundle, settings)
-    return MonolithFunction(bundle, EmbeddingShard(slices), form, predict, metrics)
+    return MonolithFunction(
+        bundle, whole_tables(folder, bundle, populate=True), form, predict, metrics
+    )
 
 
 def _model(

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.embedding import Combiner
+from erless.dlrm.graph_archives import open_lookup, open_tower_graph
 from erless.dlrm.lanes import LaneSums
 from erless.dlrm.rows import Buckets
 from erless.errors import ArtifactError, ServeError
@@ -37,13 +38,7 @@ from erless.serve.protocol.served import InferAnswer, InferCall
 from erless.serve.protocol.tensors import InferRequest
 from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
-from erless.serve.towers import (
-    PredictTensors,
-    named,
-    open_lookup,
-    open_predict,
-    open_tower_graph,
-)
+from erless.serve.towers import PredictTensors, named, open_predict
 from erless.specs.model import GraphTower
 from erless.specs.plan import Tier
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -17,9 +19,9 @@ from numpy.typing import NDArray
 
 from erless.dlrm.queries import Query
 from erless.errors import ServeError
-from erless.serve.protocol.tensors import NAMES
+from erless.serve.protocol.tensors import DTYPES, NAMES
 
-__all__ = ["Answered", "QueryClient"]
+__all__ = ["Answered", "QueryClient", "infer_request"]
 
 INFER = "/infer"
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -113,6 +115,49 @@ class QueryClient:
             took_s,
         )
 
+    def infer(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], Answered]:
+        """The outputs for `inputs`, both by name; in the answer the first output stands as it is.
+
+        Raises:
+            ServeError: as `predict`.
+        """
+        text, buffers = infer_request(inputs)
+        headers = {JSON_LENGTH: str(len(text)), "Content-Type": "application/octet-stream"}
+        headers |= self._authorization()
+        path = self.path
+        began = time.perf_counter()
+        status, found, body = self._send("POST", path, b"".join([text, *buffers]), headers)
+        took_s = time.perf_counter() - began
+        if status != 200:
+            raise ServeError(_reason(body), status, "query")
+        size = int(found.get(JSON_LENGTH) or len(body))
+        document = json.loads(body[:size])
+        outputs, at = {}, size
+        for output in document["outputs"]:
+            dtype, count = np.dtype(DTYPES[output["datatype"]]), math.prod(output["shape"])
+            array = np.frombuffer(body, dtype, count, at).reshape(output["shape"])
+            outputs[output["name"]], at = array, at + array.nbytes
+        told = document["parameters"]
+        answered = Answered(
+            next(iter(outputs.values())),
+            told.get("release", ""),
+            told.get("degraded", False),
+            told.get("cold_start", False),
+            told.get("fan_out", 0),
+            took_s,
+        )
+        return outputs, answered
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the gateway says about its model. Raises ServeError as `predict`."""
+        path = self.path.removesuffix(INFER)
+        status, _, body = self._send("GET", path, b"", self._authorization())
+        if status != 200:
+            raise ServeError(_reason(body), status, "query")
+        document: dict[str, Any] = json.loads(body)
+        return document
+
     def _authorization(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
@@ -158,6 +203,29 @@ def _request(query: Query) -> tuple[bytes, list[bytes]]:
     ]
     head = {"inputs": inputs, "parameters": {"binary_data_output": True}}
     return json.dumps(head).encode(), [array.tobytes() for array in arrays.values()]
+
+
+def infer_request(inputs: Mapping[str, NDArray[Any]]) -> tuple[bytes, list[bytes]]:
+    """JSON head and tensors of an infer request for `inputs`, binary both ways."""
+    listed, buffers = [], []
+    for name, array in inputs.items():
+        data = _strings(array) if array.dtype == object else array.tobytes()
+        buffers.append(data)
+        listed.append(
+            {
+                "name": name,
+                "datatype": NAMES[array.dtype],
+                "shape": list(array.shape),
+                "parameters": {"binary_data_size": len(data)},
+            }
+        )
+    head = {"inputs": listed, "parameters": {"binary_data_output": True}}
+    return json.dumps(head).encode(), buffers
+
+
+def _strings(array: NDArray[Any]) -> bytes:
+    texts = array.reshape(-1).tolist()
+    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
 
 
 def _reason(body: bytes) -> str:

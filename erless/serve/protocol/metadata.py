@@ -10,7 +10,10 @@ __all__ = ["model_facts"]
 
 
 def model_facts(model: ModelSpec) -> dict[str, Any]:
-    """Tables in the model's order, for the `parameters` of `/v2/models/{m}`."""
+    """Tables in the model's order, for the `parameters` of `/v2/models/{m}`.
+
+    Where features share tables, each is told as a table under its own name.
+    """
     return {
         "dense_features": model.dense_features,
         "tables": [
@@ -20,6 +23,6 @@ def model_facts(model: ModelSpec) -> dict[str, Any]:
                 "dim": each.dim,
                 "pooling": each.pooling.value,
             }
-            for each in model.tables
+            for each in model.feature_tables
         ],
     }

@@ -21,12 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm.graph_queries import DTYPES
 from erless.errors import QueryError, ServeError
 from erless.http.messages import JSON_LENGTH, Response
 
 __all__ = [
     "BINARY_TYPE",
+    "DTYPES",
     "JSON_LENGTH",
+    "NAMES",
     "InferRequest",
     "TensorSpec",
     "decode",
@@ -35,18 +38,6 @@ __all__ = [
 ]
 
 BINARY_TYPE = b"application/octet-stream"
-DTYPES = {
-    "BOOL": "|b1",
-    "UINT8": "|u1",
-    "INT8": "|i1",
-    "INT16": "<i2",
-    "INT32": "<i4",
-    "INT64": "<i8",
-    "FP16": "<f2",
-    "FP32": "<f4",
-    "FP64": "<f8",
-    "BYTES": "|O",  # each element a Python bytes object
-}
 NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 SHOWN = 60  # characters of what a client sent that an error repeats
 JSON_BYTES = 4 << 20  # of a request's JSON: parsing that many takes some 0.1 s
