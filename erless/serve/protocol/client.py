@@ -5,7 +5,6 @@ Blocking, one connection; threads take one client each.
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import time
@@ -15,6 +14,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import numpy as np
+import urllib3
 from numpy.typing import NDArray
 
 from erless.dlrm.queries import Query
@@ -57,8 +57,8 @@ class QueryClient:
             raise ServeError(f"{url!r} is not http://host:port", 400, "query")
         self.url, self._token = url, token
         there = urlsplit(f"//{address}") if address else place
-        self._connection = http.client.HTTPConnection(
-            there.hostname or "", there.port or 80, timeout=timeout_s
+        self._pool = urllib3.HTTPConnectionPool(
+            there.hostname or "", there.port, timeout=timeout_s, retries=False
         )
         self._host = place.netloc
         self._path = ""
@@ -71,15 +71,14 @@ class QueryClient:
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        self._pool.close()
 
     @property
     def path(self) -> str:
         """Where the gateway takes queries: it names its model in its API description."""
         if not self._path:
-            paths = json.loads(
-                self._send("GET", "/openapi.json", b"", self._authorization())[2]
-            ).get("paths", {})
+            described = self._send("GET", "/openapi.json", b"", self._authorization())
+            paths = json.loads(described.data).get("paths", {})
             own = [path for path in paths if path.endswith(INFER) and "/versions/" not in path]
             if not own:
                 raise ServeError(f"{self.url} serves no model", 503, "overload")
@@ -99,11 +98,12 @@ class QueryClient:
             headers["erless-deadline-ms"] = f"{deadline_ms:g}"
         path = self.path
         began = time.perf_counter()
-        status, found, body = self._send("POST", path, b"".join([text, *buffers]), headers)
+        response = self._send("POST", path, b"".join([text, *buffers]), headers)
         took_s = time.perf_counter() - began
-        if status != 200:
-            raise ServeError(_reason(body), status, "query")
-        size = int(found.get(JSON_LENGTH) or len(body))
+        body = response.data
+        if response.status != 200:
+            raise ServeError(_reason(body), response.status, "query")
+        size = int(response.headers.get(JSON_LENGTH) or len(body))
         document = json.loads(body[:size])
         parameters = document["parameters"]
         return Answered(
@@ -163,23 +163,16 @@ class QueryClient:
 
     def _send(
         self, method: str, path: str, body: bytes, headers: dict[str, str]
-    ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """One exchange. A kept connection that turns out closed is replaced once."""
+    ) -> urllib3.BaseHTTPResponse:
+        """One exchange; once more where the connection ended before an answer."""
+        headers = {"Host": self._host, **headers}
         for attempt in (0, 1):
-            fresh = self._connection.sock is None
             try:
-                self._connection.request(
-                    method, path, body or None, {"Host": self._host, **headers}
-                )
-                response = self._connection.getresponse()
-                return response.status, response.headers, response.read()
-            except (http.client.RemoteDisconnected, ConnectionError) as error:
-                self._connection.close()
-                if fresh or attempt:
+                return self._pool.urlopen(method, path, body or None, headers, redirect=False)
+            except urllib3.exceptions.HTTPError as error:
+                ended = isinstance(error, urllib3.exceptions.ProtocolError)
+                if attempt or not ended:
                     raise ServeError(f"{self.url} does not answer: {error}", 502) from error
-            except (http.client.HTTPException, OSError) as error:
-                self._connection.close()
-                raise ServeError(f"{self.url} does not answer: {error}", 502) from error
         raise AssertionError
 
 
