@@ -126,7 +126,8 @@ def _run_output(folder: Path, timeout_s: float) -> str:
         done = subprocess.run(
             [program, f"-chdir={folder}", "output", "-no-color", "-json"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=timeout_s,
             check=False,
             stdin=subprocess.DEVNULL,
@@ -143,10 +144,10 @@ def _run_output(folder: Path, timeout_s: float) -> str:
 def _first_error(stderr: str) -> str:
     """What Terraform's error box says first."""
     lines = [line.strip("│╷╵ \n") for line in stderr.splitlines()]
-    found = [line for line in lines if line.startswith("Error:")] or [
+    errors = [line for line in lines if line.startswith("Error:")] or [
         line for line in lines if line
     ]
-    return found[0] if found else "terraform output failed without a word"
+    return errors[0] if errors else "terraform output failed without a word"
 
 
 def _parse(source: Path, document: Any) -> Infra:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from erless.errors import DeployError, OtherModelError
 from erless.progress import Progress
+from erless.specs.functions import FunctionKind
 from erless.specs.plan import Plan
 from erless.specs.release import ReleaseManifest
 
@@ -91,7 +92,7 @@ class FunctionStatus:
     """
 
     name: str
-    kind: Literal["gateway", "sparse", "dense"]
+    kind: FunctionKind
     tier: str
     digest: str
     ready: int

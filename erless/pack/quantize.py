@@ -94,7 +94,7 @@ def error_bound(stored: NDArray[Any], precision: Precision, rows: Floats) -> NDA
         return np.zeros(len(rows))
     if precision is Precision.FP16:
         return np.maximum(largest * 2.0**-11, 2.0**-25)  # type: ignore[no-any-return]
-    scale, bias = (each.astype(np.float64) for each in _header(stored))
+    scale, bias = (part.astype(np.float64) for part in _header(stored))
     span = np.maximum(largest, np.abs(bias)) + _LEVELS[precision] * scale
     return np.asarray(scale / 2 + 4 * span * 2.0**-24)
 
@@ -122,7 +122,7 @@ def _check_range(rows: Floats, precision: Precision) -> None:
     """Elements must be finite and within float16."""
     inside = np.abs(rows) <= FP16_MAX  # False for NaN
     if not inside.all():
-        row, column = (int(each) for each in np.argwhere(~inside)[0])
+        row, column = (int(index) for index in np.argwhere(~inside)[0])
         raise ModelError(
             f"element {column} of a row is {rows[row, column]}: {precision} holds finite values "
             f"up to ±{FP16_MAX:,.0f}"

@@ -148,17 +148,17 @@ class Metrics:
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
-        found = self.counts()
+        counts = self.counts()
         for other in self.others():
-            found = _sum(found, other)
-        return ("\n".join(self._lines(found)) + "\n").encode()
+            counts = _sum(counts, other)
+        return ("\n".join(self._lines(counts)) + "\n").encode()
 
-    def _lines(self, found: dict[str, Any]) -> Iterator[str]:
+    def _lines(self, counts: dict[str, Any]) -> Iterator[str]:
         labels = ",".join(f'{name}="{value}"' for name, value in self.info.items())
         yield from _metric("info", "gauge", "what runs here", [(f"{{{labels}}}", 1)])
-        codes = [(f'{{code="{code}"}}', count) for code, count in sorted(found["codes"].items())]
+        codes = [(f'{{code="{code}"}}', count) for code, count in sorted(counts["codes"].items())]
         yield from _metric("requests_total", "counter", "infer calls answered", codes)
-        kinds = [(f'{{kind="{kind}"}}', count) for kind, count in sorted(found["kinds"].items())]
+        kinds = [(f'{{kind="{kind}"}}', count) for kind, count in sorted(counts["kinds"].items())]
         yield from _metric("errors_total", "counter", "requests that failed, by kind", kinds)
         unknown = sorted(found["unknown"].items())
         features = [(f'{{feature="{name}"}}', count) for name, count in unknown]
@@ -168,23 +168,23 @@ class Metrics:
             )
         yield "# HELP erless_request_seconds time that infer calls took"
         yield "# TYPE erless_request_seconds histogram"
-        counts = list(accumulate(found["buckets"]))
-        for bound, count in zip(BOUNDS, counts, strict=False):
+        cumulative = list(accumulate(counts["buckets"]))
+        for bound, count in zip(BOUNDS, cumulative, strict=False):
             yield f'erless_request_seconds_bucket{{le="{bound}"}} {count}'
-        yield f'erless_request_seconds_bucket{{le="+Inf"}} {counts[-1]}'
-        yield f"erless_request_seconds_sum {found['seconds']}"
-        yield f"erless_request_seconds_count {counts[-1]}"
-        yield from _metric("in_flight", "gauge", "infer calls now", [("", found["in_flight"])])
+        yield f'erless_request_seconds_bucket{{le="+Inf"}} {cumulative[-1]}'
+        yield f"erless_request_seconds_sum {counts['seconds']}"
+        yield f"erless_request_seconds_count {cumulative[-1]}"
+        yield from _metric("in_flight", "gauge", "infer calls now", [("", counts["in_flight"])])
         yield from _metric(
             "concurrency_seconds_total",
             "counter",
             "integral of infer calls in flight over time",
-            [("", found["concurrency"])],
+            [("", counts["concurrency"])],
         )
         for name, what in self._names.items():
-            yield from _metric(f"{name}_total", "counter", what, [("", found[name])])
+            yield from _metric(f"{name}_total", "counter", what, [("", counts[name])])
         yield from _metric(
-            "load_seconds", "gauge", "from process start to ready", [("", found["load_s"])]
+            "load_seconds", "gauge", "from process start to ready", [("", counts["load_s"])]
         )
 
 

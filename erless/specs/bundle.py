@@ -94,7 +94,7 @@ class BundleManifest(Artifact):
 
     def table_file(self, folder: Path, table: TableSpec) -> Path:
         """The file of `table`, for a bundle at `folder`."""
-        names = [each.name for each in self.model.tables]
+        names = [table.name for table in self.model.tables]
         return folder / self.tables[names.index(table.name)].path
 
     def verify(self, folder: Path, progress: Progress | None = None) -> None:
@@ -104,6 +104,6 @@ class BundleManifest(Artifact):
             ArtifactError: a file's content is not what the bundle was written with.
         """
         for entry in self.files():
-            found = digest_file(path_inside(folder, entry.path), progress)
-            if (found.size_bytes, found.sha256) != (entry.size_bytes, entry.sha256):
+            digest = digest_file(path_inside(folder, entry.path), progress)
+            if (digest.size_bytes, digest.sha256) != (entry.size_bytes, entry.sha256):
                 raise ArtifactError(f"{folder / entry.path}: altered: sha256 does not match")

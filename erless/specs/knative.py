@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from erless.specs.functions import FunctionKind
 from erless.specs.strict.section import Section
 
-__all__ = ["FunctionKind", "KnativeConfig", "PodPlacement", "PodToleration", "StoreVolume"]
+__all__ = ["KnativeConfig", "PodPlacement", "PodToleration", "StoreVolume"]
 
-FunctionKind = Literal["gateway", "dense", "sparse"]
 Role = Literal["gateway", "dense", "hot", "warm", "cold", "frozen"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9\-.]{0,251}[a-z0-9])?$")]
 HostPath = Annotated[str, Field(pattern=r"^/[^:]*$")]

@@ -54,7 +54,7 @@ class Precision(StrEnum):
     def row_bytes(self, dim: int) -> int:
         """Bytes of one stored row of `dim` elements, with its scale and bias (fp16 each).
 
-        >>> [each.row_bytes(32) for each in Precision]
+        >>> [precision.row_bytes(32) for precision in Precision]
         [128, 64, 36, 20]
         """
         if self is Precision.FP32:

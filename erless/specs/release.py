@@ -187,7 +187,9 @@ class ReleaseManifest(Artifact):
             strange = next((name for name in shard.tables if name not in known), None)
             if strange is not None:
                 raise ValueError(f"shard {shard.name}: the model has no table {strange}")
-        held, rows = (sum(each.rows for each in all_) for all_ in (self.shards, self.model.tables))
+        held, rows = (
+            sum(part.rows for part in parts) for parts in (self.shards, self.model.tables)
+        )
         if held != rows:
             raise ValueError(f"the shards hold {held:,} rows, the model has {rows:,}")
         return self

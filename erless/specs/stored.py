@@ -95,9 +95,9 @@ def list_releases(store: Store) -> list[tuple[str, StoredObject]]:
         ArtifactError: a record of the order is damaged.
     """
     numbers = {_release_of(store, number): number for number in _numbers(store)}
-    found = _releases(store)
+    releases = _releases(store)
     return sorted(
-        found.items(), key=lambda item: (-numbers.get(item[0], 0), -item[1].modified_s, item[0])
+        releases.items(), key=lambda item: (-numbers.get(item[0], 0), -item[1].modified_s, item[0])
     )
 
 

@@ -41,7 +41,7 @@ def _section(section: BaseModel, indent: int) -> list[str]:
 def _scalar(value: Any) -> str:
     plain = value
     if isinstance(value, tuple):
-        plain = [each.value if isinstance(each, Enum) else each for each in value]
+        plain = [item.value if isinstance(item, Enum) else item for item in value]
     elif value is not None and not isinstance(value, bool | int | float | dict):
         plain = str(value)
     return yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("...\n").strip()

@@ -18,6 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,17 +185,37 @@ def _columns(path: Path) -> tuple[Floats, Floats]:
             import pyarrow.parquet as pq
 
             table = pq.read_table(path, columns=["t_s", "qps"])
-            found = [table.column(name).to_pylist() for name in ("t_s", "qps")]
+            columns = {name: table.column(name).to_pylist() for name in ("t_s", "qps")}
         else:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file))
-                found = [[row[name] for row in rows] for name in ("t_s", "qps")]
-        columns = [
-            np.array([math.nan if each in (None, "") else float(each) for each in column])
-            for column in found
-        ]
+            columns = _text_columns(path)
     except KeyError as error:
         raise TrafficError(f"{path}: no column {error}; a trace has t_s and qps") from error
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise TrafficError(f"{path}: not a trace of t_s and qps ({error})") from error
-    return columns[0].astype(np.float64), columns[1].astype(np.float64)
+    return _numbers(path, "t_s", columns["t_s"]), _numbers(path, "qps", columns["qps"])
+
+
+def _text_columns(path: Path) -> dict[str, list[str]]:
+    """The two columns of a table in text, by their names in its first line."""
+    data = path.read_bytes()
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise TrafficError(f"{path}: line {line} is not UTF-8") from error
+    rows = list(csv.DictReader(lines))
+    for row, fields in enumerate(rows, 1):
+        if None in fields:
+            raise TrafficError(f"{path}: row {row} has more values than the table has columns")
+    return {name: [fields[name] for fields in rows] for name in ("t_s", "qps")}
+
+
+def _numbers(path: Path, name: str, column: Sequence[Any]) -> Floats:
+    """A column as numbers; NaN where there is none."""
+    numbers = np.full(len(column), math.nan)
+    for row, value in enumerate(column, 1):
+        try:
+            numbers[row - 1] = math.nan if value in (None, "") else float(value)
+        except (TypeError, ValueError) as error:
+            raise TrafficError(f"{path}: row {row}: {name} is {value!r}, not a number") from error
+    return numbers

@@ -50,7 +50,8 @@ class DirectoryStore:
     def check_empty(self) -> None:
         """A new store begins in an empty directory."""
         if any(
-            each.name != STAGING and not each.name.startswith(".") for each in self.root.iterdir()
+            entry.name != STAGING and not entry.name.startswith(".")
+            for entry in self.root.iterdir()
         ):
             raise StoreError(f"{self.root} is not a release store, and not empty")
 
@@ -82,7 +83,7 @@ class DirectoryStore:
     def list(self, prefix: str) -> list[StoredObject]:
         """All whose name begins with `prefix`; staged and hidden files are no objects."""
         base = self._path(prefix.rpartition("/")[0])
-        found = []
+        objects = []
         with os_errors(base, "read"):
             for folder, below, files in os.walk(base, onerror=_reraise):
                 below[:] = [name for name in below if not self._is_private(Path(folder), name)]
@@ -93,8 +94,8 @@ class DirectoryStore:
                         continue
                     with suppress(FileNotFoundError):  # deleted meanwhile
                         status = path.stat()
-                        found.append(StoredObject(name, status.st_size, status.st_mtime))
-        return sorted(found)
+                        objects.append(StoredObject(name, status.st_size, status.st_mtime))
+        return sorted(objects)
 
     def _is_private(self, folder: Path, name: str) -> bool:
         """Whether a folder holds what is not, or not yet, part of the store."""

@@ -166,9 +166,9 @@ class NodeCache:
         for stale in self.folder.glob(".tmp-*"):
             self._remove_abandoned(stale)
         sets = [
-            (each.stat().st_mtime, _reserved(each) or _size(each), each)
-            for each in self.folder.iterdir()
-            if each.is_dir()
+            (path.stat().st_mtime, _reserved(path) or _size(path), path)
+            for path in self.folder.iterdir()
+            if path.is_dir()
         ]
         used = sum(size for _, size, _ in sets)
         for _, size, path in sorted(sets):

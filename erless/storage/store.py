@@ -116,7 +116,7 @@ def verify_blob(path: Path, blob: Blob, counter: Counter) -> None:
         raise ArtifactError(
             f"{path}: {size:,} bytes, expected {blob.size_bytes:,}: truncated or altered"
         )
-    found = digest_file(path).sha256
+    sha256 = digest_file(path).sha256
     counter.advance(size)
-    if found != blob.sha256:
-        raise ArtifactError(f"{path}: altered: sha256 {found}, expected {blob.sha256}")
+    if sha256 != blob.sha256:
+        raise ArtifactError(f"{path}: altered: sha256 {sha256}, expected {blob.sha256}")

@@ -98,13 +98,13 @@ def _identity(path: Path, blob: Blob) -> Identity:
 
 def _identities(folder: Path, blobs: Sequence[Blob]) -> dict[str, Identity]:
     """Each blob's identity, taken once its file has been at rest long enough."""
-    found = {blob.name: _identity(_place(folder, blob), blob) for blob in blobs}
-    newest = max((int(each[4]) for each in found.values()), default=0)
+    identities = {blob.name: _identity(_place(folder, blob), blob) for blob in blobs}
+    newest = max((int(identity[4]) for identity in identities.values()), default=0)
     age = time.time() - newest / 1e9
     if age < REST_S:
         time.sleep(min(REST_S, REST_S - age))
-        found = {blob.name: _identity(_place(folder, blob), blob) for blob in blobs}
-    return found
+        identities = {blob.name: _identity(_place(folder, blob), blob) for blob in blobs}
+    return identities
 
 
 def _read(note: Path | None) -> dict[str, Identity]:

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT
+from tests.towers import DeepFm, export
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 PLAN = ("plan", "--workload", "rm3", "--equal-containers")
@@ -57,6 +59,16 @@ def test_files_and_documents_are_the_same_in_any_locale(tmp_path: Path) -> None:
         files = [(folder / file).read_bytes() for file in ("plan.json", "erless.yaml")]
         found.append((json.loads(done.stdout), *files))
     assert found[0] == found[1]
+
+
+def test_a_tower_whose_name_is_outside_ascii_is_tried_in_any_locale(tmp_path: Path) -> None:
+    np.save(tmp_path / "u.npy", np.ones((3, 4), np.float32))
+    export(DeepFm(2, 1, 4), tmp_path / "tower.pt2", dense=2, tables=1, dim=4)
+    (tmp_path / "tower.pt2").rename(tmp_path / "türme.pt2")
+    words = ("import", "tables", "u=u.npy", "--tower", "türme.pt2", "--dense-features", "2")
+    done = erless(tmp_path, *words, "--pooling", "sum", "--out", "größe", **ASCII)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "größe" / "model.json").is_file()
 
 
 def test_a_name_outside_ascii_is_told_in_any_locale(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.deploy.target import Desired
 from erless.specs.artifact import FileEntry
 from erless.specs.config import Config
-from erless.specs.knative import FunctionKind
+from erless.specs.functions import FunctionKind
 from erless.specs.model import ModelSpec
 from erless.specs.plan import (
     DensePlan,

@@ -27,7 +27,7 @@ from erless.deploy.image.registry import Registry, resolve_digest
 from erless.deploy.knative.cluster_settings import read_images, resolve_settings
 from erless.errors import ConfigError, ImageError
 from erless.specs.config import Config
-from erless.specs.knative import FunctionKind
+from erless.specs.functions import FunctionKind
 from tests.conftest import Cli
 
 

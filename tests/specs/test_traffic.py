@@ -98,12 +98,23 @@ def test_a_gap_is_noted(tmp_path: Path) -> None:
         (["0,5", "10,"], "row 2: qps is nan"),
         (["0,5", "10,-2"], "row 2: qps is -2"),
         (["0,5", "0,6"], "row 2: t_s is 0, not after 0"),
-        (["0,5", "x,6"], "not a trace of t_s and qps"),
+        (["0,5", "x,6"], "row 2: t_s is 'x', not a number"),
+        (["0,5", "10,5,7"], "row 2 has more values than the table has columns"),
     ],
 )
 def test_a_bad_trace(tmp_path: Path, rows: list[str], said: str) -> None:
     with pytest.raises(TrafficError, match=said):
         read_trace(trace(tmp_path, *rows))
+
+
+def test_a_trace_in_another_encoding_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "latin.csv"
+    path.write_bytes("\ufefft_s,qps\n0,5\n10,\u00b5\n".encode("utf-8"))
+    with pytest.raises(TrafficError, match="row 2: qps is '\u00b5', not a number"):
+        read_trace(path)
+    path.write_bytes(b"t_s,qps\n0,5\n10,\xb5\n")
+    with pytest.raises(TrafficError, match="line 3 is not UTF-8"):
+        read_trace(path)
 
 
 def test_other_columns_and_no_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from erless.cli.run import Output, OutputOption, emit, note, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from erless.specs.knative import FunctionKind
+    from erless.specs.functions import FunctionKind
 
 __all__ = ["app"]
 

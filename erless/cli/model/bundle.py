@@ -69,9 +69,9 @@ def draw(console: Console, folder: Path, manifest: BundleManifest) -> None:
 
     model = manifest.model
     table = Table("table", "rows", "dim", "pooling", "MB", title=f"{folder} ({model.name})")
-    for each in model.tables:
-        size = f"{each.table_bytes / 1e6:,.1f}"
-        table.add_row(each.name, f"{each.rows:,}", str(each.dim), each.pooling, size)
+    for spec in model.tables:
+        size = f"{spec.table_bytes / 1e6:,.1f}"
+        table.add_row(spec.name, f"{spec.rows:,}", str(spec.dim), spec.pooling, size)
     console.print(table)
     fields = model.tower.model_dump(mode="json")
     tower = ", ".join(f"{key} {value}" for key, value in fields.items())

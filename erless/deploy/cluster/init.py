@@ -129,12 +129,12 @@ class ClusterInit:
                 if "/" not in resource["name"]:
                     kind = Kind(version, resource["kind"], resource["name"], resource["namespaced"])
                     self._kinds[version, resource["kind"]] = kind
-        found = self._kinds.get((version, name))
-        if found is None and self.dry_run and (version, name) in self._planned:
+        known = self._kinds.get((version, name))
+        if known is None and self.dry_run and (version, name) in self._planned:
             return Kind(version, name, f"{name.lower()}s")
-        if found is None:
+        if known is None:
             raise DeployError(f"{version} {name}: the cluster knows no such kind")
-        return found
+        return known
 
     def _wait(self, what: str, pending: Callable[[], Iterable[str]]) -> None:
         """Until nothing is pending; a dry run has nothing to wait for.
@@ -177,8 +177,8 @@ class ClusterInit:
 
     def _pending_definitions(self, definitions: Sequence[Object]) -> Iterator[str]:
         for document in definitions:
-            found = self.api.get(CRD, None, document["metadata"]["name"]) or {}
-            state = _conditions(found)
+            definition = self.api.get(CRD, None, document["metadata"]["name"]) or {}
+            state = _conditions(definition)
             if state.get("Established", {}).get("status") != "True":
                 why = state.get("NamesAccepted", {}).get("message", "not established yet")
                 yield f"{document['metadata']['name']} ({why})"
@@ -188,12 +188,14 @@ class ClusterInit:
             if document["kind"] != DEPLOYMENT.kind:
                 continue
             meta = document["metadata"]
-            found = self.api.get(DEPLOYMENT, meta.get("namespace", "default"), meta["name"]) or {}
-            status = found.get("status", {})
-            fresh = status.get("observedGeneration", 0) >= found.get("metadata", {}).get(
+            deployment = (
+                self.api.get(DEPLOYMENT, meta.get("namespace", "default"), meta["name"]) or {}
+            )
+            status = deployment.get("status", {})
+            fresh = status.get("observedGeneration", 0) >= deployment.get("metadata", {}).get(
                 "generation", 0
             )
-            available = _conditions(found).get("Available", {})
+            available = _conditions(deployment).get("Available", {})
             if not fresh or available.get("status") != "True":
                 why = available.get("message") or "no condition yet"
                 yield f"{meta.get('namespace', 'default')}/{meta['name']} ({why})"

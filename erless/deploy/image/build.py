@@ -10,7 +10,7 @@ from erless.deploy.image.layer import write_layer
 from erless.deploy.image.oci import Base, Image, append, load_base
 from erless.deploy.image.reference import parse_reference
 from erless.errors import ImageError
-from erless.specs.knative import FunctionKind
+from erless.specs.functions import FunctionKind
 
 __all__ = ["build_archive", "default_base"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import erless
 from erless.deploy.image.layer import Item
 from erless.errors import ImageError
-from erless.specs.knative import FunctionKind
+from erless.specs.functions import FunctionKind
 
 __all__ = ["APP", "REQUIREMENTS", "application_items", "dependency_items"]
 
@@ -105,7 +105,8 @@ def dependency_items(
         done = subprocess.run(
             command,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=PIP_TIMEOUT_S,
             check=False,
             stdin=subprocess.DEVNULL,

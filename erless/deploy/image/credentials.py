@@ -54,7 +54,8 @@ def _from_helper(helper: str, key: str) -> Credentials:
             [f"docker-credential-{helper}", "get"],
             input=key,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=TIMEOUT_S,
             check=False,
         )

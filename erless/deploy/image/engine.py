@@ -11,7 +11,7 @@ from pathlib import Path
 from erless.deploy.image.content import PACKAGE
 from erless.deploy.image.reference import parse_reference
 from erless.errors import ImageError
-from erless.specs.knative import FunctionKind
+from erless.specs.functions import FunctionKind
 
 __all__ = ["ENGINES", "build", "find_engine", "push", "source_root"]
 
@@ -79,7 +79,8 @@ def push(engine: str, image: str) -> str:
     done = subprocess.run(
         [engine, "image", "inspect", image],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         timeout=ANSWER_S,
         check=False,
     )

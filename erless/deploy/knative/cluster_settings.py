@@ -15,7 +15,8 @@ from pathlib import Path
 from erless.deploy.infra import Infra
 from erless.errors import ConfigError, OptionError
 from erless.specs.config import Config, GatewayConfig
-from erless.specs.knative import FunctionKind, KnativeConfig, PodPlacement
+from erless.specs.functions import FunctionKind
+from erless.specs.knative import KnativeConfig, PodPlacement
 from erless.storage.atomic import os_errors
 
 __all__ = ["ClusterSettings", "parse_image_options", "read_images", "resolve_settings"]
@@ -105,14 +106,14 @@ def resolve_settings(
             "gateway.token_env is set; on Kubernetes the token comes from a Secret: name one under "
             "targets.knative.token_secret (key `token`)"
         )
-    found: dict[FunctionKind, str] = {}
+    by_kind: dict[FunctionKind, str] = {}
     if options.images_file.exists():
-        found |= read_images(options.images_file)
-    found |= options.images
+        by_kind |= read_images(options.images_file)
+    by_kind |= options.images
     for kind, image in (images or {}).items():
-        found[_kind(kind)] = image
-    found = {kind: _by_digest(_whole(kind, image, options)) for kind, image in found.items()}
-    return ClusterSettings(options, found, config.gateway, config.traffic.sla_p95_ms)
+        by_kind[_kind(kind)] = image
+    by_kind = {kind: _by_digest(_whole(kind, image, options)) for kind, image in by_kind.items()}
+    return ClusterSettings(options, by_kind, config.gateway, config.traffic.sla_p95_ms)
 
 
 def _whole(kind: FunctionKind, image: str, options: KnativeConfig) -> str:

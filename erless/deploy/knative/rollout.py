@@ -333,8 +333,8 @@ def _release_to_restore(record: GatewayRecord, release: str | None) -> Kept:
         if not older:
             raise NotDeployedError("no release is kept from before the current one")
         return older[0]
-    found = [kept for kept in record.history if kept.release.startswith(release)]
-    if not found:
+    matching = [kept for kept in record.history if kept.release.startswith(release)]
+    if not matching:
         kept = ", ".join(kept.release[:12] for kept in record.history)
         raise NotDeployedError(f"no kept release begins with {release!r}; kept are {kept}")
-    return found[0]
+    return matching[0]

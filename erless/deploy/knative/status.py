@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from erless.deploy.knative.gateway_record import GatewayRecord, called_services, read_record
 from erless.deploy.knative.readiness import REVISION_LABEL, SERVICE_LABEL, condition
@@ -21,6 +21,7 @@ from erless.deploy.kubernetes.kinds import KSERVICE, POD, POD_AUTOSCALER, POD_ME
 from erless.deploy.kubernetes.reasons import pod_problems
 from erless.deploy.target import FunctionState, FunctionStatus, Status
 from erless.errors import DeployError, NotDeployedError
+from erless.specs.functions import FunctionKind
 
 __all__ = ["function_name", "quantity", "read_status"]
 
@@ -174,7 +175,7 @@ def _function(
     tails = [p95 for _, p95 in measured if p95 is not None]
     return FunctionStatus(
         name=name,
-        kind=cast(Literal["gateway", "sparse", "dense"], labels.get(names.KIND, "sparse")),
+        kind=cast(FunctionKind, labels.get(names.KIND, "sparse")),
         tier=labels.get(names.TIER, ""),
         digest=meta["annotations"].get(names.DIGEST, ""),
         ready=ready,

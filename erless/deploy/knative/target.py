@@ -44,7 +44,7 @@ from erless.deploy.target import Change, Checked, Deployment, Desired, Status, r
 from erless.errors import ConfigError, DeployError, NotDeployedError, UnreachableError
 from erless.progress import Progress
 from erless.specs.config import Config
-from erless.specs.knative import FunctionKind
+from erless.specs.functions import FunctionKind
 
 __all__ = ["KnativeTarget"]
 
@@ -206,8 +206,8 @@ class KnativeTarget:
 
     def status(self) -> Status:
         """See `Target.status`."""
-        found = read_status(self.api, self._namespace)
-        return replace(found, address=self._address(found.url))
+        status = read_status(self.api, self._namespace)
+        return replace(status, address=self._address(status.url))
 
     def _address(self, url: str) -> str:
         """Where to connect from here; looked for once."""
@@ -215,10 +215,10 @@ class KnativeTarget:
         if options.gateway_address or not url:
             return options.gateway_address or ""
         if url not in self._addresses:
-            found = find_address(self.api, url, options.ingress_namespaces)
-            if found:
-                self._addresses[url] = found
-            return found
+            address = find_address(self.api, url, options.ingress_namespaces)
+            if address:
+                self._addresses[url] = address
+            return address
         return self._addresses[url]
 
     def deployments(self) -> tuple[Deployment, ...]:

@@ -191,16 +191,16 @@ class Api:
         """All objects, and the resource version to watch from. None where there is no such kind."""
         query = {"labelSelector": selector, "fieldSelector": fields}
         try:
-            found = self.call(
+            listed = self.call(
                 "GET",
                 kind.path(namespace),
                 query={key: value for key, value in query.items() if value},
             )
         except Missing:
             return [], ""
-        version = str(found.get("metadata", {}).get("resourceVersion", ""))
+        version = str(listed.get("metadata", {}).get("resourceVersion", ""))
         return [
-            {"apiVersion": kind.api, "kind": kind.kind, **item} for item in found.get("items", [])
+            {"apiVersion": kind.api, "kind": kind.kind, **item} for item in listed.get("items", [])
         ], version
 
     def apply(self, document: Object, *, dry_run: bool = False) -> Object:

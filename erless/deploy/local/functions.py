@@ -12,6 +12,7 @@ from erless.deploy.local.supervisor.spec import FunctionSpec, ReleaseSpec
 from erless.deploy.target import Change, Desired
 from erless.errors import DeployError
 from erless.specs.config import GatewayConfig
+from erless.specs.functions import GATEWAY
 from erless.specs.plan import Scaling, ShardPlan
 from erless.specs.release import ReleaseManifest, ReleaseShard
 from erless.storage.digests import digest_json
@@ -132,8 +133,8 @@ def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -
     if site.token:
         env["ERLESS_TOKEN"] = site.token
     return _function(
-        "gateway",
-        "gateway",
+        GATEWAY,
+        GATEWAY,
         "resident" if desired.release.resident else "",
         desired.release.digest,
         env,

@@ -11,6 +11,7 @@ from erless.deploy.local.supervisor.replica.orphans import find_orphans
 from erless.deploy.local.supervisor.sockets import LOOPBACK
 from erless.deploy.local.supervisor.spec import FunctionSpec
 from erless.deploy.target import FunctionState, FunctionStatus, Status
+from erless.specs.functions import GATEWAY
 
 __all__ = ["facts_without_supervisor", "gateway_url", "status_of"]
 
@@ -39,7 +40,7 @@ def facts_without_supervisor(folder: StateFolder, problem: str) -> dict[str, Any
         "current": state.current,
         "release": release.release if release else None,
         "full_copy_bytes": release.full_copy_bytes if release else 0,
-        "port": state.ports.get("gateway"),
+        "port": state.ports.get(GATEWAY),
         "problem": "",
         "changing": "",
         "functions": [
@@ -91,8 +92,8 @@ def status_of(facts: dict[str, Any], target: str) -> Status:
         functions = (
             *functions,
             FunctionStatus(
-                name="gateway",
-                kind="gateway",
+                name=GATEWAY,
+                kind=GATEWAY,
                 tier="",
                 digest=facts["release"] or "",
                 ready=0,

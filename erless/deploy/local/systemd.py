@@ -127,7 +127,12 @@ def _systemctl(*words: str) -> str:
     command = ["systemctl", "--user", *words]
     try:
         done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=ANSWER_S
+            command,
+            check=False,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=ANSWER_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DeployError(f"{' '.join(command)}: {error}") from error

@@ -24,6 +24,7 @@ from erless.deploy.target import Change, Deployment, Desired, Status, refuse_oth
 from erless.errors import ConfigError, ConflictError, DeployError, NotDeployedError, StorageError
 from erless.progress import Progress
 from erless.specs.config import Config
+from erless.specs.functions import GATEWAY
 
 __all__ = ["LocalTarget"]
 
@@ -251,7 +252,7 @@ class LocalTarget:
 def _deployment(release: ReleaseSpec, state: StoredState) -> Deployment:
     return Deployment(
         release=release.release,
-        url=gateway_url(state.ports.get("gateway")),
+        url=gateway_url(state.ports.get(GATEWAY)),
         deployed_at=release.deployed_at,
         current=release.key == state.current,
         model=release.model,

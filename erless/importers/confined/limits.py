@@ -45,4 +45,4 @@ def _mapped_bytes() -> int:
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return 64 << 30
-    return int(statm.read_text().split()[0]) * resource.getpagesize()
+    return int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()

@@ -52,13 +52,6 @@ class TriedTower(NamedTuple):
     enforced: tuple[str, ...]
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    path: str
-    model: ModelSpec
-
-
 class _Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -77,15 +70,14 @@ def try_tower(path: Path, model: ModelSpec) -> TriedTower:
         ModelError: it does not take the tables of `model`, gives something else than one finite
             prediction per sample, mixes samples, or needs more than the limits.
     """
-    request = _Request(path=str(path.absolute()), model=model)
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__],
-            input=request.model_dump_json(),
+            [sys.executable, "-m", __name__, path.absolute()],
+            input=model.model_dump_json(),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=DEADLINE_S,
             env=environment,
             check=False,
@@ -106,19 +98,18 @@ def try_tower(path: Path, model: ModelSpec) -> TriedTower:
 
 
 def main() -> None:
-    """Be the process: read the request, give up all rights, try the tower, answer."""
-    request = _Request.model_validate_json(sys.stdin.read())
+    """Be the process: read path and model, give up all rights, try the tower, answer."""
+    path, model = Path(sys.argv[1]), ModelSpec.model_validate_json(sys.stdin.read())
     import torch
 
     import erless.dlrm.tower  # noqa: F401 - everything is imported before rights are gone
 
     torch.set_num_threads(1)
-    path = Path(request.path)
     size = path.stat().st_size if path.is_file() else 0
     set_limits(Limits(CPU_S, MEMORY_BYTES + 4 * size))
     enforced = ("limits", *drop_rights())
     try:
-        batch = _try(path, request.model)
+        batch = _try(path, model)
         least = max(1, batch.minimum)
         answer = _Answer(batch_min=least, batch_max=batch.maximum, enforced=enforced)
     except (ArtifactError, ModelError, StorageError) as error:

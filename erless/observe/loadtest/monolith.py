@@ -58,7 +58,12 @@ class MonolithServer:
             if self._process.poll() is not None:
                 break
             time.sleep(0.05)
-        reason = Path(self._log.name).read_text(errors="replace").strip().splitlines()[-1:]
+        reason = (
+            Path(self._log.name)
+            .read_text(encoding="utf-8", errors="replace")
+            .strip()
+            .splitlines()[-1:]
+        )
         self.__exit__()
         raise LoadTestError(f"the monolith did not get ready: {' '.join(reason) or 'no reason'}")
 
@@ -75,7 +80,7 @@ class MonolithServer:
 
     def _lines(self) -> list[dict[str, object]]:
         documents = []
-        for line in Path(self._log.name).read_text(errors="replace").splitlines():
+        for line in Path(self._log.name).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 documents.append(json.loads(line))
             except ValueError:

@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from erless.errors import ErlessError
 from erless.observe.results import Event
+from erless.specs.functions import FunctionKind
 from erless.specs.result import FunctionResult, Usage
 
 __all__ = ["FunctionSample", "Probe", "Sample", "Sampler", "columns_of", "usage", "usage_of"]
@@ -25,7 +26,7 @@ class FunctionSample:
     """One function at one moment, with the memory of all its replicas."""
 
     name: str
-    kind: Literal["gateway", "sparse", "dense"]
+    kind: FunctionKind
     tier: str
     ready: int
     wanted: int

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.errors import PlanError
+from erless.specs.functions import FunctionKind
 from erless.specs.plan import Plan, Scaling, Tier
 
 __all__ = ["Fleet", "Function", "NodeType", "Terms", "fleet_of"]
@@ -66,7 +67,7 @@ class Function:
     """One function of the fleet."""
 
     name: str
-    kind: Literal["gateway", "sparse", "dense"]
+    kind: FunctionKind
     tier: str
     scaling: Scaling
     vcpu: float

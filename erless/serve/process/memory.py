@@ -51,8 +51,8 @@ def flight_bytes(asked: int | None, workers: int) -> int:
     if asked is not None:
         return asked // workers
     page = os.sysconf("SC_PAGE_SIZE")
-    limit = container_limit(Path("/proc/self/cgroup").read_text())
+    limit = container_limit(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
     if limit is None:
         return int(UNLIMITED_SHARE * page * os.sysconf("SC_PHYS_PAGES")) // workers
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+    resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * page
     return max(LEAST_BYTES, int(SHARE * (limit - resident)) // workers)

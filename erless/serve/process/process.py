@@ -277,7 +277,12 @@ async def _load_unless_stopped(
 
 def process_age_s() -> float:
     """Seconds since the kernel started this process."""
-    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    started = int(
+        Path("/proc/self/stat")
+        .read_text(encoding="utf-8", errors="replace")
+        .rpartition(")")[2]
+        .split()[19]
+    )
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 

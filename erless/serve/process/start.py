@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
+
+from erless.specs.functions import FunctionKind
 
 __all__ = ["main", "start"]
 
-StartKind = Literal["gateway", "sparse", "dense"]
-KINDS: tuple[StartKind, ...] = get_args(StartKind)
+KINDS: tuple[FunctionKind, ...] = get_args(FunctionKind)
 
 
-def start(kind: StartKind) -> int:
+def start(kind: FunctionKind) -> int:
     """Run the function of `kind` that the environment describes; returns the exit code."""
     threads = os.environ.get("ERLESS_THREADS", "")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", threads if threads.isdigit() else "1")

@@ -214,7 +214,7 @@ def _object(document: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _list(document: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     value = document.get(key)
-    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+    if not isinstance(value, list) or not all(isinstance(tensor, dict) for tensor in value):
         raise QueryError(f"{key} must be a list of objects")
     return value
 

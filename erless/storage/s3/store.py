@@ -104,13 +104,13 @@ class S3Store:
 
     def list(self, prefix: str) -> list[StoredObject]:
         """All whose name begins with `prefix`."""
-        found = []
+        objects = []
         with self._bucket.errors("list", prefix):
             pages = self._bucket.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket.name, Prefix=self._bucket.prefix + prefix
             )
             for page in pages:
-                found += [
+                objects += [
                     StoredObject(
                         entry["Key"].removeprefix(self._bucket.prefix),
                         entry["Size"],
@@ -118,7 +118,7 @@ class S3Store:
                     )
                     for entry in page.get("Contents", ())
                 ]
-        return sorted(found)
+        return sorted(objects)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:

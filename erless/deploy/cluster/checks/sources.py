@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from erless.deploy.cluster.checks.examination import Examination, Finding
 from erless.deploy.image.reference import parse_reference
 from erless.errors import ErlessError
-from erless.specs.knative import FunctionKind
+from erless.specs.functions import FunctionKind
 
 __all__ = ["check_images", "check_store"]
 

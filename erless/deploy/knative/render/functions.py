@@ -19,7 +19,7 @@ from erless.deploy.knative.render.scaling import scaling_annotations
 from erless.deploy.kubernetes import names
 from erless.deploy.target import Desired
 from erless.errors import PlanError
-from erless.specs.knative import FunctionKind
+from erless.specs.functions import FunctionKind
 from erless.specs.plan import Scaling, ShardPlan
 from erless.specs.release import ReleaseShard
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.errors import ConfigError
-from erless.specs.knative import FunctionKind
+from erless.specs.functions import FunctionKind
 
 __all__ = [
     "PORT",

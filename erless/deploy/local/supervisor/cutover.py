@@ -19,6 +19,7 @@ from erless.deploy.local.supervisor.folder.events import log_event
 from erless.deploy.local.supervisor.function import LocalFunction
 from erless.deploy.local.supervisor.spec import ReleaseSpec, StoredState
 from erless.errors import DeployError, NotDeployedError, StorageError
+from erless.specs.functions import GATEWAY
 
 __all__ = ["deploy", "destroy", "rollback"]
 
@@ -130,7 +131,7 @@ async def _switch(
             serving = _serving(fleet)
             await _prove(functions, release, serving, report)
             gateway = fleet.open_gateway(release)
-            gateway.activate(release.gateway, serving.get("gateway", 0))
+            gateway.activate(release.gateway, serving.get(GATEWAY, 0))
             await _settle(
                 [function for function in functions if function.spec.scaling.min_scale] + [gateway],
                 report,
@@ -266,8 +267,8 @@ async def _retire(fleet: LocalFleet) -> None:
     current = fleet.state.release(fleet.state.current)
     used = {function.key for function in current.functions} if current else set()
     old = [function for key, function in fleet.functions.items() if key not in used]
-    gateways = [function for function in old if function.spec.kind == "gateway"]
-    for group in (gateways, [function for function in old if function.spec.kind != "gateway"]):
+    gateways = [function for function in old if function.spec.kind == GATEWAY]
+    for group in (gateways, [function for function in old if function.spec.kind != GATEWAY]):
         for function in group:
             function.pause()
         await asyncio.gather(*(function.gone() for function in group))

@@ -33,6 +33,7 @@ from erless.errors import (
     StorageError,
     SupervisorEndedError,
 )
+from erless.specs.functions import GATEWAY
 
 __all__ = ["LocalFleet", "Report"]
 
@@ -142,7 +143,7 @@ class LocalFleet:
                 orphan.send(signal.SIGTERM)
         if release is not None:
             try:
-                self.open_public(self.state.ports.get("gateway", self.state.port), bool(orphans))
+                self.open_public(self.state.ports.get(GATEWAY, self.state.port), bool(orphans))
             except DeployError:
                 pass  # `status` tells; `tick` tries again
             else:
@@ -168,10 +169,10 @@ class LocalFleet:
         ports = {
             key: function.port
             for key, function in self.functions.items()
-            if function.spec.kind != "gateway"
+            if function.spec.kind != GATEWAY
         }
         if self.public is not None:
-            ports["gateway"] = self.public.getsockname()[1]
+            ports[GATEWAY] = self.public.getsockname()[1]
         return ports
 
     async def _replace(self, orphans: list[Orphan], release: ReleaseSpec | None) -> None:
@@ -183,10 +184,10 @@ class LocalFleet:
             key in self.functions and self.functions[key].settled for key in keys
         ):
             await asyncio.sleep(self.state.timing.ready_poll_s)
-        orphans.sort(key=lambda orphan: not orphan.function.startswith("gateway"))
+        orphans.sort(key=lambda orphan: not orphan.function.startswith(GATEWAY))
         for orphan in orphans:
             orphan.send(signal.SIGTERM)
-            if orphan.function.startswith("gateway"):
+            if orphan.function.startswith(GATEWAY):
                 await self._ended(orphan)
         for orphan in orphans:
             await self._ended(orphan)
@@ -262,7 +263,7 @@ class LocalFleet:
         """Open the gateway's port, which was taken at the start, if it is free now."""
         release = self.state.release(self.state.current)
         try:
-            self.open_public(self.state.ports.get("gateway", self.state.port))
+            self.open_public(self.state.ports.get(GATEWAY, self.state.port))
         except ErlessError:
             return
         if release is not None:
@@ -271,11 +272,9 @@ class LocalFleet:
     async def stop(self) -> None:
         """Drain everything, gateways first, so that no query fails."""
         gateways = [
-            function for function in self.functions.values() if function.spec.kind == "gateway"
+            function for function in self.functions.values() if function.spec.kind == GATEWAY
         ]
-        others = [
-            function for function in self.functions.values() if function.spec.kind != "gateway"
-        ]
+        others = [function for function in self.functions.values() if function.spec.kind != GATEWAY]
         for group in (gateways, others):
             for function in group:
                 function.pause()

@@ -21,6 +21,7 @@ from erless.deploy.local.supervisor.replica.replica import Replica, ReplicaConte
 from erless.deploy.local.supervisor.spec import FunctionSpec
 from erless.deploy.target import FunctionState
 from erless.errors import DeployError
+from erless.specs.functions import GATEWAY
 
 __all__ = ["LocalFunction"]
 
@@ -203,7 +204,7 @@ class LocalFunction:
             self.failed_starts > 1
             and not self.ready
             and not self._watching
-            and self.spec.kind != "gateway"
+            and self.spec.kind != GATEWAY
             and self._loop.time() >= self._orphaned_until_s
         )
         if hopeless != self._refusals.refusing:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from erless.specs.artifact import FromElsewhere
+from erless.specs.functions import GATEWAY, FunctionKind
 from erless.specs.plan import Scaling
 
 __all__ = ["FunctionSpec", "ReleaseSpec", "StoredState", "Timing"]
@@ -21,7 +20,7 @@ class FunctionSpec(FromElsewhere):
 
     key: str = Field(pattern=r"^[a-z0-9\-]{1,60}$", description="kind and digest of what it serves")
     name: str = Field(description="as the plan calls it")
-    kind: Literal["gateway", "sparse", "dense"]
+    kind: FunctionKind
     tier: str = ""
     digest: str
     module: str = Field(description="`python -m` this, with the kind as argument")
@@ -48,12 +47,12 @@ class ReleaseSpec(FromElsewhere):
     @property
     def gateway(self) -> FunctionSpec:
         """The function that answers queries."""
-        return next(function for function in self.functions if function.kind == "gateway")
+        return next(function for function in self.functions if function.kind == GATEWAY)
 
     @property
     def behind(self) -> tuple[FunctionSpec, ...]:
         """The functions that the gateway calls: all but itself."""
-        return tuple(function for function in self.functions if function.kind != "gateway")
+        return tuple(function for function in self.functions if function.kind != GATEWAY)
 
 
 class Timing(FromElsewhere):

@@ -20,7 +20,7 @@ from erless.deploy.knative.schema import check_objects, findings
 from erless.deploy.kubernetes.names import GATEWAY, shard_service
 from erless.errors import ConfigError, DeployError, PlanError
 from erless.specs.config import Config, GatewayConfig
-from erless.specs.knative import FunctionKind
+from erless.specs.functions import FunctionKind
 from erless.specs.plan import Scaling, Tier
 from tests.deploy.desired import IMAGES, cluster_settings, desired, digest_of
 from tests.deploy.infra_outputs import write_outputs
