@@ -263,7 +263,7 @@ class Routing:
 
     Args:
         tables: the model's, in order.
-        routes: per table (rows,) uint8: the shard of each row (`route_table`).
+        routes: per table (rows,) uint8: the shard of each row.
         holdings: per shard the indexes of the tables it stores rows of, ascending.
         homes: per table None, or where its rows lie in this process. That index is searched first;
             most ids are in it, so that only the others need routing.

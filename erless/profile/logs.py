@@ -1,7 +1,7 @@
 """What an access log is to the profile: a stream of row ids per table, whatever the file format.
 
-Each reader (`parquet.py`, `text.py`, `querylog.py`) turns one file into `Chunk`s of a few million
-ids, so that memory does not depend on the size of the log.
+Each reader (`parquet.py`, `criteo.py`, `interactions.py`, `querylog.py`) turns one file into
+`Chunk`s of a few million ids, so that memory does not depend on the size of the log.
 """
 
 from __future__ import annotations

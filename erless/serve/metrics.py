@@ -160,7 +160,7 @@ class Metrics:
         yield from _metric("requests_total", "counter", "infer calls answered", codes)
         kinds = [(f'{{kind="{kind}"}}', count) for kind, count in sorted(counts["kinds"].items())]
         yield from _metric("errors_total", "counter", "requests that failed, by kind", kinds)
-        unknown = sorted(found["unknown"].items())
+        unknown = sorted(counts["unknown"].items())
         features = [(f'{{feature="{name}"}}', count) for name, count in unknown]
         if features:
             yield from _metric(

@@ -91,29 +91,9 @@ class QueryClient:
         Raises:
             ServeError: the gateway's reason and status; 502 where it does not answer.
         """
-        text, buffers = _request(query)
-        headers = {JSON_LENGTH: str(len(text)), "Content-Type": "application/octet-stream"}
-        headers |= self._authorization()
-        if deadline_ms is not None:
-            headers["erless-deadline-ms"] = f"{deadline_ms:g}"
-        path = self.path
-        began = time.perf_counter()
-        response = self._send("POST", path, b"".join([text, *buffers]), headers)
-        took_s = time.perf_counter() - began
-        body = response.data
-        if response.status != 200:
-            raise ServeError(_reason(body), response.status, "query")
-        size = int(response.headers.get(JSON_LENGTH) or len(body))
-        document = json.loads(body[:size])
-        parameters = document["parameters"]
-        return Answered(
-            np.frombuffer(body, np.float32, offset=size).copy(),
-            parameters.get("release", ""),
-            parameters.get("degraded", False),
-            parameters.get("cold_start", False),
-            parameters.get("fan_out", 0),
-            took_s,
-        )
+        more = {} if deadline_ms is None else {"erless-deadline-ms": f"{deadline_ms:g}"}
+        parameters, _, body, took_s = self._infer(*_request(query), more)
+        return _answered(np.frombuffer(body, np.float32).copy(), parameters, took_s)
 
     def infer(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], Answered]:
         """The outputs for `inputs`, both by name; in the answer the first output stands as it is.
@@ -121,42 +101,40 @@ class QueryClient:
         Raises:
             ServeError: as `predict`.
         """
-        text, buffers = infer_request(inputs)
-        headers = {JSON_LENGTH: str(len(text)), "Content-Type": "application/octet-stream"}
-        headers |= self._authorization()
-        path = self.path
-        began = time.perf_counter()
-        status, found, body = self._send("POST", path, b"".join([text, *buffers]), headers)
-        took_s = time.perf_counter() - began
-        if status != 200:
-            raise ServeError(_reason(body), status, "query")
-        size = int(found.get(JSON_LENGTH) or len(body))
-        document = json.loads(body[:size])
-        outputs, at = {}, size
-        for output in document["outputs"]:
+        parameters, described, body, took_s = self._infer(*infer_request(inputs), {})
+        outputs, at = {}, 0
+        for output in described:
             dtype, count = np.dtype(DTYPES[output["datatype"]]), math.prod(output["shape"])
             array = np.frombuffer(body, dtype, count, at).reshape(output["shape"])
             outputs[output["name"]], at = array, at + array.nbytes
-        told = document["parameters"]
-        answered = Answered(
-            next(iter(outputs.values())),
-            told.get("release", ""),
-            told.get("degraded", False),
-            told.get("cold_start", False),
-            told.get("fan_out", 0),
-            took_s,
-        )
-        return outputs, answered
+        return outputs, _answered(next(iter(outputs.values())), parameters, took_s)
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What the gateway says about its model. Raises ServeError as `predict`."""
         path = self.path.removesuffix(INFER)
-        status, _, body = self._send("GET", path, b"", self._authorization())
-        if status != 200:
-            raise ServeError(_reason(body), status, "query")
-        document: dict[str, Any] = json.loads(body)
+        response = self._send("GET", path, b"", self._authorization())
+        if response.status != 200:
+            raise ServeError(_reason(response.data), response.status, "query")
+        document: dict[str, Any] = json.loads(response.data)
         return document
+
+    def _infer(
+        self, head: bytes, buffers: list[bytes], more: dict[str, str]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]], bytes, float]:
+        """One infer call: the answer's parameters and outputs, their bytes, seconds."""
+        headers = {JSON_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
+        headers |= self._authorization() | more
+        path = self.path
+        began = time.perf_counter()
+        response = self._send("POST", path, b"".join([head, *buffers]), headers)
+        took_s = time.perf_counter() - began
+        body = response.data
+        if response.status != 200:
+            raise ServeError(_reason(body), response.status, "query")
+        size = int(response.headers.get(JSON_LENGTH) or len(body))
+        document = json.loads(body[:size])
+        return document["parameters"], document.get("outputs", []), body[size:], took_s
 
     def _authorization(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
@@ -174,6 +152,17 @@ class QueryClient:
                 if attempt or not ended:
                     raise ServeError(f"{self.url} does not answer: {error}", 502) from error
         raise AssertionError
+
+
+def _answered(predictions: NDArray[Any], parameters: dict[str, Any], took_s: float) -> Answered:
+    return Answered(
+        predictions,
+        parameters.get("release", ""),
+        parameters.get("degraded", False),
+        parameters.get("cold_start", False),
+        parameters.get("fan_out", 0),
+        took_s,
+    )
 
 
 def _request(query: Query) -> tuple[bytes, list[bytes]]:
