@@ -21,11 +21,12 @@ from erless.dlrm.auc import auc
 from erless.dlrm.queries import Query, QueryFile, check_query
 from erless.dlrm.reference import Monolith
 from erless.dlrm.tower import load_tower
+from erless.errors import ModelError
 from erless.pack.inputs import PackInputs
 from erless.pack.quantize import decode, encode
 from erless.progress import Progress, Silent
 from erless.specs.bundle import TABLE_TENSOR, BundleManifest
-from erless.specs.model import TableSpec
+from erless.specs.model import GraphTower, TableSpec
 from erless.specs.plan import Precision, Tier
 from erless.storage.tensors import TensorFile
 
@@ -109,8 +110,13 @@ def evaluate(
 
     Raises:
         QueryError: the queries do not fit the model.
-        ModelError: a row that a precision cannot hold.
+        ModelError: a row that a precision cannot hold, or the model was cut from a graph.
     """
+    if isinstance(inputs.model.tower, GraphTower):
+        raise ModelError(
+            f"model {inputs.model.name} was cut from a graph: what precision costs is not "
+            "evaluated for such a model yet"
+        )
     file = QueryFile(queries, batch).in_order_of([table.name for table in inputs.model.tables])
     touched = [
         replace(table, shards=_shards(inputs, table.table, table.ids))
