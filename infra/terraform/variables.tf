@@ -174,7 +174,7 @@ variable "addons" {
 variable "node_pools" {
   description = <<-EOT
     Node pools by name.
-    instance_types: of x86, equally large (the cluster autoscaler reckons with equal nodes).
+    instance_types: of one architecture, equally large (the cluster autoscaler reckons with equal nodes).
     min_size, max_size: nodes; min_size 0 scales from zero.
     roles: what erless places here: gateway, dense, hot, warm, cold, frozen.
     gpu: NVIDIA AMI, label nvidia.com/gpu.present, taint nvidia.com/gpu.

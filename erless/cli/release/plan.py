@@ -81,6 +81,7 @@ def plan(
         *document.notes,
         *([tables.verdict(document)] if report.compare else []),
         *(lines(points) if points else []),
+        *_levers(report, known, outcome, prices),
         *(f"pool {name}: {size}" for name, size in sized.items()),
     ]
     if report.nodes_from:
@@ -112,6 +113,26 @@ def _scales(
         prices,
         source.measured,
     )
+
+
+def _levers(
+    report: ReportOptions, source: PlanSource, outcome: Outcome, prices: Prices
+) -> list[str]:
+    """What would make this plan cheaper, where policies are compared in dollars."""
+    from erless.plan.report.levers import lever_lines, levers
+
+    joint = outcome.best.get("joint")
+    if not report.compare or joint is None or outcome.request.aim != "dollars":
+        return []
+    tried = levers(
+        source.model,
+        source.tables,
+        outcome.request,
+        outcome.demand.qps,
+        prices,
+        source.measured,
+    )
+    return lever_lines(tried, joint.packing.usd_per_month)
 
 
 def _draw(console: Console, document: Plan, sentences: list[str], compare: bool) -> None:

@@ -109,7 +109,7 @@ run "refuses_an_unknown_family" {
   expect_failures = [var.node_pools]
 }
 
-run "refuses_arm" {
+run "graviton_takes_arm64" {
   command = plan
 
   module {
@@ -117,7 +117,26 @@ run "refuses_arm" {
   }
 
   variables {
-    node_pools = { all = { instance_types = ["c7g.large"], min_size = 1, max_size = 2 } }
+    node_pools = {
+      all = { instance_types = ["c7g.large"], min_size = 1, max_size = 2, roles = ["gateway", "hot", "cold"] }
+    }
+  }
+
+  assert {
+    condition     = aws_eks_node_group.pool["all"].ami_type == "AL2023_ARM_64_STANDARD"
+    error_message = "a Graviton pool needs Amazon Linux for arm64"
+  }
+}
+
+run "refuses_two_architectures_in_one_pool" {
+  command = plan
+
+  module {
+    source = "./modules/node_pools"
+  }
+
+  variables {
+    node_pools = { all = { instance_types = ["c7g.large", "c7i.large"], min_size = 1, max_size = 2 } }
   }
 
   expect_failures = [var.node_pools]

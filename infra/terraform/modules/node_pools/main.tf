@@ -4,6 +4,8 @@
 data "aws_partition" "current" {}
 
 locals {
+  # Families with a g behind their generation are Graviton's: c7g, r8gd, x2gd, im4gn.
+  arm64     = { for name, pool in var.node_pools : name => can(regex("^[a-z]+[0-9]+g[a-z]*\\.", pool.instance_types[0])) }
   gpu_label = "nvidia.com/gpu.present"
   gpu_taint = { key = "nvidia.com/gpu", value = "true", effect = "NO_SCHEDULE" }
 
@@ -20,7 +22,11 @@ locals {
   # What pods of a pool must carry to land there.
   placement = {
     for name, pool in var.node_pools : name => {
-      node_selector = merge({ "erless.dev/pool" = name }, pool.gpu ? { (local.gpu_label) = "true" } : {})
+      node_selector = merge(
+        { "erless.dev/pool" = name },
+        pool.gpu ? { (local.gpu_label) = "true" } : {},
+        local.arm64[name] ? { "kubernetes.io/arch" = "arm64" } : {},
+      )
       tolerations = [
         for taint in local.taints[name] : {
           key      = taint.key
@@ -119,7 +125,7 @@ resource "aws_eks_node_group" "pool" {
   node_role_arn   = aws_iam_role.node.arn
   subnet_ids      = var.subnet_ids
   version         = var.kubernetes_version
-  ami_type        = each.value.gpu ? "AL2023_x86_64_NVIDIA" : "AL2023_x86_64_STANDARD"
+  ami_type        = each.value.gpu ? "AL2023_x86_64_NVIDIA" : local.arm64[each.key] ? "AL2023_ARM_64_STANDARD" : "AL2023_x86_64_STANDARD"
   capacity_type   = each.value.spot ? "SPOT" : "ON_DEMAND"
   instance_types  = each.value.instance_types
   labels          = local.labels[each.key]

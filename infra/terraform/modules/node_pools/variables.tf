@@ -52,7 +52,7 @@ variable "node_level_addons" {
 variable "node_pools" {
   description = <<-EOT
     Node pools by name.
-    instance_types: of x86, equally large (the cluster autoscaler reckons with equal nodes).
+    instance_types: of one architecture, equally large (the cluster autoscaler reckons with equal nodes).
     min_size, max_size: nodes; min_size 0 scales from zero.
     roles: what erless places here: gateway, dense, hot, warm, cold, frozen.
     gpu: NVIDIA AMI, label nvidia.com/gpu.present, taint nvidia.com/gpu.
@@ -95,9 +95,14 @@ variable "node_pools" {
 
   validation {
     condition = alltrue(flatten([for pool in values(var.node_pools) : [
-      for type in pool.instance_types : can(regex("^((c|m|r)(5|5a|5n|5d|5ad|6i|6a|6id|6in|7i|7a)|c7i-flex|m7i-flex|c8i|m8i|r8i|x2idn|x2iedn|x2iezn|i3|i3en|i4i|i7i|i7ie|t3|t3a|g4dn|g5|g6|g6e|gr6|p3|p4d|p4de|p5|p5e|p5en)\\.", type))
+      for type in pool.instance_types : can(regex("^((c|m|r)(5|5a|5n|5d|5ad|6i|6a|6id|6in|7i|7a|8i|8a|8id|8in|(6|7|8|9)g(d|n)?)|c7i-flex|m7i-flex|x2idn|x2iedn|x2iezn|x2gd|x8g|i3|i3en|i4i|i7i|i7ie|i4g|i8g|i8ge|im4gn|is4gen|t3|t3a|t4g|g4dn|g5|g6|g6e|gr6|p3|p4d|p4de|p5|p5e|p5en)\\.", type))
     ]]))
-    error_message = "node_pools: unknown instance type family (x86 families only, since the functions' images are x86): ${join(", ", distinct(flatten([for name, pool in var.node_pools : [for type in pool.instance_types : "${name} has ${type}" if !can(regex("^((c|m|r)(5|5a|5n|5d|5ad|6i|6a|6id|6in|7i|7a)|c7i-flex|m7i-flex|c8i|m8i|r8i|x2idn|x2iedn|x2iezn|i3|i3en|i4i|i7i|i7ie|t3|t3a|g4dn|g5|g6|g6e|gr6|p3|p4d|p4de|p5|p5e|p5en)\\.", type))]])))}."
+    error_message = "node_pools: unknown instance type family: ${join(", ", distinct(flatten([for name, pool in var.node_pools : [for type in pool.instance_types : "${name} has ${type}" if !can(regex("^((c|m|r)(5|5a|5n|5d|5ad|6i|6a|6id|6in|7i|7a|8i|8a|8id|8in|(6|7|8|9)g(d|n)?)|c7i-flex|m7i-flex|x2idn|x2iedn|x2iezn|x2gd|x8g|i3|i3en|i4i|i7i|i7ie|i4g|i8g|i8ge|im4gn|is4gen|t3|t3a|t4g|g4dn|g5|g6|g6e|gr6|p3|p4d|p4de|p5|p5e|p5en)\\.", type))]])))}."
+  }
+
+  validation {
+    condition     = alltrue([for pool in values(var.node_pools) : length(distinct([for type in pool.instance_types : can(regex("^[a-z]+[0-9]+g[a-z]*\\.", type))])) <= 1])
+    error_message = "node_pools: instance_types of a pool mix x86 and Graviton, whose images differ: ${join(", ", [for name, pool in var.node_pools : name if length(distinct([for type in pool.instance_types : can(regex("^[a-z]+[0-9]+g[a-z]*\\.", type))])) > 1])}."
   }
 
   validation {

@@ -1,0 +1,276 @@
+"""What serving costs in dollars: model-wise, ElasticRec and joint, with the same freedoms.
+
+python -m benchmarks.economics [--docs docs/economics.md] [--localities 0.9] [--bounds]
+
+For RM1 to RM3 and DLRM-DCNv2 (MLPerf's tables, 26 … 2,600 GB by scaling all rows), over traffic in
+times of one model-wise replica of 1 vCPU. int8 is allowed beside fp32: whether it keeps to a budget
+of AUC only a real model's queries can tell (`erless plan --queries`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from erless.dlrm.workload import WORKLOADS
+from erless.errors import PlanError
+from erless.plan.costs.curves import AccessCurve, TableLoad
+from erless.plan.nodes.prices import Prices, read_prices
+from erless.plan.planner import Planner
+from erless.plan.policies.baselines import model_wise
+from erless.plan.request import PlanRequest
+from erless.plan.source import workload_tables
+from erless.specs.model import DlrmTower, Interaction, ModelSpec, TableSpec
+from erless.specs.plan import Precision
+from erless.specs.planning import ARCHITECTURES
+
+BEGIN, END = "<!-- table: benchmarks/economics.py -->", "<!-- end of table -->"
+BEFORE = Path(__file__).with_name("prices-2025-01.csv")
+SIZES = (26, 82, 260, 820, 2600)  # GB of fp32 rows
+TRAFFIC = (0.1, 1, 8, 64)
+LARGE = (2600, (256,))  # where traffic is large too
+ALLOWED = (Precision.FP32, Precision.INT8)
+BATCH = 32
+# DLRM-DCNv2 as MLPerf trains it: rows and ids per bag of Criteo 1TB's 26 features, dim 128
+DCN_ROWS = (
+    *(40_000_000, 39_060, 17_295, 7_424, 20_265, 3, 7_122, 1_543, 63, 40_000_000, 3_067_956),
+    *(405_282, 10, 2_209, 11_938, 155, 4, 976, 14, 40_000_000, 40_000_000, 40_000_000, 590_152),
+    *(12_973, 108, 36),
+)
+DCN_POOLING = (
+    *(3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1),
+)
+DCN_DIM = 128
+DCN_MACS = 16_000_000  # per sample: cross layers of rank 512, bottom and top MLP
+SECONDS_PER_MAC = 2 / 52e9
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting, and dollars a month of each way to serve it; NaN where nothing fits."""
+
+    name: str
+    size_gb: int
+    locality: float
+    traffic: float
+    before: float
+    exact: float
+    whole: float
+    elasticrec: float
+    joint: float
+    shards: int
+    binds: str
+    gap: float
+    cpu_s: float
+
+
+def model_of(name: str, size_gb: int, locality: float) -> tuple[ModelSpec, list[TableLoad], float]:
+    """A model of so many GB in fp32, its traffic, and CPU ms of its tower per query (0: counted).
+
+    Tables of fewer than 1,000 rows keep them.
+    """
+    if name != "dlrmv2":
+        workload = WORKLOADS[name]
+        rows = size_gb * 10**9 / workload.tables / (4 * workload.bottom_mlp[-1])
+        model, tables = workload_tables(name, locality, BATCH, round(rows))
+        return model, tables, 0.0
+    factor = size_gb * 1e9 / (sum(DCN_ROWS) * 4 * DCN_DIM)
+    specs = tuple(
+        TableSpec(
+            name=f"table_{number}",
+            rows=rows if rows < 1000 else round(rows * factor),
+            dim=DCN_DIM,
+        )
+        for number, rows in enumerate(DCN_ROWS)
+    )
+    tower = DlrmTower(bottom_mlp=(512, 256, 128), top_mlp=(1024, 1), interaction=Interaction.CAT)
+    model = ModelSpec(name=name, dense_features=13, tables=specs, tower=tower)
+    loads = [
+        TableLoad(spec, float(BATCH * pooling), AccessCurve.power_law(spec.rows, locality, 1.03))
+        for spec, pooling in zip(specs, DCN_POOLING, strict=True)
+    ]
+    return model, loads, BATCH * DCN_MACS * SECONDS_PER_MAC * 1e3
+
+
+def settings(localities: Sequence[float]) -> Iterator[tuple[str, int, float, float]]:
+    """Name, GB, locality and traffic of every cell."""
+    for name in (*WORKLOADS, "dlrmv2"):
+        for locality in localities:
+            for size_gb in SIZES:
+                more = LARGE[1] if size_gb == LARGE[0] else ()
+                for traffic in (*TRAFFIC, *more):
+                    yield name, size_gb, locality, traffic
+
+
+def measure(
+    name: str, size_gb: int, locality: float, traffic: float, now: Prices, bounds: bool
+) -> Cell:
+    """Plan one cell in every way."""
+    model, tables, tower_ms = model_of(name, size_gb, locality)
+    before = read_prices(BEFORE)
+    asked = PlanRequest(traffic=traffic, tower_ms=tower_ms or None)
+    free = asked.model_copy(update={"arch": ARCHITECTURES, "allowed": ALLOWED})
+    begin = time.process_time()
+    planner = Planner(model, tables, free, now, coarse=not bounds)
+    outcome = planner.outcome(["elasticrec"])
+    spent = time.process_time() - begin
+    joint, other = outcome.best["joint"], outcome.best.get("elasticrec")
+    types = planner.prices.types
+    layout = joint.layout
+    cpu = layout.vcpu * min(kind.usd_per_month / kind.usable_vcpu for kind in types)
+    memory = layout.memory * min(kind.usd_per_month / kind.usable_bytes for kind in types)
+    return Cell(
+        name,
+        size_gb,
+        locality,
+        traffic,
+        _whole(Planner(model, tables, asked, before, coarse=True), [Precision.FP32]),
+        _whole(planner, [Precision.FP32]),
+        _whole(planner, ALLOWED),
+        other.packing.usd_per_month if other else math.nan,
+        joint.packing.usd_per_month,
+        len(layout.shards),
+        "memory" if memory > cpu else "vCPU",
+        outcome.value(joint) / outcome.bound - 1,
+        spent,
+    )
+
+
+def _whole(planner: Planner, kinds: Sequence[Precision]) -> float:
+    """The cheapest model-wise layout of these precisions; NaN where no node holds one."""
+    sizes = {kind.usable_vcpu for kind in planner.prices.types}
+    pool = [
+        model_wise(place, planner.terms.on(size), kind)
+        for place in planner.places
+        for size in sorted(sizes)
+        for kind in kinds
+    ]
+    found = planner.selection.best("model-wise", pool, strict=False)
+    return found.packing.usd_per_month if found else math.nan
+
+
+def table(cells: Sequence[Cell]) -> str:
+    """The page's table and its summary."""
+    lines = [
+        "| model | GB | P | traffic | model-wise fp32, 2025's types | model-wise fp32 "
+        "| model-wise, same freedoms | ElasticRec fp32 | joint | ÷ | ÷ | ÷ | shards | binds "
+        "| pays |",
+        "|" + "---|" * 15,
+    ]
+    for cell in cells:
+        ratios = [each / cell.joint for each in (cell.before, cell.exact, cell.whole)]
+        dollars = (cell.before, cell.exact, cell.whole, cell.elasticrec, cell.joint)
+        lines.append(
+            f"| {cell.name} | {cell.size_gb:,} | {cell.locality:.0%} | {cell.traffic:g}× | "
+            + " | ".join(_dollars(each) for each in dollars)
+            + " | "
+            + " | ".join("" if math.isnan(each) else f"{each:.2f}" for each in ratios)
+            + f" | {cell.shards} | {cell.binds} | {_pays(cell)} |"
+        )
+    return "\n".join([*summary(cells), "", *lines])
+
+
+def _dollars(value: float) -> str:
+    return "no node holds it" if math.isnan(value) else f"{value:,.0f}"
+
+
+def _pays(cell: Cell) -> str:
+    if math.isnan(cell.whole):
+        return "yes: nothing else fits"
+    saved = 1 - cell.joint / cell.whole
+    return f"yes: {saved:.0%}" if saved > 0.01 else "no: the whole model costs the same"
+
+
+def summary(cells: Sequence[Cell]) -> list[str]:
+    """The three comparisons, and distances to the bound where they were asked for."""
+    small = [cell for cell in cells if cell.traffic <= max(TRAFFIC) and cell.locality == 0.9]
+    large = [cell for cell in cells if cell.traffic >= min(LARGE[1])]
+    fp32 = [cell.exact / cell.joint for cell in large if not math.isnan(cell.exact)]
+    same = [cell.whole / cell.joint for cell in large if not math.isnan(cell.whole)]
+    all_same = [cell.whole / cell.joint for cell in cells if not math.isnan(cell.whole)]
+    lines = [
+        f"- Against model-wise in fp32 on the types of 2025-01, geometric mean over "
+        f"{len(small)} settings at P = 90 %, up to 64×: **{_mean(small, 'before'):.2f}×** cheaper "
+        f"({_missing(small)} settings in which no such node holds the model are left out).",
+        f"- Against model-wise in fp32 on the same machines, at {LARGE[0]:,} GB and ≥ 256×: "
+        f"{_range(fp32)}.",
+        f"- Against model-wise with every same freedom: {_range(all_same)} over all settings, "
+        f"{_range(same)} at {LARGE[0]:,} GB and ≥ 256×.",
+    ]
+    gaps = sorted(cell.gap for cell in cells if not math.isnan(cell.gap))
+    if gaps:
+        near = sum(gap <= 0.05 for gap in gaps) / len(gaps)
+        lines.append(
+            f"- Above its bound: ≤ 5 % in {near:.0%} of {len(gaps)} settings, median "
+            f"{statistics.median(gaps):.1%}, largest {gaps[-1]:.1%}."
+        )
+    return lines
+
+
+def _mean(cells: Sequence[Cell], name: str) -> float:
+    ratios = [getattr(cell, name) / cell.joint for cell in cells]
+    return statistics.geometric_mean([ratio for ratio in ratios if not math.isnan(ratio)])
+
+
+def _missing(cells: Sequence[Cell]) -> int:
+    return sum(math.isnan(cell.before) for cell in cells)
+
+
+def _range(ratios: Sequence[float]) -> str:
+    if not ratios:
+        return "no node holds the whole model"
+    return f"{min(ratios):.2f} … {max(ratios):.2f}× (mean {statistics.geometric_mean(ratios):.2f}×)"
+
+
+def _kept(path: Path | None) -> dict[tuple[str, int, float, float], Cell]:
+    """Cells that an earlier run kept, by setting."""
+    if path is None or not path.exists():
+        return {}
+    cells = [Cell(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {(cell.name, cell.size_gb, cell.locality, cell.traffic): cell for cell in cells}
+
+
+def main() -> None:
+    """Run and print, or rewrite the page's table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--docs", type=Path, help="rewrite the table in this page")
+    parser.add_argument("--localities", type=float, nargs="+", default=[0.5, 0.9, 0.99])
+    parser.add_argument("--bounds", action="store_true", help="tell the distance to the bound")
+    parser.add_argument("--models", nargs="+", default=[*WORKLOADS, "dlrmv2"])
+    parser.add_argument("--keep", type=Path, help="keep cells in this file, and measure the rest")
+    given = parser.parse_args()
+    now = read_prices()
+    kept = _kept(given.keep)
+    cells = []
+    for setting in settings(given.localities):
+        if setting[0] not in given.models:
+            continue
+        try:
+            known = kept.get(setting)
+            cells.append(known or measure(*setting, now, given.bounds))
+        except PlanError as error:
+            print(*setting, error, file=sys.stderr)
+            continue
+        last = cells[-1]
+        if given.keep and not known:
+            with given.keep.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(last)) + "\n")
+        print(*setting, f"{last.joint:,.0f} $, {last.cpu_s:.1f} s", file=sys.stderr, flush=True)
+    text = table(cells)
+    if given.docs:
+        old = given.docs.read_text(encoding="utf-8")
+        head, rest = old.split(BEGIN)
+        page = head + BEGIN + "\n" + text + "\n" + END + rest.split(END)[1]
+        given.docs.write_text(page, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Which freedom would make this very plan cheaper: the same request with one more of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from erless.errors import PlanError
+from erless.plan.costs.curves import TableLoad
+from erless.plan.costs.measured import MeasuredSpeed
+from erless.plan.nodes.prices import Prices
+from erless.plan.planner import Planner
+from erless.plan.request import PlanRequest
+from erless.specs.model import ModelSpec
+from erless.specs.plan import Precision
+from erless.specs.planning import ARCHITECTURES
+
+__all__ = ["Lever", "lever_lines", "levers"]
+
+HELPS = 0.01  # cheaper by more than 1 %
+
+
+@dataclass(frozen=True)
+class Lever:
+    """Dollars a month with one more freedom; None where no plan has it."""
+
+    what: str
+    usd_per_month: float | None
+
+
+def levers(
+    model: ModelSpec,
+    tables: Sequence[TableLoad],
+    request: PlanRequest,
+    qps: float,
+    prices: Prices,
+    measured: MeasuredSpeed | None = None,
+) -> list[Lever]:
+    """Each freedom that the request does not have yet, tried by itself, coarsely."""
+    tried = []
+    for what, change in _freedoms(request, prices):
+        asked = request.model_copy(update={"policy": "joint", "qps": qps, **change})
+        try:
+            found = Planner(model, tables, asked, prices, measured, coarse=True).outcome()
+            dollars: float | None = found.best["joint"].packing.usd_per_month
+        except PlanError:
+            dollars = None
+        tried.append(Lever(what, dollars))
+    return tried
+
+
+def _freedoms(request: PlanRequest, prices: Prices) -> list[tuple[str, dict[str, Any]]]:
+    found: list[tuple[str, dict[str, Any]]] = []
+    if Precision.INT8 not in request.precisions:
+        allowed = (*request.precisions, Precision.INT8)
+        found.append(("int8 rows (--precision int8, or auto with --queries)", {"allowed": allowed}))
+    if set(request.arch) != set(ARCHITECTURES):
+        arms = "arm64 nodes (--arch amd64 --arch arm64, with images for both)"
+        found.append((arms, {"arch": ARCHITECTURES}))
+    if not request.spot and any(kind.spot_usd_per_hour for kind in prices.every):
+        found.append(("spot nodes (--spot)", {"spot": True}))
+    if request.shaped:
+        none = dict.fromkeys(("shards", "resident_share", "max_resident_bytes", "frozen_share"))
+        found.append(("no demanded shape", none))
+    return found
+
+
+def lever_lines(tried: Sequence[Lever], usd_per_month: float) -> list[str]:
+    """One sentence: what would help most first, or that nothing tried does."""
+    helping = [
+        (lever.usd_per_month, lever.what)
+        for lever in tried
+        if lever.usd_per_month is not None and lever.usd_per_month < usd_per_month * (1 - HELPS)
+    ]
+    if not tried:
+        return []
+    if not helping:
+        names = ", ".join(lever.what for lever in tried)
+        return [f"no lever makes this model cheaper: tried {names}"]
+    told = [
+        f"{what}: ${dollars:,.0f} a month ({1 - dollars / usd_per_month:.0%} less)"
+        for dollars, what in sorted(helping)
+    ]
+    return [f"cheaper with {'; '.join(told)}"]
