@@ -76,7 +76,7 @@ def _deepctr_plain(kind: Any) -> Case:
         elif kind.__name__ == "AFM":
             model = kind(columns, columns[:3])
         elif kind.__name__ == "CCPM":
-            model = kind(columns, columns, conv_kernel_width=(3, 2), conv_filters=(2, 1))
+            model = kind(columns, columns[:3], conv_kernel_width=(3, 2), conv_filters=(2, 1))
         else:
             model = kind(columns, columns)
         return model, lambda batch: (_deepctr_inputs(columns, batch),)

@@ -208,6 +208,30 @@ def named_tables(
     _emit(output, shared.out, manifest)
 
 
+@app.command("torch")
+@verb
+def saved_by_torch(
+    archive: Annotated[Path, typer.Argument(help="A whole model, saved by torch.export.save.")],
+    out: OutOption,
+    small_rows: Annotated[
+        int, typer.Option(min=0, help="Tables with fewer rows stay in the tower.")
+    ] = 1_000,
+    overwrite: OverwriteOption = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Import a whole model of any architecture, cut at its embedding lookups.
+
+    Example: `erless import torch model.pt2 --out model`
+    """
+    from erless.importers.graph.saved import import_archive
+
+    with bars() as progress:
+        manifest = import_archive(
+            archive, out, small_rows=small_rows, overwrite=overwrite, progress=progress
+        )
+    _emit(output, out, manifest)
+
+
 def _emit(output: Output, out: Path, manifest: BundleManifest) -> None:
     from erless.cli.model.bundle import describe, draw
 

@@ -50,7 +50,7 @@ def cut_program(program: Program, lookups: Sequence[Lookup]) -> Cut:
     _check_order(nodes)
     names = _Names(program.inputs)
     tables = {
-        names.table(program.weights[lookup.table]): lookup.table
+        names.table(program.name_of(lookup.table)): lookup.table
         for lookup in {each.table: each for each in lookups}.values()
     }
     values = dict(program.inputs)

@@ -13,12 +13,13 @@ from erless.importers.bundle import new_bundle
 from erless.importers.graph.check import smallest_batch
 from erless.importers.graph.cut import cut_program
 from erless.importers.graph.lookups import find_lookups
-from erless.importers.graph.program import Dynamic, Example, export_program
+from erless.importers.graph.program import Dynamic, Example, Program, export_program
 from erless.importers.graph.simplify import simplify
 from erless.importers.graph.write import describe, with_batch_min, write_parts
+from erless.progress import Progress
 from erless.specs.bundle import BundleManifest
 
-__all__ = ["export"]
+__all__ = ["SMALL_ROWS", "export", "write_bundle"]
 
 SMALL_ROWS = 1_000
 
@@ -53,10 +54,36 @@ def export(
     """
     example = Example.of(example_inputs)
     program = export_program(model, example, dynamic)
+    return write_bundle(
+        program,
+        model,
+        example,
+        Path(out),
+        small_rows=small_rows,
+        name=name,
+        overwrite=overwrite,
+    )
+
+
+def write_bundle(
+    program: Program,
+    model: nn.Module,
+    example: Example,
+    out: Path,
+    *,
+    small_rows: int,
+    name: str,
+    overwrite: bool,
+    progress: Progress | None = None,
+) -> BundleManifest:
+    """Cut `program`, which was made of `model`, and write what predicts `example` as it does.
+
+    Raises as `export`.
+    """
     simplify(program)
     cut = cut_program(program, find_lookups(program, small_rows))
     spec = describe(program, cut, name)
-    with new_bundle(Path(out), spec, overwrite=overwrite) as bundle:
+    with new_bundle(out, spec, overwrite=overwrite, progress=progress) as bundle:
         write_parts(bundle, program, cut)
         manifest = bundle.finish()
         written = GraphModel.load(bundle.folder, verify=False, mapped=True)

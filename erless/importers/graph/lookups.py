@@ -83,7 +83,7 @@ def _check_table(program: Program, lookup: Lookup, small_rows: int) -> None:
     """Refuse rows of what is computed from large tables, and from nothing else."""
     before = slice_of([lookup.table], frozenset())
     inputs = set(program.inputs.values())
-    tables = [program.weights[node] for node in before if _is_large(program, node, small_rows)]
+    tables = [program.name_of(node) for node in before if _is_large(program, node, small_rows)]
     if tables and not before & inputs:
         what = f"a table that is computed from {', '.join(sorted(tables))}"
         if lookup.table.target is _aten.cat.default:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -66,12 +67,18 @@ class Program:
         inputs: name → placeholder, of the tensors that a caller gives.
         outputs: name → node.
         weights: placeholder → dotted name, of parameters, buffers and constants.
+        told: likewise the name that people know it by, where that is another.
     """
 
     exported: ExportedProgram
     inputs: dict[str, Node]
     outputs: dict[str, Node]
     weights: dict[Node, str]
+    told: Mapping[Node, str] = field(default_factory=dict)
+
+    def name_of(self, node: Node) -> str:
+        """The name of a weight as people know it."""
+        return self.told.get(node, self.weights[node])
 
     def weight(self, node: Node) -> Tensor:
         """The tensor behind a placeholder of `weights`."""
@@ -103,7 +110,7 @@ def export_program(model: nn.Module, example: Example, dynamic: Dynamic | None =
     watch = Watch(model)
     with evaluating(model), warnings.catch_warnings(), quiet(), watch.watching():
         warnings.simplefilter("ignore")  # torch's own, of its own functions
-        shapes = _dynamic_shapes(example, names, dynamic)
+        shapes = _dynamic_shapes(model, example, names, dynamic)
         try:
             exported = torch.export.export(
                 model, example.args, example.kwargs, dynamic_shapes=shapes, strict=False
@@ -168,8 +175,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def argument_names(model: nn.Module, example: Example) -> list[str]:
     """A name per leaf of the arguments: its key in a dictionary, or the argument's own name."""
-    import inspect
-
     parameters = list(inspect.signature(model.forward).parameters)
     leaves, _ = pytree.tree_flatten_with_path((example.args, example.kwargs))
     paths = []
@@ -203,7 +208,9 @@ def readable(name: str) -> str:
     return (name if name[:1].isalnum() or name[:1] == "_" else f"_{name}")[-100:]
 
 
-def _dynamic_shapes(example: Example, names: list[str], dynamic: Dynamic | None) -> Any:
+def _dynamic_shapes(
+    model: nn.Module, example: Example, names: list[str], dynamic: Dynamic | None
+) -> Any:
     """For `torch.export`: each tensor's dimensions that may differ."""
     leaves, tree = pytree.tree_flatten((example.args, example.kwargs))
     known = {name for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)}
@@ -218,7 +225,15 @@ def _dynamic_shapes(example: Example, names: list[str], dynamic: Dynamic | None)
         wanted = _varying(name, leaf.dim(), dynamic)
         shapes.append(dict.fromkeys(wanted, Dim.AUTO) or None)
     args, kwargs = pytree.tree_unflatten(shapes, tree)
-    return (*args, *kwargs.values()) if not kwargs else _by_parameter(args, kwargs)
+    if not kwargs:
+        kinds = [each.kind for each in inspect.signature(model.forward).parameters.values()]
+        if inspect.Parameter.VAR_POSITIONAL in kinds:
+            plain = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+            return (*args[:plain], args[plain:])
+        return args
+    if args:
+        raise ModelError("example inputs are positional or named arguments, not both")
+    return kwargs
 
 
 def _varying(name: str, dimensions: int, dynamic: Dynamic | None) -> set[int]:
@@ -226,12 +241,6 @@ def _varying(name: str, dimensions: int, dynamic: Dynamic | None) -> set[int]:
     if dynamic is not None and name in dynamic:
         return set(dynamic[name])
     return {0} if dimensions else set()
-
-
-def _by_parameter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if args:
-        raise ModelError("example inputs are positional or named arguments, not both")
-    return kwargs
 
 
 def _named(exported: ExportedProgram, names: list[str]) -> Program:

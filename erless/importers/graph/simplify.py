@@ -1,7 +1,8 @@
 """Bring a graph into a form in which equal values are one node.
 
 Nothing in a decomposed program happens in place, so a call that only hands its argument on may be
-left out, and two equal calls may be one.
+left out, and two equal calls may be one. Copies stay: they can change how a tensor lies in memory,
+which views behind them rely on.
 """
 
 from __future__ import annotations
@@ -20,16 +21,11 @@ _aten = torch.ops.aten
 _HANDS_ON = {
     _aten.alias.default,
     _aten.detach.default,
-    _aten.lift_fresh_copy.default,
-    _aten.clone.default,
-    _aten.contiguous.default,
     _aten._to_copy.default,
     _aten.to.dtype,
-    _aten.to.dtype_layout,
     _aten.to.device,
     _aten.to.other,
     _aten.slice.Tensor,
-    _aten.expand.default,
 }
 
 
@@ -52,7 +48,7 @@ def simplify(program: Program) -> None:
 
 def _is_same(node: Node, argument: Any) -> bool:
     """Whether a call that can change dtype, place or size changes none."""
-    if not isinstance(argument, Node):
+    if not isinstance(argument, Node) or node.kwargs.get("memory_format") is not None:
         return False
     result, given = node.meta["val"], argument.meta["val"]
     if result.dtype != given.dtype or result.device != given.device:

@@ -1,9 +1,13 @@
 from pathlib import Path
 
+import pytest
 import torch
+from torch import Tensor, nn
 
 import erless
 from erless.dlrm.graph_model import GraphModel
+from erless.errors import ModelError
+from erless.importers.graph.saved import import_archive
 from erless.specs.features import Pooling
 from tests.importers.graph.models import HistoryModel, history_inputs
 
@@ -29,3 +33,104 @@ def test_a_hand_written_model_predicts_as_it_did(tmp_path: Path) -> None:
         assert list(found) == list(expected)
         for name, values in expected.items():
             torch.testing.assert_close(found[name], values.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_saved_by_torch_is_cut_alike(tmp_path: Path) -> None:
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.items = nn.Embedding(50, 4)
+            self.out = nn.Linear(4, 1)
+
+        def forward(self, history: Tensor, target: Tensor) -> dict[str, Tensor]:
+            return {"score": self.out(self.items(history).mean(1) * self.items(target % 50))}
+
+    model = Towers().eval()
+    example = (torch.randint(0, 50, (4, 3)), torch.randint(0, 900, (4,)))
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, example, dynamic_shapes=({0: batch}, {0: batch}))
+    torch.export.save(program, tmp_path / "model.pt2")
+    manifest = import_archive(tmp_path / "model.pt2", tmp_path / "m", small_rows=0)
+    assert [(table.name, table.rows) for table in manifest.model.tables] == [("items", 50)]
+    found = GraphModel.load(tmp_path / "m").predict(
+        dict(zip(("history", "target"), example, strict=True))
+    )
+    torch.testing.assert_close(found["score"], model(*example)["score"].detach())
+
+
+class Renormed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(30, 4, max_norm=1.0)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        vectors: Tensor = self.table(ids)
+        return vectors.sum(1)
+
+
+class Branching(nn.Module):
+    def forward(self, ids: Tensor) -> Tensor:
+        return ids + 1 if ids.sum() > 3 else ids
+
+
+class Plain(nn.Module):
+    """Two tables; `between` is what is done to the ids, or with the first one's vectors."""
+
+    def __init__(self, between: str) -> None:
+        super().__init__()
+        self.first, self.second = nn.Embedding(30, 4), nn.Embedding(30, 4)
+        self.branch = Branching()
+        self.bias = nn.Parameter(torch.zeros(4, 4))
+        self.between = between
+
+    def forward(self, ids: Tensor) -> Tensor:
+        match self.between:
+            case "branch":
+                ids = self.branch(ids)
+            case "vectors":
+                ids = self.first(ids).argmax(-1)
+            case "batch":
+                return torch.add(self.second(ids).sum(1), self.bias)
+            case "both":
+                return torch.cat([self.first.weight, self.second.weight])[ids].sum(1)
+            case "normal":
+                return nn.functional.normalize(self.first.weight)[ids].sum(1)
+            case "tied":
+                return torch.matmul(self.first(ids).sum(1), self.first.weight.t())
+        vectors: Tensor = self.second(ids)
+        return vectors.sum(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Renormed(), "changes table.weight when it predicts (max_norm"),
+        (Plain("branch"), "branch (Branching) cannot be exported: it branches on a value"),
+        (Plain("vectors"), "ids of second (Embedding) depend on vectors of first (Embedding)"),
+        (Plain("batch"), "computes with a size of 4, which is that of the example"),
+        (Plain("both"), "looks up rows of first.weight, second.weight, put together"),
+        (Plain("normal"), "looks up rows of a table that is computed from first.weight"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_by_name(
+    model: nn.Module, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError) as refused:
+        erless.export(model, torch.randint(0, 30, (4, 5)), tmp_path / "m", small_rows=0)
+    assert reason in str(refused.value)
+    assert len(str(refused.value).splitlines()) <= 5
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_table_that_the_output_layer_shares_is_told(tmp_path: Path) -> None:
+    ids = torch.randint(0, 30, (4, 5))
+    model = Plain("tied").eval()
+    with pytest.warns(UserWarning, match="table first .* is kept in the tower too"):
+        erless.export(model, ids, tmp_path / "m", small_rows=0)
+    found = GraphModel.load(tmp_path / "m").predict({"ids": ids[:2]})["output"]
+    torch.testing.assert_close(found, model(ids[:2]).detach())
+
+
+def test_small_tables_stay_in_the_tower(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no table that is large enough"):
+        erless.export(Plain("none"), torch.randint(0, 30, (4, 5)), tmp_path / "m")
