@@ -237,7 +237,7 @@ class GraphLookup:
             count = int(np.count_nonzero(unknown))
             if feature.unknown == "reject":
                 raise self._rejected(lane, flat, unknown, lengths, padded)
-            if feature.unknown in ("zero", "default"):
+            if feature.unknown == "zero":
                 rows, lengths, weights = _keep(~unknown, rows, lengths, weights)
         return FeatureBags(rows, lengths, divisors, weights, shape, count)
 

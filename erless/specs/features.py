@@ -87,9 +87,9 @@ class VocabularyIds(Frozen):
 
 IdRule = Annotated[ExactIds | ModuloIds | HashedIds | VocabularyIds, Field(discriminator="kind")]
 
-# What an unknown id does: refuse the query, count as the zero vector, as the table's default vector
-# (its rows' mean, weighted by accesses), or stand for a row.
-Unknown = Literal["reject", "zero", "default"] | Annotated[int, Field(ge=0)]
+# What an unknown id does: refuse the query; take no part, so that alone it gives the zero vector;
+# or stand for a row.
+Unknown = Literal["reject", "zero"] | Annotated[int, Field(ge=0)]
 
 
 class FeatureSpec(Frozen):
