@@ -1,4 +1,4 @@
-"""`erless example rm1|rm2|rm3`: the paper's workloads at any scale, with seeded weights."""
+"""`erless example rm1|rm2|rm3|dlrmv2`: reference workloads at any scale, with seeded weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def make_example(
     names = [table.name for table in model.tables]
     with new_bundle(target, model, overwrite=overwrite, progress=progress) as bundle:
         for index, table in enumerate(model.tables):
-            bundle.add_table(table, _rows(table, index, workload.pooling, seed))
+            pooling = workload.table_sizes[index][1]
+            bundle.add_table(table, _rows(table, index, pooling, seed))
         bundle.add_tower(_tower(model, seed))
         held_out = queries_of(workload, queries * workload.batch, seed=seed, stream=_QUERIES)
         write_queries(bundle.folder / QUERIES, held_out, names, workload.batch)
@@ -67,16 +68,19 @@ def queries_of(
     """`samples` samples of the workload's traffic as one query, without labels."""
     generator = np.random.default_rng([seed, stream, block])
     model = workload.model()
-    kind = np.int32 if workload.rows < 2**31 else np.int64
-    ids: NDArray[Any] = np.empty((len(model.tables), samples * workload.pooling), kind)
-    for index, table in enumerate(model.tables):
+    kind = np.int32 if max(table.rows for table in model.tables) < 2**31 else np.int64
+    ids: list[NDArray[Any]] = []
+    for index, (table, (_, pooling)) in enumerate(
+        zip(model.tables, workload.table_sizes, strict=True)
+    ):
         order = RowOrder.seeded(table.rows, np.random.default_rng([seed, _ORDER, index]))
-        ranks = PowerLaw(table.rows, workload.locality).sample(generator, ids.shape[1])
-        ids[index] = order.ids(ranks)
+        ranks = PowerLaw(table.rows, workload.locality).sample(generator, samples * pooling)
+        ids.append(order.ids(ranks).astype(kind))
+    poolings = np.array([pooling for _, pooling in workload.table_sizes], np.int32)
     return Query(
         dense=generator.standard_normal((samples, model.dense_features), np.float32),
-        values=ids.reshape(-1),
-        lengths=np.full((len(model.tables), samples), workload.pooling, np.int32),
+        values=np.concatenate(ids),
+        lengths=np.repeat(poolings[:, None], samples, axis=1),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from erless.dlrm.workload import WORKLOADS
@@ -41,11 +41,13 @@ def workload_tables(
         raise PlanError(f"locality is {locality:g}: it must lie between 0 and 1")
     workload = WORKLOADS[name]
     if rows:
-        workload = replace(workload, rows=rows)
+        workload = workload.scaled(rows / workload.rows)
     model = workload.model()
-    curve = AccessCurve.power_law(workload.rows, locality)
-    gathers = float(batch * workload.pooling)
-    return model, [TableLoad(table, gathers, curve) for table in model.tables]
+    curves = {rows: AccessCurve.power_law(rows, locality) for rows, _ in workload.table_sizes}
+    return model, [
+        TableLoad(table, float(batch * pooling), curves[table.rows])
+        for table, (_, pooling) in zip(model.tables, workload.table_sizes, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erless.dlrm.queries import QueryFile
+from erless.dlrm.reference import Monolith
 from erless.dlrm.workload import WORKLOADS, PowerLaw, RowOrder
 from erless.importers.synthetic import make_example
 from erless.specs.bundle import BundleManifest
@@ -77,3 +78,19 @@ def test_a_tower_of_a_manifest_round_trips(tmp_path: Path) -> None:
     made = make_example(SMALL, tmp_path / "m", queries=1, log_samples=1)
     assert BundleManifest.open(tmp_path / "m") == made
     assert json.loads((tmp_path / "m" / "model.json").read_text())["digest"] == made.digest
+
+
+def test_mlperfs_model_has_its_sizes_and_bags(tmp_path: Path) -> None:
+    whole = WORKLOADS["dlrmv2"].model()
+    assert len(whole.tables) == 26
+    assert sum(table.rows for table in whole.tables) == 204_184_588
+    assert sum(pooling for _, pooling in WORKLOADS["dlrmv2"].table_sizes) == 214
+    small = dataclasses.replace(WORKLOADS["dlrmv2"].scaled(1e-5), batch=4)
+    assert {table.rows for table in small.model().tables} >= {3, 4, 1000}
+    model = make_example(small, tmp_path / "m", queries=2, log_samples=8).model
+    assert isinstance(model.tower, DlrmTower)
+    assert model.tower.cross is not None
+    query = QueryFile(tmp_path / "m" / "queries.safetensors")[0]
+    assert query.lengths[:, 0].tolist() == [pooling for _, pooling in small.table_sizes]
+    predictions = Monolith.load(tmp_path / "m").predict(query)
+    assert predictions.std() > 0.02

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Make a model bundle with queries and an access log: rm1, rm2, rm3 or movielens.",
+    help="Make a model bundle with queries and an access log: rm1, rm2, rm3, dlrmv2 or movielens.",
 )
 
 SeedOption = Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")]
@@ -53,12 +53,71 @@ class WorkloadOptions:
 
 
 @dataclass(frozen=True)
+class ScaleOptions:
+    """How large a workload of tables that differ is, and how its rows are asked for."""
+
+    scale: Annotated[
+        float, typer.Option(help="Times the rows of MLPerf's tables; 1 is 104 GB of rows.")
+    ] = 0.01
+    locality: Annotated[
+        float, typer.Option(help="P: share of accesses that the hottest 10 % of rows take.")
+    ] = 0.9
+    batch: Annotated[int, typer.Option(min=1, help="Samples per query.")] = 32
+
+    def of(self, base: Workload) -> Workload:
+        """`base` of this size."""
+        if not 0 < self.locality < 1:
+            raise typer.BadParameter("must lie between 0 and 1", param_hint="--locality")
+        if not 0 < self.scale <= 100:
+            raise typer.BadParameter("must lie between 0 and 100", param_hint="--scale")
+        return replace(base.scaled(self.scale), locality=self.locality, batch=self.batch)
+
+
+@dataclass(frozen=True)
 class SampleOptions:
     """What is drawn beside the model."""
 
     queries: Annotated[int, typer.Option(min=1, help="Queries in queries.safetensors.")] = 64
     log_samples: Annotated[int, typer.Option(min=1, help="Samples in access.parquet.")] = 8192
     seed: SeedOption = 0
+
+
+def _make(
+    workload: Workload, out: Path, drawn: SampleOptions, overwrite: bool, output: Output
+) -> None:
+    """Write the example and tell of it."""
+    from erless.importers.synthetic import make_example
+
+    with bars() as progress:
+        manifest = make_example(
+            workload,
+            out,
+            queries=drawn.queries,
+            log_samples=drawn.log_samples,
+            seed=drawn.seed,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    model = manifest.model
+    document = {
+        "bundle": str(out),
+        "digest": manifest.digest,
+        "tables": len(model.tables),
+        "embedding_bytes": model.embedding_bytes,
+        "queries": str(out / "queries.safetensors"),
+        "access_log": str(out / "access.parquet"),
+    }
+    most = max(table.rows for table in model.tables)
+    many = f"up to {most:,}" if workload.sizes else f"{most:,}"
+    emit(
+        output,
+        document,
+        lambda console: console.print(
+            f"{out}: {workload.name}, {len(model.tables)} tables of {many} rows "
+            f"({model.embedding_bytes / 1e6:,.0f} MB)\n"
+            f"next: erless predict --monolith {out} {out}/queries.safetensors"
+        ),
+    )
 
 
 def _add_workload(name: str, summary: str) -> None:
@@ -74,36 +133,8 @@ def _add_workload(name: str, summary: str) -> None:
         output: OutputOption = Output.TEXT,
     ) -> None:
         from erless.dlrm.workload import WORKLOADS
-        from erless.importers.synthetic import make_example
 
-        workload = size.of(WORKLOADS[name])
-        with bars() as progress:
-            manifest = make_example(
-                workload,
-                out,
-                queries=drawn.queries,
-                log_samples=drawn.log_samples,
-                seed=drawn.seed,
-                overwrite=overwrite,
-                progress=progress,
-            )
-        document = {
-            "bundle": str(out),
-            "digest": manifest.digest,
-            "tables": len(manifest.model.tables),
-            "embedding_bytes": manifest.model.embedding_bytes,
-            "queries": str(out / "queries.safetensors"),
-            "access_log": str(out / "access.parquet"),
-        }
-        emit(
-            output,
-            document,
-            lambda console: console.print(
-                f"{out}: {name}, {len(manifest.model.tables)} tables of {size.rows:,} rows "
-                f"({manifest.model.embedding_bytes / 1e6:,.0f} MB)\n"
-                f"next: erless predict --monolith {out} {out}/queries.safetensors"
-            ),
-        )
+        _make(size.of(WORKLOADS[name]), out, drawn, overwrite, output)
 
     make.__doc__ = f"{summary}\n\nExample: `erless example {name} --rows 200000 --out m`"
     app.command(name)(make)
@@ -112,6 +143,25 @@ def _add_workload(name: str, summary: str) -> None:
 _add_workload("rm1", "10 tables, pooling 128: the paper's RM1, with seeded weights.")
 _add_workload("rm2", "32 tables, pooling 128: the paper's RM2, with seeded weights.")
 _add_workload("rm3", "10 tables, pooling 32, a large dense tower: the paper's RM3.")
+
+
+@app.command()
+@verb
+@grouped
+def dlrmv2(
+    out: OutOption,
+    size: ScaleOptions,
+    drawn: SampleOptions,
+    overwrite: OverwriteOption = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """MLPerf's DLRM-v2: 26 tables of dim 128, multi-hot, a cross net; with seeded weights.
+
+    Example: `erless example dlrmv2 --scale 0.01 --out m`
+    """
+    from erless.dlrm.workload import WORKLOADS
+
+    _make(size.of(WORKLOADS["dlrmv2"]), out, drawn, overwrite, output)
 
 
 @app.command()

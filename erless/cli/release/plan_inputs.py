@@ -44,7 +44,9 @@ class SourceOptions:
     out: Annotated[
         Path | None, typer.Option(help="Write the plan [plan.json if erless.yaml says the rest].")
     ] = None
-    workload: Annotated[str | None, typer.Option(help="rm1, rm2, rm3: no weights needed.")] = None
+    workload: Annotated[
+        str | None, typer.Option(help="rm1, rm2, rm3, dlrmv2: no weights needed.")
+    ] = None
     locality: Annotated[float | None, typer.Option(help="P of the workload [0.9].")] = None
     rows: Annotated[
         str | None, typer.Option(help="Rows of each table of the workload: 200000000, or 10x.")
