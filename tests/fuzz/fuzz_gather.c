@@ -88,8 +88,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     REQUIRE(packed_size(shard.slices, &query.bags) == floats);
     float *packed = exactly(sizeof(float) * (size_t)floats);
     float *dense = exactly(sizeof(float) * (size_t)(query.samples * shard.width));
-    const int64_t written = pool(shard.slices, &query.values, query.weights, &query.bags, packed, 0,
-                                 NULL, 1, &fault);
+    const int64_t written =
+        pool(shard.slices, &query.values, query.weights, &query.bags, packed, 0, NULL, 1, &fault);
     check_fault(&shard, &query, &fault);
     if (query.bags.begins == NULL) {
         pool(shard.slices, &query.values, query.weights, &query.bags, dense, shard.width,

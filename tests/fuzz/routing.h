@@ -152,9 +152,8 @@ static inline int split_query(const shards_t *made, const query_t *query, splitt
         result->kept.sizes = exactly(sizeof(int32_t) * (size_t)bags_before(&bags, bags.tables));
         if (query->weights) result->kept.weights = exactly(sizeof(float) * (size + 1));
     }
-    result->away =
-        route_count(routing, &query->values, query->weights, &bags, result->lengths,
-                    result->starts, &result->kept, &split, &fault);
+    result->away = route_count(routing, &query->values, query->weights, &bags, result->lengths,
+                               result->starts, &result->kept, &split, &fault);
     const int refused = check_fault(made, query, &fault);
     if (!refused) {
         result->wide = split.wide;

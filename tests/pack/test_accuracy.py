@@ -8,7 +8,8 @@ import pytest
 
 from erless.dlrm.queries import write_queries
 from erless.pack.accuracy import AccuracyBudget, measure_precisions
-from erless.specs.model import DlrmTower, ModelSpec, Pooling, TableSpec
+from erless.specs.features import POOLED
+from erless.specs.model import DlrmTower, ModelSpec, TableSpec
 from erless.specs.plan import Plan, Precision
 from tests.conftest import Cli
 from tests.releases import Made, make_release, random_query
@@ -23,7 +24,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
     model = ModelSpec(
         dense_features=3,
         tables=tuple(
-            TableSpec(name=pooling.value, rows=2000, dim=16, pooling=pooling) for pooling in Pooling
+            TableSpec(name=pooling.value, rows=2000, dim=16, pooling=pooling) for pooling in POOLED
         ),
         tower=DlrmTower(bottom_mlp=(8, 16), top_mlp=(8, 1)),
     )

@@ -42,8 +42,8 @@ int64_t home_find(const home_t *home, const ids_t *values, int64_t begin, int sh
                   const float *weights, const int32_t *lengths, int64_t samples, int32_t *sizes,
                   kept_t *kept, void *away, float *away_weights, int32_t *away_sizes);
 
-/* Pool what was kept of the query with `bags`, and add it to `out`; `places` has one for each table.
- * Returns 0 without memory, or without the weights that a table needs. */
+/* Pool what was kept of the query with `bags`, and add it to `out`; `places` has one for each
+ * table. Returns 0 without memory, or without the weights that a table needs. */
 int home_pool(const home_t *homes, const bags_t *bags, const kept_t *kept, float *out,
               const place_t *places);
 

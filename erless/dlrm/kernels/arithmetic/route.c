@@ -67,9 +67,8 @@ static void keep_away(const routing_t *routing, int64_t t, const ids_t *values,
     void *to = (char *)split->away + width * (size_t)split->size;
     float *weights_to = weights ? split->weights + split->size : NULL;
     if (routing->homes && routing->homes[t].shard >= 0) {
-        split->size +=
-            home_find(&routing->homes[t], values, begin, !split->wide, own, lengths, samples, sizes,
-                      kept, to, weights_to, split->bags);
+        split->size += home_find(&routing->homes[t], values, begin, !split->wide, own, lengths,
+                                 samples, sizes, kept, to, weights_to, split->bags);
         return;
     }
     memcpy(split->bags, lengths, sizeof(int32_t) * (size_t)samples);
@@ -84,8 +83,8 @@ static void keep_away(const routing_t *routing, int64_t t, const ids_t *values,
 }
 
 /* Count the ids of each of table t's bags in each shard, where `lengths_of` that shard stands, and
- * in all. Returns how many ids have a shard. Two counters break the dependency of one increment on the last, since neighbours mostly go
- * to the same shard. */
+ * in all. Returns how many ids have a shard. Two counters break the dependency of one increment on
+ * the last, since neighbours mostly go to the same shard. */
 static int64_t count_bags(const routing_t *routing, int64_t t, int64_t samples, int64_t first,
                           const split_t *split, int32_t **lengths_of, int64_t *totals) {
     uint32_t even[256] = {0}, odd[256] = {0}, before[256] = {0};
@@ -154,8 +153,7 @@ static int split_table(const routing_t *routing, int64_t t, const ids_t *values,
         blame(values, lengths, samples, t, begin, i, FAULT_RANGE, fault);
         return 0;
     }
-    keep_away(routing, t, values, weights, lengths, samples, begin, size, split, sizes,
-              kept);
+    keep_away(routing, t, values, weights, lengths, samples, begin, size, split, sizes, kept);
     const int64_t away = split->size - first;
     if (split->wide)
         wide_route(routing->routes[t], (const int64_t *)split->away + first, away,

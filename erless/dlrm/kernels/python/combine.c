@@ -79,7 +79,8 @@ static PyObject *combine_step(int kind, PyObject *const *args, Py_ssize_t count,
     return done ? Py_NewRef(Py_None) : NULL;
 }
 
-PyDoc_STRVAR(begin_doc, "combine_begin(bags, out, places): sums at 0, maxima at -inf; bags: samples of "
+PyDoc_STRVAR(begin_doc,
+             "combine_begin(bags, out, places): sums at 0, maxima at -inf; bags: samples of "
              "all tables, or int64 (tables + 1) where each table's bags begin");
 static PyObject *py_begin(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;

@@ -96,7 +96,7 @@ static int columns_fit(const Pooler *self, const int64_t *columns, Py_ssize_t co
 }
 
 static PyObject *pooler_pool(PyObject *object, PyObject *const *args, Py_ssize_t count) {
-    static const buffer_t wanted[] = {{"values", 0, 0, 0}, {"weights", 4, 0, 1},
+    static const buffer_t wanted[] = {{"values", 0, 0, 0},  {"weights", 4, 0, 1},
                                       {"lengths", 4, 0, 0}, {"out", 4, 1, 0},
                                       {"columns", 8, 0, 1}, {"begins", 8, 0, 1}};
     const Pooler *self = (const Pooler *)object;

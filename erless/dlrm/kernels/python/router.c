@@ -8,8 +8,8 @@ typedef struct {
     PyObject_HEAD
     routing_t routing;
     Py_buffer *tables, slots, widths;
-    PyObject *poolers;    /* keeps the homes' rows alive */
-    home_t *homes;        /* their words are ours */
+    PyObject *poolers; /* keeps the homes' rows alive */
+    home_t *homes;     /* their words are ours */
     int64_t *rows;
 } Router;
 
@@ -172,7 +172,8 @@ static PyObject *router_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return NULL;
 }
 
-PyDoc_STRVAR(bucketize_doc, "bucketize(values, weights or None, lengths, begins or None) -> Split, or a fault; "
+PyDoc_STRVAR(bucketize_doc,
+             "bucketize(values, weights or None, lengths, begins or None) -> Split, or a fault; "
              "begins (tables + 1): where each table's bags begin, else all have as many");
 static PyObject *router_bucketize(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     static const buffer_t wanted[] = {

@@ -134,10 +134,10 @@ static PyObject *split_build_request(PyObject *object, PyObject *const *args, Py
     const long long left_ms = PyLong_AsLongLong(args[2]);
     const char *trace = args[3] == Py_None ? NULL : PyBytes_AsString(args[3]);
     if (PyErr_Occurred()) return NULL;
-    const int64_t size = self->weighted || self->bags.begins
-                             ? 0
-                                        : request_write(&((ShardChannel *)args[1])->channel,
-                                                        &bucket, left_ms, trace, text);
+    const int64_t size =
+        self->weighted || self->bags.begins
+            ? 0
+            : request_write(&((ShardChannel *)args[1])->channel, &bucket, left_ms, trace, text);
     if (size == 0) Py_RETURN_NONE;
     const size_t ids = (size_t)bucket.values.size * id_width(&bucket.values);
     const size_t bags =
@@ -173,20 +173,18 @@ static PyObject *split_add_answer(PyObject *object, PyObject *const *args, Py_ss
     const bags_t bags = {NULL, channel->tables, bucket.samples, NULL};
     if (begin < 0 || begin > end || end > sizes[0])
         PyErr_SetString(PyExc_ValueError, "buffer: end is beyond it, or begin beyond end");
-    else if (self->bags.begins)
-        result = Py_BuildValue("in", ANSWER_GENERAL, begin);
+    else if (self->bags.begins) result = Py_BuildValue("in", ANSWER_GENERAL, begin);
     else if (places_fit(channel->places, &bags, sizes[1])) {
         const char *whole = views[0].buf, *at = whole + begin;
-        const int64_t outcome = answer_add(channel, &bucket, &at, whole + end, whole + sizes[0],
-                                           last, views[1].buf);
+        const int64_t outcome =
+            answer_add(channel, &bucket, &at, whole + end, whole + sizes[0], last, views[1].buf);
         result = Py_BuildValue("Ln", (long long)outcome, (Py_ssize_t)(at - whole));
     }
     release_all(views, 2);
     return result;
 }
 
-PyDoc_STRVAR(pool_doc,
-             "pool(out, places): add the rows at home to float32 `out`, once");
+PyDoc_STRVAR(pool_doc, "pool(out, places): add the rows at home to float32 `out`, once");
 static PyObject *split_pool(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     static const buffer_t wanted[] = {{"out", 4, 1, 0}, {"places", 8, 0, 0}};
     Split *self = (Split *)object;
@@ -207,8 +205,7 @@ static PyObject *split_pool(PyObject *object, PyObject *const *args, Py_ssize_t 
     kept_t kept = self->kept; /* ours alone: another call must not find it */
     self->kept = (kept_t){0};
     Py_BEGIN_ALLOW_THREADS
-    if (kept.size)
-        done = home_pool(routing->homes, &self->bags, &kept, views[0].buf, places);
+    if (kept.size) done = home_pool(routing->homes, &self->bags, &kept, views[0].buf, places);
     Py_END_ALLOW_THREADS
     self->kept = kept;
     split_forget(self);
