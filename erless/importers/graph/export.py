@@ -43,7 +43,7 @@ def export(
         out: the bundle's folder.
         dynamic: input → its dimensions whose size differs from call to call; without, the first
             of every input.
-        small_rows: tables with fewer rows stay in the tower.
+        small_rows: tables with fewer rows stay in the tower, but for those of an `EmbeddingBag`.
         name: the model's name in URLs.
         overwrite: replace an existing bundle.
 

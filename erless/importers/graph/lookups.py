@@ -57,7 +57,7 @@ def module_of(node: Node) -> str:
 
 
 def find_lookups(program: Program, small_rows: int) -> list[Lookup]:
-    """The lookups into tables of at least `small_rows` rows, in the graph's order.
+    """The bags, and the lookups into tables of at least `small_rows` rows, in the graph's order.
 
     Each is brought into the form that a feature has: offsets end with the number of ids, and
     vectors are float32.
@@ -74,7 +74,8 @@ def find_lookups(program: Program, small_rows: int) -> list[Lookup]:
             _check_table(program, lookup, small_rows)
             continue
         shape = lookup.table.meta["val"].shape
-        if len(shape) == 2 and shape[0] >= small_rows and shape[1] > 0:
+        cut = shape[0] >= small_rows or node.target in _BAGS  # of which a tower has none
+        if len(shape) == 2 and shape[1] > 0 and cut:
             lookups[lookup.node] = _in_float32(program, lookup)
     return list(lookups.values())
 

@@ -134,3 +134,21 @@ def test_a_table_that_the_output_layer_shares_is_told(tmp_path: Path) -> None:
 def test_small_tables_stay_in_the_tower(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no table that is large enough"):
         erless.export(Plain("none"), torch.randint(0, 30, (4, 5)), tmp_path / "m")
+
+
+def test_a_small_bag_is_cut_and_a_small_table_stays(tmp_path: Path) -> None:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tags = nn.EmbeddingBag(9, 4, mode="sum")
+            self.place = nn.Embedding(9, 4)
+
+        def forward(self, tags: Tensor, place: Tensor) -> Tensor:
+            return (self.tags(tags) * self.place(place)).sum(1)
+
+    model, example = Small().eval(), (torch.randint(0, 9, (4, 3)), torch.randint(0, 9, (4,)))
+    manifest = erless.export(model, example, tmp_path / "m")
+    assert [table.name for table in manifest.model.tables] == ["tags"]
+    inputs = dict(zip(("tags", "place"), example, strict=True))
+    (found,) = GraphModel.load(tmp_path / "m").predict(inputs).values()
+    torch.testing.assert_close(found, model(*example).detach())
