@@ -27,7 +27,7 @@ from erless.specs.features import NamedTensor
 from erless.storage.digests import FileDigest
 from erless.storage.tensors import TensorFile, write_tensors
 
-__all__ = ["DTYPES", "GraphQueryFile", "write_graph_queries"]
+__all__ = ["DTYPES", "GraphQueryFile", "served_inputs", "write_graph_queries"]
 
 Array = NDArray[Any]
 DTYPES = {
@@ -44,6 +44,26 @@ DTYPES = {
 }
 _OFFSETS = ".offsets"
 _LABELS = "labels"
+_KJT = {"values", "lengths", "dense"}
+
+
+def served_inputs(listed: Sequence[Mapping[str, Any]]) -> tuple[NamedTensor, ...]:
+    """The inputs that a gateway's metadata lists; none where they are a KeyedJaggedTensor's.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are not the protocol's.
+    """
+    if {tensor["name"] for tensor in listed} >= _KJT:
+        return ()
+    return tuple(
+        NamedTensor(
+            name=tensor["name"],
+            datatype=tensor["datatype"],
+            shape=tuple(tensor["shape"]),
+            per="request" if tensor["shape"][:1] == [1] else "sample",
+        )
+        for tensor in listed
+    )
 
 
 def write_graph_queries(

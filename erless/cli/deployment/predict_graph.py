@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from erless.cli.bars import bars
-from erless.dlrm.graph_queries import GraphQueryFile
+from erless.dlrm.graph_queries import GraphQueryFile, served_inputs
 from erless.dlrm.whole_graph import WholeGraph
 from erless.serve.protocol.client import Answered, QueryClient
 from erless.specs.bundle import BundleManifest
@@ -22,7 +22,6 @@ from erless.specs.model import GraphTower
 __all__ = ["ask_gateway", "bundle_inputs", "gateway_inputs", "predict_whole"]
 
 Outputs = dict[str, Any]
-_KJT = {"values", "lengths", "dense"}
 
 
 def bundle_inputs(folder: Path) -> tuple[NamedTensor, ...]:
@@ -35,17 +34,7 @@ def gateway_inputs(url: str, token: str | None, address: str) -> tuple[NamedTens
     """The inputs of the model that a gateway serves; none where it is no graph."""
     with QueryClient(url, token, address=address) as client:
         listed = client.metadata["inputs"]
-    if {tensor["name"] for tensor in listed} >= _KJT:
-        return ()
-    return tuple(
-        NamedTensor(
-            name=tensor["name"],
-            datatype=tensor["datatype"],
-            shape=tuple(tensor["shape"]),
-            per="request" if tensor["shape"][:1] == [1] else "sample",
-        )
-        for tensor in listed
-    )
+    return served_inputs(listed)
 
 
 def predict_whole(

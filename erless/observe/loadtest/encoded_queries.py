@@ -20,19 +20,24 @@ import numpy as np
 import urllib3
 from numpy.typing import NDArray
 
+from erless.dlrm.graph_queries import DTYPES, GraphQueryFile, served_inputs
 from erless.dlrm.queries import Query, QueryFile
 from erless.dlrm.workload import PowerLaw, RowOrder
 from erless.errors import ArtifactError, QueryError, ServeError, first_line
+from erless.specs.features import NamedTensor
 from erless.specs.profile import MANIFEST, Profile
 from erless.storage.tensors import TensorFile
 
 __all__ = [
+    "JSON_LENGTH",
     "Answer",
     "Body",
     "Expected",
     "ServedModel",
     "build",
     "discover",
+    "from_file",
+    "from_graph_file",
     "generate",
     "read_answer",
     "read_expected",
@@ -47,7 +52,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What the gateway says about the model that it serves."""
+    """What the gateway says about the model that it serves.
+
+    `inputs` are those of a model cut from a graph, else none.
+    """
 
     name: str
     version: str
@@ -55,6 +63,7 @@ class ServedModel:
     dense_features: int
     tables: tuple[dict[str, Any], ...]
     batch: int = 32
+    inputs: tuple[NamedTensor, ...] = ()
 
     @property
     def path(self) -> str:
@@ -74,7 +83,7 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One response. `prediction` is (B,) float32."""
+    """One response. `prediction` is float32, flat: the output of that name, or else the first."""
 
     prediction: Floats
     release: str
@@ -101,25 +110,39 @@ class Expected:
 def build(query: Query, index: int = 0) -> Body:
     """`query` as a request of the Open Inference Protocol with binary tensors."""
     tensors: dict[str, NDArray[Any]] = {
-        "values": np.ascontiguousarray(query.values),
-        "lengths": np.ascontiguousarray(query.lengths),
-        "dense": np.ascontiguousarray(query.dense),
+        "values": query.values,
+        "lengths": query.lengths,
+        "dense": query.dense,
     }
     if query.weights is not None:
-        tensors["weights"] = np.ascontiguousarray(query.weights)
-    inputs = [
-        {
-            "name": name,
-            "datatype": DATATYPES[tensor.dtype.name],
-            "shape": list(tensor.shape),
-            "parameters": {"binary_data_size": tensor.nbytes},
-        }
-        for name, tensor in tensors.items()
-    ]
+        tensors["weights"] = query.weights
+    return _encode(
+        [(name, DATATYPES[tensor.dtype.name], tensor) for name, tensor in tensors.items()],
+        query.batch,
+        index,
+    )
+
+
+def _encode(tensors: Sequence[tuple[str, str, NDArray[Any]]], batch: int, index: int) -> Body:
+    """A request of (name, datatype, array) each."""
+    inputs, data = [], []
+    for name, datatype, tensor in tensors:
+        content = np.ascontiguousarray(tensor).tobytes()
+        if datatype == "BYTES":
+            strings = tensor.reshape(-1).tolist()
+            content = b"".join(len(text).to_bytes(4, "little") + text for text in strings)
+        data.append(content)
+        inputs.append(
+            {
+                "name": name,
+                "datatype": datatype,
+                "shape": list(tensor.shape),
+                "parameters": {"binary_data_size": len(content)},
+            }
+        )
     document = {"inputs": inputs, "parameters": {"binary_data_output": True}}
     head = json.dumps(document, separators=(",", ":")).encode()
-    data = b"".join([head, *(tensor.tobytes() for tensor in tensors.values())])
-    return Body(data, len(head), query.batch, index)
+    return Body(b"".join([head, *data]), len(head), batch, index)
 
 
 def read_answer(body: bytes, json_length: int | None) -> Answer:
@@ -130,11 +153,7 @@ def read_answer(body: bytes, json_length: int | None) -> Answer:
     """
     try:
         document = json.loads(body if json_length is None else body[:json_length])
-        output = next(output for output in document["outputs"] if output["name"] == "prediction")
-        if json_length is None:
-            prediction = np.asarray(output["data"], np.float32)
-        else:
-            prediction = np.frombuffer(body, "<f4", offset=json_length)
+        prediction = _prediction(document["outputs"], body, json_length)
         parameters = document.get("parameters", {})
         return Answer(
             prediction,
@@ -142,10 +161,23 @@ def read_answer(body: bytes, json_length: int | None) -> Answer:
             bool(parameters.get("degraded", False)),
             bool(parameters.get("cold_start", False)),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ServeError(
             f"not an answer: {type(error).__name__}: {error}", kind="garbage"
         ) from None
+
+
+def _prediction(outputs: Sequence[dict[str, Any]], body: bytes, json_length: int | None) -> Floats:
+    """The output called `prediction`, or else the first."""
+    names = [output["name"] for output in outputs]
+    place = names.index("prediction") if "prediction" in names else 0
+    output = outputs[place]
+    if json_length is None:
+        return np.asarray(output["data"], np.float32).reshape(-1)
+    begin = json_length + sum(o["parameters"]["binary_data_size"] for o in outputs[:place])
+    end = begin + output["parameters"]["binary_data_size"]
+    values = np.frombuffer(body[begin:end], np.dtype(DTYPES[output["datatype"]]))
+    return values.astype(np.float32, copy=False)
 
 
 def discover(
@@ -171,19 +203,22 @@ def discover(
     name = model or _served_name(_get(there, "/v2", headers, wait_s))
     metadata = _get(there, f"/v2/models/{name}", headers, wait_s)
     parameters = metadata.get("parameters", {})
-    dense = next(
-        (tensor["shape"][-1] for tensor in metadata.get("inputs", ()) if tensor["name"] == "dense"),
-        None,
-    )
-    if dense is None:
-        raise ServeError(f"{host}: {name} takes no `dense`: it is not a recommendation model")
+    listed = metadata.get("inputs", ())
+    try:
+        inputs = served_inputs(listed)
+        widths = [tensor["shape"][-1] for tensor in listed if tensor["name"] == "dense"]
+    except (ValueError, KeyError, TypeError, IndexError):
+        inputs, widths = (), []
+    if (not inputs and not widths) or (inputs and not parameters.get("tables")):
+        raise ServeError(f"{host}: {name} is not a recommendation model that erless serves")
     return ServedModel(
         name=name,
         version=str((metadata.get("versions") or [""])[0]),
         release=str(parameters.get("digest", "")),
-        dense_features=int(dense),
+        dense_features=0 if inputs else int(widths[0]),
         tables=tuple(parameters.get("tables", ())),
         batch=int(parameters.get("batch", 32)),
+        inputs=inputs,
     )
 
 
@@ -247,6 +282,23 @@ def from_file(
         yield build(file[index], index)
 
 
+def from_graph_file(
+    path: Path, most: int, inputs: Sequence[NamedTensor], batch: int | None = None
+) -> Iterator[Body]:
+    """The first `most` queries of a file of a graph's `inputs`. Raises as `from_file`."""
+    file = GraphQueryFile(path, inputs, batch)
+    if not len(file):
+        raise QueryError(f"{path}: no queries")
+    for index in range(min(most, len(file))):
+        query = file[index]
+        samples = [len(query[tensor.name]) for tensor in inputs]
+        yield _encode(
+            [(tensor.name, tensor.datatype, query[tensor.name]) for tensor in inputs],
+            max(samples),
+            index,
+        )
+
+
 def generate(
     served: ServedModel,
     count: int,
@@ -263,6 +315,8 @@ def generate(
         QueryError: the gateway does not tell its tables, or `locality` is not within 0 … 1.
         ArtifactError: the profile is damaged.
     """
+    if served.inputs:
+        raise QueryError(f"{served.name} takes inputs of its own: give --queries, a file of them")
     if not served.tables:
         raise QueryError(f"{served.name}: the gateway does not tell its tables: give --queries")
     if not 0 < locality < 1:

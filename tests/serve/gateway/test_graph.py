@@ -11,8 +11,18 @@ import numpy as np
 import pytest
 import torch
 import tritonclient.http as triton
+import urllib3
 
+from erless.dlrm.graph_queries import write_graph_queries
 from erless.dlrm.hashing import xxh64_strings
+from erless.errors import QueryError
+from erless.observe.loadtest.encoded_queries import (
+    JSON_LENGTH,
+    discover,
+    from_graph_file,
+    generate,
+    read_answer,
+)
 from erless.pack.packer import Packer
 from erless.specs.features import HashedIds
 from erless.specs.model import ModelSpec
@@ -83,6 +93,32 @@ def test_sharded_answers_are_the_models_own(fleet: Fleet, batch: int, length: in
     assert list(found) == ["ctr", "cvr"]
     for name, array in wanted.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-7)
+
+
+def test_a_load_tests_queries_get_the_models_own_answers(fleet: Fleet, tmp_path: Path) -> None:
+    samples = ranker_inputs(4000, 6, seed=3)
+    write_graph_queries(tmp_path / "queries.safetensors", samples, batch=4)
+    url = f"http://127.0.0.1:{fleet.gateway.port}"
+    served = discover(url)
+    bodies = from_graph_file(tmp_path / "queries.safetensors", 2000, served.inputs)
+    found = []
+    with urllib3.PoolManager() as pool:
+        for body in bodies:
+            headers = {JSON_LENGTH: str(body.json_length)}
+            response = pool.request("POST", url + served.path, body=body.data, headers=headers)
+            assert response.status == 200, response.data
+            answer = read_answer(response.data, int(response.headers[JSON_LENGTH]))
+            assert answer.release == served.release and len(answer.prediction) == 4
+            found.append(answer.prediction)
+    assert len(found) == 1000
+    wanted = whole(samples)["ctr"]
+    np.testing.assert_allclose(np.concatenate(found), wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_a_load_test_of_a_graph_needs_queries(fleet: Fleet) -> None:
+    served = discover(f"http://127.0.0.1:{fleet.gateway.port}")
+    with pytest.raises(QueryError, match="takes inputs of its own: give --queries"):
+        next(generate(served, 1))
 
 
 def test_it_names_its_own_inputs_and_answers_the_outputs_asked_for(fleet: Fleet) -> None:

@@ -97,7 +97,10 @@ class Session:
             raise ServeError("no gateway: give --host http://127.0.0.1:8080")
         token = os.environ.get("ERLESS_TOKEN")
         self.served = queries.discover(host, options.model or None, token, connect=options.connect)
-        if options.queries:
+        if options.queries and self.served.inputs:
+            path, inputs = Path(options.queries), self.served.inputs
+            made = queries.from_graph_file(path, options.distinct, inputs, options.batch)
+        elif options.queries:
             tables = [str(table["name"]) for table in self.served.tables]
             made = queries.from_file(Path(options.queries), options.distinct, options.batch, tables)
         else:
