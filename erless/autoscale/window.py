@@ -21,7 +21,7 @@ DIGITS = 6  # Knative's rounding: a sum's last bits must not cost a replica
 BUCKET_S = 1.0  # Knative's granularity: the first bucket of a value is the one that ends a gap
 
 
-class Point(NamedTuple):
+class RunningTotal(NamedTuple):
     """∫ value dt since the first record, up to `at_s`; a gap of `gap_s` without data ends there."""
 
     at_s: float
@@ -39,13 +39,13 @@ class WindowedLoad(NamedTuple):
     The last poll was at `polled_s`.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[RunningTotal, ...]
     polled_s: float
 
     @classmethod
     def begin(cls, now_s: float) -> WindowedLoad:
         """Nothing is known before `now_s`."""
-        return cls((Point(now_s, 0.0),), now_s)
+        return cls((RunningTotal(now_s, 0.0),), now_s)
 
     def record(self, now_s: float, value: float, window_s: float) -> WindowedLoad:
         """`value` was the average since the last poll; what is older than `window_s` goes.
@@ -57,13 +57,13 @@ class WindowedLoad(NamedTuple):
         points, since_s = self.points, self.polled_s
         last = points[-1]
         if since_s > last.at_s:
-            after = Point(since_s, last.total, since_s - last.at_s)
+            after = RunningTotal(since_s, last.total, since_s - last.at_s)
             anew = len(points) == 1 or after.begins_anew(window_s)
             points = (after,) if anew else (*points, after)
         oldest, drop = now_s - window_s, 0
         while drop + 1 < len(points) and points[drop + 1].at_s <= oldest:
             drop += 1
-        newest = Point(now_s, last.total + value * (now_s - since_s))
+        newest = RunningTotal(now_s, last.total + value * (now_s - since_s))
         return WindowedLoad((*points[drop:], newest), now_s)
 
     def record_nothing(self, now_s: float) -> WindowedLoad:

@@ -44,7 +44,7 @@ DTYPES = {
 }
 _OFFSETS = ".offsets"
 _LABELS = "labels"
-_KJT = {"values", "lengths", "dense"}
+_KJT = {"values", "lengths", "dense", "weights"}
 
 
 def served_inputs(listed: Sequence[Mapping[str, Any]]) -> tuple[NamedTensor, ...]:
@@ -53,7 +53,7 @@ def served_inputs(listed: Sequence[Mapping[str, Any]]) -> tuple[NamedTensor, ...
     Raises:
         KeyError, TypeError, ValueError: they are not the protocol's.
     """
-    if {tensor["name"] for tensor in listed} >= _KJT:
+    if {tensor["name"] for tensor in listed} <= _KJT:
         return ()
     return tuple(
         NamedTensor(

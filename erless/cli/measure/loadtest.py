@@ -23,7 +23,7 @@ __all__ = ["loadtest", "probe_of"]
 
 
 @dataclass(frozen=True)
-class GatewayOptions:
+class LoadedGatewayOptions:
     """What is asked: a gateway, the one of a target, or a process with the whole model."""
 
     host: Annotated[str | None, typer.Option(help="A gateway's URL, instead of a target.")] = None
@@ -94,7 +94,7 @@ class ResultOptions:
 @verb
 @grouped
 def loadtest(
-    gateway: GatewayOptions,
+    gateway: LoadedGatewayOptions,
     load: TrafficOptions,
     query: QueryOptions,
     result: ResultOptions,
@@ -168,7 +168,7 @@ class _Asked:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _asked(options: GatewayOptions, running: ExitStack) -> _Asked:
+def _asked(options: LoadedGatewayOptions, running: ExitStack) -> _Asked:
     """The gateway that the options name; a process that it needs ends with `running`."""
     if options.monolith:
         from erless.observe.loadtest.monolith import MonolithServer

@@ -81,7 +81,7 @@ class MachineOptions:
 
 
 @dataclass(frozen=True)
-class ResultOptions:
+class SimulationOptions:
     """What is kept, and what it is compared with."""
 
     out: Annotated[Path, typer.Option(help="Result directory to make.")]
@@ -97,7 +97,7 @@ class ResultOptions:
 def simulate(
     plan: Annotated[Path, typer.Option(help="plan.json of `erless plan --out`.")],
     traffic: Annotated[str, typer.Option(help="step:50,150,50 or a trace (t_s, qps).")],
-    kept: ResultOptions,
+    kept: SimulationOptions,
     assumed: TermsOptions,
     machines: MachineOptions,
     duration: Annotated[float | None, typer.Option(help="Seconds of a shape [60].")] = None,

@@ -10,15 +10,15 @@ import torch
 from torch.fx import Node
 
 from erless.errors import ModelError
-from erless.importers.graph.lookups import Lookup, module_of
+from erless.importers.graph.lookups import TableLookup, module_of
 from erless.importers.graph.program import Program, readable, slice_of
 from erless.specs.features import FeatureSpec
 
-__all__ = ["Cut", "cut_program"]
+__all__ = ["GraphCut", "cut_program"]
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class GraphCut:
     """Where a program is cut.
 
     Args:
@@ -32,7 +32,7 @@ class Cut:
     """
 
     tables: dict[str, Node]
-    features: tuple[tuple[FeatureSpec, Lookup], ...]
+    features: tuple[tuple[FeatureSpec, TableLookup], ...]
     values: dict[str, Node]
     front_takes: tuple[str, ...]
     front_gives: tuple[str, ...]
@@ -40,7 +40,7 @@ class Cut:
     sizes: dict[Node, tuple[Node, int]]
 
 
-def cut_program(program: Program, lookups: Sequence[Lookup]) -> Cut:
+def cut_program(program: Program, lookups: Sequence[TableLookup]) -> GraphCut:
     """Divide `program` at `lookups`.
 
     Raises:
@@ -92,7 +92,7 @@ def cut_program(program: Program, lookups: Sequence[Lookup]) -> Cut:
     tower |= {place[0] for size, place in sizes.items() if size in tower}
     _tell_kept(program, tables, tower)
     front = slice_of([values[name] for name in gives], frozenset())
-    return Cut(
+    return GraphCut(
         tables,
         tuple(features),
         values,
@@ -119,7 +119,7 @@ def _tell_kept(program: Program, tables: dict[str, Node], tower: set[Node]) -> N
             )
 
 
-def _check_order(nodes: dict[Node, Lookup]) -> None:
+def _check_order(nodes: dict[Node, TableLookup]) -> None:
     if not nodes:
         raise ModelError("the model looks up no table that is large enough to be served apart")
     for lookup in nodes.values():

@@ -14,7 +14,7 @@ from erless.errors import ModelError
 from erless.importers.graph.program import Program, slice_of
 from erless.specs.features import Pooling
 
-__all__ = ["Lookup", "find_lookups", "module_of"]
+__all__ = ["TableLookup", "find_lookups", "module_of"]
 
 _aten = torch.ops.aten
 _BAGS = (_aten.embedding_bag.padding_idx, _aten.embedding_bag.default, _aten._embedding_bag.default)
@@ -23,7 +23,7 @@ _POOLINGS = {0: Pooling.SUM, 1: Pooling.MEAN, 2: Pooling.MAX}
 
 
 @dataclass(frozen=True, slots=True)
-class Lookup:
+class TableLookup:
     """Rows of one table, read by one node of the graph.
 
     Args:
@@ -56,7 +56,7 @@ def module_of(node: Node) -> str:
     return f"{path or 'the model'} ({kind.rpartition('.')[2]})"
 
 
-def find_lookups(program: Program, small_rows: int) -> list[Lookup]:
+def find_lookups(program: Program, small_rows: int) -> list[TableLookup]:
     """The bags, and the lookups into tables of at least `small_rows` rows, in the graph's order.
 
     Each is brought into the form that a feature has: offsets end with the number of ids, and
@@ -65,7 +65,7 @@ def find_lookups(program: Program, small_rows: int) -> list[Lookup]:
     Raises:
         ModelError: a table is read in a way that no feature has.
     """
-    lookups: dict[Any, Lookup] = {}
+    lookups: dict[Any, TableLookup] = {}
     for node in list(program.exported.graph.nodes):
         lookup = _lookup(node)
         if lookup is None:
@@ -80,7 +80,7 @@ def find_lookups(program: Program, small_rows: int) -> list[Lookup]:
     return list(lookups.values())
 
 
-def _check_table(program: Program, lookup: Lookup, small_rows: int) -> None:
+def _check_table(program: Program, lookup: TableLookup, small_rows: int) -> None:
     """Refuse rows of what is computed from large tables, and from nothing else."""
     before = slice_of([lookup.table], frozenset())
     inputs = set(program.inputs.values())
@@ -101,7 +101,7 @@ def _is_large(program: Program, node: Node, small_rows: int) -> bool:
     return len(shape) == 2 and shape[0] >= small_rows
 
 
-def _in_float32(program: Program, lookup: Lookup) -> Lookup:
+def _in_float32(program: Program, lookup: TableLookup) -> TableLookup:
     """Vectors come as float32; the graph goes on in the table's own dtype."""
     value = lookup.node.meta["val"]
     if value.dtype == torch.float32:
@@ -114,30 +114,30 @@ def _in_float32(program: Program, lookup: Lookup) -> Lookup:
     return lookup
 
 
-def _lookup(node: Node) -> Lookup | None:
+def _lookup(node: Node) -> TableLookup | None:
     if node.op != "call_function":
         return None
     if node.target is _aten.embedding.default:
-        return Lookup(node, _node(node, 0), _node(node, 1), Pooling.NONE)
+        return TableLookup(node, _node(node, 0), _node(node, 1), Pooling.NONE)
     if node.target in _BAGS:
         return _bag(node)
     if node.target is _aten.index_select.default and node.args[1] == 0:
-        return Lookup(node, _node(node, 0), _node(node, 2), Pooling.NONE)
+        return TableLookup(node, _node(node, 0), _node(node, 2), Pooling.NONE)
     if node.target is _aten.index.Tensor:
         return _indexed(node)
     return None
 
 
-def _indexed(node: Node) -> Lookup | None:
+def _indexed(node: Node) -> TableLookup | None:
     """`table[ids]`, where ids are whole numbers."""
     indices = cast(Sequence[Node | None], node.args[1])
     ids = indices[0]
     if len(indices) != 1 or ids is None or ids.meta["val"].dtype not in _ID_DTYPES:
         return None
-    return Lookup(node, _node(node, 0), ids, Pooling.NONE)
+    return TableLookup(node, _node(node, 0), ids, Pooling.NONE)
 
 
-def _bag(node: Node) -> Lookup:
+def _bag(node: Node) -> TableLookup:
     given = _arguments(node)
     vectors = [user for user in node.users if user.target is operator.getitem]
     if len(vectors) != 1 or vectors[0].args[1] != 0:
@@ -150,7 +150,7 @@ def _bag(node: Node) -> Lookup:
     offsets = given["offsets"]
     if not given["include_last_offset"]:
         offsets = _with_end(node, given["indices"], offsets)
-    return Lookup(
+    return TableLookup(
         vectors[0],
         given["weight"],
         given["indices"],

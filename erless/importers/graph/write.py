@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from erless.errors import ModelError
 from erless.importers.bundle import BundleWriter, row_chunks
-from erless.importers.graph.cut import Cut
+from erless.importers.graph.cut import GraphCut
 from erless.importers.graph.parts import part_of, save_part
 from erless.importers.graph.program import Program
 from erless.specs.features import NamedTensor, Pooling
@@ -36,7 +36,7 @@ _DATATYPES = {
 }
 
 
-def describe(program: Program, cut: Cut, name: str) -> ModelSpec:
+def describe(program: Program, cut: GraphCut, name: str) -> ModelSpec:
     """The model that `cut` makes of `program`."""
     try:
         return ModelSpec(
@@ -60,7 +60,7 @@ def with_batch_min(model: ModelSpec, batch_min: int) -> ModelSpec:
     return model.model_copy(update={"tower": tower})
 
 
-def write_parts(bundle: BundleWriter, program: Program, cut: Cut) -> None:
+def write_parts(bundle: BundleWriter, program: Program, cut: GraphCut) -> None:
     """Write front, tables and tower into `bundle`."""
     values = cut.values
     if cut.front_gives:
@@ -83,7 +83,7 @@ def write_parts(bundle: BundleWriter, program: Program, cut: Cut) -> None:
     bundle.add_archive("tower.pt2")
 
 
-def _table(cut: Cut, name: str, node: Node) -> TableSpec:
+def _table(cut: GraphCut, name: str, node: Node) -> TableSpec:
     poolings = {feature.pooling for feature, lookup in cut.features if lookup.table is node}
     pooling = next(
         (each for each in (Pooling.MAX, Pooling.WEIGHTED_SUM) if each in poolings), Pooling.SUM
