@@ -144,7 +144,8 @@ def test_a_small_bag_is_cut_and_a_small_table_stays(tmp_path: Path) -> None:
             self.place = nn.Embedding(9, 4)
 
         def forward(self, tags: Tensor, place: Tensor) -> Tensor:
-            return (self.tags(tags) * self.place(place)).sum(1)
+            product: Tensor = self.tags(tags) * self.place(place)
+            return product.sum(1)
 
     model, example = Small().eval(), (torch.randint(0, 9, (4, 3)), torch.randint(0, 9, (4,)))
     manifest = erless.export(model, example, tmp_path / "m")
