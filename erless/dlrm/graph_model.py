@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from erless.dlrm.archive import build_module, read_archive
-from erless.errors import ModelError
+from erless.dlrm.graph_lookup import graph_tower
 from erless.specs.artifact import FileEntry
 from erless.specs.bundle import TABLE_TENSOR, BundleManifest
 from erless.specs.features import FeatureSpec, Pooling
-from erless.specs.model import GraphTower, ModelSpec
+from erless.specs.model import ModelSpec
 from erless.storage.tensors import TensorFile
 
 __all__ = ["GraphModel", "GraphParts", "look_up"]
@@ -44,9 +44,7 @@ class GraphParts:
         front: GraphModule | None = None,
         request_front: GraphModule | None = None,
     ) -> None:
-        if not isinstance(model.tower, GraphTower):
-            raise ModelError(f"the model's tower is a {model.tower.kind}, not a graph")
-        self.model, self.spec = model, model.tower
+        self.model, self.spec = model, graph_tower(model)
         self._tower, self._front, self._request_front = tower, front, request_front
 
     @classmethod

@@ -92,7 +92,7 @@ class QueryClient:
             ServeError: the gateway's reason and status; 502 where it does not answer.
         """
         more = {} if deadline_ms is None else {"erless-deadline-ms": f"{deadline_ms:g}"}
-        parameters, _, body, took_s = self._infer(*_request(query), more)
+        parameters, _, body, took_s = self._infer(*infer_request(_query_tensors(query)), more)
         return _answered(np.frombuffer(body, np.float32).copy(), parameters, took_s)
 
     def infer(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], Answered]:
@@ -165,26 +165,16 @@ def _answered(predictions: NDArray[Any], parameters: dict[str, Any], took_s: flo
     )
 
 
-def _request(query: Query) -> tuple[bytes, list[bytes]]:
-    """JSON head and tensors of an infer request, binary both ways."""
-    arrays: dict[str, NDArray[Any]] = {
+def _query_tensors(query: Query) -> dict[str, NDArray[Any]]:
+    """The inputs of `query`, by name."""
+    tensors: dict[str, NDArray[Any]] = {
         "values": query.values,
         "lengths": query.lengths,
         "dense": query.dense,
     }
     if query.weights is not None:
-        arrays["weights"] = query.weights
-    inputs = [
-        {
-            "name": name,
-            "datatype": NAMES[array.dtype],
-            "shape": list(array.shape),
-            "parameters": {"binary_data_size": array.nbytes},
-        }
-        for name, array in arrays.items()
-    ]
-    head = {"inputs": inputs, "parameters": {"binary_data_output": True}}
-    return json.dumps(head).encode(), [array.tobytes() for array in arrays.values()]
+        tensors["weights"] = query.weights
+    return tensors
 
 
 def infer_request(inputs: Mapping[str, NDArray[Any]]) -> tuple[bytes, list[bytes]]:
