@@ -112,7 +112,7 @@ class GraphLookup:
             IdRows(feature, table, open_file)
             for feature, table in zip(self.lanes.features, self.lanes.tables, strict=True)
         ]
-        self._weighted = any(table.pooling is Pooling.WEIGHTED_SUM for table in model.tables)
+        self._weighted = model.has_weights
         self._per_request = {t.name for t in model.inputs if t.per == "request"}
         self._per_request |= set(self.tower.request_front_gives)
         self._vectors = {feature.name for feature in model.features}

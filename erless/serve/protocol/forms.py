@@ -21,7 +21,7 @@ from erless.dlrm.rows import Buckets, Routing
 from erless.errors import ErlessError, QueryError
 from erless.serve.protocol.queries import check_query, not_finite, query_bytes, query_inputs
 from erless.serve.protocol.tensors import TensorSpec
-from erless.specs.model import ModelSpec, Pooling
+from erless.specs.model import ModelSpec
 
 __all__ = ["Holdings", "KjtForm", "Lookup", "OpenQuery", "QueryForm", "SharedKjtForm"]
 
@@ -167,18 +167,19 @@ class SharedKjtForm(KjtForm):
         super().__init__(model, max_batch)
         self._lanes = Lanes.of(model)
         self._inverse = np.argsort(self._lanes.order)
-        self._weighted = any(table.pooling is Pooling.WEIGHTED_SUM for table in model.tables)
+        self._weighted = model.has_weights
 
     def open(self, inputs: dict[str, Array]) -> OpenQuery:
         """Check a query, and put its bags in the lanes' order."""
         check_query(inputs, self._max_batch)
         values, lengths, weights = inputs["values"], inputs["lengths"], inputs.get("weights")
         order, lanes = list(self._lanes.order), self._lanes
-        ends = np.cumsum(lengths.sum(axis=1, dtype=np.int64))
+        sizes = lengths.sum(axis=1, dtype=np.int64)
+        ends = np.cumsum(sizes)
         total = int(ends[-1])
         if total != len(values) or lengths.min(initial=0) < 0:
             raise self._bad_lengths(lengths, total, len(values))
-        begins = ends - lengths.sum(axis=1, dtype=np.int64)
+        begins = ends - sizes
         spans = [slice(begins[place], ends[place]) for place in order]
         mine = np.ascontiguousarray(lengths[order])
         values = np.concatenate([values[span] for span in spans])
