@@ -7,7 +7,9 @@
     ├── ArtifactError            a file of ours is missing, truncated, altered or of a newer schema
     │   └── ExistsError          what would be written is there already
     ├── StorageError             the disk or bucket refused: full, read-only, no permission
-    │   └── BucketError          the S3 API of a store refused, or did not answer
+    │   ├── BucketError          the S3 API of a store refused, or did not answer
+    │   ├── DiskReadError        a row of the disk tier could not be read, or was changed
+    │   └── DiskBusyError        too many reads of the disk tier wait already
     ├── CheckpointError          a foreign checkpoint or dataset cannot be imported
     ├── ModelError               tables and tower do not fit together
     ├── QueryError               a query does not fit the model: table, sample and value are named
@@ -42,6 +44,8 @@ __all__ = [
     "ConfigError",
     "ConflictError",
     "DeployError",
+    "DiskBusyError",
+    "DiskReadError",
     "ErlessError",
     "ExistsError",
     "ForbiddenError",
@@ -98,6 +102,23 @@ class StorageError(ErlessError):
 
 class BucketError(StorageError):
     """The S3 API of a store refused, or did not answer: says which, and where it was asked."""
+
+
+class DiskReadError(StorageError):
+    """A row of the disk tier could not be read, or is not the one that was packed.
+
+    Args:
+        message: the file, the place and the reason.
+        reason: one word for metrics: `failed` (the disk refused), `short`, `altered`, `engine`.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class DiskBusyError(StorageError):
+    """Reads of the disk tier wait beyond their bound: the query is refused, to be asked again."""
 
 
 class CheckpointError(ErlessError):

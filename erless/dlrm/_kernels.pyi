@@ -1,8 +1,8 @@
 """The compiled kernels (kernels/python/).
 
-In this package `rows.py` and `embedding.py` use them. Beside it, `erless.pack.table` picks rows,
-`erless.serve.functions.sparse` turns sums into float16, and `erless.serve.gateway.remote` makes a
-`ShardChannel` for each shard.
+In this package `rows.py`, `embedding.py` and `disk.py` use them. Beside it, `erless.pack.table`
+picks rows, `erless.serve.functions.sparse` turns sums into float16, and
+`erless.serve.gateway.remote` makes a `ShardChannel` for each shard.
 
 A fault is (kind, table, sample, position, value); kinds are those of
 `erless.dlrm.query_arrays.QueryFault`.
@@ -31,6 +31,13 @@ POOLING_SUM: int
 POOLING_MAX: int
 POOLING_WEIGHTED: int
 POOLING_MEAN: int
+DISK_BLOCK: int
+ENGINE_AUTO: int
+ENGINE_PREAD: int
+ENGINE_URING: int
+READ_FAILED: int
+READ_SHORT: int
+READ_ALTERED: int
 INDEX_ROWS: int
 INDEX_WORDS: int
 MAX_SHARDS: int
@@ -57,6 +64,7 @@ def combine(
     /,
 ) -> None: ...
 def combine_end(bags: int | _Array, out: _Array, places: _Array, lengths: _Array, /) -> None: ...
+def block_checksums(data: _Array, out: _Array, /) -> None: ...
 def to_float16(floats: _Array, out: _Array, /) -> None: ...
 
 @final
@@ -147,3 +155,33 @@ class Pooler:
         begins: _Array | None,
         /,
     ) -> int | _Fault: ...
+
+@final
+class DiskPooler:
+    def __new__(
+        cls,
+        slices: tuple[tuple[Any, ...], ...],
+        engine: int,
+        depth: int,
+        cache_bytes: int,
+        most_waiting: int,
+        /,
+    ) -> DiskPooler: ...
+    def begin(
+        self,
+        values: _Array,
+        weights: _Array | None,
+        lengths: _Array,
+        out: _Array,
+        columns: _Array | None,
+        begins: _Array | None,
+        /,
+    ) -> int | _Fault | DiskQuery | None: ...
+    def event(self) -> int: ...
+    def engine(self) -> tuple[int, int]: ...
+    def counts(self) -> tuple[int, int, int, int, int, int, int]: ...
+
+@final
+class DiskQuery:
+    def done(self) -> bool: ...
+    def finish(self) -> int | _Fault | tuple[int, int, int, int]: ...

@@ -23,22 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
-from erless.dlrm.query_arrays import (
-    Floats,
-    Ids,
-    Lengths,
-    as_ids,
-    as_lengths,
-    as_weights,
-    check_weights,
-    query_error,
-)
+from erless.dlrm.pool_call import PoolCall, ShardTables
+from erless.dlrm.query_arrays import Floats, Ids, Lengths, as_lengths
 from erless.dlrm.rows import Home, RowIndex
-from erless.errors import ArtifactError, QueryError
+from erless.errors import ArtifactError
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision
 
 __all__ = [
+    "POOLING_CODES",
+    "PRECISION_CODES",
     "Combiner",
     "EmbeddingShard",
     "StoredSlice",
@@ -49,13 +43,13 @@ __all__ = [
 
 Float16s = NDArray[np.float16]
 
-_PRECISIONS = {
+PRECISION_CODES = {
     Precision.FP32: _kernels.PRECISION_FP32,
     Precision.FP16: _kernels.PRECISION_FP16,
     Precision.INT8: _kernels.PRECISION_INT8,
     Precision.INT4: _kernels.PRECISION_INT4,
 }
-_POOLINGS = {
+POOLING_CODES = {
     Pooling.SUM: _kernels.POOLING_SUM,
     Pooling.MAX: _kernels.POOLING_MAX,
     Pooling.WEIGHTED_SUM: _kernels.POOLING_WEIGHTED,
@@ -123,11 +117,9 @@ class EmbeddingShard:
     def __init__(self, slices: Sequence[StoredSlice], name: str = "this shard") -> None:
         self.name = name
         self.slices = tuple(slices)
-        self.tables = tuple(stored.table for stored in slices)
-        self.width = sum(table.dim for table in self.tables)
-        self.has_weights = any(table.pooling is Pooling.WEIGHTED_SUM for table in self.tables)
-        self._columns = np.cumsum([0, *(table.dim for table in self.tables)])[:-1]
-        self._dims = np.array([table.dim for table in self.tables], np.int64)
+        self._shape = ShardTables([stored.table for stored in slices], name)
+        self.tables, self.width = self._shape.tables, self._shape.width
+        self.has_weights = self._shape.has_weights
         self._pooler = _kernels.Pooler(
             tuple(
                 (
@@ -135,8 +127,8 @@ class EmbeddingShard:
                     stored.index.blocks,
                     stored.table.rows,
                     stored.table.dim,
-                    _PRECISIONS[stored.precision],
-                    _POOLINGS[stored.table.pooling],
+                    PRECISION_CODES[stored.precision],
+                    POOLING_CODES[stored.table.pooling],
                 )
                 for stored in slices
             )
@@ -155,10 +147,7 @@ class EmbeddingShard:
         Raises:
             QueryError: naming table, sample and value of what does not fit.
         """
-        values, lengths, weights = self._check(values, lengths, weights)
-        out = np.empty((lengths.shape[1], self.width), np.float32)
-        self._run(values, weights, lengths, out, self._columns)
-        return out
+        return self._run(self._shape.dense(values, lengths, weights))
 
     def pool_packed(
         self,
@@ -172,30 +161,7 @@ class EmbeddingShard:
         Args:
             bags: how many each table has, where `lengths` is flat.
         """
-        if bags is not None and lengths.ndim == 1:
-            return self._pool_ragged(values, lengths, weights, bags)
-        values, lengths, weights = self._check(values, lengths, weights)
-        out = np.empty(lengths.shape[1] * self.width, np.float32)
-        return out[: self._run(values, weights, lengths, out, None)]
-
-    def _pool_ragged(
-        self,
-        values: Ids,
-        lengths: Lengths,
-        weights: Floats | None,
-        bags: NDArray[np.int32],
-    ) -> Floats:
-        values, lengths, weights = as_ids(values), as_lengths(lengths), as_weights(weights, values)
-        if len(bags) != len(self.tables) or bags.min() < 0 or int(bags.sum()) != len(lengths):
-            raise QueryError(
-                f"bags {bags.tolist()} do not sum to the {len(lengths):,} lengths of "
-                f"{len(self.tables)} tables"
-            )
-        begins = np.concatenate([[0], np.cumsum(bags, dtype=np.int64)])
-        filled = np.add.reduceat(np.append(lengths > 0, 0), begins[:-1]) * (bags > 0)
-        out = np.empty(int(filled @ self._dims), np.float32)
-        self._run(values, weights, lengths, out, None, begins)
-        return out
+        return self._run(self._shape.packed(values, lengths, weights, bags))
 
     def fast_path(
         self,
@@ -219,33 +185,8 @@ class EmbeddingShard:
         """What `Routing` needs to find each slice's rows here, in the shard numbered `shard`."""
         return [Home(shard, self._pooler, number) for number in range(len(self.slices))]
 
-    def _check(
-        self, values: Ids, lengths: Lengths, weights: Floats | None
-    ) -> tuple[Ids, Lengths, Floats | None]:
-        values, lengths, weights = as_ids(values), as_lengths(lengths), as_weights(weights, values)
-        if lengths.ndim != 2 or len(lengths) != len(self.tables):
-            raise QueryError(
-                f"lengths has shape {lengths.shape}, expected ({len(self.tables)}, B): "
-                f"{self.name} holds {', '.join(table.name for table in self.tables)}"
-            )
-        return values, lengths, weights
-
-    def _run(
-        self,
-        values: Ids,
-        weights: Floats | None,
-        lengths: Lengths,
-        out: Floats,
-        columns: NDArray[np.int64] | None,
-        begins: NDArray[np.int64] | None = None,
-    ) -> int:
-        """Pool into `out`, and return the floats written where they are packed."""
-        result = self._pooler.pool(values, weights, lengths, out, columns, begins)
-        if isinstance(result, tuple):
-            raise query_error(result, self.tables, self.name)
-        if weights is not None and begins is None:
-            check_weights(self.tables, weights, lengths)
-        return result
+    def _run(self, call: PoolCall) -> Floats:
+        return self._shape.answer(call, self._pooler.pool(*call.arguments))
 
 
 class Combiner:
@@ -265,7 +206,7 @@ class Combiner:
         self.tables = tuple(tables)
         self.dim = max(table.dim for table in tables)
         places = [
-            (index * self.dim, table.dim, _POOLINGS[table.pooling], len(tables) * self.dim)
+            (index * self.dim, table.dim, POOLING_CODES[table.pooling], len(tables) * self.dim)
             for index, table in enumerate(tables)
         ]
         self._places = np.array(places, np.int64)

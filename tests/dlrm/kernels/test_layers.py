@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 KERNELS = Path(__file__).parents[3] / "erless/dlrm/kernels"
-LAYERS = ("arithmetic", "fast_lane", "python")  # lowest first
+LAYERS = ("arithmetic", "disk", "fast_lane", "python")  # lowest first
 INCLUDE = re.compile(r'^\s*#\s*include\s+["<]([^">]+)[">]', re.MULTILINE)
 
 Uses = dict[str, set[str]]  # unit, such as "arithmetic/gather" → the units it uses

@@ -269,26 +269,26 @@ void interleave(const float *parts, float *out, int64_t dim) {
     if (dim & 1) out[dim - 1] = even[dim / 2];
 }
 
-/* Check that what pooling reads is there: lengths that fit the ids, weights where needed. */
-static int query_fits(const slice_t *slices, const ids_t *values, const float *weights,
-                      const bags_t *bags, fault_t *fault) {
+int pool_fits(const slice_t *slices, int64_t ids, const float *weights, const bags_t *bags,
+              fault_t *fault) {
     for (int64_t s = 0; s < bags->tables; s++)
         if (slices[s].pooling == WEIGHTED && weights == NULL) {
             *fault = (fault_t){FAULT_UNWEIGHTED, s, 0, 0, 0};
             return 0;
         }
-    return lengths_fit(bags, values->size, fault);
+    return lengths_fit(bags, ids, fault);
 }
 
-static int64_t sum_of(const int32_t *lengths, int64_t samples) {
+int64_t ids_in(const bags_t *bags, int64_t s) {
+    const int32_t *lengths = lengths_in(bags, s);
+    const int64_t count = bags_of(bags, s);
     int64_t sum = 0;
-    for (int64_t b = 0; b < samples; b++) sum += lengths[b];
+    for (int64_t b = 0; b < count; b++) sum += lengths[b];
     return sum;
 }
 
-/* Name the first bad id of slice s, whose ids begin at `begin`. */
-static fault_t bad_id(const slice_t *slice, int64_t s, const ids_t *values, int64_t begin,
-                      const int32_t *lengths, int64_t bad) {
+fault_t id_fault(const slice_t *slice, int64_t s, const ids_t *values, int64_t begin,
+                 const int32_t *lengths, int64_t bad) {
     int64_t sample = 0, end = lengths[0];
     while (end <= bad) end += lengths[++sample];
     const int64_t id = id_at(values, begin + bad);
@@ -329,34 +329,65 @@ int64_t packed_size(const slice_t *slices, const bags_t *bags) {
     return floats;
 }
 
+/* Where a query's vectors go, one slice after the other. */
+typedef struct {
+    float *out, *parts; /* `parts`: the widest vector, not in order */
+    const int64_t *columns;
+    int64_t stride, written;
+    int packed;
+} target_t;
+
+static float *parts_for(const slice_t *slices, int64_t count) {
+    int64_t widest = 0;
+    for (int64_t s = 0; s < count; s++) widest = slices[s].dim > widest ? slices[s].dim : widest;
+    return malloc(sizeof(float) * (size_t)(widest + 1));
+}
+
+static void pool_into(target_t *target, const slice_t *slice, int64_t s, const bags_t *bags,
+                      const uint8_t *const *rows, const float *weights) {
+    float *to = target->packed ? target->out + target->written : target->out + target->columns[s];
+    target->written += pool_slice(slice, rows, weights, lengths_in(bags, s), bags_of(bags, s), to,
+                                  target->stride, target->packed, target->parts);
+}
+
 int64_t pool(const slice_t *slices, const ids_t *values, const float *weights, const bags_t *bags,
              float *out, int64_t stride, const int64_t *columns, int packed, fault_t *fault) {
     const int64_t count = bags->tables;
-    int64_t most = 0, begin = 0, widest = 0, written = 0;
-    if (!query_fits(slices, values, weights, bags, fault)) return 0;
+    int64_t most = 0, begin = 0;
+    if (!pool_fits(slices, values->size, weights, bags, fault)) return 0;
     for (int64_t s = 0; s < count; s++) {
-        const int64_t size = sum_of(lengths_in(bags, s), bags_of(bags, s));
+        const int64_t size = ids_in(bags, s);
         most = size > most ? size : most;
-        widest = slices[s].dim > widest ? slices[s].dim : widest;
     }
     const uint8_t **rows = malloc(sizeof(*rows) * (size_t)(most + AHEAD));
-    float *parts = malloc(sizeof(*parts) * (size_t)(widest + 1));
-    if (rows == NULL || parts == NULL) fault->kind = FAULT_MEMORY;
+    target_t target = {out, parts_for(slices, count), columns, stride, 0, packed};
+    if (rows == NULL || target.parts == NULL) fault->kind = FAULT_MEMORY;
     for (int64_t s = 0; s < count && !fault->kind; s++) {
         const slice_t *slice = &slices[s];
-        const int32_t *lengths = lengths_in(bags, s);
-        const int64_t samples = bags_of(bags, s);
-        const int64_t n = sum_of(lengths, samples), bad = find_rows(slice, values, begin, n, rows);
+        const int64_t n = ids_in(bags, s), bad = find_rows(slice, values, begin, n, rows);
         if (bad >= 0) {
-            *fault = bad_id(slice, s, values, begin, lengths, bad);
+            *fault = id_fault(slice, s, values, begin, lengths_in(bags, s), bad);
             break;
         }
         for (int64_t i = 0; i < AHEAD; i++) rows[n + i] = slice->rows;
-        written += pool_slice(slice, rows, weights ? weights + begin : NULL, lengths, samples,
-                              packed ? out + written : out + columns[s], stride, packed, parts);
+        pool_into(&target, slice, s, bags, rows, weights ? weights + begin : NULL);
         begin += n;
     }
-    free(parts);
+    free(target.parts);
     free(rows);
-    return written;
+    return target.written;
+}
+
+int64_t pool_rows(const slice_t *slices, const uint8_t *const *rows, const float *weights,
+                  const bags_t *bags, float *out, int64_t stride, const int64_t *columns,
+                  int packed, fault_t *fault) {
+    target_t target = {out, parts_for(slices, bags->tables), columns, stride, 0, packed};
+    int64_t begin = 0;
+    if (target.parts == NULL) fault->kind = FAULT_MEMORY;
+    for (int64_t s = 0; s < bags->tables && !fault->kind; s++) {
+        pool_into(&target, &slices[s], s, bags, rows + begin, weights ? weights + begin : NULL);
+        begin += ids_in(bags, s);
+    }
+    free(target.parts);
+    return target.written;
 }

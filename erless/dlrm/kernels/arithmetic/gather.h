@@ -42,6 +42,23 @@ void interleave(const float *parts, float *out, int64_t dim);
 int64_t pool(const slice_t *slices, const ids_t *values, const float *weights, const bags_t *bags,
              float *out, int64_t stride, const int64_t *columns, int packed, fault_t *fault);
 
+/* The same, of rows that were found already: `rows` has one for each of the query's ids, and
+ * POOL_AHEAD more. */
+int64_t pool_rows(const slice_t *slices, const uint8_t *const *rows, const float *weights,
+                  const bags_t *bags, float *out, int64_t stride, const int64_t *columns,
+                  int packed, fault_t *fault);
+
+/* Check that what pooling reads is there: lengths that fit the ids, weights where needed. */
+int pool_fits(const slice_t *slices, int64_t ids, const float *weights, const bags_t *bags,
+              fault_t *fault);
+
+/* Name the bad id at `bad` of slice s, whose ids begin at `begin` of `values`. */
+fault_t id_fault(const slice_t *slice, int64_t s, const ids_t *values, int64_t begin,
+                 const int32_t *lengths, int64_t bad);
+
+/* The ids of slice s. */
+int64_t ids_in(const bags_t *bags, int64_t s);
+
 /* The floats of the packed bags. */
 int64_t packed_size(const slice_t *slices, const bags_t *bags);
 

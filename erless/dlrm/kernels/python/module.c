@@ -1,6 +1,7 @@
 /* The Python module `erless.dlrm._kernels`: the compiled arithmetic of erless.
  *
  *   arithmetic/  row index, bucketize, rows at home, gather-pool, combine
+ *   disk/        rows that lie on a disk: reads, cache, look-up
  *   fast_lane/   messages between gateway and functions, read and written byte for byte
  *   python/      the binding; nothing below it touches Python, so all of it runs without the GIL
  *
@@ -9,8 +10,10 @@
 #include "arithmetic/gather.h"
 #include "arithmetic/index.h"
 #include "arithmetic/route.h"
+#include "disk/engine.h"
 #include "python/binding.h"
 #include "python/combine.h"
+#include "python/disk_pooler.h"
 #include "python/fast_path.h"
 #include "python/index.h"
 #include "python/pooler.h"
@@ -41,6 +44,13 @@ static const struct {
     {"INDEX_WORDS", INDEX_WORDS},
     {"MAX_SHARDS", MAX_SHARDS},
     {"MAX_IDS", MAX_IDS},
+    {"DISK_BLOCK", DISK_BLOCK},
+    {"ENGINE_AUTO", ENGINE_AUTO},
+    {"ENGINE_PREAD", ENGINE_PREAD},
+    {"ENGINE_URING", ENGINE_URING},
+    {"READ_FAILED", READ_FAILED},
+    {"READ_SHORT", READ_SHORT},
+    {"READ_ALTERED", READ_ALTERED},
     {"ANSWER_GENERAL", ANSWER_GENERAL},
     {"ANSWER_INCOMPLETE", ANSWER_INCOMPLETE},
 };
@@ -52,10 +62,12 @@ static int add_constants(PyObject *module) {
 }
 
 static int start(PyObject *module) {
-    const int added = add_constants(module) && add_pooler(module) && add_shard_channel(module) &&
-                      add_split(module) && add_router(module) && add_fast_path(module) &&
+    const int added = add_constants(module) && add_pooler(module) && add_disk_pooler(module) &&
+                      add_shard_channel(module) && add_split(module) && add_router(module) &&
+                      add_fast_path(module) &&
                       PyModule_AddFunctions(module, index_functions) == 0 &&
-                      PyModule_AddFunctions(module, combine_functions) == 0;
+                      PyModule_AddFunctions(module, combine_functions) == 0 &&
+                      PyModule_AddFunctions(module, disk_functions) == 0;
     return added ? 0 : -1;
 }
 
