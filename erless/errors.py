@@ -116,6 +116,11 @@ class DiskReadError(StorageError):
         super().__init__(message)
         self.reason = reason
 
+    @property
+    def damage(self) -> bool:
+        """Whether the file itself is not what was packed."""
+        return self.reason in ("short", "altered")
+
 
 class DiskBusyError(StorageError):
     """Reads of the disk tier wait beyond their bound: the query is refused, to be asked again."""

@@ -21,7 +21,7 @@ from erless.pack.packer import Packer
 from erless.specs.artifact import FileEntry
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import DlrmTower, ModelSpec, Pooling, TableSpec
-from erless.specs.plan import Plan, Precision, RankRange, Scaling, ShardPlan, Tier
+from erless.specs.plan import DiskPlan, Plan, Precision, RankRange, Scaling, ShardPlan, Tier
 from erless.specs.profile import MANIFEST as PROFILE_MANIFEST
 from erless.specs.profile import Profile, TableAccess
 from erless.specs.release import ReleaseManifest
@@ -45,6 +45,7 @@ class Cut(NamedTuple):
     """A shard over the ranks of every table from the last cut to the fraction `to` of its rows.
 
     `tables`: only these, by name; the next cut takes up where each table was left.
+    `cache_bytes`: its rows lie on a disk, under a cache of so much memory.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Cut(NamedTuple):
     to: float
     precision: Precision = Precision.FP32
     tables: tuple[str, ...] = ()
+    cache_bytes: int | None = None
 
 
 TIERS = (
@@ -168,6 +170,7 @@ def make_plan(bundle: Path, profile: Path, tiers: Sequence[Cut]) -> Plan:
                     min_replicas=0 if frozen else 1,
                     replicas=0 if frozen else 1,
                     scaling=Scaling(min_scale=0, initial_scale=0) if frozen else Scaling(),
+                    disk=None if cut.cache_bytes is None else DiskPlan(cache_bytes=cut.cache_bytes),
                 )
             )
     return Plan.create(

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,8 @@ from erless.specs.plan import Precision
 __all__ = [
     "BLOCK_BYTES",
     "DEPTH",
+    "MOST_WAITING",
+    "BlockChecksums",
     "DiskCounts",
     "DiskLookup",
     "DiskShard",
@@ -73,6 +75,27 @@ def block_checksums(rows: NDArray[np.uint8]) -> NDArray[np.uint32]:
     out = np.empty(-(-rows.nbytes // BLOCK_BYTES), np.uint32)
     _kernels.block_checksums(np.ascontiguousarray(rows).reshape(-1).view(np.uint8), out)
     return out
+
+
+class BlockChecksums:
+    """The block checksums of rows that come in chunks."""
+
+    def __init__(self) -> None:
+        self._done: list[NDArray[np.uint32]] = []
+        self._rest = np.empty(0, np.uint8)
+
+    def add(self, rows: NDArray[Any]) -> None:
+        """Go on with `rows`."""
+        data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+        if len(self._rest):
+            data = np.concatenate([self._rest, data])
+        whole = len(data) - len(data) % BLOCK_BYTES
+        self._done.append(block_checksums(data[:whole]))
+        self._rest = data[whole:].copy()
+
+    def finish(self) -> NDArray[np.uint32]:
+        """One for each block."""
+        return np.concatenate([*self._done, block_checksums(self._rest)])
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,9 @@ class EmbeddingShard:
     def __init__(self, slices: Sequence[StoredSlice], name: str = "this shard") -> None:
         self.name = name
         self.slices = tuple(slices)
-        self._shape = ShardTables([stored.table for stored in slices], name)
-        self.tables, self.width = self._shape.tables, self._shape.width
-        self.has_weights = self._shape.has_weights
+        self.shape = ShardTables([stored.table for stored in slices], name)
+        self.tables, self.width = self.shape.tables, self.shape.width
+        self.has_weights = self.shape.has_weights
         self._pooler = _kernels.Pooler(
             tuple(
                 (
@@ -147,7 +147,7 @@ class EmbeddingShard:
         Raises:
             QueryError: naming table, sample and value of what does not fit.
         """
-        return self._run(self._shape.dense(values, lengths, weights))
+        return self.begin(self.shape.dense(values, lengths, weights))
 
     def pool_packed(
         self,
@@ -161,7 +161,7 @@ class EmbeddingShard:
         Args:
             bags: how many each table has, where `lengths` is flat.
         """
-        return self._run(self._shape.packed(values, lengths, weights, bags))
+        return self.begin(self.shape.packed(values, lengths, weights, bags))
 
     def fast_path(
         self,
@@ -185,8 +185,9 @@ class EmbeddingShard:
         """What `Routing` needs to find each slice's rows here, in the shard numbered `shard`."""
         return [Home(shard, self._pooler, number) for number in range(len(self.slices))]
 
-    def _run(self, call: PoolCall) -> Floats:
-        return self._shape.answer(call, self._pooler.pool(*call.arguments))
+    def begin(self, call: PoolCall) -> Floats:
+        """The answer to `call`, at once. Errors as `pool`."""
+        return self.shape.answer(call, self._pooler.pool(*call.arguments))
 
 
 class Combiner:

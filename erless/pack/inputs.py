@@ -35,6 +35,7 @@ class PackSlice:
     precision: Precision
     rows: int
     key: str
+    on_disk: bool = False
 
 
 class PackInputs:
@@ -86,18 +87,18 @@ class PackInputs:
         pack_slices = []
         for shard, cuts in sorted(by_shard.items()):
             precision = self.plan.shards[shard].precision
-            key = digest_json(
-                {
-                    "what": "slice",
-                    "layout": LAYOUT,
-                    "table": self.bundle.tables[number].sha256,
-                    "counts": counts.sha256 if counts else "",
-                    "ranks": [[cut.start, cut.stop] for cut in cuts],
-                    "precision": precision.value,
-                }
-            )
+            on_disk = self.plan.shards[shard].disk is not None
+            inputs = {
+                "what": "slice",
+                "layout": LAYOUT,
+                "table": self.bundle.tables[number].sha256,
+                "counts": counts.sha256 if counts else "",
+                "ranks": [[cut.start, cut.stop] for cut in cuts],
+                "precision": precision.value,
+            }
+            key = digest_json(inputs | ({"storage": "disk"} if on_disk else {}))
             rows = sum(cut.stop - cut.start for cut in cuts)
-            pack_slices.append(PackSlice(shard, number, table, precision, rows, key))
+            pack_slices.append(PackSlice(shard, number, table, precision, rows, key, on_disk))
         return pack_slices
 
     def counts(self, table: TableSpec) -> FileEntry | None:

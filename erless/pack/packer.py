@@ -142,8 +142,10 @@ class Packer:
     def _shard(self, number: int, slices: list[PackSlice]) -> ReleaseShard:
         """Write the manifest of a complete shard."""
         planned = self.inputs.plan.shards[number]
+        cache_bytes = planned.disk.cache_bytes if planned.disk else None
         manifest = ShardManifest.create(
             precision=planned.precision,
+            cache_bytes=cache_bytes,
             slices=tuple(
                 ShardSlice(
                     table=part.table.name,
@@ -167,6 +169,7 @@ class Packer:
             row_bytes=manifest.row_bytes,
             size_bytes=manifest.size_bytes,
             largest_error=max(self._keys[part.key]["error"] for part in slices),
+            cache_bytes=cache_bytes,
         )
 
     def _release(self, shards: tuple[ReleaseShard, ...], stage: Path) -> ReleaseManifest:

@@ -22,7 +22,7 @@ from erless.errors import ArtifactError
 from erless.specs.artifact import FileEntry
 from erless.storage.atomic import os_errors
 from erless.storage.digests import FileDigest
-from erless.storage.tensors import TensorFile, TensorWriter
+from erless.storage.tensors import ALIGNMENT_BYTES, TensorFile, TensorWriter
 
 __all__ = ["Pipeline", "SourceTable", "StreamWriter"]
 
@@ -88,9 +88,10 @@ class StreamWriter(TensorWriter):
         path: Path,
         tensors: Mapping[str, tuple[DTypeLike, tuple[int, ...]]],
         pipeline: Pipeline,
+        alignment_bytes: int = ALIGNMENT_BYTES,
     ) -> None:
         self._pipeline = pipeline
-        super().__init__(path, tensors)
+        super().__init__(path, tensors, alignment_bytes=alignment_bytes)
 
     def _put(self, data: bytes | memoryview) -> None:
         self._pipeline.submit(self._hash, self._file, self.path, memoryview(data))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
+from erless.dlrm.disk import BLOCK_BYTES, BlockChecksums
 from erless.dlrm.rows import INDEX_ROWS, INDEX_WORDS, index_blocks
 from erless.errors import ArtifactError
 from erless.pack.inputs import PackInputs, PackSlice
@@ -22,6 +23,7 @@ from erless.specs.artifact import FileEntry
 from erless.specs.bundle import TABLE_TENSOR
 from erless.specs.plan import Precision
 from erless.storage.atomic import os_errors
+from erless.storage.tensors import ALIGNMENT_BYTES
 
 __all__ = ["PackedSlice", "pack_table"]
 
@@ -108,8 +110,13 @@ class _Output:
             self._index_path = stage / f"{slice_.key}.index"
             with os_errors(self._index_path):
                 self._index = self._index_path.open("w+b")
+        self._checksums = BlockChecksums() if slice_.on_disk else None
+        if slice_.on_disk:
+            row_data = slice_.rows * slice_.precision.row_bytes(table.dim)
+            tensors["checksums"] = (np.uint32, (-(-row_data // BLOCK_BYTES),))
         self._path = stage / f"{slice_.key}.safetensors"
-        self._writer = StreamWriter(self._path, tensors, pipeline)
+        alignment = BLOCK_BYTES if slice_.on_disk else ALIGNMENT_BYTES
+        self._writer = StreamWriter(self._path, tensors, pipeline, alignment)
         self._indexed = 0  # stored rows in the windows so far
         self._rows = 0
         self._weight = 0.0
@@ -143,6 +150,8 @@ class _Output:
             values -= rows
             self._error = max(self._error, float(np.abs(values, out=values).max()))
         self._writer.write("rows", stored)
+        if self._checksums is not None:
+            self._checksums.add(stored)
         self._rows += len(rows)
 
     def finish(self) -> PackedSlice:
@@ -159,6 +168,8 @@ class _Output:
                     self._writer.write("index", np.frombuffer(data, np.uint64))
             self._index.close()
             self._index_path.unlink()
+        if self._checksums is not None:
+            self._writer.write("checksums", self._checksums.finish())
         size, sha256 = self._writer.close()
         file = FileEntry(path=f"blobs/{sha256}.safetensors", size_bytes=size, sha256=sha256)
         default = (self._weighted / self._weight).astype(np.float32)

@@ -38,7 +38,7 @@ from erless.serve.settings import Settings
 from erless.specs.artifact import FileEntry
 from erless.specs.features import VocabularyIds
 from erless.specs.model import ModelSpec, TableSpec
-from erless.specs.release import ReleaseManifest, ShardManifest
+from erless.specs.release import ReleaseManifest, ShardManifest, ShardSlice
 from erless.specs.stored import load_release, load_shard
 from erless.storage.node_cache import Lease, NodeCache, obtain
 from erless.storage.store import Blob, Counter, Store
@@ -50,10 +50,14 @@ __all__ = [
     "OpenGateway",
     "OpenShard",
     "OpenTower",
+    "Opened",
     "Source",
+    "mapped_files",
     "open_gateway",
     "open_shard",
     "open_tower",
+    "slice_index",
+    "slice_table",
     "source_of",
 ]
 
@@ -109,11 +113,12 @@ class MappedFile:
     sha256: str
 
 
-def _mapped(lease: Lease, entries: Iterable[FileEntry]) -> tuple[MappedFile, ...]:
+def mapped_files(lease: Lease, entries: Iterable[FileEntry]) -> tuple[MappedFile, ...]:
+    """Where the files of `entries` are on this machine."""
     return tuple(MappedFile(lease.folder / e.path, e.size_bytes, e.sha256) for e in entries)
 
 
-class _Open:
+class Opened:
     """What was opened; close it, or leave its block, to let the cache evict the files."""
 
     _leases: ExitStack
@@ -130,7 +135,7 @@ class _Open:
 
 
 @dataclass(frozen=True)
-class OpenShard(_Open):
+class OpenShard(Opened):
     """One shard, ready to answer."""
 
     manifest: ShardManifest
@@ -140,7 +145,7 @@ class OpenShard(_Open):
 
 
 @dataclass(frozen=True)
-class OpenGateway(_Open):
+class OpenGateway(Opened):
     """What the gateway needs of a release. Shard numbers are places in `release.shards`.
 
     Args:
@@ -167,7 +172,7 @@ class OpenGateway(_Open):
 
 
 @dataclass(frozen=True)
-class OpenTower(_Open):
+class OpenTower(Opened):
     """The dense tower's file and the model it belongs to, for `erless.serve.towers`.
 
     Args:
@@ -253,7 +258,7 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
                 tuple(_default(vectors, number, tables[index]) for index in holdings[number])
                 for number in range(len(release.shards))
             ),
-            mapped=_mapped(lease, entries)
+            mapped=mapped_files(lease, entries)
             + tuple(file for _, _, files in opened.values() for file in files),
             _leases=leases.pop_all(),
         )
@@ -313,16 +318,24 @@ def _shard(
     slices = []
     for part in manifest.slices:
         file = TensorFile(lease.folder / part.file.path)
-        table = TableSpec(name=part.table, rows=part.table_rows, dim=part.dim, pooling=part.pooling)
-        if "index" in file.tensors:
-            blocks = file.map("index", populate=True)
-        else:
-            blocks = np.empty((0, INDEX_WORDS), np.uint64)  # the shard holds every row
         rows = file.map("rows", populate=True)
         slices.append(
-            StoredSlice(table, manifest.precision, rows, RowIndex(part.table_rows, blocks))
+            StoredSlice(slice_table(part), manifest.precision, rows, slice_index(part, file))
         )
-    return manifest, EmbeddingShard(slices, name), _mapped(lease, manifest.files())
+    return manifest, EmbeddingShard(slices, name), mapped_files(lease, manifest.files())
+
+
+def slice_table(part: ShardSlice) -> TableSpec:
+    """The table that the slice is of."""
+    return TableSpec(name=part.table, rows=part.table_rows, dim=part.dim, pooling=part.pooling)
+
+
+def slice_index(part: ShardSlice, file: TensorFile, *, copied: bool = False) -> RowIndex:
+    """The slice's index in memory: mapped, or a copy that outlives whatever becomes of the file."""
+    if "index" in file.tensors:
+        blocks = file.read("index") if copied else file.map("index", populate=True)
+        return RowIndex(part.table_rows, blocks)
+    return RowIndex(part.table_rows, np.empty((0, INDEX_WORDS), np.uint64))  # it holds every row
 
 
 def _default(file: TensorFile, number: int, table: TableSpec) -> NDArray[np.float32]:

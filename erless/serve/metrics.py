@@ -75,8 +75,15 @@ class Metrics:
         self.load_s = 0.0
         self.gathers = self.bytes_received = self.bytes_sent = 0
         self.fan_out = self.degraded = self.cold_starts = self.retries = self.hedges = 0
+        self._elsewhere: dict[str, str] = {}  # counters that are kept by somebody else
+        self._read_elsewhere: Callable[[], Sequence[int]] = tuple
+        self._before: dict[str, int] = {}  # what a worker that crashed had of them
         # What the other workers of the function counted, as `counts` gives it.
         self.others: Callable[[], Sequence[dict[str, Any]]] = tuple
+
+    def count_elsewhere(self, names: Mapping[str, str], read: Callable[[], Sequence[int]]) -> None:
+        """Take counters in that somebody else keeps: name → meaning, and their values in order."""
+        self._elsewhere, self._read_elsewhere = dict(names), read
 
     def begin(self) -> float:
         """An infer call has come; returns the time."""
@@ -133,6 +140,10 @@ class Metrics:
             "concurrency": self._concurrency + self.in_flight * (now - self._changed),
             "load_s": self.load_s,
             **{name: getattr(self, name) for name in self._names},
+            **{
+                name: self._before.get(name, 0) + count
+                for name, count in zip(self._elsewhere, self._read_elsewhere(), strict=True)
+            },
         }
 
     def resume_from(self, counts: dict[str, Any]) -> None:
@@ -145,6 +156,7 @@ class Metrics:
         self._concurrency = counts.get("concurrency", 0.0)
         for name in self._names:
             setattr(self, name, counts.get(name, 0))
+        self._before = {name: counts.get(name, 0) for name in self._elsewhere}
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
@@ -181,7 +193,7 @@ class Metrics:
             "integral of infer calls in flight over time",
             [("", counts["concurrency"])],
         )
-        for name, what in self._names.items():
+        for name, what in (self._names | self._elsewhere).items():
             yield from _metric(f"{name}_total", "counter", what, [("", counts[name])])
         yield from _metric(
             "load_seconds", "gauge", "from process start to ready", [("", counts["load_s"])]

@@ -49,6 +49,9 @@ class Settings:
     max_body_bytes: int = 64 << 20
     memory_in_flight_bytes: int | None = None
     scrub_bytes_s: float = float(2 << 20)
+    disk_engine: Literal["auto", "io_uring", "pread"] = "auto"
+    disk_depth: int = 256
+    disk_waiting: int = 8192
     max_connections: int = 4096
     max_client_connections: int = 3072
     device: Literal["cpu", "cuda"] = "cpu"
@@ -94,16 +97,17 @@ class _Environment:
         most = f" to {high:g}" if high < 1e15 else ""
         return self.read(name, default, parse, f"a number from {low:g}{most}")
 
-    def integer(self, name: str, default: int, low: int = 1) -> int:
-        """A whole number of at least `low`."""
+    def integer(self, name: str, default: int, low: int = 1, high: int | None = None) -> int:
+        """A whole number of at least `low` and at most `high`."""
 
         def parse(text: str) -> int:
             value = int(text)
-            if value < low:
+            if value < low or (high is not None and value > high):
                 raise ValueError
             return value
 
-        return self.read(name, default, parse, f"a whole number from {low}")
+        most = "" if high is None else f" to {high}"
+        return self.read(name, default, parse, f"a whole number from {low}{most}")
 
     def optional_integer(self, name: str) -> int | None:
         """A whole number of at least 1, or None."""
@@ -197,6 +201,9 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         max_body_bytes=env.integer("ERLESS_MAX_BODY_BYTES", 64 << 20),
         memory_in_flight_bytes=env.optional_integer("ERLESS_MEMORY_IN_FLIGHT_BYTES"),
         scrub_bytes_s=env.number("ERLESS_SCRUB_BYTES_S", 2 << 20),
+        disk_engine=choice("ERLESS_DISK_ENGINE", "auto", "io_uring", "pread"),  # type: ignore[arg-type]
+        disk_depth=env.integer("ERLESS_DISK_DEPTH", 256, 1, 4096),
+        disk_waiting=env.integer("ERLESS_DISK_WAITING", 8192),
         max_connections=env.integer("ERLESS_MAX_CONNECTIONS", 4096),
         max_client_connections=env.integer("ERLESS_MAX_CLIENT_CONNECTIONS", 3072),
         device=choice("ERLESS_DEVICE", "cpu", "cuda"),  # type: ignore[arg-type]

@@ -127,6 +127,19 @@ VARIABLES = (
         "mapped files are hashed again in the background, so many bytes a second; 0: only their "
         "sizes are looked at",
     ),
+    Variable(
+        "ERLESS_DISK_ENGINE",
+        "disk_engine",
+        SPARSE,
+        "of the disk tier: `io_uring`, `pread` (threads), or `auto`: io_uring where it works",
+    ),
+    Variable("ERLESS_DISK_DEPTH", "disk_depth", SPARSE, "of the disk tier: reads in flight"),
+    Variable(
+        "ERLESS_DISK_WAITING",
+        "disk_waiting",
+        SPARSE,
+        "of the disk tier: reads that may wait; a query beyond them gets 503, Retry-After",
+    ),
     Variable("ERLESS_MAX_CONNECTIONS", "max_connections", ALL, "connections of all clients"),
     Variable(
         "ERLESS_MAX_CLIENT_CONNECTIONS",

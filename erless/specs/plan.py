@@ -6,15 +6,17 @@ table size; pack turns ranks into row ids with the profile whose digest the plan
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from erless.specs.artifact import Artifact, Frozen
 
 __all__ = [
     "DensePlan",
+    "DiskPlan",
     "GatewayPlan",
     "NodeGroup",
     "ObjectiveName",
@@ -112,6 +114,15 @@ class Scaling(Frozen):
         return self
 
 
+class DiskPlan(Frozen):
+    """A shard's rows lie on its node's local disk; in memory are their index and a cache."""
+
+    cache_bytes: int = Field(ge=0, description="rows that were read, of one replica")
+    reads: float = Field(0.0, ge=0, description="reads per query, those of the cache left out")
+    reads_per_s: float = Field(0.0, ge=0, description="of one replica, at the planned rate")
+    latency_ms: float = Field(0.0, ge=0, description="that they add to the p95 of a query")
+
+
 class ShardPlan(Frozen):
     """One shard: a function of its own, or (tier resident) rows inside every gateway replica.
 
@@ -134,6 +145,18 @@ class ShardPlan(Frozen):
     scaling: Scaling = Scaling()
     usd_per_month: float = Field(0.0, ge=0, description="its part of the nodes")
     binding: str = Field("", description="what fixes its cut")
+    disk: DiskPlan | None = Field(None, description="where its rows are read from a local disk")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out the disk where there is none, as plans did before there were any."""
+        return {key: value for key, value in dump(self).items() if value or key != "disk"}
+
+    @model_validator(mode="after")
+    def _not_inside_the_gateway(self) -> Self:
+        if self.disk is not None and self.tier is Tier.RESIDENT:
+            raise ValueError(f"shard {self.name} is resident: its rows cannot lie on a disk")
+        return self
 
     @property
     def rows(self) -> int:

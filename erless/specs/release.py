@@ -66,11 +66,16 @@ def _checked(digest: str) -> str:
     return digest
 
 
+def _without_cache(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if (key, value) != ("cache_bytes", None)}
+
+
 class ShardSlice(Frozen):
     """The rows of one table in one shard; `file` holds the tensors `rows` and the row-id index.
 
     `rows` are in ascending order of row id; their layout is `erless.pack.quantize`'s. The index
-    (`erless.dlrm.rows.RowIndex`) gives a row id's position among them.
+    (`erless.dlrm.rows.RowIndex`) gives a row id's position among them. Those of the disk tier begin
+    at a multiple of 4096 bytes of the file, and `checksums` has the CRC-32C of each 4096 of them.
     """
 
     table: str
@@ -88,6 +93,14 @@ class ShardManifest(Artifact):
 
     precision: Precision
     slices: tuple[ShardSlice, ...] = Field(min_length=1, description="in the model's table order")
+    cache_bytes: int | None = Field(
+        None, ge=0, description="of the disk tier: memory for rows that were read; else null"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out what a shard in memory does not have, so that its digest stays what it was."""
+        return _without_cache(dump(self))
 
     @model_validator(mode="after")
     def _each_table_once(self) -> Self:
@@ -135,6 +148,12 @@ class ReleaseShard(Frozen):
     largest_error: float = Field(
         ge=0, description="largest |stored - fp32| over all elements, measured while packing"
     )
+    cache_bytes: int | None = Field(None, ge=0, description="as in its manifest")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """As of `ShardManifest`."""
+        return _without_cache(dump(self))
 
 
 class GatewayFiles(Frozen):

@@ -27,7 +27,7 @@ from erless.storage.atomic import os_errors
 from erless.storage.digests import FileDigest
 from erless.storage.strict_json import MOST_BYTES, read_json
 
-__all__ = ["TensorFile", "TensorInfo", "TensorWriter", "write_tensors"]
+__all__ = ["ALIGNMENT_BYTES", "TensorFile", "TensorInfo", "TensorWriter", "write_tensors"]
 
 ALIGNMENT_BYTES = 64
 MADV_POPULATE_READ = 22  # include/uapi/asm-generic/mman-common.h; Python 3.11 has no name for it
@@ -75,6 +75,7 @@ class TensorWriter:
         path: the file to make. Call this inside `staged_directory` or `staged_file`.
         tensors: name → (dtype, shape).
         metadata: strings for the header's `__metadata__`.
+        alignment_bytes: the first tensor begins at a multiple of it.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class TensorWriter:
         path: Path,
         tensors: Mapping[str, tuple[DTypeLike, tuple[int, ...]]],
         metadata: Mapping[str, str] | None = None,
+        alignment_bytes: int = ALIGNMENT_BYTES,
     ) -> None:
         self.path = path
         header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -98,7 +100,7 @@ class TensorWriter:
             self._ends.append((name, kind, end))
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(8 + len(text)) % ALIGNMENT_BYTES)
+        text += b" " * (-(8 + len(text)) % alignment_bytes)
         self._hash = hashlib.sha256()
         self._written = 0
         self._size = 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
-from erless.dlrm.embedding import EmbeddingShard
+from erless.dlrm.pool_call import PoolCall, ShardTables
 from erless.errors import QueryError
 from erless.serve.files import OpenShard, open_shard, source_of
 from erless.serve.metrics import Metrics
@@ -20,28 +19,99 @@ from erless.serve.protocol.tensors import InferRequest, TensorSpec
 from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
 
-__all__ = ["SparseFunction", "load_sparse"]
+__all__ = ["ShardFunction", "SparseFunction", "load_sparse"]
 
 
-def load_sparse(settings: Settings, metrics: Metrics) -> SparseFunction:
-    """The function, its shard verified and in memory. Errors as `open_shard`."""
-    return SparseFunction(open_shard(source_of(settings), settings.digest), settings, metrics)
+class ShardFunction:
+    """What sparse functions share, wherever their rows are: inputs, outputs, checks.
 
-
-class SparseFunction:
-    """Answers `partial` for `values` and `lengths`."""
+    Args:
+        shape: the shard's tables.
+        settings: of the function.
+        metrics: counted here.
+    """
 
     model = "shard"
     request_parameters = frozenset({"packed", "half"})
+
+    def __init__(self, shape: ShardTables, settings: Settings, metrics: Metrics) -> None:
+        self._shape, self._metrics = shape, metrics
+        self._max_batch = settings.max_batch
+        self.digest = settings.digest
+        self._parameters = {"digest": self.digest}
+        tables = len(shape.tables)
+        self._dims = np.array([table.dim for table in shape.tables], np.int64)
+        self.inputs: tuple[TensorSpec, ...] = (
+            TensorSpec("values", ("INT64", "INT32"), (-1,)),
+            TensorSpec("lengths", ("INT32",), (tables, -1), optional=True),
+            TensorSpec("weights", ("FP32",), (-1,), optional=not shape.has_weights),
+            # where tables differ in bags: how many each has, and the lengths of all
+            TensorSpec("bags", ("INT32",), (tables,), optional=True),
+            TensorSpec("bag_lengths", ("INT32",), (-1,), optional=True),
+        )
+        self.outputs: tuple[TensorSpec, ...] = (
+            TensorSpec("partial", ("FP32", "FP16"), (-1, shape.width)),
+        )
+
+    def memory_bytes(self, request: InferRequest) -> int:
+        """Of the partials, and once more in float16 or as text."""
+        lengths, bags = request.inputs.get("lengths"), request.inputs.get("bags")
+        if lengths is not None:
+            return int(2 * 4 * lengths.shape[1] * self._shape.width)
+        return 0 if bags is None else 2 * 4 * int(np.abs(bags.astype(np.int64)) @ self._dims)
+
+    def pool_call(self, request: InferRequest) -> PoolCall:
+        """What the kernels are asked.
+
+        Raises:
+            QueryError: the request does not fit the shard.
+        """
+        values, lengths = request.inputs["values"], request.inputs.get("lengths")
+        weights = request.inputs.get("weights")
+        if lengths is not None and lengths.shape[1] > self._max_batch:
+            raise QueryError(f"{lengths.shape[1]:,} samples, at most {self._max_batch:,} are taken")
+        if weights is not None and not np.isfinite(weights).all():
+            raise QueryError("a weight is not a finite number")
+        packed = flag(request, "packed")
+        if lengths is None:
+            return self._ragged_call(request, values, weights, packed)
+        if packed:
+            return self._shape.packed(values, lengths, weights, None)
+        return self._shape.dense(values, lengths, weights)
+
+    def _ragged_call(
+        self,
+        request: InferRequest,
+        values: NDArray[Any],
+        weights: NDArray[np.float32] | None,
+        packed: bool,
+    ) -> PoolCall:
+        """Of tables that differ in bags: their lengths come as one vector."""
+        bags, lengths = (request.inputs.get(name) for name in ("bags", "bag_lengths"))
+        if bags is None or lengths is None:
+            raise QueryError("input lengths is missing, or bags and bag_lengths are")
+        if not packed:
+            raise QueryError("tables that differ in bags are answered with the parameter packed")
+        return self._shape.packed(values, lengths, weights, bags)
+
+    def answer(self, request: InferRequest, partial: NDArray[np.float32]) -> InferAnswer:
+        """`partial` as it was asked for."""
+        self._metrics.gathers += len(request.inputs["values"])
+        if flag(request, "half"):
+            return InferAnswer({"partial": to_float16(partial)}, self._parameters)
+        return InferAnswer({"partial": partial}, self._parameters)
+
+
+class SparseFunction(ShardFunction):
+    """Answers `partial` for `values` and `lengths`, of rows in memory."""
+
     answers_synchronously = True
 
     def __init__(self, opened: OpenShard, settings: Settings, metrics: Metrics) -> None:
-        self._opened, self._metrics = opened, metrics
-        self._shard: EmbeddingShard = opened.shard
-        self._max_batch = settings.max_batch
-        self.digest, self.mapped = settings.digest, opened.mapped
+        super().__init__(opened.shard.shape, settings, metrics)
+        self._opened, self._shard = opened, opened.shard
+        self.mapped = opened.mapped
         self.facts: dict[str, object] = {}
-        self._parameters = {"digest": self.digest}
         secret = open_secret(settings, time.monotonic)
         heads, json32, json16 = answer_forms(self.digest.encode())
         self.fast_path = self._shard.fast_path(
@@ -52,66 +122,19 @@ class SparseFunction:
             settings.max_body_bytes,
             LONGEST_MS,
         )
-        tables = len(self._shard.tables)
-        self._dims = np.array([table.dim for table in self._shard.tables], np.int64)
-        self.inputs: tuple[TensorSpec, ...] = (
-            TensorSpec("values", ("INT64", "INT32"), (-1,)),
-            TensorSpec("lengths", ("INT32",), (tables, -1), optional=True),
-            TensorSpec("weights", ("FP32",), (-1,), optional=not self._shard.has_weights),
-            # where tables differ in bags: how many each has, and the lengths of all
-            TensorSpec("bags", ("INT32",), (tables,), optional=True),
-            TensorSpec("bag_lengths", ("INT32",), (-1,), optional=True),
-        )
-        self.outputs: tuple[TensorSpec, ...] = (
-            TensorSpec("partial", ("FP32", "FP16"), (-1, self._shard.width)),
-        )
 
-    def memory_bytes(self, request: InferRequest) -> int:
-        """Of the partials, and once more in float16 or as text."""
-        lengths, bags = request.inputs.get("lengths"), request.inputs.get("bags")
-        if lengths is not None:
-            return int(2 * 4 * lengths.shape[1] * self._shard.width)
-        return 0 if bags is None else 2 * 4 * int(np.abs(bags.astype(np.int64)) @ self._dims)
-
-    def infer(self, call: InferCall) -> InferAnswer | Awaitable[InferAnswer]:
+    def infer(self, call: InferCall) -> InferAnswer:
         """Gather and pool."""
-        request = call.request
-        values, lengths = request.inputs["values"], request.inputs.get("lengths")
-        weights = request.inputs.get("weights")
-        if lengths is None:
-            return self._infer_ragged(request, values, weights)
-        if lengths.shape[1] > self._max_batch:
-            raise QueryError(f"{lengths.shape[1]:,} samples, at most {self._max_batch:,} are taken")
-        if weights is not None and not np.isfinite(weights).all():
-            raise QueryError("a weight is not a finite number")
-        pool = self._shard.pool_packed if flag(request, "packed") else self._shard.pool
-        return self._answer(request, pool(values, lengths, weights))
-
-    def _infer_ragged(
-        self,
-        request: InferRequest,
-        values: NDArray[Any],
-        weights: NDArray[np.float32] | None,
-    ) -> InferAnswer:
-        """`infer` of tables that differ in bags: their lengths come as one vector."""
-        bags, lengths = (request.inputs.get(name) for name in ("bags", "bag_lengths"))
-        if bags is None or lengths is None:
-            raise QueryError("input lengths is missing, or bags and bag_lengths are")
-        if not flag(request, "packed"):
-            raise QueryError("tables that differ in bags are answered with the parameter packed")
-        if weights is not None and not np.isfinite(weights).all():
-            raise QueryError("a weight is not a finite number")
-        return self._answer(request, self._shard.pool_packed(values, lengths, weights, bags))
-
-    def _answer(self, request: InferRequest, partial: NDArray[np.float32]) -> InferAnswer:
-        self._metrics.gathers += len(request.inputs["values"])
-        if flag(request, "half"):
-            return InferAnswer({"partial": to_float16(partial)}, self._parameters)
-        return InferAnswer({"partial": partial}, self._parameters)
+        return self.answer(call.request, self._shard.begin(self.pool_call(call.request)))
 
     def close(self) -> None:
         """Let the cache evict the shard."""
         self._opened.close()
+
+
+def load_sparse(settings: Settings, metrics: Metrics) -> SparseFunction:
+    """The function, its shard verified and in memory. Errors as `open_shard`."""
+    return SparseFunction(open_shard(source_of(settings), settings.digest), settings, metrics)
 
 
 def flag(request: InferRequest, name: str) -> bool:

@@ -33,6 +33,7 @@ from erless.errors import ArtifactError, ConfigError, ErlessError, ModelError, S
 from erless.http.budget import MemoryBudget
 from erless.http.messages import ServerLimits
 from erless.http.server.server import HttpServer
+from erless.serve.files import source_of
 from erless.serve.logs import Log
 from erless.serve.malloc import keep_heap
 from erless.serve.metrics import Metrics
@@ -43,6 +44,7 @@ from erless.serve.process.workers import Board, Worker, run_workers
 from erless.serve.protocol.app import App
 from erless.serve.protocol.served import Served
 from erless.serve.settings import Kind, Settings, read_settings
+from erless.specs.stored import load_shard
 from erless.version import __version__
 
 __all__ = ["run"]
@@ -58,6 +60,11 @@ Loader = Callable[[Settings, Metrics], Callable[[], Served]]
 def _load_sparse(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
     from erless.serve.functions.sparse import load_sparse
 
+    if load_shard(source_of(settings).open(), settings.digest).cache_bytes is not None:
+        from erless.serve.functions.disk import DiskFunction, load_disk
+
+        opened = load_disk(settings)
+        return lambda: DiskFunction(opened, settings, metrics)
     served = load_sparse(settings, metrics)
     return lambda: served
 
@@ -234,7 +241,9 @@ class _Function:
         if self._listener is not None:
             self._server.listen(self._listener, shared=worker is None)
         self._look_after(served)
-        self._log.info("ready", seconds=round(self.metrics.load_s, 3), model=served.model)
+        disk = {"disk": served.facts["disk"]} if "disk" in served.facts else {}
+        seconds = round(self.metrics.load_s, 3)
+        self._log.info("ready", seconds=seconds, model=served.model, **disk)
 
     def _look_after(self, served: Served) -> None:
         """From now on read the mapped files again in the background; a damaged one ends serving."""

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from erless.dlrm._kernels import FastPath
-from erless.errors import QueryError, ServeError
+from erless.errors import DiskBusyError, DiskReadError, QueryError, ServeError
 from erless.http.budget import MemoryBudget
 from erless.http.messages import DEADLINE, JSON_LENGTH, UP, Request, Response, body_offset, problem
 from erless.serve.logs import Log
@@ -288,6 +288,13 @@ class App:
             status, kind, message = 400, "query", str(error)
         elif isinstance(error, ServeError):
             status, kind, message = error.status, error.kind, str(error)
+        elif isinstance(error, DiskBusyError):
+            status, kind, message = 503, "overload", str(error)
+        elif isinstance(error, DiskReadError):
+            status, kind, message = 500, "disk", str(error)
+            if error.damage:  # the file will not get better: whoever starts us anew verifies it
+                self.log.error(str(error))
+                self.fail(str(error))
         else:
             status, kind, message = 500, "internal", "internal error: see the function's log"
             self.log.error("a query failed", trace=error)
