@@ -30,11 +30,11 @@ from tests.outside import zoos
 BATCHES = (1, 5, 64)
 
 
-def sweep(zoo: str, cases: Any, only: str | None) -> collections.Counter[str]:
+def sweep(zoo: str, cases: Any, only: list[str]) -> collections.Counter[str]:
     """Export each case's model and tell what became of it."""
     counts: collections.Counter[str] = collections.Counter()
     for name, case in cases:
-        if only and only != name:
+        if only and name not in only:
             continue
         outcome, reason = try_case(case)
         counts[outcome] += 1
@@ -60,20 +60,25 @@ def try_case(case: zoos.Case) -> tuple[str, str]:
         with torch.no_grad():
             model(*example)
     except Exception as error:
-        return (
-            "broken",
-            f"{type(error).__name__}: {error} at {traceback.extract_tb(error.__traceback__)[-1]}",
-        )
+        return "broken", f"{type(error).__name__}: {error} at {place_of(error)}"
     with tempfile.TemporaryDirectory() as folder:
         try:
             manifest = erless.export(model, example, Path(folder) / "m", small_rows=0)
         except ErlessError as error:
             return "refused", str(error).replace("\n", " | ")
         bundle = GraphModel.load(Path(folder) / "m")
-        differences = [difference(model, bundle, make(batch)) for batch in BATCHES]
+        try:
+            differences = [difference(model, bundle, make(batch)) for batch in BATCHES]
+        except Exception as error:
+            return "wrong", f"{type(error).__name__}: {error} at {place_of(error)}"
     worst = max(each for each in differences if each is not None)
     told = f"{len(manifest.model.tables)} tables, {len(manifest.model.features)} features"
     return ("exact" if worst <= 1e-5 else "wrong"), f"{told}, off by {worst:.0e}"
+
+
+def place_of(error: Exception) -> traceback.FrameSummary:
+    """The line that raised."""
+    return traceback.extract_tb(error.__traceback__)[-1]
 
 
 def difference(model: torch.nn.Module, bundle: GraphModel, inputs: tuple[Any, ...]) -> float | None:
@@ -83,14 +88,18 @@ def difference(model: torch.nn.Module, bundle: GraphModel, inputs: tuple[Any, ..
     """
     try:
         with torch.no_grad():
-            expected = torch.utils._pytree.tree_leaves(model(*inputs))
+            results = torch.utils._pytree.tree_leaves(model(*inputs))
     except RuntimeError:
         return None
+    expected = [result for result in results if isinstance(result, torch.Tensor)]
     leaves = torch.utils._pytree.tree_leaves(inputs)
     names = [tensor.name for tensor in bundle.model.inputs]
     found = bundle.predict(dict(zip(names, leaves, strict=True)))
     return max(
-        float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
+        float(
+            (got.double() - wanted.double()).abs().max()
+            / wanted.double().abs().max().clamp(min=1e-30)
+        )
         for got, wanted in zip(found.values(), expected, strict=True)
     )
 
@@ -100,7 +109,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("zoos", nargs="+", choices=list(zoos.ZOOS))
     parser.add_argument("--fuxictr", type=Path, help="checkout of reczoo/FuxiCTR")
-    parser.add_argument("--only", help="one model")
+    parser.add_argument("--only", nargs="+", default=[], help="these models alone")
     parser.add_argument("--json", type=Path, help="write the counts there")
     options = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -39,7 +39,7 @@ lerp.Scalar lerp.Tensor addcmul addcdiv clamp clamp.Tensor clamp_min clamp_min.T
 clamp_max.Tensor clip clip.Tensor copysign.Tensor heaviside
 eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar
 ge.Tensor ge.Scalar isclose where.self where.ScalarOther where.ScalarSelf where.Scalar
-masked_fill.Scalar masked_fill.Tensor
+masked_fill.Scalar masked_fill.Tensor fill.Scalar fill.Tensor
 """
 
 _REDUCTIONS = """
@@ -60,7 +60,8 @@ _SHAPES = """
 view reshape _unsafe_view view_as reshape_as expand expand_as permute transpose.int t mT numpy_T
 movedim.int movedim.intlist swapaxes flatten.using_ints unflatten.int squeeze squeeze.dim
 squeeze.dims unsqueeze select.int slice.Tensor narrow split.Tensor split.sizes split_with_sizes
-chunk tensor_split.sections unbind.int diagonal cat concat stack hstack vstack repeat tile
+chunk unsafe_split.Tensor unsafe_split_with_sizes tensor_split.sections unbind.int diagonal
+cat concat stack hstack vstack repeat tile
 repeat_interleave.self_int repeat_interleave.self_Tensor flip fliplr roll tril triu diag diag_embed
 pad constant_pad_nd pixel_shuffle unfold atleast_1d atleast_2d broadcast_to ravel
 alias detach lift_fresh lift_fresh_copy clone contiguous
@@ -69,7 +70,8 @@ _to_copy to.dtype to.dtype_layout to.device to.other type_as
 
 _PICKING = """
 index.Tensor index_select gather take_along_dim masked_select sort sort.stable topk argsort
-embedding scatter.src scatter.value scatter_add scatter_reduce.two index_add index_put
+embedding select_scatter slice_scatter scatter.src scatter.value scatter_add scatter_reduce.two
+index_add index_put
 index_fill.int_Scalar masked_scatter searchsorted.Tensor one_hot isin.Tensor_Tensor
 nonzero nonzero_numpy
 """

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
+from erless.dlrm.archive.operators import OPERATORS
 from erless.errors import ModelError
 from erless.importers.graph.lookups import TableLookup, module_of
 from erless.importers.graph.program import Program, readable, slice_of
@@ -90,8 +91,9 @@ def cut_program(program: Program, lookups: Sequence[TableLookup]) -> GraphCut:
     sizes = _sizes(program, [node for node in vectors.values() if node in read])
     tower = slice_of(results, frozenset((*nodes, *sizes)))
     tower |= {place[0] for size, place in sizes.items() if size in tower}
-    _tell_kept(program, tables, tower)
     front = slice_of([values[name] for name in gives], frozenset())
+    _check_operators([*front, *(tower - set(nodes))])
+    _tell_kept(program, tables, tower)
     return GraphCut(
         tables,
         tuple(features),
@@ -117,6 +119,17 @@ def _tell_kept(program: Program, tables: dict[str, Node], tower: set[Node]) -> N
                 f"{module_of(user)} computes with all of its rows",
                 stacklevel=4,
             )
+
+
+def _check_operators(nodes: Iterable[Node]) -> None:
+    """Refuse what no front or tower computes."""
+    for node in nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            name = str(node.target).removeprefix("aten.")
+            if name not in OPERATORS:
+                raise ModelError(
+                    f"{module_of(node)} computes with operator {name}, which is not on erless' list"
+                )
 
 
 def _check_order(nodes: dict[Node, TableLookup]) -> None:

@@ -115,12 +115,21 @@ def export_program(model: nn.Module, example: Example, dynamic: Dynamic | None =
             exported = torch.export.export(
                 model, example.args, example.kwargs, dynamic_shapes=shapes, strict=False
             )
-            exported = exported.run_decompositions({})
+            exported = exported.run_decompositions(_recurrent())
         except Exception as error:
             raise ModelError(_why(error, watch)) from error
     program = _named(exported, names)
     _check_fixed(program, example, watch, names, dynamic)
     return program
+
+
+def _recurrent() -> dict[Any, Any]:
+    """Recurrent layers become steps of a fixed number, since a tower has no such operators."""
+    known = torch.export.default_decompositions()
+    aten = torch.ops.aten
+    layers = (aten.gru.input, aten.lstm.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+    cells = (aten.gru_cell, aten.lstm_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)
+    return {operator: known[operator] for operator in (*layers, *(c.default for c in cells))}
 
 
 def _why(error: Exception, watch: Watch) -> str:

@@ -95,6 +95,8 @@ class Plain(nn.Module):
                 return torch.cat([self.first.weight, self.second.weight])[ids].sum(1)
             case "normal":
                 return nn.functional.normalize(self.first.weight)[ids].sum(1)
+            case "fft":
+                return torch.fft.rfft(self.second(ids).sum(1)).abs()
             case "tied":
                 return torch.matmul(self.first(ids).sum(1), self.first.weight.t())
         vectors: Tensor = self.second(ids)
@@ -110,6 +112,7 @@ class Plain(nn.Module):
         (Plain("batch"), "computes with a size of 4, which is that of the example"),
         (Plain("both"), "looks up rows of first.weight, second.weight, put together"),
         (Plain("normal"), "looks up rows of a table that is computed from first.weight"),
+        (Plain("fft"), "the model (Plain) computes with operator fft_rfft.default"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_by_name(
@@ -153,3 +156,24 @@ def test_a_small_bag_is_cut_and_a_small_table_stays(tmp_path: Path) -> None:
     inputs = dict(zip(("tags", "place"), example, strict=True))
     (found,) = GraphModel.load(tmp_path / "m").predict(inputs).values()
     torch.testing.assert_close(found, model(*example).detach())
+
+
+def test_recurrent_layers_and_assignments_are_taken(tmp_path: Path) -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.items = nn.Embedding(50, 4)
+            self.gru = nn.GRU(4, 4, batch_first=True)
+            self.lstm = nn.LSTM(4, 4, batch_first=True)
+            self.cell = nn.GRUCell(4, 4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            vectors = self.items(ids)
+            vectors[:, 0] = 1.0
+            steps: Tensor = self.gru(vectors)[0] * self.lstm(vectors)[0]
+            return self.cell(steps[:, -1], vectors[:, -1])
+
+    model, ids = Steps().eval(), torch.randint(0, 50, (4, 3))
+    erless.export(model, ids, tmp_path / "m", small_rows=0)
+    found = GraphModel.load(tmp_path / "m").predict({"ids": ids[:2]})["output"]
+    torch.testing.assert_close(found, model(ids[:2]).detach())
