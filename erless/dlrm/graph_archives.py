@@ -8,18 +8,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.graph_lookup import Compute, GraphLookup, graph_tower
-from erless.errors import ConfigError, QueryError
+from erless.errors import ConfigError, QueryError, ServeError, first_line
 from erless.specs.artifact import FileEntry
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import ModelSpec
 
-__all__ = ["GraphFiles", "graph_files", "open_compute", "open_lookup", "open_tower_graph"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "GraphFiles",
+    "from_numpy",
+    "graph_files",
+    "open_compute",
+    "open_lookup",
+    "open_tower_graph",
+    "to_numpy",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,22 +108,42 @@ def open_compute(
     torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("ERLESS_DEVICE is 'cuda', but torch finds no CUDA device here")
-    module = build_module(read_archive(path))
+    archive = read_archive(path)
+    module = build_module(archive)
     if device != "cpu":
         module = move_module(module, device, torch.float32)
 
     def compute(values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        tensors = [
-            torch.from_numpy(np.require(values[name], requirements=["C", "W"])).to(device)
-            for name in takes
-        ]
+        tensors = [from_numpy(values[name]).to(device) for name in takes]
         try:
             with torch.inference_mode():
                 results = module(*tensors)
+        except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError) as error:
+            raise ServeError(f"the model cannot compute: {first_line(error)}", 503) from error
         except (RuntimeError, IndexError) as error:
             shapes = ", ".join(f"{name} {list(values[name].shape)}" for name in takes)
-            fact = str(error).partition("\n")[0][:200]
-            raise QueryError(f"the model does not take {shapes}: {fact}") from error
-        return {name: result.cpu().numpy() for name, result in zip(gives, results, strict=True)}
+            raise QueryError(
+                f"the model does not take {shapes}: {first_line(error)[:200]}"
+            ) from error
+        return {name: to_numpy(result) for name, result in zip(gives, results, strict=True)}
 
     return compute
+
+
+def from_numpy(array: NDArray[Any]) -> Tensor:
+    """`array` as a tensor: uint16, which no input is, stands for the bits of bfloat16."""
+    import torch
+
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
+def to_numpy(tensor: Tensor) -> NDArray[Any]:
+    """The inverse of `from_numpy`, wherever the tensor lies."""
+    import torch
+
+    tensor = tensor.detach().cpu()
+    if tensor.dtype is torch.bfloat16:
+        tensor = tensor.contiguous().view(torch.uint16)
+    array: NDArray[Any] = tensor.numpy()
+    return array

@@ -115,6 +115,7 @@ class GraphLookup:
         self._weighted = model.has_weights
         self._per_request = {t.name for t in model.inputs if t.per == "request"}
         self._per_request |= set(self.tower.request_front_gives)
+        self._samples = {t.name for t in model.inputs if t.per == "sample" and t.shape}
         self._vectors = {feature.name for feature in model.features}
 
     def open(self, inputs: NamedArrays, max_batch: int) -> GraphQuery:
@@ -126,7 +127,7 @@ class GraphLookup:
         batch = self._batch(inputs, max_batch)
         padded = max(batch, self.tower.batch_min)
         values = {
-            name: array if name in self._per_request else _lengthen(array, padded)
+            name: _lengthen(array, padded) if name in self._samples else array
             for name, array in inputs.items()
         }
         self._compute(values, padded)
@@ -182,8 +183,10 @@ class GraphLookup:
 
     def _batch(self, inputs: NamedArrays, max_batch: int) -> int:
         """Samples of the query, which all inputs agree on."""
-        first, batch = "", 1
+        first, batch = "", self._bags_of_entries(inputs)
         for tensor in self.model.inputs:
+            if not tensor.shape or tensor.per == "entry":
+                continue
             size = len(inputs[tensor.name])
             if tensor.per == "request":
                 if size != 1:
@@ -199,6 +202,11 @@ class GraphLookup:
         if batch > max_batch:
             raise QueryError(f"{batch:,} samples, at most {max_batch:,} are taken")
         return batch
+
+    def _bags_of_entries(self, inputs: NamedArrays) -> int:
+        """Samples of a query of which all inputs are entries: its bags."""
+        offsets = (feature.offsets for feature in self.model.features if feature.offsets)
+        return next((len(inputs[name]) - 1 for name in offsets if name in inputs), 1)
 
     def _compute(self, values: dict[str, Array], padded: int) -> None:
         """Add what the fronts give to `values`."""
@@ -285,6 +293,13 @@ def _lengths(
     """Ids of each bag, and the shape of the feature's vectors without their dim."""
     if feature.pooling is Pooling.NONE:
         return np.ones(ids.size, np.int32), ids.shape
+    if feature.lengths is not None:
+        lengths = values[feature.lengths].reshape(-1).astype(np.int64)
+        if (lengths < 0).any() or lengths.sum() != ids.size:
+            raise QueryError(
+                f"feature {feature.name}: its lengths do not add up to its {ids.size:,} ids"
+            )
+        return lengths.astype(np.int32), (len(lengths),)
     if feature.offsets is None:
         bags = int(np.prod(ids.shape[:-1])) if ids.ndim > 1 else len(ids)
         size = ids.shape[-1] if ids.ndim > 1 else 1

@@ -4,6 +4,8 @@ A file is safetensors and holds S samples, which are cut into queries of `batch`
 
     <input>            (S, …)   of an input that comes for each sample
     <input>            (Q, …)   of one that comes once per request: one for each of the Q queries
+    <input>            (n, …)   of entries of all samples, one after the other; <input>.weights too
+    <input>.lengths    (S,)     an input as well: how many of these entries each sample has
     <input>            (n,)     uint8, where the input is strings: all of them, one after the other
     <input>.offsets    (S + 1,) int64, where each string begins
     labels             (S,)     float32, only where known: of the first output
@@ -17,7 +19,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +40,7 @@ DTYPES = {
     "INT32": "<i4",
     "INT64": "<i8",
     "FP16": "<f2",
+    "BF16": "<u2",  # its bits: see erless.dlrm.bfloat16
     "FP32": "<f4",
     "FP64": "<f8",
     "BYTES": "|O",
@@ -53,17 +56,33 @@ def served_inputs(listed: Sequence[Mapping[str, Any]]) -> tuple[NamedTensor, ...
     Raises:
         KeyError, TypeError, ValueError: they are not the protocol's.
     """
-    if {tensor["name"] for tensor in listed} <= _KJT:
+    names = {tensor["name"] for tensor in listed}
+    if names <= _KJT:
         return ()
     return tuple(
         NamedTensor(
             name=tensor["name"],
             datatype=tensor["datatype"],
             shape=tuple(tensor["shape"]),
-            per="request" if tensor["shape"][:1] == [1] else "sample",
+            per=_guessed(tensor, names),
         )
         for tensor in listed
     )
+
+
+def _guessed(tensor: Mapping[str, Any], names: set[str]) -> Literal["sample", "request", "entry"]:
+    if tensor["shape"][:1] == [1]:
+        return "request"
+    return "entry" if _lengths_of(tensor["name"]) in names else "sample"
+
+
+def _lengths_of(entries: str) -> str:
+    """The input that says how many entries each sample has.
+
+    >>> _lengths_of("clicked.weights")
+    'clicked.lengths'
+    """
+    return entries.removesuffix(".weights") + ".lengths"
 
 
 def write_graph_queries(
@@ -122,6 +141,11 @@ class GraphQueryFile:
         if _LABELS in file.tensors:
             self.labels = file.map(_LABELS).astype(np.float32)
         self.samples = self._samples()
+        self._begins = {
+            tensor.name: self._entry_begins(tensor.name)
+            for tensor in self._tensors
+            if tensor.per == "entry"
+        }
         for tensor in self._tensors:
             size = len(self._inputs[tensor.name])
             if tensor.per == "request" and (size != len(self) or batch not in (None, own)):
@@ -147,6 +171,22 @@ class GraphQueryFile:
                     f"{self.path}: {name} has {size:,} samples, {first} has {sizes[first]:,}"
                 )
         return sizes[first]
+
+    def _entry_begins(self, name: str) -> NDArray[np.int64]:
+        """Where each sample's entries begin, and the last sample's end, (S + 1,)."""
+        lengths = self._inputs.get(_lengths_of(name))
+        if lengths is None:
+            raise QueryError(
+                f"{self.path}: {name} lists entries of all samples, and no input "
+                f"{_lengths_of(name)} says how many each has: such queries take no file"
+            )
+        begins = np.concatenate([[0], np.cumsum(lengths.reshape(-1), dtype=np.int64)])
+        if begins[-1] != len(self._inputs[name]):
+            raise QueryError(
+                f"{self.path}: {name} has {len(self._inputs[name]):,} entries, "
+                f"{_lengths_of(name)} tells of {begins[-1]:,}"
+            )
+        return begins
 
     def _input(self, file: TensorFile, tensor: NamedTensor) -> Array:
         """An input of all samples."""
@@ -176,14 +216,15 @@ class GraphQueryFile:
         if not 0 <= index < len(self):
             raise IndexError(index)
         own = slice(index * self.batch, min((index + 1) * self.batch, self.samples))
-        return {
-            tensor.name: np.array(
-                self._inputs[tensor.name][
-                    own if tensor.per == "sample" else slice(index, index + 1)
-                ]
-            )
-            for tensor in self._tensors
-        }
+        places = {"sample": own, "request": slice(index, index + 1)}
+        found = {}
+        for tensor in self._tensors:
+            place = places.get(tensor.per)
+            if place is None:
+                begins = self._begins[tensor.name]
+                place = slice(int(begins[own.start]), int(begins[own.stop]))
+            found[tensor.name] = np.array(self._inputs[tensor.name][place])
+        return found
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
         return (self[index] for index in range(len(self)))

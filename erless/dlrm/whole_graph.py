@@ -61,8 +61,7 @@ class WholeGraph:
 
     def predict(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs for `inputs`, by name. Raises QueryError as `GraphLookup.open`."""
-        batch = max(len(array) for array in inputs.values())
-        query = self.lookup.open(inputs, batch)
+        query = self.lookup.open(inputs, max_batch=1 << 62)
         bags = np.add.reduceat(np.diff(query.begins), self._groups).astype(np.int32)
         sums = self.lookup.lanes.sums(self._holdings, query.begins)
         partial = self._shard.pool_packed(query.values, query.lengths, query.weights, bags)

@@ -6,10 +6,11 @@ numbers is its id rule; what happens to an id that no rule knows is its `unknown
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from erless.specs.artifact import FileEntry, Frozen
 
@@ -96,11 +97,11 @@ class FeatureSpec(Frozen):
     """One feature, an input of ids.
 
     In a model whose tower is a graph, `ids`, `offsets` and `weights` name tensors: inputs of the
-    model, or results of its front. Without `offsets`, ids of pooled features are (bags, ids of each
-    bag), and ids of any shape give vectors of that shape and dim where nothing is pooled. With
-    `offsets`, ids are one after the other, and offsets are one more than there are bags: where each
-    bag begins, and where the last ends. In other models a feature is a row of the
-    KeyedJaggedTensor.
+    model, or results of its front. Without `offsets` and `lengths`, ids of pooled features are
+    (bags, ids of each bag), and ids of any shape give vectors of that shape and dim where nothing
+    is pooled. With `offsets`, ids are one after the other, and offsets are one more than there are
+    bags: where each bag begins, and where the last ends. With `lengths` likewise, (bags,): how many
+    ids each bag has. In other models a feature is a row of the KeyedJaggedTensor.
 
     Args:
         padding_idx: an id that takes no part in a pooled bag.
@@ -119,14 +120,26 @@ class FeatureSpec(Frozen):
     ids: str | None = Field(None, pattern=NAME)
     offsets: str | None = Field(None, pattern=NAME)
     weights: str | None = Field(None, pattern=NAME)
+    lengths: str | None = Field(None, pattern=NAME)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out lengths where there are none, so that digests stay what they were."""
+        fields = dump(self)
+        return {key: value for key, value in fields.items() if key != "lengths" or value}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.ids is None and (self.offsets or self.weights):
-            raise ValueError(f"feature {self.name} has offsets or weights, but names no ids")
+        if self.ids is None and (self.offsets or self.weights or self.lengths):
+            raise ValueError(
+                f"feature {self.name} has offsets, lengths or weights, but names no ids"
+            )
+        if self.offsets and self.lengths:
+            raise ValueError(f"feature {self.name} has offsets and lengths: one tells of the other")
         if self.ids and (self.pooling is Pooling.WEIGHTED_SUM) != bool(self.weights):
             raise ValueError(f"feature {self.name}: weights go with the pooling weighted_sum")
-        if self.pooling is Pooling.NONE and (self.offsets or self.padding_idx is not None):
+        bags = self.offsets or self.lengths or self.padding_idx is not None
+        if self.pooling is Pooling.NONE and bags:
             raise ValueError(f"feature {self.name} pools nothing: offsets and padding do not apply")
         return self
 
@@ -135,10 +148,11 @@ class NamedTensor(Frozen):
     """An input or output: its name, datatype in the protocol's words, and shape.
 
     -1 stands for a size that differs from call to call. The first size of an input is the samples,
-    or 1 where it comes once for the whole request.
+    or 1 where it comes once for the whole request. An input per `entry` has a first size of its
+    own: ids of all samples one after the other, or their weights or offsets.
     """
 
     name: str = Field(pattern=NAME)
     datatype: Datatype
     shape: tuple[Annotated[int, Field(ge=-1)], ...]
-    per: Literal["sample", "request"] = "sample"
+    per: Literal["sample", "request", "entry"] = "sample"

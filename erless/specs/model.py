@@ -228,7 +228,9 @@ class ModelSpec(Frozen):
         for feature in self.features:
             if feature.ids is None:
                 raise ValueError(f"feature {feature.name} names no ids")
-            for name in filter(None, (feature.ids, feature.offsets, feature.weights)):
+            for name in filter(
+                None, (feature.ids, feature.offsets, feature.lengths, feature.weights)
+            ):
                 if name not in names:
                     raise ValueError(f"feature {feature.name}: nothing gives {name}")
         inputs = {tensor.name for tensor in self.inputs}

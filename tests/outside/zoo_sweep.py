@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 import erless
-from erless.dlrm.graph_model import GraphModel
+from erless.dlrm.graph_archives import from_numpy, to_numpy
+from erless.dlrm.whole_graph import WholeGraph
 from erless.errors import ErlessError
 from tests.outside import zoos
 
@@ -66,7 +67,7 @@ def try_case(case: zoos.Case) -> tuple[str, str]:
             manifest = erless.export(model, example, Path(folder) / "m", small_rows=0)
         except ErlessError as error:
             return "refused", str(error).replace("\n", " | ")
-        bundle = GraphModel.load(Path(folder) / "m")
+        bundle = WholeGraph(Path(folder) / "m")
         try:
             differences = [difference(model, bundle, make(batch)) for batch in BATCHES]
         except Exception as error:
@@ -81,7 +82,7 @@ def place_of(error: Exception) -> traceback.FrameSummary:
     return traceback.extract_tb(error.__traceback__)[-1]
 
 
-def difference(model: torch.nn.Module, bundle: GraphModel, inputs: tuple[Any, ...]) -> float | None:
+def difference(model: torch.nn.Module, bundle: WholeGraph, inputs: tuple[Any, ...]) -> float | None:
     """The largest difference of a prediction, as a share of its output's largest.
 
     None where the model itself takes no such batch.
@@ -94,10 +95,11 @@ def difference(model: torch.nn.Module, bundle: GraphModel, inputs: tuple[Any, ..
     expected = [result for result in results if isinstance(result, torch.Tensor)]
     leaves = torch.utils._pytree.tree_leaves(inputs)
     names = [tensor.name for tensor in bundle.model.inputs]
-    found = bundle.predict(dict(zip(names, leaves, strict=True)))
+    arrays = [to_numpy(leaf) for leaf in leaves]
+    found = bundle.predict(dict(zip(names, arrays, strict=True)))
     return max(
         float(
-            (got.double() - wanted.double()).abs().max()
+            (from_numpy(got).double() - wanted.double()).abs().max()
             / wanted.double().abs().max().clamp(min=1e-30)
         )
         for got, wanted in zip(found.values(), expected, strict=True)

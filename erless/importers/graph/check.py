@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from erless.dlrm.graph_model import GraphModel
-from erless.errors import ModelError, first_line
+from erless.dlrm.graph_archives import from_numpy, to_numpy
+from erless.dlrm.whole_graph import WholeGraph
+from erless.errors import ModelError, QueryError
 from erless.importers.graph.program import Example, Program, evaluating
 
 __all__ = ["smallest_batch"]
@@ -17,7 +18,7 @@ __all__ = ["smallest_batch"]
 TOLERANCE = 1e-5  # of the largest value of an output
 
 
-def smallest_batch(bundle: GraphModel, model: nn.Module, program: Program, example: Example) -> int:
+def smallest_batch(bundle: WholeGraph, model: nn.Module, program: Program, example: Example) -> int:
     """Let both predict the example, one sample more, and one alone.
 
     Returns:
@@ -53,22 +54,29 @@ def _expected(model: nn.Module, example: Example) -> list[Tensor]:
 
 
 def _compare(
-    bundle: GraphModel, program: Program, example: Example, expected: Sequence[Tensor]
+    bundle: WholeGraph, program: Program, example: Example, expected: Sequence[Tensor]
 ) -> None:
-    tensors = [tensor.cpu() for tensor in example.tensors]
+    inputs = {
+        name: to_numpy(tensor[:1] if name in program.request else tensor)
+        for name, tensor in zip(program.inputs, example.tensors, strict=True)
+    }
     try:
-        found = bundle.predict(dict(zip(program.inputs, tensors, strict=True)))
-    except (RuntimeError, IndexError) as error:
+        found = bundle.predict(inputs)
+    except QueryError as error:
         raise ModelError(
-            f"the bundle does not predict a batch of {len(tensors[0])}: {first_line(error)}"
+            f"the bundle does not predict the example, {_sizes(example)}: {error}"
         ) from error
     for (name, got), wanted in zip(found.items(), expected, strict=True):
-        difference = _difference(got, wanted)
+        difference = _difference(from_numpy(got), wanted)
         if difference > TOLERANCE:
             raise ModelError(
                 f"output {name} differs from the model's by {difference:.1e} of its largest "
                 f"value, at most {TOLERANCE}"
             )
+
+
+def _sizes(example: Example) -> str:
+    return ", ".join(str(list(tensor.shape)) for tensor in example.tensors[:8])
 
 
 def _resized(program: Program, example: Example, count: int) -> Example | None:
@@ -89,6 +97,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
         return 0.0
     if not expected.is_floating_point():
         return 0.0 if torch.equal(found, expected) else float("inf")
+    found, expected = found.double(), expected.double()
     scale = expected.abs().nan_to_num(0, 0, 0).max().clamp(min=1e-30)
     equal = (found == expected) | (found.isnan() & expected.isnan())
     difference = torch.where(equal, 0, (found - expected).abs() / scale)

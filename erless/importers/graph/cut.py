@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch.fx import Node
@@ -12,6 +13,7 @@ from torch.fx import Node
 from erless.dlrm.archive.operators import OPERATORS
 from erless.errors import ModelError
 from erless.importers.graph.lookups import TableLookup, module_of
+from erless.importers.graph.once import comes_once
 from erless.importers.graph.program import Program, readable, slice_of
 from erless.specs.features import FeatureSpec
 
@@ -28,6 +30,7 @@ class GraphCut:
         values: name → node, of all that front, lookups and tower hand to each other.
         front_takes: names of inputs.
         front_gives: names of what the front computes.
+        request_front_takes, request_front_gives: likewise of what comes once per request.
         takes: names of what the tower takes.
         sizes: sizes of inputs that the tower reads off its vectors: see `part_of`.
     """
@@ -37,6 +40,8 @@ class GraphCut:
     values: dict[str, Node]
     front_takes: tuple[str, ...]
     front_gives: tuple[str, ...]
+    request_front_takes: tuple[str, ...]
+    request_front_gives: tuple[str, ...]
     takes: tuple[str, ...]
     sizes: dict[Node, tuple[Node, int]]
 
@@ -54,61 +59,88 @@ def cut_program(program: Program, lookups: Sequence[TableLookup]) -> GraphCut:
         names.table(program.name_of(lookup.table)): lookup.table
         for lookup in {each.table: each for each in lookups}.values()
     }
-    values = dict(program.inputs)
-    named = {node: name for name, node in program.inputs.items()}
-    gives: list[str] = []
-
-    def value(node: Node | None, name: str) -> str | None:
-        if node is None:
-            return None
-        if node not in named:
-            named[node] = names.unique(name)
-            values[named[node]] = node
-            gives.append(named[node])
-        return named[node]
-
-    features = []
-    for lookup in lookups:
-        table = next(name for name, node in tables.items() if node is lookup.table)
-        taken = table in program.inputs
-        shared = taken or sum(each.table is lookup.table for each in lookups) > 1
-        source = named.get(lookup.ids)
-        name = names.unique(f"{table}.{source or 'lookup'}" if shared else table)
-        feature = FeatureSpec(
-            name=name,
-            table=table,
-            pooling=lookup.pooling,
-            padding_idx=lookup.padding_idx,
-            ids=value(lookup.ids, f"{name}.ids"),
-            offsets=value(lookup.offsets, f"{name}.offsets"),
-            weights=value(lookup.weights, f"{name}.weights"),
-        )
-        features.append((feature, lookup))
+    fronts = _Fronts(program, names)
+    features = tuple(
+        (_feature(program, lookup, tables, lookups, fronts), lookup) for lookup in lookups
+    )
     vectors = {feature.name: lookup.node for feature, lookup in features}
-    values |= vectors
+    values = program.inputs | fronts.gives["sample"] | fronts.gives["request"] | vectors
     results = list(program.outputs.values())
     read = slice_of(results, frozenset(nodes))
     sizes = _sizes(program, [node for node in vectors.values() if node in read])
     tower = slice_of(results, frozenset((*nodes, *sizes)))
     tower |= {place[0] for size, place in sizes.items() if size in tower}
-    front = slice_of([values[name] for name in gives], frozenset())
-    _check_operators([*front, *(tower - set(nodes))])
+    front, request_front = fronts.slice("sample"), fronts.slice("request")
+    _check_operators([*front, *request_front, *(tower - set(nodes))])
     _tell_kept(program, tables, tower)
+
+    def taken(part: set[Node], given: Mapping[str, Node]) -> tuple[str, ...]:
+        return tuple(name for name, node in given.items() if node in part)
+
     return GraphCut(
-        tables,
-        tuple(features),
-        values,
-        tuple(name for name, node in program.inputs.items() if node in front),
-        tuple(gives),
-        (
-            *(name for name, node in program.inputs.items() if node in tower),
-            *(name for name, node in vectors.items() if node in tower),
-        ),
-        {size: place for size, place in sizes.items() if size in tower and place[0] in tower},
+        tables=tables,
+        features=features,
+        values=values,
+        front_takes=taken(front, program.inputs),
+        front_gives=tuple(fronts.gives["sample"]),
+        request_front_takes=taken(request_front, program.inputs),
+        request_front_gives=tuple(fronts.gives["request"]),
+        takes=(*taken(tower, program.inputs), *taken(tower, vectors)),
+        sizes={size: place for size, place in sizes.items() if size in tower and place[0] in tower},
     )
 
 
-def _tell_kept(program: Program, tables: dict[str, Node], tower: set[Node]) -> None:
+class _Fronts:
+    """What is computed before the lookups, for each sample and once per request."""
+
+    def __init__(self, program: Program, names: _Names) -> None:
+        self.gives: dict[str, dict[str, Node]] = {"sample": {}, "request": {}}
+        self.unique = names.unique
+        self._inputs = {node: name for name, node in program.inputs.items()}
+        self._given: dict[tuple[str, Node], str] = {}
+
+    def value(self, per: str, node: Node | None, name: str) -> str | None:
+        """The name of a feature's ids, offsets, lengths or weights; `name` where it has none."""
+        if node is None or node in self._inputs:
+            return None if node is None else self._inputs[node]
+        if (per, node) not in self._given:
+            given = self.unique(name)
+            self._given[per, node] = given
+            self.gives[per][given] = node
+        return self._given[per, node]
+
+    def slice(self, per: str) -> set[Node]:
+        """The nodes that compute what is given."""
+        return slice_of(list(self.gives[per].values()), frozenset())
+
+
+def _feature(
+    program: Program,
+    lookup: TableLookup,
+    tables: Mapping[str, Node],
+    lookups: Sequence[TableLookup],
+    fronts: _Fronts,
+) -> FeatureSpec:
+    """The feature that `lookup` reads for."""
+    table = next(name for name, node in tables.items() if node is lookup.table)
+    shared = table in program.inputs or sum(each.table is lookup.table for each in lookups) > 1
+    source = next((name for name, node in program.inputs.items() if node is lookup.ids), "lookup")
+    name = fronts.unique(f"{table}.{source}" if shared else table)
+    per: Literal["sample", "request"] = "request" if comes_once(program, lookup) else "sample"
+    return FeatureSpec(
+        name=name,
+        table=table,
+        pooling=lookup.pooling,
+        padding_idx=lookup.padding_idx,
+        per=per,
+        ids=fronts.value(per, lookup.ids, f"{name}.ids"),
+        offsets=fronts.value(per, lookup.offsets, f"{name}.offsets"),
+        weights=fronts.value(per, lookup.weights, f"{name}.weights"),
+        lengths=fronts.value(per, lookup.lengths, f"{name}.lengths"),
+    )
+
+
+def _tell_kept(program: Program, tables: Mapping[str, Node], tower: set[Node]) -> None:
     """Warn of tables that the tower computes with as a whole: they are held twice."""
     for name, node in tables.items():
         if node in tower:

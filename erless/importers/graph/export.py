@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from erless.dlrm.graph_model import GraphModel
+from erless.dlrm.whole_graph import WholeGraph
 from erless.importers.bundle import new_bundle
 from erless.importers.graph.check import smallest_batch
 from erless.importers.graph.cut import cut_program
 from erless.importers.graph.lookups import find_lookups
+from erless.importers.graph.once import check_single, repeat_request
 from erless.importers.graph.program import Dynamic, Example, Program, export_program
 from erless.importers.graph.simplify import simplify
 from erless.importers.graph.write import describe, with_batch_min, write_parts
@@ -30,6 +33,7 @@ def export(
     out: str | os.PathLike[str],
     *,
     dynamic: Dynamic | None = None,
+    request: Collection[str] = (),
     small_rows: int = SMALL_ROWS,
     name: str = "model",
     overwrite: bool = False,
@@ -43,6 +47,9 @@ def export(
         out: the bundle's folder.
         dynamic: input → its dimensions whose size differs from call to call; without, the first
             of every input.
+        request: names of inputs that are the same for all samples of a request, as a user's are
+            for its candidates: they come once, and what only depends on them is looked up once.
+            The example may hold them once, or as often as the model takes them.
         small_rows: tables with fewer rows stay in the tower, but for those of an `EmbeddingBag`.
         name: the model's name in URLs.
         overwrite: replace an existing bundle.
@@ -53,7 +60,8 @@ def export(
         StorageError: the disk refused.
     """
     example = Example.of(example_inputs)
-    program = export_program(model, example, dynamic)
+    example = repeat_request(model, example, request)
+    program = replace(export_program(model, example, dynamic), request=frozenset(request))
     return write_bundle(
         program,
         model,
@@ -86,8 +94,9 @@ def write_bundle(
     with new_bundle(out, spec, overwrite=overwrite, progress=progress) as bundle:
         write_parts(bundle, program, cut)
         manifest = bundle.finish()
-        written = GraphModel.load(bundle.folder, verify=False, mapped=True)
+        written = WholeGraph(bundle.folder, verify=False)
         batch_min = smallest_batch(written, model, program, example)
+        check_single(program, batch_min)
         if batch_min != 1:
             bundle.model = with_batch_min(spec, batch_min)
             manifest = bundle.finish()

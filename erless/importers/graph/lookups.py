@@ -11,6 +11,7 @@ import torch
 from torch.fx import Graph, Node
 
 from erless.errors import ModelError
+from erless.importers.graph.bags import lengths_behind, rectangle_behind
 from erless.importers.graph.program import Program, slice_of
 from erless.specs.features import Pooling
 
@@ -30,6 +31,7 @@ class TableLookup:
         node: what gives the vectors, float32.
         table: placeholder of the table.
         offsets: where each bag begins, and the end of the last: (bags + 1,).
+        lengths: instead, how many ids each bag has: (bags,).
     """
 
     node: Node
@@ -39,11 +41,13 @@ class TableLookup:
     offsets: Node | None = None
     weights: Node | None = None
     padding_idx: int | None = None
+    lengths: Node | None = None
 
     @property
     def sources(self) -> tuple[Node, ...]:
         """What must be known before the lookup."""
-        return tuple(node for node in (self.ids, self.offsets, self.weights) if node is not None)
+        nodes = (self.ids, self.offsets, self.weights, self.lengths)
+        return tuple(node for node in nodes if node is not None)
 
 
 def module_of(node: Node) -> str:
@@ -147,17 +151,24 @@ def _bag(node: Node) -> TableLookup:
     rows = given["weight"].meta["val"].shape[0]
     if padding is not None and padding < 0:
         padding = padding + rows if node.target is not _aten._embedding_bag.default else None
-    offsets = given["offsets"]
-    if not given["include_last_offset"]:
-        offsets = _with_end(node, given["indices"], offsets)
+    ids, offsets, lengths = given["indices"], given["offsets"], None
+    square = None if given["include_last_offset"] else rectangle_behind(ids, offsets, weights)
+    if square is not None:
+        (ids, weights), offsets = square, None
+    elif not given["include_last_offset"]:
+        offsets = _with_end(node, ids, offsets)
+    else:
+        lengths = lengths_behind(offsets)
+        offsets = offsets if lengths is None else None
     return TableLookup(
         vectors[0],
         given["weight"],
-        given["indices"],
+        ids,
         _POOLINGS[given["mode"]] if weights is None else Pooling.WEIGHTED_SUM,
         offsets,
         weights,
         padding,
+        lengths,
     )
 
 

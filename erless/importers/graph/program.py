@@ -68,6 +68,7 @@ class Program:
         outputs: name → node.
         weights: placeholder → dotted name, of parameters, buffers and constants.
         told: likewise the name that people know it by, where that is another.
+        request: names of inputs that come once per request.
     """
 
     exported: ExportedProgram
@@ -75,6 +76,7 @@ class Program:
     outputs: dict[str, Node]
     weights: dict[Node, str]
     told: Mapping[Node, str] = field(default_factory=dict)
+    request: frozenset[str] = frozenset()
 
     def name_of(self, node: Node) -> str:
         """The name of a weight as people know it."""
@@ -193,6 +195,13 @@ def argument_names(model: nn.Module, example: Example) -> list[str]:
             keys[0] = parameters[int(keys[0])]
         paths.append(keys)
     return _short_names(paths)
+
+
+def tensor_names(model: nn.Module, example: Example) -> list[str]:
+    """Those of `argument_names` that are tensors, in the order of `example.tensors`."""
+    leaves = pytree.tree_leaves((example.args, example.kwargs))
+    names = argument_names(model, example)
+    return [n for n, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)]
 
 
 def _key(part: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from erless.specs.features import NamedTensor, Pooling
 from erless.specs.model import GraphTower, ModelSpec, TableSpec
 
 __all__ = ["describe", "with_batch_min", "write_parts"]
+
+Per = Literal["sample", "request", "entry"]
 
 _DATATYPES = {
     torch.bool: "BOOL",
@@ -44,11 +46,18 @@ def describe(program: Program, cut: GraphCut, name: str) -> ModelSpec:
             dense_features=0,
             tables=tuple(_table(cut, table, node) for table, node in cut.tables.items()),
             tower=GraphTower(
-                takes=cut.takes, front_takes=cut.front_takes, front_gives=cut.front_gives
+                takes=cut.takes,
+                front_takes=cut.front_takes,
+                front_gives=cut.front_gives,
+                request_front_takes=cut.request_front_takes,
+                request_front_gives=cut.request_front_gives,
             ),
             features=tuple(feature for feature, _ in cut.features),
-            inputs=tuple(_tensor(name, node) for name, node in program.inputs.items()),
-            outputs=tuple(_tensor(name, node) for name, node in program.outputs.items()),
+            inputs=tuple(
+                _tensor(name, node, _per(program, cut, name, node))
+                for name, node in program.inputs.items()
+            ),
+            outputs=tuple(_tensor(name, node, "sample") for name, node in program.outputs.items()),
         )
     except ValidationError as error:
         raise ModelError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
@@ -63,14 +72,15 @@ def with_batch_min(model: ModelSpec, batch_min: int) -> ModelSpec:
 def write_parts(bundle: BundleWriter, program: Program, cut: GraphCut) -> None:
     """Write front, tables and tower into `bundle`."""
     values = cut.values
-    if cut.front_gives:
-        front = part_of(
-            program,
-            [values[name] for name in cut.front_takes],
-            [values[name] for name in cut.front_gives],
-        )
-        save_part(front, bundle.folder / "front.pt2")
-        bundle.add_archive("front.pt2")
+    fronts = {
+        "front.pt2": (cut.front_takes, cut.front_gives),
+        "request_front.pt2": (cut.request_front_takes, cut.request_front_gives),
+    }
+    for file, (takes, gives) in fronts.items():
+        if gives:
+            front = part_of(program, [values[n] for n in takes], [values[n] for n in gives])
+            save_part(front, bundle.folder / file)
+            bundle.add_archive(file)
     for table in bundle.model.tables:
         bundle.add_table(table, _chunks(program.weight(cut.tables[table.name])))
     tower = part_of(
@@ -92,13 +102,28 @@ def _table(cut: GraphCut, name: str, node: Node) -> TableSpec:
     return TableSpec(name=name, rows=rows, dim=dim, pooling=pooling)
 
 
-def _tensor(name: str, node: Node) -> NamedTensor:
+def _per(program: Program, cut: GraphCut, name: str, node: Node) -> Per:
+    """Whether an input has a first size that is the samples, one, or its own."""
+    if name in program.request:
+        return "request"
+    size = str(node.meta["val"].shape[:1])
+    for _, lookup in cut.features:
+        if lookup.offsets is None and lookup.lengths is None:
+            continue
+        bags = str((lookup.lengths or lookup.node).meta["val"].shape[:1])
+        sizes = {str(each.meta["val"].shape[:1]) for each in (lookup.ids, lookup.offsets) if each}
+        if size != bags and size in sizes:
+            return "entry"
+    return "entry" if f"{name.removesuffix('.weights')}.lengths" in program.inputs else "sample"
+
+
+def _tensor(name: str, node: Node, per: Per) -> NamedTensor:
     value = node.meta["val"]
     if value.dtype not in _DATATYPES:
         raise ModelError(f"{name} is {value.dtype}, which no query carries")
     shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
     return NamedTensor.model_validate(
-        {"name": name, "datatype": _DATATYPES[value.dtype], "shape": shape}
+        {"name": name, "datatype": _DATATYPES[value.dtype], "shape": shape, "per": per}
     )
 
 

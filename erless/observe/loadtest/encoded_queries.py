@@ -20,6 +20,7 @@ import numpy as np
 import urllib3
 from numpy.typing import NDArray
 
+from erless.dlrm.bfloat16 import from_bfloat16
 from erless.dlrm.graph_queries import DTYPES, GraphQueryFile, served_inputs
 from erless.dlrm.queries import Query, QueryFile
 from erless.dlrm.workload import PowerLaw, RowOrder
@@ -177,6 +178,8 @@ def _prediction(outputs: Sequence[dict[str, Any]], body: bytes, json_length: int
     begin = json_length + sum(o["parameters"]["binary_data_size"] for o in outputs[:place])
     end = begin + output["parameters"]["binary_data_size"]
     values = np.frombuffer(body[begin:end], np.dtype(DTYPES[output["datatype"]]))
+    if output["datatype"] == "BF16":
+        return from_bfloat16(values)
     return values.astype(np.float32, copy=False)
 
 

@@ -22,7 +22,7 @@ from erless.specs.model import GraphTower
 
 __all__ = ["GraphDenseFunction"]
 
-NUMBERS = tuple(name for name in get_args(Datatype) if name not in ("BYTES", "BF16"))
+NUMBERS = tuple(name for name in get_args(Datatype) if name != "BYTES")
 
 
 class GraphDenseFunction:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm.bfloat16 import from_bfloat16, to_bfloat16
 from erless.dlrm.graph_queries import DTYPES
 from erless.errors import QueryError, ServeError
 from erless.http.messages import JSON_LENGTH, Response
@@ -371,7 +372,8 @@ def _from_json(
             break
         flat = list(chain.from_iterable(item if type(item) is list else (item,) for item in flat))
         types = set(map(type, flat))
-    wanted = _JSON_TYPES.get(dtype.kind, {int, float})
+    bfloat16 = datatype == "BF16"
+    wanted = {int, float} if bfloat16 else _JSON_TYPES.get(dtype.kind, {int, float})
     if not types <= wanted:
         position = next(n for n, item in enumerate(flat) if type(item) not in wanted)
         raise QueryError(
@@ -386,6 +388,8 @@ def _from_json(
         if dtype.kind == "O":
             array = np.empty(len(flat), object)
             array[:] = [text.encode() for text in flat]
+        elif bfloat16:
+            array = to_bfloat16(np.array(flat, np.float32))
         else:
             array = np.array(flat, dtype)
     except (OverflowError, UnicodeEncodeError):
@@ -428,7 +432,8 @@ def encode(
             entry["parameters"] = {"binary_data_size": array.nbytes}
             buffers.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         else:
-            entry["data"] = array.reshape(-1).tolist()
+            numbers = from_bfloat16(array) if entry["datatype"] == "BF16" else array
+            entry["data"] = numbers.reshape(-1).tolist()
         listed.append(entry)
     document: dict[str, Any] = {"model_name": model, "model_version": version}
     if request.id is not None:

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -5,11 +6,18 @@ import torch
 from torch import Tensor, nn
 
 import erless
-from erless.dlrm.graph_model import GraphModel
+from erless.dlrm.graph_archives import from_numpy, to_numpy
+from erless.dlrm.whole_graph import WholeGraph
 from erless.errors import ModelError
 from erless.importers.graph.saved import import_archive
 from erless.specs.features import Pooling
 from tests.importers.graph.models import HistoryModel, history_inputs
+
+
+def predict(bundle: Path, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the bundle's functions compute of `inputs`."""
+    found = WholeGraph(bundle).predict({name: to_numpy(value) for name, value in inputs.items()})
+    return {name: from_numpy(array) for name, array in found.items()}
 
 
 def test_a_hand_written_model_predicts_as_it_did(tmp_path: Path) -> None:
@@ -21,15 +29,21 @@ def test_a_hand_written_model_predicts_as_it_did(tmp_path: Path) -> None:
     assert features == {
         "items.history": ("items", Pooling.NONE, "history"),
         "items.target": ("items", Pooling.NONE, "target"),
-        "tags.lookup": ("tags", Pooling.MEAN, "tags.lookup.ids"),
+        "tags.tags": ("tags", Pooling.MEAN, "tags"),
         "words.words": ("words", Pooling.WEIGHTED_SUM, "words"),
     }
     assert model.training
-    bundle = GraphModel.load(tmp_path / "m")
+    assert not (tmp_path / "m" / "front.pt2").exists()
+    per = {tensor.name: tensor.per for tensor in manifest.model.inputs}
+    assert {name for name, kind in per.items() if kind == "entry"} == {
+        "words",
+        "offsets",
+        "weights",
+    }
     model.eval()
     for batch, length in ((1, 2), (9, 20)):
         inputs = history_inputs(batch, length, seed=batch)
-        found, expected = bundle.predict(inputs), model(**inputs)
+        found, expected = predict(tmp_path / "m", inputs), model(**inputs)
         assert list(found) == list(expected)
         for name, values in expected.items():
             torch.testing.assert_close(found[name], values.detach(), rtol=1e-5, atol=1e-6)
@@ -52,9 +66,7 @@ def test_a_model_saved_by_torch_is_cut_alike(tmp_path: Path) -> None:
     torch.export.save(program, tmp_path / "model.pt2")
     manifest = import_archive(tmp_path / "model.pt2", tmp_path / "m", small_rows=0)
     assert [(table.name, table.rows) for table in manifest.model.tables] == [("items", 50)]
-    found = GraphModel.load(tmp_path / "m").predict(
-        dict(zip(("history", "target"), example, strict=True))
-    )
+    found = predict(tmp_path / "m", dict(zip(("history", "target"), example, strict=True)))
     torch.testing.assert_close(found["score"], model(*example)["score"].detach())
 
 
@@ -96,7 +108,8 @@ class Plain(nn.Module):
             case "normal":
                 return nn.functional.normalize(self.first.weight)[ids].sum(1)
             case "fft":
-                return torch.fft.rfft(self.second(ids).sum(1)).abs()
+                spectrum: Tensor = torch.fft.rfft(self.second(ids).sum(1))
+                return spectrum.abs()
             case "tied":
                 return torch.matmul(self.first(ids).sum(1), self.first.weight.t())
         vectors: Tensor = self.second(ids)
@@ -130,7 +143,7 @@ def test_a_table_that_the_output_layer_shares_is_told(tmp_path: Path) -> None:
     model = Plain("tied").eval()
     with pytest.warns(UserWarning, match="table first .* is kept in the tower too"):
         erless.export(model, ids, tmp_path / "m", small_rows=0)
-    found = GraphModel.load(tmp_path / "m").predict({"ids": ids[:2]})["output"]
+    found = predict(tmp_path / "m", {"ids": ids[:2]})["output"]
     torch.testing.assert_close(found, model(ids[:2]).detach())
 
 
@@ -154,7 +167,7 @@ def test_a_small_bag_is_cut_and_a_small_table_stays(tmp_path: Path) -> None:
     manifest = erless.export(model, example, tmp_path / "m")
     assert [table.name for table in manifest.model.tables] == ["tags"]
     inputs = dict(zip(("tags", "place"), example, strict=True))
-    (found,) = GraphModel.load(tmp_path / "m").predict(inputs).values()
+    (found,) = predict(tmp_path / "m", inputs).values()
     torch.testing.assert_close(found, model(*example).detach())
 
 
@@ -171,9 +184,55 @@ def test_recurrent_layers_and_assignments_are_taken(tmp_path: Path) -> None:
             vectors = self.items(ids)
             vectors[:, 0] = 1.0
             steps: Tensor = self.gru(vectors)[0] * self.lstm(vectors)[0]
-            return self.cell(steps[:, -1], vectors[:, -1])
+            last: Tensor = self.cell(steps[:, -1], vectors[:, -1])
+            return last
 
     model, ids = Steps().eval(), torch.randint(0, 50, (4, 3))
     erless.export(model, ids, tmp_path / "m", small_rows=0)
-    found = GraphModel.load(tmp_path / "m").predict({"ids": ids[:2]})["output"]
+    found = predict(tmp_path / "m", {"ids": ids[:2]})["output"]
     torch.testing.assert_close(found, model(ids[:2]).detach())
+
+
+class Users(nn.Module):
+    """A user's vector times each candidate's; `mixed`: candidates are compared with each other."""
+
+    def __init__(self, mixed: bool = False) -> None:
+        super().__init__()
+        self.users, self.items = nn.Embedding(30, 4), nn.Embedding(30, 4)
+        self.mixed = mixed
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        places = (user + (user == 0).cumsum(0)) % 30 if self.mixed else user % 30
+        product: Tensor = self.users(places) * self.items(item)
+        return product.sum(1)
+
+
+def test_what_comes_once_per_request_is_looked_up_once(tmp_path: Path) -> None:
+    model = Users().eval()
+    example = (torch.tensor([33]), torch.arange(4))
+    manifest = erless.export(model, example, tmp_path / "m", request=["user"], small_rows=0)
+    assert [(f.name, f.per) for f in manifest.model.features] == [
+        ("users", "request"),
+        ("items", "sample"),
+    ]
+    assert (tmp_path / "m" / "request_front.pt2").exists()
+    found = predict(tmp_path / "m", {"user": torch.tensor([31]), "item": torch.arange(9)})
+    expected = model(torch.full((9,), 31), torch.arange(9)).detach()
+    torch.testing.assert_close(found["output"], expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "request_", "reason"),
+    [
+        (Users(), ["usr"], "request names usr; the inputs are user, item"),
+        (Users(), ["user", "item"], "request names all inputs"),
+        (Users(mixed=True), ["user"], "differs from the model's"),
+    ],
+)
+def test_a_request_that_cannot_be_is_refused(
+    model: nn.Module, request_: list[str], reason: str, tmp_path: Path
+) -> None:
+    example = (torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    with pytest.raises(ModelError, match=reason):
+        erless.export(model, example, tmp_path / "m", request=request_, small_rows=0)
+    assert not (tmp_path / "m").exists()

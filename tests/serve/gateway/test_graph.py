@@ -44,6 +44,11 @@ TIERS = (
 def pack_ranker(folder: Path, spec: ModelSpec) -> Made:
     """The ranker's release of five shards."""
     write_ranker(folder / "model", Ranker().eval(), spec)
+    return pack_bundle(folder, spec)
+
+
+def pack_bundle(folder: Path, spec: ModelSpec) -> Made:
+    """The release of the bundle `model` in `folder`, in five shards."""
     bundle, profile = make_inputs(folder, spec)
     plan = folder / "plan.json"
     make_plan(bundle, profile, TIERS).save(plan)
