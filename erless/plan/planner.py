@@ -17,6 +17,7 @@ from erless.plan.nodes.packing import pack
 from erless.plan.nodes.prices import Prices, read_prices
 from erless.plan.policies.dense import placements
 from erless.plan.policies.frozen import split_frozen
+from erless.plan.policies.proposals import Proposal
 from erless.plan.policies.tiers import with_tiers
 from erless.plan.pools import Pools
 from erless.plan.request import PlanRequest, Policy
@@ -113,10 +114,7 @@ class Planner:
         """
         wanted = tuple(dict.fromkeys((*(policies or ()), self.request.policy)))
         check_used(self.request, wanted)
-        need = POLICIES if "joint" in wanted else wanted
-        pools = {policy: self.pools.of(policy) for policy in need}
-        if "joint" in pools:
-            pools["joint"] = [layout for pool in pools.values() for layout in pool]
+        pools = {policy: self.pools.of(policy) for policy in wanted}
         if "elasticrec" in wanted and self.request.shards is not None:
             pools["elasticrec"] = self.pools.of("elasticrec", self.request.shards)
         best: dict[Policy, Candidate] = {}
@@ -147,7 +145,7 @@ class Planner:
         packing = pack(layout, self.prices)
         return Candidate(candidate.policy, layout, packing) if packing else candidate
 
-    def _demanded(self, free: Sequence[Layout]) -> Candidate:
+    def _demanded(self, free: Sequence[Layout | Proposal]) -> Candidate:
         """The best layout of the demanded shape, of those made for it and of `free` ones.
 
         Raises:

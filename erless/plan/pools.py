@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, Layout
+from erless.plan.nodes.hull import MEMORY
 from erless.plan.nodes.prices import Prices
 from erless.plan.policies.baselines import model_wise, one_remote, table_wise
 from erless.plan.policies.demanded import demanded_layouts
 from erless.plan.policies.elasticrec import elasticrec
 from erless.plan.policies.joint import joint_layouts
 from erless.plan.policies.node_sized import node_shaped
-from erless.plan.policies.run_layouts import MEMORY, hull_prices, paths, run_layouts
+from erless.plan.policies.proposals import Proposal, every_layout
+from erless.plan.policies.run_layouts import paths, run_proposals
 from erless.plan.request import PlanRequest, Policy, StoredAs
+from erless.plan.search import exact
+from erless.plan.search.bounds import memory_bound
 from erless.plan.search.frontier import SearchLimits
+from erless.specs.plan import Precision
 
 __all__ = ["Pools"]
 
@@ -44,13 +50,14 @@ class Pools:
     shard_bytes: float
     coarse: bool = False
 
-    def of(self, policy: Policy, per_table: int | None = None) -> list[Layout]:
+    def of(self, policy: Policy, per_table: int | None = None) -> list[Layout | Proposal]:
         """Layouts of one policy; `per_table` cuts of each table for ElasticRec's."""
-        return [
-            layout for demand in self.places for layout in self._made(policy, demand, per_table)
-        ]
+        numbers = range(len(self.places))
+        if policy == "joint":
+            return [layout for place in numbers for layout in self._joint(place)]
+        return [layout for place in numbers for layout in self._baseline(policy, place, per_table)]
 
-    def demanded(self, free: Sequence[Layout]) -> list[Layout]:
+    def demanded(self, free: Sequence[Layout | Proposal]) -> list[Layout]:
         """Layouts of the demanded shape: those made for it, and those of `free` that have it."""
         pool = [
             layout
@@ -59,16 +66,13 @@ class Pools:
             for stored in self.request.stored
             for layout in demanded_layouts(demand, terms, self.request, stored)
         ]
-        pool += [layout for layout in free if self._has_shape(layout)]
-        return [layout for layout in pool if self.request.shards in (None, len(layout.shards))]
-
-    def _has_shape(self, layout: Layout) -> bool:
-        """Whether a layout that was not made for the demand meets it all the same."""
-        request = self.request
-        if request.freezes or request.resident_share is not None:
-            return False
-        room = request.max_resident_bytes
-        return room is None or layout.gateway.row_bytes <= room
+        shards = self.request.shards
+        if not self.request.freezes and self.request.resident_share is None:
+            room = self.request.max_resident_bytes
+            limit = math.inf if room is None else room
+            every = every_layout(free, shards)
+            pool += [layout for layout in every if layout.gateway.row_bytes <= limit]
+        return [layout for layout in pool if shards in (None, len(layout.shards))]
 
     @cached_property
     def _sizes(self) -> list[CostTerms]:
@@ -84,63 +88,90 @@ class Pools:
             sizes = sorted(sizes[::-2])
         return [self.terms.on(size) for size in sizes]
 
-    def _made(self, policy: Policy, demand: Demand, per_table: int | None) -> Iterator[Layout]:
-        if policy == "joint":
-            yield from self._joint(demand)
-            return
-        for terms in self._sizes:
-            if policy == "model-wise":
-                yield model_wise(demand, terms)
-            elif policy == "table-wise":
-                yield table_wise(demand, terms)
-            else:
-                yield elasticrec(demand, terms, per_table)
+    def _baseline(
+        self, policy: Policy, place: int, per_table: int | None = None
+    ) -> Sequence[Layout]:
+        """Layouts of a policy other than joint, made once."""
+        key = (policy, place, per_table)
+        if key not in self._known:
+            demand = self.places[place]
+            makers: dict[Policy, Callable[[CostTerms], Layout]] = {
+                "model-wise": lambda terms: model_wise(demand, terms),
+                "table-wise": lambda terms: table_wise(demand, terms),
+                "elasticrec": lambda terms: elasticrec(demand, terms, per_table),
+            }
+            self._known[key] = [makers[policy](terms) for terms in self._sizes]
+        return self._known[key]
 
-    def _joint(self, demand: Demand) -> Iterator[Layout]:
-        for terms in self._sizes:
-            for kind in self.request.resident_precisions:
-                yield model_wise(demand, terms, kind)
-            for stored in self.request.stored:
-                yield one_remote(demand, terms, stored.shards)
-                if stored.resident is self.request.resident_precisions[0]:
-                    yield from self._searched(demand, terms, stored)
+    @cached_property
+    def _known(self) -> dict[tuple[Policy, int, int | None], list[Layout]]:
+        """What was made already, by policy, place of the tower and cuts of each table."""
+        return {}
+
+    def _joint(self, place: int) -> Iterator[Proposal]:
+        """Joint's own layouts, and the other policies', which it is never worse than."""
+        demand = self.places[place]
         for stored in self.request.stored:
-            yield from self._runs(demand, stored)
-            if not self.terms.fixed_vcpu:
-                yield from node_shaped(
-                    demand, self.terms, self.prices.types, *stored, self.shard_bytes
-                )
+            yield Proposal(self._floor(demand, stored), partial(self._stored, demand, stored))
+        floor = self._floor(demand, StoredAs(Precision.FP32, Precision.FP32))
+        yield Proposal(floor, partial(self._baseline, "model-wise", place))
+        floor = self._remote_floor(demand)
+        yield Proposal(floor, partial(self._baseline, "table-wise", place))
+        yield Proposal(floor, partial(self._baseline, "elasticrec", place))
 
-    def _searched(self, demand: Demand, terms: CostTerms, stored: StoredAs) -> Iterator[Layout]:
+    def _floor(self, demand: Demand, stored: StoredAs) -> float:
+        """Bytes, or dollars, below which no layout of these precisions costs."""
+        if self.request.tier_precision:  # may lower what the layouts had
+            return 0.0
+        if self.request.aim == "memory":
+            return memory_bound(demand, self.terms, *stored)
+        seconds, size = self.terms.call_s + demand.tower_s, self.terms.gateway_memory_bytes
+        for table in demand.tables:
+            dim = table.spec.dim
+            seconds += table.gathers * min(self.terms.beta_of(dim, kind) for kind in stored)
+            size += table.rows * min(kind.row_bytes(dim) for kind in stored)
+        return self.prices.least_usd(demand.qps * seconds / self.terms.utilisation, size)
+
+    def _remote_floor(self, demand: Demand) -> float:
+        """The same of layouts with a function or more for each table, and no row in the gateway."""
+        whole = table_wise(demand, self.terms)
+        if self.request.aim == "memory":
+            return whole.gateway.memory + sum(shard.memory for shard in whole.shards)
+        seconds = sum(function.service_s for function in whole.functions if not function.gpus)
+        size = sum(function.memory for function in whole.functions)
+        return self.prices.least_usd(demand.qps * seconds / self.terms.utilisation, size)
+
+    def _stored(self, demand: Demand, stored: StoredAs) -> list[Layout | Proposal]:
+        """Layouts whose rows have these precisions."""
+        pool: list[Layout | Proposal] = []
+        few = sum(table.rows for table in demand.tables) <= exact.MOST_ROWS
+        for terms in self._sizes:
+            pool.append(model_wise(demand, terms, stored.resident))
+            pool.append(one_remote(demand, terms, stored.shards))
+            if terms.fixed_vcpu or few:
+                pool += self._searched(demand, terms, stored)
+        if not self.terms.fixed_vcpu:
+            types = self.prices.types
+            pool += node_shaped(demand, self.terms, types, *stored, self.shard_bytes)
+        return [*pool, *self._runs(demand, stored)]
+
+    def _searched(self, demand: Demand, terms: CostTerms, stored: StoredAs) -> list[Layout]:
         """What the search for least memory finds."""
-        for hot in (True,) if terms.fixed_vcpu or self.coarse else (True, False):
-            found = joint_layouts(
-                demand,
-                terms,
-                SearchLimits(self.request.max_fan_out, self.shard_bytes, resident_hot=hot),
-                precision=stored.shards,
-                resident_precision=stored.resident,
-                shards_wanted=12 if terms.fixed_vcpu else 6,
-            )
-            yield from found if terms.fixed_vcpu else _least_of_each_number(found)
+        return joint_layouts(
+            demand,
+            terms,
+            SearchLimits(self.request.max_fan_out, self.shard_bytes),
+            precision=stored.shards,
+            resident_precision=stored.resident,
+        )
 
-    def _runs(self, demand: Demand, stored: StoredAs) -> list[Layout]:
+    def _runs(self, demand: Demand, stored: StoredAs) -> list[Proposal]:
         by_memory = self.request.aim == "memory"
-        return run_layouts(
+        return run_proposals(
             paths(demand, self.terms, *stored),
             demand,
             self._sizes,
-            [MEMORY] if by_memory else hull_prices(self.prices.types),
+            [MEMORY] if by_memory else self.prices.hull,
             SearchLimits(self.request.max_fan_out, self.shard_bytes),
             RUNS_KEPT,
         )
-
-
-def _least_of_each_number(layouts: Sequence[Layout]) -> list[Layout]:
-    """Of the layouts with equally many shards the one of least memory."""
-    chosen: dict[int, Layout] = {}
-    for layout in layouts:
-        known = chosen.get(len(layout.shards))
-        if known is None or layout.memory < known.memory:
-            chosen[len(layout.shards)] = layout
-    return list(chosen.values())

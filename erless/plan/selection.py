@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
-
-import numpy as np
 
 from erless.errors import InfeasibleError
 from erless.plan.costs.layout import Layout
 from erless.plan.nodes.constraints import no_node, violations
 from erless.plan.nodes.packing import Packing, cheapest_possible, pack
 from erless.plan.nodes.prices import Prices
-from erless.plan.policies.joint import joint_memory
+from erless.plan.policies.joint import FEWER_FUNCTIONS, joint_memory
+from erless.plan.policies.proposals import Proposal, every_layout
 from erless.plan.policies.tiers import with_tiers
 from erless.plan.request import PlanRequest, Policy
 
@@ -49,17 +50,19 @@ class Selection:
     prices: Prices
     shard_bytes: float
 
-    def best(self, policy: Policy, pool: Sequence[Layout], strict: bool) -> Candidate | None:
+    def best(
+        self, policy: Policy, pool: Sequence[Layout | Proposal], strict: bool
+    ) -> Candidate | None:
         """The cheapest layout that meets the constraints; for a baseline, else the cheapest.
 
         Raises:
             InfeasibleError: `strict`, and no layout fits on nodes or meets the constraints.
         """
-        sized = [with_tiers(self._in_time(layout), policy, self.request) for layout in pool]
         by_memory = self.request.aim == "memory"
-        packed = self._by_memory(policy, sized) if by_memory else self._by_dollars(policy, sized)
+        packed = self._by_memory(policy, pool) if by_memory else self._by_dollars(policy, pool)
         if not packed:
             if strict:
+                sized = [self._sized(policy, layout) for layout in every_layout(pool)]
                 raise no_node(sized, self.prices)
             return None
         best = min(packed, key=lambda entry: entry.key)
@@ -70,14 +73,55 @@ class Selection:
             raise InfeasibleError(f"no {policy} plan meets the constraints", lines)
         return best.candidate
 
-    def _by_memory(self, policy: Policy, pool: Sequence[Layout]) -> list[_Packed]:
-        """The layouts on nodes, least memory first, up to the first that is legal."""
-        pool = sorted(pool, key=lambda layout: layout.memory)
-        legal = [layout for layout in pool if not self._violations(layout)]
+    def _rising(
+        self, policy: Policy, pool: Sequence[Layout | Proposal]
+    ) -> Iterator[tuple[float, Layout]]:
+        """The layouts, sized, in the order of what each costs at least; made when it is its turn.
+
+        That is its memory, or a price that no packing of it is below.
+        """
+        number = itertools.count()
+        queue: list[tuple[float, int, Layout | Proposal]] = []
+
+        def add(entry: Layout | Proposal) -> None:
+            if isinstance(entry, Proposal):
+                floor = entry.floor
+            else:
+                entry = self._sized(policy, entry)
+                by_memory = self.request.aim == "memory"
+                floor = entry.memory if by_memory else cheapest_possible(entry, self.prices)
+            heapq.heappush(queue, (floor, next(number), entry))
+
+        for entry in pool:
+            add(entry)
+        while queue:
+            floor, _, entry = heapq.heappop(queue)
+            if isinstance(entry, Layout):
+                yield floor, entry
+                continue
+            for made in entry.make():
+                add(made)
+
+    def _by_memory(self, policy: Policy, pool: Sequence[Layout | Proposal]) -> list[_Packed]:
+        """The layouts on nodes, least memory first, up to the first that is legal.
+
+        Of joint's legal ones, one with fewer functions comes first where it takes hardly more.
+        """
+        layouts: list[Layout] = []
+        legal: list[Layout] = []
+        waiting = self._rising(policy, pool)
+        for memory, layout in waiting:
+            if legal and memory > legal[0].memory * (1 + FEWER_FUNCTIONS):
+                waiting = itertools.chain([(memory, layout)], waiting)
+                break
+            layouts.append(layout)
+            if not self._violations(layout):
+                legal.append(layout)
         if policy == "joint" and legal:
-            pool = [joint_memory(legal), *pool]
+            layouts = [joint_memory(legal), *layouts]
         packed = []
-        for rank, layout in enumerate(pool):
+        rest = (layout for _, layout in waiting)
+        for rank, layout in enumerate(itertools.chain(layouts, rest)):
             entry = self._packed(policy, layout, cheapest_possible(layout, self.prices), rank)
             if entry is not None:
                 packed.append(entry)
@@ -85,23 +129,26 @@ class Selection:
                     break
         return packed
 
-    def _by_dollars(self, policy: Policy, pool: Sequence[Layout]) -> list[_Packed]:
+    def _by_dollars(self, policy: Policy, pool: Sequence[Layout | Proposal]) -> list[_Packed]:
         """The layouts on nodes that may be the cheapest legal one.
 
         No packing is cheaper than the layout's floor, so floors are tried in rising order until
         they exceed the dollars of a legal layout.
         """
-        floors = [cheapest_possible(layout, self.prices) for layout in pool]
         packed = []
         least = math.inf
-        for index in np.argsort(floors, kind="stable").tolist():
-            if floors[index] > least + 1e-6:
+        for floor, layout in self._rising(policy, pool):
+            if floor > least + 1e-6:
                 break
-            entry = self._packed(policy, pool[index], floors[index])
+            entry = self._packed(policy, layout, floor)
             if entry is not None:
                 packed.append(entry)
                 least = min(least, entry.dollars) if entry.legal else least
         return packed
+
+    def _sized(self, policy: Policy, layout: Layout) -> Layout:
+        """The layout in time for the SLA, with the precision and replicas that its tiers need."""
+        return with_tiers(self._in_time(layout), policy, self.request)
 
     def _packed(
         self, policy: Policy, layout: Layout, floor: float, rank: float = 0.0

@@ -16,7 +16,7 @@ from erless.plan.costs.cost import CostTerms, quantile_wait_s, replicas, vcpu_ea
 from erless.plan.costs.curves import TableLoad
 from erless.specs.plan import Precision
 
-__all__ = ["Demand", "DenseDemand", "Layout", "PlannedFunction", "Slice", "cover", "partials"]
+__all__ = ["Demand", "DenseDemand", "Layout", "PlannedFunction", "Slice", "cover"]
 
 UTILITY_QUERIES = 1000
 
@@ -248,36 +248,37 @@ class Layout:
 
 
 class _Contents(NamedTuple):
-    """What a function holds: gathers per query, rows, their bytes, seconds of gathering."""
+    """What a function holds: gathers per query, rows, their bytes, seconds of gathering, partials.
+
+    Partials are vectors per query: of each slice, the bags that are likely to gather from it.
+    """
 
     gathers: float
     rows: int
     row_bytes: float
     seconds: float
+    partials: float
 
 
 def _contents(
     demand: Demand, terms: CostTerms, slices: Sequence[Slice], precision: Precision
 ) -> _Contents:
     rows = 0
-    gathers = row_bytes = seconds = 0.0
+    gathers = row_bytes = seconds = partials = 0.0
+    widths: dict[int, tuple[int, float]] = {}
     for part in slices:
         table = demand.tables[part.table]
+        dim = table.spec.dim
+        if dim not in widths:
+            widths[dim] = precision.row_bytes(dim), terms.beta_of(dim, precision)
+        width, beta = widths[dim]
         gathered = table.gathers_between(part.start, part.stop)
         gathers += gathered
         rows += part.stop - part.start
-        row_bytes += (part.stop - part.start) * precision.row_bytes(table.spec.dim)
-        seconds += gathered * terms.beta_of(table.spec.dim, precision)
-    return _Contents(gathers, rows, row_bytes, seconds)
-
-
-def partials(demand: Demand, rows: Sequence[Slice]) -> float:
-    """Partial vectors per query: of each slice, the bags that are likely to gather from it."""
-    count = 0.0
-    for part in rows:
-        gathered = demand.tables[part.table].gathers_between(part.start, part.stop)
-        count -= math.expm1(-gathered / demand.batch)
-    return demand.batch * count
+        row_bytes += (part.stop - part.start) * width
+        seconds += gathered * beta
+        partials -= math.expm1(-gathered / demand.batch)
+    return _Contents(gathers, rows, row_bytes, seconds, demand.batch * partials)
 
 
 def _dense(demand: Demand, dense: DenseDemand, terms: CostTerms) -> PlannedFunction:
@@ -313,8 +314,7 @@ def _shard(
     why: str,
 ) -> PlannedFunction:
     held = _contents(demand, terms, rows, precision)
-    sent = partials(demand, rows)
-    service = terms.call_s + held.seconds + terms.partial_s * sent
+    service = terms.call_s + held.seconds + terms.partial_s * held.partials
     load = demand.qps * service
     number = replicas(load, terms, demand.min_replicas)
     index_bytes = held.rows * terms.index_bytes_per_row
@@ -332,7 +332,7 @@ def _shard(
         vcpu=vcpu_each(load, number, terms),
         memory=held.row_bytes + index_bytes + terms.shard_memory_bytes,
         why=why,
-        partials=sent,
+        partials=held.partials,
     )
 
 

@@ -43,9 +43,7 @@ def cheapest_possible(layout: Layout, prices: Prices) -> float:
     plain = [function for function in layout.functions if not function.gpus]
     cpu = sum(function.replicas * function.vcpu for function in plain)
     memory = sum(function.total_memory for function in plain)
-    per_cpu = min(kind.usd_per_month / kind.usable_vcpu for kind in prices.types)
-    per_byte = min(kind.usd_per_month / kind.usable_bytes for kind in prices.types)
-    return max(cpu * per_cpu, memory * per_byte) * (1 - 1e-9)
+    return prices.least_usd(cpu, memory)
 
 
 def pack(layout: Layout, prices: Prices) -> Packing | None:

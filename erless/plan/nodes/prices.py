@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from erless.errors import PlanError
+from erless.plan.nodes.hull import Price, hull_prices
 from erless.specs.planning import ARCHITECTURES, Architecture
 from erless.storage.atomic import os_errors, staged_file
 
@@ -97,6 +98,17 @@ class Prices:
             ):
                 kept.append(kind)
         return tuple(kind for kind in self.every if kind in kept)
+
+    @cached_property
+    def hull(self) -> tuple[Price, ...]:
+        """Prices of a vCPU and a byte at which no type sells below."""
+        months = ((kind, kind.usd_per_month) for kind in self.types)
+        points = [(kind.usable_vcpu / usd, kind.usable_bytes / usd) for kind, usd in months]
+        return tuple(hull_prices(points))
+
+    def least_usd(self, vcpu: float, memory: float) -> float:
+        """Dollars a month below which no nodes have so many vCPU and bytes."""
+        return max(price.vcpu * vcpu + price.memory * memory for price in self.hull) * (1 - 1e-9)
 
     @property
     def cpu_types(self) -> tuple[InstanceType, ...]:

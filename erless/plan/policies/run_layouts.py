@@ -1,71 +1,43 @@
 """Joint layouts from priced runs: what pays at the price of a vCPU and of a byte.
 
-The price of nodes that hold V vCPU and M bytes is, but for whole nodes, the largest of a few sums
-v·V + m·M: one pair (v, m) for each edge of the hull of the node types. The cheapest layout is
-cheapest at one of these pairs, or lies between two that are; so each pair's best runs are tried.
-With memory as the objective a byte costs 1 and a vCPU nothing.
+The cheapest layout on the cheapest mix of nodes is cheapest at one of the hull's prices
+(`nodes/hull.py`), or lies between two that are; so each price's best runs are proposed. With memory
+as the objective a byte costs 1 and a vCPU nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, Layout, cover
-from erless.plan.nodes.prices import InstanceType
+from erless.plan.nodes.hull import Price
+from erless.plan.policies.proposals import Proposal
 from erless.plan.search.cut_path import CutPath, merged_path, table_path
 from erless.plan.search.frontier import SearchLimits
 from erless.plan.search.merged_order import MergedOrder
-from erless.plan.search.priced import Price, cheapest_runs
+from erless.plan.search.priced import cheapest_runs
 from erless.specs.plan import Precision
 
-__all__ = ["MEMORY", "hull_prices", "paths", "run_layouts"]
+__all__ = ["layout_of", "paths", "run_proposals"]
 
-MEMORY = Price(0.0, 1.0)
 HOTTEST = (0.5, 0.8, 0.9)  # shares of the load inside the gateway beside whole tables outside
 MOST_SHARDS = 12
 WHY = "price: a cut elsewhere costs more at the price of a vCPU and of a byte"
 
 
-def hull_prices(types: Sequence[InstanceType]) -> list[Price]:
-    """Prices (v, m) for which no type sells below v·vCPU + m·bytes, and two, or one, sell at it.
+class _Run(NamedTuple):
+    """One choice of cuts, and what it costs at least at the price that it is best at."""
 
-    Per dollar each type gives a point (vCPU, bytes); these are the edges of the points' hull.
-    """
-    points = sorted(
-        {
-            (kind.usable_vcpu / kind.usd_per_month, kind.usable_bytes / kind.usd_per_month)
-            for kind in types
-        },
-        key=lambda point: (-point[0], -point[1]),
-    )
-    hull: list[tuple[float, float]] = []
-    for point in points:
-        if hull and point[1] <= hull[-1][1]:
-            continue
-        while len(hull) > 1 and _turns_in(hull[-2], hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    prices = [Price(1.0 / hull[0][0], 0.0), Price(0.0, 1.0 / hull[-1][1])]
-    for (cpu, memory), (less, more) in pairwise(hull):
-        both = np.linalg.solve([[cpu, memory / 1e9], [less, more / 1e9]], [1.0, 1.0])
-        prices.append(Price(float(both[0]), float(both[1]) / 1e9))
-    return prices
-
-
-def _turns_in(
-    first: tuple[float, float], middle: tuple[float, float], last: tuple[float, float]
-) -> bool:
-    """Whether `middle` lies on or below the line from `first` to `last`."""
-    above = (middle[1] - first[1]) * (last[0] - first[0]) - (last[1] - first[1]) * (
-        middle[0] - first[0]
-    )
-    return above >= 0  # last[0] - first[0] is negative
+    floor: float
+    path: int
+    points: tuple[int, ...]
 
 
 def paths(
@@ -81,20 +53,24 @@ def paths(
     return found
 
 
-def run_layouts(
+def run_proposals(
     paths: Sequence[CutPath],
     demand: Demand,
     sizes: Sequence[CostTerms],
     prices: Sequence[Price],
     limits: SearchLimits,
     kept: int,
-) -> list[Layout]:
+) -> list[Proposal]:
     """The layouts of the `kept` cheapest runs at each price and container size, each once."""
     limits = replace(limits, max_shards=min(limits.max_shards, MOST_SHARDS))
     return [
-        layout_of(path, demand, terms, points)
+        Proposal(
+            run.floor,
+            partial(_single, paths[run.path], demand, terms, run.points),
+            len(run.points) - 1,
+        )
         for terms in sizes
-        for path, points in _distinct(paths, demand, terms, prices, limits, kept)
+        for run in _distinct(paths, demand, terms, prices, limits, kept)
     ]
 
 
@@ -105,18 +81,28 @@ def _distinct(
     prices: Sequence[Price],
     limits: SearchLimits,
     kept: int,
-) -> Iterator[tuple[CutPath, list[int]]]:
+) -> Iterator[_Run]:
+    """The best runs at each price, once each."""
+    tables = [cheapest_runs(path, demand, terms, prices, limits) for path in paths]
     seen = set()
-    for price in prices:
-        found = [
-            (value, number, points)
-            for number, path in enumerate(paths)
-            for value, points in cheapest_runs(path, demand, terms, price, limits)
-        ]
-        for _, number, points in sorted(found)[:kept]:
-            if (number, *points) not in seen:
-                seen.add((number, *points))
-                yield paths[number], points
+    for price in range(len(prices)):
+        costs = [table.costs[price].ravel() for table in tables]
+        owner = np.repeat(np.arange(len(tables)), [len(cost) for cost in costs])
+        place = np.concatenate([np.arange(len(cost)) for cost in costs])
+        every = np.concatenate(costs)
+        for index in np.argsort(every, kind="stable")[:kept]:
+            if not np.isfinite(every[index]):
+                break
+            number, ending = divmod(int(place[index]), 2)
+            path = int(owner[index])
+            points = tables[path].points(price, number, ending)
+            if (path, points) not in seen:
+                seen.add((path, points))
+                yield _Run(float(tables[path].floors[price, number, ending]), path, points)
+
+
+def _single(path: CutPath, demand: Demand, terms: CostTerms, points: Sequence[int]) -> list[Layout]:
+    return [layout_of(path, demand, terms, points)]
 
 
 def layout_of(path: CutPath, demand: Demand, terms: CostTerms, points: Sequence[int]) -> Layout:

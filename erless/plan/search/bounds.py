@@ -36,6 +36,7 @@ from erless.specs.plan import Precision
 
 __all__ = ["dollars_bound", "memory_bound"]
 
+CLOSE = 2e-3  # relative, of a bound
 INFEASIBLE = 2  # status of scipy.optimize.milp
 
 
@@ -62,11 +63,25 @@ def dollars_bound(
     types, work = prices.types, _Work.of(demand, terms, precision, resident)
     holding = [kind for kind in types if kind.usable_bytes >= work.inside]
     alone = _cover(work.load, work.inside, terms, holding)
+    return min(alone, _least_sharded(work, terms, types)) + _gpu_nodes(work.gpus, prices)
+
+
+def _least_sharded(work: _Work, terms: CostTerms, types: Sequence[InstanceType]) -> float:
+    """Least price of a plan with a remote function, over all sizes of its gateway.
+
+    What every size must cover bounds them all. A size is only searched for what is cheaper than at
+    the others by more than 0.2 %, so the bound is lower by so much where sizes differ.
+    """
     sizes = sorted({kind.usable_bytes for kind in types})
-    sharded = min(
-        _sharded(work, terms, types, below, size) for below, size in pairwise([0.0, *sizes])
-    )
-    return min(sharded, alone) + _gpu_nodes(work.gpus, prices)
+    load = work.need - work.route * work.resident_share(sizes[-1])
+    every = _cover(load, work.size + terms.shard_memory_bytes, terms, types)
+    least = math.inf
+    for below, room in pairwise([0.0, *sizes]):
+        if least * (1 - CLOSE) <= every:
+            return every
+        most = least * (1 - CLOSE)
+        least = min(least, _sharded(work, terms, types, (below, room), most))
+    return least * (1 - CLOSE)
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,11 @@ class _Work:
         """A gateway with all rows."""
         return self.front + self.gathers
 
+    @property
+    def need(self) -> float:
+        """A gateway without rows, and one shard with all of them."""
+        return self.front + self.gathers + self.call + self.route
+
     def resident_share(self, room: float) -> float:
         """Most of the gathers' load that rows within `room` bytes of a gateway can take."""
         left = self.order.total_size - max(0.0, room - self.gateway_bytes)
@@ -140,9 +160,15 @@ class _Work:
 
 
 def _sharded(
-    work: _Work, terms: CostTerms, types: Sequence[InstanceType], below: float, room: float
+    work: _Work,
+    terms: CostTerms,
+    types: Sequence[InstanceType],
+    gateway: tuple[float, float],
+    most: float,
 ) -> float:
-    """Least price of a plan whose gateway has more than `below`, at most `room` bytes.
+    """Least price of a plan whose gateway has so many bytes; inf where none is below `most`.
+
+    `gateway` is (`below`, `room`): more than the one, at most the other.
 
     Over whole nodes x and the resident share y ≤ ȳ(room) of the gathers. Every gateway stands on a
     node of more than `below` bytes, and these large nodes carry what is resident. V and V' are the
@@ -154,10 +180,11 @@ def _sharded(
     y is eliminated (Fourier-Motzkin): V ≥ need - route·ȳ, V' ≥ front, and
     gathers·V + route·V' ≥ gathers·need + route·front.
     """
+    below, room = gateway
     large = np.array([kind.usable_bytes > below for kind in types], np.float64)
     vcpu = np.array([kind.usable_vcpu for kind in types])
     sizes = np.array([kind.usable_bytes / 1e9 for kind in types])
-    need = work.front + work.gathers + work.call + work.route
+    need = work.need
     least = need - work.route * work.resident_share(room)
     if terms.fixed_vcpu:
         least = math.ceil(least / terms.max_vcpu * (1 - 1e-9)) * terms.max_vcpu
@@ -174,7 +201,7 @@ def _sharded(
             (work.gathers * need + work.route * work.front) / whole,
         ]
     )
-    return _solve(np.array([kind.usd_per_month for kind in types]), rows, bounds)
+    return _solve(np.array([kind.usd_per_month for kind in types]), rows, bounds, most)
 
 
 def _gpu_nodes(gpus: float, prices: Prices) -> float:
@@ -201,13 +228,20 @@ def _cover(load: float, size: float, terms: CostTerms, types: Sequence[InstanceT
 
 
 def _solve(
-    price: NDArray[np.float64], rows: NDArray[np.float64], least: NDArray[np.float64]
+    price: NDArray[np.float64],
+    rows: NDArray[np.float64],
+    least: NDArray[np.float64],
+    most: float = math.inf,
 ) -> float:
-    """The dual bound of min price·x with rows·x ≥ least, x ≥ 0 and whole."""
+    """The dual bound of min price·x with rows·x ≥ least, x ≥ 0 and whole; inf from `most` on."""
+    upper = np.full(len(rows), np.inf)
+    if math.isfinite(most):
+        rows, least = np.vstack([rows, price]), np.append(least, 0.0)
+        upper = np.append(upper, most)
     with _quiet_stdout():
         result = milp(
             price,
-            constraints=LinearConstraint(rows, lb=least - np.abs(least) * 1e-9),
+            constraints=LinearConstraint(rows, least - np.abs(least) * 1e-9, upper),
             integrality=np.ones(len(price), np.int64),
             bounds=Bounds(0, np.inf),
             options={"time_limit": 5.0, "mip_rel_gap": 1e-3},

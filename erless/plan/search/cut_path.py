@@ -39,6 +39,7 @@ class CutPath:
         partials: (P, P) vectors that a run sends back per query; 0 where i ≥ j.
         resident_load: (P,) seconds to gather the ranks below a cut in the gateway.
         resident_size: (P,) their bytes there.
+        whole_tables: no two shards hold rows of one table.
     """
 
     cuts: Ints
@@ -50,6 +51,7 @@ class CutPath:
     partials: Floats
     resident_load: Floats
     resident_size: Floats
+    whole_tables: bool = False
 
     @classmethod
     def of(
@@ -59,6 +61,7 @@ class CutPath:
         cuts: Ints,
         precision: Precision,
         resident: Precision,
+        whole_tables: bool = False,
     ) -> CutPath:
         """The path through `cuts`."""
         tables = demand.tables
@@ -92,6 +95,7 @@ class CutPath:
             _partials(gathered, demand.batch),
             (whole - gathered) @ resident_beta,
             cuts @ resident_width,
+            whole_tables,
         )
 
 
@@ -150,7 +154,7 @@ def table_path(
         now = now.copy()
         now[number] = inside[number]
         cuts.append(now)
-    return CutPath.of(demand, terms, _falling(cuts), precision, resident)
+    return CutPath.of(demand, terms, _falling(cuts), precision, resident, whole_tables=True)
 
 
 def _falling(cuts: Sequence[Ints]) -> Ints:

@@ -1,15 +1,17 @@
-"""Runs of a path that cost least at a price of a vCPU and of a byte, by dynamic programming.
+"""Runs of a path that cost least at prices of a vCPU and of a byte, by dynamic programming.
 
     best(n, j) = min over i < j of best(n-1, i) + cost of a shard (i, j)
 
 for n shards over the coldest points up to j, then the gateway with every row below cut j. A
 shard's cost has its calls, gathers, partial vectors at both ends and whole replicas, so on the
 path's points this is exact but for one thing: what a shard adds to the gateway's load is taken at
-its price, not rounded to the gateway's replicas; the gateway is sized exactly at the end.
+its price, not rounded to the gateway's replicas; the gateway is sized exactly at the end. Several
+prices are worked out at once, as one more axis of each array.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,99 +19,133 @@ from numpy.typing import NDArray
 
 from erless.plan.costs.cost import ROUNDING, CostTerms
 from erless.plan.costs.layout import Demand
+from erless.plan.nodes.hull import Price
 from erless.plan.search.cut_path import CutPath
 from erless.plan.search.frontier import SearchLimits
 
-__all__ = ["Price", "cheapest_runs"]
+__all__ = ["PricedRuns", "cheapest_runs"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Price:
-    """What a vCPU and a byte cost, in one unit."""
+class PricedRuns:
+    """The best runs of a path at K prices, for 0 … N-1 shards.
 
-    vcpu: float
-    memory: float
+    Args:
+        costs: (K, N, 2) of the best of all runs, and of the best without resident rows; inf where
+            there is none. Where two shards or more share a path of cut tables, all rows count as
+            routed.
+        floors: (K, N, 2) the same runs' costs, with only those rows routed that surely are.
+        ends: (K, N, 2) the point where the coldest rows of the gateway begin.
+        origins: N-1 arrays (K, P): where the last shard of n + 1 that end at a point begins.
+    """
+
+    costs: Floats
+    floors: Floats
+    ends: Ints
+    origins: tuple[Ints, ...]
+
+    def points(self, price: int, number: int, ending: int) -> tuple[int, ...]:
+        """The cuts of these runs, coldest first: begins with 0, the gateway has those below."""
+        points = [int(self.ends[price, number, ending])]
+        for origin in reversed(self.origins[:number]):
+            points.append(int(origin[price, points[-1]]))
+        return tuple(points[::-1])
 
 
 def cheapest_runs(
-    path: CutPath, demand: Demand, terms: CostTerms, price: Price, limits: SearchLimits
-) -> list[tuple[float, list[int]]]:
-    """For each number of shards its least cost, and the points of its cuts, coldest first.
-
-    Each list of points begins with 0; the gateway holds the rows below its last. For each number,
-    the best without resident rows stands beside the best of all.
-    """
-    shard = _shard_costs(path, demand, terms, price, limits)
-    per_vcpu = price.vcpu / terms.utilisation
-    if price.memory:  # more load is more replicas, each with the gateway's own memory
-        per_vcpu += price.memory * terms.gateway_memory_bytes / (terms.utilisation * terms.max_vcpu)
-    sent = np.where(np.isfinite(shard), path.partials, 0.0)
-    handling = demand.qps * (terms.remote_call_s + terms.partial_s * path.partials)
+    path: CutPath, demand: Demand, terms: CostTerms, prices: Sequence[Price], limits: SearchLimits
+) -> PricedRuns:
+    """For each price and number of shards the least cost and its runs."""
+    vcpu = np.array([price.vcpu for price in prices])[:, None, None]
+    memory = np.array([price.memory for price in prices])[:, None, None]
+    # arrays are (K, j, i): a shard from point i to point j, so that the best i lies in one row
+    shard = _shard_costs(path, demand, terms, limits, vcpu, memory)
+    sent = np.ascontiguousarray(path.partials.T)
+    per_vcpu = vcpu / terms.utilisation
+    # more load is more replicas, each with the gateway's own memory
+    each = terms.gateway_memory_bytes / (terms.utilisation * terms.max_vcpu)
+    per_vcpu = per_vcpu + memory * each
+    handling = demand.qps * (terms.remote_call_s + terms.partial_s * sent)
     step = shard + per_vcpu * handling
     last = len(path.cuts) - 1
     points = np.arange(last + 1)
-    chosen: list[tuple[float, list[int]]] = []
-    value = np.where(points == 0, 0.0, np.inf)
-    own, partials = value.copy(), np.zeros(last + 1)
-    before: list[Ints] = []
-    for number in range(min(limits.max_shards, last) + 1):
-        if number:
-            through = value[:, None] + step
-            origin = np.argmin(through, axis=0)
-            before.append(origin)
-            value = through[origin, points]
-            own = own[origin] + shard[origin, points]
-            partials = partials[origin] + sent[origin, points]
-        whole = own + _gateway_costs(path, demand, terms, price, number, partials)
-        ends = {int(np.argmin(whole)), last}
-        for end in sorted(ends):
-            if np.isfinite(whole[end]):
-                chosen.append((float(whole[end]), _trace(before, end)))
-    return chosen
+    price = np.arange(len(prices))[:, None]
+    value = np.where(points == 0, 0.0, np.inf) + np.zeros((len(prices), 1))
+    own, partials = value.copy(), np.zeros_like(value)
+    owns, counts, origins = [own], [partials], []
+    for _ in range(min(limits.max_shards, last)):
+        through = value[:, None, :] + step
+        origin = np.argmin(through, axis=2)
+        origins.append(origin)
+        value = through[price, points, origin]
+        own = own[price, origin] + shard[price, points, origin]
+        partials = partials[price, origin] + sent[points, origin]
+        owns.append(own)
+        counts.append(partials)
+    shards, sent = np.stack(owns, axis=1), np.stack(counts, axis=1)
+    both = (_gateway_costs(path, demand, terms, sent, vcpu, memory, every) for every in (1, 0))
+    whole, least = (shards + gateway for gateway in both)
+    ends = np.stack([np.argmin(whole, axis=2), np.full(whole.shape[:2], last)], axis=2)
+    costs = np.take_along_axis(whole, ends, axis=2)
+    costs[:, :, 1][ends[:, :, 0] == last] = np.inf  # the same runs
+    return PricedRuns(costs, np.take_along_axis(least, ends, axis=2), ends, tuple(origins))
 
 
 def _shard_costs(
-    path: CutPath, demand: Demand, terms: CostTerms, price: Price, limits: SearchLimits
+    path: CutPath,
+    demand: Demand,
+    terms: CostTerms,
+    limits: SearchLimits,
+    vcpu: Floats,
+    memory: Floats,
 ) -> Floats:
-    """(P, P): a shard with run (i, j), all its replicas; inf where there is none."""
-    seconds = terms.call_s + (path.load[None, :] - path.load[:, None])
-    seconds = seconds + terms.partial_s * path.partials
-    size = terms.shard_memory_bytes + path.size[None, :] - path.size[:, None]
-    cost = _sized(demand.qps * seconds, size, demand, terms, price)
-    cost[size > limits.max_shard_bytes] = np.inf
-    cost[np.tril_indices(len(cost))] = np.inf
-    return cost
+    """(K, P, P): a shard from point i to point j at [j, i], all replicas; inf where none can be."""
+    seconds = terms.call_s + (path.load[:, None] - path.load[None, :])
+    seconds = seconds + terms.partial_s * path.partials.T
+    size = terms.shard_memory_bytes + path.size[:, None] - path.size[None, :]
+    need, held = _sized(demand.qps * seconds, size, demand, terms)
+    cost = vcpu * need + memory * held
+    none = size > limits.max_shard_bytes
+    none[np.triu_indices(len(none))] = True
+    cost[:, none] = np.inf
+    return np.asarray(cost, np.float64)
 
 
 def _gateway_costs(
-    path: CutPath, demand: Demand, terms: CostTerms, price: Price, number: int, partials: Floats
+    path: CutPath,
+    demand: Demand,
+    terms: CostTerms,
+    partials: Floats,
+    vcpu: Floats,
+    memory: Floats,
+    every_row: int,
 ) -> Floats:
-    """(P,): a gateway beside `number` shards, with every row below each cut."""
-    seconds = terms.call_s + demand.tower_s + path.resident_load + number * terms.remote_call_s
-    seconds = seconds + terms.route_s * path.gathers + terms.partial_s * partials
-    places = ((path.cuts > 0) & (path.cuts < path.cuts[0])).sum(axis=1) > 0
-    routed = (number > 1) | places
-    routing = routed * terms.routing_bytes_per_row * float(path.cuts[0].sum())
+    """(K, N, P): a gateway beside 0 … N-1 shards, with every row below each cut.
+
+    Beside two shards or more it routes all rows, or with `every_row` = 0 only those of the tables
+    that it holds a part of.
+    """
+    number = np.arange(partials.shape[1])[:, None]
+    seconds = terms.call_s + demand.tower_s + path.resident_load + terms.route_s * path.gathers
+    seconds = seconds + number * terms.remote_call_s + terms.partial_s * partials
+    routed = (((path.cuts > 0) & (path.cuts < path.cuts[0])) * path.cuts[0]).sum(axis=1)
+    if every_row and not path.whole_tables:
+        routed = np.where(number > 1, path.cuts[0].sum(), routed)
+    routing = routed * terms.routing_bytes_per_row
     size = terms.gateway_memory_bytes + path.resident_size + routing
-    return _sized(demand.qps * seconds, size, demand, terms, price)
+    need, held = _sized(demand.qps * seconds, size, demand, terms)
+    return np.asarray(vcpu * need + memory * held, np.float64)
 
 
-def _sized(load: Floats, size: Floats, demand: Demand, terms: CostTerms, price: Price) -> Floats:
-    """Price of the replicas that `load` vCPU need, of `size` bytes each."""
+def _sized(load: Floats, size: Floats, demand: Demand, terms: CostTerms) -> tuple[Floats, Floats]:
+    """vCPU and bytes of the replicas that `load` vCPU need, of `size` bytes each."""
     room = terms.utilisation * terms.max_vcpu
     replicas = np.ceil(load / room * (1 - ROUNDING) - 1e-12)
     replicas = np.maximum(replicas, max(1, demand.min_replicas))
     vcpu = np.maximum(load / terms.utilisation, replicas * terms.least_vcpu)
     if terms.fixed_vcpu:
         vcpu = replicas * terms.max_vcpu
-    return np.asarray(price.vcpu * vcpu + price.memory * replicas * size, np.float64)
-
-
-def _trace(before: list[Ints], end: int) -> list[int]:
-    points = [end]
-    for origin in reversed(before):
-        points.append(int(origin[points[-1]]))
-    return points[::-1]
+    return vcpu, replicas * size

@@ -9,7 +9,6 @@ import pytest
 
 from erless.errors import InfeasibleError
 from erless.plan.costs.cost import DEFAULT_TERMS
-from erless.plan.costs.layout import partials
 from erless.plan.planner import POLICIES, Outcome, Planner
 from erless.plan.policies.demanded import fluid_cuts
 from erless.plan.report.document import plan_document, policy_results
@@ -129,7 +128,7 @@ def test_tables_stay_whole_outside_the_gateway_where_that_saves_partial_vectors(
     layout = outcome(shards=4, resident_share=0.8).best["joint"].layout
     homes = [part.table for shard in layout.shards for part in shard.slices]
     assert sorted(homes) == list(range(10))
-    assert sum(partials(layout.demand, each.slices) for each in layout.shards) <= 10 * 32
+    assert sum(each.partials for each in layout.shards) <= 10 * 32
 
 
 def test_more_shards_than_tables_cut_tables() -> None:

@@ -8,12 +8,14 @@ import pytest
 from erless.plan.costs.cost import DEFAULT_TERMS
 from erless.plan.costs.curves import AccessCurve
 from erless.plan.costs.layout import Demand
+from erless.plan.nodes.hull import MEMORY, Price
 from erless.plan.nodes.prices import read_prices
-from erless.plan.policies.run_layouts import MEMORY, hull_prices, layout_of, run_layouts
+from erless.plan.policies.proposals import every_layout
+from erless.plan.policies.run_layouts import layout_of, run_proposals
 from erless.plan.search.cut_path import CutPath, merged_path, table_path
 from erless.plan.search.frontier import SearchLimits
 from erless.plan.search.merged_order import MergedOrder
-from erless.plan.search.priced import Price, cheapest_runs
+from erless.plan.search.priced import cheapest_runs
 from erless.specs.plan import Precision
 from tests.plan.instances import assert_covers, table
 
@@ -32,11 +34,12 @@ def demand(qps: float = 2000.0) -> Demand:
 
 
 def short_path(served: Demand) -> CutPath:
-    """Seven points of the merged order."""
+    """At most seven points of the merged order."""
     order = MergedOrder.of(served.tables, TERMS, FP32, FP32)
     loads = np.linspace(0, order.total_load, 7)
     cuts = [order.table_rows, *(order.cut(float(load)) for load in loads[1:-1])]
-    return CutPath.of(served, TERMS, np.array([*cuts, 0 * order.table_rows]), FP32, FP32)
+    falling = [*dict.fromkeys(tuple(cut) for cut in cuts), (0, 0, 0)]
+    return CutPath.of(served, TERMS, np.array(falling), FP32, FP32)
 
 
 def cost(path: CutPath, served: Demand, points: tuple[int, ...], price: Price) -> float:
@@ -51,14 +54,24 @@ def cost(path: CutPath, served: Demand, points: tuple[int, ...], price: Price) -
 def test_no_choice_of_points_is_cheaper(price: Price) -> None:
     served = demand()
     path = short_path(served)
-    found = cheapest_runs(path, served, TERMS, price, SearchLimits(max_shards=4))
+    found = cheapest_runs(path, served, TERMS, [MEMORY, price], SearchLimits(max_shards=4))
+    places = np.argwhere(np.isfinite(found.costs[1])).tolist()
+    known = {
+        found.points(1, *place): (
+            float(found.floors[1][tuple(place)]),
+            float(found.costs[1][tuple(place)]),
+        )
+        for place in places
+    }
     least = min(
         cost(path, served, (0, *points), price)
         for number in range(5)
         for points in combinations(range(1, len(path.cuts)), number)
     )
-    got = min(cost(path, served, tuple(points), price) for _, points in found)
+    got = min(cost(path, served, points, price) for points in known)
     assert got <= least * 1.02  # the gateway's handling of calls is priced, not rounded
+    for points, (low, high) in known.items():
+        assert low * (1 - 1e-9) <= cost(path, served, points, price) <= high * (1 + 1e-9)
 
 
 def test_the_path_knows_what_a_layout_takes() -> None:
@@ -77,9 +90,8 @@ def test_shards_keep_to_their_room() -> None:
     order = MergedOrder.of(served.tables, TERMS, FP32, FP32)
     path = merged_path(served, TERMS, order, FP32, FP32)
     room = 0.4e9
-    layouts = run_layouts(
-        [path], served, [TERMS], [MEMORY], SearchLimits(max_shards=6, max_shard_bytes=room), 6
-    )
+    limits = SearchLimits(max_shards=6, max_shard_bytes=room)
+    layouts = list(every_layout(run_proposals([path], served, [TERMS], [MEMORY], limits, 6)))
     assert layouts
     assert all(each.memory <= room for layout in layouts for each in layout.shards)
 
@@ -96,8 +108,7 @@ def test_whole_tables_are_not_cut() -> None:
 
 
 def test_no_type_sells_below_a_hull_price() -> None:
-    types = read_prices().types
-    prices = hull_prices(types)
+    types, prices = read_prices().types, read_prices().hull
     for price in prices:
         sums = [
             (price.vcpu * each.usable_vcpu + price.memory * each.usable_bytes) / each.usd_per_month
