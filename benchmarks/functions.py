@@ -89,10 +89,10 @@ class Fleet:
         self.folder = folder
         self.processes: list[Process] = []
 
-    def monolith(self, model: Path) -> Process:
+    def monolith(self, model: Path, name: str = "monolith") -> Process:
         """Start the monolith's server."""
         command = ["-m", "erless.serve.process.monolith", "--model", str(model), "--port", "0"]
-        return self._start("monolith", [*command, "--log", "info"], {})
+        return self._start(name, [*command, "--log", "info"], {})
 
     def shards(self, store: str, release: ReleaseManifest, **env: str) -> dict[str, Process]:
         """Start a sparse function per remote shard: digest → process."""
@@ -145,12 +145,12 @@ class Client:
 
     def __init__(self, port: int, model: str) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        self._path = f"/v2/models/{model}/infer"
+        self.path = f"/v2/models/{model}/infer"
 
     def infer(self, query: Body) -> np.ndarray:
         """Predictions of one query."""
         length = {"inference-header-content-length": str(query.json_length)}
-        self._connection.request("POST", self._path, query.data, length)
+        self._connection.request("POST", self.path, query.data, length)
         response = self._connection.getresponse()
         body = response.read()
         if response.status != 200:

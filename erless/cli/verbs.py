@@ -34,7 +34,8 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "example": (
         "model.example:app",
-        "Make a model bundle with queries and an access log: rm1, rm2, rm3, dlrmv2 or movielens.",
+        "Make a model bundle with queries and an access log: rm1, rm2, rm3, dlrmv2, movielens "
+        "or sequence.",
     ),
     "import": (
         "model.import_:app",

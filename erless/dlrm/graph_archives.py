@@ -5,18 +5,20 @@ torch is imported only where something is computed with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.dlrm.graph_lookup import Compute, GraphLookup, graph_tower
+from erless.dlrm.graph_lookup import Compute, GraphLookup, graph_tower, per_request
 from erless.errors import ConfigError, QueryError, ServeError, first_line
 from erless.specs.artifact import FileEntry
 from erless.specs.bundle import BundleManifest
+from erless.specs.features import Pooling
 from erless.specs.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -75,11 +77,32 @@ def open_lookup(model: ModelSpec, files: GraphFiles, *, threads: int = 1) -> Gra
 
 
 def open_tower_graph(
-    model: ModelSpec, path: Path, *, device: str = "cpu", threads: int = 1
+    model: ModelSpec, path: Path, *, device: str = "cpu", threads: int = 1, apart: bool = False
 ) -> Compute:
-    """The tower of a graph: values by name → outputs by name. Errors as `open_predict`."""
+    """The tower of a graph: values by name → outputs by name. Errors as `open_predict`.
+
+    Args:
+        apart: whether it is a function of its own, which gets what comes once per request copied
+            for every sample; else it gets such samples with a stride of 0.
+    """
     names = [output.name for output in model.outputs]
-    return open_compute(path, graph_tower(model).takes, names, device=device, threads=threads)
+    takes = graph_tower(model).takes
+    widths = {} if apart else _widths(model)
+    once = frozenset() if apart else per_request(model)
+    return open_compute(
+        path, takes, names, once=once, widths=widths, device=device, threads=threads
+    )
+
+
+def _widths(model: ModelSpec) -> dict[str, int]:
+    """Widths of the values that are (samples, width)."""
+    shapes = {tensor.name: tensor.shape for tensor in model.inputs}
+    widths = {name: shape[1] for name, shape in shapes.items() if len(shape) == 2 and shape[1] > 0}
+    for feature in model.features:
+        one_each = feature.pooling is Pooling.NONE and len(shapes.get(feature.ids or "", ())) == 1
+        if one_each or feature.pooling is not Pooling.NONE:
+            widths[feature.name] = model.table(feature.table).dim
+    return widths
 
 
 def open_compute(
@@ -87,6 +110,8 @@ def open_compute(
     takes: Sequence[str],
     gives: Sequence[str],
     *,
+    once: Set[str] = frozenset(),
+    widths: Mapping[str, int] = MappingProxyType({}),
     device: str = "cpu",
     threads: int = 1,
 ) -> Compute:
@@ -94,6 +119,8 @@ def open_compute(
 
     Args:
         takes, gives: names of its inputs and results, in their order.
+        once: inputs whose samples are one and the same, with a stride of 0. They are not copied.
+        widths: of all inputs that are (samples, width).
         device: where it computes.
         threads: of torch.
 
@@ -103,7 +130,13 @@ def open_compute(
     """
     import torch
 
-    from erless.dlrm.archive import build_module, move_module, read_archive
+    from erless.dlrm.archive import (
+        build_module,
+        compute_once,
+        move_module,
+        read_archive,
+        take_expanded,
+    )
 
     torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
@@ -112,9 +145,25 @@ def open_compute(
     module = build_module(archive)
     if device != "cpu":
         module = move_module(module, device, torch.float32)
+    expanded = bool(once) and take_expanded(module)
+    single: set[str] = set()
+    if expanded:
+        numbers = {name: number for number, name in enumerate(takes)}
+        wide = {numbers[name]: width for name, width in widths.items() if name in numbers}
+        own = {numbers[name] for name in once & widths.keys() & numbers.keys()}
+        single = {takes[number] for number in compute_once(module, own, wide)}
+
+    def tensor(name: str, array: NDArray[Any]) -> torch.Tensor:
+        repeated = array.ndim > 0 and len(array) > 1 and not array.strides[0]
+        if name in single and len(array) > 1 and not repeated:
+            raise QueryError(f"{name} comes once per request, but has {len(array):,} samples")
+        if not (expanded and repeated):
+            return from_numpy(array).to(device)
+        one = from_numpy(array[:1]).to(device)
+        return one if name in single else one.expand(len(array), *one.shape[1:])
 
     def compute(values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        tensors = [from_numpy(values[name]).to(device) for name in takes]
+        tensors = [tensor(name, values[name]) for name in takes]
         try:
             with torch.inference_mode():
                 results = module(*tensors)
@@ -134,7 +183,10 @@ def from_numpy(array: NDArray[Any]) -> Tensor:
     """`array` as a tensor: uint16, which no input is, stands for the bits of bfloat16."""
     import torch
 
-    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    flags = array.flags  # numpy.require takes ten times as long to see that there is nothing to do
+    if not (flags.c_contiguous and flags.writeable):
+        array = np.array(array, order="C")
+    tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 

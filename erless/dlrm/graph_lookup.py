@@ -7,8 +7,11 @@ Everything here is numpy; front and tower are functions of named arrays, whoever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,15 @@ from erless.errors import ModelError, QueryError
 from erless.specs.features import FeatureSpec, Pooling
 from erless.specs.model import GraphTower, ModelSpec
 
-__all__ = ["Compute", "FeatureBags", "GraphLookup", "GraphQuery", "NamedArrays", "graph_tower"]
+__all__ = [
+    "Compute",
+    "FeatureBags",
+    "GraphLookup",
+    "GraphQuery",
+    "NamedArrays",
+    "graph_tower",
+    "per_request",
+]
 
 Array = NDArray[Any]
 NamedArrays = Mapping[str, Array]
@@ -85,6 +96,13 @@ def graph_tower(model: ModelSpec) -> GraphTower:
     return model.tower
 
 
+def per_request(model: ModelSpec) -> frozenset[str]:
+    """Names of the inputs, front's results and vectors that come once per request."""
+    tensors = {tensor.name for tensor in model.inputs if tensor.per == "request"}
+    vectors = {feature.name for feature in model.features if feature.per == "request"}
+    return frozenset(tensors | vectors | set(graph_tower(model).request_front_gives))
+
+
 class GraphLookup:
     """The queries of a model whose tower is a graph.
 
@@ -113,10 +131,11 @@ class GraphLookup:
             for feature, table in zip(self.lanes.features, self.lanes.tables, strict=True)
         ]
         self._weighted = model.has_weights
-        self._per_request = {t.name for t in model.inputs if t.per == "request"}
-        self._per_request |= set(self.tower.request_front_gives)
+        self._per_request = per_request(model)
         self._samples = {t.name for t in model.inputs if t.per == "sample" and t.shape}
         self._vectors = {feature.name for feature in model.features}
+        self._rows = [table.rows for table in self.lanes.tables]
+        self._repeated = [name for name in self.tower.takes if name in self._per_request]
 
     def open(self, inputs: NamedArrays, max_batch: int) -> GraphQuery:
         """Read a query.
@@ -126,21 +145,25 @@ class GraphLookup:
         """
         batch = self._batch(inputs, max_batch)
         padded = max(batch, self.tower.batch_min)
-        values = {
-            name: _lengthen(array, padded) if name in self._samples else array
-            for name, array in inputs.items()
-        }
+        values = dict(inputs)
+        if padded > batch:
+            for name in values.keys() & self._samples:
+                values[name] = _lengthen(values[name], padded)
         self._compute(values, padded)
-        bags = [self._bags(lane, values, padded) for lane in range(len(self.lanes))]
-        counts = [len(each.lengths) for each in bags]
+        lanes = range(len(self.lanes))
+        bags = [self._bags(lane, values, padded, checked=False) for lane in lanes]
+        rows = _joined(bags)
+        if self._strange(rows, bags):  # ids that are no rows: rules and errors need each feature
+            bags = [self._bags(lane, values, padded, checked=True) for lane in lanes]
+            rows = _joined(bags)
         tensors = {
             name: values[name].copy() for name in self.tower.takes if name not in self._vectors
         }
         return GraphQuery(
-            values=np.concatenate([each.rows for each in bags]),
+            values=rows,
             lengths=np.concatenate([each.lengths for each in bags]),
             weights=self._weights(bags) if self._weighted else None,
-            begins=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+            begins=_begins(len(each.lengths) for each in bags),
             divisors=np.concatenate([each.divisors for each in bags]),
             shapes=[each.shape for each in bags],
             tensors=tensors,
@@ -154,17 +177,25 @@ class GraphLookup:
         )
 
     def tower_inputs(self, query: GraphQuery, sums: LaneSums) -> dict[str, Array]:
-        """What the tower takes, by name: every vector and tensor as long as the samples."""
-        vectors = {}
-        for lane, feature in enumerate(self.lanes.features):
-            vector = sums.vectors(lane).reshape(*query.shapes[lane], -1)
-            if feature.per == "request" and len(vector) == 1:
-                vector = np.repeat(vector, query.padded, axis=0)
-            vectors[feature.name] = vector
-        return {
-            name: vectors[name] if name in vectors else self._repeated(name, query)
+        """What the tower takes, by name: every vector and tensor as long as the samples.
+
+        Samples of what comes once per request are one and the same memory, with a stride of 0.
+        """
+        vectors = {
+            feature.name: vector.reshape(*shape, vector.shape[1])
+            for feature, vector, shape in zip(
+                self.lanes.features, sums.every_vector(), query.shapes, strict=True
+            )
+        }
+        taken = {
+            name: vectors[name] if name in vectors else query.tensors[name]
             for name in self.tower.takes
         }
+        for name in self._repeated:
+            array = taken[name]
+            if array.ndim and len(array) == 1 < query.padded:
+                taken[name] = _expanded(array, query.padded)
+        return taken
 
     def finish(self, query: GraphQuery, results: NamedArrays) -> dict[str, Array]:
         """The outputs without the samples that were added."""
@@ -174,12 +205,6 @@ class GraphLookup:
             name: array[: query.batch] if array.ndim and len(array) == query.padded else array
             for name, array in results.items()
         }
-
-    def _repeated(self, name: str, query: GraphQuery) -> Array:
-        array = query.tensors[name]
-        if name in self._per_request and array.ndim and len(array) == 1:
-            return np.repeat(array, query.padded, axis=0)
-        return array
 
     def _batch(self, inputs: NamedArrays, max_batch: int) -> int:
         """Samples of the query, which all inputs agree on."""
@@ -224,8 +249,20 @@ class GraphLookup:
             }
             values |= self._front(taken)
 
-    def _bags(self, lane: int, values: NamedArrays, padded: int) -> FeatureBags:
-        """The rows of a lane's feature."""
+    def _strange(self, rows: Array, bags: list[FeatureBags]) -> bool:
+        """Whether one of `rows`, lane by lane, is none of its lane's table."""
+        filled = [lane for lane, each in enumerate(bags) if len(each.rows)]
+        if not filled:
+            return False
+        starts = _begins(len(bags[lane].rows) for lane in filled)[:-1]
+        unsigned = rows.view(f"u{rows.dtype.itemsize}")  # a negative id is a large one
+        largest = np.maximum.reduceat(unsigned, starts)
+        return any(
+            most >= self._rows[lane] for lane, most in zip(filled, largest.tolist(), strict=True)
+        )
+
+    def _bags(self, lane: int, values: NamedArrays, padded: int, *, checked: bool) -> FeatureBags:
+        """The rows of a lane's feature; ids that are rows are looked at only if `checked`."""
         feature = self.lanes.features[lane]
         ids = values[str(feature.ids)]
         if ids.dtype != object and ids.dtype.kind not in "iu":
@@ -239,7 +276,8 @@ class GraphLookup:
                 raise QueryError(f"feature {feature.name}: a weight is not a finite number")
         if feature.padding_idx is not None:
             flat, lengths, weights = _keep(flat != feature.padding_idx, flat, lengths, weights)
-        rows, unknown = self._rules[lane].rows(flat)
+        rule = self._rules[lane]
+        rows, unknown = rule.rows(flat) if checked or not rule.exact else (flat, None)
         divisors, count = lengths, 0
         if unknown is not None:
             count = int(np.count_nonzero(unknown))
@@ -281,10 +319,35 @@ class GraphLookup:
         )
 
 
+def _expanded(array: Array, size: int) -> Array:
+    """The one sample of `array` as `size` samples, without a copy."""
+    one = np.ascontiguousarray(array)
+    return np.ndarray((size, *one.shape[1:]), one.dtype, one, 0, (0, *one.strides[1:]))
+
+
 def _lengthen(array: Array, size: int) -> Array:
     """`array` with its last sample repeated until there are `size`."""
     missing = size - len(array)
     return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing > 0 else array
+
+
+def _joined(bags: list[FeatureBags]) -> Array:
+    """All rows, lane by lane: int32 or int64."""
+    rows = np.concatenate([each.rows for each in bags])
+    return rows if rows.dtype in (np.int32, np.int64) else rows.astype(np.int64)
+
+
+def _begins(counts: Iterable[int]) -> NDArray[np.int64]:
+    """Where each of so many begins, and where the last ends."""
+    return np.array([0, *accumulate(counts)], np.int64)
+
+
+@lru_cache(maxsize=64)
+def _equal_lengths(bags: int, size: int) -> NDArray[np.int32]:
+    """Lengths of bags of one size; read only."""
+    lengths = np.full(bags, size, np.int32)
+    lengths.setflags(write=False)
+    return lengths
 
 
 def _lengths(
@@ -292,7 +355,7 @@ def _lengths(
 ) -> tuple[NDArray[np.int32], tuple[int, ...]]:
     """Ids of each bag, and the shape of the feature's vectors without their dim."""
     if feature.pooling is Pooling.NONE:
-        return np.ones(ids.size, np.int32), ids.shape
+        return _equal_lengths(ids.size, 1), ids.shape
     if feature.lengths is not None:
         lengths = values[feature.lengths].reshape(-1).astype(np.int64)
         if (lengths < 0).any() or lengths.sum() != ids.size:
@@ -301,9 +364,9 @@ def _lengths(
             )
         return lengths.astype(np.int32), (len(lengths),)
     if feature.offsets is None:
-        bags = int(np.prod(ids.shape[:-1])) if ids.ndim > 1 else len(ids)
+        bags = math.prod(ids.shape[:-1]) if ids.ndim > 1 else len(ids)
         size = ids.shape[-1] if ids.ndim > 1 else 1
-        return np.full(bags, size, np.int32), (bags,)
+        return _equal_lengths(bags, size), (bags,)
     offsets = values[feature.offsets].reshape(-1).astype(np.int64)
     lengths = np.diff(offsets)
     if not len(offsets) or offsets[0] != 0 or offsets[-1] != ids.size or (lengths < 0).any():

@@ -24,27 +24,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm.infer_request import DTYPES
 from erless.errors import QueryError
 from erless.specs.features import NamedTensor
 from erless.storage.digests import FileDigest
 from erless.storage.tensors import TensorFile, write_tensors
 
-__all__ = ["DTYPES", "GraphQueryFile", "served_inputs", "write_graph_queries"]
+__all__ = ["GraphQueryFile", "served_inputs", "write_graph_queries"]
 
 Array = NDArray[Any]
-DTYPES = {
-    "BOOL": "|b1",
-    "UINT8": "|u1",
-    "INT8": "|i1",
-    "INT16": "<i2",
-    "INT32": "<i4",
-    "INT64": "<i8",
-    "FP16": "<f2",
-    "BF16": "<u2",  # its bits: see erless.dlrm.bfloat16
-    "FP32": "<f4",
-    "FP64": "<f8",
-    "BYTES": "|O",
-}
 _OFFSETS = ".offsets"
 _LABELS = "labels"
 _KJT = {"values", "lengths", "dense", "weights"}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from erless.dlrm.hashing import hash_ids
 from erless.dlrm.vocabulary import Vocabulary
-from erless.specs.features import FeatureSpec, HashedIds, ModuloIds, VocabularyIds
+from erless.specs.features import ExactIds, FeatureSpec, HashedIds, ModuloIds, VocabularyIds
 from erless.specs.model import TableSpec
 
 __all__ = ["IdRows", "OpenFile"]
@@ -29,6 +29,8 @@ class IdRows:
         table: its table.
         open_file: finds a vocabulary's file; it is mapped.
 
+    `exact` is true where ids are rows.
+
     Raises:
         ArtifactError: the vocabulary is damaged, or does not fit the table.
     """
@@ -36,6 +38,7 @@ class IdRows:
     def __init__(self, feature: FeatureSpec, table: TableSpec, open_file: OpenFile) -> None:
         self.feature, self.table = feature, table
         rule = feature.rule
+        self.exact = isinstance(rule, ExactIds)
         self._vocabulary = (
             Vocabulary.open(open_file(rule.file.path), rule, table.rows)
             if isinstance(rule, VocabularyIds)

@@ -174,8 +174,11 @@ class LaneSums:
         _kernels.combine_end(self._begins, out, self._places, np.ascontiguousarray(lengths))
         return out
 
-    def vectors(self, lane: int) -> Floats:
-        """(bags, dim) of `lane`: a view, where lanes lie one after the other."""
-        column, dim = (int(number) for number in self._places[lane, :2])
-        bags = int(self._begins[lane + 1] - self._begins[lane])
-        return self.out[column : column + bags * dim].reshape(bags, dim)
+    def every_vector(self) -> list[Floats]:
+        """(bags, dim) of each lane: views, where lanes lie one after the other."""
+        bags = np.diff(self._begins).tolist()
+        spans = self._places[:, :2].tolist()
+        return [
+            self.out[column : column + count * dim].reshape(count, dim)
+            for count, (column, dim) in zip(bags, spans, strict=True)
+        ]

@@ -20,7 +20,7 @@ from erless.errors import CheckpointError
 from erless.specs.model import DlrmTower, ModelSpec, Pooling, TableSpec
 from erless.storage.atomic import os_errors
 
-__all__ = ["Ratings", "movielens_model", "read_movielens"]
+__all__ = ["Joined", "Ratings", "movielens_model", "numbered", "read_joined", "read_movielens"]
 
 DIM = 16
 TRAIN_SHARE = 0.8
@@ -42,6 +42,21 @@ class Ratings:
     def train(self) -> int:
         """How many ratings, the earliest, are for training."""
         return int(self.samples.batch * TRAIN_SHARE)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The three files.
+
+    Args:
+        events: user, item, rating and second of each rating, in the order of time.
+        users: user → its line: user, age, gender, occupation.
+        items: item → its line: item, year, genres.
+    """
+
+    events: list[tuple[str, ...]]
+    users: dict[str, tuple[str, ...]]
+    items: dict[str, tuple[str, ...]]
 
 
 def movielens_model(sizes: dict[str, int], sigmoid: bool = True) -> ModelSpec:
@@ -68,20 +83,8 @@ def read_movielens(folder: Path) -> Ratings:
     Raises:
         CheckpointError: a file is missing or a line is malformed; names file and line.
     """
-    ratings = _read(folder / "ml-100k.inter", ("user_id", "item_id", "rating", "timestamp"))
-    users = _read(folder / "ml-100k.user", ("user_id", "age", "gender", "occupation"))
-    items = _read(folder / "ml-100k.item", ("item_id", "release_year", "class"))
-    for row in ratings:
-        for what, value in (("rating", row[2]), ("timestamp", row[3])):
-            if not value.replace(".", "", 1).isdigit():
-                raise CheckpointError(f"{folder}: {what} {value!r} of user {row[0]} is no number")
-    order = np.argsort(np.array([float(row[3]) for row in ratings]), kind="stable")
-    by_user = {row[0]: row for row in users}
-    by_item = {row[0]: row for row in items}
-    for row in ratings:
-        if row[0] not in by_user or row[1] not in by_item:
-            raise CheckpointError(f"{folder}: user {row[0]} or item {row[1]} is rated but unknown")
-    events = [ratings[index] for index in order.tolist()]
+    joined = read_joined(folder)
+    events, by_user, by_item = joined.events, joined.users, joined.items
     columns = {
         "user": [[row[0]] for row in events],
         "item": [[row[1]] for row in events],
@@ -96,6 +99,28 @@ def read_movielens(folder: Path) -> Ratings:
     years = {item: float(row[1]) if row[1].isdigit() else 1990.0 for item, row in by_item.items()}
     dense = _history(events, labels, years)
     return Ratings(Query(dense, values, lengths, labels=labels), sizes)
+
+
+def read_joined(folder: Path) -> Joined:
+    """Read the three files in `folder`.
+
+    Raises:
+        CheckpointError: a file is missing or a line is malformed; names file and line.
+    """
+    ratings = _read(folder / "ml-100k.inter", ("user_id", "item_id", "rating", "timestamp"))
+    users = _read(folder / "ml-100k.user", ("user_id", "age", "gender", "occupation"))
+    items = _read(folder / "ml-100k.item", ("item_id", "release_year", "class"))
+    for row in ratings:
+        for what, value in (("rating", row[2]), ("timestamp", row[3])):
+            if not value.replace(".", "", 1).isdigit():
+                raise CheckpointError(f"{folder}: {what} {value!r} of user {row[0]} is no number")
+    order = np.argsort(np.array([float(row[3]) for row in ratings]), kind="stable")
+    by_user = {row[0]: row for row in users}
+    by_item = {row[0]: row for row in items}
+    for row in ratings:
+        if row[0] not in by_user or row[1] not in by_item:
+            raise CheckpointError(f"{folder}: user {row[0]} or item {row[1]} is rated but unknown")
+    return Joined([ratings[index] for index in order.tolist()], by_user, by_item)
 
 
 def _read(path: Path, names: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -127,12 +152,16 @@ def _encode(
     values: list[int] = []
     sizes: dict[str, int] = {}
     for name, bags in columns.items():
-        tokens = sorted({token for bag in bags for token in bag}, key=_token_key)
-        row_of = {token: row for row, token in enumerate(tokens)}
-        sizes[name] = len(tokens)
+        row_of = numbered({token for bag in bags for token in bag})
+        sizes[name] = len(row_of)
         lengths.append([len(bag) for bag in bags])
         values.extend(row_of[token] for bag in bags for token in bag)
     return np.array(lengths, np.int32), np.array(values, np.int32), sizes
+
+
+def numbered(tokens: set[str]) -> dict[str, int]:
+    """Tokens → rows, in sorted order: numbers by value, before words."""
+    return {token: row for row, token in enumerate(sorted(tokens, key=_token_key))}
 
 
 def _token_key(token: str) -> tuple[int, str]:

@@ -88,7 +88,7 @@ class Setting:
             sums.add(sums.out, shard, partial, mine)
         sums.keep(sums.out, buckets.split)
         sums.finish(sums.out, lengths)
-        return [sums.vectors(lane) for lane in range(len(self.lanes))]
+        return sums.every_vector()
 
 
 def query(counts: list[int], longest: int, seed: int = 0) -> tuple[np.ndarray, ...]:

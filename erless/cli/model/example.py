@@ -15,10 +15,12 @@ from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
     from erless.dlrm.workload import Workload
+    from erless.importers.training import Trained
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Make a model bundle with queries and an access log: rm1, rm2, rm3, dlrmv2 or movielens.",
+    help="Make a model bundle with queries and an access log: rm1, rm2, rm3, dlrmv2, movielens "
+    "or sequence.",
 )
 
 SeedOption = Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")]
@@ -26,7 +28,7 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")]
 
 @dataclass(frozen=True)
 class WorkloadOptions:
-    """How large the model is, and how its rows are asked for."""
+    """How large the model is."""
 
     rows: Annotated[int, typer.Option(min=1, help="Rows per table (the paper has 20000000).")] = (
         200_000
@@ -34,43 +36,41 @@ class WorkloadOptions:
     tables: Annotated[
         int | None, typer.Option(min=1, help="Tables; default: as many as the workload has.")
     ] = None
-    locality: Annotated[
-        float, typer.Option(help="P: share of accesses that the hottest 10 % of rows take.")
-    ] = 0.9
-    batch: Annotated[int, typer.Option(min=1, help="Samples per query.")] = 32
 
     def of(self, base: Workload) -> Workload:
         """`base` of this size."""
-        if not 0 < self.locality < 1:
-            raise typer.BadParameter("must lie between 0 and 1", param_hint="--locality")
-        return replace(
-            base,
-            rows=self.rows,
-            tables=self.tables or base.tables,
-            locality=self.locality,
-            batch=self.batch,
-        )
+        return replace(base, rows=self.rows, tables=self.tables or base.tables)
 
 
 @dataclass(frozen=True)
 class ScaleOptions:
-    """How large a workload of tables that differ is, and how its rows are asked for."""
+    """How large a workload of tables that differ is."""
 
     scale: Annotated[
         float, typer.Option(help="Times the rows of MLPerf's tables; 1 is 104 GB of rows.")
     ] = 0.01
+
+    def of(self, base: Workload) -> Workload:
+        """`base` of this size."""
+        if not 0 < self.scale <= 100:
+            raise typer.BadParameter("must lie between 0 and 100", param_hint="--scale")
+        return base.scaled(self.scale)
+
+
+@dataclass(frozen=True)
+class AccessOptions:
+    """How its rows are asked for."""
+
     locality: Annotated[
         float, typer.Option(help="P: share of accesses that the hottest 10 % of rows take.")
     ] = 0.9
     batch: Annotated[int, typer.Option(min=1, help="Samples per query.")] = 32
 
     def of(self, base: Workload) -> Workload:
-        """`base` of this size."""
+        """`base` asked so."""
         if not 0 < self.locality < 1:
             raise typer.BadParameter("must lie between 0 and 1", param_hint="--locality")
-        if not 0 < self.scale <= 100:
-            raise typer.BadParameter("must lie between 0 and 100", param_hint="--scale")
-        return replace(base.scaled(self.scale), locality=self.locality, batch=self.batch)
+        return replace(base, locality=self.locality, batch=self.batch)
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,14 @@ def _add_workload(name: str, summary: str) -> None:
     def make(
         out: OutOption,
         size: WorkloadOptions,
+        traffic: AccessOptions,
         drawn: SampleOptions,
         overwrite: OverwriteOption = False,
         output: OutputOption = Output.TEXT,
     ) -> None:
         from erless.dlrm.workload import WORKLOADS
 
-        _make(size.of(WORKLOADS[name]), out, drawn, overwrite, output)
+        _make(traffic.of(size.of(WORKLOADS[name])), out, drawn, overwrite, output)
 
     make.__doc__ = f"{summary}\n\nExample: `erless example {name} --rows 200000 --out m`"
     app.command(name)(make)
@@ -151,6 +152,7 @@ _add_workload("rm3", "10 tables, pooling 32, a large dense tower: the paper's RM
 def dlrmv2(
     out: OutOption,
     size: ScaleOptions,
+    traffic: AccessOptions,
     drawn: SampleOptions,
     overwrite: OverwriteOption = False,
     output: OutputOption = Output.TEXT,
@@ -161,15 +163,18 @@ def dlrmv2(
     """
     from erless.dlrm.workload import WORKLOADS
 
-    _make(size.of(WORKLOADS["dlrmv2"]), out, drawn, overwrite, output)
+    _make(traffic.of(size.of(WORKLOADS["dlrmv2"])), out, drawn, overwrite, output)
+
+
+DataOption = Annotated[
+    Path, typer.Option(help="Folder of ml-100k.inter, .user and .item (RecBole's format).")
+]
 
 
 @app.command()
 @verb
 def movielens(
-    data: Annotated[
-        Path, typer.Option(help="Folder of ml-100k.inter, .user and .item (RecBole's format).")
-    ],
+    data: DataOption,
     out: OutOption = Path("movielens"),
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
@@ -179,10 +184,44 @@ def movielens(
 
     Example: `erless example movielens --data ../shared/data --out movielens`
     """
+    from erless.importers.synthetic import ACCESS_LOG
     from erless.importers.training import make_movielens
 
     with bars() as progress:
         trained = make_movielens(data, out, seed=seed, overwrite=overwrite, progress=progress)
+    _tell(trained, out, ACCESS_LOG, output)
+
+
+@app.command()
+@verb
+def sequence(
+    data: DataOption,
+    out: OutOption = Path("sequence"),
+    seed: SeedOption = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training ratings.")] = 5,
+    overwrite: OverwriteOption = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Train a ranker of histories (SASRec, DIN) on MovieLens 100k, and cut it by `erless.export`.
+
+    Histories and targets share the table of films; the outputs are the chance of four stars or
+    more, whose held-out AUC is told, and the stars expected.
+
+    Example: `erless example sequence --data ../shared/data --out sequence`
+    """
+    from erless.importers.sequence.training import ACCESS_LOG, make_sequence
+
+    with bars() as progress:
+        trained = make_sequence(
+            data, out, seed=seed, epochs=epochs, overwrite=overwrite, progress=progress
+        )
+    _tell(trained, out, ACCESS_LOG, output)
+
+
+def _tell(trained: Trained, out: Path, log: str, output: Output) -> None:
+    """Show what training gave."""
+    from erless.importers.synthetic import QUERIES
+
     document = {
         "bundle": str(out),
         "digest": trained.manifest.digest,
@@ -191,8 +230,8 @@ def movielens(
         "epochs": trained.epochs,
         "train_samples": trained.train_samples,
         "held_out_samples": trained.held_out_samples,
-        "queries": str(out / "queries.safetensors"),
-        "access_log": str(out / "access.parquet"),
+        "queries": str(out / QUERIES),
+        "access_log": str(out / log),
     }
     emit(
         output,
@@ -200,6 +239,6 @@ def movielens(
         lambda console: console.print(
             f"{out}: trained on {trained.train_samples:,} ratings, "
             f"AUC {trained.auc:.4f} on the {trained.held_out_samples:,} that followed\n"
-            f"next: erless predict --monolith {out} {out}/queries.safetensors"
+            f"next: erless predict --monolith {out} {out}/{QUERIES}"
         ),
     )

@@ -9,7 +9,14 @@ inputs and outputs (`signature`), weights as raw bytes (`payload`), operators of
 
 from __future__ import annotations
 
-from erless.dlrm.archive.graph import Archive, build_module, move_module, read_archive
+from erless.dlrm.archive.graph import (
+    Archive,
+    build_module,
+    move_module,
+    read_archive,
+    take_expanded,
+)
+from erless.dlrm.archive.once import compute_once
 from erless.dlrm.archive.signature import Range
 from erless.dlrm.archive.tower import TowerShape, load_exported, tower_module, tower_shape
 
@@ -18,9 +25,11 @@ __all__ = [
     "Range",
     "TowerShape",
     "build_module",
+    "compute_once",
     "load_exported",
     "move_module",
     "read_archive",
+    "take_expanded",
     "tower_module",
     "tower_shape",
 ]

@@ -87,6 +87,23 @@ def move_module(module: GraphModule, device: torch.device | str, dtype: torch.dt
     return module
 
 
+def take_expanded(module: GraphModule) -> bool:
+    """Let inputs of `module` be expanded tensors: `view`, which refuses some, becomes `reshape`.
+
+    Returns:
+        whether they may be; a graph that computes with strides takes none.
+    """
+    aten = torch.ops.aten
+    nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+    if any(node.target in (aten.sym_stride.int, aten.sym_storage_offset.default) for node in nodes):
+        return False
+    for node in nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+    module.recompile()
+    return True
+
+
 class _Builder:
     def __init__(self, archive: Archive, allowed: frozenset[str]) -> None:
         self._archive, self._allowed = archive, allowed

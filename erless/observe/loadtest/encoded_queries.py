@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ import urllib3
 from numpy.typing import NDArray
 
 from erless.dlrm.bfloat16 import from_bfloat16
-from erless.dlrm.graph_queries import DTYPES, GraphQueryFile, served_inputs
+from erless.dlrm.graph_queries import GraphQueryFile, served_inputs
+from erless.dlrm.infer_request import DTYPES, infer_request, query_tensors
 from erless.dlrm.queries import Query, QueryFile
 from erless.dlrm.workload import PowerLaw, RowOrder
 from erless.errors import ArtifactError, QueryError, ServeError, first_line
@@ -45,7 +46,6 @@ __all__ = [
 ]
 
 JSON_LENGTH = "Inference-Header-Content-Length"
-DATATYPES = {"float32": "FP32", "int32": "INT32", "int64": "INT64"}
 POOLING = 32  # ids per bag where nobody says
 DISCOVERY_S = 5.0  # a gateway that does not answer within this is down
 Floats = NDArray[np.float32]
@@ -110,39 +110,12 @@ class Expected:
 
 def build(query: Query, index: int = 0) -> Body:
     """`query` as a request of the Open Inference Protocol with binary tensors."""
-    tensors: dict[str, NDArray[Any]] = {
-        "values": query.values,
-        "lengths": query.lengths,
-        "dense": query.dense,
-    }
-    if query.weights is not None:
-        tensors["weights"] = query.weights
-    return _encode(
-        [(name, DATATYPES[tensor.dtype.name], tensor) for name, tensor in tensors.items()],
-        query.batch,
-        index,
-    )
+    return _body(query_tensors(query), query.batch, index)
 
 
-def _encode(tensors: Sequence[tuple[str, str, NDArray[Any]]], batch: int, index: int) -> Body:
-    """A request of (name, datatype, array) each."""
-    inputs, data = [], []
-    for name, datatype, tensor in tensors:
-        content = np.ascontiguousarray(tensor).tobytes()
-        if datatype == "BYTES":
-            strings = tensor.reshape(-1).tolist()
-            content = b"".join(len(text).to_bytes(4, "little") + text for text in strings)
-        data.append(content)
-        inputs.append(
-            {
-                "name": name,
-                "datatype": datatype,
-                "shape": list(tensor.shape),
-                "parameters": {"binary_data_size": len(content)},
-            }
-        )
-    document = {"inputs": inputs, "parameters": {"binary_data_output": True}}
-    head = json.dumps(document, separators=(",", ":")).encode()
+def _body(inputs: Mapping[str, NDArray[Any]], batch: int, index: int) -> Body:
+    """A request for `inputs`."""
+    head, data = infer_request(inputs)
     return Body(b"".join([head, *data]), len(head), batch, index)
 
 
@@ -294,12 +267,7 @@ def from_graph_file(
         raise QueryError(f"{path}: no queries")
     for index in range(min(most, len(file))):
         query = file[index]
-        samples = [len(query[tensor.name]) for tensor in inputs]
-        yield _encode(
-            [(tensor.name, tensor.datatype, query[tensor.name]) for tensor in inputs],
-            max(samples),
-            index,
-        )
+        yield _body(query, max(map(len, query.values())), index)
 
 
 def generate(

@@ -40,7 +40,7 @@ def load_dense(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
     tower = opened.model.tower
     if isinstance(tower, GraphTower):
         graph = open_tower_graph(
-            opened.model, opened.path, device=settings.device, threads=settings.threads
+            opened.model, opened.path, device=settings.device, threads=settings.threads, apart=True
         )
         return lambda: GraphDenseFunction(opened, tower, graph)
     predict = _warm_tower(opened, settings)

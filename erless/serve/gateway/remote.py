@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
+from erless.dlrm.infer_request import DATATYPES
 from erless.dlrm.rows import Buckets
 from erless.errors import QueryError, ServeError
 from erless.http.client.endpoint import CallError, Endpoint, HttpCall, Reply
@@ -29,7 +30,7 @@ from erless.serve.protocol.fast_lane import (
     request_head,
     tensor,
 )
-from erless.serve.protocol.tensors import NAMES, TensorSpec, inputs_of
+from erless.serve.protocol.tensors import TensorSpec, inputs_of
 
 __all__ = ["RemoteDense", "RemoteShard"]
 
@@ -177,7 +178,7 @@ class _Remote:
         )
 
 
-_NAMES = {dtype: name.encode() for dtype, name in NAMES.items()}
+_NAMES = {dtype: name.encode() for dtype, name in DATATYPES.items()}
 
 
 class RemoteShard(_Remote):

@@ -17,11 +17,11 @@ import numpy as np
 import urllib3
 from numpy.typing import NDArray
 
+from erless.dlrm.infer_request import DTYPES, infer_request, query_tensors
 from erless.dlrm.queries import Query
 from erless.errors import ServeError
-from erless.serve.protocol.tensors import DTYPES, NAMES
 
-__all__ = ["Answered", "QueryClient", "infer_request"]
+__all__ = ["Answered", "QueryClient"]
 
 INFER = "/infer"
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -92,7 +92,7 @@ class QueryClient:
             ServeError: the gateway's reason and status; 502 where it does not answer.
         """
         more = {} if deadline_ms is None else {"erless-deadline-ms": f"{deadline_ms:g}"}
-        parameters, _, body, took_s = self._infer(*infer_request(_query_tensors(query)), more)
+        parameters, _, body, took_s = self._infer(*infer_request(query_tensors(query)), more)
         return _answered(np.frombuffer(body, np.float32).copy(), parameters, took_s)
 
     def infer(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], Answered]:
@@ -163,41 +163,6 @@ def _answered(predictions: NDArray[Any], parameters: dict[str, Any], took_s: flo
         parameters.get("fan_out", 0),
         took_s,
     )
-
-
-def _query_tensors(query: Query) -> dict[str, NDArray[Any]]:
-    """The inputs of `query`, by name."""
-    tensors: dict[str, NDArray[Any]] = {
-        "values": query.values,
-        "lengths": query.lengths,
-        "dense": query.dense,
-    }
-    if query.weights is not None:
-        tensors["weights"] = query.weights
-    return tensors
-
-
-def infer_request(inputs: Mapping[str, NDArray[Any]]) -> tuple[bytes, list[bytes]]:
-    """JSON head and tensors of an infer request for `inputs`, binary both ways."""
-    listed, buffers = [], []
-    for name, array in inputs.items():
-        data = _strings(array) if array.dtype == object else array.tobytes()
-        buffers.append(data)
-        listed.append(
-            {
-                "name": name,
-                "datatype": NAMES[array.dtype],
-                "shape": list(array.shape),
-                "parameters": {"binary_data_size": len(data)},
-            }
-        )
-    head = {"inputs": listed, "parameters": {"binary_data_output": True}}
-    return json.dumps(head).encode(), buffers
-
-
-def _strings(array: NDArray[Any]) -> bytes:
-    texts = array.reshape(-1).tolist()
-    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
 
 
 def _reason(body: bytes) -> str:

@@ -22,15 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.bfloat16 import from_bfloat16, to_bfloat16
-from erless.dlrm.graph_queries import DTYPES
+from erless.dlrm.infer_request import DATATYPES, DTYPES
 from erless.errors import QueryError, ServeError
 from erless.http.messages import JSON_LENGTH, Response
 
 __all__ = [
     "BINARY_TYPE",
-    "DTYPES",
     "JSON_LENGTH",
-    "NAMES",
     "InferRequest",
     "TensorSpec",
     "decode",
@@ -39,7 +37,6 @@ __all__ = [
 ]
 
 BINARY_TYPE = b"application/octet-stream"
-NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 SHOWN = 60  # characters of what a client sent that an error repeats
 JSON_BYTES = 4 << 20  # of a request's JSON: parsing that many takes some 0.1 s
 DECODED_BYTES = 64 << 20  # that a request's JSON may take as Python objects
@@ -425,7 +422,7 @@ def encode(
             )
         entry: dict[str, Any] = {
             "name": name,
-            "datatype": NAMES[array.dtype],
+            "datatype": DATATYPES[array.dtype],
             "shape": list(array.shape),
         }
         if request.binary:
