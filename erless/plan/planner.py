@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from erless.errors import InfeasibleError, PlanError
 from erless.plan.costs.cost import DEFAULT_TERMS, PAPER_TERMS, CostTerms
 from erless.plan.costs.curves import TableLoad
+from erless.plan.costs.disk import DiskTerms
 from erless.plan.costs.layout import Demand, Layout
 from erless.plan.costs.measured import MeasuredSpeed, measured_terms
 from erless.plan.costs.tower import TowerCost, tower_cost
@@ -24,8 +25,11 @@ from erless.plan.request import PlanRequest, Policy
 from erless.plan.search.bounds import dollars_bound, memory_bound
 from erless.plan.selection import Candidate, Selection
 from erless.specs.model import ModelSpec
+from erless.specs.plan import Precision
 
 __all__ = ["POLICIES", "Candidate", "Outcome", "Planner"]
+
+DISK_SHARE_OF_SLA = 0.25  # the reads of one query may take
 
 POLICIES: tuple[Policy, ...] = ("model-wise", "table-wise", "elasticrec", "joint")
 
@@ -41,6 +45,7 @@ class Outcome:
     prices: Prices
     bound: float
     best: dict[Policy, Candidate]
+    disk: DiskTerms | None = None
     free: Candidate | None = None  # joint's own choice, where the request demands a shape
 
     def value(self, candidate: Candidate) -> float:
@@ -78,6 +83,9 @@ class Planner:
     ) -> None:
         self.request, self.coarse = request, coarse
         self.prices = (prices or read_prices()).limited(request.arch, request.spot)
+        self.disk = _disk_terms(request)
+        if self.disk is not None:
+            self.prices = replace(self.prices, disks=True)
         measured = measured or MeasuredSpeed()
         self.terms = _terms(request, measured)
         self.tower = tower_cost(
@@ -101,7 +109,7 @@ class Planner:
         self.places = placements(request, self.demand, self.tower, self.terms, self.prices)
         room = shard_bytes(request, self.terms, self.prices)
         self.selection = Selection(request, self.prices, room)
-        self.pools = Pools(request, self.places, self.terms, self.prices, room, coarse)
+        self.pools = Pools(request, self.places, self.terms, self.prices, room, coarse, self.disk)
         least = min(self.places, key=lambda demand: demand.least_s(self.terms))
         check_request(request, least, self.terms, self.prices)
 
@@ -133,6 +141,7 @@ class Planner:
             self.prices,
             math.nan if self.coarse else self._bound(),
             best,
+            self.disk,
             free,
         )
 
@@ -163,12 +172,33 @@ class Planner:
 
     def _bound(self) -> float:
         request = self.request
+        if self.disk is not None:
+            return self._bound_on_disks()
         if request.aim == "memory":
             return min(self._memory_bound(demand) for demand in self.places)
         return min(
             dollars_bound(demand, self.terms, *request.smallest, self.prices)
             for demand in self.places
         )
+
+    def _bound_on_disks(self) -> float:
+        """Rows need no memory: the gateway's, or the vCPU of all calls, gathers and towers."""
+        terms = self.terms
+        if self.request.aim == "memory":
+            return terms.gateway_memory_bytes
+        seconds = min(
+            terms.call_s
+            + place.tower_s
+            + sum(
+                table.gathers * min(terms.beta_of(table.spec.dim, kind) for kind in Precision)
+                for table in place.tables
+            )
+            for place in self.places
+        )
+        vcpu = self.demand.qps * seconds / terms.utilisation
+        types = self.prices.types
+        least = min(kind.usd_per_month for kind in types)
+        return max(least, vcpu * min(kind.usd_per_month / kind.usable_vcpu for kind in types))
 
     def _memory_bound(self, place: Demand) -> float:
         """A CPU function for the tower is a gateway without rows beside a shard: no new bound."""
@@ -182,6 +212,16 @@ class Planner:
             fan_out,
         )
         return least + (dense.memory_bytes if on_gpu and dense else 0.0)
+
+
+def _disk_terms(request: PlanRequest) -> DiskTerms | None:
+    """What reads of a disk cost, where they are wanted; those of a query within the SLA's share."""
+    if not request.disk:
+        return None
+    terms = DiskTerms()
+    if request.sla_p95_ms is None:
+        return terms
+    return replace(terms, wait_s=DISK_SHARE_OF_SLA * request.sla_p95_ms / 1e3)
 
 
 def _terms(request: PlanRequest, measured: MeasuredSpeed) -> CostTerms:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 from erless.plan.costs.cost import CostTerms
+from erless.plan.costs.disk import DiskTerms
 from erless.plan.costs.layout import Demand, Layout
 from erless.plan.nodes.hull import MEMORY
 from erless.plan.nodes.prices import Prices
 from erless.plan.policies.baselines import model_wise, one_remote, table_wise
 from erless.plan.policies.demanded import demanded_layouts
+from erless.plan.policies.disk import disk_layouts
 from erless.plan.policies.elasticrec import elasticrec
 from erless.plan.policies.joint import joint_layouts
 from erless.plan.policies.node_sized import node_shaped
@@ -41,6 +43,7 @@ class Pools:
         prices: instance types.
         shard_bytes: most bytes of one shard's container.
         coarse: try every other container size only.
+        disk: what reads of a local disk cost, where rows may lie there.
     """
 
     request: PlanRequest
@@ -49,6 +52,7 @@ class Pools:
     prices: Prices
     shard_bytes: float
     coarse: bool = False
+    disk: DiskTerms | None = None
 
     def of(self, policy: Policy, per_table: int | None = None) -> list[Layout | Proposal]:
         """Layouts of one policy; `per_table` cuts of each table for ElasticRec's."""
@@ -113,6 +117,9 @@ class Pools:
         demand = self.places[place]
         for stored in self.request.stored:
             yield Proposal(self._floor(demand, stored), partial(self._stored, demand, stored))
+            if self.disk is not None:
+                floor = self._disk_floor(demand, stored)
+                yield Proposal(floor, partial(self._on_disks, demand, stored))
         floor = self._floor(demand, StoredAs(Precision.FP32, Precision.FP32))
         yield Proposal(floor, partial(self._baseline, "model-wise", place))
         floor = self._remote_floor(demand)
@@ -154,6 +161,29 @@ class Pools:
             types = self.prices.types
             pool += node_shaped(demand, self.terms, types, *stored, self.shard_bytes)
         return [*pool, *self._runs(demand, stored)]
+
+    def _on_disks(self, demand: Demand, stored: StoredAs) -> list[Layout]:
+        """Layouts with rows on local disks, at some container sizes."""
+        if self.disk is None:
+            return []
+        return [
+            layout
+            for terms in self._sizes[:: max(1, len(self._sizes) // 2)]
+            for layout in disk_layouts(
+                demand, terms, self.disk, stored, self.request.max_fan_out
+            )
+        ]
+
+    def _disk_floor(self, demand: Demand, stored: StoredAs) -> float:
+        """As `_floor`, of layouts whose rows need no memory."""
+        if self.request.aim == "memory" or self.request.tier_precision:
+            return 0.0
+        seconds = self.terms.call_s + demand.tower_s
+        for table in demand.tables:
+            dim = table.spec.dim
+            seconds += table.gathers * min(self.terms.beta_of(dim, kind) for kind in stored)
+        vcpu = demand.qps * seconds / self.terms.utilisation
+        return self.prices.least_usd(vcpu, self.terms.gateway_memory_bytes)
 
     def _searched(self, demand: Demand, terms: CostTerms, stored: StoredAs) -> list[Layout]:
         """What the search for least memory finds."""

@@ -15,6 +15,7 @@ from erless.specs.plan import Precision, Tier
 from erless.specs.planning import (
     Architectures,
     BatchSize,
+    Disk,
     FanOutLimit,
     LatencyLimit,
     Objective,
@@ -110,6 +111,7 @@ class PlanRequest(Frozen):
     )
     arch: Architectures = ("amd64",)
     spot: Spot = False
+    disk: Disk = False
     dense: Literal["auto", "gateway", "function", "gpu"] = Field(
         "auto", description="Where the dense tower runs."
     )

@@ -16,6 +16,7 @@ from erless.specs.plan import Precision
 from erless.specs.planning import (
     Architectures,
     BatchSize,
+    Disk,
     FanOutLimit,
     LatencyLimit,
     Objective,
@@ -64,6 +65,7 @@ class PlannerConfig(Section):
     min_replicas: ReplicaFloors = Field(default_factory=dict)
     arch: Architectures = ("amd64",)
     spot: Spot = False
+    disk: Disk = False
     prices: Path | None = Field(None, description="Your own price table; default: the shipped one.")
 
 

@@ -119,7 +119,11 @@ class DiskPlan(Frozen):
 
     cache_bytes: int = Field(ge=0, description="rows that were read, of one replica")
     reads: float = Field(0.0, ge=0, description="reads per query, those of the cache left out")
+    size_bytes: int = Field(0, ge=0, description="of one replica's rows on the disk")
     reads_per_s: float = Field(0.0, ge=0, description="of one replica, at the planned rate")
+    reserved_iops: float = Field(
+        0.0, ge=0, description="reads per second that one replica takes of its node's disk"
+    )
     latency_ms: float = Field(0.0, ge=0, description="that they add to the p95 of a query")
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "Architecture",
     "Architectures",
     "BatchSize",
+    "Disk",
     "FanOutLimit",
     "LatencyLimit",
     "Objective",
@@ -57,6 +58,10 @@ Spot = Annotated[
     Field(
         description="Nodes at spot prices; what serves has two replicas, so that one may be lost."
     ),
+]
+Disk = Annotated[
+    bool,
+    Field(description="Rows may lie on nodes' local disks, where that costs less than memory."),
 ]
 ShardSizeLimit = Annotated[float, Field(gt=0, description="Largest shard, in bytes.")]
 

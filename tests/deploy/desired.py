@@ -12,6 +12,7 @@ from erless.specs.functions import FunctionKind
 from erless.specs.model import ModelSpec
 from erless.specs.plan import (
     DensePlan,
+    DiskPlan,
     GatewayPlan,
     Plan,
     Precision,
@@ -46,17 +47,20 @@ def desired(
     changed: tuple[Tier, ...] = (Tier.COLD,),
     hot_min_scale: int = 2,
     gateway_min_scale: int = 1,
+    on_disk: tuple[Tier, ...] = (),
 ) -> Desired:
     """Release `version`; between versions only the shards of the tiers in `changed` differ."""
     start, shards, released = 0, [], []
     for tier, rows in ROWS.items():
+        disk = DiskPlan(cache_bytes=1_000_000) if tier in on_disk else None
         lowest = {Tier.RESIDENT: 1, Tier.HOT: hot_min_scale}.get(tier, 0)
         shards.append(
             ShardPlan(
                 name=f"{tier.value}-0",
                 tier=tier,
                 slices=(RankRange(table="items", start=start, stop=start + rows),),
-                memory_bytes=100_000_000 + 128 * rows,
+                memory_bytes=100_000_000 + (0 if disk else 128 * rows),
+                disk=disk,
                 vcpu=0.5,
                 replicas=2,
                 scaling=Scaling(target=700.0, min_scale=lowest, max_scale=8, initial_scale=2),
@@ -75,6 +79,7 @@ def desired(
                 row_bytes=128 * rows,
                 size_bytes=128 * rows + 4096,
                 largest_error=0.0,
+                cache_bytes=disk.cache_bytes if disk else None,
             )
         )
     tower = DensePlan(

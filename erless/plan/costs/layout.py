@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,9 +13,27 @@ from numpy.typing import NDArray
 
 from erless.plan.costs.cost import CostTerms, quantile_wait_s, replicas, vcpu_each
 from erless.plan.costs.curves import TableLoad
+from erless.plan.costs.disk import (
+    BUFFER_BYTES,
+    CACHE_KEY_BYTES,
+    CHECKSUM_SHARE,
+    LEAST_IOPS,
+    DiskTerms,
+    DiskUse,
+)
+from erless.plan.costs.planned import PlannedFunction, Role, Slice
 from erless.specs.plan import Precision
 
-__all__ = ["Demand", "DenseDemand", "Layout", "PlannedFunction", "Slice", "cover"]
+__all__ = [
+    "Demand",
+    "DenseDemand",
+    "Layout",
+    "PlannedFunction",
+    "Role",
+    "Slice",
+    "cover",
+    "on_disk",
+]
 
 UTILITY_QUERIES = 1000
 
@@ -66,68 +83,6 @@ class Demand:
     def monolith_s(self, terms: CostTerms) -> float:
         """Seconds of one vCPU per query in a model-wise replica: a + β·(all gathers) + tower."""
         return terms.call_s + self.sparse_s(terms) + self.tower_s
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Ranks start … stop-1 of table number `table`."""
-
-    table: int
-    start: int
-    stop: int
-
-
-class Role(StrEnum):
-    """What a function does in its layout."""
-
-    GATEWAY = "gateway"
-    SHARD = "shard"
-    FROZEN = "frozen"  # a shard of rows that idle
-    DENSE = "dense"
-
-
-@dataclass(frozen=True)
-class PlannedFunction:
-    """One function with its rows, sized.
-
-    Args:
-        name: unique in the layout.
-        role: what the function does.
-        slices: the rows in it.
-        precision: of these rows.
-        gathers: per query, of these rows.
-        rows: how many there are.
-        row_bytes: bytes of all rows in one replica.
-        service_s: seconds of one vCPU (on a GPU: of one GPU) per query.
-        load: vCPU (or GPUs) at the demanded rate.
-        replicas: whole containers.
-        vcpu: of one replica.
-        memory: bytes of one replica, with its code.
-        why: what fixes its cut.
-        gpus: of one replica.
-        partials: vectors that a shard sends back per query.
-    """
-
-    name: str
-    role: Role
-    slices: tuple[Slice, ...]
-    precision: Precision
-    gathers: float
-    rows: int
-    row_bytes: float
-    service_s: float
-    load: float
-    replicas: int
-    vcpu: float
-    memory: float
-    why: str = ""
-    gpus: int = 0
-    partials: float = 0.0
-
-    @property
-    def total_memory(self) -> float:
-        """Bytes of all replicas."""
-        return self.replicas * self.memory
 
 
 @dataclass(frozen=True)
@@ -192,7 +147,7 @@ class Layout:
             precisions=kinds,
         )
         named = (
-            replace(new, name=old.name, role=old.role)
+            _as_before(self.demand, terms, old, new)
             for new, old in zip(made.shards, self.shards, strict=True)
         )
         return Layout(self.demand, terms, made.gateway, tuple(named))
@@ -231,7 +186,8 @@ class Layout:
         service = function.service_s / min(1.0, cores)
         if not self.terms.queueing:
             return service
-        return service + quantile_wait_s(service, function.load, function.replicas, cores, tail)
+        wait = quantile_wait_s(service, function.load, function.replicas, cores, tail)
+        return service + wait + (function.disk.latency_s(tail) if function.disk else 0.0)
 
     @property
     def utility(self) -> float:
@@ -245,6 +201,56 @@ class Layout:
                 touched += function.replicas * table.curve.touched(accesses, part.start, part.stop)
             allocated += function.replicas * function.rows
         return touched / allocated if allocated else 0.0
+
+
+def _as_before(
+    demand: Demand, terms: CostTerms, old: PlannedFunction, new: PlannedFunction
+) -> PlannedFunction:
+    """`new`, sized anew from the rows of `old`, with its name, its role and its disk."""
+    if old.disk is not None:
+        new = on_disk(demand, terms, new, old.disk.terms)
+    return replace(new, name=old.name, role=old.role)
+
+
+def on_disk(
+    demand: Demand, terms: CostTerms, shard: PlannedFunction, disk: DiskTerms
+) -> PlannedFunction:
+    """`shard`, its rows read from a local disk: memory for index, checksums and a cache.
+
+    The cache holds the hottest rows of each slice, as far as it goes; that it does not know them
+    beforehand, but finds out, is `disk.cache_hits`.
+    """
+    cached = sum(
+        demand.tables[part.table].gathers_between(
+            part.start, part.start + int(disk.cached_rows * (part.stop - part.start))
+        )
+        for part in shard.slices
+    )
+    reads = max(0.0, shard.gathers - disk.cache_hits * cached)
+    service = shard.service_s + disk.look_up_s * shard.gathers + disk.read_s * reads
+    load = demand.qps * service
+    number = replicas(load, terms, demand.min_replicas)
+    rate = demand.qps * reads / number
+    row_overhead = shard.rows * (terms.index_bytes_per_row + CACHE_KEY_BYTES * disk.cached_rows)
+    cache = disk.cached_rows * shard.row_bytes
+    use = DiskUse(
+        terms=disk,
+        bytes=shard.row_bytes * (1 + CHECKSUM_SHARE),
+        cache_bytes=cache + CACHE_KEY_BYTES * disk.cached_rows * shard.rows,
+        reads=reads,
+        rate=rate,
+        iops=max(rate / disk.utilisation, reads / disk.wait_s, LEAST_IOPS),
+    )
+    resident = shard.row_bytes * CHECKSUM_SHARE + row_overhead + cache
+    return replace(
+        shard,
+        service_s=service,
+        load=load,
+        replicas=number,
+        vcpu=vcpu_each(load, number, terms),
+        memory=resident + BUFFER_BYTES + terms.shard_memory_bytes,
+        disk=use,
+    )
 
 
 class _Contents(NamedTuple):

@@ -1,6 +1,7 @@
 """Whole nodes: containers are packed onto instance types, and a plan costs what the nodes cost.
 
-Two-dimensional bin packing is NP-hard; this is a heuristic with a bound beside it
+Containers take vCPU and memory, and those of the disk tier a local disk's bytes and reads per
+second. Bin packing of several dimensions is NP-hard; this is a heuristic with a bound beside it
 (`bounds.dollars_bound`). For each instance type, nodes are filled largest container first, then
 each node is replaced by the cheapest type that holds what is on it; the cheapest mix wins.
 """
@@ -11,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from erless.plan.costs.layout import Layout
 from erless.plan.nodes.prices import InstanceType, Prices
@@ -35,7 +37,27 @@ class Packing:
         return sum(kind.usd_per_month * number for kind, number in self.nodes)
 
 
-Group = tuple[float, float, int]  # vCPU, bytes, how many
+class Group(NamedTuple):
+    """Equal containers: vCPU and bytes of each, how many; bytes and reads/s of a local disk."""
+
+    vcpu: float
+    memory: float
+    number: int
+    disk_bytes: float = 0.0
+    iops: float = 0.0
+
+    @property
+    def needs(self) -> Needs:
+        """What one container takes."""
+        return (self.vcpu, self.memory, self.disk_bytes, self.iops)
+
+
+Needs = tuple[float, float, float, float]
+SLACK = (1e-9, 0.0, 0.0, 1e-6)  # that rounding may take of each
+
+
+def _room(kind: InstanceType) -> Needs:
+    return (kind.usable_vcpu, kind.usable_bytes, kind.disk_bytes, kind.read_iops)
 
 
 def cheapest_possible(layout: Layout, prices: Prices) -> float:
@@ -51,8 +73,13 @@ def pack(layout: Layout, prices: Prices) -> Packing | None:
 
     Containers with a GPU get nodes of their own, one GPU each.
     """
-    groups: list[Group] = [
-        (function.vcpu, function.memory, function.replicas)
+    groups = [
+        Group(
+            function.vcpu,
+            function.memory,
+            function.replicas,
+            *((function.disk.bytes, function.disk.iops) if function.disk else ()),
+        )
         for function in layout.functions
         if not function.gpus
     ]
@@ -89,33 +116,52 @@ def pack_equal(groups: Sequence[Group], kind: InstanceType) -> int | None:
 def _fill(
     groups: Sequence[Group], kind: InstanceType, ladder: Sequence[InstanceType]
 ) -> Packing | None:
-    cpu, memory = kind.usable_vcpu, kind.usable_bytes
-    if any(group[0] > cpu + 1e-9 or group[1] > memory for group in groups):
+    # two dimensions where nothing needs a disk
+    dimensions = 4 if any(group.disk_bytes for group in groups) else 2
+    room = _room(kind)[:dimensions]
+    slack = SLACK[:dimensions]
+    if any(
+        need > have + extra
+        for group in groups
+        for need, have, extra in zip(group.needs, room, slack, strict=False)
+    ):
         return None
-    order = sorted(groups, key=lambda group: -max(group[0] / cpu, group[1] / memory))
-    left = [group[2] for group in order]
+    order = sorted(groups, key=lambda group: -_largest_share(group.needs, room))
+    left = [group.number for group in order]
     nodes: Counter[InstanceType] = Counter()
     while any(left):
-        free_cpu, free_memory = cpu, memory
+        free = list(room)
         placed = [0] * len(order)
-        for index, (need_cpu, need_memory, _) in enumerate(order):
+        for index, group in enumerate(order):
             fits = min(
-                math.floor((free_cpu + 1e-9) / need_cpu),
-                math.floor(free_memory / need_memory),
                 left[index],
+                *(
+                    max(0, math.floor((have + extra) / need))
+                    for have, need, extra in zip(free, group.needs, slack, strict=False)
+                    if need
+                ),
             )
             placed[index] = fits
-            free_cpu -= fits * need_cpu
-            free_memory -= fits * need_memory
+            for dimension in range(dimensions):
+                free[dimension] -= fits * group.needs[dimension]
         times = min(have // use for have, use in zip(left, placed, strict=True) if use)
         left = [have - times * use for have, use in zip(left, placed, strict=True)]
-        nodes[_cheapest(cpu - free_cpu, memory - free_memory, ladder)] += times
+        used = [have - rest for have, rest in zip(room, free, strict=True)]
+        nodes[_cheapest(used, ladder)] += times
     return Packing(tuple(sorted(nodes.items(), key=lambda entry: entry[0].name)))
 
 
-def _cheapest(cpu: float, memory: float, ladder: Sequence[InstanceType]) -> InstanceType:
+def _largest_share(needs: Needs, room: Sequence[float]) -> float:
+    return max(need / have for need, have in zip(needs, room, strict=False) if have)
+
+
+def _cheapest(used: Sequence[float], ladder: Sequence[InstanceType]) -> InstanceType:
+    rounding = (1e-6, 1.0, 1.0, 1e-3)
     return next(
         kind
         for kind in ladder
-        if kind.usable_vcpu + 1e-6 >= cpu and kind.usable_bytes >= memory - 1
+        if all(
+            have + slack >= need
+            for have, need, slack in zip(_room(kind), used, rounding, strict=False)
+        )
     )

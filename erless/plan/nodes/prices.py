@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from erless.errors import PlanError
@@ -22,6 +22,8 @@ from erless.storage.atomic import os_errors, staged_file
 __all__ = ["InstanceType", "Prices", "read_prices", "write_prices"]
 
 SHIPPED = Path(__file__).with_name("prices.csv")
+SHIPPED_DISKS = Path(__file__).with_name("nvme.csv")
+DISK_SHARE = 0.85  # of a local disk for rows: images and logs lie there, too
 HOURS_PER_MONTH = 730.0
 GIB = 1 << 30
 COLUMNS = ("instance_type", "vcpu", "memory_gib", "gpu", "usd_per_hour")
@@ -47,6 +49,7 @@ class InstanceType:
         allocatable_gib: likewise; 0: all but 0.25 GiB and 3 %.
         local_nvme_gb: size of the disks that the price includes.
         spot_usd_per_hour: of a node that may be taken back; 0: none are sold.
+        read_iops: random reads/s of 4 KiB that its local disk was measured at; 0: not known.
     """
 
     name: str
@@ -59,6 +62,12 @@ class InstanceType:
     allocatable_gib: float = 0.0
     local_nvme_gb: float = 0.0
     spot_usd_per_hour: float = 0.0
+    read_iops: float = 0.0
+
+    @property
+    def disk_bytes(self) -> float:
+        """Of its local disk, for rows; 0 where its speed is not known."""
+        return DISK_SHARE * self.local_nvme_gb * 1e9 if self.read_iops else 0.0
 
     @property
     def usable_vcpu(self) -> float:
@@ -69,6 +78,10 @@ class InstanceType:
     def usable_bytes(self) -> float:
         """Memory for containers."""
         return (self.allocatable_gib or self.memory_gib * 0.97 - 0.25) * GIB
+
+    def disk_holds(self, other: InstanceType) -> bool:
+        """Whether its disk is as large and as fast as that of `other`."""
+        return self.disk_bytes >= other.disk_bytes and self.read_iops >= other.read_iops
 
     @property
     def usd_per_month(self) -> float:
@@ -83,17 +96,21 @@ class Prices:
     source: str
     date: str
     every: tuple[InstanceType, ...]
+    disks: bool = False  # whether local disks are wanted, too
 
     @cached_property
     def types(self) -> tuple[InstanceType, ...]:
         """Types worth choosing for sparse functions and a CPU tower.
 
-        Left out is a type of which another has as much vCPU and memory at no higher price.
+        Left out is a type of which another has as much vCPU and memory (and disk, where disks are
+        wanted) at no higher price.
         """
         kept: list[InstanceType] = []
         for kind in sorted(self.cpu_types, key=_cheapest_and_largest):
             if not any(
-                other.usable_vcpu >= kind.usable_vcpu and other.usable_bytes >= kind.usable_bytes
+                other.usable_vcpu >= kind.usable_vcpu
+                and other.usable_bytes >= kind.usable_bytes
+                and (not self.disks or other.disk_holds(kind))
                 for other in kept
             ):
                 kept.append(kind)
@@ -246,7 +263,16 @@ def _type(where: str, row: dict[str, str]) -> InstanceType:
         if numbers[room] > numbers[whole]:
             raise PlanError(f"{where}: {name}: {room} is {row[room]}, the machine has {row[whole]}")
     gpu = int(numbers.pop("gpu"))
-    return InstanceType(name, gpu=gpu, arch=arch, **numbers)
+    iops = _shipped_iops().get(name, 0.0)
+    return InstanceType(name, gpu=gpu, arch=arch, read_iops=iops, **numbers)
+
+
+@cache
+def _shipped_iops() -> dict[str, float]:
+    """Random reads/s of the local disks that were measured, by type."""
+    with SHIPPED_DISKS.open(encoding="utf-8") as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        return {row["instance_type"]: float(row["read_iops"]) for row in rows}
 
 
 def _date(heading: str) -> str:

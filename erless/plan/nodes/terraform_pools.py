@@ -24,7 +24,7 @@ from typing import Any
 from erless.errors import InfeasibleError, PlanError
 from erless.plan.nodes.packing import Group, pack_equal
 from erless.plan.nodes.prices import InstanceType, Prices
-from erless.specs.plan import Plan, Tier
+from erless.specs.plan import DiskPlan, Plan, Tier
 from erless.storage.atomic import os_errors, staged_file
 
 __all__ = ["Pool", "SizedPool", "limit_prices", "read_pools", "size_pools", "write_pools"]
@@ -171,6 +171,7 @@ class Container:
     least: int
     planned: int
     most: int
+    disk: DiskPlan | None = None
 
 
 def _containers(plan: Plan) -> list[Container]:
@@ -210,6 +211,7 @@ def _containers(plan: Plan) -> list[Container]:
                     shard.scaling.min_scale,
                     shard.replicas,
                     shard.scaling.max_scale,
+                    shard.disk,
                 )
             )
     return containers
@@ -247,8 +249,15 @@ def _peak(container: Container) -> int:
 
 def _nodes(kind: InstanceType, wanted: Sequence[tuple[Container, int]]) -> int | None:
     """Nodes of `kind` that hold so many replicas of each; None where one does not fit."""
-    groups: list[Group] = [
-        (container.vcpu, container.memory_bytes, number) for container, number in wanted
+    groups = [
+        Group(
+            container.vcpu,
+            container.memory_bytes,
+            number,
+            container.disk.size_bytes if container.disk else 0,
+            container.disk.reserved_iops if container.disk else 0,
+        )
+        for container, number in wanted
     ]
     nodes = pack_equal(groups, kind)
     if nodes is None or any(container.gpus > kind.gpu for container, _ in wanted):

@@ -41,8 +41,8 @@ def freeze_last(layout: Layout) -> Layout:
 def split_frozen(layout: Layout, request: PlanRequest) -> Layout:
     """`layout` with a last shard `frozen`, or as it is where no shard has rows that idle."""
     demand, terms = layout.demand, layout.terms
-    if not layout.shards:
-        return layout
+    if not layout.shards or any(shard.disk for shard in layout.shards):
+        return layout  # a shard on a disk holds its idle rows for next to nothing
     stored = StoredAs(layout.shards[0].precision, layout.gateway.precision)
     cut = idle_cut(demand, terms, request, stored)
     heat = [shard.gathers / shard.rows for shard in layout.shards]

@@ -13,6 +13,7 @@ from erless.plan.request import PlanRequest, Policy
 from erless.plan.selection import Candidate
 from erless.specs.plan import (
     DensePlan,
+    DiskPlan,
     GatewayPlan,
     NodeGroup,
     Plan,
@@ -95,7 +96,11 @@ def plan_document(
         ),
         result=asked_result,
         policies=results,
-        assumptions={**outcome.terms.assumptions(), "dense tower": outcome.tower.source},
+        assumptions={
+            **outcome.terms.assumptions(),
+            **(outcome.disk.assumptions() if outcome.disk else {}),
+            "dense tower": outcome.tower.source,
+        },
         curve=outcome.terms.curve,
         curve_shipped=outcome.terms.curve_shipped,
         prices_date=outcome.prices.date,
@@ -149,6 +154,21 @@ def _shard(
         scaling=_scaling(outcome, function, least, rate),
         usd_per_month=0.0 if tier is Tier.RESIDENT else _dollars(candidate, function),
         binding=function.why,
+        disk=_disk(function, len(candidate.layout.functions)),
+    )
+
+
+def _disk(function: PlannedFunction, functions: int) -> DiskPlan | None:
+    use = function.disk
+    if use is None:
+        return None
+    return DiskPlan(
+        cache_bytes=math.ceil(use.cache_bytes),
+        reads=use.reads,
+        size_bytes=math.ceil(use.bytes),
+        reads_per_s=use.rate,
+        reserved_iops=use.iops,
+        latency_ms=use.latency_s(0.05 / functions) * 1e3,
     )
 
 

@@ -72,10 +72,8 @@ def shard_service_object(
         PlanError: the plan does not know the shard.
     """
     plan = _shard_plan(desired, shard)
-    memory = max(plan.memory_bytes, shard.size_bytes + LEAST_BYTES)
-    memory += (math.ceil(plan.vcpu) - 1) * WORKER_BYTES
-    needs = Needs(plan.vcpu, memory, shard.size_bytes)
-    environment = {"ERLESS_SHARD": shard.digest, **_workers(plan.vcpu)} | _sizes(desired)
+    needs, workers = _shard_needs(shard, plan), _shard_workers(shard, plan)
+    environment = {"ERLESS_SHARD": shard.digest, "ERLESS_WORKERS": str(workers)} | _sizes(desired)
     to_zero = plan.scaling.min_scale == 0
     part = _Function(
         service=names.shard_service(shard.digest),
@@ -89,6 +87,23 @@ def shard_service_object(
     )
     spec = pod("sparse", part.tier, needs, environment, settings, desired.store)
     return _service(part, spec, desired, settings)
+
+
+def _shard_needs(shard: ReleaseShard, plan: ShardPlan) -> Needs:
+    """What one replica needs: its files in memory; of the disk tier index, checksums and cache."""
+    more = _shard_workers(shard, plan) - 1
+    if shard.cache_bytes is None:
+        memory = max(plan.memory_bytes, shard.size_bytes + LEAST_BYTES) + more * WORKER_BYTES
+        return Needs(plan.vcpu, memory, shard.size_bytes)
+    beside = shard.size_bytes - shard.row_bytes  # each worker has a copy of its own
+    memory = max(plan.memory_bytes, beside + shard.cache_bytes + LEAST_BYTES)
+    memory += more * (WORKER_BYTES + beside)
+    return Needs(plan.vcpu, memory, shard.size_bytes, keeps_files=True)
+
+
+def _shard_workers(shard: ReleaseShard, plan: ShardPlan) -> int:
+    """A process per vCPU; per two of the disk tier, where another thread of each reads."""
+    return math.ceil(plan.vcpu / (1 if shard.cache_bytes is None else 2))
 
 
 def _workers(vcpu: float) -> dict[str, str]:

@@ -64,6 +64,7 @@ class Needs:
     memory_bytes: int
     disk_bytes: int
     gpus: int = 0
+    keeps_files: bool = False  # it reads its files as it serves: the node's disk is shared out
 
     @property
     def memory_mib(self) -> int:
@@ -136,7 +137,7 @@ def pod(
                 "ports": [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}],
                 "env": _environment(environment | _where(settings, store), kind, settings),
                 **_credentials(settings),
-                "resources": _resources(needs, settings),
+                "resources": _resources(needs, settings, _kept_mib(needs, settings, store)),
                 **_probes(),
                 "securityContext": _security_context(),
                 "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -222,13 +223,21 @@ def _credentials(settings: ClusterSettings) -> dict[str, Any]:
     return {"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}
 
 
-def _resources(needs: Needs, settings: ClusterSettings) -> dict[str, dict[str, str]]:
+def _kept_mib(needs: Needs, settings: ClusterSettings, store: str) -> int:
+    """MiB of its node's disk that a pod keeps while it serves; 0 where that is another's disk."""
+    own = store.startswith("s3://") and not settings.options.cache_claim
+    return needs.cache_mib if needs.keeps_files and own else 0
+
+
+def _resources(needs: Needs, settings: ClusterSettings, kept_mib: int) -> dict[str, dict[str, str]]:
     options = settings.options
     memory = f"{needs.memory_mib}Mi"
     requests = {"cpu": _millicores(needs.vcpu / options.cpu_overcommit), "memory": memory}
     limits = {"memory": memory}
     if options.cpu_limits:
         limits["cpu"] = _millicores(needs.vcpu)
+    if kept_mib:
+        limits["ephemeral-storage"] = requests["ephemeral-storage"] = f"{kept_mib}Mi"
     if needs.gpus:
         limits[options.gpu_resource] = str(needs.gpus)
         requests[options.gpu_resource] = str(needs.gpus)

@@ -313,3 +313,32 @@ def test_schemas_find_what_a_server_would_refuse(path: str, value: Any, fact: st
     assert any(fact in each for each in found), found
     with pytest.raises(DeployError, match="Service"):
         check_objects([document])
+
+
+def container_of(objects: Rendered, digest: str) -> dict[str, Any]:
+    service = next(
+        each for each in objects.functions if each["metadata"]["name"] == shard_service(digest)
+    )
+    found: dict[str, Any] = service["spec"]["template"]["spec"]["containers"][0]
+    return found
+
+
+def test_a_shard_of_the_disk_tier_takes_disk_instead_of_memory() -> None:
+    wanted, plain = desired(on_disk=(Tier.FROZEN,)), desired()
+    digest = wanted.release.shard("frozen-0").digest
+    rendered = render(wanted, cluster_settings())
+    check_objects(rendered.objects)
+    on_disk = container_of(rendered, digest)["resources"]
+    in_memory = container_of(render(plain, cluster_settings()), digest)["resources"]
+    kept = int(on_disk["requests"]["ephemeral-storage"].removesuffix("Mi"))
+    assert kept << 20 > wanted.release.shard("frozen-0").size_bytes
+    assert "ephemeral-storage" not in in_memory["requests"]
+    memory = [int(each["limits"]["memory"].removesuffix("Mi")) for each in (on_disk, in_memory)]
+    assert memory[1] - memory[0] > 100  # 115 MB of rows
+
+
+def test_a_disk_that_is_not_the_pod_s_own_is_not_reserved() -> None:
+    wanted = desired(store="/srv/releases", on_disk=(Tier.FROZEN,))
+    digest = wanted.release.shard("frozen-0").digest
+    container = container_of(render(wanted, cluster_settings()), digest)
+    assert "ephemeral-storage" not in container["resources"]["requests"]
