@@ -3,10 +3,10 @@
 python -m benchmarks.disk [--folder FOLDER] [--gigabytes 8] [--seconds 6] [--rounds 3]
 python -m benchmarks.disk --dollars
 
-Rows of 128 bytes (32 fp32) fill one file. In turn, fio (randread, io_uring, direct, blocks of 4 KiB,
-the same depth) and a shard of the disk tier read it at random: rows/s, CPU of a read, and the time of
-a query of 400 rows that are not in the cache. fio is a package of Debian; without it its part is left
-out. The file is removed at the end.
+Rows of 128 bytes (32 fp32) fill one file. In turn, fio (randread, io_uring, direct, blocks of
+4 KiB, the same depth) and a shard of the disk tier read it at random: reads/s, CPU of a read, and
+the time of a query of 400 rows. fio is a package of Debian; without it its part is left out. The
+file is removed at the end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CHUNK_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Reads:
-    """What one reader did: reads/s, CPU µs of each, and of queries of 400 reads p50 and p99 in ms."""
+    """What one reader did: reads/s, CPU µs of each, and the times of queries of 400 rows in ms."""
 
     reader: str
     reads_s: float
@@ -186,7 +186,7 @@ def print_dollars() -> None:
 
 def main() -> None:
     """Measure, or plan."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="on the disk to measure")
     parser.add_argument("--gigabytes", type=float, default=8.0)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each reader")
