@@ -169,9 +169,7 @@ class Pools:
         return [
             layout
             for terms in self._sizes[:: max(1, len(self._sizes) // 2)]
-            for layout in disk_layouts(
-                demand, terms, self.disk, stored, self.request.max_fan_out
-            )
+            for layout in disk_layouts(demand, terms, self.disk, stored, self.request.max_fan_out)
         ]
 
     def _disk_floor(self, demand: Demand, stored: StoredAs) -> float:

@@ -119,7 +119,7 @@ def test_every_layout_holds_every_row_once() -> None:
 @pytest.fixture(scope="module")
 def plans() -> dict[bool, Plan]:
     """RM3 of 260 GB at little traffic, without and with a disk tier."""
-    made = {}
+    made: dict[bool, Plan] = {}
     model, tables = workload_tables("rm3", 0.9, 32, 203_000_000)
     for disk in (False, True):
         request = PlanRequest(
