@@ -28,7 +28,8 @@ def smallest_batch(bundle: WholeGraph, model: nn.Module, program: Program, examp
         ModelError: they differ by more than `TOLERANCE`.
     """
     _compare(bundle, program, example, _expected(model, example))
-    for count in (len(example.tensors[0]) + 1, 1):
+    most = max(len(tensor) for tensor in example.tensors if tensor.dim())
+    for count in (most + 1, 1):
         other = _resized(program, example, count)
         if other is None:
             return 1
@@ -81,12 +82,22 @@ def _sizes(example: Example) -> str:
 
 def _resized(program: Program, example: Example, count: int) -> Example | None:
     """The example with `count` samples; None where its inputs are not one row per sample each."""
-    tensors = example.tensors
-    batches = {str(node.meta["val"].shape[:1]) for node in program.inputs.values()}
-    if len(batches) != 1 or any(not tensor.dim() for tensor in tensors):
+    named = dict(zip(program.inputs, example.tensors, strict=True))
+    lengths = {name: named.get(f"{name.removesuffix('.weights')}.lengths") for name in named}
+    each = [name for name, length in lengths.items() if length is None]
+    batches = {str(program.inputs[name].meta["val"].shape[:1]) for name in each}
+    if len(batches) != 1 or not all(named[name].dim() for name in each):
         return None
-    places = torch.arange(count) % len(tensors[0])
-    return example.replaced([tensor[places.to(tensor.device)] for tensor in tensors])
+    places = [place % len(named[each[0]]) for place in range(count)]
+
+    def chosen(name: str, tensor: Tensor) -> Tensor:
+        length = lengths[name]
+        if length is None:
+            return tensor[places]
+        entries = torch.split(tensor, length.tolist())
+        return torch.cat([entries[place] for place in places])
+
+    return example.replaced([chosen(name, tensor) for name, tensor in named.items()])
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from torch import nn
 
@@ -14,63 +14,80 @@ from erless.dlrm.whole_graph import WholeGraph
 from erless.importers.bundle import new_bundle
 from erless.importers.graph.check import smallest_batch
 from erless.importers.graph.cut import cut_program
+from erless.importers.graph.jagged import keys_as_inputs
 from erless.importers.graph.lookups import find_lookups
 from erless.importers.graph.once import check_single, repeat_request
 from erless.importers.graph.program import Dynamic, Example, Program, export_program
 from erless.importers.graph.simplify import simplify
+from erless.importers.graph.weights import Weights, with_weights
 from erless.importers.graph.write import describe, with_batch_min, write_parts
 from erless.progress import Progress
 from erless.specs.bundle import BundleManifest
 
-__all__ = ["SMALL_ROWS", "export", "write_bundle"]
+__all__ = ["SMALL_ROWS", "ExportOptions", "export", "write_bundle"]
 
 SMALL_ROWS = 1_000
+
+
+class ExportOptions(TypedDict, total=False):
+    """What `export` may be told.
+
+    Args:
+        dynamic: input → its dimensions whose size differs from call to call; without, the first
+            of every input.
+        request: names of inputs that are the same for all samples of a request, as a user's are
+            for its candidates: they come once, and what only depends on them is looked up once.
+            The example may hold them once, or as often as the model takes them.
+        weights: where the model's weights are, if not in it, as on the meta device: a checkpoint's
+            path, or tensors by the names of `state_dict()`. They are mapped, never loaded.
+        small_rows: tables with fewer rows stay in the tower, but for those of an `EmbeddingBag`;
+            1,000 if not given.
+        name: the model's name in URLs; `model` if not given.
+        overwrite: replace an existing bundle.
+    """
+
+    dynamic: Dynamic | None
+    request: Collection[str]
+    weights: Weights | None
+    small_rows: int
+    name: str
+    overwrite: bool
 
 
 def export(
     model: nn.Module,
     example_inputs: Any,
     out: str | os.PathLike[str],
-    *,
-    dynamic: Dynamic | None = None,
-    request: Collection[str] = (),
-    small_rows: int = SMALL_ROWS,
-    name: str = "model",
-    overwrite: bool = False,
+    **options: Unpack[ExportOptions],
 ) -> BundleManifest:
     """Write `model` as a bundle that erless profiles, plans and serves.
 
     Args:
         model: any recommender that `torch.export` takes.
         example_inputs: what `model.forward` takes: a tensor, a tuple of arguments, or a dictionary
-            of named arguments.
+            of named arguments. torchrec's `KeyedJaggedTensor` is one of the arguments.
         out: the bundle's folder.
-        dynamic: input → its dimensions whose size differs from call to call; without, the first
-            of every input.
-        request: names of inputs that are the same for all samples of a request, as a user's are
-            for its candidates: they come once, and what only depends on them is looked up once.
-            The example may hold them once, or as often as the model takes them.
-        small_rows: tables with fewer rows stay in the tower, but for those of an `EmbeddingBag`.
-        name: the model's name in URLs.
-        overwrite: replace an existing bundle.
+        options: see `ExportOptions`.
 
     Raises:
         ModelError: the model cannot be exported, cut, or predicts otherwise once it is.
         ArtifactError: `out` exists and may not be replaced.
         StorageError: the disk refused.
     """
-    example = Example.of(example_inputs)
-    example = repeat_request(model, example, request)
-    program = replace(export_program(model, example, dynamic), request=frozenset(request))
-    return write_bundle(
-        program,
-        model,
-        example,
-        Path(out),
-        small_rows=small_rows,
-        name=name,
-        overwrite=overwrite,
-    )
+    request = options.get("request", ())
+    given = Example.of(example_inputs)
+    with with_weights(model, options.get("weights")), keys_as_inputs(model, given) as named:
+        example = repeat_request(model, named, request)
+        program = export_program(model, example, options.get("dynamic"))
+        return write_bundle(
+            replace(program, request=frozenset(request)),
+            model,
+            example,
+            Path(out),
+            small_rows=options.get("small_rows", SMALL_ROWS),
+            name=options.get("name", "model"),
+            overwrite=options.get("overwrite", False),
+        )
 
 
 def write_bundle(
