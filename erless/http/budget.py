@@ -26,14 +26,14 @@ class MemoryBudget:
         self.held_bytes = 0
 
     def take(self, size: int) -> bool:
-        """Hold `size` bytes more, if they are to be had."""
+        """Hold `size` bytes more; False, and nothing held, where that would exceed the limit."""
         if self.held_bytes + size > self.limit_bytes:
             return False
         self.held_bytes += size
         return True
 
     def give(self, size: int) -> None:
-        """Hold `size` bytes less."""
+        """Give back `size` bytes that were held."""
         self.held_bytes -= size
 
     def resize(self, limit_bytes: int) -> None:
@@ -63,7 +63,7 @@ class BudgetShare:
         self._held: dict[str, int] = {}
 
     def hold(self, purpose: str, size: int) -> bool:
-        """Hold `size` bytes for `purpose`, not what was held before; False if that is too much."""
+        """Set what `purpose` holds to `size` bytes; False, and no change, if that is too much."""
         more = size - self._held.get(purpose, 0)
         if more > 0 and not self._budget.take(more):
             return False
@@ -73,6 +73,6 @@ class BudgetShare:
         return True
 
     def release(self) -> None:
-        """Hold nothing more."""
+        """Give back everything that is held."""
         self._budget.give(sum(self._held.values()))
         self._held.clear()

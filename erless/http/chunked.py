@@ -64,8 +64,8 @@ class ChunkedBody:
         """Read on in the current line, and act where it ends."""
         piece = bytes(data[at : at + MAX_LINE_BYTES + 2])
         end = piece.find(b"\n")
-        taken = len(piece) if end < 0 else end + 1
-        self._line += piece[:taken]
+        length = len(piece) if end < 0 else end + 1
+        self._line += piece[:length]
         if len(self._line) > MAX_LINE_BYTES:
             raise ValueError("a line is too long")
         if end >= 0:
@@ -73,10 +73,10 @@ class ChunkedBody:
             if not line.endswith(b"\r\n"):
                 raise ValueError("a line does not end in CR LF")
             self._act(line[:-2])
-        return at + taken
+        return at + length
 
     def _act(self, line: bytes) -> None:
-        """Understand a whole line."""
+        """Act on a whole line: a chunk's size, the end of its data, or a trailer."""
         if self._expect is _Expect.END:
             if line:
                 raise ValueError("a chunk is longer than its size")

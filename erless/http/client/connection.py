@@ -32,7 +32,7 @@ from erless.http.receive import Receiving
 __all__ = ["ClientConnection", "ConnectionOwner", "HttpCall"]
 
 MAX_HEAD_BYTES = 16 << 10
-SWITCHING = 101  # nothing that was asked for
+SWITCHING = 101  # Switching Protocols, which no request of ours asks for
 NO_HEADERS: dict[bytes, bytes] = {}
 NO_BODY = memoryview(b"")
 CLOSED = "the connection closed before an answer"
@@ -58,7 +58,7 @@ class ConnectionOwner(Protocol):
     def unanswered(self, call: HttpCall, why: str) -> None:
         """The connection of `call` is gone and no byte of an answer came."""
 
-    def saw_answer(self, direct: bool) -> None:
+    def observe_answer(self, direct: bool) -> None:
         """An answer has come, as our own server writes it or rewritten by a proxy."""
 
 
@@ -99,7 +99,7 @@ class HttpCall:
             self.task.cancel()
         connection, self.connection = self.connection, None
         if connection is not None:
-            connection.given_up()
+            connection.close_if_unused()
 
 
 class ClientConnection(Receiving):
@@ -195,8 +195,8 @@ class ClientConnection(Receiving):
         else:
             self.transport.writelines(unsent)
 
-    def given_up(self) -> None:
-        """A call was given up: close, unless another one on this connection is still open."""
+    def close_if_unused(self) -> None:
+        """Close, unless a call on this connection is still open: one was just given up."""
         if not any(call.open for call in self.calls):
             self.close()
 
@@ -227,7 +227,7 @@ class ClientConnection(Receiving):
                 return
 
     def _parse_one(self) -> bool:
-        """Whether the answer was dealt with, or its body has to be waited for elsewhere."""
+        """Read on in the first answer; False where its head is incomplete or damaged."""
         call = self.calls[0]
         if call.add_answer is not None:
             up_ms, stop = call.add_answer(self.buffer, self.start, self.tail, len(self.calls) == 1)
@@ -235,7 +235,7 @@ class ClientConnection(Receiving):
                 return False
             if up_ms != ANSWER_GENERAL:
                 self.start, self.keep = stop, True
-                self.owner.saw_answer(direct=True)
+                self.owner.observe_answer(direct=True)
                 self._finish(Reply(200, NO_HEADERS, NO_BODY, up_ms=up_ms, added=True))
                 return True
         return self._read_head()
@@ -266,7 +266,7 @@ class ClientConnection(Receiving):
             if self.status >= 200:
                 break
         ours = self.buffer.startswith(OUR_ANSWER, begin) and head.headers.keys() <= OUR_HEADERS
-        self.owner.saw_answer(direct=ours)
+        self.owner.observe_answer(direct=ours)
         self.head = head
         self.keep, head.parser = head.keep, None
         length = head.headers.get(b"content-length")
@@ -281,18 +281,18 @@ class ClientConnection(Receiving):
 
     def _receive(self, size: int, offset: int) -> bool:
         """Take a body of known size, of which `offset` bytes are JSON."""
-        got = min(size, self.tail - self.start)
+        available = min(size, self.tail - self.start)
         if size > MAX_BODY_BYTES or (len(self.calls) == 1 and self.tail - self.start > size):
             self._damaged(f"its length is {size:,} bytes")
             return False
         begin = self.start
-        self.start += got
-        if got == size:
+        self.start += available
+        if available == size:
             self._complete(self.view[begin : begin + size])
         else:
             body = aligned(size, offset)
-            body[:got] = self.view[begin : begin + got]
-            self.body, self.received, self.start, self.tail = body, got, 0, 0
+            body[:available] = self.view[begin : begin + available]
+            self.body, self.received, self.start, self.tail = body, available, 0, 0
         return True
 
     def _feed_chunks(self) -> None:

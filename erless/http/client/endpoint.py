@@ -32,7 +32,7 @@ from erless.http.receive import shared_buffer
 __all__ = ["CallError", "Endpoint", "HttpCall", "Reply"]
 
 LATENCIES = 256  # of the last calls, for the p95
-EVERY = 32  # calls between two computations of it
+P95_CALLS = 32  # calls between two computations of the p95
 CONNECT_S = 10.0
 AWAKE_S = 30.0  # after an answer; no target scales an idle function to zero sooner
 REFUSED_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # after each refusal; then it is an error
@@ -200,14 +200,14 @@ class Endpoint:
         connection.used = self._answered_at = now
         self._latencies.append(took_s)
         self._calls += 1
-        if self._calls % EVERY == 0:
+        if self._calls % P95_CALLS == 0:
             ordered = sorted(self._latencies)
             self.p95_s = ordered[int(0.95 * len(ordered))]
         if not connection.keep:
             connection.drop(CLOSED)
         elif connection.calls:
             if not connection.calls[-1].open:
-                connection.given_up()
+                connection.close_if_unused()
         elif now - connection.born > self._age_s:
             connection.close()
             if not self._idle:
@@ -219,7 +219,7 @@ class Endpoint:
         """A connection is established."""
         self.connections.add(connection)
 
-    def saw_answer(self, direct: bool) -> None:
+    def observe_answer(self, direct: bool) -> None:
         """An answer has come, as our own server writes it or rewritten by a proxy."""
         self.direct = direct
 

@@ -251,20 +251,20 @@ class ServerConnection(Receiving):
 
     def _receive(self, size: int, offset: int) -> None:
         """Take a body of known size, of which `offset` bytes are JSON."""
-        begin, got = self.start, min(size, self.tail - self.start)
-        self.start += got
-        if got == size and self.server.answers_synchronously:
+        begin, available = self.start, min(size, self.tail - self.start)
+        self.start += available
+        if available == size and self.server.answers_synchronously:
             self._dispatch(self.view[begin : begin + size])
             return
         if not self._hold("body", size):
             return
         body = aligned(size, offset)
-        body[:got] = self.view[begin : begin + got]
-        if got == size:
+        body[:available] = self.view[begin : begin + available]
+        if available == size:
             self._dispatch(body)
         else:
             self.start = self.tail = 0
-            self.body, self.received = body, got
+            self.body, self.received = body, available
             self.state = _State.BODY
 
     def _read_chunks(self) -> bool:
@@ -393,6 +393,6 @@ class ServerConnection(Receiving):
         return self.state is _State.HEAD and not self.choked
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether a request has come, or begun to: every request sets `since`."""
         return self.since != self.born

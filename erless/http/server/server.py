@@ -184,6 +184,6 @@ class HttpServer:
         """Close the connections that wait for a request, from `due` on; their first, `first_s`."""
         now = self.state.now()
         for connection in list(self.state.connections):
-            wait = due if connection.asked else max(due, connection.born + first_s)
+            wait = due if connection.requested else max(due, connection.born + first_s)
             if connection.idle and connection.transport and now >= wait:
                 connection.transport.close()

@@ -37,7 +37,7 @@ class Peer(Protocol):
         """Whether it waits for a request of which nothing has come yet."""
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether a request has come, or has begun to come."""
 
     @property

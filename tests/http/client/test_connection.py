@@ -70,7 +70,7 @@ class Server:
         first: asyncio.Future[Reply | CallError] = asyncio.get_running_loop().create_future()
         endpoint.send([request("first")], first.set_result)
         await asyncio.wait_for(first, WAIT_S)
-        endpoint.saw_answer(direct=True)
+        endpoint.observe_answer(direct=True)
         return endpoint
 
     async def __aexit__(self, *_: object) -> None:
@@ -189,7 +189,7 @@ def test_a_head_in_pieces_does_not_look_like_a_proxy() -> None:
         port = server.sockets[0].getsockname()[1]
         endpoint = Endpoint(f"http://127.0.0.1:{port}", 60, lambda: None, batch=8)
         got: Got = {}
-        endpoint.saw_answer(direct=True)
+        endpoint.observe_answer(direct=True)
         ask(endpoint, ["a"], got)
         try:
             await until(lambda: any(each.tail == 40 for each in endpoint.connections))
@@ -277,7 +277,7 @@ def test_answers_arrive_whole_however_they_are_cut(plans: list[Any], cuts: list[
         got: Got = {}
         ask(endpoint, ["first"], got)
         await until(lambda: bool(got))
-        endpoint.saw_answer(direct=True)
+        endpoint.observe_answer(direct=True)
         ask(endpoint, [str(number) for number in range(len(plans))], got)
         await until(lambda: len(got) == len(plans) + 1)
         assert [got[str(number)] for number in range(len(plans))] == bodies

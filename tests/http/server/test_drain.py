@@ -227,7 +227,7 @@ def test_a_request_that_came_while_the_loop_was_stuck() -> None:
     async def script(drained: Drained) -> bool:
         drained.server.listen(drained.listener)
         await until(
-            lambda: any(each.asked and each.idle for each in drained.server.state.connections)
+            lambda: any(each.requested and each.idle for each in drained.server.state.connections)
         )
 
         def stick() -> None:
