@@ -86,7 +86,7 @@ def prune(
         StoreError: a packer is writing to the store (a directory), or `keep` names no release.
         ArtifactError: a release to keep is damaged, so what it refers to is not known.
     """
-    with store.held(exclusive=True):
+    with store.locked(exclusive=True):
         releases = dict(list_releases(store))
         unknown = sorted(keep - set(releases))
         if unknown:

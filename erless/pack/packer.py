@@ -98,7 +98,7 @@ class Packer:
         if shard is not None and not 0 <= shard < len(shards):
             raise PlanError(f"there is no shard {shard}: the plan has {len(shards)}")
         wanted = [part for part in slices if shard in (None, part.shard)]
-        with self.store.held(exclusive=False), self.store.staging() as stage:
+        with self.store.locked(exclusive=False), self.store.staging() as stage:
             self._keys.take_stock([part.key for part in slices])
             for number in range(len(self.inputs.model.tables)):
                 missing = [

@@ -174,16 +174,16 @@ class DirectoryStore:
             return self._sweep_staging()
 
     @contextmanager
-    def held(self, *, exclusive: bool) -> Iterator[None]:
-        """Hold the store; see `Store`."""
+    def locked(self, *, exclusive: bool) -> Iterator[None]:
+        """Lock the store, shared or alone; see `Store`."""
         with os_errors(self.root):
             lock = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(lock, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             yield
         except BlockingIOError:
-            who = "a packer is writing to it" if exclusive else "it is being pruned"
-            raise StoreError(f"{self.url}: {who}") from None
+            reason = "a packer is writing to it" if exclusive else "it is being pruned"
+            raise StoreError(f"{self.url}: {reason}") from None
         finally:
             os.close(lock)
 

@@ -98,8 +98,11 @@ class Store(Protocol):
         """Remove what stopped writers left before Unix time `before_s`; say how many things."""
 
     @contextmanager
-    def held(self, *, exclusive: bool) -> Iterator[None]:
-        """Hold the store: writers share it, `prune` has it alone."""
+    def locked(self, *, exclusive: bool) -> Iterator[None]:
+        """Lock the store until the block ends: writers share it, `prune` has it alone.
+
+        Raises StoreError at once where the other kind of user has it.
+        """
         yield
 
 

@@ -90,14 +90,14 @@ class TensorWriter:
         self._ends: list[tuple[str, np.dtype[Any], int]] = []
         offset = 0
         for name, (dtype, shape) in tensors.items():
-            kind = np.dtype(dtype)
-            end = offset + kind.itemsize * math.prod(shape)
+            numpy_dtype = np.dtype(dtype)
+            end = offset + numpy_dtype.itemsize * math.prod(shape)
             header[name] = {
-                "dtype": _NAMES[kind],
+                "dtype": _NAMES[numpy_dtype],
                 "shape": list(shape),
                 "data_offsets": [offset, end],
             }
-            self._ends.append((name, kind, end))
+            self._ends.append((name, numpy_dtype, end))
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % alignment_bytes)

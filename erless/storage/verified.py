@@ -52,10 +52,10 @@ def verify_blobs(
         StorageError: it cannot be read.
     """
     counter = counter or Ignore()
-    known = _read(note)
+    noted = _read(note)
     todo = []
     for blob in blobs:
-        if note and known.get(blob.name) == _identity(_place(folder, blob), blob):
+        if note and noted.get(blob.name) == _identity(_place(folder, blob), blob):
             counter.advance(blob.size_bytes)
         else:
             todo.append(blob)
@@ -112,10 +112,10 @@ def _read(note: Path | None) -> dict[str, Identity]:
     if note is None:
         return {}
     try:
-        known = read_json(note.read_bytes(), str(note))
+        noted = read_json(note.read_bytes(), str(note))
     except (OSError, ArtifactError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return noted if isinstance(noted, dict) else {}
 
 
 def _write(note: Path, identities: dict[str, Identity]) -> None:

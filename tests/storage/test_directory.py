@@ -41,8 +41,8 @@ def test_the_stage_of_a_killed_writer_goes_with_the_next(tmp_path: Path) -> None
 def test_pruners_and_writers_keep_apart(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path, create=True)
     other = DirectoryStore(tmp_path)
-    with store.held(exclusive=False), other.held(exclusive=False):
+    with store.locked(exclusive=False), other.locked(exclusive=False):
         with pytest.raises(StoreError, match="a packer is writing to it"):
-            other.held(exclusive=True).__enter__()
-    with store.held(exclusive=True), pytest.raises(StoreError, match="it is being pruned"):
-        other.held(exclusive=False).__enter__()
+            other.locked(exclusive=True).__enter__()
+    with store.locked(exclusive=True), pytest.raises(StoreError, match="it is being pruned"):
+        other.locked(exclusive=False).__enter__()

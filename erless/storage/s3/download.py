@@ -1,4 +1,4 @@
-"""Reading a blob: ranges in parallel, in order past sha256, each resumed where it broke."""
+"""Reading a blob: ranges in parallel, hashed in order, each resumed where it broke."""
 
 from __future__ import annotations
 
@@ -22,7 +22,18 @@ READ_BYTES = 1 << 20
 
 
 def download(bucket: S3Bucket, blob: Blob, descriptor: int | None, counter: Counter) -> None:
-    """Read the blob by ranges in parallel, in order past sha256, and into `descriptor`."""
+    """Read `blob` by ranges in parallel, and hash it in order.
+
+    Args:
+        bucket: where it is.
+        blob: what to read; its size and sha256 are compared.
+        descriptor: of the file that is filled; None only compares.
+        counter: told of the bytes that were hashed.
+
+    Raises:
+        ArtifactError: the blob is missing, truncated or altered.
+        BucketError: the service refused, or the connection broke too often.
+    """
     state = hashlib.sha256()
     begins = iter(range(0, blob.size_bytes, PART_BYTES))
     with ThreadPoolExecutor(THREADS) as pool:
@@ -62,22 +73,22 @@ def _range(
     """Bytes `begin` … `end` - 1, taken up again where a connection broke."""
     data = bytearray(end - begin)
     view = memoryview(data)
-    got = attempt = 0
-    while got < len(data):
+    received = attempt = 0
+    while received < len(data):
         if stop.is_set():
             return data
-        before = got
+        before = received
         with bucket.errors("read", blob.name):
             try:
-                got = _read_into(bucket, view, blob, begin, got)
+                received = _read_into(bucket, view, blob, begin, received)
             except (ResponseStreamingError, HTTPClientError):
                 if attempt >= bucket.attempts - 1:
                     raise
-        if got < len(data):
-            attempt = 0 if got > before else attempt + 1
+        if received < len(data):
+            attempt = 0 if received > before else attempt + 1
             if attempt >= bucket.attempts:
                 raise BucketError(
-                    f"{bucket.url}/{blob.name}: no bytes at offset {begin + got:,} in "
+                    f"{bucket.url}/{blob.name}: no bytes at offset {begin + received:,} in "
                     f"{bucket.attempts} attempts"
                 )
             pause(attempt)
@@ -87,10 +98,10 @@ def _range(
     return data
 
 
-def _read_into(bucket: S3Bucket, view: memoryview, blob: Blob, begin: int, got: int) -> int:
-    """One GET from `begin + got` on; says how far it came."""
+def _read_into(bucket: S3Bucket, view: memoryview, blob: Blob, begin: int, received: int) -> int:
+    """One GET from `begin + received` on; returns how far it came."""
     answer = bucket.client.get_object(
-        **bucket.key(blob.name), Range=f"bytes={begin + got}-{begin + len(view) - 1}"
+        **bucket.key(blob.name), Range=f"bytes={begin + received}-{begin + len(view) - 1}"
     )
     total = int(answer.get("ContentRange", "/0").rpartition("/")[2])
     if total != blob.size_bytes:
@@ -100,7 +111,7 @@ def _read_into(bucket: S3Bucket, view: memoryview, blob: Blob, begin: int, got: 
             "truncated or altered"
         )
     with suppress(ResponseStreamingError, HTTPClientError), answer["Body"] as body:
-        while chunk := body.read(min(READ_BYTES, len(view) - got)):
-            view[got : got + len(chunk)] = chunk
-            got += len(chunk)
-    return got
+        while chunk := body.read(min(READ_BYTES, len(view) - received)):
+            view[received : received + len(chunk)] = chunk
+            received += len(chunk)
+    return received

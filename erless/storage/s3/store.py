@@ -171,6 +171,6 @@ class S3Store:
         return swept
 
     @contextmanager
-    def held(self, *, exclusive: bool) -> Iterator[None]:
+    def locked(self, *, exclusive: bool) -> Iterator[None]:
         """S3 has no locks: `prune` spares what is younger than its grace period instead."""
         yield

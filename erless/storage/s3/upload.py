@@ -47,7 +47,7 @@ def _open_upload(bucket: S3Bucket, blob: Blob) -> str:
         begun for page in pages for begun in page.get("Uploads", ()) if begun["Key"] == key
     ]
     if open_uploads:
-        return max(open_uploads, key=lambda each: each["Initiated"])["UploadId"]
+        return max(open_uploads, key=lambda begun: begun["Initiated"])["UploadId"]
     created = bucket.client.create_multipart_upload(
         **bucket.key(blob.name), ChecksumAlgorithm="CRC32", Metadata={"sha256": blob.sha256}
     )
