@@ -157,8 +157,8 @@ def _parse(source: Path, document: Any) -> Infra:
         raise InfraError(f"{source}: nothing is applied here yet: Terraform has no outputs")
     entry = document.get(OUTPUT)
     if not isinstance(entry, dict) or "value" not in entry:
-        there = ", ".join(sorted(document))
-        raise InfraError(f"{source}: Terraform has no output {OUTPUT!r}; it has {there}")
+        outputs = ", ".join(sorted(document))
+        raise InfraError(f"{source}: Terraform has no output {OUTPUT!r}; it has {outputs}")
     value = entry["value"]
     version = value.get("schema_version") if isinstance(value, dict) else None
     if not isinstance(version, int) or version > SCHEMA_VERSION:

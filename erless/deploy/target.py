@@ -168,10 +168,10 @@ class Target(Protocol):
         """
 
     def status(self) -> Status:
-        """Raises NotDeployedError where nothing runs."""
+        """What runs now. Raises NotDeployedError where nothing does."""
 
     def deployments(self) -> tuple[Deployment, ...]:
-        """Kept releases, newest first."""
+        """KeptRelease releases, newest first."""
 
     def rollback(self, release: str | None, progress: Progress, timeout_s: float) -> Deployment:
         """Make a kept release current again; None: the one before the current."""

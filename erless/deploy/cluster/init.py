@@ -75,16 +75,16 @@ class ClusterInit:
         """
         objects = in_order(self.sources)
         definitions = [document for document in objects if document["kind"] == CRD.kind]
-        rest = [document for document in objects if document["kind"] != CRD.kind]
-        own = [*self.settings, *self.access]
+        others = [document for document in objects if document["kind"] != CRD.kind]
+        ours = [*self.settings, *self.access]
         self._planned = set(_promised(definitions))
         done: list[Applied] = []
-        with self.progress.step("applying", len(objects) + len(own), "steps") as step:
+        with self.progress.step("applying", len(objects) + len(ours), "steps") as step:
             done += self._apply_all(definitions, MANIFESTS, True, step)
             self._wait("definitions", lambda: self._pending_definitions(definitions))
-            done += self._apply_all(rest, MANIFESTS, True, step)
-            self._wait("deployments", lambda: self._pending_deployments(rest))
-            done += self._apply_all(own, FIELD_MANAGER, self.force, step)
+            done += self._apply_all(others, MANIFESTS, True, step)
+            self._wait("deployments", lambda: self._pending_deployments(others))
+            done += self._apply_all(ours, FIELD_MANAGER, self.force, step)
         return done
 
     def _apply_all(
@@ -99,20 +99,20 @@ class ClusterInit:
         meta = document["metadata"]
         kind = self._kind(document)
         space = meta.get("namespace", "default") if kind.namespaced else None
-        here = self.api.get(kind, space, meta["name"])
-        document = _with_rules(document, here or {})
+        live = self.api.get(kind, space, meta["name"])
+        document = _with_rules(document, live or {})
         query = {"fieldManager": manager} | ({"force": "true"} if force else {})
         if self.dry_run:
             query["dryRun"] = "All"
-        action: Action = "update" if here else "create"
+        action: Action = "update" if live else "create"
         # under a dry run, neither new kinds nor new namespaces are there to try against
-        if here or not self.dry_run:
+        if live or not self.dry_run:
             path = kind.path(space, meta["name"])
             try:
                 after = self.api.call("PATCH", path, document, query=query, content_type=APPLY)
             except Missing as error:
                 raise DeployError(f"cannot apply {kind.kind} {meta['name']}: {error}") from error
-            if here and _content(after) == _content(here):
+            if live and _content(after) == _content(live):
                 action = "keep"
         return Applied(action, kind.kind, space, meta["name"])
 
@@ -129,24 +129,24 @@ class ClusterInit:
                 if "/" not in resource["name"]:
                     kind = Kind(version, resource["kind"], resource["name"], resource["namespaced"])
                     self._kinds[version, resource["kind"]] = kind
-        known = self._kinds.get((version, name))
-        if known is None and self.dry_run and (version, name) in self._planned:
+        served = self._kinds.get((version, name))
+        if served is None and self.dry_run and (version, name) in self._planned:
             return Kind(version, name, f"{name.lower()}s")
-        if known is None:
+        if served is None:
             raise DeployError(f"{version} {name}: the cluster knows no such kind")
-        return known
+        return served
 
-    def _wait(self, what: str, pending: Callable[[], Iterable[str]]) -> None:
-        """Until nothing is pending; a dry run has nothing to wait for.
+    def _wait(self, label: str, pending: Callable[[], Iterable[str]]) -> None:
+        """Wait until nothing is pending; a dry run has nothing to wait for.
 
         Raises:
             DeployError: past the deadline; says what is still pending and why.
         """
         deadline = time.monotonic() + self.timeout_s
-        while not self.dry_run and (left := list(pending())):
+        while not self.dry_run and (waiting := list(pending())):
             if time.monotonic() > deadline:
                 raise DeployError(
-                    f"{what} not ready after {self.timeout_s:g} s: {'; '.join(left[:5])}"
+                    f"{label} not ready after {self.timeout_s:g} s: {'; '.join(waiting[:5])}"
                     f"{self._causes()}"
                 )
             time.sleep(PAUSE_S)
@@ -201,13 +201,13 @@ class ClusterInit:
                 yield f"{meta.get('namespace', 'default')}/{meta['name']} ({why})"
 
 
-def _with_rules(document: Object, here: Object) -> Object:
+def _with_rules(document: Object, live: Object) -> Object:
     """`document`, its webhooks with the rules that they have now."""
     if not document["kind"].endswith("WebhookConfiguration"):
         return document
     rules = {
         webhook["name"]: webhook["rules"]
-        for webhook in here.get("webhooks", ())
+        for webhook in live.get("webhooks", ())
         if "rules" in webhook
     }
     hooks = [

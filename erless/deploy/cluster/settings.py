@@ -27,6 +27,8 @@ SERVING = "knative-serving"
 KOURIER = "kourier.ingress.networking.knative.dev"
 MESH = "mesh-compatibility-mode"
 HOST_PATH_FEATURE = "kubernetes.podspec-volumes-hostpath"
+RBAC = "rbac.authorization.k8s.io"
+LABELS = {"app.kubernetes.io/managed-by": "erless"}
 DEPLOYERS = "erless:deployers"  # the group of infra/terraform's deployer role
 
 FEATURES = (
@@ -99,59 +101,58 @@ def public_domains(config_domain: Mapping[str, str]) -> list[str]:
 
 def access(namespace: str, group: str = DEPLOYERS) -> list[Object]:
     """The functions' namespace, and what `group` may do: administer it, and look around."""
-    labels = {"app.kubernetes.io/managed-by": "erless"}
-    subjects = [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group}]
-    rbac = "rbac.authorization.k8s.io/v1"
-
-    def role(kind: str, name: str, where: str | None, rules: list[Object]) -> Object:
-        place = {"namespace": where} if where else {}
-        meta = {"name": name, "labels": labels, **place}
-        return {"apiVersion": rbac, "kind": kind, "metadata": meta, "rules": rules}
-
-    def bind(kind: str, name: str, where: str | None, refers: str, to: str) -> Object:
-        place = {"namespace": where} if where else {}
-        meta = {"name": name, "labels": labels, **place}
-        target = {"apiGroup": "rbac.authorization.k8s.io", "kind": refers, "name": to}
-        return {
-            "apiVersion": rbac,
-            "kind": kind,
-            "metadata": meta,
-            "roleRef": target,
-            "subjects": subjects,
-        }
-
-    def may(group: str, kinds: str, verbs: str, names: tuple[str, ...] = ()) -> Object:
-        rule: Object = {"apiGroups": [group], "resources": kinds.split(), "verbs": verbs.split()}
-        return rule | ({"resourceNames": list(names)} if names else {})
-
     warn = {"pod-security.kubernetes.io/warn": "restricted"}  # as the functions' pods keep it
-    return [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": warn}},
-        # Kubernetes' own role, into which Knative adds its kinds, but autoscalers to read only
-        bind("RoleBinding", "erless-deployers", namespace, "ClusterRole", "admin"),
-        role(
-            "Role",
-            "erless-scaler",
-            namespace,
-            [may("autoscaling.internal.knative.dev", "podautoscalers", "patch")],
-        ),
-        bind("RoleBinding", "erless-scalers", namespace, "Role", "erless-scaler"),
-        role(
-            "ClusterRole",
-            "erless-deployer",
-            None,
-            [
-                may("", "nodes", "get list"),
-                may("", "namespaces", "get patch", (namespace,)),
-                may("apiextensions.k8s.io", "customresourcedefinitions", "get list"),
-            ],
-        ),
-        bind("ClusterRoleBinding", "erless-deployers", None, "ClusterRole", "erless-deployer"),
-        role(
-            "Role",
-            "erless-deployer",
-            SERVING,
-            [may("", "configmaps", "get list"), may("apps", "deployments", "get list")],
-        ),
-        bind("RoleBinding", "erless-deployers", SERVING, "Role", "erless-deployer"),
+    scaling = _rule("autoscaling.internal.knative.dev", "podautoscalers", "patch")
+    looking = [
+        _rule("", "nodes", "get list"),
+        _rule("", "namespaces", "get patch", (namespace,)),
+        _rule("apiextensions.k8s.io", "customresourcedefinitions", "get list"),
     ]
+    serving = [_rule("", "configmaps", "get list"), _rule("apps", "deployments", "get list")]
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": namespace, "labels": warn},
+        },
+        # Kubernetes' own role, into which Knative adds its kinds, but autoscalers to read only
+        _binding("erless-deployers", namespace, "ClusterRole", "admin", group),
+        _role("erless-scaler", namespace, [scaling]),
+        _binding("erless-scalers", namespace, "Role", "erless-scaler", group),
+        _role("erless-deployer", None, looking),
+        _binding("erless-deployers", None, "ClusterRole", "erless-deployer", group),
+        _role("erless-deployer", SERVING, serving),
+        _binding("erless-deployers", SERVING, "Role", "erless-deployer", group),
+    ]
+
+
+def _role(name: str, namespace: str | None, rules: list[Object]) -> Object:
+    """A Role in `namespace`, or for None a ClusterRole."""
+    return {
+        "apiVersion": f"{RBAC}/v1",
+        "kind": "Role" if namespace else "ClusterRole",
+        "metadata": _rbac_metadata(name, namespace),
+        "rules": rules,
+    }
+
+
+def _binding(name: str, namespace: str | None, kind: str, role: str, group: str) -> Object:
+    """`group` gets the role of this kind and name, in `namespace` or for None everywhere."""
+    return {
+        "apiVersion": f"{RBAC}/v1",
+        "kind": "RoleBinding" if namespace else "ClusterRoleBinding",
+        "metadata": _rbac_metadata(name, namespace),
+        "roleRef": {"apiGroup": RBAC, "kind": kind, "name": role},
+        "subjects": [{"apiGroup": RBAC, "kind": "Group", "name": group}],
+    }
+
+
+def _rbac_metadata(name: str, namespace: str | None) -> Object:
+    place = {"namespace": namespace} if namespace else {}
+    return {"name": name, "labels": LABELS, **place}
+
+
+def _rule(group: str, kinds: str, verbs: str, names: tuple[str, ...] = ()) -> Object:
+    """What a role allows: `verbs` on `kinds` of an API group, each a list of words."""
+    rule: Object = {"apiGroups": [group], "resources": kinds.split(), "verbs": verbs.split()}
+    return rule | ({"resourceNames": list(names)} if names else {})

@@ -78,8 +78,8 @@ def _check_python(base: Base) -> None:
         variable.split("=", 1) for variable in base.config.get("config", {}).get("Env", [])
     )
     version = variables.get("PYTHON_VERSION")
-    here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if version and not version.startswith(f"{here}."):
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if version and not version.startswith(f"{running}."):
         raise ImageError(
-            f"base {base.name} has Python {version}; erless is compiled for {here} here"
+            f"base {base.name} has Python {version}; erless is compiled for {running} here"
         )

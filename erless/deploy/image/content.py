@@ -122,10 +122,9 @@ def dependency_items(
 
 def _constraints(scratch: Path) -> Path:
     """A file that pins every distribution to the version that erless runs with here."""
+    # "2.1+cpu": what follows the plus names a build of torch, which the package index may not have
     versions = {
-        distribution.metadata["Name"]: distribution.version.partition("+")[
-            0
-        ]  # "+cpu" names a build of torch
+        distribution.metadata["Name"]: distribution.version.partition("+")[0]
         for distribution in distributions()
     }
     file = scratch / "constraints.txt"

@@ -89,8 +89,8 @@ def append(
         target: the archive's file.
     """
     inherited = base.config.get("config", {})
-    known = dict(variable.split("=", 1) for variable in inherited.get("Env", []))
-    merged = [f"{name}={value}" for name, value in (known | environment).items()]
+    variables = dict(variable.split("=", 1) for variable in inherited.get("Env", []))
+    merged = [f"{name}={value}" for name, value in (variables | environment).items()]
     config = {
         "architecture": base.config.get("architecture", "amd64"),
         "os": base.config.get("os", "linux"),

@@ -54,10 +54,10 @@ def parse_reference(text: str) -> ImageReference:
     Raises:
         ImageError: not a reference.
     """
-    found = _PATTERN.match(text)
-    if found is None:
+    match = _PATTERN.match(text)
+    if match is None:
         raise ImageError(f"{text!r} is not an image reference: [HOST[:PORT]/]NAME[:TAG][@sha256:…]")
-    host, name = found["host"] or HUB, found["name"]
+    host, name = match["host"] or HUB, match["name"]
     if host in (HUB, "index.docker.io"):
         host, name = HUB_API, name if "/" in name else f"library/{name}"
-    return ImageReference(host, name, found["tag"] or "latest", found["digest"] or "")
+    return ImageReference(host, name, match["tag"] or "latest", match["digest"] or "")

@@ -67,13 +67,13 @@ class Registry:
         try:
             document = json.loads(data)
         except ValueError as error:
-            raise ImageError(f"{version} of {self._what} is no manifest: {error}") from error
+            raise ImageError(f"{version} of {self._repository} is no manifest: {error}") from error
         if document.get("mediaType") in INDEX_TYPES or "manifests" in document:
             for entry in document["manifests"]:
                 platform = entry.get("platform", {})
                 if (platform.get("os"), platform.get("architecture")) == PLATFORM:
                     return self.manifest(entry["digest"])
-            raise ImageError(f"{self._what} has no image for {'/'.join(PLATFORM)}")
+            raise ImageError(f"{self._repository} has no image for {'/'.join(PLATFORM)}")
         return _sha256(data), document
 
     def digest(self, version: str) -> str:
@@ -97,7 +97,7 @@ class Registry:
             answer.release_conn()
         if f"sha256:{actual.hexdigest()}" != digest:
             raise ImageError(
-                f"{self._what}: expected digest {digest}, got sha256:{actual.hexdigest()}"
+                f"{self._repository}: expected digest {digest}, got sha256:{actual.hexdigest()}"
             )
 
     def push(self, path: Path, digest: str) -> bool:
@@ -118,13 +118,13 @@ class Registry:
 
     def tag(self, manifest: str, version: str) -> None:
         """Name a manifest whose blobs are there."""
-        kind = json.loads(manifest).get("mediaType", MANIFEST_TYPES[0])
+        media_type = json.loads(manifest).get("mediaType", MANIFEST_TYPES[0])
         with self._errors(f"tag {version} in"):
             self._request(
                 "PUT",
                 f"{self._root}/manifests/{version}",
                 body=manifest.encode(),
-                headers={"Content-Type": kind},
+                headers={"Content-Type": media_type},
             )
 
     def _read_manifest(self, version: str) -> bytes:
@@ -139,13 +139,15 @@ class Registry:
             data = answer.read(MAX_DOCUMENT_BYTES + 1)
             answer.release_conn()
         if len(data) > MAX_DOCUMENT_BYTES:
-            raise ImageError(f"{version} of {self._what} is larger than {MAX_DOCUMENT_BYTES:,} B")
+            raise ImageError(
+                f"{version} of {self._repository} is larger than {MAX_DOCUMENT_BYTES:,} B"
+            )
         if version.startswith("sha256:") and _sha256(data) != version:
-            raise ImageError(f"{self._what}: expected digest {version}, got {_sha256(data)}")
+            raise ImageError(f"{self._repository}: expected digest {version}, got {_sha256(data)}")
         return data
 
     @property
-    def _what(self) -> str:
+    def _repository(self) -> str:
         return f"{self.reference.host}/{self.reference.name}"
 
     def _request(
@@ -173,11 +175,13 @@ class Registry:
         while True:
             # credentials are the registry's: an upload or a blob may lie on another host
             ours = urlsplit(url).netloc == urlsplit(self._root).netloc
-            known = {"Authorization": self._authorization} if ours and self._authorization else {}
-            answer = self._pool.request(
-                method, url, headers=(headers or {}) | known, retries=retries, **more
+            credentials = (
+                {"Authorization": self._authorization} if ours and self._authorization else {}
             )
-            if answer.status == 401 and ours and not known:
+            answer = self._pool.request(
+                method, url, headers=(headers or {}) | credentials, retries=retries, **more
+            )
+            if answer.status == 401 and ours and not credentials:
                 challenge = answer.headers.get("WWW-Authenticate", "")
                 answer.drain_conn()
                 self._authorization = self._authorize(challenge)
@@ -197,13 +201,15 @@ class Registry:
         if user is not None:
             pair = base64.b64encode(f"{user}:{password or ''}".encode()).decode()
             basic = f"Basic {pair}"
-        scheme, _, rest = challenge.partition(" ")
+        scheme, _, parameters = challenge.partition(" ")
         if scheme.lower() != "bearer":
             return basic
-        fields = dict(_CHALLENGE.findall(rest))
+        fields = dict(_CHALLENGE.findall(parameters))
         realm = fields.pop("realm", "")
         if urlsplit(realm).scheme != "https" and not self.reference.loopback:
-            raise ImageError(f"{self._what}: credentials would go to {realm or 'nowhere'} in clear")
+            raise ImageError(
+                f"{self._repository}: credentials would go to {realm or 'nowhere'} in clear"
+            )
         fields["scope"] = (
             f"repository:{self.reference.name}:pull,push"
             if basic
@@ -227,16 +233,16 @@ class Registry:
             words = {401: "not permitted", 403: "not permitted", 404: "not there"}
             reason_text = words.get(error.status, "refused")
             raise ImageError(
-                f"cannot {doing} {self._what}: {reason_text} ({error.status})"
+                f"cannot {doing} {self._repository}: {reason_text} ({error.status})"
             ) from error
         except urllib3.exceptions.HTTPError as error:
             reason = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
             raise ImageError(
-                f"cannot {doing} {self._what}: {first_line(reason or error)}"
+                f"cannot {doing} {self._repository}: {first_line(reason or error)}"
             ) from error
         except (ValueError, KeyError) as error:
             raise ImageError(
-                f"cannot {doing} {self._what}: the answer is damaged ({error})"
+                f"cannot {doing} {self._repository}: the answer is damaged ({error})"
             ) from error
 
 

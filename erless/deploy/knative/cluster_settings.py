@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from erless.deploy.infra import Infra
+from erless.deploy.kubernetes.kinds import CLAIM, SECRET, Kind
 from erless.errors import ConfigError, OptionError
 from erless.specs.config import Config, GatewayConfig
 from erless.specs.functions import FunctionKind
@@ -75,6 +76,15 @@ class ClusterSettings:
             return self
         options = self.options.model_copy(update={"endpoint_url": endpoint_url})
         return replace(self, options=options)
+
+    def references(self) -> Iterator[tuple[Kind, str]]:
+        """The Secrets and volume claims that the pods refer to, by kind and name."""
+        options = self.options
+        secrets = (*options.image_pull_secrets, options.credentials_secret, options.token_secret)
+        claims = (options.cache_claim, options.store_volume.claim)
+        for kind, references in ((SECRET, secrets), (CLAIM, claims)):
+            for name in filter(None, references):
+                yield kind, name
 
     def place(self, role: str) -> PodPlacement:
         """Where pods of `role` may run."""
@@ -143,13 +153,13 @@ def parse_image_options(images: Sequence[str]) -> dict[str, str]:
     Raises:
         OptionError: one has another form.
     """
-    chosen: dict[str, str] = {}
+    by_kind: dict[str, str] = {}
     for option in images:
         kind, sign, image = option.partition("=")
         if not sign or not image:
             raise OptionError(f"--image {option}: expected KIND=IMAGE")
-        chosen[_kind(kind)] = image
-    return chosen
+        by_kind[_kind(kind)] = image
+    return by_kind
 
 
 def _kind(name: str) -> FunctionKind:

@@ -28,23 +28,25 @@ def compare(api: Api, rendered: Rendered, namespace: str, trial: DryRun) -> tupl
     running = _running(api, namespace)
     for document in rendered.objects:
         meta = document["metadata"]
-        what = meta["annotations"].get(names.FUNCTION) or f"{document['kind']} {meta['name']}"
+        subject = meta["annotations"].get(names.FUNCTION) or f"{document['kind']} {meta['name']}"
         live = api.get(kind_of(document), meta.get("namespace"), meta["name"])
         if live is None:
             trial.apply(document)
-            old = running.get(what)
+            old = running.get(subject)
             changes.append(
-                Change("create", what)
+                Change("create", subject)
                 if old is None
-                else Change("update", what, f"{old} stays until it is pruned; new {meta['name']}")
+                else Change(
+                    "update", subject, f"{old} stays until it is pruned; new {meta['name']}"
+                )
             )
             continue
         fields = list(_differences(live, _tried(trial, document, live)))
         if fields:
             more = f"; {len(fields) - _SHOWN} more" if len(fields) > _SHOWN else ""
-            changes.append(Change("update", what, "; ".join(fields[:_SHOWN]) + more))
+            changes.append(Change("update", subject, "; ".join(fields[:_SHOWN]) + more))
         else:
-            changes.append(Change("keep", what))
+            changes.append(Change("keep", subject))
     return (*changes, *_orphans(api, rendered, namespace))
 
 
@@ -61,7 +63,7 @@ def _running(api: Api, namespace: str) -> dict[str, str]:
 
 
 def _tried(trial: DryRun, document: Object, live: Object) -> Object:
-    """What the server would make of it; the gateway's record is not a release's to change."""
+    """`document` as the server would store it, beside the live record of kept releases."""
     if document["metadata"]["name"] == names.GATEWAY and document["kind"] == KSERVICE.kind:
         record = read_record(live)
         lines = read_record(document).traffic
@@ -71,11 +73,12 @@ def _tried(trial: DryRun, document: Object, live: Object) -> Object:
     return trial.apply(document)
 
 
-def _same_revision(one: Object, other: Object) -> bool:
-    first, second = (
-        document["spec"]["template"]["metadata"].get("name") for document in (one, other)
-    )
-    return bool(first == second)
+def _same_revision(document: Object, live: Object) -> bool:
+    return _revision_name(document) == _revision_name(live)
+
+
+def _revision_name(service: Object) -> str:
+    return str(service["spec"]["template"]["metadata"].get("name"))
 
 
 def _orphans(api: Api, rendered: Rendered, namespace: str) -> Iterator[Change]:
@@ -100,14 +103,14 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     """Changed fields, as `path: old → new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(set(old) | set(new)):
-            here = f"{path}.{key}".lstrip(".")
+            field = f"{path}.{key}".lstrip(".")
             if path == "metadata" and key in _SERVERS:
                 continue
-            if here != "status" and not here.endswith(_NOTES):
-                yield from _differences(old.get(key), new.get(key), here)
+            if field != "status" and not field.endswith(_NOTES):
+                yield from _differences(old.get(key), new.get(key), field)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from _differences(one, other, f"{path}[{index}]")
+        for index, (old_item, new_item) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(old_item, new_item, f"{path}[{index}]")
     elif old != new:
         yield f"{path}: {_short(old)} → {_short(new)}"
 

@@ -17,7 +17,7 @@ from erless.deploy.kubernetes import names
 
 __all__ = [
     "GatewayRecord",
-    "Kept",
+    "KeptRelease",
     "called_services",
     "read_record",
     "traffic_after",
@@ -29,7 +29,7 @@ NEXT = "next"  # the tag of a revision that gets ready before it gets traffic
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptRelease:
     """One deployed release: its gateway's revision, and when it was cut over (ISO 8601, UTC).
 
     model: the model's name; empty in records of older versions.
@@ -49,7 +49,7 @@ class GatewayRecord:
     """
 
     service: Object | None
-    history: tuple[Kept, ...]
+    history: tuple[KeptRelease, ...]
     traffic: tuple[TrafficTarget, ...]
 
     @property
@@ -59,7 +59,7 @@ class GatewayRecord:
         return most.revision if most and most.percent else ""
 
     @property
-    def current(self) -> Kept | None:
+    def current(self) -> KeptRelease | None:
         """The current release, once it was cut over."""
         return next((kept for kept in self.history if kept.revision == self.revision), None)
 
@@ -74,7 +74,7 @@ def read_record(service: Object | None) -> GatewayRecord:
         return GatewayRecord(None, (), ())
     text = service["metadata"].get("annotations", {}).get(names.HISTORY, "[]")
     try:
-        history = tuple(Kept(**entry) for entry in json.loads(text))
+        history = tuple(KeptRelease(**entry) for entry in json.loads(text))
     except (ValueError, TypeError):
         history = ()
     lines = tuple(
@@ -105,7 +105,7 @@ def traffic_after(
 def with_traffic(
     service: Object,
     traffic: Sequence[TrafficTarget],
-    history: Sequence[Kept],
+    history: Sequence[KeptRelease],
     template: Object | None,
 ) -> Object:
     """The gateway's Service as applied, with this traffic and this record.
@@ -123,14 +123,16 @@ def with_traffic(
         if key.startswith("erless.dev/")
     }
     record = json.dumps([asdict(kept) for kept in history], separators=(",", ":"))
-    own = ("app.kubernetes.io/", "erless.dev/", "networking.knative.dev/")
+    prefixes = ("app.kubernetes.io/", "erless.dev/", "networking.knative.dev/")
     return {
         "apiVersion": service["apiVersion"],
         "kind": service["kind"],
         "metadata": {
             "name": meta["name"],
             "namespace": meta["namespace"],
-            "labels": {key: value for key, value in meta["labels"].items() if key.startswith(own)},
+            "labels": {
+                key: value for key, value in meta["labels"].items() if key.startswith(prefixes)
+            },
             "annotations": notes | {names.HISTORY: record},
         },
         "spec": {

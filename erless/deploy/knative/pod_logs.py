@@ -27,7 +27,7 @@ def pod_logs(
     Args:
         api: the cluster.
         namespace: where.
-        functions: Service → how it is called in a line.
+        functions: Service → the name that its lines begin with.
         lines: most lines of the past.
         follow: go on with what comes.
     """
@@ -67,26 +67,26 @@ def _tail(api: Api, namespace: str, pod: str, name: str, lines: int) -> Iterator
 
 def _follow(api: Api, namespace: str, functions: Mapping[str, str]) -> Iterator[str]:
     """What comes, from one thread per pod; new pods from their first line on."""
-    found: queue.Queue[str] = queue.Queue(maxsize=10_000)
-    known: set[str] = set()
+    arriving: queue.Queue[str] = queue.Queue(maxsize=10_000)
+    followed: set[str] = set()
 
     def read(pod: str, name: str, past: bool) -> None:
         query = {"container": CONTAINER, "follow": "true"} | ({} if past else {"tailLines": "0"})
         try:
             for line in api.lines(POD.path(namespace, pod, "log"), query):
-                found.put(f"{name} | {line}")
+                arriving.put(f"{name} | {line}")
         except (DeployError, Missing):
-            known.discard(pod)  # not started yet: tried again
+            followed.discard(pod)  # not started yet: tried again
 
     first = True
     while True:
         for pod, name in _pods(api, namespace, functions):
-            if pod not in known:
-                known.add(pod)
+            if pod not in followed:
+                followed.add(pod)
                 threading.Thread(target=read, args=(pod, name, not first), daemon=True).start()
         first = False
         try:
             while True:
-                yield found.get(timeout=LOOK_S)
+                yield arriving.get(timeout=LOOK_S)
         except queue.Empty:
             continue

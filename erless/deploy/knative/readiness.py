@@ -27,17 +27,17 @@ _OVER = {"ProgressDeadlineExceeded"}
 SERVICE_LABEL, REVISION_LABEL = "serving.knative.dev/service", "serving.knative.dev/revision"
 
 
-def condition(document: Object, kind: str) -> Object:
-    """The condition of that type, empty where there is none."""
+def condition(document: Object, name: str) -> Object:
+    """The condition of type `name`; empty where `document` has none."""
     conditions = document.get("status", {}).get("conditions", [])
-    return next((entry for entry in conditions if entry.get("type") == kind), {})
+    return next((entry for entry in conditions if entry.get("type") == name), {})
 
 
 def is_ready(document: Object) -> bool:
     """Whether what was applied last is ready."""
-    seen = document.get("status", {}).get("observedGeneration")
+    observed = document.get("status", {}).get("observedGeneration")
     return (
-        seen == document["metadata"].get("generation")
+        observed == document["metadata"].get("generation")
         and condition(document, "Ready").get("status") == "True"
     )
 
@@ -88,8 +88,8 @@ class FailureWatch:
         overdue = []
         for name, service in waiting.items():
             ready = condition(service, "Ready")
-            seen = service.get("status", {}).get("observedGeneration")
-            if ready.get("status") != "False" or seen != service["metadata"].get("generation"):
+            observed = service.get("status", {}).get("observedGeneration")
+            if ready.get("status") != "False" or observed != service["metadata"].get("generation"):
                 self._false_since.pop(name, None)
                 continue
             since = self._false_since.setdefault(name, now)
@@ -105,22 +105,22 @@ class FailureWatch:
             for service in waiting.values()
             if service.get("status", {}).get("latestCreatedRevisionName")
         }
-        theirs = {
+        newest_pods = {
             pod["metadata"]["name"]: pod
             for pod in pods
             if pod["metadata"]["labels"].get(REVISION_LABEL) in newest
         }
-        if not theirs:
+        if not newest_pods:
             return {}
         events, _ = self._api.list(EVENT, self._namespace)
         worst: dict[str, PodProblem] = {}
-        for found in pod_problems(theirs.values(), events):
-            meta = theirs[found.pod]["metadata"]
-            final = found.final and meta.get("uid") not in self._older
-            problem = replace(found, final=final)
+        for reported in pod_problems(newest_pods.values(), events):
+            meta = newest_pods[reported.pod]["metadata"]
+            final = reported.final and meta.get("uid") not in self._older
+            problem = replace(reported, final=final)
             service = meta["labels"][SERVICE_LABEL]
-            known = worst.get(service)
-            if known is None or (problem.final and not known.final):
+            former = worst.get(service)
+            if former is None or (problem.final and not former.final):
                 worst[service] = problem
         return worst
 

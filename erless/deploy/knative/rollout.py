@@ -23,7 +23,7 @@ from erless.deploy.knative.deployment_secret import ensure_secret
 from erless.deploy.knative.gateway_record import (
     NEXT,
     GatewayRecord,
-    Kept,
+    KeptRelease,
     called_services,
     read_record,
     traffic_after,
@@ -78,20 +78,20 @@ class Rollout:
     ) -> None:
         """All steps for `rendered`, the objects of `release`, which is of `model`."""
         before = self.record()
-        wanted = {service["metadata"]["name"] for service in rendered.functions}
-        self._clear_failed(wanted | {names.GATEWAY}, before)
+        functions = {service["metadata"]["name"] for service in rendered.functions}
+        self._clear_failed(functions | {names.GATEWAY}, before)
         for document in rendered.base:
             self._api.apply(document)
         rotate = before.revision != rendered.revision
         ensure_secret(self._api, self._namespace, release, rotate=rotate)
         for document in rendered.functions:
             self._api.apply(document)
-        self._restore(wanted)
-        self._wait_ready("functions ready", wanted)
-        self._present(rendered, before)
+        self._restore(functions)
+        self._wait_ready("functions ready", functions)
+        self._add_candidate(rendered, before)
         if before.revision != rendered.revision:
-            self._prewarm(wanted, rendered.revision)
-        self._move(rendered, release, canary_percent, model)
+            self._prewarm(functions, rendered.revision)
+        self._cut_over(rendered, release, canary_percent, model)
         for document in rendered.extras:
             self._api.apply(document)
         self.settle()
@@ -122,12 +122,12 @@ class Rollout:
         self._wait_routed("cut over", target.revision, 100)
         self.settle()
 
-    def _present(self, rendered: Rendered, before: GatewayRecord) -> None:
+    def _add_candidate(self, rendered: Rendered, before: GatewayRecord) -> None:
         """Make the gateway's new revision ready without giving it traffic."""
         revision = rendered.revision
         # a kept revision is found, not made again: Knative does not make one twice
-        known = before.service and self._api.get(REVISION, self._namespace, revision)
-        template = before.service["spec"]["template"] if before.service and known else None
+        existing = before.service and self._api.get(REVISION, self._namespace, revision)
+        template = before.service["spec"]["template"] if before.service and existing else None
         serving = before.serving()
         others = [line for line in serving if line.revision != revision]
         if not serving or (not others and before.revision == revision):
@@ -137,32 +137,32 @@ class Rollout:
         self._api.apply(with_traffic(rendered.gateway, lines, before.history, template))
         self._wait_routed("gateway ready", revision, 0)
 
-    def _move(self, rendered: Rendered, release: str, canary_percent: int, model: str) -> None:
+    def _cut_over(self, rendered: Rendered, release: str, canary_percent: int, model: str) -> None:
         """The cut-over: traffic and record in one write."""
         before, revision = self.record(), rendered.revision
         template = before.service["spec"]["template"] if before.service else None
         lines = traffic_after(before, revision, canary_percent)
         history, share = list(before.history), lines[-1].percent
-        known = before.current is not None and before.current.revision == revision
-        if share == 100 and not known:
+        already_current = before.current is not None and before.current.revision == revision
+        if share == 100 and not already_current:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             history = [kept for kept in history if kept.release != release]
-            history = [Kept(release, revision, now, model), *history][: self._keep]
+            history = [KeptRelease(release, revision, now, model), *history][: self._keep]
         self._api.apply(with_traffic(rendered.gateway, lines, history, template))
         self._wait_routed("cut over", revision, share)
 
-    def _wait_ready(self, label: str, wanted: set[str]) -> None:
-        """Until all `wanted` Services are ready."""
-        self._wait(label, wanted, is_ready)
+    def _wait_ready(self, label: str, services: set[str]) -> None:
+        """Wait until all of `services` are ready."""
+        self._wait(label, services, is_ready)
 
     def _wait_routed(self, label: str, revision: str, percent: int) -> None:
-        """Until the gateway's route reaches `revision` with `percent` of the traffic."""
+        """Wait until the gateway's route reaches `revision` with `percent` of the traffic."""
         self._wait(label, {names.GATEWAY}, lambda live: _routed(live, revision, percent))
 
-    def _wait(self, label: str, wanted: set[str], ready: Callable[[Object], bool]) -> None:
+    def _wait(self, label: str, services: set[str], ready: Callable[[Object], bool]) -> None:
         watch = FailureWatch(self._api, self._namespace, self._older)
-        late = set(wanted)
-        with self._progress.step(label, len(wanted), "steps") as step:
+        late = set(services)
+        with self._progress.step(label, len(services), "steps") as step:
 
             def done(objects: dict[str, Object]) -> bool:
                 now_ready = {name for name in late if name in objects and ready(objects[name])}
@@ -179,7 +179,7 @@ class Rollout:
             f"{', '.join(sorted(late))} not ready within {self._deadline.seconds:g} s{why}"
         )
 
-    def _clear_failed(self, wanted: set[str], before: GatewayRecord) -> None:
+    def _clear_failed(self, services: set[str], before: GatewayRecord) -> None:
         """Remove revisions that failed, so that they are made again.
 
         Knative does not try a revision twice, and a pod that could not start waits ever longer.
@@ -199,7 +199,7 @@ class Rollout:
         for revision in revisions:
             name, ready = revision["metadata"]["name"], condition(revision, "Ready").get("status")
             service = revision["metadata"]["labels"].get(SERVICE_LABEL)
-            if service not in wanted or name in spared or ready == "True":
+            if service not in services or name in spared or ready == "True":
                 continue
             if ready == "False" or name in hopeless:
                 self._api.delete(REVISION, self._namespace, name)
@@ -256,18 +256,20 @@ class Rollout:
     def settle(self) -> None:
         """Rest what only kept releases call, remove what none calls. May run at any time."""
         now = self.record()
-        kept = {kept.revision for kept in now.history} | {line.revision for line in now.traffic}
+        kept_revisions = {kept.revision for kept in now.history} | {
+            line.revision for line in now.traffic
+        }
         revisions, _ = self._api.list(
             REVISION, self._namespace, f"{names.OWNED},{names.KIND}=gateway"
         )
         called: dict[str, set[str]] = {
             revision["metadata"]["name"]: called_services(revision) for revision in revisions
         }
-        needed = set().union(*(called[name] for name in called if name in kept))
+        needed = set().union(*(called[name] for name in called if name in kept_revisions))
         serving = {line.revision for line in now.traffic}
         current = set().union(*(called[name] for name in called if name in serving))
         for revision in revisions:
-            if revision["metadata"]["name"] not in kept:
+            if revision["metadata"]["name"] not in kept_revisions:
                 self._api.delete(REVISION, self._namespace, revision["metadata"]["name"])
         self._services.refresh()
         for name, live in self._services.objects.items():
@@ -323,7 +325,7 @@ def _labelled(service: Object, release: str) -> Object:
     return changed
 
 
-def _release_to_restore(record: GatewayRecord, release: str | None) -> Kept:
+def _release_to_restore(record: GatewayRecord, release: str | None) -> KeptRelease:
     """The release to go back to."""
     current = record.current
     if current is None:
@@ -335,6 +337,6 @@ def _release_to_restore(record: GatewayRecord, release: str | None) -> Kept:
         return older[0]
     matching = [kept for kept in record.history if kept.release.startswith(release)]
     if not matching:
-        kept = ", ".join(kept.release[:12] for kept in record.history)
-        raise NotDeployedError(f"no kept release begins with {release!r}; kept are {kept}")
+        digests = ", ".join(kept.release[:12] for kept in record.history)
+        raise NotDeployedError(f"no kept release begins with {release!r}; kept are {digests}")
     return matching[0]

@@ -138,21 +138,21 @@ def _metadata(document: Any, path: str) -> Iterator[str]:
             yield f"{path}.labels: {key}={value} is not a label"
 
 
-def _model(value: Any, kind: str, path: str) -> Iterator[str]:
+def _model(value: Any, model_name: str, path: str) -> Iterator[str]:
     """Compare a document with a generated model, field by field."""
     from kubernetes import client
 
-    model = getattr(client, kind)
+    model = getattr(client, model_name)
     if not isinstance(value, Mapping):
         yield f"{path}: {type(value).__name__}, expected an object"
         return
     fields = {model.attribute_map[name]: hint for name, hint in model.openapi_types.items()}
     for key, item in value.items():
-        here = f"{path}.{key}".lstrip(".")
+        field_path = f"{path}.{key}".lstrip(".")
         if key not in fields:
-            yield f"{here}: {kind.removeprefix('V1')} has no such field"
+            yield f"{field_path}: {model_name.removeprefix('V1')} has no such field"
         else:
-            yield from _typed(item, fields[key], here)
+            yield from _typed(item, fields[key], field_path)
     for name, field in getattr(model, "model_fields", {}).items():
         if field.is_required() and model.attribute_map[name] not in value:
             yield f"{path}.{model.attribute_map[name]}: missing".lstrip(".")
@@ -220,8 +220,8 @@ def _traffic(lines: Sequence[Mapping[str, Any]], path: str) -> Iterator[str]:
 
 
 def _seconds(text: str) -> int:
-    found = re.fullmatch(r"(\d+)s", text)
-    return int(found[1]) if found else -1
+    match = re.fullmatch(r"(\d+)s", text)
+    return int(match[1]) if match else -1
 
 
 def _scaling(annotations: Mapping[str, str], path: str) -> Iterator[str]:
@@ -274,8 +274,8 @@ def _revision(spec: Mapping[str, Any], path: str) -> Iterator[str]:
 def _container(container: Mapping[str, Any], volumes: set[Any], path: str) -> Iterator[str]:
     yield from _only(container, CONTAINER_FIELDS, path)
     for part, allowed in PART_FIELDS.items():
-        found = container.get(part, {})
-        for item in found if isinstance(found, list) else [found]:
+        value = container.get(part, {})
+        for item in value if isinstance(value, list) else [value]:
             yield from _only(item, allowed, f"{path}.{part}")
     if not IMAGE.match(container.get("image", "")):
         yield f"{path}.image: {container.get('image')!r} is not named by digest"

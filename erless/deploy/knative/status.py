@@ -53,8 +53,8 @@ def quantity(text: str) -> float:
     >>> quantity("250m"), quantity("2Mi")
     (0.25, 2097152.0)
     """
-    found = re.fullmatch(r"([\d.]+)([a-zA-Z]*)", str(text))
-    return float(found[1]) * _UNITS.get(found[2], 1.0) if found else 0.0
+    match = re.fullmatch(r"([\d.]+)([a-zA-Z]*)", str(text))
+    return float(match[1]) * _UNITS.get(match[2], 1.0) if match else 0.0
 
 
 def function_name(service: Object) -> str:
@@ -82,16 +82,18 @@ def read_status(api: Api, namespace: str) -> Status:
     called = _called(api, namespace, record)
     functions = []
     for service in services:
-        own = service["metadata"]["name"] == names.GATEWAY
+        is_gateway = service["metadata"]["name"] == names.GATEWAY
         for revision in _revisions(service, record):
-            theirs = _of(pods, service, revision)
-            now = service["metadata"]["name"] in called or (own and revision == record.revision)
-            if now or theirs:  # what only a kept release calls, and rests, runs nowhere
+            function_pods = _pods_of(pods, service, revision)
+            now = service["metadata"]["name"] in called or (
+                is_gateway and revision == record.revision
+            )
+            if now or function_pods:  # what only a kept release calls, and rests, runs nowhere
                 functions.append(
                     _function(
                         service,
-                        _shown(service, revision, now),
-                        theirs,
+                        _display_name(service, revision, now),
+                        function_pods,
                         scale.get(revision, {}),
                         used,
                         rates,
@@ -122,8 +124,8 @@ def _called(api: Api, namespace: str, record: GatewayRecord) -> set[str]:
     return called_services(live) if live else set()
 
 
-def _shown(service: Object, revision: str, now: bool) -> str:
-    """A function's name; one of another release is told by its revision."""
+def _display_name(service: Object, revision: str, now: bool) -> str:
+    """A function's name; where only another release calls it, with its revision."""
     return function_name(service) if now else f"{function_name(service)} ({revision})"
 
 
@@ -135,7 +137,7 @@ def _revisions(service: Object, record: GatewayRecord) -> Iterable[str]:
     return [status.get("latestReadyRevisionName") or status.get("latestCreatedRevisionName", "")]
 
 
-def _of(pods: list[Object], service: Object, revision: str) -> list[Object]:
+def _pods_of(pods: list[Object], service: Object, revision: str) -> list[Object]:
     """A function's pods: of all its revisions, or where each is one of its own, of that one.
 
     A shard's or tower's newest revision may fail while an older one answers; its pods know why.

@@ -186,19 +186,15 @@ class KnativeTarget:
         return Rollout(self.api, self._namespace, progress, deadline, keep)
 
     def _check_cluster(self) -> None:
-        """Knative is there, and what the pods refer to."""
+        """Refuse a cluster without Knative, or without a Secret or claim that the pods refer to."""
         if self.api.get(CRD, None, "services.serving.knative.dev") is None:
             raise DeployError(f"the cluster at {self.api.host} has no Knative Serving")
-        options = self._settings.options
-        secrets = (*options.image_pull_secrets, options.credentials_secret, options.token_secret)
-        claims = (options.cache_claim, options.store_volume.claim)
-        for kind, wanted in ((SECRET, secrets), (CLAIM, claims)):
-            for name in filter(None, wanted):
-                if self.api.get(kind, self._namespace, name) is None:
-                    raise DeployError(
-                        f"namespace {self._namespace} has no {kind.kind} {name}, which the "
-                        "functions are told to use"
-                    )
+        for kind, name in self._settings.references():
+            if self.api.get(kind, self._namespace, name) is None:
+                raise DeployError(
+                    f"namespace {self._namespace} has no {kind.kind} {name}, which the "
+                    "functions are configured to use"
+                )
 
     def record(self) -> GatewayRecord:
         """What is deployed, as the gateway's Service records it."""
@@ -222,7 +218,7 @@ class KnativeTarget:
         return self._addresses[url]
 
     def deployments(self) -> tuple[Deployment, ...]:
-        """Kept releases, newest first."""
+        """KeptRelease releases, newest first."""
         record = self.record()
         url = (record.service or {}).get("status", {}).get("url", "")
         current, address = record.current, self._address(url) if record.history else ""
@@ -253,12 +249,18 @@ class KnativeTarget:
         services, _ = self.api.list(KSERVICE, self._namespace, names.OWNED)
         if not services:
             raise NotDeployedError(f"nothing is deployed in namespace {self._namespace}")
-        called = {service["metadata"]["name"]: function_name(service) for service in services}
-        wanted = {name: shown for name, shown in called.items() if function in (None, name, shown)}
-        if not wanted:
-            known = ", ".join(sorted(set(called.values())))
-            raise DeployError(f"there is no function {function!r}; there are {known}")
-        return pod_logs(self.api, self._namespace, wanted, lines, follow)
+        names_by_service = {
+            service["metadata"]["name"]: function_name(service) for service in services
+        }
+        matching = {
+            name: shown
+            for name, shown in names_by_service.items()
+            if function in (None, name, shown)
+        }
+        if not matching:
+            listed = ", ".join(sorted(set(names_by_service.values())))
+            raise DeployError(f"there is no function {function!r}; there are {listed}")
+        return pod_logs(self.api, self._namespace, matching, lines, follow)
 
     def destroy(self, progress: Progress, timeout_s: float) -> None:
         """See `Target.destroy`: all that carries our label, and the namespace if erless made it."""
@@ -282,12 +284,12 @@ class KnativeTarget:
 
     def _wait_gone(self, kinds: list[Kind], deadline: Deadline) -> None:
         for kind in kinds:
-            while found := self.api.list(kind, self._namespace, names.OWNED)[0]:
-                self._pause(deadline, f"{kind.kind} {found[0]['metadata']['name']}")
+            while remaining := self.api.list(kind, self._namespace, names.OWNED)[0]:
+                self._pause(deadline, f"{kind.kind} {remaining[0]['metadata']['name']}")
 
-    def _pause(self, deadline: Deadline, what: str) -> None:
+    def _pause(self, deadline: Deadline, subject: str) -> None:
         if deadline.left_s <= 0:
-            raise DeployError(f"{what} is still there after {deadline.seconds:g} s")
+            raise DeployError(f"{subject} is still there after {deadline.seconds:g} s")
         time.sleep(min(GONE_POLL_S, deadline.left_s))
 
     def _foreign(self) -> list[str]:

@@ -145,10 +145,13 @@ class Api:
                 self._reached = True
                 return dict(json.loads(answer.data or b"{}"))
             except ApiException as error:
-                asked = _retry_after(error)
-                if error.status not in _LATER or time.monotonic() + (asked or pause) > give_up:
+                retry_after_s = _retry_after(error)
+                if (
+                    error.status not in _LATER
+                    or time.monotonic() + (retry_after_s or pause) > give_up
+                ):
                     raise self._translate(error, method, path) from error
-                wait = asked or pause
+                wait = retry_after_s or pause
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
                 if time.monotonic() + pause > give_up:
                     raise UnreachableError(
@@ -188,7 +191,7 @@ class Api:
     def list(
         self, kind: Kind, namespace: str | None, selector: str = "", fields: str = ""
     ) -> tuple[list[Object], str]:
-        """All objects, and the resource version to watch from. None where there is no such kind."""
+        """All objects, and the version to watch from; none where the cluster lacks the kind."""
         query = {"labelSelector": selector, "fieldSelector": fields}
         try:
             listed = self.call(
@@ -282,17 +285,17 @@ class Api:
             answer = self._send("GET", path, None, query, "application/json", (5.0, 3600.0))
         except ApiException as error:
             raise self._translate(error, "GET", path) from error
-        rest = b""
+        partial = b""
         try:
             for chunk in answer.stream(65536):
-                *whole, rest = (rest + chunk).split(b"\n")
+                *whole, partial = (partial + chunk).split(b"\n")
                 yield from (line.decode("utf-8", "replace") for line in whole)
         except (urllib3.exceptions.HTTPError, OSError):
             pass
         finally:
             answer.close()
-        if rest:
-            yield rest.decode("utf-8", "replace")
+        if partial:
+            yield partial.decode("utf-8", "replace")
 
     def _translate(self, error: ApiException, method: str, path: str) -> Exception:
         """A refusal in the server's own words."""
@@ -325,12 +328,12 @@ def _conflict(document: Object, path: str, message_text: str) -> str:
     """Who owns which field, where the server says so."""
     causes = document.get("details", {}).get("causes", [])
     owners = [
-        f"{cause.get('field', '?')} belongs to {found[1]}"
+        f"{cause.get('field', '?')} belongs to {match[1]}"
         for cause in causes
-        if (found := _OWNER.search(cause.get("message", "")))
+        if (match := _OWNER.search(cause.get("message", "")))
     ]
-    what = "/".join(path.rsplit("/", 2)[-2:])
-    return f"{what}: {'; '.join(owners)}" if owners else f"{what}: {message_text}"
+    object_path = "/".join(path.rsplit("/", 2)[-2:])
+    return f"{object_path}: {'; '.join(owners)}" if owners else f"{object_path}: {message_text}"
 
 
 def _retry_after(error: ApiException) -> float | None:
@@ -342,9 +345,9 @@ def _retry_after(error: ApiException) -> float | None:
 
 def _events(answer: Any) -> Iterator[tuple[str, Object]]:
     """The stream of a watch: type and object."""
-    rest = b""
+    partial = b""
     for chunk in answer.stream(65536):
-        *whole, rest = (rest + chunk).split(b"\n")
+        *whole, partial = (partial + chunk).split(b"\n")
         for line in filter(None, whole):
             event = json.loads(line)
             document = event["object"]

@@ -73,15 +73,15 @@ def _document(namespace: str, holder: str, duration_s: int) -> dict[str, Any]:
 def _take(api: Api, namespace: str, holder: str, duration_s: int) -> None:
     """Create the lease, or replace one that nobody renews."""
     path = LEASE.path(namespace)
-    seen, since = None, time.monotonic()
+    last_mark, since = None, time.monotonic()
     while True:
         live = api.get(LEASE, namespace, LOCK)
         body = _document(namespace, holder, duration_s)
         spec = (live or {}).get("spec", {})
         mark = (spec.get("holderIdentity"), spec.get("renewTime"))
-        if live is not None and seen is not None and mark != seen:
+        if live is not None and last_mark is not None and mark != last_mark:
             raise ConflictError(f"{mark[0]} deploys to namespace {namespace} just now")
-        seen = mark
+        last_mark = mark
         try:
             if live is None:
                 api.call("POST", path, body)
@@ -93,7 +93,7 @@ def _take(api: Api, namespace: str, holder: str, duration_s: int) -> None:
         except ConflictError:
             raise ConflictError(f"another deploy to namespace {namespace} began just now") from None
         except Missing:
-            seen = None  # it went away in between
+            last_mark = None  # it went away in between
         time.sleep(POLL_S)
 
 

@@ -49,9 +49,9 @@ class Mirror:
         self.objects = {document["metadata"]["name"]: document for document in documents}
 
     def wait(self, done: Callable[[dict[str, Object]], bool], deadline: Deadline) -> bool:
-        """Until `done` says so of the objects, or the deadline; says which.
+        """Wait until `done` is true of the objects; False where the deadline passes first.
 
-        `done` may raise to give up early. It is asked after every change and every few seconds.
+        `done` may raise to give up early. It is called after every change and every few seconds.
         """
         self.refresh()
         while not done(self.objects):
@@ -61,7 +61,7 @@ class Mirror:
         return True
 
     def _follow(self, done: Callable[[dict[str, Object]], bool], deadline: Deadline) -> None:
-        """One watch, until something changes that `done` is content with."""
+        """Watch once, until a change makes `done` true or the window ends."""
         window = max(1, min(WINDOW_S, math.ceil(deadline.left_s)))
         began = time.monotonic()
         try:

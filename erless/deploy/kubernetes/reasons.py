@@ -61,8 +61,8 @@ def _problem(pod: Object, scaling: set[Any]) -> PodProblem | None:
     for condition in status.get("conditions", []):
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             final = name not in scaling and _age_s(condition) > UNSCHEDULABLE_S
-            what = f"no node takes it: {condition.get('message', '?')}"
-            return PodProblem(name, what, final, unplaced=True)
+            text = f"no node takes it: {condition.get('message', '?')}"
+            return PodProblem(name, text, final, unplaced=True)
     if status.get("reason") == "Evicted":
         return PodProblem(name, f"evicted: {status.get('message', '?')}", True)
     for container in status.get("containerStatuses", []):

@@ -26,7 +26,7 @@ SHORT = 16  # digits of a digest in a function's key
 
 @dataclass(frozen=True, slots=True)
 class LocalSettings:
-    """What functions are told besides release and plan.
+    """What functions need to know besides release and plan.
 
     cache: folder for what comes from S3. window_s, grace_s: instead of the plan's, if not None.
     """
@@ -175,9 +175,9 @@ def _function(
 
 
 def _scaling(scaling: Scaling, site: LocalSettings) -> Scaling:
-    asked = {"window_s": site.window_s, "grace_s": site.grace_s}
+    overrides = {"window_s": site.window_s, "grace_s": site.grace_s}
     return scaling.model_copy(
-        update={key: value for key, value in asked.items() if value is not None}
+        update={key: value for key, value in overrides.items() if value is not None}
     )
 
 
@@ -212,13 +212,13 @@ def changes(before: ReleaseSpec | None, after: ReleaseSpec) -> tuple[Change, ...
     names = {function.name: function for function in old.values()}
     differences = []
     for function in after.functions:
-        known = old.get(function.key)
-        if known is None:
+        former = old.get(function.key)
+        if former is None:
             same = names.get(function.name)
             action = "update" if same and same.key not in _keys(after) else "create"
             differences.append(Change(action, function.name, _differs(same, function)))  # type: ignore[arg-type]
-        elif known.scaling != function.scaling:
-            differences.append(Change("update", function.name, _differs(known, function)))
+        elif former.scaling != function.scaling:
+            differences.append(Change("update", function.name, _differs(former, function)))
         else:
             differences.append(
                 Change("keep", function.name, f"{function.kind} {function.digest[:12]}")

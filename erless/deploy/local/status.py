@@ -1,4 +1,4 @@
-"""What the supervisor tells as a `Status`; and what can be told without it."""
+"""The supervisor's facts as a `Status`, and the facts that can be had without it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gateway_url(port: int | None) -> str:
 def facts_without_supervisor(folder: StateFolder, problem: str) -> dict[str, Any]:
     """The facts of `LocalFleet.status` from the saved state and the processes that live.
 
-    Rates are unknown, and are told as zero.
+    Rates are unknown, and given as zero.
 
     Raises:
         ArtifactError: the saved state is damaged.
@@ -44,13 +44,13 @@ def facts_without_supervisor(folder: StateFolder, problem: str) -> dict[str, Any
         "problem": "",
         "changing": "",
         "functions": [
-            _seen_from_outside(spec, pids.get(spec.key, []), problem) for spec in functions
+            _facts_from_processes(spec, pids.get(spec.key, []), problem) for spec in functions
         ],
         "supervisor": {"pids": [], "memory_bytes": 0},
     }
 
 
-def _seen_from_outside(spec: FunctionSpec, pids: list[int], problem: str) -> dict[str, Any]:
+def _facts_from_processes(spec: FunctionSpec, pids: list[int], problem: str) -> dict[str, Any]:
     """One function's facts by its processes alone."""
     missing = not pids and spec.scaling.min_scale > 0
     state = FunctionState.FAILING if missing else FunctionState.IDLE

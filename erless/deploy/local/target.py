@@ -117,7 +117,7 @@ class LocalTarget:
         """See `Target.status`.
 
         A dead supervisor is started first. Where it cannot be started, or does not answer, what
-        can be seen without it is told, with the reason.
+        can be seen without it is returned, with the reason.
         """
         return status_of(self._facts(), self.name)
 
@@ -147,7 +147,7 @@ class LocalTarget:
             raise NotDeployedError(f"nothing is deployed in {self._folder.path}")
 
     def deployments(self) -> tuple[Deployment, ...]:
-        """Kept releases, newest first."""
+        """KeptRelease releases, newest first."""
         state = self._folder.load()
         return tuple(_deployment(release, state) for release in state.releases)
 
@@ -161,12 +161,12 @@ class LocalTarget:
         self, request: dict[str, Any], progress: Progress, timeout_s: float, total: int | None
     ) -> None:
         with progress.step(request["do"], total, "steps") as step:
-            seen = 0
+            reported = 0
 
             def report(label: str, done: int, of: int) -> None:
-                nonlocal seen
-                step.advance(max(0, done - seen) if label == "functions ready" else 1)
-                seen = max(seen, done)
+                nonlocal reported
+                step.advance(max(0, done - reported) if label == "functions ready" else 1)
+                reported = max(reported, done)
 
             command(self._folder, request, timeout_s, report)
 
@@ -184,8 +184,8 @@ class LocalTarget:
         if not self._folder.logs.is_dir():
             raise NotDeployedError(f"nothing was deployed in {self._folder.path}")
         if function is not None and function not in names.values():
-            known = ", ".join(sorted(set(names.values())))
-            raise DeployError(f"there is no function {function!r}; there are {known}")
+            listed = ", ".join(sorted(set(names.values())))
+            raise DeployError(f"there is no function {function!r}; there are {listed}")
 
         def display_name(key: str) -> str | None:
             name = names.get(key, key)

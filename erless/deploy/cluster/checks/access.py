@@ -1,4 +1,4 @@
-"""What this user may do, and whether what the pods are told to use is there."""
+"""What this user may do, and whether the Secrets and claims that the pods name exist."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from erless.deploy.kubernetes.kinds import (
     POD,
     POD_AUTOSCALER,
     REVISION,
-    SECRET,
     Kind,
 )
 from erless.errors import DeployError
@@ -32,7 +31,7 @@ __all__ = ["check_permissions", "check_references"]
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """One thing to be allowed to do.
+    """One thing that the user has to be allowed to do.
 
     part: of an object, such as a pod's log. namespace: empty for the whole cluster. only: the one
     object that it is asked for. optional: something is shown less well without it.
@@ -48,8 +47,8 @@ class Permission:
     @property
     def resource(self) -> str:
         """In kubectl's words: plural, part and group."""
-        what = "/".join(filter(None, (self.kind.plural, self.part)))
-        return f"{what}.{self.kind.group}" if self.kind.group else what
+        path = "/".join(filter(None, (self.kind.plural, self.part)))
+        return f"{path}.{self.kind.group}" if self.kind.group else path
 
 
 def needed_permissions(examination: Examination) -> Iterator[Permission]:
@@ -119,27 +118,24 @@ def _is_allowed(examination: Examination, permission: Permission) -> bool:
 
 def _grant(permission: Permission) -> str:
     """The command that makes a role with this permission."""
-    what = f"--verb={permission.verb} --resource={permission.resource}"
+    flags = f"--verb={permission.verb} --resource={permission.resource}"
     if not permission.namespace:
-        return f"kubectl create clusterrole erless-deployer {what}"
-    return f"kubectl -n {permission.namespace} create role erless-deployer {what}"
+        return f"kubectl create clusterrole erless-deployer {flags}"
+    return f"kubectl -n {permission.namespace} create role erless-deployer {flags}"
 
 
 def check_references(examination: Examination) -> Iterator[Finding]:
-    """Secrets and claims that the pods are told to use."""
-    options, space = examination.settings.options, examination.namespace
-    secrets = (*options.image_pull_secrets, options.credentials_secret, options.token_secret)
-    claims = (options.cache_claim, options.store_volume.claim)
-    for kind, wanted in ((SECRET, secrets), (CLAIM, claims)):
-        for name in filter(None, wanted):
-            what = f"{kind.kind} {name}"
-            try:
-                there = examination.api.get(kind, space, name) is not None
-            except DeployError as error:
-                yield Finding("warn", what, str(error))
-                continue
-            if there:
-                yield Finding("pass", what, "there")
-            else:
-                mend = f"kubectl -n {space} create {kind.kind.lower()} …"
-                yield Finding("fail", what, f"not in namespace {space}", mend)
+    """Whether each Secret and claim that the configuration names for the pods exists."""
+    space = examination.namespace
+    for kind, name in examination.settings.references():
+        subject = f"{kind.kind} {name}"
+        try:
+            exists = examination.api.get(kind, space, name) is not None
+        except DeployError as error:
+            yield Finding("warn", subject, str(error))
+            continue
+        if exists:
+            yield Finding("pass", subject, "there")
+        else:
+            mend = f"kubectl -n {space} create {kind.kind.lower()} …"
+            yield Finding("fail", subject, f"not in namespace {space}", mend)

@@ -74,10 +74,10 @@ def _number(text: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def _version(what: str, text: str, oldest: tuple[int, int]) -> Finding:
+def _version(subject: str, text: str, oldest: tuple[int, int]) -> Finding:
     if (_number(text) or (0, 0)) >= oldest:
-        return Finding("pass", what, text)
-    return Finding("warn", what, f"{text}; tested from {oldest[0]}.{oldest[1]} on")
+        return Finding("pass", subject, text)
+    return Finding("warn", subject, f"{text}; tested from {oldest[0]}.{oldest[1]} on")
 
 
 def _needed_features(examination: Examination) -> dict[str, str]:
@@ -140,17 +140,17 @@ def check_scaling(examination: Examination) -> Iterator[Finding]:
 
 def check_timeouts(examination: Examination) -> Iterator[Finding]:
     """Whether the cluster lets answers take as long as the slowest cold start."""
-    longest = int(examination.config("defaults").get("max-revision-timeout-seconds", "600"))
-    wanted = max(
+    allowed_s = int(examination.config("defaults").get("max-revision-timeout-seconds", "600"))
+    needed_s = max(
         (service["spec"]["template"]["spec"]["timeoutSeconds"] for service in examination.services),
         default=0,
     )
-    if wanted > longest:
-        fact = f"functions need {wanted} s, the cluster allows {longest}"
-        mend = patch_command("defaults", {"max-revision-timeout-seconds": str(wanted)})
+    if needed_s > allowed_s:
+        fact = f"functions need {needed_s} s, the cluster allows {allowed_s}"
+        mend = patch_command("defaults", {"max-revision-timeout-seconds": str(needed_s)})
         yield Finding("fail", "timeouts", fact, mend)
     else:
-        yield Finding("pass", "timeouts", f"up to {longest} s")
+        yield Finding("pass", "timeouts", f"up to {allowed_s} s")
 
 
 def check_ingress(examination: Examination) -> Iterator[Finding]:

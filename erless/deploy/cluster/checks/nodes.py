@@ -20,16 +20,16 @@ def check_nodes(examination: Examination) -> Iterator[Finding]:
     resource = examination.settings.options.gpu_resource
     for service in examination.services:
         spec, name = service["spec"]["template"]["spec"], service["metadata"]["name"]
-        wanted = spec.get("nodeSelector", {})
+        selector = spec.get("nodeSelector", {})
         fitting = [
-            node for node in nodes if wanted.items() <= node["metadata"].get("labels", {}).items()
+            node for node in nodes if selector.items() <= node["metadata"].get("labels", {}).items()
         ]
-        if wanted and not fitting:
+        if selector and not fitting:
             yield Finding(
                 "warn",
                 f"nodes for {name}",
-                f"none has {_pairs(wanted)}; an autoscaler has to add one",
-                f"kubectl label node NODE {_pairs(wanted)}",
+                f"none has {_pairs(selector)}; an autoscaler has to add one",
+                f"kubectl label node NODE {_pairs(selector)}",
             )
         if spec["containers"][0]["resources"]["limits"].get(resource):
             yield _gpus(fitting, resource, name)

@@ -35,9 +35,8 @@ QUEUE_PROXY_MILLICORES = 1000  # its limit where pods have one: throttling it le
 LOCAL = {"networking.knative.dev/visibility": "cluster-local"}
 LEAST_BYTES = 80_000_000  # m0: numpy, the server, buffers; measured 60 MB resident
 WORKER_BYTES = 70_000_000  # of each worker after the first: measured 30-72 MB private
-QUERY_BYTES = (
-    500_000  # of a query that waits in the gateway: what shards get, pooled vectors, dense
-)
+# Of a query that waits in the gateway: what shards get, pooled vectors, dense features.
+QUERY_BYTES = 500_000
 TORCH_BYTES = 300_000_000  # with torch, where a plan says nothing
 MONOLITH_BYTES = 217_000_000  # torch, measured resident: a model-wise replica without rows
 PROGRESS_S = (600, 300)  # at least; for pulling an image and adding a node
@@ -157,8 +156,8 @@ def gateway_service(
         traffic: who gets what; all to this release where it is empty.
     """
     release, plan = desired.release, desired.plan.gateway
-    own = (release.gateway.routing, release.gateway.defaults, *release.tower_files)
-    size = sum(file.size_bytes for file in (*own, *release.vocabularies))
+    files = (release.gateway.routing, release.gateway.defaults, *release.tower_files)
+    size = sum(file.size_bytes for file in (*files, *release.vocabularies))
     size += sum(shard.size_bytes for shard in release.resident)
     memory = max(plan.memory_bytes, size + LEAST_BYTES)
     memory += (math.ceil(plan.vcpu) - 1) * WORKER_BYTES
@@ -195,7 +194,7 @@ def gateway_service(
 def _gateway_environment(
     desired: Desired, settings: ClusterSettings, dense: Object | None, deadline_s: float
 ) -> dict[str, str]:
-    """What the gateway is told: whom it calls, and how long and how often."""
+    """The gateway's own variables: the functions that it calls, its deadline and its limits."""
     options, vcpu = settings.gateway, desired.plan.gateway.vcpu
     urls = {
         shard.digest: _url(names.shard_service(shard.digest), settings)

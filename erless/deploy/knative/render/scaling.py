@@ -60,6 +60,6 @@ def scaling_annotations(
     return {f"{PREFIX}/{key}": value for key, value in values.items()}
 
 
-def _check(function: str, what: str, seconds: int, low: int, high: int) -> None:
+def _check(function: str, setting: str, seconds: int, low: int, high: int) -> None:
     if not low <= seconds <= high:
-        raise PlanError(f"{function}: {what} of {seconds} s; Knative allows {low} to {high} s")
+        raise PlanError(f"{function}: {setting} of {seconds} s; Knative allows {low} to {high} s")

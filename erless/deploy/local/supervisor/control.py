@@ -84,12 +84,12 @@ class Control:
         self, request: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         work = asyncio.ensure_future(self._do(request, writer))
-        left = asyncio.ensure_future(reader.read(1))
-        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+        client_left = asyncio.ensure_future(reader.read(1))
+        await asyncio.wait({work, client_left}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             self.fleet.abandoned |= self.fleet.owner is work
             work.cancel()
-        left.cancel()
+        client_left.cancel()
         try:
             answer = {"result": await work}
         except ErlessError as error:
@@ -109,25 +109,25 @@ class Control:
             _send(writer, {"progress": [label, done, total]})
 
         fleet = self.fleet
-        what = request.get("do")
+        verb = request.get("do")
         timeout_s = float(request.get("timeout_s", 600))
         fleet.environment.update(request.get("environment", {}))
-        if what == "ping":
+        if verb == "ping":
             return {"pid": os.getpid()}
-        if what == "status":
+        if verb == "status":
             return fleet.status()
-        if what == "deploy":
+        if verb == "deploy":
             release = ReleaseSpec.model_validate(request["release"])
             settings = StoredState.model_validate(request["settings"])
             done = await cutover.deploy(fleet, release, settings, timeout_s, report)
             return self._deployment(done)
-        if what == "rollback":
+        if verb == "rollback":
             done = await cutover.rollback(fleet, request.get("release"), timeout_s, report)
             return self._deployment(done)
-        if what == "destroy":
+        if verb == "destroy":
             await fleet.finish(self._destroy())
             return {"pid": os.getpid()}
-        raise DeployError(f"the supervisor does not know how to {what!r}")
+        raise DeployError(f"the supervisor does not know how to {verb!r}")
 
     async def _destroy(self) -> None:
         await cutover.destroy(self.fleet)

@@ -36,7 +36,7 @@ async def deploy(
         release: what shall.
         settings: port, keep, limits and timing from the user; the rest is not read.
         timeout_s: until all is ready.
-        report: is told how many functions are ready.
+        report: called with the number of functions that are ready.
 
     Raises:
         DeployError: a function failed, or the time is over: the old release serves on.
@@ -44,15 +44,15 @@ async def deploy(
     """
     await fleet.begin("deploy")
     try:
-        held = fleet.public.getsockname()[1] if fleet.public else 0
-        if settings.port and held and settings.port != held:
+        port = fleet.public.getsockname()[1] if fleet.public else 0
+        if settings.port and port and settings.port != port:
             raise DeployError(
-                f"the gateway listens on port {held}, not {settings.port}: it keeps its port "
+                f"the gateway listens on port {port}, not {settings.port}: it keeps its port "
                 "until it is destroyed"
             )
         options = {name: getattr(settings, name) for name in ("keep", "limits", "timing")}
         before = fleet.state
-        pending = before.model_copy(update={**options, "port": held or settings.port})
+        pending = before.model_copy(update={**options, "port": port or settings.port})
         fleet.state = pending
         try:
             # deployed before: keeps its time
@@ -92,8 +92,8 @@ def _release_to_restore(state: StoredState, prefix: str | None) -> ReleaseSpec:
         return older[0]
     matching = [release for release in state.releases if release.release.startswith(prefix)]
     if not matching:
-        kept = ", ".join(release.release[:12] for release in state.releases)
-        raise NotDeployedError(f"no kept release begins with {prefix!r}; kept are {kept}")
+        digests = ", ".join(release.release[:12] for release in state.releases)
+        raise NotDeployedError(f"no kept release begins with {prefix!r}; kept are {digests}")
     return matching[0]
 
 
@@ -123,7 +123,7 @@ async def _switch(
 ) -> ReleaseSpec:
     fleet.folder.check_space()
     before = _rotate_secret(fleet, release)
-    known = set(fleet.functions)
+    former_keys = set(fleet.functions)
     resting = {key for key, function in fleet.functions.items() if not function.active}
     try:
         async with asyncio.timeout(timeout_s):
@@ -136,24 +136,24 @@ async def _switch(
                 [function for function in functions if function.spec.scaling.min_scale] + [gateway],
                 report,
             )
-        fleet.commit(_with(fleet.state, release))
+        fleet.commit(_with_current(fleet.state, release))
     except TimeoutError:
         opened = [fleet.functions.get(function.key) for function in release.functions]
         late = [function for function in opened if function is not None and not function.settled]
         late_names = ", ".join(
             f"{function.spec.name} ({function.reason or 'loading'})" for function in late
         )
-        await fleet.finish(_undo(fleet, known, resting, before))
+        await fleet.finish(_undo(fleet, former_keys, resting, before))
         raise DeployError(f"not ready within {timeout_s:g} s: {late_names}") from None
     except BaseException:
-        await fleet.finish(_undo(fleet, known, resting, before))
+        await fleet.finish(_undo(fleet, former_keys, resting, before))
         raise
     log_event("current", release=release.release)
     await fleet.finish(_retire(fleet))
     return release
 
 
-def _with(state: StoredState, release: ReleaseSpec) -> StoredState:
+def _with_current(state: StoredState, release: ReleaseSpec) -> StoredState:
     """`state` with `release` current, and no more releases than are kept."""
     if state.release(release.key) is None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -161,10 +161,12 @@ def _with(state: StoredState, release: ReleaseSpec) -> StoredState:
         releases = (release, *state.releases)
     else:
         releases = tuple(release if kept.key == release.key else kept for kept in state.releases)
-    kept = [
-        kept for place, kept in enumerate(releases) if place < state.keep or kept.key == release.key
+    remaining = [
+        kept
+        for position, kept in enumerate(releases)
+        if position < state.keep or kept.key == release.key
     ]
-    return state.model_copy(update={"current": release.key, "releases": tuple(kept)})
+    return state.model_copy(update={"current": release.key, "releases": tuple(remaining)})
 
 
 def _serving(fleet: LocalFleet) -> dict[str, int]:
@@ -242,10 +244,10 @@ def _rotate_secret(fleet: LocalFleet, release: ReleaseSpec) -> tuple[str, ...]:
 
 
 async def _undo(
-    fleet: LocalFleet, known: set[str], resting: set[str], secret: tuple[str, ...]
+    fleet: LocalFleet, former_keys: set[str], resting: set[str], secret: tuple[str, ...]
 ) -> None:
     """Restore what was: end new functions, rest those that rested, scale shared ones as before."""
-    new = [key for key in fleet.functions if key not in known]
+    new = [key for key in fleet.functions if key not in former_keys]
     for key in [*new, *(key for key in resting if key in fleet.functions)]:
         fleet.functions[key].pause()
     current = fleet.state.release(fleet.state.current)
@@ -273,7 +275,7 @@ async def _retire(fleet: LocalFleet) -> None:
             function.pause()
         await asyncio.gather(*(function.gone() for function in group))
     # a kept gateway is made anew at a rollback: its shards' ports may have changed by then
-    kept = {spec.key for release in fleet.state.releases for spec in release.behind} | used
-    fleet.drop([key for key in fleet.functions if key not in kept])
+    kept_keys = {spec.key for release in fleet.state.releases for spec in release.behind} | used
+    fleet.drop([key for key in fleet.functions if key not in kept_keys])
     with suppress(StorageError):  # both secrets are accepted until the next deploy then
         fleet.folder.secret.settle()

@@ -137,9 +137,9 @@ class LocalFleet:
         self.spawner.warm()
         log_event("supervises", release=self.state.current, orphans=len(orphans))
         release = self.state.release(self.state.current)
-        wanted = {function.key for function in release.functions} if release else set()
+        current_keys = {function.key for function in release.functions} if release else set()
         for orphan in orphans:
-            if orphan.function not in wanted:
+            if orphan.function not in current_keys:
                 orphan.send(signal.SIGTERM)
         if release is not None:
             try:
@@ -287,7 +287,7 @@ class LocalFleet:
 
     # Changes
 
-    async def begin(self, what: str) -> None:
+    async def begin(self, change: str) -> None:
         """Exclude other changes. One that its client has left is first undone, or completed.
 
         Raises:
@@ -300,7 +300,7 @@ class LocalFleet:
             raise SupervisorEndedError(f"the deployment in {self.folder.path} was destroyed")
         if self.changing:
             raise ConflictError(f"a {self.changing} is under way in {self.folder.path}")
-        self.changing, self.abandoned, self.owner = what, False, asyncio.current_task()
+        self.changing, self.abandoned, self.owner = change, False, asyncio.current_task()
 
     async def finish(self, work: Coroutine[Any, Any, None]) -> None:
         """Do `work` to its end, even where the client that asked for it goes away."""
@@ -344,7 +344,7 @@ class LocalFleet:
             if key not in keys and function.replicas
         ]
         helpers = (self.spawner.zygote_pid, self.guardian.watchdog_pid)
-        own = [os.getpid(), *(pid for pid in helpers if pid is not None)]
+        pids = [os.getpid(), *(pid for pid in helpers if pid is not None)]
         return {
             "current": self.state.current,
             "release": release.release if release else None,
@@ -353,5 +353,5 @@ class LocalFleet:
             "problem": self.problem,
             "changing": self.changing,
             "functions": [function.facts() for function in shown],
-            "supervisor": {"pids": own, "memory_bytes": sum(map(pss_bytes, own))},
+            "supervisor": {"pids": pids, "memory_bytes": sum(map(pss_bytes, pids))},
         }

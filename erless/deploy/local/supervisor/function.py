@@ -56,8 +56,8 @@ class LocalFunction:
         self._loop = asyncio.get_running_loop()
         self._scaler = Scaler(spec.scaling, self._loop.time())
         self._totals = Counters()
-        self._seen = Counters()  # what the last observation had counted
-        self._seen_s = self._loop.time()
+        self._observed = Counters()  # what the last observation had counted
+        self._observed_s = self._loop.time()
         self._history: deque[tuple[float, Counters]] = deque()
         self._waiting = self._watching = False
         self._retry_s = 0.0
@@ -220,8 +220,8 @@ class LocalFunction:
         )
 
     def _start(self) -> None:
-        taken = {replica.slot for replica in self.replicas}
-        slot = next(number for number in range(len(taken) + 1) if number not in taken)
+        slots = {replica.slot for replica in self.replicas}
+        slot = next(number for number in range(len(slots) + 1) if number not in slots)
         try:
             replica = Replica(
                 self.spec,
@@ -322,20 +322,20 @@ class LocalFunction:
 
     def _load(self, now: float) -> float:
         """The autoscaler's metric, averaged since the last observation that had one."""
-        seen, self._seen = self._seen, self._totals.copy()
-        seconds, self._seen_s = now - self._seen_s, now
+        before, self._observed = self._observed, self._totals.copy()
+        seconds, self._observed_s = now - self._observed_s, now
         if seconds <= 0:
             return 0.0
         if self.spec.scaling.metric == "rps":
-            return (self._totals.requests - seen.requests) / seconds
-        return (self._totals.concurrency_s - seen.concurrency_s) / seconds
+            return (self._totals.requests - before.requests) / seconds
+        return (self._totals.concurrency_s - before.concurrency_s) / seconds
 
     def _observe(self, value: float | None) -> None:
-        seen = Observation(
+        observation = Observation(
             self._loop.time(), value, self.ready, waiting=self._waiting and not self.ready
         )
         before = self._scaler.wanted
-        decision = self._scaler.observe(seen)
+        decision = self._scaler.observe(observation)
         self.decision = decision.reason
         if decision.wanted != before:
             log_event("scales", self.spec.name, to=decision.wanted, was=before, why=decision.reason)

@@ -20,7 +20,7 @@ LINGER_S = 1.0  # what a client still sends is read so long, for a reset would t
 
 
 class Refusals:
-    """Refuses the connections of one function while it is told to.
+    """Refuses the connections of one function, from `refuse(True)` to `refuse(False)`.
 
     Args:
         opened: the public socket, which stays open when refusing ends.

@@ -1,4 +1,4 @@
-"""What the supervisor is told to run, and what it keeps in `state.json`."""
+"""What the supervisor runs, and what it keeps in `state.json`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FunctionSpec(FromElsewhere):
 class ReleaseSpec(FromElsewhere):
     """One deployed release: its functions, the gateway among them.
 
-    key: identifies the functions and all they are told.
+    key: identifies the functions with their environment and scaling.
     full_copy_bytes: one model-wise replica.
     """
 

@@ -61,12 +61,12 @@ class Counters:
         counts = [self.buckets[bound] - since.buckets.get(bound, 0.0) for bound in bounds]
         if not counts or counts[-1] <= 0:
             return None
-        wanted, low, below = share * counts[-1], 0.0, 0.0
+        rank, low, below = share * counts[-1], 0.0, 0.0
         for bound, count in zip(bounds, counts, strict=True):
-            if count >= wanted:
+            if count >= rank:
                 if bound == float("inf"):
                     return low * 1e3
-                part = (wanted - below) / (count - below) if count > below else 1.0
+                part = (rank - below) / (count - below) if count > below else 1.0
                 return (low + (bound - low) * part) * 1e3
             low, below = bound, count
         return low * 1e3

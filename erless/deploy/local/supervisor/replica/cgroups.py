@@ -40,23 +40,23 @@ def _hierarchy() -> _Hierarchy | None:
     mounts: dict[str, Path] = {}
     unified: Path | None = None
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _, options = right.split(" ", 2)
-        point = Path(left.split()[4])
-        if kind == "cgroup2":
+        mount, _, source = line.partition(" - ")
+        filesystem, _, options = source.split(" ", 2)
+        point = Path(mount.split()[4])
+        if filesystem == "cgroup2":
             unified = point
-        elif kind == "cgroup":
+        elif filesystem == "cgroup":
             mounts |= dict.fromkeys(options.split(","), point)
     places: dict[str, str] = {}
     for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         _, names, place = line.split(":", 2)
         places |= dict.fromkeys(names.split(","), place.lstrip("/"))
     if unified is not None:
-        own = unified / places.get("", "").removesuffix(f"/{ASIDE}")
+        folder = unified / places.get("", "").removesuffix(f"/{ASIDE}")
         with contextlib.suppress(OSError):
-            given = (own / "cgroup.controllers").read_text(encoding="ascii").split()
-            if set(NEEDED) <= set(given):
-                return _Hierarchy(2, dict.fromkeys(NEEDED, own))
+            available = (folder / "cgroup.controllers").read_text(encoding="ascii").split()
+            if set(NEEDED) <= set(available):
+                return _Hierarchy(2, dict.fromkeys(NEEDED, folder))
     if all(controller in mounts and controller in places for controller in NEEDED):
         return _Hierarchy(
             1, {controller: mounts[controller] / places[controller] for controller in NEEDED}
@@ -81,15 +81,15 @@ def obstacle() -> str:
     return ""
 
 
-def _delegate(own: Path) -> None:
-    """Give the groups below `own` their controllers; we leave it first, as v2 demands."""
-    control = own / "cgroup.subtree_control"
+def _delegate(folder: Path) -> None:
+    """Give the groups below `folder` their controllers; we leave it first, as v2 demands."""
+    control = folder / "cgroup.subtree_control"
     if set(NEEDED) <= set(control.read_text(encoding="ascii").split()):
         return
     try:
         control.write_text("+cpu +memory", encoding="ascii")
     except OSError:
-        aside = own / ASIDE
+        aside = folder / ASIDE
         aside.mkdir(exist_ok=True)
         (aside / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
         control.write_text("+cpu +memory", encoding="ascii")

@@ -66,23 +66,25 @@ class Liveness:
         """The replica has answered."""
         self.heard_s, self.unanswered, self._quiet_since_s = now_s, False, None
 
-    def judge(self, seen: ProcessSample, now_s: float, *, answers: bool = True) -> str:
+    def judge(self, sample: ProcessSample, now_s: float, *, answers: bool = True) -> str:
         """Why the replica has to be replaced; empty where it need not.
 
         Args:
-            seen: its process now.
+            sample: its process now.
             now_s: the time of the sample.
             answers: the replica is in a phase in which it owes answers.
         """
         timing = self._timing
         away = now_s - self._sampled_s > timing.sample_s + AWAY_S
-        worked, self._cpu_ticks = seen.cpu_ticks != self._cpu_ticks, seen.cpu_ticks
+        worked, self._cpu_ticks = sample.cpu_ticks != self._cpu_ticks, sample.cpu_ticks
         self._sampled_s = now_s
         if away:
             self._stopped_since_s = self._quiet_since_s = None
             self.heard_s = now_s
-        self._stopped_since_s = (self._stopped_since_s or now_s) if seen.state == STOPPED else None
-        if not answers or not self.unanswered or worked or seen.state != ASLEEP:
+        self._stopped_since_s = (
+            (self._stopped_since_s or now_s) if sample.state == STOPPED else None
+        )
+        if not answers or not self.unanswered or worked or sample.state != ASLEEP:
             self._quiet_since_s = None
         elif self._quiet_since_s is None:
             self._quiet_since_s = now_s

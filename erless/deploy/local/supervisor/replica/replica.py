@@ -166,12 +166,12 @@ class Replica:
 
     def watch(self) -> None:
         """Look at the process; kill it where it hangs."""
-        seen = read_process(self.pid)
-        if seen is None or self.phase is ReplicaPhase.GONE:
+        sample = read_process(self.pid)
+        if sample is None or self.phase is ReplicaPhase.GONE:
             return
         now_s = time.monotonic()
         self._liveness.unanswered |= self._probing
-        fault = self._liveness.judge(seen, now_s, answers=self.phase is ReplicaPhase.READY)
+        fault = self._liveness.judge(sample, now_s, answers=self.phase is ReplicaPhase.READY)
         silent_s = now_s - self._liveness.heard_s
         if self.phase is ReplicaPhase.STARTING and silent_s > self._timing.start_silence_s:
             fault = fault or f"no answer for {silent_s:.0f} s after its start"
