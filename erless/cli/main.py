@@ -51,7 +51,7 @@ def root(
 def main() -> None:
     """Entry point of the console script."""
     unwind_on_signals()
-    _replace_what_cannot_be_shown()
+    _replace_unprintable()
     try:
         app()
     except BrokenPipeError:
@@ -60,12 +60,12 @@ def main() -> None:
         raise SystemExit(141) from None
     except SystemExit as error:
         wrong_usage = getattr(error.__context__, "format_message", None)  # of click's exceptions
-        if wrong_usage is not None and _json_wanted(sys.argv[1:]):
+        if wrong_usage is not None and _asks_for_json(sys.argv[1:]):
             write_error("UsageError", wrong_usage())
         raise
 
 
-def _replace_what_cannot_be_shown() -> None:
+def _replace_unprintable() -> None:
     """Write "?" for characters that the terminal's encoding lacks (`LC_ALL=C`): never a traceback.
 
     JSON has none of them: it is written in ASCII.
@@ -75,7 +75,7 @@ def _replace_what_cannot_be_shown() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _json_wanted(words: list[str]) -> bool:
+def _asks_for_json(words: list[str]) -> bool:
     """Whether `-o json` stands in a command line that could not be parsed."""
     if {"-ojson", "--output=json"} & set(words):
         return True

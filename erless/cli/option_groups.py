@@ -46,9 +46,9 @@ class FilledBy:
             if name not in self.without
         ]
 
-    def gathered(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that were given, by field."""
-        options = {parameter.name: given[parameter.name] for parameter in self.parameters()}
+    def gathered(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that the command line sets, by field."""
+        options = {parameter.name: values[parameter.name] for parameter in self.parameters()}
         return {
             name: value
             for name, value in options.items()
@@ -69,8 +69,8 @@ class _Group:
             for option in fields(self.kind)
         ]
 
-    def gathered(self, given: Mapping[str, Any]) -> Any:
-        return self.kind(**{option.name: given[option.name] for option in fields(self.kind)})
+    def gathered(self, values: Mapping[str, Any]) -> Any:
+        return self.kind(**{option.name: values[option.name] for option in fields(self.kind)})
 
 
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:
@@ -87,11 +87,11 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
             flat += group.parameters()
 
     @wraps(verb)
-    def run(**given: Any) -> None:
+    def run(**values: Any) -> None:
         alone = {
-            parameter.name: given[parameter.name] for parameter in flat if parameter.name in hints
+            parameter.name: values[parameter.name] for parameter in flat if parameter.name in hints
         }
-        alone |= {name: group.gathered(given) for name, group in groups.items()}
+        alone |= {name: group.gathered(values) for name, group in groups.items()}
         verb(**alone)
 
     run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
@@ -131,23 +131,23 @@ def _option(name: str, field: FieldInfo, words: bool) -> Any:
 
 
 def _unwrapped(field: FieldInfo) -> tuple[Any, list[Any]]:
-    """A field's type without `| None` and `Annotated`, and all that is said of it."""
+    """A field's type without `| None` and `Annotated`, and all of its annotations."""
     from pydantic.fields import FieldInfo
 
-    kinds: list[Any] = [field.annotation]
+    hints: list[Any] = [field.annotation]
     facts: list[Any] = list(field.metadata)
     while True:
-        kind = kinds[-1]
-        if get_origin(kind) is Annotated:
-            for fact in get_args(kind)[1:]:
+        hint = hints[-1]
+        if get_origin(hint) is Annotated:
+            for fact in get_args(hint)[1:]:
                 facts += [*fact.metadata, fact] if isinstance(fact, FieldInfo) else [fact]
-            kinds.append(get_args(kind)[0])
-        elif type(None) in get_args(kind):
-            kinds.append(
-                next(argument for argument in get_args(kind) if argument is not type(None))
+            hints.append(get_args(hint)[0])
+        elif type(None) in get_args(hint):
+            hints.append(
+                next(argument for argument in get_args(hint) if argument is not type(None))
             )
         else:
-            return kind, facts
+            return hint, facts
 
 
 def _help(field: FieldInfo, facts: list[Any], plain: Any) -> str:

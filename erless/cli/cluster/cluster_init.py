@@ -116,25 +116,26 @@ def init(
     emit(output, document, lambda console: _draw(console, done, api.host, dry_run))
 
 
-def _checked_namespace(api: Api, infra: Path | None, given: str | None, otherwise: str) -> str:
+def _checked_namespace(api: Api, infra: Path | None, option: str | None, configured: str) -> str:
     """The functions' namespace; with `infra`, only on the cluster that Terraform made.
 
     Raises:
         KubeconfigError: kubeconfig leads to another cluster.
     """
     if infra is None:
-        return given or otherwise
+        return option or configured
     from erless.deploy.infra import read_infra
     from erless.errors import KubeconfigError
 
-    made = read_infra(infra)
-    if api.host.rstrip("/").lower() != made.cluster.endpoint.rstrip("/").lower():
+    provisioned = read_infra(infra)
+    cluster = provisioned.cluster
+    if api.host.rstrip("/").lower() != cluster.endpoint.rstrip("/").lower():
         raise KubeconfigError(
-            f"kubeconfig leads to {api.host}, but {infra} made the cluster {made.cluster.name} at "
-            f"{made.cluster.endpoint}; run: aws eks update-kubeconfig --region {made.region} "
-            f"--name {made.cluster.name}"
+            f"kubeconfig leads to {api.host}, but {infra} made the cluster {cluster.name} at "
+            f"{cluster.endpoint}; run: aws eks update-kubeconfig --region {provisioned.region} "
+            f"--name {cluster.name}"
         )
-    return given or made.identity.namespace
+    return option or provisioned.identity.namespace
 
 
 def _draw(console: Console, done: list[Applied], host: str, dry_run: bool) -> None:

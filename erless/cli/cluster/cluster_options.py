@@ -73,12 +73,12 @@ class ReleaseOptions:
     endpoint_url: EndpointOption = None
 
 
-def cluster_config(config: Config, given: Mapping[str, Any]) -> Config:
+def cluster_config(config: Config, options: Mapping[str, Any]) -> Config:
     """`config` with the command line's values for target knative above `erless.yaml`'s.
 
     Args:
         config: what `erless.yaml` says.
-        given: values by the name of their field; None is none.
+        options: values by the name of their field; None leaves the field as it is.
 
     Raises:
         OptionError: a value does not fit.
@@ -88,12 +88,12 @@ def cluster_config(config: Config, given: Mapping[str, Any]) -> Config:
     from erless.errors import OptionError
     from erless.specs.config import KnativeConfig
 
-    set_options = {name: value for name, value in given.items() if value is not None}
+    set_options = {name: value for name, value in options.items() if value is not None}
     if not set_options:
         return config
-    here = config.targets.knative.model_dump(exclude_unset=True)
+    configured = config.targets.knative.model_dump(exclude_unset=True)
     try:
-        knative = KnativeConfig.model_validate(here | set_options)
+        knative = KnativeConfig.model_validate(configured | set_options)
     except ValidationError as error:
         first = error.errors()[0]
         raise OptionError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from error

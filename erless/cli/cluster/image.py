@@ -26,7 +26,7 @@ ARCHIVES = Path("images")
 
 
 class Builder(StrEnum):
-    """Who builds."""
+    """The container engine that builds the images."""
 
     AUTO = "auto"
     DOCKER = "docker"
@@ -36,7 +36,7 @@ class Builder(StrEnum):
 
 
 class FunctionChoice(StrEnum):
-    """Which function."""
+    """The kinds of functions that have an image."""
 
     GATEWAY = "gateway"
     SPARSE = "sparse"
@@ -115,7 +115,7 @@ def build(
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Who builds before the push, and what."""
+    """The engine that builds before the push, and its options."""
 
     engine: Annotated[
         Builder, typer.Option(help="Build functions/Dockerfile by this engine, then push.")
@@ -173,20 +173,14 @@ def push(
     import json
 
     from erless.deploy.image import engine as engines
-    from erless.deploy.infra import read_infra
-    from erless.errors import OptionError
     from erless.storage.atomic import os_errors, staged_file
 
     options = project().targets.knative
-    where = registry or (read_infra(infra).registry_url if infra else options.registry)
-    if where is None:
-        raise OptionError(
-            "no registry: pass --registry or --infra, or set targets.knative.registry"
-        )
+    root = _registry(registry, infra, options.registry)
     program = build_by.program()
     pushed: dict[str, str] = {}
     for function in _kinds(kind):
-        image = f"{where.rstrip('/')}/{function}:{tag}"
+        image = f"{root.rstrip('/')}/{function}:{tag}"
         if program is None:
             pushed[function] = _push_archive(out / f"{function}.tar", image)
         else:
@@ -202,6 +196,23 @@ def push(
         document | {"file": str(path)},
         lambda console: console.print("\n".join([*pushed.values(), f"wrote {path}"])),
     )
+
+
+def _registry(option: str | None, infra: Path | None, configured: str | None) -> str:
+    """Where images are pushed: `--registry`, else `--infra`'s, else erless.yaml's.
+
+    Raises:
+        OptionError: none of them names a registry.
+    """
+    from erless.deploy.infra import read_infra
+    from erless.errors import OptionError
+
+    registry = option or (read_infra(infra).registry_url if infra else configured)
+    if registry is None:
+        raise OptionError(
+            "no registry: pass --registry or --infra, or set targets.knative.registry"
+        )
+    return registry
 
 
 def _push_archive(archive: Path, image: str) -> str:

@@ -55,11 +55,11 @@ def make_model(
     rows: int,
     data: Path | None,
     progress: Progress,
-    say: Callable[[str], None],
+    announce: Callable[[str], None],
 ) -> Prepared:
     """Build or train the model, profile its access log, and predict its queries with torch.
 
-    `say` is told what begins: on no terminal nothing else shows that it does.
+    `announce` gets a line on each step that begins: without a terminal nothing else shows it.
 
     Raises:
         OptionError: movielens without its data.
@@ -76,18 +76,18 @@ def make_model(
 
         if data is None:
             raise OptionError("movielens is trained here: --data names the folder of ml-100k")
-        say(f"training {name}")
+        announce(f"training {name}")
         make_movielens(data, bundle, progress=progress)
     else:
         from erless.dlrm.workload import WORKLOADS
         from erless.importers.synthetic import make_example
 
         workload = dataclasses.replace(WORKLOADS[name], rows=rows)
-        say(f"building {name} at {rows:,} rows a table")
+        announce(f"building {name} at {rows:,} rows a table")
         make_example(workload, bundle, queries=QUERIES, log_samples=LOG_SAMPLES, progress=progress)
-    say("profiling its access log")
+    announce("profiling its access log")
     profile_access(bundle, [LogSource.parse(str(bundle / ACCESS_LOG))], profile, progress=progress)
-    say("predicting with the whole model, to compare with")
+    announce("predicting with the whole model, to compare with")
     file = QueryFile(bundle / QUERY_FILE)
     queries = list(file)
     model = Monolith.load(bundle, verify=False)
@@ -99,8 +99,8 @@ def make_plan(prepared: Prepared, batch: int) -> tuple[Plan, PlanSource]:
     """The plan for the spike, through the same planner as `erless plan`, with every tier in it.
 
     Its scaling is quickened to windows of seconds. The gateway scales on rps as the shards do:
-    nothing holds a process of this machine to its container's vCPU, so that concurrency would say
-    that one replica suffices, for every policy alike.
+    nothing holds a process of this machine to its container's vCPU, so that by
+    concurrency one replica would suffice, for every policy alike.
     """
     from erless.plan.nodes.prices import read_prices
     from erless.plan.planner import POLICIES, Planner
@@ -138,8 +138,8 @@ def _quickened(plan: Plan) -> Plan:
     quick = {"window_s": WINDOW_S, "grace_s": GRACE_S, "panic_window_percentage": 50.0}
 
     def scaled(scaling: Scaling, least: int, **more: object) -> Scaling:
-        asked = {**quick, "min_scale": least, "initial_scale": least, **more}
-        return scaling.model_copy(update=asked)
+        changes = {**quick, "min_scale": least, "initial_scale": least, **more}
+        return scaling.model_copy(update=changes)
 
     shards = tuple(
         shard.model_copy(

@@ -33,12 +33,12 @@ CHECKED = 1000  # answers, at least
 UTILISATION = 0.7  # of a core that serves: what the planner assumes, too
 LOW, LOW_SHARE = 0.2, 0.3  # of the spike's rate, of its time
 IDLE_S = 120.0  # until all that may be is at zero, at most
-NEWS_S = 20.0  # until the target tells what a query woke, at most
+NEWS_S = 20.0  # until the target shows what a query woke, at most
 DEPLOY_S = 300.0
 POLL_S = 0.5
 WARM = 32  # queries before CPU is measured
 
-Say = Callable[[str], None]
+Announce = Callable[[str], None]
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Demo:
         data: of movielens.
         spike_s: seconds of the spike.
         progress: of its stages.
-        say: is told what happens.
+        announce: called with a line on each step.
     """
 
     def __init__(
@@ -101,10 +101,10 @@ class Demo:
         data: Path | None,
         spike_s: float,
         progress: Progress,
-        say: Say,
+        announce: Announce,
     ) -> None:
         self._name, self._rows, self._data, self._spike_s = name, rows, data, spike_s
-        self._progress, self._say = progress, say
+        self._progress, self._announce_line = progress, announce
         self._began = time.monotonic()
 
     def run(self, show_plan: Callable[[Plan], None], report: Callable[..., None]) -> Measured:
@@ -112,12 +112,14 @@ class Demo:
         with tempfile.TemporaryDirectory(prefix="erless-demo-") as folder:
             work = Path(folder)
             prepared = self._prepare(work)
-            self._tell("planning")
+            self._announce("planning")
             plan, source = inputs.make_plan(prepared, prepared.queries[0].batch)
             show_plan(plan)
-            self._tell("packing")
+            self._announce("packing")
             store, release = inputs.make_release(prepared, plan, work, self._progress)
-            self._tell(f"packed {sum(shard.size_bytes for shard in release.shards) / 1e6:,.0f} MB")
+            self._announce(
+                f"packed {sum(shard.size_bytes for shard in release.shards) / 1e6:,.0f} MB"
+            )
             measured = Measured(plan, release.digest)
             self._measure_whole(prepared, measured)
             options = LocalConfig(state=work / "state", poll_s=POLL_S)
@@ -125,10 +127,10 @@ class Demo:
                 Config(targets=TargetsConfig(local=options)), Timing(poll_s=POLL_S, rate_window_s=5)
             )
             try:
-                self._tell("deploying")
+                self._announce("deploying")
                 desired = Desired(store, release, plan)
                 url = target.deploy(desired, self._progress, DEPLOY_S).url
-                self._tell(f"deployed at {url}")
+                self._announce(f"deployed at {url}")
                 self._measure_sharded(target, url, prepared, measured)
                 with Sampler(_probe(target, measured)) as measured.samples:
                     self._traffic(target, url, prepared, measured)
@@ -139,30 +141,30 @@ class Demo:
                 plan, source, measured.replicas, UTILITY_QUERIES
             )
             report(measured, prepared)
-        self._tell("cleaned up")
+        self._announce("cleaned up")
         return measured
 
-    def _tell(self, what: str) -> None:
-        self._say(f"{time.monotonic() - self._began:5.1f} s  {what}")
+    def _announce(self, text: str) -> None:
+        self._announce_line(f"{time.monotonic() - self._began:5.1f} s  {text}")
 
     def _prepare(self, work: Path) -> inputs.Prepared:
         prepared = inputs.make_model(
-            self._name, work, self._rows, self._data, self._progress, self._tell
+            self._name, work, self._rows, self._data, self._progress, self._announce
         )
         size = sum(file.stat().st_size for file in prepared.bundle.rglob("*.safetensors"))
-        self._tell(f"built and profiled {self._name}: {size / 1e6:,.0f} MB")
+        self._announce(f"built and profiled {self._name}: {size / 1e6:,.0f} MB")
         return prepared
 
     def _measure_whole(self, prepared: inputs.Prepared, measured: Measured) -> None:
         """One model-wise replica behind the same wire: its memory, its CPU per query."""
-        self._tell("measuring a model-wise replica")
+        self._announce("measuring a model-wise replica")
         with MonolithServer(prepared.bundle) as server:
             pids = [server.pid]
             measured.whole_cpu_ms = _cpu_per_query(server.url, prepared, lambda: pids)[0]
             measured.whole_bytes = server.probe()[1]
         whole = next(policy for policy in measured.plan.policies if policy.policy == "model-wise")
         measured.whole_replicas = whole.containers
-        self._tell(
+        self._announce(
             f"a model-wise replica holds {measured.whole_bytes / 1e6:,.0f} MB; "
             f"the spike needs {measured.whole_replicas}"
         )
@@ -190,7 +192,7 @@ class Demo:
         rate, low_s = measured.plan.qps, LOW_SHARE * self._spike_s
         due = arrivals([(LOW * rate, low_s), (rate, self._spike_s)])
 
-        self._tell(f"traffic: {LOW * rate:,.0f} queries/s for {low_s:g} s, then {rate:,.0f}")
+        self._announce(f"traffic: {LOW * rate:,.0f} queries/s for {low_s:g} s, then {rate:,.0f}")
         measured.begun_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         measured.started_s = time.time()
         measured.answers = open_loop(url, prepared.queries, prepared.expected, due)
@@ -205,7 +207,9 @@ class Demo:
             answers, _ = one_by_one(url, prepared.queries, prepared.expected, missing)
             measured.errors += answers.errors
         replicas = ", ".join(f"{name} {count}" for name, count in measured.replicas.items())
-        self._tell(f"at the end of the spike: {replicas}; {measured.memory_bytes / 1e6:,.0f} MB")
+        self._announce(
+            f"at the end of the spike: {replicas}; {measured.memory_bytes / 1e6:,.0f} MB"
+        )
 
     def _idle_and_wake(
         self, target: LocalTarget, url: str, prepared: inputs.Prepared, measured: Measured
@@ -228,7 +232,7 @@ class Demo:
         measured.functions = len(status.functions)
         measured.at_zero, measured.idle_memory_bytes = tuple(sorted(asleep)), status.memory_bytes
         at_zero = ", ".join(measured.at_zero)
-        self._tell(f"idle: {at_zero} at zero; {status.memory_bytes / 1e6:,.0f} MB")
+        self._announce(f"idle: {at_zero} at zero; {status.memory_bytes / 1e6:,.0f} MB")
         asked_s = time.time()
         answers, _ = one_by_one(url, prepared.queries, prepared.expected, 1)
         measured.cold_start_ms = answers.latency_s[0] * 1e3
@@ -237,7 +241,9 @@ class Demo:
         measured.answers.extend(answers, asked_s - measured.started_s)
         time.sleep(2 * POLL_S)  # so that the samples show it
         measured.duration_s = time.time() - measured.started_s
-        self._tell(f"a query woke {', '.join(measured.woken)} in {measured.cold_start_ms:,.0f} ms")
+        self._announce(
+            f"a query woke {', '.join(measured.woken)} in {measured.cold_start_ms:,.0f} ms"
+        )
 
 
 def _woken(target: LocalTarget, asleep: set[str]) -> tuple[str, ...]:

@@ -52,24 +52,11 @@ def demo(
     from erless.cli.demo.page import TOLERANCE, document_of, summary_table, write_page
     from erless.cli.demo.stage import Demo, Measured
 
-    def show_plan(plan: Plan) -> None:
-        from rich.console import Console
-
-        from erless.plan.report.tables import policy_table, shard_table
-
-        console = Console(stderr=True, highlight=False)
-        if not console.is_terminal:
-            console = Console(stderr=True, highlight=False, width=150)
-        console.print(shard_table(plan))
-        console.print(policy_table(plan))
-        for line in plan.notes:
-            console.print(line)
-
     def write(measured: Measured, prepared: Prepared) -> None:
         write_page(measured, prepared, report, prepared.bundle.parent / "result")
 
     with bars() as progress:
-        measured = Demo(model.value, rows, data, seconds, progress, note).run(show_plan, write)
+        measured = Demo(model.value, rows, data, seconds, progress, note).run(_show_plan, write)
     document = document_of(measured, report)
 
     def draw(console: Console) -> None:
@@ -83,3 +70,18 @@ def demo(
             f"{document['max_relative_error']:.2g}, allowed {TOLERANCE:g}"
         )
         raise SystemExit(1)
+
+
+def _show_plan(plan: Plan) -> None:
+    """Draw the plan on stderr, before it is packed."""
+    from rich.console import Console
+
+    from erless.plan.report.tables import policy_table, shard_table
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        console = Console(stderr=True, highlight=False, width=150)
+    console.print(shard_table(plan))
+    console.print(policy_table(plan))
+    for line in plan.notes:
+        console.print(line)

@@ -26,9 +26,9 @@ VALIDATED = {"server": "API server and Knative", "schemas": "definitions; no clu
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """What is done, and what is only said."""
+    """What deploy does, or only reports."""
 
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False
     diff: Annotated[
         bool, typer.Option("--diff", help="As --dry-run; exit 1 where something would change.")
     ] = False

@@ -75,9 +75,9 @@ def resolve_target(
     return open_target(options.target, config, images), config
 
 
-def _local_config(config: Config, given: Mapping[str, Any]) -> Config:
+def _local_config(config: Config, values: Mapping[str, Any]) -> Config:
     """`config` with the command line's values for target local above `erless.yaml`'s."""
-    overrides = {name: value for name, value in given.items() if value is not None}
+    overrides = {name: value for name, value in values.items() if value is not None}
     local = config.targets.local.model_copy(update=overrides)
     targets = config.targets.model_copy(update={"local": local})
     return config.model_copy(update={"targets": targets})

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from erless.observe.loadtest.locust.process import Load
     from erless.observe.loadtest.measure import Measuring
     from erless.observe.loadtest.sampler import Probe
+    from erless.specs.plan import Plan
+    from erless.specs.result import RunResult
 
 __all__ = ["loadtest", "probe_of"]
 
 
 @dataclass(frozen=True)
 class LoadedGatewayOptions:
-    """What is asked: a gateway, the one of a target, or a process with the whole model."""
+    """The gateway under load: by its URL, a target's, or a process with the whole model."""
 
     host: Annotated[str | None, typer.Option(help="A gateway's URL, instead of a target.")] = None
     connect: Annotated[
@@ -54,7 +56,7 @@ class TrafficOptions:
 
 @dataclass(frozen=True)
 class QueryOptions:
-    """The queries, and what is wanted of their answers."""
+    """The queries, and how their answers are checked."""
 
     queries: Annotated[Path | None, typer.Option(help="Query file; else drawn.")] = None
     expected: Annotated[
@@ -81,7 +83,7 @@ class QueryOptions:
 
 @dataclass(frozen=True)
 class ResultOptions:
-    """What is kept of it."""
+    """Where the result goes, and what is added to it."""
 
     out: Annotated[Path, typer.Option(help="Result directory to make.")] = Path("result")
     plan: Annotated[
@@ -107,7 +109,6 @@ def loadtest(
     """
     from erless.cli.options import project
     from erless.errors import OptionError
-    from erless.observe.access import access_plots
     from erless.observe.loadtest.locust.process import Load
     from erless.observe.loadtest.measure import Measuring, measure
     from erless.specs.plan import Plan
@@ -118,40 +119,51 @@ def loadtest(
     parsed = parse_traffic(load.traffic, load.duration) if load.traffic else None
     length_s = parsed.duration_s if parsed else load.duration
     sla_ms = result.sla_p95_ms or project().traffic.sla_p95_ms
-    facts: dict[str, Any] = {}
     plan = Plan.load(result.plan) if result.plan else None
-    if plan is not None:
-        facts |= {"plan_digest": plan.digest, "policy": plan.policy}
-    if query.profile:
-        facts["access"] = access_plots(query.profile, plan)
     with ExitStack() as running:
-        asked = _asked(gateway, running)
+        target = _open_gateway(gateway, running)
         measuring = Measuring(
-            probe=asked.probe,
-            fields=facts | dict(asked.facts),
+            probe=target.probe,
+            fields={**_facts(plan, query.profile), **target.facts},
             overwrite=result.overwrite,
             tolerance=query.tolerance,
             plan=plan,
         )
         locust = Load(
-            asked.url,
+            target.url,
             length_s,
             load.traffic,
             load.users,
             query.of_locust(),
             load.processes,
-            asked.address,
+            target.address,
         )
         if load.search:
             _search(locust, result.out, sla_ms, load.start_qps, output, measuring)
             return
         measured = measure(locust, result.out, measuring, sla_ms=sla_ms)
-    if measured.interrupted:
-        note(f"stopped; {result.out} has what the first {measured.duration_s:.0f} s measured")
+    _show(output, result.out, measured)
+
+
+def _facts(plan: Plan | None, profile: Path | None) -> dict[str, Any]:
+    """What a result says about the plan and the profile besides what was measured."""
+    from erless.observe.access import access_plots
+
+    facts: dict[str, Any] = {}
+    if plan is not None:
+        facts |= {"plan_digest": plan.digest, "policy": plan.policy}
+    if profile is not None:
+        facts["access"] = access_plots(profile, plan)
+    return facts
+
+
+def _show(output: Output, out: Path, measured: RunResult) -> None:
     from erless.cli.measure.simulate import lines
 
+    if measured.interrupted:
+        note(f"stopped; {out} has what the first {measured.duration_s:.0f} s measured")
     document = {
-        "result": str(result.out),
+        "result": str(out),
         **measured.model_dump(mode="json"),
         "memory_reduction": measured.memory_reduction,
     }
@@ -159,8 +171,8 @@ def loadtest(
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """Who is asked, where to connect, what to ask meanwhile, and facts of it for the result."""
+class _LoadedGateway:
+    """A gateway's URL and address, the probe to sample meanwhile, and facts for the result."""
 
     url: str
     address: str = ""
@@ -168,16 +180,16 @@ class _Asked:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _asked(options: LoadedGatewayOptions, running: ExitStack) -> _Asked:
+def _open_gateway(options: LoadedGatewayOptions, running: ExitStack) -> _LoadedGateway:
     """The gateway that the options name; a process that it needs ends with `running`."""
     if options.monolith:
         from erless.observe.loadtest.monolith import MonolithServer
 
         server = running.enter_context(MonolithServer(options.monolith))
         title = f"Load test of {options.monolith}, whole"
-        return _Asked(server.url, options.connect or "", server.probe, {"title": title})
+        return _LoadedGateway(server.url, options.connect or "", server.probe, {"title": title})
     if options.host is not None:
-        return _Asked(options.host, options.connect or "")
+        return _LoadedGateway(options.host, options.connect or "")
     from erless.cli.options import project
     from erless.deploy.targets import open_target
 
@@ -187,11 +199,13 @@ def _asked(options: LoadedGatewayOptions, running: ExitStack) -> _Asked:
         "title": f"Load test of release {now.release[:12]} on {now.target}",
         "release": now.release,
     }
-    return _Asked(now.answering_url(), options.connect or now.address, probe_of(target), facts)
+    return _LoadedGateway(
+        now.answering_url(), options.connect or now.address, probe_of(target), facts
+    )
 
 
 def probe_of(target: Target) -> Probe:
-    """What the sampler asks of a target: replicas and memory by function."""
+    """A probe of a target for the sampler: replicas and memory by function."""
     from erless.observe.loadtest.sampler import FunctionSample
 
     def ask() -> tuple[list[FunctionSample], int]:
@@ -214,7 +228,7 @@ def _search(
         measuring,
         sla_ms=limit,
         start_qps=start_qps,
-        tell=lambda trial: note(trial_text(trial)),
+        on_trial=lambda trial: note(trial_text(trial)),
     )
     document = {
         "host": load.host,

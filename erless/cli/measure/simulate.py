@@ -82,7 +82,7 @@ class MachineOptions:
 
 @dataclass(frozen=True)
 class SimulationOptions:
-    """What is kept, and what it is compared with."""
+    """Where the result goes, and the plan that it is compared with."""
 
     out: Annotated[Path, typer.Option(help="Result directory to make.")]
     against: Annotated[
@@ -97,7 +97,7 @@ class SimulationOptions:
 def simulate(
     plan: Annotated[Path, typer.Option(help="plan.json of `erless plan --out`.")],
     traffic: Annotated[str, typer.Option(help="step:50,150,50 or a trace (t_s, qps).")],
-    kept: SimulationOptions,
+    result_options: SimulationOptions,
     assumed: TermsOptions,
     machines: MachineOptions,
     duration: Annotated[float | None, typer.Option(help="Seconds of a shape [60].")] = None,
@@ -120,24 +120,27 @@ def simulate(
     begin = time.perf_counter()
     done = run_simulation(load, offered, terms, machines.node(load), seed, times)
     base = None
-    if kept.against:
-        other = Plan.load(kept.against)
+    if result_options.against:
+        other = Plan.load(result_options.against)
         base = run_simulation(other, offered, terms, machines.node(other), seed)
     result = write_simulation(
-        kept.out,
+        result_options.out,
         done,
         title=f"{load.policy} plan under {offered.name}",
-        sla_ms=kept.sla_p95_ms,
+        sla_ms=result_options.sla_p95_ms,
         against=base,
-        overwrite=kept.overwrite,
-        notes=(f"simulated in {time.perf_counter() - begin:.1f} s", f"assumed: {_told(terms)}"),
+        overwrite=result_options.overwrite,
+        notes=(
+            f"simulated in {time.perf_counter() - begin:.1f} s",
+            f"assumed: {_terms_line(terms)}",
+        ),
     )
-    document = {"result": str(kept.out), **_document(result)}
+    document = {"result": str(result_options.out), **_document(result)}
     emit(output, document, lambda console: console.print("\n".join(lines(result))))
 
 
-def _told(terms: Terms) -> str:
-    """What was assumed, in a line for people."""
+def _terms_line(terms: Terms) -> str:
+    """The assumed terms, in a line for people."""
     from dataclasses import asdict
 
     given_terms = {name: value for name, value in asdict(terms).items() if value is not None}
@@ -170,10 +173,17 @@ def node_of(plan: Plan, prices: Path | None) -> NodeType | None:
     if not plan.nodes:
         return None
     name = max(plan.nodes, key=lambda group: group.count).instance_type
-    kind = next((machine for machine in read_prices(prices).every if machine.name == name), None)
-    if kind is None:
+    machine_type = next(
+        (machine for machine in read_prices(prices).every if machine.name == name), None
+    )
+    if machine_type is None:
         return None
-    return NodeType(kind.name, kind.usable_vcpu, kind.usable_bytes, kind.usd_per_hour)
+    return NodeType(
+        machine_type.name,
+        machine_type.usable_vcpu,
+        machine_type.usable_bytes,
+        machine_type.usd_per_hour,
+    )
 
 
 def _document(result: RunResult) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class SampleOptions:
 def _make(
     workload: Workload, out: Path, drawn: SampleOptions, overwrite: bool, output: Output
 ) -> None:
-    """Write the example and tell of it."""
+    """Write the example and report it."""
     from erless.importers.synthetic import make_example
 
     with bars() as progress:
@@ -180,7 +180,7 @@ def movielens(
     overwrite: OverwriteOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Train a real DLRM on MovieLens 100k and tell its held-out AUC.
+    """Train a real DLRM on MovieLens 100k and report its held-out AUC.
 
     Example: `erless example movielens --data ../shared/data --out movielens`
     """

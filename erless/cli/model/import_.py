@@ -92,10 +92,10 @@ class SharedOptions:
 
 @dataclass(frozen=True)
 class TowerOptions:
-    """What a checkpoint does not tell of the built-in tower."""
+    """What a checkpoint does not contain of the built-in tower."""
 
     interaction: Annotated[
-        InteractionChoice | None, typer.Option(help="Default: told by the width of the top MLP.")
+        InteractionChoice | None, typer.Option(help="Default: by the width of the top MLP.")
     ] = None
     logits: Annotated[
         bool,
@@ -112,7 +112,7 @@ class TowerOptions:
 
 @dataclass(frozen=True)
 class TorchrecOptions:
-    """What a collection's checkpoint does not tell of its tables."""
+    """What a collection's checkpoint does not contain of its tables."""
 
     tables: TablesOption = None
     features: Annotated[
@@ -124,7 +124,7 @@ class TorchrecOptions:
     ] = None
     quantized: Annotated[
         QuantizedChoice | None,
-        typer.Option(help="What the bytes of quantized tables are; no checkpoint tells."),
+        typer.Option(help="What the bytes of quantized tables are; no checkpoint says."),
     ] = None
 
     def of_import(self, options: ImportOptions) -> ImportOptions:

@@ -86,13 +86,7 @@ def profile(
     if model is None and config.model.exists():
         model = config.model
     out = out or config.profile
-    log = logs.log
-    if not log and not throughput and model and (model / EXAMPLE_LOG).is_file():
-        log = [str(model / EXAMPLE_LOG)]
-    if not log and not throughput:
-        raise typer.BadParameter("give --log, --throughput or both")
-    if log and model is None:
-        raise typer.BadParameter("--log needs --model: ids are checked against its tables")
+    log = _log_paths(logs, model, throughput)
     from erless.profile.access import extend_profile, profile_access
     from erless.profile.curves import MachineCurves
     from erless.profile.formats import LogFormat, LogSource
@@ -121,6 +115,22 @@ def profile(
     document = report.document()
     document["out"] = str(out)
     emit(output, document, lambda console: _text(console, document))
+
+
+def _log_paths(logs: LogOptions, model: Path | None, throughput: bool) -> list[str]:
+    """The logs to read: those given, else the example's beside the model; none with `throughput`.
+
+    Raises:
+        typer.BadParameter: there is nothing to measure, or no model to check ids against.
+    """
+    log = logs.log
+    if not log and not throughput and model and (model / EXAMPLE_LOG).is_file():
+        log = [str(model / EXAMPLE_LOG)]
+    if not log and not throughput:
+        raise typer.BadParameter("give --log, --throughput or both")
+    if log and model is None:
+        raise typer.BadParameter("--log needs --model: ids are checked against its tables")
+    return log or []
 
 
 def _text(console: Console, document: dict[str, Any]) -> None:

@@ -45,14 +45,14 @@ class PackOptions:
     infra: InfraOption = None
     evaluate: Annotated[
         Path | None,
-        typer.Option(help="Query file: tell what precision costs in predictions, and in AUC."),
+        typer.Option(help="Query file: report what precision costs in predictions, and in AUC."),
     ] = None
     endpoint_url: EndpointOption = None
 
 
 @verb
 @grouped
-def pack(given: PackOptions, output: OutputOption = Output.TEXT) -> None:
+def pack(options: PackOptions, output: OutputOption = Output.TEXT) -> None:
     """Cut a model into the shards of a plan and keep them in a store.
 
     Packing what is there already does nothing; a run that was stopped is completed by the next.
@@ -64,25 +64,27 @@ def pack(given: PackOptions, output: OutputOption = Output.TEXT) -> None:
     from erless.storage.stores import open_store
 
     config = project()
-    bundle, profile = given.model or config.model, given.profile or config.profile
-    PackInputs(bundle, profile, given.plan)  # what cannot be packed makes no store
+    bundle, profile = options.model or config.model, options.profile or config.profile
+    PackInputs(bundle, profile, options.plan)  # what cannot be packed makes no store
     with bars() as progress:
-        where = store_of(given.store, given.infra, config)
-        store = open_store(where, endpoint_url=given.endpoint_url, create=True)
-        packer = Packer(bundle, profile, given.plan, store, verify=given.verify, progress=progress)
-        packed = packer.pack(given.shard)
+        where = store_of(options.store, options.infra, config)
+        store = open_store(where, endpoint_url=options.endpoint_url, create=True)
+        packer = Packer(
+            bundle, profile, options.plan, store, verify=options.verify, progress=progress
+        )
+        packed = packer.pack(options.shard)
         evaluations: list[Evaluation] = []
-        if given.evaluate:
+        if options.evaluate:
             import torch
 
             from erless.pack.evaluate import evaluate
 
             torch.set_num_threads(1)  # as `erless predict`: small layers gain nothing from more
-            evaluations = evaluate(packer.inputs, given.evaluate, progress=progress)
+            evaluations = evaluate(packer.inputs, options.evaluate, progress=progress)
     document = _document(packed, store.url)
-    if given.evaluate:
+    if options.evaluate:
         budget = config.precision.max_auc_loss
-        document["evaluation"] = _evaluation(given.evaluate, evaluations, budget)
+        document["evaluation"] = _evaluation(options.evaluate, evaluations, budget)
 
     def draw(console: Console) -> None:
         _draw(console, packed, store.url)

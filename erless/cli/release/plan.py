@@ -37,7 +37,7 @@ RequestOptions = Annotated[
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What is told beside the plan."""
+    """What is reported beside the plan."""
 
     compare: Annotated[bool, typer.Option("--compare", help="All policies.")] = False
     explain: Annotated[str | None, typer.Option(help="Why this shard is cut there.")] = None
@@ -51,7 +51,7 @@ class ReportOptions:
 @grouped
 def plan(
     source: SourceOptions,
-    given: RequestOptions,
+    requested: RequestOptions,
     report: ReportOptions,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -67,21 +67,25 @@ def plan(
     from erless.plan.report.document import plan_document
     from erless.plan.report.plot import write_plot
 
-    inputs = read_inputs(source, given)
-    known, request = inputs.source, inputs.request
+    inputs = read_inputs(source, requested)
+    model_source, request = inputs.source, inputs.request
     pools = read_pools(report.nodes_from) if report.nodes_from else {}
     prices = limit_prices(read_prices(inputs.prices), pools)
-    planner = Planner(known.model, known.tables, request, prices, known.measured)
+    planner = Planner(
+        model_source.model, model_source.tables, request, prices, model_source.measured
+    )
     outcome = planner.outcome(POLICIES if report.compare else ())
-    document = plan_document(outcome, known.model_digest, known.profile_digest, known.notes)
-    points = _scales(report, known, outcome, prices)
+    document = plan_document(
+        outcome, model_source.model_digest, model_source.profile_digest, model_source.notes
+    )
+    points = _scales(report, model_source, outcome, prices)
     reasons = tables.explain(document, report.explain) if report.explain else []
     sized = size_pools(document, prices, pools) if report.nodes_from else {}
     verdict = [
         *document.notes,
         *([tables.verdict(document)] if report.compare else []),
         *(lines(points) if points else []),
-        *_levers(report, known, outcome, prices),
+        *_levers(report, model_source, outcome, prices),
         *(f"pool {name}: {size}" for name, size in sized.items()),
     ]
     if report.nodes_from:

@@ -68,13 +68,13 @@ class PlanInputs:
     out: Path | None
 
 
-def read_inputs(options: SourceOptions, given: Mapping[str, Any]) -> PlanInputs:
+def read_inputs(options: SourceOptions, requested: Mapping[str, Any]) -> PlanInputs:
     """Put options and config together.
 
     Args:
         options: what to plan. No erless.yaml changes a reference workload; where only erless.yaml
             says what to plan, the plan goes to plan.json.
-        given: options named as `PlanRequest`'s fields, without those left out.
+        requested: options named as `PlanRequest`'s fields, without those left out.
 
     Raises:
         ConfigError: erless.yaml has a mistake.
@@ -90,7 +90,7 @@ def read_inputs(options: SourceOptions, given: Mapping[str, Any]) -> PlanInputs:
             raise PlanError(
                 "--workload plans without a model: leave out --model, --profile and --queries"
             )
-        request = _request(given, {})
+        request = _request(requested, {})
         locality = DEFAULT_LOCALITY if options.locality is None else options.locality
         rows = _rows(options.rows, options.workload) if options.rows else None
         source = workload_source(options.workload, locality, request.batch, rows)
@@ -104,8 +104,8 @@ def read_inputs(options: SourceOptions, given: Mapping[str, Any]) -> PlanInputs:
     bundle, hotness = model or config.model, profile or config.profile
     _present(bundle, "model", "--model", "erless import")
     _present(hotness, "profile", "--profile", "erless profile")
-    given, losses = _measured(options, given, config, bundle)
-    request = _request(given, _from_config(config) if written else {})
+    requested, losses = _measured(options, requested, config, bundle)
+    request = _request(requested, _from_config(config) if written else {})
     source = profile_source(bundle, hotness, request.batch, request.stale_profile)
     source.notes.extend(losses)
     implied = PLAN_FILE if written and model is None and profile is None else None
@@ -114,7 +114,7 @@ def read_inputs(options: SourceOptions, given: Mapping[str, Any]) -> PlanInputs:
 
 
 def _measured(
-    options: SourceOptions, given: Mapping[str, Any], config: Config, bundle: Path
+    options: SourceOptions, requested: Mapping[str, Any], config: Config, bundle: Path
 ) -> tuple[Mapping[str, Any], list[str]]:
     """The options with the precisions that the queries allow, and what each of them loses.
 
@@ -127,26 +127,26 @@ def _measured(
     from erless.errors import PlanError
     from erless.specs.plan import Precision
 
-    words = tuple(given.get("precision", ()))
+    words = tuple(requested.get("precision", ()))
     plain = [word for word in words if "=" not in word]
     queries = options.queries or config.precision.queries
     if AUTO in plain and (len(plain) > 1 or queries is None):
         why = "names precisions itself" if queries else "needs --queries, to measure what is lost"
         raise PlanError(f"--precision {AUTO} {why}")
     if queries is None or plain not in ([], [AUTO]):
-        return given, []
+        return requested, []
     import torch
 
     from erless.cli.bars import bars
     from erless.pack.accuracy import AccuracyBudget, measure_precisions
 
     torch.set_num_threads(1)
-    asked = config.precision.allowed
-    kinds = tuple(Precision) if asked == (Precision.FP32,) else asked
+    allowed = config.precision.allowed
+    precisions = tuple(Precision) if allowed == (Precision.FP32,) else allowed
     limits = config.precision
     budget = AccuracyBudget(limits.max_auc_loss, limits.max_relative_error)
     with bars() as progress:
-        losses = measure_precisions(bundle, queries, kinds, budget, progress)
+        losses = measure_precisions(bundle, queries, precisions, budget, progress)
     met = [loss.precision for loss in losses if not loss.table and loss.within(budget)]
     notes = [f"{loss}{'' if loss.within(budget) else ': over the budget'}" for loss in losses]
     if not met:
@@ -154,8 +154,8 @@ def _measured(
             f"no precision below fp32 keeps to the budget ({budget.auc_loss:g} of AUC, or "
             f"{budget.relative_error:.2%} without labels): rows stay fp32"
         )
-    kept = [word for word in words if "=" in word]
-    return {**given, "precision": (*kept, Precision.FP32, *met)}, notes
+    tier_words = [word for word in words if "=" in word]
+    return {**requested, "precision": (*tier_words, Precision.FP32, *met)}, notes
 
 
 def _rows(text: str, workload: str) -> int | None:
@@ -167,12 +167,12 @@ def _rows(text: str, workload: str) -> int | None:
     from erless.dlrm.workload import WORKLOADS
     from erless.errors import PlanError
 
-    known = WORKLOADS.get(workload.lower())
-    if known is None:
+    reference = WORKLOADS.get(workload.lower())
+    if reference is None:
         return None  # the workload's reader says which there are
     times = text.lower().endswith("x")
     try:
-        value = float(text[:-1] if times else text) * (known.rows if times else 1)
+        value = float(text[:-1] if times else text) * (reference.rows if times else 1)
     except ValueError:
         raise PlanError(f"--rows {text}: neither a number of rows nor one like 10x") from None
     if not 1 <= value <= MOST_ROWS:
@@ -180,13 +180,13 @@ def _rows(text: str, workload: str) -> int | None:
     return round(value)
 
 
-def _present(path: Path, what: str, option: str, verb: str) -> None:
+def _present(path: Path, artifact: str, option: str, verb: str) -> None:
     """Say what to give before an artifact's reader says which file is missing."""
     from erless.errors import PlanError
 
     if not path.exists():
         raise PlanError(
-            f"no {what} at {path}: give {option}, name it in erless.yaml, or make one "
+            f"no {artifact} at {path}: give {option}, name it in erless.yaml, or make one "
             f"with `{verb}` (--workload rm1 plans without)"
         )
 
@@ -203,14 +203,14 @@ def _from_config(config: Config) -> dict[str, Any]:
     return written | {"tier_replicas": config.planner.min_replicas}
 
 
-def _request(given: Mapping[str, Any], config: Mapping[str, Any]) -> PlanRequest:
+def _request(requested: Mapping[str, Any], config: Mapping[str, Any]) -> PlanRequest:
     from pydantic import ValidationError
 
     from erless.errors import PlanError
     from erless.plan.request import PlanRequest
     from erless.specs.strict.findings import first_finding
 
-    fields = {name: value for name, value in given.items() if value or name not in SEVERAL}
+    fields = {name: value for name, value in requested.items() if value or name not in SEVERAL}
     if "traffic" in fields and "qps" not in fields:
         config = {name: value for name, value in config.items() if name != "qps"}
     for option, (every, single) in BY_TIER.items():
@@ -221,9 +221,9 @@ def _request(given: Mapping[str, Any], config: Mapping[str, Any]) -> PlanRequest
     fields |= {"min_replicas": floors[0]} if floors else {}
     if fields.get("equal_containers"):
         config = {name: value for name, value in config.items() if name != "objective"}
-    known = {name: value for name, value in config.items() if value is not None}
+    configured = {name: value for name, value in config.items() if value is not None}
     try:
-        return PlanRequest.model_validate(known | fields)
+        return PlanRequest.model_validate(configured | fields)
     except ValidationError as error:
         keys, words = first_finding(error)
         option = OPTIONS.get(keys[0], keys[0]).replace("_", "-")
@@ -239,10 +239,10 @@ def _by_tier(option: str, words: Sequence[str], every: str, single: str) -> dict
     plain = tuple(word for word in words if "=" not in word)
     pairs = [word.split("=", 1) for word in words if "=" in word]
     tiers = [name for name, _ in pairs]
-    known = [*Tier, "gateway"] if option == "min_replicas" else [*Tier]
-    wrong = [name for name in tiers if name not in known]
+    valid = [*Tier, "gateway"] if option == "min_replicas" else [*Tier]
+    wrong = [name for name in tiers if name not in valid]
     if wrong:
-        raise PlanError(f"{flag} {wrong[0]}=…: no such tier; there are {', '.join(known)}")
+        raise PlanError(f"{flag} {wrong[0]}=…: no such tier; there are {', '.join(valid)}")
     twice = [name for name in tiers if tiers.count(name) > 1]
     if twice:
         raise PlanError(f"{flag} names tier {twice[0]} {tiers.count(twice[0])} times")

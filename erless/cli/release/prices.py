@@ -36,9 +36,9 @@ def prices(
     from erless.plan.nodes.prices import read_prices, write_prices
 
     shipped = read_prices()
-    known = {kind.name: kind for kind in shipped.every}
-    families = family or sorted({name.split(".")[0] for name in known})
-    published, types = read_price_list(price_list, families, known)
+    shipped_types = {kind.name: kind for kind in shipped.every}
+    families = family or sorted({name.split(".")[0] for name in shipped_types})
+    published, types = read_price_list(price_list, families, shipped_types)
     offered = read_spot_prices(spot) if spot else {}
     types = [replace(kind, spot_usd_per_hour=offered.get(kind.name, 0.0)) for kind in types]
     source = f"AWS EC2, Linux, on demand, USD per hour; as of {published} (from {price_list.name})"
@@ -48,7 +48,7 @@ def prices(
         "published": published,
         "types": len(types),
         "spot": sum(kind.spot_usd_per_hour > 0 for kind in types),
-        "missing": [name for name in known if name not in {kind.name for kind in types}],
+        "missing": [name for name in shipped_types if name not in {kind.name for kind in types}],
         "out": str(out),
     }
     emit(

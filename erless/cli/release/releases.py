@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -51,8 +52,8 @@ def list_(
 
     opened = _open(store, endpoint_url)
     rows: list[dict[str, Any]] = []
-    for digest, each in list_releases(opened):
-        when = datetime.fromtimestamp(each.modified_s, UTC).isoformat(timespec="seconds")
+    for digest, manifest in list_releases(opened):
+        when = datetime.fromtimestamp(manifest.modified_s, UTC).isoformat(timespec="seconds")
         row: dict[str, Any] = {"release": digest, "packed_at": when}
         try:
             release = load_release(opened, digest)
@@ -199,18 +200,11 @@ def prune(
 
     Example: `erless releases prune --store releases --keep-last 2 --target knative`
     """
-    from erless.cli.deployment.target_options import TargetOptions, resolve_target
     from erless.pack import inventory
-    from erless.specs.stored import find_release, list_releases
 
     opened = _open(store, endpoint_url)
-    stored = [name for name, _ in list_releases(opened)]
-    wanted = set(stored[:keep_last])
-    wanted |= {find_release(opened, digest).digest for digest in keep or ()}
-    for name in target or ():
-        deployments = resolve_target(TargetOptions(name))[0].deployments()
-        wanted |= {deployment.release for deployment in deployments}.intersection(stored)
-    pruned = inventory.prune(opened, keep=wanted, grace_s=grace_hours * 3600, dry_run=dry_run)
+    keeping = _digests_to_keep(opened, keep or (), target or (), keep_last)
+    pruned = inventory.prune(opened, keep=keeping, grace_s=grace_hours * 3600, dry_run=dry_run)
     document = {
         "store": opened.url,
         "dry_run": dry_run,
@@ -227,3 +221,18 @@ def prune(
             f"{pruned.size_bytes / 1e6:,.1f} MB"
         ),
     )
+
+
+def _digests_to_keep(
+    store: Store, named: Iterable[str], targets: Iterable[str], newest: int
+) -> set[str]:
+    """Releases of `store` that stay: those named, the `newest`, and what the targets keep."""
+    from erless.cli.deployment.target_options import TargetOptions, resolve_target
+    from erless.specs.stored import find_release, list_releases
+
+    stored = [name for name, _ in list_releases(store)]
+    digests = {*stored[:newest], *(find_release(store, digest).digest for digest in named)}
+    for name in targets:
+        deployments = resolve_target(TargetOptions(name))[0].deployments()
+        digests |= {deployment.release for deployment in deployments}.intersection(stored)
+    return digests
