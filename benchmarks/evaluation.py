@@ -44,8 +44,8 @@ from erless.cli.measure.simulate import node_of
 from erless.dlrm.queries import Query
 from erless.dlrm.workload import WORKLOADS
 from erless.importers.synthetic import queries_of
-from erless.observe.loadtest.encoded_queries import discover
 from erless.observe.loadtest.monolith import MonolithServer
+from erless.observe.loadtest.served_model import discover
 from erless.observe.simulator.fleet import Terms
 from erless.observe.simulator.outcome import Simulation, run_simulation
 from erless.specs.plan import Plan

@@ -107,7 +107,7 @@ def quantile(run: Simulation, part: float) -> float:
 def held_bytes(run: Simulation, own: dict[str, int], shared: float) -> np.ndarray:
     """Memory over time on one machine, where replicas share the rows' pages and the program's."""
     own_bytes = np.array([own[function.name] for function in run.fleet.functions], np.float64)
-    return np.asarray(shared + run.trace.held @ own_bytes)
+    return np.asarray(shared + run.trace.placed @ own_bytes)
 
 
 def main() -> None:

@@ -27,11 +27,11 @@ def access_plots(profile: Path, plan: Plan | None = None) -> tuple[AccessPlot, .
     Raises:
         ArtifactError: the profile is missing or damaged.
     """
-    known = [
+    counted = [
         (table, table.counts) for table in Profile.load(profile / MANIFEST).tables if table.counts
     ]
     plots = []
-    for access, file in sorted(known, key=lambda pair: -pair[0].accesses)[:MOST_TABLES]:
+    for access, file in sorted(counted, key=lambda pair: -pair[0].accesses)[:MOST_TABLES]:
         counts = TensorFile(profile / file.path).map("counts")
         total = np.cumsum(counts, dtype=np.int64)
         ranks = np.unique(np.rint(np.geomspace(1, len(total), POINTS)).astype(np.int64))

@@ -120,8 +120,8 @@ def _write(
     arrays = []
     for column, kind in schema.items():
         filler = np.nan if column.endswith("_ms") else 0
-        given = columns.get(column, np.full(rows, filler if kind != "s" else ""))
-        arrays.append(pa.array(np.asarray(given).tolist(), kinds[kind]))
+        values = columns.get(column, np.full(rows, filler if kind != "s" else ""))
+        arrays.append(pa.array(np.asarray(values).tolist(), kinds[kind]))
     path = stage / f"{name}.parquet"
     with os_errors(path):
         pq.write_table(pa.table(dict(zip(schema, arrays, strict=True))), path, compression="zstd")

@@ -35,8 +35,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from erless.observe.loadtest.encoded_queries import discover
 from erless.observe.loadtest.monolith import MonolithServer
+from erless.observe.loadtest.served_model import discover
 from loadtests.closed_loop import ClosedLoop, run_closed_loop
 from loadtests.systems import ROOT, START_S, System, Traffic, erless, local
 

@@ -1,75 +1,41 @@
 """Queries as bytes that only need to be sent, and what their answers should be.
 
 Bodies are made once, before the first query leaves, so that a generator on one core spends its time
-on sending. They come from a query file, or are drawn from the model's metadata: rows by a power law
-of locality P (their order is made up: only the profile knows which rows are hot), or by a
-profile's counts.
+on sending.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
-import urllib3
 from numpy.typing import NDArray
 
 from erless.dlrm.bfloat16 import from_bfloat16
-from erless.dlrm.graph_queries import GraphQueryFile, served_inputs
+from erless.dlrm.graph_queries import GraphQueryFile
 from erless.dlrm.infer_request import DTYPES, infer_request, query_tensors
 from erless.dlrm.queries import Query, QueryFile
-from erless.dlrm.workload import PowerLaw, RowOrder
-from erless.errors import ArtifactError, QueryError, ServeError, first_line
+from erless.errors import ArtifactError, QueryError, ServeError
 from erless.specs.features import NamedTensor
-from erless.specs.profile import MANIFEST, Profile
-from erless.storage.tensors import TensorFile
 
 __all__ = [
     "JSON_LENGTH",
     "Answer",
     "Body",
     "Expected",
-    "ServedModel",
     "build",
-    "discover",
     "from_file",
     "from_graph_file",
-    "generate",
     "read_answer",
     "read_expected",
 ]
 
 JSON_LENGTH = "Inference-Header-Content-Length"
-POOLING = 32  # ids per bag where nobody says
-DISCOVERY_S = 5.0  # a gateway that does not answer within this is down
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """What the gateway says about the model that it serves.
-
-    `inputs` are those of a model cut from a graph, else none.
-    """
-
-    name: str
-    version: str
-    release: str
-    dense_features: int
-    tables: tuple[dict[str, Any], ...]
-    batch: int = 32
-    inputs: tuple[NamedTensor, ...] = ()
-
-    @property
-    def path(self) -> str:
-        """Where queries are sent."""
-        return f"/v2/models/{self.name}/infer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,91 +122,6 @@ def _prediction(outputs: Sequence[dict[str, Any]], body: bytes, json_length: int
     return values.astype(np.float32, copy=False)
 
 
-def discover(
-    host: str,
-    model: str | None = None,
-    token: str | None = None,
-    wait_s: float = DISCOVERY_S,
-    connect: str = "",
-) -> ServedModel:
-    """Ask the gateway at `host` what it serves; tries again for `wait_s`.
-
-    connect: HOST:PORT to connect to, where the URL's own host is not known here.
-
-    Raises:
-        ServeError: it is down, not ready, or not a gateway.
-    """
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    there = host
-    if connect:
-        parts = urlsplit(host)
-        headers["host"] = parts.netloc
-        there = f"{parts.scheme}://{connect}"
-    name = model or _served_name(_get(there, "/v2", headers, wait_s))
-    metadata = _get(there, f"/v2/models/{name}", headers, wait_s)
-    parameters = metadata.get("parameters", {})
-    listed = metadata.get("inputs", ())
-    try:
-        inputs = served_inputs(listed)
-        widths = [tensor["shape"][-1] for tensor in listed if tensor["name"] == "dense"]
-    except (ValueError, KeyError, TypeError, IndexError):
-        inputs, widths = (), []
-    if (not inputs and not widths) or (inputs and not parameters.get("tables")):
-        raise ServeError(f"{host}: {name} is not a recommendation model that erless serves")
-    return ServedModel(
-        name=name,
-        version=str((metadata.get("versions") or [""])[0]),
-        release=str(parameters.get("digest", "")),
-        dense_features=0 if inputs else int(widths[0]),
-        tables=tuple(parameters.get("tables", ())),
-        batch=int(parameters.get("batch", 32)),
-        inputs=inputs,
-    )
-
-
-def _served_name(server: dict[str, Any]) -> str:
-    models: Sequence[Any] = server.get("models") or server.get("parameters", {}).get("models") or ()
-    if len(models) != 1:
-        raise ServeError(
-            f"{server.get('name', 'the server')} does not say which model it serves: "
-            "name it with --model"
-        )
-    return str(models[0])
-
-
-def _get(host: str, path: str, headers: dict[str, str], wait_s: float) -> dict[str, Any]:
-    """The JSON document at `path`; what may pass (no connection, 5xx) is tried until `wait_s`."""
-    url = host.rstrip("/") + path
-    if not url.startswith(("http://", "https://")):
-        raise ServeError(f"{host}: a gateway's URL begins with http:// or https://")
-    end = time.monotonic() + wait_s
-    with urllib3.PoolManager(retries=False, timeout=wait_s) as pool:
-        while True:
-            try:
-                response = pool.request("GET", url, headers=headers)
-            except urllib3.exceptions.HTTPError as error:
-                reason = first_line(error)
-            else:
-                if response.status == 200:
-                    return _document(url, response.data)
-                reason = f"HTTP {response.status}"
-                if response.status < 500:
-                    raise ServeError(f"{url}: {reason}", status=response.status)
-            if time.monotonic() > end:
-                raise ServeError(f"{url}: no answer within {wait_s:g} s ({reason})", kind="down")
-            time.sleep(0.2)
-
-
-def _document(url: str, body: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        raise ServeError(f"{url}: not a server of the Open Inference Protocol")
-    return document
-
-
 def from_file(
     path: Path, most: int, batch: int | None = None, tables: Sequence[str] = ()
 ) -> Iterator[Body]:
@@ -268,98 +149,6 @@ def from_graph_file(
     for index in range(min(most, len(file))):
         query = file[index]
         yield _body(query, max(map(len, query.values())), index)
-
-
-def generate(
-    served: ServedModel,
-    count: int,
-    *,
-    locality: float = 0.9,
-    batch: int | None = None,
-    pooling: int | None = None,
-    profile: Path | None = None,
-    seed: int = 0,
-) -> Iterator[Body]:
-    """Draw `count` queries that fit the served model.
-
-    Raises:
-        QueryError: the gateway does not tell its tables, or `locality` is not within 0 … 1.
-        ArtifactError: the profile is damaged.
-    """
-    if served.inputs:
-        raise QueryError(f"{served.name} takes inputs of its own: give --queries, a file of them")
-    if not served.tables:
-        raise QueryError(f"{served.name}: the gateway does not tell its tables: give --queries")
-    if not 0 < locality < 1:
-        raise QueryError(f"locality is {locality:g}: it must lie between 0 and 1")
-    samples = batch or served.batch
-    known = _profiled(profile) if profile else {}
-    generator = np.random.default_rng(seed)
-    orders = [
-        RowOrder.seeded(int(table["rows"]), np.random.default_rng([seed, index]))
-        for index, table in enumerate(served.tables)
-    ]
-    for index in range(count):
-        columns, lengths = [], []
-        for table, order in zip(served.tables, orders, strict=True):
-            rows = int(table["rows"])
-            ids = known.get(str(table["name"]))
-            usual = ids.pooling if ids else float(table.get("pooling_factor") or POOLING)
-            per_bag = max(1, round(pooling or usual))
-            lengths.append(np.full(samples, per_bag, np.int32))
-            if ids is None:
-                ranks = PowerLaw(rows, locality).sample(generator, samples * per_bag)
-                columns.append(order.ids(ranks))
-            else:
-                columns.append(ids.sample(generator, samples * per_bag))
-        wide = any(int(table["rows"]) >= 2**31 for table in served.tables)
-        values = np.concatenate(columns)
-        query = Query(
-            dense=generator.standard_normal((samples, served.dense_features), np.float32),
-            values=values.astype(np.int64) if wide else values.astype(np.int32),
-            lengths=np.stack(lengths),
-            weights=_weights(served, [len(column) for column in columns], generator),
-        )
-        yield build(query, index)
-
-
-def _weights(
-    served: ServedModel, sizes: Sequence[int], generator: np.random.Generator
-) -> Floats | None:
-    """Weights for `sizes` ids of each table: random where they are used, 1 elsewhere."""
-    weighted = [table.get("pooling") == "weighted_sum" for table in served.tables]
-    if not any(weighted):
-        return None
-    parts = [
-        generator.random(size, np.float32) if used else np.ones(size, np.float32)
-        for used, size in zip(weighted, sizes, strict=True)
-    ]
-    return np.concatenate(parts)
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """Row ids as often as a profile counted them."""
-
-    ids: NDArray[np.int64]
-    totals: NDArray[np.int64]
-    pooling: float
-
-    def sample(self, generator: np.random.Generator, count: int) -> NDArray[np.int64]:
-        drawn = generator.integers(int(self.totals[-1]), size=count)
-        return self.ids[np.searchsorted(self.totals, drawn, side="right")]
-
-
-def _profiled(folder: Path) -> dict[str, _Counted]:
-    counted = {}
-    for access in Profile.load(folder / MANIFEST).tables:
-        if access.counts is not None and access.accesses:
-            file = TensorFile(folder / access.counts.path)
-            totals = np.cumsum(file.map("counts").astype(np.int64))
-            counted[access.table] = _Counted(
-                file.map("ids").astype(np.int64), totals, access.pooling_factor
-            )
-    return counted
 
 
 def read_expected(path: Path, batch: int) -> Expected:

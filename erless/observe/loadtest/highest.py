@@ -23,7 +23,7 @@ def find_highest(
     *,
     sla_ms: float,
     start_qps: float,
-    tell: Callable[[Trial], None] | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
 ) -> HighestRate:
     """Search, and write what the highest rate's last trial measured to `out`.
 
@@ -32,14 +32,14 @@ def find_highest(
     Args:
         load: each trial, but for its traffic.
         out: result directory to make.
-        measuring: what is asked and told beside each trial.
+        measuring: what is sampled and written beside each trial.
         sla_ms: of p95.
         start_qps: first rate.
-        tell: called after each decision.
+        on_trial: called after each decision.
 
     Raises:
         LoadTestError: nothing could be sent, or the SLA was not met at any rate.
-        ArtifactError: `out` exists and may not be replaced; told before anything is sent.
+        ArtifactError: `out` exists and may not be replaced; raised before anything is sent.
         StorageError: `out` cannot be written; likewise.
     """
     measuring = measuring or Measuring()
@@ -53,17 +53,17 @@ def find_highest(
         return late_blocks(run.record.log, load.duration_s, sla_ms)
 
     with staged_result(out, overwrite=measuring.overwrite) as stage:
-        highest = search(blocks_at, start_qps=start_qps, tell=tell)
+        highest = search(blocks_at, start_qps=start_qps, on_trial=on_trial)
         if not highest.qps:
             raise LoadTestError("stopped before any rate met the SLA")
         notes = (summary(highest, sla_ms), *(trial_text(trial) for trial in highest.trials))
-        told = replace(measuring, fields={**measuring.fields, "notes": notes})
-        fill(stage, runs[highest.qps], told, sla_ms=sla_ms)
+        with_notes = replace(measuring, fields={**measuring.fields, "notes": notes})
+        fill(stage, runs[highest.qps], with_notes, sla_ms=sla_ms)
     return highest
 
 
 def summary(highest: HighestRate, sla_ms: float) -> str:
-    """What was found, in a line for people."""
+    """The highest rate, and where the search ended, in a line for people."""
     end = "stopped there" if math.isinf(highest.beyond) else f"not at {highest.beyond:.0f}"
     return f"p95 within {sla_ms:g} ms up to {highest.qps:.0f} queries/s ({end})"
 

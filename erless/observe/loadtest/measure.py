@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,15 @@ from erless.errors import LoadTestError
 from erless.observe.cost import priced, whole_model_usd
 from erless.observe.loadtest.locust.process import Load, run_locust
 from erless.observe.loadtest.record import LoadRecord, read_record
-from erless.observe.loadtest.sampler import Probe, Sampler, columns_of, usage, usage_of, wakings
+from erless.observe.loadtest.sampler import (
+    Probe,
+    Sample,
+    Sampler,
+    columns_of,
+    usage,
+    usage_of,
+    wakings,
+)
 from erless.observe.queries import timeline_of, totals_of
 from erless.observe.results import Series, fill_result, staged_result
 from erless.specs.plan import Plan
@@ -29,7 +37,7 @@ MIN_STEP_S = 1.0
 
 @dataclass(frozen=True)
 class Run:
-    """What was sent, what came back, and what was seen to run meanwhile."""
+    """What was sent, what came back, and samples of what ran meanwhile."""
 
     load: Load
     record: LoadRecord
@@ -39,10 +47,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Measuring:
-    """What is asked and told beside the load.
+    """What is sampled during a load, and what its result says besides.
 
     Args:
-        probe: what to ask while it runs.
+        probe: what the sampler calls while it runs; None samples nothing.
         fields: further fields of the result.
         overwrite: replace a result that is there.
         tolerance: relative, of predictions.
@@ -65,7 +73,7 @@ def measure(
 
     Raises:
         LoadTestError: nothing could be sent.
-        ArtifactError: `out` exists and may not be replaced; told before anything is sent.
+        ArtifactError: `out` exists and may not be replaced; raised before anything is sent.
         StorageError: `out` cannot be written; likewise.
     """
     measuring = measuring or Measuring()
@@ -102,7 +110,7 @@ def fill(stage: Path, run: Run, measuring: Measuring, *, sla_ms: float | None = 
     samples = [sample for sample in sampler.samples if 0 <= sample.at_s - start <= duration]
     step = max(MIN_STEP_S, math.ceil(duration / ROWS))
     how = f"{load.traffic}, Poisson" if load.traffic else f"{load.users} closed loops"
-    known: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "source": "loadtest",
         "title": f"Load test of {load.host}",
         "started_at": datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -114,27 +122,31 @@ def fill(stage: Path, run: Run, measuring: Measuring, *, sla_ms: float | None = 
         **totals_of(log, sla_ms),
         **usage_of(samples),
     }
-    if samples and "model_wise" not in measuring.fields:
-        whole = [sample.model_wise_bytes for sample in samples]
-        copies = usage(
-            [
-                max((function.ready for function in sample.functions), default=0)
-                for sample in samples
-            ]
-        )
-        if any(whole):
-            known["model_wise"] = Baseline(
-                memory_bytes=usage(whole),
-                replicas=copies,
-                usd_per_month=copies.mean * whole_model_usd(plan) if plan else 0.0,
-                source="reckoned by the target for as many whole copies",
-            )
+    baseline = _baseline(samples, plan)
+    if baseline is not None:
+        fields["model_wise"] = baseline
     if plan is not None:
-        known["functions"] = priced(known.get("functions", ()), plan)
-        known["usd_per_month"] = sum(function.usd_per_month for function in known["functions"])
+        fields["functions"] = priced(fields.get("functions", ()), plan)
+        fields["usd_per_month"] = sum(function.usd_per_month for function in fields["functions"])
     series = Series(
         timeline_of(log, duration, step, sla_ms),
         columns_of(samples, start),
         wakings(samples, start),
     )
-    return fill_result(stage, known | dict(measuring.fields), series)
+    return fill_result(stage, fields | dict(measuring.fields), series)
+
+
+def _baseline(samples: Sequence[Sample], plan: Plan | None) -> Baseline | None:
+    """As many whole copies as there were ready replicas; None where the target gives no size."""
+    whole = [sample.model_wise_bytes for sample in samples]
+    if not any(whole):
+        return None
+    copies = usage(
+        [max((function.ready for function in sample.functions), default=0) for sample in samples]
+    )
+    return Baseline(
+        memory_bytes=usage(whole),
+        replicas=copies,
+        usd_per_month=copies.mean * whole_model_usd(plan) if plan else 0.0,
+        source="reckoned by the target for as many whole copies",
+    )

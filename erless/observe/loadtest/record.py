@@ -1,4 +1,4 @@
-"""The record that `loadtests/locustfile.py` keeps: one line per query, readable at any moment.
+"""The record that the locustfile keeps: one line per query, readable at any moment.
 
     # start <seconds since 1970>
     due <TAB> seconds <TAB> failure <TAB> relative error <TAB> flags (d: degraded, c: cold start)
@@ -47,13 +47,13 @@ class LoadRecord:
         finite = np.where(np.isfinite(self.errors), self.errors, EDGES[-1] * 10)
         place = np.searchsorted(EDGES, finite)
         counts = np.bincount(np.minimum(place, len(EDGES) - 1), minlength=len(EDGES))
-        kept = [(edge, int(count)) for edge, count in zip(EDGES, counts, strict=True) if count]
+        histogram = [(edge, int(count)) for edge, count in zip(EDGES, counts, strict=True) if count]
         return PredictionCheck(
             checked=len(self.errors),
             wrong=int((self.errors > tolerance).sum()),
             tolerance=tolerance,
             max_relative_error=float(finite.max()),
-            histogram=tuple(kept),
+            histogram=tuple(histogram),
         )
 
 

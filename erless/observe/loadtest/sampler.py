@@ -124,13 +124,13 @@ def usage_of(samples: Sequence[Sample]) -> dict[str, Any]:
         "functions": tuple(
             FunctionResult(
                 name=name,
-                kind=seen[0].kind,
-                tier=seen[0].tier,
-                replicas=usage([sample.ready for sample in seen], len(samples)),
-                memory_bytes=usage([sample.memory_bytes for sample in seen], len(samples)),
-                zero_share=1 - sum(sample.ready > 0 for sample in seen) / len(samples),
+                kind=moments[0].kind,
+                tier=moments[0].tier,
+                replicas=usage([sample.ready for sample in moments], len(samples)),
+                memory_bytes=usage([sample.memory_bytes for sample in moments], len(samples)),
+                zero_share=1 - sum(sample.ready > 0 for sample in moments) / len(samples),
             )
-            for name, seen in by_name.items()
+            for name, moments in by_name.items()
         ),
     }
 

@@ -69,7 +69,7 @@ def search(
     start_qps: float,
     width: float = 0.05,
     trials: int = 3,
-    tell: Callable[[Trial], None] | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
 ) -> HighestRate:
     """Double, then bisect until `beyond ÷ qps - 1 ≤ width`.
 
@@ -78,7 +78,7 @@ def search(
         start_qps: first rate.
         width: relative, of the bracket at the end.
         trials: most at one rate.
-        tell: called after each decision.
+        on_trial: called after each decision.
 
     Raises:
         LoadTestError: not even a hundredth of `start_qps` meets the SLA.
@@ -92,8 +92,8 @@ def search(
             highest.interrupted = True
             return highest
         highest.trials.append(trial)
-        if tell:
-            tell(trial)
+        if on_trial:
+            on_trial(trial)
         if trial.met:
             highest.qps = rate
         else:

@@ -34,7 +34,7 @@ def write_comparison(first: Path, second: Path, out: Path) -> tuple[RunResult, R
     names = (f"A: {a.document.title}", f"B: {b.document.title}")
     pairs = list(zip(names, (a, b), (0, 1), strict=True))
 
-    def each_result(column: str) -> list[ChartLine]:
+    def per_result(column: str) -> list[ChartLine]:
         return [
             ChartLine(name, result.timeline["t_s"], result.timeline[column], colour)
             for name, result, colour in pairs
@@ -49,12 +49,12 @@ def write_comparison(first: Path, second: Path, out: Path) -> tuple[RunResult, R
         figure(
             "Served traffic",
             "Queries answered per second.",
-            lines_over_time(each_result("served_qps"), TRAFFIC),
+            lines_over_time(per_result("served_qps"), TRAFFIC),
         ),
         figure(
             "p95 latency",
             "From the moment a query was due.",
-            lines_over_time(each_result("p95_ms"), LATENCY, limit=limit),
+            lines_over_time(per_result("p95_ms"), LATENCY, limit=limit),
         ),
         figure(
             "Memory",

@@ -62,10 +62,10 @@ def write_report(result: Path, out: Path) -> RunResult:
 
 
 def _subtitle(document: RunResult) -> str:
-    kind = {"loadtest": "measured", "demo": "measured", "simulate": "simulated"}[document.source]
+    how = {"loadtest": "measured", "demo": "measured", "simulate": "simulated"}[document.source]
     name, unit_s = time_unit(document.duration_s)
     parts = [
-        kind,
+        how,
         document.started_at,
         f"{number(document.duration_s / unit_s)} {name}",
         document.arrivals,
@@ -229,13 +229,13 @@ def _largest(document: RunResult, of: Callable[[Any], float]) -> tuple[tuple[str
     numbered = {function.name: number for number, function in enumerate(document.functions)}
     order = sorted(document.functions, key=of, reverse=True)
     few = len(order) <= COLOURS
-    head, rest = (order, []) if few else (order[: COLOURS - 1], order[COLOURS - 1 :])
+    head, others = (order, []) if few else (order[: COLOURS - 1], order[COLOURS - 1 :])
     parts = [
         (function.name, of(function), numbered[function.name] if few else colour)
         for colour, function in enumerate(head)
     ]
-    if rest:
-        parts.append((f"{len(rest)} others", sum(map(of, rest)), COLOURS - 1))
+    if others:
+        parts.append((f"{len(others)} others", sum(map(of, others)), COLOURS - 1))
     return tuple(parts)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,7 +52,7 @@ class Trace:
     called: Counts
     ready: Counts
     wanted: Counts
-    held: Counts
+    placed: Counts
     backlog_s: Floats
     busy: Floats
     stretch: Floats
@@ -127,10 +128,7 @@ def simulate(
         flow = np.where(ready > 0, expected[step] * fleet.touch, called)
         stretch = _stretch(fleet, flow, terms)
         capacity = ready * fleet.rate * (TICK_S / stretch)
-        offered = flow[GATEWAY] + backlog[GATEWAY]
-        if capacity[GATEWAY] < offered:  # it passes on what it serves
-            flow[1:] *= capacity[GATEWAY] / offered
-            called[1:] = np.rint(called[1:] * capacity[GATEWAY] / offered)
+        _limit_by_gateway(flow, called, capacity[GATEWAY], backlog[GATEWAY])
         before = backlog
         backlog = np.maximum(0.0, before + flow - capacity)
         backlog, lost = _deadline(fleet, ready, backlog, terms, stretch)
@@ -143,20 +141,57 @@ def simulate(
         trace.failed[step] = min(int(trace.arrived[step]), lost)
         load = called / TICK_S
         inside = load * _stay(fleet, terms, busy, wait, stretch)
-        for index, scaler in enumerate(scalers):
-            value = load[index] if scaler.scaling.metric == "rps" else inside[index]
-            waiting = bool(ready[index] == 0 and backlog[index] > 0)
-            seen = Observation(now + TICK_S, float(value), int(ready[index]), waiting)
-            decision = scaler.observe(seen)
-            trace.wanted[step, index] = decision.wanted
-            replicas.follow(index, decision.wanted)
-            if waiting and not replicas.starting[index] and len(trace.events) < MOST_EVENTS:
-                name = fleet.functions[index].name
-                trace.events.append(Event(now, "cold start", name, decision.reason))
+        waits = (ready == 0) & (backlog > 0)
+        _scale(trace, step, fleet, replicas, scalers, load, inside, waits)
         _start(fleet, replicas, pool, now + TICK_S)
-        trace.held[step] = replicas.placed
+        trace.placed[step] = replicas.placed
         trace.nodes[step] = pool.ready if pool else 0
     return trace
+
+
+def _limit_by_gateway(flow: Floats, called: Floats, capacity: float, backlog: float) -> None:
+    """The gateway passes on what it serves: lessen the `flow` and calls to what lies behind it."""
+    offered = flow[GATEWAY] + backlog
+    if capacity < offered:
+        flow[1:] *= capacity / offered
+        called[1:] = np.rint(called[1:] * capacity / offered)
+
+
+def _scale(
+    trace: Trace,
+    step: int,
+    fleet: Fleet,
+    replicas: _Replicas,
+    scalers: Sequence[Scaler],
+    load: Floats,
+    inside: Floats,
+    waits: NDArray[np.bool_],
+) -> None:
+    """Let each function's autoscaler decide at the end of a step.
+
+    Args:
+        trace: gets the decisions and the cold starts.
+        step: its number.
+        fleet: the functions, F of them.
+        replicas: follow the decisions.
+        scalers: of each function.
+        load: (F,) calls per second.
+        inside: (F,) calls in flight.
+        waits: (F,) whether calls wait at zero replicas.
+    """
+    now = step * TICK_S
+    for index, scaler in enumerate(scalers):
+        value = load[index] if scaler.scaling.metric == "rps" else inside[index]
+        waiting = bool(waits[index])
+        observation = Observation(
+            now + TICK_S, float(value), int(trace.ready[step, index]), waiting
+        )
+        decision = scaler.observe(observation)
+        trace.wanted[step, index] = decision.wanted
+        replicas.follow(index, decision.wanted)
+        if waiting and not replicas.starting[index] and len(trace.events) < MOST_EVENTS:
+            name = fleet.functions[index].name
+            trace.events.append(Event(now, "cold start", name, decision.reason))
 
 
 def _empty(steps: int, size: int, arrived: Counts) -> Trace:
@@ -171,7 +206,7 @@ def _empty(steps: int, size: int, arrived: Counts) -> Trace:
         called=counts(),
         ready=counts(),
         wanted=counts(),
-        held=counts(),
+        placed=counts(),
         backlog_s=np.zeros((steps, size)),
         busy=np.zeros((steps, size)),
         stretch=np.ones(steps),

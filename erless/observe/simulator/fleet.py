@@ -7,7 +7,7 @@ takes `service_s`, so that the replica's highest rate is the plan's `qps_per_rep
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,6 +106,24 @@ def fleet_of(plan: Plan, terms: Terms, service_ms: Mapping[str, float] | None = 
     Raises:
         PlanError: a function has no rate, so nothing can be simulated.
     """
+    functions = _functions(plan)
+    servers = np.array([max(1.0, math.floor(function.vcpu)) for function in functions])
+    service = _service_s(functions, servers, service_ms or {})
+    loads = np.array([function.row_data_bytes for function in functions])
+    return Fleet(
+        functions=tuple(functions),
+        vcpu=np.array([function.vcpu for function in functions]),
+        memory=np.array([function.memory_bytes for function in functions], np.float64),
+        service_s=service,
+        servers=servers,
+        rate=servers / service,
+        touch=np.array([function.touch for function in functions]),
+        cold_start_s=terms.start_s + loads / terms.load_bytes_s,
+    )
+
+
+def _functions(plan: Plan) -> list[Function]:
+    """The gateway, the shards that it calls, and the tower where it is a function."""
     functions = [
         Function(
             "gateway",
@@ -152,24 +170,19 @@ def fleet_of(plan: Plan, terms: Terms, service_ms: Mapping[str, float] | None = 
                 dense.replicas,
             )
         )
-    known = dict(service_ms or {})
-    servers = np.array([max(1.0, math.floor(function.vcpu)) for function in functions])
+    return functions
+
+
+def _service_s(
+    functions: Sequence[Function], servers: Floats, measured_ms: Mapping[str, float]
+) -> Floats:
+    """Seconds that one call takes, (F,): as measured, or as the plan's rate has it."""
     service = np.zeros(len(functions))
     for index, function in enumerate(functions):
-        if function.name in known:
-            service[index] = known[function.name] / 1e3
+        if function.name in measured_ms:
+            service[index] = measured_ms[function.name] / 1e3
         elif function.qps_per_replica > 0:
             service[index] = servers[index] / function.qps_per_replica
         else:
             raise PlanError(f"{function.name}: the plan has no qps_per_replica to simulate with")
-    loads = np.array([function.row_data_bytes for function in functions])
-    return Fleet(
-        functions=tuple(functions),
-        vcpu=np.array([function.vcpu for function in functions]),
-        memory=np.array([function.memory_bytes for function in functions], np.float64),
-        service_s=service,
-        servers=servers,
-        rate=servers / service,
-        touch=np.array([function.touch for function in functions]),
-        cold_start_s=terms.start_s + loads / terms.load_bytes_s,
-    )
+    return service

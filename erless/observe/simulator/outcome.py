@@ -41,7 +41,7 @@ class Simulation:
     @property
     def memory(self) -> NDArray[np.float64]:
         """Bytes that replicas hold, ready or starting, in each step: (T,)."""
-        return np.asarray(self.trace.held @ self.fleet.memory, np.float64)
+        return np.asarray(self.trace.placed @ self.fleet.memory, np.float64)
 
     @property
     def usd_per_month(self) -> float:
@@ -55,7 +55,7 @@ class Simulation:
         result = self.plan.result
         return Baseline(
             memory_bytes=_usage(self.memory),
-            replicas=_usage(self.trace.held.sum(axis=1)),
+            replicas=_usage(self.trace.placed.sum(axis=1)),
             usd_per_month=self.usd_per_month,
             memory_utility=result.memory_utility if result else None,
             source=f"{self.plan.policy} simulated under the same traffic",
@@ -108,7 +108,7 @@ def write_simulation(
         "sla_p95_ms": sla_ms,
         "arrivals": f"{simulation.traffic.name}, Poisson",
         "memory_bytes": _usage(simulation.memory),
-        "replicas": _usage(trace.held.sum(axis=1)),
+        "replicas": _usage(trace.placed.sum(axis=1)),
         "usd_per_month": simulation.usd_per_month,
         "memory_utility": plan.result.memory_utility if plan.result else None,
         "model_wise": against.baseline() if against else None,
@@ -129,9 +129,9 @@ def _usage(values: NDArray[Any]) -> Usage:
 def _counted(simulation: Simulation) -> tuple[NDArray[np.float64], Samples]:
     """Queries that each sample stands for, less those that failed in the queues: (T, S)."""
     trace, samples = simulation.trace, simulation.samples
-    kept = 1 - trace.failed / np.maximum(trace.arrived, 1)
+    answered_share = 1 - trace.failed / np.maximum(trace.arrived, 1)
     count = samples.latency_s.shape[1]
-    return np.repeat((samples.weight * kept)[:, None], count, axis=1), samples
+    return np.repeat((samples.weight * answered_share)[:, None], count, axis=1), samples
 
 
 def _totals(simulation: Simulation, sla_ms: float | None) -> dict[str, Any]:
@@ -167,8 +167,8 @@ def _functions(simulation: Simulation) -> tuple[FunctionResult, ...]:
             name=function.name,
             kind=function.kind,
             tier=function.tier,
-            replicas=_usage(trace.held[:, index]),
-            memory_bytes=_usage(trace.held[:, index] * fleet.memory[index]),
+            replicas=_usage(trace.placed[:, index]),
+            memory_bytes=_usage(trace.placed[:, index] * fleet.memory[index]),
             usd_per_month=simulation.usd_per_month * float(shares[index]),
             zero_share=float((trace.ready[:, index] == 0).mean()),
         )
@@ -178,8 +178,8 @@ def _functions(simulation: Simulation) -> tuple[FunctionResult, ...]:
 
 def _dollar_shares(simulation: Simulation) -> NDArray[np.float64]:
     """A function's part of the machines: half by its vCPU, half by its memory."""
-    held = simulation.trace.held.mean(axis=0)
-    cpu, memory = held * simulation.fleet.vcpu, held * simulation.fleet.memory
+    replicas = simulation.trace.placed.mean(axis=0)
+    cpu, memory = replicas * simulation.fleet.vcpu, replicas * simulation.fleet.memory
     return np.asarray((cpu / max(cpu.sum(), 1e-9) + memory / max(memory.sum(), 1e-9)) / 2)
 
 
@@ -227,5 +227,5 @@ def _per_function(simulation: Simulation, group: int) -> Columns:
         "ready": trace.ready[begins].ravel(),
         "wanted": trace.wanted[begins].ravel(),
         "rps": (trace.called[begins] / trace.step_s).ravel(),
-        "memory_bytes": np.rint(trace.held[begins] * fleet.memory).astype(np.int64).ravel(),
+        "memory_bytes": np.rint(trace.placed[begins] * fleet.memory).astype(np.int64).ravel(),
     }

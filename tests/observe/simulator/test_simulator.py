@@ -74,7 +74,7 @@ def test_more_replicas_come_only_after_their_cold_start() -> None:
     assert done.trace.wanted[step + 3, 1] > 1
     assert done.trace.ready[step + 12, 1] == 1
     assert done.trace.ready[step + 25, 1] > 1
-    assert done.trace.held[step + 12, 1] > 1  # starting replicas hold memory already
+    assert done.trace.placed[step + 12, 1] > 1  # starting replicas hold memory already
     assert done.trace.backlog_s[step + 12, 1] > 1
 
 
@@ -86,7 +86,7 @@ def test_a_machine_must_boot_first() -> None:
     assert 460 <= reached <= 540
     assert done.trace.nodes[0] == 1 and done.trace.nodes[-1] >= 4
     room = NODE.vcpu * slow.fill * done.trace.nodes
-    assert (done.trace.held @ done.fleet.vcpu <= room + 1e-6).all()
+    assert (done.trace.placed @ done.fleet.vcpu <= room + 1e-6).all()
 
 
 def test_asleep_functions_wake() -> None:

@@ -16,13 +16,9 @@ import urllib3
 from erless.dlrm.graph_queries import write_graph_queries
 from erless.dlrm.hashing import xxh64_strings
 from erless.errors import QueryError
-from erless.observe.loadtest.encoded_queries import (
-    JSON_LENGTH,
-    discover,
-    from_graph_file,
-    generate,
-    read_answer,
-)
+from erless.observe.loadtest.drawn_queries import generate
+from erless.observe.loadtest.encoded_queries import JSON_LENGTH, from_graph_file, read_answer
+from erless.observe.loadtest.served_model import discover
 from erless.pack.packer import Packer
 from erless.specs.features import HashedIds
 from erless.specs.model import ModelSpec

@@ -17,6 +17,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -29,8 +30,18 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
 from erless.errors import ErlessError, ServeError
-from erless.observe.loadtest import encoded_queries as queries
+from erless.observe.loadtest.drawn_queries import generate
+from erless.observe.loadtest.encoded_queries import (
+    JSON_LENGTH,
+    Answer,
+    Body,
+    from_file,
+    from_graph_file,
+    read_answer,
+    read_expected,
+)
 from erless.observe.loadtest.locust import shapes
+from erless.observe.loadtest.served_model import ServedModel, discover
 
 PAUSE_S = 0.1  # of a closed loop after a query that failed: a gateway that is down is not hammered
 BLOCK_BYTES = 64 << 10
@@ -70,12 +81,12 @@ def _early(argv: list[str]) -> argparse.Namespace:
 
 def _stop(error: ErlessError) -> None:
     """Locust ends with the reason and exit code 1, without a traceback."""
-    _tell(error)
+    _print_error(error)
     sys.exit(1)
 
 
-def _tell(error: ErlessError) -> None:
-    """Past Locust's own stderr, which its log level filters."""
+def _print_error(error: ErlessError) -> None:
+    """Print past Locust's own stderr, which its log level filters."""
     print(f"error: {error}", file=sys.__stderr__, flush=True)
 
 
@@ -87,6 +98,39 @@ if early.traffic:
         _stop(reason)
 
 
+def _bodies(served: ServedModel, options: Any) -> Iterator[Body]:
+    """The queries to send, from a file or drawn. Raises QueryError or ArtifactError."""
+    if options.queries and served.inputs:
+        return from_graph_file(
+            Path(options.queries), options.distinct, served.inputs, options.batch
+        )
+    if options.queries:
+        tables = [str(table["name"]) for table in served.tables]
+        return from_file(Path(options.queries), options.distinct, options.batch, tables)
+    return generate(
+        served,
+        options.distinct,
+        locality=options.locality,
+        batch=options.batch,
+        pooling=options.pooling,
+        seed=options.seed,
+        profile=Path(options.hotness) if options.hotness else None,
+    )
+
+
+def _headers(host: str, options: Any, token: str | None) -> dict[str, str]:
+    """Headers that every query carries."""
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "erless-deadline-ms": f"{options.deadline_ms:g}",
+    }
+    if options.connect:
+        headers["Host"] = urlsplit(host).netloc
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    return headers
+
+
 class Session:
     """What all users of this process share, made once before the first query."""
 
@@ -96,42 +140,17 @@ class Session:
         if not host:
             raise ServeError("no gateway: give --host http://127.0.0.1:8080")
         token = os.environ.get("ERLESS_TOKEN")
-        self.served = queries.discover(host, options.model or None, token, connect=options.connect)
-        if options.queries and self.served.inputs:
-            path, inputs = Path(options.queries), self.served.inputs
-            made = queries.from_graph_file(path, options.distinct, inputs, options.batch)
-        elif options.queries:
-            tables = [str(table["name"]) for table in self.served.tables]
-            made = queries.from_file(Path(options.queries), options.distinct, options.batch, tables)
-        else:
-            made = queries.generate(
-                self.served,
-                options.distinct,
-                locality=options.locality,
-                batch=options.batch,
-                pooling=options.pooling,
-                seed=options.seed,
-                profile=Path(options.hotness) if options.hotness else None,
-            )
-        self.bodies = list(made)
+        self.served = discover(host, options.model or None, token, connect=options.connect)
+        self.bodies = list(_bodies(self.served, options))
         self.expected = None
         if options.expected:
-            self.expected = queries.read_expected(Path(options.expected), self.bodies[0].batch)
+            self.expected = read_expected(Path(options.expected), self.bodies[0].batch)
         self.url = URL(host)
         self.deadline_s = options.deadline_ms / 1e3
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "erless-deadline-ms": f"{options.deadline_ms:g}",
-        }
         if options.connect:
-            named = urlsplit(host)
-            self.url = URL(f"{named.scheme}://{options.connect}")
-            headers["Host"] = named.netloc
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
-        self.headers = [
-            {**headers, queries.JSON_LENGTH: str(body.json_length)} for body in self.bodies
-        ]
+            self.url = URL(f"{urlsplit(host).scheme}://{options.connect}")
+        headers = _headers(host, options, token)
+        self.headers = [{**headers, JSON_LENGTH: str(body.json_length)} for body in self.bodies]
         self.every = max(1, options.check_every)
         self.tolerance = options.tolerance
         self.sent = 0
@@ -202,7 +221,7 @@ def _begin(environment: Environment, **_: object) -> None:
             session = Session(environment)
     except ErlessError as error:
         environment.process_exit_code = 1
-        _tell(error)
+        _print_error(error)
         session = None
         if environment.runner is not None:
             gevent.spawn(environment.runner.quit)
@@ -264,8 +283,8 @@ class GatewayUser(User):
             if response.status_code != 200:
                 failure = f"HTTP {response.status_code}"
             else:
-                mark = response.get(queries.JSON_LENGTH.lower())
-                answer = queries.read_answer(data, int(str(mark)) if mark else None)
+                mark = response.get(JSON_LENGTH.lower())
+                answer = read_answer(data, int(str(mark)) if mark else None)
         except gevent.GreenletExit:
             if session.arrivals is not None:
                 session.note(due, shapes.now() - due, "no answer", math.nan, "")
@@ -296,7 +315,7 @@ class GatewayUser(User):
         took_s: float,
         length: int,
         failure: str,
-        answer: queries.Answer | None,
+        answer: Answer | None,
     ) -> None:
         fire = self.environment.events.request.fire
         name = session.served.name

@@ -49,7 +49,7 @@ class Load:
         shape = ["--run-time", f"{math.ceil(self.duration_s)}s"]  # Locust takes whole seconds
         if self.traffic is not None:
             shape = ["--traffic", self.traffic, "--duration", f"{self.duration_s:g}"]
-        there = ["--connect", self.connect] if self.connect else []
+        connect = ["--connect", self.connect] if self.connect else []
         many = ["--processes", str(self.processes)] if self.processes > 1 else []
         return [
             sys.executable,
@@ -70,7 +70,7 @@ class Load:
             "--loglevel",
             "WARNING",
             *shape,
-            *there,
+            *connect,
             *many,
             *self.options,
         ]
