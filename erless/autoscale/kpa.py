@@ -51,7 +51,7 @@ class Phase(StrEnum):
 
 
 class Observation(NamedTuple):
-    """What was seen at `now_s` (any clock that only goes forward).
+    """What is known at `now_s` (any clock that only goes forward).
 
     value: requests/s or concurrent requests, by the scaling's metric, over all replicas, averaged
     since the last observation that had one; None where replicas could not be asked. At zero
@@ -109,27 +109,29 @@ class State(NamedTuple):
         )
 
 
-def decide(scaling: Scaling, state: State, seen: Observation) -> tuple[State, Decision]:
+def decide(scaling: Scaling, state: State, observation: Observation) -> tuple[State, Decision]:
     """The next state, and how many replicas are wanted; O(1) in time passed and in replicas.
 
     The cost grows with the observations per stable window only (30 with Knative's defaults).
     """
     load = state.load
-    if seen.value is not None and (seen.value or seen.ready or seen.waiting):
-        load = load.record(seen.now_s, seen.value, scaling.window_s)
-    elif seen.value is not None:
-        load = load.record_nothing(seen.now_s)
+    if observation.value is not None and (
+        observation.value or observation.ready or observation.waiting
+    ):
+        load = load.record(observation.now_s, observation.value, scaling.window_s)
+    elif observation.value is not None:
+        load = load.record_nothing(observation.now_s)
     stable = load.average(scaling.window_s)
     burst = load.average(panic_window_s(scaling))
     state = state._replace(load=load)
-    if seen.value is None and not seen.waiting:
-        held = Decision(
+    if observation.value is None and not observation.waiting:
+        unchanged = Decision(
             state.wanted, "no data: as before", state.panic_since_s is not None, stable, burst
         )
-        return _reconcile(scaling, state, seen, None), held
-    state, wanted, reason = desire(scaling, state, seen, stable, burst)
-    wanted, reason = _bound(scaling, state, seen, wanted, reason)
-    state, reason = _apply(scaling, state, seen, wanted, reason)
+        return _reconcile(scaling, state, observation, None), unchanged
+    state, wanted, reason = desire(scaling, state, observation, stable, burst)
+    wanted, reason = _bound(scaling, state, observation, wanted, reason)
+    state, reason = _apply(scaling, state, observation, wanted, reason)
     panic = state.panic_since_s is not None
     return state, Decision(state.wanted, reason, panic, stable, burst)
 
@@ -144,17 +146,17 @@ def panic_window_s(scaling: Scaling) -> float:
 
 
 def desire(
-    scaling: Scaling, state: State, seen: Observation, stable: float, burst: float
+    scaling: Scaling, state: State, observation: Observation, stable: float, burst: float
 ) -> tuple[State, int, str]:
     """Knative's `autoscaler.Scale`: replicas by load, rates, panic and delay; before bounds."""
     target = max(TARGET_MIN, scaling.target * scaling.target_utilisation)
-    ready = max(1, seen.ready)
+    ready = max(1, observation.ready)
     most = ceil(scaling.max_scale_up_rate * ready)
-    fewest = floor(ready / scaling.max_scale_down_rate) if seen.reachable else 0
+    fewest = floor(ready / scaling.max_scale_down_rate) if observation.reachable else 0
     by_stable, by_burst = ceil(stable / target), ceil(burst / target)
     over = by_burst / ready >= scaling.panic_threshold_percentage / 100
     reason = f"{stable:g} {scaling.metric} ÷ {target:g} = {by_stable}"
-    if seen.waiting:
+    if observation.waiting:
         if by_stable == 0:
             reason = "woken by a waiting call"
         by_stable, by_burst = max(1, by_stable), max(1, by_burst)
@@ -162,8 +164,8 @@ def desire(
 
     since, peak = state.panic_since_s, state.panic_wanted
     if over:
-        since = seen.now_s
-    elif since is not None and since + scaling.window_s < seen.now_s:
+        since = observation.now_s
+    elif since is not None and since + scaling.window_s < observation.now_s:
         since, peak = None, 0
     if since is not None:
         burst_reason = f"{burst:g} {scaling.metric} ÷ {target:g} = {by_burst}"
@@ -174,8 +176,8 @@ def desire(
         wanted = peak = max(peak, panicked)
 
     peaks = state.peaks
-    if scaling.scale_down_delay_s > 0 and seen.reachable:
-        peaks = _recent(peaks, seen.now_s, wanted, scaling.scale_down_delay_s)
+    if scaling.scale_down_delay_s > 0 and observation.reachable:
+        peaks = _recent(peaks, observation.now_s, wanted, scaling.scale_down_delay_s)
         if peaks[0][1] != wanted:
             wanted = peaks[0][1]
             reason = f"delay: {wanted} within the last {scaling.scale_down_delay_s:g} s"
@@ -199,22 +201,22 @@ def _recent(
     peaks: tuple[tuple[float, int], ...], now_s: float, wanted: int, delay_s: float
 ) -> tuple[tuple[float, int], ...]:
     """Descending maxima of the last `delay_s`; the first is the largest."""
-    kept = len(peaks)
-    while kept and peaks[kept - 1][1] <= wanted:
-        kept -= 1
+    stop = len(peaks)
+    while stop and peaks[stop - 1][1] <= wanted:
+        stop -= 1
     first = 0
-    while first < kept and now_s - peaks[first][0] >= delay_s:
+    while first < stop and now_s - peaks[first][0] >= delay_s:
         first += 1
-    return (*peaks[first:kept], (now_s, wanted))
+    return (*peaks[first:stop], (now_s, wanted))
 
 
 def _initial(scaling: Scaling) -> int:
     return min(max(scaling.min_scale, scaling.initial_scale), scaling.max_scale)
 
 
-def _least(scaling: Scaling, state: State, seen: Observation) -> int:
+def _least(scaling: Scaling, state: State, observation: Observation) -> int:
     """The fewest replicas that are allowed now."""
-    if not seen.reachable:
+    if not observation.reachable:
         return 0
     return _initial(scaling) if _initialising(scaling, state) else scaling.min_scale
 
@@ -224,9 +226,9 @@ def _initialising(scaling: Scaling, state: State) -> bool:
 
 
 def _bound(
-    scaling: Scaling, state: State, seen: Observation, wanted: int, reason: str
+    scaling: Scaling, state: State, observation: Observation, wanted: int, reason: str
 ) -> tuple[int, str]:
-    least = _least(scaling, state, seen)
+    least = _least(scaling, state, observation)
     if wanted < least:
         return least, f"{'initial' if _initialising(scaling, state) else 'min'} scale {least}"
     if wanted > scaling.max_scale:
@@ -235,41 +237,41 @@ def _bound(
 
 
 def _apply(
-    scaling: Scaling, state: State, seen: Observation, wanted: int, reason: str
+    scaling: Scaling, state: State, observation: Observation, wanted: int, reason: str
 ) -> tuple[State, str]:
     """Knative's `handleScaleToZero`, then its `computeActiveCondition`."""
     if wanted > 0:
-        return _reconcile(scaling, state._replace(wanted=wanted), seen, wanted), reason
-    since_s = seen.now_s - state.phase_since_s
+        return _reconcile(scaling, state._replace(wanted=wanted), observation, wanted), reason
+    since_s = observation.now_s - state.phase_since_s
     if state.phase is Phase.ACTIVATING:
-        return _reconcile(scaling, state, seen, None), "starting: not idle yet"
+        return _reconcile(scaling, state, observation, None), "starting: not idle yet"
     if state.phase is Phase.ACTIVE:
         if since_s < scaling.window_s:
             reason = f"idle: active for {since_s:.0f} s of a {scaling.window_s:g} s window"
-            return _reconcile(scaling, state._replace(wanted=1), seen, 1), reason
+            return _reconcile(scaling, state._replace(wanted=1), observation, 1), reason
         reason = "idle: inactive from now on"
-        return _reconcile(scaling, state, seen, 0), reason
-    retention_s = scaling.retention_s if seen.reachable else 0.0
+        return _reconcile(scaling, state, observation, 0), reason
+    retention_s = scaling.retention_s if observation.reachable else 0.0
     left_s = max(scaling.grace_s, retention_s) - since_s
     if left_s > 0 and state.wanted:
         which = "retention" if retention_s > scaling.grace_s else "grace"
-        return _reconcile(scaling, state, seen, 0), f"idle: {left_s:.0f} s of {which} left"
+        return _reconcile(scaling, state, observation, 0), f"idle: {left_s:.0f} s of {which} left"
     reason = "idle: to zero" if state.wanted else "at zero"
-    return _reconcile(scaling, state._replace(wanted=0), seen, 0), reason
+    return _reconcile(scaling, state._replace(wanted=0), observation, 0), reason
 
 
-def _reconcile(scaling: Scaling, state: State, seen: Observation, want: int | None) -> State:
+def _reconcile(scaling: Scaling, state: State, observation: Observation, want: int | None) -> State:
     """The phase after a decision; `want` None: unknown, as Knative's -1."""
     least = scaling.min_scale if state.initialised else _initial(scaling)
     threshold = max(1, least)
-    initialised = state.initialised or seen.ready >= least
+    initialised = state.initialised or observation.ready >= least
     phase = state.phase
     if want == 0 or (not state.initialised and least == 0):
         phase = Phase.INACTIVE
     elif want or phase is not Phase.INACTIVE:
-        phase = Phase.ACTIVE if seen.ready >= threshold else Phase.ACTIVATING
+        phase = Phase.ACTIVE if observation.ready >= threshold else Phase.ACTIVATING
     if phase is not state.phase:
-        state = state._replace(phase=phase, phase_since_s=seen.now_s)
+        state = state._replace(phase=phase, phase_since_s=observation.now_s)
     return state if state.initialised == initialised else state._replace(initialised=initialised)
 
 
@@ -290,7 +292,7 @@ class Scaler:
         """The replicas that the last decision asked for."""
         return self.state.wanted
 
-    def observe(self, seen: Observation) -> Decision:
+    def observe(self, observation: Observation) -> Decision:
         """Take the next decision, on what was seen."""
-        self.state, decision = decide(self.scaling, self.state, seen)
+        self.state, decision = decide(self.scaling, self.state, observation)
         return decision
