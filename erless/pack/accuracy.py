@@ -60,12 +60,12 @@ class PrecisionLoss:
         return self.auc_loss <= budget.auc_loss
 
     def __str__(self) -> str:
-        what = self.table or "all rows"
+        subject = self.table or "all rows"
         error = f"predictions move by {self.relative_error:.2%}"
         if self.auc_loss is None:
-            return f"{what} in {self.precision}: {error} (no labels to tell AUC by)"
+            return f"{subject} in {self.precision}: {error} (no labels to compute AUC with)"
         change = "loses" if self.auc_loss >= 0 else "gains"
-        return f"{what} in {self.precision}: {change} {abs(self.auc_loss):.6f} of AUC, {error}"
+        return f"{subject} in {self.precision}: {change} {abs(self.auc_loss):.6f} of AUC, {error}"
 
 
 def measure_precisions(
@@ -93,36 +93,36 @@ def measure_precisions(
     names = [table.name for table in bundle.model.tables]
     file = QueryFile(queries, BATCH).in_order_of(names)
     touched = touched_rows(bundle_folder, bundle, file)
-    asked = list(compact_queries(file, touched))
+    compacted = list(compact_queries(file, touched))
     tower = load_tower(bundle_folder, bundle)
     exact = [torch.from_numpy(table.rows) for table in touched]
 
     def predict(tables: list[torch.Tensor]) -> Floats:
         model = Monolith(bundle.model, tables, tower)
-        parts = [model.predict(query) for query in asked]
+        parts = [model.predict(query) for query in compacted]
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
     before, labels = predict(exact), file.labels
-    kinds = [kind for kind in precisions if kind is not Precision.FP32]
+    lossy = [precision for precision in precisions if precision is not Precision.FP32]
     losses: list[PrecisionLoss] = []
-    with (progress or Silent()).step("precisions", len(kinds), "steps") as step:
-        for kind in kinds:
-            rows = [torch.from_numpy(table.at([kind])) for table in touched]
-            whole = _loss(kind, "", before, predict(rows), labels)
+    with (progress or Silent()).step("precisions", len(lossy), "steps") as step:
+        for precision in lossy:
+            rows = [torch.from_numpy(table.at([precision])) for table in touched]
+            whole = _loss(precision, "", before, predict(rows), labels)
             losses.append(whole)
             for number, name in enumerate(names if whole.within(budget) else ()):
-                one = [*exact[:number], rows[number], *exact[number + 1 :]]
-                losses.append(_loss(kind, name, before, predict(one), labels))
+                tables = [*exact[:number], rows[number], *exact[number + 1 :]]
+                losses.append(_loss(precision, name, before, predict(tables), labels))
             step.advance(1)
     return losses
 
 
 def _loss(
-    kind: Precision, table: str, before: Floats, after: Floats, labels: Floats | None
+    precision: Precision, table: str, before: Floats, after: Floats, labels: Floats | None
 ) -> PrecisionLoss:
     moved = float(np.abs(after.astype(np.float64) - before).mean()) if len(before) else 0.0
     scale = float(np.abs(before).mean()) if len(before) else 0.0
     relative = moved / scale if scale else float(moved > 0)
     if labels is None or not 0 < np.count_nonzero(labels) < len(labels):
-        return PrecisionLoss(kind, table, relative, None)
-    return PrecisionLoss(kind, table, relative, auc(labels, before) - auc(labels, after))
+        return PrecisionLoss(precision, table, relative, None)
+    return PrecisionLoss(precision, table, relative, auc(labels, before) - auc(labels, after))

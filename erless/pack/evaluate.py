@@ -77,7 +77,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class TouchedRows:
-    """The rows of one table that the queries ask for: ids ascending, their rows and shards."""
+    """The rows of one table that the queries touch: ids ascending, their rows and shards."""
 
     table: TableSpec
     ids: NDArray[np.int64]
@@ -104,7 +104,7 @@ def evaluate(
 
     Args:
         inputs: bundle, profile and plan.
-        queries: a query file; with labels the AUC is told too.
+        queries: a query file; with labels the AUC is computed too.
         batch: samples predicted at a time.
         progress: told of the queries predicted.
 

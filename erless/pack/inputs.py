@@ -24,7 +24,8 @@ LAYOUT = 1  # of a slice's and the gateway's files; part of every key
 
 @dataclass(frozen=True, slots=True)
 class PackSlice:
-    """One table's rows in one shard: the unit of packing. `key` says all that its file depends on.
+    """One table's rows in one shard: the unit of packing. `key` is a digest of all that its file
+    depends on.
 
     `table_number` is the table's place in the model, `shard` the shard's in the plan.
     """
@@ -66,13 +67,16 @@ class PackInputs:
         )
 
     def _check_belong(self) -> None:
-        own = self.bundle.digest
-        for what, digest in (
+        bundle_digest = self.bundle.digest
+        for artifact, digest in (
             ("plan", self.plan.model_digest),
             ("profile", self.profile.model_digest),
         ):
-            if digest != own:
-                raise PlanError(f"the {what} was made for bundle {digest[:12]}, this is {own[:12]}")
+            if digest != bundle_digest:
+                raise PlanError(
+                    f"the {artifact} was made for bundle {digest[:12]}, this is "
+                    f"{bundle_digest[:12]}"
+                )
         if self.plan.profile_digest != self.profile.digest:
             raise PlanError(
                 f"the plan was made from profile {self.plan.profile_digest[:12]}, this is "
@@ -138,7 +142,7 @@ class PackInputs:
         return TableRanks(table.rows, path)
 
     def routing_key(self) -> str:
-        """Says all that the gateway's routing depends on."""
+        """A digest of all that the gateway's routing depends on."""
         counts = [self.counts(table) for table in self.model.tables]
         return digest_json(
             {

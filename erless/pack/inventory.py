@@ -97,15 +97,17 @@ def prune(
             for digest, manifest in releases.items()
             if digest not in keep and manifest.modified_s <= horizon
         ]
-        kept = [digest for digest in releases if digest not in doomed]
-        needed = _needed(store, kept)
+        remaining = [digest for digest in releases if digest not in doomed]
+        needed = _needed(store, remaining)
         everything = [*store.list("shards/"), *store.list("keys/"), *store.list("blobs/")]
         orphans = [
             stored
             for stored in everything
             if stored.modified_s <= horizon and not _refers(store, stored, needed)
         ]
-        stale = [record for record in stale_records(store, kept) if record.modified_s <= horizon]
+        stale = [
+            record for record in stale_records(store, remaining) if record.modified_s <= horizon
+        ]
         gone = [releases[digest] for digest in doomed] + stale + orphans
         if not dry_run:
             for stored in gone:

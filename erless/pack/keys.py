@@ -43,9 +43,9 @@ class Keys:
             StorageError: the disk or bucket refused.
         """
         self._list_blobs()
-        known = {stored.name for stored in self._store.list("keys/")}
+        recorded = {stored.name for stored in self._store.list("keys/")}
         for key in keys:
-            if _name(key) in known:
+            if _name(key) in recorded:
                 self.recall(key)
 
     def recall(self, key: str, *, late: bool = False) -> bool:

@@ -97,13 +97,13 @@ class Packer:
         shards, slices = self.inputs.plan.shards, self.inputs.slices
         if shard is not None and not 0 <= shard < len(shards):
             raise PlanError(f"there is no shard {shard}: the plan has {len(shards)}")
-        wanted = [part for part in slices if shard in (None, part.shard)]
+        selected = [part for part in slices if shard in (None, part.shard)]
         with self.store.locked(exclusive=False), self.store.staging() as stage:
             self._keys.take_stock([part.key for part in slices])
             for number in range(len(self.inputs.model.tables)):
                 missing = [
                     part
-                    for part in wanted
+                    for part in selected
                     if part.table_number == number and part.key not in self._keys
                 ]
                 if missing:
@@ -114,7 +114,7 @@ class Packer:
             release=release,
             missing=tuple(sorted(absent)),
             slices_written=self._written,
-            slices_kept=len(wanted) - self._written,
+            slices_kept=len(selected) - self._written,
             bytes_written=self._keys.bytes_written,
         )
 
@@ -130,11 +130,11 @@ class Packer:
         shards = []
         complete = True
         for number in range(len(self.inputs.plan.shards)):
-            own = [part for part in self.inputs.slices if part.shard == number]
+            parts = [part for part in self.inputs.slices if part.shard == number]
             # another worker may have finished a slice since we took stock
-            recalled = [self._keys.recall(part.key, late=True) for part in own]
+            recalled = [self._keys.recall(part.key, late=True) for part in parts]
             if all(recalled):
-                shards.append(self._shard(number, own))
+                shards.append(self._shard(number, parts))
             else:
                 complete = False
         return self._release(tuple(shards), stage) if complete else None

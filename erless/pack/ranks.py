@@ -110,18 +110,18 @@ class TableRanks:
         touched = _Touched(self, cuts, scratch, window_rows)
         stops = np.array([cut.stop for cut in cuts], np.int64)
         shards = np.array([cut.shard for cut in cuts], np.uint8)
-        seen = 0  # touched rows in the windows so far
+        passed = 0  # touched rows in the windows so far
         for begin in range(0, self.rows, window_rows):
             size = min(window_rows, self.rows - begin)
             window = Window(begin, np.zeros(size, np.uint8), np.zeros(size, np.float32))
             for part in touched.parts(begin // window_rows):
                 window.routes[part["place"]] = part["shard"]
                 window.counts[part["place"]] = part["count"]
-            seen += _route_untouched(window, touched.total + begin - seen, stops, shards)
+            passed += _route_untouched(window, touched.total + begin - passed, stops, shards)
             yield window
-        if seen != touched.total:
+        if passed != touched.total:
             raise ArtifactError(
-                f"{self.counts}: lists {touched.total:,} rows, {seen:,} of them distinct rows of "
+                f"{self.counts}: lists {touched.total:,} rows, {passed:,} of them distinct rows of "
                 f"the table with a count above 0"
             )
 

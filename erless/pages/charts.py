@@ -161,7 +161,7 @@ def line_chart(
             width, height, low_x, high_x, low_y, high_y, x_axis.log, y_axis.log, x_axis.steps
         )
         body = [_axes(frame, x_axis.text, y_axis.text), _titles(frame, x_axis.name, y_axis.name)]
-        body += [_mark(frame, at, what) for at, what in marks]
+        body += [_mark(frame, at, label) for at, label in marks]
         body += _areas(frame, drawn) if stacked else [_path(frame, line) for line in drawn]
         if limit:
             body.append(_limit(frame, *limit))

@@ -26,8 +26,8 @@ def page(title: str, subtitle: str, parts: Sequence[str]) -> str:
 def tiles(entries: Sequence[tuple[str, str]]) -> str:
     """Tiles of a summary, each a value above what it means."""
     cells = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>'
-        for value, what in entries
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(meaning)}</span></div>'
+        for value, meaning in entries
     )
     return f'<div class="tiles">{cells}</div>'
 

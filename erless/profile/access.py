@@ -8,7 +8,7 @@ The profile's folder is built beside its final name and renamed, so a killed run
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +37,7 @@ LOCALITY_FRACTION = 0.1  # locality P is over the hottest 10 % of rows
 
 @dataclass(frozen=True, slots=True)
 class TableHotness:
-    """What a person wants to know of one table's access; `shares` follow `SHARES`."""
+    """One table's accesses, and the `shares` that its hottest rows take, by `SHARES`."""
 
     access: TableAccess
     shares: tuple[float, ...]
@@ -88,9 +88,9 @@ class _Coverage:
 
     def add(self, log: AccessLog, tables: set[str]) -> None:
         for name in tables:
-            known = self.samples[name]
-            both = known is not None and log.samples is not None
-            self.samples[name] = (known or 0) + (log.samples or 0) if both else None
+            former = self.samples[name]
+            both = former is not None and log.samples is not None
+            self.samples[name] = (former or 0) + (log.samples or 0) if both else None
             self.covered.add(name)
 
 
@@ -127,10 +127,10 @@ def profile_access(
     rows = {table.name: table.rows for table in bundle.model.tables}
     names = LogNames(bundle.model, model)
     warnings = [line for source in sources if (line := _age_warning(source, model))]
-    known = _known(out)
-    if known and not any(curves):  # they are of this machine still, whatever the log
-        curves = MachineCurves(known.curves, known.towers)
-    overwrite = overwrite or bool(known and not known.tables)
+    existing = _existing_profile(out)
+    if existing and not any(curves):  # they are of this machine still, whatever the log
+        curves = MachineCurves(existing.curves, existing.towers)
+    overwrite = overwrite or bool(existing and not existing.tables)
     with staged_directory(out, marker=MANIFEST, overwrite=overwrite) as stage:
         scratch = stage / "scratch"
         (stage / "counts").mkdir()
@@ -138,11 +138,8 @@ def profile_access(
         tallies = Tallies(rows, scratch)
         coverage = _Coverage(dict.fromkeys(rows, 0), set())
         for source in sources:
-            accesses = 0
-            for log in _logs(source, model, bundle, names, log_format):
-                accesses += _read(log, names, tallies, progress)
-                coverage.add(log, names.tables(log.tables))
-            if not accesses:
+            logs = _logs(source, model, bundle, names, log_format)
+            if not _tally(logs, names, tallies, coverage, progress):
                 raise LogError(f"{source.path}: the log is empty: no accesses in it")
         tables = _write_counts(rows, tallies, coverage, samples, stage, progress)
         if not any(table.access.accesses for table in tables):
@@ -189,7 +186,7 @@ def extend_profile(
     return AccessReport(profile, (), ())
 
 
-def _known(out: Path) -> Profile | None:
+def _existing_profile(out: Path) -> Profile | None:
     """The profile that is there; one that is damaged counts as none."""
     if not (out / MANIFEST).is_file():
         return None
@@ -236,12 +233,27 @@ def _logs(
     yield from open_log(source, names.rows, log_format)
 
 
+def _tally(
+    logs: Iterable[AccessLog],
+    names: LogNames,
+    tallies: Tallies,
+    coverage: _Coverage,
+    progress: Progress,
+) -> int:
+    """Count all accesses of `logs`, and return how many there are."""
+    accesses = 0
+    for log in logs:
+        accesses += _read(log, names, tallies, progress)
+        coverage.add(log, names.tables(log.tables))
+    return accesses
+
+
 def _read(log: AccessLog, names: LogNames, tallies: Tallies, progress: Progress) -> int:
     """Count all accesses of one log, and return how many ids it has."""
     ids = 0
     with progress.step(f"read {log.path.name}", log.total, log.unit) as step:
-        for found in log.chunks(step):
-            chunk = names.resolve(found, log)
+        for raw in log.chunks(step):
+            chunk = names.resolve(raw, log)
             tallies.add(chunk.table, chunk.ids, chunk.counts)
             ids += len(chunk.ids)
     return ids
@@ -265,11 +277,11 @@ def _write_counts(
                 path = f"counts/{name}.safetensors"
                 digest = tallies.write(name, distribution, stage / path)
                 entry = FileEntry(path=path, size_bytes=digest.size_bytes, sha256=digest.sha256)
-            known = coverage.samples[name]
+            covered = coverage.samples[name]
             access = TableAccess(
                 table=name,
                 rows=table_rows,
-                samples=(samples or 0) if known is None else known,
+                samples=(samples or 0) if covered is None else covered,
                 accesses=distribution.accesses,
                 touched=distribution.touched,
                 locality=distribution.share(LOCALITY_FRACTION * table_rows),

@@ -90,22 +90,22 @@ def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
     Raises:
         LogError: unreadable, or a line is longer than any log has.
     """
-    rest, line = b"", 1
+    remainder, line = b"", 1
     with arrow_errors(path), open_text(path) as stream:
         while chunk := stream.read(block_bytes):
-            if line == 1 and not rest and chunk.startswith(BOM):
+            if line == 1 and not remainder and chunk.startswith(BOM):
                 chunk = chunk[len(BOM) :]
             cut = chunk.rfind(b"\n") + 1
             if cut:
-                block = Block(rest + chunk[:cut], line)
-                rest = chunk[cut:]
+                block = Block(remainder + chunk[:cut], line)
+                remainder = chunk[cut:]
                 line += block.lines
                 yield block
             else:
-                rest += chunk
-            if len(rest) > MOST_LINE_BYTES:
+                remainder += chunk
+            if len(remainder) > MOST_LINE_BYTES:
                 raise LogError(
                     f"{path}: line {line} is longer than {MOST_LINE_BYTES >> 20} MiB: not a log"
                 )
-    if rest:
-        yield Block(rest, line)
+    if remainder:
+        yield Block(remainder, line)

@@ -95,7 +95,7 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
-def as_ids(values: Any, locate: Callable[[int], str], path: Path, what: str) -> NDArray[Any]:
+def as_ids(values: Any, locate: Callable[[int], str], path: Path, name: str) -> NDArray[Any]:
     """An Arrow integer array as numpy, without a copy where there are no nulls.
 
     Raises:
@@ -103,6 +103,6 @@ def as_ids(values: Any, locate: Callable[[int], str], path: Path, what: str) -> 
     """
     if values.null_count:
         position = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-        raise LogError(f"{path}: {locate(position)}: {what} is null, not a row id")
+        raise LogError(f"{path}: {locate(position)}: {name} is null, not a row id")
     ids: NDArray[Any] = values.to_numpy(zero_copy_only=True)
     return ids

@@ -62,11 +62,12 @@ def _open(path: Path) -> Any:
     return file
 
 
-def _is_ids(kind: pa.DataType) -> bool:
+def _is_ids(arrow_type: pa.DataType) -> bool:
     """Whether these are bags of integers; a part whose bags are all empty may not say of what."""
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(is_kind(kind) for is_kind in lists) and (
-        bool(pa.types.is_integer(kind.value_type)) or bool(pa.types.is_null(kind.value_type))
+    return any(is_kind(arrow_type) for is_kind in lists) and (
+        bool(pa.types.is_integer(arrow_type.value_type))
+        or bool(pa.types.is_null(arrow_type.value_type))
     )
 
 
@@ -139,9 +140,15 @@ class ListLog:
                 step.advance(batch.num_rows)
 
     def _check_type(self, column: str) -> None:
-        kind = self._schema.field(column).type
-        if not _is_ids(kind) and not pa.types.is_integer(kind) and not pa.types.is_null(kind):
-            raise LogError(f"{self.path}: column {column} has type {kind}, expected list of int")
+        arrow_type = self._schema.field(column).type
+        if (
+            not _is_ids(arrow_type)
+            and not pa.types.is_integer(arrow_type)
+            and not pa.types.is_null(arrow_type)
+        ):
+            raise LogError(
+                f"{self.path}: column {column} has type {arrow_type}, expected list of int"
+            )
 
     def _chunk(self, table: str, column: Any, begin: int) -> Chunk:
         if pa.types.is_null(column.type):  # a part in which every bag is null
@@ -185,16 +192,18 @@ class CountLog:
         schema = self._file.schema_arrow
         self.total: int | None = self._file.metadata.num_rows
         self.samples = _samples(path, schema.metadata or {})
-        self._only, self._known = only, tuple(tables)
+        self._only, self._model_tables = only, tuple(tables)
         self._total = 0.0
         self._has_table = "table" in schema.names
         if not self._has_table and only is None:
             raise LogError(f"{path}: no column table: say which one it is of, as TABLE:{path}")
-        known = {*COUNT_COLUMNS, "table"}
+        allowed = {*COUNT_COLUMNS, "table"}
         for name in sorted(COUNT_COLUMNS - set(schema.names)):
             raise LogError(f"{path}: no column {name}; it has {', '.join(schema.names[:8])}")
-        for name in sorted(set(schema.names) - known):
-            raise LogError(f"{path}: has a column {name!r}; counts have {', '.join(sorted(known))}")
+        for name in sorted(set(schema.names) - allowed):
+            raise LogError(
+                f"{path}: has a column {name!r}; counts have {', '.join(sorted(allowed))}"
+            )
         for name in sorted(COUNT_COLUMNS):
             if not pa.types.is_integer(schema.field(name).type):
                 raise LogError(
@@ -205,7 +214,7 @@ class CountLog:
     @property
     def tables(self) -> tuple[str, ...]:
         """Tables found so far, in the model's order."""
-        return tuple(name for name in self._known if name in self._seen)
+        return tuple(name for name in self._model_tables if name in self._seen)
 
     def chunks(self, step: Step) -> Iterator[Chunk]:
         """Batches of rows, each grouped by table."""
@@ -264,8 +273,8 @@ class CountLog:
         used, starts = np.unique(codes[order], return_index=True)
         for code, rows in zip(used, np.split(order, starts[1:]), strict=True):
             name = str(encoded.dictionary[int(code)].as_py())
-            if name not in self._known:
-                raise unknown_table(self.path, name, self._known)
+            if name not in self._model_tables:
+                raise unknown_table(self.path, name, self._model_tables)
             yield name, rows
 
 

@@ -50,16 +50,16 @@ class QueryLog:
     def chunks(self, step: Step) -> Iterator[Chunk]:
         """Each table's ids in turn."""
         begin = 0
-        kind = self._values.dtype
+        dtype = self._values.dtype
         for index, name in enumerate(self._names):
             end = begin + int(self._file.lengths[index].sum(dtype=np.int64))
             if name in self.tables:
                 for start in range(begin, end, CHUNK_IDS):
                     size = min(CHUNK_IDS, end - start)
-                    offset = self._values.begin + start * kind.itemsize
+                    offset = self._values.begin + start * dtype.itemsize
                     with os_errors(self.path, "read"):
                         # read, not mapped: a mapped log would count as memory of this process
-                        ids = np.fromfile(self.path, kind, size, offset=offset)
+                        ids = np.fromfile(self.path, dtype, size, offset=offset)
                     yield Chunk(name, ids, self._locate(index, start - begin))
             step.advance(end - begin)
             begin = end

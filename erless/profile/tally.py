@@ -71,8 +71,8 @@ class CountDistribution:
         if not len(self.values):
             return 0.0
         ranks = np.concatenate([[0], np.cumsum(self.rows)])
-        taken = np.concatenate([[0], np.cumsum(self.values * self.rows)])
-        return float(np.interp(hottest, ranks, taken) / taken[-1])
+        accesses = np.concatenate([[0], np.cumsum(self.values * self.rows)])
+        return float(np.interp(hottest, ranks, accesses) / accesses[-1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,7 @@ def _median(values: list[float]) -> tuple[float, float]:
 
 
 def _curves(measured: dict[_Point, tuple[float, float]]) -> tuple[ThroughputCurve, ...]:
-    here = machine()
+    this_machine = machine()
     groups: dict[tuple[int, Precision, float, int], list[CurveSample]] = {}
     for point, (seconds, spread) in measured.items():
         key = (point.dim, point.precision, point.locality, point.vcpu)
@@ -232,7 +232,7 @@ def _curves(measured: dict[_Point, tuple[float, float]]) -> tuple[ThroughputCurv
                 locality=locality,
                 vcpu=vcpu,
                 residual=line.residual,
-                machine=here,
+                machine=this_machine,
                 samples=tuple(samples),
             )
         )
