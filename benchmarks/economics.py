@@ -245,30 +245,30 @@ def main() -> None:
     parser.add_argument("--bounds", action="store_true", help="tell the distance to the bound")
     parser.add_argument("--models", nargs="+", default=[*WORKLOADS, "dlrmv2"])
     parser.add_argument("--keep", type=Path, help="keep cells in this file, and measure the rest")
-    given = parser.parse_args()
+    options = parser.parse_args()
     now = read_prices()
-    kept = _kept(given.keep)
+    kept = _kept(options.keep)
     cells = []
-    for setting in settings(given.localities):
-        if setting[0] not in given.models:
+    for setting in settings(options.localities):
+        if setting[0] not in options.models:
             continue
         try:
             known = kept.get(setting)
-            cells.append(known or measure(*setting, now, given.bounds))
+            cells.append(known or measure(*setting, now, options.bounds))
         except PlanError as error:
             print(*setting, error, file=sys.stderr)
             continue
         last = cells[-1]
-        if given.keep and not known:
-            with given.keep.open("a", encoding="utf-8") as file:
+        if options.keep and not known:
+            with options.keep.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(last)) + "\n")
         print(*setting, f"{last.joint:,.0f} $, {last.cpu_s:.1f} s", file=sys.stderr, flush=True)
     text = table(cells)
-    if given.docs:
-        old = given.docs.read_text(encoding="utf-8")
+    if options.docs:
+        old = options.docs.read_text(encoding="utf-8")
         head, rest = old.split(BEGIN)
         page = head + BEGIN + "\n" + text + "\n" + END + rest.split(END)[1]
-        given.docs.write_text(page, encoding="utf-8")
+        options.docs.write_text(page, encoding="utf-8")
     print(text)
 
 

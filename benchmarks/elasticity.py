@@ -327,11 +327,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=500_000, help="per table of RM1")
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--output", choices=["json", "markdown"], default="markdown")
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="erless-elasticity-") as name:
         folder = Path(name)
         inputs = Inputs(folder / "m", folder / "p", folder)
-        erless("example", "rm1", "--rows", given.rows, "--out", inputs.model)
+        erless("example", "rm1", "--rows", options.rows, "--out", inputs.model)
         erless(
             "profile",
             "--model",
@@ -342,10 +342,10 @@ def main() -> None:
             inputs.profile,
         )
         try:
-            rows = elasticity(inputs, given.shards, given.out)
+            rows = elasticity(inputs, options.shards, options.out)
         except LimitsError as error:
             sys.exit(str(error))
-    print(json.dumps(rows, indent=2) if given.output == "json" else markdown(rows))
+    print(json.dumps(rows, indent=2) if options.output == "json" else markdown(rows))
 
 
 if __name__ == "__main__":

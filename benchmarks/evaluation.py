@@ -403,24 +403,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="for the steps")
     parser.add_argument("--only", choices=["measured", "full"], default=None)
     parser.add_argument("--output", choices=["json", "markdown"], default="markdown")
-    given = parser.parse_args()
+    options = parser.parse_args()
     result: dict[str, Any] = {"paper": PAPER, "measured": [], "elasticity": [], "full_scale": []}
     groups: dict[tuple[str, float, float], list[Case]] = {}
-    for case in CASES if given.only != "full" else []:
+    for case in CASES if options.only != "full" else []:
         groups.setdefault((case.workload, case.locality, case.scale), []).append(case)
     for cases in groups.values():
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="erless-eval-")))
-            rows = int(ROWS[cases[0].workload] * cases[0].scale * given.scale)
+            rows = int(ROWS[cases[0].workload] * cases[0].scale * options.scale)
             bundle = Bundle(cases[0], rows, folder)
             for case in cases:
-                row = measured(case, bundle, given.seconds)
+                row = measured(case, bundle, options.seconds)
                 result["measured"].append(row)
                 print(json.dumps(row), file=sys.stderr)
             if CASES[0] in cases:
-                result["elasticity"] = in_steps(bundle, CASES[0].shards, given.out)
+                result["elasticity"] = in_steps(bundle, CASES[0].shards, options.out)
     demands: list[tuple[str, ...]] = [("--traffic", f"{TIMES}x")]
-    for workload in WORKLOADS if given.only != "measured" else ():
+    for workload in WORKLOADS if options.only != "measured" else ():
         for locality in (0.1, 0.5, 0.9) if workload == "rm1" else (0.9,):
             for policy in ("elasticrec", "joint"):
                 for demand in demands if locality != 0.9 else [*demands, *PAPER_RATES]:
@@ -429,7 +429,7 @@ def main() -> None:
                         row = full_scale(case, Path(name), policy, demand)
                         result["full_scale"].append(row)
                         print(json.dumps(row), file=sys.stderr)
-    print(json.dumps(result, indent=2) if given.output == "json" else markdown(result))
+    print(json.dumps(result, indent=2) if options.output == "json" else markdown(result))
 
 
 if __name__ == "__main__":

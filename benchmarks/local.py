@@ -225,13 +225,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--functions", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=30.0)
-    given = parser.parse_args()
-    if given.part == "cold":
-        measured = cold(given.rows, given.rounds)
-    elif given.part == "supervisor":
-        measured = supervisor(given.functions, given.seconds)
+    arguments = parser.parse_args()
+    if arguments.part == "cold":
+        measured = cold(arguments.rows, arguments.rounds)
+    elif arguments.part == "supervisor":
+        measured = supervisor(arguments.functions, arguments.seconds)
     else:
-        measured = memory(given.rows)
+        measured = memory(arguments.rows)
     print(json.dumps(measured, indent=2))
 
 

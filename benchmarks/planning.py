@@ -423,16 +423,16 @@ def main() -> None:
     parser.add_argument("--output", choices=("text", "json"), default="text")
     parser.add_argument("--docs", type=Path, help="rewrite the tables in this page")
     parser.add_argument("--only", choices=PARTS, help="one part, as JSON")
-    given = parser.parse_args()
-    if given.only:
-        print(json.dumps(PARTS[given.only](), indent=2))
+    options = parser.parse_args()
+    if options.only:
+        print(json.dumps(PARTS[options.only](), indent=2))
         return
     results = {part: run(part) for part in PARTS}
     lines = checks(results)
-    if given.docs:
-        _rewrite(given.docs, BEGIN, END, table(results["compare"]))
-        _rewrite(given.docs, CHECKED, CHECKED_END, checks_table(lines))
-    if given.output == "json":
+    if options.docs:
+        _rewrite(options.docs, BEGIN, END, table(results["compare"]))
+        _rewrite(options.docs, CHECKED, CHECKED_END, checks_table(lines))
+    if options.output == "json":
         print(json.dumps({**results, "checks": lines}, indent=2))
     else:
         print(table(results["compare"]), checks_table(lines), sep="\n\n")

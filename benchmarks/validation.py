@@ -119,12 +119,12 @@ def main() -> None:
     parser.add_argument("--traffic", default="step:10,45,10")
     parser.add_argument("--seconds", type=float, default=180.0)
     parser.add_argument("--calibrate", type=float, default=30.0, help="seconds")
-    given = parser.parse_args()
+    options = parser.parse_args()
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="erless-validation-") as name:
         folder = Path(name)
         model, profile, plan_path, store = (folder / name for name in ("m", "p", "plan.json", "s"))
-        erless("example", "rm1", "--rows", given.rows, "--out", model)
+        erless("example", "rm1", "--rows", options.rows, "--out", model)
         erless("profile", "--model", model, "--log", model / "access.parquet", "--out", profile)
         erless("plan", "--model", model, "--profile", profile, "--shards", 4, "--out", plan_path)
         plan = low_targets(Plan.load(plan_path))
@@ -134,8 +134,8 @@ def main() -> None:
         )
         queries = ("--queries", str(model / "queries.safetensors"))
         with local(store, folder / "state") as system:
-            steady = parse_traffic(CALM, given.calibrate)
-            load = Load(system.url, given.calibrate, CALM, 32, queries)
+            steady = parse_traffic(CALM, options.calibrate)
+            load = Load(system.url, options.calibrate, CALM, 32, queries)
             before = usage(system)
             calm = [measure(load, folder / "calm0")]
             after = usage(system)
@@ -144,21 +144,23 @@ def main() -> None:
             held = sum(function.memory_bytes for function in system.target.status().functions)
             shared = held - float(sum(map(private_bytes, system.functions())))
             measured = measure(
-                Load(system.url, given.seconds, given.traffic, 64, queries),
-                given.out / "measured",
+                Load(system.url, options.seconds, options.traffic, 64, queries),
+                options.out / "measured",
                 Measuring(probe_of(system.target), {"title": "measured"}, overwrite=True),
                 sla_ms=400.0,
             )
             calm.append(measure(load, folder / "calm1"))
         terms, service = calibrated(plan, cpu_s, calm, steady)
-        traffic = parse_traffic(given.traffic, given.seconds)
+        traffic = parse_traffic(options.traffic, options.seconds)
         predicted = run_simulation(plan, traffic, terms, None, 0, service)
         write_simulation(
-            given.out / "simulated", predicted, title="simulated", sla_ms=400.0, overwrite=True
+            options.out / "simulated", predicted, title="simulated", sla_ms=400.0, overwrite=True
         )
-        write_comparison(given.out / "measured", given.out / "simulated", given.out / "report.html")
+        write_comparison(
+            options.out / "measured", options.out / "simulated", options.out / "report.html"
+        )
         bytes_now = held_bytes(predicted, own, shared)
-        stored = read_result(given.out / "measured")
+        stored = read_result(options.out / "measured")
         for index, function in enumerate(predicted.fleet.functions):
             seen = stored.of_function(function.name)["ready"]
             ready = predicted.trace.ready[:, index]

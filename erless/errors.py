@@ -22,14 +22,13 @@
     ├── ImageError               a function's image cannot be built, pulled or pushed
     ├── InfraError               Terraform: not installed, not applied, an output is missing
     ├── ServeError               a query was not answered; carries the HTTP status and a kind
-    ├── DeployError              a target refused, or did not get ready: the function's own reason
-    │   ├── NotDeployedError     nothing of erless runs there
-    │   ├── UnreachableError     no cluster answers
-    │   ├── ForbiddenError       the cluster does not let this user do that
-    │   ├── ConflictError        somebody else owns or changes what we would change
-    │   │   └── OtherModelError  a deploy would replace another model
-    │   └── SupervisorEndedError  the local supervisor ended before it had answered
-    └── InterruptedRunError      the user stopped a stage; nothing half-written stays
+    └── DeployError              a target refused, or did not get ready: the function's own reason
+        ├── NotDeployedError     nothing of erless runs there
+        ├── UnreachableError     no cluster answers
+        ├── ForbiddenError       the cluster does not let this user do that
+        ├── ConflictError        somebody else owns or changes what we would change
+        │   └── OtherModelError  a deploy would replace another model
+        └── SupervisorEndedError  the local supervisor ended before it had answered
 
 Library errors state facts. The CLI adds the next command to try (`erless.cli.run`).
 Foreign exceptions are translated once, at the boundary, by type.
@@ -52,7 +51,6 @@ __all__ = [
     "ImageError",
     "InfeasibleError",
     "InfraError",
-    "InterruptedRunError",
     "KubeconfigError",
     "LoadTestError",
     "LogError",
@@ -220,10 +218,6 @@ class OtherModelError(ConflictError):
 
 class SupervisorEndedError(DeployError):
     """The local supervisor ended before it had answered."""
-
-
-class InterruptedRunError(ErlessError):
-    """The user stopped a stage before it was done."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """A fixed number of queries always in flight, from one event loop: little CPU beside the servers'.
 
-Locust tells how a deployment behaves under traffic; here servers that share this machine's cores
+Locust shows how a deployment behaves under traffic; here servers that share this machine's cores
 with the client are compared, and a client that takes most of a core would hide what they can do.
 """
 
@@ -92,7 +92,7 @@ class _Run:
         self.outcome.largest_error = max(self.outcome.largest_error, error)
 
     async def drive(self, connections: int, seconds: float) -> None:
-        """All of them."""
+        """Keep `connections` queries in flight for `seconds`."""
         loop = asyncio.get_running_loop()
         begin = loop.time()
         await asyncio.gather(

@@ -42,9 +42,9 @@ class Sink(asyncio.Protocol):
                 self._path = head.split(b" ", 2)[1]
                 self._need = _content_length(head)
                 view = memoryview(rest)
-            taken = min(self._need, len(view))
-            self._need -= taken
-            view = view[taken:]
+            skipped = min(self._need, len(view))
+            self._need -= skipped
+            view = view[skipped:]
             if self._need == 0:
                 self.reply(self._path)
 

@@ -37,7 +37,7 @@ def erless(*arguments: object) -> str:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU that all threads of a process have used; finer than the clock ticks that psutil tells.
+    """CPU that all threads of a process have used; finer than the clock ticks of psutil.
 
     Raises:
         OSError: it is gone.
@@ -48,7 +48,7 @@ def cpu_seconds(pid: int) -> float:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What every system is asked, and what it should answer."""
+    """The queries that every system gets, and the answers that are expected."""
 
     bodies: Sequence[Body]
     expected: Expected

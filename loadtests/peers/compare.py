@@ -166,17 +166,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def rounds(systems: Sequence[System], traffic: Traffic, given: argparse.Namespace) -> None:
+def rounds(systems: Sequence[System], traffic: Traffic, options: argparse.Namespace) -> None:
     """Measure all in turn, several times, each after as long a time under the same load.
 
     What scales by itself (erless's gateway does) is then as large as the load wants it.
     """
     for system in systems:
         path = discover(system.url).path
-        run_closed_loop(system.url, path, traffic.bodies, given.connections, given.seconds)
-    for number in range(given.rounds):
+        run_closed_loop(system.url, path, traffic.bodies, options.connections, options.seconds)
+    for number in range(options.rounds):
         for system in systems:
-            measure(system, traffic, given.connections, given.seconds)
+            measure(system, traffic, options.connections, options.seconds)
             print(
                 f"round {number + 1}: {system.name} {system.qps[-1]:.0f} queries/s, "
                 f"{system.cpu_ms[-1]:.2f} ms of CPU",
@@ -197,28 +197,28 @@ def over(ours: System, ray: System) -> dict[str, Any]:
     }
 
 
-def compare(given: argparse.Namespace) -> dict[str, Any]:
+def compare(options: argparse.Namespace) -> dict[str, Any]:
     """All systems' rows, and how erless compares with each Ray."""
     probe = subprocess.run(
-        [given.ray_python, "-c", "import ray.serve"], capture_output=True, check=False
+        [options.ray_python, "-c", "import ray.serve"], capture_output=True, check=False
     )
     compared, peers = [], []
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="erless-peers-")))
-        model, store, expected = make(folder, given.rows, given.shards)
+        model, store, expected = make(folder, options.rows, options.shards)
         traffic = Traffic.read(model / "queries.safetensors", expected)
         ours = running.enter_context(local(store, folder / "state"))
         server = running.enter_context(MonolithServer(model))
         monolith = System("monolith", server.url, lambda: [server.pid])
         for tuned in (False, True) if probe.returncode == 0 else ():
-            with ray_serve(given.ray_python, store, folder, tuned=tuned) as ray:
-                rounds([ours, ray, monolith], traffic, given)
+            with ray_serve(options.ray_python, store, folder, tuned=tuned) as ray:
+                rounds([ours, ray, monolith], traffic, options)
             peers.append(ray)
             compared.append(over(ours, ray))
         if not peers:
-            rounds([ours, monolith], traffic, given)
+            rounds([ours, monolith], traffic, options)
         rows = [peer.row() for peer in (ours, *peers, monolith)]
-    return {"rows": given.rows, "shards": given.shards, "systems": rows, "compared": compared}
+    return {"rows": options.rows, "shards": options.shards, "systems": rows, "compared": compared}
 
 
 def main() -> None:
@@ -232,9 +232,9 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--ray-python", default=sys.executable)
     parser.add_argument("--output", choices=["text", "json"], default="text")
-    given = parser.parse_args()
-    result = compare(given)
-    if given.output == "json":
+    options = parser.parse_args()
+    result = compare(options)
+    if options.output == "json":
         print(json.dumps(result, indent=2))
         return
     print(table(result["systems"]))
@@ -244,7 +244,7 @@ def main() -> None:
             f"({peer['cpu_under_peer']}× less CPU per query)"
         )
     if not result["compared"]:
-        print(f"\nRay Serve was left out: {given.ray_python} has no ray[serve]")
+        print(f"\nRay Serve was left out: {options.ray_python} has no ray[serve]")
 
 
 if __name__ == "__main__":

@@ -128,20 +128,23 @@ def main() -> None:
     parser.add_argument("--store", required=True)
     parser.add_argument("--release", required=True)
     parser.add_argument("--port", type=int, required=True)
-    given = parser.parse_args()
-    source = Source(given.store)
-    release = load_release(source.open(), given.release)
+    options = parser.parse_args()
+    source = Source(options.store)
+    release = load_release(source.open(), options.release)
     ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": given.port})
+    serve.start(http_options={"host": "127.0.0.1", "port": options.port})
     remote = {
         number: shard for number, shard in enumerate(release.shards) if shard in release.remote
     }
     shards = [
-        Shard.options(name=shard.name).bind(given.store, shard.digest) for shard in remote.values()
+        Shard.options(name=shard.name).bind(options.store, shard.digest)
+        for shard in remote.values()
     ]
-    app = Gateway.bind(given.store, given.release, list(remote), *shards)
+    app = Gateway.bind(options.store, options.release, list(remote), *shards)
     serve.run(app, name="rm", route_prefix="/")
-    print(json.dumps({"message": "ready", "port": given.port, "ray": ray.__version__}), flush=True)
+    print(
+        json.dumps({"message": "ready", "port": options.port, "ray": ray.__version__}), flush=True
+    )
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     serve.shutdown()
     ray.shutdown()

@@ -18,7 +18,7 @@ import sys, threading
 from pathlib import Path
 from erless.storage.digests import digest_file
 
-def locked():
+def held():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 
