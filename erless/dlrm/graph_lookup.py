@@ -161,18 +161,18 @@ class GraphLookup:
         }
         return GraphQuery(
             values=rows,
-            lengths=np.concatenate([each.lengths for each in bags]),
+            lengths=np.concatenate([feature_bags.lengths for feature_bags in bags]),
             weights=self._weights(bags) if self._weighted else None,
-            begins=_begins(len(each.lengths) for each in bags),
-            divisors=np.concatenate([each.divisors for each in bags]),
-            shapes=[each.shape for each in bags],
+            begins=_begins(len(feature_bags.lengths) for feature_bags in bags),
+            divisors=np.concatenate([feature_bags.divisors for feature_bags in bags]),
+            shapes=[feature_bags.shape for feature_bags in bags],
             tensors=tensors,
             batch=batch,
             padded=padded,
             unknown={
-                feature.name: each.unknown
-                for feature, each in zip(self.lanes.features, bags, strict=True)
-                if each.unknown
+                feature.name: feature_bags.unknown
+                for feature, feature_bags in zip(self.lanes.features, bags, strict=True)
+                if feature_bags.unknown
             },
         )
 
@@ -241,17 +241,17 @@ class GraphLookup:
                 {name: values[name] for name in tower.request_front_takes}
             )
         if self._front is not None:
-            taken = {
+            arrays = {
                 name: np.repeat(values[name], padded, axis=0)
                 if name in self._per_request
                 else values[name]
                 for name in tower.front_takes
             }
-            values |= self._front(taken)
+            values |= self._front(arrays)
 
     def _strange(self, rows: Array, bags: list[FeatureBags]) -> bool:
         """Whether one of `rows`, lane by lane, is none of its lane's table."""
-        filled = [lane for lane, each in enumerate(bags) if len(each.rows)]
+        filled = [lane for lane, feature_bags in enumerate(bags) if len(feature_bags.rows)]
         if not filled:
             return False
         starts = _begins(len(bags[lane].rows) for lane in filled)[:-1]
@@ -313,8 +313,10 @@ class GraphLookup:
         """One weight for each row: 1 where the feature has none."""
         return np.concatenate(
             [
-                np.ones(len(each.rows), np.float32) if each.weights is None else each.weights
-                for each in bags
+                np.ones(len(feature_bags.rows), np.float32)
+                if feature_bags.weights is None
+                else feature_bags.weights
+                for feature_bags in bags
             ]
         )
 
@@ -377,15 +379,15 @@ def _lengths(
 
 
 def _keep(
-    wanted: NDArray[np.bool_],
+    mask: NDArray[np.bool_],
     ids: Array,
     lengths: NDArray[np.int32],
     weights: NDArray[np.float32] | None,
 ) -> tuple[Array, NDArray[np.int32], NDArray[np.float32] | None]:
-    """Only the `wanted` ids, what is left of their bags, and their weights."""
-    if wanted.all():
+    """Only the ids in `mask`, what is left of their bags, and their weights."""
+    if mask.all():
         return ids, lengths, weights
-    before = np.concatenate([[0], np.cumsum(wanted, dtype=np.int64)])
+    before = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
     ends = np.cumsum(lengths, dtype=np.int64)
-    left = (before[ends] - before[ends - lengths]).astype(np.int32)
-    return ids[wanted], left, None if weights is None else weights[wanted]
+    remaining = (before[ends] - before[ends - lengths]).astype(np.int32)
+    return ids[mask], remaining, None if weights is None else weights[mask]

@@ -115,11 +115,11 @@ class GraphQueryFile:
         text = file.metadata.get("batch", "32")
         if batch is None and not re.fullmatch(r"[1-9][0-9]{0,8}", text, re.ASCII):
             raise QueryError(f"{path}: metadata batch is {text[:40]!r}, not a number of samples")
-        own = int(text) if text.isdigit() else 0
-        self.batch = own if batch is None else batch
+        own_batch = int(text) if text.isdigit() else 0
+        self.batch = own_batch if batch is None else batch
         self._inputs = {tensor.name: self._input(file, tensor) for tensor in self._tensors}
-        known = {*self._inputs, *(name + _OFFSETS for name in self._inputs), _LABELS}
-        strange = sorted(set(file.tensors) - known)
+        expected = {*self._inputs, *(name + _OFFSETS for name in self._inputs), _LABELS}
+        strange = sorted(set(file.tensors) - expected)
         if strange:
             raise QueryError(
                 f"{path} has a tensor {strange[0]!r}; the model's inputs are "
@@ -136,7 +136,7 @@ class GraphQueryFile:
         }
         for tensor in self._tensors:
             size = len(self._inputs[tensor.name])
-            if tensor.per == "request" and (size != len(self) or batch not in (None, own)):
+            if tensor.per == "request" and (size != len(self) or batch not in (None, own_batch)):
                 raise QueryError(
                     f"{path}: {tensor.name} comes once per request: it has {size:,} entries for "
                     f"{len(self):,} queries of {self.batch}"
@@ -185,11 +185,11 @@ class GraphQueryFile:
             strings = np.empty(max(0, len(offsets) - 1), object)
             strings[:] = [whole[begin:end] for begin, end in pairwise(offsets)]
             return strings
-        wanted = np.dtype(DTYPES[tensor.datatype])
+        dtype = np.dtype(DTYPES[tensor.datatype])
         fits = array.ndim == len(tensor.shape) and all(
             size in (-1, n) for size, n in zip(tensor.shape[1:], array.shape[1:], strict=False)
         )
-        if array.dtype != wanted or not fits:
+        if array.dtype != dtype or not fits:
             raise QueryError(
                 f"{self.path}: {tensor.name} is {array.dtype} {list(array.shape)}, the model takes "
                 f"{tensor.datatype} {list(tensor.shape)}, -1 any size"
@@ -203,16 +203,16 @@ class GraphQueryFile:
         """The inputs of query number `index`."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        own = slice(index * self.batch, min((index + 1) * self.batch, self.samples))
-        places = {"sample": own, "request": slice(index, index + 1)}
-        found = {}
+        samples = slice(index * self.batch, min((index + 1) * self.batch, self.samples))
+        places = {"sample": samples, "request": slice(index, index + 1)}
+        inputs = {}
         for tensor in self._tensors:
             place = places.get(tensor.per)
             if place is None:
                 begins = self._begins[tensor.name]
-                place = slice(int(begins[own.start]), int(begins[own.stop]))
-            found[tensor.name] = np.array(self._inputs[tensor.name][place])
-        return found
+                place = slice(int(begins[samples.start]), int(begins[samples.stop]))
+            inputs[tensor.name] = np.array(self._inputs[tensor.name][place])
+        return inputs
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
         return (self[index] for index in range(len(self)))

@@ -139,9 +139,9 @@ def _stripes(texts: NDArray[np.uint8], seed: int) -> tuple[Hashes, int]:
         for lane in range(4):
             lanes[lane] = _round(lanes[lane], words[:, 4 * stripe + lane])
     turns = (1, 7, 12, 18)
-    first, *rest = (_rotate(lane, bits) for lane, bits in zip(lanes, turns, strict=True))
+    first, *others = (_rotate(lane, bits) for lane, bits in zip(lanes, turns, strict=True))
     state = first
-    for turned in rest:
+    for turned in others:
         state = state + turned
     for lane_state in lanes:
         state = (state ^ _round(np.zeros_like(lane_state), lane_state)) * _P1 + _P4

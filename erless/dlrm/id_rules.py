@@ -55,8 +55,8 @@ class IdRows:
             hashes = hash_ids(ids, rule.function, rule.seed)
             return (hashes % np.uint64(rule.rows)).astype(np.int64), None
         if self._vocabulary is not None:
-            found = self._vocabulary.rows(ids)
-            return self._settle(found, found < 0)
+            rows = self._vocabulary.rows(ids)
+            return self._settle(rows, rows < 0)
         if isinstance(rule, ModuloIds):
             return ids % rule.rows, None
         return self._settle(ids, _outside(ids, self.table.rows))

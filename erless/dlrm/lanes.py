@@ -49,8 +49,10 @@ class Lanes:
         numbers = {table.name: number for number, table in enumerate(model.tables)}
         places = sorted(range(len(lookups)), key=lambda place: numbers[lookups[place].table])
         features = tuple(lookups[place] for place in places)
-        held = tuple(numbers[feature.table] for feature in features)
-        return cls(features, tuple(model.tables[n] for n in held), tuple(places), held)
+        table_numbers = tuple(numbers[feature.table] for feature in features)
+        return cls(
+            features, tuple(model.tables[n] for n in table_numbers), tuple(places), table_numbers
+        )
 
     def __len__(self) -> int:
         return len(self.features)
@@ -84,10 +86,10 @@ class Lanes:
         """The lanes of those of the model's tables."""
         return tuple(lane for lane, number in enumerate(self.numbers) if number in tables)
 
-    def groups(self, held: Sequence[int]) -> tuple[int, ...]:
-        """Where, in the lanes `held`, those of each table begin."""
+    def groups(self, lanes: Sequence[int]) -> tuple[int, ...]:
+        """Where, in `lanes`, those of each table begin."""
         starts, at = [], 0
-        for _, group in groupby(held, key=lambda lane: self.numbers[lane]):
+        for _, group in groupby(lanes, key=lambda lane: self.numbers[lane]):
             starts.append(at)
             at += len(list(group))
         return tuple(starts)
@@ -160,9 +162,9 @@ class LaneSums:
         Raises:
             ValueError: the partial does not have the size that `lengths` asks for.
         """
-        held = list(self._holdings[shard])
-        begins = np.concatenate([[0], np.cumsum(np.diff(self._begins)[held])])
-        places = np.ascontiguousarray(self._places[held])
+        lanes = list(self._holdings[shard])
+        begins = np.concatenate([[0], np.cumsum(np.diff(self._begins)[lanes])])
+        places = np.ascontiguousarray(self._places[lanes])
         _kernels.combine(begins, out, places, np.ascontiguousarray(lengths), partial, packed)
 
     def keep(self, out: Floats, split: _kernels.Split) -> None:

@@ -70,9 +70,9 @@ def check_query(query: Query, model: ModelSpec) -> None:
     """
     tables, samples = model.feature_tables, query.batch
     if query.lengths.shape[0] != len(tables):
-        what = "tables" if model.plain else "features"
+        noun = "tables" if model.plain else "features"
         raise QueryError(
-            f"lengths has {query.lengths.shape[0]} rows, the model {len(tables)} {what}"
+            f"lengths has {query.lengths.shape[0]} rows, the model {len(tables)} {noun}"
         )
     if query.dense.shape != (samples, model.dense_features):
         raise QueryError(
@@ -195,10 +195,10 @@ class QueryFile:
             ("weights", self.weights, 1),
             ("labels", self.labels, 1),
         )
-        for name, array, wanted in dimensions:
-            if array is not None and array.ndim != wanted:
+        for name, array, expected in dimensions:
+            if array is not None and array.ndim != expected:
                 raise QueryError(
-                    f"{self.path}: {name} has shape {array.shape}, expected {wanted} dimensions"
+                    f"{self.path}: {name} has shape {array.shape}, expected {expected} dimensions"
                 )
         samples = lengths.shape[1]
         for name, array, _ in dimensions:
@@ -288,14 +288,14 @@ _METADATA = ("tables", "batch", "format")  # other libraries write `format`: who
 
 def _refuse_unknown(path: Path, file: TensorFile, beside: tuple[str, ...]) -> None:
     """Refuse what would not be used."""
-    for what, names, known in (
+    for noun, names, allowed in (
         ("a tensor", file.tensors, (*_TENSORS, *beside)),
         ("metadata", file.metadata, _METADATA),
     ):
-        unknown = sorted(set(names) - set(known))
+        unknown = sorted(set(names) - set(allowed))
         if unknown:
             raise QueryError(
-                f"{path} has {what} {unknown[0]!r}; a query file has {', '.join(known)}"
+                f"{path} has {noun} {unknown[0]!r}; a query file has {', '.join(allowed)}"
             )
 
 
@@ -332,10 +332,10 @@ def _numbers(file: TensorFile, name: str, *wanted: type[np.generic]) -> NDArray[
     integers = np.issubdtype(wanted[0], np.integer)
     kinds = "iu" if integers else "iuf"
     if info.dtype_name == "BF16" or info.dtype.kind not in kinds:
-        what = "integers" if integers else "numbers"
+        noun = "integers" if integers else "numbers"
         raise QueryError(
             f"{file.path}: {name} is {info.dtype_name}, expected {np.dtype(wanted[0])} or other "
-            f"{what} that it holds"
+            f"{noun} that it holds"
         )
     array = file.map(name)
     for dtype in wanted:

@@ -106,14 +106,14 @@ def check_weights(
     begin = 0
     for table, bags in zip(tables, lengths, strict=True):
         end = begin + int(bags.sum(dtype=np.int64))
-        mine = weights[begin:end]
-        if table.pooling is not Pooling.WEIGHTED_SUM and not (mine == 1).all():
-            position = int(np.flatnonzero(mine != 1)[0])
-            what = "table" if isinstance(table, TableSpec) else "feature"
+        table_weights = weights[begin:end]
+        if table.pooling is not Pooling.WEIGHTED_SUM and not (table_weights == 1).all():
+            position = int(np.flatnonzero(table_weights != 1)[0])
+            noun = "table" if isinstance(table, TableSpec) else "feature"
             sample = int(np.searchsorted(np.cumsum(bags, dtype=np.int64), position, side="right"))
             raise QueryError(
-                f"{what} {table.name}, sample {sample}: weights[{begin + position}] is "
-                f"{mine[position]:g}, but the {what} pools by {table.pooling.value}, "
+                f"{noun} {table.name}, sample {sample}: weights[{begin + position}] is "
+                f"{table_weights[position]:g}, but the {noun} pools by {table.pooling.value}, "
                 "which uses no weights: it has to be 1"
             )
         begin = end

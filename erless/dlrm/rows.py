@@ -63,11 +63,11 @@ class RowIndex:
     """
 
     def __init__(self, rows: int, blocks: NDArray[np.uint64]) -> None:
-        wanted = (_blocks(rows), INDEX_WORDS)
-        if blocks.dtype != np.uint64 or blocks.shape not in (wanted, (0, INDEX_WORDS)):
+        shape = (_blocks(rows), INDEX_WORDS)
+        if blocks.dtype != np.uint64 or blocks.shape not in (shape, (0, INDEX_WORDS)):
             raise ArtifactError(
                 f"the row index has shape {blocks.shape} of {blocks.dtype}, "
-                f"expected {wanted} of uint64"
+                f"expected {shape} of uint64"
             )
         self.rows = rows
         # Behind rows of an odd size a mapped index is not aligned; the kernels read whole words.
@@ -166,7 +166,7 @@ class Bucket(NamedTuple):
     """The part of a query that goes to one shard: read-only views, C-contiguous.
 
     `lengths` is (tables of the shard, bags), in the order of `Routing.holdings[shard]`; where
-    tables differ in bags it is flat, and `Buckets.bags` tells how many each has.
+    tables differ in bags it is flat, and `Buckets.bags` says how many each has.
     """
 
     values: Ids
@@ -195,7 +195,7 @@ class Buckets:
     Args:
         split: the ids by shard, as the kernels hold them.
         batch: samples B, where all tables have as many bags.
-        ragged: who knows each shard's bags, where not.
+        ragged: shard → the bags of each of its tables, where not.
     """
 
     __slots__ = ("_arrays", "_ragged", "batch", "split")
@@ -225,13 +225,15 @@ class Buckets:
     def __getitem__(self, shard: int) -> Bucket:
         starts, lengths, values, weights, bag_starts = self._views()
         span = slice(starts[shard], starts[shard + 1])
-        mine = lengths[bag_starts[shard] : bag_starts[shard + 1]]
+        shard_lengths = lengths[bag_starts[shard] : bag_starts[shard + 1]]
         bags = self.bags(shard)
         if bags is None:
-            mine = mine.reshape(-1, self.batch) if self.batch else mine.reshape(0, 0)
+            shard_lengths = (
+                shard_lengths.reshape(-1, self.batch) if self.batch else shard_lengths.reshape(0, 0)
+            )
         elif (bags == bags[0]).all():
-            mine = mine.reshape(len(bags), -1)
-        return Bucket(values[span], mine, None if weights is None else weights[span])
+            shard_lengths = shard_lengths.reshape(len(bags), -1)
+        return Bucket(values[span], shard_lengths, None if weights is None else weights[span])
 
     @property
     def ragged(self) -> bool:
@@ -282,7 +284,7 @@ class Routing:
         names: Sequence[str] | None = None,
     ) -> None:
         self.tables, self._names = tuple(tables), names
-        self.holdings = tuple(tuple(held) for held in holdings)
+        self.holdings = tuple(tuple(indexes) for indexes in holdings)
         if len(routes) != len(self.tables):
             raise ArtifactError(f"{len(routes)} routes for {len(self.tables)} tables")
         if not 0 < len(self.holdings) <= MAX_SHARDS:
@@ -294,9 +296,9 @@ class Routing:
                     f"expected ({table.rows},) of uint8"
                 )
         slots = np.full((len(self.holdings), len(self.tables)), -1, np.int32)
-        for shard, held in enumerate(self.holdings):
-            slots[shard, list(held)] = np.arange(len(held))
-        widths = np.array([len(held) for held in self.holdings], np.int64)
+        for shard, indexes in enumerate(self.holdings):
+            slots[shard, list(indexes)] = np.arange(len(indexes))
+        widths = np.array([len(indexes) for indexes in self.holdings], np.int64)
         at_home = tuple(homes) if homes is not None and any(homes) else None
         try:
             self._router = _kernels.Router(tuple(routes), slots, widths, at_home)
@@ -351,9 +353,9 @@ class Routing:
 
     def _bags(self, shard: int, counts: NDArray[np.int64]) -> NDArray[np.int32]:
         """Bags of each table of `shard`: those of its lanes together."""
-        held = list(self.holdings[shard])
+        lanes = list(self.holdings[shard])
         if shard not in self._grouped:
-            names = [self.tables[lane].name for lane in held]
+            names = [self.tables[lane].name for lane in lanes]
             first = [at for at, name in enumerate(names) if at == 0 or name != names[at - 1]]
             self._grouped[shard] = np.array(first, np.int64)
-        return np.add.reduceat(counts[held], self._grouped[shard]).astype(np.int32)
+        return np.add.reduceat(counts[lanes], self._grouped[shard]).astype(np.int32)

@@ -44,14 +44,18 @@ def write_vocabulary(
     """
     keys: Literal["string", "int64"] = "string" if ids.dtype == object else "int64"
     if keys == "string":
-        ids = np.array([each.encode() if isinstance(each, str) else each for each in ids], object)
+        ids = np.array([text.encode() if isinstance(text, str) else text for text in ids], object)
     hashes = _keys(ids)
     order = np.argsort(hashes, kind="stable")
     hashes, ids, rows = hashes[order], ids[order], rows[order]
     same = np.flatnonzero(hashes[1:] == hashes[:-1])
     if len(same):
-        one, other = ids[same[0]], ids[same[0] + 1]
-        fact = f"{one!r} twice" if one == other else f"{one!r} and {other!r}, which have one hash"
+        first, second = ids[same[0]], ids[same[0] + 1]
+        fact = (
+            f"{first!r} twice"
+            if first == second
+            else f"{first!r} and {second!r}, which have one hash"
+        )
         raise ModelError(f"the vocabulary of feature {name} has {fact}")
     if len(rows) and int(rows.min()) < 0:
         raise ModelError(f"the vocabulary of feature {name} has row {int(rows.min())}")

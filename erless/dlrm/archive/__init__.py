@@ -2,9 +2,9 @@
 
 torch's own loader unpickles what an archive asks it to and evaluates the strings that describe
 sizes. Here an archive is data: records of known names and sizes (`container`), JSON of bounded
-size (`document`) that fits torch's schema (`schema`), expressions by a grammar (`expressions`),
-inputs and outputs (`signature`), weights as raw bytes (`payload`), operators of a closed list
-(`operators`, `arguments`, `arithmetic`), and a graph rebuilt from that (`graph`).
+size (`document`) that fits torch's schema (`schema`, `tensor_schema`), expressions by a grammar
+(`expressions`), inputs and outputs (`signature`), weights as raw bytes (`payload`), operators of a
+closed list (`operators`, `arguments`, `arithmetic`), and a graph rebuilt from that (`graph`).
 """
 
 from __future__ import annotations

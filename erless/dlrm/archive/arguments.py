@@ -75,57 +75,59 @@ class ArgumentReader:
         Raises:
             ArtifactError: one is missing, unknown, given twice, or not of its type.
         """
-        given = {argument.name: argument.arg for argument in inputs}
-        known = {argument.name for argument in schema.arguments}
-        if len(given) != len(inputs) or not given.keys() <= known:
-            names = ", ".join(argument.name for argument in inputs)
-            raise self._error(target, f"is called with {names}; it takes {', '.join(known)}")
+        entries = {argument.name: argument.arg for argument in inputs}
+        names = {argument.name for argument in schema.arguments}
+        if len(entries) != len(inputs) or not entries.keys() <= names:
+            called = ", ".join(argument.name for argument in inputs)
+            raise self._error(target, f"is called with {called}; it takes {', '.join(names)}")
         positional: list[Any] = []
         named: dict[str, Any] = {}
         for argument in schema.arguments:
-            if argument.name not in given:
+            if argument.name not in entries:
                 if not argument.has_default_value():
                     raise self._error(target, f"is called without {argument.name}")
                 continue
-            value = self._value(target, argument, given[argument.name])
+            value = self._value(target, argument, entries[argument.name])
             if argument.kwarg_only or len(positional) < schema.arguments.index(argument):
                 named[argument.name] = value
             else:
                 positional.append(value)
         return tuple(positional), named
 
-    def _value(self, target: str, argument: torch._C.Argument, given: Argument) -> Any:
-        kind = str(argument.real_type)
-        optional = re.fullmatch(r"Optional\[(.*)\]", kind)
+    def _value(self, target: str, argument: torch._C.Argument, entry: Argument) -> Any:
+        type_name = str(argument.real_type)
+        optional = re.fullmatch(r"Optional\[(.*)\]", type_name)
         if optional:
-            if _is_none(given):
+            if _is_none(entry):
                 return None
-            kind = optional[1]
-        if argument.name in _MESSAGES and kind == "str":
+            type_name = optional[1]
+        if argument.name in _MESSAGES and type_name == "str":
             return "a check of the exported tower failed"
         try:
-            if kind not in self._readers:
+            if type_name not in self._readers:
                 raise _WrongTypeError
             if (
-                kind == "List[int]"
+                type_name == "List[int]"
                 and getattr(argument, "N", None) is not None
-                and given.kind != "as_ints"
+                and entry.kind != "as_ints"
             ):
-                return self._one_or_more(given)
-            value = self._readers[kind](given)
+                return self._one_or_more(entry)
+            value = self._readers[type_name](entry)
         except _WrongTypeError:
-            reason = f"argument {argument.name} is {given.kind.removeprefix('as_')}, not {kind}"
+            reason = (
+                f"argument {argument.name} is {entry.kind.removeprefix('as_')}, not {type_name}"
+            )
             raise self._error(target, reason) from None
-        self._check_size(target, argument.name, kind, value)
+        self._check_size(target, argument.name, type_name, value)
         return value
 
-    def _check_size(self, target: str, name: str, kind: str, value: Any) -> None:
+    def _check_size(self, target: str, name: str, type_name: str, value: Any) -> None:
         """Refuse constants that would make a tensor of more than `MAX_ELEMENTS`."""
-        if kind == "List[int]":
+        if type_name == "List[int]":
             numbers = [abs(item) for item in value if isinstance(item, int)]
             elements = math.prod(max(1, number) for number in numbers)
-        elif kind in ("int", "number") and not isinstance(value, float | Value):
-            bounded = kind == "int" or name in ("start", "end", "step")
+        elif type_name in ("int", "number") and not isinstance(value, float | Value):
+            bounded = type_name == "int" or name in ("start", "end", "step")
             elements = 0 if not bounded or value == _TO_THE_END else abs(value)
         else:
             return
@@ -140,87 +142,87 @@ class ArgumentReader:
             raise ArtifactError(f"{self._where}: {name} is used before any node gives it")
         return values[name]
 
-    def _tensor(self, given: Argument) -> Any:
+    def _tensor(self, entry: Argument) -> Any:
         """A tensor, or the number that torch takes for one in arithmetic."""
-        if given.as_tensor is not None:
-            return self._look_up(self._tensors, given.as_tensor.name)
-        optional = given.as_optional_tensor
+        if entry.as_tensor is not None:
+            return self._look_up(self._tensors, entry.as_tensor.name)
+        optional = entry.as_optional_tensor
         if optional is not None and optional.as_tensor is not None:
             return self._look_up(self._tensors, optional.as_tensor.name)
-        return self.number(given)
+        return self.number(entry)
 
-    def _tensor_list(self, given: Argument) -> list[Value]:
-        if given.as_tensors is None:
+    def _tensor_list(self, entry: Argument) -> list[Value]:
+        if entry.as_tensors is None:
             raise _WrongTypeError
-        return [self._look_up(self._tensors, item.name) for item in given.as_tensors]
+        return [self._look_up(self._tensors, item.name) for item in entry.as_tensors]
 
-    def _optional_tensors(self, given: Argument) -> list[Value | None]:
-        if given.as_optional_tensors is None:
-            return list(self._tensor_list(given))
+    def _optional_tensors(self, entry: Argument) -> list[Value | None]:
+        if entry.as_optional_tensors is None:
+            return list(self._tensor_list(entry))
         return [
             None if item.as_tensor is None else self._look_up(self._tensors, item.as_tensor.name)
-            for item in given.as_optional_tensors
+            for item in entry.as_optional_tensors
         ]
 
-    def _integer(self, given: Argument) -> int | Value:
-        if given.as_int is not None:
-            return given.as_int
-        if given.as_sym_int is None:
+    def _integer(self, entry: Argument) -> int | Value:
+        if entry.as_int is not None:
+            return entry.as_int
+        if entry.as_sym_int is None:
             raise _WrongTypeError
-        if given.as_sym_int.as_int is not None:
-            return given.as_sym_int.as_int
-        return self._look_up(self._sizes, given.as_sym_int.as_name)
+        if entry.as_sym_int.as_int is not None:
+            return entry.as_sym_int.as_int
+        return self._look_up(self._sizes, entry.as_sym_int.as_name)
 
-    def _integers(self, given: Argument) -> list[int | Value]:
-        if given.as_ints is not None:
-            return list(given.as_ints)
-        if given.as_tensors == []:  # how torch writes an empty list of unknown kind
+    def _integers(self, entry: Argument) -> list[int | Value]:
+        if entry.as_ints is not None:
+            return list(entry.as_ints)
+        if entry.as_tensors == []:  # how torch writes an empty list of unknown kind
             return []
-        if given.as_sym_ints is None:
+        if entry.as_sym_ints is None:
             raise _WrongTypeError
         return [
             self._look_up(self._sizes, item.as_name) if item.as_int is None else item.as_int
-            for item in given.as_sym_ints
+            for item in entry.as_sym_ints
         ]
 
-    def _one_or_more(self, given: Argument) -> Any:
+    def _one_or_more(self, entry: Argument) -> Any:
         """A list of one size may be written as that size."""
-        if given.as_sym_ints is not None or given.as_tensors is not None:
-            return self._integers(given)
-        return self._integer(given)
+        if entry.as_sym_ints is not None or entry.as_tensors is not None:
+            return self._integers(entry)
+        return self._integer(entry)
 
-    def _real(self, given: Argument) -> float | Value:
-        if given.as_float is not None:
-            return float(given.as_float)
-        if given.as_int is not None:
-            return float(given.as_int)
-        return self._symbolic_real(given)
+    def _real(self, entry: Argument) -> float | Value:
+        if entry.as_float is not None:
+            return float(entry.as_float)
+        if entry.as_int is not None:
+            return float(entry.as_int)
+        return self._symbolic_real(entry)
 
-    def _symbolic_real(self, given: Argument) -> float | Value:
-        if given.as_sym_float is None:
+    def _symbolic_real(self, entry: Argument) -> float | Value:
+        if entry.as_sym_float is None:
             raise _WrongTypeError
-        if given.as_sym_float.as_float is not None:
-            return float(given.as_sym_float.as_float)
-        return self._look_up(self._sizes, given.as_sym_float.as_name)
+        if entry.as_sym_float.as_float is not None:
+            return float(entry.as_sym_float.as_float)
+        return self._look_up(self._sizes, entry.as_sym_float.as_name)
 
-    def _reals(self, given: Argument) -> list[float]:
-        if given.as_floats is None:
+    def _reals(self, entry: Argument) -> list[float]:
+        if entry.as_floats is None:
             raise _WrongTypeError
-        return [float(item) for item in given.as_floats]
+        return [float(item) for item in entry.as_floats]
 
-    def _scalar(self, given: Argument) -> Any:
-        return read_number(self, given)
+    def _scalar(self, entry: Argument) -> Any:
+        return read_number(self, entry)
 
-    def _boolean(self, given: Argument) -> bool | Value:
-        if given.as_bool is not None:
-            return given.as_bool
-        if given.as_sym_bool is None:
+    def _boolean(self, entry: Argument) -> bool | Value:
+        if entry.as_bool is not None:
+            return entry.as_bool
+        if entry.as_sym_bool is None:
             raise _WrongTypeError
-        if given.as_sym_bool.as_bool is not None:
-            return given.as_sym_bool.as_bool
-        return self._look_up(self._sizes, given.as_sym_bool.as_name)
+        if entry.as_sym_bool.as_bool is not None:
+            return entry.as_sym_bool.as_bool
+        return self._look_up(self._sizes, entry.as_sym_bool.as_name)
 
-    def number(self, given: Argument) -> Any:
+    def number(self, entry: Argument) -> Any:
         """An integer, a float or a truth value, constant or computed."""
         for field, reader in (
             ("as_bool", self._boolean),
@@ -228,55 +230,55 @@ class ArgumentReader:
             ("as_float", self._real),
             ("as_sym_float", self._real),
         ):
-            if given.kind == field:
-                return reader(given)
-        return self._integer(given)
+            if entry.kind == field:
+                return reader(entry)
+        return self._integer(entry)
 
-    def _word(self, given: Argument) -> str:
-        text = given.as_string
+    def _word(self, entry: Argument) -> str:
+        text = entry.as_string
         if text is None or not (text in _WORDS or _EQUATION.fullmatch(text)):
             raise _WrongTypeError
         return text
 
-    def _dtype(self, given: Argument) -> torch.dtype:
-        if given.as_scalar_type is None or given.as_scalar_type not in DTYPES:
+    def _dtype(self, entry: Argument) -> torch.dtype:
+        if entry.as_scalar_type is None or entry.as_scalar_type not in DTYPES:
             raise _WrongTypeError
-        return DTYPES[given.as_scalar_type]
+        return DTYPES[entry.as_scalar_type]
 
-    def _layout(self, given: Argument) -> torch.layout:
-        if given.as_layout is None:
+    def _layout(self, entry: Argument) -> torch.layout:
+        if entry.as_layout is None:
             raise _WrongTypeError
         return torch.strided
 
-    def _device(self, given: Argument) -> torch.device:
+    def _device(self, entry: Argument) -> torch.device:
         """The CPU whatever device is named: a tower is moved as a whole, see `move_module`."""
-        if given.as_device is None:
+        if entry.as_device is None:
             raise _WrongTypeError
         return torch.device("cpu")
 
-    def _memory_format(self, given: Argument) -> torch.memory_format:
-        if given.as_memory_format is None:
+    def _memory_format(self, entry: Argument) -> torch.memory_format:
+        if entry.as_memory_format is None:
             raise _WrongTypeError
-        return _MEMORY_FORMATS[given.as_memory_format]
+        return _MEMORY_FORMATS[entry.as_memory_format]
 
 
 class _WrongTypeError(Exception):
     """An argument is not of the type that the operator's signature names."""
 
 
-def read_number(reader: ArgumentReader, given: Argument) -> Any:
-    """The operand `given` of arithmetic on sizes.
+def read_number(reader: ArgumentReader, entry: Argument) -> Any:
+    """The operand `entry` of arithmetic on sizes.
 
     Raises:
         ArtifactError: it is no number.
     """
     try:
-        return reader.number(given)
+        return reader.number(entry)
     except _WrongTypeError:
-        kind = given.kind.removeprefix("as_")
+        kind = entry.kind.removeprefix("as_")
         raise ArtifactError(f"arithmetic on sizes is given {kind}, not a number") from None
 
 
-def _is_none(given: Argument) -> bool:
-    optional = given.as_optional_tensor
-    return given.kind == "as_none" or (optional is not None and optional.as_tensor is None)
+def _is_none(entry: Argument) -> bool:
+    optional = entry.as_optional_tensor
+    return entry.kind == "as_none" or (optional is not None and optional.as_tensor is None)

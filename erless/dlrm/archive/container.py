@@ -64,16 +64,16 @@ class StoredZip:
     Args:
         data: the bytes of the file, usually a memory map.
         where: how errors name the file.
-        what: what the file should be.
+        format_name: what the file should be, for errors.
 
     Raises:
         ArtifactError: it is no such file.
     """
 
     def __init__(
-        self, data: NDArray[np.uint8], where: str, what: str = "torch.export archive"
+        self, data: NDArray[np.uint8], where: str, format_name: str = "torch.export archive"
     ) -> None:
-        self._data, self._where, self._what = data, where, what
+        self._data, self._where, self._format_name = data, where, format_name
         self.records = self._read_directory()
 
     def read(self, name: str) -> bytes:
@@ -107,7 +107,7 @@ class StoredZip:
         return fields[1:]
 
     def _damaged(self, reason: str) -> ArtifactError:
-        return ArtifactError(f"{self._where}: truncated or not a {self._what} ({reason})")
+        return ArtifactError(f"{self._where}: truncated or not a {self._format_name} ({reason})")
 
     def _directory_place(self) -> tuple[int, int, int]:
         """(offset, bytes, entries) of the central directory."""
@@ -248,8 +248,8 @@ class ArchiveRecords:
         return inner
 
     def _check_format(self) -> None:
-        wanted = {"archive_format": b"pt2", "archive_version": b"0", "byteorder": b"little"}
-        for name, content in wanted.items():
+        expected = {"archive_format": b"pt2", "archive_version": b"0", "byteorder": b"little"}
+        for name, content in expected.items():
             limit = _RECORDS[name]
             if name not in self.names or self.size(name) > limit or self.read(name) != content:
                 raise ArtifactError(

@@ -201,10 +201,10 @@ class _Parser:
     def _peek(self) -> str:
         return self._words[self._next] if self._next < len(self._words) else ""
 
-    def _take(self, wanted: str = "") -> str:
+    def _take(self, expected: str = "") -> str:
         word = self._peek()
-        if not word or (wanted and word != wanted):
-            raise self._error(f"{wanted or 'a value'!r} is missing")
+        if not word or (expected and word != expected):
+            raise self._error(f"{expected or 'a value'!r} is missing")
         self._next += 1
         return word
 
@@ -300,8 +300,8 @@ class _Parser:
             self._take()
         content = self._take().strip("'")
         while self._peek() == ",":
-            for wanted in (",", "", "=", ""):
-                self._take(wanted)
+            for expected in (",", "", "=", ""):
+                self._take(expected)
         self._take(")")
         if name == "Symbol":
             if not content.isidentifier():

@@ -180,7 +180,9 @@ class _Builder:
         pure = operators.pure_form(name)
         if pure is None:
             raise self._error(f"operator {name} is not on erless' list of operators")
-        target = next((given.arg.as_tensor for given in node.inputs if given.name == "self"), None)
+        target = next(
+            (argument.arg.as_tensor for argument in node.inputs if argument.name == "self"), None
+        )
         if target is None:
             raise self._error(f"operator {name} is called without a tensor")
         if target.name in self._signature.buffers:
@@ -215,8 +217,8 @@ class _Builder:
         named: dict[str, Any],
     ) -> Value | None:
         if name == "dropout.default":
-            kept: Value = positional[0]
-            return kept
+            unchanged: Value = positional[0]
+            return unchanged
         if name == "sym_constrain_range_for_size.default":
             return None
         return self._graph.call_function(_SUBSTITUTES.get(name, overload), positional, named)
@@ -225,7 +227,7 @@ class _Builder:
         self, node: Node, name: str, schema: torch._C.FunctionSchema, result: Value
     ) -> None:
         """Give the results of `result` the names that later nodes call them by."""
-        kinds = [str(given.real_type) for given in schema.returns]
+        kinds = [str(result_schema.real_type) for result_schema in schema.returns]
         shared = name in operators.MAY_SHARE_MEMORY
         if not kinds and not node.outputs:
             return
@@ -286,13 +288,13 @@ def _count_uses(nodes: list[Node]) -> dict[str, int]:
     uses: dict[str, int] = {}
     for node in nodes:
         for argument in node.inputs:
-            given = argument.arg
-            several = given.as_tensors or ()
+            entry = argument.arg
+            several = entry.as_tensors or ()
             optional = [
-                *(given.as_optional_tensors or ()),
-                *([given.as_optional_tensor] if given.as_optional_tensor else ()),
+                *(entry.as_optional_tensors or ()),
+                *([entry.as_optional_tensor] if entry.as_optional_tensor else ()),
             ]
-            single = [given.as_tensor, *(value.as_tensor for value in optional)]
+            single = [entry.as_tensor, *(value.as_tensor for value in optional)]
             for tensor in (*several, *single):
                 if tensor is not None:
                     uses[tensor.name] = uses.get(tensor.name, 0) + 1

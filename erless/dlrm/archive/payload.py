@@ -11,7 +11,7 @@ from torch import Tensor
 
 from erless.dlrm.archive.container import ArchiveRecords
 from erless.dlrm.archive.document import parse_document
-from erless.dlrm.archive.schema import PayloadConfig, PayloadMeta, SymInt, TensorMeta
+from erless.dlrm.archive.tensor_schema import PayloadConfig, PayloadMeta, SymInt, TensorMeta
 from erless.errors import ArtifactError
 
 __all__ = ["DTYPES", "Payloads"]
@@ -94,14 +94,16 @@ class Payloads:
         if layout.dtype not in DTYPES:
             raise ArtifactError(f"{where} has dtype {layout.dtype} of torch's ScalarType")
         record = f"{folder}{meta.path_name}"
-        held = self._records.size(record)
+        record_bytes = self._records.size(record)
         needed = _extent_bytes(where, layout)
         elements = math.prod(_fixed(size) for size in layout.sizes)
         item = DTYPES[layout.dtype].itemsize
-        if needed > held or held % item:
-            raise ArtifactError(f"{where} needs {needed:,} bytes, its record has {held:,}")
-        if elements * item > held:
-            raise ArtifactError(f"{where} repeats its elements: {elements:,} of {held:,} bytes")
+        if needed > record_bytes or record_bytes % item:
+            raise ArtifactError(f"{where} needs {needed:,} bytes, its record has {record_bytes:,}")
+        if elements * item > record_bytes:
+            raise ArtifactError(
+                f"{where} repeats its elements: {elements:,} of {record_bytes:,} bytes"
+            )
         return record, layout
 
     def _check_leftovers(self) -> None:

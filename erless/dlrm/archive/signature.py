@@ -22,21 +22,14 @@ from erless.dlrm.archive.expressions import (
     parse_expression,
 )
 from erless.dlrm.archive.payload import DTYPES
-from erless.dlrm.archive.schema import (
-    Argument,
-    ExportedProgram,
-    Graph,
-    InputSpec,
-    SymBool,
-    SymFloat,
-    SymInt,
-    TensorMeta,
-)
+from erless.dlrm.archive.schema import Argument, ExportedProgram, Graph, InputSpec
+from erless.dlrm.archive.tensor_schema import SymBool, SymFloat, SymInt, TensorMeta
 from erless.errors import ArtifactError
 
 __all__ = ["Range", "Signature", "TensorValue", "read_signature"]
 
-_TREES = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
+_DICTIONARIES = ("builtins.dict", "collections.OrderedDict")
+_TREES = ("builtins.tuple", "builtins.list", *_DICTIONARIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +107,17 @@ class _Reader:
         specs = self._signature.input_specs
         if len(specs) != len(self._graph.inputs):
             raise self._error(f"{len(specs)} inputs are described, the graph takes others")
-        given: list[str | None] = []
+        user_names: list[str | None] = []
         tensors: dict[str, str] = {}
         buffers: set[str] = set()
         for spec, argument in zip(specs, self._graph.inputs, strict=True):
-            self._read_input(spec, argument, given, tensors, buffers)
-        names = [name for name in given if name is not None]
+            self._read_input(spec, argument, user_names, tensors, buffers)
+        names = [name for name in user_names if name is not None]
         if len({*names, *tensors}) != len(names) + len(tensors):
             raise self._error("two inputs of the graph have the same name")
         if self._call is not None:
             leaves = _leaves(self._call.in_spec, f"{self._where}: in_spec")
-            if len(leaves) != len(given):
+            if len(leaves) != len(user_names):
                 raise self._error(f"{len(leaves)} arguments are described, the graph takes others")
         values = tuple(self._value(name, name) for name in names)
         return values, tensors, frozenset(buffers)
@@ -133,19 +126,19 @@ class _Reader:
         self,
         spec: InputSpec,
         argument: Argument,
-        given: list[str | None],
+        user_names: list[str | None],
         tensors: dict[str, str],
         buffers: set[str],
     ) -> None:
         """Sort one input of the graph into what the user gives and what the archive holds."""
         if spec.constant_input is not None:
-            given.append(None)
+            user_names.append(None)
             return
         if spec.user_input is not None:
             if spec.user_input.arg.as_tensor is None:
                 raise self._error(f"an argument is {spec.user_input.arg.kind}, not a tensor")
             name = spec.user_input.arg.as_tensor.name
-            given.append(name)
+            user_names.append(name)
         elif spec.parameter is not None:
             name = spec.parameter.arg.name
             tensors[name] = spec.parameter.parameter_name
@@ -262,7 +255,7 @@ def _walk(node: Any, path: tuple[str, ...], names: list[str], where: str) -> Non
     if node["type"] not in _TREES:
         raise ArtifactError(f"{where}: takes or gives a {str(node['type'])[:100]}, not tensors")
     keys = [str(place) for place in range(len(children))]
-    if "ict" in node["type"]:
+    if node["type"] in _DICTIONARIES:
         keys = _keys(node.get("context"), where)
     if len(keys) != len(children):
         raise ArtifactError(f"{where}: a dictionary of the tree is damaged")

@@ -35,7 +35,7 @@ int64_t bags_of_shard(const routing_t *routing, const bags_t *bags, int64_t shar
 /* The first pass counts. `lengths_out` gets for each shard the lengths of its tables' bags, one
  * after the other; `starts` (shards + 1) where each shard's ids will begin; `kept` what is at home,
  * where there are homes. `split` comes zeroed and is to be closed in any case. Returns how many ids
- * leave; a query that does not fit is told by `fault`. */
+ * leave; a query that does not fit is described by `fault`. */
 int64_t route_count(const routing_t *routing, const ids_t *values, const float *weights,
                     const bags_t *bags, int32_t *lengths_out, int64_t *starts, kept_t *kept,
                     split_t *split, fault_t *fault);
