@@ -335,7 +335,7 @@ def _lengthen(array: Array, size: int) -> Array:
 
 def _joined(bags: list[FeatureBags]) -> Array:
     """All rows, lane by lane: int32 or int64."""
-    rows = np.concatenate([each.rows for each in bags])
+    rows = np.concatenate([feature_bags.rows for feature_bags in bags])
     return rows if rows.dtype in (np.int32, np.int64) else rows.astype(np.int64)
 
 

@@ -10,9 +10,9 @@
 
 Manifests are checked against their digest and every file against the manifest before anything is
 returned: a damaged release is never served. Tables are mapped and brought into memory at once, so
-that the first query does not wait for the disk; replicas on one machine share the pages. Whoever
-was verified on this machine before, and did not change since, is not hashed again where the source
-names a cache (`erless.storage.verified`).
+that the first query does not wait for the disk; replicas on one machine share the pages. A file
+that was verified on this machine before, and has not changed since, is not hashed again where the
+source names a cache (`erless.storage.verified`).
 
 Importing this imports neither torch nor, for a directory, boto3: it is part of a cold start.
 """
@@ -71,8 +71,8 @@ class Source:
     Args:
         store: a directory, or `s3://bucket/prefix`.
         endpoint_url: of an S3 API other than AWS's.
-        cache: folder on this machine that its replicas share; needed for S3, and for a directory
-            it remembers what was verified.
+        cache: folder on this machine that the replicas on it share; needed for S3, and for a
+            directory it remembers which files were verified.
         cache_bytes: most that the cache may hold.
     """
 
@@ -106,7 +106,7 @@ def source_of(settings: Settings) -> Source:
 
 @dataclass(frozen=True, slots=True)
 class MappedFile:
-    """A file that was verified and is mapped: as its manifest has it."""
+    """A verified file that is mapped; size and digest are those of its manifest."""
 
     path: Path
     size_bytes: int
@@ -149,7 +149,7 @@ class OpenGateway(Opened):
     """What the gateway needs of a release. Shard numbers are places in `release.shards`.
 
     Args:
-        release: the manifest.
+        release: its manifest.
         routing: bucketizes queries.
         combiner: adds partials up.
         holdings: per shard number the indexes of the model's tables that it holds rows of.
@@ -176,9 +176,9 @@ class OpenTower(Opened):
     """The dense tower's file and the model it belongs to, for `erless.serve.towers`.
 
     Args:
-        path: the tower.
-        front, request_front: of a graph that has them.
-        vocabularies: path in the bundle → where it lies.
+        path: of the tower.
+        front, request_front: paths of a graph's other parts, None where it has none.
+        vocabularies: path in the bundle → path on this machine.
     """
 
     release: ReleaseManifest
@@ -245,7 +245,7 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
             release=release,
             routing=Routing(
                 lanes.tables,
-                _each(lanes, [routes.map(table.name, populate=True) for table in tables]),
+                _lane_routes(lanes, [routes.map(table.name, populate=True) for table in tables]),
                 lane_holdings,
                 [homes.get(number) for number in lanes.numbers],
                 None if release.model.plain else lanes.names,
@@ -264,19 +264,19 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
         )
 
 
-def _each(lanes: Lanes, routes: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
-    """The routing of each lane's table."""
+def _lane_routes(lanes: Lanes, routes: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """Per lane the routing of its table."""
     return [routes[number] for number in lanes.numbers]
 
 
 def _homes(
     holdings: Sequence[Sequence[int]], resident: Mapping[int, EmbeddingShard]
 ) -> dict[int, Home]:
-    """Table → where its rows lie in the first resident shard that holds some."""
+    """Index of a table → where its rows lie in the first resident shard that holds some."""
     homes: dict[int, Home] = {}
     for number, shard in sorted(resident.items()):
-        for table, each in zip(holdings[number], shard.homes(number), strict=True):
-            homes.setdefault(table, each)
+        for table, home in zip(holdings[number], shard.homes(number), strict=True):
+            homes.setdefault(table, home)
     return homes
 
 
@@ -289,7 +289,7 @@ def open_tower(source: Source, digest: str, counter: Counter | None = None) -> O
     if len(files) > 1:
         name = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
     rules = [feature.rule for feature in release.model.features]
-    names = [rule.file.path for rule in rules if isinstance(rule, VocabularyIds)]
+    paths = [rule.file.path for rule in rules if isinstance(rule, VocabularyIds)]
     with ExitStack() as leases:
         lease = leases.enter_context(source.obtain(store, name, files, counter))
 
@@ -303,8 +303,8 @@ def open_tower(source: Source, digest: str, counter: Counter | None = None) -> O
             front=place(release.front),
             request_front=place(release.request_front),
             vocabularies={
-                name: lease.folder / entry.path
-                for name, entry in zip(names, release.vocabularies, strict=True)
+                path: lease.folder / entry.path
+                for path, entry in zip(paths, release.vocabularies, strict=True)
             },
             _leases=leases.pop_all(),
         )

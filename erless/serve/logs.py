@@ -16,30 +16,30 @@ _ORDER = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 
 
 class Log:
-    """Writes events of at least `level`, each with the fields that say who speaks.
+    """Writes events of at least `level`, each with `fields`.
 
     >>> Log("warning", function="sparse").info("not written")
     """
 
-    def __init__(self, level: Level, **who: Any) -> None:
+    def __init__(self, level: Level, **fields: Any) -> None:
         self._least = _ORDER[level]
-        self._who = who
+        self._fields = fields
         self.debugging = self._least == 0
 
     def debug(self, message: str, **more: Any) -> None:
-        """What helps to find a fault."""
+        """Write what helps to find a fault."""
         self._write("debug", message, more)
 
     def info(self, message: str, **more: Any) -> None:
-        """What happens in a normal life."""
+        """Write what happens in normal service."""
         self._write("info", message, more)
 
     def warning(self, message: str, **more: Any) -> None:
-        """What went wrong and was dealt with."""
+        """Write what went wrong and was dealt with."""
         self._write("warning", message, more)
 
     def error(self, message: str, *, trace: BaseException | None = None, **more: Any) -> None:
-        """What went wrong; the traceback of `trace` is written too."""
+        """Write what went wrong, and the traceback of `trace`."""
         if trace is not None:
             more["trace"] = "".join(traceback.format_exception(trace))
         self._write("error", message, more)
@@ -48,7 +48,7 @@ class Log:
         if _ORDER[level] < self._least:
             return
         entry = {"time": round(time.time(), 3), "level": level, "message": message}
-        text = json.dumps(entry | self._who | more, default=str)
+        text = json.dumps(entry | self._fields | more, default=str)
         with contextlib.suppress(OSError):  # a full disk must not stop a function
             sys.stderr.write(text + "\n")
             sys.stderr.flush()

@@ -51,8 +51,8 @@ class Metrics:
     """Counters of one process.
 
     Args:
-        kind: the function's.
-        digest: what it serves.
+        kind: of the function.
+        digest: of the artifact that it serves.
         release: the gateway's and dense function's release, else "".
         version: of erless.
         clock: seconds, monotonic.
@@ -119,11 +119,11 @@ class Metrics:
         self.bytes_sent += sent
 
     def failed(self, kind: str) -> None:
-        """An infer call, or a request that could not be read, failed for this `kind` of reason."""
+        """Count an infer call, or a request that could not be read, that failed for `kind`."""
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
 
     def unknown_ids(self, counts: Mapping[str, int]) -> None:
-        """A query had so many ids of each feature that it does not know."""
+        """Count the ids of a query that their features' rules do not know: feature → how many."""
         for name, count in counts.items():
             self.unknown[name] = self.unknown.get(name, 0) + count
 
@@ -147,7 +147,7 @@ class Metrics:
         }
 
     def resume_from(self, counts: dict[str, Any]) -> None:
-        """Begin where a worker that crashed stopped counting."""
+        """Begin at `counts`, where a worker that crashed stopped counting."""
         self.codes = {int(code): count for code, count in counts.get("codes", {}).items()}
         self.kinds = dict(counts.get("kinds", {}))
         self.unknown = dict(counts.get("unknown", {}))
@@ -193,18 +193,18 @@ class Metrics:
             "integral of infer calls in flight over time",
             [("", counts["concurrency"])],
         )
-        for name, what in (self._names | self._elsewhere).items():
-            yield from _metric(f"{name}_total", "counter", what, [("", counts[name])])
+        for name, meaning in (self._names | self._elsewhere).items():
+            yield from _metric(f"{name}_total", "counter", meaning, [("", counts[name])])
         yield from _metric(
             "load_seconds", "gauge", "from process start to ready", [("", counts["load_s"])]
         )
 
 
-def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Both workers' counts together; of the load times the longer."""
+def _sum(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Counts of two workers, added; of the load times the longer."""
     total: dict[str, Any] = {}
-    for name, value in one.items():
-        more = other.get(name, type(value)())
+    for name, value in first.items():
+        more = second.get(name, type(value)())
         if isinstance(value, dict):
             total[name] = {
                 key: value.get(key, 0) + more.get(key, 0) for key in sorted({*value, *more})
@@ -216,8 +216,10 @@ def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return total
 
 
-def _metric(name: str, kind: str, what: str, samples: Sequence[tuple[str, float]]) -> Iterator[str]:
-    yield f"# HELP erless_{name} {what}"
-    yield f"# TYPE erless_{name} {kind}"
+def _metric(
+    name: str, metric_type: str, meaning: str, samples: Sequence[tuple[str, float]]
+) -> Iterator[str]:
+    yield f"# HELP erless_{name} {meaning}"
+    yield f"# TYPE erless_{name} {metric_type}"
     for labels, value in samples:
         yield f"erless_{name}{labels} {value}"

@@ -24,7 +24,7 @@ _FORM = re.compile(r"[A-Za-z0-9_\-]{16,128}")
 
 
 class DeploymentSecret:
-    """What is shown, and what is accepted.
+    """The secret that a gateway shows, and those that the other functions accept.
 
     Args:
         texts: at least one; the first is shown, all are accepted.
@@ -42,7 +42,7 @@ class DeploymentSecret:
 
     @property
     def shown(self) -> bytes:
-        """What a gateway sends."""
+        """The secret that a gateway sends."""
         return self._texts[0]
 
     def accepts(self, text: bytes) -> bool:
@@ -64,7 +64,7 @@ class DeploymentSecret:
             self._look()
 
     def _knows(self, text: bytes) -> bool:
-        return sum(hmac.compare_digest(text, known) for known in self._texts) > 0
+        return sum(hmac.compare_digest(text, accepted) for accepted in self._texts) > 0
 
     def _look(self) -> None:
         """Read the file again where its time has changed."""

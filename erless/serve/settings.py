@@ -126,8 +126,8 @@ class _Environment:
         """A variable that must be there."""
         text = self.text(name)
         if text is None or (pattern and not pattern.fullmatch(text)):
-            found = "absent" if text is None else repr(text)
-            raise ConfigError(f"{name} is {found}: expected {expected}")
+            value = "absent" if text is None else repr(text)
+            raise ConfigError(f"{name} is {value}: expected {expected}")
         return text
 
     def descriptor(self, name: str) -> int | None:
@@ -159,6 +159,16 @@ def _shard_urls(environment: _Environment) -> dict[str, str]:
     return urls
 
 
+def _workers(environment: _Environment) -> int:
+    workers = environment.integer("ERLESS_WORKERS", 1)
+    inherited = environment.text("ERLESS_LISTEN_FD") or environment.text("ERLESS_ADMIN_FD")
+    if workers > 1 and inherited:
+        raise ConfigError(
+            f"ERLESS_WORKERS is {workers}: replicas that share a socket are started one by one"
+        )
+    return workers
+
+
 def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
     """The settings of a function of `kind`.
 
@@ -166,11 +176,6 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         ConfigError: naming the variable that is missing or wrong.
     """
     env = _Environment(variables)
-    workers = env.integer("ERLESS_WORKERS", 1)
-    if workers > 1 and (env.text("ERLESS_LISTEN_FD") or env.text("ERLESS_ADMIN_FD")):
-        raise ConfigError(
-            f"ERLESS_WORKERS is {workers}: replicas that share a socket are started one by one"
-        )
     digest = "ERLESS_SHARD" if kind == "sparse" else "ERLESS_RELEASE"
     choice = env.choice
     return Settings(
@@ -214,5 +219,5 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         connection_age_s=env.number("ERLESS_CONNECTION_AGE_S", 10.0, 0.01),
         log=choice("ERLESS_LOG", "info", "debug", "warning"),  # type: ignore[arg-type]
         threads=env.integer("ERLESS_THREADS", 1),
-        workers=workers,
+        workers=_workers(env),
     )

@@ -27,9 +27,10 @@ from starlette.responses import JSONResponse, Response
 
 from erless.dlrm.rows import Buckets
 from erless.serve.files import Source, open_gateway, open_shard, open_tower
+from erless.serve.protocol.infer import decode, encode
 from erless.serve.protocol.metadata import model_facts
 from erless.serve.protocol.queries import query_inputs
-from erless.serve.protocol.tensors import TensorSpec, decode, encode
+from erless.serve.protocol.tensors import TensorSpec
 from erless.serve.towers import open_predict
 from erless.specs.stored import load_release
 

@@ -19,8 +19,9 @@ from erless.errors import QueryError, ServeError
 from erless.serve.files import MappedFile, OpenTower, open_tower, source_of
 from erless.serve.functions.graph_dense import GraphDenseFunction
 from erless.serve.metrics import Metrics
+from erless.serve.protocol.infer import InferRequest
 from erless.serve.protocol.served import InferAnswer, InferCall, Served
-from erless.serve.protocol.tensors import InferRequest, TensorSpec
+from erless.serve.protocol.tensors import TensorSpec
 from erless.serve.settings import Settings
 from erless.serve.towers import Predict, open_predict
 from erless.specs.model import GraphTower, ModelSpec
@@ -119,7 +120,7 @@ class DenseFunction:
         return 2 * sum(array.nbytes for array in request.inputs.values())
 
     def infer(self, call: InferCall) -> Awaitable[InferAnswer]:
-        """Predict, together with whoever else is waiting."""
+        """Predict, in one pass with other queries that wait."""
         dense, pooled = (call.request.inputs[name] for name in ("dense", "pooled"))
         if len(dense) != len(pooled):
             raise QueryError(f"dense has {len(dense):,} samples, pooled {len(pooled):,}")
@@ -172,17 +173,17 @@ class DenseFunction:
 
     def _take(self) -> list[_Waiting]:
         """The queries of the next pass: at least one, together at most `max_coalesce` samples."""
-        taken: list[_Waiting] = []
+        batch: list[_Waiting] = []
         size = 0
         while self._queue:
             size += len(self._queue[0].dense)
-            if taken and size > self._settings.max_coalesce:
+            if batch and size > self._settings.max_coalesce:
                 break
             first = self._queue.popleft()
             self._samples -= len(first.dense)
             if not first.answer.done():  # it may have given up
-                taken.append(first)
-        return taken
+                batch.append(first)
+        return batch
 
     async def _forward(self, batch: list[_Waiting]) -> None:
         dense = np.concatenate([call.dense for call in batch])

@@ -14,8 +14,8 @@ from erless.serve.disk_files import DiskOptions, OpenDiskShard, open_disk_shard
 from erless.serve.files import source_of
 from erless.serve.functions.sparse import ShardFunction
 from erless.serve.metrics import Metrics
+from erless.serve.protocol.infer import InferRequest
 from erless.serve.protocol.served import InferAnswer, InferCall
-from erless.serve.protocol.tensors import InferRequest
 from erless.serve.settings import Settings
 
 __all__ = ["DiskFunction", "load_disk"]

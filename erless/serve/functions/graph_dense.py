@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from erless.errors import ServeError
 from erless.serve.files import MappedFile, OpenTower
+from erless.serve.protocol.infer import InferRequest
 from erless.serve.protocol.served import InferAnswer, InferCall
-from erless.serve.protocol.tensors import InferRequest, TensorSpec
+from erless.serve.protocol.tensors import TensorSpec
 from erless.serve.towers import PredictTensors
 from erless.specs.features import Datatype
 from erless.specs.model import GraphTower

@@ -15,9 +15,9 @@ from erless.serve.files import MappedFile
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.forms import KjtForm, Lookup, QueryForm, SharedKjtForm
 from erless.serve.protocol.graph import GraphForm
+from erless.serve.protocol.infer import InferRequest
 from erless.serve.protocol.metadata import model_facts
 from erless.serve.protocol.served import InferAnswer, InferCall
-from erless.serve.protocol.tensors import InferRequest
 from erless.serve.settings import Settings
 from erless.serve.towers import PredictTensors, named, open_predict
 from erless.specs.bundle import BundleManifest

@@ -14,8 +14,10 @@ from erless.errors import QueryError
 from erless.serve.files import OpenShard, open_shard, source_of
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.fast_lane import LONGEST_MS, answer_forms, head_forms, request_forms
+from erless.serve.protocol.infer import InferRequest
+from erless.serve.protocol.request_json import flag
 from erless.serve.protocol.served import InferAnswer, InferCall
-from erless.serve.protocol.tensors import InferRequest, TensorSpec
+from erless.serve.protocol.tensors import TensorSpec
 from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
 
@@ -72,7 +74,7 @@ class ShardFunction:
             raise QueryError(f"{lengths.shape[1]:,} samples, at most {self._max_batch:,} are taken")
         if weights is not None and not np.isfinite(weights).all():
             raise QueryError("a weight is not a finite number")
-        packed = flag(request, "packed")
+        packed = flag(request.parameters, "packed")
         if lengths is None:
             return self._ragged_call(request, values, weights, packed)
         if packed:
@@ -97,7 +99,7 @@ class ShardFunction:
     def answer(self, request: InferRequest, partial: NDArray[np.float32]) -> InferAnswer:
         """`partial` as it was asked for."""
         self._metrics.gathers += len(request.inputs["values"])
-        if flag(request, "half"):
+        if flag(request.parameters, "half"):
             return InferAnswer({"partial": to_float16(partial)}, self._parameters)
         return InferAnswer({"partial": partial}, self._parameters)
 
@@ -135,18 +137,6 @@ class SparseFunction(ShardFunction):
 def load_sparse(settings: Settings, metrics: Metrics) -> SparseFunction:
     """The function, its shard verified and in memory. Errors as `open_shard`."""
     return SparseFunction(open_shard(source_of(settings), settings.digest), settings, metrics)
-
-
-def flag(request: InferRequest, name: str) -> bool:
-    """A request parameter that is true or false, false where absent.
-
-    Raises:
-        QueryError: it is something else.
-    """
-    value = request.parameters.get(name, False)
-    if not isinstance(value, bool):
-        raise QueryError(f"parameter {name} must be true or false")
-    return value
 
 
 def to_float16(partial: np.ndarray) -> np.ndarray:

@@ -1,10 +1,10 @@
 """The calls of one query.
 
-A `FanOut` holds a `ShardCall` per function that is asked, and ends when all are answered, or the
-first has failed. A call may take more than one request: a second one to a slow shard (hedging);
-another one on a new connection where an awake shard says nothing, since its replica may hang while
-others behind the same address do not; another while the shard still loads. Where the plan allows
-it, default vectors stand in for a shard that is not awake.
+A `FanOut` has a `ShardCall` for every function that is called, and ends when all are answered, or
+the first has failed. A call may take more than one request: a second one to a slow shard (hedging);
+another one on a new connection where an awake shard does not answer, since its replica may hang
+while others behind the same address do not; another while the shard still loads. Where the
+settings allow it, default vectors stand in for a shard that is not awake.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ __all__ = ["FanOut", "ShardCall", "ShardWork"]
 POLL_S = 0.05  # between two calls to a function that still loads
 COLD_BUDGET_S = 0.02  # how long a shard that is not awake is waited for
 LOADING = b'"state": "loading"'
-SILENT_S = (
-    0.3  # a call to a shard that is awake is asked again after so long, or four times its p95
-)
+# A call to a shard that is awake is repeated after SILENT_S, or SILENT_P95 times the shard's p95.
+SILENT_S = 0.3
 SILENT_P95 = 4.0
 LOOK_S = 0.1  # between two looks at the calls of a query that has taken longer
 REPEATS = 2  # of a call that stays silent
-# What Knative's queue-proxy and Envoy say while a container starts again, and of one that hangs.
+# Statuses of Knative's queue-proxy and Envoy while a container starts again, and of one that hangs.
 UNREACHED = {502, 503, 504}
 
 
@@ -82,20 +81,20 @@ class FanOut:
         self.open += 1
 
     def arrived(self) -> None:
-        """One of them is."""
+        """One of the calls is answered."""
         self.open -= 1
         if not self.open and not self.over:
             self.over = True
             self.done.set_result(None)
 
     def fail(self, error: Exception) -> None:
-        """The query has failed; the other calls are left to end by themselves."""
+        """The query has failed with `error`; the other calls are left to end by themselves."""
         if not self.over:
             self.over = True
             self.done.set_exception(error)
 
     def _repeat_silent(self) -> None:
-        """Ask those again that are awake and have said nothing for long."""
+        """Repeat the calls to shards that are awake and have not answered for long."""
         self._silence = None
         waiting = [call for call in self.calls if not call.over]
         if self.over or not waiting or self._repeats is None:
@@ -106,7 +105,7 @@ class FanOut:
         self._silence = self._loop.call_later(LOOK_S, self._repeat_silent)
 
     def give_up(self) -> None:
-        """The client has left: nobody waits for any answer."""
+        """Abort all calls: the client has left, nobody waits for an answer."""
         for call in self.calls:
             if not call.over:
                 call.abort()
@@ -115,7 +114,7 @@ class FanOut:
     def _expire(self) -> None:
         """The deadline: give up what is still under way."""
         late = [call for call in self.calls if not call.over]
-        names = ", ".join(call.remote.what for call in late)
+        names = ", ".join(call.remote.label for call in late)
         self.fail(ServeError(f"the deadline passed while waiting for {names}", 504, "deadline"))
         for call in late:
             call.abort()
@@ -125,7 +124,7 @@ class FanOut:
         """The query is over: calls that are left may end by themselves until the deadline.
 
         No reference from here leads back here then, so that what the query held is free at once:
-        an error refers to the frames it passed, and they to the fan.
+        an error refers to the frames it passed, and they to the fan-out.
         """
         if self._settled:
             return
@@ -146,7 +145,7 @@ class FanOut:
 
 
 class ShardWork(Protocol):
-    """What one function has to do for a query."""
+    """What one function is asked for a query, and what becomes of its answer."""
 
     @property
     def remote(self) -> RemoteShard | RemoteDense:
@@ -156,10 +155,10 @@ class ShardWork(Protocol):
         """The bytes of the request."""
 
     def add_answer(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
-        """Add an answer that is known at first sight; see `erless.http.client.reply.AddAnswer`."""
+        """Add an answer that has the known form; see `erless.http.client.reply.AddAnswer`."""
 
     def read(self, reply: Reply) -> None:
-        """Deal with any other answer. Raises ServeError where it is none."""
+        """Add any other answer. Raises ServeError where it is an error, or makes no sense."""
 
     def use_defaults(self) -> None:
         """Use default vectors instead of an answer."""
@@ -170,8 +169,8 @@ class ShardCall:
 
     Args:
         fan_out: the calls of the same query.
-        work: what is asked, and what becomes of the answer.
-        error_budget: of answers with default vectors; None: the function is waited for.
+        work: the request, and what becomes of the answer.
+        error_budget: of queries answered with default vectors; None: the function is waited for.
         hedge: called when a second call is made; None: there is none.
     """
 
@@ -206,7 +205,7 @@ class ShardCall:
         fan_out.add(self)
 
     def start(self) -> None:
-        """Call; where the shard is being woken by another query already, default vectors do."""
+        """Call; default vectors do at once where another query is waking the shard already."""
         if self._error_budget is not None:
             if self.remote.endpoint.connected:
                 self._error_budget = None  # it is awake: whatever it takes, its answer is right
@@ -256,11 +255,11 @@ class ShardCall:
 
     def _answered(self, result: Reply | CallError) -> None:
         if self.over:
-            self.remote.waking = False  # the answer that nobody waited for any more
+            self.remote.waking = False  # an answer that nobody waited for any more
             return
         if _failed(result) and any(call.open for call in self._sent):
-            return  # the other of two calls may still do
-        if isinstance(result, Reply) and not self._fan_out.over and _not_there(result):
+            return  # another request of this call may still be answered
+        if isinstance(result, Reply) and not self._fan_out.over and _unreachable(result):
             self._after(POLL_S, self._send)
             return
         if _failed(result) and self._degrade():
@@ -271,7 +270,7 @@ class ShardCall:
             return
         try:
             if isinstance(result, CallError):
-                raise ServeError(f"{self.remote.what}: {result}", 502, "shard")
+                raise ServeError(f"{self.remote.label}: {result}", 502, "shard")
             if not result.added:
                 self._work.read(result)
         except Exception as error:  # the query answers for it
@@ -283,7 +282,7 @@ class ShardCall:
         self._fan_out.arrived()
 
     def _degrade(self) -> bool:
-        """Take default vectors, where they may do; the call goes on, since it wakes the shard."""
+        """Use default vectors if the budget allows; the call goes on, since it wakes the shard."""
         if self.over or self._error_budget is None or self._fan_out.over:
             return False
         if not self._fan_out.degraded and not self._error_budget.spend():
@@ -304,7 +303,7 @@ class ShardCall:
         return True
 
     def _end(self) -> None:
-        """Answered: what is left of it is not needed."""
+        """Abort the requests that are left: none is needed any more."""
         self.over = True
         self._cancel_timers()
         for call in self._sent:
@@ -312,7 +311,7 @@ class ShardCall:
                 call.abort()
 
     def abort(self) -> None:
-        """Give up."""
+        """End without an answer."""
         self._end()
 
     def _cancel_timers(self) -> None:
@@ -322,8 +321,8 @@ class ShardCall:
             self._timers.clear()
 
 
-def _not_there(reply: Reply) -> bool:
-    """The function still loads, or a proxy says that it cannot reach it: ours speak JSON."""
+def _unreachable(reply: Reply) -> bool:
+    """The function still loads, or a proxy cannot reach it, whose answers are not JSON."""
     if reply.status not in UNREACHED:
         return False
     body = bytes(reply.body)
@@ -331,5 +330,5 @@ def _not_there(reply: Reply) -> bool:
 
 
 def _failed(result: Reply | CallError) -> bool:
-    """No answer, or one that says so."""
+    """No answer, or one with a status of 500 or above."""
     return isinstance(result, CallError) or result.status >= 500

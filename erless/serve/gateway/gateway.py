@@ -1,6 +1,6 @@
 """The gateway: bucketize, fan out, combine, predict.
 
-    query → bucketize → resident rows, here ────────┐
+    query → bucketize → rows in the gateway ────────┐
                       → one call per touched shard ─┴→ combine → tower → prediction
 
 All calls of a query start within one turn of the event loop; what is resident is pooled while
@@ -33,9 +33,9 @@ from erless.serve.malloc import HeapTrimmer
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.forms import KjtForm, OpenQuery, QueryForm, SharedKjtForm
 from erless.serve.protocol.graph import GraphForm
+from erless.serve.protocol.infer import InferRequest
 from erless.serve.protocol.metadata import model_facts
 from erless.serve.protocol.served import InferAnswer, InferCall
-from erless.serve.protocol.tensors import InferRequest
 from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
 from erless.serve.towers import PredictTensors, named, open_predict
@@ -55,7 +55,7 @@ SHARED_WRITE = 8  # calls to a shard, of queries that came at once
 def load_gateway(
     settings: Settings, metrics: Metrics
 ) -> tuple[OpenGateway, QueryForm, PredictTensors]:
-    """Everything that the gateway holds: may run in any thread.
+    """A gateway's files, the form of its queries, and its tower. May run in any thread.
 
     Raises:
         ArtifactError: something is missing or altered, or a remote shard has no URL.
@@ -68,7 +68,7 @@ def load_gateway(
             raise ArtifactError(
                 f"ERLESS_SHARD_URLS has no URL for shard {shard.name} ({shard.digest})"
             )
-    model, elsewhere = opened.release.model, settings.dense_url is not None
+    model, remote_tower = opened.release.model, settings.dense_url is not None
     tower = open_tower(source, settings.digest)
     try:
         form: QueryForm
@@ -76,22 +76,22 @@ def load_gateway(
             form = GraphForm(
                 open_lookup(model, tower.files, threads=settings.threads), settings.max_batch
             )
-            if not elsewhere:
+            if not remote_tower:
                 return opened, form, open_tower_graph(model, tower.path, threads=settings.threads)
         else:
             form = (KjtForm if model.plain else SharedKjtForm)(model, settings.max_batch)
-            if not elsewhere:
+            if not remote_tower:
                 return (
                     opened,
                     form,
                     named(open_predict(tower.path, model, threads=settings.threads)),
                 )
-        return opened, form, _elsewhere
+        return opened, form, _no_tower
     finally:
         tower.close()
 
 
-def _elsewhere(tensors: Mapping[str, Array]) -> dict[str, Array]:
+def _no_tower(tensors: Mapping[str, Array]) -> dict[str, Array]:
     raise ServeError("the tower is a function of its own")
 
 
@@ -101,7 +101,7 @@ class _FannedOut:
 
     Of a plain model `out` is (B, T, D).
 
-    `here`: further resident shards, with rows of the same tables.
+    `resident`: numbers of further resident shards, with rows of the same tables.
     """
 
     fan_out: FanOut
@@ -111,7 +111,7 @@ class _FannedOut:
     sums: Combiner | LaneSums
     out: Floats
     calls: int
-    here: list[int]
+    resident: list[int]
 
 
 class Gateway:
@@ -188,7 +188,7 @@ class Gateway:
     # -- a query
 
     def memory_bytes(self, request: InferRequest) -> int:
-        """What the query's form says."""
+        """As `QueryForm.memory_bytes`."""
         return self._form.memory_bytes(request.inputs)
 
     def infer(self, call: InferCall) -> Awaitable[InferAnswer]:
@@ -209,9 +209,9 @@ class Gateway:
         if self._error_budget is not None:
             self._error_budget.earn()
         remote: list[int] = []
-        here: list[int] = []
+        resident: list[int] = []
         for number in buckets.touched():
-            (here if number in opened.resident else remote).append(number)
+            (resident if number in opened.resident else remote).append(number)
         lanes = self._form.sums(query, opened.lane_holdings)
         sums = opened.combiner if lanes is None else lanes
         out = opened.combiner.begin(buckets.batch) if lanes is None else lanes.out
@@ -228,7 +228,7 @@ class Gateway:
         self._metrics.fan_out += len(remote)
         if idle:
             self._prewarm(remote)
-        return _FannedOut(fan_out, query, buckets, lanes, sums, out, len(remote), here)
+        return _FannedOut(fan_out, query, buckets, lanes, sums, out, len(remote), resident)
 
     async def _answer(self, call: InferCall, fanned: _FannedOut) -> InferAnswer:
         fan_out, buckets, sums = fanned.fan_out, fanned.buckets, fanned.sums
@@ -236,7 +236,7 @@ class Gateway:
         try:
             sums.keep(fanned.out, buckets.split)
             self._metrics.gathers += buckets.kept
-            self._pool_here(fanned)
+            self._pool_resident(fanned)
             if fanned.calls:
                 await fan_out.done
         except asyncio.CancelledError:
@@ -261,9 +261,9 @@ class Gateway:
             hedge=self._hedged if self._settings.hedge else None,
         ).start()
 
-    def _pool_here(self, fanned: _FannedOut) -> None:
+    def _pool_resident(self, fanned: _FannedOut) -> None:
         """Rows of a second resident shard that holds rows of the same table."""
-        for number in fanned.here:
+        for number in fanned.resident:
             values, lengths, weights = fanned.buckets[number]
             bags = fanned.buckets.bags(number)
             partials = self._opened.resident[number].pool_packed(values, lengths, weights, bags)
@@ -318,17 +318,17 @@ class Gateway:
             self._dense.touch()
 
     def _sweep(self) -> None:
-        for remote in self._everything():
+        for remote in self._all_remote():
             remote.endpoint.sweep()
         self._trimmer.sweep(self._metrics.in_flight, self._now())
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
-    def _everything(self) -> list[RemoteShard | RemoteDense]:
+    def _all_remote(self) -> list[RemoteShard | RemoteDense]:
         return [*self._remote.values(), *([self._dense] if self._dense else [])]
 
     def close(self) -> None:
-        """Close all connections and give back what was opened."""
+        """Close all connections, and let the cache evict the files."""
         self._sweeper.cancel()
-        for remote in self._everything():
+        for remote in self._all_remote():
             remote.endpoint.close()
         self._opened.close()

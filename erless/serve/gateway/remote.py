@@ -1,4 +1,4 @@
-"""A shard, or the dense tower, as the gateway sees it: requests written, answers believed or not.
+"""A shard, or the dense function, as the gateway sees it: writes requests, checks answers.
 
 Requests and answers are those of `erless.serve.protocol.fast_lane`: the JSON of an answer is
 compared with the only one that would be right, and read only to find out what is wrong with it.
@@ -30,7 +30,7 @@ from erless.serve.protocol.fast_lane import (
     request_head,
     tensor,
 )
-from erless.serve.protocol.tensors import TensorSpec, inputs_of
+from erless.serve.protocol.tensors import TensorSpec, read_tensors
 
 __all__ = ["RemoteDense", "RemoteShard"]
 
@@ -38,7 +38,7 @@ Floats = NDArray[np.float32]
 Partial = NDArray[np.float32] | NDArray[np.float16]
 
 
-FAILED = b'"state": "failed"'  # whoever keeps its socket says that it cannot start
+FAILED = b'"state": "failed"'  # in a 503: it cannot start, or its rows are damaged
 SAMPLES = 1024  # bags of each table that a shard surely takes as samples of one query
 WAKE_S = 60.0  # a function that does not start within it is called anew
 # A request for all outputs, as bytes.
@@ -59,18 +59,26 @@ def _reason(reply: Reply) -> str:
 
 
 class _Remote:
-    """What a shard and the dense tower have in common."""
+    """What a shard and the dense function have in common.
+
+    Args:
+        label: what an error calls it.
+        model, output: names of the model that it serves, and of the output to ask for.
+        digest: that its answers must carry.
+        endpoint: where it is.
+        secret: of the deployment, shown with every call.
+    """
 
     def __init__(
         self,
-        what: str,
+        label: str,
         model: str,
         output: str,
         digest: str,
         endpoint: Endpoint,
         secret: bytes | None,
     ) -> None:
-        self.what, self.digest, self.endpoint = what, digest, endpoint
+        self.label, self.digest, self.endpoint = label, digest, endpoint
         self._model, self._output = model, output
         self._authority = endpoint.authority.replace(b"%", b"%%")
         self._head = request_head(model.encode(), self._authority, secret)
@@ -117,7 +125,7 @@ class _Remote:
     def _with_head(
         self, text: bytes, arrays: list[memoryview], left_ms: int, trace: bytes | None
     ) -> list[Buffer]:
-        """The whole request; spaces behind the JSON align the tensors for who receives them."""
+        """The whole request; spaces behind the JSON align the tensors in the receiver's buffer."""
         size = len(text) + sum(map(len, arrays))
         more = b"" if trace is None else b"traceparent: %b\r\n" % trace
         pad = -(len(self._head % (len(text), size, left_ms, more)) + len(text)) % ALIGNMENT_BYTES
@@ -149,12 +157,12 @@ class _Remote:
     def _failure(self, reply: Reply) -> ServeError:
         reason = _reason(reply)
         if reply.status == 503 and FAILED in bytes(reply.body):
-            return ServeError(f"{self.what} has failed: {reason}", 503, "shard")
+            return ServeError(f"{self.label} has failed: {reason}", 503, "shard")
         if reply.status == 503:
-            return ServeError(f"{self.what} is overloaded: {reason}", 503, "overload")
+            return ServeError(f"{self.label} is overloaded: {reason}", 503, "overload")
         if reply.status == 504:
-            return ServeError(f"{self.what}: {reason}", 504, "deadline")
-        return ServeError(f"{self.what} answered {reply.status}: {reason}", 502, "shard")
+            return ServeError(f"{self.label}: {reason}", 504, "deadline")
+        return ServeError(f"{self.label} answered {reply.status}: {reason}", 502, "shard")
 
     def _mismatch(self, text: bytes, size: int, elements: int) -> ServeError:
         """Say what is wrong with an answer that is not the one expected."""
@@ -164,15 +172,15 @@ class _Remote:
             output = document["outputs"][0]
             answered = f"{output['name']} {output['datatype']} {output['shape']}, {size:,} bytes"
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
-            return ServeError(f"{self.what}: its answer makes no sense", 502, "shard")
+            return ServeError(f"{self.label}: its answer makes no sense", 502, "shard")
         if digest != self.digest:
             return ServeError(
-                f"{self.what} answered for {str(digest)[:12]}, expected {self.digest[:12]}",
+                f"{self.label} answered for {str(digest)[:12]}, expected {self.digest[:12]}",
                 502,
                 "digest",
             )
         return ServeError(
-            f"{self.what} answered {answered}, expected {self._output} of {elements:,} elements",
+            f"{self.label} answered {answered}, expected {self._output} of {elements:,} elements",
             502,
             "shard",
         )
@@ -182,11 +190,11 @@ _NAMES = {dtype: name.encode() for dtype, name in DATATYPES.items()}
 
 
 class RemoteShard(_Remote):
-    """One sparse function.
+    """A sparse function.
 
     Args:
         number: of the shard in the release.
-        name: for errors.
+        name: of the shard, for errors.
         digest: of its manifest, which its answers must carry.
         endpoint: where it is.
         float16_partials: ask for partials in float16.
@@ -221,7 +229,7 @@ class RemoteShard(_Remote):
         )
 
     def request(self, buckets: Buckets, left_ms: int, trace: bytes | None) -> list[Buffer]:
-        """What to send for this shard's bucket."""
+        """A request with this shard's bucket, `left_ms` before the deadline."""
         bags = buckets.bags(self.number)
         if bags is None:
             whole = buckets.split.build_request(self.number, self._channel, left_ms, trace)
@@ -279,14 +287,14 @@ class RemoteDense(_Remote):
     def request(
         self, tensors: Mapping[str, NDArray[Any]], left_ms: int, trace: bytes | None
     ) -> list[Buffer]:
-        """What to send for `dense` (B, F) and `pooled` (B, T, D), or a graph's; refers to them."""
-        listed = [(name.encode(), np.ascontiguousarray(a)) for name, a in tensors.items()]
+        """A request with `dense` (B, F) and `pooled` (B, T, D), or a graph's inputs, not copied."""
+        encoded = [(name.encode(), np.ascontiguousarray(a)) for name, a in tensors.items()]
         if self._outputs is None:
-            return self._request(listed, b"", left_ms, trace)
+            return self._request(encoded, b"", left_ms, trace)
         inputs = b",".join(
-            tensor(name, _NAMES[array.dtype], array.shape, array.nbytes) for name, array in listed
+            tensor(name, _NAMES[array.dtype], array.shape, array.nbytes) for name, array in encoded
         )
-        return self._with_head(_ALL % inputs, [_bytes(a) for _, a in listed], left_ms, trace)
+        return self._with_head(_ALL % inputs, [_bytes(a) for _, a in encoded], left_ms, trace)
 
     def _graph_outputs(
         self, reply: Reply, outputs: Sequence[TensorSpec]
@@ -301,10 +309,10 @@ class RemoteDense(_Remote):
             document = json.loads(bytes(reply.body[:end]))
             if document["parameters"]["digest"] != self.digest:
                 raise self._mismatch(bytes(reply.body[:end]), 0, 0)
-            found = inputs_of(document["outputs"], memoryview(reply.body)[end:], outputs)
+            arrays = read_tensors(document["outputs"], memoryview(reply.body)[end:], outputs)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, QueryError):
-            raise ServeError(f"{self.what}: its answer makes no sense", 502, "shard") from None
-        return {name: array.copy() for name, array in found.items()}
+            raise ServeError(f"{self.label}: its answer makes no sense", 502, "shard") from None
+        return {name: array.copy() for name, array in arrays.items()}
 
     def outputs(self, reply: Reply, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The prediction (B,), or the graph's outputs. Raises ServeError as `read`."""

@@ -1,4 +1,4 @@
-"""The work that a query has for each function: how it is asked, and what its answer is added to."""
+"""A query's work for each function: the request, and what its answer is added to."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class SparseWork:
         self._sums.add(self._out, number, partial, lengths, packed=True)
 
     def use_defaults(self) -> None:
-        """Add the default vectors of as many rows."""
+        """Add default vectors in the place of the bucket's rows."""
         opened, number = self._opened, self.remote.number
         tables = [opened.release.model.tables[index] for index in opened.holdings[number]]
         _, lengths, weights = self._buckets[number]
@@ -99,4 +99,4 @@ class DenseWork:
 
     def use_defaults(self) -> None:
         """Fail: nothing can stand in for the tower."""
-        raise AssertionError
+        raise AssertionError("no error budget covers the dense function")

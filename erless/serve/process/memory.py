@@ -41,15 +41,15 @@ def container_limit(groups: str, root: Path = CGROUPS) -> int | None:
     return min(limits, default=None)
 
 
-def flight_bytes(asked: int | None, workers: int) -> int:
+def flight_bytes(configured: int | None, workers: int) -> int:
     """The budget of this process for requests and answers, now that everything is loaded.
 
     Args:
-        asked: what the settings say, for the whole function.
+        configured: by the settings, for the whole function; None: the container's limit decides.
         workers: processes that share the container.
     """
-    if asked is not None:
-        return asked // workers
+    if configured is not None:
+        return configured // workers
     page = os.sysconf("SC_PAGE_SIZE")
     limit = container_limit(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
     if limit is None:

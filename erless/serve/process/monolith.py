@@ -40,27 +40,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-in-flight", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1, help="of the tower")
     parser.add_argument("--log", choices=["debug", "info", "warning"], default="info")
-    given = parser.parse_args(arguments)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(given.threads))
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(options.threads))
     from erless.errors import ArtifactError
     from erless.serve.process.process import run_function
     from erless.serve.settings import Settings
     from erless.specs.bundle import BundleManifest
 
     try:
-        digest = BundleManifest.open(Path(given.model)).digest
+        digest = BundleManifest.open(Path(options.model)).digest
     except ArtifactError as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_DATAERR
     settings = Settings(
         kind="monolith",
-        store=given.model,
+        store=options.model,
         digest=digest,
-        host=given.host,
-        port=given.port,
-        max_in_flight=given.max_in_flight,
-        threads=given.threads,
-        log=given.log,
+        host=options.host,
+        port=options.port,
+        max_in_flight=options.max_in_flight,
+        threads=options.threads,
+        log=options.log,
     )
     return run_function(settings, _load)
 

@@ -102,7 +102,7 @@ def run_function(settings: Settings, loader: Loader) -> int:
     """Run until a signal; returns the exit code."""
     log = Log(settings.log, function=settings.kind, digest=settings.digest[:12])
     faulthandler.enable()  # a file that is cut short while it is mapped ends us by SIGBUS
-    np.seterr(all="ignore")  # what overflows is found where it would reach a client
+    np.seterr(all="ignore")  # answers are checked for numbers that are not finite
     try:
         if settings.workers == 1:
             return uvloop.run(serve_until_signal(settings, loader, log))
@@ -159,13 +159,13 @@ async def serve_until_signal(
     log.info("loading", pid=os.getpid())
     served = await _load_unless_stopped(settings, loader, function.metrics, stop)
     if served is None:
-        await function.drain()  # queries are answered that nothing is loaded
+        await function.drain()  # queries are answered 503: nothing is loaded
         log.info("stopped while loading")
         _leave()
     await function.get_ready(served, stop)
     await stop.wait()
     log.info("draining", in_flight=function.metrics.in_flight)
-    # whoever shared our socket with others has died: those that follow listen on one of their own
+    # our parent has died: replicas that follow listen on a socket of their own
     drained = await function.drain(alone=os.getppid() != parent)
     served.close()
     log.info("stopped", drained=drained)

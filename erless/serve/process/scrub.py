@@ -1,8 +1,8 @@
-"""The files that a function maps, read again while it runs, and held against its manifest.
+"""Reads the files that a function maps again while it runs, and compares them with its manifest.
 
 Rows are verified when they are loaded. A file that is overwritten or cut short afterwards would
-give wrong answers, or end the process (SIGBUS), without a word. Sizes are looked at every second.
-All bytes are hashed in turn, at a bounded rate, in a thread without the interpreter's lock.
+give wrong answers, or end the process (SIGBUS), without any message. Sizes are looked at every
+second. All bytes are hashed in turn, at a bounded rate, in a thread without the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Scrubber:
     Args:
         files: those that are mapped.
         bytes_s: read so many bytes a second; 0: none, only sizes are looked at.
-        damaged: called from the thread, once, with what is wrong.
+        damaged: called from the thread, once, with the reason.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Scrubber:
             os.close(descriptor)
 
     def _damage(self, file: MappedFile, descriptor: int) -> str | None:
-        """What is wrong with one file, or the size of any other; None: nothing, or stopped."""
+        """How `file`, or the size of any other, is damaged; None: it is not, or we were stopped."""
         if not self._bytes_s:
             return None
         digest = hashlib.sha256()

@@ -61,14 +61,14 @@ def inherited_socket(variable: str, descriptor: int) -> socket.socket:
         raise ConfigError(f"{variable} is {descriptor}: no listening socket: {error}") from error
 
 
-def connection_limit(asked: int) -> int:
-    """How many clients can be connected: `asked`, or what the descriptors of this process allow.
+def connection_limit(wanted: int) -> int:
+    """How many clients can be connected: `wanted`, or what the descriptors of this process allow.
 
     The soft limit of descriptors is raised as far as it may be.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = asked + OTHER_DESCRIPTORS
+    needed = wanted + OTHER_DESCRIPTORS
     if soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(1, min(asked, soft - OTHER_DESCRIPTORS))
+    return max(1, min(wanted, soft - OTHER_DESCRIPTORS))

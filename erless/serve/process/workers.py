@@ -8,9 +8,9 @@ The kernel hands each connection to one of them.
 The parent binds, forks and waits. It passes SIGTERM on, replaces a worker that crashes, and ends
 with the exit code of a worker that cannot load. A worker whose parent is gone drains and ends.
 
-Workers tell what they counted through memory that they share, so that whichever of them is asked
-for /metrics answers for all. They become ready together: until then one of them answers probes, and
-afterwards a worker that replaces another accepts connections once it has loaded.
+Workers publish their counts in memory that they share, so that any of them answers /metrics for
+all. They become ready together: until then one of them answers probes, and afterwards a worker that
+replaces another accepts connections once it has loaded.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Board:
         self._memory[begin : begin + 4] = len(text).to_bytes(4, "little")
 
     def read(self, slot: int) -> dict[str, Any]:
-        """What `slot` document last; empty where it never did."""
+        """The document that `slot` published last; empty where it has published none."""
         begin = slot * SLOT_BYTES
         for _ in range(READS):
             size = int.from_bytes(self._memory[begin : begin + 4], "little")
@@ -76,7 +76,7 @@ class Board:
         return {}
 
     def others(self, slot: int) -> list[dict[str, Any]]:
-        """What all other workers document last."""
+        """The documents that the workers of all other slots published last."""
         return [document for n in range(self.workers) if n != slot and (document := self.read(n))]
 
 
@@ -91,7 +91,7 @@ class Worker:
 
     @property
     def greets(self) -> bool:
-        """It answers probes while the function loads, when nobody else does yet."""
+        """Whether it answers probes while the function loads: only slot 0, until it serves."""
         return self.slot == 0 and not self.board.read(0).get("serving")
 
     async def wait_for_others(self, stop: asyncio.Event) -> None:
@@ -100,8 +100,8 @@ class Worker:
         So no worker says that it is ready while slot 0 still answers probes with "loading".
         """
         slots = range(self.board.workers) if self.slot == 0 else (0,)
-        what = "ready" if self.slot == 0 else "serving"
-        while not stop.is_set() and not all(self.board.read(slot).get(what) for slot in slots):
+        flag = "ready" if self.slot == 0 else "serving"
+        while not stop.is_set() and not all(self.board.read(slot).get(flag) for slot in slots):
             await asyncio.sleep(POLL_S)
 
     def share(self, metrics: Metrics, loop: asyncio.AbstractEventLoop) -> None:
@@ -149,14 +149,14 @@ class _Parent:
         self._worst: int | None = None  # the exit code, once we are stopping
 
     def run(self) -> int:
-        """Until a signal, or until a worker cannot load; returns the exit code."""
+        """Run until a signal, or until a worker cannot load; returns the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         for slot in range(self._board.workers):
             self._fork(slot)
         while self._slots or self._worst is None:
             pause = min(self._due.values(), default=time.monotonic() + 1) - time.monotonic()
-            seen = signal.sigtimedwait(_SIGNALS, max(0.0, pause))
-            if seen is not None and seen.si_signo != signal.SIGCHLD:
+            received = signal.sigtimedwait(_SIGNALS, max(0.0, pause))
+            if received is not None and received.si_signo != signal.SIGCHLD:
                 self._stop(0)
             self._reap()
             for slot in [slot for slot, due in self._due.items() if due <= time.monotonic()]:

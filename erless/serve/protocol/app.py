@@ -23,8 +23,8 @@ from erless.http.messages import DEADLINE, JSON_LENGTH, UP, Request, Response, b
 from erless.serve.logs import Log
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.fast_lane import LONGEST_MS, secret_prefix
+from erless.serve.protocol.infer import BINARY_TYPE, InferRequest, decode, encode
 from erless.serve.protocol.served import InferAnswer, InferCall, Served
-from erless.serve.protocol.tensors import BINARY_TYPE, InferRequest, decode, encode
 from erless.serve.secrets import SECRET, open_secret
 from erless.serve.settings import Settings
 from erless.version import __version__
@@ -50,8 +50,8 @@ class App:
 
     Args:
         settings: of the function.
-        metrics: counted here.
-        log: written to here.
+        metrics: what it counts in.
+        log: what it writes to.
         budget: of the memory that queries may hold.
         clock: the loop's time.
     """
@@ -95,11 +95,11 @@ class App:
         self._infer_paths = frozenset(path.encode() for path in paths)
 
     def fail(self, reason: str) -> None:
-        """Answer no more queries, and say why."""
+        """Refuse all queries from now on, with `reason`."""
         self.state, self._reason = "failed", reason
 
     def begin_drain(self) -> None:
-        """Tell whoever asks for readiness that the function stops."""
+        """Answer probes of readiness with "draining" from now on."""
         self.state = "draining"
 
     def __call__(self, request: Request) -> Response | Awaitable[Response]:
@@ -116,7 +116,7 @@ class App:
     def _infer(self, request: Request) -> Response | Awaitable[Response]:
         metrics = self.metrics
         began = metrics.begin()
-        held = 0  # bytes of the budget
+        held_bytes = 0  # of the budget
         metrics.bytes_received += len(request.body)
         try:
             served = self._admit(request)
@@ -133,17 +133,17 @@ class App:
                 served.request_parameters,
             )
             call = InferCall(inputs, request.arrived, deadline, _trace(request))
-            held = self._hold(served.memory_bytes(inputs))
+            held_bytes = self._take_budget(served.memory_bytes(inputs))
             answer = served.infer(call)
             if not isinstance(answer, InferAnswer):
-                return self._later(served, answer, inputs, began, held)
+                return self._later(served, answer, inputs, began, held_bytes)
             response = self._encode(served, inputs, answer)
         except Exception as error:  # whatever it is, the client gets an answer
             response = self._failed(error)
-        return self._done(response, began, held)
+        return self._done(response, began, held_bytes)
 
-    def _hold(self, size: int) -> int:
-        """Hold `size` bytes of the budget. Raises ServeError where they are not to be had."""
+    def _take_budget(self, size: int) -> int:
+        """Take `size` bytes of the budget, and return `size`. Raises ServeError if it has less."""
         if not self._budget.take(size):
             raise ServeError(
                 f"the query needs {size:,} bytes of memory, and queries in flight hold "
@@ -185,9 +185,9 @@ class App:
         answered = served.fast_path.answer(buffer, begin, end, 0, date, up_ms)
         if answered is None:
             return None
-        answer, done, gathers, received, json_bytes, partial_bytes = answered
+        answer, next_begin, gathers, received, json_bytes, partial_bytes = answered
         self.metrics.answered_at_once(began, gathers, received, json_bytes + partial_bytes)
-        return answer, done
+        return answer, next_begin
 
     def _shows_secret(self, buffer: bytearray, begin: int, now: float) -> bool:
         """Whether a request of the known form begins with our secret.
@@ -207,16 +207,16 @@ class App:
         answer: Awaitable[InferAnswer],
         inputs: InferRequest,
         began: float,
-        held: int,
+        held_bytes: int,
     ) -> Response:
         try:
             response = self._encode(served, inputs, await answer)
         except asyncio.CancelledError:
-            self._done(Response(LEFT), began, held)
+            self._done(Response(LEFT), began, held_bytes)
             raise
         except Exception as error:  # as above
             response = self._failed(error)
-        return self._done(response, began, held)
+        return self._done(response, began, held_bytes)
 
     def _encode(self, served: Served, inputs: InferRequest, answer: InferAnswer) -> Response:
         if not inputs.binary:
@@ -225,10 +225,10 @@ class App:
                     raise QueryError(f"output {name} is not finite: an input is too large")
         return encode(served.model, self.version, inputs, answer.outputs, answer.parameters)
 
-    def _done(self, response: Response, began: float, held: int = 0) -> Response:
-        """Count an answer, and give back what its query held."""
+    def _done(self, response: Response, began: float, held_bytes: int = 0) -> Response:
+        """Count an answer, and give back the budget that its query took."""
         metrics = self.metrics
-        self._budget.give(held)
+        self._budget.give(held_bytes)
         metrics.bytes_sent += response.size
         took = metrics.end(began, response.status)
         up = began + took - self._ready_at
@@ -239,7 +239,7 @@ class App:
         return response
 
     def _admit(self, request: Request) -> Served:
-        """Who may ask, and whether there is room."""
+        """What is served, if the client may ask and there is room. Raises ServeError if not."""
         self._authorize(request)
         served = self._loaded()
         if self.metrics.in_flight > self.settings.max_in_flight:
@@ -249,7 +249,7 @@ class App:
         return served
 
     def _authorize(self, request: Request) -> None:
-        """Raise ServeError where the client is none of those that may ask."""
+        """Raise ServeError where the request lacks the secret or token that is needed."""
         if request.private:
             return
         if self._secret is not None and not self._secret.accepts(request.headers.get(SECRET, b"")):
@@ -283,7 +283,7 @@ class App:
         return request.arrived + left_ms / 1e3
 
     def _failed(self, error: Exception) -> Response:
-        """The response that tells `error`; counts it."""
+        """The response for `error`, which is counted."""
         if isinstance(error, QueryError):
             status, kind, message = 400, "query", str(error)
         elif isinstance(error, ServeError):
@@ -320,38 +320,38 @@ class App:
         parts = [unquote(part) for part in path.decode("latin-1").split("/")]
         if parts[:3] == ["", "v2", "models"] and len(parts) > 3:
             return self._model(request, parts[3], parts[4:])
-        return _nothing(request)
+        return _not_found(request)
 
-    def _model(self, request: Request, model: str, rest: list[str]) -> Response:
+    def _model(self, request: Request, model: str, remainder: list[str]) -> Response:
         self._authorize(request)
         served = self._loaded()
         if model != served.model:
             raise ServeError(
                 f"there is no model {_cut(model)}: this serves {served.model}", 404, "query"
             )
-        if rest[:1] == ["versions"]:
-            if rest[1:2] != [self.version]:
+        if remainder[:1] == ["versions"]:
+            if remainder[1:2] != [self.version]:
                 raise ServeError(
                     f"there is no such version: this serves {self.version}", 404, "query"
                 )
-            rest = rest[2:]
-        if rest == ["infer"]:
+            remainder = remainder[2:]
+        if remainder == ["infer"]:
             return _not_allowed(b"POST") if request.method != b"POST" else self._misspelt(served)
-        if rest not in ([], ["ready"]):
-            return _nothing(request)
+        if remainder not in ([], ["ready"]):
+            return _not_found(request)
         if request.method not in READ:
             return _not_allowed(b"GET, HEAD")
-        return self._readiness() if rest else _document(self._metadata(served))
+        return self._readiness() if remainder else _document(self._metadata(served))
 
     def _misspelt(self, served: Served) -> Response:
-        """The hot path knows one spelling: no percent-encoding, no slash at the end."""
+        """404 for another spelling of the path: the hot path knows only the plain one."""
         return problem(404, f"write the path as /v2/models/{served.model}/infer")
 
     def _readiness(self) -> Response:
         if self.state == "ready":
             return _document({"ready": True})
-        why = self._reason or self.state
-        return problem(503, f"not ready: {why}", headers=RETRY_AFTER, state=self.state)
+        reason = self._reason or self.state
+        return problem(503, f"not ready: {reason}", headers=RETRY_AFTER, state=self.state)
 
     def _server(self) -> dict[str, Any]:
         return {
@@ -380,7 +380,7 @@ class App:
 
 
 def _trace(request: Request) -> bytes | None:
-    """The request's trace context; one that is none of W3C's is dropped, as its standard says."""
+    """The request's trace context; None where it has not W3C's form, as the standard says."""
     trace = request.headers.get(b"traceparent")
     if trace is None or not TRACEPARENT.fullmatch(trace):
         return None
@@ -391,7 +391,7 @@ def _document(document: dict[str, Any]) -> Response:
     return Response(200, (json.dumps(document).encode(),))
 
 
-def _nothing(request: Request) -> Response:
+def _not_found(request: Request) -> Response:
     return problem(404, f"there is nothing at {_cut(request.path.decode('latin-1'))}")
 
 

@@ -29,7 +29,7 @@ JSON_LENGTH = "Inference-Header-Content-Length"
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer: predictions (B,), and what a gateway says about them (a monolith is silent)."""
+    """An answer: predictions (B,), and what a gateway adds to them (a monolith adds nothing)."""
 
     predictions: NDArray[np.float32]
     release: str
@@ -52,15 +52,15 @@ class QueryClient:
     def __init__(
         self, url: str, token: str | None = None, timeout_s: float = 60.0, address: str = ""
     ) -> None:
-        place = urlsplit(url)
-        if place.scheme != "http" or not place.hostname:
+        location = urlsplit(url)
+        if location.scheme != "http" or not location.hostname:
             raise ServeError(f"{url!r} is not http://host:port", 400, "query")
         self.url, self._token = url, token
-        there = urlsplit(f"//{address}") if address else place
+        peer = urlsplit(f"//{address}") if address else location
         self._pool = urllib3.HTTPConnectionPool(
-            there.hostname or "", there.port, timeout=timeout_s, retries=False
+            peer.hostname or "", peer.port, timeout=timeout_s, retries=False
         )
-        self._host = place.netloc
+        self._host = location.netloc
         self._path = ""
 
     def __enter__(self) -> Self:
@@ -79,10 +79,12 @@ class QueryClient:
         if not self._path:
             described = self._send("GET", "/openapi.json", b"", self._authorization())
             paths = json.loads(described.data).get("paths", {})
-            own = [path for path in paths if path.endswith(INFER) and "/versions/" not in path]
-            if not own:
+            model_paths = [
+                path for path in paths if path.endswith(INFER) and "/versions/" not in path
+            ]
+            if not model_paths:
                 raise ServeError(f"{self.url} serves no model", 503, "overload")
-            self._path = own[0]
+            self._path = model_paths[0]
         return self._path
 
     def predict(self, query: Query, deadline_ms: float | None = None) -> Answered:
@@ -96,22 +98,22 @@ class QueryClient:
         return _answered(np.frombuffer(body, np.float32).copy(), parameters, took_s)
 
     def infer(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], Answered]:
-        """The outputs for `inputs`, both by name; in the answer the first output stands as it is.
+        """The outputs for `inputs`, both by name, and the answer, its predictions the first output.
 
         Raises:
             ServeError: as `predict`.
         """
         parameters, described, body, took_s = self._infer(*infer_request(inputs), {})
-        outputs, at = {}, 0
+        outputs, offset = {}, 0
         for output in described:
             dtype, count = np.dtype(DTYPES[output["datatype"]]), math.prod(output["shape"])
-            array = np.frombuffer(body, dtype, count, at).reshape(output["shape"])
-            outputs[output["name"]], at = array, at + array.nbytes
+            array = np.frombuffer(body, dtype, count, offset).reshape(output["shape"])
+            outputs[output["name"]], offset = array, offset + array.nbytes
         return outputs, _answered(next(iter(outputs.values())), parameters, took_s)
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the gateway says about its model. Raises ServeError as `predict`."""
+        """The gateway's metadata of its model. Raises ServeError as `predict`."""
         path = self.path.removesuffix(INFER)
         response = self._send("GET", path, b"", self._authorization())
         if response.status != 200:

@@ -3,7 +3,7 @@
 Both ends are ours, so most messages differ in a few numbers only. Here each is a form, in which %d
 is a number and %s a word, to fill in and to compare with. A message that has its form is
 understood without parsing headers and JSON; any other (a client's, or one that a proxy rewrote)
-takes the general way, `erless.serve.protocol.tensors`, and means the same. The tests hold the two
+takes the general way, `erless.serve.protocol.infer`, and means the same. The tests hold the two
 ways against each other.
 
 A sparse function fills in and compares in C (kernels/fast_lane/fast_path.c), so that a request

@@ -1,7 +1,7 @@
-"""How a whole query becomes bags of row ids, and the sums of its rows the tower's input.
+"""The form of a model's queries: tensors → bags of row ids, and pooled rows → the tower's input.
 
-Gateway and monolith ask a model's `QueryForm`: `open` reads a query, `tower_inputs` makes of its
-pooled vectors what the tower takes. Plain DLRMs and those whose features share tables take a
+Gateway and monolith use a model's `QueryForm`: `open` reads a query, `tower_inputs` makes the
+tower's inputs from its pooled vectors. Plain DLRMs and those whose features share tables take a
 KeyedJaggedTensor; models cut from a graph take their own inputs (`erless.serve.protocol.graph`).
 """
 
@@ -79,8 +79,8 @@ class OpenQuery:
         lookup: its rows.
         tensors: what the tower needs besides them, by name.
         batch: samples.
-        parameters: what the answer tells about it.
-        graph: where the model is one.
+        parameters: of the answer, about this query.
+        graph: the query as `GraphLookup` opened it, of a model cut from a graph.
     """
 
     lookup: Lookup
@@ -107,18 +107,23 @@ class QueryForm(Protocol):
         """
 
     def sums(self, query: OpenQuery, holdings: Holdings) -> LaneSums | None:
-        """What adds its partials up, `holdings` being each shard's lanes; None: a `Combiner`."""
+        """The sums that its partials are added to; None: a `Combiner` adds them.
+
+        Args:
+            query: as `open` returned it.
+            holdings: per shard the numbers of its lanes.
+        """
 
     def tower_inputs(
         self, query: OpenQuery, sums: LaneSums | None, out: Floats
     ) -> dict[str, Array]:
-        """What the tower takes, given the finished sums `out`."""
+        """The tower's inputs by name, given the finished sums `out`."""
 
     def finish(self, query: OpenQuery, results: Mapping[str, Array]) -> dict[str, Array]:
         """The answer's outputs."""
 
     def not_finite(self, query: OpenQuery, out: Floats) -> ErlessError:
-        """Whose fault it is that an output is not finite."""
+        """The error for an output that is not finite: the rows' fault, or the client's."""
 
 
 class KjtForm:
@@ -142,7 +147,7 @@ class KjtForm:
         return OpenQuery(lookup, {"dense": inputs["dense"].copy()}, lengths.shape[1])
 
     def sums(self, query: OpenQuery, holdings: Holdings) -> LaneSums | None:
-        """None: the model's combiner does."""
+        """None: the model's combiner adds them."""
         return None
 
     def tower_inputs(
@@ -181,14 +186,14 @@ class SharedKjtForm(KjtForm):
             raise self._bad_lengths(lengths, total, len(values))
         begins = ends - sizes
         spans = [slice(begins[place], ends[place]) for place in order]
-        mine = np.ascontiguousarray(lengths[order])
+        lane_lengths = np.ascontiguousarray(lengths[order])
         values = np.concatenate([values[span] for span in spans])
         if weights is not None and self._weighted:
             weights = np.concatenate([weights[span] for span in spans])
-            check_weights(lanes.features, weights, mine)
+            check_weights(lanes.features, weights, lane_lengths)
         batch = lengths.shape[1]
         bags = np.arange(len(lanes) + 1, dtype=np.int64) * batch
-        lookup = Lookup(values, mine.reshape(-1), weights if self._weighted else None, bags)
+        lookup = Lookup(values, lane_lengths.reshape(-1), weights if self._weighted else None, bags)
         return OpenQuery(lookup, {"dense": inputs["dense"].copy()}, batch)
 
     def _bad_lengths(self, lengths: Lengths, total: int, ids: int) -> QueryError:

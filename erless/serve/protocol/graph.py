@@ -25,8 +25,8 @@ class GraphForm:
     """Takes the model's inputs by their names, and gives its outputs.
 
     Args:
-        lookup: reads them.
-        max_batch: samples that the server takes.
+        lookup: opens queries.
+        max_batch: most samples that the server takes.
     """
 
     def __init__(self, lookup: GraphLookup, max_batch: int) -> None:
@@ -38,7 +38,7 @@ class GraphForm:
         self._ids = [(f.ids, dim) for f, dim in zip(lookup.lanes.features, dims, strict=True)]
 
     def memory_bytes(self, inputs: dict[str, Array]) -> int:
-        """Of the inputs four times (as they came, for the front, by shard), and two of vectors.
+        """The inputs four times (as they came, for the front, by shard), and all vectors twice.
 
         A feature whose ids the front computes is taken to have as many as the largest input.
         """
@@ -60,13 +60,13 @@ class GraphForm:
         return OpenQuery(lookup, {}, query.padded, parameters, query)
 
     def sums(self, query: OpenQuery, holdings: Holdings) -> LaneSums:
-        """Every lane's vectors for themselves."""
+        """Sums that hold each lane's vectors apart."""
         return self._lookup.lanes.sums(holdings, _graph(query).begins)
 
     def tower_inputs(
         self, query: OpenQuery, sums: LaneSums | None, out: Floats
     ) -> dict[str, Array]:
-        """What the tower takes, by name."""
+        """The tower's inputs, by name."""
         return self._lookup.tower_inputs(_graph(query), cast("LaneSums", sums))
 
     def finish(self, query: OpenQuery, results: Mapping[str, Array]) -> dict[str, Array]:

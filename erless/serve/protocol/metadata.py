@@ -1,4 +1,4 @@
-"""What a model's metadata says beside the protocol's own: enough to make queries that fit."""
+"""Facts in a model's metadata beside the protocol's own: enough to make queries that fit."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["model_facts"]
 def model_facts(model: ModelSpec) -> dict[str, Any]:
     """Tables in the model's order, for the `parameters` of `/v2/models/{m}`.
 
-    Where features share tables, each is told as a table under its own name.
+    Where features share tables, each feature is listed as a table under its own name.
     """
     return {
         "dense_features": model.dense_features,
         "tables": [
             {
-                "name": each.name,
-                "rows": each.rows,
-                "dim": each.dim,
-                "pooling": each.pooling.value,
+                "name": table.name,
+                "rows": table.rows,
+                "dim": table.dim,
+                "pooling": table.pooling.value,
             }
-            for each in model.feature_tables
+            for table in model.feature_tables
         ],
     }

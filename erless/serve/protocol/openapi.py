@@ -105,9 +105,9 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     }
 
 
-def _infer(served: Served, closed: list[int], kind: str) -> dict[str, Any]:
+def _request_schema(served: Served) -> dict[str, Any]:
     needed = [tensor for tensor in served.inputs if not tensor.optional]
-    request = {
+    return {
         "type": "object",
         "required": ["inputs"],
         "properties": {
@@ -122,7 +122,10 @@ def _infer(served: Served, closed: list[int], kind: str) -> dict[str, Any]:
         },
         "additionalProperties": False,
     }
-    answer = {
+
+
+def _answer_schema(served: Served) -> dict[str, Any]:
+    return {
         "type": "object",
         "required": ["model_name", "model_version", "parameters", "outputs"],
         "properties": {
@@ -145,6 +148,12 @@ def _infer(served: Served, closed: list[int], kind: str) -> dict[str, Any]:
             },
         },
     }
+
+
+def _infer(served: Served, closed: list[int], kind: str) -> dict[str, Any]:
+    """The `infer` operation; `closed` are the statuses for a missing token or secret."""
+    request = {"application/json": {"schema": _request_schema(served)}}
+    answer = {"application/json": {"schema": _answer_schema(served)}}
     statuses = [200, 400, *closed, 408, 413, 503, 504]
     if kind == "gateway":
         statuses.append(502)
@@ -158,6 +167,6 @@ def _infer(served: Served, closed: list[int], kind: str) -> dict[str, Any]:
                 "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 3_600_000},
             }
         ],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
-        "responses": _responses(statuses, {"application/json": {"schema": answer}}),
+        "requestBody": {"required": True, "content": request},
+        "responses": _responses(statuses, answer),
     }

@@ -26,11 +26,11 @@ def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
 
 
 def not_finite(pooled: NDArray[Any], weights: NDArray[Any] | None) -> ErlessError:
-    """Whose fault it is that the prediction of a query of finite numbers is not finite.
+    """The error for a prediction that is not finite, though all numbers of the query are.
 
     Args:
-        pooled: the vectors that its rows gave.
-        weights: the query's; they may make any row overflow.
+        pooled: the pooled vectors of its rows.
+        weights: of the query; with them any row may overflow, so it is the client's fault.
     """
     if weights is None and not np.isfinite(pooled).all():
         return ServeError("the rows of this query give numbers that are not finite", 500, "rows")

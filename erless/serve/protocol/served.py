@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from erless.dlrm._kernels import FastPath
 from erless.serve.files import MappedFile
-from erless.serve.protocol.tensors import InferRequest, TensorSpec
+from erless.serve.protocol.infer import InferRequest
+from erless.serve.protocol.tensors import TensorSpec
 
 __all__ = ["InferAnswer", "InferCall", "Served"]
 
@@ -20,7 +21,7 @@ class InferCall:
     """One `infer` call.
 
     Args:
-        request: the decoded inputs, and what was asked for.
+        request: the decoded inputs, and the outputs to answer with.
         began: when the request arrived, in the loop's time.
         deadline: when its client stops waiting, in the loop's time.
         traceparent: the W3C trace context, to be passed on.
@@ -47,7 +48,7 @@ class Served(Protocol):
         model: its name in the protocol's paths.
         digest: of the artifact that it answers for.
         inputs, outputs: its tensors.
-        request_parameters: names of those that it has beside the protocol's.
+        request_parameters: names of request parameters beside the protocol's.
         answers_synchronously: `infer` never answers later, so that arrays may lie in the
             connection's own buffer.
     """
@@ -61,15 +62,15 @@ class Served(Protocol):
 
     @property
     def mapped(self) -> Sequence[MappedFile]:
-        """The files that it reads while it serves, to be looked after."""
+        """The files that it has mapped while it serves, for the scrubber."""
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What the model's metadata tells beside the digest."""
+        """The `parameters` of the model's metadata beside the digest."""
 
     @property
     def fast_path(self) -> FastPath | None:
-        """What answers requests of the known form in C, where the function has it."""
+        """Answers requests of the known form in C; None where the function has no such path."""
 
     def memory_bytes(self, request: InferRequest) -> int:
         """About how many bytes the query will hold until it is answered."""
@@ -78,4 +79,4 @@ class Served(Protocol):
         """Answer. Raises QueryError for what the client sent, ServeError for anything else."""
 
     def close(self) -> None:
-        """Give back what was opened."""
+        """Let go of files, threads and connections."""

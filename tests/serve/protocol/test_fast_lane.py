@@ -27,7 +27,8 @@ from erless.serve.protocol.fast_lane import (
     head_forms,
     request_forms,
 )
-from erless.serve.protocol.tensors import BINARY_TYPE, TensorSpec, decode
+from erless.serve.protocol.infer import BINARY_TYPE, decode
+from erless.serve.protocol.tensors import TensorSpec
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision
 from tests.serve.functions import Fleet
