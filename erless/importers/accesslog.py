@@ -17,13 +17,13 @@ __all__ = ["write_access_log"]
 
 def write_access_log(path: Path, tables: Sequence[str], blocks: Iterable[Query]) -> None:
     """Write the ids of `blocks` to `path`: one row per sample, one list column per table."""
-    kind: pa.DataType | None = None
+    id_type: pa.DataType | None = None
     writer: pq.ParquetWriter | None = None
     try:
         for block in blocks:
             if writer is None:
-                kind = pa.from_numpy_dtype(block.values.dtype)
-                schema = pa.schema([(name, pa.list_(kind)) for name in tables])
+                id_type = pa.from_numpy_dtype(block.values.dtype)
+                schema = pa.schema([(name, pa.list_(id_type)) for name in tables])
                 writer = pq.ParquetWriter(path, schema, compression="zstd")
             writer.write_batch(_record_batch(block, tables))
     finally:

@@ -31,7 +31,7 @@ def row_chunks(array: Any, row_bytes: int) -> Iterator[Any]:
 
 
 class BundleWriter:
-    """Collects the files of one bundle in `folder`; made by `new_bundle`."""
+    """Writes the files of a bundle into `folder`, and then its manifest; `new_bundle` makes one."""
 
     def __init__(self, folder: Path, model: ModelSpec, progress: Progress | None = None) -> None:
         self.folder, self.model = folder, model
@@ -73,13 +73,13 @@ class BundleWriter:
         self._add("tower.safetensors", write_tensors(self.folder / "tower.safetensors", tensors))
 
     def add_exported_tower(self, archive: bytes) -> None:
-        """Keep a `torch.export` archive, byte for byte."""
+        """Write the bytes of a `torch.export` archive as the tower."""
         path = self.folder / "tower.pt2"
         path.write_bytes(archive)
         self._add("tower.pt2", digest_file(path))
 
     def add_archive(self, name: str) -> None:
-        """Take an archive that lies in the folder already: `tower.pt2`, `front.pt2` and so on."""
+        """Add an archive that is in the folder already: `tower.pt2`, `front.pt2` and so on."""
         self._add(name, digest_file(self.folder / name))
 
     def _add(self, name: str, digest: FileDigest) -> None:

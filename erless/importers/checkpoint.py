@@ -1,7 +1,8 @@
 """Open foreign checkpoints as plain tensors, without executing a pickle.
 
-What a file is, its first bytes say, not its name. A state dict may lie inside of a dictionary, and
-wrappers of torch (DistributedDataParallel, torch.compile) leave words in the names of tensors.
+The first bytes of a file decide what it is, not its name. A state dict may lie inside of a
+dictionary, and wrappers of torch (DistributedDataParallel, torch.compile) leave words in the names
+of tensors.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Checkpoint(NamedTuple):
         tensors: in the order of the file.
         ordered: whether that order is the model's: an `OrderedDict`, which `state_dict()` returns.
             safetensors sorts by name, and a plain dictionary may be merged from shards: a
-            distributed checkpoint lists what each trainer held, one after another.
+            distributed checkpoint lists each trainer's tensors, one trainer after another.
     """
 
     tensors: dict[str, Stored]
@@ -155,7 +156,7 @@ def _without_wrappers(name: str) -> str:
 
 
 def _read(path: Path) -> Mapping[Any, Any]:
-    """The document at `path`."""
+    """What `path` holds, before the state dict is looked for. Errors as `open_checkpoint`."""
     with os_errors(path, "read"):
         if path.is_dir():
             if not (path / METADATA).is_file():
@@ -190,7 +191,7 @@ def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        TensorFile(path)  # says where it is damaged, which the library does not
+        TensorFile(path)  # its error names what is damaged, which the library's does not
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
@@ -213,7 +214,7 @@ def to_float32(name: str, tensor: Stored) -> NDArray[np.float32]:
 
 
 def whole(stored: Stored) -> Tensor:
-    """The tensor, in memory if it came in pieces."""
+    """The tensor itself; one in pieces is put together in memory."""
     return stored.whole() if isinstance(stored, ShardedTensor) else stored
 
 
@@ -224,15 +225,21 @@ def float_rows(name: str, tensor: Stored) -> Iterator[NDArray[np.float32]]:
 
 
 def layer_stack(
-    tensors: Mapping[str, Stored], layers: list[str], inputs: int | None, what: str
+    tensors: Mapping[str, Stored], layers: list[str], inputs: int | None, label: str
 ) -> tuple[list[tuple[NDArray[np.float32], NDArray[np.float32]]], tuple[int, ...]]:
     """(weight, bias) of each linear layer named in `layers`, and the output widths.
+
+    Args:
+        tensors: by name.
+        layers: names without ".weight" and ".bias", in order.
+        inputs: width that the first layer must take; None: any.
+        label: what an error calls the stack.
 
     Raises:
         CheckpointError: a layer is missing, or its width does not continue the one before.
     """
     if not layers:
-        raise CheckpointError(f"the checkpoint has no {what}")
+        raise CheckpointError(f"the checkpoint has no {label}")
     stack, sizes = [], []
     for layer in layers:
         weight = _tensor(tensors, f"{layer}.weight", 2)

@@ -1,7 +1,7 @@
 """Checkpoints of `torch.distributed.checkpoint`: a folder of `.metadata` and a file per trainer.
 
 `.metadata` is a pickle, read as data like every other. It names tensors, and the pieces of each:
-row-, column- or table-wise, of whichever trainer. A piece is what `torch.save` made of it, at some
+row-, column- or table-wise, of any trainer. A piece is a tensor as `torch.save` writes it, at some
 offset of a file. Pieces stay mapped and are put together as rows are asked for.
 Source: torch/distributed/checkpoint/{metadata,filesystem}.py.
 """
@@ -42,7 +42,7 @@ Box = tuple[tuple[int, int], ...]  # begin and end along each axis
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Part of a tensor: where it stands in it, and the bytes of a file that hold it."""
+    """Part of a tensor: its box in the tensor, and the bytes of a file that hold it."""
 
     box: Box
     file: Path
@@ -59,8 +59,9 @@ class ShardedTensor:
     """A tensor in pieces, of which rows are read as they are asked for.
 
     Args:
-        name: what it is called, for errors.
-        pieces: each part of the tensor once.
+        name: of the tensor, for errors.
+        dtype, shape: of the whole tensor.
+        pieces: they cover it exactly.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class ShardedTensor:
         return out
 
     def dim(self) -> int:
-        """Dimensions."""
+        """How many dimensions it has."""
         return len(self.shape)
 
     def element_size(self) -> int:
@@ -117,13 +118,13 @@ class ShardedTensor:
         data: NDArray[np.uint8] = np.memmap(
             piece.file, np.uint8, "c", offset=piece.begin, shape=(piece.size_bytes,)
         )
-        found, dtype, shape = read_tensor_bytes(piece.file, data)
+        elements, dtype, shape = read_tensor_bytes(piece.file, data)
         if dtype is not self.dtype or shape != piece.sizes:
             raise CheckpointError(
                 f"{piece.file}: a piece of {self.name} is {shape} of {dtype}, {METADATA} says "
                 f"{piece.sizes} of {self.dtype}: altered, or of another save"
             )
-        return found
+        return elements
 
 
 def read_distributed(folder: Path) -> dict[str, Any]:
@@ -146,16 +147,16 @@ def read_distributed(folder: Path) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, entry in tensors.items():
         if not isinstance(entry, Call) or not entry.function.endswith(".TensorStorageMetadata"):
-            continue  # numbers and words, pickled in files that nobody opens
+            continue  # numbers and words, whose pickles are not read
         keys = paths.get(name, (name,))
         if not isinstance(keys, tuple) or not keys:
             raise CheckpointError(f"{path}: {str(name)[:100]} stands nowhere")
-        place = nested
+        group = nested
         for key in keys[:-1]:
-            place = place.setdefault(str(key), {})
-            if not isinstance(place, dict):
+            group = group.setdefault(str(key), {})
+            if not isinstance(group, dict):
                 raise CheckpointError(f"{path}: {str(name)[:100]} stands inside of a tensor")
-        place[str(keys[-1])] = _tensor(str(name), entry, places, folder)
+        group[str(keys[-1])] = _tensor(str(name), entry, places, folder)
     return nested
 
 
@@ -220,10 +221,10 @@ def _piece(name: str, box: Box, info: dict[str, Any], folder: Path) -> _Piece:
     except ArtifactError as error:
         raise CheckpointError(str(error)) from error
     with os_errors(place, "read"):
-        held = place.stat().st_size
-    if begin + size > held:
+        file_bytes = place.stat().st_size
+    if begin + size > file_bytes:
         raise CheckpointError(
-            f"{place}: {held:,} bytes, a piece of {name} ends at {begin + size:,}: truncated"
+            f"{place}: {file_bytes:,} bytes, a piece of {name} ends at {begin + size:,}: truncated"
         )
     return _Piece(box, place, begin, size)
 

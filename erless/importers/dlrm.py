@@ -2,7 +2,7 @@
 
     emb_l.N.weight, bot_l.K.weight/bias, top_l.K.weight/bias
 
-They record no pooling, and tell the interaction only by the width of the top MLP.
+They record no pooling, and of the interaction only the width of the top MLP.
 """
 
 from __future__ import annotations

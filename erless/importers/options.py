@@ -1,4 +1,4 @@
-"""What a checkpoint does not tell about its model, and a user must."""
+"""What checkpoints do not record about their models, so that users state it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ImportOptions", "Quantization", "order_tables", "parse_features"]
 
 
 class Quantization(StrEnum):
-    """What the bytes of a quantized table's row are; see `erless.importers.quantized`."""
+    """The precision of a quantized table's rows; see `erless.importers.quantized`."""
 
     INT8 = "int8"
     INT4 = "int4"
@@ -30,10 +30,10 @@ class ImportOptions:
         poolings: how each table pools.
         tables: the tables in the model's order; None takes that of the checkpoint, if it has one.
         samples: a query file with the predictions of the original, which the bundle must repeat.
-        features: the features that read a table, where that is not one of its name.
-        quantized: what the bytes of quantized tables are.
+        features: table → names of the features that read it; one of its own name if not listed.
+        quantized: the precision of tables that hold bytes.
         overwrite: replace an existing bundle.
-        progress: who listens.
+        progress: shown while it runs; None: nothing is.
     """
 
     poolings: Poolings = field(default_factory=Poolings)
@@ -67,31 +67,32 @@ def parse_features(options: Sequence[str]) -> dict[str, list[str]]:
 
 
 def order_tables(
-    names: Sequence[str], wanted: Sequence[str] | None, ordered: bool, where: str
+    names: Sequence[str], order: Sequence[str] | None, ordered: bool, where: str
 ) -> list[str]:
     """The tables in the model's order, which is that of queries and of the tower's `pooled`.
 
     Args:
         names: the tables in the order in which they were found.
-        wanted: their order as the user says it.
+        order: their order as the user gives it, or None.
         ordered: whether the order of `names` is the model's own.
+        where: the checkpoint, for errors.
 
     Raises:
-        OptionError: the order is not known, or `wanted` names other tables.
+        OptionError: the order is not known, or `order` names other tables.
         CheckpointError: two tables have one name.
     """
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise CheckpointError(f"{where}: two tables are called {twice}")
-    if wanted is None:
+    if order is None:
         if len(names) > 1 and not ordered:
             raise OptionError(
-                f"{where} does not tell the order of its tables: it is not given which of "
+                f"{where} does not record the order of its tables: it is not given which of "
                 f"{', '.join(names)} comes first in the model"
             )
         return list(names)
-    if sorted(wanted) != sorted(names):
+    if sorted(order) != sorted(names):
         raise OptionError(
-            f"the order names tables {', '.join(wanted)}; {where} has {', '.join(names)}"
+            f"the order names tables {', '.join(order)}; {where} has {', '.join(names)}"
         )
-    return list(wanted)
+    return list(order)

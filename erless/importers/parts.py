@@ -1,4 +1,4 @@
-"""What importers of DLRM checkpoints share: tensors sorted out become a bundle."""
+"""What importers of DLRM checkpoints share: tensors sorted into parts become a bundle."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.errors import CheckpointError
-from erless.importers.bundle import new_bundle
 from erless.importers.checkpoint import Stored, layer_stack, to_float32
 from erless.importers.options import ImportOptions
 from erless.importers.quantized import table_rows
-from erless.importers.samples import check_predictions
+from erless.importers.samples import checked_bundle
 from erless.importers.specs import make_features, make_model, table_spec
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import CrossNet, DlrmTower, Interaction
@@ -30,13 +29,13 @@ Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A checkpoint sorted out.
+    """The tensors of a checkpoint, sorted into the parts of a model.
 
     Args:
         tables: by name, in the model's order.
         bottom: names of the bottom MLP's layers, in order.
-        top: likewise.
-        interactions: those that models of its library have.
+        top: likewise of the top MLP.
+        interactions: those that models of the checkpoint's library have.
         cross: names of the tensors V, W and b of each layer of a cross net.
     """
 
@@ -50,7 +49,14 @@ class Parts:
 def refuse_unused(
     checkpoint: Path, tensors: Mapping[str, Stored], tables: list[str], parts: Parts
 ) -> None:
-    """Refuse a checkpoint with a tensor that no part takes: the model computes with it."""
+    """Refuse a checkpoint with a tensor that no part takes: the model computes with it.
+
+    Args:
+        tables: names of tensors that are tables.
+
+    Raises:
+        CheckpointError: naming the first such tensor.
+    """
     layers = {f"{name}.{part}" for name in parts.bottom + parts.top for part in ("weight", "bias")}
     crossed = {name for layer in parts.cross for name in layer}
     used = layers | crossed | {*tables} | _NOT_COMPUTED_WITH
@@ -78,7 +84,7 @@ def _widths(dim: int, dims: list[int]) -> dict[Interaction, int]:
     vectors = len(dims) + 1
     appended = dim + sum(dims)
     widths = {Interaction.CAT: appended, Interaction.DCN: appended}
-    if all(each == dim for each in dims):
+    if all(table_dim == dim for table_dim in dims):
         below = vectors * (vectors - 1) // 2
         widths[Interaction.DOT] = widths[Interaction.DOT_UPPER] = dim + below
         widths[Interaction.DOT_ITSELF] = dim + below + vectors
@@ -86,27 +92,28 @@ def _widths(dim: int, dims: list[int]) -> dict[Interaction, int]:
 
 
 def _derive_interaction(
-    dim: int, dims: list[int], width: int, kinds: tuple[Interaction, ...]
+    dim: int, dims: list[int], width: int, interactions: tuple[Interaction, ...]
 ) -> Interaction:
-    """The interaction, one of `kinds`, that gives the top MLP `width` inputs.
+    """The one of `interactions` that gives the top MLP `width` inputs.
 
     T features with `dot_itself` give the width of T + 1 features with `dot`, so the rare former is
     never assumed: it would hide a missing table, or one that features share.
     """
     widths = _widths(dim, dims)
-    expected = {kind: widths[kind] for kind in kinds if kind in widths}
-    fits = [kind for kind, inputs in expected.items() if inputs == width]
+    expected = {name: widths[name] for name in interactions if name in widths}
+    fits = [name for name, inputs in expected.items() if inputs == width]
     if len(fits) == 1 and fits[0] is not Interaction.DOT_ITSELF:
         return fits[0]
     if len(fits) > 1:
         raise CheckpointError(
             f"a top MLP of {width} inputs fits {' and '.join(fits)}: name the interaction"
         )
-    others = [f"{inputs} ({kind})" for kind, inputs in expected.items() if kind not in fits]
-    given = ", ".join(others) or f"none, their dims being {', '.join(map(str, dims))}"
+    others = [f"{inputs} ({name})" for name, inputs in expected.items() if name not in fits]
+    alternatives = ", ".join(others) or f"none, their dims being {', '.join(map(str, dims))}"
     raise CheckpointError(
         f"the top MLP takes {width} inputs; {len(dims)} tables and a bottom MLP of {dim} "
-        f"outputs give {given}: a table is missing, shared by several features, or of a wrong dim"
+        f"outputs give {alternatives}: a table is missing, shared by several features, or of a "
+        "wrong dim"
     )
 
 
@@ -119,9 +126,10 @@ def import_parts(
     interaction: Interaction | None,
     sigmoid: bool,
 ) -> BundleManifest:
-    """Write the bundle of a checkpoint whose parts are known.
+    """Write the bundle of a checkpoint whose tensors are sorted into parts.
 
     Args:
+        tensors: of the checkpoint, by name.
         interaction: None derives it from the top MLP's width.
 
     Raises:
@@ -143,11 +151,10 @@ def import_parts(
     features = make_features(tables, options.features)
     dims = {table.name: table.dim for table in tables}
     read = [dims[feature.table] for feature in features] or list(dims.values())
-    kind = interaction or _derive_interaction(dim, read, width, parts.interactions)
     tower = DlrmTower(
         bottom_mlp=bottom_sizes,
         top_mlp=top_sizes,
-        interaction=kind,
+        interaction=interaction or _derive_interaction(dim, read, width, parts.interactions),
         sigmoid=sigmoid,
         cross=cross_net,
     )
@@ -155,16 +162,11 @@ def import_parts(
         bottom[0][0].shape[1], tables, tower, top_mlp_inputs=width, features=features
     )
     named = _named("bottom", bottom) | cross | _named("top", top)
-    with new_bundle(
-        target, model, overwrite=options.overwrite, progress=options.progress
-    ) as bundle:
+    with checked_bundle(target, model, options) as bundle:
         for table in model.tables:
             bundle.add_table(table, rows[table.name].chunks())
         bundle.add_tower(named)
-        manifest = bundle.finish()
-        if options.samples is not None:
-            check_predictions(bundle.folder, options.samples)
-        return manifest
+        return bundle.finish()
 
 
 def _named(name: str, stack: list[Layer]) -> dict[str, NDArray[np.float32]]:

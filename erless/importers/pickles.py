@@ -1,9 +1,9 @@
 """Pickles read as data: no object is built, no function called, no module imported.
 
 torch keeps the names of a checkpoint's tensors in a pickle. Its opcodes are listed by
-`pickletools.genops`, which executes none, and run here on a stack of plain values: what a pickle
-would call becomes a `Call` that says so, what it would import a `Name`. Names must stand in a
-closed list, so a checkpoint that holds other objects is refused by the first of them.
+`pickletools.genops`, which executes none, and run here on a stack of plain values: a function that
+a pickle would call becomes a `Call`, one that it would import a `Name`. Names must be on a closed
+list, so a checkpoint that holds other objects is refused at the first of them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Name:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """What a pickle would call, with which arguments, and the state that its result would get."""
+    """A function that a pickle would call, its arguments, and the state its result would get."""
 
     function: str
     arguments: tuple[Any, ...]
@@ -53,7 +53,7 @@ class Call:
 
 @dataclass(slots=True)
 class Reference:
-    """An object that lies beside the pickle, by what it is called there."""
+    """An object that lies beside the pickle, by its name there."""
 
     place: Any
 
@@ -65,7 +65,8 @@ def read_pickle(data: bytes | IO[bytes], where: str, names: re.Pattern[str] | No
     """The value of the pickle at the start of `data`; a stream is left behind its end.
 
     Args:
-        names: what it may name beside tensors; a `Call` of those may also be a dictionary's key.
+        where: the pickle, for errors.
+        names: those that are allowed beside tensors'; their `Call` may be a dictionary's key.
 
     Raises:
         CheckpointError: it is damaged, too long, or names what is not on the list.
@@ -162,7 +163,7 @@ class _Machine:
         self._stack.pop()
 
     def _build(self, argument: Any) -> None:
-        """Keep the state of an object never built; that of a mapping is not of its entries."""
+        """Keep the state that a call's result would get; that of a mapping is not used."""
         state = self.pop()
         if isinstance(self._stack[-1], Call):
             self._stack[-1].state = state
@@ -243,7 +244,7 @@ class _Machine:
             self._stack.append(Call(function.path, arguments))
 
     def _mapping(self, arguments: tuple[Any, ...]) -> dict[Any, Any]:
-        """What OrderedDict and its kin hold: nothing yet, or a list of pairs."""
+        """The entries of an OrderedDict and its kin: none yet, or those of a list of pairs."""
         pairs = arguments[-1] if arguments else []
         if not isinstance(pairs, list):
             return {}

@@ -1,4 +1,4 @@
-"""Which pooling each table has: checkpoints do not record it, so users say it."""
+"""Which pooling each table has: checkpoints do not record it, so users state it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Poolings"]
 
 @dataclass(frozen=True, slots=True)
 class Poolings:
-    """One for all tables, or none, and those of single tables by name."""
+    """A default for all tables, if any, and the poolings of single tables by name."""
 
     default: Pooling | None = None
     tables: dict[str, Pooling] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Poolings:
         return cls(default, tables)
 
     def otherwise(self, default: Pooling) -> Poolings:
-        """These, and `default` for tables that none was given for."""
+        """These poolings, with `default` for tables that have none."""
         return Poolings(self.default or default, self.tables)
 
     def of(self, table: str) -> Pooling:
@@ -64,10 +64,10 @@ class Poolings:
         return pooling
 
     def check(self, names: Sequence[str]) -> None:
-        """Every exception must name a table.
+        """Check that every table of `tables` is among `names`, the model's.
 
         Raises:
-            OptionError: one does not; the error has the nearest name.
+            OptionError: one is not; the error names the nearest.
         """
         for table in self.tables:
             if table not in names:

@@ -4,8 +4,8 @@
                  lower half first: value = number · scale + bias
 `fp16`           the row's halves
 
-Rows are filled up to the alignment of the device. The state dict tells neither which of these a
-table is, nor its dim: a row of 16 bytes holds 8 halves, 8 to 12 bytes or 16 to 24 nibbles.
+Rows are filled up to the alignment of the device. The state dict records neither the precision of a
+table nor its dim: a row of 16 bytes holds 8 halves, 8 to 12 bytes or 16 to 24 nibbles.
 Source: fbgemm_gpu/split_embedding_configs.py, `rounded_row_size_in_bytes`.
 """
 
@@ -34,11 +34,11 @@ def table_rows(name: str, stored: Stored, kind: Quantization | None, dim: int) -
     """The rows of a table as floats: as they are, or dequantized.
 
     Args:
-        kind: what bytes are, where the table holds bytes.
-        dim: the dim of a table of bytes.
+        kind: the precision of a table that holds bytes.
+        dim: of a table that holds bytes.
 
     Raises:
-        CheckpointError: bytes of which it is not said what they are, or too few or many of them.
+        CheckpointError: bytes without a precision, or rows of too few or too many bytes.
     """
     shape = tuple(stored.shape)
     if stored.dtype is not torch.uint8:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,34 @@ from numpy.typing import NDArray
 from erless.dlrm.queries import QueryFile
 from erless.dlrm.reference import Monolith
 from erless.errors import CheckpointError, QueryError
+from erless.importers.bundle import BundleWriter, new_bundle
+from erless.importers.options import ImportOptions
+from erless.specs.model import ModelSpec
 from erless.storage.tensors import TensorFile
 
-__all__ = ["check_predictions"]
+__all__ = ["check_predictions", "checked_bundle"]
 
 PREDICTIONS = "predictions"
 TOLERANCE = 1e-5  # relative: what summation order in float32 may change
 SMALLEST = 1e-3  # a smaller prediction is compared as if it were this large
+
+
+@contextmanager
+def checked_bundle(
+    target: Path, model: ModelSpec, options: ImportOptions
+) -> Iterator[BundleWriter]:
+    """`new_bundle` whose bundle, finished in the block, must predict the samples of `options`.
+
+    Raises:
+        ArtifactError, StorageError: as `new_bundle`.
+        CheckpointError, QueryError: as `check_predictions`.
+    """
+    with new_bundle(
+        target, model, overwrite=options.overwrite, progress=options.progress
+    ) as bundle:
+        yield bundle
+        if options.samples is not None:
+            check_predictions(bundle.folder, options.samples)
 
 
 def check_predictions(bundle: Path, samples: Path) -> float:

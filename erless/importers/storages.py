@@ -48,7 +48,7 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
-    """Elements of one dtype, by the key that the file calls them by."""
+    """Elements of one dtype, which the file stores under `key`."""
 
     key: str
     dtype: torch.dtype
@@ -59,7 +59,7 @@ class _Storage:
         return self.elements * self.dtype.itemsize
 
 
-_Find = Callable[[_Storage], NDArray[np.uint8]]  # the bytes of a storage, of the size that it says
+_Find = Callable[[_Storage], NDArray[np.uint8]]  # its bytes, `size_bytes` of them
 
 
 def read_torch_file(path: Path, data: NDArray[np.uint8]) -> Any:
@@ -101,7 +101,7 @@ def read_tensor_bytes(
 
 
 def _open(path: Path, data: NDArray[np.uint8]) -> tuple[Any, _Find]:
-    """The pickled document, and where to find the bytes of its storages."""
+    """The pickled document, and a function that finds the bytes of its storages."""
     if data[:4].tobytes() == b"PK\x03\x04":
         return _open_zip(path, data)
     return _open_legacy(path, data)
@@ -127,10 +127,10 @@ def _open_zip(path: Path, data: NDArray[np.uint8]) -> tuple[Any, _Find]:
     def find(storage: _Storage) -> NDArray[np.uint8]:
         record = records.records.get(f"{root}/data/{storage.key}")
         if record is None or record.size != storage.size_bytes:
-            held = "no" if record is None else f"{record.size:,}"
+            stored = "no" if record is None else f"{record.size:,}"
             raise CheckpointError(
                 f"{path}: storage {storage.key} needs {storage.size_bytes:,} bytes, the file has "
-                f"{held}: truncated or altered"
+                f"{stored}: truncated or altered"
             )
         try:
             return records.view(f"{root}/data/{storage.key}")
@@ -150,11 +150,11 @@ def _open_legacy(path: Path, data: NDArray[np.uint8]) -> tuple[Any, _Find]:
         raise CheckpointError(f"{path}: was saved on a machine with big-endian numbers")
     document = read_pickle(stream, where)
     keys = read_pickle(stream, where)
-    known = {storage.key: storage for storage in _storages(document, where)}
+    by_key = {storage.key: storage for storage in _storages(document, where)}
     places: dict[str, NDArray[np.uint8]] = {}
     place = stream.tell()
     for key in keys if isinstance(keys, list) else [None]:
-        storage = known.get(key) if isinstance(key, str) else None
+        storage = by_key.get(key) if isinstance(key, str) else None
         if storage is None:
             raise CheckpointError(f"{path}: truncated or not a checkpoint: a storage of nobody")
         count = int.from_bytes(data[place : place + 8].tobytes(), "little")
@@ -202,10 +202,11 @@ class _Mapped(io.RawIOBase):
 
 
 class _Rebuilder:
-    """Turns what a pickle would have called into tensors.
+    """Builds the tensors for the calls that a pickle would have made.
 
     Args:
-        find: the bytes of a storage, of the size that it says.
+        path: of the checkpoint, for errors.
+        find: gives the bytes of a storage.
     """
 
     def __init__(self, path: Path, find: _Find) -> None:
@@ -300,12 +301,13 @@ def _whole(numbers: Any) -> bool:
 
 
 def _storage_of(reference: Any, where: str) -> _Storage:
-    """What a tensor refers to: ('storage', type, key, device, elements, …)."""
+    """The storage in a tensor's reference: ('storage', type, key, device, elements, …)."""
     place = reference.place if isinstance(reference, Reference) else None
     if not isinstance(place, tuple) or len(place) < 5 or place[0] != "storage":
         raise CheckpointError(f"{where}: truncated or not a checkpoint: a storage is missing")
-    _, kind, key, _, elements = place[:5]
-    word = kind.path.rpartition(".")[2].removesuffix("Storage") if isinstance(kind, Name) else ""
+    _, type_name, key, _, elements = place[:5]
+    is_name = isinstance(type_name, Name)
+    word = type_name.path.rpartition(".")[2].removesuffix("Storage") if is_name else ""
     view = place[5] if len(place) > 5 else None
     if word not in _DTYPES or not isinstance(key, str) or not _whole([elements]) or view:
         raise CheckpointError(f"{where}: truncated or not a checkpoint: a damaged storage")
@@ -314,13 +316,13 @@ def _storage_of(reference: Any, where: str) -> _Storage:
 
 def _storages(document: Any, where: str) -> Iterator[_Storage]:
     """Every storage that `document` refers to."""
-    seen: set[int] = set()
+    visited: set[int] = set()
     waiting = [document]
     while waiting:
         value = waiting.pop()
-        if id(value) in seen:
+        if id(value) in visited:
             continue
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, Reference):
             yield _storage_of(value, where)
         elif isinstance(value, dict):

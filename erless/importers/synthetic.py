@@ -65,17 +65,22 @@ def make_example(
 def queries_of(
     workload: Workload, samples: int, *, seed: int = 0, stream: int = _QUERIES, block: int = 0
 ) -> Query:
-    """`samples` samples of the workload's traffic as one query, without labels."""
+    """`samples` samples of the workload's traffic as one query, without labels.
+
+    Args:
+        seed: of the workload; the order of its rows depends on it too.
+        stream, block: samples of another stream or block are independent of these.
+    """
     generator = np.random.default_rng([seed, stream, block])
     model = workload.model()
-    kind = np.int32 if max(table.rows for table in model.tables) < 2**31 else np.int64
+    id_type = np.int32 if max(table.rows for table in model.tables) < 2**31 else np.int64
     ids: list[NDArray[Any]] = []
     for index, (table, (_, pooling)) in enumerate(
         zip(model.tables, workload.table_sizes, strict=True)
     ):
         order = RowOrder.seeded(table.rows, np.random.default_rng([seed, _ORDER, index]))
         ranks = PowerLaw(table.rows, workload.locality).sample(generator, samples * pooling)
-        ids.append(order.ids(ranks).astype(kind))
+        ids.append(order.ids(ranks).astype(id_type))
     poolings = np.array([pooling for _, pooling in workload.table_sizes], np.int32)
     return Query(
         dense=generator.standard_normal((samples, model.dense_features), np.float32),

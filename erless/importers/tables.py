@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.errors import CheckpointError
-from erless.importers.bundle import new_bundle, row_chunks
+from erless.importers.bundle import row_chunks
 from erless.importers.confined.tower import try_tower
 from erless.importers.options import ImportOptions, order_tables
-from erless.importers.samples import check_predictions
+from erless.importers.samples import checked_bundle
 from erless.importers.specs import make_model, table_spec
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import ExportedTower
@@ -28,7 +28,7 @@ _NOT_READ = {".npz", ".pt", ".pth", ".bin", ".ckpt", ".csv", ".parquet", ".gz", 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """A table that lies mapped on disk; `rows` yields float32 chunks."""
+    """A table, mapped from a file; `rows` yields float32 chunks (n, dim)."""
 
     name: str
     shape: tuple[int, ...]
@@ -74,22 +74,17 @@ def import_tables(
     tried = try_tower(tower, make_model(dense_features, specs, ExportedTower()))
     batch = ExportedTower(batch_min=tried.batch_min, batch_max=tried.batch_max)
     model = make_model(dense_features, specs, batch)
-    with new_bundle(
-        target, model, overwrite=options.overwrite, progress=options.progress
-    ) as bundle:
+    with checked_bundle(target, model, options) as bundle:
         for table, source in zip(model.tables, tables, strict=True):
             bundle.add_table(table, source.rows())
         bundle.add_exported_tower(tower.read_bytes())
-        manifest = bundle.finish()
-        if options.samples is not None:
-            check_predictions(bundle.folder, options.samples)
-        return manifest
+        return bundle.finish()
 
 
 def _open(source: str) -> list[_Table]:
-    """The tables behind one argument; what a file is, its content says."""
-    name, equals, rest = source.partition("=")
-    path = Path(rest if equals else source)
+    """The tables of one source; a file's content decides what it is."""
+    name, equals, value = source.partition("=")
+    path = Path(value if equals else source)
     if path.is_dir():
         return _open_folder(path)
     with os_errors(path, "read"), path.open("rb") as stream:

@@ -24,7 +24,7 @@ from erless.specs.model import Interaction
 __all__ = ["import_torchrec"]
 
 _CROSS = ("V_kernels", "W_kernels", "bias")
-# What fbgemm keeps beside quantized tables; none of it is computed with
+# Tensors that fbgemm keeps beside quantized tables; no prediction depends on them.
 _BESIDE_ROWS = re.compile(r"(?:.*\.)?tbes\.\d+\.[a-zA-Z_]+")
 
 
@@ -63,9 +63,11 @@ def import_torchrec(
     if not tables:
         raise CheckpointError(f"{checkpoint}: no tensor named ….embedding_bags.NAME.weight")
     cross = _cross_layers(checkpoint, tensors)
-    kind = Interaction.DCN if cross else Interaction.DOT_UPPER
-    if interaction not in (None, kind):
-        raise OptionError(f"{checkpoint}: torchrec's interaction is {kind} here, not {interaction}")
+    expected = Interaction.DCN if cross else Interaction.DOT_UPPER
+    if interaction not in (None, expected):
+        raise OptionError(
+            f"{checkpoint}: torchrec's interaction is {expected} here, not {interaction}"
+        )
     _refuse_managed_collisions(checkpoint, tensors)
     order = order_tables([*tables.values()], options.tables, ordered, str(checkpoint))
     bottom = layer_names(tensors, r"(?:.*\.)?dense_arch\.model\._mlp", r"\._linear")
@@ -73,7 +75,7 @@ def import_torchrec(
     top += layer_names(tensors, r"(?:.*\.)?over_arch\.model", "", only=1)
     by_name = {name: tensors[tensor] for tensor, name in tables.items()}
     in_order = {name: by_name[name] for name in order}
-    parts = Parts(in_order, bottom, top, (kind,), cross)
+    parts = Parts(in_order, bottom, top, (expected,), cross)
     beside = [name for name in tensors if options.quantized and _BESIDE_ROWS.fullmatch(name)]
     refuse_unused(checkpoint, tensors, [*tables, *beside], parts)
     return import_parts(tensors, parts, target, options, interaction=interaction, sigmoid=sigmoid)
@@ -88,14 +90,14 @@ def _cross_layers(
         CheckpointError: the interaction has weights of another kind.
     """
     pattern = re.compile(r"((?:.*\.)?inter_arch\.crossnet)\.(V_kernels|W_kernels|bias)\.(\d{1,4})")
-    found = {name: pattern.fullmatch(name) for name in tensors if "inter_arch" in name}
-    other = next((name for name, match in found.items() if match is None), None)
-    matches = [match for match in found.values() if match]
+    by_name = {name: pattern.fullmatch(name) for name in tensors if "inter_arch" in name}
+    other = next((name for name, match in by_name.items() if match is None), None)
+    matches = [match for match in by_name.values() if match]
     layers = sorted({int(match[3]) for match in matches})
     low_rank = {match[2] for match in matches} in (set(), set(_CROSS))
     if other is not None or not low_rank or layers != list(range(len(layers))):
         raise CheckpointError(
-            f"{checkpoint}: {other or next(iter(found))} belongs to an interaction that the "
+            f"{checkpoint}: {other or next(iter(by_name))} belongs to an interaction that the "
             "built-in tower lacks; export the whole model instead"
         )
     prefix = matches[0][1] if matches else ""

@@ -1,4 +1,4 @@
-"""Train the MovieLens DLRM through the very tower and bags that serve it."""
+"""Train the MovieLens DLRM with the tower and the pooling that serve it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUERY_BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What training gave."""
+    """The bundle that training wrote, and how good it is."""
 
     manifest: BundleManifest
     auc: float
@@ -149,7 +149,7 @@ def _labels(query: Query) -> NDArray[np.float32]:
 
 
 def _offsets(samples: Query) -> NDArray[np.int64]:
-    """Where each bag begins in `values`, (T·S + 1,)."""
+    """(T·S + 1,): where each bag begins in `values`, and where the last ends."""
     offsets = np.zeros(samples.lengths.size + 1, np.int64)
     np.cumsum(samples.lengths, out=offsets[1:], dtype=np.int64)
     return offsets

@@ -12,7 +12,7 @@ OPEN_FILES = 64
 
 
 class Limits(NamedTuple):
-    """What a process may use from now on."""
+    """What a process may use beyond what it has used already."""
 
     cpu_s: int
     memory_bytes: int
@@ -27,7 +27,7 @@ def set_limits(limits: Limits) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = int(used.ru_utime + used.ru_stime) + 1 + limits.cpu_s
     memory = _mapped_bytes() + limits.memory_bytes
-    for name, wanted in (
+    for name, bound in (
         (resource.RLIMIT_CPU, cpu),
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_FSIZE, 0),
@@ -36,7 +36,7 @@ def set_limits(limits: Limits) -> None:
         (resource.RLIMIT_CORE, 0),
     ):
         _, most = resource.getrlimit(name)
-        value = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        value = bound if most == resource.RLIM_INFINITY else min(bound, most)
         resource.setrlimit(name, (value, value))
 
 

@@ -39,12 +39,12 @@ _ERRORS: dict[str, type[ErlessError]] = {
 
 
 class TriedTower(NamedTuple):
-    """What trying a tower showed.
+    """The batches that a tower takes, as trying it showed.
 
     Args:
         batch_min: the smallest batch that it takes.
         batch_max: the largest; None is any.
-        enforced: what the kernel held the process to.
+        enforced: the limits that the kernel enforced on the process.
     """
 
     batch_min: int
@@ -98,7 +98,7 @@ def try_tower(path: Path, model: ModelSpec) -> TriedTower:
 
 
 def main() -> None:
-    """Be the process: read path and model, give up all rights, try the tower, answer."""
+    """Run as the process: read path and model, give up all rights, try the tower, answer."""
     path, model = Path(sys.argv[1]), ModelSpec.model_validate_json(sys.stdin.read())
     import torch
 
@@ -155,13 +155,13 @@ def _check_shape(model: ModelSpec, shape: TowerShape, path: Path) -> None:
             f"{path}: the tower was exported for a batch of {batch.minimum} and no other; a tower "
             "takes any batch (dynamic_shapes of torch.export.export)"
         )
-    given = (model.dense_features, len(model.tables), max(table.dim for table in model.tables))
-    taken = (shape.dense_features, shape.tables, shape.dim)
-    if any(size not in (None, wanted) for size, wanted in zip(taken, given, strict=True)):
-        features, tables, dim = ("any" if size is None else size for size in taken)
+    of_model = (model.dense_features, len(model.tables), max(table.dim for table in model.tables))
+    of_tower = (shape.dense_features, shape.tables, shape.dim)
+    if any(size not in (None, own) for size, own in zip(of_tower, of_model, strict=True)):
+        features, tables, dim = ("any" if size is None else size for size in of_tower)
         raise ModelError(
             f"{path}: the tower takes dense (B, {features}) and pooled (B, {tables}, {dim}); the "
-            f"model has dense (B, {given[0]}) and pooled (B, {given[1]}, {given[2]})"
+            f"model has dense (B, {of_model[0]}) and pooled (B, {of_model[1]}, {of_model[2]})"
         )
 
 

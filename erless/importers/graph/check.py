@@ -19,7 +19,13 @@ TOLERANCE = 1e-5  # of the largest value of an output
 
 
 def smallest_batch(bundle: WholeGraph, model: nn.Module, program: Program, example: Example) -> int:
-    """Let both predict the example, one sample more, and one alone.
+    """Compare predictions of the example, of one sample more, and of one alone.
+
+    Args:
+        bundle: opened.
+        model: that it was made of.
+        program: `model` exported, which names inputs and outputs.
+        example: inputs of `model`.
 
     Returns:
         1, or 2 where the model or its export takes no single sample.
@@ -62,13 +68,13 @@ def _compare(
         for name, tensor in zip(program.inputs, example.tensors, strict=True)
     }
     try:
-        found = bundle.predict(inputs)
+        outputs = bundle.predict(inputs)
     except QueryError as error:
         raise ModelError(
             f"the bundle does not predict the example, {_sizes(example)}: {error}"
         ) from error
-    for (name, got), wanted in zip(found.items(), expected, strict=True):
-        difference = _difference(from_numpy(got), wanted)
+    for (name, output), expectation in zip(outputs.items(), expected, strict=True):
+        difference = _difference(from_numpy(output), expectation)
         if difference > TOLERANCE:
             raise ModelError(
                 f"output {name} differs from the model's by {difference:.1e} of its largest "
@@ -100,16 +106,16 @@ def _resized(program: Program, example: Example, count: int) -> Example | None:
     return example.replaced([chosen(name, tensor) for name, tensor in named.items()])
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a share of the largest value."""
-    if found.shape != expected.shape or found.dtype != expected.dtype:
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a share of the largest value; inf for another shape or dtype."""
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return float("inf")
     if not expected.numel():
         return 0.0
     if not expected.is_floating_point():
-        return 0.0 if torch.equal(found, expected) else float("inf")
-    found, expected = found.double(), expected.double()
+        return 0.0 if torch.equal(actual, expected) else float("inf")
+    actual, expected = actual.double(), expected.double()
     scale = expected.abs().nan_to_num(0, 0, 0).max().clamp(min=1e-30)
-    equal = (found == expected) | (found.isnan() & expected.isnan())
-    difference = torch.where(equal, 0, (found - expected).abs() / scale)
+    equal = (actual == expected) | (actual.isnan() & expected.isnan())
+    difference = torch.where(equal, 0, (actual - expected).abs() / scale)
     return float(difference.nan_to_num(float("inf")).max())

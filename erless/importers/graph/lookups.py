@@ -28,8 +28,9 @@ class TableLookup:
     """Rows of one table, read by one node of the graph.
 
     Args:
-        node: what gives the vectors, float32.
+        node: its value are the vectors, float32.
         table: placeholder of the table.
+        ids: its value are row ids.
         offsets: where each bag begins, and the end of the last: (bags + 1,).
         lengths: instead, how many ids each bag has: (bags,).
     """
@@ -45,7 +46,7 @@ class TableLookup:
 
     @property
     def sources(self) -> tuple[Node, ...]:
-        """What must be known before the lookup."""
+        """The nodes whose values the lookup takes."""
         nodes = (self.ids, self.offsets, self.weights, self.lengths)
         return tuple(node for node in nodes if node is not None)
 
@@ -90,11 +91,11 @@ def _check_table(program: Program, lookup: TableLookup, small_rows: int) -> None
     inputs = set(program.inputs.values())
     tables = [program.name_of(node) for node in before if _is_large(program, node, small_rows)]
     if tables and not before & inputs:
-        what = f"a table that is computed from {', '.join(sorted(tables))}"
+        source = f"a table that is computed from {', '.join(sorted(tables))}"
         if lookup.table.target is _aten.cat.default:
-            what = f"{', '.join(sorted(tables))}, put together"
+            source = f"{', '.join(sorted(tables))}, put together"
         raise ModelError(
-            f"{module_of(lookup.node)} looks up rows of {what}: erless serves tables as they are"
+            f"{module_of(lookup.node)} looks up rows of {source}: erless serves tables as they are"
         )
 
 
@@ -142,29 +143,30 @@ def _indexed(node: Node) -> TableLookup | None:
 
 
 def _bag(node: Node) -> TableLookup:
-    given = _arguments(node)
+    arguments = _arguments(node)
     vectors = [user for user in node.users if user.target is operator.getitem]
     if len(vectors) != 1 or vectors[0].args[1] != 0:
         raise ModelError(f"{module_of(node)} uses more of an embedding bag than its vectors")
-    weights = given["per_sample_weights"]
-    padding = given.get("padding_idx")
-    rows = given["weight"].meta["val"].shape[0]
+    weights = arguments["per_sample_weights"]
+    padding = arguments.get("padding_idx")
+    rows = arguments["weight"].meta["val"].shape[0]
     if padding is not None and padding < 0:
         padding = padding + rows if node.target is not _aten._embedding_bag.default else None
-    ids, offsets, lengths = given["indices"], given["offsets"], None
-    square = None if given["include_last_offset"] else rectangle_behind(ids, offsets, weights)
+    ids, offsets, lengths = arguments["indices"], arguments["offsets"], None
+    ends = arguments["include_last_offset"]
+    square = None if ends else rectangle_behind(ids, offsets, weights)
     if square is not None:
         (ids, weights), offsets = square, None
-    elif not given["include_last_offset"]:
+    elif not ends:
         offsets = _with_end(node, ids, offsets)
     else:
         lengths = lengths_behind(offsets)
         offsets = offsets if lengths is None else None
     return TableLookup(
         vectors[0],
-        given["weight"],
+        arguments["weight"],
         ids,
-        _POOLINGS[given["mode"]] if weights is None else Pooling.WEIGHTED_SUM,
+        _POOLINGS[arguments["mode"]] if weights is None else Pooling.WEIGHTED_SUM,
         offsets,
         weights,
         padding,
@@ -193,13 +195,13 @@ def call(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Node:
 def _arguments(node: Node) -> dict[str, Any]:
     """The arguments of a call by their names, defaults included."""
     schema = node.target._schema  # type: ignore[union-attr]
-    given = dict(node.kwargs)
+    by_name = dict(node.kwargs)
     for place, argument in enumerate(schema.arguments):
         if place < len(node.args):
-            given[argument.name] = node.args[place]
-        elif argument.name not in given:
-            given[argument.name] = argument.default_value
-    return given
+            by_name[argument.name] = node.args[place]
+        elif argument.name not in by_name:
+            by_name[argument.name] = argument.default_value
+    return by_name
 
 
 def _node(node: Node, place: int) -> Node:

@@ -1,4 +1,4 @@
-"""Make a program of its own of a part of another."""
+"""Make a part of a program a program of its own."""
 
 from __future__ import annotations
 
@@ -38,23 +38,10 @@ def part_of(
     """
     instead = instead or {}
     needed = slice_of(gives, frozenset((*takes, *instead)))
-    graph, copies = Graph(), {}
-    specs: list[InputSpec] = []
-    kinds = {
-        spec.arg.name: spec
-        for spec in program.exported.graph_signature.input_specs
-        if isinstance(spec.arg, TensorArgument)
-    }
-    state: dict[str, Any] = {}
-    constants: dict[str, Any] = {}
-    for node, name in program.weights.items():
-        if node not in needed:
-            continue
-        copies[node] = _placeholder(graph, node.name, node)
-        spec = kinds[node.name]
-        specs.append(InputSpec(spec.kind, TensorArgument(node.name), name, spec.persistent))
-        kept = constants if _is_constant(spec) else state
-        kept[name] = program.weight(node)
+    graph = Graph()
+    weights = [node for node in program.weights if node in needed]
+    copies = {node: _placeholder(graph, node.name, node) for node in weights}
+    specs, state, constants = _weight_specs(program, weights)
     for place, node in enumerate(takes):
         copies[node] = _placeholder(graph, f"value_{place}", node)
         specs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(f"value_{place}"), None))
@@ -82,6 +69,26 @@ def part_of(
         module_call_graph=[_call_entry(len(takes), results)],
         constants=constants,
     )
+
+
+def _weight_specs(
+    program: Program, weights: Sequence[Node]
+) -> tuple[list[InputSpec], dict[str, Any], dict[str, Any]]:
+    """Input specs of `weights`, and their tensors by name: those of the state, and constants."""
+    originals = {
+        spec.arg.name: spec
+        for spec in program.exported.graph_signature.input_specs
+        if isinstance(spec.arg, TensorArgument)
+    }
+    specs: list[InputSpec] = []
+    state: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
+    for node in weights:
+        name, spec = program.weights[node], originals[node.name]
+        specs.append(InputSpec(spec.kind, TensorArgument(node.name), name, spec.persistent))
+        tensors = constants if _is_constant(spec) else state
+        tensors[name] = program.weight(node)
+    return specs, state, constants
 
 
 def save_part(part: ExportedProgram, path: Path) -> None:

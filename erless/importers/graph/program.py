@@ -50,9 +50,9 @@ class Example:
 
     def replaced(self, tensors: Sequence[Tensor]) -> Example:
         """The same arguments with other tensors."""
-        given = iter(tensors)
+        remaining = iter(tensors)
         args, kwargs = pytree.tree_map(
-            lambda leaf: next(given) if isinstance(leaf, Tensor) else leaf,
+            lambda leaf: next(remaining) if isinstance(leaf, Tensor) else leaf,
             (self.args, self.kwargs),
         )
         return Example(args, kwargs)
@@ -67,7 +67,7 @@ class Program:
         inputs: name → placeholder, of the tensors that a caller gives.
         outputs: name → node.
         weights: placeholder → dotted name, of parameters, buffers and constants.
-        told: likewise the name that people know it by, where that is another.
+        original_names: placeholder → the name in the saved archive, where that is another.
         request: names of inputs that come once per request.
     """
 
@@ -75,12 +75,12 @@ class Program:
     inputs: dict[str, Node]
     outputs: dict[str, Node]
     weights: dict[Node, str]
-    told: Mapping[Node, str] = field(default_factory=dict)
+    original_names: Mapping[Node, str] = field(default_factory=dict)
     request: frozenset[str] = frozenset()
 
     def name_of(self, node: Node) -> str:
-        """The name of a weight as people know it."""
-        return self.told.get(node, self.weights[node])
+        """The name of a weight, for errors."""
+        return self.original_names.get(node, self.weights[node])
 
     def weight(self, node: Node) -> Tensor:
         """The tensor behind a placeholder of `weights`."""

@@ -45,7 +45,7 @@ def import_archive(
     archive = read_archive(path, copy_weights=False)
     module = build_module(archive, OPERATORS | LOOKUPS)
     inputs = archive.signature.inputs
-    example = Example(tuple(_made_up(value) for value in inputs), {})
+    example = Example(tuple(_example_tensor(value) for value in inputs), {})
     try:
         with torch.inference_mode():
             module(*example.args)
@@ -74,8 +74,8 @@ def _free(value: TensorValue) -> list[int]:
     return [place for place, size in enumerate(value.shape) if not isinstance(size, Constant)]
 
 
-def _made_up(value: TensorValue) -> Tensor:
-    """A tensor that an input may be."""
+def _example_tensor(value: TensorValue) -> Tensor:
+    """A made-up value of an input."""
     shape = [int(size.value) if isinstance(size, Constant) else _SIZE for size in value.shape]
     generator = torch.Generator().manual_seed(0)
     if value.dtype.is_floating_point:
@@ -88,11 +88,11 @@ def _renamed(program: Program, archive: Archive) -> Program:
     signature = archive.signature
     stored = list(signature.tensors.values())
     numbers = {f"weight_{place}": name for place, name in enumerate(stored)}
-    taken = [readable(value.name) for value in signature.inputs]
-    given = [readable(value.name) for value in signature.outputs]
+    input_names = [readable(value.name) for value in signature.inputs]
+    output_names = [readable(value.name) for value in signature.outputs]
     return replace(
         program,
-        inputs=dict(zip(taken, program.inputs.values(), strict=True)),
-        outputs=dict(zip(given, program.outputs.values(), strict=True)),
-        told={node: numbers.get(name, name) for node, name in program.weights.items()},
+        inputs=dict(zip(input_names, program.inputs.values(), strict=True)),
+        outputs=dict(zip(output_names, program.outputs.values(), strict=True)),
+        original_names={node: numbers.get(name, name) for node, name in program.weights.items()},
     )

@@ -32,7 +32,7 @@ _HANDS_ON = {
 def simplify(program: Program) -> None:
     """Let equal weights, and equal calls, of `program` be one node each."""
     _merge_weights(program)
-    seen: dict[Any, Node] = {}
+    first: dict[Any, Node] = {}
     for node in list(program.exported.graph.nodes):
         if node.op != "call_function":
             continue
@@ -40,35 +40,38 @@ def simplify(program: Program) -> None:
             program.replace(node, node.args[0])
             continue
         key = (node.target, repr(node.args), repr(sorted(node.kwargs.items())))
-        if key in seen:
-            program.replace(node, seen[key])
+        if key in first:
+            program.replace(node, first[key])
         else:
-            seen[key] = node
+            first[key] = node
 
 
 def _is_same(node: Node, argument: Any) -> bool:
     """Whether a call that can change dtype, place or size changes none."""
     if not isinstance(argument, Node) or node.kwargs.get("memory_format") is not None:
         return False
-    result, given = node.meta["val"], argument.meta["val"]
-    if result.dtype != given.dtype or result.device != given.device:
+    result, source = node.meta["val"], argument.meta["val"]
+    if result.dtype != source.dtype or result.device != source.device:
         return False
-    if len(result.shape) != len(given.shape):
+    if len(result.shape) != len(source.shape):
         return False
-    return all(str(one) == str(other) for one, other in zip(result.shape, given.shape, strict=True))
+    return all(
+        str(size) == str(source_size)
+        for size, source_size in zip(result.shape, source.shape, strict=True)
+    )
 
 
 def _merge_weights(program: Program) -> None:
     """A weight that has two names is one."""
-    seen: dict[Any, Node] = {}
+    first: dict[Any, Node] = {}
     for node in program.weights:
         tensor = program.weight(node)
         if tensor.device.type == "meta" or not tensor.numel():
             continue
         key = _place(tensor)
-        if key in seen:
-            node.replace_all_uses_with(seen[key])
-        seen.setdefault(key, node)
+        if key in first:
+            node.replace_all_uses_with(first[key])
+        first.setdefault(key, node)
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

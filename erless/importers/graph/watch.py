@@ -1,7 +1,7 @@
-"""Know in which module an export fails, or takes an example's size for the only one.
+"""Find the module in which an export fails, or takes an example's size for the only one.
 
-Torch tells of both in hundreds of lines about its own inside. Hooks around each module's `forward`
-tell it by the module's name.
+Torch reports both in hundreds of lines about its own inside. Hooks around each module's `forward`
+name the module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ __all__ = ["Watch", "quiet"]
 
 
 class Watch:
-    """What happens within the modules of `model` while it is exported."""
+    """Follows which module of `model` runs while it is exported.
+
+    `fixed`: (number of the input, dimension) → the module that made its size a constant.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {module: name for name, module in model.named_modules()}
@@ -75,15 +78,15 @@ class Watch:
 
 def line_of(error: BaseException) -> str:
     """The last line of code outside of torch that `error` came through."""
-    found = ""
+    line = ""
     current: BaseException | None = error
-    while current is not None and not found:
+    while current is not None and not line:
         for frame in traceback.extract_tb(current.__traceback__):
-            own = "/torch/" in frame.filename or "/erless/importers/" in frame.filename
-            if not own:
-                found = f"{frame.filename}:{frame.lineno}: {frame.line}"
+            inside = "/torch/" in frame.filename or "/erless/importers/" in frame.filename
+            if not inside:
+                line = f"{frame.filename}:{frame.lineno}: {frame.line}"
         current = current.__cause__ or current.__context__
-    return found
+    return line
 
 
 @contextmanager

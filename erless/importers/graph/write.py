@@ -96,7 +96,7 @@ def write_parts(bundle: BundleWriter, program: Program, cut: GraphCut) -> None:
 def _table(cut: GraphCut, name: str, node: Node) -> TableSpec:
     poolings = {feature.pooling for feature, lookup in cut.features if lookup.table is node}
     pooling = next(
-        (each for each in (Pooling.MAX, Pooling.WEIGHTED_SUM) if each in poolings), Pooling.SUM
+        (of for of in (Pooling.MAX, Pooling.WEIGHTED_SUM) if of in poolings), Pooling.SUM
     )
     rows, dim = node.meta["val"].shape
     return TableSpec(name=name, rows=rows, dim=dim, pooling=pooling)
