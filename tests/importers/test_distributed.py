@@ -90,7 +90,7 @@ def test_a_distributed_checkpoint_in_pieces(tmp_path: Path, nested: bool) -> Non
         name: tensor.tolist() for name, tensor in tensors.items()
     }
     assert_imports(folder, tmp_path / "m", tensors, SHARED)
-    with pytest.raises(OptionError, match="does not tell the order"):
+    with pytest.raises(OptionError, match="does not record the order"):
         import_torchrec(folder, tmp_path / "n", replace(SHARED, tables=None))
 
 

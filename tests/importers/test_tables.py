@@ -140,7 +140,7 @@ def test_an_order_that_nobody_gave_is_demanded(folder: Path) -> None:
     both = {"b": torch.ones(3, 4), "a": torch.ones(2, 4)}
     safetensors.torch.save_file(both, folder / "both.safetensors")
     sources, tower = [str(folder / "both.safetensors")], folder / "tower.pt2"
-    with pytest.raises(OptionError, match="does not tell the order of its tables"):
+    with pytest.raises(OptionError, match="does not record the order of its tables"):
         import_tables(sources, tower, 3, folder / "m", SUM)
     with pytest.raises(OptionError, match=r"the order names tables b, c; .* has a, b"):
         import_tables(sources, tower, 3, folder / "m", replace(SUM, tables=["b", "c"]))

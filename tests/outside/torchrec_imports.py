@@ -7,7 +7,7 @@
 
 The models of `torchrec_models.py` are made and saved by torchrec and imported by erless. A bundle
 must predict as torchrec did, to 1e-5 relative; what it cannot repeat must be refused by name, and
-so must what a checkpoint does not tell and nobody said. The exit code is 1 where one is not.
+so must what a checkpoint does not record and no option states. The exit code is 1 where one is not.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Case:
 
 SHARED = ("ant=first,second", "zebra=z", "mole=m")
 SWAPPED = ("ant=second,first", "zebra=z", "mole=m")
-NO_ORDER = "does not tell the order"
+NO_ORDER = "does not record the order"
 OTHER_MODEL = "The bundle is not the same model"
 CASES = (
     Case("sum.pt", "sum"),
