@@ -1,4 +1,4 @@
-"""What a plan is asked for: every knob, filled from erless.yaml and the command line.
+"""The request for a plan: every knob, filled from erless.yaml and the command line.
 
 `erless plan` makes an option of each field: the field's type, range, description and default are
 the option's. Text in brackets at the end of a description replaces the default there.

@@ -52,7 +52,7 @@ def workload_tables(
 
 @dataclass(frozen=True)
 class PlanSource:
-    """A model with its traffic, what was measured of it, and what to say of gaps."""
+    """A model with its traffic, its measured speed, and notes on gaps in the profile."""
 
     model: ModelSpec
     tables: list[TableLoad]
@@ -91,17 +91,17 @@ def profile_source(model: Path, profile: Path, batch: int, stale: bool = False) 
     most = bundle.model.largest_batch(batch)
     if batch > most:
         raise PlanError(f"a batch of {batch:,} samples, the tower takes at most {most:,}")
-    found, tables, notes = profile_tables(bundle, profile, batch, stale)
-    accesses = sum(table.accesses for table in found.tables)
-    locality = sum(table.locality * table.accesses for table in found.tables) / max(1, accesses)
-    measured = MeasuredSpeed(found.curves, found.towers, locality, bundle.tower.size_bytes)
-    return PlanSource(bundle.model, tables, measured, bundle.digest, found.digest, notes)
+    hotness, tables, notes = profile_tables(bundle, profile, batch, stale)
+    accesses = sum(table.accesses for table in hotness.tables)
+    locality = sum(table.locality * table.accesses for table in hotness.tables) / max(1, accesses)
+    measured = MeasuredSpeed(hotness.curves, hotness.towers, locality, bundle.tower.size_bytes)
+    return PlanSource(bundle.model, tables, measured, bundle.digest, hotness.digest, notes)
 
 
 def profile_tables(
     bundle: BundleManifest, folder: Path, batch: int, stale: bool = False
 ) -> tuple[Profile, list[TableLoad], list[str]]:
-    """The bundle's tables with the traffic that the profile at `folder` saw, and notes on gaps.
+    """The bundle's tables with the traffic of the profile at `folder`, and notes on gaps.
 
     Raises:
         ArtifactError: the profile is missing or damaged.
@@ -118,17 +118,17 @@ def profile_tables(
             f"{folder}: profiled for bundle {profile.model_digest[:12]}, the model is "
             f"{bundle.digest[:12]}: profile again, or accept it with --stale-profile"
         )
-    known = {access.table: access for access in profile.tables}
+    accesses = {access.table: access for access in profile.tables}
     names = {spec.name for spec in bundle.model.tables}
     ratio = RATIO if len(bundle.model.tables) < MANY_ROWS else 1.05
     tables: list[TableLoad] = []
     notes = [
         f"table {name} of the profile is not in the model: its accesses are left out"
-        for name in known
+        for name in accesses
         if name not in names
     ]
     for spec in bundle.model.tables:
-        access = known.get(spec.name)
+        access = accesses.get(spec.name)
         counts = open_counts(folder, access) if access else None
         if access is None or counts is None or not access.accesses:
             notes.append(f"table {spec.name} is not in the log: all its rows are cold")

@@ -26,8 +26,8 @@ class Frozen(BaseModel):
 class FromElsewhere(Frozen):
     """A value class that another program, or another version of ours, writes.
 
-    What Terraform prints and what a supervisor keeps may say more than we read: fields that are not
-    known are ignored.
+    Terraform's outputs and a supervisor's state may have fields that we do not read: they are
+    ignored.
     """
 
     model_config = ConfigDict(extra="ignore")

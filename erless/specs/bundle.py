@@ -21,7 +21,7 @@ from erless.errors import ArtifactError
 from erless.progress import Progress
 from erless.specs.artifact import Artifact, FileEntry
 from erless.specs.features import VocabularyIds
-from erless.specs.model import ModelSpec, TableSpec
+from erless.specs.model import GraphTower, ModelSpec, TableSpec
 from erless.storage.atomic import os_errors, path_inside
 from erless.storage.digests import digest_file
 
@@ -52,10 +52,10 @@ class BundleManifest(Artifact):
         for table, entry in zip(self.model.tables, self.tables, strict=True):
             if entry.path != f"tables/{table.name}.safetensors":
                 raise ValueError(f"table {table.name} cannot lie in {entry.path}")
-        tower = self.model.tower
+        graph = self.model.tower if isinstance(self.model.tower, GraphTower) else None
         for name, file, gives in (
-            ("front", self.front, getattr(tower, "front_gives", ())),
-            ("request front", self.request_front, getattr(tower, "request_front_gives", ())),
+            ("front", self.front, graph and graph.front_gives),
+            ("request front", self.request_front, graph and graph.request_front_gives),
         ):
             if bool(gives) != (file is not None):
                 raise ValueError(f"the model's {name} and its file do not go together")
@@ -83,7 +83,7 @@ class BundleManifest(Artifact):
 
     @property
     def vocabularies(self) -> tuple[FileEntry, ...]:
-        """Those of the features whose ids have one, in the features' order."""
+        """The vocabulary files of the features that have one, in the features' order."""
         rules = [feature.rule for feature in self.model.features]
         return tuple(rule.file for rule in rules if isinstance(rule, VocabularyIds))
 

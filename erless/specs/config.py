@@ -70,7 +70,7 @@ class PlannerConfig(Section):
 
 
 class PrecisionConfig(Section):
-    """Which precisions the plan may use, or what it may lose by its own choice."""
+    """Precisions that the plan may use, or the accuracy it may lose by a choice of its own."""
 
     allowed: Precisions = Field((Precision.FP32,), min_length=1)
     queries: Path | None = Field(
@@ -153,15 +153,15 @@ def load_config(path: Path) -> Config:
             names file, line and key.
         ArtifactError: it cannot be read.
     """
-    written = read_yaml(path)
-    for keys in _empty_paths(Config, written.values):
-        line = written.lines[keys]
+    document = read_yaml(path)
+    for keys in _empty_paths(Config, document.values):
+        line = document.lines[keys]
         raise ConfigError(f"{path}:{line}: {'.'.join(keys)}: must be a path, found ''")
     try:
         # as JSON, where a path is a text and a tuple is a list, and nothing else is converted
-        config = Config.model_validate_json(json.dumps(written.values), strict=True)
+        config = Config.model_validate_json(json.dumps(document.values), strict=True)
     except ValidationError as error:
-        raise ConfigError(_explain(path, error, written.lines)) from error
+        raise ConfigError(_explain(path, error, document.lines)) from error
     return _anchored(config, path.parent)
 
 
@@ -180,7 +180,7 @@ def _empty_paths(
 
 
 def _explain(path: Path, error: ValidationError, lines: dict[tuple[str, ...], int]) -> str:
-    """The first finding as `file:line: key: what`."""
+    """The first finding as `file:line: key: reason`."""
     keys, words = first_finding(error)
     line = next((lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in lines), 1)
     where = f"{path}:{line}: {'.'.join(keys)}"

@@ -1,4 +1,4 @@
-"""`targets.knative` of `erless.yaml`: the cluster, and what of it a plan cannot know."""
+"""`targets.knative` of `erless.yaml`: facts of the cluster, which no plan knows."""
 
 from __future__ import annotations
 

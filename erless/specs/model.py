@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_serializer, model_validator
 
 from erless.specs.artifact import Frozen
-from erless.specs.features import NAME, FeatureSpec, NamedTensor, Pooling
+from erless.specs.features import NAME, FeatureSpec, HashedIds, ModuloIds, NamedTensor, Pooling
 
 __all__ = [
     "CrossNet",
@@ -206,7 +206,7 @@ class ModelSpec(Frozen):
                     f"feature {feature.name} pools by {feature.pooling.value}, "
                     f"table {table.name} by {table.pooling.value}"
                 )
-            rows = getattr(feature.rule, "rows", 0)
+            rows = feature.rule.rows if isinstance(feature.rule, ModuloIds | HashedIds) else 0
             row = feature.unknown if isinstance(feature.unknown, int) else 0
             if max(rows, row + 1) > table.rows:
                 raise ValueError(
@@ -218,7 +218,7 @@ class ModelSpec(Frozen):
             raise ValueError(f"no feature reads table {min(unused)}")
 
     def _check_graph(self, tower: GraphTower) -> None:
-        """Every value that the graph takes is given by somebody, once."""
+        """Each value that the graph takes has one source: an input, a front, or a feature."""
         if not self.features or not self.inputs or not self.outputs:
             raise ValueError("a graph has features, inputs and outputs")
         names = [tensor.name for tensor in self.inputs]
@@ -237,9 +237,9 @@ class ModelSpec(Frozen):
         for name in (*tower.front_takes, *tower.request_front_takes):
             if name not in inputs:
                 raise ValueError(f"the front takes {name}, which is no input")
-        known = {*names, *(feature.name for feature in self.features)}
+        values = {*names, *(feature.name for feature in self.features)}
         for name in tower.takes:
-            if name not in known:
+            if name not in values:
                 raise ValueError(f"the tower takes {name}, which nothing gives")
 
     def _check_dot(self, tower: DlrmTower) -> None:
@@ -311,11 +311,11 @@ class ModelSpec(Frozen):
         raise KeyError(name)
 
 
-def _refuse_twice(what: str, names: list[str]) -> None:
+def _refuse_twice(noun: str, names: list[str]) -> None:
     """Raise ValueError where a name stands twice."""
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{what} {twice} is listed twice")
+        raise ValueError(f"{noun} {twice} is listed twice")
 
 
 def _serves(table: Pooling, feature: Pooling) -> bool:

@@ -36,7 +36,7 @@ ObjectiveName = Literal["dollars", "memory"]
 
 
 class Tier(StrEnum):
-    """What a shard is for."""
+    """How a shard is allocated: inside the gateway, or for rows that are hot to never read."""
 
     RESIDENT = "resident"
     HOT = "hot"
@@ -210,7 +210,7 @@ class NodeGroup(Frozen):
 
 
 class PolicyResult(Frozen):
-    """What one policy would cost: the rows of `erless plan --compare`."""
+    """Size and cost of one policy's plan: a row of `erless plan --compare`."""
 
     policy: PolicyName
     memory_bytes: int

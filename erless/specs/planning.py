@@ -1,4 +1,4 @@
-"""What a plan is asked for, as `erless.yaml` and the options of `erless plan` both take it.
+"""The demands on a plan, as `erless.yaml` and the options of `erless plan` both take them.
 
 Each type carries its range and its meaning, so the file, the command line and the planner cannot
 come to differ.

@@ -1,12 +1,12 @@
 """A release in a store: one immutable version of a model, cut into shards.
 
     STORE/                        a directory, or s3://bucket/prefix
-      store.json                  tells a store of ours, and its schema
+      store.json                  marks a store of ours, with its schema
       blobs/<sha256>.<kind>       every file, named by its content
-      shards/<digest>.json        a `ShardManifest`: what one sparse function needs to know
-      releases/<digest>.json      a `ReleaseManifest`, written last: what the gateway needs to know
+      shards/<digest>.json        a `ShardManifest`: all that one sparse function needs
+      releases/<digest>.json      a `ReleaseManifest`, written last: what the gateway needs
       order/<number>.json         which release was packed as that number (`erless.specs.stored`)
-      keys/<key>.json             what an input became, so that packing it again does nothing
+      keys/<key>.json             the output of an input, so that packing it again does nothing
 
 All paths in a manifest are relative to the store. A shard's manifest names neither plan nor
 profile, so two releases that hold the same rows at the same precision share the shard (and the
@@ -201,16 +201,15 @@ class ReleaseManifest(Artifact):
         names = [shard.name for shard in self.shards]
         if len(set(names)) < len(names):
             raise ValueError("two shards have one name")
-        known = {table.name for table in self.model.tables}
+        model_tables = {table.name for table in self.model.tables}
         for shard in self.shards:
-            strange = next((name for name in shard.tables if name not in known), None)
+            strange = next((name for name in shard.tables if name not in model_tables), None)
             if strange is not None:
                 raise ValueError(f"shard {shard.name}: the model has no table {strange}")
-        held, rows = (
-            sum(part.rows for part in parts) for parts in (self.shards, self.model.tables)
-        )
-        if held != rows:
-            raise ValueError(f"the shards hold {held:,} rows, the model has {rows:,}")
+        shard_rows = sum(shard.rows for shard in self.shards)
+        rows = sum(table.rows for table in self.model.tables)
+        if shard_rows != rows:
+            raise ValueError(f"the shards hold {shard_rows:,} rows, the model has {rows:,}")
         return self
 
     @property

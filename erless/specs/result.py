@@ -1,12 +1,12 @@
-"""The result of a load test or of a simulation: what was offered, what came back, what it cost.
+"""The result of a load test or of a simulation: traffic, answers, and cost.
 
     RESULT/
       result.json         this document
       timeline.parquet    one row per time step: `TIMELINE`
       functions.parquet   one row per time step and function: `FUNCTIONS`
-      events.parquet      what happened when: `EVENTS`
+      events.parquet      one row per event: `EVENTS`
 
-A run that was stopped early keeps what it had measured and says so (`interrupted`).
+A run that was stopped early keeps what it had measured, and has `interrupted` set.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Latency(Frozen):
 
 
 class Usage(Frozen):
-    """What ran: over the run on average, and at its most."""
+    """Of something that varies over the run: its mean and its peak."""
 
     mean: float = 0.0
     peak: float = 0.0

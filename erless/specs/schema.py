@@ -14,7 +14,7 @@ SCHEMA_FILE = Path(__file__).with_name("erless.schema.json")
 
 
 def schema_text() -> str:
-    """The schema as the file holds it."""
+    """The schema as text, as in the file."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return json.dumps(schema | Config.model_json_schema(), indent=2) + "\n"
 

@@ -73,7 +73,7 @@ def record_release(store: Store, digest: str) -> None:
         StoreError: other packers took every number that was tried.
         ArtifactError: a record of the order is damaged.
     """
-    taken: StoreError | None = None
+    refusal: StoreError | None = None
     for _ in range(ATTEMPTS):
         numbers = _numbers(store)
         if any(_release_of(store, number) == digest for number in reversed(numbers)):
@@ -82,10 +82,10 @@ def record_release(store: Store, digest: str) -> None:
         try:
             store.create(_order_name(number), _Record(release=digest).text())
         except StoreError as error:
-            taken = error  # by another packer: take the next one
+            refusal = error  # by another packer: take the next one
         else:
             return
-    raise StoreError(f"{store.url}: no number for release {digest[:12]}") from taken
+    raise StoreError(f"{store.url}: no number for release {digest[:12]}") from refusal
 
 
 def list_releases(store: Store) -> list[tuple[str, StoredObject]]:
@@ -111,8 +111,8 @@ def find_release(store: Store, prefix: str) -> ReleaseManifest:
     releases = _releases(store)
     matching = [digest for digest in releases if digest.startswith(prefix)]
     if not matching:
-        what = f"release {prefix}" if prefix else "release"
-        raise StoreError(f"{store.url} holds no {what}")
+        release = f"release {prefix}" if prefix else "release"
+        raise StoreError(f"{store.url} holds no {release}")
     if prefix and len(matching) > 1:
         raise StoreError(f"{store.url}: {len(matching)} releases begin with {prefix}")
     return load_release(store, matching[0] if prefix else _last_packed(store, releases))
@@ -145,7 +145,7 @@ def _last_packed(store: Store, releases: Mapping[str, StoredObject]) -> str:
 
 
 class _Record(Frozen):
-    """What `order/<number>.json` says."""
+    """The document `order/<number>.json`."""
 
     release: str = Field(pattern=r"^[0-9a-f]{64}$")
 

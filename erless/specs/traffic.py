@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 SHAPES = ("constant", "step", "ramp", "spike", "diurnal", "sawtooth")
 TEETH = 4
 POINTS = 2000  # of a curved or sloped shape
-GAP = 10  # times the usual distance of rows: what a trace calls a gap
+GAP = 10  # times the usual distance of rows: a longer one is a gap
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Traffic:
     """Queries per second as steps.
 
     Args:
-        name: for people.
+        name: shown in reports.
         t_s: (n,) ascending seconds, the first 0: where each rate begins.
         qps: (n,) rates, 0 or more.
         duration_s: where the last rate ends.
@@ -97,7 +97,7 @@ def parse_traffic(text: str, duration_s: float | None = None) -> Traffic:
     Raises:
         TrafficError: no such shape or trace, wrong rates, or a trace that cannot be replayed.
     """
-    name, colon, rest = text.partition(":")
+    name, colon, rates_text = text.partition(":")
     if not colon or name not in SHAPES:
         if Path(text).suffix in (".csv", ".parquet"):
             return read_trace(Path(text), duration_s)
@@ -105,7 +105,7 @@ def parse_traffic(text: str, duration_s: float | None = None) -> Traffic:
             f"traffic {text!r}: neither a trace (.csv, .parquet) nor a shape like "
             f"step:50,150; shapes are {', '.join(SHAPES)}"
         )
-    rates = _rates(text, rest)
+    rates = _rates(text, rates_text)
     duration = 60.0 if duration_s is None else duration_s
     if not (math.isfinite(duration) and duration > 0):
         raise TrafficError(f"traffic {text!r}: a duration of {duration:g} s is not above 0")
@@ -116,11 +116,11 @@ def parse_traffic(text: str, duration_s: float | None = None) -> Traffic:
     return Traffic(text, t_s, qps, duration)
 
 
-def _rates(text: str, rest: str) -> list[float]:
+def _rates(text: str, rates_text: str) -> list[float]:
     try:
-        rates = [float(rate) for rate in rest.split(",")]
+        rates = [float(rate) for rate in rates_text.split(",")]
     except ValueError:
-        raise TrafficError(f"traffic {text!r}: {rest!r} are not rates like 50,150") from None
+        raise TrafficError(f"traffic {text!r}: {rates_text!r} are not rates like 50,150") from None
     wrong = [rate for rate in rates if not (math.isfinite(rate) and rate >= 0)]
     if wrong:
         raise TrafficError(f"traffic {text!r}: a rate of {wrong[0]:g} queries/s is not 0 or more")
@@ -211,7 +211,7 @@ def _text_columns(path: Path) -> dict[str, list[str]]:
 
 
 def _numbers(path: Path, name: str, column: Sequence[Any]) -> Floats:
-    """A column as numbers; NaN where there is none."""
+    """A column as numbers; NaN where a field is empty."""
     numbers = np.full(len(column), math.nan)
     for row, value in enumerate(column, 1):
         try:

@@ -1,1 +1,1 @@
-"""What a function costs: calls, memory, and the terms that were measured."""
+"""Cost of a function: its calls, its memory, and the terms that were measured."""

@@ -1,4 +1,4 @@
-"""The cost model: formulas, their units and the assumptions, beside each other.
+"""The cost model: formulas with their units, and the assumptions in them.
 
     QPS(n; c) = c / (a + β·n)                 one replica on c vCPU, n gathers per query
     load      = λ·(a + β·n)                   vCPU that a function needs for λ queries/s
@@ -6,9 +6,9 @@
     memory    = replicas × (rows·bytes + m0)             bytes
     gateway   = λ·(a + d + call·fan-out + route·remote gathers + partial·bags + β·resident gathers)
 
-The dense tower (d seconds of one vCPU per query) runs in the gateway unless `dense.py` puts it into
-a function of its own. A touch of
-a shard costs `a` once per query however many tables the shard serves.
+The dense tower (d seconds of one vCPU per query) runs in the gateway unless `policies/dense.py`
+puts it into a function of its own. A touch of a shard costs `a` once per query however many tables
+the shard serves.
 """
 
 from __future__ import annotations

@@ -56,25 +56,26 @@ class AccessCurve:
 
     @classmethod
     def from_counts(cls, counts: NDArray[np.int64], rows: int, ratio: float = RATIO) -> AccessCurve:
-        """The curve of measured `counts` (hottest first, int64), the rest of `rows` unseen.
+        """The curve of measured `counts` (hottest first, int64), the rest of `rows` not in the log.
 
-        A log sees only part of the traffic: rows it never saw get the Good-Turing mass
-        (Good 1953: share of accesses that went to rows seen once), at most a once-seen row's rate.
+        A log has only part of the traffic: rows that are not in it get the Good-Turing mass (Good
+        1953: the share of accesses that went to rows accessed once), at most a once-accessed row's
+        rate.
         """
-        seen = len(counts)
-        if seen == 0 or int(counts[0]) == 0:
+        logged = len(counts)
+        if logged == 0 or int(counts[0]) == 0:
             return cls.cold(rows)
-        marks = breakpoints(seen, ratio)
+        marks = breakpoints(logged, ratio)
         sums = np.add.reduceat(counts, marks[:-1]).astype(np.float64)
         total = float(sums.sum())
-        unseen = rows - seen
-        if unseen <= 0:
+        not_logged = rows - logged
+        if not_logged <= 0:
             share = np.concatenate([[0.0], np.cumsum(sums)]) / total
             return cls(marks, share)
-        once = seen - int(np.searchsorted(-counts, -1, side="left"))
-        missing = min(once / total, unseen / (total + unseen))
-        seen_share = np.concatenate([[0.0], np.cumsum(sums)]) / total * (1 - missing)
-        return cls(np.append(marks, rows), np.append(seen_share, 1.0))
+        once = logged - int(np.searchsorted(-counts, -1, side="left"))
+        missing = min(once / total, not_logged / (total + not_logged))
+        logged_share = np.concatenate([[0.0], np.cumsum(sums)]) / total * (1 - missing)
+        return cls(np.append(marks, rows), np.append(logged_share, 1.0))
 
     @property
     def rows(self) -> int:
@@ -90,7 +91,7 @@ class AccessCurve:
         return self.ranks.tolist(), self.share.tolist()
 
     def at(self, rank: int) -> float:
-        """F(rank) for one whole rank: what `cdf` says, without an array's overhead."""
+        """F(rank) for one whole rank: equal to `cdf`, without an array's overhead."""
         ranks, share = self._points
         right = bisect_left(ranks, rank)
         if ranks[right] == rank:

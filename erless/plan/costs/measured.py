@@ -21,7 +21,7 @@ __all__ = ["MeasuredSpeed", "measured_terms"]
 
 @dataclass(frozen=True)
 class MeasuredSpeed:
-    """What a profile and a bundle say about speed; empty: the shipped defaults.
+    """Measurements of speed in a profile, and facts of a bundle; empty: the shipped defaults.
 
     Args:
         curves: throughput of gathers, as `erless profile --throughput` wrote them.
@@ -57,22 +57,23 @@ def measured_terms(terms: CostTerms, measured: MeasuredSpeed) -> CostTerms:
     )
 
 
-def _single(kind: Precision, curves: Sequence[ThroughputCurve]) -> list[ThroughputCurve]:
+def _single(precision: Precision, curves: Sequence[ThroughputCurve]) -> list[ThroughputCurve]:
     """The curves of one precision on one vCPU at its most measured locality, by row bytes."""
-    found = [curve for curve in curves if curve.precision == kind and curve.vcpu == 1]
-    places = [curve.locality for curve in found]
-    if not found:
+    on_one = [curve for curve in curves if curve.precision == precision and curve.vcpu == 1]
+    localities = [curve.locality for curve in on_one]
+    if not on_one:
         return []
-    usual = max(set(places), key=lambda place: (places.count(place), place))
+    commonest = max(set(localities), key=lambda locality: (localities.count(locality), locality))
     return sorted(
-        (curve for curve in found if curve.locality == usual), key=lambda curve: curve.row_bytes
+        (curve for curve in on_one if curve.locality == commonest),
+        key=lambda curve: curve.row_bytes,
     )
 
 
 def _beta_curve(
-    kind: Precision, curves: Sequence[ThroughputCurve], locality: float
+    precision: Precision, curves: Sequence[ThroughputCurve], locality: float
 ) -> BetaCurve | None:
-    single = _single(kind, curves)
+    single = _single(precision, curves)
     if not single:
         return None
     usual = single[0].locality
@@ -81,20 +82,21 @@ def _beta_curve(
         skewed = sorted(
             (curve.locality, curve.gather_s)
             for curve in curves
-            if (curve.precision, curve.row_bytes, curve.vcpu) == (kind, base.row_bytes, 1)
+            if (curve.precision, curve.row_bytes, curve.vcpu) == (precision, base.row_bytes, 1)
         )
         if len(skewed) > 1:
-            places, values = zip(*skewed, strict=True)
-            factor *= float(np.interp(locality, places, values)) / base.gather_s
+            localities, values = zip(*skewed, strict=True)
+            factor *= float(np.interp(locality, localities, values)) / base.gather_s
         shared = [
             curve.gather_s / base.gather_s
             for curve in curves
-            if (curve.precision, curve.row_bytes, curve.locality) == (kind, base.row_bytes, usual)
+            if (curve.precision, curve.row_bytes, curve.locality)
+            == (precision, base.row_bytes, usual)
             and curve.vcpu > 1
         ]
         factor *= max([1.0, *shared])
     return BetaCurve(
-        kind,
+        precision,
         tuple(curve.row_bytes for curve in single),
         tuple(curve.gather_s * factor for curve in single),
     )

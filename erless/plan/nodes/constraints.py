@@ -42,14 +42,14 @@ def check_used(request: PlanRequest, policies: Sequence[Policy]) -> None:
                 raise PlanError(f"{name}: nothing is to be frozen, so it has no meaning")
     if "joint" in policies:
         return
-    asked = ", ".join(policies)
+    names = ", ".join(policies)
     if any(kind is not Precision.FP32 for kind in request.precisions):
-        raise PlanError(f"precision: {asked} keeps fp32; only joint lowers it")
+        raise PlanError(f"precision: {names} keeps fp32; only joint lowers it")
     for name in JOINT_ONLY:
         if getattr(request, name):
-            raise PlanError(f"{name}: {asked} takes no such wish; only joint does")
+            raise PlanError(f"{name}: {names} takes no such wish; only joint does")
     if request.shards is not None and "elasticrec" not in policies:
-        raise PlanError(f"shards: {asked} takes no such wish; only joint and elasticrec do")
+        raise PlanError(f"shards: {names} takes no such wish; only joint and elasticrec do")
 
 
 def check_request(request: PlanRequest, demand: Demand, terms: CostTerms, prices: Prices) -> None:

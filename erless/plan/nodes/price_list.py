@@ -5,8 +5,8 @@ On demand: AWS's price list of EC2 in one region, `index.json` as the bulk API s
 read one at a time, so memory stays near the size of its text. Spot: the answer of
 `aws ec2 describe-spot-price-history`, of which each type's dearest zone counts.
 
-The list does not say what a pod can allocate: that comes from the table that ships, for the types
-in it; others keep kubelet's rule of thumb (`InstanceType`).
+The list does not have the room that pods can allocate: that comes from the table that ships, for
+the types in it; others keep kubelet's rule of thumb (`InstanceType`).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ SPACE = re.compile(r"[\s,]*")
 
 
 def read_price_list(
-    path: Path, families: Sequence[str], known: Mapping[str, InstanceType]
+    path: Path, families: Sequence[str], shipped: Mapping[str, InstanceType]
 ) -> tuple[str, list[InstanceType]]:
     """When the list was published, and the types of `families` (`m7g`) that it sells by the hour.
 
     Args:
         path: the list.
-        families: what stands before the dot of a type's name.
-        known: types whose room for pods is known, by name.
+        families: the part of a type's name before the dot.
+        shipped: types of the table that ships, by name.
 
     Raises:
         ArtifactError: there is no such file.
@@ -55,7 +55,7 @@ def read_price_list(
     machines = {
         sku: machine
         for sku, product in _members(path, text, "products")
-        if (machine := _machine(product, families, known))
+        if (machine := _machine(product, families, shipped))
     }
     priced: dict[str, InstanceType] = {}
     for sku, offers in _members(path, text, "OnDemand"):
@@ -80,8 +80,8 @@ def read_spot_prices(path: Path) -> dict[str, float]:
         for entry in json.loads(_text(path))["SpotPriceHistory"]:
             if entry.get("ProductDescription", "Linux/UNIX").startswith("Linux/UNIX"):
                 place = (entry["InstanceType"], entry.get("AvailabilityZone", ""))
-                seen = (entry.get("Timestamp", ""), float(entry["SpotPrice"]))
-                latest[place] = max(latest.get(place, seen), seen)
+                quote = (entry.get("Timestamp", ""), float(entry["SpotPrice"]))
+                latest[place] = max(latest.get(place, quote), quote)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PlanError(
             f"{path}: not what `aws ec2 describe-spot-price-history` answers ({error!r})"
@@ -123,12 +123,12 @@ def _members(path: Path, text: str, name: str) -> Iterator[tuple[str, Any]]:
 
 def _skip(text: str, at: int) -> int:
     """Past spaces and commas."""
-    found = SPACE.match(text, at)
-    return found.end() if found else at
+    match = SPACE.match(text, at)
+    return match.end() if match else at
 
 
 def _machine(
-    product: Mapping[str, Any], families: Sequence[str], known: Mapping[str, InstanceType]
+    product: Mapping[str, Any], families: Sequence[str], shipped: Mapping[str, InstanceType]
 ) -> InstanceType | None:
     """A plain machine of these families, without its price."""
     facts = product.get("attributes", {})
@@ -140,7 +140,7 @@ def _machine(
     memory = re.match(r"([\d,.]+) GiB", facts.get("memory", ""))
     if memory is None or not facts.get("vcpu", "").isdigit():
         return None
-    like = known.get(name)
+    same = shipped.get(name)
     return InstanceType(
         name,
         float(facts["vcpu"]),
@@ -148,16 +148,16 @@ def _machine(
         int(facts.get("gpu", "0") or 0),
         0.0,
         "arm64" if "Graviton" in facts.get("physicalProcessor", "") else "amd64",
-        like.allocatable_vcpu if like else 0.0,
-        like.allocatable_gib if like else 0.0,
+        same.allocatable_vcpu if same else 0.0,
+        same.allocatable_gib if same else 0.0,
         _nvme_gb(facts.get("storage", "")),
     )
 
 
 def _nvme_gb(storage: str) -> float:
     """GB of "2 x 1900 NVMe SSD"; 0 for "EBS only"."""
-    found = re.match(r"(?:(\d+) x )?(\d+)\s*(?:GB )?NVMe", storage)
-    return float(found.group(1) or 1) * float(found.group(2)) if found else 0.0
+    match = re.match(r"(?:(\d+) x )?(\d+)\s*(?:GB )?NVMe", storage)
+    return float(match.group(1) or 1) * float(match.group(2)) if match else 0.0
 
 
 def _hourly(offers: Mapping[str, Any]) -> float:

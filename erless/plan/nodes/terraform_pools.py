@@ -1,14 +1,14 @@
 """From a plan to Terraform's node pools: `erless plan --nodes-from infra/terraform`.
 
-A pool has one instance type, because the cluster autoscaler reckons with equal nodes. Each pool
+A pool has one instance type, because the cluster autoscaler counts on equal nodes. Each pool
 gets the type on which the containers of its roles cost least, as whole nodes:
 
 - `min_size`: nodes for every function at its min scale;
 - `max_size`: nodes for every function at its max scale, and for one more set at planned size: a
   new release comes up beside the old one.
 
-What a person wrote in `node_pools` of a `*.tfvars.json` limits the types and says which pool
-serves which roles; the result goes to a file of its own, which Terraform loads by itself.
+The variable `node_pools` of a `*.tfvars.json` limits the types and assigns roles to pools; the
+result goes to a file of its own, which Terraform loads by itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from erless.errors import InfeasibleError, PlanError
 from erless.plan.nodes.packing import Group, pack_equal
 from erless.plan.nodes.prices import InstanceType, Prices
-from erless.specs.plan import DiskPlan, Plan, Tier
+from erless.specs.plan import DensePlan, DiskPlan, GatewayPlan, Plan, ShardPlan, Tier
 from erless.storage.atomic import os_errors, staged_file
 
 __all__ = ["Pool", "SizedPool", "limit_prices", "read_pools", "size_pools", "write_pools"]
@@ -47,7 +47,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class SizedPool:
-    """A pool as the plan wants it."""
+    """A pool as the plan needs it: one instance type, fewest and most nodes."""
 
     instance_types: tuple[str]
     min_size: int
@@ -94,14 +94,14 @@ def _declared(path: Path) -> dict[str, Pool]:
         text = path.read_text(encoding="utf-8")
     try:
         document = json.loads(text)
-        found: dict[str, Any] = document.get("node_pools") or {}
+        declared: dict[str, Any] = document.get("node_pools") or {}
         pools = {
             name: Pool(
                 tuple(pool.get("roles", ())),
                 tuple(pool.get("instance_types", ())),
                 bool(pool.get("gpu")),
             )
-            for name, pool in found.items()
+            for name, pool in declared.items()
         }
     except (ValueError, AttributeError, TypeError) as error:
         raise PlanError(f"{path}: node_pools is not a map of pools ({error})") from error
@@ -109,27 +109,30 @@ def _declared(path: Path) -> dict[str, Pool]:
 
 
 def limit_prices(prices: Prices, pools: Mapping[str, Pool]) -> Prices:
-    """Only the types that some pool may have; all of them where a pool does not say.
+    """Only the types that some pool may have; a pool that names none may have any.
 
     Raises:
         PlanError: a pool's type is not in the price table.
     """
-    known = {instance.name for instance in prices.every}
+    priced = {instance.name for instance in prices.every}
     for name, pool in pools.items():
-        missing = [name for name in pool.instance_types if name not in known]
+        missing = [name for name in pool.instance_types if name not in priced]
         if missing:
             raise PlanError(f"node_pools.{name}: {missing[0]} is not in {prices.source}")
 
     def allowed(kind: InstanceType) -> bool:
-        mine = [pool for pool in pools.values() if pool.gpu == bool(kind.gpu)]
-        return any(not pool.instance_types or kind.name in pool.instance_types for pool in mine)
+        return any(
+            not pool.instance_types or kind.name in pool.instance_types
+            for pool in pools.values()
+            if pool.gpu == bool(kind.gpu)
+        )
 
     if not pools:
         return prices
-    # without a GPU pool, GPUs stay in the table: what plans them is told that no pool serves them
+    # without a GPU pool, GPUs stay in the table: `size_pools` then reports that no pool serves them
     gpus = any(pool.gpu for pool in pools.values())
-    kept = tuple(kind for kind in prices.every if allowed(kind) or (kind.gpu and not gpus))
-    return replace(prices, every=kept)
+    types = tuple(kind for kind in prices.every if allowed(kind) or (kind.gpu and not gpus))
+    return replace(prices, every=types)
 
 
 def size_pools(plan: Plan, prices: Prices, pools: Mapping[str, Pool]) -> dict[str, SizedPool]:
@@ -143,26 +146,26 @@ def size_pools(plan: Plan, prices: Prices, pools: Mapping[str, Pool]) -> dict[st
     sized = {}
     homeless = list(containers)
     for name, pool in pools.items():
-        mine = [
+        served = [
             container
             for container in containers
             if container.role in pool.roles and bool(container.gpus) == pool.gpu
         ]
-        homeless = [container for container in homeless if container not in mine]
-        if mine:
-            known = prices.gpu_types if pool.gpu else prices.cpu_types
-            names = pool.instance_types or [kind.name for kind in known]
-            sized[name] = _size(name, mine, [kind for kind in known if kind.name in names])
+        homeless = [container for container in homeless if container not in served]
+        if served:
+            types = prices.gpu_types if pool.gpu else prices.cpu_types
+            names = pool.instance_types or [kind.name for kind in types]
+            sized[name] = _size(name, served, [kind for kind in types if kind.name in names])
     if homeless:
-        kind = "pool with gpu = true" if homeless[0].gpus else "pool"
+        missing = "pool with gpu = true" if homeless[0].gpus else "pool"
         role = homeless[0].role
-        raise PlanError(f"no {kind} serves the role {role}: add it to some pool's roles")
+        raise PlanError(f"no {missing} serves the role {role}: add it to some pool's roles")
     return sized
 
 
 @dataclass(frozen=True)
 class Container:
-    """One function: its role, what one replica takes, replicas at least, as planned, at most."""
+    """One function: its role, the size of a replica, and replicas at least, as planned, at most."""
 
     role: str
     vcpu: float
@@ -174,47 +177,30 @@ class Container:
     disk: DiskPlan | None = None
 
 
+def _container(
+    role: str, function: GatewayPlan | DensePlan | ShardPlan, gpus: int = 0
+) -> Container:
+    scaling = function.scaling
+    return Container(
+        role,
+        function.vcpu,
+        function.memory_bytes,
+        gpus,
+        scaling.min_scale,
+        function.replicas,
+        scaling.max_scale,
+    )
+
+
 def _containers(plan: Plan) -> list[Container]:
     """Every function of the plan, the gateway first."""
-    gateway, dense = plan.gateway, plan.dense
-    containers = [
-        Container(
-            "gateway",
-            gateway.vcpu,
-            gateway.memory_bytes,
-            0,
-            gateway.scaling.min_scale,
-            gateway.replicas,
-            gateway.scaling.max_scale,
-        )
+    containers = [_container("gateway", plan.gateway)]
+    if plan.dense is not None:
+        containers.append(_container("dense", plan.dense, plan.dense.gpus))
+    remote = (shard for shard in plan.shards if shard.tier is not Tier.RESIDENT)
+    return containers + [
+        replace(_container(shard.tier.value, shard), disk=shard.disk) for shard in remote
     ]
-    if dense is not None:
-        containers.append(
-            Container(
-                "dense",
-                dense.vcpu,
-                dense.memory_bytes,
-                dense.gpus,
-                dense.scaling.min_scale,
-                dense.replicas,
-                dense.scaling.max_scale,
-            )
-        )
-    for shard in plan.shards:
-        if shard.tier is not Tier.RESIDENT:
-            containers.append(
-                Container(
-                    shard.tier.value,
-                    shard.vcpu,
-                    shard.memory_bytes,
-                    0,
-                    shard.scaling.min_scale,
-                    shard.replicas,
-                    shard.scaling.max_scale,
-                    shard.disk,
-                )
-            )
-    return containers
 
 
 def _size(name: str, containers: Sequence[Container], types: Sequence[InstanceType]) -> SizedPool:
@@ -225,10 +211,10 @@ def _size(name: str, containers: Sequence[Container], types: Sequence[InstanceTy
 
     best: tuple[float, float, InstanceType] | None = None
     for kind in types:
-        usual, peak = nodes(kind, lambda each: each.planned), nodes(kind, _peak)
+        usual, peak = nodes(kind, lambda container: container.planned), nodes(kind, _peak)
         if usual is not None and peak is not None:
             entry = (usual * kind.usd_per_hour, peak * kind.usd_per_hour, kind)
-            best = min(best or entry, entry, key=lambda each: (each[0], each[1], each[2].name))
+            best = min(best or entry, entry, key=_by_price)
     if best is None:
         vcpu = max(container.vcpu for container in containers)
         size = max(container.memory_bytes for container in containers)
@@ -238,8 +224,13 @@ def _size(name: str, containers: Sequence[Container], types: Sequence[InstanceTy
             (f"containers of up to {vcpu:g} vCPU and {size:,} bytes; allowed types: {names}",),
         )
     kind = best[2]
-    least = nodes(kind, lambda each: each.least)
+    least = nodes(kind, lambda container: container.least)
     return SizedPool((kind.name,), least or 0, max(1, nodes(kind, _peak) or 0))
+
+
+def _by_price(entry: tuple[float, float, InstanceType]) -> tuple[float, float, str]:
+    usual, peak, kind = entry
+    return usual, peak, kind.name
 
 
 def _peak(container: Container) -> int:
@@ -247,8 +238,8 @@ def _peak(container: Container) -> int:
     return max(container.most, container.planned) + container.planned
 
 
-def _nodes(kind: InstanceType, wanted: Sequence[tuple[Container, int]]) -> int | None:
-    """Nodes of `kind` that hold so many replicas of each; None where one does not fit."""
+def _nodes(kind: InstanceType, replicas: Sequence[tuple[Container, int]]) -> int | None:
+    """Nodes of `kind` that hold these replicas of each function; None where one does not fit."""
     groups = [
         Group(
             container.vcpu,
@@ -257,13 +248,14 @@ def _nodes(kind: InstanceType, wanted: Sequence[tuple[Container, int]]) -> int |
             container.disk.size_bytes if container.disk else 0,
             container.disk.reserved_iops if container.disk else 0,
         )
-        for container, number in wanted
+        for container, number in replicas
     ]
     nodes = pack_equal(groups, kind)
-    if nodes is None or any(container.gpus > kind.gpu for container, _ in wanted):
+    if nodes is None or any(container.gpus > kind.gpu for container, _ in replicas):
         return None
     return max(
-        nodes, math.ceil(sum(_gpu_share(container, kind) * number for container, number in wanted))
+        nodes,
+        math.ceil(sum(_gpu_share(container, kind) * number for container, number in replicas)),
     )
 
 

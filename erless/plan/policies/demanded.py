@@ -1,7 +1,7 @@
 """Layouts of a shape that the user demands: so many remote functions, so large a resident tier.
 
-The objective often wants fewer functions than a test or a demonstration does. What it does not
-decide, these cuts decide by how memory grows with traffic: in the limit of many replicas a function
+The objective often leads to fewer functions than a test or a demonstration needs. Cuts that it
+leaves open are made by how memory grows with traffic: in the limit of many replicas a function
 of load ℓ and b bytes holds ℓ·(b + m0) bytes per query/s, so for N functions
 
     best(n, j) = min over i < j of best(n-1, i) + (a + L(j) - L(i)) · (m0 + S(j) - S(i))
@@ -73,18 +73,20 @@ def fluid_cuts(load: Floats, size: Floats, count: int, terms: CostTerms) -> list
 
 @dataclass(frozen=True)
 class _Shapes:
+    """The demanded cuts of one request, at one pair of precisions."""
+
     demand: Demand
     terms: CostTerms
     request: PlanRequest
     stored: StoredAs
 
     def layouts(self) -> list[Layout]:
-        found = []
+        layouts = []
         for resident in self._resident_cuts():
             frozen, why = self._frozen_cut(resident)
             for inner in self._inner_cuts(resident, frozen):
-                found.append(self._layout([frozen, *inner, resident], why))
-        return found
+                layouts.append(self._layout([frozen, *inner, resident], why))
+        return layouts
 
     @cached_property
     def order(self) -> MergedOrder:
@@ -117,9 +119,9 @@ class _Shapes:
         return float(np.dot(cut, widths))
 
     def _resident_cuts(self) -> list[Ints]:
-        asked, room = self.request.resident_share, self.request.max_resident_bytes
+        share, room = self.request.resident_share, self.request.max_resident_bytes
         limit = math.inf if room is None else room
-        shares = RESIDENT_SHARES if asked is None else (asked,)
+        shares = RESIDENT_SHARES if share is None else (share,)
         cuts = [self._hottest(share, limit) for share in shares]
         return list({cut.tobytes(): cut for cut in cuts}.values())
 
@@ -156,18 +158,18 @@ class _Shapes:
         if number is None:
             return free
         number -= bool((frozen < self.order.table_rows).any())
-        chosen = [cuts for cuts in free if len(cuts) == number - 1]
-        found: list[list[float]] = []
+        inner_cuts = [cuts for cuts in free if len(cuts) == number - 1]
+        load_cuts: list[list[float]] = []
         loads = self._grid(self._load_outside(frozen), self._load_outside(resident))
         if 1 <= number < len(loads):
             points = fluid_cuts(loads, self.order.size_at(loads), number, self.terms)
-            found.append([float(loads[point]) for point in points[1:-1]])
+            load_cuts.append([float(loads[point]) for point in points[1:-1]])
             if self.request.max_shard_bytes:
-                found.append(self._even(float(loads[0]), float(loads[-1]), number))
-        for loads_between in found:
+                load_cuts.append(self._even(float(loads[0]), float(loads[-1]), number))
+        for loads_between in load_cuts:
             cuts = [self.order.cut(load) for load in loads_between]
-            chosen.append([np.clip(cut, resident, frozen) for cut in cuts])
-        return chosen + self._whole_tables(resident, frozen, number)
+            inner_cuts.append([np.clip(cut, resident, frozen) for cut in cuts])
+        return inner_cuts + self._whole_tables(resident, frozen, number)
 
     def _whole_tables(self, resident: Ints, frozen: Ints, number: int) -> list[list[Ints]]:
         """Cuts that leave what is outside the gateway of each table in one function.
@@ -206,18 +208,18 @@ class _Shapes:
             return []
         demand, numbers = middle
         most = self.request.max_fan_out - self.request.freezes
-        wanted = min(most, self.request.shards or SHARDS_WANTED)
+        shards_wanted = min(most, self.request.shards or SHARDS_WANTED)
         room = self.request.max_shard_bytes or math.inf
-        found = joint_layouts(
+        layouts = joint_layouts(
             demand,
             self.terms,
             SearchLimits(most, room, resident=False),
             precision=self.stored.shards,
             resident_precision=self.stored.resident,
-            shards_wanted=wanted,
+            shards_wanted=shards_wanted,
         )
         cuts = []
-        for layout in found:
+        for layout in layouts:
             at, inner = frozen.copy(), []
             for shard in reversed(layout.shards[1:]):
                 for part in shard.slices:

@@ -39,15 +39,15 @@ def elasticrec(demand: Demand, terms: CostTerms, per_table: int | None = None) -
         per_table: shards of every table, as in the paper's sensitivity study; None: as many as
             cost least.
     """
-    known: dict[tuple[object, ...], list[tuple[int, int]]] = {}
+    cuts: dict[tuple[object, ...], list[tuple[int, int]]] = {}
     shards = []
     points = CANDIDATES if len(demand.tables) <= SHIPPED_LIMIT else 150
     for number, table in enumerate(demand.tables):
         curve = table.curve
         key = (table.rows, table.spec.dim, table.gathers, curve.share.tobytes())
-        if key not in known:
-            known[key] = cut_table(table, demand, terms, points, per_table)
-        shards += [[Slice(number, start, stop)] for start, stop in known[key]]
+        if key not in cuts:
+            cuts[key] = cut_table(table, demand, terms, points, per_table)
+        shards += [[Slice(number, start, stop)] for start, stop in cuts[key]]
     return Layout.of(demand, terms, shards, why=["the table's own programme"] * len(shards))
 
 

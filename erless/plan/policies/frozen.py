@@ -47,20 +47,20 @@ def split_frozen(layout: Layout, request: PlanRequest) -> Layout:
     cut = idle_cut(demand, terms, request, stored)
     heat = [shard.gathers / shard.rows for shard in layout.shards]
     coldest = heat.index(min(heat))
-    idle, kept = [], []
+    idle, busy = [], []
     for part in layout.shards[coldest].slices:
         middle = min(part.stop, max(part.start, int(cut[part.table])))
-        kept.append(Slice(part.table, part.start, middle))
+        busy.append(Slice(part.table, part.start, middle))
         idle.append(Slice(part.table, middle, part.stop))
     if not any(part.stop > part.start for part in idle):
         return layout
     shards = [list(shard.slices) for shard in layout.shards]
     reasons = [shard.why for shard in layout.shards]
     why = f"idle for {request.frozen_window_s:g} s at least half of the time"
-    if any(part.stop > part.start for part in kept):
+    if any(part.stop > part.start for part in busy):
         if len(shards) >= request.max_fan_out:
             return layout
-        shards[coldest] = kept
+        shards[coldest] = busy
     else:
         shards.pop(coldest)
         reasons.pop(coldest)

@@ -76,14 +76,16 @@ def _function_sizes(
     limits: SearchLimits,
     shards_wanted: int,
 ) -> list[tuple[FunctionSize, ...]]:
-    """What the search finds: the best of any number of shards, and the best of each number."""
-    found = search(order, demand, terms, limits)
-    most = max((len(sizes) - 1 for _, sizes in found), default=0)
-    wanted = min(limits.max_shards, max(shards_wanted, 1))
+    """The function sizes of the best of any number of shards, and of the best of each number."""
+    solutions = search(order, demand, terms, limits)
+    most = max((len(sizes) - 1 for _, sizes in solutions), default=0)
+    shards = min(limits.max_shards, max(shards_wanted, 1))
     if most > 1:
-        fewer = replace(limits, max_shards=min(wanted, most))
-        found += search(order, demand, terms, fewer, count_shards=True)
-    return list(dict.fromkeys(sizes if limits.resident else _remote(sizes) for _, sizes in found))
+        fewer = replace(limits, max_shards=min(shards, most))
+        solutions += search(order, demand, terms, fewer, count_shards=True)
+    return list(
+        dict.fromkeys(sizes if limits.resident else _remote(sizes) for _, sizes in solutions)
+    )
 
 
 def joint_memory(layouts: Sequence[Layout]) -> Layout:

@@ -84,15 +84,15 @@ def _chunks(
 ) -> list[list[Slice]]:
     """Slices of at most `first`, then `room` bytes each; every row once."""
     chunks: list[list[Slice]] = [[]]
-    left = first
+    free = first
     for number, table in enumerate(demand.tables):
         stop = table.rows
         while stop:
-            fits = min(stop, int(left / stored[number]))
+            fits = min(stop, int(free / stored[number]))
             if not fits:
                 chunks.append([])
-                left = room
+                free = room
                 continue
             chunks[-1].append(Slice(number, stop - fits, stop))
-            stop, left = stop - fits, left - fits * stored[number]
+            stop, free = stop - fits, free - fits * stored[number]
     return [chunk for chunk in chunks if chunk]

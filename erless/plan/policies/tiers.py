@@ -49,14 +49,15 @@ def floor_of(tier: Tier, policy: Policy, request: PlanRequest) -> int:
 def with_tiers(layout: Layout, policy: Policy, request: PlanRequest) -> Layout:
     """The layout with the precision that its tiers ask for, and their fewest replicas."""
     tiers = tiers_of(layout)
-    wanted = [
+    precisions = [
         request.tier_precision.get(tier, shard.precision)
         for shard, tier in zip(layout.shards, tiers, strict=True)
     ]
     if policy == "joint" and any(
-        kind is not shard.precision for shard, kind in zip(layout.shards, wanted, strict=True)
+        precision is not shard.precision
+        for shard, precision in zip(layout.shards, precisions, strict=True)
     ):
-        layout = layout.resized(precisions=wanted)
+        layout = layout.resized(precisions=precisions)
     if not request.tier_replicas:
         return layout
     gateway, *shards = (

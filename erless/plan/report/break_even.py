@@ -55,12 +55,12 @@ def break_even(
     base = request.model_copy(update={"policy": "joint", "objective": "dollars", **free})
     points = []
     for factor in TRAFFIC:
-        asked = base.model_copy(update={"qps": qps * factor})
-        points.append(_point("traffic", factor, model, tables, asked, prices, measured))
+        scaled = base.model_copy(update={"qps": qps * factor})
+        points.append(_point("traffic", factor, model, tables, scaled, prices, measured))
     for factor in SIZES:
         grown = [_grow(table, factor) for table in tables]
-        asked = base.model_copy(update={"qps": qps})
-        points.append(_point("rows", factor, model, grown, asked, prices, measured))
+        scaled = base.model_copy(update={"qps": qps})
+        points.append(_point("rows", factor, model, grown, scaled, prices, measured))
     return points
 
 

@@ -23,9 +23,9 @@ HELPS = 0.01  # cheaper by more than 1 %
 
 @dataclass(frozen=True)
 class Lever:
-    """Dollars a month with one more freedom; None where no plan has it."""
+    """Dollars a month with one more freedom, in words; None where no plan has it."""
 
-    what: str
+    freedom: str
     usd_per_month: float | None
 
 
@@ -39,47 +39,49 @@ def levers(
 ) -> list[Lever]:
     """Each freedom that the request does not have yet, tried by itself, coarsely."""
     tried = []
-    for what, change in _freedoms(request, prices):
-        asked = request.model_copy(update={"policy": "joint", "qps": qps, **change})
+    for freedom, change in _freedoms(request, prices):
+        relaxed = request.model_copy(update={"policy": "joint", "qps": qps, **change})
         try:
-            found = Planner(model, tables, asked, prices, measured, coarse=True).outcome()
-            dollars: float | None = found.best["joint"].packing.usd_per_month
+            outcome = Planner(model, tables, relaxed, prices, measured, coarse=True).outcome()
+            dollars: float | None = outcome.best["joint"].packing.usd_per_month
         except PlanError:
             dollars = None
-        tried.append(Lever(what, dollars))
+        tried.append(Lever(freedom, dollars))
     return tried
 
 
 def _freedoms(request: PlanRequest, prices: Prices) -> list[tuple[str, dict[str, Any]]]:
-    found: list[tuple[str, dict[str, Any]]] = []
+    freedoms: list[tuple[str, dict[str, Any]]] = []
     if Precision.INT8 not in request.precisions:
         allowed = (*request.precisions, Precision.INT8)
-        found.append(("int8 rows (--precision int8, or auto with --queries)", {"allowed": allowed}))
+        freedoms.append(
+            ("int8 rows (--precision int8, or auto with --queries)", {"allowed": allowed})
+        )
     if set(request.arch) != set(ARCHITECTURES):
         arms = "arm64 nodes (--arch amd64 --arch arm64, with images for both)"
-        found.append((arms, {"arch": ARCHITECTURES}))
+        freedoms.append((arms, {"arch": ARCHITECTURES}))
     if not request.spot and any(kind.spot_usd_per_hour for kind in prices.every):
-        found.append(("spot nodes (--spot)", {"spot": True}))
+        freedoms.append(("spot nodes (--spot)", {"spot": True}))
     if request.shaped:
         none = dict.fromkeys(("shards", "resident_share", "max_resident_bytes", "frozen_share"))
-        found.append(("no demanded shape", none))
-    return found
+        freedoms.append(("no demanded shape", none))
+    return freedoms
 
 
 def lever_lines(tried: Sequence[Lever], usd_per_month: float) -> list[str]:
-    """One sentence: what would help most first, or that nothing tried does."""
+    """One sentence: the freedoms that help, best first, or that none does."""
     helping = [
-        (lever.usd_per_month, lever.what)
+        (lever.usd_per_month, lever.freedom)
         for lever in tried
         if lever.usd_per_month is not None and lever.usd_per_month < usd_per_month * (1 - HELPS)
     ]
     if not tried:
         return []
     if not helping:
-        names = ", ".join(lever.what for lever in tried)
+        names = ", ".join(lever.freedom for lever in tried)
         return [f"no lever makes this model cheaper: tried {names}"]
-    told = [
-        f"{what}: ${dollars:,.0f} a month ({1 - dollars / usd_per_month:.0%} less)"
-        for dollars, what in sorted(helping)
+    texts = [
+        f"{freedom}: ${dollars:,.0f} a month ({1 - dollars / usd_per_month:.0%} less)"
+        for dollars, freedom in sorted(helping)
     ]
-    return [f"cheaper with {'; '.join(told)}"]
+    return [f"cheaper with {'; '.join(texts)}"]

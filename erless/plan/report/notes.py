@@ -1,4 +1,4 @@
-"""What a reader of a plan must know beside its numbers: what was demanded, and what it costs."""
+"""Notes beside a plan's numbers: the demands that shaped it, and what they cost."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ def _demanded(outcome: Outcome) -> list[str]:
 def _cost(candidate: Candidate) -> str:
     layout = candidate.layout
     shards = len(layout.shards)
-    what = f"{shards} remote function{'s' * (shards != 1)}" if shards else "no remote function"
-    return f"{what}, {layout.memory / 1e9:,.2f} GB, ${candidate.packing.usd_per_month:,.0f} a month"
+    functions = f"{shards} remote function{'s' * (shards != 1)}" if shards else "no remote function"
+    dollars = candidate.packing.usd_per_month
+    return f"{functions}, {layout.memory / 1e9:,.2f} GB, ${dollars:,.0f} a month"
 
 
 def _frozen(outcome: Outcome) -> list[str]:

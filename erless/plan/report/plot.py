@@ -65,7 +65,7 @@ def plot_page(plan: Plan, demand: Demand, points: Sequence[Point]) -> str:
 
 
 def _access_chart(plan: Plan, demand: Demand) -> str:
-    shown = _one_of_each_curve(demand)[:MOST_CURVES]
+    shown = _distinct_curves(demand)[:MOST_CURVES]
     names = {table.spec.name for table in shown}
     begins: dict[int, str] = {}
     for shard in plan.shards:
@@ -90,7 +90,7 @@ def _access_chart(plan: Plan, demand: Demand) -> str:
     )
 
 
-def _one_of_each_curve(demand: Demand) -> list[TableLoad]:
+def _distinct_curves(demand: Demand) -> list[TableLoad]:
     """The first table of each size and access curve."""
     first: dict[tuple[int, bytes], TableLoad] = {}
     for table in demand.tables:

@@ -140,8 +140,8 @@ def _load_lines(plan: Plan, shard: ShardPlan) -> list[str]:
 
 def verdict(plan: Plan) -> str:
     """Whether sharding pays here, in one sentence; empty where nothing was compared."""
-    known = {result.policy: result for result in plan.policies}
-    whole, joint = known.get("model-wise"), known.get("joint")
+    by_policy = {result.policy: result for result in plan.policies}
+    whole, joint = by_policy.get("model-wise"), by_policy.get("joint")
     if whole is None or joint is None:
         return ""
     if joint.fan_out == 0:

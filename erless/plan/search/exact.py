@@ -41,10 +41,10 @@ def best(
     value, choice = _partition(cost, everything, limit)
     winner, least = None, math.inf
     for inside in range(everything + 1):
-        rest = everything & ~inside
-        if math.isinf(value[limit][rest]):
+        remote = everything & ~inside
+        if math.isinf(value[limit][remote]):
             continue
-        shards = [_pick(rows, part) for part in _parts(choice, limit, rest)]
+        shards = [_pick(rows, part) for part in _parts(choice, limit, remote)]
         layout = Layout.of(
             demand,
             terms,

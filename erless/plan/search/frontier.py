@@ -44,7 +44,7 @@ KEPT = 4000  # labels per number of shards
 
 @dataclass(frozen=True)
 class SearchLimits:
-    """What a search may find.
+    """Limits of the layouts that a search may find.
 
     Args:
         max_shards: most remote shards.
@@ -88,9 +88,9 @@ class _Labels:
     shards: Ints
     ident: Ints
 
-    def take(self, chosen: NDArray[np.intp]) -> _Labels:
+    def take(self, indices: NDArray[np.intp]) -> _Labels:
         return _Labels(
-            self.covered[chosen], self.cost[chosen], self.shards[chosen], self.ident[chosen]
+            self.covered[indices], self.cost[indices], self.shards[indices], self.ident[indices]
         )
 
 
@@ -148,7 +148,7 @@ def _levels(
     limits: SearchLimits,
     optimistic: bool,
 ) -> list[_Level]:
-    """All function sizes, by what a byte costs in them."""
+    """All function sizes, by the cost of a byte in them."""
     resident = limits.resident
     replica_vcpu = terms.max_vcpu * terms.utilisation
     call = demand.qps * terms.call_s
@@ -197,9 +197,11 @@ class _Search:
         self.made_by: list[_Level | None] = [None]
 
     def size(self, covered: Floats) -> Floats:
+        """Most bytes served with the load `covered`, in vCPU."""
         return self.order.size_at(covered / self.qps)
 
     def run(self, levels: list[_Level]) -> list[tuple[float, tuple[FunctionSize, ...]]]:
+        """As `search`; `levels` by rising factor."""
         start = _Labels(np.zeros(1), np.zeros(1), np.zeros(1, np.int64), np.zeros(1, np.int64))
         before, after = start, _NONE
         for level in levels:
@@ -212,16 +214,17 @@ class _Search:
 
     def repeat(self, labels: _Labels, level: _Level) -> _Labels:
         """Add shards of this level while that finds undominated labels."""
-        kept = newest = self.prune(labels, level.factor)
+        undominated = newest = self.prune(labels, level.factor)
         while len(newest.cost):
             grown = self.add(newest, level)
-            known = set(kept.ident.tolist())
-            kept = self.prune(_join(kept, grown), level.factor)
-            fresh = np.array([ident not in known for ident in kept.ident.tolist()], bool)
-            newest = kept.take(np.flatnonzero(fresh))
-        return kept
+            before = set(undominated.ident.tolist())
+            undominated = self.prune(_join(undominated, grown), level.factor)
+            fresh = np.array([ident not in before for ident in undominated.ident.tolist()], bool)
+            newest = undominated.take(np.flatnonzero(fresh))
+        return undominated
 
     def add(self, labels: _Labels, level: _Level) -> _Labels:
+        """Each label with one more function of this level, where one may be added."""
         open_ = labels.covered < self.total * (1 - 1e-12)
         if level.gateway:
             open_ = np.ones(len(open_), bool)
@@ -242,17 +245,18 @@ class _Search:
         return _Labels(covered, cost, labels.shards + (0 if level.gateway else 1), ident)
 
     def prune(self, labels: _Labels, factor: float) -> _Labels:
+        """The undominated labels, while a byte in the next level costs `factor`."""
         if not len(labels.cost):
             return labels
         potential = labels.cost - factor * self.size(labels.covered)
         if not self.count:
             return self.thin(labels.take(_pareto(labels.covered, potential)), factor)
-        chosen = []
+        per_number = []
         for number in range(int(labels.shards.max()) + 1):
             within = np.flatnonzero(labels.shards <= number)
-            kept = within[_pareto(labels.covered[within], potential[within])]
-            chosen.append(kept[labels.shards[kept] == number])
-        return self.thin(labels.take(np.concatenate(chosen)), factor)
+            undominated = within[_pareto(labels.covered[within], potential[within])]
+            per_number.append(undominated[labels.shards[undominated] == number])
+        return self.thin(labels.take(np.concatenate(per_number)), factor)
 
     def thin(self, labels: _Labels, factor: float) -> _Labels:
         """Keep the number of labels bounded; where optimistic, by a label as good as each group."""
@@ -272,6 +276,7 @@ class _Search:
         return merged
 
     def best(self, labels: _Labels) -> list[tuple[float, tuple[FunctionSize, ...]]]:
+        """Cost and functions of the complete labels, each cheaper than those of fewer shards."""
         done = labels.take(np.flatnonzero(labels.covered >= self.total * (1 - 1e-9)))
         frontier: list[tuple[float, tuple[FunctionSize, ...]]] = []
         lowest = math.inf
@@ -282,6 +287,7 @@ class _Search:
         return frontier
 
     def trace(self, ident: int) -> tuple[FunctionSize, ...]:
+        """The functions of a label, coldest first."""
         steps: list[FunctionSize] = []
         level = self.made_by[ident]
         while level is not None:

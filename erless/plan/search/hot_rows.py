@@ -84,10 +84,13 @@ def _home(places: list[list[Slice]], atom: Slice) -> int:
 
 
 def _without(parts: list[Slice], atom: Slice) -> list[Slice]:
-    left = []
+    remaining = []
     for part in parts:
         if part.table != atom.table or not part.start <= atom.start < part.stop:
-            left.append(part)
+            remaining.append(part)
             continue
-        left += [Slice(part.table, part.start, atom.start), Slice(part.table, atom.stop, part.stop)]
-    return [part for part in left if part.stop > part.start]
+        remaining += [
+            Slice(part.table, part.start, atom.start),
+            Slice(part.table, atom.stop, part.stop),
+        ]
+    return [part for part in remaining if part.stop > part.start]

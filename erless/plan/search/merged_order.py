@@ -49,32 +49,36 @@ class MergedOrder:
         resident: Precision,
     ) -> MergedOrder:
         """Sort all bins by load per byte. O(n log n) in the number of bins."""
-        counts = [len(each.curve.ranks) - 1 for each in tables]
+        curves = [traffic.curve for traffic in tables]
+        dims = [traffic.spec.dim for traffic in tables]
+        counts = [len(curve.ranks) - 1 for curve in curves]
         table = np.repeat(np.arange(len(tables)), counts)
-        start = np.concatenate([each.curve.ranks[:-1] for each in tables])
-        stop = np.concatenate([each.curve.ranks[1:] for each in tables])
-        size_each = np.array([_stored(each, terms, precision) for each in tables])
-        beta = np.array([terms.beta_of(each.spec.dim, precision) for each in tables])
-        gathers = np.concatenate([np.diff(each.curve.share) * each.gathers for each in tables])
+        start = np.concatenate([curve.ranks[:-1] for curve in curves])
+        stop = np.concatenate([curve.ranks[1:] for curve in curves])
+        row_size = np.array([_stored(traffic, terms, precision) for traffic in tables])
+        beta = np.array([terms.beta_of(dim, precision) for dim in dims])
+        gathers = np.concatenate(
+            [np.diff(traffic.curve.share) * traffic.gathers for traffic in tables]
+        )
         load = np.maximum(gathers, 0.0) * beta[table]
-        size = (stop - start) * size_each[table]
+        size = (stop - start) * row_size[table]
         # noise of summed shares must not put a hotter rank of a table below a colder one
         ends = np.cumsum(counts)
         heat = np.concatenate(
             [np.minimum.accumulate(part) for part in np.split(load / size, ends[:-1])]
         )
         order = np.lexsort((table, -start, heat))
-        above = np.array([terms.beta_of(each.spec.dim, resident) for each in tables])
-        wider = np.array([resident.row_bytes(each.spec.dim) for each in tables])
+        above = np.array([terms.beta_of(dim, resident) for dim in dims])
+        wider = np.array([resident.row_bytes(dim) for dim in dims])
         return cls(
             table[order],
             start[order],
             stop[order],
             np.concatenate([[0.0], np.cumsum(load[order])]),
             np.concatenate([[0.0], np.cumsum(size[order])]),
-            np.array([each.rows for each in tables], np.int64),
+            np.array([traffic.rows for traffic in tables], np.int64),
             float((above / beta).min()),
-            float((wider / size_each).min()),
+            float((wider / row_size).min()),
         )
 
     @property
@@ -104,8 +108,10 @@ class MergedOrder:
         if segment < len(self.table):
             rows = int(self.stop[segment] - self.start[segment])
             row_load = (self.load[segment + 1] - self.load[segment]) / rows
-            taken = int((load - self.load[segment]) / row_load + 1e-9) if row_load > 0 else rows
-            ranks[self.table[segment]] = self.stop[segment] - max(0, min(rows, taken))
+            rows_taken = (
+                int((load - self.load[segment]) / row_load + 1e-9) if row_load > 0 else rows
+            )
+            ranks[self.table[segment]] = self.stop[segment] - max(0, min(rows, rows_taken))
         return ranks
 
 

@@ -1,1 +1,1 @@
-"""Reading what people and strangers write: within bounds, and with every mistake named."""
+"""Read files that people and strangers write: within bounds, and with every mistake named."""

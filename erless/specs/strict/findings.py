@@ -1,4 +1,4 @@
-"""What is wrong with a value, in our words: pydantic's findings are translated here, by type."""
+"""pydantic's findings about a value in our words, translated by their type."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 def finding(error: ErrorDetails) -> str:
     """One finding as a phrase that follows the name of the field."""
-    kind, limits = error["type"], error.get("ctx", {})
-    if kind == "missing":
+    error_type, limits = error["type"], error.get("ctx", {})
+    if error_type == "missing":
         return "is missing"
-    if kind == "extra_forbidden":
+    if error_type == "extra_forbidden":
         return "is not known"
-    if kind == "value_error":
+    if error_type == "value_error":
         return str(limits["error"])
-    words = _WORDS.get(kind)
+    words = _WORDS.get(error_type)
     return f"{words(limits) if words else error['msg']}, found {_shown(error['input'])}"
 
 

@@ -16,7 +16,7 @@ import yaml
 from erless.errors import ConfigError
 from erless.storage.atomic import os_errors
 
-__all__ = ["Keys", "Written", "read_yaml"]
+__all__ = ["Keys", "YamlDocument", "read_yaml"]
 
 MOST_BYTES = 256 << 10
 MOST_DEPTH = 32
@@ -30,7 +30,7 @@ Keys = tuple[str, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with what JSON has no word for left as text, and 1e9 a number as in YAML 1.2."""
+    """SafeLoader that leaves dates as text, as JSON has none, and reads 1e9 as YAML 1.2 does."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -44,14 +44,14 @@ _Loader.add_implicit_resolver(
 )
 
 
-class Written(NamedTuple):
-    """What a file says: keys and values, and the line of each."""
+class YamlDocument(NamedTuple):
+    """The keys and values of a file, and the line of each."""
 
     values: dict[str, Any]
     lines: dict[Keys, int]
 
 
-def read_yaml(path: Path) -> Written:
+def read_yaml(path: Path) -> YamlDocument:
     """Read the file at `path`.
 
     Raises:
@@ -80,7 +80,7 @@ def read_yaml(path: Path) -> Written:
     strange = next((key for key in values if not isinstance(key, str)), None)
     if strange is not None:
         raise ConfigError(f"{path}: key {strange!r} is not a word")
-    return Written(values, lines)
+    return YamlDocument(values, lines)
 
 
 def _text(path: Path) -> str:
@@ -98,7 +98,7 @@ def _text(path: Path) -> str:
 
 
 def _check_depth(path: Path, text: str) -> None:
-    """Refuse what is nested so deep, or has so many values, that building it would not end well."""
+    """Refuse a text that is nested too deep, or has too many values, to be built."""
     depth = 0
     for values, event in enumerate(yaml.parse(text, Loader=_Loader)):
         if isinstance(event, yaml.CollectionEndEvent):
@@ -113,7 +113,7 @@ def _check_depth(path: Path, text: str) -> None:
 
 
 class _Lines:
-    """The line of every key of a tree, each node as often as it is referred to."""
+    """Collects the line of every key of a tree; a node referred to twice is visited twice."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -142,23 +142,23 @@ class _Lines:
             self._visit_keys(node, keys)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
-                here = (*keys, str(index))
-                self._lines[here] = value.start_mark.line + 1
-                self._visit(value, here)
+                place = (*keys, str(index))
+                self._lines[place] = value.start_mark.line + 1
+                self._visit(value, place)
         self._open.pop()
 
     def _visit_keys(self, node: yaml.MappingNode, keys: Keys) -> None:
         first: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
-            here = (*keys, str(key.value)[:100])
+            place = (*keys, str(key.value)[:100])
             if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE_TAG:
-                raise ConfigError(f"{self._path}:{line}: {'.'.join(here)}: a key must be a word")
+                raise ConfigError(f"{self._path}:{line}: {'.'.join(place)}: a key must be a word")
             if key.value in first:
                 raise ConfigError(
-                    f"{self._path}:{line}: {'.'.join(here)}: given twice, first in line "
+                    f"{self._path}:{line}: {'.'.join(place)}: given twice, first in line "
                     f"{first[key.value]}"
                 )
             first[key.value] = line
-            self._lines[here] = line
-            self._visit(value, here)
+            self._lines[place] = line
+            self._visit(value, place)

@@ -17,7 +17,7 @@ PRICES = Prices("own.csv", "2026-11-29", TYPES)
 def test_each_freedom_is_tried_by_itself() -> None:
     model, tables = workload_tables("rm1", 0.9, 32)
     found = {
-        lever.what.split()[0]: lever.usd_per_month
+        lever.freedom.split()[0]: lever.usd_per_month
         for lever in levers(model, tables, PlanRequest(), 50.0, PRICES)
     }
     assert found == {"int8": 0.25 * 730, "arm64": 0.5 * 730}
