@@ -1,4 +1,4 @@
-"""How long-running stages say where they are, without knowing who listens.
+"""How long-running stages report their progress, without knowing who shows it.
 
 A stage takes a `Progress` and calls it; the CLI draws a bar from it (`erless.cli.bars`), tests and
 library callers pass nothing.

@@ -14,7 +14,7 @@ in three steps: nothing wanted and active for a stable window → inactive for t
 and retention → zero. A call that waits at zero counts as load, as Knative's activator reports it.
 
 Left out: excess burst capacity and the activation timeout (nothing sits in our data path, and the
-supervisor itself tells a replica that does not start).
+supervisor itself recognises a replica that does not start).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Phase(StrEnum):
 
 
 class Observation(NamedTuple):
-    """What is known at `now_s` (any clock that only goes forward).
+    """The facts at `now_s` (any clock that only goes forward).
 
     value: requests/s or concurrent requests, by the scaling's metric, over all replicas, averaged
     since the last observation that had one; None where replicas could not be asked. At zero

@@ -48,7 +48,7 @@ class WindowedLoad(NamedTuple):
         return cls((RunningTotal(now_s, 0.0),), now_s)
 
     def record(self, now_s: float, value: float, window_s: float) -> WindowedLoad:
-        """`value` was the average since the last poll; what is older than `window_s` goes.
+        """Add `value`, the average since the last poll; drop values older than `window_s`.
 
         A value at, or before, the time of the last poll is not recorded: it covers no time.
         """

@@ -1,6 +1,6 @@
 """What every target does: the protocol that `local` and `knative` share, and its value classes.
 
-Render, then act: `diff` says what `deploy` would change, `deploy` does exactly that.
+Render, then act: `diff` lists the changes that `deploy` would make, `deploy` makes exactly those.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Desired:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One thing that deploy creates, updates, keeps or removes; `detail` says what differs."""
+    """One thing that deploy creates, updates, keeps or removes; `detail` names the difference."""
 
     action: Literal["create", "update", "keep", "remove"]
     what: str
@@ -60,7 +60,7 @@ class Deployment:
 
     address: HOST:PORT to connect to where the URL's own host is not known here; else empty.
     note: what the person who deployed should know besides; usually nothing.
-    model: the name of its model; empty where the record of an older version does not tell it.
+    model: the name of its model; empty where the record is of an older version that has none.
     """
 
     release: str
@@ -130,7 +130,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What `deploy` would apply, as documents, and who found them valid.
+    """The documents that `deploy` would apply, and the check that found them valid.
 
     missing: what `deploy` will still ask for; placeholders stand for it.
     """

@@ -1,4 +1,4 @@
-"""A query's arrays, as the kernels take them, and what is wrong with those that do not fit."""
+"""A query's arrays, as the kernels take them, and the errors for those that do not fit."""
 
 from __future__ import annotations
 

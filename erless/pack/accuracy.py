@@ -82,7 +82,7 @@ def measure_precisions(
         queries: a query file, with or without labels.
         precisions: to measure; fp32 loses nothing and is left out.
         budget: tables are measured one by one at the precisions that keep to it.
-        progress: told of the variants predicted.
+        progress: counts the variants predicted.
 
     Raises:
         ArtifactError: the bundle is missing or damaged.

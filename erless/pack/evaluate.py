@@ -106,7 +106,7 @@ def evaluate(
         inputs: bundle, profile and plan.
         queries: a query file; with labels the AUC is computed too.
         batch: samples predicted at a time.
-        progress: told of the queries predicted.
+        progress: counts the queries predicted.
 
     Raises:
         QueryError: the queries do not fit the model.

@@ -27,7 +27,7 @@ class Keys:
     Args:
         store: where they are.
         verify: trust no size: read what a record names, and forget what is damaged.
-        progress: told of what is read.
+        progress: counts the bytes read.
     """
 
     def __init__(self, store: Store, *, verify: bool = False, progress: Progress) -> None:

@@ -4,7 +4,7 @@ Everything is named by its content and nothing depends on when or where it was m
 remembers what an input became (`erless.pack.keys`): before a slice is made its key (table file,
 counts, ranks, precision) is looked up, so packing twice does nothing, a changed shard is made
 alone, a run that was cut off goes on where it stopped, and many workers with `--shard` share the
-work. Whoever finds all shards there writes the release manifest, last.
+work. The packer that finds all shards there writes the release manifest, last.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Packer:
         plan: the plan's file.
         store: where the release goes.
         verify: read what the store has already, and make again what is damaged.
-        progress: told how far it is.
+        progress: shown while it runs.
 
     Raises:
         PlanError: the three do not belong together, or the plan misses a row.

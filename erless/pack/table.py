@@ -65,7 +65,7 @@ def pack_table(
         inputs: what is packed.
         slices: of one table.
         stage: folder for the files.
-        progress: told of the table's bytes.
+        progress: counts the table's bytes.
         done: called with each slice when its file is complete.
 
     Raises:

@@ -45,7 +45,7 @@ class TableHotness:
 
 @dataclass(frozen=True, slots=True)
 class AccessReport:
-    """The profile written, and what is worth a warning."""
+    """The profile written, and its warnings."""
 
     profile: Profile
     tables: tuple[TableHotness, ...]

@@ -61,7 +61,7 @@ def open_log(
     Args:
         source: the log.
         table_rows: the model's tables and their rows, in order.
-        log_format: how it is laid out; AUTO tells by content.
+        log_format: how it is laid out; AUTO goes by content.
 
     Raises:
         LogError: unreadable, of no known format, or about tables that the model lacks.
@@ -143,7 +143,7 @@ def _open_file(
 
 
 def _detect(path: Path) -> LogFormat:
-    """Tell the format by the first bytes, where the name does not."""
+    """The format by the first bytes, where the name does not decide it."""
     if path.suffix == ".safetensors":
         return LogFormat.QUERIES
     with arrow_errors(path), path.open("rb") as file:

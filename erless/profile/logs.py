@@ -1,4 +1,4 @@
-"""What an access log is to the profile: a stream of row ids per table, whatever the file format.
+"""An access log as the profile reads it: a stream of row ids per table, in any file format.
 
 Each reader (`parquet.py`, `criteo.py`, `interactions.py`, `querylog.py`) turns one file into
 `Chunk`s of a few million ids, so that memory does not depend on the size of the log.

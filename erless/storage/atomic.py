@@ -56,7 +56,7 @@ def os_errors(path: Path, action: str = "write") -> Iterator[None]:
 
 
 def _free_space(path: Path) -> str:
-    """Say what is free on the file system that holds `path`."""
+    """Words for the free space on the file system of `path`."""
     for folder in (path, *path.parents):
         if folder.exists():
             return f"no space left ({shutil.disk_usage(folder).free:,} bytes free)"
@@ -71,7 +71,7 @@ def staged_directory(
 
     Args:
         target: the final name. Its parents are made.
-        marker: a file that tells a directory of ours; only such a one is ever overwritten.
+        marker: a file that marks a directory of ours; only such a one is ever overwritten.
         overwrite: replace an existing `target`.
         durable: fsync every file before the rename.
 

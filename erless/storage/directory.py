@@ -98,7 +98,7 @@ class DirectoryStore:
         return sorted(objects)
 
     def _is_private(self, folder: Path, name: str) -> bool:
-        """Whether a folder holds what is not, or not yet, part of the store."""
+        """Whether a folder holds objects that are not, or not yet, part of the store."""
         return name.startswith(".") or (name == STAGING and folder == self.root)
 
     def _path(self, name: str) -> Path:

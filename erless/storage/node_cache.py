@@ -74,7 +74,7 @@ def obtain(
         blobs: what to have.
         cache: needed where the store is not a directory; where it is one, only what was verified
             is remembered there (None: each call reads and hashes everything).
-        counter: told of each byte verified or fetched.
+        counter: counts the bytes verified or fetched.
 
     Raises:
         ArtifactError: a blob is missing, truncated or altered.

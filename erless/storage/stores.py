@@ -1,4 +1,4 @@
-"""Opening a store by its location, and the marker that tells a store of ours."""
+"""Open a store by its location; the marker of a store of ours."""
 
 from __future__ import annotations
 

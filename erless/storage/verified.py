@@ -45,7 +45,7 @@ def verify_blobs(
         folder: blobs lie in it under their names.
         blobs: what must be there.
         note: where to remember what was hashed; None hashes all, each time.
-        counter: told of each blob's bytes.
+        counter: counts each blob's bytes.
 
     Raises:
         ArtifactError: a blob is missing, of another size, or of another content.
@@ -108,7 +108,7 @@ def _identities(folder: Path, blobs: Sequence[Blob]) -> dict[str, Identity]:
 
 
 def _read(note: Path | None) -> dict[str, Identity]:
-    """What is noted; nothing where the note is absent or not whole."""
+    """The note's entries; none where it is absent or not whole."""
     if note is None:
         return {}
     try:

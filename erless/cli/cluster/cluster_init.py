@@ -33,7 +33,7 @@ def _root() -> None:
 
 @dataclass(frozen=True)
 class InstallOptions:
-    """What is installed, and how it is set."""
+    """Versions to install, and the settings to give them."""
 
     knative: Annotated[
         list[str] | None,

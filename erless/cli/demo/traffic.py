@@ -91,7 +91,7 @@ def arrivals(phases: Sequence[tuple[float, float]], seed: int = 0) -> Floats:
 def open_loop(
     url: str, queries: Sequence[Query], expected: Sequence[NDArray[np.float32]], due_s: Floats
 ) -> Answers:
-    """Send a query at each of `due_s`, whatever has become of those before."""
+    """Send a query at each of `due_s`, without waiting for the answers to earlier ones."""
     answers, lock = Answers(), Lock()
     clients = local()
     pending = iter(enumerate(due_s.tolist()))

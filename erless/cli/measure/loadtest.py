@@ -83,7 +83,7 @@ class QueryOptions:
 
 @dataclass(frozen=True)
 class ResultOptions:
-    """Where the result goes, and what is added to it."""
+    """Where the result goes, and what else it records."""
 
     out: Annotated[Path, typer.Option(help="Result directory to make.")] = Path("result")
     plan: Annotated[

@@ -25,7 +25,7 @@ HOUR_S = 3600.0
 
 @dataclass(frozen=True)
 class TermsOptions:
-    """What is assumed of replicas and machines."""
+    """Assumptions about replicas and machines."""
 
     start_s: Annotated[float, typer.Option(help="Start of a replica, without its rows.")] = 2.0
     load_gb_s: Annotated[float, typer.Option(min=1e-3, help="GB/s that rows load at.")] = 1.0

@@ -75,7 +75,7 @@ class AccessOptions:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """What is drawn beside the model."""
+    """Queries and log that are drawn beside the model."""
 
     queries: Annotated[int, typer.Option(min=1, help="Queries in queries.safetensors.")] = 64
     log_samples: Annotated[int, typer.Option(min=1, help="Samples in access.parquet.")] = 8192

@@ -24,7 +24,7 @@ __all__ = ["pack"]
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What is packed, and where the release goes."""
+    """The inputs of a release, and the store that it goes to."""
 
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="Model bundle [default: erless.yaml's].")

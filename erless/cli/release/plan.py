@@ -37,7 +37,7 @@ RequestOptions = Annotated[
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What is reported beside the plan."""
+    """Reports beside the plan."""
 
     compare: Annotated[bool, typer.Option("--compare", help="All policies.")] = False
     explain: Annotated[str | None, typer.Option(help="Why this shard is cut there.")] = None

@@ -33,7 +33,7 @@ OPTIONS = {field: option for option, filled in BY_TIER.items() for field in fill
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What is planned, and where the plan goes."""
+    """The model and traffic to plan for, and the plan's file."""
 
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="Model bundle [erless.yaml's].")

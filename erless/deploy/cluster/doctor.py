@@ -1,7 +1,7 @@
 """Is this cluster ready for erless? One line per answer, each with what mends it.
 
-What a rendered release needs decides what is asked: a node selector in no pod asks for no feature
-flag. Nothing is changed. A check that is not permitted says so, and the others go on.
+The needs of a rendered release decide which questions are asked: a node selector in no pod asks for
+no feature flag. Nothing is changed. A check that is not permitted says so, and the others go on.
 """
 
 from __future__ import annotations

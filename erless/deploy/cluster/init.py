@@ -4,7 +4,7 @@ Every step is server-side apply, so a second run changes nothing, and a run that
 completed by the next. Manifests are taken over from whoever applied them before, but for the rules
 of webhooks, which Knative's own controller writes once it runs; of Knative's
 settings erless owns its own keys and leaves a key that somebody else set to another value alone,
-unless it is told to take it.
+unless `force` is given.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ClusterInit:
         dry_run: ask the server, change nothing.
         force: take keys of `settings` from whoever set them to something else.
         timeout_s: longest wait for CRDs, and for deployments.
-        progress: told of every object.
+        progress: counts every object.
     """
 
     api: Api
@@ -140,7 +140,7 @@ class ClusterInit:
         """Wait until nothing is pending; a dry run has nothing to wait for.
 
         Raises:
-            DeployError: past the deadline; says what is still pending and why.
+            DeployError: past the deadline; names what is still pending and why.
         """
         deadline = time.monotonic() + self.timeout_s
         while not self.dry_run and (waiting := list(pending())):

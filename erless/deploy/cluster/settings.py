@@ -1,4 +1,4 @@
-"""What erless needs of Knative beyond its defaults, and who may deploy.
+"""Knative's settings that erless needs beyond the defaults, and the rights to deploy.
 
 Each is a ConfigMap of which erless owns the keys below and no other.
 """

@@ -82,7 +82,7 @@ def append(
     """Write `base` with `layers` on top as an archive.
 
     Args:
-        base: what is below.
+        base: the layers below.
         layers: from the lowest.
         settings: `Entrypoint`, `User`, `WorkingDir`, … of the OCI configuration.
         environment: variables, added to the base's.

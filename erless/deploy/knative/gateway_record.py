@@ -69,7 +69,7 @@ class GatewayRecord:
 
 
 def read_record(service: Object | None) -> GatewayRecord:
-    """What a gateway's Service says; what is not ours to read counts as absent."""
+    """The record in a gateway's Service; fields that cannot be read count as absent."""
     if service is None:
         return GatewayRecord(None, (), ())
     text = service["metadata"].get("annotations", {}).get(names.HISTORY, "[]")
@@ -89,7 +89,7 @@ def read_record(service: Object | None) -> GatewayRecord:
 def traffic_after(
     before: GatewayRecord, revision: str, canary_percent: int
 ) -> tuple[TrafficTarget, ...]:
-    """Who gets which share of the queries once `revision` is cut over to.
+    """The share of the queries of each revision once `revision` is cut over to.
 
     A canary gets its share beside the revision that serves; where none serves it gets all.
     """
@@ -112,7 +112,7 @@ def with_traffic(
 
     Args:
         service: as rendered, or as it lives.
-        traffic: who gets what.
+        traffic: the share of each revision.
         history: newest first.
         template: another template than the service's own, where it must not change.
     """

@@ -51,12 +51,12 @@ __all__ = ["Rollout"]
 
 
 class Rollout:
-    """One change of what is deployed in a namespace.
+    """One change of the release that is deployed in a namespace.
 
     Args:
         api: the cluster.
         namespace: where.
-        progress: told how far it is.
+        progress: shown while it runs.
         deadline: for all of it.
         keep: deployed releases to keep.
     """

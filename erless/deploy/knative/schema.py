@@ -114,7 +114,7 @@ def check_object(document: Object) -> None:
 
 
 def findings(document: Object) -> Iterator[str]:
-    """What is wrong with an object, as `path: what`; nothing where it is valid."""
+    """The faults of an object, as `path: fault`; none where it is valid."""
     key = (document.get("apiVersion"), document.get("kind"))
     yield from _metadata(document.get("metadata"), "metadata")
     if key == SERVICE:

@@ -197,7 +197,7 @@ class KnativeTarget:
                 )
 
     def record(self) -> GatewayRecord:
-        """What is deployed, as the gateway's Service records it."""
+        """The deployed release, as the gateway's Service records it."""
         return read_record(self.api.get(KSERVICE, self._namespace, names.GATEWAY))
 
     def status(self) -> Status:

@@ -1,7 +1,7 @@
 """HTTP/1.1 between gateway, shards and clients: the gateway's half.
 
 An `Endpoint` keeps the connections to one function; `send` starts a call and returns at once. On an
-idle connection that costs one write: no task, no future. Whoever called is called back once, with
+idle connection that costs one write: no task, no future. The caller is called back once, with
 the `Reply` or with the `CallError` that explains why there is none.
 
 Calls of one turn of the event loop may share a connection and its write: a busy gateway then wakes

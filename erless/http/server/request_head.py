@@ -22,7 +22,7 @@ class HeadError(Exception):
 
     Args:
         status: of the answer.
-        message: what is wrong.
+        message: the fault, for the client.
     """
 
     def __init__(self, status: int, message: str) -> None:

@@ -54,7 +54,7 @@ class HttpServer:
     def allow_shortcuts(
         self, answer_whole: AnswerWhole | None, answers_synchronously: bool
     ) -> None:
-        """Allow what makes answers cheaper, once it is known what is served.
+        """Allow shortcuts that make answers cheaper, once the function is loaded.
 
         Args:
             answer_whole: answers some whole requests before their heads are read.

@@ -1,4 +1,4 @@
-"""What the connections of a server share: the handler, the limits, the clock, who is connected."""
+"""State that the connections of a server share: handler, limits, clock, and their number."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def find_lookups(program: Program, small_rows: int) -> list[TableLookup]:
 
 
 def _check_table(program: Program, lookup: TableLookup, small_rows: int) -> None:
-    """Refuse rows of what is computed from large tables, and from nothing else."""
+    """Refuse rows of a table that is computed from large tables, and from nothing else."""
     before = slice_of([lookup.table], frozenset())
     inputs = set(program.inputs.values())
     tables = [program.name_of(node) for node in before if _is_large(program, node, small_rows)]

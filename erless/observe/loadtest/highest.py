@@ -32,7 +32,7 @@ def find_highest(
     Args:
         load: each trial, but for its traffic.
         out: result directory to make.
-        measuring: what is sampled and written beside each trial.
+        measuring: how each trial is sampled and recorded.
         sla_ms: of p95.
         start_qps: first rate.
         on_trial: called after each decision.

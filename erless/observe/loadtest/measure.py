@@ -47,7 +47,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Measuring:
-    """What is sampled during a load, and what its result says besides.
+    """How a load is sampled, and facts that its result records besides.
 
     Args:
         probe: what the sampler calls while it runs; None samples nothing.

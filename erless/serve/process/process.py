@@ -272,7 +272,7 @@ class _Function:
 async def _load_unless_stopped(
     settings: Settings, loader: Loader, metrics: Metrics, stop: asyncio.Event
 ) -> Served | None:
-    """What is served; None where a signal came before it was loaded."""
+    """The loaded function; None where a signal came before."""
     loop = asyncio.get_running_loop()
     loading = loop.run_in_executor(None, loader, settings, metrics)
     stopped = loop.create_task(stop.wait())

@@ -1,4 +1,4 @@
-"""A whole query, as gateway and monolith take it: its tensors, and what is checked of them."""
+"""A whole query, as gateway and monolith take it: its tensors, and the checks of them."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def download(bucket: S3Bucket, blob: Blob, descriptor: int | None, counter: Coun
         bucket: where it is.
         blob: what to read; its size and sha256 are compared.
         descriptor: of the file that is filled; None only compares.
-        counter: told of the bytes that were hashed.
+        counter: counts the bytes hashed.
 
     Raises:
         ArtifactError: the blob is missing, truncated or altered.

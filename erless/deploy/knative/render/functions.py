@@ -153,7 +153,7 @@ def gateway_service(
         desired: release and plan.
         settings: the cluster.
         dense: the tower's Service, where it has one.
-        traffic: who gets what; all to this release where it is empty.
+        traffic: the share of each revision; all to this release where it is empty.
     """
     release, plan = desired.release, desired.plan.gateway
     files = (release.gateway.routing, release.gateway.defaults, *release.tower_files)
@@ -251,7 +251,7 @@ def _url(service: str, settings: ClusterSettings) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Function:
-    """What tells one function's Service from another's.
+    """The facts in which one function's Service differs from another's.
 
     service: name in the cluster; name: as people and the plan call it. size_bytes: what it loads.
     timeout_s: the longest answer, a cold start included where it may be at zero.

@@ -245,7 +245,7 @@ def _resources(needs: Needs, settings: ClusterSettings, kept_mib: int) -> dict[s
 
 
 def _millicores(vcpu: float) -> str:
-    """vCPU in Kubernetes' words; 10m is what the scheduler still tells apart.
+    """vCPU in Kubernetes' words; 10m is the smallest difference that the scheduler makes.
 
     >>> _millicores(2.0), _millicores(0.25)
     ('2', '250m')

@@ -47,7 +47,7 @@ def account(release: str, settings: ClusterSettings) -> Object:
 
 
 def network_policies(release: str, settings: ClusterSettings) -> list[Object]:
-    """Who may connect to our pods: Knative's components, and the gateway to all others.
+    """Allow connections to our pods from Knative's components, and to the others from the gateway.
 
     A call through Knative's ingress comes from the ingress, whoever made it: who may use the
     ingress is the ingress's matter.
@@ -112,7 +112,7 @@ def budgets(services: list[Object], release: str, settings: ClusterSettings) -> 
 def monitor(release: str, settings: ClusterSettings) -> Object:
     """A PodMonitor: the Prometheus operator scrapes every function's own metrics.
 
-    A gateway with a token gives them only to who shows it.
+    A gateway with a token answers them only with that token.
     """
     endpoint: Object = {"port": "user-port", "path": "/metrics"}
     if settings.options.token_secret:

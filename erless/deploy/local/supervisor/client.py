@@ -135,7 +135,7 @@ def call(
 ) -> Any:
     """Send `request` to the live supervisor and return its result.
 
-    Where this process is interrupted meanwhile (Ctrl-C, SIGTERM), the supervisor is told, and has
+    If this process is interrupted meanwhile (Ctrl-C, SIGTERM), the supervisor is informed, and has
     undone what it had begun, or completed what cannot be undone, before the interruption goes on.
 
     Raises:

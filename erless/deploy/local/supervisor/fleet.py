@@ -89,7 +89,7 @@ class LocalFleet:
             port = self.state.ports.get(spec.key, 0)
             try:
                 opened = listen(port, takeover=takeover)
-            except DeployError:  # taken while we were away: gateways are told the new port
+            except DeployError:  # taken while we were away: gateways get the new port
                 opened = listen(0)
             self.functions[spec.key] = self._function(spec, opened)
         return self.functions[spec.key]
@@ -145,7 +145,7 @@ class LocalFleet:
             try:
                 self.open_public(self.state.ports.get(GATEWAY, self.state.port), bool(orphans))
             except DeployError:
-                pass  # `status` tells; `tick` tries again
+                pass  # `status` shows it; `tick` tries again
             else:
                 self._start(release, orphans)
         if orphans:

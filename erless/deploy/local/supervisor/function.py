@@ -1,4 +1,4 @@
-"""One function: its public socket, its replicas, and the autoscaler that says how many.
+"""One function: its public socket, its replicas, and the autoscaler that decides how many.
 
 At zero the supervisor watches the socket itself. A connection makes it readable, which wakes the
 function; the connection waits in the kernel until a replica is ready and accepts it.
@@ -33,7 +33,7 @@ class LocalFunction:
         spec: what to run and how to scale it.
         opened: its public listening socket.
         context: what its replicas are started with.
-        addresses: variables that tell replicas where the other functions listen.
+        addresses: variables with the addresses of the other functions, for replicas.
     """
 
     def __init__(

@@ -4,7 +4,7 @@
       state.json      `StoredState`, replaced atomically
       lock            flock of the live supervisor, with its pid
       watchdog.lock   flock of the live watchdog, with its pid
-      secret          what functions prove to each other who they are with (mode 0600)
+      secret          with which functions identify themselves to each other (mode 0600)
       run/            unix sockets: `control`, and one per replica
       logs/           one file per replica slot, and the supervisor's
       cache/          of what came from S3
@@ -126,7 +126,7 @@ class StateFolder:
             stage.write_text(state.model_dump_json(indent=2), encoding="utf-8")
 
     def forget_state(self) -> None:
-        """Nothing is deployed here any more, from this moment on, whoever is killed next.
+        """Record that nothing is deployed here any more, even if we are killed next.
 
         Raises:
             StorageError: the disk refused.

@@ -51,7 +51,7 @@ def read_process(pid: int) -> ProcessSample | None:
 
 
 class Liveness:
-    """What is known about one replica. `now_s` is any clock that only goes forward."""
+    """Observations of one replica. `now_s` is any clock that only goes forward."""
 
     def __init__(self, timing: Timing, now_s: float) -> None:
         self._timing = timing

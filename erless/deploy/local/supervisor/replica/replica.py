@@ -61,7 +61,7 @@ class Replica:
         slot: its place among the function's replicas; names its log.
         listen_fd: the function's public socket.
         context: what it is started with.
-        addresses: variables that tell it where other functions listen.
+        addresses: variables with the addresses of other functions.
         on_exit: called once, when the process has ended.
 
     Raises:

@@ -74,9 +74,9 @@ class Spawner:
         Args:
             command: the module to run, and its arguments.
             env: its environment, but for `fds`.
-            fds: variable → descriptor that it inherits and is told the number of.
+            fds: variable → descriptor that it inherits, and whose number the variable gets.
             log: descriptor of its stdout and stderr.
-            record: a file that will hold its pid, where its environment does not tell who it is.
+            record: a file that will hold its pid, where its environment does not identify it.
 
         Raises:
             OSError: the system refused.
