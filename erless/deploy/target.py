@@ -5,12 +5,12 @@ Render, then act: `diff` lists the changes that `deploy` would make, `deploy` ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from erless.errors import DeployError, OtherModelError
+from erless.errors import DeployError, NotDeployedError, OtherModelError
 from erless.progress import Progress
 from erless.specs.functions import FunctionKind
 from erless.specs.plan import Plan
@@ -26,6 +26,7 @@ __all__ = [
     "Status",
     "Target",
     "Validates",
+    "place_to_restore",
     "refuse_other_model",
     "served_model",
 ]
@@ -186,6 +187,30 @@ class Target(Protocol):
 def served_model(deployments: Iterable[Deployment]) -> str:
     """The name of the model that answers queries now; empty where none does, or it is not known."""
     return next((deployment.model for deployment in deployments if deployment.current), "")
+
+
+def place_to_restore(digests: Sequence[str], current: int | None, prefix: str | None) -> int:
+    """The place, among the kept releases, of the one that a rollback goes to.
+
+    Args:
+        digests: of the kept releases, the last deployed first.
+        current: place of the one that answers queries; None: nothing is deployed.
+        prefix: the beginning of a digest; None: the release before the current one.
+
+    Raises:
+        NotDeployedError: there is no such release.
+    """
+    if current is None:
+        raise NotDeployedError("nothing is deployed here")
+    if prefix is None:
+        if current + 1 >= len(digests):
+            raise NotDeployedError("no release is kept from before the current one")
+        return current + 1
+    for place, digest in enumerate(digests):
+        if digest.startswith(prefix):
+            return place
+    kept = ", ".join(digest[:12] for digest in digests)
+    raise NotDeployedError(f"no kept release begins with {prefix!r}; kept are {kept}")
 
 
 def refuse_other_model(deployments: Iterable[Deployment], desired: Desired) -> None:

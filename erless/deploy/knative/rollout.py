@@ -44,6 +44,7 @@ from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import BUDGET, KSERVICE, POD, POD_AUTOSCALER, REVISION
 from erless.deploy.kubernetes.mirror import Deadline, Mirror
 from erless.deploy.kubernetes.reasons import pod_problems
+from erless.deploy.target import place_to_restore
 from erless.errors import DeployError, NotDeployedError
 from erless.progress import Progress
 
@@ -325,18 +326,8 @@ def _labelled(service: Object, release: str) -> Object:
     return changed
 
 
-def _release_to_restore(record: GatewayRecord, release: str | None) -> KeptRelease:
-    """The release to go back to."""
-    current = record.current
-    if current is None:
-        raise NotDeployedError("nothing is deployed here")
-    if release is None:
-        older = record.history[record.history.index(current) + 1 :]
-        if not older:
-            raise NotDeployedError("no release is kept from before the current one")
-        return older[0]
-    matching = [kept for kept in record.history if kept.release.startswith(release)]
-    if not matching:
-        digests = ", ".join(kept.release[:12] for kept in record.history)
-        raise NotDeployedError(f"no kept release begins with {release!r}; kept are {digests}")
-    return matching[0]
+def _release_to_restore(record: GatewayRecord, prefix: str | None) -> KeptRelease:
+    """The release to go back to. Errors as `place_to_restore`."""
+    history, current = record.history, record.current
+    place = None if current is None else history.index(current)
+    return history[place_to_restore([kept.release for kept in history], place, prefix)]

@@ -16,6 +16,7 @@ from typing import Any
 
 from erless import errors
 from erless.deploy.local.supervisor.folder.state_folder import CONTROL, StateFolder
+from erless.deploy.local.supervisor.python_path import python_path
 from erless.errors import DeployError, SupervisorEndedError
 
 __all__ = ["call", "command", "ensure"]
@@ -70,7 +71,7 @@ def _start(folder: StateFolder) -> int:
             cwd="/",
             start_new_session=True,  # Ctrl-C is for the verb, not for what it starts
             timeout=START_S,
-            env={**os.environ, "PYTHONPATH": _path()},
+            env={**os.environ, "PYTHONPATH": python_path()},
         )
     return log_start
 
@@ -119,12 +120,6 @@ def command(
             time.sleep(0.02)
         ensure(folder)
         return call(folder, request, timeout_s, progress)
-
-
-def _path() -> str:
-    """`python -m erless...` must find this erless, wherever the caller stands."""
-    root = os.path.dirname(os.path.dirname(errors.__file__))  # noqa: PTH120
-    return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
 
 
 def call(

@@ -18,7 +18,8 @@ from erless.deploy.local.supervisor.fleet import LocalFleet, Report
 from erless.deploy.local.supervisor.folder.events import log_event
 from erless.deploy.local.supervisor.function import LocalFunction
 from erless.deploy.local.supervisor.spec import ReleaseSpec, StoredState
-from erless.errors import DeployError, NotDeployedError, StorageError
+from erless.deploy.target import place_to_restore
+from erless.errors import DeployError, StorageError
 from erless.specs.functions import GATEWAY
 
 __all__ = ["deploy", "destroy", "rollback"]
@@ -82,19 +83,11 @@ async def rollback(
 
 
 def _release_to_restore(state: StoredState, prefix: str | None) -> ReleaseSpec:
-    if state.current is None:
-        raise NotDeployedError("nothing is deployed")
-    if prefix is None:
-        keys = [release.key for release in state.releases]
-        older = state.releases[keys.index(state.current) + 1 :]
-        if not older:
-            raise NotDeployedError("no release is kept from before the current one")
-        return older[0]
-    matching = [release for release in state.releases if release.release.startswith(prefix)]
-    if not matching:
-        digests = ", ".join(release.release[:12] for release in state.releases)
-        raise NotDeployedError(f"no kept release begins with {prefix!r}; kept are {digests}")
-    return matching[0]
+    """The release to go back to. Errors as `place_to_restore`."""
+    keys = [release.key for release in state.releases]
+    place = None if state.current is None else keys.index(state.current)
+    digests = [release.release for release in state.releases]
+    return state.releases[place_to_restore(digests, place, prefix)]
 
 
 async def destroy(fleet: LocalFleet) -> None:

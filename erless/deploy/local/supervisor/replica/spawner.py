@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import erless
 from erless.deploy.local.supervisor.folder.events import log_event
+from erless.deploy.local.supervisor.python_path import python_path
 from erless.deploy.local.supervisor.replica.orphans import STATE_MARK
 from erless.deploy.local.supervisor.zygote import receive, send
 
 __all__ = ["Child", "Spawner"]
 
-ROOT = Path(erless.__file__).resolve().parents[1]  # `functions/` lies beside `erless/`
 PR_SET_CHILD_SUBREAPER = 36
 ANSWER_S = 30.0  # the zygote's, while it imports on a busy machine
 SINGLE = ("", "1")  # torch's and numpy's threads are counted before numpy is imported
@@ -92,7 +91,7 @@ class Spawner:
             env={
                 **env,
                 **{name: str(descriptor) for name, descriptor in fds.items()},
-                "PYTHONPATH": _path(),
+                "PYTHONPATH": python_path(),
             },
             cwd=self._state,
             pass_fds=tuple(fds.values()),
@@ -146,7 +145,7 @@ class Spawner:
                 env={
                     **os.environ,
                     STATE_MARK: str(self._state),
-                    "PYTHONPATH": _path(),
+                    "PYTHONPATH": python_path(),
                     "OPENBLAS_NUM_THREADS": "1",
                 },
                 cwd=self._state,
@@ -167,7 +166,3 @@ class Spawner:
                 self._zygote.kill()
             self._zygote.wait()
             self._zygote = None
-
-
-def _path() -> str:
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

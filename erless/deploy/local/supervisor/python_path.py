@@ -1,0 +1,17 @@
+"""Where child processes find this erless."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import erless
+
+__all__ = ["python_path"]
+
+ROOT = Path(erless.__file__).resolve().parents[1]  # `functions/` lies beside `erless/`
+
+
+def python_path() -> str:
+    """PYTHONPATH for `python -m erless...`, wherever the child stands: ours after `ROOT`."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
