@@ -15,7 +15,7 @@ from erless.cli.run import Output, OutputOption, emit, note, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from erless.cli.deployment.predictions import Gateway, Outputs
+    from erless.cli.deployment.predictions import GatewayAddress, Outputs
     from erless.dlrm.graph_queries import GraphQueryFile
     from erless.dlrm.queries import QueryFile
 
@@ -95,18 +95,18 @@ def predict(
         raise SystemExit(1)
 
 
-def _gateway(url: str | None, where: TargetOptions) -> Gateway:
+def _gateway(url: str | None, where: TargetOptions) -> GatewayAddress:
     """The gateway at `url`, or for None the one that the target runs."""
     import os
 
-    from erless.cli.deployment.predictions import Gateway
+    from erless.cli.deployment.predictions import GatewayAddress
 
     destination, config = resolve_target(where)
     token = os.environ.get(config.gateway.token_env) if config.gateway.token_env else None
     if url is not None:
-        return Gateway(url, token=token)
+        return GatewayAddress(url, token=token)
     status = destination.status()
-    return Gateway(status.answering_url(), status.address, token)
+    return GatewayAddress(status.answering_url(), status.address, token)
 
 
 def _difference(actual: Any, expected: Any) -> float:
@@ -133,7 +133,7 @@ def _whole(
 
 
 def _deployed(
-    file: QueryFile | GraphQueryFile, gateway: Gateway, concurrency: int
+    file: QueryFile | GraphQueryFile, gateway: GatewayAddress, concurrency: int
 ) -> tuple[Outputs, dict[str, Any]]:
     """Outputs of a gateway by name, and what was measured."""
     from erless.cli.deployment.predictions import ask_gateway

@@ -26,7 +26,7 @@ from erless.specs.features import NamedTensor
 from erless.specs.model import GraphTower
 
 __all__ = [
-    "Gateway",
+    "GatewayAddress",
     "Outputs",
     "Timings",
     "ask_gateway",
@@ -47,8 +47,8 @@ class _Queries(Sized, Iterable[Q_co], Protocol[Q_co]):
 
 
 @dataclass(frozen=True)
-class Gateway:
-    """A gateway to ask: its URL, HOST:PORT to connect to instead where not empty, its token."""
+class GatewayAddress:
+    """Where a gateway is: its URL, HOST:PORT to connect to instead where not empty, its token."""
 
     url: str
     address: str = ""
@@ -73,7 +73,7 @@ def bundle_inputs(folder: Path) -> tuple[NamedTensor, ...]:
     return model.inputs if isinstance(model.tower, GraphTower) else ()
 
 
-def gateway_inputs(gateway: Gateway) -> tuple[NamedTensor, ...]:
+def gateway_inputs(gateway: GatewayAddress) -> tuple[NamedTensor, ...]:
     """The inputs of the model that a gateway serves; none where it is no graph."""
     with gateway.client() as client:
         return served_inputs(client.metadata["inputs"])
@@ -129,7 +129,7 @@ def _timed(
 
 
 def ask_gateway(
-    file: QueryFile | GraphQueryFile, gateway: Gateway, concurrency: int
+    file: QueryFile | GraphQueryFile, gateway: GatewayAddress, concurrency: int
 ) -> tuple[Outputs, list[Answered]]:
     """Outputs of the gateway by name, and what it said of each answer."""
     if isinstance(file, GraphQueryFile):
@@ -147,7 +147,7 @@ def ask_gateway(
 
 
 def _asked(
-    count: int, gateway: Gateway, concurrency: int, ask: Callable[[QueryClient, int], R]
+    count: int, gateway: GatewayAddress, concurrency: int, ask: Callable[[QueryClient, int], R]
 ) -> list[R]:
     """What `ask` returns for each index below `count`, over `concurrency` connections."""
     idle: SimpleQueue[QueryClient] = SimpleQueue()
