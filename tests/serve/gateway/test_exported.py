@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import erless
 from erless.dlrm.graph_queries import GraphQueryFile, write_graph_queries
-from erless.observe.loadtest.encoded_queries import discover
+from erless.observe.loadtest.served_model import discover
 from erless.specs.features import Pooling
 from tests.serve.functions import Fleet
 from tests.serve.gateway.test_graph import pack_bundle
