@@ -61,6 +61,6 @@ def s3_server() -> Iterator[Iterator[S3]]:
 
 
 def _new_bucket(endpoint_url: str, number: int) -> S3:
-    made = S3(endpoint_url, f"bucket-{number}")
-    made.client().create_bucket(Bucket=made.bucket)
-    return made
+    location = S3(endpoint_url, f"bucket-{number}")
+    location.client().create_bucket(Bucket=location.bucket)
+    return location

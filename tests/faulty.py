@@ -127,11 +127,11 @@ class FaultyProxy:
                     self.wfile.write(text)
 
             def _pass(self, body: bytes, fault: Fault) -> None:
-                there = http.client.HTTPConnection(host or "", port, timeout=60)
+                server = http.client.HTTPConnection(host or "", port, timeout=60)
                 try:
                     headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP}
-                    there.request(self.command, self.path, body, headers)
-                    answer = there.getresponse()
+                    server.request(self.command, self.path, body, headers)
+                    answer = server.getresponse()
                     data = bytearray(answer.read())
                     self.send_response(answer.status)
                     for name, value in answer.getheaders():
@@ -141,7 +141,7 @@ class FaultyProxy:
                     self.send_header("Content-Length", str(size))
                     self.end_headers()
                 finally:
-                    there.close()
+                    server.close()
                 if fault.flip is not None and fault.flip < len(data):
                     data[fault.flip] ^= 1
                 if self.command != "HEAD":

@@ -142,8 +142,10 @@ def make_inputs(folder: Path, model: ModelSpec, seed: int = 0) -> tuple[Path, Pa
             )
         )
     model_digest = BundleManifest.open(bundle).digest
-    made = Profile.create(model_digest=model_digest, sources=("made up",), tables=tuple(accesses))
-    made.save(profile / PROFILE_MANIFEST)
+    document = Profile.create(
+        model_digest=model_digest, sources=("made up",), tables=tuple(accesses)
+    )
+    document.save(profile / PROFILE_MANIFEST)
     return bundle, profile
 
 

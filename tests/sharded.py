@@ -21,7 +21,7 @@ def sharded_pool(
     with ExitStack() as stack:
         gateway = stack.enter_context(open_gateway(source, release.digest))
         shards = [
-            stack.enter_context(open_shard(source, each.digest)).shard for each in release.shards
+            stack.enter_context(open_shard(source, shard.digest)).shard for shard in release.shards
         ]
         buckets = gateway.routing.bucketize(query.values, query.lengths, query.weights)
         out = gateway.combiner.begin(query.batch)

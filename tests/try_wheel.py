@@ -46,7 +46,7 @@ def main(wheel: Path) -> None:
         run(folder, *pip, f"erless[loadtest] @ {wheel.resolve().as_uri()}")
         files = run(folder, "v/bin/python", "-c", FILES).split()
         strangers = {file.split("/")[0] for file in files} - {"erless"}
-        assert all(each.endswith(".dist-info") or each == ".." for each in strangers), strangers
+        assert all(name.endswith(".dist-info") or name == ".." for name in strangers), strangers
         verbs = run(folder, "v/bin/python", "-c", VERBS).split()
         for verb in verbs:
             run(folder, "v/bin/erless", verb, "--help")

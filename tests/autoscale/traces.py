@@ -62,13 +62,13 @@ def play(
     while now < seconds:
         now += TICK_S
         ready += sum(count for since, count in starting if now - since >= START_S)
-        starting = [each for each in starting if now - each[0] < START_S]
-        asked = load(now - TICK_S)
-        backlog += asked * TICK_S
+        starting = [(since, count) for since, count in starting if now - since < START_S]
+        offered = load(now - TICK_S)
+        backlog += offered * TICK_S
         served = backlog if ready else 0.0
         backlog -= served
         decision = scaler.observe(Observation(now, served / TICK_S, ready, backlog > 0))
-        yield now, asked, ready, decision
+        yield now, offered, ready, decision
         soon = ready + sum(count for _, count in starting)
         if decision.wanted > soon:
             starting.append((now, decision.wanted - soon))
@@ -80,11 +80,11 @@ def table(name: str) -> str:
     """Every change of the decision, with its reason, one line each."""
     lines = [f"{'t':>5} {'load':>6} {'ready':>5} {'wanted':>6}  mode    reason"]
     before = None
-    for now, asked, ready, decision in play(*TRACES[name]):
+    for now, offered, ready, decision in play(*TRACES[name]):
         mode = "panic" if decision.panic else "stable"
         if (decision.wanted, mode) != before:
             lines.append(
-                f"{now:5.0f} {asked:6.1f} {ready:5d} {decision.wanted:6d}  {mode:6}  "
+                f"{now:5.0f} {offered:6.1f} {ready:5d} {decision.wanted:6d}  {mode:6}  "
                 f"{decision.reason}"
             )
             before = (decision.wanted, mode)
@@ -93,5 +93,5 @@ def table(name: str) -> str:
 
 if __name__ == "__main__":
     TABLES.mkdir(exist_ok=True)
-    for each in TRACES:
-        (TABLES / f"{each}.txt").write_text(table(each))
+    for name in TRACES:
+        (TABLES / f"{name}.txt").write_text(table(name))

@@ -47,8 +47,8 @@ BUILT_IN: dict[str, dict[str, tuple[str, bool]]] = {
 
 def leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
     if isinstance(value, dict):
-        for key, each in value.items():
-            yield from leaves(each, (*path, key))
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
     else:
         yield path, value
 

@@ -146,15 +146,15 @@ class FakeCluster:
             if key[0] == REVISIONS:
                 self._made_again(key[1], document)
             if key[0] == "namespaces":
-                for other in [each for each in self.objects if each[1] == name]:
+                for other in [key for key in self.objects if key[1] == name]:
                     self.remove(other)
             self.changed.notify_all()
 
     def find(self, plural: str, namespace: str = "") -> list[Object]:
         with self.changed:
             return [
-                copy.deepcopy(each)
-                for key, each in sorted(self.objects.items())
+                copy.deepcopy(document)
+                for key, document in sorted(self.objects.items())
                 if key[0] == plural and (not namespace or key[1] == namespace)
             ]
 
@@ -231,9 +231,9 @@ class FakeCluster:
 
     def idle(self, namespace: str) -> None:
         """Time passes without a query: every revision goes to its min-scale."""
-        for each in self.find(SCALERS, namespace):
-            name = each["metadata"]["name"]
-            self._scale(namespace, name, each["metadata"]["annotations"].get(MIN_SCALE, "0"))
+        for scaler in self.find(SCALERS, namespace):
+            name = scaler["metadata"]["name"]
+            self._scale(namespace, name, scaler["metadata"]["annotations"].get(MIN_SCALE, "0"))
 
     def _reconcile(self, key: Key) -> None:
         service = self.objects[key]
@@ -324,9 +324,9 @@ class FakeCluster:
             status["latestReadyRevisionName"] = name
         lines = service["spec"]["traffic"]
         ready = {
-            each["metadata"]["name"]
-            for each in self.find(REVISIONS, key[1])
-            if each["status"]["conditions"] == [condition("Ready", "True")]
+            revision["metadata"]["name"]
+            for revision in self.find(REVISIONS, key[1])
+            if revision["status"]["conditions"] == [condition("Ready", "True")]
         }
         targets = [line.get("revisionName") or name for line in lines]
         if settled and all(target in ready for target in targets):
@@ -408,8 +408,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._watch(key, query)
             return self._list(key, query)
         if path.endswith("/selfsubjectaccessreviews"):
-            asked = body["spec"]["resourceAttributes"]
-            allowed = (asked["verb"], asked["resource"]) not in cluster.denied
+            attributes = body["spec"]["resourceAttributes"]
+            allowed = (attributes["verb"], attributes["resource"]) not in cluster.denied
             return self._answer(201, {"status": {"allowed": allowed}})
         if self.command == "POST":
             key = (key[0], key[1], body["metadata"]["name"])
@@ -447,8 +447,8 @@ class _Handler(BaseHTTPRequestHandler):
     @staticmethod
     def _matches(document: Object, query: dict[str, str]) -> bool:
         labels = document["metadata"].get("labels", {})
-        wanted = [each.split("=") for each in query.get("labelSelector", "").split(",") if each]
-        return all(labels.get(name) == value for name, value in wanted)
+        pairs = [pair.split("=") for pair in query.get("labelSelector", "").split(",") if pair]
+        return all(labels.get(name) == value for name, value in pairs)
 
     def _list(self, key: Key, query: dict[str, str]) -> None:
         cluster = self.cluster
@@ -471,7 +471,7 @@ class _Handler(BaseHTTPRequestHandler):
         end, sent = time.monotonic() + int(query["timeoutSeconds"]), 0
         while time.monotonic() < end:
             with cluster.changed:
-                news = [each for each in cluster.log if each[0] > seen]
+                news = [entry for entry in cluster.log if entry[0] > seen]
                 if not news:
                     cluster.changed.wait(0.05)
                     continue

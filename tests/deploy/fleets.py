@@ -90,12 +90,13 @@ class Box:
         return facts
 
     def function(self, name: str) -> dict[str, Any]:
-        return next(each for each in self.status()["functions"] if each["name"] == name)
+        functions = self.status()["functions"]
+        return next(facts for facts in functions if facts["name"] == name)
 
-    def until(self, name: str, seen: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Wait until `seen` says so of a function."""
+    def until(self, name: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Wait until `holds` is true of the facts of function `name`, and return them."""
         deadline = time.monotonic() + WAIT_S
-        while not seen(facts := self.function(name)):
+        while not holds(facts := self.function(name)):
             assert time.monotonic() < deadline, facts
             time.sleep(0.05)
         return facts
@@ -104,10 +105,11 @@ class Box:
         """Calls that a function's replicas work on, by their own count."""
         facts = self.function(name)
         sockets = [
-            self.folder.socket_path(f"{facts['key']}.{each['slot']}") for each in facts["replicas"]
+            self.folder.socket_path(f"{facts['key']}.{replica['slot']}")
+            for replica in facts["replicas"]
         ]
-        pages = [asyncio.run(get_admin(each, "/metrics", WAIT_S))[1] for each in sockets]
-        return sum(parse_counters(each).in_flight for each in pages)
+        pages = [asyncio.run(get_admin(path, "/metrics", WAIT_S))[1] for path in sockets]
+        return sum(parse_counters(page).in_flight for page in pages)
 
     def kill_supervisor(self) -> None:
         """By SIGKILL; its watchdog lives."""
@@ -124,11 +126,11 @@ class Box:
         _kill_supervision(self.folder.path)
 
     def processes(self) -> int:
-        """Of functions, whoever supervises them."""
-        found = find_orphans(self.folder.path)
-        for each in found:
-            os.close(each.pidfd)
-        return sum(bool(each.function) for each in found)
+        """How many processes of functions there are, supervised or not."""
+        processes = find_orphans(self.folder.path)
+        for process in processes:
+            os.close(process.pidfd)
+        return sum(bool(process.function) for process in processes)
 
     def left_with(self, count: int) -> None:
         """Wait until so many processes of functions are left."""
@@ -197,11 +199,11 @@ class Load:
                 self.errors.append(repr(error))
 
     def __enter__(self) -> Load:
-        for each in self._threads:
-            each.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        for each in self._threads:
-            each.join()
+        for thread in self._threads:
+            thread.join()

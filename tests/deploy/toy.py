@@ -130,11 +130,11 @@ class Toy:
     async def drain(self, *listeners: socket.socket) -> None:
         """Answer everybody who has connected, even who has not asked yet."""
         self.state = "draining"
-        for each in listeners:
-            asyncio.get_running_loop().remove_reader(each.fileno())
-            while self.accept(each):  # after a killed supervisor nobody else would
+        for listener in listeners:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+            while self.accept(listener):  # after a killed supervisor nobody else would
                 pass
-            each.close()
+            listener.close()
         if self.clients:
             await asyncio.wait(self.clients, timeout=DRAIN_S)
 

@@ -6,8 +6,8 @@ moto (5.2) knows EKS clusters and node groups, but no add-ons, access entries or
 associations, forgets a cluster's access config, makes no autoscaling group for a node group but an
 SSH key that nobody asked for, and mixes a launch template's own tags into its content. `EksExtras`
 stands in front and mends that, in the shapes of the EKS API, so that an example is applied whole.
-A bucket that denies plain HTTP stays usable: loopback counts as TLS here. Budgets remember who is
-told.
+A bucket that denies plain HTTP stays usable: loopback counts as TLS here. Budgets remember their
+subscribers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BUDGETS = "AWSBudgetServiceGateway."
 TLS = {"aws:SecureTransport", "s3:TlsVersion"}
 EXTRAS = re.compile(
     r"^/clusters/(?P<cluster>[^/]+)/"
-    r"(?P<kind>addons|access-entries|pod-identity-associations)(?:/(?P<rest>.+))?$"
+    r"(?P<kind>addons|access-entries|pod-identity-associations)(?:/(?P<name>.+))?$"
 )
 
 
@@ -64,12 +64,12 @@ class EksExtras:
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = unquote(environ.get("RAW_URI", environ["PATH_INFO"]).partition("?")[0])
-        found = EXTRAS.match(path)
-        if found:
+        match = EXTRAS.match(path)
+        if match:
             request = Request(environ)
             body = json.loads(request.get_data() or b"{}")
             with self._lock:
-                answer = self._extra(request.method, body, **found.groupdict())
+                answer = self._extra(request.method, body, **match.groupdict())
             return answer(environ, start)
         if environ.get("HTTP_X_AMZ_TARGET", "").startswith(BUDGETS):
             return self._budgets(environ, start)
@@ -83,11 +83,11 @@ class EksExtras:
         """Pass on, and remember and tell the subscribers, which moto does not."""
         verb, sent = environ["HTTP_X_AMZ_TARGET"].removeprefix(BUDGETS), _body(environ)
         notes = sent.get("NotificationsWithSubscribers", [sent] if "Subscribers" in sent else [])
-        for each in notes:
-            self._subscribers[_key(each["Notification"])] = each["Subscribers"]
+        for note in notes:
+            self._subscribers[_key(note["Notification"])] = note["Subscribers"]
         if verb == "DescribeSubscribersForNotification":
-            told = self._subscribers[_key(sent["Notification"])]
-            return _json({"Subscribers": told})(environ, start)
+            subscribers = self._subscribers[_key(sent["Notification"])]
+            return _json({"Subscribers": subscribers})(environ, start)
         if verb == "ListTagsForResource":
             return _json({"ResourceTags": []})(environ, start)
         return self._inner(environ, start)
@@ -139,22 +139,22 @@ class EksExtras:
         return answer(environ, start)
 
     def _extra(
-        self, method: str, body: dict[str, Any], cluster: str, kind: str, rest: str | None
+        self, method: str, body: dict[str, Any], cluster: str, kind: str, name: str | None
     ) -> Response:
         if cluster not in self._created_with:
             return _missing(f"No cluster found for name: {cluster}.")
-        if kind == "access-entries" and rest and "/access-policies" in rest:
-            principal, _, policy = rest.partition("/access-policies")
+        if kind == "access-entries" and name and "/access-policies" in name:
+            principal, _, policy = name.partition("/access-policies")
             return self._policy(method, body, (cluster, principal), policy.lstrip("/"))
-        if rest is None:
+        if name is None:
             return (
                 self._create(cluster, kind, body) if method == "POST" else self._all(cluster, kind)
             )
-        key = (cluster, kind, rest)
+        key = (cluster, kind, name)
         if key not in self._things:
-            return _missing(f"No {kind} found: {rest}")
-        thing = self._things.pop(key) if method == "DELETE" else self._things[key]
-        return _json({_NAMES[kind]: thing})
+            return _missing(f"No {kind} found: {name}")
+        document = self._things.pop(key) if method == "DELETE" else self._things[key]
+        return _json({_NAMES[kind]: document})
 
     def _all(self, cluster: str, kind: str) -> Response:
         names = [key[2] for key in self._things if key[:2] == (cluster, kind)]
@@ -175,7 +175,7 @@ class EksExtras:
             name = body["addonName"]
             roles = body.get("podIdentityAssociations", ())
             linked = [self._associate(cluster, name, each)["associationArn"] for each in roles]
-            thing = {
+            document = {
                 **common,
                 "addonName": name,
                 "status": "ACTIVE",
@@ -187,7 +187,7 @@ class EksExtras:
         elif kind == "access-entries":
             name = body["principalArn"]
             user = body.get("username", name)
-            thing = {
+            document = {
                 **common,
                 "principalArn": name,
                 "username": user,
@@ -199,8 +199,8 @@ class EksExtras:
             return _json({"association": self._associate(cluster, "", body)})
         if (cluster, kind, name) in self._things:
             return _json({"message": f"{name} exists"}, 409, "ResourceInUseException")
-        self._things[cluster, kind, name] = thing
-        return _json({_NAMES[kind]: thing})
+        self._things[cluster, kind, name] = document
+        return _json({_NAMES[kind]: document})
 
     def _associate(self, cluster: str, addon: str, body: dict[str, Any]) -> dict[str, Any]:
         name = f"a-{uuid.uuid4().hex[:17]}"
@@ -289,12 +289,14 @@ def keep_tags_apart() -> None:
     original = EC2Backend.create_launch_template
 
     def create(self: EC2Backend, name: str, description: str, data: Any, tags: Any) -> Any:
-        kept = [
-            each
-            for each in data.get("TagSpecifications", ())
-            if each["ResourceType"] != "launch-template"
+        specifications = [
+            entry
+            for entry in data.get("TagSpecifications", ())
+            if entry["ResourceType"] != "launch-template"
         ]
-        return original(self, name, description, {**data, "TagSpecifications": kept}, tags)
+        return original(
+            self, name, description, {**data, "TagSpecifications": specifications}, tags
+        )
 
     pytest.MonkeyPatch().setattr(EC2Backend, "create_launch_template", create)
 

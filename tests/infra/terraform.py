@@ -30,7 +30,7 @@ def mirror() -> Path | None:
     ]
     folders = [Path(name).expanduser() for name in [*filter(None, named), *usual]]
     folders += sorted(Path("/opt").glob("*/registry.terraform.io/hashicorp/aws/../../.."))
-    return next((each.resolve() for each in folders if (each / PROVIDER).is_dir()), None)
+    return next((folder.resolve() for folder in folders if (folder / PROVIDER).is_dir()), None)
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Terraform:
 
     def init(self) -> subprocess.CompletedProcess[str]:
         """Install the provider, from the mirror where there is one."""
-        found = mirror()
-        source = [f"-plugin-dir={found}"] if found else []
+        folder = mirror()
+        source = [f"-plugin-dir={folder}"] if folder else []
         return self.run("init", "-input=false", "-no-color", *source)
 
     def with_installed_provider(self, settings: Path) -> dict[str, str]:
@@ -83,12 +83,14 @@ class Terraform:
 
 def environment(cache: Path) -> dict[str, str]:
     """The environment of the first run: no questions, no account, a provider cache."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "TF_"))}
+    variables = {
+        key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "TF_"))
+    }
     own = os.environ.get("TF_CLI_CONFIG_FILE", "")
     if Path(own).is_file():
-        kept["TF_CLI_CONFIG_FILE"] = own
+        variables["TF_CLI_CONFIG_FILE"] = own
     return {
-        **kept,
+        **variables,
         "TF_IN_AUTOMATION": "1",
         "TF_PLUGIN_CACHE_DIR": os.environ.get("TF_PLUGIN_CACHE_DIR", str(cache)),
         "CHECKPOINT_DISABLE": "1",

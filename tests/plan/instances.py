@@ -32,7 +32,7 @@ def random_demand(seed: int) -> Demand:
 
 def assert_covers(layout: Layout) -> None:
     """Every row of every table is in exactly one function."""
-    for number, each in enumerate(layout.demand.tables):
+    for number, table in enumerate(layout.demand.tables):
         pieces = sorted(
             (part.start, part.stop)
             for function in layout.functions
@@ -40,5 +40,5 @@ def assert_covers(layout: Layout) -> None:
             if part.table == number
         )
         assert pieces[0][0] == 0
-        assert pieces[-1][1] == each.rows
-        assert all(left[1] == right[0] for left, right in itertools.pairwise(pieces))
+        assert pieces[-1][1] == table.rows
+        assert all(first[1] == second[0] for first, second in itertools.pairwise(pieces))

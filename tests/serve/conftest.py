@@ -14,10 +14,10 @@ from tests.serve.functions import Fleet, Function
 def no_function_is_left() -> Iterator[None]:
     """Whatever a failed test left running ends with the tests."""
     yield
-    for each in Function.started:
-        if each.process.poll() is None:
-            each.process.kill()
-        each.process.wait()
+    for function in Function.started:
+        if function.process.poll() is None:
+            function.process.kill()
+        function.process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -60,9 +60,9 @@ class Function:
         """Wait until it logs `message`."""
         until = time.monotonic() + START_S
         while time.monotonic() < until:
-            for each in self.events:
-                if each["message"] == message:
-                    return each
+            for event in self.events:
+                if event["message"] == message:
+                    return event
             if self.process.poll() is not None:
                 break
             time.sleep(0.01)
@@ -109,8 +109,8 @@ class Function:
     def metric(self, name: str) -> float:
         """The sum of all samples of one metric."""
         lines = self.get("/metrics")[1].decode().splitlines()
-        found = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
-        return sum(float(line.rpartition(" ")[2]) for line in found)
+        samples = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
+        return sum(float(line.rpartition(" ")[2]) for line in samples)
 
 
 class Fleet:
@@ -144,13 +144,13 @@ class Fleet:
         )
         self.urls = {shard.digest: self.shards[shard.name].url for shard in made.release.remote}
         self.gateway = self.start_gateway(**env)
-        for each in self.functions:
-            each.ready()
+        for function in self.functions:
+            function.ready()
 
     @property
     def functions(self) -> list[Function]:
-        found = [*self.shards.values(), self.gateway]
-        return found if self.dense is None else [*found, self.dense]
+        functions = [*self.shards.values(), self.gateway]
+        return functions if self.dense is None else [*functions, self.dense]
 
     def _function(self, kind: str, **env: str) -> Function:
         started = Function(kind, self._folder, **{**self._every, **env})
@@ -180,10 +180,10 @@ class Fleet:
 
     def close(self) -> None:
         """Kill whatever was started and still runs."""
-        for each in self._started:
-            if each.process.poll() is None:
-                each.process.kill()
-            each.process.wait()
+        for function in self._started:
+            if function.process.poll() is None:
+                function.process.kill()
+            function.process.wait()
 
 
 @contextlib.contextmanager

@@ -30,12 +30,12 @@ def limited_load(path: Path, pipe: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
         load_exported(path)
-        said = "loaded"
+        outcome = "loaded"
     except ArtifactError as error:
-        said = f"refused: {error}"
+        outcome = f"refused: {error}"
     except BaseException as error:
-        said = f"{type(error).__name__}: {error}"
-    os.write(pipe, said.encode()[:4000])
+        outcome = f"{type(error).__name__}: {error}"
+    os.write(pipe, outcome.encode()[:4000])
 
 
 def load(path: Path) -> str:
@@ -47,8 +47,8 @@ def load(path: Path) -> str:
     os.close(write)
     _, status = os.waitpid(child, 0)
     with os.fdopen(read, "rb") as pipe:
-        said = pipe.read().decode()
-    return said or f"ended by signal {os.waitstatus_to_exitcode(status)}"
+        outcome = pipe.read().decode()
+    return outcome or f"ended by signal {os.waitstatus_to_exitcode(status)}"
 
 
 if __name__ == "__main__":

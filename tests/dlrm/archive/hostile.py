@@ -76,8 +76,8 @@ def in_text(before: str, after: str, record: str = MODEL) -> Change:
 
 
 def graph(document: Document) -> Document:
-    found: Document = document["graph_module"]["graph"]
-    return found
+    graph: Document = document["graph_module"]["graph"]
+    return graph
 
 
 def add_node(target: str, *arguments: tuple[str, Document], output: str = "extra") -> Change:

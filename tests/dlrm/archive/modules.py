@@ -76,9 +76,9 @@ def folded(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
 
 def attention(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
     mask = pooled[..., 0] > 0.9
-    seen = torch.nan_to_num(parts[0](pooled, pooled, pooled, key_padding_mask=mask)[0])
+    attended = torch.nan_to_num(parts[0](pooled, pooled, pooled, key_padding_mask=mask)[0])
     rows: Tensor = parts[1](pooled).mean(1).sum(-1)
-    return seen.sum((1, 2)) + rows + dense.sum(1)
+    return attended.sum((1, 2)) + rows + dense.sum(1)
 
 
 def norms(parts: nn.ModuleList, dense: Tensor, pooled: Tensor) -> Tensor:
