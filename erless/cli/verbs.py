@@ -61,6 +61,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "release.pack:pack",
         "Cut a model into the shards of a plan and keep them in a store.",
     ),
+    "update": (
+        "release.update:update",
+        "Publish changed rows or dense weights of a release: gateways answer with them in seconds.",
+    ),
     "releases": (
         "release.releases:app",
         "What a release store holds: `list`, `show`, `verify`, `prune`.",

@@ -68,6 +68,20 @@ def block_checksums(data: _Array, out: _Array, /) -> None: ...
 def to_float16(floats: _Array, out: _Array, /) -> None: ...
 
 @final
+class Patch:
+    @property
+    def rows(self) -> int: ...
+    def __new__(
+        cls,
+        row_bytes: int,
+        chunks: tuple[_Array, ...],
+        keys: _Array,
+        numbers: _Array,
+        places: _Array,
+        /,
+    ) -> Patch: ...
+
+@final
 class ShardChannel:
     def __new__(
         cls,
@@ -112,6 +126,7 @@ class Router:
         homes: tuple[tuple[int, Pooler, int] | None, ...] | None = None,
         /,
     ) -> Router: ...
+    def repatched(self, homes: tuple[tuple[int, Pooler, int] | None, ...], /) -> Router: ...
     def bucketize(
         self, values: _Array, weights: _Array | None, lengths: _Array, begins: _Array | None, /
     ) -> Split | _Fault: ...
@@ -143,7 +158,13 @@ class FastPath:
 @final
 class Pooler:
     def __new__(
-        cls, slices: tuple[tuple[_Array, _Array | None, int, int, int, int], ...], /
+        cls,
+        slices: tuple[
+            tuple[_Array, _Array | None, int, int, int, int]
+            | tuple[_Array, _Array | None, int, int, int, int, Patch | None, int],
+            ...,
+        ],
+        /,
     ) -> Pooler: ...
     def pool(
         self,

@@ -15,14 +15,15 @@ pooling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
+from erless.dlrm.patches import SlicePatch
 from erless.dlrm.pool_call import PoolCall, ShardTables
 from erless.dlrm.query_arrays import Floats, Ids, Lengths, as_lengths
 from erless.dlrm.rows import Home, RowIndex
@@ -81,6 +82,8 @@ class StoredSlice:
         precision: how `rows` are stored.
         rows: (stored, `stored_width`) of `stored_dtype`, by ascending row id.
         index: row id → position in `rows`.
+        patch: rows that differ, where generations changed some; the table may have more rows then
+            than the index.
 
     Raises:
         ArtifactError: rows, index and table do not fit together.
@@ -90,6 +93,7 @@ class StoredSlice:
     precision: Precision
     rows: NDArray[Any]
     index: RowIndex
+    patch: SlicePatch | None = None
 
     def __post_init__(self) -> None:
         shape = (self.index.stored, stored_width(self.precision, self.table.dim))
@@ -99,11 +103,41 @@ class StoredSlice:
                 f"table {self.table.name}: its stored rows have shape {self.rows.shape} of "
                 f"{self.rows.dtype}, expected {shape} of {dtype}"
             )
-        if self.index.rows != self.table.rows:
+        rows = self.index.rows if self.patch is None else self.patch.table_rows
+        if rows != self.table.rows:
             raise ArtifactError(
                 f"table {self.table.name} has {self.table.rows:,} rows, "
                 f"its index {self.index.rows:,}"
             )
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one stored row."""
+        return int(self.rows.shape[1] * self.rows.itemsize)
+
+    def changed(self, ids: NDArray[np.int64], rows: NDArray[Any], table_rows: int) -> StoredSlice:
+        """This slice with `rows` in place of those with `ids`, or beside them.
+
+        Args:
+            ids: (n,) distinct.
+            rows: (n, `stored_width`) of `stored_dtype`.
+            table_rows: rows of the whole table from now on.
+
+        Raises:
+            ArtifactError: an id is not this slice's, or rows have another shape or dtype.
+        """
+        if rows.shape != (len(ids), self.rows.shape[1]) or rows.dtype != self.rows.dtype:
+            raise ArtifactError(
+                f"table {self.table.name}: changed rows have shape {rows.shape} of {rows.dtype}, "
+                f"expected {(len(ids), self.rows.shape[1])} of {self.rows.dtype}"
+            )
+        before = self.patch or SlicePatch.none(self.table.rows)
+        try:
+            patch = before.changed(self.index, ids, rows, table_rows)
+        except ArtifactError as error:
+            raise ArtifactError(f"table {self.table.name}: {error}") from error
+        table = self.table.model_copy(update={"rows": table_rows})
+        return replace(self, table=table, patch=patch)
 
 
 class EmbeddingShard:
@@ -129,6 +163,8 @@ class EmbeddingShard:
                     stored.table.dim,
                     PRECISION_CODES[stored.precision],
                     POOLING_CODES[stored.table.pooling],
+                    stored.patch.kernel(stored.row_bytes) if stored.patch else None,
+                    stored.index.rows,
                 )
                 for stored in slices
             )
@@ -180,6 +216,16 @@ class EmbeddingShard:
         return _kernels.FastPath(
             self._pooler, heads, requests, answers, max_batch, max_body_bytes, longest_ms
         )
+
+    def grown(self, rows: Mapping[str, int]) -> EmbeddingShard:
+        """This shard where its tables have `rows` (by name), none of the added ones being here."""
+        if all(part.table.rows == rows[part.table.name] for part in self.slices):
+            return self
+        nothing = np.empty(0, np.int64)
+        slices = [
+            part.changed(nothing, part.rows[:0], rows[part.table.name]) for part in self.slices
+        ]
+        return EmbeddingShard(slices, self.name)
 
     def homes(self, shard: int) -> list[Home]:
         """What `Routing` needs to find each slice's rows here, in the shard numbered `shard`."""

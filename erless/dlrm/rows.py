@@ -8,6 +8,7 @@ are turned into row ids by `erless.pack.ranks`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -305,6 +306,22 @@ class Routing:
         except ValueError as error:
             raise ArtifactError(f"routing and shards do not fit together: {error}") from error
         self._grouped: dict[int, NDArray[np.int64]] = {}
+
+    def repatched(self, homes: Sequence[Home | None]) -> Routing:
+        """The same routing, with rows at home that are patched otherwise (`SlicePatch`).
+
+        Args:
+            homes: per table, as many and as large as those of this routing.
+
+        Raises:
+            ArtifactError: they are others.
+        """
+        other = copy(self)
+        try:
+            other._router = self._router.repatched(tuple(homes))
+        except ValueError as error:
+            raise ArtifactError(f"routing and shards do not fit together: {error}") from error
+        return other
 
     def bucketize(self, values: Ids, lengths: Lengths, weights: Floats | None = None) -> Buckets:
         """Sort a query's ids by shard, keeping the order of bags: one pass to count, one to place.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from erless.errors import ArtifactError, StoreError
 from erless.progress import Progress, Silent
 from erless.specs.artifact import FileEntry
+from erless.specs.generations import generation_prefix, kept_by_generations
 from erless.specs.release import release_name, shard_name
 from erless.specs.stored import list_releases, load_release, load_shard, stale_records
 from erless.storage.store import Blob, Store, StoredObject
@@ -17,6 +18,7 @@ from erless.storage.strict_json import read_json
 __all__ = ["Damage", "Pruned", "prune", "verify"]
 
 VERIFY_THREADS = 4
+_PRUNED = ("shards/", "keys/", "generations/", "states/", "blobs/")
 GRACE_S = 24 * 3600.0  # a pack that runs longer than this between a blob and its manifest loses it
 
 
@@ -57,6 +59,11 @@ def verify(store: Store, digest: str, progress: Progress | None = None) -> list[
                 files[entry.path] = entry
         except ArtifactError as error:
             damage.append(Damage(shard_name(shard.digest), str(error)))
+    try:
+        for entry in kept_by_generations(store, digest).files:
+            files[entry.path] = entry
+    except ArtifactError as error:
+        damage.append(Damage(generation_prefix(digest), str(error)))
     total = sum(entry.size_bytes for entry in files.values())
     with (
         (progress or Silent()).step("verify", total, "bytes") as step,
@@ -99,7 +106,7 @@ def prune(
         ]
         remaining = [digest for digest in releases if digest not in doomed]
         needed = _needed(store, remaining)
-        everything = [*store.list("shards/"), *store.list("keys/"), *store.list("blobs/")]
+        everything = [stored for prefix in _PRUNED for stored in store.list(prefix)]
         orphans = [
             stored
             for stored in everything
@@ -125,6 +132,8 @@ def _needed(store: Store, digests: list[str]) -> set[str]:
         for shard in release.shards:
             names.add(shard_name(shard.digest))
             names |= {entry.path for entry in load_shard(store, shard.digest).files()}
+        changes = kept_by_generations(store, digest)
+        names |= changes.names | {entry.path for entry in changes.files}
     return names
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -59,6 +59,7 @@ __all__ = [
     "slice_index",
     "slice_table",
     "source_of",
+    "with_changes",
 ]
 
 CACHE_BYTES = 64 << 30
@@ -151,6 +152,7 @@ class OpenGateway(Opened):
     Args:
         release: its manifest.
         routing: bucketizes queries.
+        routes: per table (rows,) uint8, of which `routing` was made.
         combiner: adds partials up.
         holdings: per shard number the indexes of the model's tables that it holds rows of.
         lane_holdings: the same in lanes (`erless.dlrm.lanes`).
@@ -162,6 +164,7 @@ class OpenGateway(Opened):
 
     release: ReleaseManifest
     routing: Routing
+    routes: tuple[NDArray[np.uint8], ...]
     combiner: Combiner
     holdings: tuple[tuple[int, ...], ...]
     lane_holdings: tuple[tuple[int, ...], ...]
@@ -238,18 +241,14 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
             if shard in release.resident
         }
         resident = {number: shard for number, (_, shard, _) in opened.items()}
-        homes = _homes(holdings, resident)
         lanes = Lanes.of(release.model)
         lane_holdings = tuple(lanes.holding(tables) for tables in holdings)
+        mapped = tuple(routes.map(table.name, populate=True) for table in tables)
+        homes = _homes(holdings, resident)
         return OpenGateway(
             release=release,
-            routing=Routing(
-                lanes.tables,
-                _lane_routes(lanes, [routes.map(table.name, populate=True) for table in tables]),
-                lane_holdings,
-                [homes.get(number) for number in lanes.numbers],
-                None if release.model.plain else lanes.names,
-            ),
+            routing=_routing(release.model, lanes, mapped, lane_holdings, homes),
+            routes=mapped,
             combiner=Combiner(tables, holdings),
             holdings=holdings,
             lane_holdings=lane_holdings,
@@ -264,9 +263,61 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
         )
 
 
-def _lane_routes(lanes: Lanes, routes: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
-    """Per lane the routing of its table."""
-    return [routes[number] for number in lanes.numbers]
+def _routing(
+    model: ModelSpec,
+    lanes: Lanes,
+    routes: Sequence[NDArray[np.uint8]],
+    lane_holdings: Sequence[Sequence[int]],
+    homes: Mapping[int, Home],
+) -> Routing:
+    return Routing(
+        lanes.tables,
+        [routes[number] for number in lanes.numbers],
+        lane_holdings,
+        [homes.get(number) for number in lanes.numbers],
+        None if model.plain else lanes.names,
+    )
+
+
+def with_changes(
+    base: OpenGateway,
+    resident: Mapping[int, EmbeddingShard],
+    grown: Mapping[str, int],
+    added: TensorFile | None,
+) -> OpenGateway:
+    """The gateway's files as a generation has them.
+
+    Args:
+        base: as the release has them.
+        resident: shard number → its rows.
+        grown: table → its rows, where some were added.
+        added: per grown table uint8: the shards of the rows that were added.
+
+    Raises:
+        ArtifactError: they do not fit together.
+    """
+    model = base.release.model
+    if not grown:
+        homes = _homes(base.holdings, resident)
+        if not homes:
+            return replace(base, resident=dict(resident))
+        lanes = Lanes.of(model)
+        routing = base.routing.repatched([homes.get(number) for number in lanes.numbers])
+        return replace(base, resident=dict(resident), routing=routing)
+    if added is None:
+        raise ArtifactError("a generation adds rows and does not tell their shards")
+    rows = {table.name: grown.get(table.name, table.rows) for table in model.tables}
+    tables = tuple(table.model_copy(update={"rows": rows[table.name]}) for table in model.tables)
+    routes = []
+    for table, held in zip(tables, base.routes, strict=True):
+        more = added.read(table.name) if table.name in grown else held[:0]
+        routes.append(np.concatenate([held, more]) if len(more) else held)
+    larger = model.model_copy(update={"tables": tables})
+    lanes = Lanes.of(larger)
+    known = {number: shard.grown(rows) for number, shard in resident.items()}
+    homes = _homes(base.holdings, known)
+    routing = _routing(larger, lanes, routes, base.lane_holdings, homes)
+    return replace(base, resident=known, routing=routing)
 
 
 def _homes(

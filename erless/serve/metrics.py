@@ -73,6 +73,7 @@ class Metrics:
         self._concurrency = 0.0
         self._changed = clock()
         self.load_s = 0.0
+        self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self.gathers = self.bytes_received = self.bytes_sent = 0
         self.fan_out = self.degraded = self.cold_starts = self.retries = self.hedges = 0
         self._elsewhere: dict[str, str] = {}  # counters that are kept by somebody else
@@ -126,6 +127,10 @@ class Metrics:
         """Count the ids of a query that their features' rules do not know: feature → how many."""
         for name, count in counts.items():
             self.unknown[name] = self.unknown.get(name, 0) + count
+
+    def gauge(self, name: str, what: str, read: Callable[[], float]) -> None:
+        """From now on tell also what `read` says, of this process alone."""
+        self._gauges[name] = (what, read)
 
     def counts(self) -> dict[str, Any]:
         """Everything counted so far, for JSON."""
@@ -195,6 +200,8 @@ class Metrics:
         )
         for name, meaning in (self._names | self._elsewhere).items():
             yield from _metric(f"{name}_total", "counter", meaning, [("", counts[name])])
+        for name, (meaning, read) in self._gauges.items():
+            yield from _metric(name, "gauge", meaning, [("", read())])
         yield from _metric(
             "load_seconds", "gauge", "from process start to ready", [("", counts["load_s"])]
         )

@@ -49,6 +49,7 @@ class Settings:
     max_body_bytes: int = 64 << 20
     memory_in_flight_bytes: int | None = None
     scrub_bytes_s: float = float(2 << 20)
+    follow_s: float = 0.0
     disk_engine: Literal["auto", "io_uring", "pread"] = "auto"
     disk_depth: int = 256
     disk_waiting: int = 8192
@@ -209,6 +210,7 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         disk_engine=choice("ERLESS_DISK_ENGINE", "auto", "io_uring", "pread"),  # type: ignore[arg-type]
         disk_depth=env.integer("ERLESS_DISK_DEPTH", 256, 1, 4096),
         disk_waiting=env.integer("ERLESS_DISK_WAITING", 8192),
+        follow_s=env.number("ERLESS_FOLLOW_S", 1.0) if kind == "gateway" else 0.0,
         max_connections=env.integer("ERLESS_MAX_CONNECTIONS", 4096),
         max_client_connections=env.integer("ERLESS_MAX_CLIENT_CONNECTIONS", 3072),
         device=choice("ERLESS_DEVICE", "cpu", "cuda"),  # type: ignore[arg-type]

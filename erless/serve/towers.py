@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.errors import ConfigError
-from erless.specs.model import DlrmTower, ModelSpec
+from erless.specs.model import DlrmTower, GraphTower, ModelSpec
 
-__all__ = ["Predict", "PredictTensors", "named", "open_predict"]
+__all__ = ["Predict", "PredictTensors", "open_named_tower", "open_predict"]
 
 Floats = NDArray[np.float32]
 # dense (B, F), pooled (B, T, D) padded to the largest dim → predictions (B,)
@@ -41,6 +41,15 @@ def open_predict(
 
         return NumpyTower.load(path, model)
     return _torch_predict(path, model, device, precision, threads)
+
+
+def open_named_tower(path: Path, model: ModelSpec, *, threads: int) -> PredictTensors:
+    """The tower at `path` on a CPU, of whatever kind the model has. Errors as `open_predict`."""
+    if isinstance(model.tower, GraphTower):
+        from erless.dlrm.graph_archives import open_tower_graph
+
+        return open_tower_graph(model, path, threads=threads)
+    return named(open_predict(path, model, threads=threads))
 
 
 def _torch_predict(

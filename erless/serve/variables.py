@@ -128,6 +128,12 @@ VARIABLES = (
         "sizes are looked at",
     ),
     Variable(
+        "ERLESS_FOLLOW_S",
+        "follow_s",
+        ("gateway",),
+        "seconds between two looks for the next generation of changed rows; 0: none is looked for",
+    ),
+    Variable(
         "ERLESS_DISK_ENGINE",
         "disk_engine",
         SPARSE,

@@ -15,7 +15,7 @@ static void make_shard(input_t *input, shard_t *shard) {
         const uint8_t part = any_byte(input); /* 0: every row is stored */
         for (int64_t id = 0; id < rows; id++) shard->stored[s][id] = part == 0 || id % part != 1;
         shard->slices[s] =
-            make_slice(input, s, rows, any_of(input, 1, 70), part ? shard->stored[s] : NULL);
+            make_slice(input, s, rows, any_of(input, 1, 70), part ? shard->stored[s] : NULL, 1);
         shard->columns[s] = shard->width;
         shard->width += shard->slices[s].dim;
     }

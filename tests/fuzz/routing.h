@@ -36,10 +36,12 @@ static inline void make_home(input_t *input, shards_t *made, int64_t t) {
     uint8_t *stored = exactly((size_t)made->rows[t]);
     for (int64_t id = 0; id < made->rows[t]; id++)
         stored[id] = made->routes[t][id] == 0 || choice & 2;
-    home->slice = make_slice(input, t, made->rows[t], made->dims[t], choice & 2 ? NULL : stored);
+    const int64_t indexed = choice & 4 ? any_of(input, 1, made->rows[t]) : made->rows[t];
+    home->slice = make_slice(input, t, indexed, made->dims[t], choice & 2 ? NULL : stored, 0);
+    home->slice.table_rows = made->rows[t]; /* those added are not at home */
     home->shard = 0;
     made->poolings[t] = home->slice.pooling;
-    if (home->slice.blocks) {
+    if (home_needs_words(&home->slice)) {
         home->words = exactly(sizeof(word_t) * (size_t)home_words(&home->slice));
         REQUIRE(home_unpack(&home->slice, (word_t *)home->words));
     }
@@ -83,8 +85,10 @@ static inline void free_shards(const shards_t *made) {
 /* Where row `id` of table t is: a shard, NOWHERE, or 0 where it is at home. */
 static inline int64_t shard_of(const shards_t *made, int64_t t, int64_t id) {
     const home_t *home = &made->homes[t];
-    if (made->routing.homes && home->shard >= 0 && home->slice.blocks == NULL) return 0;
-    return made->routes[t][id];
+    const int64_t shard = made->routes[t][id];
+    if (!made->routing.homes || home->shard < 0) return shard;
+    if (id >= home->slice.indexed) return shard == 0 ? NOWHERE : shard;
+    return home->slice.blocks == NULL ? 0 : shard;
 }
 
 static inline int at_home(const shards_t *made, int64_t t, int64_t id) {

@@ -32,6 +32,25 @@ def build(clang: str, name: str, target: Path) -> None:
     subprocess.run([clang, *options, *includes, *files, "-o", str(target)], check=True)
 
 
+def find_clang(folder: Path) -> str:
+    """A clang that links libFuzzer and the sanitizers; "" and a word on why where there is none."""
+    clang = shutil.which("clang")
+    if clang is None:
+        print("there is no clang on this machine: the kernels are not fuzzed")
+        return ""
+    source = folder / "probe.c"
+    source.write_text("int LLVMFuzzerTestOneInput(void) { return 0; }\n", encoding="utf-8")
+    command = [clang, *SANITIZERS, str(source), "-o", str(folder / "probe")]
+    probe = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
+    if probe.returncode == 0:
+        return clang
+    print(
+        f"{clang} has no libFuzzer or sanitizers (Debian: libclang-rt-dev), so the kernels are "
+        f"not fuzzed: {probe.stderr.strip().splitlines()[-1]}"
+    )
+    return ""
+
+
 def fuzz(clang: str, name: str, corpus: Path, seconds: int) -> tuple[str, int, str]:
     """Build and run the fuzzer `name`: its name, exit status and last lines."""
     inputs = corpus / name
@@ -62,11 +81,11 @@ def main() -> int:
     unknown = set(options.names) - set(NAMES)
     if unknown:
         parser.error(f"no fuzzer {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    clang = shutil.which("clang")
-    if clang is None:
-        print("there is no clang on this machine: the kernels are not fuzzed")
-        return 0
     corpus = options.corpus or Path(tempfile.mkdtemp(prefix="erless-fuzz-"))
+    corpus.mkdir(parents=True, exist_ok=True)
+    clang = find_clang(corpus)
+    if not clang:
+        return 0
     failed = False
     with ThreadPoolExecutor(options.jobs) as threads:
         runs = [

@@ -29,35 +29,78 @@ static inline void write_row(const slice_t *slice, uint8_t *to, int64_t t, int64
     }
 }
 
-/* A slice of table t that stores the rows of which `stored` is set, or all where it is NULL. */
+typedef struct {
+    patch_t patch;
+    uint8_t *rows;
+} owned_patch_t;
+
+/* Let some stored rows be replaced, and those behind the index be added: what was stored of them is
+ * another row's, so that only the patch gives the right elements. */
+static inline void make_patch(input_t *input, slice_t *slice, int64_t t, const uint8_t *stored) {
+    const int64_t step = any_of(input, 1, 9);
+    owned_patch_t *owned = exactly(sizeof(owned_patch_t));
+    patch_t *patch = &owned->patch;
+    int64_t local = 0;
+    owned->rows = exactly((size_t)(slice->table_rows * slice->row_bytes));
+    REQUIRE(patch_open(patch, slice->table_rows));
+    for (int64_t id = 0; id < slice->table_rows; id++) {
+        if (stored != NULL && !stored[id]) continue;
+        const int64_t at = local++ * slice->row_bytes;
+        uint8_t *row = owned->rows + id * slice->row_bytes;
+        if (id < slice->indexed && id % step) continue;
+        write_row(slice, row, t, id);
+        if (id >= slice->indexed) {
+            patch_add(patch, patch_key_added(id), row);
+            continue;
+        }
+        patch_add(patch, at, owned->rows); /* which the next takes the place of */
+        patch_add(patch, at, row);
+        memset((uint8_t *)slice->rows + at, 0, (size_t)slice->row_bytes);
+        write_row(slice, (uint8_t *)slice->rows + at, t, id + 1);
+    }
+    slice->patch = patch;
+}
+
+/* A slice of table t that stores the rows of which `stored` is set, or all where it is NULL. Some
+ * may be patched, and the last ones added, where it `grows`. */
 static inline slice_t make_slice(input_t *input, int64_t t, int64_t rows, int64_t dim,
-                                 const uint8_t *stored) {
+                                 const uint8_t *stored, int grows) {
     slice_t slice = {.table_rows = rows, .dim = dim};
+    const int is_patched = any_byte(input) & 1;
+    slice.indexed = rows - (is_patched && grows ? any_of(input, 0, rows - 1) : 0);
     slice.precision = (int)any_of(input, FP32, INT4);
     slice.pooling = (int)any_of(input, SUM, MEAN);
     slice.row_bytes = stored_row_bytes(slice.precision, dim);
-    for (int64_t id = 0; id < rows; id++) slice.stored += stored == NULL || stored[id];
+    for (int64_t id = 0; id < slice.indexed; id++) slice.stored += stored == NULL || stored[id];
     uint8_t *bytes = exactly((size_t)(slice.stored * slice.row_bytes)), *next = bytes;
-    for (int64_t id = 0; id < rows; id++)
+    for (int64_t id = 0; id < slice.indexed; id++)
         if (stored == NULL || stored[id]) {
             write_row(&slice, next, t, id);
             next += slice.row_bytes;
         }
     slice.rows = bytes;
     if (stored != NULL) {
-        uint64_t *blocks = exactly(sizeof(uint64_t) * INDEX_WORDS * (size_t)blocks_for(rows));
-        for (int64_t id = 0; id < rows; id++)
+        uint64_t *blocks =
+            exactly(sizeof(uint64_t) * INDEX_WORDS * (size_t)blocks_for(slice.indexed));
+        for (int64_t id = 0; id < slice.indexed; id++)
             if (stored[id]) {
                 const ids_t one = {&id, 1, 1};
-                REQUIRE(index_mark(blocks, rows, &one) == -1);
+                REQUIRE(index_mark(blocks, slice.indexed, &one) == -1);
             }
-        REQUIRE(index_rank(blocks, blocks_for(rows)) == slice.stored);
+        REQUIRE(index_rank(blocks, blocks_for(slice.indexed)) == slice.stored);
         slice.blocks = blocks;
     }
+    if (is_patched) make_patch(input, &slice, t, stored);
     return slice;
 }
 
 static inline void free_slice(const slice_t *slice) {
+    if (slice->patch) {
+        owned_patch_t *owned = (owned_patch_t *)(void *)slice->patch;
+        patch_close(&owned->patch);
+        free(owned->rows);
+        free(owned);
+    }
     free((void *)slice->rows);
     free((void *)slice->blocks);
 }

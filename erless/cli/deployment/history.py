@@ -9,6 +9,7 @@ import typer
 from erless.cli.bars import bars
 from erless.cli.deployment.target_options import TargetOptions, TimeoutOption, resolve_target
 from erless.cli.option_groups import grouped
+from erless.cli.options import StoreOption, store_of
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
@@ -62,19 +63,52 @@ def rollback(
     *,
     where: TargetOptions,
     timeout_s: TimeoutOption = 120,
+    generation: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Keep the release; answer as its generation N did (0: as it was packed)."
+        ),
+    ] = None,
+    store: StoreOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Make a kept release current again; queries in flight are answered where they are.
 
-    Example: `erless rollback`, `erless rollback 3f9a`
+    With --generation the release stays, and a new generation takes back what came behind N.
+
+    Example: `erless rollback`, `erless rollback 3f9a`, `erless rollback --generation 12`
     """
     from dataclasses import asdict
 
-    destination, _ = resolve_target(where)
+    destination, config = resolve_target(where)
+    if generation is not None:
+        _go_back(generation, release, store_of(store, None, config), output)
+        return
     with bars() as progress:
         done = destination.rollback(release, progress, timeout_s)
     emit(
         output,
         {"target": destination.name, **asdict(done)},
         lambda console: console.print(f"release {done.release[:12]} answers at {done.url} again"),
+    )
+
+
+def _go_back(generation: int, release: str | None, store: str, output: Output) -> None:
+    """Publish a generation that is generation number `generation` once more."""
+    from contextlib import closing
+
+    from erless.pack.generations.publish import Publisher
+    from erless.specs.stored import find_release
+    from erless.storage.stores import open_store
+
+    opened = open_store(store)
+    with closing(Publisher(opened, find_release(opened, release or "").digest)) as publisher:
+        manifest = publisher.go_back(generation)
+    emit(
+        output,
+        manifest.model_dump(mode="json"),
+        lambda console: console.print(
+            f"generation {manifest.number} of release {manifest.release[:12]} is generation "
+            f"{generation} once more; gateways follow within seconds"
+        ),
     )

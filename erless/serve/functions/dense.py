@@ -87,6 +87,8 @@ class DenseFunction:
     """Answers `prediction` for `dense` and `pooled`. Create it on the event loop."""
 
     model = "tower"
+    version_path = "tower"
+    open_version = None
     fast_path = None
     request_parameters: frozenset[str] = frozenset()
     answers_synchronously = False

@@ -52,6 +52,7 @@ class DiskFunction(ShardFunction):
     """
 
     answers_synchronously = False
+    open_version = None
     fast_path = None
 
     def __init__(self, opened: OpenDiskShard, settings: Settings, metrics: Metrics) -> None:

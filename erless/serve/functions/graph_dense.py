@@ -30,6 +30,8 @@ class GraphDenseFunction:
     """Answers the model's outputs for what its tower takes. Create it on the event loop."""
 
     model = "tower"
+    version_path = "tower"
+    open_version = None
     fast_path = None
     request_parameters: frozenset[str] = frozenset()
     answers_synchronously = False

@@ -56,6 +56,7 @@ def _model(
 class MonolithFunction:
     """Answers a whole query with the model's outputs."""
 
+    open_version = None
     fast_path = None
     request_parameters: frozenset[str] = frozenset()
     answers_synchronously = True
@@ -70,6 +71,7 @@ class MonolithFunction:
     ) -> None:
         model = bundle.model
         self.model, self.digest, self.facts = model.name, bundle.digest, model_facts(model)
+        self.version_path = self.model
         self.mapped: tuple[MappedFile, ...] = ()
         self.inputs, self.outputs = form.inputs, form.outputs
         self._shard, self._form, self._predict = shard, form, predict

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
+from erless.dlrm.embedding import EmbeddingShard
 from erless.dlrm.pool_call import PoolCall, ShardTables
 from erless.errors import QueryError
-from erless.serve.files import OpenShard, open_shard, source_of
+from erless.serve.files import MappedFile, OpenShard, open_shard, source_of
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.fast_lane import LONGEST_MS, answer_forms, head_forms, request_forms
 from erless.serve.protocol.infer import InferRequest
@@ -20,6 +22,7 @@ from erless.serve.protocol.served import InferAnswer, InferCall
 from erless.serve.protocol.tensors import TensorSpec
 from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
+from erless.serve.states import ShardStates
 
 __all__ = ["ShardFunction", "SparseFunction", "load_sparse"]
 
@@ -34,6 +37,7 @@ class ShardFunction:
     """
 
     model = "shard"
+    version_path = "shard"
     request_parameters = frozenset({"packed", "half"})
 
     def __init__(self, shape: ShardTables, settings: Settings, metrics: Metrics) -> None:
@@ -109,15 +113,26 @@ class SparseFunction(ShardFunction):
 
     answers_synchronously = True
 
-    def __init__(self, opened: OpenShard, settings: Settings, metrics: Metrics) -> None:
-        super().__init__(opened.shard.shape, settings, metrics)
-        self._opened, self._shard = opened, opened.shard
-        self.mapped = opened.mapped
+    mapped: tuple[MappedFile, ...] = ()
+    open_version: Callable[[str], SparseFunction] | None = None
+
+    def __init__(
+        self,
+        shard: EmbeddingShard,
+        settings: Settings,
+        metrics: Metrics,
+        state: str | None = None,
+    ) -> None:
+        super().__init__(shard.shape, settings, metrics)
+        self._shard = shard
+        if state is not None:
+            self.digest, self.version_path = state, f"shard/versions/{state}"
+            self._parameters = {"digest": state}
         self.facts: dict[str, object] = {}
         secret = open_secret(settings, time.monotonic)
         heads, json32, json16 = answer_forms(self.digest.encode())
         self.fast_path = self._shard.fast_path(
-            head_forms(b"shard", secret=secret.shown if secret else None),
+            head_forms(self.version_path.encode(), secret=secret.shown if secret else None),
             request_forms(),
             (*heads, json32, json16),
             settings.max_batch,
@@ -130,13 +145,33 @@ class SparseFunction(ShardFunction):
         return self.answer(call.request, self._shard.begin(self.pool_call(call.request)))
 
     def close(self) -> None:
+        """A state has nothing of its own to give back."""
+
+
+class ReleasedShard(SparseFunction):
+    """The shard as its release has it; opens the states that generations give it."""
+
+    def __init__(self, opened: OpenShard, settings: Settings, metrics: Metrics) -> None:
+        super().__init__(opened.shard, settings, metrics)
+        self._opened = opened
+        self.mapped = opened.mapped
+        states = ShardStates(source_of(settings), settings.digest, opened.shard)
+
+        def open_state(digest: str) -> SparseFunction:
+            shard = states.open(digest)
+            return SparseFunction(shard, settings, metrics, digest)
+
+        self.open_version = open_state
+        metrics.gauge("changed_bytes", "rows that generations changed", lambda: states.size_bytes)
+
+    def close(self) -> None:
         """Let the cache evict the shard."""
         self._opened.close()
 
 
-def load_sparse(settings: Settings, metrics: Metrics) -> SparseFunction:
+def load_sparse(settings: Settings, metrics: Metrics) -> ReleasedShard:
     """The function, its shard verified and in memory. Errors as `open_shard`."""
-    return SparseFunction(open_shard(source_of(settings), settings.digest), settings, metrics)
+    return ReleasedShard(open_shard(source_of(settings), settings.digest), settings, metrics)
 
 
 def to_float16(partial: np.ndarray) -> np.ndarray:

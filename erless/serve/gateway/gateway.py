@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.embedding import Combiner
-from erless.dlrm.graph_archives import open_lookup, open_tower_graph
+from erless.dlrm.graph_archives import open_lookup
 from erless.dlrm.lanes import LaneSums
 from erless.dlrm.rows import Buckets
 from erless.errors import ArtifactError, ServeError
@@ -27,8 +27,11 @@ from erless.http.client.endpoint import Endpoint
 from erless.serve.files import OpenGateway, open_gateway, open_tower, source_of
 from erless.serve.gateway.error_budget import ErrorBudget
 from erless.serve.gateway.fan_out import FanOut, ShardCall, ShardWork
+from erless.serve.gateway.follower import GenerationFollower
 from erless.serve.gateway.remote import RemoteDense, RemoteShard
+from erless.serve.gateway.view import GatewayGenerations, GatewayParts, GatewayView
 from erless.serve.gateway.work import DenseWork, SparseWork
+from erless.serve.logs import Log
 from erless.serve.malloc import HeapTrimmer
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.forms import KjtForm, OpenQuery, QueryForm, SharedKjtForm
@@ -38,11 +41,11 @@ from erless.serve.protocol.metadata import model_facts
 from erless.serve.protocol.served import InferAnswer, InferCall
 from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
-from erless.serve.towers import PredictTensors, named, open_predict
+from erless.serve.towers import PredictTensors, open_named_tower
 from erless.specs.model import GraphTower
 from erless.specs.plan import Tier
 
-__all__ = ["Gateway", "load_gateway"]
+__all__ = ["Gateway", "LoadedGateway", "load_gateway"]
 
 Floats = NDArray[np.float32]
 Array = NDArray[Any]
@@ -52,10 +55,25 @@ REPEATED_SHARE = 0.1  # of queries whose silent calls are sent again, in the lon
 SHARED_WRITE = 8  # calls to a shard, of queries that came at once
 
 
-def load_gateway(
-    settings: Settings, metrics: Metrics
-) -> tuple[OpenGateway, QueryForm, PredictTensors]:
-    """A gateway's files, the form of its queries, and its tower. May run in any thread.
+@dataclass(frozen=True, slots=True)
+class LoadedGateway:
+    """Everything that a gateway holds.
+
+    Args:
+        form: of the model's queries.
+        parts: rows, routing and tower of the newest generation.
+        generations: where further ones come from.
+        released: the release's own files, to be closed at the end.
+    """
+
+    form: QueryForm
+    parts: GatewayParts
+    generations: GatewayGenerations
+    released: OpenGateway
+
+
+def load_gateway(settings: Settings) -> LoadedGateway:
+    """Open the release and its newest generation: may run in any thread.
 
     Raises:
         ArtifactError: something is missing or altered, or a remote shard has no URL.
@@ -68,27 +86,20 @@ def load_gateway(
             raise ArtifactError(
                 f"ERLESS_SHARD_URLS has no URL for shard {shard.name} ({shard.digest})"
             )
-    model, remote_tower = opened.release.model, settings.dense_url is not None
-    tower = open_tower(source, settings.digest)
-    try:
+    model, elsewhere = opened.release.model, settings.dense_url is not None
+    with open_tower(source, settings.digest) as tower:
         form: QueryForm
         if isinstance(model.tower, GraphTower):
             form = GraphForm(
                 open_lookup(model, tower.files, threads=settings.threads), settings.max_batch
             )
-            if not remote_tower:
-                return opened, form, open_tower_graph(model, tower.path, threads=settings.threads)
         else:
             form = (KjtForm if model.plain else SharedKjtForm)(model, settings.max_batch)
-            if not remote_tower:
-                return (
-                    opened,
-                    form,
-                    named(open_predict(tower.path, model, threads=settings.threads)),
-                )
-        return opened, form, _no_tower
-    finally:
-        tower.close()
+        predict: PredictTensors = _no_tower
+        if not elsewhere:
+            predict = open_named_tower(tower.path, model, threads=settings.threads)
+    generations = GatewayGenerations(settings, source, GatewayParts(None, opened, predict))
+    return LoadedGateway(form, generations.newest(), generations, opened)
 
 
 def _no_tower(tensors: Mapping[str, Array]) -> dict[str, Array]:
@@ -99,11 +110,12 @@ def _no_tower(tensors: Mapping[str, Array]) -> dict[str, Array]:
 class _FannedOut:
     """A query of which `calls` shards have been asked; `sums` adds their partials to `out`.
 
-    Of a plain model `out` is (B, T, D).
+    All of it is answered with `view`. Of a plain model `out` is (B, T, D).
 
     `resident`: numbers of further resident shards, with rows of the same tables.
     """
 
+    view: GatewayView
     fan_out: FanOut
     query: OpenQuery
     buckets: Buckets
@@ -118,48 +130,36 @@ class Gateway:
     """Answers a whole query with the model's outputs. Create it on the event loop.
 
     Args:
-        opened: the release's gateway files.
-        form: of the model's queries.
-        predict: the tower; not called where it is a function of its own.
+        loaded: what it holds.
         settings, metrics: of this process.
     """
 
+    open_version = None
     fast_path = None
     request_parameters: frozenset[str] = frozenset()
     answers_synchronously = False
 
     def __init__(
         self,
-        opened: OpenGateway,
-        form: QueryForm,
-        predict: PredictTensors,
+        loaded: LoadedGateway,
         settings: Settings,
         metrics: Metrics,
     ) -> None:
-        self._opened, self._predict = opened, predict
+        opened, form = loaded.released, loaded.form
+        self._released = opened
         self._settings, self._metrics = settings, metrics
         self._loop = asyncio.get_running_loop()
         self._now = time.monotonic  # the loop's clock, but finer
         release = opened.release
-        self.model = release.model.name
+        self.model = self.version_path = release.model.name
         self._form = form
         self.inputs, self.outputs = form.inputs, form.outputs
-        self.facts = model_facts(release.model)
         self.digest, self.mapped = release.digest, opened.mapped
         urls = settings.shard_urls or {}
         secret = open_secret(settings, self._now)
-        shown = secret.shown if secret else None
-        self._remote = {
-            number: RemoteShard(
-                number,
-                shard.name,
-                shard.digest,
-                self._endpoint(urls[shard.digest], SHARED_WRITE),
-                places=opened.combiner.places(number),
-                float16_partials=settings.float16_partials,
-                prewarm=shard.tier is not Tier.FROZEN,
-                secret=shown,
-            )
+        self._shown = secret.shown if secret else None
+        self._endpoints = {
+            number: self._endpoint(urls[shard.digest], SHARED_WRITE)
             for number, shard in enumerate(release.shards)
             if number not in opened.resident
         }
@@ -168,8 +168,20 @@ class Gateway:
             self._dense = RemoteDense(
                 release.tower.sha256,
                 self._endpoint(settings.dense_url),
-                shown,
+                self._shown,
                 form.outputs if isinstance(release.model.tower, GraphTower) else None,
+            )
+        self._view = self._view_of(loaded.parts, {})
+        self._follower: GenerationFollower | None = None
+        if settings.follow_s:
+            self._follower = GenerationFollower(
+                loaded.generations,
+                lambda: self._view,
+                lambda parts: self._view_of(parts, self._view.remote),
+                self._adopt,
+                settings.follow_s,
+                metrics,
+                Log(settings.log, function=settings.kind, digest=settings.digest[:12]),
             )
         self._error_budget = (
             ErrorBudget(settings.degraded_share) if settings.cold_miss == "default" else None
@@ -178,6 +190,42 @@ class Gateway:
         self._trimmer = HeapTrimmer()
         self._last_query = -IDLE_S
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _view_of(self, parts: GatewayParts, before: Mapping[int, RemoteShard]) -> GatewayView:
+        """The view of a generation. Shards that it does not change are those from `before`."""
+        states = parts.generation.states if parts.generation else {}
+        remote = {}
+        for number, endpoint in self._endpoints.items():
+            shard = self._released.release.shards[number]
+            state = states.get(shard.digest)
+            known = before.get(number)
+            if known is not None and known.digest == (state or shard.digest):
+                remote[number] = known
+                continue
+            remote[number] = RemoteShard(
+                number,
+                shard.name,
+                state or shard.digest,
+                endpoint,
+                places=self._released.combiner.places(number),
+                float16_partials=self._settings.float16_partials,
+                secret=self._shown,
+                path=f"shard/versions/{state}" if state else "shard",
+            )
+        return GatewayView(parts, remote, self._dense)
+
+    def _adopt(self, view: GatewayView) -> None:
+        """Answer all queries that come from now on with `view`."""
+        self._view = view
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Of the model, and the generation that answers."""
+        facts = model_facts(self._released.release.model)
+        facts["generation"] = self._view.parts.number
+        if self._follower is not None and self._follower.reason:
+            facts["generation_waits_for"] = self._follower.reason
+        return facts
 
     def _endpoint(self, url: str, batch: int = 1) -> Endpoint:
         return Endpoint(url, self._settings.connection_age_s, self._retried, batch)
@@ -194,17 +242,20 @@ class Gateway:
     def infer(self, call: InferCall) -> Awaitable[InferAnswer]:
         """Predict."""
         self._trimmer.observe(self._metrics.in_flight)
+        view = self._view
         query = self._form.open(call.request.inputs)
-        buckets = query.lookup.bucketize(self._opened.routing)
+        buckets = query.lookup.bucketize(view.opened.routing)
         query.lookup.forget_ids()
         if query.graph is not None:
             self._metrics.unknown_ids(query.graph.unknown)
         call.request.inputs = {}  # a query that waits does not hold its whole body
-        return self._answer(call, self._fan_out(call, query, buckets))
+        return self._answer(call, self._fan_out(call, view, query, buckets))
 
-    def _fan_out(self, call: InferCall, query: OpenQuery, buckets: Buckets) -> _FannedOut:
+    def _fan_out(
+        self, call: InferCall, view: GatewayView, query: OpenQuery, buckets: Buckets
+    ) -> _FannedOut:
         """Ask the shards, before any other query of this turn is computed with."""
-        opened, now = self._opened, self._now()
+        opened, now = view.opened, self._now()
         idle, self._last_query = now - self._last_query > IDLE_S, now
         if self._error_budget is not None:
             self._error_budget.earn()
@@ -219,7 +270,7 @@ class Gateway:
         fan_out = FanOut(self._loop, call.deadline, self._repeats)
         try:
             for number in remote:
-                remote_shard = self._remote[number]
+                remote_shard = view.remote[number]
                 work = SparseWork(opened, remote_shard, buckets, sums, out, call, now)
                 self._call(fan_out, work)
         except BaseException:
@@ -228,7 +279,7 @@ class Gateway:
         self._metrics.fan_out += len(remote)
         if idle:
             self._prewarm(remote)
-        return _FannedOut(fan_out, query, buckets, lanes, sums, out, len(remote), resident)
+        return _FannedOut(view, fan_out, query, buckets, lanes, sums, out, len(remote), resident)
 
     async def _answer(self, call: InferCall, fanned: _FannedOut) -> InferAnswer:
         fan_out, buckets, sums = fanned.fan_out, fanned.buckets, fanned.sums
@@ -246,7 +297,7 @@ class Gateway:
             fan_out.settle()
         pooled = sums.finish(fanned.out, query.lookup.finishing)
         tensors = form.tower_inputs(query, fanned.lanes, pooled)
-        outputs = form.finish(query, await self._tower(fan_out, tensors, call))
+        outputs = form.finish(query, await self._tower(fanned, tensors, call))
         for output in outputs.values():
             if output.dtype.kind == "f" and not np.isfinite(output).all():
                 raise form.not_finite(query, pooled)
@@ -266,7 +317,9 @@ class Gateway:
         for number in fanned.resident:
             values, lengths, weights = fanned.buckets[number]
             bags = fanned.buckets.bags(number)
-            partials = self._opened.resident[number].pool_packed(values, lengths, weights, bags)
+            partials = fanned.view.opened.resident[number].pool_packed(
+                values, lengths, weights, bags
+            )
             fanned.sums.add(fanned.out, number, partials, lengths, packed=True)
             self._metrics.gathers += len(values)
 
@@ -278,6 +331,7 @@ class Gateway:
             outputs,
             {
                 "release": self.digest,
+                "generation": fanned.view.parts.number,
                 "degraded": fan_out.degraded,
                 "cold_start": fan_out.cold,
                 "fan_out": fanned.calls + (self._dense is not None),
@@ -289,10 +343,11 @@ class Gateway:
         self._metrics.hedges += 1
 
     async def _tower(
-        self, fan_out: FanOut, tensors: dict[str, Array], call: InferCall
+        self, fanned: _FannedOut, tensors: dict[str, Array], call: InferCall
     ) -> Mapping[str, Array]:
+        fan_out = fanned.fan_out
         if self._dense is None:
-            return self._predict(tensors)
+            return fanned.view.parts.predict(tensors)
         last = FanOut(self._loop, call.deadline, self._repeats)
         work = DenseWork(self._dense, tensors, call, self._now())
         self._metrics.fan_out += 1
@@ -311,8 +366,9 @@ class Gateway:
 
     def _prewarm(self, called: list[int]) -> None:
         """The first query after idle wakes all functions at once, frozen ones excepted."""
-        for number, remote in self._remote.items():
-            if number not in called and remote.prewarm and not remote.endpoint.connected:
+        for number, remote in self._view.remote.items():
+            frozen = self._released.release.shards[number].tier is Tier.FROZEN
+            if number not in called and not frozen and not remote.endpoint.connected:
                 remote.touch()
         if self._dense is not None and not self._dense.endpoint.connected:
             self._dense.touch()
@@ -324,11 +380,13 @@ class Gateway:
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
     def _all_remote(self) -> list[RemoteShard | RemoteDense]:
-        return [*self._remote.values(), *([self._dense] if self._dense else [])]
+        return [*self._view.remote.values(), *([self._dense] if self._dense else [])]
 
     def close(self) -> None:
         """Close all connections, and let the cache evict the files."""
         self._sweeper.cancel()
+        if self._follower is not None:
+            self._follower.close()
         for remote in self._all_remote():
             remote.endpoint.close()
-        self._opened.close()
+        self._released.close()

@@ -40,6 +40,7 @@ Partial = NDArray[np.float32] | NDArray[np.float16]
 
 FAILED = b'"state": "failed"'  # in a 503: it cannot start, or its rows are damaged
 SAMPLES = 1024  # bags of each table that a shard surely takes as samples of one query
+STATE_S = 5.0  # for a function to say whether it holds a state
 WAKE_S = 60.0  # a function that does not start within it is called anew
 # A request for all outputs, as bytes.
 _ALL = b'{"inputs":[%b],"parameters":{"binary_data_output":true}}'
@@ -77,11 +78,13 @@ class _Remote:
         digest: str,
         endpoint: Endpoint,
         secret: bytes | None,
+        path: str | None = None,
     ) -> None:
         self.label, self.digest, self.endpoint = label, digest, endpoint
         self._model, self._output = model, output
         self._authority = endpoint.authority.replace(b"%", b"%%")
-        self._head = request_head(model.encode(), self._authority, secret)
+        self.path = (path or model).encode()
+        self._head = request_head(self.path, self._authority, secret)
         self._answer = ANSWER % (
             model.encode(),
             digest[:12].encode(),
@@ -190,17 +193,17 @@ _NAMES = {dtype: name.encode() for dtype, name in DATATYPES.items()}
 
 
 class RemoteShard(_Remote):
-    """A sparse function.
+    """One sparse function, as its release or a generation has it.
 
     Args:
         number: of the shard in the release.
         name: of the shard, for errors.
-        digest: of its manifest, which its answers must carry.
+        digest: of its manifest, or of the state it is in, which its answers must carry.
         endpoint: where it is.
         float16_partials: ask for partials in float16.
         places: of its tables (`Combiner.places`).
-        prewarm: wake it together with the others; a frozen shard is not.
         secret: of the deployment, shown with every call.
+        path: of the shard, or of its version in that state, below `/v2/models/`.
     """
 
     def __init__(
@@ -212,21 +215,46 @@ class RemoteShard(_Remote):
         *,
         places: NDArray[np.int64],
         float16_partials: bool,
-        prewarm: bool,
         secret: bytes | None = None,
+        path: str = "shard",
     ) -> None:
-        super().__init__(f"shard {name}", "shard", "partial", digest, endpoint, secret)
+        super().__init__(f"shard {name}", "shard", "partial", digest, endpoint, secret, path)
         self.number, self.name = number, name
-        self.float16_partials, self.prewarm = float16_partials, prewarm
+        self.float16_partials = float16_partials
         self._parameters = b'"packed":true,"half":true' if float16_partials else b'"packed":true'
         self._dims = places[:, 1].copy()
+        line = b"erless-secret: %b\r\n" % secret if secret else b""
+        self._state_probe = b"GET /v2/models/%b/ready HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (
+            self.path,
+            endpoint.authority,
+            line,
+        )
         heads, json32, json16 = answer_forms(digest.encode())
         self._channel = _kernels.ShardChannel(
-            head_forms(b"shard", self._authority, secret),
+            head_forms(self.path, self._authority, secret),
             request_forms((float16_partials,)),
             (*heads, json32, json16 if float16_partials else b""),
             places,
         )
+
+    async def holds_state(self) -> str:
+        """Ask whether the function has its state; "" if it has, otherwise why not."""
+        answered: asyncio.Future[Reply | CallError] = asyncio.get_running_loop().create_future()
+
+        def keep(result: Reply | CallError) -> None:
+            if not answered.done():
+                answered.set_result(result)
+
+        call = self.endpoint.send([self._state_probe], keep)
+        try:
+            async with asyncio.timeout(STATE_S):
+                result = await answered
+        except TimeoutError:
+            call.abort()
+            return f"no answer within {STATE_S:g} s"
+        if isinstance(result, CallError):
+            return str(result)
+        return "" if result.status == 200 else _reason(result)
 
     def request(self, buckets: Buckets, left_ms: int, trace: bytes | None) -> list[Buffer]:
         """A request with this shard's bucket, `left_ms` before the deadline."""

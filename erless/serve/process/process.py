@@ -78,8 +78,8 @@ def _load_dense(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
 def _load_gateway(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
     from erless.serve.gateway.gateway import Gateway, load_gateway
 
-    opened, form, predict = load_gateway(settings, metrics)
-    return lambda: Gateway(opened, form, predict, settings, metrics)
+    loaded = load_gateway(settings)
+    return lambda: Gateway(loaded, settings, metrics)
 
 
 _LOADERS: dict[Kind, Loader] = {

@@ -25,6 +25,7 @@ from erless.serve.metrics import Metrics
 from erless.serve.protocol.fast_lane import LONGEST_MS, secret_prefix
 from erless.serve.protocol.infer import BINARY_TYPE, InferRequest, decode, encode
 from erless.serve.protocol.served import InferAnswer, InferCall, Served
+from erless.serve.protocol.versions import OpenVersions, VersionError
 from erless.serve.secrets import SECRET, open_secret
 from erless.serve.settings import Settings
 from erless.version import __version__
@@ -38,7 +39,6 @@ METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 READ = (b"GET", b"HEAD")
 LEFT = 499  # of a client that left before it was answered
 GUARDED = {"sparse", "dense"}
-SECRET_PREFIX = secret_prefix(b"shard")
 # W3C Trace Context 1: version, trace id and parent id (not all zero), flags.
 TRACEPARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
@@ -70,7 +70,9 @@ class App:
         self.served: Served | None = None
         self.version = self._reason = ""
         self._ready_at = math.inf
-        self._infer_paths: frozenset[bytes] = frozenset()
+        self._served_at: dict[bytes, Served] = {}  # the paths of infer calls
+        self._fast_paths: tuple[tuple[bytes, FastPath], ...] = ()  # with a request's beginning
+        self._versions: OpenVersions | None = None
         self._token = settings.token.encode() if settings.token else None
         # A gateway shows the secret; sparse and dense functions want to see it.
         self._secret = open_secret(settings, clock) if settings.kind in GUARDED else None
@@ -90,9 +92,21 @@ class App:
         self.served, self.state, self._ready_at = served, "ready", self._clock()
         self.version = served.digest[:12]
         self.metrics.info["digest"] = served.digest
-        base = f"/v2/models/{served.model}"
-        paths = (f"{base}/infer", f"{base}/versions/{self.version}/infer")
-        self._infer_paths = frozenset(path.encode() for path in paths)
+        if served.open_version is not None:
+            self._versions = OpenVersions(served.open_version, self._clock)
+        self._serve_versions(served)
+
+    def _serve_versions(self, base: Served) -> None:
+        """Know the paths of what is served, and of all its open versions."""
+        versions = self._versions.served if self._versions else ()
+        everything = (*versions, base)
+        self._served_at = {_infer_path(served.version_path): served for served in everything}
+        self._served_at[_infer_path(f"{base.model}/versions/{self.version}")] = base
+        self._fast_paths = tuple(
+            (secret_prefix(served.version_path.encode()), served.fast_path)
+            for served in everything
+            if served.fast_path is not None
+        )
 
     def fail(self, reason: str) -> None:
         """Refuse all queries from now on, with `reason`."""
@@ -104,8 +118,9 @@ class App:
 
     def __call__(self, request: Request) -> Response | Awaitable[Response]:
         """Answer `request`."""
-        if request.path in self._infer_paths and request.method == b"POST":
-            return self._infer(request)
+        served = self._served_at.get(request.path)
+        if served is not None and request.method == b"POST":
+            return self._infer(request, served)
         try:
             return self._route(request)
         except ServeError as error:
@@ -113,13 +128,13 @@ class App:
 
     # -- infer
 
-    def _infer(self, request: Request) -> Response | Awaitable[Response]:
+    def _infer(self, request: Request, served: Served) -> Response | Awaitable[Response]:
         metrics = self.metrics
         began = metrics.begin()
         held_bytes = 0  # of the budget
         metrics.bytes_received += len(request.body)
         try:
-            served = self._admit(request)
+            self._admit(request)
             deadline = self._deadline(request)
             if served.fast_path is not None:
                 quick = self._answer_fast(served.fast_path, request)
@@ -172,32 +187,32 @@ class App:
 
         None: the request is for `__call__`, whatever it is.
         """
-        served = self.served
-        if served is None or served.fast_path is None or self._token or self.log.debugging:
-            return None
-        if self.state == "failed":
+        if self._token or self.log.debugging or self.state == "failed":
             return None
         began = self._clock()
-        if self._secret is not None and not self._shows_secret(buffer, begin, began):
-            return None
         up = began - self._ready_at
         up_ms = int(up * 1e3) if up < UP_FOR_S else -1
-        answered = served.fast_path.answer(buffer, begin, end, 0, date, up_ms)
+        answered = None
+        for prefix, fast_path in self._fast_paths:
+            if self._secret is None or self._shows_secret(buffer, begin, began, prefix):
+                answered = fast_path.answer(buffer, begin, end, 0, date, up_ms)
+            if answered is not None:
+                break
         if answered is None:
             return None
         answer, next_begin, gathers, received, json_bytes, partial_bytes = answered
         self.metrics.answered_at_once(began, gathers, received, json_bytes + partial_bytes)
         return answer, next_begin
 
-    def _shows_secret(self, buffer: bytearray, begin: int, now: float) -> bool:
+    def _shows_secret(self, buffer: bytearray, begin: int, now: float, prefix: bytes) -> bool:
         """Whether a request of the known form begins with our secret.
 
         Compared in constant time, before the kernels compare the whole head, which they do not.
         """
-        if self._secret is None or not buffer.startswith(SECRET_PREFIX, begin):
+        if self._secret is None or not buffer.startswith(prefix, begin):
             return False
         self._secret.refresh(now)
-        begin += len(SECRET_PREFIX)
+        begin += len(prefix)
         secret = self._secret.shown
         return hmac.compare_digest(buffer[begin : begin + len(secret)], secret)
 
@@ -223,7 +238,8 @@ class App:
             for name, array in answer.outputs.items():
                 if not np.isfinite(array).all():
                     raise QueryError(f"output {name} is not finite: an input is too large")
-        return encode(served.model, self.version, inputs, answer.outputs, answer.parameters)
+        version = served.digest[:12]
+        return encode(served.model, version, inputs, answer.outputs, answer.parameters)
 
     def _done(self, response: Response, began: float, held_bytes: int = 0) -> Response:
         """Count an answer, and give back the budget that its query took."""
@@ -238,15 +254,14 @@ class App:
             self.log.debug("query", status=response.status, ms=round(took * 1e3, 3))
         return response
 
-    def _admit(self, request: Request) -> Served:
-        """What is served, if the client may ask and there is room. Raises ServeError if not."""
+    def _admit(self, request: Request) -> None:
+        """Raise ServeError unless the client may ask and there is room."""
         self._authorize(request)
-        served = self._loaded()
+        self._loaded()
         if self.metrics.in_flight > self.settings.max_in_flight:
             raise ServeError(
                 f"{self.settings.max_in_flight} queries are in flight already", 503, "overload"
             )
-        return served
 
     def _authorize(self, request: Request) -> None:
         """Raise ServeError where the request lacks the secret or token that is needed."""
@@ -302,7 +317,8 @@ class App:
         if status >= 500 and status != 503 and not isinstance(error, QueryError):
             self.log.warning("a query was not answered", kind=kind, reason=str(error))
         if status == 503:
-            more = {"state": self.state} if self.state != "ready" else {}
+            state = error.state if isinstance(error, VersionError) else self.state
+            more = {"state": state} if state != "ready" else {}
             return problem(status, message, headers=RETRY_AFTER, **more)
         if status == 401:
             return problem(status, message, headers=((b"www-authenticate", b"Bearer"),))
@@ -310,7 +326,7 @@ class App:
 
     # -- everything else
 
-    def _route(self, request: Request) -> Response:
+    def _route(self, request: Request) -> Response | Awaitable[Response]:
         path = request.path.rstrip(b"/")
         read = self._reads.get(path) or self._closed_reads.get(path)
         if read is not None:
@@ -322,7 +338,9 @@ class App:
             return self._model(request, parts[3], parts[4:])
         return _not_found(request)
 
-    def _model(self, request: Request, model: str, remainder: list[str]) -> Response:
+    def _model(
+        self, request: Request, model: str, remainder: list[str]
+    ) -> Response | Awaitable[Response]:
         self._authorize(request)
         served = self._loaded()
         if model != served.model:
@@ -331,17 +349,29 @@ class App:
             )
         if remainder[:1] == ["versions"]:
             if remainder[1:2] != [self.version]:
-                raise ServeError(
-                    f"there is no such version: this serves {self.version}", 404, "query"
-                )
+                served = self._version(served, remainder[1] if len(remainder) > 1 else "")
             remainder = remainder[2:]
         if remainder == ["infer"]:
-            return _not_allowed(b"POST") if request.method != b"POST" else self._misspelt(served)
+            if request.method != b"POST":
+                return _not_allowed(b"POST")
+            if self._served_at.get(request.path) is served:  # a version that was just opened
+                return self._infer(request, served)
+            return self._misspelt(served)
         if remainder not in ([], ["ready"]):
             return _not_found(request)
         if request.method not in READ:
             return _not_allowed(b"GET, HEAD")
         return self._readiness() if remainder else _document(self._metadata(served))
+
+    def _version(self, base: Served, digest: str) -> Served:
+        """The version with `digest`. Raises ServeError where there is none, or not yet."""
+        if self._versions is None or not self._versions.is_digest(digest):
+            raise ServeError(f"there is no such version: this serves {self.version}", 404, "query")
+        known = self._versions.served
+        served = self._versions.get(digest)
+        if self._versions.served != known:
+            self._serve_versions(base)
+        return served
 
     def _misspelt(self, served: Served) -> Response:
         """404 for another spelling of the path: the hot path knows only the plain one."""
@@ -364,7 +394,7 @@ class App:
     def _metadata(self, served: Served) -> dict[str, Any]:
         return {
             "name": served.model,
-            "versions": [self.version],
+            "versions": [served.digest[:12]],
             "platform": f"erless-{self.settings.kind}",
             "inputs": [tensor.describe() for tensor in served.inputs if not tensor.optional],
             "outputs": [tensor.describe() for tensor in served.outputs],
@@ -385,6 +415,10 @@ def _trace(request: Request) -> bytes | None:
     if trace is None or not TRACEPARENT.fullmatch(trace):
         return None
     return trace
+
+
+def _infer_path(version_path: str) -> bytes:
+    return f"/v2/models/{version_path}/infer".encode()
 
 
 def _document(document: dict[str, Any]) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -63,6 +63,14 @@ class Served(Protocol):
     @property
     def mapped(self) -> Sequence[MappedFile]:
         """The files that it has mapped while it serves, for the scrubber."""
+
+    @property
+    def version_path(self) -> str:
+        """Its path below `/v2/models/`, without `/infer`: the model's, or one of its versions."""
+
+    @property
+    def open_version(self) -> Callable[[str], Served] | None:
+        """Opens the version with a digest, in any thread; None: there are no others."""
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -102,7 +102,6 @@ class Setting:
             endpoint,
             places=self.combiner.places(1),
             float16_partials=self.float16_partials,
-            prewarm=True,
         )
 
     def requested(self, buckets: Buckets, trace: bytes | None = None, **more: Any) -> bytes:
@@ -329,7 +328,6 @@ def test_sums_beyond_float16_are_answered_in_float32() -> None:
                 endpoint,
                 places=combiner.places(1),
                 float16_partials=True,
-                prewarm=True,
             )
             message = b"".join(remote.request(buckets, 10, None))
             found = fast_path.answer(message, 0, len(message), 0, b"now", -1)
@@ -409,7 +407,6 @@ def test_a_function_answers_both_ways_alike(fleet: Fleet, pipelined: int) -> Non
             endpoint,
             places=combiner.places(0),
             float16_partials=False,
-            prewarm=True,
         )
         out = combiner.begin(4)
         done: asyncio.Future[Reply | CallError] = asyncio.get_running_loop().create_future()

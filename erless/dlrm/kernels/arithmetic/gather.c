@@ -238,7 +238,35 @@ static ALWAYS_INLINE int64_t locate(const slice_t *slice, const ids_t *ids, int6
     return -1;
 }
 
+/* The same where a generation has changed or added rows. */
+static ALWAYS_INLINE int64_t locate_patched(const slice_t *slice, const ids_t *ids, int64_t begin,
+                                            int64_t n, const uint8_t **ptrs) {
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t id = id_at(ids, begin + i);
+        if ((uint64_t)id >= (uint64_t)slice->table_rows) return i;
+        if (id >= slice->indexed) {
+            ptrs[i] = patch_find(slice->patch, patch_key_added(id));
+            if (ptrs[i] == NULL) return i;
+            continue;
+        }
+        if (slice->blocks && i + AHEAD < n) {
+            const uint64_t next = (uint64_t)id_at(ids, begin + i + AHEAD);
+            if (next < (uint64_t)slice->indexed)
+                __builtin_prefetch(slice->blocks + INDEX_WORDS * (next / INDEX_ROWS));
+        }
+        const int64_t local = slice->blocks ? index_local(slice->blocks, (uint64_t)id) : id;
+        if ((uint64_t)local >= (uint64_t)slice->stored) return i;
+        ptrs[i] = patched(slice->patch, slice->rows, slice->rows + local * slice->row_bytes);
+    }
+    return -1;
+}
+
 #if defined(__x86_64__)
+POPCNT static int64_t locate_patched_popcnt(const slice_t *slice, const ids_t *ids, int64_t begin,
+                                            int64_t n, const uint8_t **ptrs) {
+    return locate_patched(slice, ids, begin, n, ptrs);
+}
+
 POPCNT static int64_t locate_popcnt(const slice_t *slice, const ids_t *ids, int64_t begin,
                                     int64_t n, const uint8_t **ptrs) {
     return ids->wide ? locate(slice, ids, begin, n, 1, ptrs)
@@ -255,8 +283,10 @@ static int64_t locate_any(const slice_t *slice, const ids_t *ids, int64_t begin,
 static int64_t find_rows(const slice_t *slice, const ids_t *ids, int64_t begin, int64_t n,
                          const uint8_t **ptrs) {
 #if defined(__x86_64__)
+    if (HAS_POPCNT && slice->patch) return locate_patched_popcnt(slice, ids, begin, n, ptrs);
     if (HAS_POPCNT) return locate_popcnt(slice, ids, begin, n, ptrs);
 #endif
+    if (slice->patch) return locate_patched(slice, ids, begin, n, ptrs);
     return locate_any(slice, ids, begin, n, ptrs);
 }
 

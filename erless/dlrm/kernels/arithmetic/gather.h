@@ -3,6 +3,7 @@
 #define ERLESS_GATHER_H
 
 #include "arithmetic/ids.h"
+#include "arithmetic/patch.h"
 
 /* The numbers that erless/dlrm/embedding.py gives to precisions and poolings. */
 enum { FP32 = 0, FP16 = 1, INT8 = 2, INT4 = 3 };
@@ -11,14 +12,18 @@ enum { SUM = 0, MAX = 1, WEIGHTED = 2, MEAN = 3 };
 /* The rows of one table that one shard stores. */
 typedef struct {
     const uint8_t *rows;
-    const uint64_t *blocks; /* the index (index.h), or NULL: every row is stored */
+    const uint64_t *blocks; /* the index (index.h), or NULL: every row of it is stored */
+    const patch_t *patch;   /* rows that stand in for stored ones, and added rows; or NULL */
     int64_t stored, table_rows, dim, row_bytes;
+    int64_t
+        indexed; /* the rows that the index is of: fewer than the table's where rows were added */
     int precision, pooling;
 } slice_t;
 
 /* Rows fetched ahead of the one being added: with 16 a query takes a seventh longer. */
 enum { POOL_AHEAD = 32 };
 #define MAX_DIM ((int64_t)1 << 24) /* a row's bytes fit 32 bits, also where they are multiplied */
+#define MAX_PATCH_KEY ((int64_t)1 << 36) /* times a row's bytes it fits 63 bits */
 
 int64_t stored_row_bytes(int precision, int64_t dim);
 

@@ -14,8 +14,26 @@ int64_t home_words(const slice_t *slice) {
     return blocks_for(slice->table_rows) * (INDEX_WORDS - 1);
 }
 
+int home_needs_words(const slice_t *slice) {
+    return slice->blocks || slice->table_rows > slice->indexed;
+}
+
+/* The same where every row is stored that the slice has an index of. */
+static void unpack_all(const slice_t *slice, word_t *words) {
+    for (int64_t id = 0; id < slice->indexed; id += 64) {
+        const int64_t left = slice->indexed - id;
+        *words++ = (word_t){left < 64 ? ((uint64_t)1 << left) - 1 : ~(uint64_t)0,
+                            slice->rows + (id - 1) * slice->row_bytes};
+    }
+}
+
 int home_unpack(const slice_t *slice, word_t *words) {
-    const int64_t count = blocks_for(slice->table_rows);
+    const int64_t count = blocks_for(slice->indexed), all = home_words(slice);
+    for (int64_t w = 0; w < all; w++) words[w] = (word_t){0, slice->rows};
+    if (slice->blocks == NULL) {
+        unpack_all(slice, words);
+        return 1;
+    }
     for (int64_t k = 0; k < count; k++) {
         const uint64_t *entry = slice->blocks + INDEX_WORDS * k;
         int64_t rank = (int64_t)(entry[0] >> 16);
@@ -153,7 +171,13 @@ int64_t home_find(const home_t *home, const ids_t *values, int64_t begin, int sh
         HAS_POPCNT
             ? split_fast(home, &to, values->wide, shrink, lengths, samples, sizes, away_sizes)
             : split_any(home, &to, values->wide, shrink, lengths, samples, sizes, away_sizes);
-    for (int64_t b = 0; b < samples; b++) kept->size += sizes[b];
+    const uint8_t **const rows = kept->rows + kept->size;
+    int64_t found = 0;
+    for (int64_t b = 0; b < samples; b++) found += sizes[b];
+    if (home->slice.patch)
+        for (int64_t i = 0; i < found; i++)
+            rows[i] = patched(home->slice.patch, home->slice.rows, rows[i]);
+    kept->size += found;
     return others;
 }
 

@@ -32,6 +32,9 @@ typedef struct {
 /* Words of a table's unpacked index. */
 int64_t home_words(const slice_t *slice);
 
+/* Whether a table's words are needed: not where all its rows are stored at home. */
+int home_needs_words(const slice_t *slice);
+
 /* Fill in `words` from the slice's index. Returns 0 where that goes beyond the stored rows. */
 int home_unpack(const slice_t *slice, word_t *words);
 

@@ -16,6 +16,7 @@
 #include "python/disk_pooler.h"
 #include "python/fast_path.h"
 #include "python/index.h"
+#include "python/patch.h"
 #include "python/pooler.h"
 #include "python/router.h"
 #include "python/shard_channel.h"
@@ -62,9 +63,9 @@ static int add_constants(PyObject *module) {
 }
 
 static int start(PyObject *module) {
-    const int added = add_constants(module) && add_pooler(module) && add_disk_pooler(module) &&
-                      add_shard_channel(module) && add_split(module) && add_router(module) &&
-                      add_fast_path(module) &&
+    const int added = add_constants(module) && add_patch(module) && add_pooler(module) &&
+                      add_disk_pooler(module) && add_shard_channel(module) && add_split(module) &&
+                      add_router(module) && add_fast_path(module) &&
                       PyModule_AddFunctions(module, index_functions) == 0 &&
                       PyModule_AddFunctions(module, combine_functions) == 0 &&
                       PyModule_AddFunctions(module, disk_functions) == 0;

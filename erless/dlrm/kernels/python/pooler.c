@@ -9,6 +9,7 @@ static void pooler_free(PyObject *object) {
     if (self->views)
         for (int64_t v = 0; v < 2 * self->count; v++)
             if (self->views[v].obj) PyBuffer_Release(&self->views[v]);
+    Py_XDECREF(self->given);
     PyMem_Free(self->views);
     PyMem_Free(self->slices);
     type->tp_free(object);
@@ -16,36 +17,40 @@ static void pooler_free(PyObject *object) {
 }
 
 static int pooler_add(Pooler *self, int64_t s, PyObject *item) {
-    PyObject *rows, *blocks;
+    PyObject *rows, *blocks, *patch = Py_None;
     Py_buffer *views = self->views + 2 * s;
     slice_t *slice = &self->slices[s];
-    long long table_rows, dim;
-    if (!PyArg_ParseTuple(item, "OOLLii", &rows, &blocks, &table_rows, &dim, &slice->precision,
-                          &slice->pooling))
+    long long table_rows, dim, indexed = -1;
+    if (!PyArg_ParseTuple(item, "OOLLii|OL", &rows, &blocks, &table_rows, &dim, &slice->precision,
+                          &slice->pooling, &patch, &indexed))
         return 0;
+    if (indexed < 0) indexed = table_rows;
     if (take(rows, &views[0], 1, 0, "rows") < 0) return 0;
     if (table_rows < 1 || table_rows > MAX_ROWS || dim < 1 || dim > MAX_DIM ||
         slice->precision < FP32 || slice->precision > INT4 || slice->pooling < SUM ||
-        slice->pooling > MEAN) {
+        slice->pooling > MEAN || indexed < 1 || indexed > table_rows ||
+        (indexed < table_rows && patch == Py_None)) {
         PyErr_SetString(PyExc_ValueError, "slice: a field is out of range");
         return 0;
     }
     slice->dim = dim;
     slice->table_rows = table_rows;
+    slice->indexed = indexed;
     slice->row_bytes = stored_row_bytes(slice->precision, dim);
     slice->stored = views[0].len / slice->row_bytes;
     slice->rows = views[0].buf;
     if (!expect("rows", views[0].len, (Py_ssize_t)(slice->stored * slice->row_bytes))) return 0;
-    if (blocks == Py_None) return expect("rows", (Py_ssize_t)slice->stored, (Py_ssize_t)table_rows);
+    if (patch != Py_None && (slice->patch = patch_of(patch, slice->row_bytes)) == NULL) return 0;
+    if (blocks == Py_None) return expect("rows", (Py_ssize_t)slice->stored, (Py_ssize_t)indexed);
     const Py_ssize_t words = take(blocks, &views[1], 8, 0, "blocks");
     if (words < 0) return 0;
     slice->blocks = views[1].buf;
-    return expect("blocks", words, (Py_ssize_t)(INDEX_WORDS * blocks_for(table_rows)));
+    return expect("blocks", words, (Py_ssize_t)(INDEX_WORDS * blocks_for(indexed)));
 }
 
 PyDoc_STRVAR(pooler_doc,
              "Pooler(slices): a tuple of (rows as bytes, blocks or None, table rows, dim, "
-             "precision, pooling)");
+             "precision, pooling), or also a Patch or None, and how many rows the blocks are of");
 static PyObject *pooler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     PyObject *slices;
     (void)kwargs;
@@ -61,6 +66,7 @@ static PyObject *pooler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
         return NULL;
     }
     self->count = count;
+    self->given = Py_NewRef(slices);
     for (Py_ssize_t s = 0; s < count; s++)
         if (!pooler_add(self, s, PyTuple_GET_ITEM(slices, s))) {
             Py_DECREF(self);

@@ -4,6 +4,7 @@
 
 #include "arithmetic/gather.h"
 #include "python/binding.h"
+#include "python/patch.h"
 
 /* The slices of one shard. */
 typedef struct {
@@ -11,6 +12,7 @@ typedef struct {
     int64_t count;
     slice_t *slices;
     Py_buffer *views; /* rows and blocks of each slice */
+    PyObject *given;  /* keeps the patches alive */
 } Pooler;
 
 extern PyTypeObject *pooler_type;

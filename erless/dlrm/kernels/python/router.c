@@ -9,7 +9,8 @@ typedef struct {
     routing_t routing;
     Py_buffer *tables, slots, widths;
     PyObject *poolers; /* keeps the homes' rows alive */
-    home_t *homes;     /* their words are ours */
+    PyObject *origin;  /* whose tables, slots and words these are; NULL: our own */
+    home_t *homes;
     int64_t *rows;
 } Router;
 
@@ -23,6 +24,14 @@ static int words_of_another(const home_t *homes, int64_t t) {
 static void router_free(PyObject *object) {
     Router *self = (Router *)object;
     PyTypeObject *type = Py_TYPE(object);
+    if (self->origin) {
+        Py_XDECREF(self->poolers);
+        PyMem_Free(self->homes);
+        Py_DECREF(self->origin);
+        type->tp_free(object);
+        Py_DECREF(type);
+        return;
+    }
     if (self->tables) release_all(self->tables, (int)self->routing.tables);
     if (self->homes)
         for (int64_t t = 0; t < self->routing.tables; t++)
@@ -40,7 +49,7 @@ static void router_free(PyObject *object) {
 
 static int same_slice(const slice_t *a, const slice_t *b) {
     return a->rows == b->rows && a->blocks == b->blocks && a->row_bytes == b->row_bytes &&
-           a->table_rows == b->table_rows && a->stored == b->stored;
+           a->table_rows == b->table_rows && a->stored == b->stored && a->indexed == b->indexed;
 }
 
 /* One table's home: its shard, and the slice of that shard's pooler. */
@@ -63,7 +72,7 @@ static int router_home(Router *self, int64_t t, PyObject *item) {
     if (!expect("homes", (Py_ssize_t)home->slice.table_rows, (Py_ssize_t)self->rows[t])) return 0;
     for (int64_t u = 0; u < t && home->words == NULL; u++) /* the same slice, unpacked already */
         if (same_slice(&self->homes[u].slice, &home->slice)) home->words = self->homes[u].words;
-    if (home->slice.blocks && home->words == NULL) {
+    if (home_needs_words(&home->slice) && home->words == NULL) {
         word_t *words = PyMem_Malloc(sizeof(word_t) * (size_t)home_words(&home->slice));
         if (words == NULL) {
             PyErr_NoMemory();
@@ -211,7 +220,45 @@ static PyObject *router_bucketize(PyObject *object, PyObject *const *args, Py_ss
     return fault.kind ? fault_tuple(&fault) : NULL;
 }
 
+PyDoc_STRVAR(repatched_doc,
+             "repatched(homes) -> Router: the same tables, with rows at home that lie where they "
+             "lay and are patched otherwise; as many and as large as those of this Router");
+static PyObject *router_repatched(PyObject *object, PyObject *homes) {
+    Router *origin = (Router *)object;
+    if (!PyTuple_Check(homes) || origin->homes == NULL) {
+        PyErr_SetString(PyExc_ValueError, "homes: not a tuple, or there were none");
+        return NULL;
+    }
+    Router *self = (Router *)Py_TYPE(object)->tp_alloc(Py_TYPE(object), 0);
+    if (self == NULL) return NULL;
+    self->origin = Py_NewRef(origin->origin ? origin->origin : object);
+    self->routing = origin->routing;
+    self->rows = origin->rows;
+    self->poolers = Py_NewRef(homes);
+    self->homes = PyMem_Calloc((size_t)self->routing.tables + 1, sizeof(home_t));
+    int fits = self->homes != NULL &&
+               expect("homes", PyTuple_GET_SIZE(homes), (Py_ssize_t)self->routing.tables);
+    if (self->homes == NULL) PyErr_NoMemory();
+    for (int64_t t = 0; fits && t < self->routing.tables; t++) {
+        PyObject *item = PyTuple_GET_ITEM(homes, (Py_ssize_t)t);
+        self->homes[t].shard = -1;
+        self->homes[t].words = origin->homes[t].words;
+        if (item != Py_None) fits = router_home(self, t, item);
+        if (fits &&
+            (self->homes[t].shard != origin->homes[t].shard ||
+             (item != Py_None && !same_slice(&self->homes[t].slice, &origin->homes[t].slice)))) {
+            PyErr_SetString(PyExc_ValueError, "homes: not those of this router");
+            fits = 0;
+        }
+    }
+    self->routing.homes = self->homes;
+    if (fits) return (PyObject *)self;
+    Py_DECREF(self);
+    return NULL;
+}
+
 static PyMethodDef router_methods[] = {
+    {"repatched", router_repatched, METH_O, repatched_doc},
     {"bucketize", (PyCFunction)(void (*)(void))router_bucketize, METH_FASTCALL, bucketize_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -1,0 +1,126 @@
+/* A patch, for Python. */
+#include "python/patch.h"
+
+#include "arithmetic/gather.h"
+
+typedef struct {
+    PyObject_HEAD
+    patch_t patch;
+    int64_t row_bytes;
+    Py_ssize_t count;
+    Py_buffer *chunks; /* the rows */
+} Patch;
+
+static PyTypeObject *patch_type;
+
+static void patch_free(PyObject *object) {
+    Patch *self = (Patch *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    if (self->chunks) release_all(self->chunks, (int)self->count);
+    PyMem_Free(self->chunks);
+    patch_close(&self->patch);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+const patch_t *patch_of(PyObject *object, int64_t row_bytes) {
+    if (!PyObject_TypeCheck(object, patch_type)) {
+        PyErr_SetString(PyExc_TypeError, "patch: neither None nor a Patch");
+        return NULL;
+    }
+    const Patch *self = (const Patch *)object;
+    if (!expect("row bytes", (Py_ssize_t)self->row_bytes, (Py_ssize_t)row_bytes)) return NULL;
+    return &self->patch;
+}
+
+/* Whether row `place` of chunk `chunk` is one, and `key` may be a row's. */
+static int row_fits(const Patch *self, int64_t key, int32_t chunk, int64_t place) {
+    if (chunk < 0 || chunk >= self->count || place < 0 || key < -MAX_PATCH_KEY ||
+        key >= MAX_PATCH_KEY)
+        return 0;
+    return place < self->chunks[chunk].len / self->row_bytes;
+}
+
+static int patch_fill(Patch *self, PyObject *keys, PyObject *chunks, PyObject *places) {
+    Py_buffer views[3] = {{0}, {0}, {0}};
+    int filled = 0;
+    const Py_ssize_t size = take(keys, &views[0], 8, 0, "keys");
+    const Py_ssize_t numbers = size < 0 ? -1 : take(chunks, &views[1], 4, 0, "numbers");
+    const Py_ssize_t at = numbers < 0 ? -1 : take(places, &views[2], 8, 0, "places");
+    if (at < 0 || !expect("numbers", numbers, size) || !expect("places", at, size)) goto done;
+    if (!patch_open(&self->patch, size)) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    const int64_t *key = views[0].buf, *place = views[2].buf;
+    const int32_t *number = views[1].buf;
+    for (Py_ssize_t i = 0; i < size; i++) {
+        if (!row_fits(self, key[i], number[i], place[i])) {
+            PyErr_Format(PyExc_ValueError, "row %zd of the patch is none", i);
+            goto done;
+        }
+        const int64_t held = key[i] < 0 ? key[i] : key[i] * self->row_bytes;
+        const uint8_t *rows = self->chunks[number[i]].buf;
+        patch_add(&self->patch, held, rows + place[i] * self->row_bytes);
+    }
+    filled = 1;
+done:
+    release_all(views, 3);
+    return filled;
+}
+
+PyDoc_STRVAR(patch_doc,
+             "Patch(row bytes, chunks, keys, numbers, places): a tuple of rows as bytes; for each "
+             "patched row int64 its local index, or -1 - its id where it is not stored; int32 the "
+             "number of its chunk; int64 which row of that. The last of several for a key holds.");
+static PyObject *patch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    PyObject *chunks, *keys, *numbers, *places;
+    long long row_bytes;
+    (void)kwargs;
+    if (!PyArg_ParseTuple(args, "LO!OOO", &row_bytes, &PyTuple_Type, &chunks, &keys, &numbers,
+                          &places))
+        return NULL;
+    if (row_bytes < 1 || row_bytes > 4 * MAX_DIM) {
+        PyErr_SetString(PyExc_ValueError, "row bytes: out of range");
+        return NULL;
+    }
+    Patch *self = (Patch *)type->tp_alloc(type, 0);
+    if (self == NULL) return NULL;
+    self->row_bytes = row_bytes;
+    const Py_ssize_t count = PyTuple_GET_SIZE(chunks);
+    self->chunks = PyMem_Calloc((size_t)count + 1, sizeof(Py_buffer));
+    int fits = self->chunks != NULL;
+    if (!fits) PyErr_NoMemory();
+    self->count = fits ? count : 0;
+    for (Py_ssize_t c = 0; fits && c < count; c++)
+        fits = take(PyTuple_GET_ITEM(chunks, c), &self->chunks[c], 1, 0, "chunk") >= 0;
+    if (fits && patch_fill(self, keys, numbers, places)) return (PyObject *)self;
+    Py_DECREF(self);
+    return NULL;
+}
+
+static PyObject *patch_rows(PyObject *object, void *closure) {
+    (void)closure;
+    return PyLong_FromLongLong(((Patch *)object)->patch.count);
+}
+
+static PyGetSetDef patch_fields[] = {
+    {"rows", patch_rows, NULL, "How many rows it has.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+static PyType_Slot patch_slots[] = {
+    {Py_tp_new, patch_new},
+    {Py_tp_dealloc, patch_free},
+    {Py_tp_getset, patch_fields},
+    {Py_tp_doc, (void *)patch_doc},
+    {0, NULL},
+};
+static PyType_Spec patch_spec = {"erless.dlrm._kernels.Patch", sizeof(Patch), 0, Py_TPFLAGS_DEFAULT,
+                                 patch_slots};
+
+int add_patch(PyObject *module) {
+    PyObject *type = PyType_FromSpec(&patch_spec);
+    if (type == NULL) return 0;
+    patch_type = (PyTypeObject *)type;
+    return PyModule_AddObjectRef(module, "Patch", type) == 0;
+}

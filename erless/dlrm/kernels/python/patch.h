@@ -1,0 +1,13 @@
+/* A patch, for Python. */
+#ifndef ERLESS_PYTHON_PATCH_H
+#define ERLESS_PYTHON_PATCH_H
+
+#include "arithmetic/patch.h"
+#include "python/binding.h"
+
+/* The patch of `object`, whose rows must have `row_bytes` each; NULL with an error set. */
+const patch_t *patch_of(PyObject *object, int64_t row_bytes);
+
+int add_patch(PyObject *module); /* 0: an error is set */
+
+#endif

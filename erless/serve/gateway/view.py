@@ -1,0 +1,145 @@
+"""What a gateway answers with: its release, or a generation of it, whole.
+
+A query takes the view that is current when it comes, and keeps it until it is answered: rows,
+routing, tower and the versions of the shards that it calls are all of one generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from erless.dlrm.embedding import EmbeddingShard
+from erless.errors import ArtifactError
+from erless.serve.files import OpenGateway, Source, with_changes
+from erless.serve.gateway.remote import RemoteDense, RemoteShard
+from erless.serve.settings import Settings
+from erless.serve.states import ShardStates
+from erless.serve.towers import PredictTensors, open_named_tower
+from erless.specs.generations import GenerationManifest, newest_generation, next_generation
+from erless.storage.tensors import TensorFile
+
+__all__ = ["GatewayGenerations", "GatewayParts", "GatewayView"]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayParts:
+    """What a generation changes inside the gateway.
+
+    Args:
+        generation: its manifest; None: the release itself.
+        opened: resident rows and routing.
+        predict: the tower.
+    """
+
+    generation: GenerationManifest | None
+    opened: OpenGateway
+    predict: PredictTensors
+
+    @property
+    def number(self) -> int:
+        """The generation's number, 0 for the release."""
+        return self.generation.number if self.generation else 0
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayView:
+    """One generation, ready to answer queries with.
+
+    Args:
+        parts: what is inside the gateway.
+        remote: by shard number the functions that are called, in their states.
+        dense: the dense function, where the tower is one.
+    """
+
+    parts: GatewayParts
+    remote: Mapping[int, RemoteShard]
+    dense: RemoteDense | None
+
+    @property
+    def opened(self) -> OpenGateway:
+        """Resident rows and routing."""
+        return self.parts.opened
+
+
+class GatewayGenerations:
+    """Fetches what generations change inside the gateway. May be used from any thread.
+
+    Args:
+        settings: of the gateway.
+        source: where its files come from.
+        release: the release itself.
+    """
+
+    def __init__(self, settings: Settings, source: Source, release: GatewayParts) -> None:
+        self._settings, self._source, self._release = settings, source, release
+        opened = release.opened
+        self._states = {
+            number: ShardStates(source, opened.release.shards[number].digest, shard)
+            for number, shard in opened.resident.items()
+        }
+
+    def newest(self) -> GatewayParts:
+        """The newest generation, or the release where there is none. Errors as `behind`."""
+        manifest = newest_generation(self._source.open(), self._release.opened.release.digest)
+        return self._release if manifest is None else self._open(manifest)
+
+    def behind(self, parts: GatewayParts) -> GatewayParts | None:
+        """The newest generation behind that of `parts`; None: there is none yet.
+
+        Raises:
+            ArtifactError: it is damaged, or of another model.
+            StorageError: the disk or service refused.
+        """
+        digest = self._release.opened.release.digest
+        manifest = next_generation(self._source.open(), digest, parts.number)
+        return None if manifest is None else self._open(manifest)
+
+    def _open(self, manifest: GenerationManifest) -> GatewayParts:
+        base = self._release.opened
+        known = {shard.digest for shard in base.release.shards}
+        if not manifest.states.keys() <= known:
+            raise ArtifactError(
+                f"generation {manifest.number} changes a shard that the release does not have"
+            )
+        self._check_can_change(manifest)
+        resident: dict[int, EmbeddingShard] = {}
+        for number, shard in base.resident.items():
+            state = manifest.states.get(base.release.shards[number].digest)
+            resident[number] = self._states[number].open(state) if state else shard
+        opened = with_changes(base, resident, manifest.tables, self._routes(manifest))
+        return GatewayParts(manifest, opened, self._tower(manifest))
+
+    def _check_can_change(self, manifest: GenerationManifest) -> None:
+        """Raise ArtifactError where a function cannot have what the generation gives it."""
+        where = f"generation {manifest.number} changes"
+        if manifest.tower is not None and self._settings.dense_url is not None:
+            raise ArtifactError(
+                f"{where} the tower, which is a function of its own: only a tower inside the "
+                "gateway can be changed; pack anew"
+            )
+        for shard in self._release.opened.release.remote:
+            if shard.digest in manifest.states and shard.cache_bytes is not None:
+                raise ArtifactError(
+                    f"{where} rows of shard {shard.name}, which are on a disk and stay as they "
+                    "were packed; pack anew"
+                )
+
+    def _routes(self, manifest: GenerationManifest) -> TensorFile | None:
+        """The shards of added rows."""
+        if manifest.routing is None:
+            return None
+        store, entry = self._source.open(), manifest.routing
+        with self._source.obtain(store, entry.sha256, [entry], None) as lease:
+            return TensorFile(lease.folder / entry.path)
+
+    def _tower(self, manifest: GenerationManifest) -> PredictTensors:
+        if manifest.tower is None or self._settings.dense_url is not None:
+            return self._release.predict
+        store, entry = self._source.open(), manifest.tower
+        with self._source.obtain(store, entry.sha256, [entry], None) as lease:
+            return open_named_tower(
+                lease.folder / entry.path,
+                self._release.opened.release.model,
+                threads=self._settings.threads,
+            )

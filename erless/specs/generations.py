@@ -1,0 +1,235 @@
+"""Generations: numbered sets of changed rows and dense weights on top of a release.
+
+    STORE/generations/<release>/<number>.json   a `GenerationManifest`, written last
+    STORE/states/<digest>.json                  a `ShardState`: one shard's changes, and before
+    STORE/blobs/<sha256>.safetensors            a part: rows that a generation changes in a shard
+
+A generation's number is taken by creating its manifest, which succeeds once: of two publishers that
+end at the same moment, one has to begin anew on top of the other. Numbers have no gaps. A manifest
+names the state of every shard that differs from the release, whichever generation made it, so the
+newest manifest tells all; a state leads back to the ones before it. Going back to an earlier
+generation makes a new one with that one's states.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from erless.errors import ArtifactError, StoreError
+from erless.specs.artifact import Artifact, FileEntry, Frozen
+from erless.storage.store import Store
+
+__all__ = [
+    "MOST_STATES",
+    "GenerationManifest",
+    "Kept",
+    "ShardState",
+    "TableChange",
+    "generation_prefix",
+    "generations",
+    "kept_by_generations",
+    "load_generation",
+    "load_state",
+    "newest_generation",
+    "next_generation",
+    "publish_generation",
+    "publish_state",
+]
+
+MOST_STATES = 4096  # of one shard, one on top of the other: then a release is packed anew
+_HEX = r"^[0-9a-f]{64}$"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NUMBER = re.compile(r"(\d{8,})\.json")
+
+
+class TableChange(Frozen):
+    """What a part has of one table: tensors `ids.<table>` int64 (n,), `rows.<table>` (n, width)."""
+
+    table: str
+    changed: int = Field(ge=0, description="rows in the part")
+    rows: int = Field(gt=0, description="rows of the whole table from then on")
+
+
+class ShardState(Artifact):
+    """One shard with a generation's changes. Its digest is that of everything that led to it."""
+
+    KIND: ClassVar[str] = "erless shard state"
+
+    shard: str = Field(pattern=_HEX, description="digest of the ShardManifest below it all")
+    previous: str | None = Field(pattern=_HEX, description="digest of the state before")
+    depth: int = Field(ge=1, le=MOST_STATES, description="states up to this one")
+    tables: tuple[TableChange, ...] = Field(min_length=1)
+    part: FileEntry
+
+    @model_validator(mode="after")
+    def _depth_fits(self) -> Self:
+        if (self.depth == 1) != (self.previous is None):
+            raise ValueError("depth and previous contradict each other")
+        return self
+
+
+class GenerationManifest(Artifact):
+    """One generation of a release."""
+
+    KIND: ClassVar[str] = "erless generation"
+
+    release: str = Field(pattern=_HEX)
+    number: int = Field(ge=1)
+    made_at_s: float = Field(ge=0, description="Unix time on the publisher's clock")
+    states: dict[str, str] = Field(
+        default_factory=dict, description="shard digest → state digest, of all that differ"
+    )
+    tables: dict[str, int] = Field(
+        default_factory=dict, description="rows of each table that has more than in the release"
+    )
+    routing: FileEntry | None = Field(
+        None, description="uint8 (added rows,) for each of `tables`: the shard of each added row"
+    )
+    tower: FileEntry | None = Field(None, description="dense weights in place of the release's")
+    changed: int = Field(0, ge=0, description="rows that this generation changed")
+    added: int = Field(0, ge=0)
+    deleted: int = Field(0, ge=0)
+    size_bytes: int = Field(0, ge=0, description="of its parts and tower")
+    returns_to: int | None = Field(
+        None, ge=0, description="the generation whose content this is once more; 0: the release"
+    )
+
+
+def generation_prefix(release: str) -> str:
+    """What the names of a release's generations begin with.
+
+    Raises:
+        ArtifactError: not a digest.
+    """
+    if not _DIGEST.fullmatch(release):
+        raise ArtifactError(f"{release!r} is not a digest: 64 hexadecimal digits are")
+    return f"generations/{release}/"
+
+
+def _name(release: str, number: int) -> str:
+    return f"{generation_prefix(release)}{number:08d}.json"
+
+
+def _state_name(digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise ArtifactError(f"{digest!r} is not a digest: 64 hexadecimal digits are")
+    return f"states/{digest}.json"
+
+
+def generations(store: Store, release: str) -> tuple[int, ...]:
+    """The numbers of a release's generations, rising.
+
+    Raises:
+        ArtifactError: there is a gap in the numbers.
+    """
+    prefix = generation_prefix(release)
+    names = (_NUMBER.fullmatch(found.name.removeprefix(prefix)) for found in store.list(prefix))
+    numbers = tuple(sorted(int(name.group(1)) for name in names if name))
+    missing = next((n for n, number in enumerate(numbers, 1) if n != number), None)
+    if missing is not None:
+        raise ArtifactError(f"{store.url}: generation {missing} of {release[:12]} is missing")
+    return numbers
+
+
+def load_generation(store: Store, release: str, number: int) -> GenerationManifest:
+    """Generation `number` of `release`.
+
+    Raises:
+        ArtifactError: missing, altered, of a newer schema, or of another release.
+    """
+    name = _name(release, number)
+    manifest = GenerationManifest.parse(store.read(name), f"{store.url}/{name}")
+    if (manifest.release, manifest.number) != (release, number):
+        raise ArtifactError(
+            f"{store.url}/{name}: is generation {manifest.number} of {manifest.release[:12]}"
+        )
+    return manifest
+
+
+def newest_generation(store: Store, release: str) -> GenerationManifest | None:
+    """The newest generation of `release`; None where there is none. Errors as `load_generation`."""
+    numbers = generations(store, release)
+    return load_generation(store, release, numbers[-1]) if numbers else None
+
+
+def next_generation(store: Store, release: str, number: int) -> GenerationManifest | None:
+    """The newest generation behind `number`, looked up one by one; None where there is none yet.
+
+    It costs one read where nothing is new. Errors as `load_generation`.
+    """
+    newest = None
+    while True:
+        try:
+            text = store.read(_name(release, number + 1))
+        except ArtifactError:
+            return newest
+        where = f"{store.url}/{_name(release, number + 1)}"
+        newest = GenerationManifest.parse(text, where)
+        number += 1
+        if (newest.release, newest.number) != (release, number):
+            raise ArtifactError(f"{where}: is generation {newest.number} of {newest.release[:12]}")
+
+
+def publish_generation(store: Store, manifest: GenerationManifest) -> None:
+    """Make a generation visible, in one step.
+
+    Raises:
+        StoreError: another publisher took its number.
+    """
+    store.create(_name(manifest.release, manifest.number), _text(manifest))
+
+
+def load_state(store: Store, digest: str) -> ShardState:
+    """The shard state with `digest`.
+
+    Raises:
+        ArtifactError: missing, altered or of a newer schema.
+    """
+    name = _state_name(digest)
+    state = ShardState.parse(store.read(name), f"{store.url}/{name}")
+    if state.digest != digest:
+        raise ArtifactError(f"{store.url}/{name}: altered: its digest is {state.digest}")
+    return state
+
+
+def publish_state(store: Store, state: ShardState) -> None:
+    """Keep a shard state, under its digest."""
+    name = _state_name(state.digest)
+    try:
+        store.create(name, _text(state))
+    except StoreError:
+        store.replace(name, _text(state))  # its name is its content's digest: that one is damaged
+
+
+class Kept(NamedTuple):
+    """What the generations of a release need: names of documents, and files."""
+
+    names: frozenset[str]
+    files: tuple[FileEntry, ...]
+
+
+def kept_by_generations(store: Store, release: str) -> Kept:
+    """All that the generations of `release` refer to. Errors as `load_generation`."""
+    names: set[str] = set()
+    files: dict[str, FileEntry] = {}
+    for number in generations(store, release):
+        manifest = load_generation(store, release, number)
+        names.add(_name(release, number))
+        for entry in (manifest.routing, manifest.tower):
+            if entry is not None:
+                files[entry.path] = entry
+        for digest in manifest.states.values():
+            step: str | None = digest
+            while step is not None and _state_name(step) not in names:
+                state = load_state(store, step)
+                names.add(_state_name(step))
+                files[state.part.path] = state.part
+                step = state.previous
+    return Kept(frozenset(names), tuple(files.values()))
+
+
+def _text(artifact: Artifact) -> bytes:
+    return (artifact.model_dump_json() + "\n").encode()
