@@ -63,6 +63,7 @@ def test_response_says_what_happened(fleet: Fleet) -> None:
     assert response["model_version"] == version
     assert response["parameters"] == {
         "release": fleet.made.release.digest,
+        "generation": 0,
         "degraded": False,
         "cold_start": False,
         "fan_out": 3,
