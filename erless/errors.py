@@ -196,6 +196,10 @@ class DeployError(ErlessError):
     """A target refused, or a function did not get ready; says the function's own reason."""
 
 
+class ClusterError(DeployError):
+    """A cluster does not get ready for erless: Knative does not start, or a kind is unknown."""
+
+
 class UnreachableError(DeployError):
     """No answer from a cluster: no such host, nothing listens, or it is down for too long."""
 

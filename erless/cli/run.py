@@ -52,6 +52,8 @@ HINTS: dict[type[errors.ErlessError], str] = {
     errors.UnreachableError: "set KUBECONFIG, or pass --kubeconfig and --context",
     errors.ForbiddenError: "`erless doctor` lists every permission that is missing",
     errors.OtherModelError: "--replace-model lets it take the place of the model that serves",
+    errors.ConflictError: "whoever is named is at work or owns it: let them end, or give it up",
+    errors.ClusterError: "mend what is named and run it again: it goes on from there",
     errors.DeployError: "see `erless status` and `erless logs`",
     errors.ServeError: "see `erless status`",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from erless.deploy.cluster.init import Applied
+    from erless.deploy.cluster.manifests import ManifestFile
     from erless.deploy.kubernetes.api import Api
 
 __all__ = ["app"]
@@ -101,7 +103,7 @@ def init(
             api,
             sources,
             settings(install.ingress_class, domain=install.domain, host_path=install.host_path),
-            access(space),
+            access(space, ingress_namespaces=_present(api, sources, options.ingress_namespaces)),
             dry_run=dry_run,
             force=force_conflicts,
             timeout_s=wait_timeout,
@@ -114,6 +116,25 @@ def init(
         "objects": [asdict(applied) for applied in done],
     }
     emit(output, document, lambda console: _draw(console, done, api.host, dry_run))
+
+
+def _present(
+    api: Api, sources: Iterable[ManifestFile], namespaces: Iterable[str]
+) -> tuple[str, ...]:
+    """Those of `namespaces` that the cluster has, or gets from the manifests."""
+    from erless.deploy.kubernetes.kinds import NAMESPACE
+
+    made = {
+        document["metadata"]["name"]
+        for source in sources
+        for document in source.objects
+        if document["kind"] == NAMESPACE.kind
+    }
+    return tuple(
+        space
+        for space in namespaces
+        if space in made or api.get(NAMESPACE, None, space) is not None
+    )
 
 
 def _checked_namespace(api: Api, infra: Path | None, option: str | None, configured: str) -> str:

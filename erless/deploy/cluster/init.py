@@ -19,7 +19,7 @@ from erless.deploy.cluster.manifests import ManifestFile, Object, in_order
 from erless.deploy.kubernetes.api import FIELD_MANAGER, Api, Missing
 from erless.deploy.kubernetes.kinds import CRD, DEPLOYMENT, EVENT, POD, Kind
 from erless.deploy.kubernetes.reasons import pod_problems
-from erless.errors import DeployError
+from erless.errors import ClusterError, DeployError
 from erless.progress import Progress, Silent, Step
 
 __all__ = ["Applied", "ClusterInit"]
@@ -111,7 +111,7 @@ class ClusterInit:
             try:
                 after = self.api.call("PATCH", path, document, query=query, content_type=APPLY)
             except Missing as error:
-                raise DeployError(f"cannot apply {kind.kind} {meta['name']}: {error}") from error
+                raise ClusterError(f"cannot apply {kind.kind} {meta['name']}: {error}") from error
             if live and _content(after) == _content(live):
                 action = "keep"
         return Applied(action, kind.kind, space, meta["name"])
@@ -133,19 +133,19 @@ class ClusterInit:
         if served is None and self.dry_run and (version, name) in self._planned:
             return Kind(version, name, f"{name.lower()}s")
         if served is None:
-            raise DeployError(f"{version} {name}: the cluster knows no such kind")
+            raise ClusterError(f"{version} {name}: the cluster knows no such kind")
         return served
 
     def _wait(self, label: str, pending: Callable[[], Iterable[str]]) -> None:
         """Wait until nothing is pending; a dry run has nothing to wait for.
 
         Raises:
-            DeployError: past the deadline; names what is still pending and why.
+            ClusterError: past the deadline; names what is still pending and why.
         """
         deadline = time.monotonic() + self.timeout_s
         while not self.dry_run and (waiting := list(pending())):
             if time.monotonic() > deadline:
-                raise DeployError(
+                raise ClusterError(
                     f"{label} not ready after {self.timeout_s:g} s: {'; '.join(waiting[:5])}"
                     f"{self._causes()}"
                 )

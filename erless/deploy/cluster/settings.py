@@ -5,7 +5,7 @@ Each is a ConfigMap of which erless owns the keys below and no other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from erless.deploy.kubernetes.names import CLUSTER_LOCAL
@@ -99,15 +99,29 @@ def public_domains(config_domain: Mapping[str, str]) -> list[str]:
     ]
 
 
-def access(namespace: str, group: str = DEPLOYERS) -> list[Object]:
-    """The functions' namespace, and what `group` may do: administer it, and look around."""
+def access(
+    namespace: str, group: str = DEPLOYERS, ingress_namespaces: Sequence[str] = ()
+) -> list[Object]:
+    """The functions' namespace, and what `group` may do: administer it, and look around.
+
+    Args:
+        namespace: of the functions.
+        group: who may deploy.
+        ingress_namespaces: where Knative's ingress runs; its Services tell how a gateway whose name
+            is in nobody's DNS is reached.
+    """
     warn = {"pod-security.kubernetes.io/warn": "restricted"}  # as the functions' pods keep it
-    scaling = _rule("autoscaling.internal.knative.dev", "podautoscalers", "patch")
+    own = [
+        _rule("autoscaling.internal.knative.dev", "podautoscalers", "patch"),
+        _rule("monitoring.coreos.com", "podmonitors", "get list patch create delete"),
+        # not in the ClusterRole, which is one for the deployers of all namespaces
+        _rule("", "namespaces", "get patch", (namespace,)),
+    ]
     looking = [
         _rule("", "nodes", "get list"),
-        _rule("", "namespaces", "get patch", (namespace,)),
         _rule("apiextensions.k8s.io", "customresourcedefinitions", "get list"),
     ]
+    ingress = [_rule("", "services", "list")]
     serving = [_rule("", "configmaps", "get list"), _rule("apps", "deployments", "get list")]
     return [
         {
@@ -117,12 +131,17 @@ def access(namespace: str, group: str = DEPLOYERS) -> list[Object]:
         },
         # Kubernetes' own role, into which Knative adds its kinds, but autoscalers to read only
         _binding("erless-deployers", namespace, "ClusterRole", "admin", group),
-        _role("erless-scaler", namespace, [scaling]),
+        _role("erless-scaler", namespace, own),
         _binding("erless-scalers", namespace, "Role", "erless-scaler", group),
         _role("erless-deployer", None, looking),
         _binding("erless-deployers", None, "ClusterRole", "erless-deployer", group),
         _role("erless-deployer", SERVING, serving),
         _binding("erless-deployers", SERVING, "Role", "erless-deployer", group),
+        *(_role("erless-deployer", space, ingress) for space in ingress_namespaces),
+        *(
+            _binding("erless-deployers", space, "Role", "erless-deployer", group)
+            for space in ingress_namespaces
+        ),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from erless.deploy.knative.readiness import SERVICE_LABEL
 from erless.deploy.kubernetes import names
@@ -30,53 +31,79 @@ def pod_logs(
         functions: Service → the name that its lines begin with.
         lines: most lines of the past.
         follow: go on with what comes.
+
+    Raises:
+        DeployError: after the lines of the others, where logs cannot be read (a node that does not
+            answer, a missing permission).
     """
-    past = sorted(
-        (
-            line
-            for pod, name in _pods(api, namespace, functions)
-            for line in _tail(api, namespace, pod, name, lines)
-        ),
-        key=lambda line: line[0],
-    )
+    past: list[tuple[str, str]] = []
+    refused: list[str] = []
+    for pod, name in _pods(api, namespace, functions):
+        try:
+            past += _tail(api, namespace, pod, name, lines)
+        except DeployError as error:
+            refused.append(_unread(pod, error))
+    past.sort(key=lambda line: line[0])
     yield from (text for _, text in past[-lines:] if lines)
     if follow:
         yield from _follow(api, namespace, functions)
+    if refused:
+        raise DeployError("; ".join(refused))
+
+
+def _unread(pod: str, error: DeployError) -> str:
+    return f"the log of pod {pod} cannot be read: {error}"
 
 
 def _pods(api: Api, namespace: str, functions: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Pod and function name."""
+    """Pod and function name, of the pods whose function has ever started."""
     pods, _ = api.list(POD, namespace, names.OWNED)
     owners = [
-        (pod["metadata"]["name"], pod["metadata"]["labels"].get(SERVICE_LABEL)) for pod in pods
+        (pod["metadata"]["name"], pod["metadata"]["labels"].get(SERVICE_LABEL))
+        for pod in pods
+        if _has_started(pod)
     ]
     return sorted((pod, functions[owner]) for pod, owner in owners if owner in functions)
 
 
-def _tail(api: Api, namespace: str, pod: str, name: str, lines: int) -> Iterator[tuple[str, str]]:
-    """Time and text of a pod's last lines."""
+def _has_started(pod: dict[str, Any]) -> bool:
+    """Whether there is a log: Kubernetes names a container once it has made it."""
+    containers = pod.get("status", {}).get("containerStatuses", ())
+    return any(
+        container.get("name") == CONTAINER and container.get("containerID")
+        for container in containers
+    )
+
+
+def _tail(api: Api, namespace: str, pod: str, name: str, lines: int) -> list[tuple[str, str]]:
+    """Time and text of a pod's last lines; none of a pod that is gone."""
     query = {"container": CONTAINER, "tailLines": str(lines), "timestamps": "true"}
     try:
         text = api.text(POD.path(namespace, pod, "log"), query, LOG_TIMEOUT_S)
-    except (DeployError, Missing):
-        return  # it has not started, or is gone
-    for line in text.splitlines():
-        when, _, message = line.partition(" ")
-        yield when, f"{name} | {message}"
+    except Missing:
+        return []
+    parts = (line.partition(" ") for line in text.splitlines())
+    return [(when, f"{name} | {message}") for when, _, message in parts]
 
 
 def _follow(api: Api, namespace: str, functions: Mapping[str, str]) -> Iterator[str]:
     """What comes, from one thread per pod; new pods from their first line on."""
     arriving: queue.Queue[str] = queue.Queue(maxsize=10_000)
     followed: set[str] = set()
+    told: set[str] = set()
 
     def read(pod: str, name: str, past: bool) -> None:
         query = {"container": CONTAINER, "follow": "true"} | ({} if past else {"tailLines": "0"})
         try:
             for line in api.lines(POD.path(namespace, pod, "log"), query):
                 arriving.put(f"{name} | {line}")
-        except (DeployError, Missing):
-            followed.discard(pod)  # not started yet: tried again
+        except Missing:
+            followed.discard(pod)
+        except DeployError as error:
+            if pod not in told:
+                told.add(pod)
+                arriving.put(f"{name} | {_unread(pod, error)}")
+            followed.discard(pod)  # tried again
 
     first = True
     while True:

@@ -16,9 +16,16 @@ from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import EVENT, POD, REVISION
 from erless.deploy.kubernetes.reasons import PodProblem, pod_problems
-from erless.errors import DeployError
+from erless.errors import DeployError, ForbiddenError
 
-__all__ = ["REVISION_LABEL", "SERVICE_LABEL", "FailureWatch", "condition", "is_ready"]
+__all__ = [
+    "REVISION_LABEL",
+    "SERVICE_LABEL",
+    "FailureWatch",
+    "condition",
+    "is_ready",
+    "read_events",
+]
 
 Object = dict[str, Any]
 STAYS_FALSE_S = 30.0
@@ -40,6 +47,14 @@ def is_ready(document: Object) -> bool:
         observed == document["metadata"].get("generation")
         and condition(document, "Ready").get("status") == "True"
     )
+
+
+def read_events(api: Api, namespace: str) -> list[Object]:
+    """The events of a namespace; none where this user may not read them."""
+    try:
+        return api.list(EVENT, namespace)[0]
+    except ForbiddenError:
+        return []
 
 
 class FailureWatch:
@@ -112,7 +127,7 @@ class FailureWatch:
         }
         if not newest_pods:
             return {}
-        events, _ = self._api.list(EVENT, self._namespace)
+        events = read_events(self._api, self._namespace)
         worst: dict[str, PodProblem] = {}
         for reported in pod_problems(newest_pods.values(), events):
             meta = newest_pods[reported.pod]["metadata"]

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from erless.deploy.knative.gateway_record import GatewayRecord, called_services, read_record
-from erless.deploy.knative.readiness import REVISION_LABEL, SERVICE_LABEL, condition
+from erless.deploy.knative.readiness import REVISION_LABEL, SERVICE_LABEL, condition, read_events
 from erless.deploy.knative.render.pods import PORT
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api, Missing
@@ -80,6 +80,7 @@ def read_status(api: Api, namespace: str) -> Status:
     used = _used_memory(api, namespace)
     rates = _rates(api, namespace, [pod for pod in pods if _is_ready(pod)])
     called = _called(api, namespace, record)
+    events = read_events(api, namespace) if any(not _is_ready(pod) for pod in pods) else []
     functions = []
     for service in services:
         is_gateway = service["metadata"]["name"] == names.GATEWAY
@@ -94,6 +95,7 @@ def read_status(api: Api, namespace: str) -> Status:
                         service,
                         _display_name(service, revision, now),
                         function_pods,
+                        events,
                         scale.get(revision, {}),
                         used,
                         rates,
@@ -160,6 +162,7 @@ def _function(
     service: Object,
     name: str,
     pods: list[Object],
+    events: list[Object],
     scale: Object,
     used: Mapping[str, int],
     rates: Mapping[str, tuple[float, float | None]],
@@ -169,7 +172,7 @@ def _function(
     staying = [pod for pod in pods if not _leaving(pod)]
     ready = sum(_is_ready(pod) for pod in pods)
     wanted = max(int(scale.get("desiredScale") or 0), 0)
-    state, reason = _state(service, pods, ready, wanted)
+    state, reason = _state(service, pods, events, ready, wanted)
     measured = [rates[pod["metadata"]["name"]] for pod in pods if pod["metadata"]["name"] in rates]
     rps = sum(rate for rate, _ in measured)
     if state is FunctionState.SERVING and not rps:
@@ -191,11 +194,11 @@ def _function(
 
 
 def _state(
-    service: Object, pods: list[Object], ready: int, wanted: int
+    service: Object, pods: list[Object], events: list[Object], ready: int, wanted: int
 ) -> tuple[FunctionState, str]:
     """Where a function stands and why it fails, in its pods' words before Knative's."""
     staying = [pod for pod in pods if not _leaving(pod)]
-    problems = sorted(pod_problems(staying, ()), key=lambda problem: not problem.final)
+    problems = sorted(pod_problems(staying, events), key=lambda problem: not problem.final)
     reason = problems[0].what if problems else ""
     condition_now = condition(service, "Ready")
     if condition_now.get("status") == "False":

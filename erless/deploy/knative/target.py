@@ -31,6 +31,7 @@ from erless.deploy.kubernetes.kinds import (
     CRD,
     KSERVICE,
     LEASE,
+    MONITOR,
     NAMESPACE,
     OWNED_KINDS,
     POD,
@@ -41,7 +42,13 @@ from erless.deploy.kubernetes.kinds import (
 from erless.deploy.kubernetes.lock import LOCK, locked
 from erless.deploy.kubernetes.mirror import Deadline
 from erless.deploy.target import Change, Checked, Deployment, Desired, Status, refuse_other_model
-from erless.errors import ConfigError, DeployError, NotDeployedError, UnreachableError
+from erless.errors import (
+    ConfigError,
+    DeployError,
+    ForbiddenError,
+    NotDeployedError,
+    UnreachableError,
+)
 from erless.progress import Progress
 from erless.specs.config import Config
 from erless.specs.functions import FunctionKind
@@ -270,7 +277,7 @@ class KnativeTarget:
             return
         with progress.step("destroy", None, "steps") as step, locked(self.api, self._namespace):
             for kind in OWNED_KINDS:
-                for document in self.api.list(kind, self._namespace, names.OWNED)[0]:
+                for document in self._owned(kind):
                     if document["metadata"]["name"] != LOCK:
                         self.api.delete(kind, self._namespace, document["metadata"]["name"])
                         step.advance(1)
@@ -282,9 +289,21 @@ class KnativeTarget:
             while self.api.get(NAMESPACE, None, self._namespace) is not None:
                 self._pause(deadline, f"namespace {self._namespace}")
 
+    def _owned(self, kind: Kind) -> list[Object]:
+        """Our objects of a kind; none of PodMonitors where this user has nothing to do with them.
+
+        A server refuses even a kind that it does not have.
+        """
+        try:
+            return self.api.list(kind, self._namespace, names.OWNED)[0]
+        except ForbiddenError:
+            if kind == MONITOR and not self._settings.options.pod_monitor:
+                return []
+            raise
+
     def _wait_gone(self, kinds: list[Kind], deadline: Deadline) -> None:
         for kind in kinds:
-            while remaining := self.api.list(kind, self._namespace, names.OWNED)[0]:
+            while remaining := self._owned(kind):
                 self._pause(deadline, f"{kind.kind} {remaining[0]['metadata']['name']}")
 
     def _pause(self, deadline: Deadline, subject: str) -> None:

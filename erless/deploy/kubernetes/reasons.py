@@ -3,7 +3,8 @@
 A problem is final when waiting cannot mend it: an image that is not there, a container that ended
 for want of memory or with one of our own exit codes (docs/functions.md: 78 and 65), a Secret that
 is missing. A pod without a node may get one, so it is final only after a while in which no
-autoscaler said that it brings one.
+autoscaler said that it brings one; neither is a volume or network that is late, of which only
+events tell.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,8 +22,10 @@ __all__ = ["PodProblem", "pod_problems"]
 Object = dict[str, Any]
 OURS = {78: "its settings are wrong", 65: "an artifact is damaged or missing"}
 UNSCHEDULABLE_S = 90.0
+HELD_UP_S = 90.0  # a volume of a network is attached within this
 _IMAGE = {"ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 _CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+_HELD_UP = {"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"}  # events of a placed pod
 _SCALES_UP = {"TriggeredScaleUp", "Nominated"}  # cluster autoscaler, Karpenter
 _LENGTH = 400
 
@@ -47,18 +50,24 @@ def pod_problems(pods: Iterable[Object], events: Iterable[Object]) -> list[PodPr
         pods: as the API server gives them.
         events: of their namespace.
     """
-    scaling = {
-        event.get("involvedObject", {}).get("name")
-        for event in events
-        if event.get("reason") in _SCALES_UP
-    }
-    problems = (_problem(pod, scaling) for pod in pods)
+    scaling: set[str] = set()
+    held_up: dict[str, Object] = {}
+    for event in sorted(events, key=lambda event: str(event.get("lastTimestamp") or "")):
+        about = str(event.get("involvedObject", {}).get("name"))
+        if event.get("reason") in _SCALES_UP:
+            scaling.add(about)
+        elif event.get("reason") in _HELD_UP:
+            held_up[about] = event
+    problems = (_problem(pod, scaling, held_up) for pod in pods)
     return [problem for problem in problems if problem is not None]
 
 
-def _problem(pod: Object, scaling: set[Any]) -> PodProblem | None:
+def _problem(pod: Object, scaling: set[str], held_up: Mapping[str, Object]) -> PodProblem | None:
     name, status = pod["metadata"]["name"], pod.get("status", {})
+    placed: Object = {}
     for condition in status.get("conditions", []):
+        if condition.get("type") == "PodScheduled":
+            placed = condition
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             final = name not in scaling and _age_s(condition) > UNSCHEDULABLE_S
             text = f"no node takes it: {condition.get('message', '?')}"
@@ -69,7 +78,15 @@ def _problem(pod: Object, scaling: set[Any]) -> PodProblem | None:
         problem = _container_problem(name, container)
         if problem is not None:
             return problem
+    if name in held_up and not any(map(_has_started, status.get("containerStatuses", []))):
+        event = held_up[name]
+        what = f"{event['reason']}: {_line(str(event.get('message', '')))}"
+        return PodProblem(name, what, _age_s(placed) > HELD_UP_S)
     return None
+
+
+def _has_started(container: Object) -> bool:
+    return bool(container.get("containerID"))
 
 
 def _container_problem(pod: str, container: Object) -> PodProblem | None:

@@ -182,6 +182,24 @@ def test_every_missing_permission_is_listed_though_reads_are_refused(cluster: Fa
     assert "image gateway" in {finding.what for finding in found}  # the other checks went on
 
 
+def test_permissions_to_one_kind_are_one_line_with_what_grants_them(cluster: FakeCluster) -> None:
+    """One `kubectl create role` for each verb: the second fails, and no role binds anybody."""
+    cluster.denied = {("patch", "secrets"), ("create", "secrets")}
+    found = ask(cluster)["permission"]
+    assert found.fact == "you may not patch, create secrets in erless"
+    assert found.mend.startswith("an administrator: erless cluster init; and you in the group")
+
+
+def test_an_ingress_that_may_not_be_looked_at_is_told(cluster: FakeCluster) -> None:
+    """Without it `predict` and `loadtest` do not find a gateway whose name is in no DNS."""
+    cluster.denied = {("list", "services")}
+    facts = [finding.fact for finding in all_findings(cluster) if finding.what == "permission"]
+    assert any("you may not list services in kourier-system or" in fact for fact in facts)
+    known = cluster_settings(gateway_address="192.0.2.1:80")
+    facts = [finding.fact for finding in all_findings(cluster, known)]
+    assert not any("kourier-system" in fact for fact in facts)
+
+
 def test_a_public_gateway_needs_a_domain_that_leads_in(cluster: FakeCluster) -> None:
     public = replace(cluster_settings(), gateway=GatewayConfig(visibility="public"))
     found = ask(cluster, public)["domain"]

@@ -111,6 +111,31 @@ def test_knative_is_installed_and_set(
     assert binding["subjects"][0]["name"] == "erless:deployers"
 
 
+def test_a_second_namespace_takes_no_rights_from_the_first() -> None:
+    """Cluster-wide objects have one name for all namespaces, so they may not depend on one."""
+    wide = [
+        [each for each in access(space) if each["kind"].startswith("ClusterRole")]
+        for space in ("recs", "ads")
+    ]
+    assert wide[0] == wide[1]
+
+
+def test_deployers_may_look_where_the_ingress_is(
+    cluster: BareCluster, kubeconfig: Path, cli: Cli, tmp_path: Path
+) -> None:
+    """The address of a gateway whose name is in no DNS is that of the ingress' Service."""
+    kourier = "apiVersion: v1\nkind: Namespace\nmetadata: {name: kourier-system}\n"
+    (tmp_path / "core.yaml").write_text(f"{CORE}\n---\n{kourier}")
+    (tmp_path / "crds.yaml").write_text(CRDS)
+    manifests = [f"--knative={tmp_path / name}" for name in ("core.yaml", "crds.yaml")]
+    cli("cluster", "init", *manifests, f"--kubeconfig={kubeconfig}")
+    rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces"
+    role = cluster.objects[f"{rbac}/kourier-system/roles/erless-deployer"]
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["services"], "verbs": ["list"]}]
+    assert f"{rbac}/kourier-system/rolebindings/erless-deployers" in cluster.objects
+    assert f"{rbac}/istio-system/roles/erless-deployer" not in cluster.objects  # not there
+
+
 def test_the_order_is_what_others_stand_on(
     cluster: BareCluster, kubeconfig: Path, files: list[Path]
 ) -> None:

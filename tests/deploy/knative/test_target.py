@@ -20,7 +20,14 @@ from erless.deploy.kubernetes.kinds import KSERVICE, LEASE
 from erless.deploy.kubernetes.lock import LOCK, locked
 from erless.deploy.kubernetes.names import GATEWAY, HISTORY, shard_service
 from erless.deploy.target import FunctionState, FunctionStatus, served_model
-from erless.errors import ConfigError, ConflictError, DeployError, NotDeployedError, OtherModelError
+from erless.errors import (
+    ConfigError,
+    ConflictError,
+    DeployError,
+    ForbiddenError,
+    NotDeployedError,
+    OtherModelError,
+)
 from erless.progress import Silent
 from erless.specs.config import Config
 from erless.specs.plan import Tier
@@ -399,6 +406,16 @@ def test_destroy_removes_what_is_ours_and_spares_what_is_not(cluster: FakeCluste
     }
 
 
+def test_destroy_needs_no_right_to_what_is_not_deployed(cluster: FakeCluster) -> None:
+    """A server says 403 to a deployer even of a kind that it does not have."""
+    deploy(cluster)
+    cluster.denied = {("list", "podmonitors")}
+    with pytest.raises(ForbiddenError, match="podmonitors"):
+        target(cluster, pod_monitor=True).destroy(Silent(), TIMEOUT_S)
+    target(cluster).destroy(Silent(), TIMEOUT_S)
+    assert [key for key in cluster.objects if SPACE in key] == []
+
+
 def test_what_the_functions_are_told_to_use_must_be_there(cluster: FakeCluster) -> None:
     with pytest.raises(DeployError, match="no Secret store-keys"):
         deploy(cluster, credentials_secret="store-keys")  # noqa: S106
@@ -478,6 +495,37 @@ def test_status_gives_the_pods_own_reason_before_knatives(cluster: FakeCluster) 
     assert look().reason == "out of memory: it took more than 200Mi"
     cluster.remove((PODS, SPACE, "p"))
     assert look().reason.startswith("RevisionMissing: ")
+
+
+def test_a_pod_that_waits_for_a_volume_says_so(cluster: FakeCluster) -> None:
+    """Only an event tells of a folder that its node lacks, or of a Secret that is not there."""
+    deploy(cluster, "1")
+    name = shard(Tier.COLD, "2")
+    cluster.pod_trouble = {name: trouble(state={"waiting": {"reason": "ContainerCreating"}})}
+
+    def tell(_: str, path: str, __: object) -> None:
+        for pod in cluster.find(PODS, SPACE) if path.endswith("/events") else ():
+            about = pod["metadata"]["name"]
+            event = {
+                "metadata": {"name": f"{about}.1", "namespace": SPACE},
+                "involvedObject": {"name": about},
+                "reason": "FailedMount",
+                "message": "hostPath type check failed: /srv/releases is not a directory",
+            }
+            cluster.store(("events", SPACE, f"{about}.1"), event)
+
+    cluster.before = tell
+    with pytest.raises(DeployError, match="FailedMount: hostPath type check failed"):
+        target(cluster).deploy(desired("2"), Silent(), 4.0)
+    waiting = "FailedMount: hostPath type check failed: /srv/releases is not a directory"
+    assert waiting in reasons(cluster)
+    cluster.denied = {("list", "events")}  # they may be read or not: nothing ends for want of them
+    assert waiting not in reasons(cluster)
+
+
+def reasons(cluster: FakeCluster) -> list[str]:
+    """What status says of functions that fail, and of those that are on their way."""
+    return [function.reason for function in target(cluster).status().functions]
 
 
 def test_a_mended_cause_is_enough_though_old_pods_still_tell_of_it(cluster: FakeCluster) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from erless.deploy.cluster.checks.examination import Examination, Finding
-from erless.deploy.cluster.settings import SERVING
+from erless.deploy.cluster.settings import DEPLOYERS, SERVING
 from erless.deploy.kubernetes.kinds import (
     ACCESS_REVIEW,
     CLAIM,
@@ -22,11 +22,16 @@ from erless.deploy.kubernetes.kinds import (
     POD,
     POD_AUTOSCALER,
     REVISION,
+    SERVICE,
     Kind,
 )
 from erless.errors import DeployError
 
 __all__ = ["check_permissions", "check_references"]
+
+
+# A role by itself grants nobody anything, so the mend is what binds the roles too.
+GRANT = f"an administrator: erless cluster init; and you in the group {DEPLOYERS}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ def needed_permissions(examination: Examination) -> Iterator[Permission]:
     yield Permission(POD, "get", space, part="log")
     yield Permission(POD, "get", space, part="proxy", optional=True)
     for verb in ("get", "patch"):
-        yield Permission(NAMESPACE, verb, "", only=space)
+        yield Permission(NAMESPACE, verb, space, only=space)
     yield Permission(CRD, "get", "")
     yield Permission(CONFIG_MAP, "get", SERVING, optional=True)
     yield Permission(DEPLOYMENT, "list", SERVING, optional=True)
@@ -82,19 +87,39 @@ def needed_permissions(examination: Examination) -> Iterator[Permission]:
 
 
 def check_permissions(examination: Examination) -> Iterator[Finding]:
-    """Every missing permission, each with the command that grants it."""
+    """Every missing permission, those to one kind of object in one line."""
     needed = list(needed_permissions(examination))
     refused = [permission for permission in needed if not _is_allowed(examination, permission)]
-    if not refused:
+    ingress = list(_unseen_ingress(examination))
+    if not refused and not ingress:
         yield Finding("pass", "permissions", f"all {len(needed)} that erless needs")
+    verbs: dict[Permission, list[str]] = {}
     for permission in refused:
+        verbs.setdefault(replace(permission, verb=""), []).append(permission.verb)
+    for permission, missing in verbs.items():
         where = f"in {permission.namespace}" if permission.namespace else "in the cluster"
         yield Finding(
             "warn" if permission.optional else "fail",
             "permission",
-            f"you may not {permission.verb} {permission.resource} {where}",
-            _grant(permission),
+            f"you may not {', '.join(missing)} {permission.resource} {where}",
+            GRANT,
         )
+    yield from ingress
+
+
+def _unseen_ingress(examination: Examination) -> Iterator[Finding]:
+    """Where the ingress' Services may not be listed: they tell how its gateways are reached."""
+    options = examination.settings.options
+    asked = [Permission(SERVICE, "list", space) for space in options.ingress_namespaces]
+    if options.gateway_address or any(_is_allowed(examination, each) for each in asked):
+        return
+    yield Finding(
+        "warn",
+        "permission",
+        f"you may not list services in {' or '.join(options.ingress_namespaces)}: a gateway whose "
+        "name is in no DNS is not found",
+        f"{GRANT}; or targets.knative.gateway_address: HOST:PORT",
+    )
 
 
 def _is_allowed(examination: Examination, permission: Permission) -> bool:
@@ -114,14 +139,6 @@ def _is_allowed(examination: Examination, permission: Permission) -> bool:
     }
     answer = examination.api.call("POST", ACCESS_REVIEW.path(), review)
     return bool(answer.get("status", {}).get("allowed"))
-
-
-def _grant(permission: Permission) -> str:
-    """The command that makes a role with this permission."""
-    flags = f"--verb={permission.verb} --resource={permission.resource}"
-    if not permission.namespace:
-        return f"kubectl create clusterrole erless-deployer {flags}"
-    return f"kubectl -n {permission.namespace} create role erless-deployer {flags}"
 
 
 def check_references(examination: Examination) -> Iterator[Finding]:

@@ -2,8 +2,10 @@
 
 Loading is not dying: liveness asks `/v2/health/live`, which answers as soon as the process
 listens; readiness asks `/v2/health/ready`, which answers once every byte is loaded and verified.
-Without a period Knative's queue-proxy asks for readiness every few ms, so a cold start does not
-wait for a probe.
+
+Readiness has a period of its own because Knative's default, none, makes the kubelet ask every 10 s
+and take the third failure: a hung gateway kept its share of the queries for 27 s (measured, Knative
+1.23). What wakes does not wait for it: the activator asks by itself.
 
 A process that hangs is found within LIVENESS_S. It ignores SIGTERM, so its pod then lives on for
 the whole termination grace, which Knative sets to the revision's `timeoutSeconds`
@@ -51,6 +53,8 @@ COLD_TIMEOUT_S = 30  # the shortest where a pod may have to be scheduled first: 
 DRAIN_S = 10  # the longest drain after SIGTERM
 # A hung process is killed within period × threshold + timeout = 10 s.
 LIVENESS_PERIOD_S, LIVENESS_FAILURES, LIVENESS_TIMEOUT_S = 2, 4, 2
+# A hung replica gets no new queries after period + threshold × timeout = 5 s.
+READINESS_PERIOD_S, READINESS_FAILURES, READINESS_TIMEOUT_S = 1, 2, 2
 LISTENING_S = 30  # the slowest start of a process up to listening, torch on a throttled node
 SECRET_NAME, SECRET_KEY = "erless-secret", "secret"
 SECRET_MOUNT = "/var/run/erless"  # noqa: S105
@@ -161,6 +165,9 @@ def _probes() -> dict[str, Any]:
     return {
         "readinessProbe": {
             "httpGet": {"path": "/v2/health/ready", "port": PORT, "scheme": "HTTP"},
+            "periodSeconds": READINESS_PERIOD_S,
+            "timeoutSeconds": READINESS_TIMEOUT_S,
+            "failureThreshold": READINESS_FAILURES,
             "successThreshold": 1,
         },
         "livenessProbe": {

@@ -191,6 +191,15 @@ def test_a_hung_process_is_found_within_10_s_and_gone_before_queries_give_up() -
     assert spec_of(patient, Tier.HOT)["timeoutSeconds"] == 25
 
 
+def test_a_hung_replica_gets_no_new_queries_after_5_s() -> None:
+    """Without a period Knative's are the kubelet's: every 10 s, the third failure counts."""
+    rendered = render(desired(dense=True), cluster_settings())
+    for service in (*rendered.functions, rendered.gateway):
+        probe = service["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]
+        asks_s = probe["failureThreshold"] * max(probe["timeoutSeconds"], probe["periodSeconds"])
+        assert probe["periodSeconds"] + asks_s <= 5
+
+
 def test_a_cold_start_that_knative_would_cut_off_is_refused_by_name() -> None:
     """115 MB at 0.15 MB/s take 780 s; Knative's default allows 600 s."""
     with pytest.raises(ConfigError, match=r"frozen-0 needs up to 7\d\d s .* may take 600 s"):
@@ -278,7 +287,7 @@ CONTAINER = "spec/template/spec/containers/0"
         (f"{CONTAINER}/ports/0/containerPort", "8080", "not of type int"),
         (f"{CONTAINER}/volumeMounts/0/name", "nowhere", "no volume"),
         (f"{CONTAINER}/volumeMounts/0/mountPath", None, "missing"),
-        (f"{CONTAINER}/readinessProbe/timeoutSeconds", 2, "without a period"),
+        (f"{CONTAINER}/readinessProbe/periodSeconds", 0, "without a period"),
         # Kubernetes knows these two, Knative's definition of a Service does not
         (f"{CONTAINER}/livenessProbe/terminationGracePeriodSeconds", 1, "no such field"),
         (f"{CONTAINER}/securityContext/procMount", "Default", "no such field"),
