@@ -7,7 +7,9 @@
 
 The models of `torchrec_models.py` are made and saved by torchrec and imported by erless. A bundle
 must predict as torchrec did, to 1e-5 relative; what it cannot repeat must be refused by name, and
-so must what a checkpoint does not record and no option states. The exit code is 1 where one is not.
+so must what a checkpoint does not record and no option states. Each bundle is then served by a gateway and
+four remote shards, which are asked one query for each of torchrec's samples. The exit code is 1
+where one is not as it must be.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +28,18 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from erless.dlrm.queries import Query
 from erless.errors import ErlessError
 from erless.importers.options import ImportOptions, Quantization, parse_features
 from erless.importers.poolings import Poolings
 from erless.importers.torchrec import import_torchrec
+from erless.pack.packer import Packer
+from erless.serve.protocol.client import QueryClient
+from erless.specs.bundle import BundleManifest
+from erless.specs.plan import Tier
+from erless.storage.stores import open_store
+from tests.releases import Cut, Made, make_inputs, make_plan
+from tests.serve.functions import Fleet
 
 MODELS = Path(__file__).with_name("torchrec_models.py")
 ORDER = ("zebra", "ant", "mole")
@@ -63,6 +73,14 @@ class Case:
 
 SHARED = ("ant=first,second", "zebra=z", "mole=m")
 SWAPPED = ("ant=second,first", "zebra=z", "mole=m")
+CUTS = (
+    Cut("resident", Tier.RESIDENT, 0.02),
+    Cut("hot", Tier.HOT, 0.2),
+    Cut("warm", Tier.WARM, 0.4),
+    Cut("cool", Tier.COLD, 0.7),
+    Cut("cold", Tier.COLD, 1.0),
+)
+TOLERANCE = 1e-5
 NO_ORDER = "does not record the order"
 OTHER_MODEL = "The bundle is not the same model"
 CASES = (
@@ -119,6 +137,7 @@ def fault(folder: Path, number: int, case: Case) -> str:
     if checkpoint.suffix == ".safetensors":
         state = torch.load(checkpoint.with_suffix(".pt"), weights_only=True)
         safetensors.torch.save_file(dict(state), checkpoint)
+    (folder / f"served{number}").mkdir()
     options = ImportOptions(
         Poolings.parse(case.poolings),
         tables=case.tables,
@@ -127,11 +146,50 @@ def fault(folder: Path, number: int, case: Case) -> str:
         samples=write_samples(folder, case.model) if case.checked else None,
     )
     try:
-        import_torchrec(checkpoint, folder / f"bundle{number}", options)
+        import_torchrec(checkpoint, folder / f"served{number}" / "model", options)
     except ErlessError as error:
         expected = case.refusal is not None and case.refusal in str(error)
         return "" if expected else f"refused: {error}"
-    return "" if case.refusal is None else f"imported, though {case.refusal!r} was expected"
+    if case.refusal is not None:
+        return f"imported, though {case.refusal!r} was expected"
+    return served_fault(folder / f"served{number}", folder / f"{case.model}.npz")
+
+
+def served_fault(folder: Path, recorded: Path) -> str:
+    """What is wrong with the answers of four remote shards for the bundle `folder/model`."""
+    with np.load(recorded, allow_pickle=False) as arrays:
+        saved = {name: arrays[name] for name in arrays.files}
+    spec = BundleManifest.open(folder / "model").model
+    bundle, profile = make_inputs(folder, spec)
+    make_plan(bundle, profile, CUTS).save(folder / "plan.json")
+    store = open_store(str(folder / "store"), create=True)
+    release = Packer(bundle, profile, folder / "plan.json", store).pack().release
+    assert release is not None
+    made = Made(
+        str(folder / "store"), release, bundle, profile, folder / "plan.json", recorded, spec
+    )
+    with Fleet(made, folder) as fleet, QueryClient(fleet.gateway.url) as client:
+        found = [client.predict(query).predictions for query in single_samples(saved)]
+    wanted = saved["predictions"]
+    worst = float(np.max(np.abs(np.concatenate(found) - wanted) / np.abs(wanted)))
+    print(f"    {len(found):,} queries over {len(fleet.shards)} shards: {worst:.1e} relative")
+    return "" if worst <= TOLERANCE else f"served with a relative difference of {worst:.1e}"
+
+
+def single_samples(saved: dict[str, np.ndarray]) -> Iterator[Query]:
+    """Each sample of a query, alone."""
+    lengths = saved["lengths"]
+    begins = np.concatenate([[0], np.cumsum(lengths.reshape(-1), dtype=np.int64)])
+    rows = np.arange(len(lengths)) * lengths.shape[1]
+    for sample in range(lengths.shape[1]):
+        bags = [slice(begins[bag], begins[bag + 1]) for bag in rows + sample]
+        weights = saved.get("weights")
+        yield Query(
+            dense=saved["dense"][sample : sample + 1],
+            values=np.concatenate([saved["values"][bag] for bag in bags]),
+            lengths=np.ascontiguousarray(lengths[:, sample : sample + 1]),
+            weights=None if weights is None else np.concatenate([weights[bag] for bag in bags]),
+        )
 
 
 def main() -> int:

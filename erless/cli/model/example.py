@@ -198,7 +198,7 @@ def sequence(
     data: DataOption,
     out: OutOption = Path("sequence"),
     seed: SeedOption = 0,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training ratings.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training ratings.")] = 3,
     overwrite: OverwriteOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -209,8 +209,11 @@ def sequence(
 
     Example: `erless example sequence --data ../shared/data --out sequence`
     """
+    import torch
+
     from erless.importers.sequence.training import ACCESS_LOG, make_sequence
 
+    torch.set_num_threads(1)  # small layers gain nothing from more
     with bars() as progress:
         trained = make_sequence(
             data, out, seed=seed, epochs=epochs, overwrite=overwrite, progress=progress

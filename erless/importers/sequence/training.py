@@ -26,7 +26,7 @@ __all__ = ["ACCESS_LOG", "make_sequence"]
 
 ACCESS_LOG = "access.safetensors"
 BATCH = 256
-EPOCHS = 5
+EPOCHS = 3
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.1
 STARS_WEIGHT = 0.3  # of the second output's loss
