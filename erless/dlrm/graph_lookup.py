@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,11 @@ class GraphQuery:
     batch: int
     padded: int
     unknown: dict[str, int]
+
+    def spans(self) -> list[slice]:
+        """Per lane where its rows lie in `values`."""
+        ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])[self.begins].tolist()
+        return [slice(begin, end) for begin, end in pairwise(ends)]
 
 
 def graph_tower(model: ModelSpec) -> GraphTower:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,30 @@ from numpy.typing import NDArray
 
 from erless.dlrm.embedding import EmbeddingShard, StoredSlice
 from erless.dlrm.graph_archives import graph_files, open_lookup, open_tower_graph
+from erless.dlrm.graph_lookup import GraphQuery
 from erless.dlrm.rows import INDEX_WORDS, RowIndex
 from erless.specs.bundle import TABLE_TENSOR, BundleManifest
+from erless.specs.model import TableSpec
 from erless.specs.plan import Precision
 from erless.storage.tensors import TensorFile
 
-__all__ = ["WholeGraph", "whole_tables"]
+__all__ = ["WholeGraph", "shard_of", "whole_tables"]
 
 
 def whole_tables(folder: Path, bundle: BundleManifest, *, populate: bool) -> EmbeddingShard:
     """All rows of the bundle at `folder`, mapped; `populate`: in memory at once."""
+    tables = bundle.model.tables
+    files = [TensorFile(bundle.table_file(folder, table)) for table in tables]
+    return shard_of(tables, [file.map(TABLE_TENSOR, populate=populate) for file in files])
+
+
+def shard_of(tables: Sequence[TableSpec], rows: Sequence[NDArray[Any]]) -> EmbeddingShard:
+    """A shard that holds `tables` whole; `rows` are those of each, (rows, dim) float32."""
     every_row = np.empty((0, INDEX_WORDS), np.uint64)
     return EmbeddingShard(
         [
-            StoredSlice(
-                table,
-                Precision.FP32,
-                TensorFile(bundle.table_file(folder, table)).map(TABLE_TENSOR, populate=populate),
-                RowIndex(table.rows, every_row),
-            )
-            for table in bundle.model.tables
+            StoredSlice(table, Precision.FP32, array, RowIndex(table.rows, every_row))
+            for table, array in zip(tables, rows, strict=True)
         ]
     )
 
@@ -61,10 +65,13 @@ class WholeGraph:
 
     def predict(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs for `inputs`, by name. Raises QueryError as `GraphLookup.open`."""
-        query = self.lookup.open(inputs, max_batch=1 << 62)
+        return self.answer(self.lookup.open(inputs, max_batch=1 << 62), self._shard)
+
+    def answer(self, query: GraphQuery, shard: EmbeddingShard) -> dict[str, NDArray[Any]]:
+        """The outputs for a query, by name, with the rows of `shard`, which has all tables."""
         bags = np.add.reduceat(np.diff(query.begins), self._groups).astype(np.int32)
         sums = self.lookup.lanes.sums(self._holdings, query.begins)
-        partial = self._shard.pool_packed(query.values, query.lengths, query.weights, bags)
+        partial = shard.pool_packed(query.values, query.lengths, query.weights, bags)
         sums.add(sums.out, 0, partial, query.lengths)
         sums.finish(sums.out, query.divisors)
         return self.lookup.finish(query, self._tower(self.lookup.tower_inputs(query, sums)))

@@ -11,14 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from erless.dlrm.auc import auc
-from erless.dlrm.queries import QueryFile
-from erless.dlrm.reference import Monolith
-from erless.dlrm.tower import load_tower
-from erless.pack.evaluate import compact_queries, touched_rows
+from erless.pack.replay import open_replay
 from erless.progress import Progress, Silent
 from erless.specs.bundle import BundleManifest
 from erless.specs.plan import Precision
@@ -91,28 +87,19 @@ def measure_precisions(
     """
     bundle = BundleManifest.open(bundle_folder)
     names = [table.name for table in bundle.model.tables]
-    file = QueryFile(queries, BATCH).in_order_of(names)
-    touched = touched_rows(bundle_folder, bundle, file)
-    compacted = list(compact_queries(file, touched))
-    tower = load_tower(bundle_folder, bundle)
-    exact = [torch.from_numpy(table.rows) for table in touched]
-
-    def predict(tables: list[torch.Tensor]) -> Floats:
-        model = Monolith(bundle.model, tables, tower)
-        parts = [model.predict(query) for query in compacted]
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
-
-    before, labels = predict(exact), file.labels
+    replay = open_replay(bundle_folder, bundle, queries, BATCH)
+    exact = [table.rows for table in replay.touched]
+    before, labels = replay.predict(exact), replay.labels
     lossy = [precision for precision in precisions if precision is not Precision.FP32]
     losses: list[PrecisionLoss] = []
     with (progress or Silent()).step("precisions", len(lossy), "steps") as step:
         for precision in lossy:
-            rows = [torch.from_numpy(table.at([precision])) for table in touched]
-            whole = _loss(precision, "", before, predict(rows), labels)
+            rows = [table.at([precision]) for table in replay.touched]
+            whole = _loss(precision, "", before, replay.predict(rows), labels)
             losses.append(whole)
             for number, name in enumerate(names if whole.within(budget) else ()):
                 tables = [*exact[:number], rows[number], *exact[number + 1 :]]
-                losses.append(_loss(precision, name, before, predict(tables), labels))
+                losses.append(_loss(precision, name, before, replay.predict(tables), labels))
             step.advance(1)
     return losses
 
@@ -123,6 +110,10 @@ def _loss(
     moved = float(np.abs(after.astype(np.float64) - before).mean()) if len(before) else 0.0
     scale = float(np.abs(before).mean()) if len(before) else 0.0
     relative = moved / scale if scale else float(moved > 0)
-    if labels is None or not 0 < np.count_nonzero(labels) < len(labels):
+    if (
+        labels is None
+        or len(labels) != len(before)
+        or not 0 < np.count_nonzero(labels) < len(labels)
+    ):
         return PrecisionLoss(precision, table, relative, None)
     return PrecisionLoss(precision, table, relative, auc(labels, before) - auc(labels, after))

@@ -2,7 +2,7 @@
 
 Only the rows that the queries touch are read, encoded and decoded, exactly as pack stores them
 (`erless.pack.quantize` works row by row), so any table size will do. Every variant then predicts
-every query with the reference implementation.
+every query (`erless.pack.replay`).
 """
 
 from __future__ import annotations
@@ -11,38 +11,22 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from erless.dlrm.auc import auc
-from erless.dlrm.queries import Query, QueryFile, check_query
-from erless.dlrm.reference import Monolith
-from erless.dlrm.tower import load_tower
-from erless.errors import ModelError
 from erless.pack.inputs import PackInputs
-from erless.pack.quantize import decode, encode
+from erless.pack.replay import open_replay
 from erless.progress import Progress, Silent
-from erless.specs.bundle import TABLE_TENSOR, BundleManifest
-from erless.specs.model import GraphTower, TableSpec
+from erless.specs.model import TableSpec
 from erless.specs.plan import Precision, Tier
-from erless.storage.tensors import TensorFile
 
-__all__ = [
-    "AS_PLANNED",
-    "Evaluation",
-    "TouchedRows",
-    "compact_queries",
-    "evaluate",
-    "touched_rows",
-]
+__all__ = ["AS_PLANNED", "Evaluation", "evaluate"]
 
 Floats = NDArray[np.float32]
 
 AS_PLANNED = "as planned"
-CHUNK_ROWS = 1 << 18
 BATCH = 1024
 
 
@@ -75,28 +59,6 @@ class Evaluation:
         return self.auc_before - self.auc_after
 
 
-@dataclass(frozen=True, slots=True)
-class TouchedRows:
-    """The rows of one table that the queries touch: ids ascending, their rows and shards."""
-
-    table: TableSpec
-    ids: NDArray[np.int64]
-    rows: Floats
-    shards: NDArray[np.uint8]
-
-    def at(self, precisions: list[Precision]) -> Floats:
-        """The rows as they come back, `precisions` by shard number."""
-        out = self.rows.copy()
-        for shard, precision in enumerate(precisions):
-            if precision is not Precision.FP32:
-                places = np.flatnonzero(self.shards == shard)
-                for begin in range(0, len(places), CHUNK_ROWS):
-                    part = places[begin : begin + CHUNK_ROWS]
-                    stored = encode(self.rows[part], precision)
-                    out[part] = decode(stored, precision, self.table.dim)
-        return out
-
-
 def evaluate(
     inputs: PackInputs, queries: Path, batch: int = BATCH, progress: Progress | None = None
 ) -> list[Evaluation]:
@@ -110,35 +72,26 @@ def evaluate(
 
     Raises:
         QueryError: the queries do not fit the model.
-        ModelError: a row that a precision cannot hold, or the model was cut from a graph.
+        ModelError: a row that a precision cannot hold.
     """
-    if isinstance(inputs.model.tower, GraphTower):
-        raise ModelError(
-            f"model {inputs.model.name} was cut from a graph: what precision costs is not "
-            "evaluated for such a model yet"
-        )
-    file = QueryFile(queries, batch).in_order_of([table.name for table in inputs.model.tables])
+    replay = open_replay(inputs.bundle_folder, inputs.bundle, queries, batch)
     touched = [
-        replace(table, shards=_shards(inputs, table.table, table.ids))
-        for table in touched_rows(inputs.bundle_folder, inputs.bundle, file)
+        replace(table, shards=_shards(inputs, table.table, table.ids)) for table in replay.touched
     ]
-    tower = load_tower(inputs.bundle_folder, inputs.bundle)
     variants = [("", [Precision.FP32] * len(inputs.plan.shards)), *_variants(inputs)]
     evaluations: list[Evaluation] = []
     before = np.empty(0, np.float32)
-    with (progress or Silent()).step("evaluate", len(file) * len(variants), "queries") as step:
+    total = len(replay) * len(variants)
+    with (progress or Silent()).step("evaluate", total, "queries") as step:
         for name, precisions in variants:
-            tables = [torch.from_numpy(table.at(precisions)) for table in touched]
-            model = Monolith(inputs.model, tables, tower)
-            parts = []
-            for query in compact_queries(file, touched):
-                parts.append(model.predict(query))
-                step.advance(1)
-            scores = np.concatenate(parts) if parts else np.empty(0, np.float32)
+            tables = [table.at(precisions) for table in touched]
+            scores = replay.predict(tables, lambda: step.advance(1))
             if not name:
                 before = scores
             else:
-                evaluations.append(_compare(name, inputs, precisions, before, scores, file.labels))
+                evaluations.append(
+                    _compare(name, inputs, precisions, before, scores, replay.labels)
+                )
     return evaluations
 
 
@@ -153,26 +106,6 @@ def _variants(inputs: PackInputs) -> Iterator[tuple[str, list[Precision]]]:
         )
 
 
-def touched_rows(folder: Path, bundle: BundleManifest, file: QueryFile) -> list[TouchedRows]:
-    """Read what the queries touch, as if all rows were in shard 0; checks the queries on the way.
-
-    Raises:
-        QueryError: the queries do not fit the model.
-    """
-    for query in file:
-        check_query(query, bundle.model)
-    touched = []
-    for number, table in enumerate(bundle.model.tables):
-        ids = np.unique(file.table_values(number)).astype(np.int64)
-        if not len(ids):
-            ids = np.zeros(1, np.int64)
-        rows = TensorFile(folder / bundle.tables[number].path).map(TABLE_TENSOR)[ids]
-        touched.append(
-            TouchedRows(table, ids, rows.astype(np.float32), np.zeros(len(ids), np.uint8))
-        )
-    return touched
-
-
 def _shards(inputs: PackInputs, table: TableSpec, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
     """The shard of each id."""
     parts = []
@@ -181,17 +114,6 @@ def _shards(inputs: PackInputs, table: TableSpec, ids: NDArray[np.int64]) -> NDA
             span = np.searchsorted(ids, [window.begin, window.begin + len(window.routes)])
             parts.append(window.routes[ids[span[0] : span[1]] - window.begin])
     return np.concatenate(parts)
-
-
-def compact_queries(file: QueryFile, touched: list[TouchedRows]) -> Iterator[Query]:
-    """The queries, with ids that are places in `touched`."""
-    for query in file:
-        ends = np.cumsum(query.lengths.sum(axis=1, dtype=np.int64))[:-1]
-        values: list[NDArray[Any]] = [
-            np.searchsorted(table.ids, part)
-            for table, part in zip(touched, np.split(query.values, ends), strict=True)
-        ]
-        yield Query(query.dense, np.concatenate(values), query.lengths, query.weights)
 
 
 def _compare(
@@ -204,7 +126,8 @@ def _compare(
 ) -> Evaluation:
     error = np.abs(after.astype(np.float64) - before)
     scale = np.maximum(np.abs(before).astype(np.float64), np.finfo(np.float32).tiny)
-    both = labels is not None and 0 < np.count_nonzero(labels) < len(labels)
+    alike = labels is not None and len(labels) == len(before)
+    both = alike and labels is not None and 0 < np.count_nonzero(labels) < len(labels)
     return Evaluation(
         precision=name,
         row_bytes=sum(

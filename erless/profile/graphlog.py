@@ -7,10 +7,7 @@ gateway.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
-
-import numpy as np
 
 from erless.dlrm.graph_archives import graph_files, open_lookup
 from erless.dlrm.graph_queries import GraphQueryFile
@@ -53,11 +50,9 @@ class GraphLog:
                 query = self._lookup.open(inputs, batch)
             except QueryError as error:
                 raise LogError(f"{self.path}: query {number:,}: {error}") from error
-            ids_before = np.concatenate([[0], np.cumsum(query.lengths, dtype=np.int64)])
-            ends = ids_before[query.begins].tolist()
-            for lane, (begin, end) in enumerate(pairwise(ends)):
-                if end > begin:
-                    yield Chunk(lanes.tables[lane].name, query.values[begin:end], _locate(number))
+            for table, span in zip(lanes.tables, query.spans(), strict=True):
+                if span.stop > span.start:
+                    yield Chunk(table.name, query.values[span], _locate(number))
             step.advance(1)
 
 

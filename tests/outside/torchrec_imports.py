@@ -7,9 +7,9 @@
 
 The models of `torchrec_models.py` are made and saved by torchrec and imported by erless. A bundle
 must predict as torchrec did, to 1e-5 relative; what it cannot repeat must be refused by name, and
-so must what a checkpoint does not record and no option states. Each bundle is then served by a gateway and
-four remote shards, which are asked one query for each of torchrec's samples. The exit code is 1
-where one is not as it must be.
+so must what a checkpoint does not record and no option states. Each bundle is then served by a
+gateway and four remote shards, which are asked one query for each of torchrec's samples. The exit
+code is 1 where one is not as it must be.
 """
 
 from __future__ import annotations
