@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from erless.plan.costs.curves import RATIO, AccessCurve, TableLoad
 from erless.plan.costs.measured import MeasuredSpeed
 from erless.specs.bundle import BundleManifest
 from erless.specs.counts import open_counts
-from erless.specs.model import ModelSpec
+from erless.specs.model import ModelSpec, Pooling
 from erless.specs.profile import MANIFEST, Profile
 from erless.storage.digests import digest_json
 
@@ -145,5 +146,17 @@ def profile_tables(
                 "covers, so traffic per query is unknown: profile again with --samples"
             )
         curve = AccessCurve.from_counts(counts.map("counts"), spec.rows, ratio)
-        tables.append(TableLoad(spec, access.pooling_factor * batch, curve))
+        bags = _bags(bundle.model, spec.name)
+        tables.append(TableLoad(spec, access.pooling_factor * batch, curve, bags))
     return profile, tables, notes
+
+
+def _bags(model: ModelSpec, table: str) -> float:
+    """Vectors that a sample wants of `table`; infinite where a feature pools nothing.
+
+    A profile counts a table's accesses, not those of each feature: where one pools nothing, all
+    count as vectors of their own.
+    """
+    readers = [feature for feature in model.lookups if feature.table == table]
+    alone = any(feature.pooling is Pooling.NONE for feature in readers)
+    return math.inf if alone else float(len(readers))

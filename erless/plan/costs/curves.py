@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from erless.dlrm.workload import PowerLaw
 from erless.specs.model import TableSpec
 
-__all__ = ["AccessCurve", "TableLoad"]
+__all__ = ["AccessCurve", "TableLoad", "partial_vectors"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -114,11 +114,18 @@ class AccessCurve:
 
 @dataclass(frozen=True)
 class TableLoad:
-    """One table with its traffic: `gathers` rows read per query (batch × pooling factor)."""
+    """One table with its traffic.
+
+    Args:
+        gathers: rows read per query (batch × pooling factor).
+        bags: vectors that a sample wants of it: one for each feature that pools, infinite where
+            each row read is a vector of its own.
+    """
 
     spec: TableSpec
     gathers: float
     curve: AccessCurve
+    bags: float = 1.0
 
     @property
     def rows(self) -> int:
@@ -138,4 +145,18 @@ class TableLoad:
             share = share / share[-1]
         spec = self.spec.model_copy(update={"rows": stop - start})
         curve = AccessCurve(ranks.astype(np.int64) - start, share)
-        return TableLoad(spec, self.gathers_between(start, stop), curve)
+        return TableLoad(spec, self.gathers_between(start, stop), curve, self.bags)
+
+
+def partial_vectors(gathered: Floats, bags: float) -> Floats:
+    """Vectors that a shard sends back for `gathered` rows per query, strewn over `bags` bags.
+
+    A bag without a row sends none: bags·(1 - exp(-gathered / bags)), which tends to `gathered`.
+
+    >>> partial_vectors(np.array([2.0]), np.inf)
+    array([2.])
+    """
+    if np.isinf(bags):
+        return gathered
+    vectors: Floats = -bags * np.expm1(-gathered / bags)
+    return vectors

@@ -283,8 +283,9 @@ def _contents(
         rows += part.stop - part.start
         row_bytes += (part.stop - part.start) * width
         seconds += gathered * beta
-        partials -= math.expm1(-gathered / demand.batch)
-    return _Contents(gathers, rows, row_bytes, seconds, demand.batch * partials)
+        bags = table.bags * demand.batch  # see partial_vectors; numbers alone are quicker in math
+        partials += gathered if math.isinf(bags) else -bags * math.expm1(-gathered / bags)
+    return _Contents(gathers, rows, row_bytes, seconds, partials)
 
 
 def _dense(demand: Demand, dense: DenseDemand, terms: CostTerms) -> PlannedFunction:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.plan.costs.cost import CostTerms
+from erless.plan.costs.curves import partial_vectors
 from erless.plan.costs.layout import Demand
 from erless.plan.search.merged_order import MergedOrder
 from erless.specs.plan import Precision
@@ -92,22 +93,27 @@ class CutPath:
             gathered @ beta,
             (rows - cuts) @ (width + terms.index_bytes_per_row),
             gathered.sum(axis=1),
-            _partials(gathered, demand.batch),
+            _partials(gathered, demand.batch * np.array([table.bags for table in demand.tables])),
             (whole - gathered) @ resident_beta,
             cuts @ resident_width,
             whole_tables,
         )
 
 
-def _partials(gathered: Floats, batch: int) -> Floats:
-    """batch · Σ over tables (1 - exp(-gathers of the run / batch)), for runs (i, j) with i < j."""
+def _partials(gathered: Floats, bags: Floats) -> Floats:
+    """Σ over tables of `partial_vectors` of the run's gathers, for runs (i, j) with i < j.
+
+    Args:
+        gathered: (P, T) gathers per query up to each point.
+        bags: (T,) bags per query.
+    """
     points, _ = gathered.shape
-    columns, counts = np.unique(gathered, axis=1, return_counts=True)
+    columns, counts = np.unique(np.vstack([gathered, bags]), axis=1, return_counts=True)
     sent = np.zeros((points, points))
-    for column, count in zip(columns.T, counts, strict=True):
+    for column, own, count in zip(columns[:-1].T, columns[-1], counts, strict=True):
         between = np.maximum(column[None, :] - column[:, None], 0.0)
-        sent -= count * np.expm1(between / -batch)
-    return np.triu(batch * sent, 1)
+        sent += count * partial_vectors(between, own)
+    return np.triu(sent, 1)
 
 
 def merged_path(
@@ -118,7 +124,7 @@ def merged_path(
     resident: Precision,
 ) -> CutPath:
     """Along the merged order: points spaced evenly by load, and by bytes from the hot end."""
-    different = len({(id(table.curve), table.spec.dim) for table in demand.tables})
+    different = len({(id(table.curve), table.spec.dim, table.bags) for table in demand.tables})
     points = int(np.sqrt(MOST_CELLS / different))
     points = max(FEWEST_POINTS, min(MOST_POINTS, points))
     even = np.linspace(0.0, order.total_load, points // 2)
