@@ -43,7 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "bundle": (
         "model.bundle:app",
-        "Show or verify a model bundle.",
+        "Show or verify a model bundle; say how its ids become rows.",
     ),
     "profile": (
         "model.profile:profile",

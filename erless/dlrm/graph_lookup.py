@@ -139,7 +139,7 @@ class GraphLookup:
         self._per_request = per_request(model)
         self._samples = {t.name for t in model.inputs if t.per == "sample" and t.shape}
         self._vectors = {feature.name for feature in model.features}
-        self._rows = [table.rows for table in self.lanes.tables]
+        self._rows = [rule.most for rule in self._rules]
         self._repeated = [name for name in self.tower.takes if name in self._per_request]
 
     def open(self, inputs: NamedArrays, max_batch: int) -> GraphQuery:
@@ -300,7 +300,7 @@ class GraphLookup:
         lengths: NDArray[np.int32],
         padded: int,
     ) -> QueryError:
-        feature, table = self.lanes.features[lane], self.lanes.tables[lane]
+        feature = self.lanes.features[lane]
         position = int(np.flatnonzero(unknown)[0])
         bag = int(np.searchsorted(np.cumsum(lengths, dtype=np.int64), position, side="right"))
         samples = 1 if feature.per == "request" else padded
@@ -308,7 +308,7 @@ class GraphLookup:
         value = ids[position]
         text = value.decode("utf-8", "replace")[:60] if isinstance(value, bytes) else int(value)
         fact = (
-            f"is outside 0 … {table.rows - 1}"
+            f"is outside 0 … {self._rules[lane].most - 1}"
             if feature.rule.kind == "exact"
             else "is not in its vocabulary"
         )

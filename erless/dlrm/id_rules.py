@@ -29,7 +29,7 @@ class IdRows:
         table: its table.
         open_file: finds a vocabulary's file; it is mapped.
 
-    `exact` is true where ids are rows.
+    `exact` is true where ids are rows, those below `most`.
 
     Raises:
         ArtifactError: the vocabulary is damaged, or does not fit the table.
@@ -39,6 +39,7 @@ class IdRows:
         self.feature, self.table = feature, table
         rule = feature.rule
         self.exact = isinstance(rule, ExactIds)
+        self.most = rule.rows or table.rows if isinstance(rule, ExactIds) else table.rows
         self._vocabulary = (
             Vocabulary.open(open_file(rule.file.path), rule, table.rows)
             if isinstance(rule, VocabularyIds)
@@ -59,7 +60,7 @@ class IdRows:
             return self._settle(rows, rows < 0)
         if isinstance(rule, ModuloIds):
             return ids % rule.rows, None
-        return self._settle(ids, _outside(ids, self.table.rows))
+        return self._settle(ids, _outside(ids, self.most))
 
     def _settle(
         self, rows: Array, unknown: NDArray[np.bool_] | None

@@ -50,7 +50,7 @@ def write_vocabulary(
     hashes, ids, rows = hashes[order], ids[order], rows[order]
     same = np.flatnonzero(hashes[1:] == hashes[:-1])
     if len(same):
-        first, second = ids[same[0]], ids[same[0] + 1]
+        first, second = ids[same[0] : same[0] + 2].tolist()
         fact = (
             f"{first!r} twice"
             if first == second

@@ -52,9 +52,16 @@ POOLED = tuple(pooling for pooling in Pooling if pooling is not Pooling.NONE)
 
 
 class ExactIds(Frozen):
-    """An id is a row number."""
+    """An id is a row number, below `rows` where the table's last rows are no ids'."""
 
     kind: Literal["exact"] = "exact"
+    rows: int | None = Field(None, gt=0)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out rows where all are, so that digests stay what they were."""
+        fields = dump(self)
+        return {key: value for key, value in fields.items() if key != "rows" or value}
 
 
 class ModuloIds(Frozen):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
+from erless.cli.options import OverwriteOption
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
     from erless.specs.bundle import BundleManifest
 
-app = typer.Typer(no_args_is_help=True, help="Show or verify a model bundle.")
+app = typer.Typer(
+    no_args_is_help=True, help="Show or verify a model bundle; say how its ids become rows."
+)
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of the model bundle.")]
 
@@ -50,6 +53,43 @@ def verify(bundle: BundleArgument, output: OutputOption = Output.TEXT) -> None:
     emit(
         output, document, lambda console: console.print(f"{bundle}: {size:,} bytes, all as written")
     )
+
+
+@app.command()
+@verb
+def ids(
+    bundle: BundleArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=RULE",
+            help="Of a feature, or a table's: exact, modulo, hash:xxh64:SEED, "
+            "hash:splitmix64:SEED, vocabulary:FILE.parquet or vocabulary:CHECKPOINT#MODULE.",
+        ),
+    ] = None,
+    unknown: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=WHAT", help="reject, zero, default or a row; repeat."),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Write a bundle whose ids become rows otherwise: by a vocabulary, a hash, modulo.
+
+    Example: `erless bundle ids m --rule user=vocabulary:u.parquet --unknown user=default --out n`
+    """
+    from erless.importers.ids import IdOptions, set_ids
+
+    with bars() as progress:
+        manifest = set_ids(
+            bundle,
+            out,
+            IdOptions.parse(rule or [], unknown or []),
+            overwrite=overwrite,
+            progress=progress,
+        )
+    emit(output, describe(out, manifest), lambda console: draw(console, out, manifest))
 
 
 def describe(folder: Path, manifest: BundleManifest) -> dict[str, Any]:
