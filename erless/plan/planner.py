@@ -11,7 +11,7 @@ from erless.plan.costs.cost import DEFAULT_TERMS, PAPER_TERMS, CostTerms
 from erless.plan.costs.curves import TableLoad
 from erless.plan.costs.disk import DiskTerms
 from erless.plan.costs.layout import Demand, Layout
-from erless.plan.costs.measured import MeasuredSpeed, measured_terms
+from erless.plan.costs.measured import MeasuredSpeed, disk_terms, measured_terms
 from erless.plan.costs.tower import TowerCost, tower_cost
 from erless.plan.nodes.constraints import check_request, check_used, shard_bytes
 from erless.plan.nodes.packing import pack
@@ -83,10 +83,10 @@ class Planner:
     ) -> None:
         self.request, self.coarse = request, coarse
         self.prices = (prices or read_prices()).limited(request.arch, request.spot)
-        self.disk = _disk_terms(request)
+        measured = measured or MeasuredSpeed()
+        self.disk = _disk_terms(request, measured)
         if self.disk is not None:
             self.prices = replace(self.prices, disks=True)
-        measured = measured or MeasuredSpeed()
         self.terms = _terms(request, measured)
         self.tower = tower_cost(
             model,
@@ -214,11 +214,11 @@ class Planner:
         return least + (dense.memory_bytes if on_gpu and dense else 0.0)
 
 
-def _disk_terms(request: PlanRequest) -> DiskTerms | None:
+def _disk_terms(request: PlanRequest, measured: MeasuredSpeed) -> DiskTerms | None:
     """What reads of a disk cost, where they are wanted; those of a query within the SLA's share."""
     if not request.disk:
         return None
-    terms = DiskTerms()
+    terms = disk_terms(measured)
     if request.sla_p95_ms is None:
         return terms
     return replace(terms, wait_s=DISK_SHARE_OF_SLA * request.sla_p95_ms / 1e3)

@@ -95,7 +95,8 @@ def profile_source(model: Path, profile: Path, batch: int, stale: bool = False) 
     hotness, tables, notes = profile_tables(bundle, profile, batch, stale)
     accesses = sum(table.accesses for table in hotness.tables)
     locality = sum(table.locality * table.accesses for table in hotness.tables) / max(1, accesses)
-    measured = MeasuredSpeed(hotness.curves, hotness.towers, locality, bundle.tower.size_bytes)
+    size = bundle.tower.size_bytes
+    measured = MeasuredSpeed(hotness.curves, hotness.towers, locality, size, hotness.disks)
     return PlanSource(bundle.model, tables, measured, bundle.digest, hotness.digest, notes)
 
 

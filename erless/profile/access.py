@@ -72,6 +72,7 @@ class AccessReport:
             "curves": [
                 curve.model_dump(mode="json", exclude=drop) for curve in self.profile.curves
             ],
+            "disks": [curve.model_dump(mode="json", exclude=drop) for curve in self.profile.disks],
             "towers": [
                 curve.model_dump(mode="json", exclude=drop) for curve in self.profile.towers
             ],
@@ -128,8 +129,8 @@ def profile_access(
     names = LogNames(bundle.model, model)
     warnings = [line for source in sources if (line := _age_warning(source, model))]
     existing = _existing_profile(out)
-    if existing and not any(curves):  # they are of this machine still, whatever the log
-        curves = MachineCurves(existing.curves, existing.towers)
+    if existing:  # what was measured is of this machine still, whatever the log
+        curves = curves.over(existing)
     overwrite = overwrite or bool(existing and not existing.tables)
     with staged_directory(out, marker=MANIFEST, overwrite=overwrite) as stage:
         scratch = stage / "scratch"
@@ -149,8 +150,7 @@ def profile_access(
             model_digest=bundle.digest,
             sources=tuple(source.text for source in sources),
             tables=tuple(table.access for table in tables),
-            curves=curves.gathers,
-            towers=curves.towers,
+            **curves.fields(),
         )
         profile.save(stage / MANIFEST)
         shutil.rmtree(scratch)
@@ -175,13 +175,13 @@ def extend_profile(
     if (out / MANIFEST).is_file():
         old = Profile.load(out / MANIFEST)
         fields = {"sources": old.sources, "tables": old.tables, "model_digest": old.model_digest}
-        profile = Profile.create(curves=curves.gathers, towers=curves.towers, **fields)
+        profile = Profile.create(**curves.over(old).fields(), **fields)
         profile.save(out / MANIFEST)  # one atomic rename: the counts beside it are not touched
         return AccessReport(profile, (), ())
     if model is not None:
         fields["model_digest"] = BundleManifest.open(model).digest
     with staged_directory(out, marker=MANIFEST) as stage:
-        profile = Profile.create(curves=curves.gathers, towers=curves.towers, **fields)
+        profile = Profile.create(**curves.fields(), **fields)
         profile.save(stage / MANIFEST)
     return AccessReport(profile, (), ())
 

@@ -10,9 +10,10 @@ the one definition of a row's *rank* (`erless.pack.ranks`), which plans refer to
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from erless.specs.artifact import Artifact, FileEntry, Frozen
 from erless.specs.plan import Precision
@@ -20,6 +21,7 @@ from erless.specs.plan import Precision
 __all__ = [
     "MANIFEST",
     "CurveSample",
+    "DiskCurve",
     "Machine",
     "Profile",
     "TableAccess",
@@ -118,6 +120,17 @@ class TowerCurve(Frozen):
     samples: tuple[TowerSample, ...] = ()
 
 
+class DiskCurve(Frozen):
+    """Random reads of one block of 4 KiB from a local disk, as the disk tier makes them."""
+
+    reads_per_s: float = Field(gt=0, description="at full depth")
+    read_cpu_s: float = Field(gt=0, description="CPU of one, in the function and in the kernel")
+    seek_s: float = Field(gt=0, description="median of one alone")
+    engine: Literal["io_uring", "pread"]
+    direct: bool = Field(description="around the page cache")
+    machine: Machine | None = None
+
+
 class Profile(Artifact):
     """Hotness of each table, in the model's order, and the curves measured with it."""
 
@@ -128,6 +141,12 @@ class Profile(Artifact):
     tables: tuple[TableAccess, ...]
     curves: tuple[ThroughputCurve, ...] = ()
     towers: tuple[TowerCurve, ...] = ()
+    disks: tuple[DiskCurve, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out disks where none was measured, so that its digest stays what it was."""
+        return {key: value for key, value in dump(self).items() if value or key != "disks"}
 
     @model_validator(mode="after")
     def _each_table_once(self) -> Self:

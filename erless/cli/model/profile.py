@@ -70,12 +70,17 @@ def profile(
         bool, typer.Option("--throughput", help="Measure gathers and tower on this machine.")
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="With --throughput: fewer points, about 10 s.")
+        bool, typer.Option("--quick", help="With --throughput or --disk: fewer points, about 10 s.")
     ] = False,
+    disk: Annotated[
+        Path | None,
+        typer.Option("--disk", help="Measure random reads of the disk that this folder is on."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the profile.")] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Measure how hot each row is from access logs; with --throughput how fast this machine is.
+    """Measure how hot each row is from access logs; with --throughput or --disk how fast this
+    machine is.
 
     Logs: query files, parquet with a list of ids per table, Criteo TSV/CSV, interactions
     (`user item item …`), aggregated parquet (table, id, count); larger than memory is fine.
@@ -86,7 +91,7 @@ def profile(
     if model is None and config.model.exists():
         model = config.model
     out = out or config.profile
-    log = _log_paths(logs, model, throughput)
+    log = _log_paths(logs, model, throughput or disk is not None)
     from erless.profile.access import extend_profile, profile_access
     from erless.profile.curves import MachineCurves
     from erless.profile.formats import LogFormat, LogSource
@@ -97,6 +102,11 @@ def profile(
             from erless.profile.throughput import measure
 
             curves = measure(model, quick=quick, progress=progress)
+        if disk is not None:
+            from erless.profile.disk import measure_disk
+
+            measured = measure_disk(disk, quick=quick, progress=progress)
+            curves = curves._replace(disks=(measured,))
         if log and model is not None:
             report = profile_access(
                 model,
@@ -117,17 +127,17 @@ def profile(
     emit(output, document, lambda console: _text(console, document))
 
 
-def _log_paths(logs: LogOptions, model: Path | None, throughput: bool) -> list[str]:
-    """The logs to read: those given, else the example's beside the model; none with `throughput`.
+def _log_paths(logs: LogOptions, model: Path | None, measures: bool) -> list[str]:
+    """The logs to read: those given, else the example's, unless this machine is measured.
 
     Raises:
         typer.BadParameter: there is nothing to measure, or no model to check ids against.
     """
     log = logs.log
-    if not log and not throughput and model and (model / EXAMPLE_LOG).is_file():
+    if not log and not measures and model and (model / EXAMPLE_LOG).is_file():
         log = [str(model / EXAMPLE_LOG)]
-    if not log and not throughput:
-        raise typer.BadParameter("give --log, --throughput or both")
+    if not log and not measures:
+        raise typer.BadParameter("give --log, --throughput, --disk or several")
     if log and model is None:
         raise typer.BadParameter("--log needs --model: ids are checked against its tables")
     return log or []
@@ -166,6 +176,11 @@ def _text(console: Console, document: dict[str, Any]) -> None:
                 f"{100 * curve['residual']:.0f} %",
             )
         console.print(table)
+    for disk in document["disks"]:
+        console.print(
+            f"disk ({disk['engine']}): {disk['reads_per_s']:,.0f} reads/s of 4 KiB, "
+            f"{1e6 * disk['read_cpu_s']:.2f} µs of CPU each, {1e6 * disk['seek_s']:.0f} µs alone"
+        )
     for tower in document["towers"]:
         console.print(
             f"tower {tower['name']}: {1e6 * tower['overhead_s']:.1f} µs + "

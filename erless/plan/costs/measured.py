@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from erless.plan.costs.cost import EXCHANGE_S, BetaCurve, CostTerms
+from erless.plan.costs.disk import DiskTerms
 from erless.specs.plan import Precision
-from erless.specs.profile import ThroughputCurve, TowerCurve
+from erless.specs.profile import DiskCurve, ThroughputCurve, TowerCurve
 
-__all__ = ["MeasuredSpeed", "measured_terms"]
+__all__ = ["MeasuredSpeed", "disk_terms", "measured_terms"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class MeasuredSpeed:
         towers: CPU of the dense tower, likewise.
         locality: share of accesses that the hottest 10 % of rows take, over all tables.
         archive_bytes: size of the tower's file.
+        disks: random reads, as `erless profile --disk` measured them.
     """
 
     curves: tuple[ThroughputCurve, ...] = ()
     towers: tuple[TowerCurve, ...] = ()
     locality: float = 0.9
     archive_bytes: int | None = None
+    disks: tuple[DiskCurve, ...] = ()
 
 
 def measured_terms(terms: CostTerms, measured: MeasuredSpeed) -> CostTerms:
@@ -55,6 +58,19 @@ def measured_terms(terms: CostTerms, measured: MeasuredSpeed) -> CostTerms:
         gather_s=betas[0].at(128),
         betas=tuple(betas),
     )
+
+
+def disk_terms(measured: MeasuredSpeed) -> DiskTerms:
+    """What a read costs: as measured, or the shipped default.
+
+    How many reads a second a node's disk can do is the node type's, not this machine's.
+    """
+    if not measured.disks:
+        return DiskTerms()
+    disk = measured.disks[-1]
+    where = f"{disk.machine.processor}, {disk.machine.measured_on}" if disk.machine else "measured"
+    source = f"{disk.engine}, {where}"
+    return DiskTerms(read_s=disk.read_cpu_s, seek_s=disk.seek_s, source=source)
 
 
 def _single(precision: Precision, curves: Sequence[ThroughputCurve]) -> list[ThroughputCurve]:
