@@ -52,7 +52,7 @@ class Settings:
     follow_s: float = 0.0
     disk_engine: Literal["auto", "io_uring", "pread"] = "auto"
     disk_depth: int = 256
-    disk_waiting: int = 8192
+    disk_waiting: int = 32_768
     max_connections: int = 4096
     max_client_connections: int = 3072
     device: Literal["cpu", "cuda"] = "cpu"
@@ -209,7 +209,7 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         scrub_bytes_s=env.number("ERLESS_SCRUB_BYTES_S", 2 << 20),
         disk_engine=choice("ERLESS_DISK_ENGINE", "auto", "io_uring", "pread"),  # type: ignore[arg-type]
         disk_depth=env.integer("ERLESS_DISK_DEPTH", 256, 1, 4096),
-        disk_waiting=env.integer("ERLESS_DISK_WAITING", 8192),
+        disk_waiting=env.integer("ERLESS_DISK_WAITING", 32_768),
         follow_s=env.number("ERLESS_FOLLOW_S", 1.0) if kind == "gateway" else 0.0,
         max_connections=env.integer("ERLESS_MAX_CONNECTIONS", 4096),
         max_client_connections=env.integer("ERLESS_MAX_CLIENT_CONNECTIONS", 3072),
