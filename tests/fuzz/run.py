@@ -18,7 +18,8 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 KERNELS = FOLDER.parents[1] / "erless/dlrm/kernels"
-SOURCES = sorted([*KERNELS.glob("arithmetic/*.c"), *KERNELS.glob("fast_lane/*.c")])
+LAYERS = ("arithmetic", "disk", "fast_lane")
+SOURCES = sorted(path for layer in LAYERS for path in KERNELS.glob(f"{layer}/*.c"))
 NAMES = sorted(path.stem.removeprefix("fuzz_") for path in FOLDER.glob("fuzz_*.c"))
 SANITIZERS = ("-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined")
 MOST_BYTES = 4096  # of an input

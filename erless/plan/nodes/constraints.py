@@ -16,7 +16,7 @@ __all__ = ["check_request", "check_used", "no_node", "shard_bytes", "violations"
 
 JOINT_ONLY = (
     *("tier_precision", "resident_share", "max_resident_bytes"),
-    *("frozen", "frozen_share"),
+    *("frozen", "frozen_share", "disk"),
 )
 
 
@@ -40,6 +40,10 @@ def check_used(request: PlanRequest, policies: Sequence[Policy]) -> None:
         for name in ("frozen_window_s", "frozen_error_budget"):
             if name in request.model_fields_set:
                 raise PlanError(f"{name}: nothing is to be frozen, so it has no meaning")
+    if request.disk and request.shaped:
+        raise PlanError("disk: rows go to disks where joint chooses the shape, and one is demanded")
+    if request.disk and request.equal_containers:
+        raise PlanError("disk: equal containers are the paper's, which has no disks")
     if "joint" in policies:
         return
     names = ", ".join(policies)

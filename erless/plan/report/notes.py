@@ -15,7 +15,7 @@ def outcome_notes(outcome: Outcome) -> list[str]:
     """One sentence per fact; empty where the plan is simply the best by its objective."""
     notes = [*_dense(outcome)]
     if outcome.request.policy == "joint":
-        notes += [*_demanded(outcome), *_frozen(outcome)]
+        notes += [*_demanded(outcome), *_frozen(outcome), *_disks(outcome)]
     return notes
 
 
@@ -43,6 +43,23 @@ def _demanded(outcome: Outcome) -> list[str]:
     return [
         f"the shape was demanded: {_cost(demanded)}. Left to choose by {outcome.request.aim}, "
         f"erless takes {_cost(free)}"
+    ]
+
+
+def _disks(outcome: Outcome) -> list[str]:
+    layout = outcome.best["joint"].layout
+    on_disks = [(shard.row_bytes, shard.disk) for shard in layout.shards if shard.disk]
+    if not on_disks:
+        why = "disks: no rows lie there: memory costs less, or the SLA leaves no time for reads"
+        return [why] if outcome.request.disk else []
+    size = sum(row_bytes for row_bytes, _ in on_disks)
+    cache = sum(use.cache_bytes for _, use in on_disks)
+    reads = sum(use.reads for _, use in on_disks)
+    late = max(use.latency_s(0.05 / len(layout.functions)) for _, use in on_disks)
+    return [
+        f"disks: {size / 1e9:,.2f} GB of rows in {len(on_disks)} functions, under caches of "
+        f"{cache / 1e9:,.2f} GB; {reads:,.0f} reads per query, {outcome.demand.qps * reads:,.0f} "
+        f"a second, which take up to {late * 1e3:.1f} ms of the p95"
     ]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from erless.errors import PlanError
 from erless.plan.costs.cost import DEFAULT_TERMS
 from erless.plan.costs.disk import DiskTerms
 from erless.plan.costs.layout import Demand, Layout, Slice, on_disk
@@ -150,6 +152,27 @@ def test_rows_go_to_a_disk_where_that_is_cheaper(plans: dict[bool, Plan]) -> Non
     assert all(shard.tier is not Tier.RESIDENT for shard in on_disks)
     assert "disk tier" in plans[True].assumptions
     assert not any(shard.disk for shard in plans[False].shards)
+
+
+def test_a_plan_says_what_lies_on_disks(plans: dict[bool, Plan]) -> None:
+    [note] = [note for note in plans[True].notes if note.startswith("disks: ")]
+    assert "reads per query" in note
+    assert not any(note.startswith("disks: ") for note in plans[False].notes)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"shards": 2}, "one is demanded"),
+        ({"equal_containers": True}, "has no disks"),
+        ({"policy": "elasticrec"}, "only joint does"),
+    ],
+)
+def test_a_disk_where_none_can_be_is_refused(more: dict[str, Any], message: str) -> None:
+    model, tables = workload_tables("rm3", 0.9, 32, 1000)
+    request = PlanRequest.model_validate({"disk": True, **more})
+    with pytest.raises(PlanError, match=message):
+        Planner(model, tables, request).outcome()
 
 
 def test_a_plan_without_disks_is_written_as_before(plans: dict[bool, Plan]) -> None:
