@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from erless.dlrm.queries import Query, QueryFile
 from erless.errors import OptionError, PlanError
 from erless.progress import Progress
-from erless.specs.plan import Plan, Scaling, Tier
+from erless.specs.plan import DiskPlan, Plan, Scaling, Tier
 from erless.specs.release import ReleaseManifest
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ TRAFFIC = 0.275  # of what a model-wise replica with a whole vCPU serves: four o
 VCPU = 0.1  # of a container: a laptop then shows what takes ten times the cores otherwise
 MOST_QPS = 150.0
 SHAPE = {"shards": 3, "resident_share": 0.6, "frozen_share": 0.005}
+# With --disk: rows of 3 % of the gathers (1,200 of RM1's), at a rate that a slow disk can read
+DISK_SHAPE = {"frozen_share": 0.03}
+DISK_QPS = 15.0
+CACHE_SHARE = 0.1  # of the rows on the disk
 AT_ZERO = (Tier.COLD, Tier.FROZEN)
 WINDOW_S = 6.0  # Knative's shortest
 GRACE_S = 2.0
@@ -95,7 +99,7 @@ def make_model(
     return Prepared(bundle, profile, queries, expected, file.labels)
 
 
-def make_plan(prepared: Prepared, batch: int) -> tuple[Plan, PlanSource]:
+def make_plan(prepared: Prepared, batch: int, *, disk: bool = False) -> tuple[Plan, PlanSource]:
     """The plan for the spike, through the same planner as `erless plan`, with every tier in it.
 
     Its scaling is quickened to windows of seconds. The gateway scales on rps as the shards do:
@@ -119,19 +123,22 @@ def make_plan(prepared: Prepared, batch: int) -> tuple[Plan, PlanSource]:
                 "objective": "memory",
                 "max_vcpu": VCPU,
                 **SHAPE,
+                **(DISK_SHAPE if disk else {}),
                 **more,
             }
         )
         return Planner(source.model, source.tables, request, prices, source.measured)
 
     chosen_planner = planner()
-    if chosen_planner.demand.qps > MOST_QPS:  # one client must keep up: it is Python, too
-        chosen_planner = planner(qps=MOST_QPS)
+    most = DISK_QPS if disk else MOST_QPS
+    if chosen_planner.demand.qps > most:
+        chosen_planner = planner(qps=most)
     outcome = chosen_planner.outcome(POLICIES)
     plan = plan_document(outcome, source.model_digest, source.profile_digest, source.notes)
     if not any(shard.tier is Tier.FROZEN for shard in plan.shards):
         raise PlanError("the demo's plan has no frozen tier: the model has too few rows")
-    return _quickened(plan), source
+    plan = _quickened(plan)
+    return (_on_disk(plan) if disk else plan), source
 
 
 def _quickened(plan: Plan) -> Plan:
@@ -158,6 +165,22 @@ def _quickened(plan: Plan) -> Plan:
         }
     )
     return plan.amended(shards=shards, gateway=gateway)
+
+
+def _on_disk(plan: Plan) -> Plan:
+    """`plan` with its frozen rows on this machine's disk, under a cache of a tenth of them.
+
+    What the planner does with `--disk` depends on prices; here it is shown at any size.
+    """
+    shards = tuple(
+        shard.model_copy(
+            update={"disk": DiskPlan(cache_bytes=int(CACHE_SHARE * shard.row_data_bytes))}
+        )
+        if shard.tier is Tier.FROZEN
+        else shard
+        for shard in plan.shards
+    )
+    return plan.amended(shards=shards)
 
 
 def make_release(

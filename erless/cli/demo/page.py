@@ -100,10 +100,47 @@ def document_of(measured: Measured, report: Path) -> dict[str, Any]:
         "functions_woken": len(measured.woken),
         "release": measured.release,
         "report": str(report),
+        "tiers": tier_rows(measured),
     }
     if measured.aucs is not None:
         document |= {"auc": round(measured.aucs[0], 6), "monolith_auc": round(measured.aucs[1], 6)}
     return document
+
+
+def tier_rows(measured: Measured) -> list[dict[str, Any]]:
+    """Where the rows of each tier lie, what they take, and how long their function takes."""
+    shards = {shard.name: shard for shard in measured.plan.shards}
+    rows = []
+    for function in measured.tiers:
+        shard = shards.get("resident" if function.kind == "gateway" else function.name)
+        if shard is None:
+            continue
+        where = "disk" if shard.disk else "memory"
+        rows.append(
+            {
+                "function": function.name,
+                "tier": shard.tier.value,
+                "rows_in": "the gateway" if function.kind == "gateway" else where,
+                "row_bytes": shard.row_data_bytes,
+                "memory_bytes": function.memory_bytes,
+                "p95_ms": function.p95_ms,
+            }
+        )
+    return rows
+
+
+def tier_table(measured: Measured) -> Table:
+    """The tiers side by side."""
+    from rich.table import Table
+
+    table = Table("function", "tier", "rows in", title="tiers, at the end of the spike")
+    for head in ("rows, MB", "memory, MB", "p95 ms"):
+        table.add_column(head, justify="right")
+    for row in tier_rows(measured):
+        late = "" if row["p95_ms"] is None else f"{row['p95_ms']:.1f}"
+        sizes = (f"{row[name] / 1e6:,.0f}" for name in ("row_bytes", "memory_bytes"))
+        table.add_row(row["function"], row["tier"], row["rows_in"], *sizes, late)
+    return table
 
 
 def summary_table(document: dict[str, Any], measured: Measured) -> Table:

@@ -18,7 +18,7 @@ from erless.cli.demo import inputs
 from erless.cli.demo.traffic import Answers, arrivals, one_by_one, open_loop
 from erless.deploy.local.supervisor.spec import Timing
 from erless.deploy.local.target import LocalTarget
-from erless.deploy.target import Desired, FunctionState
+from erless.deploy.target import Desired, FunctionState, FunctionStatus
 from erless.errors import DeployError
 from erless.observe.loadtest.monolith import MonolithServer
 from erless.observe.loadtest.sampler import FunctionSample, Probe, Sampler
@@ -67,6 +67,7 @@ class Measured:
     at_zero: tuple[str, ...] = ()
     replicas: dict[str, int] = field(default_factory=dict)
     aucs: tuple[float, float] | None = None
+    tiers: tuple[FunctionStatus, ...] = ()  # at the end of the spike
 
     @property
     def model_wise_bytes(self) -> int:
@@ -92,6 +93,7 @@ class Demo:
         spike_s: seconds of the spike.
         progress: of its stages.
         announce: called with a line on each step.
+        disk: put the frozen rows on this machine's disk.
     """
 
     def __init__(
@@ -102,9 +104,10 @@ class Demo:
         spike_s: float,
         progress: Progress,
         announce: Announce,
+        disk: bool = False,
     ) -> None:
         self._name, self._rows, self._data, self._spike_s = name, rows, data, spike_s
-        self._progress, self._announce_line = progress, announce
+        self._progress, self._announce_line, self._disk = progress, announce, disk
         self._began = time.monotonic()
 
     def run(self, show_plan: Callable[[Plan], None], report: Callable[..., None]) -> Measured:
@@ -113,7 +116,8 @@ class Demo:
             work = Path(folder)
             prepared = self._prepare(work)
             self._announce("planning")
-            plan, source = inputs.make_plan(prepared, prepared.queries[0].batch)
+            batch = prepared.queries[0].batch
+            plan, source = inputs.make_plan(prepared, batch, disk=self._disk)
             show_plan(plan)
             self._announce("packing")
             store, release = inputs.make_release(prepared, plan, work, self._progress)
@@ -200,7 +204,7 @@ class Demo:
         end_s = time.time()
         spike = [size for at, size in measured.memory if end_s - self._spike_s / 2 <= at <= end_s]
         measured.memory_bytes = int(np.mean(spike)) if spike else target.status().memory_bytes
-        functions = target.status().functions
+        measured.tiers = functions = target.status().functions
         measured.replicas = {function.name: function.ready for function in functions}
         missing = CHECKED - len(measured.errors)
         if missing > 0:

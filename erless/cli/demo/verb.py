@@ -38,6 +38,9 @@ def demo(
         Path | None, typer.Option(help="Folder of ml-100k.inter, .user and .item [movielens].")
     ] = None,
     seconds: Annotated[float, typer.Option(min=2, help="Of the spike.")] = 14,
+    disk: Annotated[
+        bool, typer.Option("--disk", help="Frozen rows lie on this machine's disk.")
+    ] = False,
     report: Annotated[Path, typer.Option(help="The page to write.")] = Path("erless-demo.html"),
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -49,18 +52,21 @@ def demo(
     Example: `erless demo`, `erless demo --model movielens --data ../shared/data -o json`
     """
     from erless.cli.demo.inputs import Prepared
-    from erless.cli.demo.page import TOLERANCE, document_of, summary_table, write_page
+    from erless.cli.demo.page import TOLERANCE, document_of, summary_table, tier_table, write_page
     from erless.cli.demo.stage import Demo, Measured
 
     def write(measured: Measured, prepared: Prepared) -> None:
         write_page(measured, prepared, report, prepared.bundle.parent / "result")
 
     with bars() as progress:
-        measured = Demo(model.value, rows, data, seconds, progress, note).run(_show_plan, write)
+        stage = Demo(model.value, rows, data, seconds, progress, note, disk)
+        measured = stage.run(_show_plan, write)
     document = document_of(measured, report)
 
     def draw(console: Console) -> None:
         console.print(summary_table(document, measured))
+        if disk:
+            console.print(tier_table(measured))
         console.print(f"the page: {report}")
 
     emit(output, document, draw)

@@ -40,10 +40,7 @@ def check_used(request: PlanRequest, policies: Sequence[Policy]) -> None:
         for name in ("frozen_window_s", "frozen_error_budget"):
             if name in request.model_fields_set:
                 raise PlanError(f"{name}: nothing is to be frozen, so it has no meaning")
-    if request.disk and request.shaped:
-        raise PlanError("disk: rows go to disks where joint chooses the shape, and one is demanded")
-    if request.disk and request.equal_containers:
-        raise PlanError("disk: equal containers are the paper's, which has no disks")
+    _check_disk(request)
     if "joint" in policies:
         return
     names = ", ".join(policies)
@@ -54,6 +51,14 @@ def check_used(request: PlanRequest, policies: Sequence[Policy]) -> None:
             raise PlanError(f"{name}: {names} takes no such wish; only joint does")
     if request.shards is not None and "elasticrec" not in policies:
         raise PlanError(f"shards: {names} takes no such wish; only joint and elasticrec do")
+
+
+def _check_disk(request: PlanRequest) -> None:
+    """Raise PlanError where disks are wanted, and nothing could lie there."""
+    if request.disk and request.shaped:
+        raise PlanError("disk: rows go to disks where joint chooses the shape, and one is demanded")
+    if request.disk and request.equal_containers:
+        raise PlanError("disk: equal containers are the paper's, which has no disks")
 
 
 def check_request(request: PlanRequest, demand: Demand, terms: CostTerms, prices: Prices) -> None:
