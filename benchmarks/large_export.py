@@ -124,7 +124,7 @@ def bring_in(way: str, folder: Path, rows: int) -> None:
     import torch
 
     import erless
-    from erless.importers.graph.saved import import_archive
+    from erless.importers.archives.whole_model import import_archive
 
     ids = torch.arange(12).reshape(4, 3)
     if way == "archive":
@@ -195,7 +195,7 @@ def child(way: str, folder: Path, rows: int) -> None:
     """Be the process of one way: print its peak as JSON."""
     import torch  # noqa: F401 - what it takes is no part of the peak
 
-    import erless.importers.graph.saved
+    import erless.importers.archives.whole_model
     import erless.pack.packer  # noqa: F401
 
     with Peak() as peak:

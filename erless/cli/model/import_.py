@@ -223,7 +223,7 @@ def saved_by_torch(
 
     Example: `erless import torch model.pt2 --out model`
     """
-    from erless.importers.graph.saved import import_archive
+    from erless.importers.archives.whole_model import import_archive
 
     with bars() as progress:
         manifest = import_archive(

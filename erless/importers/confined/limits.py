@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 __all__ = ["Limits", "set_limits"]
 
-OPEN_FILES = 64
-
 
 class Limits(NamedTuple):
     """What a process may use beyond what it has used already."""
 
     cpu_s: int
     memory_bytes: int
+    open_files: int = 64
 
 
 def set_limits(limits: Limits) -> None:
@@ -32,7 +31,7 @@ def set_limits(limits: Limits) -> None:
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_NOFILE, limits.open_files),
         (resource.RLIMIT_CORE, 0),
     ):
         _, most = resource.getrlimit(name)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from erless.dlrm.archive import Range, TowerShape
     from erless.dlrm.tower import ForeignTower
 
-__all__ = ["TriedTower", "try_tower"]
+__all__ = ["TriedTower", "environment", "try_tower"]
 
 DEADLINE_S = 120  # importing torch takes up to ten on a slow disk
 CPU_S = 60
@@ -70,8 +70,6 @@ def try_tower(path: Path, model: ModelSpec) -> TriedTower:
         ModelError: it does not take the tables of `model`, gives something else than one finite
             prediction per sample, mixes samples, or needs more than the limits.
     """
-    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}
     try:
         done = subprocess.run(
             [sys.executable, "-m", __name__, path.absolute()],
@@ -79,7 +77,7 @@ def try_tower(path: Path, model: ModelSpec) -> TriedTower:
             capture_output=True,
             encoding="utf-8",
             timeout=DEADLINE_S,
-            env=environment,
+            env=environment(),
             check=False,
         )
     except subprocess.TimeoutExpired as error:
@@ -95,6 +93,12 @@ def try_tower(path: Path, model: ModelSpec) -> TriedTower:
     if answer.error:
         raise _ERRORS[answer.error](answer.message)
     return TriedTower(answer.batch_min, answer.batch_max, answer.enforced)
+
+
+def environment() -> dict[str, str]:
+    """The variables of a confined process."""
+    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return passed | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}
 
 
 def main() -> None:

@@ -11,21 +11,15 @@ from torch.utils import _pytree as pytree
 from erless.dlrm.graph_archives import from_numpy, to_numpy
 from erless.dlrm.whole_graph import WholeGraph
 from erless.errors import ModelError, QueryError
-from erless.importers.graph.program import Example, Program, evaluating
+from erless.importers.graph.program import Example, evaluating
 
 __all__ = ["smallest_batch"]
 
 TOLERANCE = 1e-5  # of the largest value of an output
 
 
-def smallest_batch(bundle: WholeGraph, model: nn.Module, program: Program, example: Example) -> int:
-    """Compare predictions of the example, of one sample more, and of one alone.
-
-    Args:
-        bundle: opened.
-        model: that it was made of.
-        program: `model` exported, which names inputs and outputs.
-        example: inputs of `model`.
+def smallest_batch(bundle: WholeGraph, model: nn.Module, example: Example) -> int:
+    """Let both predict the example, one sample more, and one alone.
 
     Returns:
         1, or 2 where the model or its export takes no single sample.
@@ -33,10 +27,10 @@ def smallest_batch(bundle: WholeGraph, model: nn.Module, program: Program, examp
     Raises:
         ModelError: they differ by more than `TOLERANCE`.
     """
-    _compare(bundle, program, example, _expected(model, example))
-    most = max(len(tensor) for tensor in example.tensors if tensor.dim())
+    _compare(bundle, example, _expected(model, example))
+    most = max((len(tensor) for tensor in example.tensors if tensor.dim()), default=0)
     for count in (most + 1, 1):
-        other = _resized(program, example, count)
+        other = _resized(bundle, example, count)
         if other is None:
             return 1
         try:
@@ -46,7 +40,7 @@ def smallest_batch(bundle: WholeGraph, model: nn.Module, program: Program, examp
                 return 2
             raise
         try:
-            _compare(bundle, program, other, expected)
+            _compare(bundle, other, expected)
         except ModelError:
             if count == 1:
                 return 2
@@ -60,12 +54,10 @@ def _expected(model: nn.Module, example: Example) -> list[Tensor]:
     return [leaf.cpu() for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def _compare(
-    bundle: WholeGraph, program: Program, example: Example, expected: Sequence[Tensor]
-) -> None:
+def _compare(bundle: WholeGraph, example: Example, expected: Sequence[Tensor]) -> None:
     inputs = {
-        name: to_numpy(tensor[:1] if name in program.request else tensor)
-        for name, tensor in zip(program.inputs, example.tensors, strict=True)
+        each.name: to_numpy(tensor[:1] if each.per == "request" else tensor)
+        for each, tensor in zip(bundle.model.inputs, example.tensors, strict=True)
     }
     try:
         outputs = bundle.predict(inputs)
@@ -86,18 +78,22 @@ def _sizes(example: Example) -> str:
     return ", ".join(str(list(tensor.shape)) for tensor in example.tensors[:8])
 
 
-def _resized(program: Program, example: Example, count: int) -> Example | None:
+def _resized(bundle: WholeGraph, example: Example, count: int) -> Example | None:
     """The example with `count` samples; None where its inputs are not one row per sample each."""
-    named = dict(zip(program.inputs, example.tensors, strict=True))
-    lengths = {name: named.get(f"{name.removesuffix('.weights')}.lengths") for name in named}
-    each = [name for name, length in lengths.items() if length is None]
-    batches = {str(program.inputs[name].meta["val"].shape[:1]) for name in each}
-    if len(batches) != 1 or not all(named[name].dim() for name in each):
+    inputs = bundle.model.inputs
+    named = {each.name: t for each, t in zip(inputs, example.tensors, strict=True)}
+    lengths = {
+        each.name: named.get(f"{each.name.removesuffix('.weights')}.lengths")
+        for each in inputs
+        if each.per == "entry"
+    }
+    sizes = {len(t) if t.dim() else 0 for name, t in named.items() if name not in lengths}
+    if len(sizes) != 1 or 0 in sizes or None in lengths.values():
         return None
-    places = [place % len(named[each[0]]) for place in range(count)]
+    places = [place % max(sizes) for place in range(count)]
 
     def chosen(name: str, tensor: Tensor) -> Tensor:
-        length = lengths[name]
+        length = lengths.get(name)
         if length is None:
             return tensor[places]
         entries = torch.split(tensor, length.tolist())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -79,11 +79,14 @@ def export(
     with with_weights(model, options.get("weights")), keys_as_inputs(model, given) as named:
         example = repeat_request(model, named, request)
         program = export_program(model, example, options.get("dynamic"))
+
+        def compare(folder: Path) -> int:
+            return smallest_batch(WholeGraph(folder, verify=False), model, example)
+
         return write_bundle(
             replace(program, request=frozenset(request)),
-            model,
-            example,
             Path(out),
+            compare,
             small_rows=options.get("small_rows", SMALL_ROWS),
             name=options.get("name", "model"),
             overwrite=options.get("overwrite", False),
@@ -92,16 +95,19 @@ def export(
 
 def write_bundle(
     program: Program,
-    model: nn.Module,
-    example: Example,
     out: Path,
+    compare: Callable[[Path], int],
     *,
     small_rows: int,
     name: str,
     overwrite: bool,
     progress: Progress | None = None,
 ) -> BundleManifest:
-    """Cut `program`, which was made of `model`, and write what predicts `example` as it does.
+    """Cut `program` and write it.
+
+    Args:
+        compare: compares what the bundle in a folder predicts with the model, and returns the
+            smallest batch that it takes: see `smallest_batch`.
 
     Raises as `export`.
     """
@@ -111,8 +117,7 @@ def write_bundle(
     with new_bundle(out, spec, overwrite=overwrite, progress=progress) as bundle:
         write_parts(bundle, program, cut)
         manifest = bundle.finish()
-        written = WholeGraph(bundle.folder, verify=False)
-        batch_min = smallest_batch(written, model, program, example)
+        batch_min = compare(bundle.folder)
         check_single(program, batch_min)
         if batch_min != 1:
             bundle.model = with_batch_min(spec, batch_min)

@@ -9,7 +9,7 @@ import erless
 from erless.dlrm.graph_archives import from_numpy, to_numpy
 from erless.dlrm.whole_graph import WholeGraph
 from erless.errors import ModelError
-from erless.importers.graph.saved import import_archive
+from erless.importers.archives.whole_model import import_archive
 from erless.specs.features import Pooling
 from tests.importers.graph.models import HistoryModel, history_inputs
 

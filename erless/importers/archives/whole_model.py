@@ -6,22 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from erless.dlrm.archive import Archive, build_module, read_archive
+from erless.dlrm.archive import Archive
 from erless.dlrm.archive.expressions import Constant
-from erless.dlrm.archive.operators import LOOKUPS, OPERATORS
 from erless.dlrm.archive.signature import TensorValue
-from erless.errors import ModelError, first_line
+from erless.importers.confined.graph import TriedModel
 from erless.importers.graph.export import SMALL_ROWS, write_bundle
-from erless.importers.graph.program import Example, Program, export_program, readable
+from erless.importers.graph.made_up import build, made_up
+from erless.importers.graph.program import Program, export_program, readable
 from erless.progress import Progress
 from erless.specs.bundle import BundleManifest
 
 __all__ = ["import_archive"]
-
-_SIZE = 3  # of the made-up example, wherever sizes may differ
 
 
 def import_archive(
@@ -35,52 +30,34 @@ def import_archive(
 ) -> BundleManifest:
     """Cut the model in the archive at `path`, and write it as a bundle.
 
-    Nothing of the archive is executed but operators of erless' list, on a made-up example: zeros
-    and ones for whole numbers, normal numbers for others.
+    Nothing of the archive is executed but operators of erless' list, on a made-up example, and that
+    in a process of its own, which can do nothing else (`erless.importers.confined.graph`). Here its
+    graph is traced, which computes shapes alone.
 
     Raises:
         ArtifactError: the archive is none, or holds what is not on erless' lists.
         ModelError: the model cannot be cut, or does not take the example.
     """
-    archive = read_archive(path, copy_weights=False)
-    module = build_module(archive, OPERATORS | LOOKUPS)
-    inputs = archive.signature.inputs
-    example = Example(tuple(_example_tensor(value) for value in inputs), {})
-    try:
-        with torch.inference_mode():
-            module(*example.args)
-    except (RuntimeError, IndexError) as error:
-        raise ModelError(
-            f"{path}: the model does not take a made-up example: {first_line(error)}"
-        ) from error
-    dynamic: Mapping[str, list[int]] = {
-        f"input_{place}": _free(value) for place, value in enumerate(inputs)
-    }
-    program = _renamed(export_program(module, example, dynamic), archive)
-    return write_bundle(
-        program,
-        module,
-        example,
-        out,
-        small_rows=small_rows,
-        name=name,
-        overwrite=overwrite,
-        progress=progress,
-    )
+    with TriedModel(path) as model:
+        archive, module = build(path)
+        dynamic: Mapping[str, list[int]] = {
+            f"input_{place}": _free(value) for place, value in enumerate(archive.signature.inputs)
+        }
+        program = export_program(module, made_up(archive), dynamic)
+        return write_bundle(
+            _renamed(program, archive),
+            out,
+            model.smallest_batch,
+            small_rows=small_rows,
+            name=name,
+            overwrite=overwrite,
+            progress=progress,
+        )
 
 
 def _free(value: TensorValue) -> list[int]:
     """The dimensions whose size differs from call to call."""
     return [place for place, size in enumerate(value.shape) if not isinstance(size, Constant)]
-
-
-def _example_tensor(value: TensorValue) -> Tensor:
-    """A made-up value of an input."""
-    shape = [int(size.value) if isinstance(size, Constant) else _SIZE for size in value.shape]
-    generator = torch.Generator().manual_seed(0)
-    if value.dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(value.dtype)
-    return torch.randint(0, 2, shape, generator=generator).to(value.dtype)
 
 
 def _renamed(program: Program, archive: Archive) -> Program:
