@@ -236,3 +236,25 @@ def test_a_request_that_cannot_be_is_refused(
     with pytest.raises(ModelError, match=reason):
         erless.export(model, example, tmp_path / "m", request=request_, small_rows=0)
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("way", ["indexed", "index_select", "functional"])
+def test_rows_are_found_however_they_are_read(way: str, tmp_path: Path) -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(40, 4))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            match way:
+                case "indexed":
+                    return self.table[ids].sum(1)
+                case "index_select":
+                    return self.table.index_select(0, ids.flatten()).reshape(-1, 3, 4).sum(1)
+                case _:
+                    return nn.functional.embedding(ids, self.table).sum(1)
+
+    model, ids = Reads().eval(), torch.randint(0, 40, (4, 3))
+    manifest = erless.export(model, ids, tmp_path / "m", small_rows=0)
+    assert [(table.name, table.rows) for table in manifest.model.tables] == [("table", 40)]
+    torch.testing.assert_close(predict(tmp_path / "m", {"ids": ids})["output"], model(ids).detach())
