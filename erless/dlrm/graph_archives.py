@@ -23,6 +23,7 @@ from erless.specs.model import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.fx import GraphModule
 
 __all__ = [
     "GraphFiles",
@@ -128,32 +129,10 @@ def open_compute(
         ArtifactError: it is damaged.
         ConfigError: the device is not there.
     """
-    import torch
+    module = _open_module(path, device, threads)
+    expanded, single = _repeated_inputs(module, takes, once, widths)
 
-    from erless.dlrm.archive import (
-        build_module,
-        compute_once,
-        move_module,
-        read_archive,
-        take_expanded,
-    )
-
-    torch.set_num_threads(threads)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("ERLESS_DEVICE is 'cuda', but torch finds no CUDA device here")
-    archive = read_archive(path)
-    module = build_module(archive)
-    if device != "cpu":
-        module = move_module(module, device, torch.float32)
-    expanded = bool(once) and take_expanded(module)
-    single: set[str] = set()
-    if expanded:
-        numbers = {name: number for number, name in enumerate(takes)}
-        wide = {numbers[name]: width for name, width in widths.items() if name in numbers}
-        own = {numbers[name] for name in once & widths.keys() & numbers.keys()}
-        single = {takes[number] for number in compute_once(module, own, wide)}
-
-    def tensor(name: str, array: NDArray[Any]) -> torch.Tensor:
+    def tensor(name: str, array: NDArray[Any]) -> Tensor:
         repeated = array.ndim > 0 and len(array) > 1 and not array.strides[0]
         if name in single and len(array) > 1 and not repeated:
             raise QueryError(f"{name} comes once per request, but has {len(array):,} samples")
@@ -164,19 +143,64 @@ def open_compute(
 
     def compute(values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         tensors = [tensor(name, values[name]) for name in takes]
-        try:
-            with torch.inference_mode():
-                results = module(*tensors)
-        except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError) as error:
-            raise ServeError(f"the model cannot compute: {first_line(error)}", 503) from error
-        except (RuntimeError, IndexError) as error:
-            shapes = ", ".join(f"{name} {list(values[name].shape)}" for name in takes)
-            raise QueryError(
-                f"the model does not take {shapes}: {first_line(error)[:200]}"
-            ) from error
+        results = _run(module, tensors, {name: values[name].shape for name in takes})
         return {name: to_numpy(result) for name, result in zip(gives, results, strict=True)}
 
     return compute
+
+
+def _open_module(path: Path, device: str, threads: int) -> GraphModule:
+    """The archive at `path` as a module on `device`. Errors as `open_compute`."""
+    import torch
+
+    from erless.dlrm.archive import build_module, move_module, read_archive
+
+    torch.set_num_threads(threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("ERLESS_DEVICE is 'cuda', but torch finds no CUDA device here")
+    module = build_module(read_archive(path))
+    return module if device == "cpu" else move_module(module, device, torch.float32)
+
+
+def _repeated_inputs(
+    module: GraphModule, takes: Sequence[str], once: Set[str], widths: Mapping[str, int]
+) -> tuple[bool, set[str]]:
+    """Have `module` compute what depends on the inputs `once` alone for one sample only.
+
+    Returns:
+        Whether it takes inputs with a stride of 0, and the names of those that it takes as one
+        sample.
+    """
+    from erless.dlrm.archive import compute_once, take_expanded
+
+    if not once or not take_expanded(module):
+        return False, set()
+    numbers = {name: number for number, name in enumerate(takes)}
+    wide = {numbers[name]: width for name, width in widths.items() if name in numbers}
+    repeated = {numbers[name] for name in once & widths.keys() & numbers.keys()}
+    return True, {takes[number] for number in compute_once(module, repeated, wide)}
+
+
+def _run(
+    module: GraphModule, tensors: Sequence[Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> Sequence[Tensor]:
+    """Results of `module` for `tensors`, which came in these shapes.
+
+    Raises:
+        QueryError: it does not take them.
+        ServeError: memory or the device did not suffice.
+    """
+    import torch
+
+    try:
+        with torch.inference_mode():
+            results: Sequence[Tensor] = module(*tensors)
+    except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError) as error:
+        raise ServeError(f"the model cannot compute: {first_line(error)}", 503) from error
+    except (RuntimeError, IndexError) as error:
+        text = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        raise QueryError(f"the model does not take {text}: {first_line(error)[:200]}") from error
+    return results
 
 
 def from_numpy(array: NDArray[Any]) -> Tensor:

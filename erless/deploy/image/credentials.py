@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from erless.deploy.image.reference import HUB_API
 from erless.errors import ImageError, first_line
@@ -23,28 +24,39 @@ def find_credentials(host: str) -> Credentials:
     """User and password for the registry at `host`; (None, None) means anonymous.
 
     Raises:
-        ImageError: a credential helper or AWS failed.
+        ImageError: a credential helper or AWS failed, or Docker's configuration holds credentials
+            that cannot be read.
     """
-    folder = Path(os.environ.get("DOCKER_CONFIG", Path.home() / ".docker"))
+    path = Path(os.environ.get("DOCKER_CONFIG", Path.home() / ".docker")) / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = _mapping(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         config = {}
+    helpers, logins = _mapping(config.get("credHelpers")), _mapping(config.get("auths"))
     keys = [host, f"https://{host}"]
     if host == HUB_API:
         keys.append("https://index.docker.io/v1/")
     for key in keys:
-        helper = config.get("credHelpers", {}).get(key) or (
-            config.get("credsStore") if key in config.get("auths", {}) else None
-        )
+        helper = helpers.get(key) or (config.get("credsStore") if key in logins else None)
         if helper:
             return _from_helper(helper, key)
-        text = config.get("auths", {}).get(key, {}).get("auth")
+        text = _mapping(logins.get(key)).get("auth")
         if text:
-            user, _, password = base64.b64decode(text).decode().partition(":")
-            return user, password
+            return _decoded(text, f"{path}: auth of {key}")
     region = _ECR.match(host)
     return _from_ecr(region[1]) if region else (None, None)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _decoded(text: Any, where: str) -> Credentials:
+    try:
+        user, _, password = base64.b64decode(text).decode().partition(":")
+    except (ValueError, TypeError) as error:
+        raise ImageError(f"{where}: not user:password in base64; log in again") from error
+    return user, password
 
 
 def _from_helper(helper: str, key: str) -> Credentials:
@@ -63,8 +75,11 @@ def _from_helper(helper: str, key: str) -> Credentials:
         raise ImageError(f"docker-credential-{helper} failed: {first_line(error)}") from error
     if done.returncode:
         return None, None
-    answer = json.loads(done.stdout)
-    return answer.get("Username"), answer.get("Secret")
+    try:
+        answer = json.loads(done.stdout)
+        return answer["Username"], answer["Secret"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ImageError(f"docker-credential-{helper} gave no user and secret for {key}") from error
 
 
 def _from_ecr(region: str) -> Credentials:
@@ -79,6 +94,5 @@ def _from_ecr(region: str) -> Credentials:
         answer = client.get_authorization_token()
     except (BotoCoreError, ClientError) as error:
         raise ImageError(f"no token for ECR in {region}: {first_line(error)}") from error
-    token = base64.b64decode(answer["authorizationData"][0]["authorizationToken"]).decode()
-    user, _, password = token.partition(":")
-    return user, password
+    token = answer["authorizationData"][0]["authorizationToken"]
+    return _decoded(token, f"token for ECR in {region}")
