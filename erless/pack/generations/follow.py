@@ -26,7 +26,7 @@ from erless.pack.generations.publish import Publisher
 from erless.specs.generations import GenerationManifest
 from erless.storage.atomic import os_errors
 
-__all__ = ["Batch", "Outcome", "follow", "read_batch"]
+__all__ = ["Batch", "BatchOutcome", "follow", "read_batch"]
 
 PUBLISHED, REFUSED = "published", "refused"
 TOWER = "tower"
@@ -74,7 +74,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class BatchOutcome:
     """What became of a batch: a generation, or the reason why not."""
 
     name: str
@@ -114,7 +114,7 @@ def follow(
     *,
     every_s: float = EVERY_S,
     go_on: Callable[[], bool] = lambda: True,
-) -> Iterator[Outcome]:
+) -> Iterator[BatchOutcome]:
     """Publish batches as they come, for as long as `go_on` says so.
 
     A store or disk that refuses for a while does not lose a batch: it is tried again.
@@ -130,15 +130,15 @@ def follow(
             try:
                 manifest = read_batch(path).publish(publisher)
             except (StorageError, StoreError) as error:
-                yield Outcome(path.name, None, f"{error}; it is tried again")
+                yield BatchOutcome(path.name, None, f"{error}; it is tried again")
                 break
             except (ModelError, ArtifactError) as error:
                 _file(path, folder / REFUSED)
                 (folder / REFUSED / path.name / "error.txt").write_text(f"{error}\n", "utf-8")
-                yield Outcome(path.name, None, str(error))
+                yield BatchOutcome(path.name, None, str(error))
                 continue
             _file(path, folder / PUBLISHED)
-            yield Outcome(path.name, manifest)
+            yield BatchOutcome(path.name, manifest)
         time.sleep(every_s)
 
 
