@@ -62,6 +62,9 @@ def _freedoms(request: PlanRequest, prices: Prices) -> list[tuple[str, dict[str,
         freedoms.append((arms, {"arch": ARCHITECTURES}))
     if not request.spot and any(kind.spot_usd_per_hour for kind in prices.every):
         freedoms.append(("spot nodes (--spot)", {"spot": True}))
+    has_disks = any(kind.disk_bytes for kind in prices.cpu_types)
+    if has_disks and not (request.disk or request.shaped or request.equal_containers):
+        freedoms.append(("rows on nodes' local disks (--disk)", {"disk": True}))
     if request.shaped:
         none = dict.fromkeys(("shards", "resident_share", "max_resident_bytes", "frozen_share"))
         freedoms.append(("no demanded shape", none))

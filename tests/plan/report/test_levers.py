@@ -1,5 +1,7 @@
 """What would make this very plan cheaper."""
 
+from dataclasses import replace
+
 from erless.plan.nodes.prices import InstanceType, Prices
 from erless.plan.report.levers import Lever, lever_lines, levers
 from erless.plan.request import PlanRequest
@@ -23,6 +25,17 @@ def test_each_freedom_is_tried_by_itself() -> None:
     assert found == {"int8": 0.25 * 730, "arm64": 0.5 * 730}
     free = PlanRequest(allowed=("fp32", "int8"), arch=("amd64", "arm64"))
     assert levers(model, tables, free, 50.0, PRICES) == []
+
+
+def test_local_disks_are_tried_where_nodes_have_some() -> None:
+    disk = InstanceType("xd.small", 4, 16, 0, 0.3, local_nvme_gb=900, read_iops=200_000)
+    prices = replace(PRICES, every=(*TYPES, disk))
+    model, tables = workload_tables("rm3", 0.9, 32, 100_000_000)
+    free = PlanRequest(allowed=("fp32", "int8"), arch=("amd64", "arm64"), sla_p95_ms=100.0)
+    (lever,) = levers(model, tables, free, 10.0, prices)
+    assert "--disk" in lever.freedom
+    assert lever.usd_per_month == 0.3 * 730  # 46 GB of rows on one small node
+    assert levers(model, tables, free.model_copy(update={"disk": True}), 10.0, prices) == []
 
 
 def test_what_helps_most_is_told_first() -> None:
