@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["from_bfloat16", "to_bfloat16"]
+__all__ = ["all_finite", "from_bfloat16", "to_bfloat16"]
+
+_EXPONENT = np.uint16(0x7F80)  # all of its bits are set in infinities and NaN
 
 
 def to_bfloat16(values: NDArray[Any]) -> NDArray[np.uint16]:
@@ -25,3 +27,14 @@ def to_bfloat16(values: NDArray[Any]) -> NDArray[np.uint16]:
 def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """The numbers that `bits` stand for."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def all_finite(values: NDArray[Any]) -> bool:
+    """Whether no value of an output is infinite or NaN; uint16 holds the bits of bfloat16.
+
+    >>> all_finite(to_bfloat16(np.array([1.0, 3e38]))), all_finite(to_bfloat16(np.array([np.nan])))
+    (True, False)
+    """
+    if values.dtype == np.uint16:
+        return not ((values & _EXPONENT) == _EXPONENT).any()
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())

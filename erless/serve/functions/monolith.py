@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm.bfloat16 import all_finite
 from erless.dlrm.embedding import Combiner, EmbeddingShard
 from erless.dlrm.graph_archives import graph_files, open_lookup, open_tower_graph
 from erless.dlrm.lanes import Lanes, LaneSums
@@ -101,7 +102,7 @@ class MonolithFunction:
             self._metrics.unknown_ids(query.graph.unknown)
         outputs = form.finish(query, self._predict(form.tower_inputs(query, sums, out)))
         for output in outputs.values():
-            if output.dtype.kind == "f" and not np.isfinite(output).all():
+            if not all_finite(output):
                 raise form.not_finite(query, out)
         return InferAnswer(outputs, {**self._parameters, **query.parameters})
 

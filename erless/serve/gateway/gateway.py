@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm.bfloat16 import all_finite
 from erless.dlrm.embedding import Combiner
 from erless.dlrm.graph_archives import open_lookup
 from erless.dlrm.lanes import LaneSums
@@ -299,7 +300,7 @@ class Gateway:
         tensors = form.tower_inputs(query, fanned.lanes, pooled)
         outputs = form.finish(query, await self._tower(fanned, tensors, call))
         for output in outputs.values():
-            if output.dtype.kind == "f" and not np.isfinite(output).all():
+            if not all_finite(output):
                 raise form.not_finite(query, pooled)
         return self._build_answer(fanned, outputs)
 

@@ -14,9 +14,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 from urllib.parse import unquote
 
-import numpy as np
-
 from erless.dlrm._kernels import FastPath
+from erless.dlrm.bfloat16 import all_finite
 from erless.errors import DiskBusyError, DiskReadError, QueryError, ServeError
 from erless.http.budget import MemoryBudget
 from erless.http.messages import DEADLINE, JSON_LENGTH, UP, Request, Response, body_offset, problem
@@ -236,7 +235,7 @@ class App:
     def _encode(self, served: Served, inputs: InferRequest, answer: InferAnswer) -> Response:
         if not inputs.binary:
             for name, array in answer.outputs.items():
-                if not np.isfinite(array).all():
+                if not all_finite(array):
                     raise QueryError(f"output {name} is not finite: an input is too large")
         version = served.digest[:12]
         return encode(served.model, version, inputs, answer.outputs, answer.parameters)
