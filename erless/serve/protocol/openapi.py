@@ -83,8 +83,12 @@ def _read(summary: str, statuses: list[int], media: str = "application/json") ->
     return {"summary": summary, "responses": _responses(statuses, {media: {"schema": schema}})}
 
 
+def _json_type(spec: TensorSpec) -> str:
+    """What an element of the tensor is in JSON."""
+    return _JSON_TYPES.get(spec.datatypes[0].rstrip("0123456789"), "number")
+
+
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    number = _JSON_TYPES.get(spec.datatypes[0].rstrip("0123456789"), "number")
     sizes = [
         {"const": n} if n >= 0 else {"type": "integer", "minimum": 0} for n in spec.shape or ()
     ]
@@ -100,7 +104,11 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
                 "items": False,
                 "minItems": len(sizes),
             },
-            "data": {"type": "array", "items": {"type": number}, "description": "or nested"},
+            "data": {
+                "type": "array",
+                "items": {"type": _json_type(spec)},
+                "description": "or nested",
+            },
         },
     }
 
@@ -118,6 +126,15 @@ def _request_schema(served: Served) -> dict[str, Any]:
                 "items": False,
                 "minItems": len(needed),
             },
+            "outputs": {
+                "type": "array",
+                "description": "those to answer; all of them where none are named",
+                "items": {
+                    "type": "object",
+                    "required": ["name"],
+                    "properties": {"name": {"enum": [tensor.name for tensor in served.outputs]}},
+                },
+            },
             "parameters": {"type": "object", "properties": {}},
         },
         "additionalProperties": False,
@@ -125,6 +142,7 @@ def _request_schema(served: Served) -> dict[str, Any]:
 
 
 def _answer_schema(served: Served) -> dict[str, Any]:
+    kinds = sorted({_json_type(tensor) for tensor in served.outputs})
     return {
         "type": "object",
         "required": ["model_name", "model_version", "parameters", "outputs"],
@@ -142,7 +160,10 @@ def _answer_schema(served: Served) -> dict[str, Any]:
                         "name": {"enum": [tensor.name for tensor in served.outputs]},
                         "datatype": {"type": "string"},
                         "shape": {"type": "array", "items": {"type": "integer"}},
-                        "data": {"type": "array", "items": {"type": "number"}},
+                        "data": {
+                            "type": "array",
+                            "items": {"type": kinds[0] if len(kinds) == 1 else kinds},
+                        },
                     },
                 },
             },

@@ -135,6 +135,29 @@ def test_it_names_its_own_inputs_and_answers_the_outputs_asked_for(fleet: Fleet)
     assert list(ask(fleet.gateway, ranker_inputs(3, 4), ("cvr",))) == ["cvr"]
 
 
+def test_its_api_description_has_its_own_tensors(fleet: Fleet) -> None:
+    paths = json.loads(fleet.gateway.get("/openapi.json")[1])["paths"]
+    infer = paths["/v2/models/ranker/infer"]["post"]
+    asked = infer["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    names = [t["properties"]["name"]["const"] for t in asked["inputs"]["prefixItems"]]
+    assert names == ["user", "history", "target", "tags", "price"]
+    history = asked["inputs"]["prefixItems"][1]["properties"]
+    assert history["data"]["items"] == {"type": "integer"}
+    assert len(history["shape"]["prefixItems"]) == 2
+    assert asked["outputs"]["items"]["properties"]["name"]["enum"] == ["ctr", "cvr"]
+    body = {
+        "inputs": [
+            {"name": name, "datatype": datatype, "shape": list(array.shape), "data": array.tolist()}
+            for (name, array), datatype in zip(
+                ranker_inputs(2, 3).items(), [*["INT64"] * 4, "FP32"], strict=True
+            )
+        ],
+        "outputs": [{"name": "cvr"}],
+    }
+    status, answer = fleet.gateway.post("/v2/models/ranker/infer", json.dumps(body).encode())
+    assert (status, [output["name"] for output in answer["outputs"]]) == (200, ["cvr"])
+
+
 def refused(fleet: Fleet, **changes: Any) -> str:
     inputs = ranker_inputs(3, 4) | changes
     with pytest.raises(triton.InferenceServerException) as caught:
