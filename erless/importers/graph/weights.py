@@ -45,11 +45,15 @@ def with_weights(model: nn.Module, weights: Weights | None) -> Iterator[None]:
         )
     before: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
     try:
+        fitted: dict[int, Tensor] = {}  # tied weights are one, and stay so
+        for name, _, _, old in places:
+            if name in found:
+                fitted.setdefault(id(old), _fitted(name, old, found[name]))
         for name, held, key, old in places:
-            new = found.get(name)
+            new = fitted.get(id(old))
             if new is not None:
                 before.append((held, key, old))
-                held[key] = _fitted(name, old, new)
+                held[key] = new
             elif old.device.type == "meta":
                 raise ModelError(
                     f"{name} lies on the meta device, so it has no values: give weights=, a "

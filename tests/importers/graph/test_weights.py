@@ -74,6 +74,29 @@ def test_weights_that_do_not_fit_are_refused(
     assert not (tmp_path / "m").exists()
 
 
+def test_tied_weights_need_one_of_their_names(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.clicked, self.bought = nn.Embedding(60, 4), nn.Embedding(60, 4)
+            self.bought.weight = self.clicked.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            product: Tensor = self.clicked(ids) * self.bought(ids)
+            return product.sum((1, 2))
+
+    with torch.device("meta"):
+        model = Tied()
+    rows = torch.randn(60, 4)
+    manifest = erless.export(
+        model, IDS, tmp_path / "m", weights={"bought.weight": rows}, small_rows=0
+    )
+    assert len(manifest.model.tables) == 1
+    assert model.bought.weight is model.clicked.weight
+    (found,) = WholeGraph(tmp_path / "m").predict({"ids": IDS.numpy()}).values()
+    torch.testing.assert_close(torch.from_numpy(found), (rows[IDS] ** 2).sum((1, 2)))
+
+
 def test_neither_export_nor_pack_holds_a_table_in_memory(tmp_path: Path) -> None:
     megabytes = 320
     done = subprocess.run(
