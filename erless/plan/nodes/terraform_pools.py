@@ -37,12 +37,14 @@ WRITTEN = "erless.auto.tfvars.json"
 class Pool:
     """A pool before planning: the roles that it serves, and the types it may have (none: any).
 
-    A pool with GPUs serves what asks for GPUs, and nothing else.
+    A pool with GPUs serves what asks for GPUs, and nothing else. One without `local_nvme` keeps
+    pods' files on network disks, and serves no function of the disk tier.
     """
 
     roles: tuple[str, ...]
     instance_types: tuple[str, ...] = ()
     gpu: bool = False
+    local_nvme: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def _declared(path: Path) -> dict[str, Pool]:
                 tuple(pool.get("roles", ())),
                 tuple(pool.get("instance_types", ())),
                 bool(pool.get("gpu")),
+                bool(pool.get("local_nvme")),
             )
             for name, pool in declared.items()
         }
@@ -140,7 +143,8 @@ def size_pools(plan: Plan, prices: Prices, pools: Mapping[str, Pool]) -> dict[st
 
     Raises:
         InfeasibleError: a container fits on none of its pool's types.
-        PlanError: a function's role is served by no pool.
+        PlanError: a function's role is served by no pool, or by one without the local disk that
+            the function reads.
     """
     containers = _containers(plan)
     sized = {}
@@ -152,6 +156,7 @@ def size_pools(plan: Plan, prices: Prices, pools: Mapping[str, Pool]) -> dict[st
             if container.role in pool.roles and bool(container.gpus) == pool.gpu
         ]
         homeless = [container for container in homeless if container not in served]
+        _check_disks(name, pool, served)
         if served:
             types = prices.gpu_types if pool.gpu else prices.cpu_types
             names = pool.instance_types or [kind.name for kind in types]
@@ -161,6 +166,16 @@ def size_pools(plan: Plan, prices: Prices, pools: Mapping[str, Pool]) -> dict[st
         role = homeless[0].role
         raise PlanError(f"no {missing} serves the role {role}: add it to some pool's roles")
     return sized
+
+
+def _check_disks(name: str, pool: Pool, served: Sequence[Container]) -> None:
+    """Raise PlanError where a function would read its rows from a network disk."""
+    on_disk = next((container for container in served if container.disk), None)
+    if on_disk is not None and not pool.local_nvme:
+        raise PlanError(
+            f"pool {name} serves the role {on_disk.role}, whose rows are read from a local disk, "
+            "and keeps pods on network disks: set local_nvme = true for it, or plan without --disk"
+        )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,16 @@ from erless.plan.nodes.terraform_pools import (
     size_pools,
     write_pools,
 )
-from erless.specs.plan import DensePlan, GatewayPlan, Plan, RankRange, Scaling, ShardPlan, Tier
+from erless.specs.plan import (
+    DensePlan,
+    DiskPlan,
+    GatewayPlan,
+    Plan,
+    RankRange,
+    Scaling,
+    ShardPlan,
+    Tier,
+)
 from tests.conftest import Cli
 
 GIB = 1 << 30
@@ -63,6 +72,21 @@ def plan_of(*shards: ShardPlan, gateways: int = 1) -> Plan:
             scaling=Scaling(min_scale=1, max_scale=2 * gateways),
         ),
     )
+
+
+def test_rows_on_disks_get_nodes_with_local_disks_or_an_error(folder: Path) -> None:
+    disk = DiskPlan(cache_bytes=GIB, size_bytes=300 * GIB, reserved_iops=30_000.0)
+    on_disk = shard(Tier.COLD, 2, 1, least=1, usual=1, most=1).model_copy(update={"disk": disk})
+    plan = plan_of(on_disk)
+    with pytest.raises(PlanError, match="pool cold serves the role cold.*local_nvme = true"):
+        size_pools(plan, PRICES, DEFAULT)
+    pools = {"hot": {"roles": ["gateway"]}, "cold": {"roles": ["cold"], "local_nvme": True}}
+    (folder / "pools.auto.tfvars.json").write_text(json.dumps({"node_pools": pools}))
+    sized = size_pools(plan, PRICES, read_pools(folder))
+    (name,) = sized["cold"].instance_types
+    kind = next(kind for kind in PRICES.every if kind.name == name)
+    assert kind.disk_bytes >= disk.size_bytes
+    assert kind.read_iops >= disk.reserved_iops
 
 
 def test_hot_and_cold_rows_get_nodes_of_their_own() -> None:
