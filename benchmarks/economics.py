@@ -1,6 +1,6 @@
 """What serving costs in dollars: model-wise, ElasticRec and joint, with the same freedoms.
 
-python -m benchmarks.economics [--docs docs/economics.md] [--localities 0.9] [--bounds]
+python -m benchmarks.economics [--docs docs/economics.md] [--localities 0.9] [--models rm1 …]
 
 For RM1 to RM3 and DLRM-DCNv2 (MLPerf's tables, 26 … 2,600 GB by scaling all rows), over traffic in
 times of one model-wise replica of 1 vCPU. int8 is allowed beside fp32: whether it keeps to a budget
@@ -109,16 +109,14 @@ def settings(localities: Sequence[float]) -> Iterator[tuple[str, int, float, flo
                     yield name, size_gb, locality, traffic
 
 
-def measure(
-    name: str, size_gb: int, locality: float, traffic: float, now: Prices, bounds: bool
-) -> Cell:
+def measure(name: str, size_gb: int, locality: float, traffic: float, now: Prices) -> Cell:
     """Plan one cell in every way."""
     model, tables, tower_ms = model_of(name, size_gb, locality)
     before = read_prices(BEFORE)
     asked = PlanRequest(traffic=traffic, tower_ms=tower_ms or None)
     free = asked.model_copy(update={"arch": ARCHITECTURES, "allowed": ALLOWED})
     begin = time.process_time()
-    planner = Planner(model, tables, free, now, coarse=not bounds)
+    planner = Planner(model, tables, free, now)
     outcome = planner.outcome(["elasticrec"])
     spent = time.process_time() - begin
     joint, other = outcome.best["joint"], outcome.best.get("elasticrec")
@@ -131,7 +129,7 @@ def measure(
         size_gb,
         locality,
         traffic,
-        _whole(Planner(model, tables, asked, before, coarse=True), [Precision.FP32]),
+        _whole(Planner(model, tables, asked, before), [Precision.FP32]),
         _whole(planner, [Precision.FP32]),
         _whole(planner, ALLOWED),
         other.packing.usd_per_month if other else math.nan,
@@ -242,7 +240,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--docs", type=Path, help="rewrite the table in this page")
     parser.add_argument("--localities", type=float, nargs="+", default=[0.5, 0.9, 0.99])
-    parser.add_argument("--bounds", action="store_true", help="tell the distance to the bound")
     parser.add_argument("--models", nargs="+", default=[*WORKLOADS, "dlrmv2"])
     parser.add_argument("--keep", type=Path, help="keep cells in this file, and measure the rest")
     options = parser.parse_args()
@@ -254,7 +251,7 @@ def main() -> None:
             continue
         try:
             known = kept.get(setting)
-            cells.append(known or measure(*setting, now, options.bounds))
+            cells.append(known or measure(*setting, now))
         except PlanError as error:
             print(*setting, error, file=sys.stderr)
             continue

@@ -161,14 +161,14 @@ class Planner:
             InfeasibleError: no layout has that shape within the constraints.
         """
         pool = self.pools.demanded(free)
-        found = self.selection.best("joint", pool, strict=True) if pool else None
-        if found is None:
+        shaped = self.selection.best("joint", pool, strict=True)
+        if shaped is None:
             line = (
                 f"shards: {self.request.shards} remote functions need as many groups of rows "
                 "outside the gateway: lower shards or the resident share"
             )
             raise InfeasibleError("no plan has the demanded shape", (line,))
-        return found
+        return shaped
 
     def _bound(self) -> float:
         request = self.request

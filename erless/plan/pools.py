@@ -18,7 +18,7 @@ from erless.plan.policies.disk import disk_layouts
 from erless.plan.policies.elasticrec import elasticrec
 from erless.plan.policies.joint import joint_layouts
 from erless.plan.policies.node_sized import node_shaped
-from erless.plan.policies.proposals import Proposal, every_layout
+from erless.plan.policies.proposals import Proposal, having
 from erless.plan.policies.run_layouts import paths, run_proposals
 from erless.plan.request import PlanRequest, Policy, StoredAs
 from erless.plan.search import exact
@@ -61,22 +61,22 @@ class Pools:
             return [layout for place in numbers for layout in self._joint(place)]
         return [layout for place in numbers for layout in self._baseline(policy, place, per_table)]
 
-    def demanded(self, free: Sequence[Layout | Proposal]) -> list[Layout]:
+    def demanded(self, free: Sequence[Layout | Proposal]) -> list[Layout | Proposal]:
         """Layouts of the demanded shape: those made for it, and those of `free` that have it."""
-        pool = [
-            layout
+        pool: list[Layout | Proposal] = [
+            Proposal(self._floor(demand, stored), partial(self._shaped, demand, stored))
             for demand in self.places
-            for terms in self._sizes
             for stored in self.request.stored
-            for layout in demanded_layouts(demand, terms, self.request, stored)
         ]
-        shards = self.request.shards
         if not self.request.freezes and self.request.resident_share is None:
             room = self.request.max_resident_bytes
             limit = math.inf if room is None else room
-            every = every_layout(free, shards)
-            pool += [layout for layout in every if layout.gateway.row_bytes <= limit]
-        return [layout for layout in pool if shards in (None, len(layout.shards))]
+            pool += having(free, None, lambda layout: layout.gateway.row_bytes <= limit)
+        return having(pool, self.request.shards, lambda layout: True)
+
+    def _shaped(self, demand: Demand, stored: StoredAs) -> list[Layout]:
+        """Layouts made for the demanded shape, at every container size."""
+        return demanded_layouts(demand, self._sizes, self.request, stored)
 
     @cached_property
     def _sizes(self) -> list[CostTerms]:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 from erless.errors import InfeasibleError
 from erless.plan.costs.layout import Layout
 from erless.plan.nodes.constraints import no_node, violations
+from erless.plan.nodes.exact_packing import states
+from erless.plan.nodes.groups import groups_of
 from erless.plan.nodes.packing import Packing, cheapest_possible, pack
 from erless.plan.nodes.prices import Prices
 from erless.plan.policies.joint import FEWER_FUNCTIONS, joint_memory
@@ -21,6 +23,8 @@ from erless.plan.request import PlanRequest, Policy
 
 __all__ = ["Candidate", "Selection"]
 
+REPACKED = 6  # layouts of which the nodes are chosen exactly
+MOST_STATES = 1500  # of containers left over, when nodes are chosen exactly
 HEADROOM = (1.0, 0.75, 0.5, 0.3)  # of the planned utilisation, where the SLA needs it
 
 
@@ -55,14 +59,16 @@ class Selection:
     ) -> Candidate | None:
         """The cheapest layout that meets the constraints; for a baseline, else the cheapest.
 
+        None where the pool has no layout, or, for a baseline, none that fits on nodes.
+
         Raises:
             InfeasibleError: `strict`, and no layout fits on nodes or meets the constraints.
         """
         by_memory = self.request.aim == "memory"
         packed = self._by_memory(policy, pool) if by_memory else self._by_dollars(policy, pool)
         if not packed:
-            if strict:
-                sized = [self._sized(policy, layout) for layout in every_layout(pool)]
+            sized = [self._sized(policy, layout) for layout in every_layout(pool)]
+            if strict and sized:
                 raise no_node(sized, self.prices)
             return None
         best = min(packed, key=lambda entry: entry.key)
@@ -144,7 +150,21 @@ class Selection:
             if entry is not None:
                 packed.append(entry)
                 least = min(least, entry.dollars) if entry.legal else least
-        return packed
+        nearest = sorted(packed, key=lambda entry: entry.key)[:REPACKED]
+        return [*packed, *(self._repacked(entry) for entry in nearest)]
+
+    def _repacked(self, entry: _Packed) -> _Packed:
+        """The layout on nodes chosen exactly, where that takes no longer than all others took."""
+        layout = entry.candidate.layout
+        if states(groups_of(layout)) > MOST_STATES:
+            return entry
+        packing = pack(layout, self.prices, MOST_STATES)
+        if packing is None:
+            return entry
+        dollars = round(packing.usd_per_month, 6)
+        legal, rank, _, *taste = entry.key
+        key = (legal, rank, dollars, *taste)
+        return _Packed(key, entry.legal, dollars, replace(entry.candidate, packing=packing))
 
     def _sized(self, policy: Policy, layout: Layout) -> Layout:
         """The layout in time for the SLA, with the precision and replicas that its tiers need."""

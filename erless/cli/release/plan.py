@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.option_groups import FilledBy, grouped
-from erless.cli.release.plan_inputs import BY_TIER, SEVERAL, SourceOptions, read_inputs
+from erless.cli.release.plan_inputs import BY_TIER, SEVERAL, PlanInputs, SourceOptions, read_inputs
 from erless.cli.run import Output, OutputOption, emit, note, verb
 from erless.plan.request import PlanRequest
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from erless.plan.nodes.prices import Prices
+    from erless.plan.nodes.shared_pool import SharedPool
     from erless.plan.planner import Outcome
     from erless.plan.report.break_even import Point
     from erless.plan.source import PlanSource
@@ -45,6 +46,10 @@ class ReportOptions:
     nodes_from: Annotated[
         Path | None, typer.Option(help="Terraform folder: its types; write its pools' sizes.")
     ] = None
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Another plan.json on the same nodes; may repeat."),
+    ] = None
 
 
 @verb
@@ -60,6 +65,7 @@ def plan(
     Example: `erless plan --workload rm1 --traffic 8x --equal-containers --compare`
     """
     from erless.plan.nodes.prices import read_prices
+    from erless.plan.nodes.shared_pool import pool_lines
     from erless.plan.nodes.terraform_pools import limit_prices, read_pools, size_pools, write_pools
     from erless.plan.planner import POLICIES, Planner
     from erless.plan.report import tables
@@ -81,12 +87,14 @@ def plan(
     points = _scales(report, model_source, outcome, prices)
     reasons = tables.explain(document, report.explain) if report.explain else []
     sized = size_pools(document, prices, pools) if report.nodes_from else {}
+    shared = _shared(report, inputs, document, prices)
     verdict = [
         *document.notes,
         *([tables.verdict(document)] if report.compare else []),
         *(lines(points) if points else []),
         *_levers(report, model_source, outcome, prices),
         *(f"pool {name}: {size}" for name, size in sized.items()),
+        *(pool_lines(shared) if shared else []),
     ]
     if report.nodes_from:
         note(f"wrote {write_pools(report.nodes_from, sized)}")
@@ -96,7 +104,12 @@ def plan(
     if report.plot:
         write_plot(report.plot, document, outcome.demand, points)
         note(f"wrote {report.plot}")
-    shown = {**document.model_dump(mode="json"), "verdict": verdict, "explain": reasons}
+    shown = {
+        **document.model_dump(mode="json"),
+        "verdict": verdict,
+        "explain": reasons,
+        "pool": _pool(shared) if shared else None,
+    }
     sentences = [*reasons, *verdict]
     emit(output, shown, lambda console: _draw(console, document, sentences, report.compare))
 
@@ -137,6 +150,37 @@ def _levers(
         source.measured,
     )
     return lever_lines(tried, joint.packing.usd_per_month)
+
+
+def _shared(
+    report: ReportOptions, inputs: PlanInputs, document: Plan, prices: Prices
+) -> SharedPool | None:
+    """This plan and those beside it on one pool of nodes.
+
+    Raises:
+        ArtifactError: a plan is missing or damaged.
+        PlanError: the plans cannot share nodes.
+    """
+    from erless.plan.nodes.shared_pool import PoolMember, share_pool
+    from erless.specs.plan import Plan
+
+    if not report.beside:
+        return None
+    this = PoolMember(str(inputs.out or "this plan"), document, inputs.request.arch)
+    others = [PoolMember.of(str(path), Plan.load(path)) for path in report.beside]
+    return share_pool([this, *others], prices)
+
+
+def _pool(shared: SharedPool) -> dict[str, Any]:
+    """The shared pool as JSON."""
+    from dataclasses import asdict
+
+    return {
+        "nodes": {kind.name: number for kind, number in shared.packing.nodes},
+        "usd_per_month": shared.usd_per_month,
+        "usd_apart": shared.usd_apart,
+        "shares": [asdict(share) for share in shared.shares],
+    }
 
 
 def _draw(console: Console, document: Plan, sentences: list[str], compare: bool) -> None:

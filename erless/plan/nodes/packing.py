@@ -3,7 +3,8 @@
 Containers take vCPU and memory, and those of the disk tier a local disk's bytes and reads per
 second. Bin packing of several dimensions is NP-hard; this is a heuristic with a bound beside it
 (`bounds.dollars_bound`). For each instance type, nodes are filled largest container first, then
-each node is replaced by the cheapest type that holds what is on it; the cheapest mix wins.
+each node is replaced by the cheapest type that holds what is on it; the cheapest mix wins. A few
+containers are packed exactly (`exact_packing`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from erless.plan.costs.layout import Layout
+from erless.plan.nodes.exact_packing import pack_exactly, states
+from erless.plan.nodes.groups import SLACK, Group, Needs, dimensions_of, groups_of, room_of
 from erless.plan.nodes.prices import InstanceType, Prices
 
-__all__ = ["Group", "Packing", "cheapest_possible", "pack", "pack_equal"]
+__all__ = ["Packing", "cheapest_possible", "pack", "pack_equal", "pack_groups"]
+
+EXACT_STATES = 64
 
 
 @dataclass(frozen=True)
@@ -37,29 +41,6 @@ class Packing:
         return sum(kind.usd_per_month * number for kind, number in self.nodes)
 
 
-class Group(NamedTuple):
-    """Equal containers: vCPU and bytes of each, how many; bytes and reads/s of a local disk."""
-
-    vcpu: float
-    memory: float
-    number: int
-    disk_bytes: float = 0.0
-    iops: float = 0.0
-
-    @property
-    def needs(self) -> Needs:
-        """What one container takes."""
-        return (self.vcpu, self.memory, self.disk_bytes, self.iops)
-
-
-Needs = tuple[float, float, float, float]
-SLACK = (1e-9, 0.0, 0.0, 1e-6)  # that rounding may take of each
-
-
-def _room(kind: InstanceType) -> Needs:
-    return (kind.usable_vcpu, kind.usable_bytes, kind.disk_bytes, kind.read_iops)
-
-
 def cheapest_possible(layout: Layout, prices: Prices) -> float:
     """Dollars per month below which no packing of this layout can cost."""
     plain = [function for function in layout.functions if not function.gpus]
@@ -68,27 +49,13 @@ def cheapest_possible(layout: Layout, prices: Prices) -> float:
     return prices.least_usd(cpu, memory)
 
 
-def pack(layout: Layout, prices: Prices) -> Packing | None:
+def pack(layout: Layout, prices: Prices, exact_states: int = EXACT_STATES) -> Packing | None:
     """The cheapest packing found; None where a container fits on no type.
 
-    Containers with a GPU get nodes of their own, one GPU each.
+    Containers with a GPU get nodes of their own, one GPU each. Containers of at most `exact_states`
+    different remainders are packed exactly.
     """
-    groups = [
-        Group(
-            function.vcpu,
-            function.memory,
-            function.replicas,
-            *((function.disk.bytes, function.disk.iops) if function.disk else ()),
-        )
-        for function in layout.functions
-        if not function.gpus
-    ]
-    best: Packing | None = None
-    ladder = sorted(prices.types, key=lambda kind: (kind.usd_per_hour, kind.name))
-    for kind in prices.types:
-        found = _fill(groups, kind, ladder)
-        if found and (best is None or found.usd_per_month < best.usd_per_month - 1e-9):
-            best = found
+    best = pack_groups(groups_of(layout), prices, exact_states)
     dense = layout.dense
     if best is None or dense is None or not dense.gpus:
         return best
@@ -107,6 +74,22 @@ def pack(layout: Layout, prices: Prices) -> Packing | None:
     return Packing((*best.nodes, (kind, count)))
 
 
+def pack_groups(
+    groups: Sequence[Group], prices: Prices, exact_states: int = EXACT_STATES
+) -> Packing | None:
+    """The cheapest nodes found for containers without a GPU; None where one fits on no type."""
+    if states(groups) <= exact_states:
+        nodes = pack_exactly(groups, prices.types)
+        return _packing(nodes) if nodes is not None else None
+    best: Packing | None = None
+    ladder = sorted(prices.types, key=lambda kind: (kind.usd_per_hour, kind.name))
+    for kind in prices.types:
+        packing = _fill(groups, kind, ladder)
+        if packing and (best is None or packing.usd_per_month < best.usd_per_month - 1e-9):
+            best = packing
+    return best
+
+
 def pack_equal(groups: Sequence[Group], kind: InstanceType) -> int | None:
     """How many nodes of one type hold all containers; None where one does not fit."""
     packing = _fill(groups, kind, [kind])
@@ -116,9 +99,8 @@ def pack_equal(groups: Sequence[Group], kind: InstanceType) -> int | None:
 def _fill(
     groups: Sequence[Group], kind: InstanceType, ladder: Sequence[InstanceType]
 ) -> Packing | None:
-    # two dimensions where nothing needs a disk
-    dimensions = 4 if any(group.disk_bytes for group in groups) else 2
-    room = _room(kind)[:dimensions]
+    dimensions = dimensions_of(groups)
+    room = room_of(kind)[:dimensions]
     slack = SLACK[:dimensions]
     if any(
         need > have + extra
@@ -148,6 +130,10 @@ def _fill(
         left = [have - times * use for have, use in zip(left, placed, strict=True)]
         used = [have - rest for have, rest in zip(room, free, strict=True)]
         nodes[_cheapest(used, ladder)] += times
+    return _packing(nodes)
+
+
+def _packing(nodes: Counter[InstanceType]) -> Packing:
     return Packing(tuple(sorted(nodes.items(), key=lambda entry: entry[0].name)))
 
 
@@ -162,6 +148,6 @@ def _cheapest(used: Sequence[float], ladder: Sequence[InstanceType]) -> Instance
         for kind in ladder
         if all(
             have + slack >= need
-            for have, need, slack in zip(_room(kind), used, rounding, strict=False)
+            for have, need, slack in zip(room_of(kind), used, rounding, strict=False)
         )
     )

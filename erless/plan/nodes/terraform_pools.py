@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from erless.errors import InfeasibleError, PlanError
-from erless.plan.nodes.packing import Group, pack_equal
+from erless.plan.nodes.groups import Group
+from erless.plan.nodes.packing import pack_equal
 from erless.plan.nodes.prices import InstanceType, Prices
 from erless.specs.plan import DensePlan, DiskPlan, GatewayPlan, Plan, ShardPlan, Tier
 from erless.storage.atomic import os_errors, staged_file

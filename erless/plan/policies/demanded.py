@@ -14,8 +14,8 @@ which no table's rows outside the gateway are cut: fewer partial vectors cross t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,10 +41,19 @@ WHY = "demanded: cut where memory grows least with traffic"
 
 
 def demanded_layouts(
-    demand: Demand, terms: CostTerms, request: PlanRequest, stored: StoredAs
+    demand: Demand, sizes: Sequence[CostTerms], request: PlanRequest, stored: StoredAs
 ) -> list[Layout]:
-    """Layouts with the demanded shards, resident tier and frozen rows; empty if none can be."""
-    return _Shapes(demand, terms, request, stored).layouts()
+    """Layouts with the demanded shards, resident tier and frozen rows; empty if none can be.
+
+    `sizes` are terms that differ in the size of containers alone.
+    """
+    order = MergedOrder.of(demand.tables, sizes[0], *stored)
+    resident = _Shapes(demand, sizes[0], request, stored, order, []).resident_cuts()
+    return [
+        layout
+        for terms in sizes
+        for layout in _Shapes(demand, terms, request, stored, order, resident).layouts()
+    ]
 
 
 def fluid_cuts(load: Floats, size: Floats, count: int, terms: CostTerms) -> list[int]:
@@ -79,18 +88,16 @@ class _Shapes:
     terms: CostTerms
     request: PlanRequest
     stored: StoredAs
+    order: MergedOrder
+    residents: Sequence[Ints]
 
     def layouts(self) -> list[Layout]:
         layouts = []
-        for resident in self._resident_cuts():
+        for resident in self.residents:
             frozen, why = self._frozen_cut(resident)
             for inner in self._inner_cuts(resident, frozen):
                 layouts.append(self._layout([frozen, *inner, resident], why))
         return layouts
-
-    @cached_property
-    def order(self) -> MergedOrder:
-        return MergedOrder.of(self.demand.tables, self.terms, *self.stored)
 
     def _layout(self, cuts: list[Ints], frozen_why: str) -> Layout:
         rows = self.order.table_rows
@@ -118,7 +125,7 @@ class _Shapes:
         widths = [kind.row_bytes(table.spec.dim) for table in self.demand.tables]
         return float(np.dot(cut, widths))
 
-    def _resident_cuts(self) -> list[Ints]:
+    def resident_cuts(self) -> list[Ints]:
         share, room = self.request.resident_share, self.request.max_resident_bytes
         limit = math.inf if room is None else room
         shares = RESIDENT_SHARES if share is None else (share,)

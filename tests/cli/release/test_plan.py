@@ -193,3 +193,22 @@ def test_best_against_best_is_one_document_and_joint_is_never_dearer(
     assert cost["joint"] <= min(cost.values()) + 0.01
     assert all(each["lower_bound"] <= each["usd_per_month"] + 0.01 for each in policies.values())
     assert any("sharding" in line for line in document["verdict"])
+
+
+def test_plans_share_one_pool_of_nodes(cli: Cli, tmp_path: Path) -> None:
+    small = ("plan", "--traffic", "0.5x", "--rows", "500000")
+    first = cli(*small, "--workload", "rm3", "--out", "rm3.json", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    run = cli(*small, "--workload", "rm1", "--with", "rm3.json", "-o", "json", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    plan = json.loads(run.stdout)
+    pool = plan["pool"]
+    assert [share["name"] for share in pool["shares"]] == ["this plan", "rm3.json"]
+    assert sum(share["usd_per_month"] for share in pool["shares"]) == pytest.approx(
+        pool["usd_per_month"]
+    )
+    assert pool["usd_per_month"] <= pool["usd_apart"] + 1e-6
+    assert any(line.startswith("one pool for 2 plans") for line in plan["verdict"])
+    missing = cli(*small, "--workload", "rm1", "--with", "none.json", cwd=tmp_path)
+    assert missing.returncode != 0
+    assert "none.json" in missing.stderr

@@ -12,7 +12,8 @@ from erless.errors import PlanError
 from erless.plan.costs.cost import DEFAULT_TERMS
 from erless.plan.costs.disk import DiskTerms
 from erless.plan.costs.layout import Demand, Layout, Slice, on_disk
-from erless.plan.nodes.packing import Group, pack, pack_equal
+from erless.plan.nodes.groups import Group
+from erless.plan.nodes.packing import pack, pack_equal
 from erless.plan.nodes.prices import InstanceType, read_prices
 from erless.plan.planner import Planner
 from erless.plan.policies.disk import disk_layouts
