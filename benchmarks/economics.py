@@ -37,6 +37,7 @@ SIZES = (26, 82, 260, 820, 2600)  # GB of fp32 rows
 TRAFFIC = (0.1, 1, 8, 64)
 LARGE = (2600, (256,))  # where traffic is large too
 ALLOWED = (Precision.FP32, Precision.INT8)
+MODELS = ("rm1", "rm2", "rm3", "dlrmv2")
 BATCH = 32
 # DLRM-DCNv2 as MLPerf trains it: rows and ids per bag of Criteo 1TB's 26 features, dim 128
 DCN_ROWS = (
@@ -101,7 +102,7 @@ def model_of(name: str, size_gb: int, locality: float) -> tuple[ModelSpec, list[
 
 def settings(localities: Sequence[float]) -> Iterator[tuple[str, int, float, float]]:
     """Name, GB, locality and traffic of every cell."""
-    for name in (*WORKLOADS, "dlrmv2"):
+    for name in MODELS:
         for locality in localities:
             for size_gb in SIZES:
                 more = LARGE[1] if size_gb == LARGE[0] else ()
@@ -172,7 +173,32 @@ def table(cells: Sequence[Cell]) -> str:
             + " | ".join("" if math.isnan(each) else f"{each:.2f}" for each in ratios)
             + f" | {cell.shards} | {cell.binds} | {_pays(cell)} |"
         )
-    return "\n".join([*summary(cells), "", *lines])
+    return "\n".join([*partial(cells), *summary(cells), *where(cells), "", *lines])
+
+
+def partial(cells: Sequence[Cell]) -> list[str]:
+    """What of the page is not measured; empty where it is complete."""
+    localities = sorted({cell.locality for cell in cells})
+    known = {(cell.name, cell.size_gb, cell.locality, cell.traffic) for cell in cells}
+    missing = [setting for setting in settings(localities) if setting not in known]
+    if not missing:
+        return []
+    names = ", ".join(f"{name} {size:,} GB {times:g}×" for name, size, _, times in missing[:6])
+    more = f" and {len(missing) - 6} more" if len(missing) > 6 else ""
+    whole = len(missing) + len(cells)
+    return [f"- **Partial: {len(cells)} of {whole} settings.** Not measured: {names}{more}."]
+
+
+def where(cells: Sequence[Cell]) -> list[str]:
+    """Where sharding pays against the whole model with the same freedoms, and what binds there."""
+    pays = [cell for cell in cells if _pays(cell).startswith("yes")]
+    same = len(cells) - len(pays)
+    memory = sum(cell.binds == "memory" for cell in pays)
+    return [
+        f"- erless does not pay in {same} of {len(cells)} settings: there its plan is the whole "
+        f"model, or costs as much. It is cheaper by more than 1 % in {len(pays)}; memory binds in "
+        f"{memory} of them, vCPU in {len(pays) - memory}.",
+    ]
 
 
 def _dollars(value: float) -> str:
@@ -240,7 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--docs", type=Path, help="rewrite the table in this page")
     parser.add_argument("--localities", type=float, nargs="+", default=[0.5, 0.9, 0.99])
-    parser.add_argument("--models", nargs="+", default=[*WORKLOADS, "dlrmv2"])
+    parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--keep", type=Path, help="keep cells in this file, and measure the rest")
     options = parser.parse_args()
     now = read_prices()

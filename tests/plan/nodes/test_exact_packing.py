@@ -19,7 +19,9 @@ TYPES = (
     InstanceType("r.xlarge", 4, 32, 0, 0.25),
 )
 groups = st.lists(
-    st.builds(Group, st.floats(0.1, 3.5), st.floats(0.5 * GIB, 20 * GIB), st.integers(1, 3)),
+    st.tuples(st.floats(0.1, 3.5), st.floats(0.5 * GIB, 20 * GIB), st.integers(1, 3)).map(
+        lambda needs: Group(*needs)
+    ),
     min_size=1,
     max_size=3,
 ).filter(lambda made: sum(group.number for group in made) <= 6)
