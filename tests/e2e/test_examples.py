@@ -53,7 +53,7 @@ def through_every_stage(verb: Verb, folder: Path, log: str, shards: int) -> tupl
     expected = verb("predict", queries, "--monolith", "model")
     (folder / "expected.json").write_text(json.dumps(expected))
     measured = verb(
-        *("loadtest", "--queries", queries, "--expected", "expected.json", "--duration", 4),
+        *("loadtest", "--queries", queries, "--expected", "expected.json", "--duration", 2),
         *("--traffic", "step:10", "--out", "measured"),
     )
     verb("report", "measured", "--out", "report.html")
@@ -88,7 +88,7 @@ def test_sequence_over_remote_shards(verb: Verb, tmp_path: Path) -> None:
     data.mkdir()
     trained = verb(
         *("example", "sequence", "--data", write_movielens(data), "--out", "model"),
-        *("--epochs", 20),
+        *("--epochs", 10),
     )
     assert trained["auc"] > 0.6
     model = json.loads((tmp_path / "model/model.json").read_text())["model"]
