@@ -157,3 +157,9 @@ class Client:
             raise SystemExit(f"{response.status}: {body[:300]!r}")
         size = int(response.headers["inference-header-content-length"])
         return np.frombuffer(body, np.float32, offset=size)
+
+    def get(self, path: str) -> dict[str, Any]:
+        """The JSON document at `path`."""
+        self._connection.request("GET", path)
+        document: dict[str, Any] = json.loads(self._connection.getresponse().read())
+        return document

@@ -217,7 +217,7 @@ bag_fn bag_function(const slice_t *slice) {
  * or -1. */
 static ALWAYS_INLINE int64_t locate(const slice_t *slice, const ids_t *ids, int64_t begin,
                                     int64_t n, const int wide, const uint8_t **ptrs) {
-    const uint64_t rows = (uint64_t)slice->table_rows;
+    const uint64_t rows = (uint64_t)slice->indexed;
     const int64_t *const far = (const int64_t *)ids->data + begin;
     const int32_t *const near = (const int32_t *)ids->data + begin;
     for (int64_t i = 0; i < n; i++) {
@@ -238,35 +238,7 @@ static ALWAYS_INLINE int64_t locate(const slice_t *slice, const ids_t *ids, int6
     return -1;
 }
 
-/* The same where a generation has changed or added rows. */
-static ALWAYS_INLINE int64_t locate_patched(const slice_t *slice, const ids_t *ids, int64_t begin,
-                                            int64_t n, const uint8_t **ptrs) {
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t id = id_at(ids, begin + i);
-        if ((uint64_t)id >= (uint64_t)slice->table_rows) return i;
-        if (id >= slice->indexed) {
-            ptrs[i] = patch_find(slice->patch, patch_key_added(id));
-            if (ptrs[i] == NULL) return i;
-            continue;
-        }
-        if (slice->blocks && i + AHEAD < n) {
-            const uint64_t next = (uint64_t)id_at(ids, begin + i + AHEAD);
-            if (next < (uint64_t)slice->indexed)
-                __builtin_prefetch(slice->blocks + INDEX_WORDS * (next / INDEX_ROWS));
-        }
-        const int64_t local = slice->blocks ? index_local(slice->blocks, (uint64_t)id) : id;
-        if ((uint64_t)local >= (uint64_t)slice->stored) return i;
-        ptrs[i] = patched(slice->patch, slice->rows, slice->rows + local * slice->row_bytes);
-    }
-    return -1;
-}
-
 #if defined(__x86_64__)
-POPCNT static int64_t locate_patched_popcnt(const slice_t *slice, const ids_t *ids, int64_t begin,
-                                            int64_t n, const uint8_t **ptrs) {
-    return locate_patched(slice, ids, begin, n, ptrs);
-}
-
 POPCNT static int64_t locate_popcnt(const slice_t *slice, const ids_t *ids, int64_t begin,
                                     int64_t n, const uint8_t **ptrs) {
     return ids->wide ? locate(slice, ids, begin, n, 1, ptrs)
@@ -280,14 +252,28 @@ static int64_t locate_any(const slice_t *slice, const ids_t *ids, int64_t begin,
                      : locate(slice, ids, begin, n, 0, ptrs);
 }
 
-static int64_t find_rows(const slice_t *slice, const ids_t *ids, int64_t begin, int64_t n,
-                         const uint8_t **ptrs) {
+static int64_t locate_some(const slice_t *slice, const ids_t *ids, int64_t begin, int64_t n,
+                           const uint8_t **ptrs) {
 #if defined(__x86_64__)
-    if (HAS_POPCNT && slice->patch) return locate_patched_popcnt(slice, ids, begin, n, ptrs);
     if (HAS_POPCNT) return locate_popcnt(slice, ids, begin, n, ptrs);
 #endif
-    if (slice->patch) return locate_patched(slice, ids, begin, n, ptrs);
     return locate_any(slice, ids, begin, n, ptrs);
+}
+
+/* The same where a generation has changed or added rows. */
+static int64_t find_rows(const slice_t *slice, const ids_t *ids, int64_t begin, int64_t n,
+                         const uint8_t **ptrs) {
+    for (int64_t done = 0; done < n; done++) {
+        const int64_t bad = locate_some(slice, ids, begin + done, n - done, ptrs + done);
+        if (bad < 0) break;
+        done += bad; /* no stored row: perhaps an added one */
+        const int64_t id = id_at(ids, begin + done);
+        if (slice->patch == NULL || id < slice->indexed || id >= slice->table_rows) return done;
+        ptrs[done] = patch_find(slice->patch, patch_key_added(id));
+        if (ptrs[done] == NULL) return done;
+    }
+    if (slice->patch) patch_rows(slice->patch, slice->rows, ptrs, n);
+    return -1;
 }
 
 void interleave(const float *parts, float *out, int64_t dim) {

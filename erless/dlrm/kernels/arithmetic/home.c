@@ -174,9 +174,7 @@ int64_t home_find(const home_t *home, const ids_t *values, int64_t begin, int sh
     const uint8_t **const rows = kept->rows + kept->size;
     int64_t found = 0;
     for (int64_t b = 0; b < samples; b++) found += sizes[b];
-    if (home->slice.patch)
-        for (int64_t i = 0; i < found; i++)
-            rows[i] = patched(home->slice.patch, home->slice.rows, rows[i]);
+    if (home->slice.patch) patch_rows(home->slice.patch, home->slice.rows, rows, found);
     kept->size += found;
     return others;
 }

@@ -99,13 +99,13 @@ static PyObject *patch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return NULL;
 }
 
-static PyObject *patch_rows(PyObject *object, void *closure) {
+static PyObject *patch_count(PyObject *object, void *closure) {
     (void)closure;
     return PyLong_FromLongLong(((Patch *)object)->patch.count);
 }
 
 static PyGetSetDef patch_fields[] = {
-    {"rows", patch_rows, NULL, "How many rows it has.", NULL},
+    {"rows", patch_count, NULL, "How many rows it has.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyType_Slot patch_slots[] = {
