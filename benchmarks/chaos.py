@@ -144,7 +144,6 @@ class Load:
                 answer = client.predict(self._queries[index])
             except (ErlessError, OSError, ValueError) as error:
                 fault = f"{type(error).__name__}: {error}"
-                client.close()
             else:
                 expected = self._expected[index]
                 errors = np.abs(answer.predictions - expected) > EXACT * np.abs(expected)

@@ -70,7 +70,7 @@ class QueryClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection for good; after an error the next call connects by itself."""
         self._pool.close()
 
     @property
