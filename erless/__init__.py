@@ -8,14 +8,19 @@ from erless.version import __version__
 
 if TYPE_CHECKING:
     from erless.importers.graph.export import export
+    from erless.pack.generations.publish import update
 
-__all__ = ["__version__", "export"]
+__all__ = ["__version__", "export", "update"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `export`, and torch with it, when it is first used."""
+    """Import what a name stands for, and torch with it, when it is first used."""
     if name == "export":
         from erless.importers.graph.export import export
 
         return export
+    if name == "update":
+        from erless.pack.generations.publish import update
+
+        return update
     raise AttributeError(f"module 'erless' has no attribute {name!r}")

@@ -9,6 +9,7 @@ from threading import Event, Thread
 
 import numpy as np
 import pytest
+import torch
 
 from erless.deploy.target import (
     Deployment,
@@ -18,9 +19,13 @@ from erless.deploy.target import (
     served_model,
 )
 from erless.dlrm.queries import QueryFile
+from erless.dlrm.reference import Monolith
 from erless.errors import ConflictError, DeployError, NotDeployedError, OtherModelError
+from erless.pack.generations.changes import TableChanges
+from erless.pack.generations.publish import Publisher
 from erless.progress import Silent
-from erless.serve.protocol.client import QueryClient
+from erless.serve.protocol.client import Answered, QueryClient
+from erless.storage.stores import open_store
 from tests.conformance.conftest import TIMEOUT_S, Releases
 from tests.conformance.harness import Harness
 from tests.releases import default_model, make_release
@@ -170,6 +175,44 @@ def test_upgrades_and_rolls_back_under_load_without_a_failed_or_mixed_answer(
     assert traffic.faults == []
     kept = {each.release: each.current for each in harness.target.deployments()}
     assert kept == {deployed.release: True, releases.second.release.digest: False}
+
+
+def test_a_generation_is_answered_with_and_wakes_nobody(
+    harness: Harness, releases: Releases, wanted: Wanted, deployed: Deployment
+) -> None:
+    until(harness, "frozen", FunctionState.AT_ZERO)
+    made = releases.first
+    queries = list(QueryFile(made.queries))
+    changed = Monolith.load(made.bundle, mapped=False)
+    changes = []
+    for table, rows in zip(made.model.tables, changed.tables, strict=True):
+        ids = np.arange(0, table.rows, 2)
+        vectors = np.random.default_rng(8).normal(size=(len(ids), table.dim)).astype(np.float32)
+        rows[ids] = torch.from_numpy(vectors)
+        changes.append(TableChanges(table.name, ids, vectors))
+    publisher = Publisher(open_store(made.store), made.release.digest)
+
+    def answered_with(number: int) -> list[Answered]:
+        harness.desired(made)  # the functions' own store has it too
+        with QueryClient(deployed.url, address=deployed.address) as client:
+            deadline = time.monotonic() + TIMEOUT_S
+            while client.metadata["parameters"]["generation"] != number:
+                assert time.monotonic() < deadline, client.metadata
+                time.sleep(0.2)
+            assert function(harness, "frozen").state is FunctionState.AT_ZERO
+            return [client.predict(query) for query in queries]
+
+    try:
+        answers = answered_with(publisher.publish(changes).number)
+        for answer, query in zip(answers, queries, strict=True):
+            assert answer.generation > 0
+            assert not wrong(answer.predictions, changed.predict(query))
+    finally:
+        number = publisher.go_back(0).number
+        publisher.close()
+    until(harness, "frozen", FunctionState.AT_ZERO)
+    for answer, expected in zip(answered_with(number), wanted[deployed.release], strict=True):
+        assert not wrong(answer.predictions, expected)
 
 
 def test_a_shard_that_did_not_change_stays(

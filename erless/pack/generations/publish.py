@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from erless.errors import ArtifactError, ModelError, StoreError
 from erless.pack.generations.changes import TableChanges
@@ -34,13 +35,14 @@ from erless.specs.generations import (
 from erless.specs.model import TableSpec
 from erless.specs.plan import Tier
 from erless.specs.release import ReleaseManifest, ReleaseShard
-from erless.specs.stored import load_release
+from erless.specs.stored import find_release, load_release
 from erless.storage.digests import digest_file
 from erless.storage.node_cache import Lease, NodeCache, obtain
 from erless.storage.store import Blob, Ignore, Store
+from erless.storage.stores import open_store
 from erless.storage.tensors import TensorFile, write_tensors
 
-__all__ = ["GROWTH_SHARE", "Publisher"]
+__all__ = ["GROWTH_SHARE", "Publisher", "update"]
 
 GROWTH_SHARE = 0.25  # of a table's rows may be added to one release; beyond it is packed anew
 ATTEMPTS = 20  # each that fails is another publisher that got a number
@@ -360,3 +362,33 @@ class Publisher:
             raise ArtifactError(f"{folder}/{bundle.tower.path}: altered")
         suffix = Path(bundle.tower.path).suffix.removeprefix(".")
         return self._keep(copy, size, sha256, suffix)
+
+
+def update(
+    rows: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    store: str = "releases",
+    release: str = "",
+    tower: Path | None = None,
+) -> GenerationManifest:
+    """Publish changed rows of a release: gateways answer with them within seconds.
+
+        erless.update({"item": (ids, vectors)}, store="s3://bucket/releases")
+
+    Args:
+        rows: by table (n,) distinct row ids and (n, dim) vectors.
+        store: that holds the release.
+        release: its digest, or the beginning of it; "" is the last that was packed.
+        tower: bundle of the same model with newer dense weights.
+
+    Raises:
+        ModelError: rows or tower do not fit the model.
+        StoreError, StorageError: the store has no such release, or refuses.
+    """
+    opened = open_store(store)
+    with closing(Publisher(opened, find_release(opened, release).digest)) as publisher:
+        changes = [
+            TableChanges(name, np.asarray(ids, np.int64), np.asarray(vectors, np.float32))
+            for name, (ids, vectors) in rows.items()
+        ]
+        return publisher.publish(changes, tower)

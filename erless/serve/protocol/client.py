@@ -37,6 +37,7 @@ class Answered:
     cold_start: bool
     fan_out: int
     took_s: float
+    generation: int = 0
 
 
 class QueryClient:
@@ -164,6 +165,7 @@ def _answered(predictions: NDArray[Any], parameters: dict[str, Any], took_s: flo
         parameters.get("cold_start", False),
         parameters.get("fan_out", 0),
         took_s,
+        parameters.get("generation", 0),
     )
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import erless
 from erless.errors import ArtifactError, ModelError, StoreError
 from erless.pack.generations.changes import TableChanges, read_changes, read_deletions
 from erless.pack.generations.follow import BatchOutcome, follow, read_batch
@@ -83,6 +84,15 @@ def test_a_later_state_leads_back_to_the_one_before(publisher: Publisher) -> Non
     assert newest_generation(publisher.store, first.release) == second
     assert next_generation(publisher.store, first.release, 0) == second
     assert next_generation(publisher.store, first.release, 2) is None
+
+
+def test_rows_are_published_from_python(made: Made) -> None:
+    manifest = erless.update({"item": ([4, 2], [[1.0] * DIM] * 2)}, store=made.store)
+    assert (manifest.number, manifest.changed) == (1, 2)
+    with pytest.raises(ModelError, match="no table nobody"):
+        erless.update({"nobody": ([1], [[1.0]])}, store=made.store)
+    with pytest.raises(StoreError, match="no release ffff"):
+        erless.update({}, store=made.store, release="ffff")
 
 
 def test_two_publishers_at_once_lose_nothing(made: Made) -> None:
