@@ -33,13 +33,7 @@ from erless.errors import ErlessError
 from erless.importers.options import ImportOptions, Quantization, parse_features
 from erless.importers.poolings import Poolings
 from erless.importers.torchrec import import_torchrec
-from erless.pack.packer import Packer
-from erless.serve.protocol.client import QueryClient
-from erless.specs.bundle import BundleManifest
-from erless.specs.plan import Tier
-from erless.storage.stores import open_store
-from tests.releases import Cut, Made, make_inputs, make_plan
-from tests.serve.functions import Fleet
+from tests.outside.serving import SHARDS, TOLERANCE, serve
 
 MODELS = Path(__file__).with_name("torchrec_models.py")
 ORDER = ("zebra", "ant", "mole")
@@ -73,14 +67,6 @@ class Case:
 
 SHARED = ("ant=first,second", "zebra=z", "mole=m")
 SWAPPED = ("ant=second,first", "zebra=z", "mole=m")
-CUTS = (
-    Cut("resident", Tier.RESIDENT, 0.02),
-    Cut("hot", Tier.HOT, 0.2),
-    Cut("warm", Tier.WARM, 0.4),
-    Cut("cool", Tier.COLD, 0.7),
-    Cut("cold", Tier.COLD, 1.0),
-)
-TOLERANCE = 1e-5
 NO_ORDER = "does not record the order"
 OTHER_MODEL = "The bundle is not the same model"
 CASES = (
@@ -159,20 +145,11 @@ def served_fault(folder: Path, recorded: Path) -> str:
     """What is wrong with the answers of four remote shards for the bundle `folder/model`."""
     with np.load(recorded, allow_pickle=False) as arrays:
         saved = {name: arrays[name] for name in arrays.files}
-    spec = BundleManifest.open(folder / "model").model
-    bundle, profile = make_inputs(folder, spec)
-    make_plan(bundle, profile, CUTS).save(folder / "plan.json")
-    store = open_store(str(folder / "store"), create=True)
-    release = Packer(bundle, profile, folder / "plan.json", store).pack().release
-    assert release is not None
-    made = Made(
-        str(folder / "store"), release, bundle, profile, folder / "plan.json", recorded, spec
-    )
-    with Fleet(made, folder) as fleet, QueryClient(fleet.gateway.url) as client:
+    with serve(folder) as client:
         found = [client.predict(query).predictions for query in single_samples(saved)]
     wanted = saved["predictions"]
     worst = float(np.max(np.abs(np.concatenate(found) - wanted) / np.abs(wanted)))
-    print(f"    {len(found):,} queries over {len(fleet.shards)} shards: {worst:.1e} relative")
+    print(f"    {len(found):,} queries over {SHARDS} shards: {worst:.1e} relative")
     return "" if worst <= TOLERANCE else f"served with a relative difference of {worst:.1e}"
 
 
