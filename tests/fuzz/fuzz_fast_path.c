@@ -70,7 +70,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int64_t rows[2], announced = 0;
     for (int64_t s = 0; s < 2; s++) {
         rows[s] = any_of(&input, 1, 40);
-        slices[s] = make_slice(&input, s, rows[s], any_of(&input, 1, 20), NULL, 1);
+        slices[s] = make_slice(&input, s, rows[s], any_of(&input, 1, 20), NULL, GROWN);
     }
     fast_path_t path = {slices, 2, 3, ROOM, 9000, {0}, {0}, {0}};
     memcpy(path.heads, all_forms + HEADS, sizeof(path.heads));

@@ -37,7 +37,7 @@ static inline void make_home(input_t *input, shards_t *made, int64_t t) {
     for (int64_t id = 0; id < made->rows[t]; id++)
         stored[id] = made->routes[t][id] == 0 || choice & 2;
     const int64_t indexed = choice & 4 ? any_of(input, 1, made->rows[t]) : made->rows[t];
-    home->slice = make_slice(input, t, indexed, made->dims[t], choice & 2 ? NULL : stored, 0);
+    home->slice = make_slice(input, t, indexed, made->dims[t], choice & 2 ? NULL : stored, CHANGED);
     home->slice.table_rows = made->rows[t]; /* those added are not at home */
     home->shard = 0;
     made->poolings[t] = home->slice.pooling;

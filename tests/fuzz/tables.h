@@ -61,13 +61,16 @@ static inline void make_patch(input_t *input, slice_t *slice, int64_t t, const u
     slice->patch = patch;
 }
 
+/* What generations may have done to a slice. */
+enum { AS_PACKED, CHANGED, GROWN };
+
 /* A slice of table t that stores the rows of which `stored` is set, or all where it is NULL. Some
- * may be patched, and the last ones added, where it `grows`. */
+ * may be patched where it was CHANGED, and the last ones added where it has GROWN. */
 static inline slice_t make_slice(input_t *input, int64_t t, int64_t rows, int64_t dim,
-                                 const uint8_t *stored, int grows) {
+                                 const uint8_t *stored, int history) {
     slice_t slice = {.table_rows = rows, .dim = dim};
-    const int is_patched = any_byte(input) & 1;
-    slice.indexed = rows - (is_patched && grows ? any_of(input, 0, rows - 1) : 0);
+    const int is_patched = history != AS_PACKED && any_byte(input) & 1;
+    slice.indexed = rows - (is_patched && history == GROWN ? any_of(input, 0, rows - 1) : 0);
     slice.precision = (int)any_of(input, FP32, INT4);
     slice.pooling = (int)any_of(input, SUM, MEAN);
     slice.row_bytes = stored_row_bytes(slice.precision, dim);
@@ -180,6 +183,12 @@ static inline void pool_plainly(const query_t *query, int64_t t, int64_t begin, 
         }
         out[c] = pooling == MAX ? most : sum;
     }
+}
+
+/* Whether two faults are one. What is between their fields does not count. */
+static inline int same_fault(const fault_t *a, const fault_t *b) {
+    return a->kind == b->kind && a->table == b->table && a->sample == b->sample &&
+           a->position == b->position && a->value == b->value;
 }
 
 #endif
