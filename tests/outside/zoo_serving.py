@@ -1,6 +1,6 @@
 """Serve models of the public zoos, and compare every answer with the model's own.
 
-    python -m tests.outside.zoo_serving PYTHON --fuxictr CHECKOUT [--all]
+    python -m tests.outside.zoo_serving PYTHON --fuxictr CHECKOUT --dlrm CHECKOUT [--all]
 
 PYTHON is the interpreter of the zoos' environment, see CONTRIBUTING.md. There `zoo_sweep.py`
 exports the models and records 1,000 random queries of three samples with the models' own answers,
@@ -24,8 +24,11 @@ from erless.specs.bundle import BundleManifest
 from erless.storage.tensors import TensorFile
 from tests.outside.serving import SHARDS, TOLERANCE, serve
 
-# Sequences, several outputs as columns of one and as two, scores of all items.
-MODELS = ("deepctr-DIN", "deepctr-MMOE", "fuxictr-DIN", "fuxictr-MMoE", "recbole-SASRec")
+# Sequences, several outputs as columns of one and as two, scores of all items, bags.
+MODELS = (
+    *("deepctr-DIN", "deepctr-MMOE", "fuxictr-DIN", "fuxictr-MMoE", "recbole-SASRec"),
+    *("dlrm-dot", "dlrm-cat", "dlrm-weighted", "dlrm-QR", "dlrm-MD"),
+)
 ANSWERS = "answers.safetensors"
 
 
@@ -65,11 +68,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compare served models with the zoos' own.")
     parser.add_argument("python", type=Path, help="an interpreter that imports the zoos")
     parser.add_argument("--fuxictr", type=Path, help="checkout of reczoo/FuxiCTR; else without it")
+    parser.add_argument("--dlrm", type=Path, help="checkout of facebookresearch/dlrm; else without")
     parser.add_argument("--all", action="store_true", help="every model of the zoos")
     options = parser.parse_args()
-    zoos, rest = ["deepctr", "recbole"], []
-    if options.fuxictr:
-        zoos, rest = [*zoos, "fuxictr"], ["--fuxictr", str(options.fuxictr)]
+    zoos = ["deepctr", "recbole"]
+    rest: list[str] = []
+    for zoo in ("fuxictr", "dlrm"):
+        if checkout := vars(options)[zoo]:
+            zoos, rest = [*zoos, zoo], [*rest, f"--{zoo}", str(checkout)]
     expected = {name for name in MODELS if name.partition("-")[0] in zoos}
     if not options.all:
         rest += ["--only", *sorted({name.partition("-")[2] for name in expected})]

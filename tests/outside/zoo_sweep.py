@@ -1,7 +1,7 @@
 """Bring the models of public zoos in by `erless.export`, and compare what they predict.
 
     python tests/outside/zoo_sweep.py deepctr recbole own
-    python tests/outside/zoo_sweep.py fuxictr --fuxictr CHECKOUT
+    python tests/outside/zoo_sweep.py fuxictr dlrm --fuxictr CHECKOUT --dlrm CHECKOUT
 
 Runs in an environment of its own, see CONTRIBUTING.md. Every table of a model is cut out, however
 small; inputs are random, weights are as the zoo makes them, at a scale at which predictions differ.
@@ -149,6 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("zoos", nargs="+", choices=list(zoos.ZOOS))
     parser.add_argument("--fuxictr", type=Path, help="checkout of reczoo/FuxiCTR")
+    parser.add_argument("--dlrm", type=Path, help="checkout of facebookresearch/dlrm")
     parser.add_argument("--only", nargs="+", default=[], help="these models alone")
     parser.add_argument("--json", type=Path, help="write the counts there")
     parser.add_argument("--record", type=Path, help="keep bundles, queries and answers there")
@@ -156,7 +157,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     results = {}
     for zoo in options.zoos:
-        cases = zoos.ZOOS[zoo](options.fuxictr)
+        cases = zoos.ZOOS[zoo](vars(options).get(zoo))
         counts = sweep(zoo, cases, options.only, options.record)
         results[zoo] = dict(counts)
         print(

@@ -314,9 +314,61 @@ def own(_: Path | None = None) -> Cases:
     yield "QR", case
 
 
+class Bags(nn.Module):
+    """facebookresearch's model with the ids of each table as (samples, n)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, dense: Tensor, ids: list[Tensor]) -> Tensor:
+        offsets = [torch.arange(each.shape[0]) * each.shape[1] for each in ids]
+        return _tensor(self.model(dense, offsets, [each.flatten() for each in ids]))
+
+
+def dlrm(checkout: Path | None = None) -> Cases:
+    """The model of facebookresearch/dlrm's own script: https://github.com/facebookresearch/dlrm."""
+    if checkout is None:
+        raise SystemExit(
+            "give --dlrm CHECKOUT, a clone of https://github.com/facebookresearch/dlrm"
+        )
+    sys.path.insert(0, str(checkout))
+    yield "dot", _dlrm_case({}, 14)
+    yield "dot_itself", _dlrm_case({"arch_interaction_itself": True}, 18)
+    yield "cat", _dlrm_case({"arch_interaction_op": "cat"}, 32)
+    yield "weighted", _dlrm_case({"weighted_pooling": "learned"}, 14)
+    yield "QR", _dlrm_case({"qr_flag": True, "qr_collisions": 4}, 14)
+    yield "MD", _dlrm_case({"md_flag": True}, 14)
+
+
+def _dlrm_case(given: dict[str, Any], width: int) -> Case:
+    """Three tables of dimension 8; `width` is how many numbers the interaction gives."""
+
+    def case() -> Any:
+        with contextlib.redirect_stdout(io.StringIO()):
+            script = importlib.import_module("dlrm_s_pytorch")
+        np.random.seed(0)  # the script draws the weights of its layers there
+        rows = np.array([1000, 400, 300])
+        dims = np.array([4, 8, 2]) if "md_flag" in given else 8
+        bottom, top = np.array([5, 16, 8]), np.array([width, 16, 1])
+        settings = {"arch_interaction_op": "dot", "sigmoid_top": 1, **given}
+        model = script.DLRM_Net(dims, rows, bottom, top, **settings)
+        for weights in model.emb_l.parameters():
+            weights.data.normal_(0, 0.5)
+        for weights in filter(torch.is_tensor, model.v_W_l):
+            weights.data.uniform_(0.5, 2)
+        return Bags(model), lambda batch: (
+            torch.rand(batch, 5),
+            [torch.randint(0, int(count), (batch, 3)) for count in rows],
+        )
+
+    return case
+
+
 ZOOS: dict[str, Callable[[Path | None], Cases]] = {
     "deepctr": deepctr,
     "fuxictr": fuxictr,
     "recbole": recbole,
+    "dlrm": dlrm,
     "own": own,
 }
