@@ -65,7 +65,8 @@ def _dlrm_tables(tensors: Mapping[str, Stored]) -> dict[str, str]:
             if not match:
                 raise CheckpointError(
                     f"{name}: only plain embedding tables import; this one is composed (QR, mixed "
-                    "dimension) or quantized. Write out its rows and import them as tables"
+                    "dimension) or quantized. Bring the model in by erless.export, or write out "
+                    "its rows and import them as tables"
                 )
             numbers.append(int(match[1]))
     if not numbers:

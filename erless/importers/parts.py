@@ -65,7 +65,8 @@ def refuse_unused(
         more = f" and {len(unused) - 1:,} more" if len(unused) > 1 else ""
         raise CheckpointError(
             f"{checkpoint}: tensor {unused[0]}{more} belongs to nothing that the built-in tower "
-            "computes; the import would predict otherwise than the model"
+            "computes; the import would predict otherwise than the model. Bring the model in by "
+            "erless.export"
         )
 
 

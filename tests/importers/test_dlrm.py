@@ -177,7 +177,7 @@ NAN[9, 2] = torch.nan
         ({"emb_l__1__weight": torch.ones(11)}, CheckpointError, r"table_1 has shape \(11,\)"),
         ({"emb_l__1__weight": NAN}, CheckpointError, "table_1, row 9, column 2: nan"),
         ({"emb_l__1__weight": torch.ones(11, 4).int()}, CheckpointError, "holds torch.int32"),
-        ({"emb_l__0__embs__weight": torch.ones(1)}, CheckpointError, "only plain embedding"),
+        ({"emb_l__0__embs__weight": torch.ones(1)}, CheckpointError, "only plain .* erless.export"),
         ({"bot_l__2__weight": None, "bot_l__2__bias": None}, CheckpointError, "top MLP takes"),
         ({"bot_l__2__bias": None}, CheckpointError, "the checkpoint has no bot_l.2.bias"),
         ({"bot_l__2__bias": torch.ones(3)}, CheckpointError, "3 biases for 4 outputs"),
@@ -355,7 +355,7 @@ def test_a_tensor_that_nothing_computes_with_is_refused(
     tmp_path: Path, name: str, tensor: Tensor
 ) -> None:
     torch.save({**Dlrm().state_dict(), name: tensor}, tmp_path / "c.pt")
-    with pytest.raises(CheckpointError, match=f"tensor {name} belongs to nothing"):
+    with pytest.raises(CheckpointError, match=f"tensor {name} belongs to nothing .* erless.export"):
         import_dlrm(tmp_path / "c.pt", tmp_path / "m")
 
 
