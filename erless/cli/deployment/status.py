@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +11,10 @@ import typer
 from erless.cli.deployment.target_options import TargetOptions, resolve_target
 from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, emit, verb
+from erless.specs.functions import GATEWAY
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, Group
 
     from erless.deploy.target import Status, Target
 
@@ -45,13 +47,46 @@ def status(
     """
     if watch and output is Output.JSON:
         raise typer.BadParameter("--watch draws a table; leave out -o json")
-    destination, _ = resolve_target(where)
+    destination, config = resolve_target(where)
+    token = os.environ.get(config.gateway.token_env) if config.gateway.token_env else None
     if watch:
         with suppress(KeyboardInterrupt):  # how one ends it
             _watch(destination, interval_s)
         return
     report = destination.status()
-    emit(output, status_document(report), lambda console: console.print(status_view(report)))
+    fresh = freshness(report, token)
+
+    def draw(console: Console) -> None:
+        console.print(status_view(report))
+        if fresh.get("generation"):
+            console.print(_freshness_line(fresh))
+
+    emit(output, status_document(report) | fresh, draw)
+
+
+def freshness(report: Status, token: str | None) -> dict[str, Any]:
+    """The generation that the gateway answers with, its age, and what the next one waits for.
+
+    Nothing where no gateway is awake, or it does not answer within two seconds.
+    """
+    from erless.errors import ServeError
+    from erless.serve.protocol.client import QueryClient
+
+    awake = any(each.kind == GATEWAY and each.ready for each in report.functions)
+    if not report.url or not awake:
+        return {}
+    try:
+        with QueryClient(report.url, token, timeout_s=2.0, address=report.address) as client:
+            facts = client.metadata["parameters"]
+    except ServeError:
+        return {}
+    return {name: value for name, value in facts.items() if name.startswith("generation")}
+
+
+def _freshness_line(fresh: dict[str, Any]) -> str:
+    line = f"generation {fresh['generation']}, {fresh.get('generation_age_s', 0):,.0f} s old"
+    waits = fresh.get("generation_waits_for")
+    return f"{line}; the next is not answered with yet: {waits}" if waits else line
 
 
 def status_document(report: Status) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from erless.deploy.local.supervisor.replica.orphans import end_all
 from erless.specs.plan import Tier
+from erless.storage.tensors import write_tensors
 from tests.conftest import ROOT, Cli
 from tests.releases import TIERS, Cut, Made, make_release
 
@@ -73,6 +75,17 @@ def test_the_verbs_of_a_deployment(
     text = cli("status", cwd=tmp_path)
     assert "× as much)" in text.stdout
     assert "model-wise replicas would hold" in text.stdout
+
+    assert status["generation"] == 0
+    rows = {"ids": np.array([1, 2]), "rows": np.ones((2, 8), np.float32)}
+    write_tensors(tmp_path / "rows.safetensors", rows)
+    assert run("update", "--rows", "user=rows.safetensors", "--release", first)[0] == 0
+    (tmp_path / "rows.safetensors").unlink()
+    assert run("rollback", first, "--generation", 0)[0] == 0
+    until = time.monotonic() + 60
+    while (status := run("status")[1])["generation"] != 2:
+        assert time.monotonic() < until, status
+    assert "generation 2, " in cli("status", cwd=tmp_path).stdout
 
     code, answers = run("predict", made[0].queries, "--against", made[0].bundle)
     assert code == 0
