@@ -163,3 +163,18 @@ def test_a_patch_takes_nothing_that_is_not_there() -> None:
     ]:
         with pytest.raises(ValueError):
             _kernels.Patch(*wrong)
+
+
+def test_an_added_row_may_lie_right_before_the_stored_ones() -> None:
+    """Where rows lie to each other in memory is chance: no distance may pass for another row."""
+    rows, added = 30, 20
+    values = np.arange((rows + added) * DIM, dtype=np.float32).reshape(-1, DIM)
+    memory = np.concatenate([values[rows:], values[:rows]])
+    table = TableSpec(name="items", rows=rows, dim=DIM)
+    index = RowIndex.build(rows, np.arange(rows))
+    part = StoredSlice(table, Precision.FP32, memory[added:], index)
+    shard = EmbeddingShard(
+        [part.changed(np.arange(rows, rows + added), memory[:added], rows + added)]
+    )
+    ids = np.arange(rows + added)
+    np.testing.assert_array_equal(shard.pool(ids, np.ones((1, len(ids)), np.int32)), values)

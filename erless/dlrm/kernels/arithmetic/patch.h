@@ -25,10 +25,10 @@ typedef struct {
 #define PATCH_FREE INT64_MIN
 enum { PATCH_FILTER = 6 }; /* log2 of the filter's bits per row: one key of 64 is asked in vain */
 
-/* The key of a stored row is where it lies, in bytes behind the first one; of a row that the index
- * does not know, -1 - its id. */
+/* The key of a stored row is where it lies, in bytes behind the first one. A row that the index
+ * does not know has one that no distance between two addresses can be. */
 static inline int64_t patch_key_added(int64_t id) {
-    return -1 - id;
+    return -((int64_t)1 << 62) - id;
 }
 
 /* The row of `key`, or NULL. */

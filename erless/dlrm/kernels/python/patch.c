@@ -59,7 +59,7 @@ static int patch_fill(Patch *self, PyObject *keys, PyObject *chunks, PyObject *p
             PyErr_Format(PyExc_ValueError, "row %zd of the patch is none", i);
             goto done;
         }
-        const int64_t held = key[i] < 0 ? key[i] : key[i] * self->row_bytes;
+        const int64_t held = key[i] < 0 ? patch_key_added(-1 - key[i]) : key[i] * self->row_bytes;
         const uint8_t *rows = self->chunks[number[i]].buf;
         patch_add(&self->patch, held, rows + place[i] * self->row_bytes);
     }
