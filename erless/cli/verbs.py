@@ -47,7 +47,8 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "profile": (
         "model.profile:profile",
-        "Measure how hot each row is from access logs; with --throughput how fast this machine is.",
+        "Measure how hot each row is from access logs; with --throughput or --disk how fast this "
+        "machine is.",
     ),
     "plan": (
         "release.plan:plan",

@@ -23,6 +23,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -65,7 +66,7 @@ __all__ = [
 CACHE_BYTES = 64 << 30
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Source:
     """Where a function's files come from.
 
@@ -82,9 +83,14 @@ class Source:
     cache: Path | None = None
     cache_bytes: int = CACHE_BYTES
 
-    def open(self) -> Store:
-        """The store. Raises StoreError, ArtifactError or StorageError as `open_store` does."""
+    @cached_property
+    def _store(self) -> Store:
         return open_store(self.store, endpoint_url=self.endpoint_url)
+
+    def open(self) -> Store:
+        """The store, opened once. Errors are StoreError, ArtifactError or StorageError, as of
+        `open_store`."""
+        return self._store
 
     def obtain(
         self, store: Store, digest: str, files: Sequence[FileEntry], counter: Counter | None

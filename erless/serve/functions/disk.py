@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 
 from erless.dlrm.disk import DiskLookup
 from erless.serve.disk_files import DiskOptions, OpenDiskShard, open_disk_shard
-from erless.serve.files import source_of
+from erless.serve.files import Source
 from erless.serve.functions.sparse import ShardFunction
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.infer import InferRequest
@@ -31,7 +31,7 @@ COUNTERS = {
 }
 
 
-def load_disk(settings: Settings) -> OpenDiskShard:
+def load_disk(source: Source, settings: Settings) -> OpenDiskShard:
     """The shard, verified, its disk ready to be read. Errors as `open_disk_shard`."""
     options = DiskOptions(
         engine=settings.disk_engine,
@@ -39,7 +39,7 @@ def load_disk(settings: Settings) -> OpenDiskShard:
         most_waiting=settings.disk_waiting,
         workers=settings.workers,
     )
-    return open_disk_shard(source_of(settings), settings.digest, options)
+    return open_disk_shard(source, settings.digest, options)
 
 
 class DiskFunction(ShardFunction):

@@ -13,7 +13,7 @@ from erless.dlrm import _kernels
 from erless.dlrm.embedding import EmbeddingShard
 from erless.dlrm.pool_call import PoolCall, ShardTables
 from erless.errors import QueryError
-from erless.serve.files import MappedFile, OpenShard, open_shard, source_of
+from erless.serve.files import MappedFile, OpenShard, Source, open_shard
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.fast_lane import LONGEST_MS, answer_forms, head_forms, request_forms
 from erless.serve.protocol.infer import InferRequest
@@ -151,11 +151,13 @@ class SparseFunction(ShardFunction):
 class ReleasedShard(SparseFunction):
     """The shard as its release has it; opens the states that generations give it."""
 
-    def __init__(self, opened: OpenShard, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, source: Source, opened: OpenShard, settings: Settings, metrics: Metrics
+    ) -> None:
         super().__init__(opened.shard, settings, metrics)
         self._opened = opened
         self.mapped = opened.mapped
-        states = ShardStates(source_of(settings), settings.digest, opened.shard)
+        states = ShardStates(source, settings.digest, opened.shard)
 
         def open_state(digest: str) -> SparseFunction:
             shard = states.open(digest)
@@ -169,9 +171,9 @@ class ReleasedShard(SparseFunction):
         self._opened.close()
 
 
-def load_sparse(settings: Settings, metrics: Metrics) -> ReleasedShard:
+def load_sparse(source: Source, settings: Settings, metrics: Metrics) -> ReleasedShard:
     """The function, its shard verified and in memory. Errors as `open_shard`."""
-    return ReleasedShard(open_shard(source_of(settings), settings.digest), settings, metrics)
+    return ReleasedShard(source, open_shard(source, settings.digest), settings, metrics)
 
 
 def to_float16(partial: np.ndarray) -> np.ndarray:

@@ -60,12 +60,13 @@ Loader = Callable[[Settings, Metrics], Callable[[], Served]]
 def _load_sparse(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
     from erless.serve.functions.sparse import load_sparse
 
-    if load_shard(source_of(settings).open(), settings.digest).cache_bytes is not None:
+    source = source_of(settings)
+    if load_shard(source.open(), settings.digest).cache_bytes is not None:
         from erless.serve.functions.disk import DiskFunction, load_disk
 
-        opened = load_disk(settings)
+        opened = load_disk(source, settings)
         return lambda: DiskFunction(opened, settings, metrics)
-    served = load_sparse(settings, metrics)
+    served = load_sparse(source, settings, metrics)
     return lambda: served
 
 
