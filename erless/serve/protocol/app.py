@@ -186,7 +186,7 @@ class App:
 
         None: the request is for `__call__`, whatever it is.
         """
-        if self._token or self.log.debugging or self.state == "failed":
+        if not self._fast_paths or self._token or self.log.debugging or self.state == "failed":
             return None
         began = self._clock()
         up = began - self._ready_at
