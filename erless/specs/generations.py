@@ -140,12 +140,15 @@ def load_generation(store: Store, release: str, number: int) -> GenerationManife
     Raises:
         ArtifactError: missing, altered, of a newer schema, or of another release.
     """
-    name = _name(release, number)
-    manifest = GenerationManifest.parse(store.read(name), f"{store.url}/{name}")
+    return _parse(store, store.read(_name(release, number)), release, number)
+
+
+def _parse(store: Store, text: bytes, release: str, number: int) -> GenerationManifest:
+    """The manifest that was read under the name of a generation. Errors as `load_generation`."""
+    where = f"{store.url}/{_name(release, number)}"
+    manifest = GenerationManifest.parse(text, where)
     if (manifest.release, manifest.number) != (release, number):
-        raise ArtifactError(
-            f"{store.url}/{name}: is generation {manifest.number} of {manifest.release[:12]}"
-        )
+        raise ArtifactError(f"{where}: is generation {manifest.number} of {manifest.release[:12]}")
     return manifest
 
 
@@ -166,11 +169,8 @@ def next_generation(store: Store, release: str, number: int) -> GenerationManife
             text = store.read(_name(release, number + 1))
         except ArtifactError:
             return newest
-        where = f"{store.url}/{_name(release, number + 1)}"
-        newest = GenerationManifest.parse(text, where)
         number += 1
-        if (newest.release, newest.number) != (release, number):
-            raise ArtifactError(f"{where}: is generation {newest.number} of {newest.release[:12]}")
+        newest = _parse(store, text, release, number)
 
 
 def publish_generation(store: Store, manifest: GenerationManifest) -> None:

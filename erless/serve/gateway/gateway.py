@@ -223,8 +223,8 @@ class Gateway:
     def facts(self) -> dict[str, Any]:
         """Of the model, and the generation that answers."""
         facts = model_facts(self._released.release.model)
+        facts["generation"] = self._view.parts.number
         manifest = self._view.parts.generation
-        facts["generation"] = manifest.number if manifest else 0
         if manifest is not None:
             facts["generation_age_s"] = round(max(0.0, time.time() - manifest.made_at_s), 1)
         if self._follower is not None and self._follower.reason:

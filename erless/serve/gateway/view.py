@@ -73,6 +73,7 @@ class GatewayGenerations:
 
     def __init__(self, settings: Settings, source: Source, release: GatewayParts) -> None:
         self._settings, self._source, self._release = settings, source, release
+        self._changed_tower = ("", release.predict)  # sha256, and the tower that was opened last
         opened = release.opened
         self._states = {
             number: ShardStates(source, opened.release.shards[number].digest, shard)
@@ -134,12 +135,18 @@ class GatewayGenerations:
             return TensorFile(lease.folder / entry.path)
 
     def _tower(self, manifest: GenerationManifest) -> PredictTensors:
-        if manifest.tower is None or self._settings.dense_url is not None:
+        """The tower; one that is as in the generation before is not opened again."""
+        entry = manifest.tower
+        if entry is None:
             return self._release.predict
-        store, entry = self._source.open(), manifest.tower
-        with self._source.obtain(store, entry.sha256, [entry], None) as lease:
-            return open_named_tower(
-                lease.folder / entry.path,
-                self._release.opened.release.model,
-                threads=self._settings.threads,
-            )
+        sha256, predict = self._changed_tower
+        if sha256 != entry.sha256:
+            store = self._source.open()
+            with self._source.obtain(store, entry.sha256, [entry], None) as lease:
+                predict = open_named_tower(
+                    lease.folder / entry.path,
+                    self._release.opened.release.model,
+                    threads=self._settings.threads,
+                )
+            self._changed_tower = (entry.sha256, predict)
+        return predict
