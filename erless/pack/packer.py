@@ -16,7 +16,7 @@ from typing import overload
 
 import numpy as np
 
-from erless.errors import ArtifactError, PlanError, StoreError
+from erless.errors import ArtifactError, PlanError
 from erless.pack.inputs import PackInputs, PackSlice
 from erless.pack.keys import Keys, json_bytes
 from erless.pack.stream import Pipeline, StreamWriter
@@ -34,7 +34,7 @@ from erless.specs.release import (
     release_name,
     shard_name,
 )
-from erless.specs.stored import record_release
+from erless.specs.stored import keep_by_digest, record_release
 from erless.storage.atomic import os_errors
 from erless.storage.store import Store
 from erless.storage.tensors import write_tensors
@@ -259,8 +259,4 @@ class Packer:
         return entry
 
     def _write_manifest(self, name: str, manifest: ShardManifest | ReleaseManifest) -> None:
-        text = json_bytes(manifest.model_dump(mode="json"))
-        try:
-            self.store.create(name, text)
-        except StoreError:
-            self.store.replace(name, text)  # its name is its content's digest: that one is damaged
+        keep_by_digest(self.store, name, json_bytes(manifest.model_dump(mode="json")))

@@ -18,8 +18,9 @@ from typing import ClassVar, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from erless.errors import ArtifactError, StoreError
+from erless.errors import ArtifactError
 from erless.specs.artifact import Artifact, FileEntry, Frozen
+from erless.specs.stored import keep_by_digest, load_by_digest
 from erless.storage.store import Store
 
 __all__ = [
@@ -188,20 +189,12 @@ def load_state(store: Store, digest: str) -> ShardState:
     Raises:
         ArtifactError: missing, altered or of a newer schema.
     """
-    name = _state_name(digest)
-    state = ShardState.parse(store.read(name), f"{store.url}/{name}")
-    if state.digest != digest:
-        raise ArtifactError(f"{store.url}/{name}: altered: its digest is {state.digest}")
-    return state
+    return load_by_digest(store, _state_name(digest), ShardState, digest)
 
 
 def publish_state(store: Store, state: ShardState) -> None:
     """Keep a shard state, under its digest."""
-    name = _state_name(state.digest)
-    try:
-        store.create(name, _text(state))
-    except StoreError:
-        store.replace(name, _text(state))  # its name is its content's digest: that one is damaged
+    keep_by_digest(store, _state_name(state.digest), _text(state))
 
 
 class Kept(NamedTuple):

@@ -26,7 +26,9 @@ from erless.storage.strict_json import read_json
 
 __all__ = [
     "find_release",
+    "keep_by_digest",
     "list_releases",
+    "load_by_digest",
     "load_release",
     "load_shard",
     "record_release",
@@ -40,12 +42,28 @@ _ORDER_NAME = re.compile(r"order/(\d{8,})\.json")
 A = TypeVar("A", bound=Artifact)
 
 
-def _load(store: Store, name: str, kind: type[A], digest: str) -> A:
-    """Read a manifest and check it against the name it has."""
+def load_by_digest(store: Store, name: str, kind: type[A], digest: str) -> A:
+    """Read the manifest called `name` and check that it has the `digest` in that name.
+
+    Raises:
+        ArtifactError: missing, altered or of a newer schema.
+    """
     artifact = kind.parse(store.read(name), f"{store.url}/{name}")
     if artifact.digest != digest:
         raise ArtifactError(f"{store.url}/{name}: altered: its digest is {artifact.digest}")
     return artifact
+
+
+def keep_by_digest(store: Store, name: str, text: bytes) -> None:
+    """Keep a document whose name says what it holds.
+
+    Raises:
+        StorageError: the disk or bucket refused.
+    """
+    try:
+        store.create(name, text)
+    except StoreError:
+        store.replace(name, text)  # another content under that name: a damaged copy
 
 
 def load_release(store: Store, digest: str) -> ReleaseManifest:
@@ -54,7 +72,7 @@ def load_release(store: Store, digest: str) -> ReleaseManifest:
     Raises:
         ArtifactError: missing, altered or of a newer schema.
     """
-    return _load(store, release_name(digest), ReleaseManifest, digest)
+    return load_by_digest(store, release_name(digest), ReleaseManifest, digest)
 
 
 def load_shard(store: Store, digest: str) -> ShardManifest:
@@ -63,7 +81,7 @@ def load_shard(store: Store, digest: str) -> ShardManifest:
     Raises:
         ArtifactError: missing, altered or of a newer schema.
     """
-    return _load(store, shard_name(digest), ShardManifest, digest)
+    return load_by_digest(store, shard_name(digest), ShardManifest, digest)
 
 
 def record_release(store: Store, digest: str) -> None:
