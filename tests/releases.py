@@ -37,6 +37,7 @@ __all__ = [
     "make_inputs",
     "make_plan",
     "make_release",
+    "pack_bundle_of",
     "random_query",
 ]
 
@@ -111,6 +112,17 @@ def make_release(
     release = Packer(bundle, profile, plan, opened).pack().release
     assert release is not None
     return Made(location, release, bundle, profile, plan, queries, model)
+
+
+def pack_bundle_of(folder: Path, spec: ModelSpec, tiers: Sequence[Cut]) -> Made:
+    """The release of the bundle `model` in `folder`, made where it is absent; without queries."""
+    bundle, profile = make_inputs(folder, spec)
+    plan = folder / "plan.json"
+    make_plan(bundle, profile, tiers).save(plan)
+    store = open_store(str(folder / "store"), create=True)
+    release = Packer(bundle, profile, plan, store).pack().release
+    assert release is not None
+    return Made(str(folder / "store"), release, bundle, profile, plan, plan, spec)
 
 
 def make_inputs(folder: Path, model: ModelSpec, seed: int = 0) -> tuple[Path, Path]:

@@ -19,13 +19,11 @@ from erless.errors import QueryError
 from erless.observe.loadtest.drawn_queries import generate
 from erless.observe.loadtest.encoded_queries import JSON_LENGTH, from_graph_file, read_answer
 from erless.observe.loadtest.served_model import discover
-from erless.pack.packer import Packer
 from erless.specs.features import HashedIds
 from erless.specs.model import ModelSpec
 from erless.specs.plan import Tier
-from erless.storage.stores import open_store
 from tests.graphs import ITEMS, Ranker, ranker_inputs, ranker_spec, write_ranker
-from tests.releases import Cut, Made, make_inputs, make_plan
+from tests.releases import Cut, Made, pack_bundle_of
 from tests.serve.functions import Fleet, Function
 
 TIERS = (
@@ -45,13 +43,7 @@ def pack_ranker(folder: Path, spec: ModelSpec) -> Made:
 
 def pack_bundle(folder: Path, spec: ModelSpec) -> Made:
     """The release of the bundle `model` in `folder`, in five shards."""
-    bundle, profile = make_inputs(folder, spec)
-    plan = folder / "plan.json"
-    make_plan(bundle, profile, TIERS).save(plan)
-    store = open_store(str(folder / "store"), create=True)
-    release = Packer(bundle, profile, plan, store).pack().release
-    assert release is not None
-    return Made(str(folder / "store"), release, bundle, profile, plan, plan, spec)
+    return pack_bundle_of(folder, spec, TIERS)
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,10 @@ import pytest
 from erless.dlrm.queries import Query
 from erless.dlrm.reference import Monolith
 from erless.errors import ServeError
-from erless.pack.packer import Packer
 from erless.serve.protocol.client import QueryClient
 from erless.specs.features import FeatureSpec
 from erless.specs.model import CrossNet, DlrmTower, Interaction, ModelSpec, Pooling, TableSpec
-from erless.storage.stores import open_store
-from tests.releases import Made, make_inputs, make_plan
+from tests.releases import Made, pack_bundle_of
 from tests.serve.functions import Fleet
 from tests.serve.gateway.test_graph import TIERS
 
@@ -65,13 +63,7 @@ def query(spec: ModelSpec, batch: int, rng: np.random.Generator) -> Query:
 
 def pack(folder: Path, spec: ModelSpec) -> Made:
     """A release of five shards, four of them remote."""
-    bundle, profile = make_inputs(folder, spec)
-    plan = folder / "plan.json"
-    make_plan(bundle, profile, TIERS).save(plan)
-    store = open_store(str(folder / "store"), create=True)
-    release = Packer(bundle, profile, plan, store).pack().release
-    assert release is not None
-    return Made(str(folder / "store"), release, bundle, profile, plan, plan, spec)
+    return pack_bundle_of(folder, spec, TIERS)
 
 
 @pytest.mark.parametrize(
