@@ -19,7 +19,13 @@ from erless.dlrm.lanes import Lanes, LaneSums
 from erless.dlrm.query_arrays import Ids, Lengths, check_weights
 from erless.dlrm.rows import Buckets, Routing
 from erless.errors import ErlessError, QueryError
-from erless.serve.protocol.queries import check_query, not_finite, query_bytes, query_inputs
+from erless.serve.protocol.queries import (
+    check_query,
+    not_finite,
+    query_bytes,
+    query_inputs,
+    sample_bytes,
+)
 from erless.serve.protocol.tensors import TensorSpec
 from erless.specs.model import ModelSpec
 
@@ -132,12 +138,12 @@ class KjtForm:
     outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
 
     def __init__(self, model: ModelSpec, max_batch: int) -> None:
-        self._model, self._max_batch = model, model.largest_batch(max_batch)
+        self._max_batch, self._sample_bytes = model.largest_batch(max_batch), sample_bytes(model)
         self.inputs = query_inputs(model)
 
     def memory_bytes(self, inputs: dict[str, Array]) -> int:
         """As `query_bytes`."""
-        return query_bytes(self._model, inputs)
+        return query_bytes(self._sample_bytes, inputs)
 
     def open(self, inputs: dict[str, Array]) -> OpenQuery:
         """Check a query; its arrays are the lookup as they are."""

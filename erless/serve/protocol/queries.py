@@ -11,7 +11,7 @@ from erless.errors import ErlessError, QueryError, ServeError
 from erless.serve.protocol.tensors import TensorSpec
 from erless.specs.model import ModelSpec
 
-__all__ = ["check_query", "not_finite", "query_bytes", "query_inputs"]
+__all__ = ["check_query", "not_finite", "query_bytes", "query_inputs", "sample_bytes"]
 
 
 def query_inputs(model: ModelSpec) -> tuple[TensorSpec, ...]:
@@ -37,15 +37,23 @@ def not_finite(pooled: NDArray[Any], weights: NDArray[Any] | None) -> ErlessErro
     return QueryError("the prediction is not finite: a dense feature or weight is too large")
 
 
-def query_bytes(model: ModelSpec, inputs: dict[str, NDArray[Any]]) -> int:
-    """About how many bytes a query to `model` holds until it is answered.
+def sample_bytes(model: ModelSpec) -> int:
+    """About how many bytes each sample of a query to `model` holds until it is answered.
 
-    Its ids twice (as they came, and sorted by shard), and per sample the pooled vectors three times
-    (summed, divided, as the tower's input).
+    Its pooled vectors three times (summed, divided, as the tower's input), and its dense inputs.
     """
-    batch = int(inputs["lengths"].shape[1])
     width = len(model.lookups) * max(table.dim for table in model.tables)
-    return int(2 * inputs["values"].nbytes + 4 * batch * (3 * width + model.dense_features))
+    return int(4 * (3 * width + model.dense_features))
+
+
+def query_bytes(per_sample: int, inputs: dict[str, NDArray[Any]]) -> int:
+    """About how many bytes a query holds: its ids twice (as they came, and sorted), its samples.
+
+    Args:
+        per_sample: what `sample_bytes` says of the model, computed once and not with every query.
+        inputs: the query's.
+    """
+    return int(2 * inputs["values"].nbytes + inputs["lengths"].shape[1] * per_sample)
 
 
 def check_query(inputs: dict[str, NDArray[Any]], max_batch: int) -> None:
