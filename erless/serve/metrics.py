@@ -44,6 +44,8 @@ _GATEWAY_COUNTERS = {
     "cold_starts": "queries that waited for a function to start",
     "retries": "calls repeated because their connection died before an answer",
     "hedges": "second calls to a slow shard",
+    "resends": "calls asked again on a new connection because a shard was silent",
+    "silent_connections": "connections given up because no answer came on them",
 }
 
 
@@ -76,6 +78,7 @@ class Metrics:
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self.gathers = self.bytes_received = self.bytes_sent = 0
         self.fan_out = self.degraded = self.cold_starts = self.retries = self.hedges = 0
+        self.resends = self.silent_connections = 0
         self._elsewhere: dict[str, str] = {}  # counters that are kept by somebody else
         self._read_elsewhere: Callable[[], Sequence[int]] = tuple
         self._before: dict[str, int] = {}  # what a worker that crashed had of them

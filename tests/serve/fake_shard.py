@@ -42,6 +42,7 @@ class FakeShard:
         self.slow_once = threading.Event()
         self.close_once = threading.Event()
         self.hang_once = threading.Event()
+        self.half_once = threading.Event()  # hang within the answer
         self.unreached: list[int] = []  # a proxy's next answers: that it reaches no container
         self._real = real_port
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -90,6 +91,12 @@ class FakeShard:
         behaviour = self.behaviour if body else "good"
         if self.hang_once.is_set() and body:
             self.hang_once.clear()
+            self._stopped.wait(60)
+            return False
+        if self.half_once.is_set() and body:
+            self.half_once.clear()
+            message = self._message(status, size, answer)
+            client.sendall(message[: len(message) // 2])
             self._stopped.wait(60)
             return False
         if self.close_once.is_set() and body:

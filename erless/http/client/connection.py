@@ -114,6 +114,7 @@ class ClientConnection(Receiving):
         "owner",
         "parser",
         "received",
+        "silent",
         "status",
         "transport",
         "unsent",
@@ -131,6 +132,7 @@ class ClientConnection(Receiving):
         self.parser: Any = None
         self.body: memoryview | None = None
         self.keep = True
+        self.silent = False  # no answer has come for long: it takes no more calls
         self.born = self.used = owner.now()
 
     # -- asyncio
@@ -207,6 +209,13 @@ class ClientConnection(Receiving):
         self.owner.forget(self)
         if self.transport is not None:
             self.transport.abort()
+
+    def close_silent(self) -> None:
+        """Close; calls that wait here fail, since nobody answers them."""
+        calls = tuple(self.calls)
+        self.close()
+        for call in calls:
+            call.finish(CallError("no answer came on its connection", silent=True))
 
     def drop(self, why: str) -> None:
         """Close; calls that wait here are sent again, or fail with `why`."""

@@ -26,11 +26,15 @@ ANSWER_GENERAL = -2  # the answer has to be read as HTTP
 
 
 class CallError(ErlessError):
-    """A call got no usable answer. `unanswered`: the connection died before any byte of one."""
+    """A call got no usable answer.
 
-    def __init__(self, message: str, *, unanswered: bool = False) -> None:
+    unanswered: the connection died before any byte of one. silent: we closed it, since no answer
+    came on it for long (`Endpoint.distrust`).
+    """
+
+    def __init__(self, message: str, *, unanswered: bool = False, silent: bool = False) -> None:
         super().__init__(message)
-        self.unanswered = unanswered
+        self.unanswered, self.silent = unanswered, silent
 
 
 @dataclass(slots=True)

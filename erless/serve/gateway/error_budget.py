@@ -1,14 +1,14 @@
-"""How many queries default vectors may answer: the error budget of `cold_miss: default`."""
+"""How many may be treated in another way: answered with default vectors, or asked again."""
 
 from __future__ import annotations
 
 __all__ = ["ErrorBudget"]
 
-SAVED = 20.0  # queries' worth that may be spent at once
+SAVED = 20.0  # that may be spent at once
 
 
 class ErrorBudget:
-    """At most `share` of all queries in the long run, and `SAVED` of them in a row.
+    """At most `share` of all that come in the long run, and `SAVED` of them in a row.
 
     >>> budget = ErrorBudget(0.5)
     >>> sum(budget.spend() for _ in range(100))
@@ -25,12 +25,12 @@ class ErrorBudget:
         self._share = share
         self._left = SAVED if share else 0.0
 
-    def earn(self) -> None:
-        """One more query has come."""
-        self._left = min(SAVED, self._left + self._share)
+    def earn(self, count: int = 1) -> None:
+        """`count` more have come."""
+        self._left = min(SAVED, self._left + count * self._share)
 
     def spend(self) -> bool:
-        """Whether one more query may be answered with default vectors; it then counts."""
+        """Whether one more may be treated in the other way; it then counts."""
         if self._left < 1:
             return False
         self._left -= 1

@@ -2,8 +2,8 @@
 
 A `FanOut` has a `ShardCall` for every function that is called, and ends when all are answered, or
 the first has failed. A call may take more than one request: a second one to a slow shard (hedging);
-another one on a new connection where an awake shard does not answer, since its replica may hang
-while others behind the same address do not; another while the shard still loads. Where the
+another one on a new connection where an awake shard is silent, since its replica may hang while
+others behind the same address do not (`silence`); another while the shard still loads. Where the
 settings allow it, default vectors stand in for a shard that is not awake.
 """
 
@@ -20,17 +20,20 @@ from erless.http.client.reply import ANSWER_GENERAL
 from erless.http.messages import Buffer
 from erless.serve.gateway.error_budget import ErrorBudget
 from erless.serve.gateway.remote import RemoteDense, RemoteShard
+from erless.serve.gateway.silence import (
+    LOOK_MOST_S,
+    LOOK_S,
+    MOST_RESENDS,
+    SILENT_S,
+    Resends,
+    silent_after_s,
+)
 
 __all__ = ["FanOut", "ShardCall", "ShardWork"]
 
 POLL_S = 0.05  # between two calls to a function that still loads
 COLD_BUDGET_S = 0.02  # how long a shard that is not awake is waited for
 LOADING = b'"state": "loading"'
-# A call to a shard that is awake is repeated after SILENT_S, or SILENT_P95 times the shard's p95.
-SILENT_S = 0.3
-SILENT_P95 = 4.0
-LOOK_S = 0.1  # between two looks at the calls of a query that has taken longer
-REPEATS = 2  # of a call that stays silent
 # Statuses of Knative's queue-proxy and Envoy while a container starts again, and of one that hangs.
 UNREACHED = {502, 503, 504}
 
@@ -44,15 +47,16 @@ class FanOut:
     Args:
         loop: that all of it runs on.
         deadline: of the query, in the loop's time.
-        repeats: of calls to silent shards, among all calls; None: they are waited for.
+        resends: the budget of calls asked again; None: silent shards are waited for.
     """
 
     __slots__ = (
         "_deadline",
+        "_look",
+        "_look_due_s",
         "_loop",
-        "_repeats",
+        "_resends",
         "_settled",
-        "_silence",
         "calls",
         "cold",
         "degraded",
@@ -65,15 +69,18 @@ class FanOut:
         self,
         loop: asyncio.AbstractEventLoop,
         deadline: float,
-        repeats: ErrorBudget | None = None,
+        resends: Resends | None = None,
     ) -> None:
-        self._loop, self._repeats = loop, repeats
+        self._loop, self._resends = loop, resends
         self.done: asyncio.Future[None] = loop.create_future()
         self.calls: list[ShardCall] = []
         self.open = 0
         self.cold = self.degraded = self.over = self._settled = False
         self._deadline = loop.call_at(deadline, self._expire)
-        self._silence = loop.call_later(SILENT_S, self._repeat_silent) if repeats else None
+        self._look: asyncio.TimerHandle | None = None
+        self._look_due_s = 0.0
+        if resends is not None:
+            self._look_after(SILENT_S)
 
     def add(self, call: ShardCall) -> None:
         """One more call that has to be answered."""
@@ -93,16 +100,28 @@ class FanOut:
             self.over = True
             self.done.set_exception(error)
 
-    def _repeat_silent(self) -> None:
-        """Repeat the calls to shards that are awake and have not answered for long."""
-        self._silence = None
+    def _look_after(self, seconds: float) -> None:
+        self._look_due_s = self._loop.time() + seconds
+        self._look = self._loop.call_later(seconds, self._ask_again)
+
+    def _ask_again(self) -> None:
+        """Ask shards again that are silent.
+
+        Where this process itself was held up, answers lie unread: they are looked at first.
+        """
+        self._look = None
         waiting = [call for call in self.calls if not call.over]
-        if self.over or not waiting or self._repeats is None:
+        if self.over or not waiting or self._resends is None:
             return
+        held_up = self._loop.time() - self._look_due_s > LOOK_S
+        next_s = LOOK_S if held_up else LOOK_MOST_S
         for call in waiting:
-            if call.silent and self._repeats.spend():
-                call.repeat()
-        self._silence = self._loop.call_later(LOOK_S, self._repeat_silent)
+            left_s = call.silent_in_s()
+            if left_s <= 0 and not held_up and self._resends.spend():
+                call.ask_again()
+                left_s = call.silent_in_s()
+            next_s = min(next_s, max(LOOK_S, left_s))
+        self._look_after(next_s)
 
     def give_up(self) -> None:
         """Abort all calls: the client has left, nobody waits for an answer."""
@@ -114,7 +133,7 @@ class FanOut:
     def _expire(self) -> None:
         """The deadline: give up what is still under way."""
         late = [call for call in self.calls if not call.over]
-        names = ", ".join(call.remote.label for call in late)
+        names = ", ".join(call.waited_for for call in late)
         self.fail(ServeError(f"the deadline passed while waiting for {names}", 504, "deadline"))
         for call in late:
             call.abort()
@@ -129,9 +148,9 @@ class FanOut:
         if self._settled:
             return
         self.over = self._settled = True
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
         if self.done.done() and not self.done.cancelled():
             self.done.exception()  # seen, also where nobody waited for it
         del self.done
@@ -180,6 +199,7 @@ class ShardCall:
         "_fan_out",
         "_hedge",
         "_loop",
+        "_resent",
         "_sent",
         "_timers",
         "_work",
@@ -202,6 +222,7 @@ class ShardCall:
         self._sent: list[HttpCall] = []
         self._timers: list[asyncio.TimerHandle] = []
         self.over = False
+        self._resent = 0
         fan_out.add(self)
 
     def start(self) -> None:
@@ -232,20 +253,24 @@ class ShardCall:
             self._hedge()
             self._send(apart=True)
 
-    @property
-    def silent(self) -> bool:
-        """Whether a shard that was awake has not answered for longer than it ever takes."""
+    def silent_in_s(self) -> float:
+        """Seconds until the function is silent; infinite where it is not asked again any more."""
+        if not self._sent or not self._sent[-1].open or self._resent >= MOST_RESENDS:
+            return math.inf
         endpoint = self.remote.endpoint
-        if not self._sent or len(self._sent) > REPEATS or not endpoint.awake:
-            return False
-        p95_s = endpoint.p95_s if endpoint.p95_s < math.inf else 0.0
-        return endpoint.now() - self._sent[-1].began > max(SILENT_S, SILENT_P95 * p95_s)
+        return self._sent[-1].began + silent_after_s(endpoint) - endpoint.now()
 
-    def repeat(self) -> None:
+    def ask_again(self) -> None:
         """Ask once more, on a new connection; the first answer counts."""
-        self.remote.endpoint.suspect()
-        self.remote.endpoint.repeated()
+        self._resent += 1
+        self.remote.endpoint.distrust(self._sent[-1])
         self._send(apart=True)
+
+    @property
+    def waited_for(self) -> str:
+        """The function's name for an error, and how often it was asked."""
+        times = f" (silent, asked {self._resent + 1} times)" if self._resent else ""
+        return f"{self.remote.label}{times}"
 
     def _add_answer(self, buffer: bytearray, begin: int, end: int, last: bool) -> tuple[int, int]:
         """Only the first answer to a query that still waits is added to its result."""
@@ -259,8 +284,9 @@ class ShardCall:
             return
         if _failed(result) and any(call.open for call in self._sent):
             return  # another request of this call may still be answered
-        if isinstance(result, Reply) and not self._fan_out.over and _unreachable(result):
-            self._after(POLL_S, self._send)
+        if self._resent and isinstance(result, Reply):
+            self._learn(result.took_s)
+        if not self._fan_out.over and self._goes_on(result):
             return
         if _failed(result) and self._degrade():
             return
@@ -280,6 +306,28 @@ class ShardCall:
             return
         self._fan_out.cold = self._fan_out.cold or result.up_ms < result.took_s * 1e3
         self._fan_out.arrived()
+
+    def _goes_on(self, result: Reply | CallError) -> bool:
+        """Ask once more where what came is neither an answer nor a failure."""
+        if isinstance(result, CallError):
+            if result.silent:
+                self._send(apart=True)
+            return result.silent
+        if _unreachable(result):
+            self._after(POLL_S, self._send)
+            return True
+        return False
+
+    def _learn(self, took_s: float) -> None:
+        """Let calls that others overtook count as slow, where a new one was not quick either.
+
+        It is then the load that makes the function slow, and not one replica that hangs.
+        """
+        endpoint = self.remote.endpoint
+        if took_s > silent_after_s(endpoint) / 2:
+            for call in self._sent:
+                if call.open:
+                    endpoint.observe_latency(endpoint.now() - call.began)
 
     def _degrade(self) -> bool:
         """Use default vectors if the budget allows; the call goes on, since it wakes the shard."""

@@ -30,6 +30,7 @@ from erless.serve.gateway.error_budget import ErrorBudget
 from erless.serve.gateway.fan_out import FanOut, ShardCall, ShardWork
 from erless.serve.gateway.follower import GenerationFollower
 from erless.serve.gateway.remote import RemoteDense, RemoteShard
+from erless.serve.gateway.silence import Resends
 from erless.serve.gateway.view import GatewayGenerations, GatewayParts, GatewayView
 from erless.serve.gateway.work import DenseWork, SparseWork
 from erless.serve.logs import Log
@@ -52,7 +53,6 @@ Floats = NDArray[np.float32]
 Array = NDArray[Any]
 IDLE_S = 5.0  # no query for so long: the next one touches every function
 SWEEP_S = 1.0
-REPEATED_SHARE = 0.1  # of queries whose silent calls are sent again, in the long run
 SHARED_WRITE = 8  # calls to a shard, of queries that came at once
 
 
@@ -187,7 +187,7 @@ class Gateway:
         self._error_budget = (
             ErrorBudget(settings.degraded_share) if settings.cold_miss == "default" else None
         )
-        self._repeats = ErrorBudget(REPEATED_SHARE)
+        self._resends = Resends(metrics)
         self._trimmer = HeapTrimmer()
         self._last_query = -IDLE_S
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
@@ -232,10 +232,15 @@ class Gateway:
         return facts
 
     def _endpoint(self, url: str, batch: int = 1) -> Endpoint:
-        return Endpoint(url, self._settings.connection_age_s, self._retried, batch)
+        return Endpoint(
+            url, self._settings.connection_age_s, self._retried, batch, self._distrusted
+        )
 
     def _retried(self) -> None:
         self._metrics.retries += 1
+
+    def _distrusted(self) -> None:
+        self._metrics.silent_connections += 1
 
     # -- a query
 
@@ -270,8 +275,8 @@ class Gateway:
         lanes = self._form.sums(query, opened.lane_holdings)
         sums = opened.combiner if lanes is None else lanes
         out = opened.combiner.begin(buckets.batch) if lanes is None else lanes.out
-        self._repeats.earn()
-        fan_out = FanOut(self._loop, call.deadline, self._repeats)
+        self._resends.earn(len(remote))
+        fan_out = FanOut(self._loop, call.deadline, self._resends)
         try:
             for number in remote:
                 remote_shard = view.remote[number]
@@ -352,7 +357,8 @@ class Gateway:
         fan_out = fanned.fan_out
         if self._dense is None:
             return fanned.view.parts.predict(tensors)
-        last = FanOut(self._loop, call.deadline, self._repeats)
+        self._resends.earn(1)
+        last = FanOut(self._loop, call.deadline, self._resends)
         work = DenseWork(self._dense, tensors, call, self._now())
         self._metrics.fan_out += 1
         ShardCall(self._loop, last, work).start()

@@ -20,6 +20,7 @@ from tests.serve.fake_shard import BROKEN, FakeShard
 from tests.serve.functions import Fleet, Function, body_of, predict
 
 INFER = "/v2/models/small/infer"
+RESENDS = ("erless_resends_total", "erless_silent_connections_total")
 
 
 @pytest.fixture(scope="module")
@@ -336,11 +337,23 @@ def test_a_replica_that_hangs_costs_less_than_a_second(
     query = random_query(fleet.made.model, 17, 8)
     for _ in range(3):
         predict(gateway, fleet.made, query)
-    before = gateway.metric("erless_retries_total")
+    before = [gateway.metric(name) for name in RESENDS]
     faulty.hang_once.set()
     found = predict(gateway, fleet.made, query)  # the deadline is 30 s, and so long it hangs
     np.testing.assert_allclose(found, reference.predict(query), rtol=1e-5, atol=1e-7)
-    assert gateway.metric("erless_retries_total") == before + 1
+    assert [gateway.metric(name) for name in RESENDS] == [before[0] + 1, before[1] + 1]
+
+
+def test_half_an_answer_of_a_replica_that_hangs_is_not_added(
+    gateway: Function, faulty: FakeShard, fleet: Fleet, reference: Monolith
+) -> None:
+    query = random_query(fleet.made.model, 21, 32)
+    predict(gateway, fleet.made, query)
+    before = gateway.metric("erless_resends_total")
+    faulty.half_once.set()
+    found = predict(gateway, fleet.made, query)
+    np.testing.assert_allclose(found, reference.predict(query), rtol=1e-5, atol=1e-7)
+    assert gateway.metric("erless_resends_total") == before + 1
 
 
 def test_calls_to_a_shard_that_hangs_altogether_are_not_multiplied(
@@ -349,9 +362,11 @@ def test_calls_to_a_shard_that_hangs_altogether_are_not_multiplied(
     body = body_of(random_query(fleet.made.model, 18, 4))
     assert gateway.post(INFER, body)[0] == 200
     faulty.behaviour, faulty.hanging = "hang", 0
-    assert gateway.post(INFER, body, erless_deadline_ms="3000")[0] == 504
+    status, answer = gateway.post(INFER, body, erless_deadline_ms="3000")
     faulty.behaviour = "good"
-    assert faulty.hanging == 3  # the first and two repeats
+    assert status == 504
+    assert "shard hot (silent, asked 4 times)" in answer["error"]
+    assert faulty.hanging == 4
 
 
 def test_a_shard_that_cannot_start_is_told_at_once(
