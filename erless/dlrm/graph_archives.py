@@ -132,13 +132,16 @@ def open_compute(
     module = _open_module(path, device, threads)
     expanded, single = _repeated_inputs(module, takes, once, widths)
 
+    def place(array: NDArray[Any]) -> Tensor:
+        return from_numpy(array) if device == "cpu" else from_numpy(array).to(device)
+
     def tensor(name: str, array: NDArray[Any]) -> Tensor:
         repeated = array.ndim > 0 and len(array) > 1 and not array.strides[0]
         if name in single and len(array) > 1 and not repeated:
             raise QueryError(f"{name} comes once per request, but has {len(array):,} samples")
         if not (expanded and repeated):
-            return from_numpy(array).to(device)
-        one = from_numpy(array[:1]).to(device)
+            return place(array)
+        one = place(array[:1])
         return one if name in single else one.expand(len(array), *one.shape[1:])
 
     def compute(values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

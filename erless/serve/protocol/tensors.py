@@ -29,6 +29,7 @@ __all__ = ["TensorSpec", "read_tensors"]
 _INPUT_KEYS = frozenset({"name", "datatype", "shape", "data", "parameters"})
 _INPUT_PARAMETERS = frozenset({"binary_data_size"})
 _LENGTH_BYTES = 4  # before each string
+_LARGEST_SIZE = 1 << 40
 _JSON_TYPES: dict[str, set[type]] = {"i": {int}, "u": {int}, "b": {bool}, "O": {str}}
 
 Array = NDArray[Any]
@@ -151,17 +152,21 @@ def _strings(
 
 def _shape(entry: Mapping[str, Any], spec: TensorSpec) -> tuple[int, ...]:
     shape: Any = entry.get("shape")
-    fits = (
-        isinstance(shape, list)
-        and (spec.shape is None or len(shape) == len(spec.shape))
-        and all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 40 for n in shape)
-    )
-    sizes = shape if spec.shape is None else spec.shape
-    if not fits or any(size not in (-1, n) for size, n in zip(sizes, shape, strict=True)):
+    if not (type(shape) is list and _fits(shape, spec.shape)):
         raise QueryError(
             f"input {spec.name}: shape is {shown(shape)}, expected {_sizes(spec)}, -1 any size"
         )
     return tuple(shape)
+
+
+def _fits(shape: list[Any], sizes: tuple[int, ...] | None) -> bool:
+    """Whether `shape` holds integers as `sizes` has them: -1 is any, None leaves all free."""
+    if sizes is not None and len(shape) != len(sizes):
+        return False
+    for n, size in zip(shape, sizes or (-1,) * len(shape), strict=True):
+        if type(n) is not int or not 0 <= n < _LARGEST_SIZE or size not in (-1, n):
+            return False
+    return True
 
 
 def _sizes(spec: TensorSpec) -> list[int] | str:
