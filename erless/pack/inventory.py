@@ -10,6 +10,7 @@ from erless.errors import ArtifactError, StoreError
 from erless.progress import Progress, Silent
 from erless.specs.artifact import FileEntry
 from erless.specs.generations import generation_prefix, kept_by_generations
+from erless.specs.heat import heat_prefix
 from erless.specs.release import release_name, shard_name
 from erless.specs.stored import list_releases, load_release, load_shard, stale_records
 from erless.storage.store import Blob, Store, StoredObject
@@ -18,7 +19,7 @@ from erless.storage.strict_json import read_json
 __all__ = ["Damage", "Pruned", "prune", "verify"]
 
 VERIFY_THREADS = 4
-_PRUNED = ("shards/", "keys/", "generations/", "states/", "blobs/")
+_PRUNED = ("shards/", "keys/", "generations/", "states/", "heat/", "blobs/")
 GRACE_S = 24 * 3600.0  # a pack that runs longer than this between a blob and its manifest loses it
 
 
@@ -132,6 +133,7 @@ def _needed(store: Store, digests: list[str]) -> set[str]:
         for shard in release.shards:
             names.add(shard_name(shard.digest))
             names |= {entry.path for entry in load_shard(store, shard.digest).files()}
+        names |= {stored.name for stored in store.list(heat_prefix(digest))}
         changes = kept_by_generations(store, digest)
         names |= changes.names | {entry.path for entry in changes.files}
     return names

@@ -75,7 +75,7 @@ class Metrics:
         self._concurrency = 0.0
         self._changed = clock()
         self.load_s = 0.0
-        self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._gauges: dict[str, tuple[str, Callable[[], Mapping[str, float]]]] = {}
         self.gathers = self.bytes_received = self.bytes_sent = 0
         self.fan_out = self.degraded = self.cold_starts = self.retries = self.hedges = 0
         self.resends = self.silent_connections = 0
@@ -133,7 +133,16 @@ class Metrics:
 
     def gauge(self, name: str, what: str, read: Callable[[], float]) -> None:
         """From now on tell also what `read` says, of this process alone."""
-        self._gauges[name] = (what, read)
+        self._gauges[name] = (what, lambda: {"": read()})
+
+    def gauges(
+        self, name: str, what: str, label: str, read: Callable[[], Mapping[str, float]]
+    ) -> None:
+        """As `gauge`, of several things: the value of `label` → what is told of it."""
+        self._gauges[name] = (
+            what,
+            lambda: {f'{{{label}="{key}"}}': value for key, value in read().items()},
+        )
 
     def counts(self) -> dict[str, Any]:
         """Everything counted so far, for JSON."""
@@ -204,7 +213,7 @@ class Metrics:
         for name, meaning in (self._names | self._elsewhere).items():
             yield from _metric(f"{name}_total", "counter", meaning, [("", counts[name])])
         for name, (meaning, read) in self._gauges.items():
-            yield from _metric(name, "gauge", meaning, [("", read())])
+            yield from _metric(name, "gauge", meaning, list(read().items()))
         yield from _metric(
             "load_seconds", "gauge", "from process start to ready", [("", counts["load_s"])]
         )

@@ -50,6 +50,10 @@ class Settings:
     memory_in_flight_bytes: int | None = None
     scrub_bytes_s: float = float(2 << 20)
     follow_s: float = 0.0
+    sample: float = 0.0
+    heat_half_life_s: float = 1800.0
+    heat_every_s: float = 30.0
+    heat_bytes: int = 64 << 20
     disk_engine: Literal["auto", "io_uring", "pread"] = "auto"
     disk_depth: int = 256
     disk_waiting: int = 32_768
@@ -207,6 +211,10 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         max_body_bytes=env.integer("ERLESS_MAX_BODY_BYTES", 64 << 20),
         memory_in_flight_bytes=env.optional_integer("ERLESS_MEMORY_IN_FLIGHT_BYTES"),
         scrub_bytes_s=env.number("ERLESS_SCRUB_BYTES_S", 2 << 20),
+        sample=env.number("ERLESS_SAMPLE", 0.0, 0.0, 1.0),
+        heat_half_life_s=env.number("ERLESS_HEAT_HALF_LIFE_S", 1800.0, 1.0),
+        heat_every_s=env.number("ERLESS_HEAT_EVERY_S", 30.0, 0.05),
+        heat_bytes=env.integer("ERLESS_HEAT_BYTES", 64 << 20, 1 << 16),
         disk_engine=choice("ERLESS_DISK_ENGINE", "auto", "io_uring", "pread"),  # type: ignore[arg-type]
         disk_depth=env.integer("ERLESS_DISK_DEPTH", 256, 1, 4096),
         disk_waiting=env.integer("ERLESS_DISK_WAITING", 32_768),

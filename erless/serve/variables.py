@@ -134,6 +134,27 @@ VARIABLES = (
         "seconds between two looks for the next generation of changed rows; 0: none is looked for",
     ),
     Variable(
+        "ERLESS_SAMPLE",
+        "sample",
+        GATEWAY,
+        "share of queries whose row ids are counted, for live heat in the store; 0: none",
+    ),
+    Variable(
+        "ERLESS_HEAT_HALF_LIFE_S",
+        "heat_half_life_s",
+        GATEWAY,
+        "of live heat: an access weighs half as much after so many seconds",
+    ),
+    Variable(
+        "ERLESS_HEAT_EVERY_S",
+        "heat_every_s",
+        GATEWAY,
+        "of live heat: seconds between two writes to the store",
+    ),
+    Variable(
+        "ERLESS_HEAT_BYTES", "heat_bytes", GATEWAY, "of live heat: counters of all tables together"
+    ),
+    Variable(
         "ERLESS_DISK_ENGINE",
         "disk_engine",
         SPARSE,

@@ -36,6 +36,7 @@ __all__ = [
     "GatewayConfig",
     "KnativeConfig",
     "LocalConfig",
+    "ObserveConfig",
     "PlannerConfig",
     "PrecisionConfig",
     "TargetsConfig",
@@ -103,6 +104,35 @@ class GatewayConfig(Section):
     )
 
 
+class ObserveConfig(Section):
+    """What gateways count of live queries, for `erless profile --live`, `drift` and `replan`."""
+
+    sample: float = Field(
+        0.0, ge=0, le=1, description="Share of queries whose row ids are counted; 0: none."
+    )
+    half_life_s: float = Field(
+        1800.0, ge=1, description="An access weighs half as much after so many seconds."
+    )
+    every_s: float = Field(
+        30.0, ge=0.05, description="Seconds between two writes of live heat to the store."
+    )
+    memory_bytes: int = Field(
+        64 << 20, ge=1 << 16, description="Counters of all tables together, in each gateway."
+    )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The gateway's variables; none where nothing is sampled."""
+        if not self.sample:
+            return {}
+        return {
+            "ERLESS_SAMPLE": f"{self.sample:g}",
+            "ERLESS_HEAT_HALF_LIFE_S": f"{self.half_life_s:g}",
+            "ERLESS_HEAT_EVERY_S": f"{self.every_s:g}",
+            "ERLESS_HEAT_BYTES": str(self.memory_bytes),
+        }
+
+
 class LocalConfig(Section):
     """This machine, with plain processes."""
 
@@ -142,6 +172,7 @@ class Config(Section):
     planner: PlannerConfig = PlannerConfig()
     precision: PrecisionConfig = PrecisionConfig()
     gateway: GatewayConfig = GatewayConfig()
+    observe: ObserveConfig = ObserveConfig()
     targets: TargetsConfig = TargetsConfig()
 
 

@@ -11,15 +11,17 @@ import typer
 
 from erless.cli.bars import bars
 from erless.cli.option_groups import grouped
-from erless.cli.options import project
+from erless.cli.options import EndpointOption, StoreOption, project, store_of
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from erless.specs.config import Config
 
 __all__ = ["profile"]
 
+LIVE = Path("live")
 EXAMPLE_LOG = "access.parquet"  # as `erless example` writes it into the bundle
 
 
@@ -55,10 +57,43 @@ class LogOptions:
     ] = None
 
 
+@dataclass(frozen=True)
+class LiveOptions:
+    """Live heat, in place of logs."""
+
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Of the queries that deployed gateways sample, from a store."),
+    ] = False
+    release: Annotated[
+        str, typer.Option(help="Digest or its beginning [default: the last that has live heat].")
+    ] = ""
+    store: StoreOption = None
+    endpoint_url: EndpointOption = None
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """What this machine is measured for."""
+
+    throughput: Annotated[
+        bool, typer.Option("--throughput", help="Measure gathers and tower on this machine.")
+    ] = False
+    quick: Annotated[
+        bool, typer.Option("--quick", help="With --throughput or --disk: fewer points, about 10 s.")
+    ] = False
+    disk: Annotated[
+        Path | None,
+        typer.Option("--disk", help="Measure random reads of the disk that this folder is on."),
+    ] = None
+
+
 @verb
 @grouped
 def profile(
     logs: LogOptions,
+    heat: LiveOptions,
+    machine: MachineOptions,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the profile [default: erless.yaml's].")
     ] = None,
@@ -66,21 +101,15 @@ def profile(
         Path | None,
         typer.Option("--model", "-m", help="Model bundle of these tables [erless.yaml's]."),
     ] = None,
-    throughput: Annotated[
-        bool, typer.Option("--throughput", help="Measure gathers and tower on this machine.")
-    ] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="With --throughput or --disk: fewer points, about 10 s.")
-    ] = False,
-    disk: Annotated[
-        Path | None,
-        typer.Option("--disk", help="Measure random reads of the disk that this folder is on."),
-    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the profile.")] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Measure how hot each row is from access logs; with --throughput or --disk how fast this
     machine is.
+
+    With --live the profile is of the queries that gateways sample now (`observe.sample` in
+    erless.yaml), written to the folder `live` or to --out. Rows that were not seen keep the order
+    of erless.yaml's profile.
 
     Logs: query files, parquet with a list of ids per table, Criteo TSV/CSV, interactions
     (`user item item …`), aggregated parquet (table, id, count); larger than memory is fine.
@@ -88,24 +117,27 @@ def profile(
     Example: `erless profile --model m --log m/access.parquet --out p`
     """
     config = project()
+    if heat.live:
+        _live(heat, out or LIVE, config, overwrite, output)
+        return
     if model is None and config.model.exists():
         model = config.model
     out = out or config.profile
-    log = _log_paths(logs, model, throughput or disk is not None)
+    log = _log_paths(logs, model, machine.throughput or machine.disk is not None)
     from erless.profile.access import extend_profile, profile_access
     from erless.profile.curves import MachineCurves
     from erless.profile.formats import LogFormat, LogSource
 
     with bars() as progress:
         curves = MachineCurves()
-        if throughput:
+        if machine.throughput:
             from erless.profile.throughput import measure
 
-            curves = measure(model, quick=quick, progress=progress)
-        if disk is not None:
+            curves = measure(model, quick=machine.quick, progress=progress)
+        if machine.disk is not None:
             from erless.profile.disk import measure_disk
 
-            measured = measure_disk(disk, quick=quick, progress=progress)
+            measured = measure_disk(machine.disk, quick=machine.quick, progress=progress)
             curves = curves._replace(disks=(measured,))
         if log and model is not None:
             report = profile_access(
@@ -125,6 +157,26 @@ def profile(
     document = report.document()
     document["out"] = str(out)
     emit(output, document, lambda console: _text(console, document))
+
+
+def _live(heat: LiveOptions, out: Path, config: Config, overwrite: bool, output: Output) -> None:
+    """Make a profile of live heat, and say where it comes from."""
+    from erless.profile.live import live_release, profile_live
+    from erless.storage.stores import open_store
+
+    store = open_store(store_of(heat.store, None, config), endpoint_url=heat.endpoint_url)
+    release = live_release(store, heat.release)
+    report = profile_live(store, release, out, before=config.profile, overwrite=overwrite)
+    for line in report.warnings:
+        note(f"warning: {line}")
+    document = {**report.document(), "out": str(out), "release": release.digest}
+
+    def draw(console: Console) -> None:
+        _text(console, document)
+        for source in document["sources"]:
+            console.print(source)
+
+    emit(output, document, draw)
 
 
 def _log_paths(logs: LogOptions, model: Path | None, measures: bool) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from erless.deploy.infra import Infra
 from erless.deploy.kubernetes.kinds import CLAIM, SECRET, Kind
 from erless.errors import ConfigError, OptionError
-from erless.specs.config import Config, GatewayConfig
+from erless.specs.config import Config, GatewayConfig, ObserveConfig
 from erless.specs.functions import FunctionKind
 from erless.specs.knative import KnativeConfig, PodPlacement
 from erless.storage.atomic import os_errors
@@ -38,6 +38,7 @@ class ClusterSettings:
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     sla_ms: float = 100.0
     create_namespace: bool = True
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
 
     def image(self, kind: FunctionKind) -> str:
         """The image of a function.
@@ -123,7 +124,9 @@ def resolve_settings(
     for kind, image in (images or {}).items():
         by_kind[_kind(kind)] = image
     by_kind = {kind: _by_digest(_whole(kind, image, options)) for kind, image in by_kind.items()}
-    return ClusterSettings(options, by_kind, config.gateway, config.traffic.sla_p95_ms)
+    return ClusterSettings(
+        options, by_kind, config.gateway, config.traffic.sla_p95_ms, observe=config.observe
+    )
 
 
 def _whole(kind: FunctionKind, image: str, options: KnativeConfig) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from erless.deploy.local.supervisor.spec import FunctionSpec, ReleaseSpec
 from erless.deploy.target import Change, Desired
 from erless.errors import DeployError
-from erless.specs.config import GatewayConfig
+from erless.specs.config import GatewayConfig, ObserveConfig
 from erless.specs.functions import GATEWAY
 from erless.specs.plan import Scaling, ShardPlan
 from erless.specs.release import ReleaseManifest, ReleaseShard
@@ -33,6 +33,7 @@ class LocalSettings:
 
     cache: Path
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
     token: str | None = None
     sla_ms: float = 100.0
     window_s: float | None = None
@@ -127,6 +128,7 @@ def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -
         "ERLESS_COLD_MISS": options.cold_miss,
         "ERLESS_DEGRADED_SHARE": f"{options.degraded_share:g}",
         "ERLESS_HEDGE": "1" if options.hedge else "0",
+        **site.observe.environment,
         "ERLESS_MAX_IN_FLIGHT": str(options.max_in_flight),
         "ERLESS_THREADS": _threads(plan.vcpu),
     }

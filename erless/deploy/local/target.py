@@ -56,6 +56,7 @@ class LocalTarget:
         self._site = LocalSettings(
             cache=self._folder.cache,
             gateway=config.gateway,
+            observe=config.observe,
             token=os.environ[name] if name else None,
             sla_ms=config.traffic.sla_p95_ms,
             window_s=options.window_s,

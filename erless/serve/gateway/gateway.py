@@ -29,6 +29,7 @@ from erless.serve.files import OpenGateway, open_gateway, open_tower, source_of
 from erless.serve.gateway.error_budget import ErrorBudget
 from erless.serve.gateway.fan_out import FanOut, ShardCall, ShardWork
 from erless.serve.gateway.follower import GenerationFollower
+from erless.serve.gateway.live_heat import HeatSampler
 from erless.serve.gateway.remote import RemoteDense, RemoteShard
 from erless.serve.gateway.silence import Resends
 from erless.serve.gateway.view import GatewayGenerations, GatewayParts, GatewayView
@@ -184,6 +185,10 @@ class Gateway:
                 metrics,
                 Log(settings.log, function=settings.kind, digest=settings.digest[:12]),
             )
+        self._sampler: HeatSampler | None = None
+        if settings.sample:
+            log = Log(settings.log, function=settings.kind, digest=settings.digest[:12])
+            self._sampler = HeatSampler(opened, source_of(settings), settings, metrics, log)
         self._error_budget = (
             ErrorBudget(settings.degraded_share) if settings.cold_miss == "default" else None
         )
@@ -254,6 +259,8 @@ class Gateway:
         view = self._view
         query = self._form.open(call.request.inputs)
         buckets = query.lookup.bucketize(view.opened.routing)
+        if self._sampler is not None:
+            self._sampler.observe(query.lookup, buckets, query.batch)
         query.lookup.forget_ids()
         if query.graph is not None:
             self._metrics.unknown_ids(query.graph.unknown)
@@ -397,6 +404,8 @@ class Gateway:
         self._sweeper.cancel()
         if self._follower is not None:
             self._follower.close()
+        if self._sampler is not None:
+            self._sampler.close()
         for remote in self._all_remote():
             remote.endpoint.close()
         self._released.close()

@@ -208,6 +208,7 @@ def _gateway_environment(
         "ERLESS_COLD_MISS": options.cold_miss,
         "ERLESS_DEGRADED_SHARE": f"{options.degraded_share:g}",
         "ERLESS_HEDGE": "1" if options.hedge else "0",
+        **settings.observe.environment,
         "ERLESS_MAX_IN_FLIGHT": str(math.ceil(options.max_in_flight / math.ceil(vcpu))),
         **_workers(vcpu),
         **_sizes(desired),
