@@ -73,13 +73,14 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """One answer; the body may come in pieces, which are not copied."""
+    """One answer; the body may come in pieces, which are not copied. Trailers: HTTP/2 only."""
 
     status: int
     body: Sequence[Buffer] = ()
     content_type: bytes = JSON_TYPE
     headers: Sequence[tuple[bytes, bytes]] = ()
     close: bool = False
+    trailers: Sequence[tuple[bytes, bytes]] = ()
     size: int = field(init=False)
 
     def __post_init__(self) -> None:

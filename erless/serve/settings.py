@@ -42,6 +42,7 @@ class Settings:
     float16_partials: bool = False
     token: str | None = None
     open_reads: bool = False
+    grpc: bool = False
     secret: str | None = None
     secret_file: str | None = None
     max_in_flight: int = 512
@@ -204,6 +205,7 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         float16_partials=choice("ERLESS_HALF_PARTIALS", "0", "1") == "1",
         token=env.text("ERLESS_TOKEN") if kind == "gateway" else None,
         open_reads=choice("ERLESS_OPEN_READS", "0", "1") == "1",
+        grpc=kind == "gateway" and choice("ERLESS_GRPC", "0", "1") == "1",
         secret=env.text("ERLESS_SECRET"),
         secret_file=env.text("ERLESS_SECRET_FILE"),
         max_in_flight=env.integer("ERLESS_MAX_IN_FLIGHT", 512),

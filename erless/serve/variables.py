@@ -99,6 +99,13 @@ VARIABLES = (
     ),
     Variable("ERLESS_OPEN_READS", "open_reads", GATEWAY, "`1`: these two need no token"),
     Variable(
+        "ERLESS_GRPC",
+        "grpc",
+        GATEWAY,
+        "`1`: HTTP/2 without TLS negotiation (h2c) is spoken on the same port, and gRPC on it; "
+        "needs `pip install 'erless[grpc]'`",
+    ),
+    Variable(
         "ERLESS_SECRET_FILE",
         "secret_file",
         ALL,

@@ -99,6 +99,9 @@ class GatewayConfig(Section):
     token_env: str | None = Field(
         None, description="Environment variable that holds the bearer token, if any."
     )
+    grpc: bool = Field(
+        False, description="Speak gRPC too, on the same port; needs the extra `grpc`."
+    )
     visibility: Literal["cluster-local", "public"] = Field(
         "cluster-local", description="Who reaches the gateway on Kubernetes."
     )

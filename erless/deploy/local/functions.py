@@ -134,6 +134,8 @@ def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -
     }
     if site.token:
         env["ERLESS_TOKEN"] = site.token
+    if options.grpc:
+        env["ERLESS_GRPC"] = "1"
     return _function(
         GATEWAY,
         GATEWAY,

@@ -24,6 +24,7 @@ from erless.http.server.state import ServerState
 
 __all__ = ["ServerConnection"]
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\n"  # RFC 9113, 3.4: the half that looks like a head
 LEFT_S = 1.0  # a client that has closed its half, as one that leaves does too, waits so long
 LINGER_S = 2.0  # a refused client that still sends
 CHOKED_BYTES = 4 << 20  # an answer this size waits for its reader before the next request
@@ -225,6 +226,8 @@ class ServerConnection(Receiving):
             if self.buffer.find(b"\n\n", self.start, self.tail) >= 0:
                 self._refuse(400, "not an HTTP/1.1 request: its lines end in LF, not in CR LF")
             return False
+        if self._speaks_http2():
+            return False
         text = self.view[self.start : end + 4]
         self.start = end + 4
         try:
@@ -234,6 +237,22 @@ class ServerConnection(Receiving):
         except HeadError as error:
             self._refuse(error.status, str(error))
         return self.state in {_State.HEAD, _State.CHUNKED}
+
+    def _speaks_http2(self) -> bool:
+        """Hand a client that begins with HTTP/2's preface over, where that is spoken."""
+        take_over, transport = self.server.take_over, self.transport
+        if take_over is None or transport is None or self.private:
+            return False
+        if not self.buffer.startswith(PREFACE, self.start):
+            return False
+        received = bytes(self.view[self.start : self.tail])
+        self.start = self.tail = 0
+        self.state = _State.CLOSED
+        self.transport = None
+        self.held.release()
+        self.server.forget(self)
+        take_over(transport, self.client, self.born, received)
+        return True
 
     def _expect_body(self, head: RequestHead) -> None:
         """Begin to receive the body that `head` announces. Raises HeadError."""

@@ -12,11 +12,15 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from erless.http.budget import MemoryBudget
 from erless.http.messages import Handler, ServerLimits
 from erless.http.server.connection import ServerConnection
 from erless.http.server.state import AnswerWhole, ServerState
+
+if TYPE_CHECKING:
+    from erless.http.server.http2 import Refusal
 
 __all__ = ["HttpServer"]
 
@@ -63,6 +67,23 @@ class HttpServer:
         """
         self.state.answer_whole = answer_whole
         self.state.answers_synchronously = answers_synchronously
+
+    def allow_http2(self, refusal: Refusal | None = None) -> None:
+        """Serve clients that begin with HTTP/2's preface too.
+
+        Args:
+            refusal: answers requests whose bodies are not taken; None: as HTTP/1.1's.
+        """
+        from erless.http.server.http2 import Http2Connection, plain_refusal
+
+        state, refuse = self.state, refusal or plain_refusal
+
+        def take_over(
+            transport: asyncio.Transport, client: str, born: float, received: bytes
+        ) -> None:
+            Http2Connection(state, client, born, refuse).take_over(transport, received)
+
+        state.take_over = take_over
 
     # -- listening
 

@@ -13,14 +13,27 @@ from erless.http.budget import MemoryBudget
 from erless.http.messages import Handler, Response, ServerLimits
 from erless.http.receive import shared_buffer
 
-__all__ = ["AnswerWhole", "Peer", "ServerState"]
+__all__ = ["AnswerWhole", "Asker", "Peer", "ServerState", "TakeOver"]
 
 # Answers a whole request out of a buffer: (buffer, where the request begins, where the received
 # bytes end, the date) → (the whole answer, where the request ended), or None where the request is
 # for the handler.
 AnswerWhole = Callable[[bytearray, int, int, bytes], tuple[bytes, int] | None]
+# Serves a connection that speaks HTTP/2 from here on: the transport, the client's address, when it
+# connected, and what came of it.
+TakeOver = Callable[[asyncio.Transport, str, float, bytes], None]
 SHED_SHARE = 16  # of all connections, where one more has no room
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+class Asker(Protocol):
+    """What waits for an answer that is made later: a connection, or a stream of one."""
+
+    def answer(self, response: Response) -> None:
+        """Write the answer to the request that the handler has."""
+
+    def resume(self) -> None:
+        """Go on with the requests that were pipelined behind one that was answered later."""
 
 
 class Peer(Protocol):
@@ -46,12 +59,6 @@ class Peer(Protocol):
 
     def sweep(self, now: float) -> None:
         """Enforce the time limits."""
-
-    def answer(self, response: Response) -> None:
-        """Write the answer to the request that the handler has."""
-
-    def resume(self) -> None:
-        """Go on with the requests that were pipelined behind one that was answered later."""
 
 
 class ServerState:
@@ -80,6 +87,7 @@ class ServerState:
         self.draining = False
         self.answer_whole: AnswerWhole | None = None
         self.answers_synchronously = False
+        self.take_over: TakeOver | None = None  # None: HTTP/1.1 only
         self.date = b""
         self.swept = 0.0  # when the time limits were enforced last
         self.adopting: set[asyncio.Task[None]] = set()  # accepted, and not connected yet
@@ -161,16 +169,16 @@ class ServerState:
 
     # -- answers
 
-    def spawn(self, connection: Peer, answer: Awaitable[Response]) -> asyncio.Task[None]:
+    def spawn(self, asker: Asker, answer: Awaitable[Response]) -> asyncio.Task[None]:
         """Answer when the handler's coroutine is done; cancel the task where nobody waits."""
-        task = asyncio.get_running_loop().create_task(self._await(connection, answer))
+        task = asyncio.get_running_loop().create_task(self._await(asker, answer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _await(self, connection: Peer, answer: Awaitable[Response]) -> None:
-        connection.answer(await answer)
-        connection.resume()
+    async def _await(self, asker: Asker, answer: Awaitable[Response]) -> None:
+        asker.answer(await answer)
+        asker.resume()
 
     def head(self, response: Response, keep: bool) -> bytes:
         """Status line and headers of `response`."""

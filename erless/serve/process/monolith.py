@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8080, help="0: any that is free, see the log")
     parser.add_argument("--max-in-flight", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1, help="of the tower")
+    parser.add_argument("--grpc", action="store_true", help="speak gRPC on the same port too")
     parser.add_argument("--log", choices=["debug", "info", "warning"], default="info")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(options.threads))
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         port=options.port,
         max_in_flight=options.max_in_flight,
         threads=options.threads,
+        grpc=options.grpc,
         log=options.log,
     )
     return run_function(settings, _load)

@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import uvloop
@@ -46,6 +46,9 @@ from erless.serve.protocol.served import Served
 from erless.serve.settings import Kind, Settings, read_settings
 from erless.specs.stored import load_shard
 from erless.version import __version__
+
+if TYPE_CHECKING:
+    from erless.serve.protocol.grpc.api import GrpcApi
 
 __all__ = ["run"]
 
@@ -188,8 +191,9 @@ class _Function:
         self._app = App(settings, self.metrics, log, time.monotonic, self._budget)
         # a gateway replaces its connections to shards by itself: shards keep them
         age_s = settings.connection_age_s if settings.kind == "gateway" else math.inf
+        grpc = _grpc_api(self._app) if settings.grpc else None
         self._server = HttpServer(
-            self._app,
+            grpc or self._app,
             ServerLimits(
                 body_bytes=settings.max_body_bytes,
                 age_s=age_s,
@@ -199,6 +203,8 @@ class _Function:
             lambda status: self.metrics.failed("query"),
             self._budget,
         )
+        if grpc is not None:
+            self._server.allow_http2(grpc.refuse)
         self._scrubber: Scrubber | None = None
         self._listener: socket.socket | None = None  # accepted from only once ready
 
@@ -268,6 +274,19 @@ class _Function:
         if self._scrubber is not None:
             self._scrubber.stop()
         return await self._server.drain(LINGER_S, self._settings.drain_s, alone=alone)
+
+
+def _grpc_api(app: App) -> GrpcApi:
+    """The gRPC API in front of `app`. Raises ConfigError where its libraries are missing."""
+    try:
+        import h2  # noqa: F401 - what speaks HTTP/2; see HttpServer.allow_http2
+
+        from erless.serve.protocol.grpc.api import GrpcApi
+    except ImportError as error:
+        raise ConfigError(
+            f"ERLESS_GRPC is 1 and {error.name} is not installed: pip install 'erless[grpc]'"
+        ) from None
+    return GrpcApi(app)
 
 
 async def _load_unless_stopped(

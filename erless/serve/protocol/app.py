@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import unquote
 
@@ -22,9 +23,10 @@ from erless.http.messages import DEADLINE, JSON_LENGTH, UP, Request, Response, b
 from erless.serve.logs import Log
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.fast_lane import LONGEST_MS, secret_prefix
-from erless.serve.protocol.infer import BINARY_TYPE, InferRequest, decode, encode
+from erless.serve.protocol.infer import BINARY_TYPE, InferRequest
 from erless.serve.protocol.served import InferAnswer, InferCall, Served
 from erless.serve.protocol.versions import OpenVersions, VersionError
+from erless.serve.protocol.wire import HTTP, RETRY_AFTER, Failure, Wire
 from erless.serve.secrets import SECRET, open_secret
 from erless.serve.settings import Settings
 from erless.version import __version__
@@ -33,7 +35,6 @@ __all__ = ["App"]
 
 State = Literal["loading", "ready", "draining", "failed"]
 UP_FOR_S = 120.0  # answers carry the age of a function for so long
-RETRY_AFTER = ((b"retry-after", b"1"),)
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 READ = (b"GET", b"HEAD")
 LEFT = 499  # of a client that left before it was answered
@@ -42,6 +43,17 @@ GUARDED = {"sparse", "dense"}
 TRACEPARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """An infer call that is answered later."""
+
+    served: Served
+    inputs: InferRequest
+    wire: Wire
+    began: float
+    held_bytes: int
 
 
 class App:
@@ -119,15 +131,20 @@ class App:
         """Answer `request`."""
         served = self._served_at.get(request.path)
         if served is not None and request.method == b"POST":
-            return self._infer(request, served)
+            return self.infer(request, served, HTTP)
         try:
             return self._route(request)
         except ServeError as error:
-            return self._failed(error)
+            return HTTP.refuse(self._failure(error))
+
+    def served_at(self, path: bytes) -> Served | None:
+        """What answers infer calls at `path`; None: whatever `__call__` says."""
+        return self._served_at.get(path)
 
     # -- infer
 
-    def _infer(self, request: Request, served: Served) -> Response | Awaitable[Response]:
+    def infer(self, request: Request, served: Served, wire: Wire) -> Response | Awaitable[Response]:
+        """Answer an infer call to `served` that came by `wire`."""
         metrics = self.metrics
         began = metrics.begin()
         held_bytes = 0  # of the budget
@@ -135,26 +152,20 @@ class App:
         try:
             self._admit(request)
             deadline = self._deadline(request)
-            if served.fast_path is not None:
+            if served.fast_path is not None and wire is HTTP:
                 quick = self._answer_fast(served.fast_path, request)
                 if quick is not None:
-                    return self._done(quick, began)
-            inputs = decode(
-                request.body,
-                request.headers,
-                served.inputs,
-                served.outputs,
-                served.request_parameters,
-            )
+                    return self._done(quick, 200, began)
+            inputs = wire.decode(request, served)
             call = InferCall(inputs, request.arrived, deadline, _trace(request))
             held_bytes = self._take_budget(served.memory_bytes(inputs))
             answer = served.infer(call)
             if not isinstance(answer, InferAnswer):
-                return self._later(served, answer, inputs, began, held_bytes)
-            response = self._encode(served, inputs, answer)
+                return self._later(_Waiting(served, inputs, wire, began, held_bytes), answer)
+            response, status = self._encode(served, inputs, answer, wire), 200
         except Exception as error:  # whatever it is, the client gets an answer
-            response = self._failed(error)
-        return self._done(response, began, held_bytes)
+            response, status = self._refuse(error, wire)
+        return self._done(response, status, began, held_bytes)
 
     def _take_budget(self, size: int) -> int:
         """Take `size` bytes of the budget, and return `size`. Raises ServeError if it has less."""
@@ -215,43 +226,42 @@ class App:
         secret = self._secret.shown
         return hmac.compare_digest(buffer[begin : begin + len(secret)], secret)
 
-    async def _later(
-        self,
-        served: Served,
-        answer: Awaitable[InferAnswer],
-        inputs: InferRequest,
-        began: float,
-        held_bytes: int,
-    ) -> Response:
+    async def _later(self, waiting: _Waiting, answer: Awaitable[InferAnswer]) -> Response:
+        served, inputs, wire = waiting.served, waiting.inputs, waiting.wire
         try:
-            response = self._encode(served, inputs, await answer)
+            response, status = self._encode(served, inputs, await answer, wire), 200
         except asyncio.CancelledError:
-            self._done(Response(LEFT), began, held_bytes)
+            self._done(Response(LEFT), LEFT, waiting.began, waiting.held_bytes)
             raise
         except Exception as error:  # as above
-            response = self._failed(error)
-        return self._done(response, began, held_bytes)
+            response, status = self._refuse(error, wire)
+        return self._done(response, status, waiting.began, waiting.held_bytes)
 
-    def _encode(self, served: Served, inputs: InferRequest, answer: InferAnswer) -> Response:
+    def _encode(
+        self, served: Served, inputs: InferRequest, answer: InferAnswer, wire: Wire
+    ) -> Response:
         if not inputs.binary:
             for name, array in answer.outputs.items():
                 if not all_finite(array):
                     raise QueryError(f"output {name} is not finite: an input is too large")
-        version = served.digest[:12]
-        return encode(served.model, version, inputs, answer.outputs, answer.parameters)
+        return wire.encode(served, inputs, answer)
 
-    def _done(self, response: Response, began: float, held_bytes: int = 0) -> Response:
-        """Count an answer, and give back the budget that its query took."""
+    def _done(self, response: Response, status: int, began: float, held_bytes: int = 0) -> Response:
+        """Count an answer with `status`, and give back the budget that its query took."""
         metrics = self.metrics
         self._budget.give(held_bytes)
         metrics.bytes_sent += response.size
-        took = metrics.end(began, response.status)
+        took = metrics.end(began, status)
         up = began + took - self._ready_at
         if up < UP_FOR_S:
             response.headers = (*response.headers, (UP, b"%d" % max(0, int(up * 1e3))))
         if self.log.debugging:
-            self.log.debug("query", status=response.status, ms=round(took * 1e3, 3))
+            self.log.debug("query", status=status, ms=round(took * 1e3, 3))
         return response
+
+    def _refuse(self, error: Exception, wire: Wire) -> tuple[Response, int]:
+        failure = self._failure(error)
+        return wire.refuse(failure), failure.status
 
     def _admit(self, request: Request) -> None:
         """Raise ServeError unless the client may ask and there is room."""
@@ -296,8 +306,8 @@ class App:
             )
         return request.arrived + left_ms / 1e3
 
-    def _failed(self, error: Exception) -> Response:
-        """The response for `error`, which is counted."""
+    def _failure(self, error: Exception) -> Failure:
+        """What the client learns of `error`, which is counted."""
         if isinstance(error, QueryError):
             status, kind, message = 400, "query", str(error)
         elif isinstance(error, ServeError):
@@ -315,13 +325,8 @@ class App:
         self.metrics.failed(kind)
         if status >= 500 and status != 503 and not isinstance(error, QueryError):
             self.log.warning("a query was not answered", kind=kind, reason=str(error))
-        if status == 503:
-            state = error.state if isinstance(error, VersionError) else self.state
-            more = {"state": state} if state != "ready" else {}
-            return problem(status, message, headers=RETRY_AFTER, **more)
-        if status == 401:
-            return problem(status, message, headers=((b"www-authenticate", b"Bearer"),))
-        return problem(status, message)
+        state = error.state if isinstance(error, VersionError) else self.state
+        return Failure(status, kind, message, state if status == 503 and state != "ready" else "")
 
     # -- everything else
 
@@ -354,7 +359,7 @@ class App:
             if request.method != b"POST":
                 return _not_allowed(b"POST")
             if self._served_at.get(request.path) is served:  # a version that was just opened
-                return self._infer(request, served)
+                return self.infer(request, served, HTTP)
             return self._misspelt(served)
         if remainder not in ([], ["ready"]):
             return _not_found(request)

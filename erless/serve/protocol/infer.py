@@ -31,7 +31,7 @@ from erless.serve.protocol.request_json import (
 )
 from erless.serve.protocol.tensors import TensorSpec, read_tensors
 
-__all__ = ["BINARY_TYPE", "InferRequest", "decode", "encode"]
+__all__ = ["BINARY_TYPE", "InferRequest", "decode", "encode", "read_request"]
 
 BINARY_TYPE = b"application/octet-stream"
 JSON_NUMBERS = 1 << 20  # of an answer in JSON
@@ -97,6 +97,21 @@ def decode(
         document, tail = parse_json(body[: int(announced)]), body[int(announced) :]
     if not isinstance(document, dict):
         raise QueryError("the request is not a JSON object")
+    return read_request(document, tail, specs, outputs, own_parameters)
+
+
+def read_request(
+    document: Mapping[str, Any],
+    tail: memoryview,
+    specs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    own_parameters: frozenset[str] = frozenset(),
+) -> InferRequest:
+    """Read a request whose JSON, or what stands for it, is `document`; the rest as of `decode`.
+
+    Raises:
+        QueryError: whatever does not fit, by name.
+    """
     refuse_unknown("key", document, _REQUEST_KEYS, "the request")
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):

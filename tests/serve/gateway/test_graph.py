@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 import urllib3
 
@@ -49,7 +50,7 @@ def pack_bundle(folder: Path, spec: ModelSpec) -> Made:
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("graph")
-    with Fleet(pack_ranker(folder, ranker_spec()), folder) as started:
+    with Fleet(pack_ranker(folder, ranker_spec()), folder, ERLESS_GRPC="1") as started:
         yield started
 
 
@@ -86,6 +87,20 @@ def test_sharded_answers_are_the_models_own(fleet: Fleet, batch: int, length: in
     assert list(found) == ["ctr", "cvr"]
     for name, array in wanted.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-7)
+
+
+def test_grpc_gets_them_too(fleet: Fleet) -> None:
+    inputs = ranker_inputs(5, 7, seed=4)
+    given = []
+    for name, array in inputs.items():
+        datatype = triton_grpc.np_to_triton_dtype(array.dtype)
+        given.append(triton_grpc.InferInput(name, list(array.shape), datatype))
+        given[-1].set_data_from_numpy(array)
+    wanted = [triton_grpc.InferRequestedOutput("cvr")]
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{fleet.gateway.port}") as client:
+        answer = client.infer("ranker", given, outputs=wanted)
+    assert [output.name for output in answer.get_response().outputs] == ["cvr"]
+    np.testing.assert_allclose(answer.as_numpy("cvr"), whole(inputs)["cvr"], rtol=1e-5, atol=1e-7)
 
 
 def test_a_load_tests_queries_get_the_models_own_answers(fleet: Fleet, tmp_path: Path) -> None:

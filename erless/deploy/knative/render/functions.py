@@ -213,6 +213,8 @@ def _gateway_environment(
         **_workers(vcpu),
         **_sizes(desired),
     }
+    if options.grpc:
+        environment["ERLESS_GRPC"] = "1"
     if dense is not None:
         environment["ERLESS_DENSE_URL"] = _url(dense["metadata"]["name"], settings)
     return environment

@@ -129,6 +129,9 @@ def pod(
         ConfigError: no image, or one without a digest.
     """
     volumes, mounts = _volumes(needs, settings, store)
+    # Knative allows one port, and its proxies speak HTTP/2 to one that is named so, whatever their
+    # clients speak. The gateway serves HTTP and gRPC on both versions of HTTP.
+    protocol = "h2c" if kind == "gateway" and settings.gateway.grpc else "http1"
     options, place = settings.options, settings.place(role)
     spec: dict[str, Any] = {
         "serviceAccountName": options.service_account,
@@ -138,7 +141,7 @@ def pod(
             {
                 "name": "user-container",
                 "image": settings.image(kind),
-                "ports": [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}],
+                "ports": [{"name": protocol, "containerPort": PORT, "protocol": "TCP"}],
                 "env": _environment(environment | _where(settings, store), kind, settings),
                 **_credentials(settings),
                 "resources": _resources(needs, settings, _kept_mib(needs, settings, store)),

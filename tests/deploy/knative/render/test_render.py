@@ -32,7 +32,7 @@ def full_settings(tmp_path: Path) -> ClusterSettings:
     """Everything switched on, on what Terraform made."""
     config = Config.model_validate(
         {
-            "gateway": {"visibility": "public", "hedge": True},
+            "gateway": {"visibility": "public", "hedge": True, "grpc": True},
             "targets": {
                 "knative": {
                     "images": IMAGES,
