@@ -170,7 +170,9 @@ class Config(Section):
 
     model: Path = Field(Path("model"), description="The model bundle.")
     profile: Path = Field(Path("profile"), description="The profile of its access log.")
-    store: str = Field("releases", description="Where releases go: a folder or s3://bucket/prefix.")
+    store: str = Field(
+        "releases", min_length=1, description="Where releases go: a folder or s3://bucket/prefix."
+    )
     traffic: TrafficConfig = TrafficConfig()
     planner: PlannerConfig = PlannerConfig()
     precision: PrecisionConfig = PrecisionConfig()
