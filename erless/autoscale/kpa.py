@@ -33,8 +33,11 @@ __all__ = [
     "Phase",
     "Scaler",
     "State",
+    "advance",
+    "bound",
     "decide",
     "desire",
+    "hold",
     "panic_window_s",
 ]
 
@@ -58,7 +61,9 @@ class Observation(NamedTuple):
     replicas it is 0: of calls that wait nothing is known until a replica takes them, and without
     any there is nobody to ask. waiting: a call waits for the first replica. reachable: traffic may
     come (a function of a release that is only kept is not: its min scale, delay and retention do
-    not hold).
+    not hold). requests_s, throttled: for the status-aware autoscaler (`status.py`): requests/s over
+    all replicas, whatever the metric, and the share of CFS periods in which a replica had spent its
+    allowance, since the last observation.
     """
 
     now_s: float
@@ -66,16 +71,22 @@ class Observation(NamedTuple):
     ready: int
     waiting: bool = False
     reachable: bool = True
+    requests_s: float | None = None
+    throttled: float = 0.0
 
 
 class Decision(NamedTuple):
-    """How many replicas are wanted and why, with the averages that it rests on."""
+    """How many replicas are wanted and why, with the averages that it rests on.
+
+    vcpu: of each replica; None where the autoscaler leaves it as it was planned.
+    """
 
     wanted: int
     reason: str
     panic: bool
     stable: float
     burst: float
+    vcpu: float | None = None
 
 
 class State(NamedTuple):
@@ -128,10 +139,10 @@ def decide(scaling: Scaling, state: State, observation: Observation) -> tuple[St
         unchanged = Decision(
             state.wanted, "no data: as before", state.panic_since_s is not None, stable, burst
         )
-        return _reconcile(scaling, state, observation, None), unchanged
+        return hold(scaling, state, observation), unchanged
     state, wanted, reason = desire(scaling, state, observation, stable, burst)
-    wanted, reason = _bound(scaling, state, observation, wanted, reason)
-    state, reason = _apply(scaling, state, observation, wanted, reason)
+    wanted, reason = bound(scaling, state, observation, wanted, reason)
+    state, reason = advance(scaling, state, observation, wanted, reason)
     panic = state.panic_since_s is not None
     return state, Decision(state.wanted, reason, panic, stable, burst)
 
@@ -225,9 +236,10 @@ def _initialising(scaling: Scaling, state: State) -> bool:
     return scaling.initial_scale > 1 and not state.initialised
 
 
-def _bound(
+def bound(
     scaling: Scaling, state: State, observation: Observation, wanted: int, reason: str
 ) -> tuple[int, str]:
+    """`wanted` within the fewest and the most replicas that are allowed now."""
     least = _least(scaling, state, observation)
     if wanted < least:
         return least, f"{'initial' if _initialising(scaling, state) else 'min'} scale {least}"
@@ -236,10 +248,13 @@ def _bound(
     return wanted, reason
 
 
-def _apply(
+def advance(
     scaling: Scaling, state: State, observation: Observation, wanted: int, reason: str
 ) -> tuple[State, str]:
-    """Knative's `handleScaleToZero`, then its `computeActiveCondition`."""
+    """Take the decision `wanted`, zero in its three steps: the next state.
+
+    Knative's `handleScaleToZero`, then its `computeActiveCondition`.
+    """
     if wanted > 0:
         return _reconcile(scaling, state._replace(wanted=wanted), observation, wanted), reason
     since_s = observation.now_s - state.phase_since_s
@@ -258,6 +273,11 @@ def _apply(
         return _reconcile(scaling, state, observation, 0), f"idle: {left_s:.0f} s of {which} left"
     reason = "idle: to zero" if state.wanted else "at zero"
     return _reconcile(scaling, state._replace(wanted=0), observation, 0), reason
+
+
+def hold(scaling: Scaling, state: State, observation: Observation) -> State:
+    """The next state where nothing can be decided: as many replicas as before."""
+    return _reconcile(scaling, state, observation, None)
 
 
 def _reconcile(scaling: Scaling, state: State, observation: Observation, want: int | None) -> State:

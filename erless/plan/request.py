@@ -14,9 +14,11 @@ from erless.specs.artifact import Frozen
 from erless.specs.plan import Precision, Tier
 from erless.specs.planning import (
     Architectures,
+    Autoscaler,
     BatchSize,
     Disk,
     FanOutLimit,
+    Growth,
     LatencyLimit,
     Objective,
     Policy,
@@ -120,6 +122,8 @@ class PlanRequest(Frozen):
         0.7, gt=0, le=1, description="Share of its target at which Knative adds a replica."
     )
     scale_window_s: float = Field(60.0, gt=0, description="Window of autoscaling.")
+    autoscaler: Autoscaler = "kpa"
+    growth: Growth = 2.0
     peak: float = Field(2.0, ge=1, description="Most replicas, in times of the planned ones.")
     stale_profile: bool = Field(False, description="Accept another bundle's profile.")
 

@@ -15,9 +15,11 @@ from erless.specs.knative import KnativeConfig
 from erless.specs.plan import Precision
 from erless.specs.planning import (
     Architectures,
+    Autoscaler,
     BatchSize,
     Disk,
     FanOutLimit,
+    Growth,
     LatencyLimit,
     Objective,
     Policy,
@@ -67,6 +69,8 @@ class PlannerConfig(Section):
     arch: Architectures = ("amd64",)
     spot: Spot = False
     disk: Disk = False
+    autoscaler: Autoscaler = "kpa"
+    growth: Growth = 2.0
     prices: Path | None = Field(None, description="Your own price table; default: the shipped one.")
 
 

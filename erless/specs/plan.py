@@ -15,6 +15,7 @@ from pydantic import Field, model_serializer, model_validator
 from erless.specs.artifact import Artifact, Frozen
 
 __all__ = [
+    "AutoscalerName",
     "DensePlan",
     "DiskPlan",
     "GatewayPlan",
@@ -33,6 +34,7 @@ __all__ = [
 
 PolicyName = Literal["joint", "elasticrec", "table-wise", "model-wise"]
 ObjectiveName = Literal["dollars", "memory"]
+AutoscalerName = Literal["kpa", "status"]
 
 
 class Tier(StrEnum):
@@ -103,6 +105,20 @@ class Scaling(Frozen):
     min_scale: int = Field(1, ge=0)
     max_scale: int = Field(1, ge=1)
     initial_scale: int = Field(1, ge=0)
+    autoscaler: AutoscalerName = "kpa"
+    max_vcpu: float | None = Field(
+        None, gt=0, description="a replica grows to at most so much, by autoscaler status"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out what plans did not have before there was a choice of autoscalers."""
+        since = {"autoscaler": "kpa", "max_vcpu": None}
+        return {
+            key: value
+            for key, value in dump(self).items()
+            if key not in since or value != since[key]
+        }
 
     @model_validator(mode="after")
     def _within_its_limits(self) -> Self:

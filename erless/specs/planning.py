@@ -10,15 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from erless.specs.plan import ObjectiveName, PolicyName, Precision, Tier
+from erless.specs.plan import AutoscalerName, ObjectiveName, PolicyName, Precision, Tier
 
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
     "Architectures",
+    "Autoscaler",
     "BatchSize",
     "Disk",
     "FanOutLimit",
+    "Growth",
     "LatencyLimit",
     "Objective",
     "Policy",
@@ -39,6 +41,14 @@ Policy = Annotated[
 Objective = Annotated[
     ObjectiveName,
     Field(description="What the plan minimises: whole nodes' price, or bytes."),
+]
+Autoscaler = Annotated[
+    AutoscalerName,
+    Field(description="kpa: replicas, as Knative; status: their vCPU first, by the load's trend."),
+]
+Growth = Annotated[
+    float,
+    Field(ge=1, description="By `status` a replica grows to so many times its planned vCPU."),
 ]
 QueryRate = Annotated[float, Field(gt=0, description="Queries per second to plan for.")]
 BatchSize = Annotated[int, Field(ge=1, description="Samples per query.")]

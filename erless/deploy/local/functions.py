@@ -252,10 +252,10 @@ def _differs(before: FunctionSpec | None, after: FunctionSpec) -> str:
         old, new = before.env.get(name), after.env.get(name)
         if old != new and name not in ("ERLESS_RELEASE", "ERLESS_SHARD"):
             differences.append(name if name == "ERLESS_TOKEN" else f"{name} {old} → {new}")
-    old_scaling, new_scaling = before.scaling.model_dump(), after.scaling.model_dump()
+    old_scaling, new_scaling = dict(before.scaling), dict(after.scaling)
     differences += [
-        f"{name} {old_scaling[name]} → {new}"
-        for name, new in new_scaling.items()
-        if old_scaling[name] != new
+        f"{name} {old_scaling[name]} → {new_scaling[name]}"
+        for name in old_scaling
+        if old_scaling[name] != new_scaling[name]
     ]
     return ", ".join(differences)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from erless.plan.costs.layout import PlannedFunction, Role
 from erless.plan.planner import POLICIES, Outcome
@@ -182,7 +183,15 @@ def _scaling(outcome: Outcome, function: PlannedFunction, least: int, rate: floa
         min_scale=least,
         max_scale=max(1, math.ceil(function.replicas * request.peak)),
         initial_scale=0 if function.role is Role.FROZEN else function.replicas,
+        **_autoscaler(request, function),
     )
+
+
+def _autoscaler(request: PlanRequest, function: PlannedFunction) -> dict[str, Any]:
+    """The autoscaler, and the largest replica that it may make, where a vCPU makes it faster."""
+    if request.autoscaler == "kpa" or function.gpus:
+        return {}
+    return {"autoscaler": request.autoscaler, "max_vcpu": function.vcpu * request.growth}
 
 
 def _gateway(outcome: Outcome, candidate: Candidate) -> GatewayPlan:
@@ -196,7 +205,7 @@ def _gateway(outcome: Outcome, candidate: Candidate) -> GatewayPlan:
         replicas=gateway.replicas,
         memory_bytes=math.ceil(gateway.memory),
         qps_per_replica=rate,
-        scaling=_concurrency(request, rate, gateway.replicas, candidate.policy, calm_s),
+        scaling=_concurrency(request, rate, gateway, candidate.policy, calm_s),
         usd_per_month=_dollars(candidate, gateway),
     )
 
@@ -217,13 +226,13 @@ def _dense(outcome: Outcome, candidate: Candidate) -> DensePlan | None:
         qps_per_replica=rate,
         max_batch=max(MAX_BATCH, request.batch),
         max_delay_ms=min(MAX_DELAY_MS, DELAY_SHARE * sla),
-        scaling=_concurrency(request, rate, function.replicas, candidate.policy, math.inf),
+        scaling=_concurrency(request, rate, function, candidate.policy, math.inf),
         usd_per_month=_dollars(candidate, function),
     )
 
 
 def _concurrency(
-    request: PlanRequest, rate: float, replicas: int, policy: Policy, most_s: float
+    request: PlanRequest, rate: float, function: PlannedFunction, policy: Policy, most_s: float
 ) -> Scaling:
     """Concurrent queries that one replica answers within 65 % of the SLA, or within `most_s`.
 
@@ -236,8 +245,9 @@ def _concurrency(
         target_utilisation=request.target_utilisation,
         window_s=request.scale_window_s,
         min_scale=max(1, floor_of(Tier.RESIDENT, policy, request)),
-        max_scale=max(1, math.ceil(replicas * request.peak)),
-        initial_scale=replicas,
+        max_scale=max(1, math.ceil(function.replicas * request.peak)),
+        initial_scale=function.replicas,
+        **_autoscaler(request, function),
     )
 
 
