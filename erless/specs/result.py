@@ -141,6 +141,7 @@ class RunResult(Artifact):
     latency: Latency = Latency()
     memory_bytes: Usage = Usage()
     replicas: Usage = Usage()
+    vcpu: Usage | None = Field(None, description="that replicas were allowed; simulated runs")
     usd_per_month: float = 0.0
     memory_utility: float | None = None
     model_wise: Baseline | None = None

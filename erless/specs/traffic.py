@@ -65,6 +65,10 @@ class Traffic:
         total = np.concatenate([[0.0], np.cumsum(self.qps * np.diff(knots))])
         return np.diff(np.interp(edges_s, knots, total))
 
+    def arriving(self, expected: Floats, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Queries that come where so many are `expected`: a Poisson draw of each."""
+        return np.asarray(generator.poisson(expected), np.int64)
+
     def arrivals(self, generator: np.random.Generator, scale: float = 1.0) -> Floats:
         """Poisson arrivals in ascending order, seconds; `scale` multiplies the rate."""
         knots = np.append(self.t_s, self.duration_s)

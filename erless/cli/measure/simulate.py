@@ -40,18 +40,32 @@ class TermsOptions:
         float | None, typer.Option(help="All replicas share a host of so many cores.")
     ] = None
     cold_miss: Annotated[str, typer.Option(help="At a function asleep: wait or default.")] = "wait"
+    autoscaler: Annotated[
+        str | None,
+        typer.Option(help="Instead of the plan's: kpa, status, showar, autothrottle, kpa-partial."),
+    ] = None
+    growth: Annotated[
+        float, typer.Option(min=1.0, help="A replica may then grow to so many times its vCPU.")
+    ] = 2.0
+    lost_scrapes: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Share of the ticks without data, in gaps.")
+    ] = 0.0
 
     def terms(self) -> Terms:
         """The simulator's terms, in its units.
 
         Raises:
-            PlanError: no such policy for cold misses.
+            PlanError: no such policy for cold misses, or no such autoscaler.
         """
         from erless.errors import PlanError
         from erless.observe.simulator.fleet import Terms
+        from erless.observe.simulator.policies import POLICIES
 
         if self.cold_miss not in ("wait", "default"):
             raise PlanError(f"cold_miss is {self.cold_miss!r}: wait or default")
+        chosen = next((name for name in POLICIES if name == self.autoscaler), None)
+        if self.autoscaler is not None and chosen is None:
+            raise PlanError(f"autoscaler is {self.autoscaler!r}: one of {', '.join(POLICIES)}")
         return Terms(
             start_s=self.start_s,
             load_bytes_s=self.load_gb_s * GB,
@@ -60,6 +74,9 @@ class TermsOptions:
             node_mtbf_s=self.node_mtbf_h * HOUR_S if self.node_mtbf_h else math.inf,
             host_cores=self.host_cores,
             cold_miss="wait" if self.cold_miss == "wait" else "default",
+            autoscaler=chosen,
+            growth=self.growth,
+            lost_scrapes=self.lost_scrapes,
         )
 
 
@@ -211,6 +228,8 @@ def lines(result: RunResult) -> list[str]:
         f"memory: {size(result.memory_bytes.mean)} on average, {size(result.memory_bytes.peak)} at "
         f"most; replicas: {result.replicas.mean:,.1f}, {result.replicas.peak:,.0f} at most"
     )
+    if result.vcpu is not None:
+        lines.append(f"vCPU: {result.vcpu.mean:,.2f} on average, {result.vcpu.peak:,.2f} at most")
     base = result.model_wise
     if base and result.memory_reduction:
         lines.append(

@@ -2,7 +2,7 @@
 
 In each step of `TICK_S`: replicas that have started become ready, some fail; queries arrive (a
 Poisson count, which the autoscaler sees); each function serves what its replicas can, the rest
-queues; the autoscaler (`erless.autoscale.kpa`, the very code of the local target) says how many
+queues; the autoscaler (`erless.autoscale`, the very code of the local target) says how many
 replicas it wants; new ones wait for a machine, then for their cold start.
 
 Queues between steps are fluid: of the expected flow, what is beyond capacity is carried over, and a
@@ -21,11 +21,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.autoscale.kpa import TICK_S, Observation, Scaler
+from erless.autoscale.kpa import TICK_S, Decision
 from erless.observe.results import Event
+from erless.observe.simulator.autoscalers import Autoscalers, Told
 from erless.observe.simulator.fleet import Fleet, NodeType, Terms
 from erless.observe.simulator.nodes import Nodes
 from erless.observe.simulator.queueing import mean_wait
+from erless.observe.simulator.quotas import PERIOD_S, PERIODS, Periods, advance, mean_stay
 from erless.specs.traffic import Traffic
 
 __all__ = ["Trace", "simulate"]
@@ -57,6 +59,9 @@ class Trace:
     busy: Floats
     stretch: Floats
     nodes: Counts
+    vcpu: Floats
+    work: Floats
+    ahead: Floats
     events: list[Event] = field(default_factory=list)
 
 
@@ -108,11 +113,12 @@ def simulate(
     """
     generator = np.random.default_rng(seed)
     steps, size = max(1, math.ceil(traffic.duration_s / TICK_S)), len(fleet)
+    held = np.flatnonzero(fleet.quota)
     edges = np.minimum(np.arange(steps + 1) * TICK_S, traffic.duration_s)
     expected = traffic.expected(edges)
-    trace = _empty(steps, size, generator.poisson(expected))
+    trace = _empty(steps, size, len(held), traffic.arriving(expected, generator))
     replicas = _Replicas(fleet)
-    scalers = [Scaler(function.scaling, 0.0, function.initial) for function in fleet.functions]
+    autoscalers = Autoscalers(fleet, terms, np.random.default_rng([seed, 2]))
     pool = Nodes(node, terms, fleet.vcpu, fleet.memory) if node else None
     if pool:
         pool.ready = pool.needed(replicas.ready)
@@ -127,22 +133,34 @@ def simulate(
         called = _called(fleet, int(trace.arrived[step]), generator)
         flow = np.where(ready > 0, expected[step] * fleet.touch, called)
         stretch = _stretch(fleet, flow, terms)
-        capacity = ready * fleet.rate * (TICK_S / stretch)
+        rate = fleet.rate_at(autoscalers.vcpu) / stretch
+        capacity = ready * rate * TICK_S
         _limit_by_gateway(flow, called, capacity[GATEWAY], backlog[GATEWAY])
         before = backlog
         backlog = np.maximum(0.0, before + flow - capacity)
-        backlog, lost = _deadline(fleet, ready, backlog, terms, stretch)
-        served = ready * fleet.rate / stretch
+        periods = _periods(fleet, held, flow, before, ready, autoscalers.vcpu, stretch, generator)
+        backlog[held] = np.where(
+            ready[held] > 0,
+            periods.left * ready[held] / (fleet.service_s[held] * stretch),
+            backlog[held],
+        )
+        backlog, lost = _deadline(ready, backlog, rate, terms)
+        served = ready * rate
         with np.errstate(divide="ignore", invalid="ignore"):
             wait = np.where(ready > 0, (before + backlog) / 2 / served, 0.0)
             busy = np.where(ready > 0, flow / capacity, np.inf)
         trace.called[step], trace.ready[step], trace.stretch[step] = called, ready, stretch
         trace.backlog_s[step], trace.busy[step] = wait, busy
+        trace.work[step], trace.ahead[step] = periods.work, periods.ahead
+        trace.vcpu[step] = autoscalers.vcpu
         trace.failed[step] = min(int(trace.arrived[step]), lost)
-        load = called / TICK_S
-        inside = load * _stay(fleet, terms, busy, wait, stretch)
         waits = (ready == 0) & (backlog > 0)
-        _scale(trace, step, fleet, replicas, scalers, load, inside, waits)
+        stay = _stay(fleet, terms, busy, wait, stretch, held, periods)
+        seen = Told.of(fleet, called, ready, waits, stay, held, periods)
+        decisions = autoscalers.decide(now + TICK_S, seen)
+        _follow(trace, step, fleet, replicas, decisions, waits)
+        if pool:
+            pool.vcpu = autoscalers.vcpu
         _start(fleet, replicas, pool, now + TICK_S)
         trace.placed[step] = replicas.placed
         trace.nodes[step] = pool.ready if pool else 0
@@ -157,44 +175,47 @@ def _limit_by_gateway(flow: Floats, called: Floats, capacity: float, backlog: fl
         called[1:] = np.rint(called[1:] * capacity / offered)
 
 
-def _scale(
+def _periods(
+    fleet: Fleet,
+    held: NDArray[np.int64],
+    flow: Floats,
+    before: Floats,
+    ready: Counts,
+    vcpu: Floats,
+    stretch: float,
+    generator: np.random.Generator,
+) -> Periods:
+    """One replica of each function under a quota, in the periods of a step."""
+    count, service = np.maximum(ready[held], 1), fleet.service_s[held] * stretch
+    awake = ready[held] > 0
+    mean = np.where(awake, flow[held] / count / PERIODS, 0.0)
+    work = generator.poisson(mean[:, None], (len(held), PERIODS)) * service[:, None]
+    waiting = np.where(awake, before[held] * service / count, 0.0)
+    return advance(work.astype(np.float64), waiting, vcpu[held] * PERIOD_S)
+
+
+def _follow(
     trace: Trace,
     step: int,
     fleet: Fleet,
     replicas: _Replicas,
-    scalers: Sequence[Scaler],
-    load: Floats,
-    inside: Floats,
+    decisions: Sequence[Decision],
     waits: NDArray[np.bool_],
 ) -> None:
-    """Let each function's autoscaler decide at the end of a step.
+    """Start and let go of replicas as was decided at the end of a step.
 
-    Args:
-        trace: gets the decisions and the cold starts.
-        step: its number.
-        fleet: the functions, F of them.
-        replicas: follow the decisions.
-        scalers: of each function.
-        load: (F,) calls per second.
-        inside: (F,) calls in flight.
-        waits: (F,) whether calls wait at zero replicas.
+    waits: (F,) whether calls wait at zero replicas.
     """
-    now = step * TICK_S
-    for index, scaler in enumerate(scalers):
-        value = load[index] if scaler.scaling.metric == "rps" else inside[index]
-        waiting = bool(waits[index])
-        observation = Observation(
-            now + TICK_S, float(value), int(trace.ready[step, index]), waiting
-        )
-        decision = scaler.observe(observation)
+    for index, decision in enumerate(decisions):
         trace.wanted[step, index] = decision.wanted
         replicas.follow(index, decision.wanted)
-        if waiting and not replicas.starting[index] and len(trace.events) < MOST_EVENTS:
+        begins = waits[index] and not replicas.starting[index]
+        if begins and len(trace.events) < MOST_EVENTS:
             name = fleet.functions[index].name
-            trace.events.append(Event(now, "cold start", name, decision.reason))
+            trace.events.append(Event(step * TICK_S, "cold start", name, decision.reason))
 
 
-def _empty(steps: int, size: int, arrived: Counts) -> Trace:
+def _empty(steps: int, size: int, held: int, arrived: Counts) -> Trace:
     def counts() -> Counts:
         return np.zeros((steps, size), np.int64)
 
@@ -211,6 +232,9 @@ def _empty(steps: int, size: int, arrived: Counts) -> Trace:
         busy=np.zeros((steps, size)),
         stretch=np.ones(steps),
         nodes=np.zeros(steps, np.int64),
+        vcpu=np.zeros((steps, size)),
+        work=np.zeros((steps, held, PERIODS)),
+        ahead=np.zeros((steps, held, PERIODS)),
     )
 
 
@@ -239,23 +263,30 @@ def _stretch(fleet: Fleet, flow: Floats, terms: Terms) -> float:
     return float(1.0 + chance / (cores * (1 - load)))
 
 
-def _stay(fleet: Fleet, terms: Terms, busy: Floats, wait: Floats, stretch: float) -> Floats:
+def _stay(
+    fleet: Fleet,
+    terms: Terms,
+    busy: Floats,
+    wait: Floats,
+    stretch: float,
+    held: NDArray[np.int64],
+    periods: Periods,
+) -> Floats:
     """Mean seconds that a call is in flight at each function: (F,), for Little's law.
 
     A query is in flight at the gateway until the slowest of its calls is answered.
     """
     service = fleet.service_s * stretch
     stay = service + wait + mean_wait(busy, fleet.servers, service, terms.call_spread)
+    stay[held] = mean_stay(periods, service[held], fleet.servers[held])
     if len(stay) > 1:
         stay[GATEWAY] += float(np.max(fleet.touch[1:] * (terms.hop_s + stay[1:])))
     return stay
 
 
-def _deadline(
-    fleet: Fleet, ready: Counts, backlog: Floats, terms: Terms, stretch: float
-) -> tuple[Floats, int]:
+def _deadline(ready: Counts, backlog: Floats, rate: Floats, terms: Terms) -> tuple[Floats, int]:
     """Drop what could not be served before the deadline; a function at zero keeps what waits."""
-    most = np.where(ready > 0, ready * fleet.rate / stretch * terms.deadline_s, np.inf)
+    most = np.where(ready > 0, ready * rate * terms.deadline_s, np.inf)
     lost = np.maximum(0.0, backlog - most)
     return backlog - lost, math.ceil(float(lost.max(initial=0.0)) - 1e-9)
 

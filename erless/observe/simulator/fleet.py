@@ -1,7 +1,8 @@
 """What the simulator knows of each function: a plan's numbers as columns over functions.
 
-The gateway is function 0. A replica of c vCPU serves ⌊c⌋ calls at a time, at least one; a call
-takes `service_s`, so that the replica's highest rate is the plan's `qps_per_replica`.
+The gateway is function 0. A replica of c whole vCPU serves c calls at a time; one of a part of a
+vCPU, or whose size may change, is held by a CFS quota (`quotas.py`) and serves ⌈c⌉ calls at full
+speed. A call takes `service_s`, so that the replica's highest rate is the plan's `qps_per_replica`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.autoscale.status import Sizing, Z
 from erless.errors import PlanError
+from erless.observe.simulator.policies import PolicyName
 from erless.specs.functions import FunctionKind
 from erless.specs.plan import Plan, Scaling, Tier
 
@@ -44,7 +47,9 @@ class Terms:
     machine that containers of unequal size fill. replica_mtbf_s, node_mtbf_s: mean time between
     failures of one; infinite: none fails. host_cores: all replicas share so many cores (one
     machine); None: each has its own. cold_miss: what a query does at a function that is asleep.
-    deadline_s: a query that would wait longer fails.
+    deadline_s: a query that would wait longer fails. autoscaler: instead of the plan's; growth: a
+    replica may then grow to so many times its planned vCPU. z: width of the status-aware band.
+    lost_scrapes: share of the ticks at which an autoscaler gets no data, in gaps of `lost_gap_s`.
     """
 
     start_s: float = 2.0
@@ -60,6 +65,11 @@ class Terms:
     host_cores: float | None = None
     cold_miss: Literal["wait", "default"] = "wait"
     deadline_s: float = 30.0
+    autoscaler: PolicyName | None = None
+    growth: float = 2.0
+    z: float = Z
+    lost_scrapes: float = 0.0
+    lost_gap_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -80,11 +90,18 @@ class Function:
 
 @dataclass(frozen=True)
 class Fleet:
-    """All functions; each array is (F,), in the order of `functions`."""
+    """All functions; each array is (F,), in the order of `functions`.
+
+    vcpu: of a replica as planned; most_vcpu: as it may grow. quota: held by a CFS quota, so that
+    `service_s` is at full speed. rate: calls/s of a replica as planned.
+    """
 
     functions: tuple[Function, ...]
+    policies: tuple[PolicyName, ...]
     vcpu: Floats
+    most_vcpu: Floats
     memory: Floats
+    quota: NDArray[np.bool_]
     service_s: Floats
     servers: Floats
     rate: Floats
@@ -93,6 +110,20 @@ class Fleet:
 
     def __len__(self) -> int:
         return len(self.functions)
+
+    def rate_at(self, vcpu: Floats) -> Floats:
+        """Calls/s of one replica of `vcpu` each: (F,)."""
+        return np.where(self.quota, vcpu / self.service_s, self.rate)
+
+    def sizing(self, index: int, terms: Terms) -> Sizing:
+        """What one replica of a function can do, for an autoscaler that changes its size."""
+        return Sizing(
+            requests_per_vcpu_s=float(self.rate[index] / self.vcpu[index]),
+            most_vcpu=float(self.most_vcpu[index]),
+            utilisation=self.functions[index].scaling.target_utilisation,
+            cold_start_s=float(self.cold_start_s[index]),
+            z=terms.z,
+        )
 
 
 def fleet_of(plan: Plan, terms: Terms, service_ms: Mapping[str, float] | None = None) -> Fleet:
@@ -107,19 +138,36 @@ def fleet_of(plan: Plan, terms: Terms, service_ms: Mapping[str, float] | None = 
         PlanError: a function has no rate, so nothing can be simulated.
     """
     functions = _functions(plan)
-    servers = np.array([max(1.0, math.floor(function.vcpu)) for function in functions])
-    service = _service_s(functions, servers, service_ms or {})
+    policies = tuple(terms.autoscaler or each.scaling.autoscaler for each in functions)
+    vcpu = np.array([function.vcpu for function in functions])
+    most = np.array(
+        [_most(each, terms, name) for each, name in zip(functions, policies, strict=True)]
+    )
+    quota = (vcpu % 1 != 0) | (most > vcpu)
+    servers = np.where(quota, np.ceil(most), np.maximum(1.0, np.floor(vcpu)))
+    # under a quota one call runs at full speed, whatever the size
+    service = _service_s(functions, np.where(quota, vcpu, servers), service_ms or {})
     loads = np.array([function.row_data_bytes for function in functions])
     return Fleet(
         functions=tuple(functions),
-        vcpu=np.array([function.vcpu for function in functions]),
+        policies=policies,
+        vcpu=vcpu,
+        most_vcpu=most,
+        quota=quota,
         memory=np.array([function.memory_bytes for function in functions], np.float64),
         service_s=service,
         servers=servers,
-        rate=servers / service,
+        rate=np.where(quota, vcpu, servers) / service,
         touch=np.array([function.touch for function in functions]),
         cold_start_s=terms.start_s + loads / terms.load_bytes_s,
     )
+
+
+def _most(function: Function, terms: Terms, policy: PolicyName) -> float:
+    """The largest size of a replica, vCPU."""
+    if policy in ("kpa", "kpa-partial"):
+        return function.vcpu
+    return function.scaling.max_vcpu or function.vcpu * terms.growth
 
 
 def _functions(plan: Plan) -> list[Function]:
@@ -174,15 +222,15 @@ def _functions(plan: Plan) -> list[Function]:
 
 
 def _service_s(
-    functions: Sequence[Function], servers: Floats, measured_ms: Mapping[str, float]
+    functions: Sequence[Function], calls: Floats, measured_ms: Mapping[str, float]
 ) -> Floats:
-    """Seconds that one call takes, (F,): as measured, or as the plan's rate has it."""
+    """Seconds that one call takes, (F,): as measured, or by the plan's rate for `calls` at once."""
     service = np.zeros(len(functions))
     for index, function in enumerate(functions):
         if function.name in measured_ms:
             service[index] = measured_ms[function.name] / 1e3
         elif function.qps_per_replica > 0:
-            service[index] = servers[index] / function.qps_per_replica
+            service[index] = calls[index] / function.qps_per_replica
         else:
             raise PlanError(f"{function.name}: the plan has no qps_per_replica to simulate with")
     return service

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from erless.observe.simulator.engine import GATEWAY, Trace
 from erless.observe.simulator.fleet import Fleet, Terms
 from erless.observe.simulator.queueing import draw_waits
+from erless.observe.simulator.quotas import PERIOD_S, draw_stays
 
 __all__ = ["Samples", "sample_latencies", "weighted_quantiles"]
 
@@ -77,6 +78,18 @@ def _call(
     """Waiting and service at one function, (T, S)."""
     servers = float(fleet.servers[index])
     service = fleet.service_s[index] * trace.stretch
+    if fleet.quota[index]:
+        held = int(fleet.quota[:index].sum())
+        return draw_stays(
+            generator,
+            trace.work[:, held],
+            trace.ahead[:, held],
+            trace.vcpu[:, index] * PERIOD_S,
+            service,
+            servers,
+            terms.call_spread,
+            count,
+        )
     wait = draw_waits(generator, trace.busy[:, index], servers, service, terms.call_spread, count)
     took = _spread_out(generator, service, terms.call_spread, count)
     return np.asarray(wait + took + trace.backlog_s[:, index, None])

@@ -44,6 +44,16 @@ class Simulation:
         return np.asarray(self.trace.placed @ self.fleet.memory, np.float64)
 
     @property
+    def vcpu(self) -> NDArray[np.float64]:
+        """vCPU that replicas may use, ready or starting, in each step: (T,)."""
+        return np.asarray((self.trace.placed * self.trace.vcpu).sum(axis=1), np.float64)
+
+    @property
+    def vcpu_of_functions(self) -> NDArray[np.float64]:
+        """The same by function, on average: (F,)."""
+        return np.asarray((self.trace.placed * self.trace.vcpu).mean(axis=0), np.float64)
+
+    @property
     def usd_per_month(self) -> float:
         """The machines' price at their mean number; 0 without machines."""
         if self.node is None:
@@ -109,6 +119,7 @@ def write_simulation(
         "arrivals": f"{simulation.traffic.name}, Poisson",
         "memory_bytes": _usage(simulation.memory),
         "replicas": _usage(trace.placed.sum(axis=1)),
+        "vcpu": _usage(simulation.vcpu),
         "usd_per_month": simulation.usd_per_month,
         "memory_utility": plan.result.memory_utility if plan.result else None,
         "model_wise": against.baseline() if against else None,
@@ -179,7 +190,7 @@ def _functions(simulation: Simulation) -> tuple[FunctionResult, ...]:
 def _dollar_shares(simulation: Simulation) -> NDArray[np.float64]:
     """A function's part of the machines: half by its vCPU, half by its memory."""
     replicas = simulation.trace.placed.mean(axis=0)
-    cpu, memory = replicas * simulation.fleet.vcpu, replicas * simulation.fleet.memory
+    cpu, memory = simulation.vcpu_of_functions, replicas * simulation.fleet.memory
     return np.asarray((cpu / max(cpu.sum(), 1e-9) + memory / max(memory.sum(), 1e-9)) / 2)
 
 

@@ -216,6 +216,11 @@ def test_the_verb(tmp_path: Path, cli: Cli) -> None:
         "hot=fast",
     )
     assert "write it as hot=0.8" in bad.stderr
+    where = ("simulate", "--plan", path, "--traffic", "step:50,300", "--duration", 60)
+    grown = cli(*where, "--out", tmp_path / "g", "--autoscaler", "status", "-o", "json")
+    assert json.loads(grown.stdout)["vcpu"]["peak"] > 2, grown.stderr
+    bad = cli(*where, "--out", tmp_path / "t", "--autoscaler", "hpa")
+    assert "one of kpa, status, showar, autothrottle" in bad.stderr
 
 
 def test_scaling_is_the_autoscalers() -> None:
