@@ -7,8 +7,12 @@
     diurnal:20,200        one sine wave per duration, lowest at both ends
     sawtooth:20,200       four rises from the first rate to the second, each falling at once
     trace.csv, .parquet   columns t_s and qps: each rate holds until the next row
+    autothrottle:FILE     a published trace; also azure-2021, alibaba-2021, twitter (`traces.py`)
+    0.1*…                 any of these with a tenth of its queries, drawn at random
 
 Arrivals are a Poisson process of that rate: queries come whether or not earlier ones were answered.
+Where a published trace counts single requests, as many come in each second. A trace is thinned to
+rescale it; its time is never stretched, which would flatten its bursts.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.errors import TrafficError
+from erless.specs.traces import FORMATS, read_published
 from erless.storage.atomic import os_errors
 
 __all__ = ["SHAPES", "Traffic", "parse_traffic", "read_trace"]
@@ -45,6 +50,7 @@ class Traffic:
         qps: (n,) rates, 0 or more.
         duration_s: where the last rate ends.
         notes: what was assumed about a trace.
+        counted: `qps` times its step is a count of queries, not an expectation.
     """
 
     name: str
@@ -52,6 +58,7 @@ class Traffic:
     qps: Floats
     duration_s: float
     notes: tuple[str, ...] = ()
+    counted: bool = False
 
     def at(self, t_s: Floats | float) -> Floats:
         """Rate at each time; 0 after the end."""
@@ -66,20 +73,44 @@ class Traffic:
         return np.diff(np.interp(edges_s, knots, total))
 
     def arriving(self, expected: Floats, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Queries that come where so many are `expected`: a Poisson draw of each."""
+        """Queries that come where so many are `expected`: a Poisson draw, or the count itself."""
+        if self.counted:
+            return np.asarray(np.floor(expected + generator.random(len(expected))), np.int64)
         return np.asarray(generator.poisson(expected), np.int64)
 
     def arrivals(self, generator: np.random.Generator, scale: float = 1.0) -> Floats:
-        """Poisson arrivals in ascending order, seconds; `scale` multiplies the rate."""
+        """Arrivals in ascending order, seconds; `scale` multiplies the rate."""
         knots = np.append(self.t_s, self.duration_s)
-        total = np.concatenate([[0.0], np.cumsum(self.qps * scale * np.diff(knots))])
-        count = generator.poisson(total[-1])
-        drawn = np.sort(generator.random(count)) * total[-1]
+        expected = self.qps * scale * np.diff(knots)
+        total = np.concatenate([[0.0], np.cumsum(expected)])
+        if self.counted:
+            count = self.arriving(expected, generator)
+            place = np.repeat(np.arange(len(count)), count)
+            inside = generator.random(len(place)) * np.diff(knots)[place]
+            return np.sort(self.t_s[place] + inside)
+        number = generator.poisson(total[-1])
+        drawn = np.sort(generator.random(number)) * total[-1]
         place = np.searchsorted(total, drawn, side="right") - 1
         place = np.clip(place, 0, len(self.qps) - 1)
         rate = self.qps[place] * scale
         inside = (drawn - total[place]) / np.where(rate > 0, rate, np.inf)
         return np.asarray(self.t_s[place] + inside)
+
+    def thinned(self, share: float, seed: int = 0) -> Traffic:
+        """Each query stays with probability `share`, independently of all others.
+
+        Raises:
+            TrafficError: `share` is not above 0 and at most 1.
+        """
+        if not 0 < share <= 1:
+            raise TrafficError(f"{self.name} cannot be thinned by {share:g}: 0 < share ≤ 1")
+        qps = self.qps * share
+        if self.counted:
+            steps = np.diff(np.append(self.t_s, self.duration_s))
+            counts = np.rint(self.qps * steps).astype(np.int64)
+            qps = np.random.default_rng(seed).binomial(counts, share) / steps
+        note = f"thinned at random: {share:g} of the queries"
+        return replace(self, name=f"{share:g}*{self.name}", qps=qps, notes=(*self.notes, note))
 
     @property
     def queries(self) -> float:
@@ -93,7 +124,7 @@ class Traffic:
 
 
 def parse_traffic(text: str, duration_s: float | None = None) -> Traffic:
-    """A shape such as `step:50,150,50` over `duration_s`, or the trace at a path.
+    """A shape such as `step:50,150,50` over `duration_s`, or a trace; `SHARE*` before it thins it.
 
     >>> parse_traffic("step:10,30", 20).at(np.array([0.0, 9.9, 10.0, 20.0])).tolist()
     [10.0, 10.0, 30.0, 0.0]
@@ -101,13 +132,19 @@ def parse_traffic(text: str, duration_s: float | None = None) -> Traffic:
     Raises:
         TrafficError: no such shape or trace, wrong rates, or a trace that cannot be replayed.
     """
+    share, star, whole = text.partition("*")
+    if star and _is_number(share):
+        return parse_traffic(whole, duration_s).thinned(float(share))
     name, colon, rates_text = text.partition(":")
+    if colon and name in FORMATS:
+        return _published(name, rates_text, duration_s)
     if not colon or name not in SHAPES:
         if Path(text).suffix in (".csv", ".parquet"):
             return read_trace(Path(text), duration_s)
         raise TrafficError(
             f"traffic {text!r}: neither a trace (.csv, .parquet) nor a shape like "
-            f"step:50,150; shapes are {', '.join(SHAPES)}"
+            f"step:50,150; shapes are {', '.join(SHAPES)}; published traces are FORMAT:FILE with "
+            f"{', '.join(FORMATS)}"
         )
     rates = _rates(text, rates_text)
     duration = 60.0 if duration_s is None else duration_s
@@ -118,6 +155,28 @@ def parse_traffic(text: str, duration_s: float | None = None) -> Traffic:
         raise TrafficError(f"traffic {text!r}: {name} takes {needed} rates, found {len(rates)}")
     t_s, qps = _shape(name, rates, duration)
     return Traffic(text, t_s, qps, duration)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _published(kind: str, text: str, duration_s: float | None) -> Traffic:
+    """A published trace, cut to `duration_s`."""
+    place, _, name = text.partition("#")
+    trace = read_published(kind, Path(place), name)
+    length_s = len(trace.qps) * trace.step_s
+    if duration_s is not None and duration_s < length_s:
+        length_s = duration_s
+    t_s = np.arange(len(trace.qps), dtype=np.float64) * trace.step_s
+    keep = t_s < length_s
+    counted = trace.counted and length_s % trace.step_s == 0
+    title = f"{kind}:{Path(place).name}" + (f"#{name}" if name else "")
+    return Traffic(title, t_s[keep], trace.qps[keep], length_s, (), counted)
 
 
 def _rates(text: str, rates_text: str) -> list[float]:

@@ -43,7 +43,7 @@ class TrafficOptions:
     """How often, for how long, over how many connections."""
 
     traffic: Annotated[
-        str | None, typer.Option(help="step:50,150,50 or a trace (t_s, qps); else closed loops.")
+        str | None, typer.Option(help="step:50,150, a trace or FORMAT:FILE; else closed loops.")
     ] = None
     duration: Annotated[float, typer.Option(min=1, help="Seconds.")] = 60.0
     users: Annotated[int, typer.Option(min=1, help="Connections.")] = 64

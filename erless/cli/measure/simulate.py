@@ -113,7 +113,9 @@ class SimulationOptions:
 @grouped
 def simulate(
     plan: Annotated[Path, typer.Option(help="plan.json of `erless plan --out`.")],
-    traffic: Annotated[str, typer.Option(help="step:50,150,50 or a trace (t_s, qps).")],
+    traffic: Annotated[
+        str, typer.Option(help="step:50,150,50, a trace (t_s, qps) or FORMAT:FILE.")
+    ],
     result_options: SimulationOptions,
     assumed: TermsOptions,
     machines: MachineOptions,
