@@ -8,7 +8,7 @@ CHECKOV_VERSION := 3.3.30
 CHECKOV := .venv-checkov/bin/checkov
 
 .DEFAULT_GOAL := help
-.PHONY: evaluate help setup demo test bench-serve check checkov docs format schema wheel clean fuzz coverage
+.PHONY: evaluate help setup demo readme test bench-serve check checkov docs format schema wheel clean fuzz coverage
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ setup: $(READY) ## Make .venv with the pinned versions of constraints.txt
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "erless needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt torch # first: a CPU build is kept
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
@@ -61,6 +61,9 @@ wheel: $(READY) ## Build dist/erless-*.whl and try it: a fresh environment, no c
 	rm -rf dist build
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
 	$(PYTHON) tests/try_wheel.py dist/*.whl
+
+readme: $(READY) ## Run the README's commands, top to bottom, in an empty folder, the long ones small
+	$(BIN)/python tests/try_readme.py
 
 checkov: $(CHECKOV) ## Install checkov, which `make test` then runs over infra/terraform
 

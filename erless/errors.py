@@ -4,6 +4,7 @@
     ├── ConfigError              erless.yaml: absent, unknown key, wrong type, contradiction
     │   ├── OptionError          an option of the command line is missing or contradicts another
     │   └── KubeconfigError      no kubeconfig, or it leads to another cluster
+    ├── MissingPackageError      a package of one of erless's extras is not installed
     ├── ArtifactError            a file of ours is missing, truncated, altered or of a newer schema
     │   └── ExistsError          what would be written is there already
     ├── StorageError             the disk or bucket refused: full, read-only, no permission
@@ -54,6 +55,7 @@ __all__ = [
     "KubeconfigError",
     "LoadTestError",
     "LogError",
+    "MissingPackageError",
     "ModelError",
     "NotDeployedError",
     "OptionError",
@@ -84,6 +86,10 @@ class OptionError(ConfigError):
 
 class KubeconfigError(ConfigError):
     """No kubeconfig leads to a cluster, or it leads to another than the one meant."""
+
+
+class MissingPackageError(ErlessError):
+    """A package that only some verbs need, such as torch, is not installed."""
 
 
 class ArtifactError(ErlessError):

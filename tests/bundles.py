@@ -15,7 +15,7 @@ __all__ = ["write_bundle"]
 
 def write_bundle(folder: Path, model: ModelSpec, seed: int = 0) -> BundleManifest:
     """A bundle of `model` (built-in tower) with random weights."""
-    from erless.dlrm.tower import tower_layers
+    from erless.dlrm.layers import tower_layers
 
     generator = np.random.default_rng(seed)
     with new_bundle(folder, model) as bundle:

@@ -1,8 +1,9 @@
 """Install a wheel as a user would and run it: `python tests/try_wheel.py dist/erless-*.whl`.
 
 A fresh environment in a folder of its own, with the versions of constraints.txt and nothing of the
-checkout: every verb answers `--help`, the package is the only one that came, an image's content is
-there, `erless demo` serves a model, and `erless loadtest` drives a deployment.
+checkout. Without torch a model is profiled, planned, packed, served and rendered for a cluster.
+Then, with the extras, every verb answers `--help`, the package is the only one that came, an
+image's content is there, `erless demo` serves a model, and `erless loadtest` drives a deployment.
 """
 
 from __future__ import annotations
@@ -42,8 +43,13 @@ def main(wheel: Path) -> None:
         folder = Path(name)
         run(folder, sys.executable, "-m", "venv", "v")
         pip = (folder / "v" / "bin" / "pip", "install", "--quiet", "--constraint", CONSTRAINTS)
+        here = wheel.resolve().as_uri()
+        run(folder, *pip, f"erless @ {here}")
+        for words in WITHOUT_TORCH:
+            run(folder, "v/bin/erless", *words.split())
+        run(folder, "v/bin/python", "-c", NO_TORCH)
         run(folder, *pip, "torch")  # the build that the user's index gives, as in `make setup`
-        run(folder, *pip, f"erless[loadtest] @ {wheel.resolve().as_uri()}")
+        run(folder, *pip, f"erless[serve,loadtest] @ {here}")
         files = run(folder, "v/bin/python", "-c", FILES).split()
         strangers = {file.split("/")[0] for file in files} - {"erless"}
         assert all(name.endswith(".dist-info") or name == ".." for name in strangers), strangers
@@ -60,6 +66,18 @@ def main(wheel: Path) -> None:
         print(f"{wheel.name}: {len(verbs)} verbs, {len(files)} files, all tried")
 
 
+WITHOUT_TORCH = (  # planning, packing, serving a built-in tower, clusters
+    "example rm1 --rows 2000 --out small",
+    "profile --model small --log small/access.parquet --out profiled",
+    "plan --workload rm1 --compare",
+    "plan --model small --profile profiled --shards 2 --out small.json",
+    "pack --model small --profile profiled --plan small.json --store packed",
+    "deploy --store packed",
+    "predict small/queries.safetensors",
+    "deploy --store packed --target knative --dry-run -o json",
+    "destroy",
+)
+NO_TORCH = "import importlib.util as u; assert u.find_spec('torch') is None"
 STAGES = (
     "example rm1 --rows 2000 --out m",
     "profile --model m --log m/access.parquet --out p",

@@ -1,19 +1,23 @@
-"""Progress bars on stderr, on a terminal only."""
+"""Progress on stderr: bars on a terminal, elsewhere a line every ten seconds."""
 
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from erless.progress import Progress, Silent, Step, Unit
+from erless.progress import Progress, Step, Unit
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
 __all__ = ["bars"]
+
+LINE_S = 10.0  # between two lines where there is no terminal
 
 
 class _Bars:
@@ -37,14 +41,66 @@ class _Bar:
         self._rich.advance(self._task, amount)
 
 
+class _Lines:
+    """Tells every `every_s` seconds how far the running steps are; nothing of short ones."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._running: list[_Counted] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._tell, name="progress", daemon=True)
+
+    def __enter__(self) -> _Lines:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @contextmanager
+    def step(self, label: str, total: int | None, unit: Unit) -> Iterator[Step]:
+        counted = _Counted(label, total, unit)
+        self._running.append(counted)
+        try:
+            yield counted
+        finally:
+            self._running.remove(counted)
+
+    def _tell(self) -> None:
+        while not self._over.wait(self._every_s):
+            for counted in list(self._running):
+                print(counted.line(), file=sys.stderr, flush=True)
+
+
+class _Counted:
+    """One step, counted."""
+
+    def __init__(self, label: str, total: int | None, unit: Unit) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._done = 0
+        self._began = time.monotonic()
+
+    def advance(self, amount: int) -> None:
+        self._done += amount
+
+    def line(self) -> str:
+        """How far it is."""
+        told = f"{self._label}: {time.monotonic() - self._began:,.0f} s"
+        if self._total:
+            return f"{told}, {self._done / self._total:.0%} of {self._total:,} {self._unit}"
+        return f"{told}, {self._done:,} {self._unit}" if self._done else told
+
+
 @contextmanager
 def bars() -> Iterator[Progress]:
     """Progress for the stages called inside the block: bars with rate and time left.
 
-    Silent where stderr is not a terminal.
+    Where stderr is not a terminal, a line every ten seconds.
     """
     if not sys.stderr.isatty():
-        yield Silent()
+        with _Lines(LINE_S) as lines:
+            yield lines
         return
     from rich.console import Console
     from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn

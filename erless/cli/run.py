@@ -9,7 +9,8 @@ import errno
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
@@ -20,11 +21,12 @@ from erless import errors
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Output", "OutputOption", "emit", "note", "verb", "write_error"]
+__all__ = ["Output", "OutputOption", "emit", "note", "trying", "verb", "write_error"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 FULL = {errno.ENOSPC, errno.EDQUOT}
+EXTRAS = {"torch": "torch", "locust": "loadtest", "gevent": "loadtest"}  # package → erless's extra
 WIDE = 160  # columns where nobody's terminal sets them
 
 HINTS: dict[type[errors.ErlessError], str] = {
@@ -81,6 +83,12 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except errors.ErlessError as error:
             _fail(error, kwargs.get("output"))
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRAS:
+                raise
+            missing = errors.MissingPackageError(f"{error.name} is not installed")
+            missing.add_note(f"pip install 'erless[{EXTRAS[error.name]}]'")
+            _fail(missing, kwargs.get("output"))
         except KeyboardInterrupt as interrupt:
             message = f"interrupted; {str(interrupt) or 'nothing half-written was kept'}"
             note(message)
@@ -100,21 +108,40 @@ def _fail(error: errors.ErlessError, output: object) -> NoReturn:
     if hint:
         note(f"try: {hint}")
     if output is Output.JSON:
-        write_error(type(error).__name__, str(error), details)
+        write_error(type(error).__name__, str(error), details, hint)
     raise SystemExit(1) from error
 
 
 def hint_for(error: errors.ErlessError) -> str:
     """The next thing to try, by what failed; empty where there is nothing to say."""
+    own = getattr(error, "__notes__", None)
+    if own:
+        return str(own[0])
     cause = error.__cause__
     if isinstance(cause, OSError) and cause.errno in FULL:
         return "free space or choose another --out; nothing half-written was kept"
     return next((text for kind, text in HINTS.items() if isinstance(error, kind)), "")
 
 
-def write_error(kind: str, message: str, details: Sequence[str] = ()) -> None:
-    """The one document of a verb that failed under `-o json`."""
-    _write_json({"error": {"type": kind, "message": message, "details": list(details)}})
+@contextmanager
+def trying(
+    hint: str, kind: type[errors.ErlessError] | tuple[type[errors.ErlessError], ...]
+) -> Iterator[None]:
+    """Errors of `kind` inside the block have `hint` as the next thing to try.
+
+    The innermost block's stands: it knows best what was asked for.
+    """
+    try:
+        yield
+    except kind as error:
+        error.add_note(hint)
+        raise
+
+
+def write_error(kind: str, message: str, details: Sequence[str] = (), hint: str = "") -> None:
+    """The one document of a verb that failed under `-o json`; `try` is the next thing to do."""
+    document = {"type": kind, "message": message, "details": list(details), "try": hint}
+    _write_json({"error": document})
 
 
 def note(line: str) -> None:
@@ -122,10 +149,19 @@ def note(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def emit(output: Output, document: Mapping[str, Any], text: Callable[[Console], None]) -> None:
-    """Print a verb's result once: `document` as JSON, or what `text` draws."""
+def emit(
+    output: Output,
+    document: Mapping[str, Any],
+    text: Callable[[Console], None],
+    *,
+    then: str = "",
+) -> None:
+    """Print a verb's result once: `document` as JSON, or what `text` draws.
+
+    `then` is the command that usually comes next: a line `next: …` on stderr, `next` in the JSON.
+    """
     if output is Output.JSON:
-        _write_json(document)
+        _write_json({**document, "next": then} if then else document)
         return
     from rich.console import Console
 
@@ -133,6 +169,9 @@ def emit(output: Output, document: Mapping[str, Any], text: Callable[[Console], 
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDE)
     text(console)
+    if then:
+        sys.stdout.flush()
+        note(f"next: {then}")
 
 
 def _write_json(document: Mapping[str, Any]) -> None:

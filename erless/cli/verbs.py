@@ -26,7 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "init": (
         "config:init",
-        "Write a commented erless.yaml with every key at its default.",
+        "Write a commented erless.yaml, and its schema for editors; on a terminal it asks first.",
     ),
     "config": (
         "config:app",
@@ -93,6 +93,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "status": (
         "deployment.status:status",
         "Show every function: replicas, rate, latency, memory, state and, where it fails, why.",
+    ),
+    "open": (
+        "deployment.open:open_",
+        "Serve a live page of what runs, on loopback and read-only, until Ctrl-C.",
     ),
     "predict": (
         "deployment.predict:predict",

@@ -39,7 +39,8 @@ class Workload:
     """A synthetic model and its traffic: `tables` tables of `rows` rows, `pooling` ids per bag.
 
     Where tables differ, `sizes` gives (rows, ids per bag) of each instead. `bottom_mlp` is written
-    as DLRM's `--arch-mlp-bot`: the first number is the dense features F.
+    as DLRM's `--arch-mlp-bot`: the first number is the dense features F. `live` is the share of
+    each table's rows that its traffic asks for; nobody asks for the rest (items no longer offered).
     """
 
     name: str
@@ -52,11 +53,16 @@ class Workload:
     locality: float = PAPER_LOCALITY
     sizes: tuple[tuple[int, int], ...] = ()
     cross: CrossNet | None = None
+    live: float = 1.0
 
     @property
     def table_sizes(self) -> tuple[tuple[int, int], ...]:
         """(rows, ids per bag) of each table."""
         return self.sizes or ((self.rows, self.pooling),) * self.tables
+
+    def traffic(self, rows: int) -> PowerLaw:
+        """How a table of `rows` rows is asked for: the law over its live rows."""
+        return PowerLaw(max(1, round(rows * self.live)), self.locality)
 
     def scaled(self, scale: float) -> Workload:
         """The workload with `scale` times the rows; tables of few rows keep them."""

@@ -1,4 +1,4 @@
-"""The access log: which rows each sample touched, as parquet with one list column per table."""
+"""The access log as parquet: each sample's rows, one list column per table, or counts per row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from erless.dlrm.queries import Query
 
-__all__ = ["write_access_log"]
+__all__ = ["write_access_log", "write_counts"]
 
 
 def write_access_log(path: Path, tables: Sequence[str], blocks: Iterable[Query]) -> None:
@@ -29,6 +29,30 @@ def write_access_log(path: Path, tables: Sequence[str], blocks: Iterable[Query])
     finally:
         if writer is not None:
             writer.close()
+
+
+def write_counts(
+    path: Path, tables: Iterable[tuple[str, NDArray[np.int64], NDArray[np.int64]]], samples: int
+) -> None:
+    """Write (table, ids, accesses of each) to `path`: one row per accessed row.
+
+    Args:
+        path: file to make.
+        tables: each table's name, its ids and their counts, both (n,).
+        samples: that the counts cover.
+    """
+    schema = pa.schema(
+        [
+            ("table", pa.dictionary(pa.int32(), pa.string())),
+            ("id", pa.int64()),
+            ("count", pa.int64()),
+        ],
+        metadata={"samples": str(samples)},
+    )
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for name, ids, counts in tables:
+            names = pa.DictionaryArray.from_arrays(np.zeros(len(ids), np.int32), [name])
+            writer.write_table(pa.Table.from_arrays([names, ids, counts], schema=schema))
 
 
 def _record_batch(block: Query, tables: Sequence[str]) -> pa.RecordBatch:

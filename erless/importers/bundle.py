@@ -17,7 +17,7 @@ from erless.specs.bundle import MANIFEST, TABLE_TENSOR, BundleManifest
 from erless.specs.model import DlrmTower, ModelSpec, TableSpec
 from erless.storage.atomic import staged_directory
 from erless.storage.digests import FileDigest, digest_file
-from erless.storage.tensors import TensorWriter, write_tensors
+from erless.storage.tensors import TensorWriter, check_room, write_tensors
 
 __all__ = ["CHUNK_BYTES", "BundleWriter", "new_bundle", "row_chunks"]
 
@@ -118,6 +118,7 @@ def new_bundle(
         StorageError: the disk refused.
     """
     with staged_directory(target, marker=MANIFEST, overwrite=overwrite) as stage:
+        check_room(stage, model.embedding_bytes)
         yield BundleWriter(stage, model, progress)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm.layers import tower_layers
 from erless.dlrm.queries import Query, write_queries
-from erless.dlrm.tower import tower_layers
-from erless.dlrm.workload import PowerLaw, RowOrder, Workload
-from erless.importers.accesslog import write_access_log
+from erless.dlrm.workload import RowOrder, Workload
+from erless.importers.accesslog import write_access_log, write_counts
 from erless.importers.bundle import CHUNK_BYTES, new_bundle
 from erless.progress import Progress, Silent, Step
 from erless.specs.bundle import BundleManifest
@@ -36,12 +36,14 @@ def make_example(
     queries: int = 64,
     log_samples: int = 8192,
     seed: int = 0,
+    counted: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BundleManifest:
     """Write the workload's bundle, `queries` queries and an access log of `log_samples` samples.
 
-    The same arguments give the same bytes.
+    The same arguments give the same bytes. With `counted` the log holds how often each row was
+    accessed, as a warehouse sums it up, instead of each sample's ids: it may cover any number.
 
     Raises:
         ArtifactError: `target` exists and may not be replaced.
@@ -57,8 +59,12 @@ def make_example(
         held_out = queries_of(workload, queries * workload.batch, seed=seed, stream=_QUERIES)
         write_queries(bundle.folder / QUERIES, held_out, names, workload.batch)
         with (progress or Silent()).step("access log", log_samples, "samples") as step:
-            log = _log(workload, log_samples, seed, step)
-            write_access_log(bundle.folder / ACCESS_LOG, names, log)
+            if counted:
+                counts = _counts(workload, log_samples, seed)
+                write_counts(bundle.folder / ACCESS_LOG, counts, log_samples)
+            else:
+                log = _log(workload, log_samples, seed, step)
+                write_access_log(bundle.folder / ACCESS_LOG, names, log)
         return bundle.finish()
 
 
@@ -78,8 +84,8 @@ def queries_of(
     for index, (table, (_, pooling)) in enumerate(
         zip(model.tables, workload.table_sizes, strict=True)
     ):
-        order = RowOrder.seeded(table.rows, np.random.default_rng([seed, _ORDER, index]))
-        ranks = PowerLaw(table.rows, workload.locality).sample(generator, samples * pooling)
+        order = _order(table, index, seed)
+        ranks = workload.traffic(table.rows).sample(generator, samples * pooling)
         ids.append(order.ids(ranks).astype(id_type))
     poolings = np.array([pooling for _, pooling in workload.table_sizes], np.int32)
     return Query(
@@ -95,6 +101,24 @@ def _log(workload: Workload, samples: int, seed: int, step: Step) -> Iterator[Qu
         query = queries_of(workload, size, seed=seed, stream=_LOG, block=block)
         yield dataclasses.replace(query, dense=query.dense[:, :0])
         step.advance(size)
+
+
+def _order(table: TableSpec, index: int, seed: int) -> RowOrder:
+    """Which row has which rank: by the seed alone, alike in log and queries."""
+    return RowOrder.seeded(table.rows, np.random.default_rng([seed, _ORDER, index]))
+
+
+def _counts(
+    workload: Workload, samples: int, seed: int
+) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
+    """Table by table the ids that were accessed and how often: Poisson, as of so many samples."""
+    for index, table in enumerate(workload.model().tables):
+        law = workload.traffic(table.rows)
+        expected = np.diff(law.cdf(np.arange(law.rows + 1, dtype=np.float64)))
+        generator = np.random.default_rng([seed, _LOG, index])
+        counts = generator.poisson(expected * samples * workload.table_sizes[index][1])
+        ranks = np.flatnonzero(counts)
+        yield table.name, _order(table, index, seed).ids(ranks), counts[ranks]
 
 
 def _rows(table: TableSpec, index: int, pooling: int, seed: int) -> Iterator[NDArray[np.float32]]:

@@ -199,8 +199,13 @@ def _crosshair_data(lines: Sequence[ChartLine], x_axis: Axis, y_axis: Axis) -> s
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def bar_chart(bars: Sequence[Bar], *, text: Callable[[float], str] = number) -> str:
-    """Horizontal bars of stacked parts, longest full width; plain HTML, so it wraps by itself."""
+def bar_chart(
+    bars: Sequence[Bar], *, text: Callable[[float], str] = number, legend: bool = True
+) -> str:
+    """Horizontal bars of stacked parts, longest full width; plain HTML, so it wraps by itself.
+
+    `legend`: of the parts' names; not needed where each bar has one part of its own name.
+    """
     longest = max([bar.total for bar in bars] or [0.0]) or 1.0
     named: dict[str, int] = {}
     rows = []
@@ -221,8 +226,8 @@ def bar_chart(bars: Sequence[Bar], *, text: Callable[[float], str] = number) -> 
         f'<li><i style="background:var(--c{colour})"></i>{escape(name)}</li>'
         for name, colour in named.items()
     )
-    legend = f'<ul class="legend">{keys}</ul>' if len(named) > 1 else ""
-    return f'<div class="bars">{legend}{"".join(rows)}</div>'
+    listed = f'<ul class="legend">{keys}</ul>' if legend and len(named) > 1 else ""
+    return f'<div class="bars">{listed}{"".join(rows)}</div>'
 
 
 def _thin(line: ChartLine) -> ChartLine:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-__all__ = ["figure", "page", "table", "tiles"]
+__all__ = ["figure", "page", "sentences", "table", "tiles"]
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 SCRIPT = Path(__file__).with_name("crosshair.js").read_text(encoding="utf-8")
@@ -30,6 +30,12 @@ def tiles(entries: Sequence[tuple[str, str]]) -> str:
         for value, meaning in entries
     )
     return f'<div class="tiles">{cells}</div>'
+
+
+def sentences(lines: Sequence[str]) -> str:
+    """What a page comes to, a sentence an item; nothing where there is none."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<section><ul class="said">{items}</ul></section>' if items else ""
 
 
 def figure(title: str, caption: str, body: str) -> str:

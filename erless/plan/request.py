@@ -6,7 +6,7 @@ the option's. Text in brackets at the end of a description replaces the default 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -29,7 +29,10 @@ from erless.specs.planning import (
     Spot,
 )
 
-__all__ = ["Objective", "PlanRequest", "Policy", "StoredAs"]
+if TYPE_CHECKING:
+    from erless.specs.config import Config
+
+__all__ = ["Objective", "PlanRequest", "Policy", "StoredAs", "configured"]
 
 
 class StoredAs(NamedTuple):
@@ -185,3 +188,13 @@ class PlanRequest(Frozen):
 
 def _row_bytes(kind: Precision) -> int:
     return kind.row_bytes(1024)
+
+
+def configured(config: Config) -> dict[str, Any]:
+    """What erless.yaml says of the request: its keys are named as the request's fields."""
+    written: dict[str, Any] = {}
+    for section in (config.traffic, config.planner, config.precision):
+        for name in type(section).model_fields:
+            if name in PlanRequest.model_fields and name != "min_replicas":
+                written[name] = getattr(section, name)
+    return written | {"tier_replicas": config.planner.min_replicas}

@@ -12,7 +12,7 @@ from erless.plan.costs.curves import RATIO, AccessCurve, TableLoad
 from erless.plan.costs.measured import MeasuredSpeed
 from erless.specs.bundle import BundleManifest
 from erless.specs.counts import open_counts
-from erless.specs.model import ModelSpec, Pooling
+from erless.specs.model import ModelSpec, Pooling, shape_digest
 from erless.specs.profile import MANIFEST, Profile
 from erless.storage.digests import digest_json
 
@@ -21,6 +21,7 @@ __all__ = [
     "PlanSource",
     "profile_source",
     "profile_tables",
+    "shape_source",
     "workload_source",
     "workload_tables",
 ]
@@ -75,7 +76,7 @@ def workload_source(name: str, locality: float, batch: int, rows: int | None = N
         model,
         tables,
         MeasuredSpeed(),
-        digest_json(model.model_dump(mode="json")),
+        shape_digest(model),
         digest_json(shape),
         [],
     )
@@ -109,27 +110,49 @@ def profile_tables(
         ArtifactError: the profile is missing or damaged.
         PlanError: it was made for another bundle, or for tables of another size.
     """
+    return _tables(bundle.model, bundle.digest, folder, batch, stale)
+
+
+def shape_source(model: ModelSpec, profile: Path, batch: int) -> PlanSource:
+    """A model of which only the shape is known, with the traffic of its logs' profile.
+
+    Raises:
+        ArtifactError: the profile is missing or damaged.
+        PlanError: it is of another shape.
+    """
+    digest = shape_digest(model)
+    hotness, tables, notes = _tables(model, digest, profile, batch, False)
+    notes.append(
+        "there is no model yet: its dense tower is taken to be a small one "
+        "(--tower-ms says what it takes)"
+    )
+    return PlanSource(model, tables, MeasuredSpeed(), digest, hotness.digest, notes)
+
+
+def _tables(
+    model: ModelSpec, digest: str, folder: Path, batch: int, stale: bool
+) -> tuple[Profile, list[TableLoad], list[str]]:
     profile = Profile.load(folder / MANIFEST)
     if not profile.tables:
         raise PlanError(
             f"{folder}: the profile has no accesses, only measurements of speed: "
             "profile a log into it with --log"
         )
-    if profile.model_digest != bundle.digest and not stale:
+    if profile.model_digest != digest and not stale:
         raise PlanError(
             f"{folder}: profiled for bundle {profile.model_digest[:12]}, the model is "
-            f"{bundle.digest[:12]}: profile again, or accept it with --stale-profile"
+            f"{digest[:12]}: profile again, or accept it with --stale-profile"
         )
     accesses = {access.table: access for access in profile.tables}
-    names = {spec.name for spec in bundle.model.tables}
-    ratio = RATIO if len(bundle.model.tables) < MANY_ROWS else 1.05
+    names = {spec.name for spec in model.tables}
+    ratio = RATIO if len(model.tables) < MANY_ROWS else 1.05
     tables: list[TableLoad] = []
     notes = [
         f"table {name} of the profile is not in the model: its accesses are left out"
         for name in accesses
         if name not in names
     ]
-    for spec in bundle.model.tables:
+    for spec in model.tables:
         access = accesses.get(spec.name)
         counts = open_counts(folder, access) if access else None
         if access is None or counts is None or not access.accesses:
@@ -147,7 +170,7 @@ def profile_tables(
                 "covers, so traffic per query is unknown: profile again with --samples"
             )
         curve = AccessCurve.from_counts(counts.map("counts"), spec.rows, ratio)
-        bags = _bags(bundle.model, spec.name)
+        bags = _bags(model, spec.name)
         tables.append(TableLoad(spec, access.pooling_factor * batch, curve, bags))
     return profile, tables, notes
 

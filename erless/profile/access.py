@@ -8,8 +8,8 @@ The profile's folder is built beside its final name and renamed, so a killed run
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,21 @@ from erless.progress import Progress, Silent
 from erless.specs.artifact import FileEntry
 from erless.specs.bundle import MANIFEST as BUNDLE_MANIFEST
 from erless.specs.bundle import BundleManifest
-from erless.specs.model import GraphTower
+from erless.specs.model import GraphTower, ModelSpec, shape_digest
 from erless.specs.profile import MANIFEST, Profile, TableAccess
 from erless.storage.atomic import os_errors, staged_directory
 
-__all__ = ["SHARES", "AccessReport", "TableHotness", "extend_profile", "profile_access"]
+__all__ = [
+    "SHARES",
+    "AccessReport",
+    "TableHotness",
+    "extend_profile",
+    "profile_access",
+    "profile_shape",
+]
 
+DAY_S = 86400.0
+OLD_S = 7 * DAY_S  # a log that much older than the model is told of
 SHARES = (0.001, 0.01, 0.1, 0.5)  # fractions of a table's rows whose share of accesses is reported
 NO_CURVES = MachineCurves()
 LOCALITY_FRACTION = 0.1  # locality P is over the hottest 10 % of rows
@@ -123,23 +132,64 @@ def profile_access(
         ArtifactError: no bundle there, or `out` exists.
         StorageError: the disk refused.
     """
-    progress = progress or Silent()
     bundle = BundleManifest.open(model)
-    rows = {table.name: table.rows for table in bundle.model.tables}
     names = LogNames(bundle.model, model)
     warnings = [line for source in sources if (line := _age_warning(source, model))]
     existing = _existing_profile(out)
     if existing:  # what was measured is of this machine still, whatever the log
         curves = curves.over(existing)
-    overwrite = overwrite or bool(existing and not existing.tables)
+    report = _profile(
+        bundle.digest,
+        names,
+        {source: _logs(source, model, bundle, names, log_format) for source in sources},
+        out,
+        samples,
+        curves,
+        overwrite or bool(existing and not existing.tables),
+        progress or Silent(),
+    )
+    return replace(report, warnings=(*warnings, *report.warnings))
+
+
+def profile_shape(
+    model: ModelSpec,
+    sources: Sequence[LogSource],
+    out: Path,
+    *,
+    log_format: LogFormat = LogFormat.AUTO,
+    samples: int | None = None,
+    progress: Progress | None = None,
+) -> AccessReport:
+    """Read the logs of a model of which only the shape is known, and write a profile to `out`.
+
+    Raises as `profile_access`.
+    """
+    names = LogNames(model, Path())
+    logs = {source: open_log(source, names.rows, log_format) for source in sources}
+    digest = shape_digest(model)
+    return _profile(digest, names, logs, out, samples, NO_CURVES, False, progress or Silent())
+
+
+def _profile(
+    model_digest: str,
+    names: LogNames,
+    logs_of: Mapping[LogSource, Iterator[AccessLog]],
+    out: Path,
+    samples: int | None,
+    curves: MachineCurves,
+    overwrite: bool,
+    progress: Progress,
+) -> AccessReport:
+    """Count all accesses of the logs, and write the profile of the tables to `out`."""
+    rows = names.table_rows
+    sources = list(logs_of)
     with staged_directory(out, marker=MANIFEST, overwrite=overwrite) as stage:
         scratch = stage / "scratch"
         (stage / "counts").mkdir()
         scratch.mkdir()
         tallies = Tallies(rows, scratch)
         coverage = _Coverage(dict.fromkeys(rows, 0), set())
-        for source in sources:
-            logs = _logs(source, model, bundle, names, log_format)
+        for source, logs in logs_of.items():
             if not _tally(logs, names, tallies, coverage, progress):
                 raise LogError(f"{source.path}: the log is empty: no accesses in it")
         tables = _write_counts(rows, tallies, coverage, samples, stage, progress)
@@ -147,15 +197,14 @@ def profile_access(
             read = ", ".join(source.text for source in sources)
             raise LogError(f"{read}: no accesses to any table of the model")
         profile = Profile.create(
-            model_digest=bundle.digest,
+            model_digest=model_digest,
             sources=tuple(source.text for source in sources),
             tables=tuple(table.access for table in tables),
             **curves.fields(),
         )
         profile.save(stage / MANIFEST)
         shutil.rmtree(scratch)
-    warnings += _coverage_warnings(tables, coverage)
-    return AccessReport(profile, tuple(tables), tuple(warnings))
+    return AccessReport(profile, tuple(tables), tuple(_coverage_warnings(tables, coverage)))
 
 
 def extend_profile(
@@ -197,9 +246,10 @@ def _existing_profile(out: Path) -> Profile | None:
 
 
 def _age_warning(source: LogSource, model: Path) -> str | None:
-    """A log from before the model says little about how the model is used now.
+    """A log from long before the model says little about how the model is used now.
 
-    A log inside the bundle's folder was made with it (`erless example`), whichever came first.
+    That it was written a while before the model was exported is how it usually is. A log inside
+    the bundle's folder was made with it (`erless example`), whichever came first.
     """
     if source.path.resolve().is_relative_to(model.resolve()):
         return None
@@ -207,13 +257,16 @@ def _age_warning(source: LogSource, model: Path) -> str | None:
         log_time = source.path.stat().st_mtime
     with os_errors(model, "read"):
         model_time = (model / BUNDLE_MANIFEST).stat().st_mtime
-    if log_time >= model_time:
+    if log_time >= model_time - OLD_S:
         return None
     log_at, model_at = (
         datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         for moment in (log_time, model_time)
     )
-    return f"{source.path} ({log_at}) is older than the bundle {model} ({model_at})"
+    days = (model_time - log_time) / DAY_S
+    return (
+        f"{source.path} ({log_at}) is {days:,.0f} days older than the bundle {model} ({model_at})"
+    )
 
 
 def _logs(

@@ -22,7 +22,7 @@ __all__ = ["LogNames"]
 class LogNames:
     """The names that a log of `model`, whose bundle is at `folder`, may have.
 
-    `rows` are the rows of each name's table, for readers.
+    `rows` are the rows of each name's table, for readers; `table_rows` those of each table.
     """
 
     def __init__(self, model: ModelSpec, folder: Path) -> None:
@@ -34,6 +34,7 @@ class LogNames:
             for feature in model.features
             if not isinstance(feature.rule, ExactIds) or feature.unknown != "reject"
         }
+        self.table_rows = {name: table.rows for name, table in tables.items()}
         names = [*(feature.name for feature in model.features), *tables]
         self.rows = {name: tables[self._tables[name]].rows for name in names}
 

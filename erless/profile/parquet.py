@@ -22,7 +22,7 @@ from erless.errors import LogError
 from erless.profile.logs import Chunk, arrow_errors, as_ids, unknown_table
 from erless.progress import Step, Unit
 
-__all__ = ["SAMPLES_KEY", "CountLog", "ListLog", "open_parquet"]
+__all__ = ["SAMPLES_KEY", "CountLog", "ListLog", "id_columns", "open_parquet"]
 
 BATCH_IDS = 4_000_000  # ids in one batch, about: 32 MB
 MIN_BATCH_ROWS = 1024
@@ -45,6 +45,24 @@ def open_parquet(path: Path, tables: Sequence[str], only: str | None) -> ListLog
     if set(_open(path).schema_arrow.names) >= COUNT_COLUMNS:
         return CountLog(path, tables, only)
     return ListLog(path, tables, only)
+
+
+def id_columns(path: Path) -> list[str]:
+    """Columns of ids of a parquet log, or the tables that an aggregated one counts; else none.
+
+    Raises:
+        LogError: it is parquet, but damaged.
+    """
+    with arrow_errors(path), path.open("rb") as file:
+        if file.read(4) != b"PAR1":
+            return []
+    opened = _open(path)
+    schema = opened.schema_arrow
+    if set(schema.names) >= {*COUNT_COLUMNS, "table"}:
+        with arrow_errors(path):
+            names = opened.read(columns=["table"]).column("table").unique().to_pylist()
+        return sorted(str(name) for name in names if name is not None)
+    return [field.name for field in schema if _is_ids(field.type)]
 
 
 def _open(path: Path) -> Any:

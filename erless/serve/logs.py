@@ -1,12 +1,12 @@
-"""JSON lines on stderr, one per event."""
+"""JSON lines on stderr, one per event, each with its time as ISO 8601 in UTC."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-import time
 import traceback
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 __all__ = ["Log"]
@@ -47,7 +47,8 @@ class Log:
     def _write(self, level: Level, message: str, more: dict[str, Any]) -> None:
         if _ORDER[level] < self._least:
             return
-        entry = {"time": round(time.time(), 3), "level": level, "message": message}
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+        entry = {"time": moment, "level": level, "message": message}
         text = json.dumps(entry | self._fields | more, default=str)
         with contextlib.suppress(OSError):  # a full disk must not stop a function
             sys.stderr.write(text + "\n")

@@ -43,6 +43,7 @@ __all__ = [
     "PrecisionConfig",
     "TargetsConfig",
     "TrafficConfig",
+    "anchored",
     "load_config",
 ]
 
@@ -202,7 +203,7 @@ def load_config(path: Path) -> Config:
         config = Config.model_validate_json(json.dumps(document.values), strict=True)
     except ValidationError as error:
         raise ConfigError(_explain(path, error, document.lines)) from error
-    return _anchored(config, path.parent)
+    return anchored(config, path.parent)
 
 
 def _empty_paths(
@@ -243,7 +244,7 @@ def _valid_names(keys: tuple[str, ...]) -> list[str]:
     return list(section.model_fields) if section else []
 
 
-def _anchored(config: Config, folder: Path) -> Config:
+def anchored(config: Config, folder: Path) -> Config:
     """`config` with paths relative to `folder`."""
     local, knative = config.targets.local, config.targets.knative
     store = config.store if "://" in config.store else str(folder / config.store)

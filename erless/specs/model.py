@@ -10,6 +10,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from erless.specs.artifact import Frozen
 from erless.specs.features import NAME, FeatureSpec, HashedIds, ModuloIds, NamedTensor, Pooling
+from erless.storage.digests import digest_json
 
 __all__ = [
     "CrossNet",
@@ -23,6 +24,7 @@ __all__ = [
     "Pooling",
     "TableSpec",
     "TowerSpec",
+    "shape_digest",
 ]
 
 ROW_ELEMENT_BYTES = 4  # a bundle's rows are fp32; lower precisions are a plan's choice
@@ -329,3 +331,8 @@ def _serves(table: Pooling, feature: Pooling) -> bool:
     if table is Pooling.WEIGHTED_SUM:
         return feature is not Pooling.MAX
     return feature in (Pooling.SUM, Pooling.MEAN, Pooling.NONE)
+
+
+def shape_digest(model: ModelSpec) -> str:
+    """What identifies a model of which no weights are known: its shape."""
+    return digest_json(model.model_dump(mode="json"))

@@ -144,6 +144,10 @@ class RunResult(Artifact):
     vcpu: Usage | None = Field(None, description="that replicas were allowed; simulated runs")
     usd_per_month: float = 0.0
     memory_utility: float | None = None
+    tax: float | None = Field(
+        None, description="disaggregation tax: CPU per query by shards ÷ by one whole model"
+    )
+    verdict: str = Field("", description="whether sharding pays at cloud prices, by the plan")
     model_wise: Baseline | None = None
     functions: tuple[FunctionResult, ...] = ()
     access: tuple[AccessPlot, ...] = ()

@@ -13,14 +13,18 @@ from erless.specs.config import Config
 __all__ = ["config_template"]
 
 _HEAD = """\
+# yaml-language-server: $schema=erless.schema.json
 # erless.yaml: what to serve, for which traffic, within which limits.
-# Every key has its default here; delete what you do not change. Check with `erless config check`.
+# Every key is here; delete what you do not change. Check with `erless config check`.
 """
 
 
-def config_template() -> str:
-    """Every key with its default and its meaning as a comment."""
-    return _HEAD + "\n".join(_section(Config(), 0)) + "\n"
+def config_template(config: Config | None = None) -> str:
+    """Every key with its value in `config`, or its default, and its meaning as a comment.
+
+    The first line tells editors where the schema is: beside the file, as `erless init` puts it.
+    """
+    return _HEAD + "\n".join(_section(config or Config(), 0)) + "\n"
 
 
 def _section(section: BaseModel, indent: int) -> list[str]:

@@ -9,6 +9,7 @@ that the data starts on a multiple of 64 bytes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -27,11 +28,25 @@ from erless.storage.atomic import os_errors
 from erless.storage.digests import FileDigest
 from erless.storage.strict_json import MOST_BYTES, read_json
 
-__all__ = ["ALIGNMENT_BYTES", "TensorFile", "TensorInfo", "TensorWriter", "write_tensors"]
+__all__ = [
+    "ALIGNMENT_BYTES",
+    "TensorFile",
+    "TensorInfo",
+    "TensorWriter",
+    "check_room",
+    "write_tensors",
+]
 
 ALIGNMENT_BYTES = 64
 MADV_POPULATE_READ = 22  # include/uapi/asm-generic/mman-common.h; Python 3.11 has no name for it
 POPULATE_BYTES = 16 << 20
+FORMATS = {  # other formats by their first bytes
+    b"PAR1": "a parquet file",
+    b"PK\x03\x04": "a zip archive, as torch.save and numpy.savez write it",
+    b"\x93NUMPY": "a .npy file",
+    b"\x80\x02": "a pickle",
+    b"{": "JSON text",
+}
 PIECE_BYTES = 16 << 20  # copied at a time where a chunk does not lie in C order
 
 _DTYPES = {
@@ -104,7 +119,7 @@ class TensorWriter:
         self._hash = hashlib.sha256()
         self._written = 0
         self._size = 0
-        _check_room(path, 8 + len(text) + offset)
+        check_room(path, 8 + len(text) + offset)
         with os_errors(path):
             self._file = path.open("wb", buffering=0)
         self._put(len(text).to_bytes(8, "little") + text)
@@ -163,8 +178,8 @@ class TensorWriter:
         self._file.close()
 
 
-def _check_room(path: Path, size_bytes: int) -> None:
-    """Refuse a file that the disk cannot hold before its first byte is written.
+def check_room(path: Path, size_bytes: int) -> None:
+    """Refuse what the disk cannot hold before its first byte is written.
 
     Raises:
         StorageError: too little space is left.
@@ -172,7 +187,8 @@ def _check_room(path: Path, size_bytes: int) -> None:
     with os_errors(path):
         free = shutil.disk_usage(path.parent).free
     if size_bytes > free:
-        raise StorageError(f"cannot write {path}: it needs {size_bytes:,} bytes, {free:,} are free")
+        message = f"cannot write {path}: it needs {size_bytes:,} bytes, {free:,} are free"
+        raise StorageError(message) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _pieces(chunk: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -210,6 +226,11 @@ class TensorFile:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > min(MOST_BYTES, self.size_bytes - 8):
+                for magic, other in FORMATS.items():
+                    if prefix.startswith(magic):
+                        raise ArtifactError(
+                            f"{path}: a safetensors file is expected, this is {other}"
+                        )
                 raise ArtifactError(
                     f"{path}: truncated or not a safetensors file: the header at offset 8 should "
                     f"have {length:,} bytes, the file has {self.size_bytes:,}"

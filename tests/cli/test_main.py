@@ -48,6 +48,14 @@ def test_every_verb_shows_an_example_and_takes_output(cli: Cli) -> None:
     assert "--output" in shown.stdout
 
 
+def test_groups_show_an_example_too() -> None:
+    command: Any = get_command(app)
+    groups = [(name, command.get_command(None, name)) for name in VERBS]
+    for name, group in groups:
+        if hasattr(group, "commands"):
+            assert group.epilog.startswith(f"Example: `erless {name} "), name
+
+
 def _verbs(command: Any, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Each verb of the command line by its words."""
     if not hasattr(command, "commands"):
@@ -105,7 +113,7 @@ def test_usage_errors_are_2(cli: Cli, tmp_path: Path) -> None:
         (("exmple", "-o", "json"), "No such command"),
         (("predict", "--nope", "--output", "json"), "No such option"),
         (("simulate", "-ojson"), "Missing option"),
-        (("status", "--watch", "--output=json"), "leave out -o json"),
+        (("logs", "--follow", "--output=json"), "leave out -o json"),
     ],
 )
 def test_wrong_usage_is_one_document_too(cli: Cli, words: tuple[str, ...], says: str) -> None:
@@ -130,6 +138,7 @@ def test_an_erless_error_is_short_and_says_what_to_try(cli: Cli, tmp_path: Path)
     error = json.loads(run.stdout)["error"]
     assert error["type"] == "ArtifactError"
     assert "no such directory" in error["message"]
+    assert f"try: {error['try']}" == run.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +151,10 @@ def test_an_erless_error_is_short_and_says_what_to_try(cli: Cli, tmp_path: Path)
         (("status", "--target", "mars"), "--help"),
         (("image", "push"), "--help lists"),
         (("image", "push", "--registry", "r.example/x"), "`erless image build"),
-        (("pack",), "check the path, or make the artifact again"),
+        (("pack",), "`erless import`, or `erless example rm1 --out m` to try"),
+        (("releases", "list"), "erless pack --store STORE makes one"),
+        (("profile", "--model", "m", "--log", "l"), "`erless import` makes m"),
+        (("rollback",), "`erless deploy` first"),
     ],
 )
 def test_the_hint_helps_with_the_very_error(
@@ -170,19 +182,31 @@ def test_the_way_of_a_new_user(cli: Cli, tmp_path: Path) -> None:
     assert verified["digest"] == shown["digest"]
     predicted = cli("predict", "--monolith", "m", "m/queries.safetensors", cwd=tmp_path)
     assert predicted.returncode == 0, predicted.stderr
+    assert predicted.stderr.splitlines()[-1] == "next: erless bundle show m"
+    other = cli("predict", "--monolith", "m", "m/access.parquet", cwd=tmp_path)
+    assert "a safetensors file is expected, this is a parquet file" in other.stderr
+    nothing = cli("profile", cwd=tmp_path)
+    assert nothing.returncode == 2
+    assert "erless example rm1" in " ".join(nothing.stderr.replace("│", "").split())
     assert "ms of CPU per query" in predicted.stdout
     written = cli("init", "-o", "json", cwd=tmp_path)
     assert json.loads(written.stdout)["config"] == "erless.yaml"
+    modeline = "# yaml-language-server: $schema=erless.schema.json"
+    assert (tmp_path / "erless.yaml").read_text().splitlines()[0] == modeline
     assert cli("init", cwd=tmp_path).returncode == 1
     assert cli("config", "check", cwd=tmp_path).returncode == 0
     config = tmp_path / "erless.yaml"
     config.write_text(config.read_text().replace("  qps:", "  qpss:"))
     wrong = cli("config", "check", cwd=tmp_path)
     assert wrong.returncode == 1
-    assert "erless.yaml:13: traffic.qpss: unknown key; did you mean qps?" in wrong.stderr
+    assert "erless.yaml:14: traffic.qpss: unknown key; did you mean qps?" in wrong.stderr
     schema = json.loads(cli("config", "schema", "-o", "json", cwd=tmp_path).stdout)
     assert "traffic" in schema["properties"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["erless.yaml", "m"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "erless.schema.json",
+        "erless.yaml",
+        "m",
+    ]
 
 
 def test_movielens_end_to_end(cli: Cli, tmp_path: Path, shared_data: Path) -> None:
@@ -253,3 +277,54 @@ def test_output_into_a_closed_pipe(tmp_path: Path, cli: Cli) -> None:
         check=False,
     )
     assert "Traceback" not in run.stderr
+
+
+def test_the_wizard_writes_its_answers(cli: Cli, tmp_path: Path) -> None:
+    answers = "m\nprofile\nreleases\n250\n16\n40\nknative\n"
+    done = cli("init", "--ask", cwd=tmp_path, input=answers)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("wrote erless.yaml")
+    checked = json.loads(cli("config", "check", "-o", "json", cwd=tmp_path).stdout)["value"]
+    assert checked["traffic"] == {"qps": 250.0, "batch": 16, "sla_p95_ms": 40.0}
+    assert (checked["model"], checked["targets"]["default"]) == ("m", "knative")
+    wrong = cli("init", "--ask", "--overwrite", cwd=tmp_path, input="m\n\n\n-1\n\n\n\n")
+    assert wrong.returncode == 1 and "traffic.qps '-1'" in wrong.stderr
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from erless.cli.bars import _Lines
+
+    with _Lines(0.01) as progress, progress.step("read log", 200, "rows") as step:
+        step.advance(50)
+        deadline = time.monotonic() + 10
+        told = ""
+        while "25% of 200 rows" not in told:
+            assert time.monotonic() < deadline
+            told += capsys.readouterr().err
+    assert told.startswith("read log: 0 s")
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_extra(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another module of that name stands in for an environment without torch."""
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('no torch', name='torch')")
+    program = (
+        "import sys; sys.path.insert(0, '.'); from erless.cli.main import main\n"
+        "sys.argv = ['erless', 'example', 'movielens', '--out', 'm']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-2:] == [
+        "error: torch is not installed",
+        "try: pip install 'erless[torch]'",
+    ]

@@ -94,7 +94,7 @@ def browser(tmp_path: Path) -> Browser:
     if program is None:
         pytest.skip("no headless browser: chromium is not installed")
 
-    def load(page: Path, width: int = 1100) -> tuple[str, str]:
+    def load(page: Path | str, width: int = 1100) -> tuple[str, str]:
         command = [
             program,
             "--headless",
@@ -106,7 +106,7 @@ def browser(tmp_path: Path) -> Browser:
             "--enable-logging=stderr",
             "--dump-dom",
             "--virtual-time-budget=2000",
-            page.as_uri(),
+            page.as_uri() if isinstance(page, Path) else page,
         ]
         run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Make a Kubernetes cluster ready for erless.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Make a Kubernetes cluster ready for erless.",
+    epilog="Example: `erless cluster init`",
+)
 
 
 @app.callback()
@@ -115,7 +119,8 @@ def init(
         "sources": [{"name": source.name, "sha256": source.sha256} for source in sources],
         "objects": [asdict(applied) for applied in done],
     }
-    emit(output, document, lambda console: _draw(console, done, api.host, dry_run))
+    then = "erless cluster init" if dry_run else "erless doctor"
+    emit(output, document, lambda console: _draw(console, done, api.host, dry_run), then=then)
 
 
 def _present(

@@ -54,7 +54,8 @@ def doctor(
         findings.append(Finding("fail", "release", f"what it needs is not checked: {why}"))
     failed = sum(finding.level == "fail" for finding in findings)
     document = {"ready": not failed, "findings": [asdict(finding) for finding in findings]}
-    emit(output, document, lambda console: _draw(console, findings))
+    then = "mend what fails, then erless doctor" if failed else "erless deploy --target knative"
+    emit(output, document, lambda console: _draw(console, findings), then=then)
     if failed:
         raise SystemExit(1)
 

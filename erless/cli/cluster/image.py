@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Images of the functions: `build`, `push`.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Images of the functions: `build`, `push`.",
+    epilog="Example: `erless image build --out images`",
+)
 
 ARCHIVES = Path("images")
 
@@ -110,7 +114,8 @@ def build(
                     "size_bytes": image.size,
                 }
             )
-    emit(output, {"images": rows}, lambda console: _draw(console, rows))
+    then = "erless image push --registry HOST/NAME"
+    emit(output, {"images": rows}, lambda console: _draw(console, rows), then=then)
 
 
 @dataclass(frozen=True)
@@ -195,6 +200,7 @@ def push(
         output,
         document | {"file": str(path)},
         lambda console: console.print("\n".join([*pushed.values(), f"wrote {path}"])),
+        then="erless doctor",
     )
 
 

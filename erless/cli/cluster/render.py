@@ -61,4 +61,5 @@ def render(
     if output is Output.JSON or out is None:
         emit(output, document, lambda _: print(text, end="", file=sys.stdout))
     else:
-        emit(output, document, lambda console: console.print(f"wrote {out}"))
+        then = f"kubectl apply --server-side -f {out}, or erless deploy --target knative"
+        emit(output, document, lambda console: console.print(f"wrote {out}"), then=then)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.queries import Query, QueryFile
-from erless.errors import OptionError, PlanError
+from erless.errors import PlanError
 from erless.progress import Progress
 from erless.specs.plan import DiskPlan, Plan, Scaling, Tier
 from erless.specs.release import ReleaseManifest
@@ -20,15 +20,25 @@ from erless.specs.release import ReleaseManifest
 if TYPE_CHECKING:
     from erless.plan.source import PlanSource
 
-__all__ = ["ModelName", "Prepared", "make_model", "make_plan", "make_release", "memory_utility"]
+__all__ = [
+    "SLA_MS",
+    "ModelName",
+    "Prepared",
+    "make_model",
+    "make_plan",
+    "make_release",
+    "memory_utility",
+]
 
 ModelName = Literal["rm1", "rm2", "rm3", "movielens"]
 QUERIES = 128
-LOG_SAMPLES = 4096
-TRAFFIC = 0.275  # of what a model-wise replica with a whole vCPU serves: four of VCPU at 70 %
-VCPU = 0.1  # of a container: a laptop then shows what takes ten times the cores otherwise
+TRAFFIC = 0.275  # of what a model-wise replica of one vCPU serves, on any machine
 MOST_QPS = 150.0
-SHAPE = {"shards": 3, "resident_share": 0.6, "frozen_share": 0.005}
+SLA_MS = 100.0  # of p95
+DAY_S = 86400
+# A gateway with the hottest rows, a warm and a cold function, and one for rows that nobody asks for
+SHAPE = {"shards": 3, "resident_share": 0.6, "frozen": True}
+RARE_SHARE = 0.005  # of the gathers: what freezes where every row is asked for
 # With --disk: rows of 3 % of the gathers (1,200 of RM1's), at a rate that a slow disk can read
 DISK_SHAPE = {"frozen_share": 0.03}
 DISK_QPS = 15.0
@@ -43,7 +53,9 @@ class Prepared:
     """Folders and artifacts of one demo.
 
     expected: the monolith's predictions of each query, (B,) float32.
-    auc: of the monolith on the held-out labels, where there are any.
+    labels: of the queries, where there are any.
+    wake: a query that asks for frozen rows too.
+    live: share of the rows that the traffic asks for.
     """
 
     bundle: Path
@@ -51,6 +63,9 @@ class Prepared:
     queries: list[Query]
     expected: list[NDArray[np.float32]]
     labels: NDArray[np.float32] | None
+    wake: Query
+    wake_expected: NDArray[np.float32]
+    live: float
 
 
 def make_model(
@@ -58,15 +73,14 @@ def make_model(
     folder: Path,
     rows: int,
     data: Path | None,
+    live: float,
     progress: Progress,
     announce: Callable[[str], None],
 ) -> Prepared:
     """Build or train the model, profile its access log, and predict its queries with torch.
 
+    A synthetic model's log is of a whole day of its traffic, so that what nobody asks for shows.
     `announce` gets a line on each step that begins: without a terminal nothing else shows it.
-
-    Raises:
-        OptionError: movielens without its data.
     """
     from erless.dlrm.reference import Monolith
     from erless.importers.synthetic import ACCESS_LOG
@@ -76,19 +90,24 @@ def make_model(
 
     bundle, profile = folder / "model", folder / "profile"
     if name == "movielens":
+        from erless.cli.model.example import ratings_in
         from erless.importers.training import make_movielens
 
-        if data is None:
-            raise OptionError("movielens is trained here: --data names the folder of ml-100k")
         announce(f"training {name}")
-        make_movielens(data, bundle, progress=progress)
+        with ratings_in(data) as ratings:
+            make_movielens(ratings, bundle, progress=progress)
+        wake, live = None, 1.0
     else:
         from erless.dlrm.workload import WORKLOADS
-        from erless.importers.synthetic import make_example
+        from erless.importers.synthetic import make_example, queries_of
 
-        workload = dataclasses.replace(WORKLOADS[name], rows=rows)
+        workload = dataclasses.replace(WORKLOADS[name], rows=rows, live=live)
         announce(f"building {name} at {rows:,} rows a table")
-        make_example(workload, bundle, queries=QUERIES, log_samples=LOG_SAMPLES, progress=progress)
+        day = round(MOST_QPS * DAY_S * workload.batch)
+        make_example(
+            workload, bundle, queries=QUERIES, log_samples=day, counted=True, progress=progress
+        )
+        wake = queries_of(dataclasses.replace(workload, live=1.0), workload.batch, block=1)
     announce("profiling its access log")
     profile_access(bundle, [LogSource.parse(str(bundle / ACCESS_LOG))], profile, progress=progress)
     announce("predicting with the whole model, to compare with")
@@ -96,15 +115,16 @@ def make_model(
     queries = list(file)
     model = Monolith.load(bundle, verify=False)
     expected = [model.predict(query) for query in queries]
-    return Prepared(bundle, profile, queries, expected, file.labels)
+    wake = wake or queries[0]
+    return Prepared(
+        bundle, profile, queries, expected, file.labels, wake, model.predict(wake), live
+    )
 
 
 def make_plan(prepared: Prepared, batch: int, *, disk: bool = False) -> tuple[Plan, PlanSource]:
     """The plan for the spike, through the same planner as `erless plan`, with every tier in it.
 
-    Its scaling is quickened to windows of seconds. The gateway scales on rps as the shards do:
-    nothing holds a process of this machine to its container's vCPU, so that by
-    concurrency one replica would suffice, for every policy alike.
+    Its scaling is quickened to windows of seconds.
     """
     from erless.plan.nodes.prices import read_prices
     from erless.plan.planner import POLICIES, Planner
@@ -120,9 +140,9 @@ def make_plan(prepared: Prepared, batch: int, *, disk: bool = False) -> tuple[Pl
             {
                 "traffic": TRAFFIC,
                 "batch": batch,
-                "objective": "memory",
-                "max_vcpu": VCPU,
+                "sla_p95_ms": SLA_MS,
                 **SHAPE,
+                **({"frozen_share": RARE_SHARE} if prepared.live == 1 else {}),
                 **(DISK_SHAPE if disk else {}),
                 **more,
             }
@@ -144,8 +164,8 @@ def make_plan(prepared: Prepared, batch: int, *, disk: bool = False) -> tuple[Pl
 def _quickened(plan: Plan) -> Plan:
     quick = {"window_s": WINDOW_S, "grace_s": GRACE_S, "panic_window_percentage": 50.0}
 
-    def scaled(scaling: Scaling, least: int, **more: object) -> Scaling:
-        changes = {**quick, "min_scale": least, "initial_scale": least, **more}
+    def scaled(scaling: Scaling, least: int) -> Scaling:
+        changes = {**quick, "min_scale": least, "initial_scale": least}
         return scaling.model_copy(update=changes)
 
     shards = tuple(
@@ -157,13 +177,7 @@ def _quickened(plan: Plan) -> Plan:
         )
         for shard in plan.shards
     )
-    gateway = plan.gateway.model_copy(
-        update={
-            "scaling": scaled(
-                plan.gateway.scaling, 1, metric="rps", target=plan.gateway.qps_per_replica
-            )
-        }
-    )
+    gateway = plan.gateway.model_copy(update={"scaling": scaled(plan.gateway.scaling, 1)})
     return plan.amended(shards=shards, gateway=gateway)
 
 

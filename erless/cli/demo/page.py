@@ -1,4 +1,7 @@
-"""What the demo measured, as a result directory, a page, a JSON document and a table."""
+"""What the demo measured, as a result directory, a page, a JSON document and a table.
+
+The result is written first; table and document take their numbers from it, as the page does.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from erless.cli.demo.inputs import VCPU, Prepared
+from erless.cli.demo.inputs import SLA_MS, Prepared
 from erless.cli.demo.stage import Measured
 from erless.observe.access import access_plots
 from erless.observe.loadtest.record import LoadRecord
-from erless.observe.loadtest.sampler import columns_of, usage_of, wakings
+from erless.observe.loadtest.sampler import columns_of, usage, usage_of, wakings
 from erless.observe.queries import latency_of, timeline_of, totals_of
 from erless.observe.report.result import write_report
 from erless.observe.results import Series, write_result
-from erless.specs.result import Baseline, Usage
+from erless.plan.report.tables import verdict
+from erless.specs.result import Baseline, RunResult, Usage
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["document_of", "summary_table", "write_page"]
+__all__ = ["document_of", "summary_table", "tier_table", "write_page"]
 
 TOLERANCE = 1e-5
-SLA_MS = 100.0
 STEP_S = 1.0
+MB = 1e6
 
 
-def write_page(measured: Measured, prepared: Prepared, out: Path, folder: Path) -> None:
+def write_page(measured: Measured, prepared: Prepared, out: Path, folder: Path) -> RunResult:
     """Write the result to `folder` and its page to `out`."""
     samples, start = measured.samples.samples, measured.started_s
     log = measured.answers.log()
-    errors = np.array(measured.errors)
     plan = measured.plan
+    used = usage_of(samples)
+    if measured.memory:  # of all processes: the functions' and the supervisor
+        used["memory_bytes"] = usage([size for _, size in measured.memory])
     fields: dict[str, Any] = {
         "source": "demo",
         "title": "erless demo",
@@ -42,18 +48,15 @@ def write_page(measured: Measured, prepared: Prepared, out: Path, folder: Path) 
         "started_at": measured.begun_at,
         "duration_s": measured.duration_s,
         "arrivals": "Poisson: low, then the spike; then nothing; then one query",
-        "prediction": LoadRecord(start, log, errors).prediction(TOLERANCE),
+        "prediction": LoadRecord(start, log, np.array(measured.errors)).prediction(TOLERANCE),
         "memory_utility": measured.utility,
-        "notes": (*plan.notes, _without_limits(measured)),
+        "tax": measured.tax,
+        "verdict": verdict(plan),
+        "notes": (*assumptions(measured, prepared), *plan.notes),
         "access": access_plots(prepared.profile, plan),
-        "model_wise": Baseline(
-            memory_bytes=Usage(mean=measured.model_wise_bytes, peak=measured.model_wise_bytes),
-            replicas=Usage(mean=measured.whole_replicas, peak=measured.whole_replicas),
-            source="one replica's PSS, measured, times the replicas that the same plan's "
-            f"model-wise policy needs at the spike, of {VCPU:g} vCPU each, all through the run",
-        ),
+        "model_wise": _whole_model(measured),
         **totals_of(log, SLA_MS),
-        **usage_of(samples),
+        **used,
     }
     series = Series(
         timeline_of(log, measured.duration_s, STEP_S, SLA_MS),
@@ -61,43 +64,89 @@ def write_page(measured: Measured, prepared: Prepared, out: Path, folder: Path) 
         wakings(samples, start),
     )
     write_result(folder, fields, series, overwrite=True)
-    write_report(folder, out)
+    return write_report(folder, out)
 
 
-def _without_limits(measured: Measured) -> str:
-    """What the model-wise comparison leaves out."""
-    return (
-        f"Model-wise replicas are counted as containers of {VCPU:g} vCPU, as planned; nothing here "
-        f"holds a process to that. Without it, {measured.processes_needed} whole-model processes "
-        f"of {measured.whole_bytes / 1e6:,.0f} MB would serve the spike on this machine."
+def _whole_model(measured: Measured) -> Baseline:
+    """The whole model over the run: all of its processes during the spike, else one."""
+    whole = measured.whole
+    spike = measured.spike_s / measured.duration_s if measured.duration_s else 0.0
+    replicas = 1 + (whole.processes - 1) * spike
+    each = whole.memory_bytes / whole.processes
+    return Baseline(
+        memory_bytes=Usage(mean=each * replicas, peak=float(whole.memory_bytes)),
+        replicas=Usage(mean=replicas, peak=whole.processes),
+        source=f"{whole.processes} process(es) of the whole model, which {_served(measured)}",
     )
 
 
-def document_of(measured: Measured, report: Path) -> dict[str, Any]:
+def _served(measured: Measured) -> str:
+    whole = measured.whole
+    met = "within" if whole.within else "not within"
+    return (
+        f"answered the same spike on this machine with a p95 of {whole.p95_ms:.1f} ms, {met} the "
+        f"SLA of {SLA_MS:g} ms"
+    )
+
+
+def assumptions(measured: Measured, prepared: Prepared) -> tuple[str, ...]:
+    """What the ratio rests on, a sentence each."""
+    lines = [
+        f"Compared with {measured.whole.processes} process(es) of the whole model, measured in the "
+        f"same run, which {_served(measured)}.",
+    ]
+    if prepared.live < 1:
+        lines.append(
+            f"{1 - prepared.live:.0%} of each table's rows are asked for by nobody (--live), as "
+            "items no longer offered: they lie in the function `frozen`, which is at zero until "
+            "the last query."
+        )
+    if measured.tax is not None:
+        lines.append(
+            f"Memory is paid for in CPU: {measured.cpu_ms:.2f} ms a query by shards, "
+            f"{measured.whole.cpu_ms:.2f} ms by one whole model ({measured.tax:.2f}×)."
+        )
+    return tuple(lines)
+
+
+def document_of(
+    measured: Measured, prepared: Prepared, result: RunResult, report: Path
+) -> dict[str, Any]:
     """`-o json`."""
     latency = latency_of(np.array(measured.answers.latency_s))
+    whole = measured.whole
+    base = result.model_wise
     document: dict[str, Any] = {
-        "max_relative_error": max(measured.errors, default=0.0),
-        "queries_checked": len(measured.errors),
-        "queries_failed": sum(bool(failure) for failure in measured.answers.failure),
-        "memory_bytes": measured.memory_bytes,
-        "model_wise_memory_bytes": measured.model_wise_bytes,
-        "model_wise_replicas": measured.whole_replicas,
-        "container_vcpu": VCPU,
-        "whole_model_processes_needed_here": measured.processes_needed,
-        "whole_model_process_bytes": measured.whole_bytes,
-        "memory_reduction": round(measured.model_wise_bytes / max(1, measured.memory_bytes), 3),
+        "verdict": result.verdict,
+        "assumptions": list(assumptions(measured, prepared)),
+        "memory_reduction": round(result.memory_reduction or 0.0, 3),
+        "memory_bytes": round(result.memory_bytes.mean),
+        "model_wise_memory_bytes": round(base.memory_bytes.mean) if base else 0,
+        "spike_memory_reduction": round(whole.memory_bytes / max(1, measured.memory_bytes), 3),
+        "spike_memory_bytes": measured.memory_bytes,
+        "spike_model_wise_memory_bytes": whole.memory_bytes,
         "idle_memory_bytes": measured.idle_memory_bytes,
+        "model_wise_processes": whole.processes,
+        "model_wise_p95_ms": _finite(whole.p95_ms),
+        "sla_p95_ms": SLA_MS,
+        "live_share": prepared.live,
         "memory_utility": round(measured.utility, 4),
-        "tax": round(measured.cpu_ms / measured.whole_cpu_ms, 3) if measured.whole_cpu_ms else None,
+        "tax": None if measured.tax is None else round(measured.tax, 3),
         "cpu_ms_per_query": round(measured.cpu_ms, 3),
+        "model_wise_cpu_ms_per_query": round(whole.cpu_ms, 3),
         "p50_ms": round(latency.p50_ms or 0.0, 3),
         "p95_ms": round(latency.p95_ms or 0.0, 3),
         "p99_ms": round(latency.p99_ms or 0.0, 3),
         "cold_start_ms": round(measured.cold_start_ms, 1),
+        "max_relative_error": max(measured.errors, default=0.0),
+        "queries_checked": len(measured.errors),
+        "queries_failed": sum(bool(failure) for failure in measured.answers.failure),
         "functions": measured.functions,
         "functions_at_zero_when_idle": len(measured.at_zero),
         "functions_woken": len(measured.woken),
+        "zero_share": {
+            function.name: round(function.zero_share, 4) for function in result.functions
+        },
         "release": measured.release,
         "report": str(report),
         "tiers": tier_rows(measured),
@@ -105,6 +154,10 @@ def document_of(measured: Measured, report: Path) -> dict[str, Any]:
     if measured.aucs is not None:
         document |= {"auc": round(measured.aucs[0], 6), "monolith_auc": round(measured.aucs[1], 6)}
     return document
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 3) if np.isfinite(value) else None
 
 
 def tier_rows(measured: Measured) -> list[dict[str, Any]]:
@@ -138,52 +191,54 @@ def tier_table(measured: Measured) -> Table:
         table.add_column(head, justify="right")
     for row in tier_rows(measured):
         late = "" if row["p95_ms"] is None else f"{row['p95_ms']:.1f}"
-        sizes = (f"{row[name] / 1e6:,.0f}" for name in ("row_bytes", "memory_bytes"))
+        sizes = (f"{row[name] / MB:,.0f}" for name in ("row_bytes", "memory_bytes"))
         table.add_row(row["function"], row["tier"], row["rows_in"], *sizes, late)
     return table
 
 
 def summary_table(document: dict[str, Any], measured: Measured) -> Table:
-    """The one table at the end."""
+    """The one table at the end: by shards, beside the whole model."""
     from rich.table import Table
 
-    table = Table("measured here", "", title="erless demo")
-    table.columns[1].justify = "right"
-    megabytes = 1e6
-    rows = [
-        (
-            "memory at the spike, all processes (PSS)",
-            f"{document['memory_bytes'] / megabytes:,.0f} MB",
-        ),
-        (
-            f"by {document['model_wise_replicas']} model-wise replicas of "
-            f"{document['container_vcpu']:g} vCPU (planned so; nothing here holds them to it)",
-            f"{document['model_wise_memory_bytes'] / megabytes:,.0f} MB",
-        ),
-        ("memory, these model-wise replicas ÷ sharded", f"{document['memory_reduction']:.2f}"),
-        (
-            "whole-model processes that the spike needs here, a core each",
-            f"{document['whole_model_processes_needed_here']} × "
-            f"{document['whole_model_process_bytes'] / megabytes:,.0f} MB",
-        ),
-        ("memory utility, 1,000 queries", f"{document['memory_utility']:.1%}"),
-        ("disaggregation tax: CPU per query, sharded ÷ monolith", f"{document['tax']:.2f}"),
-        (
-            "latency p50 / p95 / p99",
-            f"{document['p50_ms']:.1f} / {document['p95_ms']:.1f} / {document['p99_ms']:.1f} ms",
-        ),
-        ("query that woke " + ", ".join(measured.woken), f"{document['cold_start_ms']:,.0f} ms"),
-        (
-            "functions; at zero when idle",
-            f"{document['functions']}; {document['functions_at_zero_when_idle']}",
-        ),
-        ("answers compared with the monolith", f"{document['queries_checked']:,}"),
-        ("largest relative difference", f"{document['max_relative_error']:.2g}"),
-    ]
+    def size(name: str) -> str:
+        return f"{document[name] / MB:,.0f} MB"
+
+    table = Table("measured here", title="erless demo")
+    for head in ("by shards", "whole model", "ratio"):
+        table.add_column(head, justify="right")
+    whole_p95 = document["model_wise_p95_ms"]
+    table.add_row(
+        "memory, mean over the run",
+        size("memory_bytes"),
+        size("model_wise_memory_bytes"),
+        f"{document['memory_reduction']:.2f}× less",
+    )
+    table.add_row(
+        "memory at the spike",
+        size("spike_memory_bytes"),
+        size("spike_model_wise_memory_bytes"),
+        f"{document['spike_memory_reduction']:.2f}× less",
+    )
+    table.add_row("memory when idle", size("idle_memory_bytes"))
+    tax = document["tax"]
+    table.add_row(
+        "CPU per query (the tax)",
+        f"{document['cpu_ms_per_query']:.2f} ms",
+        f"{document['model_wise_cpu_ms_per_query']:.2f} ms",
+        "" if tax is None else f"{tax:.2f}× more",
+    )
+    table.add_row(
+        "p95 latency",
+        f"{document['p95_ms']:.1f} ms",
+        "failed" if whole_p95 is None else f"{whole_p95:.1f} ms",
+    )
+    table.add_row("processes", str(document["functions"]), str(document["model_wise_processes"]))
+    table.add_row("memory utility, 1,000 queries", f"{document['memory_utility']:.1%}")
+    table.add_row(
+        "query that woke " + ", ".join(measured.woken), f"{document['cold_start_ms']:,.0f} ms"
+    )
+    table.add_row("answers compared", f"{document['queries_checked']:,}")
+    table.add_row("largest difference", f"{document['max_relative_error']:.1g}")
     if "auc" in document:
-        rows.append(
-            ("AUC, held out; monolith", f"{document['auc']:.4f}; {document['monolith_auc']:.4f}")
-        )
-    for row in rows:
-        table.add_row(*row)
+        table.add_row("AUC, held out", f"{document['auc']:.4f}", f"{document['monolith_auc']:.4f}")
     return table

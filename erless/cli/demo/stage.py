@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 
 from erless.cli.demo import inputs
-from erless.cli.demo.traffic import Answers, arrivals, one_by_one, open_loop
+from erless.cli.demo.traffic import Answers, arrivals, cpu_per_query, one_by_one, open_loop
+from erless.cli.demo.whole import WholeModel, measure_whole
 from erless.deploy.local.supervisor.spec import Timing
 from erless.deploy.local.target import LocalTarget
 from erless.deploy.target import Desired, FunctionState, FunctionStatus
 from erless.errors import DeployError
-from erless.observe.loadtest.monolith import MonolithServer
 from erless.observe.loadtest.sampler import FunctionSample, Probe, Sampler
 from erless.progress import Progress
 from erless.specs.config import Config, LocalConfig, TargetsConfig
@@ -30,13 +27,12 @@ __all__ = ["Demo", "Measured"]
 
 UTILITY_QUERIES = 1000
 CHECKED = 1000  # answers, at least
-UTILISATION = 0.7  # of a core that serves: what the planner assumes, too
 LOW, LOW_SHARE = 0.2, 0.3  # of the spike's rate, of its time
 IDLE_S = 120.0  # until all that may be is at zero, at most
 NEWS_S = 20.0  # until the target shows what a query woke, at most
 DEPLOY_S = 300.0
 POLL_S = 0.5
-WARM = 32  # queries before CPU is measured
+WHOLE_S = 5.0  # of the same spike for the whole model, at most
 
 Announce = Callable[[str], None]
 
@@ -46,22 +42,21 @@ class Measured:
     """Everything that the table, the JSON and the page are made of."""
 
     plan: Plan
+    whole: WholeModel
     release: str = ""
     functions: int = 0
     answers: Answers = field(default_factory=Answers)
     begun_at: str = ""
     started_s: float = 0.0
     duration_s: float = 0.0
+    spike_s: float = 0.0
     samples: Sampler = field(default_factory=lambda: Sampler(None))
     memory: list[tuple[float, int]] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
     memory_bytes: int = 0
     idle_memory_bytes: int = 0
-    whole_bytes: int = 0
-    whole_replicas: int = 0
     utility: float = 0.0
     cpu_ms: float = 0.0
-    whole_cpu_ms: float = 0.0
     cold_start_ms: float = 0.0
     woken: tuple[str, ...] = ()
     at_zero: tuple[str, ...] = ()
@@ -70,17 +65,9 @@ class Measured:
     tiers: tuple[FunctionStatus, ...] = ()  # at the end of the spike
 
     @property
-    def model_wise_bytes(self) -> int:
-        """Model-wise memory at the spike."""
-        return self.whole_bytes * self.whole_replicas
-
-    @property
-    def processes_needed(self) -> int:
-        """Whole-model processes of a core each that the spike needs on this machine.
-
-        From the CPU that a query took one of them here, at a utilisation of 70 %.
-        """
-        return max(1, math.ceil(self.plan.qps * self.whole_cpu_ms / 1e3 / UTILISATION))
+    def tax(self) -> float | None:
+        """CPU per query by shards ÷ by one whole model; None where that took none."""
+        return self.cpu_ms / self.whole.cpu_ms if self.whole.cpu_ms else None
 
 
 class Demo:
@@ -94,6 +81,7 @@ class Demo:
         progress: of its stages.
         announce: called with a line on each step.
         disk: put the frozen rows on this machine's disk.
+        live: share of a synthetic model's rows that anybody asks for.
     """
 
     def __init__(
@@ -105,12 +93,18 @@ class Demo:
         progress: Progress,
         announce: Announce,
         disk: bool = False,
+        live: float = 1.0,
     ) -> None:
         self._name, self._rows, self._data, self._spike_s = name, rows, data, spike_s
         self._progress, self._announce_line, self._disk = progress, announce, disk
+        self._live = live
         self._began = time.monotonic()
 
-    def run(self, show_plan: Callable[[Plan], None], report: Callable[..., None]) -> Measured:
+    def run(
+        self,
+        show_plan: Callable[[Plan], None],
+        report: Callable[[Measured, inputs.Prepared], None],
+    ) -> Measured:
         """Do it all. `report(measured, prepared)` is called while the inputs are still there."""
         with tempfile.TemporaryDirectory(prefix="erless-demo-") as folder:
             work = Path(folder)
@@ -124,8 +118,7 @@ class Demo:
             self._announce(
                 f"packed {sum(shard.size_bytes for shard in release.shards) / 1e6:,.0f} MB"
             )
-            measured = Measured(plan, release.digest)
-            self._measure_whole(prepared, measured)
+            measured = Measured(plan, self._measure_whole(prepared, plan), release.digest)
             options = LocalConfig(state=work / "state", poll_s=POLL_S)
             target = LocalTarget(
                 Config(targets=TargetsConfig(local=options)), Timing(poll_s=POLL_S, rate_window_s=5)
@@ -153,25 +146,22 @@ class Demo:
 
     def _prepare(self, work: Path) -> inputs.Prepared:
         prepared = inputs.make_model(
-            self._name, work, self._rows, self._data, self._progress, self._announce
+            self._name, work, self._rows, self._data, self._live, self._progress, self._announce
         )
         size = sum(file.stat().st_size for file in prepared.bundle.rglob("*.safetensors"))
         self._announce(f"built and profiled {self._name}: {size / 1e6:,.0f} MB")
         return prepared
 
-    def _measure_whole(self, prepared: inputs.Prepared, measured: Measured) -> None:
-        """One model-wise replica behind the same wire: its memory, its CPU per query."""
-        self._announce("measuring a model-wise replica")
-        with MonolithServer(prepared.bundle) as server:
-            pids = [server.pid]
-            measured.whole_cpu_ms = _cpu_per_query(server.url, prepared, lambda: pids)[0]
-            measured.whole_bytes = server.probe()[1]
-        whole = next(policy for policy in measured.plan.policies if policy.policy == "model-wise")
-        measured.whole_replicas = whole.containers
+    def _measure_whole(self, prepared: inputs.Prepared, plan: Plan) -> WholeModel:
+        """The whole model under the same spike, a process or as many as that takes."""
+        self._announce("measuring the whole model under the same spike")
+        whole = measure_whole(prepared, plan.qps, min(WHOLE_S, self._spike_s))
+        met = "within" if whole.within else "not within"
         self._announce(
-            f"a model-wise replica holds {measured.whole_bytes / 1e6:,.0f} MB; "
-            f"the spike needs {measured.whole_replicas}"
+            f"whole model: {whole.processes} process(es), {whole.memory_bytes / 1e6:,.0f} MB, "
+            f"p95 {whole.p95_ms:.1f} ms at {plan.qps:,.0f} queries/s, {met} {inputs.SLA_MS:g} ms"
         )
+        return whole
 
     def _measure_sharded(
         self, target: LocalTarget, url: str, prepared: inputs.Prepared, measured: Measured
@@ -180,7 +170,7 @@ class Demo:
             running = target.processes()
             return [pid for name, pids in running.items() if name != "supervisor" for pid in pids]
 
-        measured.cpu_ms, answers, predictions = _cpu_per_query(url, prepared, pids)
+        measured.cpu_ms, answers, predictions = cpu_per_query(url, prepared, pids)
         measured.errors += answers.errors
         if prepared.labels is not None:
             from erless.dlrm.auc import auc
@@ -197,9 +187,10 @@ class Demo:
         due = arrivals([(LOW * rate, low_s), (rate, self._spike_s)])
 
         self._announce(f"traffic: {LOW * rate:,.0f} queries/s for {low_s:g} s, then {rate:,.0f}")
+        measured.spike_s = self._spike_s
         measured.begun_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         measured.started_s = time.time()
-        measured.answers = open_loop(url, prepared.queries, prepared.expected, due)
+        measured.answers = open_loop([url], prepared.queries, prepared.expected, due)
         measured.errors += measured.answers.errors
         end_s = time.time()
         spike = [size for at, size in measured.memory if end_s - self._spike_s / 2 <= at <= end_s]
@@ -218,7 +209,7 @@ class Demo:
     def _idle_and_wake(
         self, target: LocalTarget, url: str, prepared: inputs.Prepared, measured: Measured
     ) -> None:
-        """Nothing is asked until all that may sleep does; then one query."""
+        """Nothing is asked until all that may sleep does; then one query that wakes all of it."""
         sleepy = {shard.name for shard in measured.plan.shards if shard.scaling.min_scale == 0}
         deadline = time.monotonic() + IDLE_S
         while True:
@@ -238,7 +229,7 @@ class Demo:
         at_zero = ", ".join(measured.at_zero)
         self._announce(f"idle: {at_zero} at zero; {status.memory_bytes / 1e6:,.0f} MB")
         asked_s = time.time()
-        answers, _ = one_by_one(url, prepared.queries, prepared.expected, 1)
+        answers, _ = one_by_one(url, [prepared.wake], [prepared.wake_expected], 1)
         measured.cold_start_ms = answers.latency_s[0] * 1e3
         measured.errors += answers.errors
         measured.woken = _woken(target, asleep)
@@ -273,24 +264,3 @@ def _probe(target: LocalTarget, measured: Measured) -> Probe:
         return [FunctionSample.of(function) for function in status.functions], 0
 
     return probe
-
-
-def _cpu_per_query(
-    url: str, prepared: inputs.Prepared, pids: Callable[[], list[int]]
-) -> tuple[float, Answers, list[Any]]:
-    """CPU of the serving processes per query, in ms, with one query at a time."""
-    one_by_one(url, prepared.queries, prepared.expected, min(WARM, len(prepared.queries)))
-    running = [psutil.Process(pid) for pid in pids()]
-    before = _cpu_s(running)
-    count = len(prepared.queries)
-    answers, predictions = one_by_one(url, prepared.queries, prepared.expected, count)
-    return (_cpu_s(running) - before) * 1e3 / count, answers, predictions
-
-
-def _cpu_s(processes: Sequence[psutil.Process]) -> float:
-    total = 0.0
-    for process in processes:
-        if process.is_running():
-            times = process.cpu_times()
-            total += times.user + times.system
-    return total

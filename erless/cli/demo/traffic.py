@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock, local
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
+from erless.cli.demo.inputs import Prepared
 from erless.dlrm.queries import Query
 from erless.errors import ErlessError
 from erless.observe.queries import QueryOutcomes
 from erless.serve.protocol.client import Answered, QueryClient
 
-__all__ = ["Answers", "arrivals", "one_by_one", "open_loop", "relative_error"]
+__all__ = ["Answers", "arrivals", "cpu_per_query", "one_by_one", "open_loop", "relative_error"]
 
 CLIENTS = 16
+WARM = 32  # queries before CPU is measured
 Floats = NDArray[np.float64]
 
 
@@ -89,16 +92,22 @@ def arrivals(phases: Sequence[tuple[float, float]], seed: int = 0) -> Floats:
 
 
 def open_loop(
-    url: str, queries: Sequence[Query], expected: Sequence[NDArray[np.float32]], due_s: Floats
+    urls: Sequence[str],
+    queries: Sequence[Query],
+    expected: Sequence[NDArray[np.float32]],
+    due_s: Floats,
 ) -> Answers:
-    """Send a query at each of `due_s`, without waiting for the answers to earlier ones."""
+    """Send a query at each of `due_s`, without waiting for the answers to earlier ones.
+
+    Each of `urls` has as many clients.
+    """
     answers, lock = Answers(), Lock()
     clients = local()
     pending = iter(enumerate(due_s.tolist()))
     start = time.monotonic()
 
-    def work() -> None:
-        clients.own = QueryClient(url)
+    def work(number: int) -> None:
+        clients.own = QueryClient(urls[number % len(urls)])
         with clients.own as client:
             while True:
                 with lock:
@@ -119,7 +128,7 @@ def open_loop(
                     answers.add(due, took, answer, error_found)
 
     with ThreadPoolExecutor(CLIENTS) as pool:
-        for client_result in [pool.submit(work) for _ in range(CLIENTS)]:
+        for client_result in [pool.submit(work, number) for number in range(CLIENTS)]:
             client_result.result()
     return answers
 
@@ -139,3 +148,24 @@ def one_by_one(
             answers.add(due, answer.took_s, answer, error)
             predictions.append(answer.predictions)
     return answers, predictions
+
+
+def cpu_per_query(
+    url: str, prepared: Prepared, pids: Callable[[], list[int]]
+) -> tuple[float, Answers, list[NDArray[np.float32]]]:
+    """CPU of the processes `pids` per query, in ms, with one query at a time."""
+    one_by_one(url, prepared.queries, prepared.expected, min(WARM, len(prepared.queries)))
+    running = [psutil.Process(pid) for pid in pids()]
+    before = _cpu_s(running)
+    count = len(prepared.queries)
+    answers, predictions = one_by_one(url, prepared.queries, prepared.expected, count)
+    return (_cpu_s(running) - before) * 1e3 / count, answers, predictions
+
+
+def _cpu_s(processes: Sequence[psutil.Process]) -> float:
+    total = 0.0
+    for process in processes:
+        if process.is_running():
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,8 +35,12 @@ def demo(
     ),
     rows: Annotated[int, typer.Option(min=10_000, help="Per table of rm1, rm2, rm3.")] = 500_000,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of ml-100k.inter, .user and .item [movielens].")
+        Path | None, typer.Option(help="Folder of ml-100k.* [movielens; made-up ratings].")
     ] = None,
+    live: Annotated[
+        float,
+        typer.Option(min=0.05, max=1, help="Share of rm1's, rm2's, rm3's rows that are asked for."),
+    ] = 0.4,
     seconds: Annotated[float, typer.Option(min=2, help="Of the spike.")] = 14,
     disk: Annotated[
         bool, typer.Option("--disk", help="Frozen rows lie on this machine's disk.")
@@ -46,30 +50,37 @@ def demo(
 ) -> None:
     """Serve a model by shards on this machine, in about a minute, and show what it takes.
 
-    Builds (or trains) a model, profiles, plans, packs, deploys, sends low, then spike, then no
-    traffic, wakes what sleeps, compares every answer with the monolith's, writes a page, cleans up.
+    Builds (or trains) a model, profiles, plans, packs, measures the whole model, deploys, sends
+    low, then spike, then no traffic, wakes what sleeps, compares every answer, writes a page.
 
-    Example: `erless demo`, `erless demo --model movielens --data ../shared/data -o json`
+    Example: `erless demo`, `erless demo --model movielens --data ml-100k -o json`
     """
     from erless.cli.demo.inputs import Prepared
     from erless.cli.demo.page import TOLERANCE, document_of, summary_table, tier_table, write_page
     from erless.cli.demo.stage import Demo, Measured
 
+    documents: list[dict[str, Any]] = []
+
     def write(measured: Measured, prepared: Prepared) -> None:
-        write_page(measured, prepared, report, prepared.bundle.parent / "result")
+        result = write_page(measured, prepared, report, prepared.bundle.parent / "result")
+        documents.append(document_of(measured, prepared, result, report))
 
     with bars() as progress:
-        stage = Demo(model.value, rows, data, seconds, progress, note, disk)
+        stage = Demo(model.value, rows, data, seconds, progress, note, disk, live)
         measured = stage.run(_show_plan, write)
-    document = document_of(measured, report)
+    document = documents[0]
 
     def draw(console: Console) -> None:
         console.print(summary_table(document, measured))
         if disk:
             console.print(tier_table(measured))
+        for line in (*document["assumptions"], f"The plan: {document['verdict']}."):
+            console.print(f"- {line}")
         console.print(f"the page: {report}")
 
-    emit(output, document, draw)
+    emit(
+        output, document, draw, then=f"open {report} in a browser; then erless example rm1 --out m"
+    )
     if document["max_relative_error"] > TOLERANCE or document["queries_failed"]:
         note(
             f"error: {document['queries_failed']} queries failed; largest relative difference "

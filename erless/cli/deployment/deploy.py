@@ -32,6 +32,9 @@ class DeployOptions:
     diff: Annotated[
         bool, typer.Option("--diff", help="As --dry-run; exit 1 where something would change.")
     ] = False
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask before a cluster is changed.")
+    ] = False
     replace_model: Annotated[
         bool,
         typer.Option(
@@ -108,10 +111,17 @@ def deploy(
     document["changed"] = offline or any(change.action != "keep" for change in changes)
     if how.dry_run or how.diff:
         document["model"] = _models(destination, desired, offline)
-        emit(output, document, lambda console: _draw_dry(console, document, changes, checked))
+        emit(
+            output,
+            document,
+            lambda console: _draw_dry(console, document, changes, checked),
+            then=f"erless deploy --target {destination.name}",
+        )
         if how.diff and document["changed"]:
             raise SystemExit(1)
         return
+    if document["changed"] and destination.name != "local" and output is Output.TEXT:
+        _agree(desired, changes, ask=not how.yes)
     with bars() as progress:
         done = destination.deploy(desired, progress, timeout_s)
     document |= {"url": done.url, "deployed_at": done.deployed_at}
@@ -122,7 +132,23 @@ def deploy(
         _draw(console, changes)
         console.print(f"release {done.release[:12]} answers at {done.url}")
 
-    emit(output, document, draw)
+    emit(output, document, draw, then="erless status --watch")
+
+
+def _agree(desired: Desired, changes: tuple[Change, ...], *, ask: bool) -> None:
+    """Show on stderr what a cluster will run and what the plan costs; on a terminal, ask."""
+    import os
+    import sys
+
+    from rich.console import Console
+
+    from erless.plan.report.tables import node_line
+
+    console = Console(stderr=True, highlight=False)
+    _draw(console, changes)
+    console.print(node_line(desired.plan))
+    if ask and sys.stdin.isatty() and sys.stderr.isatty() and not os.environ.get("CI"):
+        typer.confirm("Deploy this?", abort=True, err=True)
 
 
 def _validate(destination: Target, desired: Desired) -> Checked | None:

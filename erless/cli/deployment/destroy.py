@@ -36,4 +36,9 @@ def destroy(
     with bars() as progress:
         destination.destroy(progress, timeout_s)
     document = {"target": destination.name, "destroyed": True}
-    emit(output, document, lambda console: console.print(f"nothing is left at {destination.name}"))
+    emit(
+        output,
+        document,
+        lambda console: console.print(f"nothing is left at {destination.name}"),
+        then="erless deploy",
+    )

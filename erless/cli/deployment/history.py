@@ -10,10 +10,12 @@ from erless.cli.bars import bars
 from erless.cli.deployment.target_options import TargetOptions, TimeoutOption, resolve_target
 from erless.cli.option_groups import grouped
 from erless.cli.options import StoreOption, store_of
-from erless.cli.run import Output, OutputOption, emit, verb
+from erless.cli.run import Output, OutputOption, emit, trying, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from erless.deploy.target import Target
 
 __all__ = ["history", "rollback"]
 
@@ -51,7 +53,8 @@ def history(
         "target": destination.name,
         "deployments": [asdict(deployment) for deployment in deployments],
     }
-    emit(output, document, draw)
+    then = "erless rollback" if len(deployments) > 1 else "erless status"
+    emit(output, document, draw, then=then)
 
 
 @verb
@@ -80,16 +83,29 @@ def rollback(
     """
     from dataclasses import asdict
 
+    from erless.errors import NotDeployedError
+
     destination, config = resolve_target(where)
     if generation is not None:
         _go_back(generation, release, store_of(store, None, config), output)
         return
-    with bars() as progress:
+    with bars() as progress, trying(_instead(destination), NotDeployedError):
         done = destination.rollback(release, progress, timeout_s)
     emit(
         output,
         {"target": destination.name, **asdict(done)},
         lambda console: console.print(f"release {done.release[:12]} answers at {done.url} again"),
+        then="erless status",
+    )
+
+
+def _instead(destination: Target) -> str:
+    """What to do where there is nothing to go back to."""
+    if not destination.deployments():
+        return "`erless deploy` first"
+    return (
+        "`erless history` lists what is kept (deploying one release twice keeps it once); "
+        "`erless deploy --release DIGEST` takes any of the store"
     )
 
 
@@ -111,4 +127,5 @@ def _go_back(generation: int, release: str | None, store: str, output: Output) -
             f"generation {manifest.number} of release {manifest.release[:12]} is generation "
             f"{generation} once more; gateways follow within seconds"
         ),
+        then="erless status",
     )

@@ -88,7 +88,9 @@ def predict(
         document["max_relative_error"] = max(
             _difference(outputs[name], array) for name, array in expected.items()
         )
-    emit(output, document, lambda console: _draw(console, document))
+    whole = bundle.monolith
+    then = f"erless bundle show {whole}" if whole else f"erless loadtest --queries {queries}"
+    emit(output, document, lambda console: _draw(console, document), then=then)
     if document.get("max_relative_error", 0.0) > bundle.tolerance:
         difference = f"{document['max_relative_error']:.2g} > {bundle.tolerance:g}"
         note(f"error: relative difference {difference}")

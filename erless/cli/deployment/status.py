@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,17 +43,16 @@ def status(
 ) -> None:
     """Show every function: replicas, rate, latency, memory, state and, where it fails, why.
 
-    Exit 1 where nothing is deployed.
+    With --watch the gateway's traffic and latency of the last minutes and what changed are shown
+    too; with -o json each look is a line. Exit 1 where nothing is deployed.
 
     Example: `erless status --watch`
     """
-    if watch and output is Output.JSON:
-        raise typer.BadParameter("--watch draws a table; leave out -o json")
     destination, config = resolve_target(where)
     token = os.environ.get(config.gateway.token_env) if config.gateway.token_env else None
     if watch:
         with suppress(KeyboardInterrupt):  # how one ends it
-            _watch(destination, interval_s)
+            _watch(destination, interval_s, output)
         return
     report = destination.status()
     fresh = freshness(report, token)
@@ -61,7 +62,9 @@ def status(
         if fresh.get("generation"):
             console.print(_freshness_line(fresh))
 
-    emit(output, status_document(report) | fresh, draw)
+    failing = next((each.name for each in report.functions if each.reason), "")
+    then = f"erless logs {failing}" if failing else "erless predict QUERIES"
+    emit(output, status_document(report) | fresh, draw, then=then)
 
 
 def freshness(report: Status, token: str | None) -> dict[str, Any]:
@@ -106,8 +109,9 @@ def status_view(report: Status) -> Group:
     table = Table(
         title=f"{report.target}: release {report.release[:12]} at {report.url or 'no address'}"
     )
-    for heading in ("function", "tier", "replicas", "rps", "p95 ms", "MB", "state"):
-        numeric = heading in ("replicas", "rps", "p95 ms", "MB")
+    numbers = ("replicas", "calls/s", "p95 ms", "MB")
+    for heading in ("function", "tier", *numbers, "state"):
+        numeric = heading in numbers
         table.add_column(heading, justify="right" if numeric else "left")
     for function in report.functions:
         colour = COLOURS.get(function.state.value, "")
@@ -129,13 +133,76 @@ def status_view(report: Status) -> Group:
     return Group(table, Text(memory))
 
 
-def _watch(target: Target, interval_s: float) -> None:
+def _watch(target: Target, interval_s: float, output: Output) -> None:
+    """Look every `interval_s` seconds, until interrupted."""
+    import json
+    import sys
     import time
 
-    from rich.console import Console
+    if output is Output.JSON:
+        while True:
+            line = {"time": time.time(), **status_document(target.status())}
+            sys.stdout.write(json.dumps(line, allow_nan=False) + "\n")
+            sys.stdout.flush()
+            time.sleep(interval_s)
+    from rich.console import Console, Group
     from rich.live import Live
+    from rich.text import Text
 
-    with Live(status_view(target.status()), console=Console(), auto_refresh=False) as live:
+    history = History()
+
+    def look() -> Group:
+        report = target.status()
+        history.add(report)
+        lines = [Text(line, style="dim") for line in history.lines()]
+        return Group(status_view(report), *lines, Text("Ctrl-C ends it", style="dim"))
+
+    with Live(look(), console=Console(), auto_refresh=False) as live:
         while True:
             time.sleep(interval_s)
-            live.update(status_view(target.status()), refresh=True)
+            live.update(look(), refresh=True)
+
+
+class History:
+    """What `--watch` remembers: the gateway's traffic and p95, and the last changes."""
+
+    LOOKS, EVENTS = 60, 3
+
+    def __init__(self) -> None:
+        self._traffic: deque[float] = deque(maxlen=self.LOOKS)
+        self._latency: deque[float] = deque(maxlen=self.LOOKS)
+        self._events: deque[str] = deque(maxlen=self.EVENTS)
+        self._ready: dict[str, int] = {}
+
+    def add(self, report: Status) -> None:
+        """One more look."""
+        from datetime import datetime
+
+        gateway = next((each for each in report.functions if each.kind == GATEWAY), None)
+        self._traffic.append(gateway.rps if gateway else 0.0)
+        self._latency.append((gateway and gateway.p95_ms) or 0.0)
+        moment = datetime.now().astimezone().strftime("%H:%M:%S")
+        for each in report.functions:
+            was = self._ready.get(each.name, each.ready)
+            if was != each.ready:
+                self._events.append(f"{moment} {each.name}: {was} → {each.ready} replicas")
+            self._ready[each.name] = each.ready
+
+    def lines(self) -> list[str]:
+        """Traffic, latency, and what changed."""
+        return [
+            f"queries/s {sparkline(self._traffic)} {self._traffic[-1]:,.1f}",
+            f"p95 ms    {sparkline(self._latency)} {self._latency[-1]:,.1f}",
+            *self._events,
+        ]
+
+
+def sparkline(values: Iterable[float]) -> str:
+    """Values as blocks of eight heights, the largest full.
+
+    >>> sparkline([0, 1, 2, 4])
+    '▁▃▅█'
+    """
+    values = list(values)
+    top = max(values, default=0.0) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * value / top))] for value in values)

@@ -69,13 +69,18 @@ class QueryOptions:
     deadline_ms: Annotated[float, typer.Option(min=1, help="Of one query.")] = 10_000.0
     tolerance: Annotated[float, typer.Option(help="Relative, of predictions.")] = 1e-5
     seed: Annotated[int, typer.Option(help="Of arrivals and drawn queries.")] = 0
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Measure from a cold start: wake nothing before.")
+    ] = False
 
     def of_locust(self) -> tuple[str, ...]:
         """The locustfile's options."""
         words: list[str] = []
         for option in fields(self):
             value = getattr(self, option.name)
-            if value is not None:
+            if value is True:
+                words.append(f"--{option.name}")
+            elif value is not None and value is not False:
                 name = "hotness" if option.name == "profile" else option.name.replace("_", "-")
                 words += [f"--{name}", str(value)]
         return tuple(words)
@@ -167,7 +172,8 @@ def _show(output: Output, out: Path, measured: RunResult) -> None:
         **measured.model_dump(mode="json"),
         "memory_reduction": measured.memory_reduction,
     }
-    emit(output, document, lambda console: console.print("\n".join(lines(measured))))
+    text = "\n".join(lines(measured))
+    emit(output, document, lambda console: console.print(text), then=f"erless report {out}")
 
 
 @dataclass(frozen=True)
@@ -240,4 +246,4 @@ def _search(
         "trials": [asdict(trial) for trial in highest.trials],
     }
     line = f"{summary(highest, limit)}; {out} has that run"
-    emit(output, document, lambda console: console.print(line))
+    emit(output, document, lambda console: console.print(line), then=f"erless report {out}")

@@ -38,4 +38,5 @@ def report(
         output,
         {"report": str(out), "results": shown},
         lambda console: console.print(f"wrote {out} ({out.stat().st_size:,} bytes)"),
+        then=f"open {out} in a browser",
     )

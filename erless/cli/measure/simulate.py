@@ -21,6 +21,7 @@ __all__ = ["lines", "node_of", "simulate"]
 
 GB = 1e9
 HOUR_S = 3600.0
+TOLD = {"wait": "waits", "default": "takes default vectors"}
 
 
 @dataclass(frozen=True)
@@ -155,18 +156,25 @@ def simulate(
         ),
     )
     document = {"result": str(result_options.out), **_document(result)}
-    emit(output, document, lambda console: console.print("\n".join(lines(result))))
+    then = f"erless report {result_options.out}"
+    emit(output, document, lambda console: console.print("\n".join(lines(result))), then=then)
 
 
 def _terms_line(terms: Terms) -> str:
     """The assumed terms, in a line for people."""
-    from dataclasses import asdict
-
-    given_terms = {name: value for name, value in asdict(terms).items() if value is not None}
-    return ", ".join(
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in given_terms.items()
-    )
+    parts = [
+        f"a replica starts in {terms.start_s:g} s and loads {terms.load_bytes_s / GB:g} GB/s",
+        f"a call's network {terms.hop_s * 1e3:g} ms",
+        f"a machine boots in {terms.node_boot_s:g} s and goes after {terms.node_idle_s:g} s idle",
+        f"a query at a sleeping function {TOLD[terms.cold_miss]}",
+        f"deadline {terms.deadline_s:g} s",
+    ]
+    for name, hours in (("replica", terms.replica_mtbf_s), ("machine", terms.node_mtbf_s)):
+        if math.isfinite(hours):
+            parts.append(f"a {name} fails every {hours / HOUR_S:g} h")
+    if terms.host_cores is not None:
+        parts.append(f"all replicas share {terms.host_cores:g} cores")
+    return "; ".join(parts)
 
 
 def _times(pairs: list[str]) -> dict[str, float]:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from erless.specs.bundle import BundleManifest
 
 app = typer.Typer(
-    no_args_is_help=True, help="Show or verify a model bundle; say how its ids become rows."
+    no_args_is_help=True,
+    help="Show or verify a model bundle; say how its ids become rows.",
+    epilog="Example: `erless bundle show m`",
 )
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of the model bundle.")]
@@ -33,7 +35,12 @@ def show(bundle: BundleArgument, output: OutputOption = Output.TEXT) -> None:
     from erless.specs.bundle import BundleManifest
 
     manifest = BundleManifest.open(bundle)
-    emit(output, describe(bundle, manifest), lambda console: draw(console, bundle, manifest))
+    emit(
+        output,
+        describe(bundle, manifest),
+        lambda console: draw(console, bundle, manifest),
+        then=f"erless profile --model {bundle} --log LOG --out profile",
+    )
 
 
 @app.command()
@@ -51,7 +58,10 @@ def verify(bundle: BundleArgument, output: OutputOption = Output.TEXT) -> None:
     size = sum(entry.size_bytes for entry in manifest.files())
     document = {"bundle": str(bundle), "digest": manifest.digest, "verified_bytes": size}
     emit(
-        output, document, lambda console: console.print(f"{bundle}: {size:,} bytes, all as written")
+        output,
+        document,
+        lambda console: console.print(f"{bundle}: {size:,} bytes, all as written"),
+        then=f"erless bundle show {bundle}",
     )
 
 
@@ -89,7 +99,12 @@ def ids(
             overwrite=overwrite,
             progress=progress,
         )
-    emit(output, describe(out, manifest), lambda console: draw(console, out, manifest))
+    emit(
+        output,
+        describe(out, manifest),
+        lambda console: draw(console, out, manifest),
+        then=f"erless profile --model {out} --log LOG --out profile",
+    )
 
 
 def describe(folder: Path, manifest: BundleManifest) -> dict[str, Any]:

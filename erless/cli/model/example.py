@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +13,7 @@ import typer
 from erless.cli.bars import bars
 from erless.cli.option_groups import grouped
 from erless.cli.options import OutOption, OverwriteOption
-from erless.cli.run import Output, OutputOption, emit, verb
+from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
     from erless.dlrm.workload import Workload
@@ -21,6 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Make a model bundle with queries and an access log: rm1, rm2, rm3, dlrmv2, movielens "
     "or sequence.",
+    epilog="Example: `erless example rm1 --rows 200000 --out m`",
 )
 
 SeedOption = Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")]
@@ -114,9 +117,9 @@ def _make(
         document,
         lambda console: console.print(
             f"{out}: {workload.name}, {len(model.tables)} tables of {many} rows "
-            f"({model.embedding_bytes / 1e6:,.0f} MB)\n"
-            f"next: erless predict --monolith {out} {out}/queries.safetensors"
+            f"({model.embedding_bytes / 1e6:,.0f} MB)"
         ),
+        then=f"erless predict --monolith {out} {out}/queries.safetensors",
     )
 
 
@@ -167,14 +170,36 @@ def dlrmv2(
 
 
 DataOption = Annotated[
-    Path, typer.Option(help="Folder of ml-100k.inter, .user and .item (RecBole's format).")
+    Path | None,
+    typer.Option(
+        help="Folder of ml-100k.inter, .user and .item (RecBole's format); without it, made-up "
+        "ratings of as many."
+    ),
 ]
+
+
+@contextmanager
+def ratings_in(data: Path | None) -> Iterator[Path]:
+    """The folder of the ratings: `data`, or one of made-up ratings, which is said."""
+    if data is not None:
+        yield data
+        return
+    from tempfile import TemporaryDirectory
+
+    from erless.importers.made_up_ratings import SHA256, SOURCE, write_ratings
+
+    note(
+        f"no --data: these ratings are made up. The real ones: {SOURCE} "
+        f"(ml-100k.inter: sha256 {SHA256})"
+    )
+    with TemporaryDirectory(prefix="erless-ratings-") as folder:
+        yield write_ratings(Path(folder))
 
 
 @app.command()
 @verb
 def movielens(
-    data: DataOption,
+    data: DataOption = None,
     out: OutOption = Path("movielens"),
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
@@ -182,20 +207,20 @@ def movielens(
 ) -> None:
     """Train a real DLRM on MovieLens 100k and report its held-out AUC.
 
-    Example: `erless example movielens --data ../shared/data --out movielens`
+    Example: `erless example movielens`, `erless example movielens --data ml-100k --out m`
     """
     from erless.importers.synthetic import ACCESS_LOG
     from erless.importers.training import make_movielens
 
-    with bars() as progress:
-        trained = make_movielens(data, out, seed=seed, overwrite=overwrite, progress=progress)
+    with bars() as progress, ratings_in(data) as folder:
+        trained = make_movielens(folder, out, seed=seed, overwrite=overwrite, progress=progress)
     _tell(trained, out, ACCESS_LOG, output)
 
 
 @app.command()
 @verb
 def sequence(
-    data: DataOption,
+    data: DataOption = None,
     out: OutOption = Path("sequence"),
     seed: SeedOption = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training ratings.")] = 3,
@@ -207,16 +232,16 @@ def sequence(
     Histories and targets share the table of films; the outputs are the chance of four stars or
     more, whose held-out AUC is told, and the stars expected.
 
-    Example: `erless example sequence --data ../shared/data --out sequence`
+    Example: `erless example sequence`, `erless example sequence --data ml-100k --out m`
     """
     import torch
 
     from erless.importers.sequence.training import ACCESS_LOG, make_sequence
 
     torch.set_num_threads(1)  # small layers gain nothing from more
-    with bars() as progress:
+    with bars() as progress, ratings_in(data) as folder:
         trained = make_sequence(
-            data, out, seed=seed, epochs=epochs, overwrite=overwrite, progress=progress
+            folder, out, seed=seed, epochs=epochs, overwrite=overwrite, progress=progress
         )
     _tell(trained, out, ACCESS_LOG, output)
 
@@ -241,7 +266,7 @@ def _tell(trained: Trained, out: Path, log: str, output: Output) -> None:
         document,
         lambda console: console.print(
             f"{out}: trained on {trained.train_samples:,} ratings, "
-            f"AUC {trained.auc:.4f} on the {trained.held_out_samples:,} that followed\n"
-            f"next: erless predict --monolith {out} {out}/{QUERIES}"
+            f"AUC {trained.auc:.4f} on the {trained.held_out_samples:,} that followed"
         ),
+        then=f"erless predict --monolith {out} {out}/{QUERIES}",
     )

@@ -16,6 +16,8 @@ from erless.cli.options import OutOption, OverwriteOption
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from erless.importers.options import ImportOptions
     from erless.progress import Progress
     from erless.specs.bundle import BundleManifest
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     help="Import a trained model. Pickles are never executed: only plain tensors load.",
+    epilog="Example: `erless import dlrm dlrm.pt --out model`",
 )
 
 
@@ -232,7 +235,40 @@ def saved_by_torch(
     _emit(output, out, manifest)
 
 
+@app.command("inspect")
+@verb
+def look(
+    checkpoint: Annotated[Path, typer.Argument(help="A file or folder that a model was saved to.")],
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """List a checkpoint's tensors and say which command would import it; nothing is executed.
+
+    Example: `erless import inspect dlrm.pt`
+    """
+    from dataclasses import asdict
+
+    from erless.importers.inspect import inspect_checkpoint
+
+    found = inspect_checkpoint(checkpoint)
+
+    def draw(console: Console) -> None:
+        from rich.table import Table
+
+        table = Table("tensor", "type", "shape", "", title=f"{checkpoint}: by {found.made_by}")
+        for tensor in found.tensors:
+            shape = " × ".join(f"{size:,}" for size in tensor.shape)
+            table.add_row(tensor.name, tensor.dtype, shape, "table" if tensor.table else "")
+        console.print(table)
+
+    emit(output, {"checkpoint": str(checkpoint), **asdict(found)}, draw, then=found.command)
+
+
 def _emit(output: Output, out: Path, manifest: BundleManifest) -> None:
     from erless.cli.model.bundle import describe, draw
 
-    emit(output, describe(out, manifest), lambda console: draw(console, out, manifest))
+    emit(
+        output,
+        describe(out, manifest),
+        lambda console: draw(console, out, manifest),
+        then=f"erless profile --model {out} --log LOG --out profile",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from erless.cli.bars import bars
 from erless.cli.option_groups import grouped
 from erless.cli.options import EndpointOption, StoreOption, project, store_of
-from erless.cli.run import Output, OutputOption, emit, note, verb
+from erless.cli.run import Output, OutputOption, emit, note, trying, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,11 +125,14 @@ def profile(
         model = config.model
     out = out or config.profile
     log = _log_paths(logs, model, machine.throughput or machine.disk is not None)
+    from erless.errors import ArtifactError
     from erless.profile.access import extend_profile, profile_access
     from erless.profile.curves import MachineCurves
     from erless.profile.formats import LogFormat, LogSource
 
-    with bars() as progress:
+    missing = f"`erless import` makes {model}, `erless example rm1 --out {model}` one to try"
+    absent = trying(missing, ArtifactError) if model and not model.exists() else nullcontext()
+    with bars() as progress, absent:
         curves = MachineCurves()
         if machine.throughput:
             from erless.profile.throughput import measure
@@ -156,7 +160,10 @@ def profile(
         note(f"warning: {line}")
     document = report.document()
     document["out"] = str(out)
-    emit(output, document, lambda console: _text(console, document))
+    then = "erless profile --log LOG" if not document["tables"] else "erless plan --compare"
+    then += f" --model {model}" if model else ""
+    then += f" --profile {out}" if document["tables"] else f" --out {out}"
+    emit(output, document, lambda console: _text(console, document), then=then)
 
 
 def _live(heat: LiveOptions, out: Path, config: Config, overwrite: bool, output: Output) -> None:
@@ -189,9 +196,15 @@ def _log_paths(logs: LogOptions, model: Path | None, measures: bool) -> list[str
     if not log and not measures and model and (model / EXAMPLE_LOG).is_file():
         log = [str(model / EXAMPLE_LOG)]
     if not log and not measures:
-        raise typer.BadParameter("give --log, --throughput, --disk or several")
+        what = "--log" if model else "--model BUNDLE and --log"
+        raise typer.BadParameter(
+            f"give {what} (`erless example rm1 --out m` makes both, to try), or --throughput or "
+            "--disk to measure this machine"
+        )
     if log and model is None:
-        raise typer.BadParameter("--log needs --model: ids are checked against its tables")
+        raise typer.BadParameter(
+            "--log needs --model, ids are checked against its tables: `erless import` makes one"
+        )
     return log or []
 
 
@@ -200,7 +213,7 @@ def _text(console: Console, document: dict[str, Any]) -> None:
 
     if document["tables"]:
         table = Table("table", title=f"profile {document['out']}")
-        for head in ("rows", "accesses", "touched", "ids per bag", "hottest 0.1 %", "1 %", "10 %"):
+        for head in ("rows", "accesses", "touched", "ids per bag", "hottest 1 %", "10 %"):
             table.add_column(head, justify="right")
         for row in document["tables"]:
             shares = row["top_shares"]
@@ -210,7 +223,7 @@ def _text(console: Console, document: dict[str, Any]) -> None:
                 f"{row['accesses']:,}",
                 f"{row['touched']:,}",
                 f"{row['pooling_factor']:.2f}",
-                *(f"{100 * shares[key]:.1f} %" for key in ("0.001", "0.01", "0.1")),
+                *(f"{100 * shares[key]:.1f} %" for key in ("0.01", "0.1")),
             )
         console.print(table)
     if document["curves"]:

@@ -11,7 +11,7 @@ import typer
 from erless.cli.bars import bars
 from erless.cli.option_groups import grouped
 from erless.cli.options import EndpointOption, InfraOption, StoreOption, project, store_of
-from erless.cli.run import Output, OutputOption, emit, note, verb
+from erless.cli.run import Output, OutputOption, emit, note, trying, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,20 +59,24 @@ def pack(options: PackOptions, output: OutputOption = Output.TEXT) -> None:
 
     Example: `erless pack --model m --profile p --plan plan.json --store releases`
     """
+    from erless.errors import PlanError
     from erless.pack.inputs import PackInputs
     from erless.pack.packer import Packer
     from erless.storage.stores import open_store
 
     config = project()
     bundle, profile = options.model or config.model, options.profile or config.profile
-    PackInputs(bundle, profile, options.plan)  # what cannot be packed makes no store
+    _present(bundle, profile, options.plan)
+    inputs = PackInputs(bundle, profile, options.plan)  # what cannot be packed makes no store
+    numbers = f"--shard takes 0 to {len(inputs.plan.shards) - 1}; `erless plan` shows the shards"
     with bars() as progress:
         where = store_of(options.store, options.infra, config)
         store = open_store(where, endpoint_url=options.endpoint_url, create=True)
         packer = Packer(
             bundle, profile, options.plan, store, verify=options.verify, progress=progress
         )
-        packed = packer.pack(options.shard)
+        with trying(numbers, PlanError):
+            packed = packer.pack(options.shard)
         evaluations: list[Evaluation] = []
         if options.evaluate:
             import torch
@@ -91,7 +95,30 @@ def pack(options: PackOptions, output: OutputOption = Output.TEXT) -> None:
         if evaluations:
             _draw_evaluation(console, evaluations)
 
-    emit(output, document, draw)
+    if packed.release is None:
+        then = f"erless pack --shard N for each of {', '.join(packed.missing)}"
+    else:
+        then = f"erless deploy --store {where}"
+    emit(output, document, draw, then=then)
+
+
+def _present(bundle: Path, profile: Path, plan: Path) -> None:
+    """Say what makes each artifact that is not there, before its reader says what it misses.
+
+    Raises:
+        ArtifactError: one is not there.
+    """
+    from erless.errors import ArtifactError
+
+    made_by = {
+        bundle: ("model", "`erless import`, or `erless example rm1 --out m` to try"),
+        profile: ("profile", f"`erless profile --model {bundle} --log LOG --out {profile}`"),
+        plan: ("plan", f"`erless plan --model {bundle} --profile {profile} --out {plan}`"),
+    }
+    for path, (artifact, hint) in made_by.items():
+        if not path.exists():
+            with trying(f"{hint}; or name another with --{artifact}", ArtifactError):
+                raise ArtifactError(f"no {artifact} at {path}")
 
 
 def _evaluation(queries: Path, evaluations: list[Evaluation], budget: float) -> dict[str, Any]:
@@ -129,18 +156,11 @@ def _draw(console: Console, packed: Packed, url: str) -> None:
     if release is None:
         console.print(f"{done}; the release waits for: {', '.join(packed.missing)}")
         return
-    table = Table()
-    for heading in (
-        "shard",
-        "tier",
-        "precision",
-        "tables",
-        "rows",
-        "MB",
-        "largest error",
-        "digest",
-    ):
-        table.add_column(heading, justify="left" if heading in ("shard", "tier") else "right")
+    table = Table("shard", "tier")
+    lossy = any(shard.largest_error for shard in release.shards)
+    error = ("error",) if lossy else ()
+    for heading in ("precision", "tables", "rows", "MB", *error, "digest"):
+        table.add_column(heading, justify="right")
     for shard in release.shards:
         table.add_row(
             shard.name,
@@ -149,7 +169,7 @@ def _draw(console: Console, packed: Packed, url: str) -> None:
             str(len(shard.tables)),
             f"{shard.rows:,}",
             f"{shard.size_bytes / 1e6:,.1f}",
-            f"{shard.largest_error:.2g}",
+            *((f"{shard.largest_error:.1g}",) if lossy else ()),
             shard.digest[:12],
         )
     console.print(table)

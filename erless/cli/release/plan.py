@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["plan"]
 
+ALL = "all"  # of --explain
+
 RequestOptions = Annotated[
     Mapping[str, Any],
     FilledBy(
@@ -41,7 +43,12 @@ class ReportOptions:
     """Reports beside the plan."""
 
     compare: Annotated[bool, typer.Option("--compare", help="All policies.")] = False
-    explain: Annotated[str | None, typer.Option(help="Why this shard is cut there.")] = None
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARD|all", help="Why this shard is cut there; all: every number, assumptions."
+        ),
+    ] = None
     plot: Annotated[Path | None, typer.Option(help="Write a page with the curves.")] = None
     nodes_from: Annotated[
         Path | None, typer.Option(help="Terraform folder: its types; write its pools' sizes.")
@@ -64,6 +71,7 @@ def plan(
 
     Example: `erless plan --workload rm1 --traffic 8x --equal-containers --compare`
     """
+    from erless.cli.bars import bars
     from erless.plan.nodes.prices import read_prices
     from erless.plan.nodes.shared_pool import pool_lines
     from erless.plan.nodes.terraform_pools import limit_prices, read_pools, size_pools, write_pools
@@ -74,25 +82,30 @@ def plan(
     from erless.plan.report.plot import write_plot
 
     inputs = read_inputs(source, requested)
+    if source.log:  # the question is then whether it would pay
+        report = replace(report, compare=True)
     model_source, request = inputs.source, inputs.request
     pools = read_pools(report.nodes_from) if report.nodes_from else {}
     prices = limit_prices(read_prices(inputs.prices), pools)
     planner = Planner(
         model_source.model, model_source.tables, request, prices, model_source.measured
     )
-    outcome = planner.outcome(POLICIES if report.compare else ())
-    document = plan_document(
-        outcome, model_source.model_digest, model_source.profile_digest, model_source.notes
-    )
-    points = _scales(report, model_source, outcome, prices)
-    reasons = tables.explain(document, report.explain) if report.explain else []
+    with bars() as progress, progress.step("planning", None, "steps"):
+        outcome = planner.outcome(POLICIES if report.compare else ())
+        document = plan_document(
+            outcome, model_source.model_digest, model_source.profile_digest, model_source.notes
+        )
+        points = _scales(report, model_source, outcome, prices)
+        helping = _levers(report, model_source, outcome, prices)
+    named = report.explain if report.explain != ALL else None
+    reasons = tables.explain(document, named) if named else []
     sized = size_pools(document, prices, pools) if report.nodes_from else {}
     shared = _shared(report, inputs, document, prices)
     verdict = [
-        *document.notes,
         *([tables.verdict(document)] if report.compare else []),
+        *document.notes,
         *(lines(points) if points else []),
-        *_levers(report, model_source, outcome, prices),
+        *helping,
         *(f"pool {name}: {size}" for name, size in sized.items()),
         *(pool_lines(shared) if shared else []),
     ]
@@ -102,7 +115,7 @@ def plan(
         document.save(inputs.out)
         note(f"wrote {inputs.out}")
     if report.plot:
-        write_plot(report.plot, document, outcome.demand, points)
+        write_plot(report.plot, document, outcome.demand, points, verdict)
         note(f"wrote {report.plot}")
     shown = {
         **document.model_dump(mode="json"),
@@ -111,7 +124,28 @@ def plan(
         "pool": _pool(shared) if shared else None,
     }
     sentences = [*reasons, *verdict]
-    emit(output, shown, lambda console: _draw(console, document, sentences, report.compare))
+    emit(
+        output,
+        shown,
+        lambda console: _draw(console, document, sentences, report),
+        then=_next(source, inputs),
+    )
+
+
+def _next(source: SourceOptions, inputs: PlanInputs) -> str:
+    """What usually comes behind this plan."""
+    if source.log:
+        return "erless import --help, or in Python: erless.export(model, example_inputs, out)"
+    if source.workload:
+        return "erless import --help, and erless plan --model BUNDLE with your own traffic"
+    named = "".join(
+        f" --{name} {path}"
+        for name, path in (("model", source.model), ("profile", source.profile))
+        if path
+    )
+    if inputs.out is None:
+        return f"erless plan{named} --out plan.json"
+    return f"erless pack{named} --plan {inputs.out}"
 
 
 def _scales(
@@ -183,14 +217,17 @@ def _pool(shared: SharedPool) -> dict[str, Any]:
     }
 
 
-def _draw(console: Console, document: Plan, sentences: list[str], compare: bool) -> None:
+def _draw(console: Console, document: Plan, sentences: list[str], report: ReportOptions) -> None:
+    """What it comes to, then the tables; with `--explain all` every number and assumption."""
     from erless.plan.report import tables
 
-    console.print(tables.shard_table(document))
-    console.print(tables.node_line(document))
-    if compare:
-        console.print(tables.policy_table(document))
-    for line in sentences:
-        console.print(line)
-    for key, value in document.assumptions.items():
+    every = report.explain == ALL
+    for line in (*sentences, tables.node_line(document)):
+        console.print(f"- {line}")
+    console.print(tables.shard_table(document, every=every))
+    if report.compare:
+        console.print(tables.policy_table(document, every=every))
+    for key, value in document.assumptions.items() if every else ():
         console.print(f"[dim]{key}: {value}[/dim]")
+    if not every:
+        console.print("[dim]all numbers, and what they rest on: --explain all[/dim]")

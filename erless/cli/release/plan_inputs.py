@@ -44,6 +44,22 @@ class SourceOptions:
     out: Annotated[
         Path | None, typer.Option(help="Write the plan [plan.json if erless.yaml says the rest].")
     ] = None
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="No model yet: plan from its access logs, PATH or TABLE:PATH; may repeat."
+        ),
+    ] = None
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=ROWSxDIM",
+            help="With --log: a table's shape; may repeat [as the log has it, dim 64].",
+        ),
+    ] = None
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="With --log: samples that counts cover.")
+    ] = None
     workload: Annotated[
         str | None, typer.Option(help="rm1, rm2, rm3, dlrmv2: no weights needed.")
     ] = None
@@ -82,6 +98,7 @@ def read_inputs(options: SourceOptions, requested: Mapping[str, Any]) -> PlanInp
         ArtifactError: the model or profile is missing or damaged.
     """
     from erless.errors import PlanError
+    from erless.plan.request import configured
     from erless.plan.source import profile_source, workload_source
 
     model, profile = options.model, options.profile
@@ -95,6 +112,13 @@ def read_inputs(options: SourceOptions, requested: Mapping[str, Any]) -> PlanInp
         rows = _rows(options.rows, options.workload) if options.rows else None
         source = workload_source(options.workload, locality, request.batch, rows)
         return PlanInputs(request, source, options.prices, options.out)
+    if options.log:
+        if model or profile:
+            raise PlanError("--log plans without a model: leave out --model and --profile")
+        request = _request(requested, {})
+        return PlanInputs(request, _from_logs(options, request), options.prices, options.out)
+    if options.table or options.samples:
+        raise PlanError("--table and --samples go with --log, where there is no model yet")
     if options.locality is not None:
         raise PlanError("--locality is a reference workload's: a profile says how hot its rows are")
     if options.rows is not None:
@@ -105,12 +129,41 @@ def read_inputs(options: SourceOptions, requested: Mapping[str, Any]) -> PlanInp
     _present(bundle, "model", "--model", "erless import")
     _present(hotness, "profile", "--profile", "erless profile")
     requested, losses = _measured(options, requested, config, bundle)
-    request = _request(requested, _from_config(config) if written else {})
+    request = _request(requested, configured(config) if written else {})
     source = profile_source(bundle, hotness, request.batch, request.stale_profile)
     source.notes.extend(losses)
     implied = PLAN_FILE if written and model is None and profile is None else None
     prices = options.prices or (config.planner.prices if written else None)
     return PlanInputs(request, source, prices, options.out or implied)
+
+
+def _from_logs(options: SourceOptions, request: PlanRequest) -> PlanSource:
+    """What the logs alone say of a model that is not there yet."""
+    from tempfile import TemporaryDirectory
+
+    from erless.cli.bars import bars
+    from erless.cli.run import note
+    from erless.plan.source import shape_source
+    from erless.profile.access import profile_shape
+    from erless.profile.formats import LogSource
+    from erless.profile.shapes import shape_of
+
+    logs = [LogSource.parse(text) for text in options.log or ()]
+    model = shape_of(options.table or (), logs)
+    for table in model.tables:
+        note(f"table {table.name}: {table.rows:,} rows of dim {table.dim}")
+    with TemporaryDirectory(prefix="erless-plan-") as folder, bars() as progress:
+        out = Path(folder) / "profile"
+        report = profile_shape(model, logs, out, samples=options.samples, progress=progress)
+        for line in report.warnings:
+            note(f"warning: {line}")
+        for access, shares in ((hot.access, hot.shares) for hot in report.tables):
+            note(
+                f"table {access.table}: the hottest 1 % of its rows take {shares[1]:.0%} of "
+                f"accesses, 10 % take {shares[2]:.0%}; "
+                f"{1 - access.touched / access.rows:.0%} were never asked for"
+            )
+        return shape_source(model, out, request.batch)
 
 
 def _measured(
@@ -189,18 +242,6 @@ def _present(path: Path, artifact: str, option: str, verb: str) -> None:
             f"no {artifact} at {path}: give {option}, name it in erless.yaml, or make one "
             f"with `{verb}` (--workload rm1 plans without)"
         )
-
-
-def _from_config(config: Config) -> dict[str, Any]:
-    """What erless.yaml says of the request: its keys are named as the request's fields."""
-    from erless.plan.request import PlanRequest
-
-    written: dict[str, Any] = {}
-    for section in (config.traffic, config.planner, config.precision):
-        for name in type(section).model_fields:
-            if name in PlanRequest.model_fields and name not in BY_TIER:
-                written[name] = getattr(section, name)
-    return written | {"tier_replicas": config.planner.min_replicas}
 
 
 def _request(requested: Mapping[str, Any], config: Mapping[str, Any]) -> PlanRequest:

@@ -57,4 +57,5 @@ def prices(
         lambda console: console.print(
             f"{len(types)} types of {published}, {summary['spot']} with a spot price"
         ),
+        then=f"erless plan --prices {out}",
     )

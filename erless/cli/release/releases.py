@@ -9,7 +9,7 @@ import typer
 
 from erless.cli.bars import bars
 from erless.cli.options import EndpointOption, StoreOption, project
-from erless.cli.run import Output, OutputOption, emit, note, verb
+from erless.cli.run import Output, OutputOption, emit, note, trying, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(
-    no_args_is_help=True, help="What a release store holds: `list`, `show`, `verify`, `prune`."
+    no_args_is_help=True,
+    help="What a release store holds: `list`, `show`, `verify`, `prune`.",
+    epilog="Example: `erless releases list --store releases`",
 )
 
 DigestArgument = Annotated[
@@ -29,9 +31,11 @@ DigestArgument = Annotated[
 
 def _open(location: str | None, endpoint_url: str | None) -> Store:
     """The store that the user named, or `erless.yaml` does."""
+    from erless.errors import StoreError
     from erless.storage.stores import open_store
 
-    return open_store(location or project().store, endpoint_url=endpoint_url)
+    with trying("erless pack --store STORE makes one; --store names another", StoreError):
+        return open_store(location or project().store, endpoint_url=endpoint_url)
 
 
 @app.command("list")
@@ -68,7 +72,9 @@ def list_(
                 "bundle_digest": release.bundle_digest,
             }
         rows.append(row)
-    emit(output, {"store": opened.url, "releases": rows}, lambda console: _draw(console, rows))
+    then = f"erless releases show --store {opened.url}" if rows else "erless pack"
+    document = {"store": opened.url, "releases": rows}
+    emit(output, document, lambda console: _draw(console, rows), then=then)
 
 
 def _draw(console: Console, rows: list[dict[str, Any]]) -> None:
@@ -124,7 +130,8 @@ def show(
         console.print(f"plan    {release.plan_digest}\nprofile {release.profile_digest}")
         console.print(table)
 
-    emit(output, release.model_dump(mode="json"), draw)
+    then = f"erless deploy --release {release.digest[:12]}"
+    emit(output, release.model_dump(mode="json"), draw, then=then)
 
 
 @app.command()

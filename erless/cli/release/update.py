@@ -136,4 +136,5 @@ def _tell(manifest: GenerationManifest | None, error: str, name: str, output: Ou
         output,
         {**document, **manifest.model_dump(mode="json")},
         lambda console: console.print(f"{name}: {text}" if name else text),
+        then="" if name else "erless status",
     )

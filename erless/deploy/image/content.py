@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
-import erless
 from erless.deploy.image.layer import Item
 from erless.errors import ImageError
 from erless.specs.functions import FunctionKind
@@ -24,7 +23,7 @@ __all__ = ["APP", "REQUIREMENTS", "application_items", "dependency_items"]
 
 APP = "app"  # in the image
 SITE = f"{APP}/site-packages"
-PACKAGE = Path(erless.__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[2]  # erless/
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")  # what the functions import, but torch
 SUFFIXES = {".py", ".json", ".csv", ".so"}
 PIP_TIMEOUT_S = 1800

@@ -13,6 +13,7 @@ from erless.deploy.target import Change, Desired
 from erless.errors import DeployError
 from erless.specs.config import GatewayConfig, ObserveConfig
 from erless.specs.functions import GATEWAY
+from erless.specs.model import DlrmTower
 from erless.specs.plan import Scaling, ShardPlan
 from erless.specs.release import ReleaseManifest, ReleaseShard
 from erless.storage.digests import digest_json
@@ -21,6 +22,7 @@ __all__ = ["LocalSettings", "changes", "place"]
 
 MODULE = "erless.serve"
 PROCESS_BYTES = 36_000_000  # a function without rows, measured: so is a model-wise replica
+TORCH_BYTES = 217_000_000  # torch in a process, measured: what a tower of any other kind takes
 SHORT = 16  # digits of a digest in a function's key
 
 
@@ -139,7 +141,7 @@ def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -
     return _function(
         GATEWAY,
         GATEWAY,
-        "resident" if desired.release.resident else "",
+        GATEWAY,
         desired.release.digest,
         env,
         _scaling(plan.scaling, site),
@@ -204,10 +206,11 @@ def _threads(vcpu: float) -> str:
 
 
 def _full_copy(release: ReleaseManifest) -> int:
-    """Bytes of one model-wise replica: all rows in fp32, the tower, and the process."""
+    """Bytes of one model-wise replica: all rows in fp32, the tower, the process, maybe torch."""
     rows = sum(4 * table.rows * table.dim for table in release.model.tables)
     tower = sum(file.size_bytes for file in (*release.tower_files, *release.vocabularies))
-    return rows + tower + PROCESS_BYTES
+    torch = 0 if isinstance(release.model.tower, DlrmTower) else TORCH_BYTES
+    return rows + tower + PROCESS_BYTES + torch
 
 
 def changes(before: ReleaseSpec | None, after: ReleaseSpec) -> tuple[Change, ...]:

@@ -94,7 +94,7 @@ def status_of(facts: dict[str, Any], target: str) -> Status:
             FunctionStatus(
                 name=GATEWAY,
                 kind=GATEWAY,
-                tier="",
+                tier=GATEWAY,
                 digest=facts["release"] or "",
                 ready=0,
                 wanted=1,

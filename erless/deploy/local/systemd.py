@@ -13,7 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import erless
 from erless.errors import DeployError
 from erless.storage.atomic import replace_file
 
@@ -40,7 +39,7 @@ def unit_file(state: Path) -> Path:
 
 def unit_text(state: Path) -> str:
     """The unit: started with the user's other services, and again whenever it fails."""
-    root = Path(erless.__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[3]
     command = f"{_quoted(sys.executable)} -m {SUPERVISOR} --foreground {_quoted(str(state))}"
     return f"""[Unit]
 Description=erless supervisor

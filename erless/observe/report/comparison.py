@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from erless.errors import LoadTestError
 from erless.observe.report.timeline import (
     LATENCY,
     MEMORY,
@@ -22,15 +23,24 @@ from erless.specs.result import RunResult
 
 __all__ = ["write_comparison"]
 
+SLACK = 0.1  # by which lengths may differ: a run ends with its last answer
+
 
 def write_comparison(first: Path, second: Path, out: Path) -> tuple[RunResult, RunResult]:
     """Read two results and write one page that lays them side by side.
 
     Raises:
         ArtifactError: no result there, or it is damaged.
+        LoadTestError: one ran longer than the other, so that totals and means do not compare.
         StorageError: the disk refused.
     """
     a, b = read_result(first), read_result(second)
+    longer, shorter = sorted((a.document.duration_s, b.document.duration_s), reverse=True)
+    if longer > shorter * (1 + SLACK):
+        raise LoadTestError(
+            f"{first} ran {a.document.duration_s:,.0f} s, {second} {b.document.duration_s:,.0f} s: "
+            "only runs of one length compare"
+        )
     names = (f"A: {a.document.title}", f"B: {b.document.title}")
     pairs = list(zip(names, (a, b), (0, 1), strict=True))
 

@@ -112,10 +112,15 @@ def _summary(document: RunResult) -> str:
         entries.append(
             (f"{base.usd_per_month / document.usd_per_month:.2f}×", "cheaper than model-wise")
         )
+    if document.tax:
+        entries.append((f"{document.tax:.2f}×", "CPU per query of the whole model (the tax)"))
     entries.append((f"{document.cold_starts:,}", "queries met a cold start"))
     if document.degraded:
         entries.append((f"{document.degraded:,}", "degraded answers"))
-    return tiles(entries)
+    said = (
+        f'<p class="verdict">The plan: {escape(document.verdict)}.</p>' if document.verdict else ""
+    )
+    return tiles(entries) + said
 
 
 def _traffic(stored: StoredResult) -> str:

@@ -176,7 +176,7 @@ def _functions(plan: Plan) -> list[Function]:
         Function(
             "gateway",
             "gateway",
-            "",
+            "gateway",
             plan.gateway.scaling,
             plan.gateway.vcpu,
             plan.gateway.memory_bytes,
@@ -208,7 +208,7 @@ def _functions(plan: Plan) -> list[Function]:
             Function(
                 "dense",
                 "dense",
-                "",
+                "dense",
                 dense.scaling,
                 dense.vcpu,
                 dense.memory_bytes,

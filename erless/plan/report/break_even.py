@@ -12,12 +12,12 @@ from erless.plan.costs.curves import AccessCurve, TableLoad
 from erless.plan.costs.measured import MeasuredSpeed
 from erless.plan.nodes.prices import Prices
 from erless.plan.planner import Planner
+from erless.plan.report.tables import PAYS
 from erless.plan.request import PlanRequest
 from erless.specs.model import ModelSpec
 
 __all__ = ["Point", "break_even", "lines"]
 
-PAYS = 0.01  # cheaper by more than 1 %
 TRAFFIC = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16)
 SIZES = (0.25, 1, 2, 4, 8, 16)
 

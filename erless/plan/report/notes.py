@@ -10,6 +10,8 @@ from erless.plan.selection import Candidate
 
 __all__ = ["outcome_notes"]
 
+SELDOM = 0.01  # a probability below which nobody plans with it
+
 
 def outcome_notes(outcome: Outcome) -> list[str]:
     """One sentence per fact; empty where the plan is simply the best by its objective."""
@@ -87,7 +89,16 @@ def _frozen(outcome: Outcome) -> list[str]:
         ]
     touched = -math.expm1(-frozen.gathers)
     idle = math.exp(-min(700.0, outcome.demand.qps * frozen.gathers * request.frozen_window_s))
-    return [
-        f"frozen: {frozen.rows:,} rows, touched by {touched:.2%} of queries; idle for {window} "
-        f"with probability {idle:.2g} while traffic lasts, and asleep without it"
-    ]
+    sleeps = _asleep(idle, window)
+    return [f"frozen: {frozen.rows:,} rows, touched by {touched:.2%} of queries; {sleeps}"]
+
+
+def _asleep(idle: float, window: str) -> str:
+    """How much a function sleeps that is idle for `window` with probability `idle`."""
+    if idle < SELDOM:
+        return f"awake while traffic lasts, asleep {window} after it"
+    if idle > 1 - SELDOM:
+        return "asleep also while traffic lasts"
+    return (
+        f"asleep after {idle:.0%} of its queries while traffic lasts, as {window} pass without one"
+    )

@@ -1,18 +1,18 @@
-"""`--plot`: access curves with the cuts, memory and replicas per function, cost over traffic."""
+"""`--plot`: what a plan comes to, policies side by side, cuts, functions, cost over traffic."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from erless.pages.charts import Axis, Bar, ChartLine, bar_chart, line_chart, number, size
-from erless.pages.page import figure, page
+from erless.pages.page import figure, page, sentences, tiles
 from erless.plan.costs.curves import TableLoad
 from erless.plan.costs.layout import Demand
 from erless.plan.report.break_even import Point
-from erless.specs.plan import DensePlan, GatewayPlan, Plan, ShardPlan, Tier
+from erless.specs.plan import DensePlan, GatewayPlan, Plan, PolicyResult, ShardPlan, Tier
 from erless.storage.atomic import os_errors, staged_file
 
 __all__ = ["plot_page", "write_plot"]
@@ -20,21 +20,27 @@ __all__ = ["plot_page", "write_plot"]
 MOST_CURVES = 8  # as many as the page has colours
 MOST_MARKS = 24
 MEMORY, REPLICAS = 0, 1  # colours of the bars
+POLICY_COLOURS = {"model-wise": 7, "table-wise": 4, "elasticrec": 1, "joint": 0}  # on every figure
 
 
-def write_plot(path: Path, plan: Plan, demand: Demand, points: Sequence[Point]) -> None:
-    """Write one self-contained page: it needs no network.
+def write_plot(
+    path: Path, plan: Plan, demand: Demand, points: Sequence[Point], said: Sequence[str] = ()
+) -> None:
+    """Write one self-contained page, with the sentences `said` on top: it needs no network.
 
     Raises:
         StorageError: the disk refused.
     """
     with staged_file(path) as stage, os_errors(stage):
-        stage.write_text(plot_page(plan, demand, points), encoding="utf-8")
+        stage.write_text(plot_page(plan, demand, points, said), encoding="utf-8")
 
 
-def plot_page(plan: Plan, demand: Demand, points: Sequence[Point]) -> str:
+def plot_page(plan: Plan, demand: Demand, points: Sequence[Point], said: Sequence[str] = ()) -> str:
     """The page as HTML."""
     figures = [
+        tiles(_tiles(plan)),
+        sentences(said),
+        *_policies(plan),
         figure(
             "Where the rows are cut",
             "Share of a table's accesses that its hottest rows take; tables of one shape are drawn "
@@ -56,12 +62,50 @@ def plot_page(plan: Plan, demand: Demand, points: Sequence[Point]) -> str:
         figures.append(
             figure(
                 "Dollars a month over traffic",
-                "Whole nodes at the shipped or given prices.",
+                "Whole nodes at the shipped or given prices, sharding left free to choose. Dashed: "
+                "this plan.",
                 _cost_chart(plan, points),
             )
         )
     rate = f"{plan.qps:,.4g} queries/s of {plan.batch} samples"
     return page(f"erless plan: {plan.policy}", rate, figures)
+
+
+def _tiles(plan: Plan) -> list[tuple[str, str]]:
+    """What the plan comes to."""
+    result = plan.result
+    if result is None:
+        return []
+    ratio = result.memory_reduction
+    word = "less" if ratio >= 1 else "more"
+    return [
+        (f"${result.usd_per_month:,.0f}", f"a month on {result.nodes} node(s)"),
+        (size(result.memory_bytes), f"memory in {result.containers} container(s)"),
+        (f"{max(ratio, 1 / ratio):.2f}×", f"{word} memory than model-wise"),
+        (f"{result.predicted_p95_ms:.3g} ms", "predicted p95"),
+        (f"{result.functions}", f"function(s), {result.fan_out} asked by a query"),
+    ]
+
+
+def _policies(plan: Plan) -> list[str]:
+    """Dollars and memory of all policies that were compared."""
+    if len(plan.policies) < 2:
+        return []
+
+    def bars(of: Callable[[PolicyResult], float]) -> list[Bar]:
+        return [
+            Bar(each.policy, ((each.policy, of(each), POLICY_COLOURS[each.policy]),))
+            for each in plan.policies
+        ]
+
+    dollars = bar_chart(
+        bars(lambda each: each.usd_per_month), text=lambda usd: f"${usd:,.0f}", legend=False
+    )
+    memory = bar_chart(bars(lambda each: float(each.memory_bytes)), text=size, legend=False)
+    return [
+        figure("Policies: dollars a month", "Each at its best, on whole nodes.", dollars),
+        figure("Policies: memory", "Of all containers.", memory),
+    ]
 
 
 def _access_chart(plan: Plan, demand: Demand) -> str:
@@ -120,15 +164,18 @@ def _cost_chart(plan: Plan, points: Sequence[Point]) -> str:
     traffic = [point for point in points if point.kind == "traffic"]
     rates = np.array([point.factor * plan.qps for point in traffic], np.float64)
     costs = {
-        "model-wise": [point.model_wise for point in traffic],
         "joint": [point.joint for point in traffic],
+        "model-wise": [point.model_wise for point in traffic],  # dashed, above where they are one
     }
     lines = [
-        ChartLine(name, rates, np.array(dollars, np.float64), colour)
-        for colour, (name, dollars) in enumerate(costs.items())
+        ChartLine(name, rates, np.array(dollars, np.float64), POLICY_COLOURS[name], dash)
+        for (name, dollars), dash in zip(costs.items(), (False, True), strict=True)
     ]
+    planned = plan.result
     return line_chart(
         lines,
         Axis("traffic (queries/s)", log=True),
         Axis("cost ($/month)", text=lambda dollars: f"${dollars:,.0f}", log=True),
+        limit=(planned.usd_per_month, "this plan") if planned else None,
+        marks=[(plan.qps, "the planned traffic")],
     )

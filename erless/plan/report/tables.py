@@ -5,57 +5,68 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from erless.errors import PlanError
-from erless.specs.plan import DensePlan, GatewayPlan, Plan, ShardPlan
+from erless.specs.plan import DensePlan, GatewayPlan, Plan, ShardPlan, Tier
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["explain", "node_line", "policy_table", "shard_table", "verdict"]
+__all__ = ["PAYS", "explain", "node_line", "policy_table", "shard_table", "verdict"]
+
+PAYS = 0.01  # cheaper by more than 1 %
 
 
-SHARD_NUMBERS = (
-    *("rows", "gathers", "row bytes", "precision", "vCPU", "replicas"),
-    *("QPS each", "memory each", "$/month"),
-)
+def shard_table(plan: Plan, *, every: bool = False) -> Table:
+    """One row per function: the gateway with its rows, the shards, the dense tower.
 
-
-def shard_table(plan: Plan) -> Table:
-    """One row per shard, then the gateway and, where it is one, the dense function."""
+    Five columns of numbers fit a terminal of 80; `every` adds the others.
+    """
     from rich.table import Table
 
     table = Table(title=f"{plan.policy}, {_rate(plan.qps)} queries/s of {plan.batch} samples")
-    for name in ("shard", "tier", "tables"):
+    for name in ("function", "tier"):
         table.add_column(name)
-    for name in SHARD_NUMBERS:
+    for name in ("rows", "gathers", "replicas", "memory each", "$/month"):
         table.add_column(name, justify="right")
+    for name in ("tables", "row bytes", "precision", "vCPU", "queries/s each") if every else ():
+        table.add_column(name, justify="right")
+    resident = next((shard for shard in plan.shards if shard.tier is Tier.RESIDENT), None)
+    _add_row(table, "gateway", "gateway", resident, plan.gateway, every)
     for shard in plan.shards:
-        resident = shard.tier == "resident"
-        table.add_row(
-            shard.name,
-            shard.tier.value,
-            str(len({part.table for part in shard.slices})),
-            f"{shard.rows:,}",
-            f"{shard.share:.2%}",
-            _size(shard.row_data_bytes),
-            shard.precision.value,
-            *(("in gateway", "", "", "", "") if resident else _cells(shard)),
-        )
-    table.add_row("gateway", "" if plan.dense else "dense", *[""] * 5, *_cells(plan.gateway))
+        if shard is not resident:
+            _add_row(table, shard.name, shard.tier.value, shard, shard, every)
     if plan.dense is not None:
-        where = "on GPU" if plan.dense.gpus else "dense"
-        table.add_row("dense", where, *[""] * 5, *_cells(plan.dense))
+        _add_row(table, "dense", "on GPU" if plan.dense.gpus else "dense", None, plan.dense, every)
     return table
 
 
-def _cells(function: ShardPlan | GatewayPlan | DensePlan) -> tuple[str, ...]:
-    """What a function of its own takes: vCPU, replicas, QPS and memory of each, dollars."""
-    return (
-        f"{function.vcpu:g}",
+def _add_row(
+    table: Table,
+    name: str,
+    tier: str,
+    shard: ShardPlan | None,
+    function: ShardPlan | GatewayPlan | DensePlan,
+    every: bool,
+) -> None:
+    """A function: the rows that lie in it, and what it takes."""
+    rows = (f"{shard.rows:,}", f"{shard.share:.2%}") if shard else ("", "")
+    cells = [
+        *rows,
         str(function.replicas),
-        f"{function.qps_per_replica:,.0f}",
         _size(function.memory_bytes),
         f"{function.usd_per_month:,.0f}",
-    )
+    ]
+    if every:
+        held = (
+            (
+                str(len({part.table for part in shard.slices})),
+                _size(shard.row_data_bytes),
+                shard.precision.value,
+            )
+            if shard
+            else ("", "", "")
+        )
+        cells += [*held, f"{function.vcpu:g}", f"{function.qps_per_replica:,.0f}"]
+    table.add_row(name, tier, *cells)
 
 
 def node_line(plan: Plan) -> str:
@@ -65,41 +76,34 @@ def node_line(plan: Plan) -> str:
     return f"nodes: {nodes}: ${dollars:,.0f} a month at prices of {plan.prices_date}"
 
 
-def policy_table(plan: Plan) -> Table:
-    """All policies that were compared."""
+def policy_table(plan: Plan, *, every: bool = False) -> Table:
+    """All policies that were compared; `every`: with all that is known of them."""
     from rich.table import Table
 
     table = Table(title=f"policies, objective {plan.objective}")
     table.add_column("policy")
-    for name in (
-        "memory",
-        "smaller",
-        "utility",
-        "functions",
-        "containers",
-        "fan-out",
-        "vCPU",
-        "nodes",
-        "$/month",
-        "p95 ms",
-        "above bound",
-    ):
+    for name in ("memory", "smaller", "functions", "nodes", "p95 ms", "$/month"):
+        table.add_column(name, justify="right")
+    for name in ("utility", "containers", "fan-out", "vCPU", "above bound") if every else ():
         table.add_column(name, justify="right")
     for result in plan.policies:
-        table.add_row(
-            result.policy,
+        cells = [
             _size(result.memory_bytes),
             f"{result.memory_reduction:.2f}×",
-            f"{result.memory_utility:.2%}",
             str(result.functions),
-            str(result.containers),
-            str(result.fan_out),
-            f"{result.vcpu:g}",
             str(result.nodes),
-            f"{result.usd_per_month:,.0f}",
             f"{result.predicted_p95_ms:.2f}",
-            f"{result.lower_bound_gap:.2%}",
-        )
+            f"{result.usd_per_month:,.0f}",
+        ]
+        if every:
+            cells += [
+                f"{result.memory_utility:.2%}",
+                str(result.containers),
+                str(result.fan_out),
+                f"{result.vcpu:g}",
+                f"{result.lower_bound_gap:.2%}",
+            ]
+        table.add_row(result.policy, *cells)
     return table
 
 
@@ -151,11 +155,14 @@ def verdict(plan: Plan) -> str:
             "by the objective"
         )
     saved = whole.usd_per_month - joint.usd_per_month
-    word = "saves" if saved >= 0 else "costs more by"
-    return (
-        f"sharding {word} ${abs(saved):,.0f} a month ({abs(saved) / whole.usd_per_month:.1%}) "
-        f"and holds {whole.memory_bytes / joint.memory_bytes:.2f}× less memory"
-    )
+    share = abs(saved) / whole.usd_per_month
+    ratio = whole.memory_bytes / joint.memory_bytes
+    memory = f"{ratio:.2f}× less memory" if ratio >= 1 else f"{1 / ratio:.2f}× more memory"
+    change = f"${abs(saved):,.0f} a month ({share:.1%})"
+    if saved < PAYS * whole.usd_per_month:
+        word = "saves no more than" if saved >= 0 else "costs more by"
+        return f"sharding does not pay here: it {word} {change} and holds {memory}"
+    return f"sharding saves {change} and holds {memory}"
 
 
 def _rate(qps: float) -> str:

@@ -89,6 +89,7 @@ class App:
         self._secret = open_secret(settings, clock) if settings.kind in GUARDED else None
         self._openapi: bytes = b""
         self._reads: dict[bytes, Callable[[], Response]] = {
+            b"": lambda: _document(self._front_page()),
             b"/v2": lambda: _document(self._server()),
             b"/v2/health/live": lambda: _document({"live": True}),
             b"/v2/health/ready": self._readiness,
@@ -96,6 +97,16 @@ class App:
         self._closed_reads: dict[bytes, Callable[[], Response]] = {
             b"/metrics": lambda: Response(200, (self.metrics.render(),), METRICS_TYPE),
             b"/openapi.json": lambda: Response(200, (self._describe_api(),)),
+        }
+
+    def _front_page(self) -> dict[str, Any]:
+        """What answers here, for who opens the URL in a browser."""
+        return {
+            "name": "erless",
+            "function": self.settings.kind,
+            "state": self.state,
+            "protocol": "Open Inference Protocol v2",
+            "paths": ["/v2", "/v2/health/ready", *map(bytes.decode, self._closed_reads)],
         }
 
     def get_ready(self, served: Served) -> None:

@@ -24,6 +24,7 @@ from erless.errors import ServeError
 __all__ = ["Answered", "QueryClient"]
 
 INFER = "/infer"
+DEADLINE = "erless-deadline-ms"
 JSON_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -94,17 +95,20 @@ class QueryClient:
         Raises:
             ServeError: the gateway's reason and status; 502 where it does not answer.
         """
-        more = {} if deadline_ms is None else {"erless-deadline-ms": f"{deadline_ms:g}"}
+        more = {} if deadline_ms is None else {DEADLINE: f"{deadline_ms:g}"}
         parameters, _, body, took_s = self._infer(*infer_request(query_tensors(query)), more)
         return _answered(np.frombuffer(body, np.float32).copy(), parameters, took_s)
 
-    def infer(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], Answered]:
+    def infer(
+        self, inputs: Mapping[str, NDArray[Any]], deadline_ms: float | None = None
+    ) -> tuple[dict[str, NDArray[Any]], Answered]:
         """The outputs for `inputs`, both by name, and the answer, its predictions the first output.
 
         Raises:
             ServeError: as `predict`.
         """
-        parameters, described, body, took_s = self._infer(*infer_request(inputs), {})
+        more = {} if deadline_ms is None else {DEADLINE: f"{deadline_ms:g}"}
+        parameters, described, body, took_s = self._infer(*infer_request(inputs), more)
         outputs, offset = {}, 0
         for output in described:
             dtype, count = np.dtype(DTYPES[output["datatype"]]), math.prod(output["shape"])

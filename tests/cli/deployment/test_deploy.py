@@ -29,6 +29,7 @@ store: {store}
 targets:
   local: {{state: state, poll_s: 0.2, window_s: 3, grace_s: 0.5}}
 """
+SHOWN = {"status": b"gateway", "logs": b"gateway", "open": b"http://127.0.0.1:"}
 Run = Callable[..., tuple[int, Any]]
 
 
@@ -72,6 +73,9 @@ def test_the_verbs_of_a_deployment(
     assert code == 0
     assert {each["name"] for each in status["functions"]} == {"hot", "cold", "frozen", "gateway"}
     assert status["memory_reduction"] > 0
+    tiers = {each["name"]: each["tier"] for each in status["functions"]}
+    assert tiers == {name: name for name in ("hot", "cold", "frozen", "gateway")}
+    assert status["next"] == "erless predict QUERIES"
     text = cli("status", cwd=tmp_path)
     assert "× as much)" in text.stdout
     assert "model-wise replicas would hold" in text.stdout
@@ -93,6 +97,10 @@ def test_the_verbs_of_a_deployment(
     assert answers["releases"] == [first]
     assert len(answers["predictions"]) == 64
 
+    assert run("deploy", "--release", first)[0] == 0  # again: still one kept release
+    said = run("rollback")[1]["error"]
+    assert (said["type"], said["try"][:16]) == ("NotDeployedError", "`erless history`")
+
     assert run("deploy", "--release", second)[0] == 0
     code, back = run("rollback")
     assert (code, back["release"], back["url"]) == (0, first, deployed["url"])
@@ -110,7 +118,15 @@ def test_the_verbs_of_a_deployment(
     assert run("rollback")[1]["error"]["type"] == "NotDeployedError"
 
 
-@pytest.mark.parametrize("words", [("status", "--watch"), ("logs", "--follow")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status", "--watch"),
+        ("status", "--watch", "--interval", "0.1", "-o", "json"),
+        ("logs", "--follow"),
+        ("open", "-o", "json"),
+    ],
+)
 def test_what_ends_by_ctrl_c_ends_well(
     run: Run, made: tuple[Made, Made], tmp_path: Path, words: tuple[str, ...]
 ) -> None:
@@ -128,7 +144,7 @@ def test_what_ends_by_ctrl_c_ends_well(
     os.close(slave)
     try:
         seen = b""
-        while b"gateway" not in seen:
+        while SHOWN[words[0]] not in seen:
             assert select.select([master], [], [], 60)[0], f"silent after {seen!r}"
             seen += os.read(master, 65536)
         watching.send_signal(signal.SIGINT)
@@ -165,4 +181,5 @@ def test_what_cannot_be_is_said_shortly(run: Run, cli: Cli, tmp_path: Path) -> N
     lost = cli("status", "--target", "moon", cwd=tmp_path)
     assert lost.returncode == 1
     assert "target 'moon' is unknown; valid are local" in lost.stderr
-    assert cli("status", "--watch", "-o", "json", cwd=tmp_path).returncode == 2
+    watched = cli("status", "--watch", "-o", "json", cwd=tmp_path)
+    assert json.loads(watched.stdout)["error"]["type"] == "NotDeployedError"

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -212,3 +214,40 @@ def test_plans_share_one_pool_of_nodes(cli: Cli, tmp_path: Path) -> None:
     missing = cli(*small, "--workload", "rm1", "--with", "none.json", cwd=tmp_path)
     assert missing.returncode != 0
     assert "none.json" in missing.stderr
+
+
+def test_a_plan_from_logs_alone(cli: Cli, tmp_path: Path) -> None:
+    """No model, no bundle: whether sharding would pay, by the rows that a log touches."""
+    generator = np.random.default_rng(0)
+    ids = (50_000 * generator.random((2_000, 4)) ** 9).astype(np.int64)
+    ids[0, 0] = 49_999
+    columns = {
+        "user": pa.array(list(generator.integers(300, size=(2_000, 1)))),
+        "item": pa.array(list(ids)),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    words = ("plan", "--log", "log.parquet", "--qps", 200)
+    read = cli(*words, cwd=tmp_path)
+    assert read.returncode == 0, read.stderr
+    assert "table item: 50,000 rows of dim 64" in read.stderr
+    assert "of its rows take" in read.stderr
+    lines = read.stdout.splitlines()
+    assert lines[0].startswith("- sharding ")  # the verdict comes first
+    assert "sharding pays at" in read.stdout
+    assert max(len(line) for line in lines if line[:1] in "│┏┡└") <= 80
+    assert read.stderr.splitlines()[-1].startswith("next: erless import")
+
+    shapes = ("--table", "user=300x16", "--table", "item=60000x16")
+    told = cli(*words, *shapes, "-o", "json", "--out", "plan.json", cwd=tmp_path)
+    document = json.loads(told.stdout)
+    slices = [part for shard in document["shards"] for part in shard["slices"]]
+    rows = {name: max(part["stop"] for part in slices if part["table"] == name) for name in columns}
+    assert rows == {"user": 300, "item": 60_000}
+    assert any("there is no model yet" in note for note in document["notes"])
+    for more, says in (
+        (("--table", "item=5"), "NAME=ROWSxDIM"),
+        (("--table", "item=10x16", "--table", "user=300x16"), "outside table item"),
+        (("--model", "m"), "leave out --model"),
+    ):
+        wrong = cli(*words, *more, cwd=tmp_path)
+        assert wrong.returncode == 1 and says in wrong.stderr, wrong.stderr

@@ -22,7 +22,7 @@ def test_the_page_draws_curves_functions_and_costs_and_loads_nothing(
     (curve,) = access["series"]  # ten tables of one shape
     assert curve["y"] == sorted(curve["y"])
     assert curve["y"][-1] == 1
-    assert [series["name"] for series in cost["series"]] == ["model-wise", "joint"]
+    assert [series["name"] for series in cost["series"]] == ["joint", "model-wise"]
     assert all(value > 0 for series in cost["series"] for value in series["y"])
     remote = [shard["name"] for shard in document["shards"] if shard["tier"] != "resident"]
     for name in [*remote, "gateway"]:

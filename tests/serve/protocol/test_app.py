@@ -74,6 +74,8 @@ def test_response_says_what_happened(fleet: Fleet) -> None:
 def test_metadata(fleet: Fleet) -> None:
     client = triton.InferenceServerClient(f"127.0.0.1:{fleet.gateway.port}")
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+    front = fleet.gateway.get("/")[1]
+    assert {"/v2", "/openapi.json"} <= set(json.loads(front)["paths"])
     model = client.get_model_metadata("small")
     assert model["inputs"] == [
         {"name": "values", "datatype": "INT64", "shape": [-1]},

@@ -202,7 +202,7 @@ def test_ids_of_another_shard(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/", 200),
         ("GET", "/v3", 404),
         ("GET", "/v2/models/other", 404),
         ("POST", "/v2/models/other/infer", 404),

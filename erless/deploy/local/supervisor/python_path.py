@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import erless
-
 __all__ = ["python_path"]
 
-ROOT = Path(erless.__file__).resolve().parents[1]  # `functions/` lies beside `erless/`
+ROOT = Path(__file__).resolve().parents[4]  # `functions/` lies beside `erless/`
 
 
 def python_path() -> str:

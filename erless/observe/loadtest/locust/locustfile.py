@@ -43,6 +43,7 @@ from erless.observe.loadtest.encoded_queries import (
 from erless.observe.loadtest.locust import shapes
 from erless.observe.loadtest.served_model import ServedModel, discover
 
+WARM = 8  # queries before the first that is measured
 PAUSE_S = 0.1  # of a closed loop after a query that failed: a gateway that is down is not hammered
 BLOCK_BYTES = 64 << 10
 CONNECT_S = 5.0
@@ -68,6 +69,7 @@ def _options(parser: LocustArgumentParser) -> None:
     group.add_argument("--model", default="", help="name, where the server does not say it")
     group.add_argument("--deadline-ms", type=float, default=10_000, help="of one query")
     group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--cold", action="store_true", help="send no queries before the first")
     group.add_argument("--record", default="", help="append one line per query to this file")
 
 
@@ -164,6 +166,23 @@ class Session:
             processes = max(1, options.processes or 1)
             seed = options.seed + (os.getpid() if processes > 1 else 0)
             self.arrivals = shapes.Arrivals(shape.traffic, processes, seed)
+        if not options.cold:
+            self.warm()
+
+    def warm(self) -> None:
+        """A few queries that nobody measures, so that what sleeps is awake when traffic comes."""
+        client = self.connect()
+        for body, headers in zip(self.bodies[:WARM], self.headers, strict=False):
+            try:
+                answer = client.post(self.served.path, body.data, headers)
+                answer.read()
+                if answer.status_code != 200:
+                    raise ServeError(f"HTTP {answer.status_code}")
+            except Exception as error:  # the load itself will tell; this says when it began
+                text = str(error) or type(error).__name__
+                print(f"a query before the load: {text}", file=sys.__stderr__, flush=True)
+                break
+        client.close()
 
     def begin(self) -> None:
         """Due times count from now."""

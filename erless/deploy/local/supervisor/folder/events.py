@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
+from datetime import UTC, datetime
 from typing import Any
 
 __all__ = ["log_event"]
@@ -13,7 +13,8 @@ __all__ = ["log_event"]
 
 def log_event(message: str, function: str = "", **more: Any) -> None:
     """Write one line to stderr, which is the supervisor's log."""
-    entry: dict[str, Any] = {"time": round(time.time(), 3), "level": "info", "message": message}
+    moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+    entry: dict[str, Any] = {"time": moment, "level": "info", "message": message}
     if function:
         entry["function"] = function
     with contextlib.suppress(OSError):  # a full disk must not stop the supervisor

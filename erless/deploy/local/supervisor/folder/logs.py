@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 __all__ = ["last_words", "log_file", "read_logs", "rotate"]
@@ -65,6 +66,16 @@ def _parse(line: str) -> dict[str, object]:
     return entry if isinstance(entry, dict) else {}
 
 
+def _moment(stamp: object, otherwise: float) -> float:
+    """Seconds since 1970 of a line's time, ISO 8601 or a number; `otherwise` where it has none."""
+    if isinstance(stamp, int | float):
+        return float(stamp)
+    try:
+        return datetime.fromisoformat(str(stamp)).timestamp()
+    except ValueError:
+        return otherwise
+
+
 def read_logs(
     logs: Path,
     display_name: Callable[[str], str | None],
@@ -85,8 +96,7 @@ def read_logs(
         places[file] = file.stat().st_size
         before = 0.0
         for line in _old(file):
-            stamp = _parse(line).get("time")
-            before = float(stamp) if isinstance(stamp, int | float) else before
+            before = _moment(_parse(line).get("time"), before)
             stamped.append((before, f"{name} {line}"))
     stamped.sort(key=lambda entry: entry[0])
     yield from (line for _, line in (stamped[-lines:] if lines else []))
