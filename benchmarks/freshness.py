@@ -8,6 +8,8 @@ cpu_ratio        CPU per query of gateway and shards with that share changed ÷ 
                  stays at the release, on the same shards in turns
 visible_s        from the call of `publish` until the gateway answers with the generation, while
                  queries come; 0.95 quantile of all
+wrong            answers that differ from those of the whole model with the rows of the generation
+                 that they name; half of the changed rows are rows that the queries ask for
 p99_ratio        p99 of the queries meanwhile ÷ p99 of as long a time without publishing
 moved_ratio      bytes of the generations ÷ bytes of their rows and ids
 """
@@ -28,16 +30,19 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from benchmarks.functions import Client, Fleet, fleet
 from benchmarks.serving import Side, prepare, spread
 from erless.dlrm.embedding import EmbeddingShard, StoredSlice
-from erless.dlrm.queries import QueryFile
+from erless.dlrm.queries import Query, QueryFile
+from erless.dlrm.reference import Monolith
 from erless.dlrm.rows import RowIndex
 from erless.observe.loadtest.encoded_queries import Body, build
 from erless.pack.generations.changes import TableChanges
 from erless.pack.generations.publish import Publisher
-from erless.specs.model import ModelSpec, TableSpec
+from erless.specs.model import TableSpec
 from erless.specs.plan import Precision
 from erless.specs.release import ReleaseManifest
 from erless.storage.stores import open_store
@@ -46,15 +51,49 @@ VISIBLE_S = 60.0
 DIM = 32
 
 
-def changed_rows(model: ModelSpec, rows: int, random: np.random.Generator) -> list[TableChanges]:
-    """`rows` random rows of all tables together, with new vectors."""
-    each = max(1, rows // len(model.tables))
-    changes = []
-    for table in model.tables:
-        ids = random.choice(table.rows, min(each, table.rows), replace=False)
-        vectors = random.normal(size=(len(ids), table.dim)).astype(np.float32) * 0.01
-        changes.append(TableChanges(table.name, ids.astype(np.int64), vectors))
-    return changes
+class Trainer:
+    """Changes rows, and knows what each generation has to answer.
+
+    Args:
+        folder: of the bundle; its tables are mapped, and changed in memory alone.
+        queries: that are asked.
+    """
+
+    def __init__(self, folder: Path, queries: Sequence[Query]) -> None:
+        self._whole, self._queries = Monolith.load(folder, mapped=True, verify=False), queries
+        model = self._whole.model
+        ends = [np.cumsum(query.lengths.sum(axis=1)) for query in queries]
+        self._asked = [
+            np.unique(
+                np.concatenate(
+                    [
+                        query.values[end[table] - int(query.lengths[table].sum()) : end[table]]
+                        for query, end in zip(queries, ends, strict=True)
+                    ]
+                )
+            )
+            for table in range(len(model.tables))
+        ]
+        self.random = np.random.default_rng(5)
+        self.expected: dict[int, list[NDArray[np.float32]]] = {}
+        self.remember(0)
+
+    def remember(self, generation: int) -> None:
+        """The answers of now are those of `generation`."""
+        self.expected[generation] = [self._whole.predict(query) for query in self._queries]
+
+    def change(self, rows: int) -> list[TableChanges]:
+        """New vectors for `rows` rows of all tables together, half of them rows asked for."""
+        model, changes = self._whole.model, []
+        for spec, table, asked in zip(model.tables, self._whole.tables, self._asked, strict=True):
+            each = max(1, rows // len(model.tables))
+            hot = self.random.choice(asked, min(each // 2, len(asked)), replace=False)
+            cold = self.random.integers(0, spec.rows, each - len(hot))
+            ids = np.unique(np.concatenate([hot, cold])).astype(np.int64)
+            vectors = self.random.normal(size=(len(ids), spec.dim)).astype(np.float32) * 0.01
+            table[torch.from_numpy(ids)] = torch.from_numpy(vectors)
+            changes.append(TableChanges(spec.name, ids, vectors))
+        return changes
 
 
 def lookup_ratios(rows: int, share: float, rounds: int) -> list[float]:
@@ -84,9 +123,12 @@ def generation_of(client: Client, model: str) -> int:
     return int(client.get(f"/v2/models/{model}")["parameters"]["generation"])
 
 
-def publish_and_wait(publisher: Publisher, rows: int, client: Client) -> tuple[float, float]:
+def publish_and_wait(
+    publisher: Publisher, trainer: Trainer, rows: int, client: Client
+) -> tuple[float, float]:
     """Seconds until a generation is answered with, and its bytes ÷ those of its rows and ids."""
-    changes = changed_rows(publisher.release.model, rows, np.random.default_rng())
+    changes = trainer.change(rows)
+    trainer.remember(max(trainer.expected) + 1)
     begin = time.monotonic()
     manifest = publisher.publish(changes)
     while generation_of(client, publisher.release.model.name) < manifest.number:
@@ -98,11 +140,15 @@ def publish_and_wait(publisher: Publisher, rows: int, client: Client) -> tuple[f
 
 
 class _Load:
-    """Queries at a fixed rate from one thread, their latencies kept."""
+    """Queries at a fixed rate from one thread: latencies, and answers that are wrong."""
 
-    def __init__(self, client: Client, bodies: Sequence[Body], rate: float) -> None:
+    def __init__(
+        self, client: Client, bodies: Sequence[Body], rate: float, trainer: Trainer
+    ) -> None:
         self.latency_ms: list[float] = []
+        self.wrong = 0
         self._client, self._bodies, self._rate = client, bodies, rate
+        self._expected = trainer.expected
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -111,11 +157,13 @@ class _Load:
         due = time.perf_counter()
         while not self._over.is_set():
             due += 1 / self._rate
-            body = self._bodies[len(self.latency_ms) % len(self._bodies)]
+            number = len(self.latency_ms) % len(self._bodies)
             time.sleep(max(0.0, due - time.perf_counter()))
             begin = time.perf_counter()
-            self._client.infer(body)
+            answered, parameters = self._client.infer_named(self._bodies[number])
             self.latency_ms.append((time.perf_counter() - begin) * 1e3)
+            expected = self._expected[parameters["generation"]][number]
+            self.wrong += not np.allclose(answered, expected, rtol=1e-4, atol=1e-6)
 
     def stop(self) -> list[float]:
         """End; the latencies."""
@@ -125,9 +173,11 @@ class _Load:
 
 
 def measure(
-    running: Fleet, store: str, release: ReleaseManifest, bodies: list[Body], options: Any
+    running: Fleet, store: str, release: ReleaseManifest, work: Path, options: Any
 ) -> dict[str, Any]:
     """All but the lookups alone."""
+    queries = list(QueryFile(work / "model" / "queries.safetensors"))
+    bodies, trainer = [build(query) for query in queries], Trainer(work / "model", queries)
     model = release.model.name
     shards = running.shards(store, release)
     still = running.gateway(store, release, shards, ERLESS_FOLLOW_S="0")
@@ -138,25 +188,27 @@ def measure(
     rows = sum(table.rows for table in release.model.tables)
     for body in bodies[:8]:
         client.infer(body)
-    publish_and_wait(publisher, int(options.share * rows), client)
+    publish_and_wait(publisher, trainer, int(options.share * rows), client)
     sides = [Side(gateway, [gateway, *shards.values()], model) for gateway in (still, fresh)]
     for _ in range(options.rounds):
         for side in sides:
             side.many(bodies, options.seconds)
     quiet_ms: list[float] = []
     busy_ms: list[float] = []
-    visible, moved = [], []
+    visible, moved, wrong = [], [], 0
     for _ in range(options.publications):
-        load = _Load(Client(fresh.port, model), bodies, options.rate)
+        load = _Load(Client(fresh.port, model), bodies, options.rate, trainer)
         time.sleep(options.every)
         quiet_ms += load.stop()
-        load = _Load(Client(fresh.port, model), bodies, options.rate)
+        wrong += load.wrong
+        load = _Load(Client(fresh.port, model), bodies, options.rate, trainer)
         begin = time.monotonic()
-        seconds, ratio = publish_and_wait(publisher, options.changed, client)
+        seconds, ratio = publish_and_wait(publisher, trainer, options.changed, client)
         visible.append(seconds)
         moved.append(ratio)
         time.sleep(max(0.0, options.every - (time.monotonic() - begin)))
         busy_ms += load.stop()
+        wrong += load.wrong
     publisher.close()
     still_ms, fresh_ms = (side.cpu_ms for side in sides)
     return {
@@ -170,6 +222,7 @@ def measure(
         "p99_ratio": round(float(np.quantile(busy_ms, 0.99) / np.quantile(quiet_ms, 0.99)), 3),
         "p99_ms": round(float(np.quantile(busy_ms, 0.99)), 2),
         "queries": len(busy_ms) + len(quiet_ms),
+        "wrong": wrong,
         "moved_ratio": spread(moved),
     }
 
@@ -194,12 +247,11 @@ def main() -> int:
         work.mkdir(parents=True, exist_ok=True)
         release = prepare(work, options.rows, options.shards, None)
         store = str(work / f"store-{options.shards}-None")
-        bodies = [build(query) for query in QueryFile(work / "model" / "queries.safetensors")]
         document = {
             "rows": options.rows,
             "changed_share": options.share,
             "lookup_ratio": spread(lookup_ratios(options.rows, options.share, 15)),
-            **measure(running, store, release, bodies, options),
+            **measure(running, store, release, work, options),
         }
     if options.output == "json":
         print(json.dumps(document, indent=2))

@@ -149,6 +149,10 @@ class Client:
 
     def infer(self, query: Body) -> np.ndarray:
         """Predictions of one query."""
+        return self.infer_named(query)[0]
+
+    def infer_named(self, query: Body) -> tuple[np.ndarray, dict[str, Any]]:
+        """Predictions of one query, and the parameters of the answer."""
         length = {"inference-header-content-length": str(query.json_length)}
         self._connection.request("POST", self.path, query.data, length)
         response = self._connection.getresponse()
@@ -156,7 +160,8 @@ class Client:
         if response.status != 200:
             raise SystemExit(f"{response.status}: {body[:300]!r}")
         size = int(response.headers["inference-header-content-length"])
-        return np.frombuffer(body, np.float32, offset=size)
+        parameters: dict[str, Any] = json.loads(body[:size])["parameters"]
+        return np.frombuffer(body, np.float32, offset=size), parameters
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON document at `path`."""

@@ -115,13 +115,22 @@ class StoredSlice:
         """Bytes of one stored row."""
         return int(self.rows.shape[1] * self.rows.itemsize)
 
-    def changed(self, ids: NDArray[np.int64], rows: NDArray[Any], table_rows: int) -> StoredSlice:
+    def changed(
+        self,
+        ids: NDArray[np.int64],
+        rows: NDArray[Any],
+        table_rows: int,
+        *,
+        copied: bool = False,
+    ) -> StoredSlice:
         """This slice with `rows` in place of those with `ids`, or beside them.
 
         Args:
             ids: (n,) distinct.
             rows: (n, `stored_width`) of `stored_dtype`.
             table_rows: rows of the whole table from now on.
+            copied: copy all rows, so that lookups cost what they did; else they stay where they
+                are, and those that differ lie in a patch beside them.
 
         Raises:
             ArtifactError: an id is not this slice's, or rows have another shape or dtype.
@@ -132,12 +141,20 @@ class StoredSlice:
                 f"expected {(len(ids), self.rows.shape[1])} of {self.rows.dtype}"
             )
         before = self.patch or SlicePatch.none(self.table.rows)
+        table = self.table.model_copy(update={"rows": table_rows})
+        whole = self.rows
         try:
+            if copied:
+                places = before.places_of(self.index, ids, table_rows)
+                stored = places >= 0
+                if stored.any():
+                    whole = np.array(self.rows)
+                    whole[places[stored]] = rows[stored]
+                ids, rows = ids[~stored], rows[~stored]
             patch = before.changed(self.index, ids, rows, table_rows)
         except ArtifactError as error:
             raise ArtifactError(f"table {self.table.name}: {error}") from error
-        table = self.table.model_copy(update={"rows": table_rows})
-        return replace(self, table=table, patch=patch)
+        return replace(self, table=table, rows=whole, patch=patch)
 
 
 class EmbeddingShard:

@@ -8,7 +8,7 @@ share all rows but those that differ.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -19,6 +19,8 @@ from erless.dlrm.rows import RowIndex
 from erless.errors import ArtifactError
 
 __all__ = ["SlicePatch"]
+
+SUPERSEDED = 2  # rows held ÷ rows looked up, beyond which those that are no longer are let go
 
 Rows = NDArray[Any]
 Int64s = NDArray[np.int64]
@@ -59,35 +61,53 @@ class SlicePatch:
         Raises:
             ArtifactError: an id is no row of the slice, or of the table; or the table shrinks.
         """
-        if table_rows < self.table_rows:
-            raise ArtifactError(f"a table of {self.table_rows:,} rows cannot have {table_rows:,}")
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < table_rows:
-            raise ArtifactError(f"a row id is outside 0 … {table_rows - 1}")
-        keys = -1 - ids
-        stored = ids < index.rows
-        keys[stored] = index.local(ids[stored])
-        if (keys[stored] < 0).any():
-            raise ArtifactError(f"row {int(ids[stored][keys[stored] < 0][0])} is not this shard's")
+        keys = self.places_of(index, ids, table_rows)
+        if not len(ids):
+            return replace(self, table_rows=table_rows)
         numbers = np.full(len(ids), len(self.chunks), np.int32)
         kept = ~np.isin(self.keys, keys)
         chunks = (*self.chunks, np.ascontiguousarray(rows))
-        return SlicePatch(
+        patch = SlicePatch(
             table_rows,
             chunks,
             np.concatenate([self.keys[kept], keys]),
             np.concatenate([self.numbers[kept], numbers]),
             np.concatenate([self.places[kept], np.arange(len(ids), dtype=np.int64)]),
         )
+        held = sum(map(len, chunks))
+        return patch._gathered() if held > SUPERSEDED * patch.rows else patch
+
+    def places_of(self, index: RowIndex, ids: Int64s, table_rows: int) -> Int64s:
+        """(n,): the local index of each row that the release stores, -1 - id of any other.
+
+        Raises:
+            ArtifactError: as `changed`.
+        """
+        if table_rows < self.table_rows:
+            raise ArtifactError(f"a table of {self.table_rows:,} rows cannot have {table_rows:,}")
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < table_rows:
+            raise ArtifactError(f"a row id is outside 0 … {table_rows - 1}")
+        places = -1 - ids
+        stored = ids < index.rows
+        places[stored] = index.local(ids[stored])
+        if (places[stored] < 0).any():
+            strange = int(ids[stored][places[stored] < 0][0])
+            raise ArtifactError(f"row {strange} is not this shard's")
+        return places
+
+    def _gathered(self) -> SlicePatch:
+        """The same rows in one chunk, without those that others took the place of."""
+        together = np.empty((self.rows, *self.chunks[0].shape[1:]), self.chunks[0].dtype)
+        for number, chunk in enumerate(self.chunks):
+            mine = self.numbers == number
+            together[mine] = chunk[self.places[mine]]
+        numbers, places = np.zeros(self.rows, np.int32), np.arange(self.rows, dtype=np.int64)
+        return SlicePatch(self.table_rows, (together,), self.keys, numbers, places)
 
     @property
     def rows(self) -> int:
         """How many rows differ."""
         return len(self.keys)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all rows held, superseded ones among them."""
-        return sum(chunk.nbytes for chunk in self.chunks)
 
     def kernel(self, row_bytes: int) -> _kernels.Patch:
         """The patch as the kernels look it up; stored rows have `row_bytes` each."""

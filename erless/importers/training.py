@@ -21,7 +21,7 @@ from erless.importers.synthetic import ACCESS_LOG, QUERIES
 from erless.progress import Progress, Silent
 from erless.specs.bundle import BundleManifest
 
-__all__ = ["Trained", "make_movielens"]
+__all__ = ["Trained", "labels_of", "make_movielens", "pick_samples", "sample_offsets"]
 
 BATCH = 256
 EPOCHS = 4
@@ -79,7 +79,7 @@ def make_movielens(
     monolith = Monolith(model, best.tables, builtin_tower(model, best.tower))
     return Trained(
         manifest=manifest,
-        auc=auc(_labels(held_out), monolith.predict(held_out)),
+        auc=auc(labels_of(held_out), monolith.predict(held_out)),
         validation_auc=best.validation_auc,
         epochs=best.epochs,
         train_samples=ratings.train,
@@ -118,20 +118,22 @@ def _train(ratings: Ratings, seed: int, progress: Progress) -> _Weights:
     fit = int(ratings.train * (1 - VALIDATION_SHARE))
     validation = _samples(ratings.samples, fit, ratings.train)
     best = _Weights([], {}, 0.0, 0)
-    offsets = _offsets(ratings.samples)
+    offsets = sample_offsets(ratings.samples)
     with progress.step("train", EPOCHS * fit, "samples") as step:
         for epoch in range(1, EPOCHS + 1):
             order = torch.randperm(fit, generator=generator).numpy()
             for begin in range(0, fit, BATCH):
                 picks = order[begin : begin + BATCH]
-                batch = _pick(ratings.samples, offsets, picks)
+                batch = pick_samples(ratings.samples, offsets, picks)
                 logits = monolith.tower(torch.from_numpy(batch.dense), monolith.pool(batch))
-                loss = F.binary_cross_entropy_with_logits(logits, torch.from_numpy(_labels(batch)))
+                loss = F.binary_cross_entropy_with_logits(
+                    logits, torch.from_numpy(labels_of(batch))
+                )
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 step.advance(len(picks))
-            score = auc(_labels(validation), monolith.predict(validation))
+            score = auc(labels_of(validation), monolith.predict(validation))
             if score > best.validation_auc:
                 best = _Weights(
                     [rows.detach().clone() for rows in tables],
@@ -142,13 +144,14 @@ def _train(ratings: Ratings, seed: int, progress: Progress) -> _Weights:
     return best
 
 
-def _labels(query: Query) -> NDArray[np.float32]:
+def labels_of(query: Query) -> NDArray[np.float32]:
+    """The labels (B,) of `query`. Raises ValueError where it has none."""
     if query.labels is None:
         raise ValueError("the samples have no labels")
     return query.labels
 
 
-def _offsets(samples: Query) -> NDArray[np.int64]:
+def sample_offsets(samples: Query) -> NDArray[np.int64]:
     """(T·S + 1,): where each bag begins in `values`, and where the last ends."""
     offsets = np.zeros(samples.lengths.size + 1, np.int64)
     np.cumsum(samples.lengths, out=offsets[1:], dtype=np.int64)
@@ -157,11 +160,11 @@ def _offsets(samples: Query) -> NDArray[np.int64]:
 
 def _samples(samples: Query, begin: int, end: int) -> Query:
     """Samples `begin` … `end - 1`, in order."""
-    return _pick(samples, _offsets(samples), np.arange(begin, end))
+    return pick_samples(samples, sample_offsets(samples), np.arange(begin, end))
 
 
-def _pick(samples: Query, offsets: NDArray[np.int64], picks: NDArray[np.int64]) -> Query:
-    """The samples `picks` as one query."""
+def pick_samples(samples: Query, offsets: NDArray[np.int64], picks: NDArray[np.int64]) -> Query:
+    """The samples `picks` as one query; `offsets` are `sample_offsets` of all."""
     tables, batch = samples.lengths.shape
     bags = (np.arange(tables)[:, None] * batch + picks).reshape(-1)
     lengths = samples.lengths[:, picks]

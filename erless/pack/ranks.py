@@ -9,7 +9,6 @@ grows with the table.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +160,7 @@ class _Touched:
             return
         for rank in range(0, self.total, SCAN_ROWS):
             stop = min(rank + SCAN_ROWS, self.total)
-            ids = _read_rows(self._file, "ids", rank, stop)
+            ids = self._file.read_rows("ids", rank, stop)
             if int(ids.min()) < 0 or int(ids.max()) >= self._ranks.rows:
                 wrong = ids.min() if ids.min() < 0 else ids.max()
                 raise ArtifactError(
@@ -170,7 +169,7 @@ class _Touched:
             windows = ids // self._window_rows
             records = np.empty(len(ids), TOUCHED)
             records["place"] = ids - windows * self._window_rows
-            records["count"] = _read_rows(self._file, "counts", rank, stop)
+            records["count"] = self._file.read_rows("counts", rank, stop)
             cuts = np.searchsorted(self._stops, np.arange(rank, stop), side="right")
             records["shard"] = self._shards[cuts]
             yield windows, records
@@ -207,23 +206,3 @@ def _route_untouched(
             first = max(first, int(end))
         rank += len(places)
     return touched
-
-
-def _read_rows(file: TensorFile, name: str, start: int, stop: int) -> NDArray[Any]:
-    """Rows `start` … `stop - 1` of a tensor, read and not mapped: mapped pages count as memory.
-
-    Raises:
-        ArtifactError: the file ends early.
-    """
-    info = file.info(name)
-    array = np.empty((stop - start, *info.shape[1:]), info.dtype)
-    stride = array.itemsize * int(np.prod(info.shape[1:], dtype=np.int64))
-    view = array.reshape(-1).view(np.uint8).data
-    with os_errors(file.path, "read"), file.path.open("rb", buffering=0) as source:
-        offset = info.begin + start * stride
-        while view:
-            read = os.preadv(source.fileno(), [view], offset)
-            if not read:
-                raise ArtifactError(f"{file.path}: truncated at offset {offset:,}")
-            view, offset = view[read:], offset + read
-    return array

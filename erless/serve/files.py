@@ -38,6 +38,7 @@ from erless.errors import ArtifactError
 from erless.serve.settings import Settings
 from erless.specs.artifact import FileEntry
 from erless.specs.features import VocabularyIds
+from erless.specs.generations import find_tower
 from erless.specs.model import ModelSpec, TableSpec
 from erless.specs.release import ReleaseManifest, ShardManifest, ShardSlice
 from erless.specs.stored import load_release, load_shard
@@ -54,6 +55,7 @@ __all__ = [
     "Opened",
     "Source",
     "mapped_files",
+    "open_changed_tower",
     "open_gateway",
     "open_shard",
     "open_tower",
@@ -185,6 +187,7 @@ class OpenTower(Opened):
     """The dense tower's file and the model it belongs to, for `erless.serve.towers`.
 
     Args:
+        digest: sha256 of the tower's file.
         path: of the tower.
         front, request_front: paths of a graph's other parts, None where it has none.
         vocabularies: path in the bundle → path on this machine.
@@ -192,6 +195,7 @@ class OpenTower(Opened):
 
     release: ReleaseManifest
     model: ModelSpec
+    digest: str
     path: Path
     front: Path | None
     request_front: Path | None
@@ -246,7 +250,9 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
             for number, shard in enumerate(release.shards)
             if shard in release.resident
         }
-        resident = {number: shard for number, (_, shard, _) in opened.items()}
+        rows = {table.name: table.rows for table in tables}
+        # a shard that a compaction left as it was does not know of rows that were added elsewhere
+        resident = {number: shard.grown(rows) for number, (_, shard, _) in opened.items()}
         lanes = Lanes.of(release.model)
         lane_holdings = tuple(lanes.holding(tables) for tables in holdings)
         mapped = tuple(routes.map(table.name, populate=True) for table in tables)
@@ -290,6 +296,7 @@ def with_changes(
     resident: Mapping[int, EmbeddingShard],
     grown: Mapping[str, int],
     added: TensorFile | None,
+    like: OpenGateway | None = None,
 ) -> OpenGateway:
     """The gateway's files as a generation has them.
 
@@ -298,31 +305,30 @@ def with_changes(
         resident: shard number → its rows.
         grown: table → its rows, where some were added.
         added: per grown table uint8: the shards of the rows that were added.
+        like: those of a generation with the same added rows, whose routing serves again.
 
     Raises:
         ArtifactError: they do not fit together.
     """
     model = base.release.model
-    if not grown:
-        homes = _homes(base.holdings, resident)
-        if not homes:
-            return replace(base, resident=dict(resident))
-        lanes = Lanes.of(model)
-        routing = base.routing.repatched([homes.get(number) for number in lanes.numbers])
-        return replace(base, resident=dict(resident), routing=routing)
-    if added is None:
+    if grown and added is None and like is None:
         raise ArtifactError("a generation adds rows and does not tell their shards")
     rows = {table.name: grown.get(table.name, table.rows) for table in model.tables}
-    tables = tuple(table.model_copy(update={"rows": rows[table.name]}) for table in model.tables)
-    routes = []
-    for table, held in zip(tables, base.routes, strict=True):
-        more = added.read(table.name) if table.name in grown else held[:0]
-        routes.append(np.concatenate([held, more]) if len(more) else held)
-    larger = model.model_copy(update={"tables": tables})
-    lanes = Lanes.of(larger)
     known = {number: shard.grown(rows) for number, shard in resident.items()}
     homes = _homes(base.holdings, known)
-    routing = _routing(larger, lanes, routes, base.lane_holdings, homes)
+    same = like if grown else base
+    if same is not None:
+        if not homes:
+            return replace(same, resident=known)
+        numbers = Lanes.of(model).numbers
+        routing = same.routing.repatched([homes.get(number) for number in numbers])
+        return replace(same, resident=known, routing=routing)
+    routes = []
+    for table, held in zip(model.tables, base.routes, strict=True):
+        more = added.read(table.name) if added and table.name in grown else held[:0]
+        routes.append(np.concatenate([held, more]) if len(more) else held)
+    larger = model.with_rows(rows)
+    routing = _routing(larger, Lanes.of(larger), routes, base.lane_holdings, homes)
     return replace(base, resident=known, routing=routing)
 
 
@@ -356,6 +362,7 @@ def open_tower(source: Source, digest: str, counter: Counter | None = None) -> O
         return OpenTower(
             release=release,
             model=release.model,
+            digest=release.tower.sha256,
             path=lease.folder / release.tower.path,
             front=place(release.front),
             request_front=place(release.request_front),
@@ -365,6 +372,19 @@ def open_tower(source: Source, digest: str, counter: Counter | None = None) -> O
             },
             _leases=leases.pop_all(),
         )
+
+
+def open_changed_tower(source: Source, released: OpenTower, sha256: str) -> OpenTower:
+    """The tower with digest `sha256` that a generation put in the place of the release's.
+
+    Errors as `open_shard`.
+    """
+    store = source.open()
+    entry = find_tower(store, released.release.digest, sha256)
+    with ExitStack() as leases:
+        lease = leases.enter_context(source.obtain(store, sha256, [entry], None))
+        path = lease.folder / entry.path
+        return replace(released, digest=sha256, path=path, _leases=leases.pop_all())
 
 
 def _shard(

@@ -55,6 +55,7 @@ class Settings:
     heat_half_life_s: float = 1800.0
     heat_every_s: float = 30.0
     heat_bytes: int = 64 << 20
+    behind_s: float = 60.0
     disk_engine: Literal["auto", "io_uring", "pread"] = "auto"
     disk_depth: int = 256
     disk_waiting: int = 32_768
@@ -221,6 +222,7 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         disk_depth=env.integer("ERLESS_DISK_DEPTH", 256, 1, 4096),
         disk_waiting=env.integer("ERLESS_DISK_WAITING", 32_768),
         follow_s=env.number("ERLESS_FOLLOW_S", 1.0) if kind == "gateway" else 0.0,
+        behind_s=env.number("ERLESS_BEHIND_S", 60.0, 0.001),
         max_connections=env.integer("ERLESS_MAX_CONNECTIONS", 4096),
         max_client_connections=env.integer("ERLESS_MAX_CLIENT_CONNECTIONS", 3072),
         device=choice("ERLESS_DEVICE", "cpu", "cuda"),  # type: ignore[arg-type]

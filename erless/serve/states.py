@@ -15,13 +15,13 @@ import numpy as np
 from erless.dlrm.embedding import EmbeddingShard, StoredSlice
 from erless.errors import ArtifactError
 from erless.serve.files import Source
-from erless.specs.generations import ShardState, load_state
+from erless.specs.generations import ShardState, state_chain
 from erless.storage.store import Store
 from erless.storage.tensors import TensorFile
 
 __all__ = ["KEPT_STATES", "ShardStates"]
 
-KEPT_STATES = 4  # of a shard, in memory: those that gateways may still ask for
+KEPT_STATES = 4  # of a shard that is a function: gateways may still ask for them
 
 
 class ShardStates:
@@ -31,12 +31,26 @@ class ShardStates:
         source: where its files come from.
         digest: of the shard's manifest.
         shard: as its release has it.
+        kept: how many states stay in memory, for who may still ask for them.
+        copied_bytes: a shard with no more bytes of rows is copied for each state, so that lookups
+            cost what they did; of a larger one the rows that differ lie beside the others.
     """
 
-    def __init__(self, source: Source, digest: str, shard: EmbeddingShard) -> None:
+    def __init__(
+        self,
+        source: Source,
+        digest: str,
+        shard: EmbeddingShard,
+        *,
+        kept: int = KEPT_STATES,
+        copied_bytes: int = 0,
+    ) -> None:
         self._source, self._digest, self._base = source, digest, shard
+        self._kept = kept
+        self._copied = sum(part.rows.nbytes for part in shard.slices) <= copied_bytes
         self._opened: OrderedDict[str, EmbeddingShard] = OrderedDict()
-        self._lock = threading.Lock()
+        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()  # of `_opened`, and never held for long
 
     def open(self, digest: str) -> EmbeddingShard:
         """The shard in the state with `digest`.
@@ -45,39 +59,29 @@ class ShardStates:
             ArtifactError: a state or part is missing or altered, or of another shard.
             StorageError: the disk or service refused.
         """
-        with self._lock:
-            shard = self._opened.get(digest)
-            if shard is None:
-                shard = self._open(self._source.open(), digest)
+        with self._one_at_a_time:
+            shard = self._opened.get(digest) or self._open(self._source.open(), digest)
+            with self._lock:
                 self._opened[digest] = shard
-                while len(self._opened) > KEPT_STATES:
-                    self._opened.popitem(last=False)
-            else:
                 self._opened.move_to_end(digest)
+                while len(self._opened) > self._kept:
+                    self._opened.popitem(last=False)
             return shard
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of changed rows held for the newest state."""
+        """Bytes of the changed rows of all states held; rows that they share count once."""
         with self._lock:
-            newest = next(reversed(self._opened.values()), None)
-        slices = newest.slices if newest else ()
-        return sum(part.patch.size_bytes for part in slices if part.patch)
+            shards = tuple(self._opened.values())
+        slices = [part for shard in shards for part in shard.slices]
+        arrays = [chunk for part in slices if part.patch for chunk in part.patch.chunks]
+        released = {id(part.rows) for part in self._base.slices}
+        arrays += [part.rows for part in slices if id(part.rows) not in released]
+        return sum({id(array): array.nbytes for array in arrays}.values())
 
     def _open(self, store: Store, digest: str) -> EmbeddingShard:
         """Walk back to a state that is here, or to the shard itself, and forward again."""
-        todo: list[ShardState] = []
-        step: str | None = digest
-        while step is not None and step not in self._opened:
-            state = load_state(store, step)
-            if state.shard != self._digest:
-                raise ArtifactError(
-                    f"state {step[:12]} is of shard {state.shard[:12]}, not of {self._digest[:12]}"
-                )
-            if todo and state.depth != todo[-1].depth - 1:
-                raise ArtifactError(f"state {step[:12]} has depth {state.depth}: a step is missing")
-            todo.append(state)
-            step = state.previous
+        todo, step = state_chain(store, digest, self._digest, self._opened)
         slices = (self._base if step is None else self._opened[step]).slices
         for state in reversed(todo):
             slices = self._changed(store, slices, state)
@@ -106,5 +110,5 @@ class ShardStates:
                         f"{ids.dtype}, expected ({change.changed},) of int64"
                     )
                 rows = file.read(f"rows.{part.table.name}")
-                changed.append(part.changed(ids, rows, change.rows))
+                changed.append(part.changed(ids, rows, change.rows, copied=self._copied))
         return tuple(changed)

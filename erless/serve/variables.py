@@ -162,6 +162,13 @@ VARIABLES = (
         "ERLESS_HEAT_BYTES", "heat_bytes", GATEWAY, "of live heat: counters of all tables together"
     ),
     Variable(
+        "ERLESS_BEHIND_S",
+        "behind_s",
+        ("sparse", "dense"),
+        "most seconds that fetching a generation's part may take: beyond it the function answers "
+        "on, but is no longer ready or live, so that another takes its place",
+    ),
+    Variable(
         "ERLESS_DISK_ENGINE",
         "disk_engine",
         SPARSE,

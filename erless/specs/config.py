@@ -35,6 +35,7 @@ from erless.specs.strict.yaml_file import Keys, read_yaml
 
 __all__ = [
     "Config",
+    "FreshnessConfig",
     "GatewayConfig",
     "KnativeConfig",
     "LocalConfig",
@@ -141,6 +142,17 @@ class ObserveConfig(Section):
         }
 
 
+class FreshnessConfig(Section):
+    """Changed rows on top of a release."""
+
+    compact_share: float = Field(
+        0.0,
+        ge=0,
+        description="`erless update --follow` folds generations into a new release and deploys it "
+        "once they are this share of its rows; 0: never.",
+    )
+
+
 class LocalConfig(Section):
     """This machine, with plain processes."""
 
@@ -183,6 +195,7 @@ class Config(Section):
     precision: PrecisionConfig = PrecisionConfig()
     gateway: GatewayConfig = GatewayConfig()
     observe: ObserveConfig = ObserveConfig()
+    freshness: FreshnessConfig = FreshnessConfig()
     targets: TargetsConfig = TargetsConfig()
 
 

@@ -14,6 +14,7 @@ generation makes a new one with that one's states.
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import ClassVar, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -29,6 +30,7 @@ __all__ = [
     "Kept",
     "ShardState",
     "TableChange",
+    "find_tower",
     "generation_prefix",
     "generations",
     "kept_by_generations",
@@ -38,6 +40,7 @@ __all__ = [
     "next_generation",
     "publish_generation",
     "publish_state",
+    "state_chain",
 ]
 
 MOST_STATES = 4096  # of one shard, one on top of the other: then a release is packed anew
@@ -174,6 +177,19 @@ def next_generation(store: Store, release: str, number: int) -> GenerationManife
         newest = _parse(store, text, release, number)
 
 
+def find_tower(store: Store, release: str, sha256: str) -> FileEntry:
+    """The dense weights with digest `sha256` of one of a release's generations.
+
+    Raises:
+        ArtifactError: none has them; else as `load_generation`.
+    """
+    for number in reversed(generations(store, release)):
+        entry = load_generation(store, release, number).tower
+        if entry is not None and entry.sha256 == sha256:
+            return entry
+    raise ArtifactError(f"{store.url}: no generation of {release[:12]} has tower {sha256[:12]}")
+
+
 def publish_generation(store: Store, manifest: GenerationManifest) -> None:
     """Make a generation visible, in one step.
 
@@ -190,6 +206,38 @@ def load_state(store: Store, digest: str) -> ShardState:
         ArtifactError: missing, altered or of a newer schema.
     """
     return load_by_digest(store, _state_name(digest), ShardState, digest)
+
+
+def state_chain(
+    store: Store, digest: str, shard: str, known: Container[str] = ()
+) -> tuple[list[ShardState], str | None]:
+    """The states that led to the one with `digest`, itself the first.
+
+    Args:
+        store: where they are.
+        digest: of the newest state.
+        shard: digest of the shard below it all.
+        known: digests of states that need not be read: the way ends at the first of them.
+
+    Returns:
+        The states, and the known one that they lie on; None: they lie on the shard itself.
+
+    Raises:
+        ArtifactError: a state is missing, altered, or of another shard.
+    """
+    chain: list[ShardState] = []
+    step: str | None = digest
+    while step is not None and step not in known:
+        state = load_state(store, step)
+        if state.shard != shard:
+            raise ArtifactError(
+                f"state {step[:12]} is of shard {state.shard[:12]}, not of {shard[:12]}"
+            )
+        if chain and state.depth != chain[-1].depth - 1:
+            raise ArtifactError(f"state {step[:12]} has depth {state.depth}: a step is missing")
+        chain.append(state)
+        step = state.previous
+    return chain, step
 
 
 def publish_state(store: Store, state: ShardState) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -194,6 +194,14 @@ class ModelSpec(Frozen):
             if self.tower.interaction in DOTS:
                 self._check_dot(self.tower)
         return self
+
+    def with_rows(self, rows: Mapping[str, int]) -> Self:
+        """This model where the tables that `rows` names have so many."""
+        tables = tuple(
+            table.model_copy(update={"rows": rows.get(table.name, table.rows)})
+            for table in self.tables
+        )
+        return self.model_copy(update={"tables": tables})
 
     def _check_features(self) -> None:
         """Each feature has a table that can serve it, and each table a feature."""

@@ -28,6 +28,7 @@ from erless.specs.plan import Precision, Tier
 
 __all__ = [
     "ROUTING_LIMIT",
+    "Folded",
     "GatewayFiles",
     "ReleaseManifest",
     "ReleaseShard",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 ROUTING_LIMIT = 255  # shards of a release, the resident ones among them: one byte per row
-_LATER = ("front", "request_front", "vocabularies")
+_LATER = ("front", "request_front", "vocabularies", "folds")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
@@ -169,6 +170,13 @@ class GatewayFiles(Frozen):
     defaults: FileEntry
 
 
+class Folded(Frozen):
+    """What a release was made of by compaction: `generation` of `release`."""
+
+    release: str = Field(pattern=r"^[0-9a-f]{64}$")
+    generation: int = Field(ge=1)
+
+
 class ReleaseManifest(Artifact):
     """One immutable deployed version: this bundle, cut by this plan."""
 
@@ -188,6 +196,11 @@ class ReleaseManifest(Artifact):
     request_front: FileEntry | None = None
     vocabularies: tuple[FileEntry, ...] = Field(
         (), description="of the features whose ids have one, in the features' order"
+    )
+    folds: Folded | None = Field(
+        None,
+        description="the generation whose rows and weights are stored here; bundle, plan and "
+        "profile are those of its release",
     )
 
     @model_serializer(mode="wrap")

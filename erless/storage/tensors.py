@@ -311,6 +311,25 @@ class TensorFile:
                 view = view[read:]
         return array
 
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows `start` … `stop - 1` of a tensor, read and not mapped: mapped pages count as memory.
+
+        Raises:
+            ArtifactError: the file ends early.
+        """
+        info = self.info(name)
+        array = np.empty((stop - start, *info.shape[1:]), info.dtype)
+        stride = info.dtype.itemsize * math.prod(info.shape[1:])
+        view = array.reshape(-1).view(np.uint8).data
+        with os_errors(self.path, "read"), self.path.open("rb", buffering=0) as source:
+            offset = info.begin + start * stride
+            while view:
+                read = os.preadv(source.fileno(), [view], offset)
+                if not read:
+                    raise ArtifactError(f"{self.path}: truncated at offset {offset:,}")
+                view, offset = view[read:], offset + read
+        return array
+
 
 def _populate(pages: mmap.mmap) -> None:
     """Bring a mapping into memory, a stretch at a time: `madvise` keeps other threads waiting."""

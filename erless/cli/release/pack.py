@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from erless.pack.evaluate import Evaluation
     from erless.pack.packer import Packed
+    from erless.specs.release import ReleaseManifest
 
 __all__ = ["pack"]
 
@@ -34,6 +35,13 @@ class PackOptions:
         typer.Option("--profile", "-p", help="Profile of the plan [default: erless.yaml's]."),
     ] = None
     plan: Annotated[Path, typer.Option(help="The plan.")] = Path("plan.json")
+    onto: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a plan: fold the generations of this release (its digest, the "
+            "beginning of it, or `last`) into a new one."
+        ),
+    ] = None
     store: StoreOption = None
     shard: Annotated[
         int | None,
@@ -57,8 +65,12 @@ def pack(options: PackOptions, output: OutputOption = Output.TEXT) -> None:
 
     Packing what is there already does nothing; a run that was stopped is completed by the next.
 
-    Example: `erless pack --model m --profile p --plan plan.json --store releases`
+    Example: `erless pack --model m --profile p --plan plan.json --store releases`,
+    `erless pack --onto last`
     """
+    if options.onto is not None:
+        _pack_onto(options, options.onto, output)
+        return
     from erless.errors import PlanError
     from erless.pack.inputs import PackInputs
     from erless.pack.packer import Packer
@@ -121,6 +133,44 @@ def _present(bundle: Path, profile: Path, plan: Path) -> None:
                 raise ArtifactError(f"no {artifact} at {path}")
 
 
+def _pack_onto(options: PackOptions, release: str, output: Output) -> None:
+    """Fold the generations of a release into a new one."""
+    from erless.errors import OptionError
+    from erless.pack.generations.compact import compact
+    from erless.storage.stores import open_store
+
+    if options.shard is not None or options.evaluate or options.model or options.profile:
+        raise OptionError(
+            "--onto takes rows from the release: no --model, --profile, --shard or "
+            "--evaluate beside it"
+        )
+    store = open_store(
+        store_of(options.store, options.infra, project()), endpoint_url=options.endpoint_url
+    )
+    with bars() as progress:
+        folded = compact(store, "" if release == "last" else release, progress)
+    base = folded.release.folds
+    document = {
+        "store": store.url,
+        "release": folded.release.digest,
+        "folds": base.model_dump() if base else None,
+        "carried": folded.carried,
+        "slices_written": folded.slices_written,
+        "slices_kept": folded.slices_kept,
+        "bytes_written": folded.bytes_written,
+        "shards": [shard.model_dump(mode="json") for shard in folded.release.shards],
+    }
+
+    def draw(console: Console) -> None:
+        if base is not None:
+            console.print(f"generation {base.generation} of release {base.release[:12]} is folded")
+        if folded.carried:
+            console.print(f"{folded.carried} generations published meanwhile are carried over")
+        _draw_release(console, folded.release, store.url, folded.slices_written, folded.slices_kept)
+
+    emit(output, document, draw, then=f"erless deploy --release {folded.release.digest[:12]}")
+
+
 def _evaluation(queries: Path, evaluations: list[Evaluation], budget: float) -> dict[str, Any]:
     """The evaluation as a document; warns where the plan loses more than the budget."""
     loss = evaluations[0].auc_loss if evaluations else None
@@ -149,13 +199,22 @@ def _document(packed: Packed, url: str) -> dict[str, Any]:
 
 
 def _draw(console: Console, packed: Packed, url: str) -> None:
-    from rich.table import Table
-
-    release = packed.release
-    done = f"{packed.slices_written} slices written, {packed.slices_kept} were there"
-    if release is None:
+    if packed.release is None:
+        done = _done(packed.slices_written, packed.slices_kept)
         console.print(f"{done}; the release waits for: {', '.join(packed.missing)}")
         return
+    _draw_release(console, packed.release, url, packed.slices_written, packed.slices_kept)
+
+
+def _done(written: int, kept: int) -> str:
+    return f"{written} slices written, {kept} were there"
+
+
+def _draw_release(
+    console: Console, release: ReleaseManifest, url: str, written: int, kept: int
+) -> None:
+    from rich.table import Table
+
     table = Table("shard", "tier")
     lossy = any(shard.largest_error for shard in release.shards)
     error = ("error",) if lossy else ()
@@ -173,7 +232,7 @@ def _draw(console: Console, packed: Packed, url: str) -> None:
             shard.digest[:12],
         )
     console.print(table)
-    console.print(f"release {release.digest} in {url}: {done}")
+    console.print(f"release {release.digest} in {url}: {_done(written, kept)}")
 
 
 def _draw_evaluation(console: Console, evaluations: list[Evaluation]) -> None:

@@ -40,9 +40,18 @@ class UpdateOptions:
         Path | None, typer.Option(help="Bundle of the same model with newer dense weights.")
     ] = None
     follow: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Publish every folder that is moved into this one, as it comes, until Ctrl-C."
+            help="Folder or s3://bucket/prefix: publish every batch that comes into it, until "
+            "Ctrl-C. In a bucket a batch ends with an object _SUCCESS."
+        ),
+    ] = None
+    compact_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="While following: fold the generations into a new release and deploy it once "
+            "they are this share of its rows; 0: never [default: erless.yaml's].",
         ),
     ] = None
     release: Annotated[
@@ -68,7 +77,7 @@ def update(given: UpdateOptions, output: OutputOption = Output.TEXT) -> None:
     from contextlib import closing
 
     from erless.errors import OptionError
-    from erless.pack.generations.follow import Batch, follow
+    from erless.pack.generations.follow import Batch
     from erless.pack.generations.publish import Publisher
     from erless.specs.stored import find_release
     from erless.storage.stores import open_store
@@ -76,19 +85,30 @@ def update(given: UpdateOptions, output: OutputOption = Output.TEXT) -> None:
     batch = Batch(_pairs("--rows", given.rows), _pairs("--delete", given.delete), given.tower)
     if bool(given.follow) == bool(batch):
         raise OptionError("give --rows, --delete or --tower, or else --follow")
+    if given.follow:
+        _follow(given, given.follow, output)
+        return
     store = open_store(store_of(given.store, None, project()), endpoint_url=given.endpoint_url)
     with closing(Publisher(store, find_release(store, given.release).digest)) as publisher:
-        if given.follow:
-            note(
-                f"following {given.follow} for release {publisher.release.digest[:12]}: Ctrl-C ends"
-            )
-            for outcome in follow(publisher, given.follow):
-                _tell(outcome.manifest, outcome.error, outcome.name, output)
-            return
         if given.dry_run:
             _preview(publisher, batch, output)
             return
         _tell(batch.publish(publisher), "", "", output)
+
+
+def _follow(given: UpdateOptions, inbox: str, output: Output) -> None:
+    """Publish what comes; fold it into a new release where it has become much."""
+    from erless.cli.release.fresh_release import FreshRelease
+    from erless.pack.generations.follow import follow
+    from erless.pack.generations.inbox import open_inbox
+
+    with FreshRelease(given.release, given.store, given.endpoint_url, given.compact_share) as fresh:
+        opened = open_inbox(inbox, given.endpoint_url)
+        note(f"following {opened.url} for release {fresh.digest[:12]}: Ctrl-C ends")
+        for outcome in follow(lambda: fresh.publisher, opened):
+            _tell(outcome.manifest, outcome.error, outcome.name, output)
+            if outcome.manifest is not None:
+                fresh.compact_when_due(outcome.manifest)
 
 
 def _pairs(option: str, given: list[str] | None) -> dict[str, Path]:

@@ -1,18 +1,15 @@
-"""Follow a folder into which a trainer moves batches of changed rows.
+"""Follow an inbox into which a trainer puts batches of changed rows (`inbox.py`).
 
-    FOLDER/<name>/<table>.parquet or .safetensors     changed and added rows of a table
-    FOLDER/<name>/<table>.deleted.parquet (or …)      deleted rows
-    FOLDER/<name>/tower/                              a bundle with newer dense weights
+    INBOX/<name>/<table>.parquet or .safetensors     changed and added rows of a table
+    INBOX/<name>/<table>.deleted.parquet (or …)      deleted rows
+    INBOX/<name>/tower/                              a bundle with newer dense weights
 
-A batch is made elsewhere on the same disk and moved in under its name, so that it is whole when it
-is seen; what begins with a dot is not looked at. Batches are published in the order of their names.
-A published one is moved to FOLDER/published/, one that cannot be to FOLDER/refused/, with the
-reason in `error.txt`: those behind it go on.
+Batches are published in the order of their names. One that does not fit is put aside, and those
+behind it go on.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,13 +19,12 @@ import numpy as np
 
 from erless.errors import ArtifactError, ModelError, StorageError, StoreError
 from erless.pack.generations.changes import TableChanges, read_changes, read_deletions
+from erless.pack.generations.inbox import Inbox
 from erless.pack.generations.publish import Publisher
 from erless.specs.generations import GenerationManifest
-from erless.storage.atomic import os_errors
 
 __all__ = ["Batch", "BatchOutcome", "follow", "read_batch"]
 
-PUBLISHED, REFUSED = "published", "refused"
 TOWER = "tower"
 DELETED = ".deleted"
 EVERY_S = 0.5
@@ -109,50 +105,47 @@ def read_batch(folder: Path) -> Batch:
 
 
 def follow(
-    publisher: Publisher,
-    folder: Path,
+    publisher: Callable[[], Publisher],
+    inbox: Inbox,
     *,
     every_s: float = EVERY_S,
     go_on: Callable[[], bool] = lambda: True,
 ) -> Iterator[BatchOutcome]:
     """Publish batches as they come, for as long as `go_on` says so.
 
-    A store or disk that refuses for a while does not lose a batch: it is tried again.
+    A store, disk or bucket that refuses for a while does not lose a batch: it is tried again.
 
-    Raises:
-        StorageError: the folder cannot be read.
+    Args:
+        publisher: who publishes, asked for each batch: it may change to another release.
+        inbox: where batches come from.
+        every_s: between two looks into it.
+        go_on: asked between them.
     """
-    with os_errors(folder):
-        (folder / PUBLISHED).mkdir(parents=True, exist_ok=True)
-        (folder / REFUSED).mkdir(exist_ok=True)
+    made: dict[str, tuple[GenerationManifest | None, str]] = {}  # but not put away yet
+    told = ""
     while go_on():
-        for path in _batches(folder):
-            try:
-                manifest = read_batch(path).publish(publisher)
-            except (StorageError, StoreError) as error:
-                yield BatchOutcome(path.name, None, f"{error}; it is tried again")
-                break
-            except (ModelError, ArtifactError) as error:
-                _file(path, folder / REFUSED)
-                (folder / REFUSED / path.name / "error.txt").write_text(f"{error}\n", "utf-8")
-                yield BatchOutcome(path.name, None, str(error))
-                continue
-            _file(path, folder / PUBLISHED)
-            yield BatchOutcome(path.name, manifest)
+        refusal = None
+        try:
+            for name in inbox.batches():
+                if name not in made:
+                    made[name] = _publish(publisher(), inbox, name)
+                inbox.put_away(name, made[name][1])
+                yield BatchOutcome(name, *made.pop(name))
+                told = ""
+        except (StorageError, StoreError) as error:
+            refusal = f"{error}; it is tried again"
+        if refusal and refusal != told:
+            told = refusal
+            yield BatchOutcome(inbox.url, None, refusal)
         time.sleep(every_s)
 
 
-def _batches(folder: Path) -> list[Path]:
-    with os_errors(folder, "read"):
-        names = sorted(
-            path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-        )
-    return [path for path in names if path.name not in (PUBLISHED, REFUSED)]
-
-
-def _file(path: Path, folder: Path) -> None:
-    """Move a batch into `folder`, in place of one of its name that lies there."""
-    target = folder / path.name
-    shutil.rmtree(target, ignore_errors=True)
-    with os_errors(target):
-        path.rename(target)
+def _publish(
+    publisher: Publisher, inbox: Inbox, name: str
+) -> tuple[GenerationManifest | None, str]:
+    """The generation of a batch, or why it cannot be one."""
+    try:
+        with inbox.opened(name) as folder:
+            return read_batch(folder).publish(publisher), ""
+    except (ModelError, ArtifactError) as error:
+        return None, str(error)

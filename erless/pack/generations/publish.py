@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,12 +33,12 @@ from erless.specs.generations import (
     publish_generation,
     publish_state,
 )
-from erless.specs.model import TableSpec
+from erless.specs.model import ModelSpec, TableSpec
 from erless.specs.plan import Tier
 from erless.specs.release import ReleaseManifest, ReleaseShard
 from erless.specs.stored import find_release, load_release
 from erless.storage.digests import digest_file
-from erless.storage.node_cache import Lease, NodeCache, obtain
+from erless.storage.node_cache import NodeCache, obtain
 from erless.storage.store import Blob, Ignore, Store
 from erless.storage.stores import open_store
 from erless.storage.tensors import TensorFile, write_tensors
@@ -70,7 +71,7 @@ class Publisher:
     Args:
         store: that holds the release.
         release: its digest.
-        cache: folder for the routing of a release in a bucket.
+        cache: folder for the routing of a release in a bucket; None: one that goes with us.
         clock: Unix time.
 
     Raises:
@@ -83,15 +84,18 @@ class Publisher:
         self._tables = {table.name: table for table in self.release.model.tables}
         entry = self.release.gateway.routing
         blob = Blob(entry.path, entry.size_bytes, entry.sha256)
-        self._lease: Lease = obtain(
-            store, release, [blob], NodeCache(cache, 64 << 30) if cache else None
+        self._closed = ExitStack()
+        if cache is None and store.folder is None:
+            cache = Path(self._closed.enter_context(TemporaryDirectory(prefix="erless-")))
+        self._lease = self._closed.enter_context(
+            obtain(store, release, [blob], NodeCache(cache, 64 << 30) if cache else None)
         )
         self._routes = TensorFile(self._lease.folder / entry.path)
         self._bytes = 0
 
     def close(self) -> None:
-        """Let the cache evict the routing."""
-        self._lease.close()
+        """Let the cache evict the routing, or remove it where there is none."""
+        self._closed.close()
 
     def table(self, name: str) -> TableSpec:
         """The table called `name`, as the release has it.
@@ -229,7 +233,7 @@ class Publisher:
                 f"table {spec.name} has {rows:,} rows: rows added to it are {rows}, {rows + 1}, … "
                 f"without a gap, but {len(new):,} come up to {new[-1]}"
             )
-        most = int(spec.rows * (1 + GROWTH_SHARE)) + 1
+        most = _most_rows(spec)
         if new[-1] >= most:
             raise ModelError(
                 f"table {spec.name} had {spec.rows:,} rows when it was packed and may have "
@@ -342,10 +346,24 @@ class Publisher:
         self.store.adopt(path, Blob(entry.path, size, sha256), Ignore())
         return entry
 
+    def _is_ours(self, model: ModelSpec) -> bool:
+        """Whether `model` is the release's; it may have the rows that were added, or not yet."""
+        ours = self.release.model
+        if model.with_rows({table.name: table.rows for table in ours.tables}) != ours:
+            return False
+        entry = self.release.bundle
+        packed = BundleManifest.parse(self.store.read(entry.path), f"{self.store.url}/{entry.path}")
+        return all(
+            first.rows <= theirs.rows <= _most_rows(now)
+            for first, theirs, now in zip(
+                packed.model.tables, model.tables, ours.tables, strict=True
+            )
+        )
+
     def _adopt_tower(self, folder: Path, stage: Path) -> FileEntry:
         """Keep the tower of a bundle whose model differs from the release's in weights alone."""
         bundle = BundleManifest.open(folder)
-        if bundle.model != self.release.model:
+        if not self._is_ours(bundle.model):
             raise ModelError(
                 f"{folder}: another model than release {self.release.digest[:12]} was packed from: "
                 "only the values of its weights may differ"
@@ -362,6 +380,11 @@ class Publisher:
             raise ArtifactError(f"{folder}/{bundle.tower.path}: altered")
         suffix = Path(bundle.tower.path).suffix.removeprefix(".")
         return self._keep(copy, size, sha256, suffix)
+
+
+def _most_rows(table: TableSpec) -> int:
+    """How many rows a table may have in a release that has it with `table.rows`."""
+    return int(table.rows * (1 + GROWTH_SHARE)) + 1
 
 
 def update(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from erless.dlrm.graph_archives import open_tower_graph
 from erless.errors import QueryError, ServeError
-from erless.serve.files import MappedFile, OpenTower, open_tower, source_of
+from erless.serve.files import MappedFile, OpenTower, open_changed_tower, open_tower, source_of
 from erless.serve.functions.graph_dense import GraphDenseFunction
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.infer import InferRequest
@@ -37,7 +37,34 @@ def load_dense(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
 
     Errors as `open_tower` and `open_predict`.
     """
-    opened = open_tower(source_of(settings), settings.digest)
+    source = source_of(settings)
+    opened = open_tower(source, settings.digest)
+    prepared = _prepare(opened, settings, metrics)
+
+    def serve() -> Served:
+        served, loop = prepared(), asyncio.get_running_loop()
+
+        def open_version(sha256: str) -> Served:
+            """In a thread: the tower is loaded here, and served from the event loop."""
+            changed = _prepare(open_changed_tower(source, opened, sha256), settings, metrics)
+
+            async def serve_changed() -> Served:
+                version = changed()
+                version.version_path = f"{version.model}/versions/{sha256}"
+                return version
+
+            return asyncio.run_coroutine_threadsafe(serve_changed(), loop).result()
+
+        served.open_version = open_version
+        return served
+
+    return serve
+
+
+def _prepare(
+    opened: OpenTower, settings: Settings, metrics: Metrics
+) -> Callable[[], DenseFunction | GraphDenseFunction]:
+    """Load a tower; what is returned makes its function, on the event loop."""
     tower = opened.model.tower
     if isinstance(tower, GraphTower):
         graph = open_tower_graph(
@@ -87,8 +114,6 @@ class DenseFunction:
     """Answers `prediction` for `dense` and `pooled`. Create it on the event loop."""
 
     model = "tower"
-    version_path = "tower"
-    open_version = None
     fast_path = None
     request_parameters: frozenset[str] = frozenset()
     answers_synchronously = False
@@ -99,7 +124,8 @@ class DenseFunction:
         self._opened, self._predict, self._settings = opened, predict, settings
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self.digest = opened.release.tower.sha256
+        self.digest, self.version_path = opened.digest, self.model
+        self.open_version: Callable[[str], Served] | None = None
         self.mapped: tuple[MappedFile, ...] = ()
         self.facts: dict[str, object] = {}
         self._parameters = {"digest": self.digest}

@@ -6,7 +6,7 @@ Queries are not joined: what they have along other dimensions than the samples' 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_args
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from erless.errors import ServeError
 from erless.serve.files import MappedFile, OpenTower
 from erless.serve.protocol.infer import InferRequest
-from erless.serve.protocol.served import InferAnswer, InferCall
+from erless.serve.protocol.served import InferAnswer, InferCall, Served
 from erless.serve.protocol.tensors import TensorSpec
 from erless.serve.towers import PredictTensors
 from erless.specs.features import Datatype
@@ -30,8 +30,6 @@ class GraphDenseFunction:
     """Answers the model's outputs for what its tower takes. Create it on the event loop."""
 
     model = "tower"
-    version_path = "tower"
-    open_version = None
     fast_path = None
     request_parameters: frozenset[str] = frozenset()
     answers_synchronously = False
@@ -39,7 +37,8 @@ class GraphDenseFunction:
     def __init__(self, opened: OpenTower, tower: GraphTower, predict: PredictTensors) -> None:
         self._opened, self._predict = opened, predict
         self._loop = asyncio.get_running_loop()
-        self.digest = opened.release.tower.sha256
+        self.digest, self.version_path = opened.digest, self.model
+        self.open_version: Callable[[str], Served] | None = None
         self.mapped: tuple[MappedFile, ...] = ()
         self.facts: dict[str, object] = {}
         self.inputs = tuple(TensorSpec(name, NUMBERS, None) for name in tower.takes)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from erless.errors import ErlessError
-from erless.serve.gateway.remote import RemoteShard
+from erless.serve.gateway.remote import RemoteDense, RemoteShard
 from erless.serve.gateway.view import GatewayGenerations, GatewayParts, GatewayView
 from erless.serve.logs import Log
 from erless.serve.metrics import Metrics
@@ -76,11 +76,11 @@ class GenerationFollower:
 
     async def _move_to(self, view: GatewayView) -> None:
         """Move on once all shards that are awake hold their part, or tell who does not."""
-        before = self._current().remote
+        pairs = zip(view.functions, self._current().functions, strict=True)
         changed = [
-            remote
-            for number, remote in view.remote.items()
-            if remote.digest != before[number].digest and remote.endpoint.connected
+            function
+            for function, before in pairs
+            if function.digest != before.digest and function.endpoint.connected
         ]
         late = await self._wait_for(changed)
         self.waiting = len(late)
@@ -92,7 +92,9 @@ class GenerationFollower:
         self.reason = ""
         self._log.info("generation", number=view.parts.number)
 
-    async def _wait_for(self, remotes: Iterable[RemoteShard]) -> list[tuple[RemoteShard, str]]:
+    async def _wait_for(
+        self, remotes: Iterable[RemoteShard | RemoteDense]
+    ) -> list[tuple[RemoteShard | RemoteDense, str]]:
         """Those that do not hold their state in time, each with the reason."""
         until = time.monotonic() + WAIT_S
         waiting = list(remotes)

@@ -165,21 +165,14 @@ class Gateway:
             for number, shard in enumerate(release.shards)
             if number not in opened.resident
         }
-        self._dense = None
-        if settings.dense_url:
-            self._dense = RemoteDense(
-                release.tower.sha256,
-                self._endpoint(settings.dense_url),
-                self._shown,
-                form.outputs if isinstance(release.model.tower, GraphTower) else None,
-            )
-        self._view = self._view_of(loaded.parts, {})
+        self._dense_endpoint = self._endpoint(settings.dense_url) if settings.dense_url else None
+        self._view = self._view_of(loaded.parts, None)
         self._follower: GenerationFollower | None = None
         if settings.follow_s:
             self._follower = GenerationFollower(
                 loaded.generations,
                 lambda: self._view,
-                lambda parts: self._view_of(parts, self._view.remote),
+                lambda parts: self._view_of(parts, self._view),
                 self._adopt,
                 settings.follow_s,
                 metrics,
@@ -197,14 +190,14 @@ class Gateway:
         self._last_query = -IDLE_S
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
-    def _view_of(self, parts: GatewayParts, before: Mapping[int, RemoteShard]) -> GatewayView:
-        """The view of a generation. Shards that it does not change are those from `before`."""
+    def _view_of(self, parts: GatewayParts, before: GatewayView | None) -> GatewayView:
+        """The view of a generation. Functions that it does not change are those from `before`."""
         states = parts.generation.states if parts.generation else {}
         remote = {}
         for number, endpoint in self._endpoints.items():
             shard = self._released.release.shards[number]
             state = states.get(shard.digest)
-            known = before.get(number)
+            known = before.remote.get(number) if before else None
             if known is not None and known.digest == (state or shard.digest):
                 remote[number] = known
                 continue
@@ -218,7 +211,25 @@ class Gateway:
                 secret=self._shown,
                 path=f"shard/versions/{state}" if state else "shard",
             )
-        return GatewayView(parts, remote, self._dense)
+        return GatewayView(parts, remote, self._dense_of(parts, before))
+
+    def _dense_of(self, parts: GatewayParts, before: GatewayView | None) -> RemoteDense | None:
+        """The dense function as a generation has it; None: the tower is inside the gateway."""
+        if self._dense_endpoint is None:
+            return None
+        release = self._released.release
+        changed = parts.generation.tower if parts.generation else None
+        sha256 = (changed or release.tower).sha256
+        known = before.dense if before else None
+        if known is not None and known.digest == sha256:
+            return known
+        return RemoteDense(
+            sha256,
+            self._dense_endpoint,
+            self._shown,
+            self._form.outputs if isinstance(release.model.tower, GraphTower) else None,
+            f"tower/versions/{sha256}" if sha256 != release.tower.sha256 else "tower",
+        )
 
     def _adopt(self, view: GatewayView) -> None:
         """Answer all queries that come from now on with `view`."""
@@ -350,7 +361,7 @@ class Gateway:
                 "generation": fanned.view.parts.number,
                 "degraded": fan_out.degraded,
                 "cold_start": fan_out.cold,
-                "fan_out": fanned.calls + (self._dense is not None),
+                "fan_out": fanned.calls + (fanned.view.dense is not None),
                 **fanned.query.parameters,
             },
         )
@@ -361,12 +372,12 @@ class Gateway:
     async def _tower(
         self, fanned: _FannedOut, tensors: dict[str, Array], call: InferCall
     ) -> Mapping[str, Array]:
-        fan_out = fanned.fan_out
-        if self._dense is None:
+        fan_out, dense = fanned.fan_out, fanned.view.dense
+        if dense is None:
             return fanned.view.parts.predict(tensors)
         self._resends.earn(1)
         last = FanOut(self._loop, call.deadline, self._resends)
-        work = DenseWork(self._dense, tensors, call, self._now())
+        work = DenseWork(dense, tensors, call, self._now())
         self._metrics.fan_out += 1
         ShardCall(self._loop, last, work).start()
         try:
@@ -387,17 +398,15 @@ class Gateway:
             frozen = self._released.release.shards[number].tier is Tier.FROZEN
             if number not in called and not frozen and not remote.endpoint.connected:
                 remote.touch()
-        if self._dense is not None and not self._dense.endpoint.connected:
-            self._dense.touch()
+        dense = self._view.dense
+        if dense is not None and not dense.endpoint.connected:
+            dense.touch()
 
     def _sweep(self) -> None:
-        for remote in self._all_remote():
+        for remote in self._view.functions:
             remote.endpoint.sweep()
         self._trimmer.sweep(self._metrics.in_flight, self._now())
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
-
-    def _all_remote(self) -> list[RemoteShard | RemoteDense]:
-        return [*self._view.remote.values(), *([self._dense] if self._dense else [])]
 
     def close(self) -> None:
         """Close all connections, and let the cache evict the files."""
@@ -406,6 +415,6 @@ class Gateway:
             self._follower.close()
         if self._sampler is not None:
             self._sampler.close()
-        for remote in self._all_remote():
+        for remote in self._view.functions:
             remote.endpoint.close()
         self._released.close()

@@ -92,7 +92,32 @@ class _Remote:
             output.encode(),
         )
         self._probe = b"GET /v2/health/ready HTTP/1.1\r\nhost: %b\r\n\r\n" % endpoint.authority
+        line = b"erless-secret: %b\r\n" % secret if secret else b""
+        self._state_probe = b"GET /v2/models/%b/ready HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (
+            self.path,
+            endpoint.authority,
+            line,
+        )
         self.waking = False
+
+    async def holds_state(self) -> str:
+        """Ask whether the function has its state; "" if it has, otherwise why not."""
+        answered: asyncio.Future[Reply | CallError] = asyncio.get_running_loop().create_future()
+
+        def keep(result: Reply | CallError) -> None:
+            if not answered.done():
+                answered.set_result(result)
+
+        call = self.endpoint.send([self._state_probe], keep)
+        try:
+            async with asyncio.timeout(STATE_S):
+                result = await answered
+        except TimeoutError:
+            call.abort()
+            return f"no answer within {STATE_S:g} s"
+        if isinstance(result, CallError):
+            return str(result)
+        return "" if result.status == 200 else _reason(result)
 
     def touch(self) -> None:
         """Open a connection and ask whether it is ready: wakes a function that is at zero."""
@@ -223,12 +248,6 @@ class RemoteShard(_Remote):
         self.float16_partials = float16_partials
         self._parameters = b'"packed":true,"half":true' if float16_partials else b'"packed":true'
         self._dims = places[:, 1].copy()
-        line = b"erless-secret: %b\r\n" % secret if secret else b""
-        self._state_probe = b"GET /v2/models/%b/ready HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (
-            self.path,
-            endpoint.authority,
-            line,
-        )
         heads, json32, json16 = answer_forms(digest.encode())
         self._channel = _kernels.ShardChannel(
             head_forms(self.path, self._authority, secret),
@@ -236,25 +255,6 @@ class RemoteShard(_Remote):
             (*heads, json32, json16 if float16_partials else b""),
             places,
         )
-
-    async def holds_state(self) -> str:
-        """Ask whether the function has its state; "" if it has, otherwise why not."""
-        answered: asyncio.Future[Reply | CallError] = asyncio.get_running_loop().create_future()
-
-        def keep(result: Reply | CallError) -> None:
-            if not answered.done():
-                answered.set_result(result)
-
-        call = self.endpoint.send([self._state_probe], keep)
-        try:
-            async with asyncio.timeout(STATE_S):
-                result = await answered
-        except TimeoutError:
-            call.abort()
-            return f"no answer within {STATE_S:g} s"
-        if isinstance(result, CallError):
-            return str(result)
-        return "" if result.status == 200 else _reason(result)
 
     def request(self, buckets: Buckets, left_ms: int, trace: bytes | None) -> list[Buffer]:
         """A request with this shard's bucket, `left_ms` before the deadline."""
@@ -295,10 +295,11 @@ class RemoteDense(_Remote):
     """The dense function.
 
     Args:
-        digest: sha256 of the release's tower file, which its answers must carry.
+        digest: sha256 of the tower file, which its answers must carry.
         endpoint: where it is.
         secret: of the deployment, shown with every call.
         outputs: of a model cut from a graph; None: it gives `prediction`.
+        path: of the tower, or of its version, below `/v2/models/`.
     """
 
     def __init__(
@@ -307,9 +308,10 @@ class RemoteDense(_Remote):
         endpoint: Endpoint,
         secret: bytes | None = None,
         outputs: Sequence[TensorSpec] | None = None,
+        path: str = "tower",
     ) -> None:
         first = "prediction" if outputs is None else outputs[0].name
-        super().__init__("the dense function", "tower", first, digest, endpoint, secret)
+        super().__init__("the dense function", "tower", first, digest, endpoint, secret, path)
         self._outputs = outputs
 
     def request(

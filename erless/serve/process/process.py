@@ -171,9 +171,13 @@ async def serve_until_signal(
     log.info("draining", in_flight=function.metrics.in_flight)
     # our parent has died: replicas that follow listen on a socket of their own
     drained = await function.drain(alone=os.getppid() != parent)
+    ended = function.close()
     served.close()
     log.info("stopped", drained=drained)
-    return 0 if drained else os.EX_TEMPFAIL
+    code = 0 if drained else os.EX_TEMPFAIL
+    if not ended:
+        _leave(code)
+    return code
 
 
 class _Function:
@@ -268,6 +272,10 @@ class _Function:
         self._scrubber = Scrubber(served.mapped, bytes_s, damaged)
         self._scrubber.start()
 
+    def close(self) -> bool:
+        """Let go of what was opened beside what is served; whether no thread is left at it."""
+        return self._app.close()
+
     async def drain(self, *, alone: bool = False) -> bool:
         """Answer what is in flight; False where that took too long. See `HttpServer.drain`."""
         self._app.begin_drain()
@@ -315,7 +323,7 @@ def process_age_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
-def _leave() -> NoReturn:
+def _leave(code: int = 0) -> NoReturn:
     """Exit at once: a load is under way in a thread that cannot be stopped."""
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)

@@ -91,7 +91,7 @@ class App:
         self._reads: dict[bytes, Callable[[], Response]] = {
             b"": lambda: _document(self._front_page()),
             b"/v2": lambda: _document(self._server()),
-            b"/v2/health/live": lambda: _document({"live": True}),
+            b"/v2/health/live": self._liveness,
             b"/v2/health/ready": self._readiness,
         }
         self._closed_reads: dict[bytes, Callable[[], Response]] = {
@@ -115,7 +115,7 @@ class App:
         self.version = served.digest[:12]
         self.metrics.info["digest"] = served.digest
         if served.open_version is not None:
-            self._versions = OpenVersions(served.open_version, self._clock)
+            self._versions = OpenVersions(served.open_version, self._clock, self.settings.behind_s)
         self._serve_versions(served)
 
     def _serve_versions(self, base: Served) -> None:
@@ -133,6 +133,10 @@ class App:
     def fail(self, reason: str) -> None:
         """Refuse all queries from now on, with `reason`."""
         self.state, self._reason = "failed", reason
+
+    def close(self) -> bool:
+        """Let go of all versions; whether no thread is still opening one."""
+        return self._versions is None or self._versions.close()
 
     def begin_drain(self) -> None:
         """Answer probes of readiness with "draining" from now on."""
@@ -392,10 +396,20 @@ class App:
         """404 for another spelling of the path: the hot path knows only the plain one."""
         return problem(404, f"write the path as /v2/models/{served.model}/infer")
 
+    @property
+    def _behind(self) -> str:
+        """Why another function has to take the place of this one, which goes on answering."""
+        return self._versions.behind if self._versions else ""
+
+    def _liveness(self) -> Response:
+        if self._behind:
+            return problem(503, f"to be replaced: {self._behind}")
+        return _document({"live": True})
+
     def _readiness(self) -> Response:
-        if self.state == "ready":
+        reason = self._reason or self._behind or self.state
+        if self.state == "ready" and not self._behind:
             return _document({"ready": True})
-        reason = self._reason or self.state
         return problem(503, f"not ready: {reason}", headers=RETRY_AFTER, state=self.state)
 
     def _server(self) -> dict[str, Any]:

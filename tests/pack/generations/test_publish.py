@@ -15,6 +15,7 @@ import erless
 from erless.errors import ArtifactError, ModelError, StoreError
 from erless.pack.generations.changes import TableChanges, read_changes, read_deletions
 from erless.pack.generations.follow import BatchOutcome, follow, read_batch
+from erless.pack.generations.inbox import open_inbox
 from erless.pack.generations.publish import Publisher
 from erless.pack.inventory import prune, verify
 from erless.specs.generations import (
@@ -287,7 +288,8 @@ def test_batches_are_published_in_order_and_a_bad_one_steps_aside(
     (folder / "0015" / "user.csv").write_text("id\n")
     (folder / ".unfinished").mkdir()
     outcomes: list[BatchOutcome] = []
-    for outcome in follow(publisher, folder, every_s=0, go_on=lambda: len(outcomes) < 3):
+    inbox = open_inbox(str(folder))
+    for outcome in follow(lambda: publisher, inbox, every_s=0, go_on=lambda: len(outcomes) < 3):
         outcomes.append(outcome)
     assert [outcome.name for outcome in outcomes] == ["001", "0015", "002"]
     first, bad, second = outcomes

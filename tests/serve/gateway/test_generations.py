@@ -223,3 +223,28 @@ def test_a_damaged_part_holds_the_gateway_at_the_generation_before(
     manifest = trainer.publisher.go_back(number - 1)
     wait_for(fleet.gateway, made, manifest.number)
     check(ask(fleet.gateway, made, query)[1], trainer.expected(number - 1, query))
+
+
+def test_a_tower_that_is_a_function_of_its_own(made: Made, tmp_path: Path) -> None:
+    trainer = Trainer(made)
+    query = random_query(made.model, 3, 16)
+    with Fleet(made, tmp_path, dense=True, ERLESS_FOLLOW_S=FOLLOW_S) as fleet:
+        for seed in (71, 72, 0):
+            weights = tmp_path / f"trained-{seed}" if seed else None
+            if weights:
+                write_bundle(weights, made.model, seed)
+            number = trainer.train(tower=weights)
+            wait_for(fleet.gateway, made, number)
+            generation, answered = ask(fleet.gateway, made, query)
+            assert generation == number
+            check(answered, trainer.expected(number, query))
+        back = trainer.publisher.go_back(1)
+        wait_for(fleet.gateway, made, back.number)
+        check(ask(fleet.gateway, made, query)[1], trainer.expected(1, query))
+        assert fleet.dense is not None
+        port = fleet.dense.port
+        assert fleet.dense.stop() == 0
+        fleet.dense = fleet._function(  # as if it had been replaced: same address
+            "dense", ERLESS_STORE=made.store, ERLESS_RELEASE=made.release.digest, PORT=str(port)
+        ).ready()
+        check(ask(fleet.gateway, made, query)[1], trainer.expected(1, query))

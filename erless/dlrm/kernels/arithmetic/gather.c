@@ -272,7 +272,7 @@ static int64_t find_rows(const slice_t *slice, const ids_t *ids, int64_t begin, 
         ptrs[done] = patch_find(slice->patch, patch_key_added(id));
         if (ptrs[done] == NULL) return done;
     }
-    if (slice->patch) patch_rows(slice->patch, slice->rows, ptrs, n);
+    if (slice->patch && slice->patch->replacing) patch_rows(slice->patch, slice->rows, ptrs, n);
     return -1;
 }
 

@@ -22,14 +22,13 @@ int home_needs_words(const slice_t *slice) {
 static void unpack_all(const slice_t *slice, word_t *words) {
     for (int64_t id = 0; id < slice->indexed; id += 64) {
         const int64_t left = slice->indexed - id;
-        *words++ = (word_t){left < 64 ? ((uint64_t)1 << left) - 1 : ~(uint64_t)0,
-                            slice->rows + (id - 1) * slice->row_bytes};
+        *words++ = (word_t){left < 64 ? ((uint64_t)1 << left) - 1 : ~(uint64_t)0, id - 1};
     }
 }
 
 int home_unpack(const slice_t *slice, word_t *words) {
     const int64_t count = blocks_for(slice->indexed), all = home_words(slice);
-    for (int64_t w = 0; w < all; w++) words[w] = (word_t){0, slice->rows};
+    for (int64_t w = 0; w < all; w++) words[w] = (word_t){0, -1};
     if (slice->blocks == NULL) {
         unpack_all(slice, words);
         return 1;
@@ -38,7 +37,7 @@ int home_unpack(const slice_t *slice, word_t *words) {
         const uint64_t *entry = slice->blocks + INDEX_WORDS * k;
         int64_t rank = (int64_t)(entry[0] >> 16);
         for (int lane = 1; lane < INDEX_WORDS; lane++) {
-            *words++ = (word_t){entry[lane], slice->rows + (rank - 1) * slice->row_bytes};
+            *words++ = (word_t){entry[lane], rank - 1};
             rank += __builtin_popcountll(entry[lane]);
         }
         if (rank > slice->stored) return 0; /* a damaged index must not become a wild read */
@@ -66,7 +65,8 @@ static ALWAYS_INLINE int64_t row_id(const void *ids, const int wide, int64_t i) 
 static ALWAYS_INLINE int64_t split_bag(const home_t *home, const sides_t *to, const int wide,
                                        const int shrink, int64_t done, int64_t others,
                                        int64_t size) {
-    const uint64_t row_bytes = (uint64_t)home->slice.row_bytes;
+    const int64_t row_bytes = home->slice.row_bytes;
+    const uint8_t *const stored = home->slice.rows;
     const word_t *const words = home->words;
     const uint8_t **const rows = to->rows + (done - others);
     int64_t kept = 0;
@@ -74,7 +74,7 @@ static ALWAYS_INLINE int64_t split_bag(const home_t *home, const sides_t *to, co
         const int64_t id = row_id(to->ids, wide, done + i), other = others + i - kept;
         const word_t *word = words + ((uint64_t)id >> 6);
         const uint64_t upto = word->bits << (~id & 63); /* the id's own bit comes first */
-        rows[kept] = word->last + row_bytes * (uint64_t)__builtin_popcountll(upto);
+        rows[kept] = stored + row_bytes * (word->last + __builtin_popcountll(upto));
         if (wide && !shrink) ((int64_t *)to->away)[other] = id;
         else ((int32_t *)to->away)[other] = (int32_t)id;
         if (to->weights)
@@ -92,6 +92,7 @@ static ALWAYS_INLINE int64_t split_bag(const home_t *home, const sides_t *to, co
 AVX512 static int64_t split_bag_512(const home_t *home, const sides_t *to, int64_t done,
                                     int64_t others, int64_t size) {
     const __m512i row_bytes = _mm512_set1_epi64(home->slice.row_bytes);
+    const __m512i stored_at = _mm512_set1_epi64((int64_t)(intptr_t)home->slice.rows);
     const __m256i low = _mm256_set1_epi32(63);
     const int32_t *const ids = (const int32_t *)to->ids + done;
     const uint8_t **rows = to->rows + (done - others);
@@ -104,8 +105,8 @@ AVX512 static int64_t split_bag_512(const home_t *home, const sides_t *to, int64
         const __m512i last = _mm512_i32gather_epi64(word, &home->words->last, 8);
         const __m512i shift = _mm512_cvtepu32_epi64(_mm256_andnot_si256(id, low));
         const __m512i upto = _mm512_sllv_epi64(bits, shift);
-        const __m512i row =
-            _mm512_add_epi64(last, _mm512_mul_epu32(_mm512_popcnt_epi64(upto), row_bytes));
+        const __m512i local = _mm512_add_epi64(last, _mm512_popcnt_epi64(upto));
+        const __m512i row = _mm512_add_epi64(stored_at, _mm512_mul_epu32(local, row_bytes));
         const __mmask8 stored = _mm512_movepi64_mask(upto) & valid, other = valid & ~stored;
         _mm512_storeu_si512((void *)rows, _mm512_maskz_compress_epi64(stored, row));
         _mm256_storeu_si256((__m256i *)(void *)away, _mm256_maskz_compress_epi32(other, id));
@@ -148,7 +149,7 @@ static ALWAYS_INLINE int64_t split_bags(const home_t *home, const sides_t *to, c
     TARGET static int64_t NAME(const home_t *home, const sides_t *to, int wide, int shrink,    \
                                const int32_t *lengths, int64_t samples, int32_t *sizes,        \
                                int32_t *away_sizes) {                                          \
-        if (!wide && !to->weights && HAS_AVX512)                                               \
+        if (!wide && !to->weights && HAS_AVX512 && home->slice.stored <= UINT32_MAX)           \
             return split_bags(home, to, 0, 0, 1, lengths, samples, sizes, away_sizes);         \
         if (!wide) return split_bags(home, to, 0, 0, 0, lengths, samples, sizes, away_sizes);  \
         if (shrink) return split_bags(home, to, 1, 1, 0, lengths, samples, sizes, away_sizes); \
@@ -174,7 +175,8 @@ int64_t home_find(const home_t *home, const ids_t *values, int64_t begin, int sh
     const uint8_t **const rows = kept->rows + kept->size;
     int64_t found = 0;
     for (int64_t b = 0; b < samples; b++) found += sizes[b];
-    if (home->slice.patch) patch_rows(home->slice.patch, home->slice.rows, rows, found);
+    const patch_t *patch = home->slice.patch;
+    if (patch && patch->replacing) patch_rows(patch, home->slice.rows, rows, found);
     kept->size += found;
     return others;
 }

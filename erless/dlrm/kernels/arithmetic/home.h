@@ -7,10 +7,10 @@
 #include "arithmetic/gather.h"
 
 /* 64 rows of a table. The index is unpacked, because it is searched for every id: 0.25 byte per row
- * of the table, no division, addresses instead of ranks. */
+ * of the table, no division. */
 typedef struct {
-    uint64_t bits;       /* which rows are stored */
-    const uint8_t *last; /* the last stored row before them; one row before the first: none is */
+    uint64_t bits; /* which rows are stored */
+    int64_t last;  /* local index of the last stored row before them; -1: none is */
 } word_t;
 
 /* A table's home is the shard that lies in the same process. Its index is searched first, since

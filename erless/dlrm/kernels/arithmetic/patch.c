@@ -139,6 +139,7 @@ void patch_add(patch_t *patch, int64_t key, const uint8_t *row) {
     patch_slot_t *slot = slot_of(patch, key);
     const uint32_t bit = filter_hash(key) >> (32 - patch->filter_bits);
     patch->count += slot->key == PATCH_FREE;
+    patch->replacing += slot->key == PATCH_FREE && key >= 0;
     *slot = (patch_slot_t){key, row};
     patch->filter[bit >> FILTER_WORD] |= (uint32_t)1 << (bit & 31);
 }

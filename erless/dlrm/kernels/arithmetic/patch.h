@@ -16,6 +16,7 @@ typedef struct {
 
 typedef struct {
     int64_t count;       /* rows */
+    int64_t replacing;   /* those that stand in for stored ones */
     int filter_bits;     /* the filter has 1 << filter_bits bits, at least 64 */
     int slot_bits;       /* the table has 1 << slot_bits slots, at most half of them taken */
     uint32_t *filter;    /* a key whose bit is clear has no row here */

@@ -47,8 +47,9 @@ static void router_free(PyObject *object) {
     Py_DECREF(type);
 }
 
-static int same_slice(const slice_t *a, const slice_t *b) {
-    return a->rows == b->rows && a->blocks == b->blocks && a->row_bytes == b->row_bytes &&
+/* Whether the words of one serve the other: their rows may differ, and where they lie. */
+static int same_index(const slice_t *a, const slice_t *b) {
+    return a->blocks == b->blocks && a->row_bytes == b->row_bytes &&
            a->table_rows == b->table_rows && a->stored == b->stored && a->indexed == b->indexed;
 }
 
@@ -71,7 +72,7 @@ static int router_home(Router *self, int64_t t, PyObject *item) {
     home->slice = held->slices[number];
     if (!expect("homes", (Py_ssize_t)home->slice.table_rows, (Py_ssize_t)self->rows[t])) return 0;
     for (int64_t u = 0; u < t && home->words == NULL; u++) /* the same slice, unpacked already */
-        if (same_slice(&self->homes[u].slice, &home->slice)) home->words = self->homes[u].words;
+        if (same_index(&self->homes[u].slice, &home->slice)) home->words = self->homes[u].words;
     if (home_needs_words(&home->slice) && home->words == NULL) {
         word_t *words = PyMem_Malloc(sizeof(word_t) * (size_t)home_words(&home->slice));
         if (words == NULL) {
@@ -221,8 +222,8 @@ static PyObject *router_bucketize(PyObject *object, PyObject *const *args, Py_ss
 }
 
 PyDoc_STRVAR(repatched_doc,
-             "repatched(homes) -> Router: the same tables, with rows at home that lie where they "
-             "lay and are patched otherwise; as many and as large as those of this Router");
+             "repatched(homes) -> Router: the same tables, with other rows at home; as many and "
+             "by the same index as those of this Router");
 static PyObject *router_repatched(PyObject *object, PyObject *homes) {
     Router *origin = (Router *)object;
     if (!PyTuple_Check(homes) || origin->homes == NULL) {
@@ -246,7 +247,7 @@ static PyObject *router_repatched(PyObject *object, PyObject *homes) {
         if (item != Py_None) fits = router_home(self, t, item);
         if (fits &&
             (self->homes[t].shard != origin->homes[t].shard ||
-             (item != Py_None && !same_slice(&self->homes[t].slice, &origin->homes[t].slice)))) {
+             (item != Py_None && !same_index(&self->homes[t].slice, &origin->homes[t].slice)))) {
             PyErr_SetString(PyExc_ValueError, "homes: not those of this router");
             fits = 0;
         }
