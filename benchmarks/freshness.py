@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from benchmarks.functions import Client, Fleet, fleet
 from benchmarks.serving import Side, prepare, spread
 from erless.dlrm.embedding import EmbeddingShard, StoredSlice
+from erless.dlrm.patches import RowChanges
 from erless.dlrm.queries import Query, QueryFile
 from erless.dlrm.reference import Monolith
 from erless.dlrm.rows import RowIndex
@@ -103,7 +104,10 @@ def lookup_ratios(rows: int, share: float, rounds: int) -> list[float]:
     stored = random.normal(size=(rows, DIM)).astype(np.float32)
     base = StoredSlice(table, Precision.FP32, stored, RowIndex.build(rows, np.arange(rows)))
     ids = random.choice(rows, int(share * rows), replace=False)
-    sides = [EmbeddingShard([base]), EmbeddingShard([base.changed(ids, stored[ids], rows)])]
+    sides = [
+        EmbeddingShard([base]),
+        EmbeddingShard([base.changed(RowChanges(ids, stored[ids], rows))]),
+    ]
     values = (random.zipf(1.2, 40_960) % rows).astype(np.int32)
     lengths = np.full((1, 320), 128, np.int32)
     ratios = []

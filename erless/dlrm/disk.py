@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
-from erless.dlrm.embedding import POOLING_CODES, PRECISION_CODES
+from erless.dlrm.embedding import POOLING_CODES, PRECISION_CODES, check_stored
+from erless.dlrm.patches import RowChanges, SlicePatch
 from erless.dlrm.pool_call import PoolCall, ShardTables
 from erless.dlrm.query_arrays import Floats, Ids, Lengths
 from erless.dlrm.rows import RowIndex
@@ -183,9 +185,50 @@ class DiskShard:
             for descriptor, _ in files:
                 os.close(descriptor)
         self._pooler = pooler
+        self._patches = tuple(SlicePatch.none(part.table.rows) for part in slices)
+        self._changes: _kernels.DiskChanges | None = None
         kind, refusal = pooler.engine()
         self.engine = "io_uring" if kind == _kernels.ENGINE_URING else "pread"
         self.refusal = _REFUSALS.get(refusal, os.strerror(refusal))
+
+    def changed(self, changes: Mapping[str, RowChanges], *, copied: bool = False) -> Self:
+        """This shard with changed rows, by table, which lie in memory; it reads the same disk.
+
+        Args:
+            changes: by table.
+            copied: the rows stay on the disk, whatever it says.
+
+        Raises:
+            ArtifactError: an id is not this shard's, or rows have another shape or dtype.
+        """
+        self.shape.check_holds(changes)
+        patches, tables = list(self._patches), list(self.tables)
+        for number, part in enumerate(self._slices):
+            given = changes.get(part.table.name)
+            if given is None:
+                continue
+            try:
+                check_stored(given, part.precision, part.table.dim)
+                patches[number] = patches[number].changed(part.index, given)
+            except ArtifactError as error:
+                raise ArtifactError(f"table {part.table.name}: {error}") from error
+            tables[number] = tables[number].model_copy(update={"rows": given.table_rows})
+        other = copy(self)
+        other._patches = tuple(patches)
+        other.shape = ShardTables(tables, self.name)
+        other.tables = other.shape.tables
+        other._changes = self._pooler.changed(
+            tuple(
+                (patch.kernel(part.precision.row_bytes(part.table.dim)), patch.table_rows)
+                for patch, part in zip(patches, self._slices, strict=True)
+            )
+        )
+        return other
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All rows that lie in memory: those that were changed."""
+        return tuple(chunk for patch in self._patches for chunk in patch.chunks)
 
     @property
     def event(self) -> int:
@@ -231,7 +274,7 @@ class DiskShard:
         Raises:
             QueryError, DiskBusyError: as `pool`.
         """
-        begun = self._pooler.begin(*call.arguments)
+        begun = self._pooler.begin(*call.arguments, self._changes)
         if begun is None:
             raise DiskBusyError(f"{self.name}: too many reads wait for the disk already")
         if isinstance(begun, _kernels.DiskQuery):

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
-from erless.dlrm.patches import SlicePatch
+from erless.dlrm.patches import RowChanges, SlicePatch
 from erless.dlrm.pool_call import PoolCall, ShardTables
 from erless.dlrm.query_arrays import Floats, Ids, Lengths, as_lengths
 from erless.dlrm.rows import Home, RowIndex
@@ -37,6 +37,7 @@ __all__ = [
     "Combiner",
     "EmbeddingShard",
     "StoredSlice",
+    "check_stored",
     "default_partial",
     "stored_dtype",
     "stored_width",
@@ -115,46 +116,43 @@ class StoredSlice:
         """Bytes of one stored row."""
         return int(self.rows.shape[1] * self.rows.itemsize)
 
-    def changed(
-        self,
-        ids: NDArray[np.int64],
-        rows: NDArray[Any],
-        table_rows: int,
-        *,
-        copied: bool = False,
-    ) -> StoredSlice:
-        """This slice with `rows` in place of those with `ids`, or beside them.
+    def changed(self, changes: RowChanges, *, copied: bool = False) -> StoredSlice:
+        """This slice with changed rows in place of its own, or beside them.
 
         Args:
-            ids: (n,) distinct.
-            rows: (n, `stored_width`) of `stored_dtype`.
-            table_rows: rows of the whole table from now on.
             copied: copy all rows, so that lookups cost what they did; else they stay where they
                 are, and those that differ lie in a patch beside them.
 
         Raises:
             ArtifactError: an id is not this slice's, or rows have another shape or dtype.
         """
-        if rows.shape != (len(ids), self.rows.shape[1]) or rows.dtype != self.rows.dtype:
-            raise ArtifactError(
-                f"table {self.table.name}: changed rows have shape {rows.shape} of {rows.dtype}, "
-                f"expected {(len(ids), self.rows.shape[1])} of {self.rows.dtype}"
-            )
-        before = self.patch or SlicePatch.none(self.table.rows)
-        table = self.table.model_copy(update={"rows": table_rows})
         whole = self.rows
         try:
+            check_stored(changes, self.precision, self.table.dim)
+            before = self.patch or SlicePatch.none(self.table.rows)
             if copied:
+                ids, rows, table_rows = changes
                 places = before.places_of(self.index, ids, table_rows)
                 stored = places >= 0
                 if stored.any():
                     whole = np.array(self.rows)
                     whole[places[stored]] = rows[stored]
-                ids, rows = ids[~stored], rows[~stored]
-            patch = before.changed(self.index, ids, rows, table_rows)
+                changes = RowChanges(ids[~stored], rows[~stored], table_rows)
+            patch = before.changed(self.index, changes)
         except ArtifactError as error:
             raise ArtifactError(f"table {self.table.name}: {error}") from error
+        table = self.table.model_copy(update={"rows": changes.table_rows})
         return replace(self, table=table, rows=whole, patch=patch)
+
+
+def check_stored(changes: RowChanges, precision: Precision, dim: int) -> None:
+    """Raise ArtifactError unless the rows of `changes` are stored as those of a slice."""
+    shape, dtype = (len(changes.ids), stored_width(precision, dim)), stored_dtype(precision)
+    if changes.rows.shape != shape or changes.rows.dtype != dtype:
+        raise ArtifactError(
+            f"changed rows have shape {changes.rows.shape} of {changes.rows.dtype}, expected "
+            f"{shape} of {dtype}"
+        )
 
 
 class EmbeddingShard:
@@ -239,10 +237,30 @@ class EmbeddingShard:
         if all(part.table.rows == rows[part.table.name] for part in self.slices):
             return self
         nothing = np.empty(0, np.int64)
+        return self.changed(
+            {
+                part.table.name: RowChanges(nothing, part.rows[:0], rows[part.table.name])
+                for part in self.slices
+            }
+        )
+
+    def changed(self, changes: Mapping[str, RowChanges], *, copied: bool = False) -> EmbeddingShard:
+        """This shard with changed rows, by table. `copied` and errors as `StoredSlice.changed`."""
+        self.shape.check_holds(changes)
         slices = [
-            part.changed(nothing, part.rows[:0], rows[part.table.name]) for part in self.slices
+            part.changed(changes[part.table.name], copied=copied)
+            if part.table.name in changes
+            else part
+            for part in self.slices
         ]
         return EmbeddingShard(slices, self.name)
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All rows that lie in memory, changed ones and the release's."""
+        patches = [part.patch for part in self.slices if part.patch]
+        chunks = [chunk for patch in patches for chunk in patch.chunks]
+        return (*(part.rows for part in self.slices), *chunks)
 
     def homes(self, shard: int) -> list[Home]:
         """What `Routing` needs to find each slice's rows here, in the shard numbered `shard`."""

@@ -9,7 +9,7 @@ share all rows but those that differ.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,26 @@ from erless.dlrm import _kernels
 from erless.dlrm.rows import RowIndex
 from erless.errors import ArtifactError
 
-__all__ = ["SlicePatch"]
+__all__ = ["RowChanges", "SlicePatch"]
 
 SUPERSEDED = 2  # rows held ÷ rows looked up, beyond which those that are no longer are let go
 
 Rows = NDArray[Any]
 Int64s = NDArray[np.int64]
+
+
+class RowChanges(NamedTuple):
+    """What one generation changes in one slice.
+
+    Args:
+        ids: (n,) distinct row ids.
+        rows: (n, width) as they are stored.
+        table_rows: rows of the whole table from then on.
+    """
+
+    ids: Int64s
+    rows: Rows
+    table_rows: int
 
 
 @dataclass(frozen=True)
@@ -49,18 +63,16 @@ class SlicePatch:
         nothing = np.empty(0, np.int64)
         return cls(table_rows, (), nothing, np.empty(0, np.int32), nothing)
 
-    def changed(self, index: RowIndex, ids: Int64s, rows: Rows, table_rows: int) -> SlicePatch:
-        """These rows, and `rows` in place of any before.
+    def changed(self, index: RowIndex, changes: RowChanges) -> SlicePatch:
+        """These rows, and those of `changes` in place of any before.
 
         Args:
             index: of the rows that the release stores.
-            ids: (n,) distinct row ids.
-            rows: (n, width) as they are stored.
-            table_rows: rows of the whole table from now on.
 
         Raises:
             ArtifactError: an id is no row of the slice, or of the table; or the table shrinks.
         """
+        ids, rows, table_rows = changes
         keys = self.places_of(index, ids, table_rows)
         if not len(ids):
             return replace(self, table_rows=table_rows)

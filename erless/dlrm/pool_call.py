@@ -6,7 +6,7 @@ Shards whose rows lie in memory (`erless.dlrm.embedding`) and shards whose rows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from erless.dlrm.query_arrays import (
     check_weights,
     query_error,
 )
-from erless.errors import QueryError
+from erless.errors import ArtifactError, QueryError
 from erless.specs.model import Pooling, TableSpec
 
 __all__ = ["PoolCall", "ShardTables"]
@@ -68,6 +68,12 @@ class ShardTables:
         self.width = sum(table.dim for table in tables)
         self._columns = np.cumsum([0, *(table.dim for table in tables)])[:-1]
         self._dims = np.array([table.dim for table in tables], np.int64)
+
+    def check_holds(self, names: Collection[str]) -> None:
+        """Raise ArtifactError where one of `names` is none of the shard's tables."""
+        strange = set(names) - {table.name for table in self.tables}
+        if strange:
+            raise ArtifactError(f"{self.name} has no table {min(strange)}")
 
     def dense(self, values: Ids, lengths: Lengths, weights: Floats | None) -> PoolCall:
         """The call that answers (B, width). Arguments and errors as `EmbeddingShard.pool`."""

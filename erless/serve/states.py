@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from erless.dlrm.embedding import EmbeddingShard, StoredSlice
+from erless.dlrm.patches import RowChanges
 from erless.errors import ArtifactError
 from erless.serve.files import Source
 from erless.specs.generations import ShardState, state_chain
@@ -24,7 +27,21 @@ __all__ = ["KEPT_STATES", "ShardStates"]
 KEPT_STATES = 4  # of a shard that is a function: gateways may still ask for them
 
 
-class ShardStates:
+class Changeable(Protocol):
+    """A shard, in memory or on a disk."""
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All its rows that lie in memory."""
+
+    def changed(self, changes: Mapping[str, RowChanges], *, copied: bool = False) -> Self:
+        """It with changed rows, by table; `copied`: all rows are copied. Raises ArtifactError."""
+
+
+S = TypeVar("S", bound=Changeable)
+
+
+class ShardStates(Generic[S]):
     """The states of one shard. May be used from any thread; one at a time opens a state.
 
     Args:
@@ -32,27 +49,26 @@ class ShardStates:
         digest: of the shard's manifest.
         shard: as its release has it.
         kept: how many states stay in memory, for who may still ask for them.
-        copied_bytes: a shard with no more bytes of rows is copied for each state, so that lookups
-            cost what they did; of a larger one the rows that differ lie beside the others.
+        copied: a state copies all rows of the shard, so that lookups cost what they did; else those
+            that differ lie beside the others.
     """
 
     def __init__(
         self,
         source: Source,
         digest: str,
-        shard: EmbeddingShard,
+        shard: S,
         *,
         kept: int = KEPT_STATES,
-        copied_bytes: int = 0,
+        copied: bool = False,
     ) -> None:
         self._source, self._digest, self._base = source, digest, shard
-        self._kept = kept
-        self._copied = sum(part.rows.nbytes for part in shard.slices) <= copied_bytes
-        self._opened: OrderedDict[str, EmbeddingShard] = OrderedDict()
+        self._kept, self._copied = kept, copied
+        self._opened: OrderedDict[str, S] = OrderedDict()
         self._one_at_a_time = threading.Lock()
         self._lock = threading.Lock()  # of `_opened`, and never held for long
 
-    def open(self, digest: str) -> EmbeddingShard:
+    def open(self, digest: str) -> S:
         """The shard in the state with `digest`.
 
         Raises:
@@ -73,42 +89,30 @@ class ShardStates:
         """Bytes of the changed rows of all states held; rows that they share count once."""
         with self._lock:
             shards = tuple(self._opened.values())
-        slices = [part for shard in shards for part in shard.slices]
-        arrays = [chunk for part in slices if part.patch for chunk in part.patch.chunks]
-        released = {id(part.rows) for part in self._base.slices}
-        arrays += [part.rows for part in slices if id(part.rows) not in released]
-        return sum({id(array): array.nbytes for array in arrays}.values())
+        released = {id(array) for array in self._base.arrays}
+        sizes = {id(array): array.nbytes for shard in shards for array in shard.arrays}
+        return sum(size for held, size in sizes.items() if held not in released)
 
-    def _open(self, store: Store, digest: str) -> EmbeddingShard:
+    def _open(self, store: Store, digest: str) -> S:
         """Walk back to a state that is here, or to the shard itself, and forward again."""
         todo, step = state_chain(store, digest, self._digest, self._opened)
-        slices = (self._base if step is None else self._opened[step]).slices
+        shard = self._base if step is None else self._opened[step]
         for state in reversed(todo):
-            slices = self._changed(store, slices, state)
-        return EmbeddingShard(slices, self._base.name)
+            shard = shard.changed(self._changes(store, state), copied=self._copied)
+        return shard
 
-    def _changed(
-        self, store: Store, slices: tuple[StoredSlice, ...], state: ShardState
-    ) -> tuple[StoredSlice, ...]:
-        """The slices with the part of `state`."""
-        changes = {change.table: change for change in state.tables}
-        unknown = changes.keys() - {part.table.name for part in slices}
-        if unknown:
-            raise ArtifactError(f"state {state.digest[:12]}: the shard has no table {min(unknown)}")
+    def _changes(self, store: Store, state: ShardState) -> dict[str, RowChanges]:
+        """What the part of `state` changes, by table."""
+        changes = {}
         with self._source.obtain(store, state.digest, [state.part], None) as lease:
             file = TensorFile(lease.folder / state.part.path)
-            changed = []
-            for part in slices:
-                change = changes.get(part.table.name)
-                if change is None:
-                    changed.append(part)
-                    continue
-                ids = file.read(f"ids.{part.table.name}")
+            for change in state.tables:
+                ids = file.read(f"ids.{change.table}")
                 if ids.shape != (change.changed,) or ids.dtype != np.int64:
                     raise ArtifactError(
-                        f"{file.path}: ids of {part.table.name} have shape {ids.shape} of "
+                        f"{file.path}: ids of {change.table} have shape {ids.shape} of "
                         f"{ids.dtype}, expected ({change.changed},) of int64"
                     )
-                rows = file.read(f"rows.{part.table.name}")
-                changed.append(part.changed(ids, rows, change.rows, copied=self._copied))
-        return tuple(changed)
+                rows = file.read(f"rows.{change.table}")
+                changes[change.table] = RowChanges(ids, rows, change.rows)
+        return changes

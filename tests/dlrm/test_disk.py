@@ -25,6 +25,7 @@ from erless.dlrm.disk import (
     block_checksums,
 )
 from erless.dlrm.embedding import EmbeddingShard, StoredSlice
+from erless.dlrm.patches import RowChanges
 from erless.dlrm.rows import RowIndex
 from erless.errors import ArtifactError, DiskBusyError, DiskReadError, QueryError
 from erless.pack.quantize import encode
@@ -96,6 +97,19 @@ def query_for(
     return np.concatenate(values), lengths, np.concatenate(weights)
 
 
+def changes_of(slices: list[StoredSlice], seed: int) -> dict[str, RowChanges]:
+    """A third of each slice's rows, and two more that are added."""
+    generator = np.random.default_rng(seed)
+    changes = {}
+    for part in slices:
+        rows, held = part.table.rows, held_ids(part)
+        ids = generator.choice(held, len(held) // 3, replace=False)
+        ids = np.concatenate([ids, [rows, rows + 1]]).astype(np.int64)
+        vectors = generator.standard_normal((len(ids), part.table.dim)).astype(np.float32)
+        changes[part.table.name] = RowChanges(ids, encode(vectors, part.precision), rows + 2)
+    return changes
+
+
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> Engine:
     chosen: Engine = request.param
@@ -150,6 +164,20 @@ def test_answers_are_those_of_rows_in_memory_to_the_bit(
     np.testing.assert_array_equal(
         disk.pool_packed(ids, flat, weights, bags), memory.pool_packed(ids, flat, weights, bags)
     )
+    changes = changes_of(slices, seed)
+    changed_memory, changed_disk = memory.changed(changes), disk.changed(changes)
+    for shard, expected in ((changed_disk, changed_memory), (disk, memory)):
+        np.testing.assert_array_equal(
+            shard.pool(ids, lengths, weights), expected.pool(ids, lengths, weights)
+        )
+    added = np.concatenate([change.ids[-2:] for change in changes.values()])
+    two = np.full((len(slices), 1), 2, np.int32)
+    ones = np.ones(len(added), np.float32)
+    np.testing.assert_array_equal(
+        changed_disk.pool(added, two, ones), changed_memory.pool(added, two, ones)
+    )
+    with pytest.raises(QueryError, match="row id"):
+        disk.pool(added, two, ones)
 
 
 def test_a_row_that_is_asked_for_often_is_read_once(tmp_path: Path, engine: Engine) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
+from erless.dlrm.patches import RowChanges
 from erless.dlrm.rows import Routing, RowIndex
 from erless.errors import ArtifactError, QueryError
 from erless.pack.quantize import encode
@@ -43,6 +44,7 @@ def whole(values: NDArray[Any], precision: Precision, pooling: Pooling) -> Embed
     pooling=st.sampled_from([Pooling.SUM, Pooling.MAX, Pooling.WEIGHTED_SUM]),
     whole_table=st.booleans(),
     wide=st.booleans(),
+    copied=st.booleans(),
 )
 def test_a_patched_shard_answers_as_one_of_the_changed_rows(
     seed: int,
@@ -53,6 +55,7 @@ def test_a_patched_shard_answers_as_one_of_the_changed_rows(
     pooling: Pooling,
     whole_table: bool,
     wide: bool,
+    copied: bool,
 ) -> None:
     random = np.random.default_rng(seed)
     values = random.normal(size=(rows + added, DIM)).astype(np.float32)
@@ -68,7 +71,7 @@ def test_a_patched_shard_answers_as_one_of_the_changed_rows(
         ids = np.concatenate([ids, np.arange(part.table.rows, total)]).astype(np.int64)
         values[ids] = random.normal(size=(len(ids), DIM))
         held = np.union1d(held, ids)
-        part = part.changed(ids, encode(values[ids], precision), total)
+        part = part.changed(RowChanges(ids, encode(values[ids], precision), total), copied=copied)
     lengths = random.integers(0, 6, size=(1, 7)).astype(np.int32)
     query = random.choice(held, lengths.sum()).astype(np.int64 if wide else np.int32)
     weights = random.normal(size=len(query)).astype(np.float32)
@@ -81,7 +84,9 @@ def test_a_patched_shard_answers_as_one_of_the_changed_rows(
 
 def test_a_row_that_nobody_added_is_refused() -> None:
     part = make_slice(np.zeros((4, DIM), np.float32), np.arange(4), 4, Precision.FP32, Pooling.SUM)
-    grown = EmbeddingShard([part.changed(np.array([5]), np.ones((1, DIM), np.float32), 7)])
+    grown = EmbeddingShard(
+        [part.changed(RowChanges(np.array([5]), np.ones((1, DIM), np.float32), 7))]
+    )
     one = np.ones((1, 1), np.int32)
     assert grown.pool(np.array([5]), one)[0, 0] == 1
     with pytest.raises(QueryError, match="row id 6"):
@@ -108,7 +113,7 @@ def test_changes_that_do_not_fit_are_refused(
         np.zeros((8, DIM), np.float32), np.array([0, 2, 4]), 8, Precision.FP32, Pooling.SUM
     )
     with pytest.raises(ArtifactError, match=fact):
-        part.changed(np.array(ids), rows, total)
+        part.changed(RowChanges(np.array(ids), rows, total))
 
 
 def split(values: NDArray[Any], home: StoredSlice, routes: NDArray[np.uint8]) -> Routing:
@@ -120,8 +125,9 @@ def split(values: NDArray[Any], home: StoredSlice, routes: NDArray[np.uint8]) ->
 @pytest.mark.parametrize("precision", list(Precision))
 @pytest.mark.parametrize("every_row", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_rows_at_home_are_patched_as_well(
-    precision: Precision, every_row: bool, weighted: bool
+@pytest.mark.parametrize("copied", [False, True])
+def test_rows_at_home_are_changed_as_well(
+    precision: Precision, every_row: bool, weighted: bool, copied: bool
 ) -> None:
     random = np.random.default_rng(7)
     rows, pooling = 1000, Pooling.WEIGHTED_SUM if weighted else Pooling.SUM
@@ -132,7 +138,9 @@ def test_rows_at_home_are_patched_as_well(
     before = make_slice(values, ids, rows, precision, pooling)
     changed = random.choice(ids, 100, replace=False)
     values[changed] += 1
-    after = before.changed(changed, encode(values[changed], precision), rows)
+    after = before.changed(
+        RowChanges(changed, encode(values[changed], precision), rows), copied=copied
+    )
     lengths = random.integers(0, 9, size=(1, 50)).astype(np.int32)
     query = random.choice(ids, lengths.sum()).astype(np.int32)
     weights = random.normal(size=len(query)).astype(np.float32) if weighted else None
@@ -174,7 +182,7 @@ def test_an_added_row_may_lie_right_before_the_stored_ones() -> None:
     index = RowIndex.build(rows, np.arange(rows))
     part = StoredSlice(table, Precision.FP32, memory[added:], index)
     shard = EmbeddingShard(
-        [part.changed(np.arange(rows, rows + added), memory[:added], rows + added)]
+        [part.changed(RowChanges(np.arange(rows, rows + added), memory[:added], rows + added))]
     )
     ids = np.arange(rows + added)
     np.testing.assert_array_equal(shard.pool(ids, np.ones((1, len(ids)), np.int32)), values)

@@ -50,7 +50,7 @@ static void make_shard(input_t *input, shard_t *shard) {
         for (int64_t id = 0; id < rows; id++) stored[id] = part == 0 || id % part != 1;
         stored[0] = 1;
         shard->slices[s] =
-            make_slice(input, s, rows, any_of(input, 1, 70), part ? stored : NULL, AS_PACKED);
+            make_slice(input, s, rows, any_of(input, 1, 70), part ? stored : NULL, GROWN);
         put_on_disk(input, shard, s);
     }
     shard->disk = (disk_t){.slices = shard->on_disk,
@@ -70,7 +70,7 @@ static void check_query(input_t *input, shard_t *shard) {
     float *plain = exactly(sizeof(float) * floats), *read = exactly(sizeof(float) * floats);
     const int64_t written = pool(shard->slices, &query.values, query.weights, &query.bags, plain, 0,
                                  NULL, 1, &expected);
-    const ask_t ask = {query.values, query.weights, query.bags, read, 0, NULL, 1};
+    const ask_t ask = {shard->on_disk, query.values, query.weights, query.bags, read, 0, NULL, 1};
     lookup_t *lookup;
     int64_t found = 0;
     const int outcome = disk_begin(&shard->disk, &ask, &lookup, &found, &fault);

@@ -206,13 +206,6 @@ class Publisher:
             routes[~stored] = added[change.ids[~stored] - spec.rows]
             for number in np.unique(routes):
                 mine = routes == number
-                shard = self.release.shards[number]
-                if shard.cache_bytes is not None:
-                    raise ModelError(
-                        f"row {change.ids[mine][0]} of table {spec.name} is in shard "
-                        f"{shard.name}, whose rows are on a disk and stay as they were packed: "
-                        "pack anew"
-                    )
                 part = cut.parts.setdefault(int(number), {})
                 part[spec.name] = (change.ids[mine], change.vectors[mine])
             cut.changed += len(change.ids) - new

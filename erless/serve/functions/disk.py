@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 
-from erless.dlrm.disk import DiskLookup
+from erless.dlrm.disk import DiskLookup, DiskShard
 from erless.serve.disk_files import DiskOptions, OpenDiskShard, open_disk_shard
-from erless.serve.files import Source
+from erless.serve.files import MappedFile, Source
 from erless.serve.functions.sparse import ShardFunction
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.infer import InferRequest
 from erless.serve.protocol.served import InferAnswer, InferCall
 from erless.serve.settings import Settings
+from erless.serve.states import ShardStates
 
 __all__ = ["DiskFunction", "load_disk"]
 
@@ -52,10 +53,11 @@ class DiskFunction(ShardFunction):
     """
 
     answers_synchronously = False
-    open_version = None
     fast_path = None
 
-    def __init__(self, opened: OpenDiskShard, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, source: Source, opened: OpenDiskShard, settings: Settings, metrics: Metrics
+    ) -> None:
         super().__init__(opened.shard.shape, settings, metrics)
         self._opened, self._shard = opened, opened.shard
         self.mapped = opened.mapped
@@ -71,6 +73,13 @@ class DiskFunction(ShardFunction):
         self._waiting: dict[DiskLookup, asyncio.Future[None]] = {}
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(shard.event, self._wake)
+        states = ShardStates(source, settings.digest, shard)
+
+        def open_state(digest: str) -> ChangedDiskFunction:
+            return ChangedDiskFunction(self, states.open(digest), digest, settings, metrics)
+
+        self.open_version = open_state
+        metrics.gauge("changed_bytes", "rows that generations changed", lambda: states.size_bytes)
         metrics.info["disk_engine"] = shard.engine
         metrics.count_elsewhere(COUNTERS, lambda: shard.counts()[: len(COUNTERS)])
 
@@ -86,18 +95,18 @@ class DiskFunction(ShardFunction):
             QueryError: the request does not fit the shard.
             DiskBusyError: too many reads wait.
         """
-        begun = self._shard.begin(self.pool_call(call.request))
+        return self.infer_from(self._shard, self, call)
+
+    def infer_from(
+        self, shard: DiskShard, asked: ShardFunction, call: InferCall
+    ) -> InferAnswer | Awaitable[InferAnswer]:
+        """As `infer`, of a state of the shard: `asked` takes the query, and answers it."""
+        begun = shard.begin(asked.pool_call(call.request))
         if not isinstance(begun, DiskLookup):
-            return self.answer(call.request, begun)
+            return asked.answer(call.request, begun)
         waiting = self._loop.create_future()
         self._waiting[begun] = waiting
-        return self._finish(call, begun, waiting)
-
-    async def _finish(
-        self, call: InferCall, lookup: DiskLookup, waiting: asyncio.Future[None]
-    ) -> InferAnswer:
-        await waiting
-        return self.answer(call.request, lookup.finish())
+        return _finish(asked, call, begun, waiting)
 
     def _wake(self) -> None:
         """Some lookups are done. One whose query was given up is let go only now."""
@@ -111,3 +120,51 @@ class DiskFunction(ShardFunction):
         """Let the node's cache evict the shard."""
         self._loop.remove_reader(self._shard.event)
         self._opened.close()
+
+
+class ChangedDiskFunction(ShardFunction):
+    """The shard in a state that a generation gave it: what differs lies in memory.
+
+    Args:
+        released: the function whose disk it reads.
+        shard: in that state.
+        digest: of the state.
+        settings, metrics: of the function.
+    """
+
+    answers_synchronously = False
+    fast_path = None
+    open_version = None
+    mapped: tuple[MappedFile, ...] = ()
+
+    def __init__(
+        self,
+        released: DiskFunction,
+        shard: DiskShard,
+        digest: str,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> None:
+        super().__init__(shard.shape, settings, metrics)
+        self._released, self._shard = released, shard
+        self.digest, self.version_path = digest, f"shard/versions/{digest}"
+        self._parameters = {"digest": digest}
+        self.facts: dict[str, object] = {}
+
+    def memory_bytes(self, request: InferRequest) -> int:
+        """As of the released shard."""
+        return self._released.memory_bytes(request)
+
+    def infer(self, call: InferCall) -> InferAnswer | Awaitable[InferAnswer]:
+        """As `DiskFunction.infer`."""
+        return self._released.infer_from(self._shard, self, call)
+
+    def close(self) -> None:
+        """A state has nothing of its own to give back."""
+
+
+async def _finish(
+    asked: ShardFunction, call: InferCall, lookup: DiskLookup, waiting: asyncio.Future[None]
+) -> InferAnswer:
+    await waiting
+    return asked.answer(call.request, lookup.finish())

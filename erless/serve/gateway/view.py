@@ -91,7 +91,7 @@ class GatewayGenerations:
                 opened.release.shards[number].digest,
                 shard,
                 kept=1,  # queries that began with another hold it themselves
-                copied_bytes=COPIED_BYTES,
+                copied=sum(array.nbytes for array in shard.arrays) <= COPIED_BYTES,
             )
             for number, shard in opened.resident.items()
         }
@@ -119,22 +119,11 @@ class GatewayGenerations:
             raise ArtifactError(
                 f"generation {manifest.number} changes a shard that the release does not have"
             )
-        self._check_can_change(manifest)
         resident: dict[int, EmbeddingShard] = {}
         for number, shard in base.resident.items():
             state = manifest.states.get(base.release.shards[number].digest)
             resident[number] = self._states[number].open(state) if state else shard
         return GatewayParts(manifest, self._grow(manifest, resident), self._tower(manifest))
-
-    def _check_can_change(self, manifest: GenerationManifest) -> None:
-        """Raise ArtifactError where a function cannot have what the generation gives it."""
-        where = f"generation {manifest.number} changes"
-        for shard in self._release.opened.release.remote:
-            if shard.digest in manifest.states and shard.cache_bytes is not None:
-                raise ArtifactError(
-                    f"{where} rows of shard {shard.name}, which are on a disk and stay as they "
-                    "were packed; pack anew"
-                )
 
     def _grow(
         self, manifest: GenerationManifest, resident: Mapping[int, EmbeddingShard]

@@ -68,7 +68,7 @@ def _load_sparse(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
         from erless.serve.functions.disk import DiskFunction, load_disk
 
         opened = load_disk(source, settings)
-        return lambda: DiskFunction(opened, settings, metrics)
+        return lambda: DiskFunction(source, opened, settings, metrics)
     served = load_sparse(source, settings, metrics)
     return lambda: served
 

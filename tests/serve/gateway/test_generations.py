@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 from erless.dlrm.queries import Query
 from erless.dlrm.reference import Monolith
 from erless.pack.generations.changes import TableChanges
+from erless.pack.generations.compact import compact
 from erless.pack.generations.publish import Publisher
+from erless.serve.disk_files import DiskOptions, open_disk_shard
+from erless.serve.files import Source
 from erless.specs.bundle import BundleManifest
+from erless.specs.plan import Precision, Tier
 from erless.storage.stores import open_store
 from tests.bundles import write_bundle
-from tests.releases import Made, make_release, random_query
+from tests.releases import TIERS, Cut, Made, make_release, random_query
 from tests.serve.functions import Fleet, Function, body_of
 
 FOLLOW_S = "0.05"
@@ -248,3 +252,30 @@ def test_a_tower_that_is_a_function_of_its_own(made: Made, tmp_path: Path) -> No
             "dense", ERLESS_STORE=made.store, ERLESS_RELEASE=made.release.digest, PORT=str(port)
         ).ready()
         check(ask(fleet.gateway, made, query)[1], trainer.expected(1, query))
+
+
+def test_rows_on_a_disk(tmp_path: Path) -> None:
+    tiers = (*TIERS[:2], Cut("cold", Tier.COLD, 1.0, Precision.INT8, cache_bytes=20_000))
+    made = make_release(tmp_path, tiers=tiers)
+    trainer = Trainer(made)
+    with Fleet(made, tmp_path, ERLESS_FOLLOW_S=FOLLOW_S) as fleet:
+        for _ in range(2):
+            number = trainer.train(share=0.3, added=4)
+            wait_for(fleet.gateway, made, number)
+            larger = trainer.wholes[number].model
+            asked = random_query(larger, number, 64, longest=20)
+            generation, answered = ask(fleet.gateway, made, asked)
+            assert generation == number
+            expected = trainer.expected(number, asked)
+            np.testing.assert_allclose(answered, expected, atol=0.02)  # int8
+            stale = random_query(made.model, number, 64, longest=20)
+            before = trainer.wholes[number - 1].predict(stale)
+            answered = ask(fleet.gateway, made, stale)[1]
+            now = trainer.expected(number, stale)
+            assert np.abs(answered - now).max() < np.abs(answered - before).max() / 4
+        assert fleet.shards["cold"].metric("erless_changed_bytes") > 0
+        compacted = compact(trainer.publisher.store).release
+        with open_disk_shard(
+            Source(made.store), compacted.shard("cold").digest, DiskOptions()
+        ) as opened:
+            assert opened.shard.tables[0].rows == larger.tables[0].rows

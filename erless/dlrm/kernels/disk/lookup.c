@@ -67,27 +67,52 @@ static miss_t *sort_misses(miss_t *misses, miss_t *spare, int64_t count) {
     return misses;
 }
 
-/* Turn ids into keys: `keys[i]` is that of the query's i-th id. Returns 0 with a fault. */
-static int find_keys(const disk_t *disk, const ask_t *ask, uint64_t *keys, fault_t *fault) {
+/* The row in memory that was added as `id`; NULL: none was. */
+static const uint8_t *added_row(const slice_t *slice, int64_t id) {
+    if (slice->patch == NULL || id < slice->indexed || id >= slice->table_rows) return NULL;
+    return patch_find(slice->patch, patch_key_added(id));
+}
+
+/* Turn the `n` ids of slice s, from `begin` on, into keys; rows that lie in memory are found at
+ * once. Returns the first id that is no row, or -1. */
+static int64_t find_slice_keys(const ask_t *ask, int64_t s, int64_t begin, int64_t n,
+                               uint64_t *keys, const uint8_t **rows) {
+    const slice_t *slice = &ask->slices[s];
+    const ids_t *values = &ask->values;
+    const int replacing = slice->patch && slice->patch->replacing;
+    for (int64_t done = 0; done < n; done++) {
+        const int64_t at = begin + done;
+        const ids_t ids = {(const char *)values->data + (size_t)at * id_width(values), n - done,
+                           values->wide};
+        int64_t *locals = (int64_t *)(keys + at), absent = 0;
+        const int64_t bad = index_find(slice->blocks, slice->indexed, &ids, locals, &absent);
+        const int64_t known = bad < 0 ? n - done : bad;
+        for (int64_t i = 0; i < known; i++) {
+            const int64_t local = locals[i];
+            /* a damaged index must not become a wild read */
+            if ((uint64_t)local >= (uint64_t)slice->stored) return done + i;
+            keys[at + i] = key_of(s, local);
+            if (replacing) rows[at + i] = patch_find(slice->patch, local * slice->row_bytes);
+        }
+        if (bad < 0) break;
+        done += bad; /* no stored row: perhaps an added one */
+        rows[begin + done] = added_row(slice, id_at(values, begin + done));
+        if (rows[begin + done] == NULL) return done;
+        keys[begin + done] = key_of(s, 0);
+    }
+    return -1;
+}
+
+/* Turn ids into keys: `keys[i]` is that of the query's i-th id, `rows[i]` where its row lies in
+ * memory, if it was changed. Returns 0 with a fault. */
+static int find_keys(const ask_t *ask, uint64_t *keys, const uint8_t **rows, fault_t *fault) {
     const ids_t *values = &ask->values;
     int64_t begin = 0;
-    if (!pool_fits(disk->slices, values->size, ask->weights, &ask->bags, fault)) return 0;
+    if (!pool_fits(ask->slices, values->size, ask->weights, &ask->bags, fault)) return 0;
     for (int64_t s = 0; s < ask->bags.tables; s++) {
-        const slice_t *slice = &disk->slices[s];
+        const slice_t *slice = &ask->slices[s];
         const int64_t n = ids_in(&ask->bags, s);
-        const ids_t ids = {(const char *)values->data + (size_t)begin * id_width(values), n,
-                           values->wide};
-        int64_t *locals = (int64_t *)(keys + begin), absent = 0;
-        int64_t bad = index_find(slice->blocks, slice->table_rows, &ids, locals, &absent);
-        const int64_t known = bad < 0 ? n : bad;
-        for (int64_t i = 0; i < known; i++) {
-            /* a damaged index must not become a wild read */
-            if ((uint64_t)locals[i] >= (uint64_t)slice->stored) {
-                bad = i;
-                break;
-            }
-            keys[begin + i] = key_of(s, locals[i]);
-        }
+        const int64_t bad = find_slice_keys(ask, s, begin, n, keys, rows);
         if (bad >= 0) {
             *fault = id_fault(slice, s, values, begin, lengths_in(&ask->bags, s), bad);
             return 0;
@@ -99,7 +124,8 @@ static int find_keys(const disk_t *disk, const ask_t *ask, uint64_t *keys, fault
 
 enum { CACHE_AHEAD = 16 };
 
-/* Look every row up. Those that are not there are listed. Returns how many. */
+/* Look every row up that was not found yet. Those that are not there are listed. Returns how many.
+ */
 static int64_t find_cached(disk_t *disk, const uint64_t *keys, int64_t n, const uint8_t **rows,
                            miss_t *misses) {
     int64_t missed = 0;
@@ -110,6 +136,7 @@ static int64_t find_cached(disk_t *disk, const uint64_t *keys, int64_t n, const 
             if (cache->sets)
                 __builtin_prefetch(cache->keys + CACHE_WAYS * row_cache_set(cache, next), 1);
         }
+        if (rows[i] != NULL) continue;
         rows[i] = row_cache_find(&disk->caches[disk->cache_of[slice_of(keys[i])]], keys[i]);
         if (rows[i] == NULL) misses[missed++] = (miss_t){keys[i], i};
     }
@@ -202,11 +229,10 @@ static lookup_t *plan_lookup(const disk_t *disk, const ask_t *ask, const uint64_
     return lookup;
 }
 
-static int64_t pool_ask(const disk_t *disk, const ask_t *ask, const uint8_t **rows,
-                        fault_t *fault) {
+static int64_t pool_ask(const ask_t *ask, const uint8_t **rows, fault_t *fault) {
     for (int64_t i = 0; i < POOL_AHEAD; i++)
         rows[ask->values.size + i] = ask->values.size ? rows[0] : NULL;
-    return pool_rows(disk->slices, rows, ask->weights, &ask->bags, ask->out, ask->stride,
+    return pool_rows(ask->slices, rows, ask->weights, &ask->bags, ask->out, ask->stride,
                      ask->columns, ask->packed, fault);
 }
 
@@ -215,14 +241,14 @@ int disk_begin(disk_t *disk, const ask_t *ask, lookup_t **lookup, int64_t *writt
     const size_t n = (size_t)ask->values.size;
     uint64_t *keys = malloc((n + 1) * sizeof(*keys));
     miss_t *misses = malloc((2 * n + 1) * sizeof(*misses));
-    const uint8_t **rows = malloc((n + POOL_AHEAD) * sizeof(*rows));
+    const uint8_t **rows = calloc(n + POOL_AHEAD, sizeof(*rows));
     int outcome = DISK_FAULT;
     *lookup = NULL;
     if (!keys || !misses || !rows) fault->kind = FAULT_MEMORY;
-    else if (find_keys(disk, ask, keys, fault)) {
+    else if (find_keys(ask, keys, rows, fault)) {
         const int64_t missed = find_cached(disk, keys, (int64_t)n, rows, misses);
         if (missed == 0) {
-            *written = pool_ask(disk, ask, rows, fault);
+            *written = pool_ask(ask, rows, fault);
             outcome = fault->kind ? DISK_FAULT : DISK_ANSWERED;
         } else {
             const miss_t *sorted = sort_misses(misses, misses + n, missed);
@@ -248,5 +274,5 @@ int64_t disk_finish(disk_t *disk, lookup_t *lookup, fault_t *fault) {
         row_cache_put(&disk->caches[disk->cache_of[slice_of(key)]], key, lookup->stretches[i].to);
     }
     disk->misses += lookup->count;
-    return pool_ask(disk, &lookup->ask, lookup->rows, fault);
+    return pool_ask(&lookup->ask, lookup->rows, fault);
 }

@@ -23,6 +23,7 @@ typedef struct {
 
 /* Where a query's answer goes: the arguments of `pool`. They stay there until it is done. */
 typedef struct {
+    const slice_t *slices; /* the disk's, perhaps with rows that were changed or added in memory */
     ids_t values;
     const float *weights;
     bags_t bags;

@@ -7,6 +7,7 @@
 #include "arithmetic/index.h"
 #include "disk/checksum.h"
 #include "disk/lookup.h"
+#include "python/patch.h"
 
 /* The slices of one shard. */
 typedef struct {
@@ -16,15 +17,23 @@ typedef struct {
     PyThread_type_lock lock;
 } DiskPooler;
 
+/* The slices of a shard with rows that were changed or added, which lie in memory. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *pooler, *given; /* kept alive, as are the patches */
+    slice_t *slices;
+} DiskChanges;
+
 /* A query that waits for its rows. */
 typedef struct {
     PyObject_HEAD
     DiskPooler *pooler;
-    lookup_t *lookup; /* NULL once it is finished */
+    PyObject *changes; /* or NULL */
+    lookup_t *lookup;  /* NULL once it is finished */
     Py_buffer views[6];
 } DiskQuery;
 
-static PyTypeObject *query_type;
+static PyTypeObject *query_type, *changes_type;
 
 /* ---- construction ---- */
 
@@ -77,6 +86,7 @@ static int add_slice(DiskPooler *self, int64_t s, PyObject *item) {
     slice->stored = stored;
     slice->table_rows = table_rows;
     slice->dim = dim;
+    slice->indexed = table_rows;
     if (!slice_fits(slice, begin)) return 0;
     slice->row_bytes = stored_row_bytes(slice->precision, dim);
     extent->begin = begin;
@@ -170,6 +180,62 @@ static PyObject *pooler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return NULL;
 }
 
+/* ---- changed rows ---- */
+
+static void changes_free(PyObject *object) {
+    DiskChanges *self = (DiskChanges *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    PyMem_Free(self->slices);
+    Py_XDECREF(self->given);
+    Py_XDECREF(self->pooler);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+static int change_slice(slice_t *slice, PyObject *item) {
+    PyObject *patch;
+    long long table_rows;
+    if (!PyArg_ParseTuple(item, "OL", &patch, &table_rows)) return 0;
+    if (table_rows < slice->indexed || table_rows > MAX_ROWS ||
+        (patch == Py_None && table_rows > slice->indexed)) {
+        PyErr_SetString(PyExc_ValueError, "table rows: out of range");
+        return 0;
+    }
+    slice->table_rows = table_rows;
+    return patch == Py_None || (slice->patch = patch_of(patch, slice->row_bytes)) != NULL;
+}
+
+PyDoc_STRVAR(changed_doc,
+             "changed(changes) -> DiskChanges, for begin: for each slice a Patch or None, and how "
+             "many rows its table has");
+static PyObject *pooler_changed(PyObject *object, PyObject *given) {
+    const disk_t *disk = &((DiskPooler *)object)->disk;
+    if (!PyTuple_Check(given) ||
+        !expect("changes", PyTuple_GET_SIZE(given), (Py_ssize_t)disk->count)) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "changes: not a tuple");
+        return NULL;
+    }
+    DiskChanges *self = (DiskChanges *)changes_type->tp_alloc(changes_type, 0);
+    if (self == NULL) return NULL;
+    self->pooler = Py_NewRef(object);
+    self->given = Py_NewRef(given);
+    self->slices = PyMem_Calloc((size_t)disk->count, sizeof(*self->slices));
+    int made = self->slices != NULL;
+    if (!made) PyErr_NoMemory();
+    for (int64_t s = 0; made && s < disk->count; s++) {
+        self->slices[s] = disk->slices[s];
+        made = change_slice(&self->slices[s], PyTuple_GET_ITEM(given, (Py_ssize_t)s));
+    }
+    if (made) return (PyObject *)self;
+    Py_DECREF(self);
+    return NULL;
+}
+
+static PyType_Slot changes_slots[] = {{Py_tp_dealloc, changes_free}, {0, NULL}};
+static PyType_Spec changes_spec = {"erless.dlrm._kernels.DiskChanges", sizeof(DiskChanges), 0,
+                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                                   changes_slots};
+
 /* ---- a query ---- */
 
 /* Whether the columns lie within a row of `stride`, or the packed bags within `floats`. */
@@ -198,14 +264,15 @@ static int answer_fits(const disk_t *disk, const ask_t *ask, Py_ssize_t floats,
 }
 
 /* Take the arguments of `begin`. Returns 0 with an error set and nothing taken. */
-static int take_ask(const disk_t *disk, PyObject *const *args, Py_ssize_t count, Py_buffer *views,
-                    ask_t *ask) {
+static int take_ask(const disk_t *disk, const slice_t *slices, PyObject *const *args,
+                    Py_ssize_t count, Py_buffer *views, ask_t *ask) {
     static const buffer_t wanted[] = {{"values", 0, 0, 0},  {"weights", 4, 0, 1},
                                       {"lengths", 4, 0, 0}, {"out", 4, 1, 0},
                                       {"columns", 8, 0, 1}, {"begins", 8, 0, 1}};
     Py_ssize_t sizes[6];
     if (!take_all(args, count, 6, views, sizes, wanted)) return 0;
-    *ask = (ask_t){.values = ids_of(&views[0]),
+    *ask = (ask_t){.slices = slices,
+                   .values = ids_of(&views[0]),
                    .weights = views[1].buf,
                    .out = views[3].buf,
                    .columns = views[4].buf,
@@ -219,8 +286,9 @@ static int take_ask(const disk_t *disk, PyObject *const *args, Py_ssize_t count,
 }
 
 PyDoc_STRVAR(begin_doc,
-             "begin(values, weights or None, lengths, out, columns or None, begins or None) -> as "
-             "Pooler.pool, where no row has to be read; a DiskQuery that has `out` filled in by "
+             "begin(values, weights or None, lengths, out, columns or None, begins or None, "
+             "DiskChanges or None) -> as Pooler.pool, where no row has to be read; a DiskQuery "
+             "that has `out` filled in by "
              "finish(); None: too many reads wait");
 static PyObject *pooler_begin(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     DiskPooler *self = (DiskPooler *)object;
@@ -230,7 +298,19 @@ static PyObject *pooler_begin(PyObject *object, PyObject *const *args, Py_ssize_
     int64_t written = 0;
     int outcome;
     if (query == NULL) return NULL;
-    if (!take_ask(&self->disk, args, count, query->views, &ask)) {
+    const slice_t *slices = self->disk.slices;
+    PyObject *changes = count == 7 && args[6] != Py_None ? args[6] : NULL;
+    if (changes != NULL) {
+        if (!PyObject_TypeCheck(changes, changes_type) ||
+            ((DiskChanges *)changes)->pooler != object) {
+            PyErr_SetString(PyExc_TypeError, "changes: neither None nor this pooler's");
+            Py_DECREF(query);
+            return NULL;
+        }
+        slices = ((DiskChanges *)changes)->slices;
+        query->changes = Py_NewRef(changes);
+    }
+    if (!take_ask(&self->disk, slices, args, count == 7 ? 6 : count, query->views, &ask)) {
         memset(query->views, 0, sizeof(query->views));
         Py_DECREF(query);
         return NULL;
@@ -275,6 +355,7 @@ static PyObject *pooler_counts(PyObject *object, PyObject *unused) {
 
 static PyMethodDef pooler_methods[] = {
     {"begin", (PyCFunction)(void (*)(void))pooler_begin, METH_FASTCALL, begin_doc},
+    {"changed", pooler_changed, METH_O, changed_doc},
     {"event", pooler_event, METH_NOARGS, event_doc},
     {"engine", pooler_engine, METH_NOARGS, engine_doc},
     {"counts", pooler_counts, METH_NOARGS, counts_doc},
@@ -302,6 +383,7 @@ static void query_free(PyObject *object) {
         lookup_free(self->lookup);
     }
     release_all(self->views, 6);
+    Py_XDECREF(self->changes);
     Py_XDECREF(self->pooler);
     type->tp_free(object);
     Py_DECREF(type);
@@ -393,6 +475,10 @@ PyMethodDef disk_functions[] = {
 };
 
 int add_disk_pooler(PyObject *module) {
+    changes_type = (PyTypeObject *)PyType_FromSpec(&changes_spec);
+    if (changes_type == NULL ||
+        PyModule_AddObjectRef(module, "DiskChanges", (PyObject *)changes_type))
+        return 0;
     query_type = (PyTypeObject *)PyType_FromSpec(&query_spec);
     if (query_type == NULL || PyModule_AddObjectRef(module, "DiskQuery", (PyObject *)query_type))
         return 0;
