@@ -196,7 +196,7 @@ class DiskPooler:
         out: _Array,
         columns: _Array | None,
         begins: _Array | None,
-        changes: DiskChanges | None,
+        changes: DiskChanges | None = None,
         /,
     ) -> int | _Fault | DiskQuery | None: ...
     def changed(self, changes: tuple[tuple[Patch | None, int], ...], /) -> DiskChanges: ...
