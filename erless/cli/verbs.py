@@ -122,6 +122,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "measure.loadtest:loadtest",
         "Put a deployment under load. Ctrl-C keeps what was measured; `erless report` draws it.",
     ),
+    "drill": (
+        "measure.drill:drill",
+        "Break a deployment on purpose under load, and check every answer.",
+    ),
     "report": (
         "measure.report:report",
         "Write a self-contained page: works offline, light and dark, on a phone.",

@@ -12,11 +12,13 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from erless.errors import DeployError, NotDeployedError, OtherModelError
 from erless.progress import Progress
+from erless.specs.churn import FaultSite
 from erless.specs.functions import FunctionKind
 from erless.specs.plan import Plan
 from erless.specs.release import ReleaseManifest
 
 __all__ = [
+    "Breakable",
     "Change",
     "Checked",
     "Deployment",
@@ -147,6 +149,14 @@ class Validates(Protocol):
 
     def validate(self, desired: Desired) -> Checked:
         """Have everything checked; change nothing. Raises DeployError where it is refused."""
+
+
+@runtime_checkable
+class Breakable(Protocol):
+    """A target whose deployment can be broken on purpose."""
+
+    def faults(self) -> FaultSite:
+        """The ways to break it. Raises NotDeployedError."""
 
 
 class Target(Protocol):

@@ -25,6 +25,8 @@ __all__ = [
     "TIMELINE",
     "AccessPlot",
     "Baseline",
+    "DrillResult",
+    "FaultResult",
     "FunctionResult",
     "Latency",
     "PredictionCheck",
@@ -116,12 +118,49 @@ class PredictionCheck(Frozen):
     histogram: tuple[tuple[float, int], ...] = ()
 
 
+class FaultResult(Frozen):
+    """One fault of a drill, and the queries that were under way while it had not healed."""
+
+    t_s: float
+    kind: str
+    function: str
+    replica: str
+    found_s: float | None = Field(None, description="until it counted as ready no more")
+    healed_s: float | None = Field(None, description="until as many were ready as before")
+    queries: int = 0
+    failed: int = 0
+    wrong: int = 0
+    late: int = 0
+    slowest_ms: float = 0.0
+
+
+class DrillResult(Frozen):
+    """Faults on purpose. Goodput: the share of queries answered rightly within `good_ms`."""
+
+    churn: str
+    calm_s: float = Field(description="before the first fault")
+    good_ms: float
+    calm_goodput: float
+    goodput: float = Field(description="from the first fault on")
+    queries: int = Field(ge=0, description="from the first fault on")
+    failed: int = 0
+    wrong: int = 0
+    late: int = 0
+    skipped: int = Field(0, description="faults that found no victim")
+    faults: tuple[FaultResult, ...] = ()
+
+    @property
+    def kept(self) -> float:
+        """Goodput over that of the calm part."""
+        return self.goodput / self.calm_goodput if self.calm_goodput else 0.0
+
+
 class RunResult(Artifact):
     """One run. Means over time weigh every second alike."""
 
     KIND: ClassVar[str] = "erless result"
 
-    source: Literal["loadtest", "simulate", "demo"]
+    source: Literal["loadtest", "simulate", "demo", "drill"]
     title: str
     model: str = ""
     release: str = ""
@@ -152,6 +191,7 @@ class RunResult(Artifact):
     functions: tuple[FunctionResult, ...] = ()
     access: tuple[AccessPlot, ...] = ()
     prediction: PredictionCheck | None = None
+    drill: DrillResult | None = None
     machine: Machine | None = None
     notes: tuple[str, ...] = ()
     timeline: FileEntry

@@ -48,7 +48,9 @@ def write_page(measured: Measured, prepared: Prepared, out: Path, folder: Path) 
         "started_at": measured.begun_at,
         "duration_s": measured.duration_s,
         "arrivals": "Poisson: low, then the spike; then nothing; then one query",
-        "prediction": LoadRecord(start, log, np.array(measured.errors)).prediction(TOLERANCE),
+        "prediction": LoadRecord(start, log, log.latency_s, np.array(measured.errors)).prediction(
+            TOLERANCE
+        ),
         "memory_utility": measured.utility,
         "tax": measured.tax,
         "verdict": verdict(plan),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from erless.deploy.local import systemd
+from erless.deploy.local.faults import LocalFaults
 from erless.deploy.local.functions import LocalSettings, changes, place
 from erless.deploy.local.status import facts_without_supervisor, gateway_url, status_of
 from erless.deploy.local.supervisor.client import call, command
@@ -130,6 +131,11 @@ class LocalTarget:
             for function in facts["functions"]
         }
         return {**pids, "supervisor": facts["supervisor"]["pids"]}
+
+    def faults(self) -> LocalFaults:
+        """The ways to break this deployment on purpose. Raises NotDeployedError."""
+        self._must_exist()
+        return LocalFaults(self._folder)
 
     def _facts(self) -> dict[str, Any]:
         self._must_exist()

@@ -24,7 +24,7 @@ from erless.observe.loadtest.sampler import (
     wakings,
 )
 from erless.observe.queries import timeline_of, totals_of
-from erless.observe.results import Series, fill_result, staged_result
+from erless.observe.results import Event, Series, fill_result, staged_result
 from erless.specs.plan import Plan
 from erless.specs.result import Baseline, RunResult
 
@@ -55,6 +55,7 @@ class Measuring:
         overwrite: replace a result that is there.
         tolerance: relative, of predictions.
         plan: what replicas cost.
+        events: what happened besides.
     """
 
     probe: Probe | None = None
@@ -62,6 +63,7 @@ class Measuring:
     overwrite: bool = False
     tolerance: float = TOLERANCE
     plan: Plan | None = None
+    events: tuple[Event, ...] = ()
 
 
 def measure(
@@ -131,7 +133,7 @@ def fill(stage: Path, run: Run, measuring: Measuring, *, sla_ms: float | None = 
     series = Series(
         timeline_of(log, duration, step, sla_ms),
         columns_of(samples, start),
-        wakings(samples, start),
+        sorted((*measuring.events, *wakings(samples, start)), key=lambda event: event.t_s),
     )
     return fill_result(stage, fields | dict(measuring.fields), series)
 

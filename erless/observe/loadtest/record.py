@@ -1,7 +1,9 @@
 """The record that the locustfile keeps: one line per query, readable at any moment.
 
     # start <seconds since 1970>
-    due <TAB> seconds <TAB> failure <TAB> relative error <TAB> flags (d: degraded, c: cold start)
+    due <TAB> seconds <TAB> failure <TAB> relative error <TAB> flags
+
+Flags are d (degraded), c (cold start) and r (sent again, since its connection ended).
 
 A run that was stopped, or a generator that was killed, leaves what it had written; a last line cut
 short is left out.
@@ -33,11 +35,13 @@ class LoadRecord:
     Args:
         started_s: seconds since 1970 of the first query's clock; None: nothing was sent.
         log: the queries.
+        took_s: (n,) from when each was due to its answer, or to its failure.
         errors: relative errors of the answers that were checked.
     """
 
     started_s: float | None
     log: QueryOutcomes
+    took_s: NDArray[np.float64]
     errors: NDArray[np.float64]
 
     def prediction(self, tolerance: float) -> PredictionCheck | None:
@@ -79,13 +83,14 @@ def read_record(path: Path) -> LoadRecord:
             due, took, failure, error, flags = fields
             rows.append((float(due), float(took), failure, float(error), flags))
     due_s = np.array([row[0] for row in rows], np.float64)
-    took_s = np.array([math.nan if row[2] else row[1] for row in rows], np.float64)
+    took_s = np.array([row[1] for row in rows], np.float64)
+    answered = np.array([not row[2] for row in rows], bool)
     errors = np.array([row[3] for row in rows], np.float64)
     log = QueryOutcomes(
         due_s=due_s,
-        latency_s=took_s,
+        latency_s=np.where(answered, took_s, math.nan),
         failure=[row[2] for row in rows],
         degraded=np.array(["d" in row[4] for row in rows], bool),
         cold=np.array(["c" in row[4] for row in rows], bool),
     )
-    return LoadRecord(started, log, errors[~np.isnan(errors)])
+    return LoadRecord(started, log, took_s, errors[~np.isnan(errors)])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.observe.report.faults import drill_parts, drill_tiles, fault_marks
 from erless.observe.report.timeline import (
     LATENCY,
     MEMORY,
@@ -49,6 +50,7 @@ def write_report(result: Path, out: Path) -> RunResult:
         _summary(document),
         _traffic(stored),
         _latency(stored),
+        *drill_parts(document.drill),
         _replicas(stored),
         _memory(stored),
         _breakdown(document),
@@ -62,7 +64,7 @@ def write_report(result: Path, out: Path) -> RunResult:
 
 
 def _subtitle(document: RunResult) -> str:
-    how = {"loadtest": "measured", "demo": "measured", "simulate": "simulated"}[document.source]
+    how = "simulated" if document.source == "simulate" else "measured"
     name, unit_s = time_unit(document.duration_s)
     parts = [
         how,
@@ -89,6 +91,7 @@ def _summary(document: RunResult) -> str:
     many = document.answered >= MANY
     answered = number(document.answered) if many else f"{document.answered:,}"
     entries = [(answered, f"of {document.queries:,} queries answered")]
+    entries += drill_tiles(document.drill)
     if document.failed:
         entries.append((f"{document.failed:,}", "failed: " + ", ".join(document.failures)))
     if latency.p95_ms is not None:
@@ -134,7 +137,8 @@ def _traffic(stored: StoredResult) -> str:
     marks = _marks(stored)
     caption = "Queries per second."
     if marks:
-        caption += " Dotted: functions woken from zero, failures."
+        what = "faults" if stored.document.drill else "functions woken from zero, failures"
+        caption += f" Dotted: {what}."
     return figure("Traffic", caption, lines_over_time(lines, TRAFFIC, marks=marks))
 
 
@@ -152,6 +156,8 @@ def _latency(stored: StoredResult) -> str:
 
 
 def _marks(stored: StoredResult) -> list[tuple[float, str]]:
+    if stored.document.drill:
+        return fault_marks(stored.document.drill)
     shown = [event for event in stored.events if event.kind in ("cold start", "failure")]
     shown = shown[:: max(1, -(-len(shown) // MOST_MARKS))]
     return [

@@ -24,7 +24,7 @@ __all__ = ["call", "command", "ensure"]
 START_S = 30.0
 AGAIN_S = 3.0  # a supervisor that holds no lock after so long has ended
 UNDO_S = 60.0  # an interrupted verb waits so long for what it began to be undone
-QUESTIONS = ("ping", "status")  # they are answered at once, or not at all
+QUESTIONS = ("ping", "status", "replicas", "add")  # they are answered at once, or not at all
 PASSED_ON = ("AWS_", "ERLESS_LOG")  # the functions' credentials are those of who deploys
 
 

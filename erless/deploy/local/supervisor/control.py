@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -112,10 +113,14 @@ class Control:
         verb = request.get("do")
         timeout_s = float(request.get("timeout_s", 600))
         fleet.environment.update(request.get("environment", {}))
-        if verb == "ping":
-            return {"pid": os.getpid()}
-        if verb == "status":
-            return fleet.status()
+        questions: dict[str, Callable[[], Any]] = {
+            "ping": lambda: {"pid": os.getpid()},
+            "status": fleet.status,
+            "replicas": fleet.replicas,
+            "add": lambda: fleet.add(str(request["function"]), float(request["seconds"])),
+        }
+        if verb in questions:
+            return questions[verb]()
         if verb == "deploy":
             release = ReleaseSpec.model_validate(request["release"])
             settings = StoredState.model_validate(request["settings"])

@@ -20,6 +20,7 @@ from erless.deploy.local.supervisor.folder.events import log_event
 from erless.deploy.local.supervisor.folder.state_folder import StateFolder
 from erless.deploy.local.supervisor.function import LocalFunction
 from erless.deploy.local.supervisor.guardian import Guardian
+from erless.deploy.local.supervisor.replica.liveness import STOPPED, read_process
 from erless.deploy.local.supervisor.replica.memory import pss_bytes
 from erless.deploy.local.supervisor.replica.orphans import Orphan, find_orphans
 from erless.deploy.local.supervisor.replica.replica import ReplicaContext
@@ -186,7 +187,9 @@ class LocalFleet:
             await asyncio.sleep(self.state.timing.ready_poll_s)
         orphans.sort(key=lambda orphan: not orphan.function.startswith(GATEWAY))
         for orphan in orphans:
-            orphan.send(signal.SIGTERM)
+            sample = read_process(orphan.pid)
+            stopped = sample is not None and sample.state == STOPPED
+            orphan.send(signal.SIGKILL if stopped else signal.SIGTERM)
             if orphan.function.startswith(GATEWAY):
                 await self._ended(orphan)
         for orphan in orphans:
@@ -333,15 +336,36 @@ class LocalFleet:
 
     # Status
 
+    def replicas(self) -> list[dict[str, Any]]:
+        """The replicas of the current release, function by function."""
+        return [function.replica_facts() for function in self._current_functions()]
+
+    def add(self, name: str, seconds: float) -> None:
+        """Run one replica of a function more for so long.
+
+        Raises:
+            DeployError: the current release has no such function.
+        """
+        for function in self._current_functions():
+            if function.spec.name == name:
+                log_event("adds", name, seconds=seconds)
+                function.add(seconds)
+                return
+        raise DeployError(f"the current release has no function {name!r}")
+
+    def _current_functions(self) -> list[LocalFunction]:
+        release = self.state.release(self.state.current)
+        keys = [function.key for function in release.functions] if release else []
+        return [self.functions[key] for key in keys if key in self.functions]
+
     def status(self) -> dict[str, Any]:
         """Everything that `erless status` shows."""
         release = self.state.release(self.state.current)
-        keys = [function.key for function in release.functions] if release else []
-        shown = [self.functions[key] for key in keys if key in self.functions]
+        shown = self._current_functions()
         shown += [
             function
-            for key, function in self.functions.items()
-            if key not in keys and function.replicas
+            for function in self.functions.values()
+            if function not in shown and function.replicas
         ]
         helpers = (self.spawner.zygote_pid, self.guardian.watchdog_pid)
         pids = [os.getpid(), *(pid for pid in helpers if pid is not None)]

@@ -47,6 +47,7 @@ class LocalFunction:
         self.replicas: list[Replica] = []
         self.active = self.proven = False
         self.hold = 0  # a deploy wants at least so many until they have been ready
+        self._added = 0  # above what the autoscaler wants, for a while
         self.failures, self.reason = 0, ""
         self.failed_starts = 0  # since a replica was last ready
         self.restarts = 0
@@ -82,7 +83,7 @@ class LocalFunction:
     @property
     def wanted(self) -> int:
         """The number of replicas that should serve, by the autoscaler or a deploy."""
-        return max(self._scaler.wanted, self.hold) if self.active else 0
+        return max(self._scaler.wanted, self.hold) + self._added if self.active else 0
 
     @property
     def settled(self) -> bool:
@@ -133,6 +134,16 @@ class LocalFunction:
         (begin, first), (end, last) = self._history[0], self._history[-1]
         return (last.requests - first.requests) / (end - begin), last.quantile_ms(0.95, first)
 
+    def replica_facts(self) -> dict[str, Any]:
+        """Which replicas there are; cheap enough to be asked for many times a second."""
+        return {
+            "key": self.spec.key,
+            "name": self.spec.name,
+            "kind": self.spec.kind,
+            "wanted": self.wanted,
+            "replicas": [replica.facts() for replica in self.replicas],
+        }
+
     # Commands
 
     def activate(self, spec: FunctionSpec, ready: int = 0, orphans_s: float = 0.0) -> None:
@@ -149,6 +160,16 @@ class LocalFunction:
             self.failures, self.reason, self._retry_s = 0, "", 0.0
             self.failed_starts = 0
             self._orphaned_until_s = self._loop.time() + orphans_s
+        self.converge()
+
+    def add(self, seconds: float) -> None:
+        """Run one replica more for so long; it then drains as one that is not wanted any more."""
+        self._added += 1
+        self._loop.call_later(seconds, self._give_back)
+        self.converge()
+
+    def _give_back(self) -> None:
+        self._added -= 1
         self.converge()
 
     def pause(self) -> None:

@@ -71,7 +71,7 @@ class Timing(FromElsewhere):
     backoff_s: float = Field(0.5, gt=0, description="after the second crash in a row; doubles")
     backoff_most_s: float = Field(30.0, gt=0)
     steady_s: float = Field(
-        30.0, gt=0, description="a replica that lived so long did not crash-loop"
+        5.0, gt=0, description="a replica that lived so long did not crash-loop"
     )
     rate_window_s: float = Field(30.0, gt=0, description="of the rates that status shows")
 

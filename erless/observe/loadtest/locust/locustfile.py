@@ -7,7 +7,8 @@
 Without `--traffic` each user sends its next query when the answer is there (closed loop). With it,
 queries arrive by a Poisson process of that rate and latency counts from when a query was due, so a
 queue cannot hide. A sample of answers is compared with `--expected`; what the server says about an
-answer (degraded, cold start) is counted as requests of that type.
+answer (degraded, cold start) is counted as requests of that type. A query whose connection ends
+before any byte of an answer, as those of a gateway that dies do, is sent once more: it is pure.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from urllib.parse import urlsplit
 
 import gevent
 from geventhttpclient.client import HTTPClient
+from geventhttpclient.response import HTTPConnectionClosed
 from geventhttpclient.url import URL
 from locust import User, events, task
 from locust.argument_parser import LocustArgumentParser
@@ -49,6 +51,7 @@ BLOCK_BYTES = 64 << 10
 CONNECT_S = 5.0
 GRACE_S = 1.0  # beyond the deadline, for the gateway's own 504
 FLUSH_EVERY_S = 0.5
+ENDED = (HTTPConnectionClosed, ConnectionResetError, BrokenPipeError)
 
 
 @events.init_command_line_parser.add_listener
@@ -270,7 +273,7 @@ class GatewayUser(User):
         if session is None:
             gevent.sleep(1)
             return
-        client = session.connect()
+        self._client = session.connect()
         while True:
             due = shapes.now()
             if session.arrivals is not None:
@@ -281,23 +284,38 @@ class GatewayUser(User):
                 due = session.started + at
                 if (wait := due - shapes.now()) > 0:
                     gevent.sleep(wait)
-            if not self._query(session, client, due):
-                client.close()
-                client = session.connect()  # whatever state the old one was left in
+            if not self._query(session, due):
+                self._connect_anew(session)  # whatever state the old one was left in
                 if session.arrivals is None:
                     gevent.sleep(PAUSE_S)
 
-    def _query(self, session: Session, client: HTTPClient, due: float) -> bool:
+    def _connect_anew(self, session: Session) -> None:
+        self._client.close()
+        self._client = session.connect()
+
+    def _exchange(self, session: Session, place: int) -> tuple[Any, bytes, bool]:
+        """One exchange: the response, its body, and whether the query was sent twice."""
+        path, headers = session.served.path, session.headers[place]
+        data = session.bodies[place].data
+        try:
+            response = self._client.post(path, data, headers)
+            again = False
+        except ENDED:
+            self._connect_anew(session)
+            response = self._client.post(path, data, headers)
+            again = True
+        return response, bytes(response.read()), again
+
+    def _query(self, session: Session, due: float) -> bool:
         """One query; True where it was answered rightly."""
         number = session.sent
         session.sent += 1
         place = number % len(session.bodies)
         body = session.bodies[place]
         failure, error, answer = "", math.nan, None
-        length = 0
+        length, again = 0, False
         try:
-            response = client.post(session.served.path, body.data, session.headers[place])
-            data = bytes(response.read())
+            response, data, again = self._exchange(session, place)
             length = len(data)
             if response.status_code != 200:
                 failure = f"HTTP {response.status_code}"
@@ -325,7 +343,8 @@ class GatewayUser(User):
                 failure = "wrong prediction"
         self._report(session, took_s, length, failure, answer)
         degraded, cold = (answer.degraded, answer.cold) if answer else (False, False)
-        session.note(due, took_s, failure, error, "d" * degraded + "c" * cold)
+        flags = "d" * degraded + "c" * cold + "r" * again
+        session.note(due, took_s, failure, error, flags)
         return not failure
 
     def _report(

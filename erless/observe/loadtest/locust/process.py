@@ -15,8 +15,9 @@ from pathlib import Path
 from erless.errors import LoadTestError
 from erless.storage.atomic import os_errors
 
-__all__ = ["Load", "run_locust"]
+__all__ = ["RECORD", "Load", "run_locust"]
 
+RECORD = "queries.tsv"  # see `erless.observe.loadtest.record`
 STOP_S = 10.0  # from Ctrl-C to kill
 SLACK_S = 60.0  # beyond its own run time, Locust is stuck
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
@@ -90,7 +91,7 @@ def run_locust(load: Load, folder: Path) -> tuple[Path, bool]:
     """
     if importlib.util.find_spec("locust") is None:
         raise LoadTestError("Locust is not installed: pip install 'erless[loadtest]'")
-    record, output = folder / "queries.tsv", folder / "locust.log"
+    record, output = folder / RECORD, folder / "locust.log"
     interrupted = False
     with os_errors(output), output.open("w") as sink:
         process = subprocess.Popen(

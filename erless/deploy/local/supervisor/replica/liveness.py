@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from erless.deploy.local.supervisor.spec import Timing
 
-__all__ = ["Liveness", "ProcessSample", "read_process"]
+__all__ = ["STOPPED", "Liveness", "ProcessSample", "read_process"]
 
 STAT_BYTES = 1024
 STATE, USER_TICKS, SYSTEM_TICKS = 0, 11, 12  # fields of /proc/PID/stat behind the command's name

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -208,7 +209,12 @@ class Replica:
         self._killer = asyncio.get_running_loop().call_later(self._timing.drain_s, self.kill)
 
     def kill(self) -> None:
-        """End the process at once."""
+        """End the process at once, and its workers, which may hang as it does."""
+        if self.phase is not ReplicaPhase.GONE:
+            with suppress(
+                ProcessLookupError
+            ):  # a group whose leader is not reaped is still its own
+                os.killpg(self.pid, signal.SIGKILL)
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -247,7 +253,12 @@ class Replica:
 
     def facts(self) -> dict[str, Any]:
         """What `status` shows of the replica."""
-        return {"pid": self.pid, "phase": self.phase.value, "slot": self.slot}
+        return {
+            "pid": self.pid,
+            "phase": self.phase.value,
+            "slot": self.slot,
+            "age_s": round(time.monotonic() - self.started_s, 3),
+        }
 
 
 def _not_ready_reason(text: str) -> str:
