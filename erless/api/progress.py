@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 from erless.progress import Step, Unit
 
-__all__ = ["Callback", "Told"]
+__all__ = ["Callback", "ProgressCalls"]
 
 Callback = Callable[[str, int, int | None], None]  # (step, done, of how many or None)
 
 
-class Told:
+class ProgressCalls:
     """Tells `callback` of each step as it begins and advances."""
 
     def __init__(self, callback: Callback) -> None:

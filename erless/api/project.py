@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from erless.api.planned import Planned
-from erless.api.progress import Callback, Told
+from erless.api.progress import Callback, ProgressCalls
 from erless.errors import ConfigError, PlanError
 from erless.progress import Progress, Silent
 from erless.specs.config import Config, anchored, load_config
@@ -66,7 +66,7 @@ class Project:
         self, folder: StrPath = ".", *, progress: Callback | None = None, **options: Any
     ) -> None:
         self.folder = Path(folder)
-        self._progress: Progress = Told(progress) if progress else Silent()
+        self._progress: Progress = ProgressCalls(progress) if progress else Silent()
         self.config = _config(self.folder, options)
         self._places = _Places(self.config.model, self.config.profile, self.folder / PLAN_FILE)
 

@@ -8,7 +8,7 @@ The profile's folder is built beside its final name and renamed, so a killed run
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,7 +141,7 @@ def profile_access(
     report = _profile(
         bundle.digest,
         names,
-        {source: _logs(source, model, bundle, names, log_format) for source in sources},
+        [(source, _logs(source, model, bundle, names, log_format)) for source in sources],
         out,
         samples,
         curves,
@@ -165,7 +165,7 @@ def profile_shape(
     Raises as `profile_access`.
     """
     names = LogNames(model, Path())
-    logs = {source: open_log(source, names.rows, log_format) for source in sources}
+    logs = [(source, open_log(source, names.rows, log_format)) for source in sources]
     digest = shape_digest(model)
     return _profile(digest, names, logs, out, samples, NO_CURVES, False, progress or Silent())
 
@@ -173,7 +173,7 @@ def profile_shape(
 def _profile(
     model_digest: str,
     names: LogNames,
-    logs_of: Mapping[LogSource, Iterator[AccessLog]],
+    logs_of: Sequence[tuple[LogSource, Iterator[AccessLog]]],
     out: Path,
     samples: int | None,
     curves: MachineCurves,
@@ -182,14 +182,14 @@ def _profile(
 ) -> AccessReport:
     """Count all accesses of the logs, and write the profile of the tables to `out`."""
     rows = names.table_rows
-    sources = list(logs_of)
+    sources = [source for source, _ in logs_of]
     with staged_directory(out, marker=MANIFEST, overwrite=overwrite) as stage:
         scratch = stage / "scratch"
         (stage / "counts").mkdir()
         scratch.mkdir()
         tallies = Tallies(rows, scratch)
         coverage = _Coverage(dict.fromkeys(rows, 0), set())
-        for source, logs in logs_of.items():
+        for source, logs in logs_of:
             if not _tally(logs, names, tallies, coverage, progress):
                 raise LogError(f"{source.path}: the log is empty: no accesses in it")
         tables = _write_counts(rows, tallies, coverage, samples, stage, progress)

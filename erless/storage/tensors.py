@@ -228,9 +228,7 @@ class TensorFile:
             if len(prefix) < 8 or length > min(MOST_BYTES, self.size_bytes - 8):
                 for magic, other in FORMATS.items():
                     if prefix.startswith(magic):
-                        raise ArtifactError(
-                            f"{path}: a safetensors file is expected, this is {other}"
-                        )
+                        raise ArtifactError(f"{path}: not a safetensors file but {other}")
                 raise ArtifactError(
                     f"{path}: truncated or not a safetensors file: the header at offset 8 should "
                     f"have {length:,} bytes, the file has {self.size_bytes:,}"

@@ -94,6 +94,7 @@ def _served(measured: Measured) -> str:
 def assumptions(measured: Measured, prepared: Prepared) -> tuple[str, ...]:
     """What the ratio rests on, a sentence each."""
     lines = [
+        "Memory is what all processes hold (PSS), the supervisor that starts them among them.",
         f"Compared with {measured.whole.processes} process(es) of the whole model, measured in the "
         f"same run, which {_served(measured)}.",
     ]
@@ -230,7 +231,7 @@ def summary_table(document: dict[str, Any], measured: Measured) -> Table:
         "" if tax is None else f"{tax:.2f}× more",
     )
     table.add_row(
-        "p95 latency",
+        f"p95 latency (SLA {SLA_MS:g} ms)",
         f"{document['p95_ms']:.1f} ms",
         "failed" if whole_p95 is None else f"{whole_p95:.1f} ms",
     )

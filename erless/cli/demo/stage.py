@@ -32,6 +32,7 @@ IDLE_S = 120.0  # until all that may be is at zero, at most
 NEWS_S = 20.0  # until the target shows what a query woke, at most
 DEPLOY_S = 300.0
 POLL_S = 0.5
+SHOWN_S = 4.0  # at zero, so that the curves show it
 WHOLE_S = 5.0  # of the same spike for the whole model, at most
 
 Announce = Callable[[str], None]
@@ -224,10 +225,13 @@ class Demo:
             if time.monotonic() > deadline:
                 raise DeployError(f"{', '.join(sleepy - asleep)} not at zero in {IDLE_S:g} s")
             time.sleep(POLL_S)
+        time.sleep(SHOWN_S)
         measured.functions = len(status.functions)
-        measured.at_zero, measured.idle_memory_bytes = tuple(sorted(asleep)), status.memory_bytes
+        measured.at_zero = tuple(sorted(asleep))
+        measured.idle_memory_bytes = target.status().memory_bytes
         at_zero = ", ".join(measured.at_zero)
-        self._announce(f"idle: {at_zero} at zero; {status.memory_bytes / 1e6:,.0f} MB")
+        idle_mb = measured.idle_memory_bytes / 1e6
+        self._announce(f"idle: {at_zero} at zero; {idle_mb:,.0f} MB")
         asked_s = time.time()
         answers, _ = one_by_one(url, [prepared.wake], [prepared.wake_expected], 1)
         measured.cold_start_ms = answers.latency_s[0] * 1e3

@@ -160,8 +160,10 @@ def verdict(plan: Plan) -> str:
     memory = f"{ratio:.2f}× less memory" if ratio >= 1 else f"{1 / ratio:.2f}× more memory"
     change = f"${abs(saved):,.0f} a month ({share:.1%})"
     if saved < PAYS * whole.usd_per_month:
-        word = "saves no more than" if saved >= 0 else "costs more by"
-        return f"sharding does not pay here: it {word} {change} and holds {memory}"
+        word = f"saves only {change}" if saved >= 0 else f"costs {change} more"
+        if abs(saved) < 0.5:
+            word = f"costs the same ${joint.usd_per_month:,.0f} a month"
+        return f"sharding does not pay here: it {word} and holds {memory}"
     return f"sharding saves {change} and holds {memory}"
 
 
