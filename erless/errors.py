@@ -23,6 +23,7 @@
     ├── ImageError               a function's image cannot be built, pulled or pushed
     ├── InfraError               Terraform: not installed, not applied, an output is missing
     ├── ServeError               a query was not answered; carries the HTTP status and a kind
+    │   └── UntrustedError       a gateway's certificate is signed by nobody that is trusted
     └── DeployError              a target refused, or did not get ready: the function's own reason
         ├── NotDeployedError     nothing of erless runs there
         ├── UnreachableError     no cluster answers
@@ -68,6 +69,7 @@ __all__ = [
     "SupervisorEndedError",
     "TrafficError",
     "UnreachableError",
+    "UntrustedError",
     "first_line",
 ]
 
@@ -196,6 +198,10 @@ class ServeError(ErlessError):
         super().__init__(message)
         self.status = status
         self.kind = kind
+
+
+class UntrustedError(ServeError):
+    """A gateway's certificate is signed by nobody that is trusted, or names another host."""
 
 
 class DeployError(ErlessError):

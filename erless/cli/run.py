@@ -57,6 +57,7 @@ HINTS: dict[type[errors.ErlessError], str] = {
     errors.ConflictError: "whoever is named is at work or owns it: let them end, or give it up",
     errors.ClusterError: "mend what is named and run it again: it goes on from there",
     errors.DeployError: "see `erless status` and `erless logs`",
+    errors.UntrustedError: "--ca FILE names the authorities, --url the host of the certificate",
     errors.ServeError: "see `erless status`",
 }
 

@@ -15,7 +15,8 @@ __all__ = ["Kind", "Settings", "read_settings"]
 Kind = Literal["sparse", "dense", "gateway", "monolith"]
 T = TypeVar("T")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_URL = re.compile(r"http://([A-Za-z0-9.\-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?/?")
+_PREFIX = re.compile(r"spiffe://[a-z0-9.\-_]+/([A-Za-z0-9.\-_]+/)*")
+_URL = re.compile(r"https?://([A-Za-z0-9.\-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?/?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,11 @@ class Settings:
     hedge: bool = False
     float16_partials: bool = False
     token: str | None = None
+    tokens_file: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    identity: str | None = None
+    identity_prefix: str = ""
     open_reads: bool = False
     grpc: bool = False
     secret: str | None = None
@@ -176,6 +182,13 @@ def _workers(environment: _Environment) -> int:
     return workers
 
 
+def _identity_prefix(environment: _Environment) -> str:
+    name = "ERLESS_IDENTITY_PREFIX"
+    if environment.text("ERLESS_IDENTITY") is None:
+        return ""
+    return environment.required(name, _PREFIX, "spiffe://DOMAIN/… up to the functions' own names")
+
+
 def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
     """The settings of a function of `kind`.
 
@@ -205,6 +218,11 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         hedge=choice("ERLESS_HEDGE", "0", "1") == "1",
         float16_partials=choice("ERLESS_HALF_PARTIALS", "0", "1") == "1",
         token=env.text("ERLESS_TOKEN") if kind == "gateway" else None,
+        tokens_file=env.text("ERLESS_TOKENS_FILE") if kind == "gateway" else None,
+        tls_certificate=env.text("ERLESS_TLS_CERTIFICATE") if kind == "gateway" else None,
+        tls_key=env.text("ERLESS_TLS_KEY") if kind == "gateway" else None,
+        identity=env.text("ERLESS_IDENTITY"),
+        identity_prefix=_identity_prefix(env),
         open_reads=choice("ERLESS_OPEN_READS", "0", "1") == "1",
         grpc=kind == "gateway" and choice("ERLESS_GRPC", "0", "1") == "1",
         secret=env.text("ERLESS_SECRET"),

@@ -97,6 +97,35 @@ VARIABLES = (
         GATEWAY,
         "bearer token that clients must send, for `/metrics` and `/openapi.json` too",
     ),
+    Variable(
+        "ERLESS_TOKENS_FILE",
+        "tokens_file",
+        GATEWAY,
+        "instead of ERLESS_TOKEN, a file of SHA-256 of tokens, one a line as `sha256sum` prints: "
+        "any of them is accepted, and the file is looked at every second",
+    ),
+    Variable(
+        "ERLESS_TLS_CERTIFICATE",
+        "tls_certificate",
+        GATEWAY,
+        "PEM file of the certificate that clients are shown, and of its chain: the port speaks "
+        "HTTPS. It and the key are looked at before every handshake",
+    ),
+    Variable("ERLESS_TLS_KEY", "tls_key", GATEWAY, "PEM file of the certificate's key"),
+    Variable(
+        "ERLESS_IDENTITY",
+        "identity",
+        ALL,
+        "folder with `tls.crt`, `tls.key` and `ca.crt`: gateway and functions speak mutual TLS. "
+        "Looked at before every handshake",
+    ),
+    Variable(
+        "ERLESS_IDENTITY_PREFIX",
+        "identity_prefix",
+        ALL,
+        "URI that the names of all identities begin with, such as `spiffe://erless/NAME/`: behind "
+        "it `gateway`, or the kind and the first 16 digits of the digest, `sparse-…`, `dense-…`",
+    ),
     Variable("ERLESS_OPEN_READS", "open_reads", GATEWAY, "`1`: these two need no token"),
     Variable(
         "ERLESS_GRPC",

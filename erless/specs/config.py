@@ -42,7 +42,9 @@ __all__ = [
     "ObserveConfig",
     "PlannerConfig",
     "PrecisionConfig",
+    "SecurityConfig",
     "TargetsConfig",
+    "TlsConfig",
     "TrafficConfig",
     "anchored",
     "load_config",
@@ -91,6 +93,21 @@ class PrecisionConfig(Section):
     )
 
 
+class TlsConfig(Section):
+    """HTTPS of the gateway: PEM files, looked at before every handshake."""
+
+    certificate: Path = Field(description="The certificate, and its chain.")
+    key: Path = Field(description="Its key.")
+
+
+class SecurityConfig(Section):
+    """Between the functions of a deployment."""
+
+    mutual_tls: bool = Field(
+        False, description="Gateway and functions speak TLS and know each other by certificates."
+    )
+
+
 class GatewayConfig(Section):
     """The data path's front."""
 
@@ -105,6 +122,10 @@ class GatewayConfig(Section):
     token_env: str | None = Field(
         None, description="Environment variable that holds the bearer token, if any."
     )
+    tokens_file: Path | None = Field(
+        None, description="File of SHA-256 of bearer tokens, one a line; looked at every second."
+    )
+    tls: TlsConfig | None = Field(None, description="Speak HTTPS (target local).")
     grpc: bool = Field(
         False, description="Speak gRPC too, on the same port; needs the extra `grpc`."
     )
@@ -194,6 +215,7 @@ class Config(Section):
     planner: PlannerConfig = PlannerConfig()
     precision: PrecisionConfig = PrecisionConfig()
     gateway: GatewayConfig = GatewayConfig()
+    security: SecurityConfig = SecurityConfig()
     observe: ObserveConfig = ObserveConfig()
     freshness: FreshnessConfig = FreshnessConfig()
     targets: TargetsConfig = TargetsConfig()
@@ -268,6 +290,7 @@ def anchored(config: Config, folder: Path) -> Config:
             "model": folder / config.model,
             "profile": folder / config.profile,
             "store": store,
+            "gateway": _anchored_gateway(config.gateway, folder),
             "planner": config.planner.model_copy(update={"prices": prices}),
             "targets": config.targets.model_copy(
                 update={
@@ -279,3 +302,11 @@ def anchored(config: Config, folder: Path) -> Config:
             ),
         }
     )
+
+
+def _anchored_gateway(gateway: GatewayConfig, folder: Path) -> GatewayConfig:
+    tls = gateway.tls
+    if tls is not None:
+        tls = TlsConfig(certificate=folder / tls.certificate, key=folder / tls.key)
+    tokens = gateway.tokens_file and folder / gateway.tokens_file
+    return gateway.model_copy(update={"tls": tls, "tokens_file": tokens})

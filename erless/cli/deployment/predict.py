@@ -28,6 +28,12 @@ class GatewayOptions:
 
     url: Annotated[str | None, typer.Option(help="A gateway [default: the deployment's].")] = None
     concurrency: Annotated[int, typer.Option(min=1, help="Queries in flight.")] = 1
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Authorities of an https gateway's certificate (PEM)."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def predict(
         file = open_queries(queries, batch, bundle_inputs(bundle.monolith))
         outputs, document = _whole(file, bundle.monolith, bundle)
     else:
-        deployed = _gateway(gateway.url, where)
+        deployed = _gateway(gateway, where)
         inputs = bundle_inputs(bundle.against) if bundle.against else gateway_inputs(deployed)
         file = open_queries(queries, batch, inputs)
         outputs, document = _deployed(file, deployed, gateway.concurrency)
@@ -97,18 +103,19 @@ def predict(
         raise SystemExit(1)
 
 
-def _gateway(url: str | None, where: TargetOptions) -> GatewayAddress:
-    """The gateway at `url`, or for None the one that the target runs."""
+def _gateway(options: GatewayOptions, where: TargetOptions) -> GatewayAddress:
+    """The gateway at the URL of `options`, or, without one, the one that the target runs."""
     import os
 
     from erless.cli.deployment.predictions import GatewayAddress
 
     destination, config = resolve_target(where)
     token = os.environ.get(config.gateway.token_env) if config.gateway.token_env else None
-    if url is not None:
-        return GatewayAddress(url, token=token)
+    authorities = str(options.ca) if options.ca else None
+    if options.url is not None:
+        return GatewayAddress(options.url, token=token, authorities=authorities)
     status = destination.status()
-    return GatewayAddress(status.answering_url(), status.address, token)
+    return GatewayAddress(status.answering_url(), status.address, token, authorities)
 
 
 def _difference(actual: Any, expected: Any) -> float:

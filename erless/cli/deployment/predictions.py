@@ -18,7 +18,6 @@ from erless.cli.bars import bars
 from erless.dlrm.graph_queries import GraphQueryFile, served_inputs
 from erless.dlrm.queries import QueryFile
 from erless.dlrm.whole_graph import WholeGraph
-from erless.observe.loadtest.served_model import discover
 from erless.progress import Progress
 from erless.serve.protocol.client import Answered, QueryClient
 from erless.specs.bundle import BundleManifest
@@ -48,15 +47,17 @@ class _Queries(Sized, Iterable[Q_co], Protocol[Q_co]):
 
 @dataclass(frozen=True)
 class GatewayAddress:
-    """Where a gateway is: its URL, HOST:PORT to connect to instead where not empty, its token."""
+    """Where a gateway is: its URL, HOST:PORT to connect to instead where not empty, its token, and
+    the file of authorities that its certificate is checked against."""
 
     url: str
     address: str = ""
     token: str | None = None
+    authorities: str | None = None
 
     def client(self) -> QueryClient:
         """A client of it, for one thread at a time."""
-        return QueryClient(self.url, self.token, address=self.address)
+        return QueryClient(self.url, self.token, address=self.address, authorities=self.authorities)
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,10 @@ def ask_gateway(
         graph = file
         pairs = _asked(len(graph), gateway, concurrency, lambda client, i: client.infer(graph[i]))
         return _joined([outputs for outputs, _ in pairs]), [answer for _, answer in pairs]
-    served = discover(gateway.url, token=gateway.token, connect=gateway.address)
-    if served.tables:
-        file = file.in_order_of([str(table["name"]) for table in served.tables])
+    with gateway.client() as client:
+        tables = client.metadata.get("parameters", {}).get("tables", ())
+    if tables:
+        file = file.in_order_of([str(table["name"]) for table in tables])
     ordered = file
     answers = _asked(
         len(ordered), gateway, concurrency, lambda client, i: client.predict(ordered[i])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from erless.errors import ImageError
 
 __all__ = ["ImageReference", "parse_reference"]
 
 _PATTERN = re.compile(
-    r"^(?:(?P<host>localhost(?::\d+)?|[A-Za-z0-9.-]+(?:\.[A-Za-z0-9-]+|:\d+)(?::\d+)?)/)?"
+    r"^(?:(?P<host>localhost(?::\d+)?|\[[0-9a-fA-F:.]+\](?::\d+)?|[A-Za-z0-9.-]+(?:\.[A-Za-z0-9-]+|:\d+)(?::\d+)?)/)?"
     r"(?P<name>[a-z0-9._-]+(?:/[a-z0-9._-]+)*)"
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
     r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?$"
@@ -35,8 +36,8 @@ class ImageReference:
     @property
     def loopback(self) -> bool:
         """Whether the registry is on this machine, where plain HTTP is customary."""
-        host = self.host.rpartition(":")[0] or self.host
-        return host in ("localhost", "[::1]") or host.startswith("127.")
+        host = urlsplit(f"//{self.host}").hostname or ""
+        return host in ("localhost", "::1") or host.startswith("127.")
 
     def at(self, digest: str) -> str:
         """The image by digest."""
@@ -48,6 +49,8 @@ def parse_reference(text: str) -> ImageReference:
 
     >>> parse_reference("127.0.0.1:5000/erless/sparse:1")
     ImageReference(host='127.0.0.1:5000', name='erless/sparse', tag='1', digest='')
+    >>> parse_reference("[::1]:5000/erless/sparse:1").loopback
+    True
     >>> parse_reference("python:3.11-slim").name
     'library/python'
 

@@ -117,6 +117,7 @@ def resolve_settings(
             "gateway.token_env is set; on Kubernetes the token comes from a Secret: name one under "
             "targets.knative.token_secret (key `token`)"
         )
+    _refuse_tls(config)
     by_kind: dict[FunctionKind, str] = {}
     if options.images_file.exists():
         by_kind |= read_images(options.images_file)
@@ -127,6 +128,25 @@ def resolve_settings(
     return ClusterSettings(
         options, by_kind, config.gateway, config.traffic.sla_p95_ms, observe=config.observe
     )
+
+
+def _refuse_tls(config: Config) -> None:
+    """Refuse TLS in our processes: Knative's queue-proxy stands before each and speaks HTTP to it.
+
+    Raises:
+        ConfigError: says what does it on Knative.
+    """
+    if config.gateway.tls is not None:
+        raise ConfigError(
+            "gateway.tls: on Knative the ingress speaks HTTPS, by external-domain-tls in "
+            "config-network or a DomainMapping with a certificate"
+        )
+    if config.security.mutual_tls:
+        raise ConfigError(
+            "security.mutual_tls: Knative's queue-proxy ends TLS before a function; let Knative "
+            "encrypt (system-internal-tls and cluster-local-domain-tls in config-network), or a "
+            "service mesh; callers are known by the deployment's secret and network policies"
+        )
 
 
 def _whole(kind: FunctionKind, image: str, options: KnativeConfig) -> str:

@@ -8,7 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from erless.deploy.local.supervisor.spec import FunctionSpec, ReleaseSpec
+from erless.deploy.local.supervisor.spec import (
+    IDENTITY,
+    IDENTITY_PREFIX,
+    FunctionSpec,
+    ReleaseSpec,
+)
 from erless.deploy.target import Change, Desired
 from erless.errors import DeployError
 from erless.specs.config import GatewayConfig, ObserveConfig
@@ -30,13 +35,15 @@ SHORT = 16  # digits of a digest in a function's key
 class LocalSettings:
     """What functions need to know besides release and plan.
 
-    cache: folder for what comes from S3. window_s, grace_s: instead of the plan's, if not None.
+    cache: folder for what comes from S3. identities: folder of the functions' certificates, where
+    they speak mutual TLS. window_s, grace_s: instead of the plan's, if not None.
     """
 
     cache: Path
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     token: str | None = None
+    identities: Path | None = None
     sla_ms: float = 100.0
     window_s: float | None = None
     grace_s: float | None = None
@@ -68,6 +75,7 @@ def place(desired: Desired, site: LocalSettings) -> ReleaseSpec:
             "ERLESS_MAX_DELAY_MS": f"{dense.max_delay_ms:g}",
             "ERLESS_MAX_COALESCE": str(dense.max_batch),
             "ERLESS_THREADS": _threads(dense.vcpu),
+            **_identity(site, f"dense-{release.tower.sha256[:SHORT]}"),
         }
         functions.append(
             _function(
@@ -108,6 +116,7 @@ def _sparse(
     shard: ReleaseShard, planned: ShardPlan, common: Mapping[str, str], site: LocalSettings
 ) -> FunctionSpec:
     env = {**common, "ERLESS_SHARD": shard.digest}
+    env |= _identity(site, f"sparse-{shard.digest[:SHORT]}")
     scaling = _scaling(planned.scaling, site)
     return _function(
         "sparse",
@@ -136,8 +145,14 @@ def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -
     }
     if site.token:
         env["ERLESS_TOKEN"] = site.token
+    if options.tokens_file:
+        env["ERLESS_TOKENS_FILE"] = str(options.tokens_file.absolute())
+    if options.tls:
+        env["ERLESS_TLS_CERTIFICATE"] = str(options.tls.certificate.absolute())
+        env["ERLESS_TLS_KEY"] = str(options.tls.key.absolute())
     if options.grpc:
         env["ERLESS_GRPC"] = "1"
+    env |= _identity(site, GATEWAY)
     return _function(
         GATEWAY,
         GATEWAY,
@@ -148,6 +163,17 @@ def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -
         plan.vcpu,
         plan.memory_bytes,
     )
+
+
+def _identity(site: LocalSettings, name: str) -> dict[str, str]:
+    """Where a function finds its certificate: see docs/functions.md, ERLESS_IDENTITY."""
+    if site.identities is None:
+        return {}
+    deployment = digest_json({"state": str(site.identities)})[:SHORT]
+    return {
+        IDENTITY: str(site.identities / name),
+        IDENTITY_PREFIX: f"spiffe://erless/{deployment}/",
+    }
 
 
 def _function(

@@ -16,9 +16,9 @@ from erless.specs.functions import GATEWAY
 __all__ = ["facts_without_supervisor", "gateway_url", "status_of"]
 
 
-def gateway_url(port: int | None) -> str:
+def gateway_url(port: int | None, scheme: str) -> str:
     """The gateway's URL; empty where it has no port."""
-    return f"http://{LOOPBACK}:{port}" if port else ""
+    return f"{scheme}://{LOOPBACK}:{port}" if port else ""
 
 
 def facts_without_supervisor(folder: StateFolder, problem: str) -> dict[str, Any]:
@@ -41,6 +41,7 @@ def facts_without_supervisor(folder: StateFolder, problem: str) -> dict[str, Any
         "release": release.release if release else None,
         "full_copy_bytes": release.full_copy_bytes if release else 0,
         "port": state.ports.get(GATEWAY),
+        "scheme": release.gateway.scheme if release else "http",
         "problem": "",
         "changing": "",
         "functions": [
@@ -112,7 +113,7 @@ def status_of(facts: dict[str, Any], target: str) -> Status:
     return Status(
         target=target,
         release=facts["release"] or "",
-        url=gateway_url(facts["port"]),
+        url=gateway_url(facts["port"], facts["scheme"]),
         functions=functions,
         memory_bytes=memory,
         model_wise_bytes=max(1, copies) * facts["full_copy_bytes"],

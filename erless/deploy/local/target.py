@@ -15,6 +15,7 @@ from erless.deploy.local.faults import LocalFaults
 from erless.deploy.local.functions import LocalSettings, changes, place
 from erless.deploy.local.status import facts_without_supervisor, gateway_url, status_of
 from erless.deploy.local.supervisor.client import call, command
+from erless.deploy.local.supervisor.folder.identities import check_cryptography
 from erless.deploy.local.supervisor.folder.logs import read_logs
 from erless.deploy.local.supervisor.folder.state_folder import StateFolder
 from erless.deploy.local.supervisor.replica.cgroups import obstacle
@@ -51,6 +52,8 @@ class LocalTarget:
         self._folder = StateFolder(Path(options.state))
         self._timing = timing or Timing(poll_s=options.poll_s)
         self._options = options
+        if config.security.mutual_tls:
+            check_cryptography()
         name = config.gateway.token_env
         if name and not os.environ.get(name):
             raise ConfigError(f"gateway.token_env: the environment has no variable {name}")
@@ -59,6 +62,7 @@ class LocalTarget:
             gateway=config.gateway,
             observe=config.observe,
             token=os.environ[name] if name else None,
+            identities=self._folder.identities.path if config.security.mutual_tls else None,
             sla_ms=config.traffic.sla_p95_ms,
             window_s=options.window_s,
             grace_s=options.grace_s,
@@ -259,7 +263,7 @@ class LocalTarget:
 def _deployment(release: ReleaseSpec, state: StoredState) -> Deployment:
     return Deployment(
         release=release.release,
-        url=gateway_url(state.ports.get(GATEWAY)),
+        url=gateway_url(state.ports.get(GATEWAY), release.gateway.scheme),
         deployed_at=release.deployed_at,
         current=release.key == state.current,
         model=release.model,

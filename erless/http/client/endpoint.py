@@ -20,21 +20,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from erless.errors import first_line
 from erless.http.client.connection import CLOSED, ClientConnection, HttpCall
 from erless.http.client.reply import AddAnswer, Callback, CallError, Reply
 from erless.http.messages import Buffer
 from erless.http.receive import shared_buffer
+from erless.http.tls import peer_identity
 
-__all__ = ["CallError", "Endpoint", "HttpCall", "Reply"]
+__all__ = ["CallError", "Endpoint", "HttpCall", "PeerTls", "Reply"]
 
 LATENCIES = 256  # of the last calls, for the p95 and the p99
 QUANTILE_CALLS = 32  # calls between two computations of them
 CONNECT_S = 10.0
+TLS_CONNECT_S = 600.0  # a handshake waits for a function that starts, as a call does without TLS
 AWAKE_S = 30.0  # after an answer; no target scales an idle function to zero sooner
 REFUSED_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # after each refusal; then it is an error
 # One connection is replaced so often, where so many calls were answered meanwhile (0.2 ms of CPU
@@ -45,8 +50,16 @@ DISTRUSTED_S = 1.0  # a connection closes so long after it was found silent
 BATCH_BYTES = 32 << 10  # of requests that share a write: some 0.2 ms of work for one replica
 
 
+@dataclass(frozen=True, slots=True)
+class PeerTls:
+    """TLS to a function: contexts, asked for at each handshake, and the URI that it must have."""
+
+    contexts: Callable[[], ssl.SSLContext]
+    identity: str
+
+
 class Endpoint:
-    """One function, reached at `http://host:port`.
+    """One function, reached at `http://host:port`, or with `tls` at `https://host:port`.
 
     Args:
         url: where.
@@ -54,6 +67,7 @@ class Endpoint:
         on_retry: called for each call that is sent again, since its connection died.
         batch: most calls that share a write, where answers come straight from a function.
         on_silent: called for each connection that is distrusted.
+        tls: how, where the URL is of https.
     """
 
     def __init__(
@@ -63,13 +77,14 @@ class Endpoint:
         on_retry: Callable[[], None],
         batch: int = 1,
         on_silent: Callable[[], None] = lambda: None,
+        tls: PeerTls | None = None,
     ) -> None:
-        authority = url.removeprefix("http://").rstrip("/")
-        host, _, port = authority.rpartition(":")
-        if not port.isdigit():
-            host, port = authority, "80"
-        self.url, self.host, self.port = url, host.strip("[]"), int(port)
-        self.authority = authority.encode()
+        location = urlsplit(url)
+        self.url, self.host = url, location.hostname or ""
+        self.port = location.port or (80 if tls is None else 443)
+        self.authority = location.netloc.encode()
+        self._tls = tls
+        self._connect_s = CONNECT_S if tls is None else TLS_CONNECT_S
         self._age_s, self._on_retry, self._batch = age_s, on_retry, batch
         self._on_silent = on_silent
         self._loop = asyncio.get_running_loop()
@@ -166,12 +181,12 @@ class Endpoint:
     async def _open(self, call: HttpCall | None) -> None:
         """A new connection for `call`, or, for None, an idle one."""
         try:
-            async with asyncio.timeout(CONNECT_S):
+            async with asyncio.timeout(self._connect_s):
                 connection = await self._dial()
         except (OSError, TimeoutError) as error:
             if call is not None:
                 call.task = None
-                why = first_line(error) if str(error) else f"no answer within {CONNECT_S:g} s"
+                why = first_line(error) if str(error) else f"no answer within {self._connect_s:g} s"
                 self.unanswered(call, f"no connection: {why}")
             return
         if call is None:
@@ -192,9 +207,23 @@ class Endpoint:
         return await self._dial_once()
 
     async def _dial_once(self) -> ClientConnection:
-        _, connection = await self._loop.create_connection(
-            lambda: ClientConnection(self), self.host, self.port
+        tls = self._tls
+        if tls is None:
+            _, connection = await self._loop.create_connection(
+                lambda: ClientConnection(self), self.host, self.port
+            )
+            return connection
+        transport, connection = await self._loop.create_connection(
+            lambda: ClientConnection(self),
+            self.host,
+            self.port,
+            ssl=tls.contexts(),
+            ssl_handshake_timeout=self._connect_s,
         )
+        found = peer_identity(transport.get_extra_info("ssl_object"))
+        if found != tls.identity:
+            connection.close()
+            raise ConnectionError(f"{found or 'somebody'} answers there, not {tls.identity}")
         return connection
 
     def unanswered(self, call: HttpCall, why: str) -> None:

@@ -94,6 +94,12 @@ class ServerConnection(Receiving):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start serving a client."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        admits = self.server.admits
+        if admits is not None and not self.private and not admits(transport):
+            self.server.refused(401)
+            self.state = _State.CLOSED
+            self.transport.abort()
+            return
         self.transport.set_write_buffer_limits(CHOKED_BYTES)
         self.server.remember(self)
 
@@ -153,6 +159,8 @@ class ServerConnection(Receiving):
         """The client has sent its last byte: answer every whole request, then close."""
         self.half_closed = True
         self.since = self.server.now()
+        if self.transport is not None and not self.transport.can_write_eof():
+            return False  # TLS has no half-closed connections
         return self.state is _State.WAIT or self.choked
 
     def resume(self) -> None:
@@ -372,7 +380,8 @@ class ServerConnection(Receiving):
         self.server.refused(status)
         response = problem(status, message, headers=_RETRY_AFTER if status == 503 else ())
         transport.writelines([self.server.head(response, keep=False), *response.body])
-        transport.write_eof()
+        if transport.can_write_eof():
+            transport.write_eof()
         self.state, self.since = _State.LINGER, self.server.now()
 
     # -- time limits

@@ -23,14 +23,13 @@ import h2.errors
 import h2.events
 import h2.exceptions
 import h2.settings
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import DataFrame, GoAwayFrame
 
 from erless.http.budget import BudgetShare
 from erless.http.messages import Request, Response, aligned, body_offset, problem
-from erless.http.receive import BUFFER_BYTES
 from erless.http.server.state import ServerState
 
-__all__ = ["Http2Connection", "Refusal", "plain_refusal"]
+__all__ = ["FRAME_BYTES", "Http2Connection", "Refusal", "plain_refusal"]
 
 WINDOW_BYTES = 4 << 20  # of a body that a client may send before we have read any of it
 CONNECTION_WINDOW_BYTES = 16 << 20
@@ -46,6 +45,10 @@ _CONFIG = h2.config.H2Configuration(
     validate_outbound_headers=False,
     normalize_outbound_headers=False,
 )
+
+# h2 4.4 makes the text of each frame for a log, the body in hexadecimal, before it asks whether
+# there is one: that was half of the CPU of a query of 330 kB.
+DataFrame.__repr__ = object.__repr__  # type: ignore[method-assign]
 
 # The answer to a request whose body is not taken: its headers, a status, the fault.
 Refusal = Callable[[Mapping[bytes, bytes], int, str], Response]
@@ -94,16 +97,19 @@ class Http2Connection(asyncio.BufferedProtocol):
         client: address of the client; empty where it has none.
         born: when it connected.
         refusal: answers requests whose bodies are not taken.
+        buffer: into which all connections of the loop read: h2 copies what it gets.
     """
 
     private = False
 
-    def __init__(self, server: ServerState, client: str, born: float, refusal: Refusal) -> None:
+    def __init__(
+        self, server: ServerState, client: str, born: float, refusal: Refusal, buffer: memoryview
+    ) -> None:
         self.server, self.client, self.born = server, client, born
         self.since = server.now()
         self.retires = born + server.limits.age_s * random.uniform(0.8, 1.2)  # noqa: S311
         self.transport: asyncio.Transport | None = None
-        self._refusal = refusal
+        self._refusal, self._buffer = refusal, buffer
         self._held = BudgetShare(server.budget)
         self._unread = 0  # bytes since the last whole frame
         self._held_bytes = 0  # of bodies that are not handled yet
@@ -137,12 +143,12 @@ class Http2Connection(asyncio.BufferedProtocol):
     # -- asyncio
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go: h2 copies them within the turn."""
-        return self.server.shared
+        """Where the next bytes go."""
+        return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """`nbytes` have arrived."""
-        self._receive(self.server.shared[:nbytes])
+        self._receive(self._buffer[:nbytes])
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the client, which is gone, and whatever it waits for."""
@@ -204,7 +210,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             ProtocolError: it is too large, or there is no memory for it.
         """
         self._unread = 0 if whole else self._unread + received
-        if self._unread > FRAME_BYTES + BUFFER_BYTES or not self._held.hold("frame", self._unread):
+        if self._unread > 2 * FRAME_BYTES or not self._held.hold("frame", self._unread):
             raise h2.exceptions.ProtocolError
 
     def _open(self, event: h2.events.RequestReceived) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from erless.http.budget import MemoryBudget
 from erless.http.messages import Handler, ServerLimits
 from erless.http.server.connection import ServerConnection
 from erless.http.server.state import AnswerWhole, ServerState
+from erless.http.tls import HANDSHAKE_S
 
 if TYPE_CHECKING:
     from erless.http.server.http2 import Refusal
@@ -53,6 +55,7 @@ class HttpServer:
         self._loop = asyncio.get_running_loop()
         self._listening: dict[socket.socket, bool] = {}  # whether other processes accept too
         self._private: set[socket.socket] = set()
+        self._tls: Callable[[], ssl.SSLContext] | None = None
         self._tick()
 
     def allow_shortcuts(
@@ -74,16 +77,30 @@ class HttpServer:
         Args:
             refusal: answers requests whose bodies are not taken; None: as HTTP/1.1's.
         """
-        from erless.http.server.http2 import Http2Connection, plain_refusal
+        from erless.http.server.http2 import FRAME_BYTES, Http2Connection, plain_refusal
 
         state, refuse = self.state, refusal or plain_refusal
+        buffer = memoryview(bytearray(FRAME_BYTES))
 
         def take_over(
             transport: asyncio.Transport, client: str, born: float, received: bytes
         ) -> None:
-            Http2Connection(state, client, born, refuse).take_over(transport, received)
+            Http2Connection(state, client, born, refuse, buffer).take_over(transport, received)
 
         state.take_over = take_over
+
+    def secure(
+        self,
+        contexts: Callable[[], ssl.SSLContext],
+        admits: Callable[[asyncio.BaseTransport], bool] | None = None,
+    ) -> None:
+        """Speak TLS on all sockets that are not private.
+
+        Args:
+            contexts: asked for at each handshake.
+            admits: whether the peer behind a connection may ask; None: anybody may.
+        """
+        self._tls, self.state.admits = contexts, admits
 
     # -- listening
 
@@ -139,9 +156,13 @@ class HttpServer:
         task.add_done_callback(self._adopted)
 
     async def _connect(self, client: socket.socket, host: str, *, private: bool) -> None:
-        with contextlib.suppress(OSError):  # gone before we had it
+        tls = None if private or self._tls is None else self._tls()
+        with contextlib.suppress(OSError):  # gone before we had it, or no handshake
             await self._loop.connect_accepted_socket(
-                lambda: ServerConnection(self.state, host, private=private), client
+                lambda: ServerConnection(self.state, host, private=private),
+                client,
+                ssl=tls,
+                ssl_handshake_timeout=HANDSHAKE_S if tls else None,
             )
 
     def _adopted(self, task: asyncio.Task[None]) -> None:

@@ -88,6 +88,8 @@ class ServerState:
         self.answer_whole: AnswerWhole | None = None
         self.answers_synchronously = False
         self.take_over: TakeOver | None = None  # None: HTTP/1.1 only
+        # Whether the peer behind a connection may ask; None: anybody may.
+        self.admits: Callable[[asyncio.BaseTransport], bool] | None = None
         self.date = b""
         self.swept = 0.0  # when the time limits were enforced last
         self.adopting: set[asyncio.Task[None]] = set()  # accepted, and not connected yet
@@ -127,7 +129,7 @@ class ServerState:
             return self.shed(
                 connection for connection in self.connections if connection.client == client
             )
-        if len(self.connections) - self._private >= limits.connections:
+        if len(self.connections) + len(self.adopting) - self._private >= limits.connections:
             return self.shed(
                 connection for connection in self.connections if not connection.private
             )

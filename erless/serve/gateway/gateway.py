@@ -34,6 +34,7 @@ from erless.serve.gateway.remote import RemoteDense, RemoteShard
 from erless.serve.gateway.silence import Resends
 from erless.serve.gateway.view import GatewayGenerations, GatewayParts, GatewayView
 from erless.serve.gateway.work import DenseWork, SparseWork
+from erless.serve.identity import peers
 from erless.serve.logs import Log
 from erless.serve.malloc import HeapTrimmer
 from erless.serve.metrics import Metrics
@@ -160,12 +161,17 @@ class Gateway:
         urls = settings.shard_urls or {}
         secret = open_secret(settings, self._now)
         self._shown = secret.shown if secret else None
+        log = Log(settings.log, function=settings.kind, digest=settings.digest[:12])
+        self._peer = peers(settings, log.warning)
         self._endpoints = {
-            number: self._endpoint(urls[shard.digest], SHARED_WRITE)
+            number: self._endpoint(urls[shard.digest], "sparse", shard.digest, SHARED_WRITE)
             for number, shard in enumerate(release.shards)
             if number not in opened.resident
         }
-        self._dense_endpoint = self._endpoint(settings.dense_url) if settings.dense_url else None
+        self._dense_endpoint = None
+        if settings.dense_url:
+            tower = release.tower.sha256
+            self._dense_endpoint = self._endpoint(settings.dense_url, "dense", tower)
         self._view = self._view_of(loaded.parts, None)
         self._follower: GenerationFollower | None = None
         if settings.follow_s:
@@ -176,11 +182,10 @@ class Gateway:
                 self._adopt,
                 settings.follow_s,
                 metrics,
-                Log(settings.log, function=settings.kind, digest=settings.digest[:12]),
+                log,
             )
         self._sampler: HeatSampler | None = None
         if settings.sample:
-            log = Log(settings.log, function=settings.kind, digest=settings.digest[:12])
             self._sampler = HeatSampler(opened, source_of(settings), settings, metrics, log)
         self._error_budget = (
             ErrorBudget(settings.degraded_share) if settings.cold_miss == "default" else None
@@ -247,10 +252,10 @@ class Gateway:
             facts["generation_waits_for"] = self._follower.reason
         return facts
 
-    def _endpoint(self, url: str, batch: int = 1) -> Endpoint:
-        return Endpoint(
-            url, self._settings.connection_age_s, self._retried, batch, self._distrusted
-        )
+    def _endpoint(self, url: str, kind: str, digest: str, batch: int = 1) -> Endpoint:
+        tls = self._peer(url, kind, digest)
+        age_s = self._settings.connection_age_s
+        return Endpoint(url, age_s, self._retried, batch, self._distrusted, tls)
 
     def _retried(self) -> None:
         self._metrics.retries += 1

@@ -34,6 +34,7 @@ from erless.http.budget import MemoryBudget
 from erless.http.messages import ServerLimits
 from erless.http.server.server import HttpServer
 from erless.serve.files import source_of
+from erless.serve.identity import secure_server
 from erless.serve.logs import Log
 from erless.serve.malloc import keep_heap
 from erless.serve.metrics import Metrics
@@ -209,6 +210,7 @@ class _Function:
         )
         if grpc is not None:
             self._server.allow_http2(grpc.refuse)
+        secure_server(self._server, settings, log.warning)
         self._scrubber: Scrubber | None = None
         self._listener: socket.socket | None = None  # accepted from only once ready
 

@@ -33,7 +33,8 @@ def bind_socket(host: str, port: int, log: Log) -> socket.socket:
             dualstack_ipv6=everywhere and family == socket.AF_INET6,
         )
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error}") from error
+        shown = f"[{host}]" if ":" in host else host
+        raise ConfigError(f"cannot listen on {shown}:{port}: {error}") from error
     log.info("listening", host=host, port=listener.getsockname()[1])
     return listener
 

@@ -29,6 +29,7 @@ from erless.serve.protocol.versions import OpenVersions, VersionError
 from erless.serve.protocol.wire import HTTP, RETRY_AFTER, Failure, Wire
 from erless.serve.secrets import SECRET, open_secret
 from erless.serve.settings import Settings
+from erless.serve.tokens import open_tokens
 from erless.version import __version__
 
 __all__ = ["App"]
@@ -84,7 +85,7 @@ class App:
         self._served_at: dict[bytes, Served] = {}  # the paths of infer calls
         self._fast_paths: tuple[tuple[bytes, FastPath], ...] = ()  # with a request's beginning
         self._versions: OpenVersions | None = None
-        self._token = settings.token.encode() if settings.token else None
+        self._tokens = open_tokens(settings, clock)
         # A gateway shows the secret; sparse and dense functions want to see it.
         self._secret = open_secret(settings, clock) if settings.kind in GUARDED else None
         self._openapi: bytes = b""
@@ -212,7 +213,7 @@ class App:
 
         None: the request is for `__call__`, whatever it is.
         """
-        if not self._fast_paths or self._token or self.log.debugging or self.state == "failed":
+        if not self._fast_paths or self._tokens or self.log.debugging or self.state == "failed":
             return None
         began = self._clock()
         up = began - self._ready_at
@@ -293,10 +294,9 @@ class App:
             return
         if self._secret is not None and not self._secret.accepts(request.headers.get(SECRET, b"")):
             raise ServeError("the deployment's secret is needed", 401, "query")
-        if self._token is None:
+        if self._tokens is None:
             return
-        scheme, _, token = request.headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
+        if not self._tokens.accepts(request.headers.get(b"authorization", b"")):
             raise ServeError("a bearer token is needed", 401, "query")
 
     def _loaded(self) -> Served:
@@ -349,7 +349,7 @@ class App:
         path = request.path.rstrip(b"/")
         read = self._reads.get(path) or self._closed_reads.get(path)
         if read is not None:
-            if path in self._closed_reads and self._token and not self.settings.open_reads:
+            if path in self._closed_reads and self._tokens and not self.settings.open_reads:
                 self._authorize(request)
             return read() if request.method in READ else _not_allowed(b"GET, HEAD")
         parts = [unquote(part) for part in path.decode("latin-1").split("/")]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 import urllib3
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from erless.dlrm.infer_request import DTYPES, infer_request, query_tensors
 from erless.dlrm.queries import Query
-from erless.errors import ServeError
+from erless.errors import ServeError, UntrustedError, first_line
+from erless.outbound import ca_bundle
 
 __all__ = ["Answered", "QueryClient"]
 
@@ -45,22 +46,29 @@ class QueryClient:
     """A client of the gateway at `url`.
 
     Args:
-        url: `http://host:port`.
+        url: `http://host:port`, or https.
         token: bearer token, where the gateway wants one.
         timeout_s: most that a query may take.
         address: `host:port` to connect to, where the URL's own host is not known here.
+        authorities: file of those that may have signed the gateway's certificate; None: the ones
+            that the environment names, or the system's.
     """
 
     def __init__(
-        self, url: str, token: str | None = None, timeout_s: float = 60.0, address: str = ""
+        self,
+        url: str,
+        token: str | None = None,
+        timeout_s: float = 60.0,
+        address: str = "",
+        authorities: str | None = None,
     ) -> None:
         location = urlsplit(url)
-        if location.scheme != "http" or not location.hostname:
-            raise ServeError(f"{url!r} is not http://host:port", 400, "query")
+        if location.scheme not in ("http", "https") or not location.hostname:
+            raise ServeError(f"{url!r} is not http://host:port or https://host:port", 400, "query")
         self.url, self._token = url, token
         peer = urlsplit(f"//{address}") if address else location
-        self._pool = urllib3.HTTPConnectionPool(
-            peer.hostname or "", peer.port, timeout=timeout_s, retries=False
+        self._pool = _open_host(
+            location, peer, timeout_s=timeout_s, authorities=authorities or ca_bundle()
         )
         self._host = location.netloc
         self._path = ""
@@ -80,6 +88,8 @@ class QueryClient:
         """Where the gateway takes queries: it names its model in its API description."""
         if not self._path:
             described = self._send("GET", "/openapi.json", b"", self._authorization())
+            if described.status != 200:
+                raise ServeError(_reason(described.data), described.status, "query")
             paths = json.loads(described.data).get("paths", {})
             model_paths = [
                 path for path in paths if path.endswith(INFER) and "/versions/" not in path
@@ -154,11 +164,32 @@ class QueryClient:
         for attempt in (0, 1):
             try:
                 return self._pool.urlopen(method, path, body or None, headers, redirect=False)
+            except urllib3.exceptions.SSLError as error:
+                reason = first_line(error)
+                raise UntrustedError(f"{self.url} is not trusted: {reason}", 502) from error
             except urllib3.exceptions.HTTPError as error:
                 ended = isinstance(error, urllib3.exceptions.ProtocolError)
                 if attempt or not ended:
                     raise ServeError(f"{self.url} does not answer: {error}", 502) from error
         raise AssertionError
+
+
+def _open_host(
+    location: SplitResult, peer: SplitResult, *, timeout_s: float, authorities: str | None
+) -> urllib3.HTTPConnectionPool:
+    """Connections to the gateway at URL `location`, by way of `peer`'s host and port."""
+    host = peer.hostname or ""
+    if location.scheme == "http":
+        return urllib3.HTTPConnectionPool(host, peer.port, timeout=timeout_s, retries=False)
+    return urllib3.HTTPSConnectionPool(
+        host,
+        peer.port,
+        timeout=timeout_s,
+        retries=False,
+        ca_certs=authorities,
+        server_hostname=location.hostname,
+        assert_hostname=location.hostname,
+    )
 
 
 def _answered(predictions: NDArray[Any], parameters: dict[str, Any], took_s: float) -> Answered:

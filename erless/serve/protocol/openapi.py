@@ -36,8 +36,9 @@ _REASONS = {
 
 def openapi(settings: Settings, served: Served | None) -> bytes:
     """The document, as JSON. Before anything is loaded it has no model's paths."""
-    closed = [401] if settings.token or settings.secret or settings.secret_file else []
-    reads = [401] if settings.token and not settings.open_reads else []
+    tokens = settings.token or settings.tokens_file
+    closed = [401] if tokens or settings.secret or settings.secret_file else []
+    reads = [401] if tokens and not settings.open_reads else []
     paths: dict[str, Any] = {
         "/v2": {"get": _read("Server metadata", [200])},
         "/v2/health/live": {"get": _read("Whether the process runs", [200])},

@@ -154,7 +154,7 @@ def test_an_attack_ends_its_own_connection_only(attack: str) -> None:
     with serving() as served, Client(served.address) as other, Client(served.address) as client:
         assert other.wait(other.ask(GET)) == b"/a"
         if attack == "garbage":
-            client.socket.sendall(client.h2.data_to_send() + b"\xff" * 400_000)
+            client.socket.sendall(client.h2.data_to_send() + b"\xff" * 600_000)
         else:
             for _ in range(300):
                 number = client.h2.get_next_available_stream_id()

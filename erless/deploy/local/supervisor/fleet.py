@@ -101,14 +101,14 @@ class LocalFleet:
         if spec.key not in self.functions:
             ports = {spec.key: self.functions[spec.key].port for spec in release.behind}
             urls = {
-                spec.digest: f"http://{LOOPBACK}:{ports[spec.key]}"
+                spec.digest: f"{spec.scheme}://{LOOPBACK}:{ports[spec.key]}"
                 for spec in release.behind
                 if spec.kind == "sparse"
             }
             env = {"ERLESS_SHARD_URLS": json.dumps(urls)}
             for behind in release.behind:
                 if behind.kind == "dense":
-                    env["ERLESS_DENSE_URL"] = f"http://{LOOPBACK}:{ports[behind.key]}"
+                    env["ERLESS_DENSE_URL"] = f"{behind.scheme}://{LOOPBACK}:{ports[behind.key]}"
             public = self.open_public(self.state.port)
             self.functions[spec.key] = self._function(spec, public.dup(), env)
         return self.functions[spec.key]
@@ -116,6 +116,7 @@ class LocalFleet:
     def _function(
         self, spec: FunctionSpec, opened: socket.socket, addresses: dict[str, str] | None = None
     ) -> LocalFunction:
+        self._identify([*(function.spec for function in self.functions.values()), spec])
         context = ReplicaContext(
             self.folder,
             self.spawner,
@@ -124,6 +125,16 @@ class LocalFleet:
             self.state.limits,
         )
         return LocalFunction(spec, opened, context, addresses)
+
+    def _identify(self, specs: Iterable[FunctionSpec]) -> None:
+        """Keep the certificates of `specs` valid, where they speak mutual TLS.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        uris = {spec.identity.name: spec.uri for spec in specs if spec.identity}
+        for name in self.folder.identities.keep(uris, self.state.timing.identity_s):
+            log_event("certificate made", name)
 
     def drop(self, keys: Iterable[str]) -> None:
         """Close functions whose replicas are gone."""
@@ -219,6 +230,8 @@ class LocalFleet:
 
     async def _tick_all(self, count: int) -> None:
         await self._guarded(LocalFunction.tick, list(self.functions.values()))
+        with suppress(StorageError):  # those that are there last on; the next tick tries again
+            self._identify(function.spec for function in self.functions.values())
         if count % LOG_TICKS == 0:
             for function in self.functions.values():
                 function.rotate_logs()
@@ -373,6 +386,7 @@ class LocalFleet:
             "current": self.state.current,
             "release": release.release if release else None,
             "full_copy_bytes": release.full_copy_bytes if release else 0,
+            "scheme": release.gateway.scheme if release else "http",
             "port": self.public.getsockname()[1] if self.public else None,
             "problem": self.problem,
             "changing": self.changing,

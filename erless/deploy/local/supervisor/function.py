@@ -63,7 +63,7 @@ class LocalFunction:
         self._waiting = self._watching = False
         self._retry_s = 0.0
         self._retry: asyncio.TimerHandle | None = None
-        self._refusals = Refusals(opened, lambda: self.reason)
+        self._refusals = Refusals(opened, lambda: self.reason, spec.identity)
         self._orphaned_until_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 

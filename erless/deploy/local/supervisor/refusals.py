@@ -11,7 +11,11 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
+
+from erless.deploy.local.supervisor.folder.events import log_event
+from erless.http.tls import Identity
 
 __all__ = ["Refusals"]
 
@@ -25,10 +29,13 @@ class Refusals:
     Args:
         opened: the public socket, which stays open when refusing ends.
         reason: why the function cannot start, asked for at each request.
+        identity: folder of the function's certificate, where it speaks mutual TLS.
     """
 
-    def __init__(self, opened: socket.socket, reason: Callable[[], str]) -> None:
-        self._socket, self._reason = opened, reason
+    def __init__(
+        self, opened: socket.socket, reason: Callable[[], str], identity: Path | None = None
+    ) -> None:
+        self._socket, self._reason, self._identity = opened, reason, identity
         self._server: asyncio.Server | None = None
         self._wanted = False
         self._change: asyncio.Task[None] | None = None
@@ -50,8 +57,9 @@ class Refusals:
     async def _begin(self) -> None:
         loop = asyncio.get_running_loop()
         try:
+            tls = Identity(self._identity, log_event).server() if self._identity else None
             server = await loop.create_server(
-                lambda: _Refusal(self._reason()), sock=self._socket.dup()
+                lambda: _Refusal(self._reason()), sock=self._socket.dup(), ssl=tls
             )
         finally:
             self._change = None

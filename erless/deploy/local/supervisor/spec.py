@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from erless.specs.artifact import FromElsewhere
 from erless.specs.functions import GATEWAY, FunctionKind
 from erless.specs.plan import Scaling
 
-__all__ = ["FunctionSpec", "ReleaseSpec", "StoredState", "Timing"]
+__all__ = ["IDENTITY", "IDENTITY_PREFIX", "FunctionSpec", "ReleaseSpec", "StoredState", "Timing"]
+
+
+# Variables of functions that speak mutual TLS (docs/functions.md).
+IDENTITY, IDENTITY_PREFIX = "ERLESS_IDENTITY", "ERLESS_IDENTITY_PREFIX"
 
 
 class FunctionSpec(FromElsewhere):
@@ -28,6 +34,22 @@ class FunctionSpec(FromElsewhere):
     scaling: Scaling
     vcpu: float = 1.0
     memory_bytes: int = Field(0, ge=0, description="that a replica is planned to need")
+
+    @property
+    def identity(self) -> Path | None:
+        """The folder of its certificate; None where it speaks no mutual TLS."""
+        return Path(self.env[IDENTITY]) if IDENTITY in self.env else None
+
+    @property
+    def uri(self) -> str:
+        """The URI in that certificate."""
+        return self.env.get(IDENTITY_PREFIX, "") + (self.identity.name if self.identity else "")
+
+    @property
+    def scheme(self) -> str:
+        """Of the URL at which others reach it."""
+        tls = self.identity if self.kind != GATEWAY else self.env.get("ERLESS_TLS_CERTIFICATE")
+        return "https" if tls else "http"
 
 
 class ReleaseSpec(FromElsewhere):
@@ -68,6 +90,7 @@ class Timing(FromElsewhere):
     silence_s: float = Field(20.0, gt=0, description="one that is busy and does not answer")
     start_silence_s: float = Field(60.0, gt=0, description="one that starts and does not answer")
     drain_s: float = Field(30.0, gt=0, description="from SIGTERM to SIGKILL")
+    identity_s: float = Field(86_400.0, gt=0, description="a certificate of mutual TLS lasts")
     backoff_s: float = Field(0.5, gt=0, description="after the second crash in a row; doubles")
     backoff_most_s: float = Field(30.0, gt=0)
     steady_s: float = Field(

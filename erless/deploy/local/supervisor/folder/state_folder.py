@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from erless.deploy.local.supervisor.folder.identities import Identities
 from erless.deploy.local.supervisor.folder.locks import (
     LOCK,
     WATCHDOG_LOCK,
@@ -41,7 +42,7 @@ CONTROL = "control"  # the supervisor's socket
 STATE = "state.json"
 SECRET = "secret"  # noqa: S105 - a file's name
 FILES = (STATE, SECRET, WATCHDOG_LOCK, LOCK)  # in the order in which they are removed
-FOLDERS = ("run", "logs", "cache")
+FOLDERS = ("run", "logs", "cache", "identities")
 _STAGE = re.compile(r"\.(state\.json|secret)\.tmp-[0-9a-f]+")  # of a writer that was killed
 BACKLOG = 1024
 FREE_BYTES = 1 << 20  # a change writes a few KB of state, and functions log
@@ -56,6 +57,7 @@ class StateFolder:
         self.run = self.path / "run"
         self.cache = self.path / "cache"
         self.secret = SecretFile(self.path / SECRET)
+        self.identities = Identities(self.path / "identities")
         self._run_fd: int | None = None
         self._lock_fd: int | None = None
 
