@@ -183,10 +183,10 @@ def _workers(environment: _Environment) -> int:
 
 
 def _identity_prefix(environment: _Environment) -> str:
-    name = "ERLESS_IDENTITY_PREFIX"
-    if environment.text("ERLESS_IDENTITY") is None:
+    name, expected = "ERLESS_IDENTITY_PREFIX", "spiffe://DOMAIN/… up to the functions' own names"
+    if environment.text(name) is None and environment.text("ERLESS_IDENTITY") is None:
         return ""
-    return environment.required(name, _PREFIX, "spiffe://DOMAIN/… up to the functions' own names")
+    return environment.required(name, _PREFIX, expected)
 
 
 def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:

@@ -42,6 +42,8 @@ _HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
 _CONFIG = h2.config.H2Configuration(
     client_side=False,
     header_encoding=None,
+    validate_inbound_headers=False,  # what is not understood is not read, and nothing is passed on
+    normalize_inbound_headers=False,
     validate_outbound_headers=False,
     normalize_outbound_headers=False,
 )
