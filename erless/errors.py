@@ -21,6 +21,8 @@
     ├── LoadTestError            a load could not be sent
     ├── StoreError               a release store: absent, torn, contended
     ├── ImageError               a function's image cannot be built, pulled or pushed
+    │   ├── BaseImageError       the image to build on cannot be had, or is not one to build on
+    │   └── DependencyError      pip could not bring what the functions import
     ├── InfraError               Terraform: not installed, not applied, an output is missing
     ├── ServeError               a query was not answered; carries the HTTP status and a kind
     │   └── UntrustedError       a gateway's certificate is signed by nobody that is trusted
@@ -40,10 +42,12 @@ from __future__ import annotations
 
 __all__ = [
     "ArtifactError",
+    "BaseImageError",
     "BucketError",
     "CheckpointError",
     "ConfigError",
     "ConflictError",
+    "DependencyError",
     "DeployError",
     "DiskBusyError",
     "DiskReadError",
@@ -179,6 +183,14 @@ class StoreError(ErlessError):
 
 class ImageError(ErlessError):
     """A function's image cannot be built, pulled or pushed: the engine's or registry's reason."""
+
+
+class BaseImageError(ImageError):
+    """The image to build on cannot be had: no network, not permitted, or it has another Python."""
+
+
+class DependencyError(ImageError):
+    """pip could not bring what the functions import: no package index, or a wheel is missing."""
 
 
 class InfraError(ErlessError):

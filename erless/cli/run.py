@@ -48,6 +48,15 @@ HINTS: dict[type[errors.ErlessError], str] = {
     errors.TrafficError: "traffic is like step:50,150,50, or a table with columns t_s and qps",
     errors.LoadTestError: "see `erless status`, and `erless loadtest --help` for --host",
     errors.StoreError: "see `erless releases list`; `erless pack` makes a release",
+    errors.BaseImageError: (
+        "--base names one that is reached from here: a mirror's python:3.X-slim-bookworm, or a "
+        "registry's on 127.0.0.1; it needs this Python and libstdc++"
+    ),
+    errors.DependencyError: (
+        "where a package index is reached, with this Python: `pip freeze --exclude erless > "
+        "pins.txt`, `pip download --only-binary=:all: -d wheels -c pins.txt -r FILE` with the file "
+        "named above; then here --wheels wheels, or --no-dependencies over a base that has them"
+    ),
     errors.ImageError: "see `erless image build --help`: --base, --wheels, --registry",
     errors.InfraError: "run `terraform -chdir=DIR init` and `terraform -chdir=DIR apply` first",
     errors.NotDeployedError: "`erless deploy` first",

@@ -76,7 +76,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "cluster": (
         "cluster.cluster_init:app",
-        "Make a Kubernetes cluster ready for erless.",
+        "Make a Kubernetes cluster ready for erless: `init`, `secret`.",
     ),
     "doctor": (
         "cluster.doctor:doctor",

@@ -135,13 +135,19 @@ def replace_file(target: Path, data: bytes) -> None:
         stage.write_bytes(data)
 
 
-def create_file(target: Path, data: bytes) -> bool:
+def create_file(target: Path, data: bytes, mode: int = 0o666) -> bool:
     """Make the file `target` in one step; False where the name is taken already.
+
+    Args:
+        target: its final name. Its parents are made.
+        data: all of it.
+        mode: of the file, less what the umask takes; 0o600 keeps it to its owner throughout.
 
     Raises:
         StorageError: the disk refused.
     """
     with _beside(target) as stage:
+        stage.touch(mode)
         stage.write_bytes(data)
         _fsync(stage)
         try:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -109,6 +110,20 @@ class FakeCluster:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def kubeconfig(self, folder: Path, server: str = "", **more: str) -> Path:
+        """A kubeconfig in `folder` that leads here, or to `server`; `more`: of its cluster."""
+        document = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "fake",
+            "clusters": [{"name": "fake", "cluster": {"server": server or self.url} | more}],
+            "users": [{"name": "me", "user": {}}],
+            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "me"}}],
+        }
+        path = folder / "kubeconfig"
+        path.write_text(json.dumps(document))
+        return path
 
     def encrypt(self, context: ssl.SSLContext) -> None:
         """Speak TLS from now on."""

@@ -238,6 +238,21 @@ def test_the_base_follows_the_python_that_runs(tmp_path: Path, registry: str, mi
             build_archive("sparse", base, tmp_path / "x.tar", tmp_path, dependencies=False)
 
 
+def test_a_build_without_network_says_what_to_do(tmp_path: Path, registry: str, cli: Cli) -> None:
+    lost = cli("image", "build", "--base", "127.0.0.1:1/python:3", cwd=tmp_path)
+    assert lost.returncode == 1
+    assert "cannot read 3 of 127.0.0.1:1/python" in lost.stderr
+    assert "try: --base names one that is reached from here" in lost.stderr
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    base = push_base(registry, tmp_path)
+    bare = cli("image", "build", "--base", base, "--wheels", "wheels", cwd=tmp_path)
+    assert bare.returncode == 1
+    assert "the folder wheels does not give what a gateway imports" in bare.stderr
+    assert "pip download --only-binary=:all: -d wheels -c pins.txt" in bare.stderr
+    assert not (tmp_path / "images").exists()
+
+
 @pytest.mark.parametrize("option", [("--torch",), ("--base", "python:3.12")])
 def test_an_option_of_a_build_is_refused_where_nothing_is_built(
     tmp_path: Path, cli: Cli, option: tuple[str, ...]

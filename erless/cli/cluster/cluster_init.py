@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.cluster.cluster_options import (
-    ClusterOptions,
-)
+from erless.cli.cluster.cluster_options import ClusterOptions
+from erless.cli.cluster.cluster_secret import secret
 from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, emit, verb
 
@@ -27,14 +26,9 @@ __all__ = ["app"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Make a Kubernetes cluster ready for erless.",
+    help="Make a Kubernetes cluster ready for erless: `init`, `secret`.",
     epilog="Example: `erless cluster init`",
 )
-
-
-@app.callback()
-def _root() -> None:
-    """Keep `init` a verb of its own."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +115,9 @@ def init(
     }
     then = "erless cluster init" if dry_run else "erless doctor"
     emit(output, document, lambda console: _draw(console, done, api.host, dry_run), then=then)
+
+
+app.command("secret")(secret)
 
 
 def _present(

@@ -34,7 +34,8 @@ def render(
 ) -> None:
     """Write the exact Kubernetes objects that `erless deploy --target knative` applies.
 
-    They are checked against Kubernetes' and Knative's definitions; no cluster is needed.
+    They are checked against Kubernetes' and Knative's definitions; no cluster is needed. The Secret
+    that the functions show each other is not among them: `erless cluster secret` makes it.
 
     Example: `erless render --store releases --namespace recs > release.yaml`
     """
@@ -58,8 +59,10 @@ def render(
         with staged_file(out) as stage, os_errors(stage):
             stage.write_text(text, encoding="utf-8")
     document = {"release": desired.release.digest, "objects": list(rendered.objects)}
+    secret = f"erless cluster secret --namespace {settings.options.namespace}"
     if output is Output.JSON or out is None:
-        emit(output, document, lambda _: print(text, end="", file=sys.stdout))
+        then = f"{secret} (pods wait for its Secret, which is not among these)"
+        emit(output, document, lambda _: print(text, end="", file=sys.stdout), then=then)
     else:
-        then = f"kubectl apply --server-side -f {out}, or erless deploy --target knative"
+        then = f"kubectl apply --server-side -f {out} and {secret}, or erless deploy"
         emit(output, document, lambda console: console.print(f"wrote {out}"), then=then)

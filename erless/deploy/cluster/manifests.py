@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import urllib3
 import yaml
 
-from erless.errors import DeployError, first_line
+from erless.errors import ClusterError, first_line
 from erless.outbound import open_pool
 from erless.storage.atomic import os_errors
 
@@ -73,7 +73,7 @@ def read_manifest_file(name: str) -> ManifestFile:
 
     Raises:
         ArtifactError: there is no such file.
-        DeployError: no answer, not YAML, or something in it is not a Kubernetes object.
+        ClusterError: no answer, not YAML, or something in it is not a Kubernetes object.
     """
     if "://" in name:
         data = _download(name)
@@ -83,7 +83,7 @@ def read_manifest_file(name: str) -> ManifestFile:
     try:
         documents = [document for document in yaml.load_all(data, _LOADER) if document]
     except yaml.YAMLError as error:
-        raise DeployError(f"{name}: not YAML: {first_line(error)}") from error
+        raise ClusterError(f"{name}: not YAML: {first_line(error)}") from error
     objects: list[Any] = []
     for document in documents:
         is_list = isinstance(document, dict) and isinstance(document.get("items"), list)
@@ -93,12 +93,12 @@ def read_manifest_file(name: str) -> ManifestFile:
         if not (
             isinstance(meta, dict) and {"apiVersion", "kind"} <= set(document) and "name" in meta
         ):
-            raise DeployError(
+            raise ClusterError(
                 f"{name}: document {number} is no Kubernetes object: apiVersion, kind and "
                 "metadata.name are needed"
             )
     if not objects:
-        raise DeployError(f"{name}: no Kubernetes objects in it")
+        raise ClusterError(f"{name}: no Kubernetes objects in it")
     return ManifestFile(name, hashlib.sha256(data).hexdigest(), tuple(objects))
 
 
@@ -114,18 +114,18 @@ def _download(url: str) -> bytes:
             data = answer.read(MAX_BYTES + 1, decode_content=True)
             answer.release_conn()
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise DeployError(f"cannot fetch {url}: {first_line(error)}; {saved}") from error
+        raise ClusterError(f"cannot fetch {url}: {first_line(error)}; {saved}") from error
     if answer.status != 200:
-        raise DeployError(f"cannot fetch {url}: the server answered {answer.status}; {saved}")
+        raise ClusterError(f"cannot fetch {url}: the server answered {answer.status}; {saved}")
     if len(data) > MAX_BYTES:
-        raise DeployError(f"{url}: more than {MAX_BYTES:,} bytes")
+        raise ClusterError(f"{url}: more than {MAX_BYTES:,} bytes")
     return bytes(data)
 
 
 def _check_scheme(url: str) -> None:
     parts = urlsplit(url)
     if parts.netloc and parts.scheme != "https" and parts.hostname not in LOOPBACK:
-        raise DeployError(f"{url}: only https is fetched; save the file and name its path")
+        raise ClusterError(f"{url}: only https is fetched; save the file and name its path")
 
 
 def in_order(sources: Iterable[ManifestFile]) -> list[Object]:

@@ -9,7 +9,7 @@ from erless.deploy.image.content import APP, application_items, dependency_items
 from erless.deploy.image.layer import write_layer
 from erless.deploy.image.oci import Base, Image, append, load_base
 from erless.deploy.image.reference import parse_reference
-from erless.errors import ImageError
+from erless.errors import BaseImageError, ImageError
 from erless.specs.functions import FunctionKind
 
 __all__ = ["build_archive", "default_base"]
@@ -48,9 +48,11 @@ def build_archive(
         wheels: a folder of wheels instead of the package index.
 
     Raises:
-        ImageError: the base has another Python, or one of the parts failed.
+        BaseImageError: the base cannot be had, or has another Python.
+        DependencyError: pip failed.
+        ImageError: another part failed.
     """
-    below = load_base(parse_reference(base), scratch)
+    below = _read_base(base, scratch)
     _check_python(below)
     layers = []
     if dependencies:
@@ -72,6 +74,14 @@ def build_archive(
     return append(below, layers, settings, environment, target)
 
 
+def _read_base(base: str, scratch: Path) -> Base:
+    """The image to build on, from its registry."""
+    try:
+        return load_base(parse_reference(base), scratch)
+    except ImageError as error:
+        raise BaseImageError(str(error)) from error
+
+
 def _check_python(base: Base) -> None:
     """Compiled kernels and bytecode are for one minor version; official images say theirs."""
     variables = dict(
@@ -80,6 +90,6 @@ def _check_python(base: Base) -> None:
     version = variables.get("PYTHON_VERSION")
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     if version and not version.startswith(f"{running}."):
-        raise ImageError(
+        raise BaseImageError(
             f"base {base.name} has Python {version}; erless is compiled for {running} here"
         )

@@ -16,7 +16,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from erless.deploy.image.layer import Item
-from erless.errors import ImageError
+from erless.errors import DependencyError, ImageError
 from erless.specs.functions import FunctionKind
 
 __all__ = ["APP", "REQUIREMENTS", "application_items", "dependency_items"]
@@ -79,7 +79,7 @@ def dependency_items(
         wheels: a folder of wheels instead of the package index.
 
     Raises:
-        ImageError: pip failed; with its own words.
+        DependencyError: pip failed; with its own words.
     """
     target = scratch / f"site-{kind}"
     command = [
@@ -111,12 +111,30 @@ def dependency_items(
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired as error:
-        raise ImageError(f"pip did not finish within {PIP_TIMEOUT_S} s") from error
+        raise DependencyError(f"pip did not finish within {PIP_TIMEOUT_S} s") from error
     if done.returncode:
-        last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise ImageError(f"pip: {(last or done.stderr.splitlines() or ['failed'])[-1]}")
+        source = f"folder {wheels}" if wheels else "package index"
+        raise DependencyError(
+            f"the {source} does not give what a {kind} imports ({REQUIREMENTS}) at the "
+            f"versions installed here: {_words(done.stderr)}"
+        )
     shutil.rmtree(target / "bin", ignore_errors=True)  # scripts name this machine's Python
     return list(_installed(target, scratch))
+
+
+def _words(text: str) -> str:
+    """Why pip failed: its first error; without an index that is a conflict which there is not.
+
+    >>> _words("WARNING: Retrying (Retry(total=0, …\\nERROR: Cannot install numpy")
+    'it does not answer'
+    >>> _words("ERROR: No matching distribution found for numpy==9\\n")
+    'No matching distribution found for numpy==9'
+    """
+    lines = text.splitlines() or ["pip failed"]
+    if any(line.startswith("WARNING: Retrying") for line in lines):
+        return "it does not answer"
+    failed = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
+    return (failed or lines[-1:])[0]
 
 
 def _constraints(scratch: Path) -> Path:

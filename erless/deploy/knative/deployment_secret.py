@@ -13,50 +13,61 @@ from __future__ import annotations
 import base64
 import secrets
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from erless.deploy.knative.render.pods import SECRET_KEY, SECRET_NAME
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import SECRET
 
-__all__ = ["ensure_secret", "rotated"]
+__all__ = ["SETTLED_S", "SecretChange", "ensure_secret", "fresh_secret", "rotated"]
 
 ROTATED_AT = "erless.dev/rotated-at"
 SETTLED_S = 600.0  # after this long every kubelet has shown the last change to its pods
 FORMER = 2  # former first values that stay accepted
 VALUE_BYTES = 32
+SecretChange = Literal["made", "rotated", "kept"]
 
 
-def ensure_secret(api: Api, namespace: str, release: str, *, rotate: bool) -> None:
+def ensure_secret(
+    api: Api, namespace: str, release: str = "", *, rotate: bool = False
+) -> SecretChange:
     """Make the namespace's secret where it is absent; with `rotate`, change it.
 
     Args:
         api: the cluster.
         namespace: of the functions.
-        release: that is being deployed.
-        rotate: whether new gateways are about to be made.
+        release: that is being deployed, where one is.
+        rotate: change it, unless its last change is younger than `SETTLED_S`.
     """
     live = api.get(SECRET, namespace, SECRET_NAME)
     values = _values(live)
     if values and not (rotate and _age_s(live) > SETTLED_S):
-        return
-    text = "".join(f"{value}\n" for value in rotated(values))
+        return "kept"
+    api.apply(_document(namespace, release, rotated(values)))
+    return "rotated" if values else "made"
+
+
+def fresh_secret(namespace: str) -> dict[str, Any]:
+    """A Secret with values of its own, for whoever brings it to the cluster sealed."""
+    return _document(namespace, "", rotated([]))
+
+
+def _document(namespace: str, release: str, values: list[str]) -> dict[str, Any]:
+    text = "".join(f"{value}\n" for value in values)
     metadata = names.metadata(
         SECRET_NAME,
         release,
         namespace=namespace,
         annotations={ROTATED_AT: datetime.now(UTC).isoformat(timespec="seconds")},
     )
-    api.apply(
-        {
-            "apiVersion": SECRET.api,
-            "kind": SECRET.kind,
-            "metadata": metadata,
-            "type": "Opaque",
-            "data": {SECRET_KEY: base64.b64encode(text.encode()).decode()},
-        }
-    )
+    return {
+        "apiVersion": SECRET.api,
+        "kind": SECRET.kind,
+        "metadata": metadata,
+        "type": "Opaque",
+        "data": {SECRET_KEY: base64.b64encode(text.encode()).decode()},
+    }
 
 
 def rotated(values: list[str]) -> list[str]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import re
+import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+import yaml
 
-from erless.deploy.knative.deployment_secret import ROTATED_AT, rotated
+from erless.deploy.knative.deployment_secret import ROTATED_AT, ensure_secret, rotated
 from erless.progress import Silent
+from tests.conftest import Cli
 from tests.deploy.desired import desired
 from tests.deploy.fake_cluster import SERVICES, FakeCluster
-from tests.deploy.knative.test_target import SPACE, TIMEOUT_S, deploy, target
+from tests.deploy.knative.test_target import SPACE, TIMEOUT_S, connection, deploy, target
 
 KEY = ("secrets", SPACE, "erless-secret")
 
@@ -80,3 +84,47 @@ def test_a_dry_run_makes_no_secret(cluster: FakeCluster) -> None:
     target(cluster).validate(desired())
     target(cluster).diff(desired())
     assert KEY not in cluster.objects
+
+
+def test_it_is_made_by_hand_for_objects_that_kubectl_applies(
+    cluster: FakeCluster, tmp_path: Path, cli: Cli
+) -> None:
+    """What `render` writes lacks it; no value is ever printed, and a file is its owner's alone."""
+    cluster.kubeconfig(tmp_path)
+    here = ("--kubeconfig", "kubeconfig", "--namespace", SPACE)
+    told = []
+
+    def secret(*options: str) -> str:
+        done = cli("cluster", "secret", *here, *options, cwd=tmp_path)
+        told.append(done.stdout + done.stderr)
+        return told[-1] if done.returncode else done.stdout
+
+    assert "namespace recs is not there yet" in secret()
+    cluster.store(("namespaces", "", SPACE), {"metadata": {"name": SPACE}})
+    assert "erless-secret in recs: made" in secret()
+    current, following = values(cluster)
+    assert "kept" in secret("--rotate")  # too soon: not every pod has seen it
+    make_old(cluster)
+    assert "kept" in secret()
+    assert values(cluster) == [current, following]
+    assert "rotated" in secret("--rotate", "-o", "json")
+    assert values(cluster)[0] == following
+    assert "--out makes fresh values" in secret("--out", "secret.yaml", "--rotate")
+    assert "wrote secret.yaml" in secret("--out", "secret.yaml")
+    file = tmp_path / "secret.yaml"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    document = yaml.safe_load(file.read_text())
+    sealed = base64.b64decode(document["data"]["secret"]).decode().split()
+    assert len(set(sealed)) == 2
+    assert "is there already" in secret("--out", "secret.yaml")
+    words = "".join(told)
+    assert not any(value in words for value in [*sealed, *values(cluster)])
+
+
+def test_what_a_deploy_finds_stays(cluster: FakeCluster) -> None:
+    cluster.store(("namespaces", "", SPACE), {"metadata": {"name": SPACE}})
+    made = ensure_secret(connection(cluster), SPACE)
+    before = values(cluster)
+    deploy(cluster)
+    assert made == "made"
+    assert values(cluster) == before

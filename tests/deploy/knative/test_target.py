@@ -611,15 +611,7 @@ def test_pruning_a_store_keeps_what_is_deployed(
     first = make_release(tmp_path, store=str(tmp_path / "store"))
     target(cluster).deploy(load_desired(first.store), Silent(), TIMEOUT_S)
     second = make_release(tmp_path / "two", store=str(tmp_path / "store"), seed=1)
-    kubeconfig = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "fake",
-        "clusters": [{"name": "fake", "cluster": {"server": cluster.url}}],
-        "users": [{"name": "me", "user": {}}],
-        "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "me"}}],
-    }
-    (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
+    cluster.kubeconfig(tmp_path)
     options = {"kubeconfig": "kubeconfig", "namespace": SPACE, "gateway_address": "127.0.0.1:9"}
     config = {"store": "store", "targets": {"knative": options}}
     (tmp_path / "erless.yaml").write_text(json.dumps(config))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,17 +36,7 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProxyServer]:
 
 def kubeconfig(folder: Path, cluster: FakeCluster, **more: str) -> Path:
     port = cluster.url.rpartition(":")[2]
-    document = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "fake",
-        "clusters": [{"name": "fake", "cluster": {"server": f"http://{NAMED}:{port}"} | more}],
-        "users": [{"name": "me", "user": {}}],
-        "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "me"}}],
-    }
-    path = folder / "kubeconfig"
-    path.write_text(json.dumps(document))
-    return path
+    return cluster.kubeconfig(folder, f"http://{NAMED}:{port}", **more)
 
 
 def test_the_password_in_a_proxys_url_is_sent(

@@ -1,0 +1,101 @@
+"""`erless cluster secret`: what functions show each other, for objects that kubectl applies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from erless.cli.cluster.cluster_options import ClusterOptions
+from erless.cli.option_groups import grouped
+from erless.cli.run import Output, OutputOption, emit, verb
+
+if TYPE_CHECKING:
+    from erless.deploy.knative.deployment_secret import SecretChange
+
+__all__ = ["secret"]
+
+OWNER_ONLY = 0o600
+
+
+@verb
+@grouped
+def secret(
+    cluster: ClusterOptions,
+    rotate: Annotated[bool, typer.Option("--rotate", help="Change it where it is there.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Write a Secret of fresh values to this new file, which only its owner reads, and "
+            "ask no cluster: for sealed secrets.",
+        ),
+    ] = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Make the Secret that functions show each other, where kubectl applies what `render` wrote.
+
+    `erless deploy` makes it by itself. Its values are never printed. Pods that wait for it start
+    within about two minutes.
+
+    Example: `erless cluster secret --namespace recs`
+    """
+    from erless.deploy.infra import read_infra
+    from erless.deploy.knative.cluster_settings import resolve_settings
+    from erless.deploy.knative.deployment_secret import ensure_secret
+    from erless.deploy.knative.render.pods import SECRET_NAME
+    from erless.deploy.kubernetes.api import connect
+    from erless.deploy.kubernetes.kinds import NAMESPACE
+    from erless.errors import ClusterError, OptionError
+
+    config = cluster.config()
+    infra = config.targets.knative.infra
+    options = resolve_settings(config, read_infra(infra) if infra else None).options
+    namespace = options.namespace
+    if out is not None:
+        if rotate:
+            raise OptionError("--out makes fresh values; --rotate changes those of a cluster")
+        _write(out, namespace)
+        document = {"name": SECRET_NAME, "namespace": namespace, "file": str(out)}
+        return emit(output, document, lambda console: console.print(f"wrote {out}"))
+    api = connect(options.kubeconfig, options.context)
+    if api.get(NAMESPACE, None, namespace) is None:
+        raise ClusterError(
+            f"namespace {namespace} is not there yet: `kubectl create namespace {namespace}`, or "
+            "apply what `erless render` wrote, which has it"
+        )
+    change = ensure_secret(api, namespace, rotate=rotate)
+    document = {"name": SECRET_NAME, "namespace": namespace, "change": change}
+    return emit(
+        output,
+        document,
+        lambda console: console.print(f"{SECRET_NAME} in {namespace}: {_words(change, rotate)}"),
+    )
+
+
+def _write(out: Path, namespace: str) -> None:
+    """A Secret as YAML, in a file that nobody else reads.
+
+    Raises:
+        ArtifactError: the file is there already; its values may be in use.
+    """
+    import yaml
+
+    from erless.deploy.knative.deployment_secret import fresh_secret
+    from erless.errors import ArtifactError
+    from erless.storage.atomic import create_file
+
+    text = yaml.safe_dump(fresh_secret(namespace), sort_keys=False)
+    if not create_file(out, text.encode(), OWNER_ONLY):
+        raise ArtifactError(f"{out} is there already; its values may be in use")
+
+
+def _words(change: SecretChange, rotate: bool) -> str:
+    from erless.deploy.knative.deployment_secret import SETTLED_S
+
+    if change == "kept" and rotate:
+        return (
+            f"kept; it changed less than {SETTLED_S:g} s ago, and not every pod may have seen that"
+        )
+    return "kept; --rotate changes it" if change == "kept" else change
