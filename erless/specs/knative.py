@@ -105,6 +105,11 @@ class KnativeConfig(Section):
         None, ge=6, le=3600, description="Stable window instead of the plan's, in s."
     )
     network_policies: bool = Field(True, description="Shards answer only Knative and the gateway.")
+    egress: Literal["store", "any"] = Field(
+        "store",
+        description="Where policies let functions connect to: the store, and the gateway to the "
+        "ingress; or, for a mesh's sidecars, any.",
+    )
     ingress_namespaces: tuple[Name, ...] = Field(
         ("kourier-system", "istio-system", "contour-internal", "contour-external"),
         description="Where Knative's ingress runs.",

@@ -60,7 +60,7 @@ def render(desired: Desired, settings: ClusterSettings) -> Rendered:
     if settings.options.create_service_account:
         base.append(policies.account(digest, settings))
     if settings.options.network_policies:
-        base += policies.network_policies(digest, settings)
+        base += policies.network_policies(digest, settings, desired.store)
     shards = sorted(desired.release.remote, key=lambda shard: shard.digest)
     functions = [shard_service_object(desired, shard, settings) for shard in shards]
     dense = dense_service(desired, settings)

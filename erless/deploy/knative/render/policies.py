@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.deploy.knative.render.pods import PORT
@@ -13,6 +14,9 @@ __all__ = ["account", "budgets", "monitor", "namespace", "network_policies"]
 
 Object = dict[str, Any]
 SERVING = "knative-serving"
+DNS_PORTS = (53, 5353)  # of the DNS servers' pods, which is what policies see; OpenShift's: 5353
+HTTP_PORT, HTTPS_PORT = 80, 443
+POD_IDENTITY = "169.254.170.23/32"  # of the agent on an EKS node: credentials, by HTTP
 QUEUE_PORTS = (8012, 8013, 8022, 9090, 9091, 8112)  # queue-proxy: requests, admin, metrics, TLS
 
 
@@ -46,37 +50,72 @@ def account(release: str, settings: ClusterSettings) -> Object:
     }
 
 
-def network_policies(release: str, settings: ClusterSettings) -> list[Object]:
-    """Allow connections to our pods from Knative's components, and to the others from the gateway.
+def network_policies(release: str, settings: ClusterSettings, store: str) -> list[Object]:
+    """Who may connect to our pods, and where to they may.
 
-    A call through Knative's ingress comes from the ingress, whoever made it: who may use the
-    ingress is the ingress's matter.
+    Knative's components may connect to all, the gateway to the others. A call through Knative's
+    ingress comes from the ingress, whoever made it: who may use the ingress is the ingress's
+    matter. All may connect to the store; besides only the gateway has somewhere to connect to, the
+    ingress, through which it calls the others.
+
+    Args:
+        release: that they are applied for.
+        settings: the cluster.
+        store: of the releases; a folder is mounted by the node, and no connection of a pod's.
     """
-    ours = {"matchLabels": {names.MANAGED: names.MANAGER}}
-    knative = [_namespace(space) for space in (SERVING, *settings.options.ingress_namespaces)]
-    ports = [{"protocol": "TCP", "port": port} for port in (PORT, *QUEUE_PORTS)]
-    gateway = {"podSelector": {"matchLabels": {names.KIND: "gateway"}}}
-    metrics = (
-        [_namespace(settings.options.monitoring_namespace)] if settings.options.pod_monitor else []
-    )
-    scrape = [{"from": metrics, "ports": [{"protocol": "TCP", "port": PORT}]}] if metrics else []
-    anyone = {"ports": ports[1:2]} if settings.gateway.visibility == "public" else None
+    options = settings.options
+    ours = {names.MANAGED: names.MANAGER}
+    front = {"matchLabels": {**ours, names.KIND: "gateway"}}
+    shards = {"matchLabels": ours, "matchExpressions": [_kinds("In", "sparse", "dense")]}
+    to_store = _store_egress(settings) if store.startswith("s3://") else []
+    calls = {"to": [_namespace(space) for space in options.ingress_namespaces]}
 
-    def policy(name: str, selector: Object, rules: list[Object]) -> Object:
+    def entry(*more: Object) -> list[Object]:
+        knative = [_namespace(space) for space in (SERVING, *options.ingress_namespaces)]
+        rules = [{"from": [*knative, *more], "ports": _tcp(PORT, *QUEUE_PORTS)}]
+        if options.pod_monitor:
+            scraper = _namespace(options.monitoring_namespace)
+            rules.append({"from": [scraper], "ports": _tcp(PORT)})
+        return rules
+
+    def policy(name: str, selector: Object, entries: list[Object], exits: list[Object]) -> Object:
+        closed = options.egress == "store"
         return {
             "apiVersion": "networking.k8s.io/v1",
             "kind": "NetworkPolicy",
-            "metadata": names.metadata(name, release, namespace=settings.options.namespace),
-            "spec": {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": rules},
+            "metadata": names.metadata(name, release, namespace=options.namespace),
+            "spec": {
+                "podSelector": selector,
+                "policyTypes": ["Ingress", "Egress"] if closed else ["Ingress"],
+                "ingress": entries,
+                **({"egress": exits} if closed else {}),
+            },
         }
 
-    shards = {**ours, "matchExpressions": [_kinds("In", "sparse", "dense")]}
-    front = {"matchLabels": {names.MANAGED: names.MANAGER, names.KIND: "gateway"}}
-    entry = [{"from": knative, "ports": ports}, *scrape]
+    public = [{"ports": _tcp(QUEUE_PORTS[0])}] if settings.gateway.visibility == "public" else []
+    load = [_dns(), *to_store] if to_store else []
     return [
-        policy("erless-shards", shards, [{"from": [*knative, gateway], "ports": ports}, *scrape]),
-        policy("erless-gateway", front, [*entry, anyone] if anyone else entry),
+        policy("erless-shards", shards, entry({"podSelector": front}), load),
+        policy("erless-gateway", front, [*entry(), *public], [_dns(), calls, *to_store]),
     ]
+
+
+def _store_egress(settings: ClusterSettings) -> list[Object]:
+    """To the S3 API, wherever it is: its addresses change. AWS's credentials come by HTTPS too."""
+    url = urlsplit(settings.options.endpoint_url or "https://")
+    port = url.port or (HTTP_PORT if url.scheme == "http" else HTTPS_PORT)
+    agent = {"to": [{"ipBlock": {"cidr": POD_IDENTITY}}], "ports": _tcp(HTTP_PORT)}
+    return [{"ports": _tcp(*sorted({port, HTTPS_PORT}))}, agent]
+
+
+def _dns() -> Object:
+    return {
+        "ports": [*_tcp(*DNS_PORTS), *({"protocol": "UDP", "port": port} for port in DNS_PORTS)]
+    }
+
+
+def _tcp(*ports: int) -> list[Object]:
+    return [{"protocol": "TCP", "port": port} for port in ports]
 
 
 def _kinds(operator: str, *values: str) -> Object:

@@ -351,3 +351,34 @@ def test_a_disk_that_is_not_the_pod_s_own_is_not_reserved() -> None:
     digest = wanted.release.shard("frozen-0").digest
     container = container_of(render(wanted, cluster_settings()), digest)
     assert "ephemeral-storage" not in container["resources"]["requests"]
+
+
+@pytest.mark.parametrize(
+    ("store", "endpoint", "ports"),
+    [
+        ("/srv/releases", None, []),
+        ("s3://bucket/releases", None, [443]),
+        ("s3://bucket/releases", "http://minio:9000", [443, 9000]),
+        ("s3://bucket/releases", "http://minio", [80, 443]),
+    ],
+)
+def test_functions_connect_to_the_store_and_the_gateway_to_the_ingress(
+    store: str, endpoint: str | None, ports: list[int]
+) -> None:
+    def spec(name: str, **options: Any) -> dict[str, Any]:
+        rendered = render(desired(store=store), cluster_settings(endpoint_url=endpoint, **options))
+        (found,) = [each["spec"] for each in rendered.base if each["metadata"]["name"] == name]
+        return dict(found)
+
+    shards, gateway = spec("erless-shards")["egress"], spec("erless-gateway")["egress"]
+    anywhere = [each["port"] for rule in shards if "to" not in rule for each in rule["ports"]]
+    assert [port for port in anywhere if port not in (53, 5353)] == ports
+    assert bool(shards) == bool(ports)  # a folder takes no connection, and so no name
+    spaces = [
+        peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+        for rule in gateway
+        for peer in rule.get("to", ())
+        if "namespaceSelector" in peer
+    ]
+    assert "kourier-system" in spaces
+    assert spec("erless-shards", egress="any")["policyTypes"] == ["Ingress"]
