@@ -11,28 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+from erless.specs.latency import BUCKETS_S
+
 __all__ = ["Metrics"]
 
-# Seconds: from a fast gather to a cold start.
-BOUNDS = (
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-)
 _COUNTERS = {
     "gathers": "rows gathered in this process",
     "bytes_received": "bytes of bodies that clients sent",
@@ -69,7 +51,7 @@ class Metrics:
         self.codes: dict[int, int] = {}
         self.kinds: dict[str, int] = {}
         self.unknown: dict[str, int] = {}  # feature → ids that no rule knows
-        self._buckets = [0] * (len(BOUNDS) + 1)
+        self._buckets = [0] * (len(BUCKETS_S) + 1)
         self._seconds = 0.0
         self.in_flight = 0
         self._concurrency = 0.0
@@ -106,7 +88,7 @@ class Metrics:
         self.codes[code] = self.codes.get(code, 0) + 1
         took = now - began
         self._seconds += took
-        self._buckets[bisect_left(BOUNDS, took)] += 1
+        self._buckets[bisect_left(BUCKETS_S, took)] += 1
         return took
 
     def answered_at_once(self, began: float, gathers: int, received: int, sent: int) -> None:
@@ -117,7 +99,7 @@ class Metrics:
         self._changed = now
         self.codes[200] = self.codes.get(200, 0) + 1
         self._seconds += took
-        self._buckets[bisect_left(BOUNDS, took)] += 1
+        self._buckets[bisect_left(BUCKETS_S, took)] += 1
         self.gathers += gathers
         self.bytes_received += received
         self.bytes_sent += sent
@@ -198,7 +180,7 @@ class Metrics:
         yield "# HELP erless_request_seconds time that infer calls took"
         yield "# TYPE erless_request_seconds histogram"
         cumulative = list(accumulate(counts["buckets"]))
-        for bound, count in zip(BOUNDS, cumulative, strict=False):
+        for bound, count in zip(BUCKETS_S, cumulative, strict=False):
             yield f'erless_request_seconds_bucket{{le="{bound}"}} {count}'
         yield f'erless_request_seconds_bucket{{le="+Inf"}} {cumulative[-1]}'
         yield f"erless_request_seconds_sum {counts['seconds']}"
