@@ -30,8 +30,8 @@ def served(packed_release: Made, tmp_path_factory: pytest.TempPathFactory) -> se
     counted = Metrics("gateway", "", "", "", lambda: 0.0)
     counted.unknown_ids({"user": 1})  # only a graph's features have rules that know ids
     pages = [counted.render()]
-    more = {"ERLESS_FOLLOW_S": "1", "ERLESS_SAMPLE": "1"}
-    with Fleet(packed_release, tmp_path_factory.mktemp("fleet"), **more) as fleet:
+    folder = tmp_path_factory.mktemp("fleet")
+    with Fleet(packed_release, folder, ERLESS_FOLLOW_S="1", ERLESS_SAMPLE="1") as fleet:
         pages += [function.get("/metrics")[1] for function in fleet.functions]
     return {found for page in pages for found in METRIC.findall(page.decode())}
 
