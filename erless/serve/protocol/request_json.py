@@ -32,7 +32,7 @@ def parse_json(text: bytes | memoryview) -> Any:
     """
     _check_size(bytes(text) if len(text) <= JSON_BYTES else b"", len(text))
     try:
-        return json.loads(bytes(text), parse_constant=_not_a_number, parse_float=_finite)
+        return _DECODER.decode(str(text, "utf-8"))
     except RecursionError:
         raise QueryError("the request's JSON is nested too deeply") from None
     except ValueError as error:  # UnicodeDecodeError too
@@ -48,6 +48,9 @@ def _finite(text: str) -> float:
     if math.isinf(number):
         raise QueryError(f"{shown(text)} is beyond what a number can be")
     return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_not_a_number, parse_float=_finite)
 
 
 def _check_size(text: bytes, size: int) -> None:
