@@ -66,6 +66,15 @@ VERBS: dict[str, tuple[str, str]] = {
         "release.update:update",
         "Publish changed rows or dense weights of a release: gateways answer with them in seconds.",
     ),
+    "drift": (
+        "release.drift:drift",
+        "Compare what gateways see with what the deployed plan was cut for, in shares and dollars.",
+    ),
+    "replan": (
+        "release.replan:replan",
+        "Plan the deployed release anew for what gateways see, and move as few rows as that "
+        "allows.",
+    ),
     "releases": (
         "release.releases:app",
         "What a release store holds: `list`, `show`, `verify`, `prune`.",

@@ -64,6 +64,7 @@ class PackInputs:
             part
             for number, table in enumerate(self.model.tables)
             for part in self._slices_of(number, table)
+            if self.plan.shards[part.shard].kept is None
         )
 
     def _check_belong(self) -> None:
@@ -138,14 +139,16 @@ class PackInputs:
         actual = digest_file(path)
         if (actual.size_bytes, actual.sha256) != (entry.size_bytes, entry.sha256):
             raise ArtifactError(f"{path}: altered: sha256 does not match the profile's")
-        open_counts(self.profile_folder, access)
+        open_counts(self.profile_folder, access, placed=self.profile.placed)
         return TableRanks(table.rows, path)
 
     def routing_key(self) -> str:
         """A digest of all that the gateway's routing depends on."""
         counts = [self.counts(table) for table in self.model.tables]
+        kept = [shard.kept.model_dump() for shard in self.plan.shards if shard.kept]
         return digest_json(
             {
+                **({"kept": kept} if kept else {}),
                 "what": "routing",
                 "layout": LAYOUT,
                 "tables": [[table.name, table.rows] for table in self.model.tables],

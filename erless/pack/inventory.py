@@ -106,6 +106,9 @@ def prune(
             if digest not in keep and manifest.modified_s <= horizon
         ]
         remaining = [digest for digest in releases if digest not in doomed]
+        origins = _origins(store, remaining)  # what a kept shard holds is told where it was packed
+        doomed = [digest for digest in doomed if digest not in origins]
+        remaining = [digest for digest in releases if digest not in doomed]
         needed = _needed(store, remaining)
         everything = [stored for prefix in _PRUNED for stored in store.list(prefix)]
         orphans = [
@@ -122,6 +125,12 @@ def prune(
                 store.delete(stored.name)
             store.sweep(horizon)
     return Pruned(tuple(doomed), len(gone), sum(stored.size_bytes for stored in gone))
+
+
+def _origins(store: Store, digests: list[str]) -> set[str]:
+    """The releases that shards which these releases kept were packed for."""
+    shards = [shard for digest in digests for shard in load_release(store, digest).shards]
+    return {shard.kept_from for shard in shards if shard.kept_from}
 
 
 def _needed(store: Store, digests: list[str]) -> set[str]:

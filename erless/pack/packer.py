@@ -18,7 +18,9 @@ import numpy as np
 
 from erless.errors import ArtifactError, PlanError
 from erless.pack.inputs import PackInputs, PackSlice
+from erless.pack.kept import KeptShards
 from erless.pack.keys import Keys, json_bytes
+from erless.pack.ranks import Window
 from erless.pack.stream import Pipeline, StreamWriter
 from erless.pack.table import PackedSlice, pack_table
 from erless.progress import Progress, Silent
@@ -82,6 +84,7 @@ class Packer:
         self.inputs = PackInputs(bundle, profile, plan)
         self.store = store
         self._progress = progress or Silent()
+        self._kept = KeptShards(store, self.inputs.bundle.digest)
         self._keys = Keys(store, verify=verify, progress=self._progress)
         self._written = 0
 
@@ -129,7 +132,10 @@ class Packer:
         """Write shard manifests, the gateway's files and the release, if all slices are there."""
         shards = []
         complete = True
-        for number in range(len(self.inputs.plan.shards)):
+        for number, planned in enumerate(self.inputs.plan.shards):
+            if planned.kept is not None:
+                shards.append(self._kept.shard(planned))
+                continue
             parts = [part for part in self.inputs.slices if part.shard == number]
             # another worker may have finished a slice since we took stock
             recalled = [self._keys.recall(part.key, late=True) for part in parts]
@@ -211,12 +217,19 @@ class Packer:
                 for table in tables:
                     ranks = self.inputs.ranks(table)
                     for window in ranks.windows(self.inputs.cuts[table.name], stage):
+                        self._check_kept(table.name, window)
                         writer.write(table.name, window.routes)
                         step.advance(len(window.routes))
                 size, sha256 = writer.close()
             entry = FileEntry(path=f"blobs/{sha256}.safetensors", size_bytes=size, sha256=sha256)
             self._keys.remember(key, self._keys.adopt(path, entry))
         return self._keys.file(key)
+
+    def _check_kept(self, table: str, window: Window) -> None:
+        """Raise PlanError where a row is routed to a kept shard that does not hold it."""
+        for number, planned in enumerate(self.inputs.plan.shards):
+            if planned.kept is not None:
+                self._kept.check(planned, table, window.begin, window.routes == number)
 
     def _defaults(self, stage: Path) -> FileEntry:
         """What stands in for the rows of a shard that is not awake."""
@@ -225,6 +238,10 @@ class Packer:
             f"{part.shard}.{part.table.name}": np.array(self._keys[part.key]["default"], np.float32)
             for part in self.inputs.slices
         }
+        for number, planned in enumerate(self.inputs.plan.shards):
+            if planned.kept is not None:
+                before = self._kept.defaults(planned)
+                vectors |= {f"{number}.{table}": vector for table, vector in before.items()}
         write_tensors(path, vectors)
         return self._keys.add(path, "safetensors")
 

@@ -19,6 +19,7 @@ from erless.storage.digests import digest_json
 __all__ = [
     "MANY_ROWS",
     "PlanSource",
+    "bundle_source",
     "profile_source",
     "profile_tables",
     "shape_source",
@@ -89,7 +90,13 @@ def profile_source(model: Path, profile: Path, batch: int, stale: bool = False) 
         ArtifactError: one of them is missing or damaged.
         PlanError: they do not fit together.
     """
-    bundle = BundleManifest.open(model)
+    return bundle_source(BundleManifest.open(model), profile, batch, stale)
+
+
+def bundle_source(
+    bundle: BundleManifest, profile: Path, batch: int, stale: bool = False
+) -> PlanSource:
+    """As `profile_source`, where the bundle's manifest is at hand and its folder need not be."""
     most = bundle.model.largest_batch(batch)
     if batch > most:
         raise PlanError(f"a batch of {batch:,} samples, the tower takes at most {most:,}")
@@ -133,6 +140,11 @@ def _tables(
     model: ModelSpec, digest: str, folder: Path, batch: int, stale: bool
 ) -> tuple[Profile, list[TableLoad], list[str]]:
     profile = Profile.load(folder / MANIFEST)
+    if profile.placed:
+        raise PlanError(
+            f"{folder}: its ranks are those of a replan, for `erless pack`: plan from the log, or "
+            "from `erless profile --live`"
+        )
     if not profile.tables:
         raise PlanError(
             f"{folder}: the profile has no accesses, only measurements of speed: "

@@ -12,10 +12,9 @@ many accesses the j-th row takes is estimated from all that was seen (`erless.pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +34,27 @@ from erless.storage.atomic import staged_directory
 from erless.storage.store import Store
 from erless.storage.tensors import write_tensors
 
-__all__ = ["Heat", "live_release", "profile_live", "read_live"]
+__all__ = ["Heat", "Lately", "live_release", "profile_live", "read_live"]
 
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 FORGOTTEN = 1 / 1024  # what weighs less is left out
 LEAST_SHARE = 0.002  # of the accesses may go to rows that are listed with none
 MOST_SCALE = 10_000.0
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+
+
+class Lately(NamedTuple):
+    """What went where in a window that ends now.
+
+    gathers: (S, T) of sampled queries, by shard and table. touched: (S,) of them that asked each
+    shard. queries: how many were sampled. qps: of all. seconds: that the window lasted.
+    """
+
+    gathers: Ints
+    touched: Ints
+    queries: int
+    qps: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,7 @@ class Heat:
         tables: a sketch for each of the model's tables.
         samples: samples of the sampled queries, decayed.
         recent: as in `erless.specs.heat`, of each replica.
+        ages_s: by which each spill is older than the newest.
         warnings: about what was left out.
     """
 
@@ -62,7 +76,30 @@ class Heat:
     tables: tuple[TableSketch, ...]
     samples: float
     recent: tuple[dict[str, NDArray[Any]], ...]
+    ages_s: tuple[float, ...]
     warnings: tuple[str, ...]
+
+    def lately(self, window_s: float) -> Lately:
+        """What replicas that still write have counted in the last `window_s`, or a little more."""
+        shape = len(self.release.shards), len(self.release.model.tables)
+        gathers, touched = np.zeros(shape, np.int64), np.zeros(shape[0], np.int64)
+        queries, qps, longest_s = 0, 0.0, 0.0
+        for spill, content, age_s in zip(self.spills, self.recent, self.ages_s, strict=True):
+            if age_s > window_s:
+                continue
+            seconds = content["recent.seconds"]
+            since = np.cumsum(seconds[::-1])[::-1] - seconds  # from an interval's end on
+            last = since < window_s
+            spent_s, counted = (
+                float(seconds[last].sum()),
+                int(content["recent.queries"][last].sum()),
+            )
+            gathers += content["recent.gathers"][last].sum(axis=0)
+            touched += content["recent.touched"][last].sum(axis=0)
+            queries += counted
+            qps += counted / spill.sample / spent_s if spent_s else 0.0
+            longest_s = max(longest_s, spent_s)
+        return Lately(gathers, touched, queries, qps, longest_s)
 
 
 def live_release(store: Store, prefix: str = "") -> ReleaseManifest:
@@ -96,6 +133,7 @@ def read_live(store: Store, release: ReleaseManifest) -> Heat:
     spills: list[HeatSpill] = []
     contents: list[dict[str, NDArray[Any]]] = []
     weights: list[float] = []
+    ages_s: list[float] = []
     warnings: list[str] = []
     damage: ArtifactError | None = None
     for entry in manifests:
@@ -106,12 +144,14 @@ def read_live(store: Store, release: ReleaseManifest) -> Heat:
             damage = error
             warnings.append(f"left out: {error}")
             continue
-        weight = 2 ** (-(newest_s - entry.modified_s) / spill.half_life_s)
+        age_s = newest_s - entry.modified_s
+        weight = 2 ** (-age_s / spill.half_life_s)
         if weight < FORGOTTEN:
             continue
         spills.append(spill)
         contents.append(tensors)
         weights.append(weight)
+        ages_s.append(age_s)
         if spill.dropped:
             warnings.append(
                 f"replica {spill.replica} left {spill.dropped:,} sampled queries uncounted"
@@ -130,7 +170,9 @@ def read_live(store: Store, release: ReleaseManifest) -> Heat:
     if not any(table.accesses for table in tables):
         raise LogError(f"{where}: no query was sampled in the last hours")
     samples = sum(spill.samples * weight for spill, weight in zip(spills, weights, strict=True))
-    return Heat(release, tuple(spills), tables, samples, tuple(contents), tuple(warnings))
+    return Heat(
+        release, tuple(spills), tables, samples, tuple(contents), tuple(ages_s), tuple(warnings)
+    )
 
 
 def _check_model(spill: HeatSpill, release: ReleaseManifest, name: str) -> None:
@@ -165,6 +207,7 @@ def profile_live(
     *,
     before: Path | None = None,
     overwrite: bool = False,
+    heat: Heat | None = None,
 ) -> AccessReport:
     """Write a profile of what the gateways of `release` see.
 
@@ -175,6 +218,7 @@ def profile_live(
         before: folder of the profile that the release was planned from: rows that were not seen
             keep its order. One of another release is not used, and told.
         overwrite: replace what is at `out`.
+        heat: of the release; None: it is read.
 
     Raises:
         ExistsError: there is a profile at `out`.
@@ -182,7 +226,7 @@ def profile_live(
     """
     if out.exists() and not overwrite:
         raise ExistsError(f"{out} exists")
-    heat = read_live(store, release)
+    heat = heat or read_live(store, release)
     old = Profile.parse(store.read(release.profile.path), f"{store.url}/{release.profile.path}")
     warnings = list(heat.warnings)
     orders = _orders(release, before, warnings)
@@ -230,7 +274,7 @@ def _orders(
     orders: list[Ints | None] = []
     for table in release.model.tables:
         access = accesses.get(table.name)
-        counts = open_counts(before, access) if access else None
+        counts = open_counts(before, access, placed=profile.placed) if access else None
         orders.append(counts.read("ids") if counts else None)
     return orders
 
@@ -316,12 +360,3 @@ def ranked(sketch: TableSketch, order: Ints | None) -> Ints:
     known = order[others[order]] if order is not None else np.empty(0, np.int64)
     others[known] = False
     return np.concatenate([first, known, np.flatnonzero(others)])
-
-
-def heat_lines(heat: Heat) -> Sequence[str]:
-    """How sure the counters of each table are, for people."""
-    return [
-        f"{table.name}: {sketch.accesses:,.0f} accesses, about {sketch.touched:,.0f} rows touched, "
-        f"counts low by at most {sketch.error:,.1f}"
-        for table, sketch in zip(heat.release.model.tables, heat.tables, strict=True)
-    ]

@@ -18,11 +18,11 @@ NAMES = ("ids", "counts")
 CHUNK = 1 << 20  # rows compared at a time
 
 
-def open_counts(profile: Path, access: TableAccess) -> TensorFile | None:
+def open_counts(profile: Path, access: TableAccess, *, placed: bool = False) -> TensorFile | None:
     """The file of `access` in the profile's folder: `ids` and `counts`, each (touched,) int64.
 
-    Counts are at least 1 and do not rise, so that a row's place is its rank. None where the log
-    never touched the table.
+    Counts are at least 1 and do not rise, so that a row's place is its rank; in a placed profile
+    they may. None where the log never touched the table.
 
     Raises:
         ArtifactError: it is missing, holds other tensors, or its counts are none of a log's.
@@ -40,25 +40,26 @@ def open_counts(profile: Path, access: TableAccess) -> TensorFile | None:
                 f"{file.path}: {name} are {info.dtype_name} {list(info.shape)}, expected I64 "
                 f"[{access.touched}]: so many rows were touched"
             )
-    _check_counts(file, file.map("counts"), access)
+    _check_counts(file, file.map("counts"), access, placed)
     return file
 
 
-def _check_counts(file: TensorFile, counts: NDArray[np.int64], access: TableAccess) -> None:
+def _check_counts(
+    file: TensorFile, counts: NDArray[np.int64], access: TableAccess, placed: bool
+) -> None:
     total = 0
     for begin in range(0, len(counts), CHUNK):
         part = counts[begin : begin + CHUNK + 1]  # one more, to compare across the border
         rising = np.flatnonzero(part[1:] > part[:-1])
-        if len(rising):
+        if len(rising) and not placed:
             raise ArtifactError(
                 f"{file.path}: counts rise at rank {begin + int(rising[0]) + 1:,}: they must be "
                 "in falling order"
             )
         total += int(part[:CHUNK].sum(dtype=np.float64))
-    if len(counts) and counts[-1] < 1:
-        raise ArtifactError(
-            f"{file.path}: counts fall to {counts[-1]}: a touched row has 1 or more"
-        )
+    least = int(counts.min(initial=1) if placed else counts[-1]) if len(counts) else 1
+    if least < 1:
+        raise ArtifactError(f"{file.path}: counts fall to {least}: a touched row has 1 or more")
     if abs(total - access.accesses) > total * 1e-12:
         raise ArtifactError(
             f"{file.path}: the counts add up to {total:,} accesses, the profile says "

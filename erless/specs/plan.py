@@ -19,6 +19,7 @@ __all__ = [
     "DensePlan",
     "DiskPlan",
     "GatewayPlan",
+    "KeptShard",
     "NodeGroup",
     "ObjectiveName",
     "Plan",
@@ -143,6 +144,13 @@ class DiskPlan(Frozen):
     latency_ms: float = Field(0.0, ge=0, description="that they add to the p95 of a query")
 
 
+class KeptShard(Frozen):
+    """A shard of an earlier release, taken as it is: its files hold the rows, and maybe others."""
+
+    release: str = Field(pattern=r"^[0-9a-f]{64}$")
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="of its manifest")
+
+
 class ShardPlan(Frozen):
     """One shard: a function of its own, or (tier resident) rows inside every gateway replica.
 
@@ -166,16 +174,20 @@ class ShardPlan(Frozen):
     usd_per_month: float = Field(0.0, ge=0, description="its part of the nodes")
     binding: str = Field("", description="what fixes its cut")
     disk: DiskPlan | None = Field(None, description="where its rows are read from a local disk")
+    kept: KeptShard | None = Field(None, description="where it is not packed anew")
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
-        """Leave out the disk where there is none, as plans did before there were any."""
-        return {key: value for key, value in dump(self).items() if value or key != "disk"}
+        """Leave out what there is none of, as plans did before there were any."""
+        later = ("disk", "kept")
+        return {key: value for key, value in dump(self).items() if value or key not in later}
 
     @model_validator(mode="after")
     def _not_inside_the_gateway(self) -> Self:
         if self.disk is not None and self.tier is Tier.RESIDENT:
             raise ValueError(f"shard {self.name} is resident: its rows cannot lie on a disk")
+        if self.kept is not None and self.tier is Tier.RESIDENT:
+            raise ValueError(f"shard {self.name} is resident: it cannot be kept")
         return self
 
     @property

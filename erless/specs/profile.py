@@ -5,7 +5,8 @@
       counts/<table>.safetensors        `ids` int64 and `counts` int64, hottest first
 
 Rows are ranked by count, descending; ties, and the rows that the log never touched, by id. This is
-the one definition of a row's *rank* (`erless.pack.ranks`), which plans refer to.
+the one definition of a row's *rank* (`erless.pack.ranks`), which plans refer to. The profile of a
+replan is *placed*: its ranks follow where rows lie, shard by shard.
 """
 
 from __future__ import annotations
@@ -142,11 +143,15 @@ class Profile(Artifact):
     curves: tuple[ThroughputCurve, ...] = ()
     towers: tuple[TowerCurve, ...] = ()
     disks: tuple[DiskCurve, ...] = ()
+    placed: bool = Field(
+        False, description="rows are ranked as `erless replan` placed them: counts may rise"
+    )
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
-        """Leave out disks where none was measured, so that its digest stays what it was."""
-        return {key: value for key, value in dump(self).items() if value or key != "disks"}
+        """Leave out what most have none of, so that their digests stay what they were."""
+        later = ("disks", "placed")
+        return {key: value for key, value in dump(self).items() if value or key not in later}
 
     @model_validator(mode="after")
     def _each_table_once(self) -> Self:

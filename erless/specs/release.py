@@ -150,11 +150,17 @@ class ReleaseShard(Frozen):
         ge=0, description="largest |stored - fp32| over all elements, measured while packing"
     )
     cache_bytes: int | None = Field(None, ge=0, description="as in its manifest")
+    kept_from: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="the release that it was packed for"
+    )
+    spare_rows: int = Field(0, ge=0, description="rows that it holds and others answer for")
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
-        """As of `ShardManifest`."""
-        return _without_cache(dump(self))
+        """As of `ShardManifest`; and what only a kept shard has."""
+        later = ("kept_from", "spare_rows")
+        fields = _without_cache(dump(self))
+        return {key: value for key, value in fields.items() if value or key not in later}
 
 
 class GatewayFiles(Frozen):
@@ -219,10 +225,10 @@ class ReleaseManifest(Artifact):
             strange = next((name for name in shard.tables if name not in model_tables), None)
             if strange is not None:
                 raise ValueError(f"shard {shard.name}: the model has no table {strange}")
-        shard_rows = sum(shard.rows for shard in self.shards)
+        shard_rows = sum(shard.rows - shard.spare_rows for shard in self.shards)
         rows = sum(table.rows for table in self.model.tables)
         if shard_rows != rows:
-            raise ValueError(f"the shards hold {shard_rows:,} rows, the model has {rows:,}")
+            raise ValueError(f"the shards answer for {shard_rows:,} rows, the model has {rows:,}")
         return self
 
     @property

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from erless.plan.request import PlanRequest
     from erless.plan.source import PlanSource
     from erless.specs.config import Config
+    from erless.specs.plan import Plan
 
-__all__ = ["PlanInputs", "SourceOptions", "read_inputs"]
+__all__ = ["PlanInputs", "SourceOptions", "read_inputs", "request_like"]
 
 PLAN_FILE = Path("plan.json")
 DEFAULT_LOCALITY = 0.9
@@ -242,6 +243,30 @@ def _present(path: Path, artifact: str, option: str, verb: str) -> None:
             f"no {artifact} at {path}: give {option}, name it in erless.yaml, or make one "
             f"with `{verb}` (--workload rm1 plans without)"
         )
+
+
+def request_like(plan: Plan, requested: Mapping[str, Any], config: Config) -> PlanRequest:
+    """A request as that of `plan`: its rate, batch, objective and precisions, under the options.
+
+    Args:
+        plan: that is deployed.
+        requested: options named as `PlanRequest`'s fields, without those left out.
+        config: says the rest.
+
+    Raises:
+        PlanError: a value is outside its range.
+    """
+    from erless.plan.request import configured
+    from erless.specs.plan import Precision
+
+    planned = {
+        "qps": plan.qps,
+        "batch": plan.batch,
+        "objective": plan.objective,
+        "allowed": tuple(kind for kind in Precision if kind in {s.precision for s in plan.shards}),
+        "disk": any(shard.disk for shard in plan.shards),
+    }
+    return _request(requested, configured(config) | planned)
 
 
 def _request(requested: Mapping[str, Any], config: Mapping[str, Any]) -> PlanRequest:

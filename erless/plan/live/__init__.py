@@ -1,0 +1,1 @@
+"""Plans under live heat: what a deployed one costs now, and one that moves few rows."""

@@ -1,0 +1,78 @@
+"""Where the rows of a release lie: which shard answers for each, and which shards hold it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erless.errors import ArtifactError
+from erless.specs.release import ReleaseManifest
+from erless.specs.stored import load_release
+from erless.storage.store import Blob, Ignore, Store
+from erless.storage.tensors import TensorFile
+
+__all__ = ["HeldRows", "read_blob", "routes_of"]
+
+
+def routes_of(store: Store, release: ReleaseManifest) -> dict[str, NDArray[np.uint8]]:
+    """Table → (rows,) the number of the shard that answers for each row.
+
+    Raises:
+        ArtifactError: the routing is missing or altered.
+        StorageError: the disk or service refused.
+    """
+    entry = release.gateway.routing
+    return read_blob(store, Blob(entry.path, entry.size_bytes, entry.sha256))
+
+
+def read_blob(store: Store, blob: Blob) -> dict[str, NDArray[Any]]:
+    """All tensors of a file, compared with its digest. Errors as `routes_of`."""
+    with tempfile.TemporaryDirectory(prefix="erless-") as folder:
+        path = Path(folder) / "tensors.safetensors"
+        store.fetch(blob, path, Ignore())
+        file = TensorFile(path)
+        return {name: file.read(name) for name in file.tensors}
+
+
+class HeldRows:
+    """Which rows the files of a release's shards hold: also those that others answer for.
+
+    A shard that was kept by later releases has the rows that it had where it was packed.
+
+    Args:
+        store: of the release.
+        release: whose shards these are.
+    """
+
+    def __init__(self, store: Store, release: ReleaseManifest) -> None:
+        self._store, self._release = store, release
+        self._routes: dict[str, dict[str, NDArray[np.uint8]]] = {}
+
+    @property
+    def routes(self) -> dict[str, NDArray[np.uint8]]:
+        """As `routes_of` the release."""
+        return self._routes_in(self._release)
+
+    def _routes_in(self, release: ReleaseManifest) -> dict[str, NDArray[np.uint8]]:
+        if release.digest not in self._routes:
+            self._routes[release.digest] = routes_of(self._store, release)
+        return self._routes[release.digest]
+
+    def of(self, number: int, table: str) -> NDArray[np.bool_]:
+        """(rows,) whether shard `number` holds each row of `table`.
+
+        Raises:
+            ArtifactError: the release that it was packed for is gone, or does not have it.
+        """
+        shard = self._release.shards[number]
+        release = self._release
+        if shard.kept_from is not None:
+            release = load_release(self._store, shard.kept_from)
+        for place, packed in enumerate(release.shards):
+            if packed.digest == shard.digest:
+                return np.asarray(self._routes_in(release)[table] == place)
+        raise ArtifactError(f"release {release.digest[:12]} has no shard {shard.digest[:12]}")
