@@ -21,7 +21,7 @@ from erless.plan.planner import Planner
 from erless.plan.selection import Candidate
 from erless.specs.plan import Plan, Precision, ShardPlan, Tier
 
-__all__ = ["PlacedShard", "Placement", "candidate_of", "demand_like", "placed_shards"]
+__all__ = ["PlacedShard", "Placement", "candidate_of", "layout_of", "placed_shards"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -94,7 +94,7 @@ def _placed(shard: ShardPlan) -> PlacedShard:
     return PlacedShard(shard.tier, shard.precision, shard.disk is not None)
 
 
-def demand_like(planner: Planner, plan: Plan) -> Demand:
+def _demand_like(planner: Planner, plan: Plan) -> Demand:
     """The planner's demand with the tower where the plan has it.
 
     Raises:
@@ -109,12 +109,18 @@ def demand_like(planner: Planner, plan: Plan) -> Demand:
 
 
 def candidate_of(planner: Planner, plan: Plan, placement: Placement) -> Candidate | None:
-    """The placement as a layout, sized for the SLA and on nodes; None where no node holds it.
+    """The placement, sized for the SLA and on nodes; None where no node holds it.
 
     Raises:
         PlanError: rows lie on a disk and the request has none.
     """
-    demand = demand_like(planner, plan)
+    layout = layout_of(planner, plan, placement)
+    return planner.selection.best("joint", [layout], strict=False)
+
+
+def layout_of(planner: Planner, plan: Plan, placement: Placement) -> Layout:
+    """The placement as a layout, sized for its load. Errors as `candidate_of`."""
+    demand = _demand_like(planner, plan)
     demand = replace(demand, tables=placement.tables(demand.tables))
     numbers = range(len(placement.shards))
     inside = [number for number in numbers if not placement.shards[number].remote]
@@ -136,8 +142,7 @@ def candidate_of(planner: Planner, plan: Plan, placement: Placement) -> Candidat
         _as_placed(planner, demand, function, placement, number)
         for function, number in zip(layout.shards, outside, strict=True)
     )
-    layout = Layout(demand, planner.terms, layout.gateway, functions)
-    return planner.selection.best("joint", [layout], strict=False)
+    return Layout(demand, planner.terms, layout.gateway, functions)
 
 
 def _as_placed(

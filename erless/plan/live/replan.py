@@ -10,10 +10,10 @@ gathers, the one that moves fewest bytes is taken; doing nothing is one of them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,6 @@ from erless.plan.report.document import plan_document
 from erless.plan.selection import Candidate
 from erless.specs.artifact import FileEntry
 from erless.specs.counts import open_counts
-from erless.specs.placement import HeldRows
 from erless.specs.plan import KeptShard, Plan, Precision, ShardPlan, Tier
 from erless.specs.profile import MANIFEST, Profile, TableAccess
 from erless.specs.release import ReleaseManifest
@@ -50,6 +49,17 @@ class Tolerance:
 
     dollars: float = 0.02
     resident: float = 0.01
+
+
+class Holdings(Protocol):
+    """Which shard answers for each row, and which rows each holds (`HeldRows`)."""
+
+    @property
+    def routes(self) -> Mapping[str, Routes]:
+        """Table → (rows,) the shard that answers for each row."""
+
+    def of(self, number: int, table: str) -> NDArray[np.bool_]:
+        """(rows,) whether shard `number` holds each row of `table`."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,7 @@ class Replan:
 def replan(
     planner: Planner,
     plan: Plan,
-    held: HeldRows,
+    held: Holdings,
     heat: Sequence[Floats],
     tolerance: Tolerance = Tolerance(),
 ) -> Replan:
@@ -178,7 +188,7 @@ class _Rows:
     """The deployed rows, and where they go."""
 
     def __init__(
-        self, planner: Planner, plan: Plan, held: HeldRows, heat: Sequence[Floats]
+        self, planner: Planner, plan: Plan, held: Holdings, heat: Sequence[Floats]
     ) -> None:
         self._planner, self._plan, self._held = planner, plan, held
         self._shards = placed_shards(plan)
