@@ -71,6 +71,11 @@ class KeptShards:
                 f"shard {planned.name}: kept rows are {manifest.precision}, the plan says "
                 f"{planned.precision}"
             )
+        if manifest.rows < planned.rows:
+            raise PlanError(
+                f"shard {planned.name} is kept, and has {manifest.rows:,} rows of the plan's "
+                f"{planned.rows:,}"
+            )
         return ReleaseShard(
             name=planned.name,
             tier=planned.tier,

@@ -76,10 +76,10 @@ class Pools:
 
     def _shaped(self, demand: Demand, stored: StoredAs) -> list[Layout]:
         """Layouts made for the demanded shape, at every container size."""
-        return demanded_layouts(demand, self._sizes, self.request, stored)
+        return demanded_layouts(demand, self.sizes, self.request, stored)
 
     @cached_property
-    def _sizes(self) -> list[CostTerms]:
+    def sizes(self) -> list[CostTerms]:
         """Container sizes to try: the usable vCPU of each node type."""
         most = self.terms.max_vcpu
         if self.terms.fixed_vcpu:
@@ -104,7 +104,7 @@ class Pools:
                 "table-wise": lambda terms: table_wise(demand, terms),
                 "elasticrec": lambda terms: elasticrec(demand, terms, per_table),
             }
-            self._known[key] = [makers[policy](terms) for terms in self._sizes]
+            self._known[key] = [makers[policy](terms) for terms in self.sizes]
         return self._known[key]
 
     @cached_property
@@ -152,7 +152,7 @@ class Pools:
         """Layouts whose rows have these precisions."""
         pool: list[Layout | Proposal] = []
         few = sum(table.rows for table in demand.tables) <= exact.MOST_ROWS
-        for terms in self._sizes:
+        for terms in self.sizes:
             pool.append(model_wise(demand, terms, stored.resident))
             pool.append(one_remote(demand, terms, stored.shards))
             if terms.fixed_vcpu or few:
@@ -168,7 +168,7 @@ class Pools:
             return []
         return [
             layout
-            for terms in self._sizes[:: max(1, len(self._sizes) // 2)]
+            for terms in self.sizes[:: max(1, len(self.sizes) // 2)]
             for layout in disk_layouts(demand, terms, self.disk, stored, self.request.max_fan_out)
         ]
 
@@ -198,7 +198,7 @@ class Pools:
         return run_proposals(
             paths(demand, self.terms, *stored),
             demand,
-            self._sizes,
+            self.sizes,
             [MEMORY] if by_memory else self.prices.hull,
             SearchLimits(self.request.max_fan_out, self.shard_bytes),
             RUNS_KEPT,

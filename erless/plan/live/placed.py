@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.errors import PlanError
+from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.curves import AccessCurve, TableLoad
 from erless.plan.costs.layout import Demand, Layout, PlannedFunction, Role, Slice, on_disk
 from erless.plan.planner import Planner
@@ -109,17 +110,23 @@ def _demand_like(planner: Planner, plan: Plan) -> Demand:
 
 
 def candidate_of(planner: Planner, plan: Plan, placement: Placement) -> Candidate | None:
-    """The placement, sized for the SLA and on nodes; None where no node holds it.
+    """The placement in the containers that cost least, for the SLA; None where no node holds it.
 
     Raises:
         PlanError: rows lie on a disk and the request has none.
     """
-    layout = layout_of(planner, plan, placement)
-    return planner.selection.best("joint", [layout], strict=False)
+    layouts = [layout_of(planner, plan, placement, terms) for terms in planner.pools.sizes]
+    return planner.selection.best("joint", layouts, strict=False)
 
 
-def layout_of(planner: Planner, plan: Plan, placement: Placement) -> Layout:
-    """The placement as a layout, sized for its load. Errors as `candidate_of`."""
+def layout_of(
+    planner: Planner, plan: Plan, placement: Placement, terms: CostTerms | None = None
+) -> Layout:
+    """The placement as a layout, sized for its load, in containers as `terms` allow.
+
+    Errors as `candidate_of`.
+    """
+    terms = terms or planner.terms
     demand = _demand_like(planner, plan)
     demand = replace(demand, tables=placement.tables(demand.tables))
     numbers = range(len(placement.shards))
@@ -132,28 +139,29 @@ def layout_of(planner: Planner, plan: Plan, placement: Placement) -> Layout:
     resident = placement.slices(inside[0]) if inside else []
     layout = Layout.of(
         demand,
-        planner.terms,
+        terms,
         [placement.slices(number) for number in outside],
         resident,
         resident_precision=placement.shards[inside[0]].precision if inside else Precision.FP32,
         precisions=[placement.shards[number].precision for number in outside],
     )
     functions = tuple(
-        _as_placed(planner, demand, function, placement, number)
+        _as_placed(planner, terms, demand, function, placement, number)
         for function, number in zip(layout.shards, outside, strict=True)
     )
-    return Layout(demand, planner.terms, layout.gateway, functions)
+    return Layout(demand, terms, layout.gateway, functions)
 
 
 def _as_placed(
     planner: Planner,
+    terms: CostTerms,
     demand: Demand,
     function: PlannedFunction,
     placement: Placement,
     number: int,
 ) -> PlannedFunction:
     """With its disk, its role, and the memory of rows that it holds for nobody."""
-    shard, terms = placement.shards[number], planner.terms
+    shard = placement.shards[number]
     if shard.disk:
         if planner.disk is None:
             raise PlanError("rows of the deployed plan lie on disks: ask for --disk")

@@ -156,7 +156,7 @@ def test_a_plan_that_keeps_what_is_not_there_is_refused(tmp_path: Path) -> None:
     for kept, reason in (
         (other, "does not exist"),
         (strange, "has no shard"),
-        (swapped, "does not hold row"),
+        (swapped, "is kept, and"),
     ):
         fields = planned.plan.model_dump(mode="json")
         fields["shards"][1]["kept"] = kept
