@@ -55,7 +55,9 @@ def test_the_demo_shows_all_of_it_and_cleans_up(
     page = (project / found["report"]).read_text()
     assert page.startswith("<!doctype html>")
     assert found["model_wise_processes"] >= 1
-    assert found["model_wise_p95_ms"] <= found["sla_p95_ms"]  # the comparison meets the SLA too
+    late = found["model_wise_p95_ms"] is None or found["model_wise_p95_ms"] > found["sla_p95_ms"]
+    said = next(line for line in found["assumptions"] if line.startswith("Compared with"))
+    assert ("not within" in said.split(". ")[0]) == late  # on a busy machine it may be
     assert found["zero_share"]["frozen"] > 0.8  # nobody asks for its rows until the last query
     # one set of numbers: what the table and the JSON say stands on the page
     ratio = found["memory_reduction"]

@@ -82,12 +82,15 @@ def make_model(
     A synthetic model's log is of a whole day of its traffic, so that what nobody asks for shows.
     `announce` gets a line on each step that begins: without a terminal nothing else shows it.
     """
+    import torch
+
     from erless.dlrm.reference import Monolith
     from erless.importers.synthetic import ACCESS_LOG
     from erless.importers.synthetic import QUERIES as QUERY_FILE
     from erless.profile.access import profile_access
     from erless.profile.formats import LogSource
 
+    torch.set_num_threads(1)  # small layers gain nothing from more
     bundle, profile = folder / "model", folder / "profile"
     if name == "movielens":
         from erless.cli.model.example import ratings_in
