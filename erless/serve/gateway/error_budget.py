@@ -4,11 +4,11 @@ from __future__ import annotations
 
 __all__ = ["ErrorBudget"]
 
-SAVED = 20.0  # that may be spent at once
+SAVED = 20.0
 
 
 class ErrorBudget:
-    """At most `share` of all that come in the long run, and `SAVED` of them in a row.
+    """At most `share` of all that come in the long run, and `saved` of them in a row.
 
     >>> budget = ErrorBudget(0.5)
     >>> sum(budget.spend() for _ in range(100))
@@ -19,15 +19,15 @@ class ErrorBudget:
     [True, True, False]
     """
 
-    __slots__ = ("_left", "_share")
+    __slots__ = ("_left", "_saved", "_share")
 
-    def __init__(self, share: float) -> None:
-        self._share = share
-        self._left = SAVED if share else 0.0
+    def __init__(self, share: float, saved: float = SAVED) -> None:
+        self._share, self._saved = share, saved
+        self._left = saved if share else 0.0
 
     def earn(self, count: int = 1) -> None:
         """`count` more have come."""
-        self._left = min(SAVED, self._left + count * self._share)
+        self._left = min(self._saved, self._left + count * self._share)
 
     def spend(self) -> bool:
         """Whether one more may be treated in the other way; it then counts."""

@@ -14,7 +14,14 @@ import uvloop
 from erless.http.client.endpoint import CallError, Endpoint, Reply
 from erless.http.client.reply import ANSWER_GENERAL
 from erless.serve.gateway.fan_out import FanOut, ShardCall
-from erless.serve.gateway.silence import SILENT_S, UNKNOWN_S, Resends, silent_after_s
+from erless.serve.gateway.silence import (
+    RESENDS_SAVED,
+    RESENT_SHARE,
+    SILENT_S,
+    UNKNOWN_S,
+    Resends,
+    silent_after_s,
+)
 
 REQUEST = b"GET /shard HTTP/1.1\r\nhost: h\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
@@ -138,6 +145,29 @@ def test_a_call_is_asked_again_when_its_silent_connections_have_been_closed() ->
     uvloop.run(asyncio.wait_for(case(), 60))
 
 
+def test_a_hung_replica_behind_an_ingress_costs_each_of_its_calls_milliseconds() -> None:
+    """Whatever the connection, every other call goes to it, until its readiness has failed."""
+
+    async def case() -> None:
+        state = {"hung": False, "calls": 0}
+
+        def delay(number: int, count: int) -> float | None:
+            state["calls"] += 1
+            return None if state["hung"] and state["calls"] % 2 else 0
+
+        async with Shard(delay) as shard:
+            for _ in range(64):
+                await shard.ask()
+            state["hung"] = True
+            for _ in range(60):
+                began = shard.endpoint.now()
+                await asyncio.wait_for(shard.ask(), 10)
+                assert shard.endpoint.now() - began < 3 * UNKNOWN_S
+            assert shard.metrics.resends >= 30
+
+    uvloop.run(asyncio.wait_for(case(), 60))
+
+
 @pytest.mark.parametrize("slow_s", [0.12])
 def test_overload_does_not_multiply_calls(slow_s: float) -> None:
     """A shard that was quick gets slow: what is asked again stays within the budget, and ends."""
@@ -150,7 +180,7 @@ def test_overload_does_not_multiply_calls(slow_s: float) -> None:
             for _ in range(12):
                 await shard.ask(32)
             spent = shard.metrics.resends
-            assert spent <= 20 + 0.02 * 12 * 32
+            assert spent <= RESENDS_SAVED + RESENT_SHARE * 12 * 32
             assert silent_after_s(shard.endpoint) > 2 * slow_s
             for _ in range(8):
                 await shard.ask(32)
