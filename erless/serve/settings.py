@@ -71,6 +71,7 @@ class Settings:
     precision: Literal["fp32", "bf16"] = "fp32"
     max_delay_ms: float = 1.0
     max_coalesce: int = 256
+    otlp_endpoint: str | None = None
     drain_s: float = 30.0
     connection_age_s: float = 10.0
     log: Literal["debug", "info", "warning"] = "info"
@@ -247,6 +248,7 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         precision=choice("ERLESS_PRECISION", "fp32", "bf16"),  # type: ignore[arg-type]
         max_delay_ms=env.number("ERLESS_MAX_DELAY_MS", 1.0),
         max_coalesce=env.integer("ERLESS_MAX_COALESCE", 256),
+        otlp_endpoint=env.text("OTEL_EXPORTER_OTLP_ENDPOINT"),
         drain_s=env.number("ERLESS_DRAIN_S", 30.0),
         connection_age_s=env.number("ERLESS_CONNECTION_AGE_S", 10.0, 0.01),
         log=choice("ERLESS_LOG", "info", "debug", "warning"),  # type: ignore[arg-type]

@@ -229,6 +229,13 @@ VARIABLES = (
         "connections, to shards and from clients, are replaced after so long, so that new replicas "
         "get their share",
     ),
+    Variable(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "otlp_endpoint",
+        ALL,
+        "collector of OpenTelemetry (OTLP over HTTP): queries are traced, needs `pip install "
+        "'erless[otel]'`; the SDK's other variables hold too, such as OTEL_TRACES_SAMPLER",
+    ),
     Variable("ERLESS_LOG", "log", ALL, "`info`, `debug` or `warning`: JSON lines on stderr"),
     Variable(
         "ERLESS_WORKERS",

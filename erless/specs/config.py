@@ -45,6 +45,7 @@ __all__ = [
     "SecurityConfig",
     "TargetsConfig",
     "TlsConfig",
+    "TracesConfig",
     "TrafficConfig",
     "anchored",
     "load_config",
@@ -106,6 +107,28 @@ class SecurityConfig(Section):
     mutual_tls: bool = Field(
         False, description="Gateway and functions speak TLS and know each other by certificates."
     )
+
+
+class TracesConfig(Section):
+    """OpenTelemetry of the functions; the extra `otel` brings its library."""
+
+    endpoint: str | None = Field(
+        None, pattern=r"^https?://", description="Collector that takes OTLP over HTTP; none: off."
+    )
+    share: float = Field(
+        0.01, ge=0, le=1, description="Of the queries whose clients bring no trace of their own."
+    )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The SDK's own variables."""
+        if self.endpoint is None:
+            return {}
+        return {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint,
+            "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+            "OTEL_TRACES_SAMPLER_ARG": f"{self.share:g}",
+        }
 
 
 class GatewayConfig(Section):
@@ -216,6 +239,7 @@ class Config(Section):
     precision: PrecisionConfig = PrecisionConfig()
     gateway: GatewayConfig = GatewayConfig()
     security: SecurityConfig = SecurityConfig()
+    traces: TracesConfig = TracesConfig()
     observe: ObserveConfig = ObserveConfig()
     freshness: FreshnessConfig = FreshnessConfig()
     targets: TargetsConfig = TargetsConfig()

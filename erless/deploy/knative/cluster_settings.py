@@ -15,7 +15,7 @@ from pathlib import Path
 from erless.deploy.infra import Infra
 from erless.deploy.kubernetes.kinds import CLAIM, SECRET, Kind
 from erless.errors import ConfigError, OptionError
-from erless.specs.config import Config, GatewayConfig, ObserveConfig
+from erless.specs.config import Config, GatewayConfig, ObserveConfig, TracesConfig
 from erless.specs.functions import FunctionKind
 from erless.specs.knative import KnativeConfig, PodPlacement
 from erless.storage.atomic import os_errors
@@ -39,6 +39,7 @@ class ClusterSettings:
     sla_ms: float = 100.0
     create_namespace: bool = True
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+    traces: TracesConfig = field(default_factory=TracesConfig)
 
     def image(self, kind: FunctionKind) -> str:
         """The image of a function.
@@ -126,7 +127,12 @@ def resolve_settings(
         by_kind[_kind(kind)] = image
     by_kind = {kind: _by_digest(_whole(kind, image, options)) for kind, image in by_kind.items()}
     return ClusterSettings(
-        options, by_kind, config.gateway, config.traffic.sla_p95_ms, observe=config.observe
+        options,
+        by_kind,
+        config.gateway,
+        config.traffic.sla_p95_ms,
+        observe=config.observe,
+        traces=config.traces,
     )
 
 

@@ -16,7 +16,7 @@ from erless.deploy.local.supervisor.spec import (
 )
 from erless.deploy.target import Change, Desired
 from erless.errors import DeployError
-from erless.specs.config import GatewayConfig, ObserveConfig
+from erless.specs.config import GatewayConfig, ObserveConfig, TracesConfig
 from erless.specs.functions import GATEWAY
 from erless.specs.model import DlrmTower
 from erless.specs.plan import Scaling, ShardPlan
@@ -44,6 +44,7 @@ class LocalSettings:
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     token: str | None = None
     identities: Path | None = None
+    traces: TracesConfig = field(default_factory=TracesConfig)
     sla_ms: float = 100.0
     window_s: float | None = None
     grace_s: float | None = None
@@ -103,7 +104,8 @@ def place(desired: Desired, site: LocalSettings) -> ReleaseSpec:
 
 def _common(desired: Desired, site: LocalSettings) -> dict[str, str]:
     """Where every function finds its artifacts."""
-    env = {"ERLESS_CACHE": str(site.cache)}  # also remembers what was verified, for a directory
+    env = site.traces.environment
+    env["ERLESS_CACHE"] = str(site.cache)  # also remembers what was verified, for a directory
     if "://" not in desired.store:
         return {**env, "ERLESS_STORE": str(Path(desired.store).absolute())}
     env["ERLESS_STORE"] = desired.store

@@ -61,6 +61,7 @@ class LocalTarget:
             cache=self._folder.cache,
             gateway=config.gateway,
             observe=config.observe,
+            traces=config.traces,
             token=os.environ[name] if name else None,
             identities=self._folder.identities.path if config.security.mutual_tls else None,
             sla_ms=config.traffic.sla_p95_ms,

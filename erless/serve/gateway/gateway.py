@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from erless.serve.gateway.follower import GenerationFollower
 from erless.serve.gateway.live_heat import HeatSampler
 from erless.serve.gateway.remote import RemoteDense, RemoteShard
 from erless.serve.gateway.silence import Resends
+from erless.serve.gateway.traced_call import TracedCall
 from erless.serve.gateway.view import GatewayGenerations, GatewayParts, GatewayView
 from erless.serve.gateway.work import DenseWork, SparseWork
 from erless.serve.identity import peers
@@ -46,6 +47,7 @@ from erless.serve.protocol.served import InferAnswer, InferCall
 from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
 from erless.serve.towers import PredictTensors, open_named_tower
+from erless.serve.traces import QuerySpan
 from erless.specs.model import GraphTower
 from erless.specs.plan import Tier
 
@@ -107,6 +109,16 @@ def load_gateway(settings: Settings) -> LoadedGateway:
 
 def _no_tower(tensors: Mapping[str, Array]) -> dict[str, Array]:
     raise ServeError("the tower is a function of its own")
+
+
+def _part_of(
+    call: InferCall, remote: RemoteShard | RemoteDense
+) -> tuple[InferCall, QuerySpan | None]:
+    """The part of a query that a function is asked, and its span where the query is traced."""
+    if call.span is None:
+        return call, None
+    span = call.span.child(remote.label, "client", **{"erless.digest": remote.digest})
+    return replace(call, traceparent=span.traceparent), span
 
 
 @dataclass(slots=True)
@@ -303,8 +315,9 @@ class Gateway:
         try:
             for number in remote:
                 remote_shard = view.remote[number]
-                work = SparseWork(opened, remote_shard, buckets, sums, out, call, now)
-                self._call(fan_out, work)
+                part, span = _part_of(call, remote_shard)
+                work = SparseWork(opened, remote_shard, buckets, sums, out, part, now)
+                self._call(fan_out, work, span)
         except BaseException:
             fan_out.settle()
             raise
@@ -335,14 +348,16 @@ class Gateway:
                 raise form.not_finite(query, pooled)
         return self._build_answer(fanned, outputs)
 
-    def _call(self, fan_out: FanOut, work: ShardWork) -> None:
-        ShardCall(
-            self._loop,
-            fan_out,
-            work,
-            error_budget=self._error_budget,
-            hedge=self._hedged if self._settings.hedge else None,
-        ).start()
+    def _call(self, fan_out: FanOut, work: ShardWork, span: QuerySpan | None) -> None:
+        hedge = self._hedged if self._settings.hedge else None
+        budget = self._error_budget
+        if span is not None:
+            call: ShardCall = TracedCall(
+                span, self._loop, fan_out, work, error_budget=budget, hedge=hedge
+            )
+        else:
+            call = ShardCall(self._loop, fan_out, work, error_budget=budget, hedge=hedge)
+        call.start()
 
     def _pool_resident(self, fanned: _FannedOut) -> None:
         """Rows of a second resident shard that holds rows of the same table."""
@@ -379,12 +394,20 @@ class Gateway:
     ) -> Mapping[str, Array]:
         fan_out, dense = fanned.fan_out, fanned.view.dense
         if dense is None:
-            return fanned.view.parts.predict(tensors)
+            span = call.span.child("tower", "internal") if call.span else None
+            predicted = fanned.view.parts.predict(tensors)
+            if span is not None:
+                span.end()
+            return predicted
         self._resends.earn(1)
         last = FanOut(self._loop, call.deadline, self._resends)
-        work = DenseWork(dense, tensors, call, self._now())
+        part, span = _part_of(call, dense)
+        work = DenseWork(dense, tensors, part, self._now())
         self._metrics.fan_out += 1
-        ShardCall(self._loop, last, work).start()
+        if span is not None:
+            TracedCall(span, self._loop, last, work).start()
+        else:
+            ShardCall(self._loop, last, work).start()
         try:
             await last.done
         except asyncio.CancelledError:

@@ -45,6 +45,7 @@ from erless.serve.process.workers import Board, Worker, run_workers
 from erless.serve.protocol.app import App
 from erless.serve.protocol.served import Served
 from erless.serve.settings import Kind, Settings, read_settings
+from erless.serve.traces import open_traces
 from erless.specs.stored import load_shard
 from erless.version import __version__
 
@@ -193,7 +194,8 @@ class _Function:
         release = "" if settings.kind == "sparse" else settings.digest
         self.metrics = Metrics(settings.kind, settings.digest, release, __version__, time.monotonic)
         self._budget = MemoryBudget(LEAST_BYTES)  # until all is loaded
-        self._app = App(settings, self.metrics, log, time.monotonic, self._budget)
+        self._traces = open_traces(settings, log)
+        self._app = App(settings, self.metrics, log, time.monotonic, self._budget, self._traces)
         # a gateway replaces its connections to shards by itself: shards keep them
         age_s = settings.connection_age_s if settings.kind == "gateway" else math.inf
         grpc = _grpc_api(self._app) if settings.grpc else None
@@ -283,7 +285,10 @@ class _Function:
         self._app.begin_drain()
         if self._scrubber is not None:
             self._scrubber.stop()
-        return await self._server.drain(LINGER_S, self._settings.drain_s, alone=alone)
+        drained = await self._server.drain(LINGER_S, self._settings.drain_s, alone=alone)
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
+        return drained
 
 
 def _grpc_api(app: App) -> GrpcApi:

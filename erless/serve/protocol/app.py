@@ -30,6 +30,7 @@ from erless.serve.protocol.wire import HTTP, RETRY_AFTER, Failure, Wire
 from erless.serve.secrets import SECRET, open_secret
 from erless.serve.settings import Settings
 from erless.serve.tokens import open_tokens
+from erless.serve.traces import QuerySpan, Traces, trace_id
 from erless.version import __version__
 
 __all__ = ["App"]
@@ -40,21 +41,34 @@ METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 READ = (b"GET", b"HEAD")
 LEFT = 499  # of a client that left before it was answered
 GUARDED = {"sparse", "dense"}
+TRACE_LINE = b"\r\ntraceparent: "
+TRACE_WITHIN = 1024  # bytes from a request's beginning
 # W3C Trace Context 1: version, trace id and parent id (not all zero), flags.
 TRACEPARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """An infer call that is answered later."""
+@dataclass(slots=True)
+class _Asked:
+    """An infer call on its way."""
 
     served: Served
-    inputs: InferRequest
     wire: Wire
     began: float
-    held_bytes: int
+    trace: bytes | None  # the client's
+    span: QuerySpan | None
+    held_bytes: int = 0  # of the budget
+    fault: str = ""
+
+    @property
+    def traceparent(self) -> bytes | None:
+        """The trace context to be passed on: the span's own, or the client's."""
+        return self.trace if self.span is None else self.span.traceparent
+
+
+def _log_trace(traceparent: bytes | None) -> dict[str, str]:
+    return {"trace_id": trace_id(traceparent)} if traceparent else {}
 
 
 class App:
@@ -66,6 +80,7 @@ class App:
         log: what it writes to.
         budget: of the memory that queries may hold.
         clock: the loop's time.
+        traces: what records queries; None: nothing does.
     """
 
     def __init__(
@@ -75,7 +90,9 @@ class App:
         log: Log,
         clock: Callable[[], float],
         budget: MemoryBudget,
+        traces: Traces | None = None,
     ) -> None:
+        self._traces = traces
         self.settings, self.metrics, self.log, self._clock = settings, metrics, log, clock
         self._budget = budget
         self.state: State = "loading"
@@ -163,7 +180,9 @@ class App:
         """Answer an infer call to `served` that came by `wire`."""
         metrics = self.metrics
         began = metrics.begin()
-        held_bytes = 0  # of the budget
+        trace = _trace(request)
+        span = self._traces.begin("infer", trace) if self._traces else None
+        asked = _Asked(served, wire, began, trace, span)
         metrics.bytes_received += len(request.body)
         try:
             self._admit(request)
@@ -171,17 +190,17 @@ class App:
             if served.fast_path is not None and wire is HTTP:
                 quick = self._answer_fast(served.fast_path, request)
                 if quick is not None:
-                    return self._done(quick, 200, began)
+                    return self._done(asked, quick, 200)
             inputs = wire.decode(request, served)
-            call = InferCall(inputs, request.arrived, deadline, _trace(request))
-            held_bytes = self._take_budget(served.memory_bytes(inputs))
+            call = InferCall(inputs, request.arrived, deadline, asked.traceparent, span)
+            asked.held_bytes = self._take_budget(served.memory_bytes(inputs))
             answer = served.infer(call)
             if not isinstance(answer, InferAnswer):
-                return self._later(_Waiting(served, inputs, wire, began, held_bytes), answer)
+                return self._later(asked, inputs, answer)
             response, status = self._encode(served, inputs, answer, wire), 200
         except Exception as error:  # whatever it is, the client gets an answer
-            response, status = self._refuse(error, wire)
-        return self._done(response, status, began, held_bytes)
+            response, status = self._refuse(error, asked)
+        return self._done(asked, response, status)
 
     def _take_budget(self, size: int) -> int:
         """Take `size` bytes of the budget, and return `size`. Raises ServeError if it has less."""
@@ -215,6 +234,8 @@ class App:
         """
         if not self._fast_paths or self._tokens or self.log.debugging or self.state == "failed":
             return None
+        if self._traces is not None and self._traced(buffer, begin, end):
+            return None
         began = self._clock()
         up = began - self._ready_at
         up_ms = int(up * 1e3) if up < UP_FOR_S else -1
@@ -230,6 +251,14 @@ class App:
         self.metrics.answered_at_once(began, gathers, received, json_bytes + partial_bytes)
         return answer, next_begin
 
+    def _traced(self, buffer: bytearray, begin: int, end: int) -> bool:
+        """Whether a request of the known form may have to be recorded."""
+        place = buffer.find(TRACE_LINE, begin, min(end, begin + TRACE_WITHIN))
+        if place < 0 or self._traces is None:
+            return False
+        found = TRACEPARENT.match(buffer, place + len(TRACE_LINE))
+        return found is not None and self._traces.wants(found[0])
+
     def _shows_secret(self, buffer: bytearray, begin: int, now: float, prefix: bytes) -> bool:
         """Whether a request of the known form begins with our secret.
 
@@ -242,16 +271,17 @@ class App:
         secret = self._secret.shown
         return hmac.compare_digest(buffer[begin : begin + len(secret)], secret)
 
-    async def _later(self, waiting: _Waiting, answer: Awaitable[InferAnswer]) -> Response:
-        served, inputs, wire = waiting.served, waiting.inputs, waiting.wire
+    async def _later(
+        self, asked: _Asked, inputs: InferRequest, answer: Awaitable[InferAnswer]
+    ) -> Response:
         try:
-            response, status = self._encode(served, inputs, await answer, wire), 200
+            response, status = self._encode(asked.served, inputs, await answer, asked.wire), 200
         except asyncio.CancelledError:
-            self._done(Response(LEFT), LEFT, waiting.began, waiting.held_bytes)
+            self._done(asked, Response(LEFT), LEFT)
             raise
         except Exception as error:  # as above
-            response, status = self._refuse(error, wire)
-        return self._done(response, status, waiting.began, waiting.held_bytes)
+            response, status = self._refuse(error, asked)
+        return self._done(asked, response, status)
 
     def _encode(
         self, served: Served, inputs: InferRequest, answer: InferAnswer, wire: Wire
@@ -262,22 +292,29 @@ class App:
                     raise QueryError(f"output {name} is not finite: an input is too large")
         return wire.encode(served, inputs, answer)
 
-    def _done(self, response: Response, status: int, began: float, held_bytes: int = 0) -> Response:
+    def _done(self, asked: _Asked, response: Response, status: int) -> Response:
         """Count an answer with `status`, and give back the budget that its query took."""
         metrics = self.metrics
-        self._budget.give(held_bytes)
+        self._budget.give(asked.held_bytes)
         metrics.bytes_sent += response.size
-        took = metrics.end(began, status)
-        up = began + took - self._ready_at
+        took = metrics.end(asked.began, status)
+        up = asked.began + took - self._ready_at
         if up < UP_FOR_S:
             response.headers = (*response.headers, (UP, b"%d" % max(0, int(up * 1e3))))
+        if asked.span is not None:
+            asked.span.end(
+                asked.fault or ("the client left" if status == LEFT else ""),
+                **{"http.response.status_code": status},
+            )
         if self.log.debugging:
-            self.log.debug("query", status=status, ms=round(took * 1e3, 3))
+            trace = _log_trace(asked.traceparent)
+            self.log.debug("query", status=status, ms=round(took * 1e3, 3), **trace)
         return response
 
-    def _refuse(self, error: Exception, wire: Wire) -> tuple[Response, int]:
-        failure = self._failure(error)
-        return wire.refuse(failure), failure.status
+    def _refuse(self, error: Exception, asked: _Asked) -> tuple[Response, int]:
+        failure = self._failure(error, asked.traceparent)
+        asked.fault = failure.message
+        return asked.wire.refuse(failure), failure.status
 
     def _admit(self, request: Request) -> None:
         """Raise ServeError unless the client may ask and there is room."""
@@ -321,7 +358,7 @@ class App:
             )
         return request.arrived + left_ms / 1e3
 
-    def _failure(self, error: Exception) -> Failure:
+    def _failure(self, error: Exception, traceparent: bytes | None = None) -> Failure:
         """What the client learns of `error`, which is counted."""
         if isinstance(error, QueryError):
             status, kind, message = 400, "query", str(error)
@@ -336,10 +373,11 @@ class App:
                 self.fail(str(error))
         else:
             status, kind, message = 500, "internal", "internal error: see the function's log"
-            self.log.error("a query failed", trace=error)
+            self.log.error("a query failed", trace=error, **_log_trace(traceparent))
         self.metrics.failed(kind)
         if status >= 500 and status != 503 and not isinstance(error, QueryError):
-            self.log.warning("a query was not answered", kind=kind, reason=str(error))
+            trace = _log_trace(traceparent)
+            self.log.warning("a query was not answered", kind=kind, reason=str(error), **trace)
         state = error.state if isinstance(error, VersionError) else self.state
         return Failure(status, kind, message, state if status == 503 and state != "ready" else "")
 

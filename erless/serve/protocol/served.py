@@ -12,6 +12,7 @@ from erless.dlrm._kernels import FastPath
 from erless.serve.files import MappedFile
 from erless.serve.protocol.infer import InferRequest
 from erless.serve.protocol.tensors import TensorSpec
+from erless.serve.traces import QuerySpan
 
 __all__ = ["InferAnswer", "InferCall", "Served"]
 
@@ -25,12 +26,14 @@ class InferCall:
         began: when the request arrived, in the loop's time.
         deadline: when its client stops waiting, in the loop's time.
         traceparent: the W3C trace context, to be passed on.
+        span: of the query, where it is traced.
     """
 
     request: InferRequest
     began: float
     deadline: float
     traceparent: bytes | None = None
+    span: QuerySpan | None = None
 
 
 @dataclass(slots=True)

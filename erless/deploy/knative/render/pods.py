@@ -205,6 +205,7 @@ def _where(settings: ClusterSettings, store: str) -> dict[str, str]:
         "ERLESS_SECRET_FILE": f"{SECRET_MOUNT}/{SECRET_KEY}",
         "ERLESS_STORE": store if store.startswith("s3://") else STORE_MOUNT,
         "ERLESS_LOG": "info",
+        **settings.traces.environment,
     }
     if store.startswith("s3://"):
         values["ERLESS_CACHE"] = CACHE_MOUNT

@@ -1,0 +1,153 @@
+"""Traces by OpenTelemetry: one query is one trace, from its client to every function it asked.
+
+The library is imported only where OTEL_EXPORTER_OTLP_ENDPOINT is set; the SDK reads its own
+variables (sampler, headers, delays). A gateway samples by its client's trace, or by the sampler
+where the client brings none; a function behind it records what the gateway records, and starts no
+trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from erless.serve.logs import Log
+from erless.serve.settings import Settings
+from erless.version import __version__
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span, Tracer
+
+__all__ = ["QuerySpan", "Traces", "open_traces", "trace_id"]
+
+SAMPLED = 1  # in a traceparent's flags
+FLUSH_MS = 2000  # at the end of a process
+Side = Literal["server", "client", "internal"]
+
+
+def trace_id(traceparent: bytes | None) -> str:
+    """The trace of a valid W3C traceparent, for logs; "" without one.
+
+    >>> trace_id(b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    '0af7651916cd43dd8448eb211c80319c'
+    """
+    return traceparent[3:35].decode("ascii") if traceparent else ""
+
+
+class QuerySpan:
+    """A part of a traced query: what it did, and when.
+
+    Args:
+        tracer: makes its children.
+        span: OpenTelemetry's, which records.
+    """
+
+    __slots__ = ("_span", "_tracer", "traceparent")
+
+    def __init__(self, tracer: Tracer, span: Span) -> None:
+        self._tracer, self._span = tracer, span
+        context = span.get_span_context()
+        self.traceparent = b"00-%032x-%016x-%02x" % (
+            context.trace_id,
+            context.span_id,
+            int(context.trace_flags),
+        )
+
+    def child(self, name: str, side: Side, **attributes: Any) -> QuerySpan:
+        """A part of this part."""
+        from opentelemetry.trace import set_span_in_context
+
+        span = _start(self._tracer, name, side, set_span_in_context(self._span), attributes)
+        return QuerySpan(self._tracer, span)
+
+    def event(self, name: str, **attributes: Any) -> None:
+        """Something happened now."""
+        self._span.add_event(name, attributes)
+
+    def end(self, fault: str = "", **attributes: Any) -> None:
+        """It is over; `fault`: why it failed. Only the first end counts."""
+        if not self._span.is_recording():
+            return
+        from opentelemetry.trace import StatusCode
+
+        self._span.set_attributes(attributes)
+        if fault:
+            self._span.set_status(StatusCode.ERROR, fault)
+        self._span.end()
+
+
+class Traces:
+    """Begins the spans of one function's queries.
+
+    Args:
+        provider: of the SDK.
+        roots: whether a query that brings no trace may begin one.
+    """
+
+    def __init__(self, provider: TracerProvider, roots: bool) -> None:
+        self._provider, self._roots = provider, roots
+        self._tracer = provider.get_tracer("erless", __version__)
+
+    def wants(self, traceparent: bytes | None) -> bool:
+        """Whether a query that brings `traceparent` (valid, or None) may be recorded."""
+        if traceparent is None:
+            return self._roots
+        return bool(int(traceparent[-2:], 16) & SAMPLED)
+
+    def begin(self, name: str, traceparent: bytes | None) -> QuerySpan | None:
+        """The span of a query that has come; None where it is not sampled."""
+        if not self.wants(traceparent):
+            return None
+        span = _start(self._tracer, name, "server", _context(traceparent), {})
+        return QuerySpan(self._tracer, span) if span.is_recording() else None
+
+    def close(self) -> None:
+        """Export what is left, within FLUSH_MS. Blocks."""
+        self._provider.force_flush(FLUSH_MS)
+
+
+def _start(
+    tracer: Tracer, name: str, side: Side, context: Any, attributes: Mapping[str, Any]
+) -> Span:
+    from opentelemetry.trace import SpanKind
+
+    return tracer.start_span(name, context, SpanKind[side.upper()], attributes)
+
+
+def _context(traceparent: bytes | None) -> Any:
+    """The remote parent that a client names."""
+    from opentelemetry.context import Context
+    from opentelemetry.trace import (
+        NonRecordingSpan,
+        SpanContext,
+        TraceFlags,
+        set_span_in_context,
+    )
+
+    if traceparent is None:
+        return Context()
+    _, trace, parent, flags = traceparent.split(b"-")
+    remote = SpanContext(int(trace, 16), int(parent, 16), True, TraceFlags(int(flags, 16)))
+    return set_span_in_context(NonRecordingSpan(remote), Context())
+
+
+def open_traces(settings: Settings, log: Log) -> Traces | None:
+    """What records traces; None where no collector is named, or the library is missing."""
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        log.warning(
+            f"OTEL_EXPORTER_OTLP_ENDPOINT is set and {error.name} is not installed: no traces; "
+            "pip install 'erless[otel]'"
+        )
+        return None
+    attributes = {"service.name": f"erless-{settings.kind}", "erless.digest": settings.digest}
+    provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return Traces(provider, roots=settings.kind in ("gateway", "monolith"))
