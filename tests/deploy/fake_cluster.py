@@ -426,6 +426,9 @@ class _Handler(BaseHTTPRequestHandler):
             attributes = body["spec"]["resourceAttributes"]
             allowed = (attributes["verb"], attributes["resource"]) not in cluster.denied
             return self._answer(201, {"status": {"allowed": allowed}})
+        if path.endswith("/eviction"):
+            cluster.remove(key)
+            return self._answer(201, {"kind": "Status"})
         if self.command == "POST":
             key = (key[0], key[1], body["metadata"]["name"])
             if key in cluster.objects:

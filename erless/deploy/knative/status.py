@@ -23,7 +23,7 @@ from erless.deploy.target import FunctionState, FunctionStatus, Status
 from erless.errors import DeployError, NotDeployedError
 from erless.specs.functions import FunctionKind
 
-__all__ = ["function_name", "quantity", "read_status"]
+__all__ = ["function_name", "pod_serves", "quantity", "read_status"]
 
 Object = dict[str, Any]
 Samples = dict[str, float]
@@ -78,9 +78,9 @@ def read_status(api: Api, namespace: str) -> Status:
     scalers, _ = api.list(POD_AUTOSCALER, namespace, names.OWNED)
     scale = {scaler["metadata"]["name"]: scaler.get("status", {}) for scaler in scalers}
     used = _used_memory(api, namespace)
-    rates = _rates(api, namespace, [pod for pod in pods if _is_ready(pod)])
+    rates = _rates(api, namespace, [pod for pod in pods if pod_serves(pod)])
     called = _called(api, namespace, record)
-    events = read_events(api, namespace) if any(not _is_ready(pod) for pod in pods) else []
+    events = read_events(api, namespace) if any(not pod_serves(pod) for pod in pods) else []
     functions = []
     for service in services:
         is_gateway = service["metadata"]["name"] == names.GATEWAY
@@ -150,7 +150,8 @@ def _pods_of(pods: list[Object], service: Object, revision: str) -> list[Object]
     return [pod for pod in pods if pod["metadata"]["labels"].get(SERVICE_LABEL) == name]
 
 
-def _is_ready(pod: Object) -> bool:
+def pod_serves(pod: Object) -> bool:
+    """Whether a pod serves, and is not leaving."""
     return condition(pod, "Ready").get("status") == "True" and not _leaving(pod)
 
 
@@ -170,7 +171,7 @@ def _function(
     meta = service["metadata"]
     labels = meta["labels"]
     staying = [pod for pod in pods if not _leaving(pod)]
-    ready = sum(_is_ready(pod) for pod in pods)
+    ready = sum(pod_serves(pod) for pod in pods)
     wanted = max(int(scale.get("desiredScale") or 0), 0)
     state, reason = _state(service, pods, events, ready, wanted)
     measured = [rates[pod["metadata"]["name"]] for pod in pods if pod["metadata"]["name"] in rates]

@@ -11,6 +11,7 @@ from erless.deploy.infra import read_infra
 from erless.deploy.knative.cluster_settings import ClusterSettings, resolve_settings
 from erless.deploy.knative.diff import compare
 from erless.deploy.knative.dry_run import DryRun
+from erless.deploy.knative.faults import KnativeFaults
 from erless.deploy.knative.gateway_record import (
     GatewayRecord,
     read_record,
@@ -99,6 +100,10 @@ class KnativeTarget:
     @property
     def _namespace(self) -> str:
         return self._settings.options.namespace
+
+    def faults(self) -> KnativeFaults:
+        """The ways to break this deployment on purpose. Raises NotDeployedError."""
+        return KnativeFaults(self.api, self._namespace)
 
     def objects(self, desired: Desired) -> Rendered:
         """Exactly what `deploy` applies: a namespace that is somebody else's is left alone."""
