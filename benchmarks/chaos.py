@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from erless.deploy.desired_release import load_desired  # noqa: E402
+from erless.deploy.local.faults import LocalReplica  # noqa: E402
 from erless.deploy.local.supervisor.client import call  # noqa: E402
 from erless.deploy.local.supervisor.folder.locks import WATCHDOG_LOCK, lock_holder  # noqa: E402
 from erless.deploy.local.supervisor.folder.state_folder import StateFolder  # noqa: E402
@@ -53,6 +54,7 @@ from erless.errors import ErlessError  # noqa: E402
 from erless.pack.packer import Packer  # noqa: E402
 from erless.progress import Silent  # noqa: E402
 from erless.serve.protocol.client import QueryClient  # noqa: E402
+from erless.specs.churn import FaultKind  # noqa: E402
 from erless.specs.config import Config, LocalConfig, TargetsConfig  # noqa: E402
 from erless.specs.plan import Plan, Scaling  # noqa: E402
 from erless.specs.stored import load_shard  # noqa: E402
@@ -166,6 +168,7 @@ class Site:
         self.target = LocalTarget(Config(targets=TargetsConfig(local=options)))
         desired = load_desired(str(made.store), made.digest)
         self.url = self.target.deploy(desired, Silent(), HEAL_S).url
+        self.faults = self.target.faults()
         file, model = QueryFile(made.queries), Monolith.load(made.bundle)
         self.queries = [file[index] for index in range(len(file))]
         self.expected = [model.predict(query) for query in self.queries]
@@ -181,15 +184,9 @@ class Site:
             folder.close()
         return facts
 
-    def replicas(self, name: str) -> list[int]:
-        """Process ids of a function's replicas."""
-        facts = self.facts() or {"functions": []}
-        return [
-            int(replica["pid"])
-            for function in facts["functions"]
-            if function["name"] == name
-            for replica in function["replicas"]
-        ]
+    def replica(self, name: str) -> LocalReplica:
+        """A function's first replica."""
+        return next(found for found in self.faults.replicas() if found.function == name)
 
     def problem(self) -> str:
         """Why the deployment is not whole; empty where it is."""
@@ -276,11 +273,11 @@ def _nothing() -> None:
     """There is nothing to let go of."""
 
 
-def _signal_one(name: str, number: signal.Signals) -> Callable[[Site], Release]:
-    """Send a signal to one replica of a function."""
+def _break_one(name: str, kind: FaultKind) -> Callable[[Site], Release]:
+    """Break one replica of a function, as a drill does."""
 
     def inject(site: Site) -> Release:
-        os.kill(site.replicas(name)[0], number)
+        site.faults.inject(kind, site.replica(name))
         return _nothing
 
     return inject
@@ -328,7 +325,7 @@ def _fill_disk(site: Site) -> Release:
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-    os.kill(site.replicas("hot")[0], signal.SIGKILL)
+    site.faults.inject(FaultKind.KILL, site.replica("hot"))
     return filler.unlink
 
 
@@ -336,7 +333,7 @@ def _remove_store(site: Site) -> Release:
     """The store is not there; a shard dies meanwhile, and cannot start."""
     aside = site.store.with_name("store-aside")
     site.store.rename(aside)
-    os.kill(site.replicas("cold")[0], signal.SIGKILL)
+    site.faults.inject(FaultKind.KILL, site.replica("cold"))
 
     def give_back() -> None:
         aside.rename(site.store)
@@ -382,7 +379,7 @@ def _exhaust_descriptors(site: Site) -> Release:
     """A gateway and a shard have no descriptors left for new connections."""
     limited = {
         pid: resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        for pid in (site.replicas("gateway")[0], site.replicas("hot")[0])
+        for pid in (site.replica("gateway").pid, site.replica("hot").pid)
     }
     for pid, (_, hard) in limited.items():
         used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
@@ -410,10 +407,10 @@ class Fault:
 
 
 FAULTS = (
-    Fault("kill a shard", _signal_one("hot", signal.SIGKILL), copies=True),
-    Fault("stop a shard", _signal_one("cold", signal.SIGSTOP), copies=True),
-    Fault("kill a gateway", _signal_one("gateway", signal.SIGKILL), copies=False),
-    Fault("stop a gateway", _signal_one("gateway", signal.SIGSTOP), copies=False),
+    Fault("kill a shard", _break_one("hot", FaultKind.KILL), copies=True),
+    Fault("stop a shard", _break_one("cold", FaultKind.HANG), copies=True),
+    Fault("kill a gateway", _break_one("gateway", FaultKind.GATEWAY), copies=False),
+    Fault("stop a gateway", _break_one("gateway", FaultKind.HANG), copies=False),
     Fault("kill the zygote", _kill_zygote, copies=True),
     Fault("kill the supervisor", _signal_supervisor(signal.SIGKILL), copies=True),
     Fault("stop the supervisor", _signal_supervisor(signal.SIGSTOP), copies=True),

@@ -50,8 +50,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def make(folder: Path, rows: int, shards: int) -> tuple[Path, Path, Path]:
+def make(
+    folder: Path, rows: int, shards: int, min_replicas: int | None = None
+) -> tuple[Path, Path, Path]:
     """RM1 with its profile, cut into `shards` remote shards: bundle, store, expected answers."""
+    floor = () if min_replicas is None else ("--min-replicas", min_replicas)
     model, profile, plan, store = (folder / name for name in ("m", "p", "plan.json", "store"))
     erless("example", "rm1", "--rows", rows, "--out", model)
     erless("profile", "--model", model, "--log", model / "access.parquet", "--out", profile)
@@ -65,6 +68,7 @@ def make(folder: Path, rows: int, shards: int) -> tuple[Path, Path, Path]:
         shards,
         "--traffic",
         "4x",
+        *floor,
         "--out",
         plan,
     )
@@ -77,7 +81,9 @@ def make(folder: Path, rows: int, shards: int) -> tuple[Path, Path, Path]:
 
 
 @contextmanager
-def ray_serve(python: str, store: Path, folder: Path, *, tuned: bool) -> Iterator[System]:
+def ray_serve(
+    python: str, store: Path, folder: Path, *, tuned: bool, replicas: int = 1
+) -> Iterator[System]:
     """The same split in Ray Serve; `tuned`: with its own setting for throughput."""
     folder = folder / ("tuned" if tuned else "plain")
     folder.mkdir()
@@ -93,6 +99,8 @@ def ray_serve(python: str, store: Path, folder: Path, *, tuned: bool) -> Iterato
         release,
         "--port",
         str(port),
+        "--replicas",
+        str(replicas),
     ]
     environment = {
         **os.environ,

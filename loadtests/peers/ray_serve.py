@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--store", required=True)
     parser.add_argument("--release", required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--replicas", type=int, default=1, help="of each deployment")
     options = parser.parse_args()
     source = Source(options.store)
     release = load_release(source.open(), options.release)
@@ -138,10 +139,13 @@ def main() -> None:
         number: shard for number, shard in enumerate(release.shards) if shard in release.remote
     }
     shards = [
-        Shard.options(name=shard.name).bind(options.store, shard.digest)
+        Shard.options(name=shard.name, num_replicas=options.replicas).bind(
+            options.store, shard.digest
+        )
         for shard in remote.values()
     ]
-    app = Gateway.bind(options.store, options.release, list(remote), *shards)
+    gateway = Gateway.options(num_replicas=options.replicas)
+    app = gateway.bind(options.store, options.release, list(remote), *shards)
     serve.run(app, name="rm", route_prefix="/")
     print(
         json.dumps({"message": "ready", "port": options.port, "ray": ray.__version__}), flush=True

@@ -44,8 +44,8 @@ AWAKE_S = 30.0  # after an answer; no target scales an idle function to zero soo
 REFUSED_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # after each refusal; then it is an error
 # One connection is replaced so often, where so many calls were answered meanwhile (0.2 ms of CPU
 # for both ends, as for one call): a replica that joins gets its first calls then.
-RENEW_S = 0.25
-RENEW_CALLS = 32
+RENEW_S = 0.5
+RENEW_CALLS = 128
 DISTRUSTED_S = 1.0  # a connection closes so long after it was found silent
 BATCH_BYTES = 32 << 10  # of requests that share a write: some 0.2 ms of work for one replica
 
