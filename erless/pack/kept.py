@@ -43,6 +43,11 @@ class KeptShards:
                 raise PlanError(
                     f"the plan keeps shards of release {digest[:12]}, which is of another bundle"
                 )
+            if release.folds is not None:
+                raise PlanError(
+                    f"the plan keeps shards of release {digest[:12]}, into which generations were "
+                    "folded: its rows are not the bundle's"
+                )
             self._releases[digest] = release, HeldRows(self._store, release)
         return self._releases[digest]
 

@@ -46,7 +46,7 @@ def drift(
         for line in live.heat.warnings:
             note(f"warning: {line}")
         found = live.drift()
-        better = live.replan(Tolerance()) if plan else None
+        better = live.replan(Tolerance()) if plan and live.release.folds is None else None
         digest = live.release.digest
     lines = [*found.lines(), *(_saving(found, better) if better else [])]
     document: dict[str, Any] = {

@@ -81,8 +81,20 @@ class LivePlan:
         return compare(self.planner, self.plan, Seen(*lately), self.options.tolerance)
 
     def replan(self, tolerance: Tolerance) -> Replan:
-        """The plan to change to. Errors as `erless.plan.live.replan.replan`."""
+        """The plan to change to. Errors as `erless.plan.live.replan.replan`.
+
+        Raises:
+            PlanError: generations were folded into the release: the bundle does not have its rows.
+        """
+        from erless.errors import PlanError
         from erless.plan.live.replan import replan
+
+        if self.release.folds is not None:
+            raise PlanError(
+                f"generations were folded into release {self.release.digest[:12]}, so that its "
+                "rows are not the bundle's: plan and pack a newer bundle with `erless profile "
+                "--live`, `erless plan --profile live` and `erless pack`"
+            )
         from erless.specs.placement import HeldRows
 
         held = HeldRows(self.store, self.release)
@@ -125,6 +137,7 @@ def live_plan(options: LiveOptions, requested: Mapping[str, Any]) -> Iterator[Li
     bundle = BundleManifest.parse(
         store.read(release.bundle.path), f"{store.url}/{release.bundle.path}"
     )
+    bundle = bundle.model_copy(update={"model": release.model})  # tables may have grown since
     request = request_like(plan, requested, config)
     heat = read_live(store, release)
     with tempfile.TemporaryDirectory(prefix="erless-live-") as temporary:

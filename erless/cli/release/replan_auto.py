@@ -103,7 +103,7 @@ def _look(
             return document, source
         auto.put_off(now_s)
         if newest_generation(live.store, live.release.digest) is not None:
-            reason = "the release has generations, which a new one would not: pack them first"
+            reason = "the release has generations, which a new one would not: train a bundle first"
             return document | {"decision": "put off", "reason": reason}, source
         written = write(live)
         if written is None:

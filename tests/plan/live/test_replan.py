@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,12 @@ import pytest
 from erless.cli.release.live_inputs import LiveOptions, live_plan
 from erless.dlrm.reference import Monolith
 from erless.errors import PlanError
+from erless.pack.generations.changes import TableChanges
+from erless.pack.generations.compact import compact
+from erless.pack.generations.publish import Publisher
 from erless.pack.inventory import prune, verify
 from erless.plan.live.drift import Drift
+from erless.plan.live.replan import Tolerance
 from erless.plan.source import profile_tables
 from erless.serve.protocol.client import QueryClient
 from erless.specs.bundle import BundleManifest
@@ -166,3 +172,27 @@ def test_a_plan_that_keeps_what_is_not_there_is_refused(tmp_path: Path) -> None:
         plan.save(tmp_path / "kept.json")
         with pytest.raises(PlanError, match=reason):
             pack(planned.bundle, planned.profile, tmp_path / "kept.json", planned.store)
+
+
+def test_rows_that_the_bundle_does_not_have_are_not_planned_anew(tmp_path: Path) -> None:
+    traffic = Traffic(drifting_model(3_000))
+    planned = plan_and_pack(tmp_path, traffic)
+    store = open_store(planned.store)
+    with closing(Publisher(store, planned.release.digest)) as publisher:
+        publisher.publish([TableChanges("item", np.array([1]), np.ones((1, 8), np.float32))])
+    folded = compact(store, planned.release.digest).release
+    heat = Gateway(replace(planned, release=folded))
+    heat.serve(traffic, 60.0)
+    options = LiveOptions(store=planned.store, release=folded.digest, profile=planned.profile)
+    with (
+        live_plan(options, {"shards": 2, "resident_share": 0.7}) as live,
+        pytest.raises(PlanError, match="generations were folded into release"),
+    ):
+        live.replan(Tolerance())
+    fields = planned.plan.model_dump(mode="json")
+    fields["shards"][1]["kept"] = {"release": folded.digest, "digest": folded.shards[1].digest}
+    for stamped in ("kind", "schema_version", "digest"):
+        del fields[stamped]
+    Plan.create(**fields).save(tmp_path / "kept.json")
+    with pytest.raises(PlanError, match="folded"):
+        pack(planned.bundle, planned.profile, tmp_path / "kept.json", planned.store)
