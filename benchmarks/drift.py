@@ -13,8 +13,9 @@ rows change places with others, and `erless drift --no-plan` is asked until its 
 `day`: a plan of two shards with 80 % of the gathers in the gateway. Every hour a share of the
 hottest 2 % of the rows changes places with rows from anywhere. What a gateway samples of it goes
 through the same sketches, drift, decisions and replans as deployed; each hour of each way to go on
-is simulated (`erless.observe.simulator`) with the real rates of replicas: a shard with more gathers
-per query than it was planned for answers fewer queries/s, and its autoscaler does not know.
+is simulated for 15 minutes (`erless.observe.simulator`) with the real rates of replicas: a shard
+with more gathers per query than it was planned for answers fewer queries/s, and its autoscaler does
+not know.
 """
 
 from __future__ import annotations
@@ -67,9 +68,10 @@ Floats = NDArray[np.float64]
 Routes = NDArray[np.uint8]
 
 ALPHA = np.log(0.9) / np.log(0.1)  # of the power law whose hottest tenth takes 90 %
-TABLES, ROWS, DIM, POOLING, BATCH = 8, 400_000, 64, 40, 32
+TABLES, ROWS, DIM, POOLING, BATCH = 8, 100_000, 64, 40, 32
 HOUR_S, HOURS, LOOKS = 3600.0, 24, 4  # looks at the drift in an hour
-SAMPLED = 600  # queries of an hour
+SAMPLED = 200  # queries of an hour
+SIMULATED_S = 900.0  # of each hour, and taken for all of it
 HALF_LIFE_S = 1800.0
 SLA_MS = 60.0
 NIGHT = 3  # o'clock
@@ -305,15 +307,16 @@ class Way:
             *(shard.replicas for shard in plan.shards[1:]),
         ]
         running = as_it_runs(self.deployed, planner, world, placed)
-        traffic = parse_traffic(f"constant:{plan.qps:g}", HOUR_S)
+        traffic = parse_traffic(f"constant:{plan.qps:g}", SIMULATED_S)
         done = run_simulation(running, traffic, Terms(), node_of(running, None), seed=hour)
         result = write_simulation(
             folder / f"{self.name}-{hour}", done, title=self.name, sla_ms=SLA_MS, overwrite=True
         )
         self.placed = [int(number) for number in done.trace.placed[-1]]
         self.usd += done.usd_per_month / 730.0
-        self.queries += result.queries
-        self.late += (result.late_share or 0.0) * result.queries
+        queries = round(result.queries * HOUR_S / SIMULATED_S)
+        self.queries += queries
+        self.late += (result.late_share or 0.0) * queries
         placement = shares_of(self.deployed, world)
         self.resident.append(float(placement.shares[0].mean()))
         self._decide(hour, world)
