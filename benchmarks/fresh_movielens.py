@@ -288,6 +288,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # small layers gain nothing from more
     with tempfile.TemporaryDirectory(prefix="erless-movielens-") as folder:
         document = run(options, Path(folder))
     print(markdown(document) if options.markdown else json.dumps(document, indent=2))

@@ -74,6 +74,7 @@ class Patch:
     def __new__(
         cls,
         row_bytes: int,
+        stored: int,
         chunks: tuple[_Array, ...],
         keys: _Array,
         numbers: _Array,

@@ -219,7 +219,10 @@ class DiskShard:
         other.tables = other.shape.tables
         other._changes = self._pooler.changed(
             tuple(
-                (patch.kernel(part.precision.row_bytes(part.table.dim)), patch.table_rows)
+                (
+                    patch.kernel(part.precision.row_bytes(part.table.dim), part.index.stored),
+                    patch.table_rows,
+                )
                 for patch, part in zip(patches, self._slices, strict=True)
             )
         )

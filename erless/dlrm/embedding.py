@@ -178,7 +178,9 @@ class EmbeddingShard:
                     stored.table.dim,
                     PRECISION_CODES[stored.precision],
                     POOLING_CODES[stored.table.pooling],
-                    stored.patch.kernel(stored.row_bytes) if stored.patch else None,
+                    stored.patch.kernel(stored.row_bytes, len(stored.rows))
+                    if stored.patch
+                    else None,
                     stored.index.rows,
                 )
                 for stored in slices

@@ -121,7 +121,7 @@ class SlicePatch:
         """How many rows differ."""
         return len(self.keys)
 
-    def kernel(self, row_bytes: int) -> _kernels.Patch:
-        """The patch as the kernels look it up; stored rows have `row_bytes` each."""
+    def kernel(self, row_bytes: int, stored: int) -> _kernels.Patch:
+        """The patch as the kernels look it up: beside `stored` rows of `row_bytes` each."""
         flat = tuple(chunk.reshape(-1).view(np.uint8) for chunk in self.chunks)
-        return _kernels.Patch(row_bytes, flat, self.keys, self.numbers, self.places)
+        return _kernels.Patch(row_bytes, stored, flat, self.keys, self.numbers, self.places)

@@ -159,15 +159,17 @@ def test_rows_at_home_are_changed_as_well(
 def test_a_patch_takes_nothing_that_is_not_there() -> None:
     chunk = np.zeros(12, np.uint8)
     key, number, place = np.zeros(1, np.int64), np.zeros(1, np.int32), np.zeros(1, np.int64)
-    assert _kernels.Patch(4, (chunk,), key, number, place + 2).rows == 1
+    assert _kernels.Patch(4, 1, (chunk,), key, number, place + 2).rows == 1
     for wrong in [
-        (4, (chunk,), key, number, place + 3),
-        (4, (chunk,), key, number, place - 1),
-        (4, (chunk,), key, number + 1, place),
-        (4, (chunk,), key, number - 1, place),
-        (4, (chunk,), key + 2**62, number, place),
-        (0, (chunk,), key, number, place),
-        (4, (chunk,), key, number[:0], place),
+        (4, 1, (chunk,), key, number, place + 3),
+        (4, 1, (chunk,), key, number, place - 1),
+        (4, 1, (chunk,), key, number + 1, place),
+        (4, 1, (chunk,), key, number - 1, place),
+        (4, 1, (chunk,), key + 1, number, place),
+        (4, 1, (chunk,), key + 2**62, number, place),
+        (0, 1, (chunk,), key, number, place),
+        (4, 1, (chunk,), key, number[:0], place),
+        (4, -1, (chunk,), key, number, place),
     ]:
         with pytest.raises(ValueError):
             _kernels.Patch(*wrong)

@@ -42,7 +42,7 @@ static inline void make_patch(input_t *input, slice_t *slice, int64_t t, const u
     patch_t *patch = &owned->patch;
     int64_t local = 0;
     owned->rows = exactly((size_t)(slice->table_rows * slice->row_bytes));
-    REQUIRE(patch_open(patch, slice->table_rows));
+    REQUIRE(patch_open(patch, slice->table_rows, slice->stored, slice->row_bytes));
     for (int64_t id = 0; id < slice->table_rows; id++) {
         if (stored != NULL && !stored[id]) continue;
         const int64_t at = local++ * slice->row_bytes;

@@ -213,16 +213,27 @@ bag_fn bag_function(const slice_t *slice) {
     return sets[set].bags[slice->precision][mode];
 }
 
-/* Set ptrs[i] to the address of the stored row of ids[i]. Returns the first i that is not stored,
- * or -1. */
+/* Which rows of a query were replaced: `count` of them, `which` has room for all. */
+typedef struct {
+    int32_t *which;
+    int64_t count;
+} replaced_t;
+
+/* Set ptrs[i] to the address of the stored row of ids[i]; where `replaced` is no NULL, the slice
+ * has a patch, and those that it replaces are listed. Returns the first i that is not stored, or
+ * -1. */
 static ALWAYS_INLINE int64_t locate(const slice_t *slice, const ids_t *ids, int64_t begin,
-                                    int64_t n, const int wide, const uint8_t **ptrs) {
+                                    int64_t n, const int wide, const uint8_t **ptrs,
+                                    replaced_t *replaced) {
     const uint64_t rows = (uint64_t)slice->indexed;
     const int64_t *const far = (const int64_t *)ids->data + begin;
     const int32_t *const near = (const int32_t *)ids->data + begin;
-    for (int64_t i = 0; i < n; i++) {
+    const patch_t *const patch = replaced ? slice->patch : NULL;
+    int32_t *which = replaced ? replaced->which : NULL;
+    int64_t count = 0, i = 0;
+    for (; i < n; i++) {
         const uint64_t id = (uint64_t)(wide ? far[i] : near[i]);
-        if (id >= rows) return i;
+        if (id >= rows) break;
         if (slice->blocks && i + AHEAD < n) { /* an id that is no row is named when it comes */
             const uint64_t next = (uint64_t)(wide ? far[i + AHEAD] : near[i + AHEAD]);
             if (next < rows) __builtin_prefetch(slice->blocks + INDEX_WORDS * (next / INDEX_ROWS));
@@ -231,40 +242,60 @@ static ALWAYS_INLINE int64_t locate(const slice_t *slice, const ids_t *ids, int6
         if (slice->blocks) {
             local = index_local(slice->blocks, id);
             /* a damaged index must not become a wild read */
-            if ((uint64_t)local >= (uint64_t)slice->stored) return i;
+            if ((uint64_t)local >= (uint64_t)slice->stored) break;
         }
         ptrs[i] = slice->rows + local * slice->row_bytes;
+        if (replaced) { /* stored always: telling costs no mispredicted branch */
+            which[count] = (int32_t)i;
+            count += patch_replaces(patch, local);
+        }
     }
-    return -1;
+    if (replaced) replaced->count = count;
+    return i < n ? i : -1;
+}
+
+static ALWAYS_INLINE int64_t locate_each(const slice_t *slice, const ids_t *ids, int64_t begin,
+                                         int64_t n, const uint8_t **ptrs, replaced_t *replaced) {
+    if (replaced == NULL)
+        return ids->wide ? locate(slice, ids, begin, n, 1, ptrs, NULL)
+                         : locate(slice, ids, begin, n, 0, ptrs, NULL);
+    return ids->wide ? locate(slice, ids, begin, n, 1, ptrs, replaced)
+                     : locate(slice, ids, begin, n, 0, ptrs, replaced);
 }
 
 #if defined(__x86_64__)
 POPCNT static int64_t locate_popcnt(const slice_t *slice, const ids_t *ids, int64_t begin,
-                                    int64_t n, const uint8_t **ptrs) {
-    return ids->wide ? locate(slice, ids, begin, n, 1, ptrs)
-                     : locate(slice, ids, begin, n, 0, ptrs);
+                                    int64_t n, const uint8_t **ptrs, replaced_t *replaced) {
+    return locate_each(slice, ids, begin, n, ptrs, replaced);
 }
 #endif
 
 static int64_t locate_any(const slice_t *slice, const ids_t *ids, int64_t begin, int64_t n,
-                          const uint8_t **ptrs) {
-    return ids->wide ? locate(slice, ids, begin, n, 1, ptrs)
-                     : locate(slice, ids, begin, n, 0, ptrs);
+                          const uint8_t **ptrs, replaced_t *replaced) {
+    return locate_each(slice, ids, begin, n, ptrs, replaced);
 }
 
 static int64_t locate_some(const slice_t *slice, const ids_t *ids, int64_t begin, int64_t n,
-                           const uint8_t **ptrs) {
+                           const uint8_t **ptrs, replaced_t *replaced) {
 #if defined(__x86_64__)
-    if (HAS_POPCNT) return locate_popcnt(slice, ids, begin, n, ptrs);
+    if (HAS_POPCNT) return locate_popcnt(slice, ids, begin, n, ptrs, replaced);
 #endif
-    return locate_any(slice, ids, begin, n, ptrs);
+    return locate_any(slice, ids, begin, n, ptrs, replaced);
 }
 
-/* The same where a generation has changed or added rows. */
+static int is_patched(const slice_t *slice) {
+    return slice->patch && slice->patch->replacing;
+}
+
+/* The same where a generation has changed or added rows; `which` has room for `n` numbers where it
+ * has changed some. */
 static int64_t find_rows(const slice_t *slice, const ids_t *ids, int64_t begin, int64_t n,
-                         const uint8_t **ptrs) {
+                         const uint8_t **ptrs, int32_t *which) {
+    replaced_t replaced = {which, 0}, *const wanted = is_patched(slice) ? &replaced : NULL;
     for (int64_t done = 0; done < n; done++) {
-        const int64_t bad = locate_some(slice, ids, begin + done, n - done, ptrs + done);
+        const int64_t bad = locate_some(slice, ids, begin + done, n - done, ptrs + done, wanted);
+        if (replaced.count)
+            patch_replace(slice->patch, slice->rows, ptrs + done, which, replaced.count);
         if (bad < 0) break;
         done += bad; /* no stored row: perhaps an added one */
         const int64_t id = id_at(ids, begin + done);
@@ -272,7 +303,6 @@ static int64_t find_rows(const slice_t *slice, const ids_t *ids, int64_t begin, 
         ptrs[done] = patch_find(slice->patch, patch_key_added(id));
         if (ptrs[done] == NULL) return done;
     }
-    if (slice->patch && slice->patch->replacing) patch_rows(slice->patch, slice->rows, ptrs, n);
     return -1;
 }
 
@@ -369,18 +399,21 @@ static void pool_into(target_t *target, const slice_t *slice, int64_t s, const b
 int64_t pool(const slice_t *slices, const ids_t *values, const float *weights, const bags_t *bags,
              float *out, int64_t stride, const int64_t *columns, int packed, fault_t *fault) {
     const int64_t count = bags->tables;
-    int64_t most = 0, begin = 0;
+    int64_t most = 0, begin = 0, patched = 0;
     if (!pool_fits(slices, values->size, weights, bags, fault)) return 0;
     for (int64_t s = 0; s < count; s++) {
         const int64_t size = ids_in(bags, s);
         most = size > most ? size : most;
+        patched |= is_patched(&slices[s]);
     }
-    const uint8_t **rows = malloc(sizeof(*rows) * (size_t)(most + AHEAD));
+    const size_t room = (size_t)(most + AHEAD), numbers = patched ? (size_t)most : 0;
+    const uint8_t **rows = malloc(sizeof(*rows) * room + sizeof(int32_t) * numbers);
+    int32_t *which = rows && patched ? (int32_t *)(void *)(rows + room) : NULL;
     target_t target = {out, parts_for(slices, count), columns, stride, 0, packed};
     if (rows == NULL || target.parts == NULL) fault->kind = FAULT_MEMORY;
     for (int64_t s = 0; s < count && !fault->kind; s++) {
         const slice_t *slice = &slices[s];
-        const int64_t n = ids_in(bags, s), bad = find_rows(slice, values, begin, n, rows);
+        const int64_t n = ids_in(bags, s), bad = find_rows(slice, values, begin, n, rows, which);
         if (bad >= 0) {
             *fault = id_fault(slice, s, values, begin, lengths_in(bags, s), bad);
             break;

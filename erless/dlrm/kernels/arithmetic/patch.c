@@ -40,10 +40,10 @@ const uint8_t *patch_find(const patch_t *patch, int64_t key) {
 
 enum { BLOCK = 512, AHEAD = 4 }; /* pointers at a time; slots fetched ahead */
 
-/* Look up those of a block's pointers that the filter lets through. Nothing is decided before all
- * are known, so that few branches are mispredicted. */
-static void replace_rows(const patch_t *patch, const uint8_t *rows, const uint8_t **pointers,
-                         const int32_t *maybe, int64_t count) {
+/* Look up those of some pointers that a bit lets through. Nothing is decided before all are known,
+ * so that few branches are mispredicted. */
+void patch_replace(const patch_t *patch, const uint8_t *rows, const uint8_t **pointers,
+                   const int32_t *maybe, int64_t count) {
     const int shift = 64 - patch->slot_bits;
     for (int64_t k = 0; k < count; k++) {
         if (k + AHEAD < count) {
@@ -115,19 +115,20 @@ void patch_rows(const patch_t *patch, const uint8_t *rows, const uint8_t **point
         const int64_t size = n < BLOCK ? n : BLOCK;
         const int64_t count = HAS_AVX512 ? filter_512(patch, rows, pointers, size, maybe)
                                          : filter_any(patch, rows, pointers, 0, size, maybe);
-        replace_rows(patch, rows, pointers, maybe, count);
+        patch_replace(patch, rows, pointers, maybe, count);
     }
 }
 
-int patch_open(patch_t *patch, int64_t count) {
-    *patch = (patch_t){0};
+int patch_open(patch_t *patch, int64_t count, int64_t stored, int64_t row_bytes) {
+    *patch = (patch_t){.row_bytes = row_bytes};
     patch->slot_bits = bits_for(2 * count);
     patch->filter_bits = bits_for(count << PATCH_FILTER);
     if (patch->filter_bits > 31) patch->filter_bits = 31;
     const size_t slots = (size_t)1 << patch->slot_bits;
     patch->slots = malloc(slots * sizeof(*patch->slots));
     patch->filter = calloc((size_t)1 << (patch->filter_bits - FILTER_WORD), sizeof(*patch->filter));
-    if (patch->slots == NULL || patch->filter == NULL) {
+    patch->replaced = calloc((size_t)(stored >> 6) + 1, sizeof(*patch->replaced));
+    if (patch->slots == NULL || patch->filter == NULL || patch->replaced == NULL) {
         patch_close(patch);
         return 0;
     }
@@ -139,12 +140,17 @@ void patch_add(patch_t *patch, int64_t key, const uint8_t *row) {
     patch_slot_t *slot = slot_of(patch, key);
     const uint32_t bit = filter_hash(key) >> (32 - patch->filter_bits);
     patch->count += slot->key == PATCH_FREE;
-    patch->replacing += slot->key == PATCH_FREE && key >= 0;
+    if (key >= 0) {
+        const int64_t local = key / patch->row_bytes;
+        patch->replacing += slot->key == PATCH_FREE;
+        patch->replaced[local >> 6] |= (uint64_t)1 << (local & 63);
+    }
     *slot = (patch_slot_t){key, row};
     patch->filter[bit >> FILTER_WORD] |= (uint32_t)1 << (bit & 31);
 }
 
 void patch_close(patch_t *patch) {
+    free(patch->replaced);
     free(patch->filter);
     free(patch->slots);
     *patch = (patch_t){0};

@@ -92,7 +92,8 @@ static int64_t find_slice_keys(const ask_t *ask, int64_t s, int64_t begin, int64
             /* a damaged index must not become a wild read */
             if ((uint64_t)local >= (uint64_t)slice->stored) return done + i;
             keys[at + i] = key_of(s, local);
-            if (replacing) rows[at + i] = patch_find(slice->patch, local * slice->row_bytes);
+            if (replacing && patch_replaces(slice->patch, local))
+                rows[at + i] = patch_find(slice->patch, local * slice->row_bytes);
         }
         if (bad < 0) break;
         done += bad; /* no stored row: perhaps an added one */

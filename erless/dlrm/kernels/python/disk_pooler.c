@@ -202,7 +202,8 @@ static int change_slice(slice_t *slice, PyObject *item) {
         return 0;
     }
     slice->table_rows = table_rows;
-    return patch == Py_None || (slice->patch = patch_of(patch, slice->row_bytes)) != NULL;
+    return patch == Py_None ||
+           (slice->patch = patch_of(patch, slice->stored, slice->row_bytes)) != NULL;
 }
 
 PyDoc_STRVAR(changed_doc,

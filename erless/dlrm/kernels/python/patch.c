@@ -6,7 +6,7 @@
 typedef struct {
     PyObject_HEAD
     patch_t patch;
-    int64_t row_bytes;
+    int64_t row_bytes, stored;
     Py_ssize_t count;
     Py_buffer *chunks; /* the rows */
 } Patch;
@@ -23,20 +23,22 @@ static void patch_free(PyObject *object) {
     Py_DECREF(type);
 }
 
-const patch_t *patch_of(PyObject *object, int64_t row_bytes) {
+const patch_t *patch_of(PyObject *object, int64_t stored, int64_t row_bytes) {
     if (!PyObject_TypeCheck(object, patch_type)) {
         PyErr_SetString(PyExc_TypeError, "patch: neither None nor a Patch");
         return NULL;
     }
     const Patch *self = (const Patch *)object;
-    if (!expect("row bytes", (Py_ssize_t)self->row_bytes, (Py_ssize_t)row_bytes)) return NULL;
+    if (!expect("row bytes", (Py_ssize_t)self->row_bytes, (Py_ssize_t)row_bytes) ||
+        !expect("stored rows", (Py_ssize_t)self->stored, (Py_ssize_t)stored))
+        return NULL;
     return &self->patch;
 }
 
 /* Whether row `place` of chunk `chunk` is one, and `key` may be a row's. */
 static int row_fits(const Patch *self, int64_t key, int32_t chunk, int64_t place) {
     if (chunk < 0 || chunk >= self->count || place < 0 || key < -MAX_PATCH_KEY ||
-        key >= MAX_PATCH_KEY)
+        key >= self->stored)
         return 0;
     return place < self->chunks[chunk].len / self->row_bytes;
 }
@@ -48,7 +50,7 @@ static int patch_fill(Patch *self, PyObject *keys, PyObject *chunks, PyObject *p
     const Py_ssize_t numbers = size < 0 ? -1 : take(chunks, &views[1], 4, 0, "numbers");
     const Py_ssize_t at = numbers < 0 ? -1 : take(places, &views[2], 8, 0, "places");
     if (at < 0 || !expect("numbers", numbers, size) || !expect("places", at, size)) goto done;
-    if (!patch_open(&self->patch, size)) {
+    if (!patch_open(&self->patch, size, self->stored, self->row_bytes)) {
         PyErr_NoMemory();
         goto done;
     }
@@ -70,23 +72,25 @@ done:
 }
 
 PyDoc_STRVAR(patch_doc,
-             "Patch(row bytes, chunks, keys, numbers, places): a tuple of rows as bytes; for each "
+             "Patch(row bytes, stored rows, chunks, keys, numbers, places): a tuple of rows as "
+             "bytes; for each "
              "patched row int64 its local index, or -1 - its id where it is not stored; int32 the "
              "number of its chunk; int64 which row of that. The last of several for a key holds.");
 static PyObject *patch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     PyObject *chunks, *keys, *numbers, *places;
-    long long row_bytes;
+    long long row_bytes, stored;
     (void)kwargs;
-    if (!PyArg_ParseTuple(args, "LO!OOO", &row_bytes, &PyTuple_Type, &chunks, &keys, &numbers,
-                          &places))
+    if (!PyArg_ParseTuple(args, "LLO!OOO", &row_bytes, &stored, &PyTuple_Type, &chunks, &keys,
+                          &numbers, &places))
         return NULL;
-    if (row_bytes < 1 || row_bytes > 4 * MAX_DIM) {
-        PyErr_SetString(PyExc_ValueError, "row bytes: out of range");
+    if (row_bytes < 1 || row_bytes > 4 * MAX_DIM || stored < 0 || stored > MAX_PATCH_KEY) {
+        PyErr_SetString(PyExc_ValueError, "row bytes, or stored rows: out of range");
         return NULL;
     }
     Patch *self = (Patch *)type->tp_alloc(type, 0);
     if (self == NULL) return NULL;
     self->row_bytes = row_bytes;
+    self->stored = stored;
     const Py_ssize_t count = PyTuple_GET_SIZE(chunks);
     self->chunks = PyMem_Calloc((size_t)count + 1, sizeof(Py_buffer));
     int fits = self->chunks != NULL;

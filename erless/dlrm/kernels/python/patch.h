@@ -5,8 +5,9 @@
 #include "arithmetic/patch.h"
 #include "python/binding.h"
 
-/* The patch of `object`, whose rows must have `row_bytes` each; NULL with an error set. */
-const patch_t *patch_of(PyObject *object, int64_t row_bytes);
+/* The patch of `object`, which must be of as many stored rows, each of `row_bytes`; NULL with an
+ * error set. */
+const patch_t *patch_of(PyObject *object, int64_t stored, int64_t row_bytes);
 
 int add_patch(PyObject *module); /* 0: an error is set */
 

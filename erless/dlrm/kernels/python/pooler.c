@@ -40,7 +40,9 @@ static int pooler_add(Pooler *self, int64_t s, PyObject *item) {
     slice->stored = views[0].len / slice->row_bytes;
     slice->rows = views[0].buf;
     if (!expect("rows", views[0].len, (Py_ssize_t)(slice->stored * slice->row_bytes))) return 0;
-    if (patch != Py_None && (slice->patch = patch_of(patch, slice->row_bytes)) == NULL) return 0;
+    if (patch != Py_None &&
+        (slice->patch = patch_of(patch, slice->stored, slice->row_bytes)) == NULL)
+        return 0;
     if (blocks == Py_None) return expect("rows", (Py_ssize_t)slice->stored, (Py_ssize_t)indexed);
     const Py_ssize_t words = take(blocks, &views[1], 8, 0, "blocks");
     if (words < 0) return 0;
