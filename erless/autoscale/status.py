@@ -30,7 +30,7 @@ from erless.specs.plan import Scaling
 __all__ = ["Sizing", "Status", "StatusScaler", "StatusState", "decide"]
 
 TREND_S = 30.0
-Z = 3.0  # chosen by precision and recall of bursts: docs/autoscaling.md
+Z = 2.0  # chosen by precision and recall of bursts: docs/autoscaling.md
 EBB_S = 3 * TICK_S  # below the band for so long is an ebb
 SMALLEST_CUT = 0.10
 LARGEST_CUT = 0.5

@@ -1,6 +1,6 @@
 """Published traces as traffic: a closed list of formats, each read line by line.
 
-    autothrottle   requests of a second per line, as microsoft/autothrottle has them (traces/*.txt)
+    autothrottle   a rate per line for each second, as microsoft/autothrottle has it (traces/*.txt)
     azure-2021     Azure Functions' invocations, two weeks of 2021: a CSV of app, func,
                    end_timestamp and duration; an invocation counts in the second that it began
     alibaba-2021   MSRTQps of Alibaba's microservices v2021: a CSV of timestamp (ms), msname,
@@ -134,7 +134,7 @@ def _autothrottle(path: Path) -> PublishedTrace:
             raise TrafficError(f"{path}: more than {MOST_STEPS:,} seconds")
     if not rates:
         raise TrafficError(f"{path}: no rates")
-    return PublishedTrace(np.array(rates, np.float64), 1.0, all(r == int(r) for r in rates))
+    return PublishedTrace(np.array(rates, np.float64), 1.0, counted=False)
 
 
 def _azure(path: Path, name: str) -> Iterator[tuple[int, int]]:

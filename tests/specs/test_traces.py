@@ -10,7 +10,7 @@ import pytest
 from erless.errors import ArtifactError, TrafficError
 from erless.specs import traces
 from erless.specs.traces import FORMATS, read_published
-from erless.specs.traffic import parse_traffic
+from erless.specs.traffic import Traffic, parse_traffic
 
 # made up in the published formats; no line is of a published file
 FILES = {
@@ -47,7 +47,8 @@ def written(folder: Path, kind: str, text: str | None = None) -> Path:
 def test_each_format_is_read(kind: str, tmp_path: Path) -> None:
     trace = read_published(kind, written(tmp_path, kind))
     assert trace.qps.tolist() == EXPECTED[kind]
-    assert (trace.step_s, trace.counted) == ((60, False) if kind == "alibaba-2021" else (1, True))
+    assert trace.step_s == (60 if kind == "alibaba-2021" else 1)
+    assert trace.counted == (kind in ("azure-2021", "twitter"))
 
 
 @pytest.mark.parametrize(
@@ -94,8 +95,11 @@ def test_an_endless_line_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_thinning_keeps_counts_and_time(tmp_path: Path) -> None:
-    path = written(tmp_path, "autothrottle", "400\n0\n" * 500)
-    whole, thin = parse_traffic(f"autothrottle:{path}"), parse_traffic(f"0.25*autothrottle:{path}")
+    rows = "".join("a,0,0\n" if i % 2 else f"a,{i},0\n" for i in range(4))
+    counted = written(tmp_path, "azure-2021", "app,end_timestamp,duration\n" + rows)
+    assert parse_traffic(f"azure-2021:{counted}").qps.tolist() == [3, 0, 1]
+    whole = Traffic("t", np.arange(1000.0), np.tile([400.0, 0.0], 500), 1000.0, (), counted=True)
+    thin = whole.thinned(0.25)
     assert thin.duration_s == whole.duration_s == 1000
     assert (thin.qps[1::2] == 0).all() and (thin.qps == np.rint(thin.qps)).all()
     assert thin.qps[::2].mean() == pytest.approx(100, rel=0.03)
@@ -104,5 +108,7 @@ def test_thinning_keeps_counts_and_time(tmp_path: Path) -> None:
     counts = np.histogram(arrivals, np.arange(1001))[0]
     assert (counts == thin.qps).all() and "0.25 of the queries" in thin.notes[-1]
     assert parse_traffic("0.5*constant:80", 10).qps.tolist() == [40.0]
+    rates = written(tmp_path, "autothrottle")
+    assert parse_traffic(f"0.5*autothrottle:{rates}").qps.tolist() == [1.5, 0.0, 2.5]
     with pytest.raises(TrafficError, match="cannot be thinned by 2"):
         parse_traffic("2*constant:80")
