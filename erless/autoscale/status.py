@@ -37,6 +37,7 @@ LARGEST_CUT = 0.5
 FULL, ROOMY = 0.9, 0.7  # of the largest size: add replicas beyond, let one go below
 THROTTLED = 0.10  # share of periods: a cut that leads to more is undone
 LEAST_VCPU = 0.01  # the kernel's smallest allowance, in periods of 100 ms
+PERIOD_S, LEAST_CALLS = 0.1, 2  # a replica may serve so many calls in each CFS period
 
 
 class Status(StrEnum):
@@ -50,16 +51,21 @@ class Status(StrEnum):
 class Sizing(NamedTuple):
     """What one replica can do, and how large it may be.
 
-    requests_per_vcpu_s: μ₁. most_vcpu, least_vcpu: its largest and smallest size. utilisation: ρ.
-    cold_start_s: until a new replica serves. z: width of the band, in standard deviations.
+    requests_per_vcpu_s: μ₁. most_vcpu: its largest size. utilisation: ρ. cold_start_s: until a new
+    replica serves. z: width of the band, in standard deviations.
     """
 
     requests_per_vcpu_s: float
     most_vcpu: float
-    least_vcpu: float = LEAST_VCPU
     utilisation: float = 0.7
     cold_start_s: float = 2.0
     z: float = Z
+
+    @property
+    def least_vcpu(self) -> float:
+        """Its smallest size: what comes after silence is served at full speed."""
+        calls = LEAST_CALLS / (self.requests_per_vcpu_s * PERIOD_S)
+        return min(self.most_vcpu, max(LEAST_VCPU, calls))
 
 
 class Fall(NamedTuple):

@@ -91,7 +91,8 @@ class FunctionStatus:
     """One function: `wanted` replicas by the autoscaler, rates over the last window.
 
     rps: requests/s. p95_ms: of its calls, None without any. memory_bytes: all replicas (PSS where
-    it can be measured, else the requested memory).
+    it can be measured, else the requested memory). vcpu: of each replica, where the autoscaler
+    decides on it. decision: the autoscaler's last one, in words.
     """
 
     name: str
@@ -105,6 +106,8 @@ class FunctionStatus:
     memory_bytes: int
     state: FunctionState
     reason: str = ""
+    vcpu: float | None = None
+    decision: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,9 @@ def status_view(report: Status) -> Group:
     table = Table(
         title=f"{report.target}: release {report.release[:12]} at {report.url or 'no address'}"
     )
-    numbers = ("replicas", "calls/s", "p95 ms", "MB")
+    sized = [function for function in report.functions if function.vcpu is not None]
+    size = ("vCPU",) if sized else ()
+    numbers = ("replicas", *size, "calls/s", "p95 ms", "MB")
     for heading in ("function", "tier", *numbers, "state"):
         numeric = heading in numbers
         table.add_column(heading, justify="right" if numeric else "left")
@@ -120,6 +122,7 @@ def status_view(report: Status) -> Group:
             function.name,
             function.tier,
             f"{function.ready}/{function.wanted}",
+            *(["" if function.vcpu is None else f"{function.vcpu:.2f}"] if sized else []),
             f"{function.rps:,.1f}",
             "" if function.p95_ms is None else f"{function.p95_ms:,.1f}",
             f"{function.memory_bytes / 1e6:,.0f}",
@@ -130,7 +133,8 @@ def status_view(report: Status) -> Group:
         f"{report.memory_bytes / 1e6:,.0f} MB in all; as many model-wise replicas would hold "
         f"{report.model_wise_bytes / 1e6:,.0f} MB ({reduction:.2f}× as much)"
     )
-    return Group(table, Text(memory))
+    decisions = [Text(f"{function.name}: {function.decision}") for function in sized]
+    return Group(table, *decisions, Text(memory))
 
 
 def _watch(target: Target, interval_s: float, output: Output) -> None:

@@ -19,7 +19,7 @@ from erless.errors import DeployError
 from erless.specs.config import GatewayConfig, ObserveConfig, TracesConfig
 from erless.specs.functions import GATEWAY
 from erless.specs.model import DlrmTower
-from erless.specs.plan import Scaling, ShardPlan
+from erless.specs.plan import DensePlan, GatewayPlan, Scaling, ShardPlan
 from erless.specs.release import ReleaseManifest, ReleaseShard
 from erless.storage.digests import digest_json
 
@@ -85,9 +85,8 @@ def place(desired: Desired, site: LocalSettings) -> ReleaseSpec:
                 "dense",
                 release.tower.sha256,
                 env,
-                _scaling(dense.scaling, site),
-                dense.vcpu,
-                dense.memory_bytes,
+                dense,
+                site,
             )
         )
     functions.append(_gateway(desired, common, site))
@@ -119,16 +118,14 @@ def _sparse(
 ) -> FunctionSpec:
     env = {**common, "ERLESS_SHARD": shard.digest}
     env |= _identity(site, f"sparse-{shard.digest[:SHORT]}")
-    scaling = _scaling(planned.scaling, site)
     return _function(
         "sparse",
         shard.name,
         shard.tier.value,
         shard.digest,
         env,
-        scaling,
-        planned.vcpu,
-        planned.memory_bytes,
+        planned,
+        site,
     )
 
 
@@ -161,9 +158,8 @@ def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -
         GATEWAY,
         desired.release.digest,
         env,
-        _scaling(plan.scaling, site),
-        plan.vcpu,
-        plan.memory_bytes,
+        plan,
+        site,
     )
 
 
@@ -184,12 +180,14 @@ def _function(
     tier: str,
     digest: str,
     env: dict[str, str],
-    scaling: Scaling,
-    vcpu: float,
-    memory_bytes: int,
+    planned: ShardPlan | GatewayPlan | DensePlan,
+    site: LocalSettings,
 ) -> FunctionSpec:
     """A function whose key names what it serves and its environment, but not how it scales."""
-    if kind != "dense":
+    scaling, vcpu = _scaling(planned.scaling, site), planned.vcpu
+    if scaling.autoscaler == "status" and kind != "dense":
+        scaling, vcpu = _sized_by_the_core(scaling, vcpu)
+    elif kind != "dense":
         scaling = _by_the_core(scaling, vcpu)
     environment_mark = digest_json({"env": env})[:6]
     return FunctionSpec.model_validate(
@@ -203,7 +201,8 @@ def _function(
             "env": env,
             "scaling": scaling,
             "vcpu": vcpu,
-            "memory_bytes": memory_bytes,
+            "memory_bytes": planned.memory_bytes,
+            "requests_per_vcpu_s": planned.qps_per_replica / planned.vcpu,
         }
     )
 
@@ -223,6 +222,14 @@ def _by_the_core(scaling: Scaling, vcpu: float) -> Scaling:
     cores = math.ceil(vcpu)
     most = scaling.max_scale * min(cores, os.cpu_count() or 1)
     return scaling.model_copy(update={"target": scaling.target / cores, "max_scale": most})
+
+
+def _sized_by_the_core(scaling: Scaling, vcpu: float) -> tuple[Scaling, float]:
+    """The same for replicas whose size changes: each is one process and grows to one core."""
+    most = scaling.max_vcpu or vcpu
+    replicas = scaling.max_scale * min(math.ceil(most), os.cpu_count() or 1)
+    update = {"max_vcpu": min(most, 1.0), "max_scale": replicas}
+    return scaling.model_copy(update=update), min(vcpu, 1.0)
 
 
 def _threads(vcpu: float) -> str:

@@ -86,6 +86,8 @@ def status_of(facts: dict[str, Any], target: str) -> Status:
             memory_bytes=function["memory_bytes"],
             state=FunctionState(function["state"]),
             reason=function["reason"],
+            vcpu=function.get("vcpu"),
+            decision=function.get("decision", ""),
         )
         for function in facts["functions"]
     )

@@ -80,6 +80,11 @@ class LocalTarget:
         release = place(desired, self._site)
         if self._options.limits and (reason := obstacle()):
             raise DeployError(f"targets.local.limits: {reason}")
+        if not self._options.limits and (sized := _sized(release)):
+            raise DeployError(
+                f"targets.local.limits is false: the plan's autoscaler `status` gives {sized} and "
+                "others their vCPU by cgroups; set it to true, or planner.autoscaler to kpa"
+            )
         settings = StoredState(
             port=self._options.port,
             keep=self._options.keep,
@@ -259,6 +264,11 @@ class LocalTarget:
             os.kill(pid, number)
         while self._folder.supervisor_pid() is not None and time.monotonic() < deadline_s:
             time.sleep(0.02)
+
+
+def _sized(release: ReleaseSpec) -> str:
+    """A function whose replicas change their size, if there is one."""
+    return next((function.name for function in release.functions if function.changes_size), "")
 
 
 def _deployment(release: ReleaseSpec, state: StoredState) -> Deployment:

@@ -28,7 +28,7 @@ from erless.autoscale.kpa import (
     desire,
     panic_window_s,
 )
-from erless.autoscale.status import LEAST_VCPU, Sizing, StatusScaler
+from erless.autoscale.status import Sizing, StatusScaler
 from erless.specs.plan import Scaling
 
 __all__ = ["POLICIES", "Policy", "PolicyName", "Seen", "policy_of"]
@@ -180,5 +180,5 @@ class CaptainPolicy:
             if self.cut:
                 vcpu = max(0.5 * vcpu, enough)
         self.before = self.vcpu
-        self.vcpu = min(max(vcpu, LEAST_VCPU), self.sizing.most_vcpu)
+        self.vcpu = min(max(vcpu, self.sizing.least_vcpu), self.sizing.most_vcpu)
         return Decision(self.wanted, why, False, 0.0, 0.0, self.vcpu)

@@ -50,9 +50,9 @@ def held(vcpu: float, replicas: int = 1, **scaling: float) -> Simulation:
     return run_simulation(plan(fixed), load, Terms(hop_s=0.0), None, seed=1)
 
 
-@pytest.mark.parametrize("vcpu", [0.08, 0.25, 0.6])
+@pytest.mark.parametrize("vcpu", [0.25, 0.6])
 def test_latency_under_a_quota_agrees_with_an_exact_queue(vcpu: float) -> None:
-    truth = exact(0.7 * vcpu / CALL_S, vcpu, 6000)
+    truth = exact(0.7 * vcpu / CALL_S, vcpu, 3000)
     simulated = held(vcpu, replicas=3)
     for part in (0.5, 0.95):
         expected = float(np.quantile(truth, part))

@@ -11,13 +11,14 @@ import socket
 from collections import deque
 from typing import Any
 
-from erless.autoscale.kpa import Observation, Scaler
+from erless.autoscale.kpa import Observation
 from erless.deploy.local.supervisor.folder.events import log_event
 from erless.deploy.local.supervisor.folder.logs import rotate
 from erless.deploy.local.supervisor.refusals import Refusals
 from erless.deploy.local.supervisor.replica.admin import Counters
 from erless.deploy.local.supervisor.replica.memory import pss_bytes
 from erless.deploy.local.supervisor.replica.replica import Replica, ReplicaContext, ReplicaPhase
+from erless.deploy.local.supervisor.scaler import FunctionScaler
 from erless.deploy.local.supervisor.spec import FunctionSpec
 from erless.deploy.target import FunctionState
 from erless.errors import DeployError
@@ -55,7 +56,7 @@ class LocalFunction:
         self._context, self._addresses = context, addresses or {}
         self.timing = context.timing
         self._loop = asyncio.get_running_loop()
-        self._scaler = Scaler(spec.scaling, self._loop.time())
+        self._scaler = FunctionScaler(spec, self._loop.time())
         self._totals = Counters()
         self._observed = Counters()  # what the last observation had counted
         self._observed_s = self._loop.time()
@@ -121,6 +122,7 @@ class LocalFunction:
             "state": self.state(rps).value,
             "reason": self.reason,
             "decision": self.decision,
+            "vcpu": self._scaler.vcpu,
             "restarts": self.restarts,
             "requests": self._totals.requests,
             "load_s": max((replica.counters.load_s for replica in self.replicas), default=0.0),
@@ -153,9 +155,9 @@ class LocalFunction:
         """
         self.spec = spec
         if self.active:
-            self._scaler.scaling = spec.scaling
+            self._scaler.follow(spec, self._loop.time(), self.replicas)
         else:
-            self._scaler = Scaler(spec.scaling, self._loop.time(), ready)
+            self._scaler = FunctionScaler(spec, self._loop.time(), ready)
             self.active = True
             self.failures, self.reason, self._retry_s = 0, "", 0.0
             self.failed_starts = 0
@@ -264,6 +266,7 @@ class LocalFunction:
         while replica.phase is ReplicaPhase.STARTING:
             if await replica.check_ready():
                 self.proven, self._waiting, self.failed_starts = True, False, 0
+                self._scaler.started(replica)
                 self._refuse_if_hopeless()
                 if self.settled:
                     self.reason = ""
@@ -307,7 +310,7 @@ class LocalFunction:
         log_event("woken", self.spec.name)
         self._watch(False)
         self._waiting = True
-        self._observe(0.0)
+        self._observe((0.0, 0.0))
         self.converge()
 
     async def tick(self) -> None:
@@ -341,22 +344,29 @@ class LocalFunction:
             replica.lived_s >= self.timing.steady_s for replica in self.replicas if replica.active
         )
 
-    def _load(self, now: float) -> float:
-        """The autoscaler's metric, averaged since the last observation that had one."""
+    def _load(self, now: float) -> tuple[float, float]:
+        """The autoscaler's metric, and requests/s, averaged since the last observation of them."""
         before, self._observed = self._observed, self._totals.copy()
         seconds, self._observed_s = now - self._observed_s, now
         if seconds <= 0:
-            return 0.0
+            return 0.0, 0.0
+        requests_s = (self._totals.requests - before.requests) / seconds
         if self.spec.scaling.metric == "rps":
-            return (self._totals.requests - before.requests) / seconds
-        return (self._totals.concurrency_s - before.concurrency_s) / seconds
+            return requests_s, requests_s
+        return (self._totals.concurrency_s - before.concurrency_s) / seconds, requests_s
 
-    def _observe(self, value: float | None) -> None:
+    def _observe(self, load: tuple[float, float] | None) -> None:
+        """Decide; `load` as `_load` has it, None where no replica told its counters."""
+        value, requests_s = load or (None, None)
         observation = Observation(
-            self._loop.time(), value, self.ready, waiting=self._waiting and not self.ready
+            self._loop.time(),
+            value,
+            self.ready,
+            waiting=self._waiting and not self.ready,
+            requests_s=requests_s,
         )
         before = self._scaler.wanted
-        decision = self._scaler.observe(observation)
+        decision = self._scaler.observe(observation, self.replicas)
         self.decision = decision.reason
         if decision.wanted != before:
             log_event("scales", self.spec.name, to=decision.wanted, was=before, why=decision.reason)

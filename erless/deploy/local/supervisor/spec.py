@@ -34,6 +34,17 @@ class FunctionSpec(FromElsewhere):
     scaling: Scaling
     vcpu: float = 1.0
     memory_bytes: int = Field(0, ge=0, description="that a replica is planned to need")
+    requests_per_vcpu_s: float = Field(0.0, ge=0, description="that one vCPU can serve")
+
+    @property
+    def changes_size(self) -> bool:
+        """Whether its autoscaler decides on each replica's vCPU too."""
+        return self.scaling.autoscaler == "status" and self.requests_per_vcpu_s > 0
+
+    @property
+    def largest_vcpu(self) -> float:
+        """What a replica may grow to, and starts with, so that it is ready soon."""
+        return max(self.vcpu, self.scaling.max_vcpu or 0.0) if self.changes_size else self.vcpu
 
     @property
     def identity(self) -> Path | None:

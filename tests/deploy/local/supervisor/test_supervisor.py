@@ -253,3 +253,37 @@ def test_holds_replicas_to_their_plan_where_the_system_can(box: Box) -> None:
     while any(each.exists() for each in folders):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_vcpu_follows_the_load_in_place_without_a_failed_answer(box: Box) -> None:
+    if reason := obstacle():
+        pytest.skip(reason)
+    scaling = {"autoscaler": "status", "max_vcpu": 0.8, "max_scale": 2, "window_s": 2.0}
+    made = release("one")
+    gateway = function("gateway", "gateway", "gone", TOY_NAME="one", scaling=scaling)
+    gateway = gateway.model_copy(update={"vcpu": 0.3, "requests_per_vcpu_s": 600.0})
+    spec = made.model_copy(update={"functions": (*made.behind, gateway)})
+    url = box.deploy(spec, limits=True)
+    least = 2 / 600 / 0.1  # room for two calls in each period
+    calm = box.until("gateway", lambda each: each["vcpu"] <= least / 0.89)
+    assert "vCPU" in calm["decision"] and quota(calm) == pytest.approx(calm["vcpu"], abs=0.01)
+    with Load(url, threads=3) as load:
+        grown = box.until("gateway", lambda each: each["vcpu"] > 0.3)
+        assert grown["replicas"][0]["pid"] == calm["replicas"][0]["pid"]
+    assert load.errors == [] and load.answers
+    box.until("gateway", lambda each: each["vcpu"] <= least / 0.89)
+    kept = made.model_copy(update={"key": "key-kept"})
+    box.deploy(kept, limits=True)
+    assert box.function("gateway")["vcpu"] is None
+
+
+def quota(facts: dict[str, Any]) -> float:
+    """vCPU that the first replica's group allows."""
+    pid = facts["replicas"][0]["pid"]
+    places = Path(f"/proc/{pid}/cgroup").read_text()
+    name = next(line.rpartition("/")[2] for line in places.splitlines() if "/erless-" in line)
+    for root, _, files in os.walk("/sys/fs/cgroup"):
+        for file in {"cpu.cfs_quota_us", "cpu.max"} & set(files):
+            if root.endswith(name):
+                return int((Path(root) / file).read_text().split()[0]) / 100_000
+    raise AssertionError(name)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from erless.deploy.local.supervisor.spec import FunctionSpec
 
-__all__ = ["Group", "confine", "obstacle", "release"]
+__all__ = ["Group", "confine", "obstacle", "release", "resize", "throttling"]
 
 PERIOD_US = 100_000
 LEAST_QUOTA_US = 1_000  # the kernel's
@@ -96,14 +96,17 @@ def _delegate(folder: Path) -> None:
 
 
 def confine(spec: FunctionSpec, state: Path, slot: int, pid: int) -> Group:
-    """Put `pid` into groups with its plan's limits; empty where the system refused."""
+    """Put `pid` into groups with its plan's limits; empty where the system refused.
+
+    A replica whose vCPU may change has the largest until it is ready.
+    """
     hierarchy = _hierarchy()
     if hierarchy is None:
         return ()
     mark = hashlib.sha256(str(state).encode()).hexdigest()[:8]
     name = f"erless-{mark}-{spec.key}-{slot}"
     group = tuple(dict.fromkeys(hierarchy.folders[controller] / name for controller in NEEDED))
-    quota = max(LEAST_QUOTA_US, round(spec.vcpu * PERIOD_US))
+    quota = _quota_us(spec.largest_vcpu)
     settings: dict[str, str] = {}
     if hierarchy.version == 2:
         settings["cpu.max"] = f"{quota} {PERIOD_US}"
@@ -124,6 +127,40 @@ def confine(spec: FunctionSpec, state: Path, slot: int, pid: int) -> Group:
         release(group)
         return ()
     return group
+
+
+def _quota_us(vcpu: float) -> int:
+    return max(LEAST_QUOTA_US, round(vcpu * PERIOD_US))
+
+
+def resize(group: Group, vcpu: float) -> bool:
+    """Let the processes of a group use `vcpu` from now on; False where the system refused.
+
+    What they do goes on: the kernel takes the new quota with the next period.
+    """
+    if not group:
+        return False
+    unified = group[0] / "cpu.max"
+    quota, text = group[0] / "cpu.cfs_quota_us", str(_quota_us(vcpu))
+    if unified.exists():
+        quota, text = unified, f"{text} {PERIOD_US}"
+    try:
+        quota.write_text(text, encoding="ascii")
+    except OSError:  # the group has gone with its last process
+        return False
+    return True
+
+
+def throttling(group: Group) -> tuple[int, int]:
+    """Periods in which a group wanted to run, and in how many it had spent its quota, so far."""
+    if not group:
+        return 0, 0
+    try:
+        lines = (group[0] / "cpu.stat").read_text(encoding="ascii").splitlines()
+        stat = dict(line.split(None, 1) for line in lines)
+        return int(stat["nr_periods"]), int(stat["nr_throttled"])
+    except (OSError, KeyError, ValueError):
+        return 0, 0
 
 
 def release(group: Group) -> None:

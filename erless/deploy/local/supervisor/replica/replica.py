@@ -98,6 +98,7 @@ class Replica:
         self._process = self._spawn(context.spawner, listen_fd, environment)
         self.pid = self._process.pid
         self._group = cgroups.confine(spec, folder.path, slot, self.pid) if context.limit else ()
+        self._vcpu, self._throttling = spec.largest_vcpu, (0, 0)
         self._pidfd = os.pidfd_open(self.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
         self._killer: asyncio.TimerHandle | None = None
@@ -199,6 +200,17 @@ class Replica:
         before, self.counters = self.counters, parse_counters(text)
         return before, self.counters
 
+    def resize(self, vcpu: float) -> None:
+        """Let it use `vcpu` from now on, where it is limited."""
+        if vcpu != self._vcpu and cgroups.resize(self._group, vcpu):
+            self._vcpu = vcpu
+
+    def throttling(self) -> tuple[int, int]:
+        """CFS periods since the last call, and how many of them were throttled."""
+        before, self._throttling = self._throttling, cgroups.throttling(self._group)
+        periods, throttled = (new - old for new, old in zip(self._throttling, before, strict=True))
+        return max(0, periods), max(0, throttled)
+
     def stop(self) -> None:
         """Let it answer what it has, and end; kill it where that takes too long."""
         if not self.active:
@@ -253,12 +265,13 @@ class Replica:
 
     def facts(self) -> dict[str, Any]:
         """What `status` shows of the replica."""
-        return {
+        facts = {
             "pid": self.pid,
             "phase": self.phase.value,
             "slot": self.slot,
             "age_s": round(time.monotonic() - self.started_s, 3),
         }
+        return {**facts, "vcpu": self._vcpu} if self._group else facts
 
 
 def _not_ready_reason(text: str) -> str:
