@@ -1,6 +1,7 @@
 """Steps of traffic, as in the paper: memory and late queries over time, by shards and model-wise.
 
     python -m benchmarks.elasticity --out elasticity
+    python -m benchmarks.elasticity --out elasticity --autoscaler kpa,status
 
 One model is deployed twice on target local, by shards and whole, and both are scaled by the same
 autoscaler under the same traffic. Each replica is held to a twelfth of a vCPU (cgroups), so that a
@@ -9,10 +10,13 @@ scaling: 70 % of what that vCPU can do, from CPU seconds per query that a calm r
 its peak needs eight whole models.
 
 Memory is counted as if each replica had a machine of its own: RSS, in which rows that replicas
-share here count for each. The simulator is told CPU seconds, RSS and the seconds until a replica is
-ready, and predicts the replicas and memory of the same runs; not their latency, because cgroups let
-a call run at full speed until a tenth of a second's allowance is used. All runs are result
-directories; a page lays both measured ones side by side.
+share here count for each. The simulator is told CPU seconds, RSS, the seconds until a replica is
+ready and a calm query's median, and predicts replicas, memory and latency of the same runs: it
+knows that a call under cgroups runs at full speed until a tenth of a second's allowance is used.
+All runs are result directories; a page lays both measured ones side by side.
+
+With `--autoscaler` the model by shards is scaled by each of them in turn, twice over; replicas of
+`status` may grow to four times a twelfth of a vCPU.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +41,7 @@ from erless.observe.loadtest.sampler import FunctionSample, Probe
 from erless.observe.report.comparison import write_comparison
 from erless.observe.simulator.fleet import Terms
 from erless.observe.simulator.outcome import Simulation, run_simulation, write_simulation
-from erless.specs.plan import Plan, Scaling, Tier
+from erless.specs.plan import AutoscalerName, Plan, Scaling, Tier
 from erless.specs.result import Baseline, RunResult
 from erless.specs.traffic import Traffic, parse_traffic
 from loadtests.systems import LocalSystem, cpu_seconds, erless, local
@@ -54,6 +58,8 @@ CALM_QPS, CALM_S = 50.0, 10.0
 USERS = 256
 SLA_MS = 400.0  # the paper's
 POLICIES = ("model-wise", "joint")
+GROWTH = 4.0  # of a replica, by the autoscaler `status`
+ROUNDS = 2  # of the autoscalers in turn
 
 
 class LimitsError(Exception):
@@ -67,6 +73,7 @@ class Costs:
     cpu_s: dict[str, float]  # per query of the gateway
     start_cpu_s: dict[str, float]  # until it was ready
     held: dict[str, int]
+    median_s: float  # of a query
 
     @property
     def start_s(self) -> float:
@@ -94,17 +101,26 @@ def single(name: str) -> dict[str, Any]:
     return {"scaling": still, "replicas": 1, "vcpu": 1.0}
 
 
-def small(costs: Costs, qps: float, room: float = 1.0) -> Callable[[str], dict[str, Any]]:
+def small(
+    costs: Costs, qps: float, room: float = 1.0, autoscaler: AutoscalerName = "kpa"
+) -> Callable[[str], dict[str, Any]]:
     """Replicas of `VCPU` that scale by what they cost, never below what `qps` needs.
 
     `room` times what a replica was seen to take is its memory.
     """
+    growth = GROWTH if autoscaler == "status" else 1.0
 
     def change(name: str) -> dict[str, Any]:
         target = UTILISATION * VCPU / costs.cpu_s[name]
-        least = math.ceil(qps / target)
+        least = math.ceil(qps / (target * growth))
         scaling = Scaling(
-            metric="rps", target=target, window_s=WINDOW_S, min_scale=least, max_scale=MOST
+            metric="rps",
+            target=target,
+            window_s=WINDOW_S,
+            min_scale=least,
+            max_scale=MOST,
+            autoscaler=autoscaler,
+            max_vcpu=VCPU * growth if growth > 1 else None,
         )
         return {
             "scaling": scaling,
@@ -177,7 +193,7 @@ def calm(inputs: Inputs, plan: Plan, name: str) -> Costs:
         after = _spent(system)
         resident = _resident(system)
     cpu_s = {name: (after[name] - before[name]) / seen.answered for name in after}
-    return Costs(cpu_s, start, resident)
+    return Costs(cpu_s, start, resident, (seen.latency.p50_ms or 0.0) / 1e3)
 
 
 def _spent(system: LocalSystem) -> dict[str, float]:
@@ -195,12 +211,17 @@ def _resident(system: LocalSystem) -> dict[str, int]:
     return held
 
 
-def alone(system: LocalSystem) -> Probe:
-    """What runs, with memory as if each replica had a machine of its own."""
+def alone(system: LocalSystem, vcpu: list[float]) -> Probe:
+    """What runs, with memory as if each replica had a machine of its own.
+
+    `vcpu` gets, at each sample, what all replicas together may use.
+    """
     ask = probe_of(system.target)
 
     def probe() -> tuple[list[FunctionSample], int]:
         functions, _ = ask()
+        running = system.target.status().functions
+        vcpu.append(sum(each.ready * (each.vcpu or VCPU) for each in running))
         resident = _resident(system)
         return [
             replace(function, memory_bytes=resident.get(function.name, 0)) for function in functions
@@ -211,8 +232,10 @@ def alone(system: LocalSystem) -> Probe:
 
 def simulated(plan: Plan, costs: Costs, traffic: Traffic) -> Simulation:
     """The run as the simulator sees it."""
-    service = {name: value / VCPU * 1e3 for name, value in costs.cpu_s.items()}
-    terms = Terms(start_s=costs.start_s, load_bytes_s=math.inf)
+    service = {name: value * 1e3 for name, value in costs.cpu_s.items()}
+    shards = [value for name, value in costs.cpu_s.items() if name != "gateway"]
+    hop_s = max(1e-5, costs.median_s - costs.cpu_s["gateway"] - max(shards, default=0.0))
+    terms = Terms(start_s=costs.start_s, load_bytes_s=math.inf, hop_s=hop_s)
     return run_simulation(plan, traffic, terms, None, 0, service)
 
 
@@ -224,33 +247,35 @@ def one(
     traffic: Traffic,
     out: Path,
     base: RunResult | None,
+    autoscaler: AutoscalerName = "kpa",
 ) -> tuple[dict[str, Any], RunResult]:
     """One policy under the steps: measured and predicted."""
-    least = float(traffic.qps.min())
-    store = packed(inputs, changed(plan, small(costs, least, ROOM)), policy)
-    fields: dict[str, Any] = {"title": f"{policy}, measured", "policy": policy}
+    least, allowed = float(traffic.qps.min()), list[float]()
+    name = policy if autoscaler == "kpa" else f"{policy}-{autoscaler}"
+    store = packed(inputs, changed(plan, small(costs, least, ROOM, autoscaler)), name)
+    fields: dict[str, Any] = {"title": f"{name}, measured", "policy": policy}
     if base is not None:
         fields["model_wise"] = Baseline(
             memory_bytes=base.memory_bytes,
             replicas=base.replicas,
             source="measured under the same traffic",
         )
-    with local(store, inputs.folder / f"state-{policy}", limits=True) as system:
+    with local(store, inputs.folder / f"state-{name}", limits=True) as system:
         load = Load(system.url, traffic.duration_s, traffic.name, USERS, inputs.queries)
-        measuring = Measuring(alone(system), fields, overwrite=True)
-        seen = measure(load, out / policy, measuring, sla_ms=SLA_MS)
-    run = simulated(changed(plan, small(costs, least)), costs, traffic)
+        measuring = Measuring(alone(system, allowed), fields, overwrite=True)
+        seen = measure(load, out / name, measuring, sla_ms=SLA_MS)
+    run = simulated(changed(plan, small(costs, least, 1.0, autoscaler)), costs, traffic)
     document = write_simulation(
-        out / f"{policy}-simulated",
+        out / f"{name}-simulated",
         run,
-        title=f"{policy}, simulated",
+        title=f"{name}, simulated",
         sla_ms=SLA_MS,
         overwrite=True,
     )
     return {
-        "policy": policy,
-        "measured": _told(seen),
-        "simulated": _told(document),
+        "policy": name,
+        "measured": _told(seen) | {"vcpu": sum(allowed) / max(1, len(allowed))},
+        "simulated": _told(document) | {"vcpu": float(run.vcpu.mean())},
         "wrong": seen.failures.get("wrong prediction", 0),
         "cpu_ms": {name: value * 1e3 for name, value in costs.cpu_s.items()},
         "start_s": costs.start_s,
@@ -263,6 +288,7 @@ def _told(run: RunResult) -> dict[str, Any]:
         "queries": run.queries,
         "failed": run.failed,
         "late": run.late_share,
+        "mean_ms": run.latency.mean_ms,
         "p50_ms": run.latency.p50_ms,
         "p95_ms": run.latency.p95_ms,
         "p99_ms": run.latency.p99_ms,
@@ -296,6 +322,50 @@ def elasticity(inputs: Inputs, shards: int, out: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def autoscaled(
+    inputs: Inputs, shards: int, out: Path, autoscalers: Sequence[AutoscalerName], step_s: float
+) -> list[dict[str, Any]]:
+    """The model by shards, scaled by each autoscaler in turn, `ROUNDS` times.
+
+    Raises:
+        LimitsError: replicas cannot be held to a part of a core here.
+    """
+    if reason := obstacle():
+        raise LimitsError(f"replicas cannot be held to {VCPU:.2f} vCPU: {reason}")
+    plan = planned(inputs, "joint", shards)
+    costs = calm(inputs, plan, "joint")
+    peak = PEAK * UTILISATION * VCPU / max(costs.cpu_s.values())
+    shape = "step:" + ",".join(f"{part * peak:.1f}" for part in STEPS)
+    traffic = parse_traffic(shape, step_s * len(STEPS))
+    rows = []
+    for _ in range(ROUNDS):
+        for autoscaler in autoscalers:
+            row, _ = one(inputs, "joint", plan, costs, traffic, out, None, autoscaler)
+            rows.append(row)
+    names = ["joint" if name == "kpa" else f"joint-{name}" for name in autoscalers]
+    if len(names) > 1:
+        write_comparison(out / names[1], out / names[0], out / "report.html")
+    return rows
+
+
+def side_by_side(rows: list[dict[str, Any]]) -> str:
+    """One line for each run: measured, and what the simulator predicted."""
+    lines = [
+        "| | queries | replicas | vCPU | memory | late | failed | mean | p50 | p95 | p99 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        for kind in ("measured", "simulated"):
+            run = row[kind]
+            lines.append(
+                f"| {row['policy']}, {kind} | {run['queries']:,} | {run['replicas']:.1f} | "
+                f"{run['vcpu']:.2f} | {run['memory_bytes'] / 1e9:.2f} GB | {run['late']:.2%} | "
+                f"{run['failed']} | {run['mean_ms']:.1f} ms | {run['p50_ms']:.1f} ms | "
+                f"{run['p95_ms']:.1f} ms | {run['p99_ms']:.1f} ms |"
+            )
+    return "\n".join(lines)
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """One line for each policy: measured, and by how much the prediction was off."""
     lines = [
@@ -326,6 +396,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("elasticity"))
     parser.add_argument("--rows", type=int, default=500_000, help="per table of RM1")
     parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--autoscaler", default="", help="kpa,status: compare these, by shards")
+    parser.add_argument("--step", type=float, default=STEP_S, help="seconds of each step")
     parser.add_argument("--output", choices=["json", "markdown"], default="markdown")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="erless-elasticity-") as name:
@@ -341,11 +413,18 @@ def main() -> None:
             "--out",
             inputs.profile,
         )
+        chosen = options.autoscaler.split(",")
+        every: tuple[AutoscalerName, ...] = ("kpa", "status")
+        names = [name for name in every if name in chosen]
         try:
-            rows = elasticity(inputs, options.shards, options.out)
+            if names:
+                rows = autoscaled(inputs, options.shards, options.out, names, options.step)
+            else:
+                rows = elasticity(inputs, options.shards, options.out)
         except LimitsError as error:
             sys.exit(str(error))
-    print(json.dumps(rows, indent=2) if options.output == "json" else markdown(rows))
+    table = side_by_side if names else markdown
+    print(json.dumps(rows, indent=2) if options.output == "json" else table(rows))
 
 
 if __name__ == "__main__":
