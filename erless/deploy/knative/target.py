@@ -53,6 +53,7 @@ from erless.errors import (
 from erless.progress import Progress
 from erless.specs.config import Config
 from erless.specs.functions import FunctionKind
+from erless.specs.plan import Plan
 
 __all__ = ["KnativeTarget"]
 
@@ -180,7 +181,8 @@ class KnativeTarget:
             model = desired.release.model.name
             rollout.deploy(desired.release.digest, rendered, canary_percent, model)
         done = self._current(desired.release.digest)
-        return replace(done, note=self._visibility_note(done.url))
+        notes = (self._visibility_note(done.url), _size_note(desired.plan))
+        return replace(done, note="; ".join(filter(None, notes)))
 
     def _visibility_note(self, url: str) -> str:
         """Why a gateway that shall be public is not; empty where it is, or shall not be."""
@@ -342,3 +344,14 @@ def _kinds(desired: Desired) -> list[FunctionKind]:
 
 def _is_ours(document: Object) -> bool:
     return bool(document["metadata"].get("labels", {}).get(names.MANAGED) == names.MANAGER)
+
+
+def _size_note(plan: Plan) -> str:
+    """That replicas keep their size here, where the plan's autoscaler would change it."""
+    functions = (plan.gateway, *plan.shards, *((plan.dense,) if plan.dense else ()))
+    if all(function.scaling.autoscaler == "kpa" for function in functions):
+        return ""
+    return (
+        "the plan's autoscaler is status, which changes the vCPU of replicas on target local only: "
+        "here Knative's KPA scales replicas of the planned size"
+    )

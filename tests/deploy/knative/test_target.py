@@ -464,6 +464,12 @@ def test_a_deploy_tells_of_a_public_gateway_that_nobody_outside_reaches(
     note = public.deploy(desired("2"), Silent(), TIMEOUT_S).note
     assert "answers 404; `erless cluster init --domain DOMAIN`" in note
     assert target(cluster).deploy(desired(), Silent(), TIMEOUT_S).note == ""  # not public
+    growing = desired()
+    scaling = growing.plan.gateway.scaling.model_copy(update={"autoscaler": "status"})
+    gateway = growing.plan.gateway.model_copy(update={"scaling": scaling})
+    growing = replace(growing, plan=growing.plan.model_copy(update={"gateway": gateway}))
+    note = target(cluster).deploy(growing, Silent(), TIMEOUT_S).note
+    assert "here Knative's KPA scales replicas of the planned size" in note
 
 
 def test_status_gives_the_pods_own_reason_before_knatives(cluster: FakeCluster) -> None:
