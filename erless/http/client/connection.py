@@ -144,12 +144,14 @@ class ClientConnection(Receiving):
         self.owner.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail the call whose answer had begun; let the others be sent again."""
+        """Let the calls that wait here be sent again: of a part of an answer nothing was used."""
         why = f": {first_line(exc)}" if exc else ""
         started = self.tail > self.start or self.head is not None
-        if started and self.calls:
-            self.calls.popleft().finish(CallError(f"the connection broke within the answer{why}"))
-        self.drop(f"{CLOSED}{why}")
+        first = "the connection broke within the answer" if started else CLOSED
+        calls = tuple(self.calls)
+        self.close()
+        for call in calls:
+            self.owner.unanswered(call, f"{first if call is calls[0] else CLOSED}{why}")
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go: the body's own buffer, while one is expected."""

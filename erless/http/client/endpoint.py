@@ -8,11 +8,12 @@ Calls of one turn of the event loop may share a connection and its write: a busy
 a shard once for several queries. Only where answers come straight from a function of ours, which
 answers at once; a proxy would handle them one after the other.
 
-A connection that dies before any byte of an answer is replaced once and the request sent again:
-that is what a replica that was stopped looks like. Behind a Kubernetes Service the new one may be
-refused, while the replica that is gone still gets its share: it is tried a few times. Connections
-are replaced when they are old, so that new replicas behind the same address get their share. One on
-which no answer comes is distrusted: it takes no more calls, and closes.
+A connection that dies before an answer is whole is replaced once and the request sent again: that
+is what a replica that was stopped looks like, and a call changes nothing. Behind a Kubernetes
+Service the new one may be refused, while the replica that is gone still gets its share: it is tried
+a few times. Connections are replaced when they are old, so that new replicas behind the same
+address get their share. One on which no answer comes is distrusted: it takes no more calls, and
+closes.
 """
 
 from __future__ import annotations
@@ -227,7 +228,7 @@ class Endpoint:
         return connection
 
     def unanswered(self, call: HttpCall, why: str) -> None:
-        """The connection of `call` is gone and no byte of an answer came: try once more."""
+        """The connection of `call` is gone before an answer was whole: try once more."""
         call.connection = None
         if not call.open:
             return

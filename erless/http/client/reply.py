@@ -28,7 +28,7 @@ ANSWER_GENERAL = -2  # the answer has to be read as HTTP
 class CallError(ErlessError):
     """A call got no usable answer.
 
-    unanswered: the connection died before any byte of one. silent: we closed it, since no answer
+    unanswered: the connection died before one was whole. silent: we closed it, since no answer
     came on it for long (`Endpoint.distrust`).
     """
 
