@@ -55,8 +55,8 @@ def network_policies(release: str, settings: ClusterSettings, store: str) -> lis
 
     Knative's components may connect to all, the gateway to the others. A call through Knative's
     ingress comes from the ingress, whoever made it: who may use the ingress is the ingress's
-    matter. All may connect to the store; besides only the gateway has somewhere to connect to, the
-    ingress, through which it calls the others.
+    matter. All may connect to the store and the collector of traces; besides only the gateway has
+    somewhere to connect to, the ingress, through which it calls the others.
 
     Args:
         release: that they are applied for.
@@ -67,7 +67,7 @@ def network_policies(release: str, settings: ClusterSettings, store: str) -> lis
     ours = {names.MANAGED: names.MANAGER}
     front = {"matchLabels": {**ours, names.KIND: "gateway"}}
     shards = {"matchLabels": ours, "matchExpressions": [_kinds("In", "sparse", "dense")]}
-    to_store = _store_egress(settings) if store.startswith("s3://") else []
+    outward = _outward(settings, store)
     calls = {"to": [_namespace(space) for space in options.ingress_namespaces]}
 
     def entry(*more: Object) -> list[Object]:
@@ -93,19 +93,29 @@ def network_policies(release: str, settings: ClusterSettings, store: str) -> lis
         }
 
     public = [{"ports": _tcp(QUEUE_PORTS[0])}] if settings.gateway.visibility == "public" else []
-    load = [_dns(), *to_store] if to_store else []
     return [
-        policy("erless-shards", shards, entry({"podSelector": front}), load),
-        policy("erless-gateway", front, [*entry(), *public], [_dns(), calls, *to_store]),
+        policy("erless-shards", shards, entry({"podSelector": front}), outward),
+        policy("erless-gateway", front, [*entry(), *public], [calls, *(outward or [_dns()])]),
     ]
 
 
-def _store_egress(settings: ClusterSettings) -> list[Object]:
-    """To the S3 API, wherever it is: its addresses change. AWS's credentials come by HTTPS too."""
-    url = urlsplit(settings.options.endpoint_url or "https://")
-    port = url.port or (HTTP_PORT if url.scheme == "http" else HTTPS_PORT)
-    agent = {"to": [{"ipBlock": {"cidr": POD_IDENTITY}}], "ports": _tcp(HTTP_PORT)}
-    return [{"ports": _tcp(*sorted({port, HTTPS_PORT}))}, agent]
+def _outward(settings: ClusterSettings, store: str) -> list[Object]:
+    """To the S3 API and the collector of traces, wherever they are: their addresses change."""
+    bucket, traces = store.startswith("s3://"), settings.traces.endpoint
+    urls = [traces] if traces else []
+    if bucket:  # AWS's credentials come by HTTPS too, or from the agent
+        urls += [settings.options.endpoint_url or "https://", "https://"]
+    if not urls:
+        return []
+    rules = [_dns(), {"ports": _tcp(*sorted({_port(url) for url in urls}))}]
+    if bucket:
+        rules.append({"to": [{"ipBlock": {"cidr": POD_IDENTITY}}], "ports": _tcp(HTTP_PORT)})
+    return rules
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (HTTP_PORT if parts.scheme == "http" else HTTPS_PORT)
 
 
 def _dns() -> Object:

@@ -382,3 +382,13 @@ def test_functions_connect_to_the_store_and_the_gateway_to_the_ingress(
     ]
     assert "kourier-system" in spaces
     assert spec("erless-shards", egress="any")["policyTypes"] == ["Ingress"]
+
+
+def test_functions_connect_to_the_collector_of_traces() -> None:
+    config = Config.model_validate(
+        {"traces": {"endpoint": "http://tempo:4318"}, "targets": {"knative": {"images": IMAGES}}}
+    )
+    rendered = render(desired(store="/srv/releases"), resolve_settings(config))
+    egress = [each["spec"]["egress"] for each in rendered.base if "egress" in each.get("spec", {})]
+    assert len(egress) == 2
+    assert all({"ports": [{"protocol": "TCP", "port": 4318}]} in rules for rules in egress)
