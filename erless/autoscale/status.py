@@ -24,10 +24,10 @@ from typing import NamedTuple
 
 from erless.autoscale import kpa
 from erless.autoscale.kpa import TICK_S, Decision, Observation
-from erless.autoscale.trend import Point, Trend, fit
+from erless.autoscale.trend import LoadPoint, Trend, fit
 from erless.specs.plan import Scaling
 
-__all__ = ["Sizing", "Status", "StatusScaler", "StatusState", "decide"]
+__all__ = ["LoadStatus", "Sizing", "StatusScaler", "StatusState", "decide"]
 
 TREND_S = 30.0
 Z = 2.0  # chosen by precision and recall of bursts: docs/autoscaling.md
@@ -40,7 +40,7 @@ LEAST_VCPU = 0.01  # the kernel's smallest allowance, in periods of 100 ms
 PERIOD_S, LEAST_CALLS = 0.1, 2  # a replica may serve so many calls in each CFS period
 
 
-class Status(StrEnum):
+class LoadStatus(StrEnum):
     """What the load does."""
 
     STABLE = "stable"
@@ -89,7 +89,7 @@ class StatusState(NamedTuple):
 
     phases: kpa.State
     vcpu: float
-    points: tuple[Point, ...] = ()
+    points: tuple[LoadPoint, ...] = ()
     demands: tuple[tuple[float, float], ...] = ()
     fall: Fall | None = None
     uncut: float | None = None
@@ -107,7 +107,7 @@ class StatusState(NamedTuple):
 class _Demand(NamedTuple):
     """Requests/s to be ready for: when vCPU must follow, and when replicas must be there."""
 
-    status: Status
+    status: LoadStatus
     soon: float
     later: float
     why: str
@@ -135,7 +135,7 @@ def decide(
     phases, why = kpa.advance(scaling, state.phases, seen, wanted, why)
     state, size = _size(scaling, sizing, state._replace(phases=phases), seen, demand)
     reason = f"{demand.status}: {demand.why}; {size}" + (f"; {why}" if why else "")
-    return _decided(scaling, state, reason, demand.status is Status.BURST)
+    return _decided(scaling, state, reason, demand.status is LoadStatus.BURST)
 
 
 def _decided(
@@ -152,12 +152,12 @@ def _demand(
     """What the load does, and what to be ready for."""
     trend, previous = fit(state.points), state.points[-1] if state.points else None
     points = tuple(point for point in state.points if point.now_s > now_s - TREND_S)
-    state = state._replace(points=(*points, Point(now_s, rate)))
+    state = state._replace(points=(*points, LoadPoint(now_s, rate)))
     ahead_s = min(sizing.cold_start_s, TREND_S)  # no further ahead than the line looks back
     if trend is None or previous is None:
         margin = sizing.z * sqrt(rate / TICK_S)
         why = f"{rate:.3g} requests/s, too few to see a trend"
-        return state, _Demand(Status.STABLE, rate + margin, rate + margin, why)
+        return state, _Demand(LoadStatus.STABLE, rate + margin, rate + margin, why)
     if state.fall is not None and now_s - state.fall.since_s < TREND_S:
         trend = state.fall.before  # else the fall itself would widen the band
     line, band = trend.at(now_s), sizing.z * trend.noise
@@ -166,7 +166,7 @@ def _demand(
         rise = max(trend.slope, (rate - previous.rate) / (now_s - previous.now_s), 0.0)
         soon, later = (max(line, rate + rise * act_s) for act_s in (TICK_S, ahead_s))
         why = f"{where}, +{rise:.2g}/s"
-        return state._replace(fall=None), _Demand(Status.BURST, soon, max(soon, later), why)
+        return state._replace(fall=None), _Demand(LoadStatus.BURST, soon, max(soon, later), why)
     if rate < line - band:
         fall = state.fall or Fall(now_s, 0.0, trend)
         fall = fall._replace(most=max(fall.most, rate))
@@ -174,11 +174,11 @@ def _demand(
         if now_s - fall.since_s >= EBB_S:
             low = fall.most + sizing.z * sqrt(fall.most / TICK_S)
             why = f"{where} for {now_s - fall.since_s:.0f} s"
-            return state, _Demand(Status.EBB, low, low, why)
+            return state, _Demand(LoadStatus.EBB, low, low, why)
     else:
         state = state._replace(fall=None)
     most = max(rate, _line_now(state, trend, now_s, ahead_s)) + band
-    return state, _Demand(Status.STABLE, most, most, where)
+    return state, _Demand(LoadStatus.STABLE, most, most, where)
 
 
 def _line_now(state: StatusState, before: Trend, now_s: float, ahead_s: float) -> float:

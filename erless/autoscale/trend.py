@@ -5,12 +5,12 @@ from __future__ import annotations
 from math import sqrt
 from typing import NamedTuple
 
-__all__ = ["LEAST_POINTS", "Point", "Trend", "fit"]
+__all__ = ["LEAST_POINTS", "LoadPoint", "Trend", "fit"]
 
 LEAST_POINTS = 4  # fewer say nothing about a slope
 
 
-class Point(NamedTuple):
+class LoadPoint(NamedTuple):
     """Requests per second, averaged since the point before."""
 
     now_s: float
@@ -38,10 +38,10 @@ class Trend(NamedTuple):
         return max(self.at(now_s), self.at(now_s + horizon_s))
 
 
-def fit(points: tuple[Point, ...]) -> Trend | None:
+def fit(points: tuple[LoadPoint, ...]) -> Trend | None:
     """The line through `points`, in ascending order; None where they are too few.
 
-    >>> fit(tuple(Point(t, 10.0 + t) for t in range(8)))
+    >>> fit(tuple(LoadPoint(t, 10.0 + t) for t in range(8)))
     Trend(at_s=7, level=17.0, slope=1.0, noise=4.123105625617661)
     """
     count = len(points)

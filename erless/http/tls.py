@@ -18,7 +18,7 @@ from typing import Any
 
 from erless.errors import ConfigError
 
-__all__ = ["HANDSHAKE_S", "Identity", "ReloadedContext", "peer_identity", "server_contexts"]
+__all__ = ["HANDSHAKE_S", "ReloadedContext", "TlsIdentity", "peer_identity", "server_contexts"]
 
 HANDSHAKE_S = 10.0  # of a client that has connected
 # As cert-manager and Kubernetes name them in a Secret of type kubernetes.io/tls.
@@ -83,7 +83,7 @@ def server_contexts(
     return ReloadedContext((certificate, key), make, fault)
 
 
-class Identity:
+class TlsIdentity:
     """Who a function is: a folder with its certificate, its key and the authorities of its peers.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 from erless.errors import ConfigError
 from erless.http.client.endpoint import PeerTls
 from erless.http.server.server import HttpServer
-from erless.http.tls import Fault, Identity, peer_identity, server_contexts
+from erless.http.tls import Fault, TlsIdentity, peer_identity, server_contexts
 from erless.serve.settings import Settings
 
 __all__ = ["function_name", "peers", "secure_server"]
@@ -33,7 +33,7 @@ def peers(settings: Settings, fault: Fault) -> Callable[[str, str, str], PeerTls
     Raises:
         ConfigError: a function is at https and this process has no identity.
     """
-    identity = Identity(Path(settings.identity), fault) if settings.identity else None
+    identity = TlsIdentity(Path(settings.identity), fault) if settings.identity else None
 
     def peer(url: str, kind: str, digest: str) -> PeerTls | None:
         if not url.startswith("https:"):
@@ -64,4 +64,4 @@ def secure_server(server: HttpServer, settings: Settings, fault: Fault) -> None:
         def admits(transport: asyncio.BaseTransport) -> bool:
             return peer_identity(transport.get_extra_info("ssl_object")) == gateway
 
-        server.secure(Identity(Path(settings.identity), fault).server, admits)
+        server.secure(TlsIdentity(Path(settings.identity), fault).server, admits)

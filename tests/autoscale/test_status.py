@@ -15,7 +15,7 @@ from erless.autoscale.status import (
     Sizing,
     StatusScaler,
 )
-from erless.autoscale.trend import Point, fit
+from erless.autoscale.trend import LoadPoint, fit
 from erless.specs.plan import Scaling
 
 SIZING = Sizing(requests_per_vcpu_s=100.0, most_vcpu=2.0)
@@ -46,12 +46,12 @@ def vcpu(decision: Decision) -> float:
 
 
 def test_a_line_is_found_with_its_noise() -> None:
-    rising = fit(tuple(Point(t, 1000 + 3 * t + (5 if t % 4 else -5)) for t in range(0, 30, 2)))
+    rising = fit(tuple(LoadPoint(t, 1000 + 3 * t + (5 if t % 4 else -5)) for t in range(0, 30, 2)))
     assert rising is not None
     assert rising.slope == pytest.approx(3, abs=0.2)
     assert rising.highest(28.0, 10.0) == pytest.approx(1000 + 3 * 38, abs=10)
     assert rising.noise == pytest.approx((rising.level / 2) ** 0.5)  # counting is noisier
-    assert fit((Point(0, 1), Point(2, 1))) is None
+    assert fit((LoadPoint(0, 1), LoadPoint(2, 1))) is None
 
 
 def test_steady_load_gets_the_vcpu_it_needs_and_no_replica() -> None:

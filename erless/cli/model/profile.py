@@ -59,7 +59,7 @@ class LogOptions:
 
 
 @dataclass(frozen=True)
-class LiveOptions:
+class LiveProfileOptions:
     """Live heat, in place of logs."""
 
     live: Annotated[
@@ -74,7 +74,7 @@ class LiveOptions:
 
 
 @dataclass(frozen=True)
-class MachineOptions:
+class MeasurementOptions:
     """What this machine is measured for."""
 
     throughput: Annotated[
@@ -93,8 +93,8 @@ class MachineOptions:
 @grouped
 def profile(
     logs: LogOptions,
-    heat: LiveOptions,
-    machine: MachineOptions,
+    heat: LiveProfileOptions,
+    machine: MeasurementOptions,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the profile [default: erless.yaml's].")
     ] = None,
@@ -166,7 +166,9 @@ def profile(
     emit(output, document, lambda console: _text(console, document), then=then)
 
 
-def _live(heat: LiveOptions, out: Path, config: Config, overwrite: bool, output: Output) -> None:
+def _live(
+    heat: LiveProfileOptions, out: Path, config: Config, overwrite: bool, output: Output
+) -> None:
     """Make a profile of live heat, and say where it comes from."""
     from erless.profile.live import live_release, profile_live
     from erless.storage.stores import open_store

@@ -92,14 +92,14 @@ def _look(
     requested: Mapping[str, Any],
     write: Write,
 ) -> tuple[dict[str, Any], LiveOptions]:
-    from erless.plan.live.auto import Decision
+    from erless.plan.live.auto import Replanning
     from erless.specs.generations import newest_generation
 
     with live_plan(source, requested) as live:
         now_s = time.monotonic()
         decision = auto.look(now_s, live.drift().drifted)
         document = {"decision": str(decision), "release": live.release.digest}
-        if decision is not Decision.ACT:
+        if decision is not Replanning.ACT:
             return document, source
         auto.put_off(now_s)
         if newest_generation(live.store, live.release.digest) is not None:

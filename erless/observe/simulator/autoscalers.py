@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from erless.autoscale.kpa import TICK_S, Decision, Observation
 from erless.observe.simulator.fleet import Fleet, Terms
-from erless.observe.simulator.policies import Policy, Seen, policy_of
+from erless.observe.simulator.policies import LoadSeen, Policy, policy_of
 from erless.observe.simulator.quotas import Periods
 
 __all__ = ["Autoscalers", "Told"]
@@ -88,7 +88,7 @@ class Autoscalers:
         self.vcpu = vcpu
         return decisions
 
-    def _seen(self, index: int, now_s: float, told: Told, lost: bool) -> Seen:
+    def _seen(self, index: int, now_s: float, told: Told, lost: bool) -> LoadSeen:
         waiting = bool(told.waits[index])
         value = requests_s = None
         if waiting or not lost:
@@ -105,7 +105,7 @@ class Autoscalers:
             requests_s=requests_s,
             throttled=float(told.throttled[index]),
         )
-        return Seen(observation, float(told.used_vcpu[index]), float(told.wait_s[index]))
+        return LoadSeen(observation, float(told.used_vcpu[index]), float(told.wait_s[index]))
 
     def _loses(self) -> bool:
         """Whether nobody gets data at this tick: in gaps, `lost_scrapes` of the time."""

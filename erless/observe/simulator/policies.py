@@ -31,13 +31,13 @@ from erless.autoscale.kpa import (
 from erless.autoscale.status import Sizing, StatusScaler
 from erless.specs.plan import Scaling
 
-__all__ = ["POLICIES", "Policy", "PolicyName", "Seen", "policy_of"]
+__all__ = ["POLICIES", "LoadSeen", "Policy", "PolicyName", "policy_of"]
 
 PolicyName = Literal["kpa", "status", "showar", "autothrottle", "kpa-partial"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
-class Seen(NamedTuple):
+class LoadSeen(NamedTuple):
     """An observation of one function, and what its replicas' groups tell.
 
     used_vcpu: of one replica, on average. wait_s: that a call waits to run, on average.
@@ -51,7 +51,7 @@ class Seen(NamedTuple):
 class Policy(Protocol):
     """Decides for one function, tick by tick."""
 
-    def observe(self, seen: Seen) -> Decision:
+    def observe(self, seen: LoadSeen) -> Decision:
         """The next decision."""
 
 
@@ -76,7 +76,7 @@ class KpaPolicy:
     def __init__(self, scaler: Scaler) -> None:
         self.scaler = scaler
 
-    def observe(self, seen: Seen) -> Decision:
+    def observe(self, seen: LoadSeen) -> Decision:
         """The next decision."""
         return self.scaler.observe(seen.observation)
 
@@ -84,7 +84,7 @@ class KpaPolicy:
 class PartialKpaPolicy(KpaPolicy):
     """The KPA that decides on what is left of its window while scrapes are missing, as Knative."""
 
-    def observe(self, seen: Seen) -> Decision:
+    def observe(self, seen: LoadSeen) -> Decision:
         """The next decision."""
         found, scaler = seen.observation, self.scaler
         if found.value is not None:
@@ -106,7 +106,7 @@ class StatusPolicy:
     def __init__(self, scaler: StatusScaler) -> None:
         self.scaler = scaler
 
-    def observe(self, seen: Seen) -> Decision:
+    def observe(self, seen: LoadSeen) -> Decision:
         """The next decision."""
         return self.scaler.observe(seen.observation)
 
@@ -130,7 +130,7 @@ class ShowarPolicy:
         self.errors: deque[float] = deque([0.0], maxlen=15)
         self.still = 0
 
-    def observe(self, seen: Seen) -> Decision:
+    def observe(self, seen: LoadSeen) -> Decision:
         """The next decision."""
         self.used.append(seen.used_vcpu)
         size = fmean(self.used) + self.SIGMAS * pstdev(self.used)
@@ -162,7 +162,7 @@ class CaptainPolicy:
         self.used: deque[float] = deque([0.0] * self.MEMORY, maxlen=self.MEMORY)
         self.margin, self.cut = 3.0, False
 
-    def observe(self, seen: Seen) -> Decision:
+    def observe(self, seen: LoadSeen) -> Decision:
         """The next decision."""
         throttled = seen.observation.throttled
         self.used.append(seen.used_vcpu)

@@ -11,12 +11,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["AutoReplan", "Decision"]
+__all__ = ["AutoReplan", "Replanning"]
 
 DAY_S = 86_400.0
 
 
-class Decision(StrEnum):
+class Replanning(StrEnum):
     """What a look at the drift comes to."""
 
     CALM = "no drift"
@@ -41,18 +41,18 @@ class AutoReplan:
     _since: float | None = None
     _changes: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def look(self, now_s: float, drifted: bool) -> Decision:
+    def look(self, now_s: float, drifted: bool) -> Replanning:
         """What to do about what is seen now."""
         if not drifted:
             self._since = None
-            return Decision.CALM
+            return Replanning.CALM
         if self._since is None:
             self._since = now_s
         if now_s - self._since < self.after_s:
-            return Decision.WAIT
+            return Replanning.WAIT
         if self._changes and now_s - self._changes[-1][0] < self.at_most_every_s:
-            return Decision.REST
-        return Decision.ACT
+            return Replanning.REST
+        return Replanning.ACT
 
     def affords(self, now_s: float, moved_bytes: int) -> bool:
         """Whether the day's budget has room for a change of so many bytes."""

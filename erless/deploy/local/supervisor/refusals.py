@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from erless.deploy.local.supervisor.folder.events import log_event
-from erless.http.tls import Identity
+from erless.http.tls import TlsIdentity
 
 __all__ = ["Refusals"]
 
@@ -57,7 +57,7 @@ class Refusals:
     async def _begin(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            tls = Identity(self._identity, log_event).server() if self._identity else None
+            tls = TlsIdentity(self._identity, log_event).server() if self._identity else None
             server = await loop.create_server(
                 lambda: _Refusal(self._reason()), sock=self._socket.dup(), ssl=tls
             )
