@@ -27,6 +27,7 @@ from erless.dlrm.reference import Monolith
 from erless.progress import Silent
 from erless.serve.protocol.grpc.messages import message_class
 from erless.specs.config import Config, GatewayConfig, LocalConfig, TargetsConfig
+from tests.authority import private_authority
 from tests.conformance.harness import LocalHarness
 from tests.releases import Made, make_release, random_query
 from tests.serve.functions import Fleet, Function
@@ -191,6 +192,19 @@ def test_faults_have_the_protocols_codes(fleet: Fleet, packed_release: Made) -> 
         shard.stop(signal.SIGKILL)
         assert code_of(lambda: ask(client_timeout=WAIT_S)) == "UNAVAILABLE"
     gateway.stop()
+
+
+def test_grpc_over_tls(fleet: Fleet, packed_release: Made, tmp_path: Path) -> None:
+    authority = private_authority(tmp_path)
+    files = dict.fromkeys(("ERLESS_TLS_CERTIFICATE", "ERLESS_TLS_KEY"), str(authority.server))
+    gateway = fleet.start_gateway(ERLESS_GRPC="1", **files).ready()
+    query = random_query(packed_release.model, 4, 8)
+    address, roots = f"127.0.0.1:{gateway.port}", str(authority.certificate)
+    with triton.InferenceServerClient(address, ssl=True, root_certificates=roots) as client:
+        found = client.infer("small", given(triton, query)).as_numpy("prediction")
+    expected = Monolith.load(packed_release.bundle).predict(query)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    assert gateway.stop() == 0
 
 
 def test_http_is_spoken_over_http2_too(gateway: Function) -> None:
