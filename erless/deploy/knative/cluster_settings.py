@@ -118,7 +118,7 @@ def resolve_settings(
             "gateway.token_env is set; on Kubernetes the token comes from a Secret: name one under "
             "targets.knative.token_secret (key `token`)"
         )
-    _refuse_tls(config)
+    _refuse_local_security(config)
     by_kind: dict[FunctionKind, str] = {}
     if options.images_file.exists():
         by_kind |= read_images(options.images_file)
@@ -136,12 +136,19 @@ def resolve_settings(
     )
 
 
-def _refuse_tls(config: Config) -> None:
-    """Refuse TLS in our processes: Knative's queue-proxy stands before each and speaks HTTP to it.
+def _refuse_local_security(config: Config) -> None:
+    """Refuse files of this machine, and TLS in our processes.
+
+    Knative's queue-proxy stands before each process and speaks HTTP to it.
 
     Raises:
         ConfigError: says what does it on Knative.
     """
+    if config.gateway.tokens_file is not None:
+        raise ConfigError(
+            "gateway.tokens_file: on Kubernetes the gateway's token comes from a Secret: name one "
+            "under targets.knative.token_secret (key `token`)"
+        )
     if config.gateway.tls is not None:
         raise ConfigError(
             "gateway.tls: on Knative the ingress speaks HTTPS, by external-domain-tls in "

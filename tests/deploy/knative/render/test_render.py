@@ -269,6 +269,13 @@ def test_what_cannot_be_deployed_is_refused() -> None:
     secured = Config(gateway=GatewayConfig(token_env="TOKEN"))  # noqa: S106
     with pytest.raises(ConfigError, match="token_secret"):
         resolve_settings(secured)
+    for keys, fact in (
+        ({"gateway": {"tokens_file": "tokens"}}, "token_secret"),
+        ({"gateway": {"tls": {"certificate": "c", "key": "k"}}}, "external-domain-tls"),
+        ({"security": {"mutual_tls": True}}, "system-internal-tls"),
+    ):
+        with pytest.raises(ConfigError, match=fact):
+            resolve_settings(Config.model_validate(keys))
 
 
 CONTAINER = "spec/template/spec/containers/0"
