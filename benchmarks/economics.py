@@ -3,8 +3,10 @@
 python -m benchmarks.economics [--docs docs/economics.md] [--localities 0.9] [--models rm1 …]
 
 For RM1 to RM3 and DLRM-DCNv2 (MLPerf's tables, 26 … 2,600 GB by scaling all rows), over traffic in
-times of one model-wise replica of 1 vCPU. int8 is allowed beside fp32: whether it keeps to a budget
-of AUC only a real model's queries can tell (`erless plan --queries`).
+times of one model-wise replica of 1 vCPU, p95 within 100 ms. int8 is allowed beside fp32: whether
+it keeps to a budget of AUC only a real model's queries can tell (`erless plan --queries`). Each is
+planned twice: with all rows in memory, and where rows may also lie on nodes' local disks.
+`--keep FILE` remembers cells, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from erless.plan.costs.curves import AccessCurve, TableLoad
 from erless.plan.nodes.prices import Prices, read_prices
 from erless.plan.planner import Planner
 from erless.plan.policies.baselines import model_wise
-from erless.plan.request import PlanRequest
+from erless.plan.request import PlanRequest, Policy
+from erless.plan.selection import Candidate
 from erless.plan.source import workload_tables
 from erless.specs.model import DlrmTower, Interaction, ModelSpec, TableSpec
 from erless.specs.plan import Precision
@@ -39,6 +42,8 @@ LARGE = (2600, (256,))  # where traffic is large too
 ALLOWED = (Precision.FP32, Precision.INT8)
 MODELS = ("rm1", "rm2", "rm3", "dlrmv2")
 BATCH = 32
+SLA_MS = 100.0
+ASKED = (("rm1", 260, 520), ("rm3", 260, 140), ("rm1", 2600, 1500))  # dollars at 0.1× with a disk
 # DLRM-DCNv2 as MLPerf trains it: rows and ids per bag of Criteo 1TB's 26 features, dim 128
 DCN_ROWS = (
     *(40_000_000, 39_060, 17_295, 7_424, 20_265, 3, 7_122, 1_543, 63, 40_000_000, 3_067_956),
@@ -55,7 +60,13 @@ SECONDS_PER_MAC = 2 / 52e9
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting, and dollars a month of each way to serve it; NaN where nothing fits."""
+    """One setting, and dollars a month of each way to serve it; NaN where nothing fits.
+
+    before: model-wise in fp32 on the types of 2025. exact, whole: on today's, in fp32 and with
+    joint's freedoms. whole_disk, disk: model-wise and joint where rows may lie on disks, disk_gb of
+    joint's do. int4, whole_int4: joint and model-wise where int4 is allowed too, at the largest
+    traffic only. gap: joint above its bound, without disks.
+    """
 
     name: str
     size_gb: int
@@ -66,6 +77,11 @@ class Cell:
     whole: float
     elasticrec: float
     joint: float
+    whole_disk: float
+    disk: float
+    disk_gb: float
+    int4: float
+    whole_int4: float
     shards: int
     binds: str
     gap: float
@@ -113,14 +129,19 @@ def settings(localities: Sequence[float]) -> Iterator[tuple[str, int, float, flo
 def measure(name: str, size_gb: int, locality: float, traffic: float, now: Prices) -> Cell:
     """Plan one cell in every way."""
     model, tables, tower_ms = model_of(name, size_gb, locality)
-    before = read_prices(BEFORE)
-    asked = PlanRequest(traffic=traffic, tower_ms=tower_ms or None)
+    asked = PlanRequest(traffic=traffic, tower_ms=tower_ms or None, sla_p95_ms=SLA_MS)
     free = asked.model_copy(update={"arch": ARCHITECTURES, "allowed": ALLOWED})
     begin = time.process_time()
     planner = Planner(model, tables, free, now)
-    outcome = planner.outcome(["elasticrec"])
+    outcome = planner.outcome(["elasticrec", "model-wise"])
+    on_disk = Planner(model, tables, free.model_copy(update={"disk": True}), now)
+    disks = on_disk.outcome(["model-wise"]).best
     spent = time.process_time() - begin
-    joint, other = outcome.best["joint"], outcome.best.get("elasticrec")
+    joint = outcome.best["joint"]
+    lower: dict[Policy, Candidate] = {}
+    if traffic >= min(LARGE[1]):
+        int4 = free.model_copy(update={"allowed": (*ALLOWED, Precision.INT4)})
+        lower = Planner(model, tables, int4, now).outcome(["model-wise"]).best
     types = planner.prices.types
     layout = joint.layout
     cpu = layout.vcpu * min(kind.usd_per_month / kind.usable_vcpu for kind in types)
@@ -130,11 +151,17 @@ def measure(name: str, size_gb: int, locality: float, traffic: float, now: Price
         size_gb,
         locality,
         traffic,
-        _whole(Planner(model, tables, asked, before), [Precision.FP32]),
-        _whole(planner, [Precision.FP32]),
-        _whole(planner, ALLOWED),
-        other.packing.usd_per_month if other else math.nan,
+        _exact(Planner(model, tables, asked, read_prices(BEFORE))),
+        _exact(planner),
+        _usd(outcome.best.get("model-wise")),
+        _usd(outcome.best.get("elasticrec")),
         joint.packing.usd_per_month,
+        _usd(disks.get("model-wise")),
+        disks["joint"].packing.usd_per_month,
+        sum(each.replicas * each.disk.bytes for each in disks["joint"].layout.shards if each.disk)
+        / 1e9,
+        _usd(lower.get("joint")),
+        _usd(lower.get("model-wise")),
         len(layout.shards),
         "memory" if memory > cpu else "vCPU",
         outcome.value(joint) / outcome.bound - 1,
@@ -142,38 +169,46 @@ def measure(name: str, size_gb: int, locality: float, traffic: float, now: Price
     )
 
 
-def _whole(planner: Planner, kinds: Sequence[Precision]) -> float:
-    """The cheapest model-wise layout of these precisions; NaN where no node holds one."""
+def _usd(candidate: Candidate | None) -> float:
+    return candidate.packing.usd_per_month if candidate else math.nan
+
+
+def _exact(planner: Planner) -> float:
+    """The cheapest model-wise layout in fp32; NaN where no node holds one."""
     sizes = {kind.usable_vcpu for kind in planner.prices.types}
     pool = [
-        model_wise(place, planner.terms.on(size), kind)
+        model_wise(place, planner.terms.on(size), Precision.FP32)
         for place in planner.places
         for size in sorted(sizes)
-        for kind in kinds
     ]
-    found = planner.selection.best("model-wise", pool, strict=False)
-    return found.packing.usd_per_month if found else math.nan
+    return _usd(planner.selection.best("model-wise", pool, strict=False))
 
 
 def table(cells: Sequence[Cell]) -> str:
     """The page's table and its summary."""
-    lines = [
-        "| model | GB | P | traffic | model-wise fp32, 2025's types | model-wise fp32 "
-        "| model-wise, same freedoms | ElasticRec fp32 | joint | ÷ | ÷ | ÷ | shards | binds "
-        "| pays |",
-        "|" + "---|" * 15,
-    ]
+    heads = (
+        *("model", "GB", "P", "traffic", "model-wise fp32, 2025's types", "model-wise fp32"),
+        *("model-wise, same freedoms", "ElasticRec fp32", "joint", "÷", "÷", "÷", "shards"),
+        *("binds", "pays", "model-wise with disk", "joint with disk", "÷", "÷", "÷", "on disk, GB"),
+    )
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for cell in cells:
-        ratios = [each / cell.joint for each in (cell.before, cell.exact, cell.whole)]
         dollars = (cell.before, cell.exact, cell.whole, cell.elasticrec, cell.joint)
-        lines.append(
-            f"| {cell.name} | {cell.size_gb:,} | {cell.locality:.0%} | {cell.traffic:g}× | "
-            + " | ".join(_dollars(each) for each in dollars)
-            + " | "
-            + " | ".join("" if math.isnan(each) else f"{each:.2f}" for each in ratios)
-            + f" | {cell.shards} | {cell.binds} | {_pays(cell)} |"
+        values = (
+            *(cell.name, f"{cell.size_gb:,}", f"{cell.locality:.0%}", f"{cell.traffic:g}×"),
+            *(_dollars(each) for each in dollars),
+            *(_ratio(each / cell.joint) for each in (cell.before, cell.exact, cell.whole)),
+            *(str(cell.shards), cell.binds, _pays(cell)),
+            *(_dollars(each) for each in (cell.whole_disk, cell.disk)),
+            *(_ratio(each / cell.disk) for each in (cell.before, cell.exact, cell.whole_disk)),
+            f"{cell.disk_gb:,.0f}" if cell.disk_gb else "",
         )
+        lines.append(f"| {' | '.join(values)} |")
     return "\n".join([*partial(cells), *summary(cells), *where(cells), "", *lines])
+
+
+def _ratio(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
 
 
 def partial(cells: Sequence[Cell]) -> list[str]:
@@ -213,44 +248,70 @@ def _pays(cell: Cell) -> str:
 
 
 def summary(cells: Sequence[Cell]) -> list[str]:
-    """The three comparisons, and distances to the bound where they were asked for."""
-    small = [cell for cell in cells if cell.traffic <= max(TRAFFIC) and cell.locality == 0.9]
+    """The three comparisons, without and with disks, and the distances to the bound."""
     large = [cell for cell in cells if cell.traffic >= min(LARGE[1])]
-    fp32 = [cell.exact / cell.joint for cell in large if not math.isnan(cell.exact)]
-    same = [cell.whole / cell.joint for cell in large if not math.isnan(cell.whole)]
-    all_same = [cell.whole / cell.joint for cell in cells if not math.isnan(cell.whole)]
-    lines = [
-        f"- Against model-wise in fp32 on the types of 2025-01, geometric mean over "
-        f"{len(small)} settings at P = 90 %, up to 64×: **{_mean(small, 'before'):.2f}×** cheaper "
-        f"({_missing(small)} settings in which no such node holds the model are left out).",
-        f"- Against model-wise in fp32 on the same machines, at {LARGE[0]:,} GB and ≥ 256×: "
-        f"{_range(fp32)}.",
-        f"- Against model-wise with every same freedom: {_range(all_same)} over all settings, "
-        f"{_range(same)} at {LARGE[0]:,} GB and ≥ 256×.",
+    lines = ["- Geometric means over the settings up to 64×, by P (asked at 90 %: ≥ 3×, ≥ 4×):"]
+    for locality in sorted({cell.locality for cell in cells}):
+        mine = [c for c in cells if c.locality == locality and c.traffic <= max(TRAFFIC)]
+        lines.append(
+            f"  P = {locality:.0%}: against model-wise in fp32 on the types of 2025-01 "
+            f"**{_mean(mine, 'before', 'joint'):.2f}×** cheaper in memory, "
+            f"**{_mean(mine, 'before', 'disk'):.2f}×** with disks; against fp32 on the same "
+            f"machines {_mean(mine, 'exact', 'joint'):.2f}× and "
+            f"{_mean(mine, 'exact', 'disk'):.2f}×; against every same freedom "
+            f"{_mean(mine, 'whole', 'joint'):.2f}× and {_mean(mine, 'whole_disk', 'disk'):.2f}×."
+        )
+    lines += [
+        f"- At {LARGE[0]:,} GB and ≥ 256×, against model-wise in fp32 on the same machines (asked: "
+        f"2.5×): {_range(large, 'exact', 'joint')}; with disks {_range(large, 'exact', 'disk')}.",
+        f"- There against every same freedom (asked: 1.3×): {_range(large, 'whole', 'joint')}; "
+        f"with disks {_range(large, 'whole_disk', 'disk')}. Over all settings "
+        f"{_range(cells, 'whole', 'joint')}; with disks {_range(cells, 'whole_disk', 'disk')}.",
+        f"- There with int4 allowed too (the model of `erless example movielens` loses 0.00013 of "
+        f"AUC by it, docs/releases.md): {_range(large, 'exact', 'int4')} against fp32, "
+        f"{_range(large, 'whole_int4', 'int4')} against every same freedom.",
     ]
+    dearer = sum(cell.disk > cell.joint * (1 + 1e-6) for cell in cells)
+    fewer = sum(cell.disk < cell.joint * 0.99 for cell in cells)
+    lines.append(
+        f"- With disks it is cheaper by more than 1 % in {fewer} of {len(cells)} settings, and "
+        f"dearer in {dearer}."
+    )
+    lines += _asked(cells)
     gaps = sorted(cell.gap for cell in cells if not math.isnan(cell.gap))
     if gaps:
         near = sum(gap <= 0.05 for gap in gaps) / len(gaps)
         lines.append(
-            f"- Above its bound: ≤ 5 % in {near:.0%} of {len(gaps)} settings, median "
-            f"{statistics.median(gaps):.1%}, largest {gaps[-1]:.1%}."
+            f"- Above its bound, in memory: ≤ 5 % in {near:.0%} of {len(gaps)} settings (asked: "
+            f"80 %), median {statistics.median(gaps):.1%}, largest {gaps[-1]:.1%}."
         )
     return lines
 
 
-def _mean(cells: Sequence[Cell], name: str) -> float:
-    ratios = [getattr(cell, name) / cell.joint for cell in cells]
-    return statistics.geometric_mean([ratio for ratio in ratios if not math.isnan(ratio)])
+def _asked(cells: Sequence[Cell]) -> list[str]:
+    """The settings of which the dollars with a disk were asked for."""
+    known = {(c.name, c.size_gb): c for c in cells if (c.locality, c.traffic) == (0.9, 0.1)}
+    texts = [
+        f"{name} of {size:,} GB ${known[name, size].disk:,.0f} (asked: ≤ ${most:,})"
+        for name, size, most in ASKED
+        if (name, size) in known
+    ]
+    return [f"- With disks, at P = 90 % and 0.1×: {'; '.join(texts)}."] if texts else []
 
 
-def _missing(cells: Sequence[Cell]) -> int:
-    return sum(math.isnan(cell.before) for cell in cells)
+def _mean(cells: Sequence[Cell], other: str, ours: str) -> float:
+    """Geometric mean of one column ÷ another, where some node holds the model."""
+    ratios = [getattr(cell, other) / getattr(cell, ours) for cell in cells]
+    known = [ratio for ratio in ratios if not math.isnan(ratio)]
+    return statistics.geometric_mean(known) if known else math.nan
 
 
-def _range(ratios: Sequence[float]) -> str:
-    if not ratios:
+def _range(cells: Sequence[Cell], other: str, ours: str) -> str:
+    ratios = [getattr(cell, other) / getattr(cell, ours) for cell in cells]
+    known = [ratio for ratio in ratios if not math.isnan(ratio)]
+    if not known:
         return "no node holds the whole model"
-    return f"{min(ratios):.2f} … {max(ratios):.2f}× (mean {statistics.geometric_mean(ratios):.2f}×)"
+    return f"{min(known):.2f} … {max(known):.2f}× (mean {_mean(cells, other, ours):.2f}×)"
 
 
 def _kept(path: Path | None) -> dict[tuple[str, int, float, float], Cell]:

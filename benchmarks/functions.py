@@ -92,13 +92,13 @@ class Fleet:
     def monolith(self, model: Path, name: str = "monolith") -> Process:
         """Start the monolith's server."""
         command = ["-m", "erless.serve.process.monolith", "--model", str(model), "--port", "0"]
-        return self._start(name, [*command, "--log", "info"], {})
+        return self.start(name, [*command, "--log", "info"], {})
 
     def shards(self, store: str, release: ReleaseManifest, **env: str) -> dict[str, Process]:
         """Start a sparse function per remote shard: digest → process."""
         more = {"ERLESS_STORE": store, "PORT": "0", **env}
         return {
-            shard.digest: self._start(
+            shard.digest: self.start(
                 shard.name, ["-m", "erless.serve", "sparse"], {**more, "ERLESS_SHARD": shard.digest}
             )
             for shard in release.remote
@@ -111,11 +111,12 @@ class Fleet:
         urls = json.dumps({digest: shard.url for digest, shard in shards.items()})
         more = {"ERLESS_STORE": store, "PORT": "0", "ERLESS_RELEASE": release.digest, **env}
         name = f"gateway{len(self.processes)}"
-        return self._start(
+        return self.start(
             name, ["-m", "erless.serve", "gateway"], {**more, "ERLESS_SHARD_URLS": urls}
         )
 
-    def _start(self, name: str, command: list[str], env: Mapping[str, str]) -> Process:
+    def start(self, name: str, command: list[str], env: Mapping[str, str]) -> Process:
+        """Start a process; it is stopped with the others."""
         started = Process(name, command, env, self.folder)
         self.processes.append(started)
         return started

@@ -92,7 +92,9 @@ class FunctionStatus:
 
     rps: requests/s. p95_ms: of its calls, None without any. memory_bytes: all replicas (PSS where
     it can be measured, else the requested memory). vcpu: of each replica, where the autoscaler
-    decides on it. decision: the autoscaler's last one, in words.
+    decides on it. decision: the autoscaler's last one, in words. disk_bytes: files of ready
+    replicas that are read from nodes' disks as queries ask for rows. disk_reads_s: reads/s of these
+    disks, None where there are none.
     """
 
     name: str
@@ -108,6 +110,8 @@ class FunctionStatus:
     reason: str = ""
     vcpu: float | None = None
     decision: str = ""
+    disk_bytes: int = 0
+    disk_reads_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

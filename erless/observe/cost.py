@@ -1,4 +1,4 @@
-"""What a measured run would cost: a plan's dollars per replica at the replicas that ran.
+"""What a plan says of a measured run: its dollars at the replicas that ran, and its disks.
 
 A replica's dollars are its part of the machines that the plan packs its containers onto
 (`usd_per_month`, half by vCPU and half by memory); scaled by how many there were on average.
@@ -15,11 +15,18 @@ __all__ = ["priced", "whole_model_usd"]
 
 
 def priced(functions: Iterable[FunctionResult], plan: Plan) -> tuple[FunctionResult, ...]:
-    """The functions with dollars a month; one that the plan does not know stays at 0."""
+    """The functions with dollars a month, and what reads of disks were planned to take.
+
+    One that the plan does not know stays at 0.
+    """
     each_usd = _replica_usd(plan)
+    disks = {shard.name: shard.disk.latency_ms for shard in plan.shards if shard.disk}
     return tuple(
         function.model_copy(
-            update={"usd_per_month": function.replicas.mean * each_usd.get(function.name, 0.0)}
+            update={
+                "usd_per_month": function.replicas.mean * each_usd.get(function.name, 0.0),
+                "disk_ms": disks.get(function.name),
+            }
         )
         for function in functions
     )

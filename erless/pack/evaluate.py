@@ -8,7 +8,7 @@ every query (`erless.pack.replay`).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.auc import auc
+from erless.pack.accuracy import Loss
 from erless.pack.inputs import PackInputs
 from erless.pack.replay import open_replay
 from erless.progress import Progress, Silent
 from erless.specs.model import TableSpec
-from erless.specs.plan import Precision, Tier
+from erless.specs.plan import Precision, ShardPlan, Tier
 
-__all__ = ["AS_PLANNED", "Evaluation", "evaluate"]
+__all__ = ["AS_PLANNED", "Evaluation", "evaluate", "planned_losses"]
 
 Floats = NDArray[np.float32]
 
@@ -78,32 +79,46 @@ def evaluate(
     touched = [
         replace(table, shards=_shards(inputs, table.table, table.ids)) for table in replay.touched
     ]
-    variants = [("", [Precision.FP32] * len(inputs.plan.shards)), *_variants(inputs)]
+    variants = [("", _everywhere(Precision.FP32)), *_variants()]
+    shards = inputs.plan.shards
     evaluations: list[Evaluation] = []
     before = np.empty(0, np.float32)
     total = len(replay) * len(variants)
     with (progress or Silent()).step("evaluate", total, "queries") as step:
-        for name, precisions in variants:
-            tables = [table.at(precisions) for table in touched]
+        for name, stored in variants:
+            tables = [
+                table.at([stored(shard, table.table.name) for shard in shards]) for table in touched
+            ]
             scores = replay.predict(tables, lambda: step.advance(1))
             if not name:
                 before = scores
             else:
-                evaluations.append(
-                    _compare(name, inputs, precisions, before, scores, replay.labels)
-                )
+                evaluations.append(_compare(name, inputs, stored, before, scores, replay.labels))
     return evaluations
 
 
-def _variants(inputs: PackInputs) -> Iterator[tuple[str, list[Precision]]]:
-    """Name, and precision by shard number."""
-    shards = inputs.plan.shards
-    yield AS_PLANNED, [shard.precision for shard in shards]
+_Stored = Callable[[ShardPlan, str], Precision]  # how a table's rows in a shard are stored
+
+
+def _everywhere(precision: Precision) -> _Stored:
+    return lambda shard, table: precision
+
+
+def _below_residents(precision: Precision) -> _Stored:
+    return lambda shard, table: (
+        shard.precision_of(table) if shard.tier is Tier.RESIDENT else precision
+    )
+
+
+def _in_tier(tier: Tier) -> _Stored:
+    return lambda shard, table: shard.precision_of(table) if shard.tier is tier else Precision.FP32
+
+
+def _variants() -> Iterator[tuple[str, _Stored]]:
+    """Name, and precisions."""
+    yield AS_PLANNED, ShardPlan.precision_of
     for precision in Precision:
-        yield (
-            precision.value,
-            [shard.precision if shard.tier is Tier.RESIDENT else precision for shard in shards],
-        )
+        yield precision.value, _below_residents(precision)
 
 
 def _shards(inputs: PackInputs, table: TableSpec, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -116,10 +131,39 @@ def _shards(inputs: PackInputs, table: TableSpec, ids: NDArray[np.int64]) -> NDA
     return np.concatenate(parts)
 
 
+def planned_losses(
+    inputs: PackInputs, queries: Path, progress: Progress | None = None
+) -> dict[str, Loss]:
+    """What the plan's precisions lose: `as planned`, and of each tier alone.
+
+    Raises:
+        QueryError: the queries do not fit the model.
+        ModelError: a row that a precision cannot hold.
+    """
+    replay = open_replay(inputs.bundle_folder, inputs.bundle, queries, BATCH)
+    shards = inputs.plan.shards
+    tiers = [tier for tier in Tier if any(shard.tier is tier for shard in shards)]
+    before = replay.predict([table.rows for table in replay.touched])
+    touched = [
+        replace(table, shards=_shards(inputs, table.table, table.ids)) for table in replay.touched
+    ]
+    variants: dict[str, _Stored] = {AS_PLANNED: ShardPlan.precision_of}
+    variants |= {tier.value: _in_tier(tier) for tier in (tiers if len(tiers) > 1 else ())}
+    losses = {}
+    with (progress or Silent()).step("tiers", len(variants), "steps") as step:
+        for name, stored in variants.items():
+            rows = [
+                table.at([stored(shard, table.table.name) for shard in shards]) for table in touched
+            ]
+            losses[name] = Loss.between(before, replay.predict(rows), replay.labels)
+            step.advance(1)
+    return losses
+
+
 def _compare(
     name: str,
     inputs: PackInputs,
-    precisions: list[Precision],
+    stored: _Stored,
     before: Floats,
     after: Floats,
     labels: Floats | None,
@@ -131,7 +175,9 @@ def _compare(
     return Evaluation(
         precision=name,
         row_bytes=sum(
-            part.rows * precisions[part.shard].row_bytes(part.table.dim) for part in inputs.slices
+            part.rows
+            * stored(inputs.plan.shards[part.shard], part.table.name).row_bytes(part.table.dim)
+            for part in inputs.slices
         ),
         max_error=float(error.max(initial=0)),
         mean_error=float(error.mean()) if len(error) else 0.0,

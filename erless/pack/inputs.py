@@ -91,7 +91,7 @@ class PackInputs:
             by_shard.setdefault(cut.shard, []).append(cut)
         pack_slices = []
         for shard, cuts in sorted(by_shard.items()):
-            precision = self.plan.shards[shard].precision
+            precision = self.plan.shards[shard].precision_of(table.name)
             on_disk = self.plan.shards[shard].disk is not None
             inputs = {
                 "what": "slice",

@@ -160,6 +160,7 @@ class Packer:
                     pooling=part.table.pooling,
                     rows=part.rows,
                     file=self._keys.file(part.key),
+                    precision=planned.exact.get(part.table.name),
                 )
                 for part in slices
             ),
@@ -176,6 +177,7 @@ class Packer:
             size_bytes=manifest.size_bytes,
             largest_error=max(self._keys[part.key]["error"] for part in slices),
             cache_bytes=cache_bytes,
+            exact=planned.exact,
         )
 
     def _release(self, shards: tuple[ReleaseShard, ...], stage: Path) -> ReleaseManifest:

@@ -12,7 +12,7 @@ from erless.plan.costs.curves import TableLoad
 from erless.plan.costs.disk import DiskTerms
 from erless.plan.costs.layout import Demand, Layout
 from erless.plan.costs.measured import MeasuredSpeed, disk_terms, measured_terms
-from erless.plan.costs.tower import TowerCost, tower_cost
+from erless.plan.costs.tower import TowerCost, gpu_cost, tower_cost
 from erless.plan.nodes.constraints import check_request, check_used, shard_bytes
 from erless.plan.nodes.packing import pack
 from erless.plan.nodes.prices import Prices, read_prices
@@ -106,7 +106,8 @@ class Planner:
         biggest = max(kind.usable_vcpu for kind in self.prices.types)
         if not self.terms.fixed_vcpu:
             self.terms = self.terms.on(min(request.max_vcpu or biggest, biggest))
-        self.places = placements(request, self.demand, self.tower, self.terms, self.prices)
+        gpu = gpu_cost(model, request.batch, self.tower, measured.gpus)
+        self.places = placements(request, self.demand, self.tower, gpu, self.terms, self.prices)
         room = shard_bytes(request, self.terms, self.prices)
         self.selection = Selection(request, self.prices, room)
         self.pools = Pools(request, self.places, self.terms, self.prices, room, coarse, self.disk)
@@ -190,7 +191,7 @@ class Planner:
             terms.call_s
             + place.tower_s
             + sum(
-                table.gathers * min(terms.beta_of(table.spec.dim, kind) for kind in Precision)
+                table.gathers * min(terms.beta_for(table, kind) for kind in Precision)
                 for table in place.tables
             )
             for place in self.places

@@ -14,9 +14,10 @@ from erless.plan.nodes.hull import MEMORY
 from erless.plan.nodes.prices import Prices
 from erless.plan.policies.baselines import model_wise, one_remote, table_wise
 from erless.plan.policies.demanded import demanded_layouts
-from erless.plan.policies.disk import disk_layouts
+from erless.plan.policies.disk import disk_layouts, whole_on_disk
 from erless.plan.policies.elasticrec import elasticrec
 from erless.plan.policies.joint import joint_layouts
+from erless.plan.policies.node_mix import mixed_nodes
 from erless.plan.policies.node_sized import node_shaped
 from erless.plan.policies.proposals import Proposal, having
 from erless.plan.policies.run_layouts import paths, run_proposals
@@ -100,12 +101,36 @@ class Pools:
         if key not in self._known:
             demand = self.places[place]
             makers: dict[Policy, Callable[[CostTerms], Layout]] = {
-                "model-wise": lambda terms: model_wise(demand, terms),
                 "table-wise": lambda terms: table_wise(demand, terms),
                 "elasticrec": lambda terms: elasticrec(demand, terms, per_table),
             }
-            self._known[key] = [makers[policy](terms) for terms in self.sizes]
+            self._known[key] = (
+                list(self._model_wise(demand))
+                if policy == "model-wise"
+                else [makers[policy](terms) for terms in self.sizes]
+            )
         return self._known[key]
+
+    @property
+    def _whole_precisions(self) -> Sequence[Precision]:
+        """Of model-wise rows: the paper's are fp32."""
+        if self.request.equal_containers:
+            return (Precision.FP32,)
+        return self.request.resident_precisions
+
+    def _model_wise(self, demand: Demand) -> Iterator[Layout]:
+        """The whole model in each replica, with the same freedoms as joint's rows."""
+        for kind in self._whole_precisions:
+            for terms in self.sizes:
+                yield model_wise(demand, terms, kind)
+            if self.disk is not None:
+                for terms in self._disk_sizes:
+                    yield from whole_on_disk(demand, terms, self.disk, StoredAs(kind, kind))
+
+    @property
+    def _disk_sizes(self) -> list[CostTerms]:
+        """Container sizes to try with rows on disks."""
+        return self.sizes[:: max(1, len(self.sizes) // 2)]
 
     @cached_property
     def _known(self) -> dict[tuple[Policy, int, int | None], list[Layout]]:
@@ -120,7 +145,10 @@ class Pools:
             if self.disk is not None:
                 floor = self._disk_floor(demand, stored)
                 yield Proposal(floor, partial(self._on_disks, demand, stored))
-        floor = self._floor(demand, StoredAs(Precision.FP32, Precision.FP32))
+        wholes = [StoredAs(kind, kind) for kind in self._whole_precisions]
+        floor = min(self._floor(demand, stored) for stored in wholes)
+        if self.disk is not None:
+            floor = min(self._disk_floor(demand, stored) for stored in wholes)
         yield Proposal(floor, partial(self._baseline, "model-wise", place))
         floor = self._remote_floor(demand)
         yield Proposal(floor, partial(self._baseline, "table-wise", place))
@@ -134,9 +162,8 @@ class Pools:
             return memory_bound(demand, self.terms, *stored)
         seconds, size = self.terms.call_s + demand.tower_s, self.terms.gateway_memory_bytes
         for table in demand.tables:
-            dim = table.spec.dim
-            seconds += table.gathers * min(self.terms.beta_of(dim, kind) for kind in stored)
-            size += table.rows * min(kind.row_bytes(dim) for kind in stored)
+            seconds += table.gathers * min(self.terms.beta_for(table, kind) for kind in stored)
+            size += table.rows * min(table.row_bytes(kind) for kind in stored)
         return self.prices.least_usd(demand.qps * seconds / self.terms.utilisation, size)
 
     def _remote_floor(self, demand: Demand) -> float:
@@ -160,6 +187,8 @@ class Pools:
         if not self.terms.fixed_vcpu:
             types = self.prices.types
             pool += node_shaped(demand, self.terms, types, *stored, self.shard_bytes)
+            if self.request.aim == "dollars" and not self.coarse:
+                pool += mixed_nodes(demand, self.terms, types, *stored, self.shard_bytes)
         return [*pool, *self._runs(demand, stored)]
 
     def _on_disks(self, demand: Demand, stored: StoredAs) -> list[Layout]:
@@ -168,7 +197,7 @@ class Pools:
             return []
         return [
             layout
-            for terms in self.sizes[:: max(1, len(self.sizes) // 2)]
+            for terms in self._disk_sizes
             for layout in disk_layouts(demand, terms, self.disk, stored, self.request.max_fan_out)
         ]
 
@@ -178,8 +207,7 @@ class Pools:
             return 0.0
         seconds = self.terms.call_s + demand.tower_s
         for table in demand.tables:
-            dim = table.spec.dim
-            seconds += table.gathers * min(self.terms.beta_of(dim, kind) for kind in stored)
+            seconds += table.gathers * min(self.terms.beta_for(table, kind) for kind in stored)
         vcpu = demand.qps * seconds / self.terms.utilisation
         return self.prices.least_usd(vcpu, self.terms.gateway_memory_bytes)
 

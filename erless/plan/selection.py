@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from erless.errors import InfeasibleError
+from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Layout
 from erless.plan.nodes.constraints import no_node, violations
 from erless.plan.nodes.exact_packing import states
 from erless.plan.nodes.groups import groups_of
 from erless.plan.nodes.packing import Packing, cheapest_possible, pack
 from erless.plan.nodes.prices import Prices
+from erless.plan.policies.container_sizes import other_sizes
 from erless.plan.policies.joint import FEWER_FUNCTIONS, joint_memory
 from erless.plan.policies.proposals import Proposal, every_layout
 from erless.plan.policies.tiers import with_tiers
@@ -24,7 +26,11 @@ from erless.plan.request import PlanRequest, Policy
 __all__ = ["Candidate", "Selection"]
 
 REPACKED = 6  # layouts of which the nodes are chosen exactly
+RESIZED = 3  # of which functions' containers are tried in other sizes
+ROUNDING_WASTE = 1.01  # dollars over what vCPU and memory cost, below which nothing is to be gained
 MOST_STATES = 1500  # of containers left over, when nodes are chosen exactly
+TIMELY_VCPU = 0.95  # that a container has at least where the SLA needs it: two on two cores
+DISK_WAITS = (1.0, 0.8, 0.5)  # of the time that reads may take, where the SLA needs it
 HEADROOM = (1.0, 0.75, 0.5, 0.3)  # of the planned utilisation, where the SLA needs it
 
 
@@ -151,7 +157,34 @@ class Selection:
                 packed.append(entry)
                 least = min(least, entry.dollars) if entry.legal else least
         nearest = sorted(packed, key=lambda entry: entry.key)[:REPACKED]
-        return [*packed, *(self._repacked(entry) for entry in nearest)]
+        packed += [self._repacked(entry) for entry in nearest]
+        if policy != "joint":
+            return packed
+        nearest = sorted(packed, key=lambda entry: entry.key)[:RESIZED]
+        return [*packed, *(self._resized(policy, entry) for entry in nearest)]
+
+    def _resized(self, policy: Policy, entry: _Packed) -> _Packed:
+        """The layout with single functions' containers in other sizes, while that is cheaper.
+
+        Where tiers ask for precisions or replicas, the sizes are what the tiers were found with.
+        """
+        if self.request.tier_precision or self.request.tier_replicas:
+            return entry
+        sizes = sorted({kind.usable_vcpu for kind in self.prices.types})
+        most = self.request.max_vcpu or math.inf
+        while entry.dollars > ROUNDING_WASTE * cheapest_possible(
+            entry.candidate.layout, self.prices
+        ):
+            better = entry
+            for layout in other_sizes(entry.candidate.layout, [min(size, most) for size in sizes]):
+                floor = cheapest_possible(layout, self.prices)
+                if floor < better.dollars:
+                    found = self._packed(policy, layout, floor)
+                    better = better if found is None else min(better, found, key=_dollars_first)
+            if better.dollars >= entry.dollars:
+                break
+            entry = better
+        return entry
 
     def _repacked(self, entry: _Packed) -> _Packed:
         """The layout on nodes chosen exactly, where that takes no longer than all others took."""
@@ -183,23 +216,36 @@ class Selection:
         return _Packed(key, legal, dollars, Candidate(policy, layout, packing))
 
     def _in_time(self, layout: Layout) -> Layout:
-        """The layout, with as much more vCPU per container as its p95 needs to meet the SLA."""
+        """The layout, with as much more vCPU per container as its p95 needs to meet the SLA.
+
+        Where rows lie on disks, more of the disks' reads per second are reserved first.
+        """
         sla = self.request.sla_p95_ms
         if sla is None or layout.terms.fixed_vcpu or layout.p95_s * 1e3 <= sla:
             return layout
-        for share in HEADROOM:
-            roomy = replace(
-                layout.terms,
-                utilisation=layout.terms.utilisation * share,
-                least_vcpu=min(1.0, layout.terms.max_vcpu),
-            )
-            sized = layout.resized(roomy)
-            if sized.p95_s * 1e3 <= sla:
-                break
+        disks = any(shard.disk for shard in layout.shards)
+        waits = DISK_WAITS if disks else DISK_WAITS[:1]
+        sized = layout
+        for share in (None, *HEADROOM):
+            terms = layout.terms if share is None else _roomier(layout.terms, share)
+            for wait in waits:
+                sized = layout.resized(terms, disk_wait=wait)
+                if sized.p95_s * 1e3 <= sla:
+                    return sized
         return sized
 
     def _violations(self, layout: Layout) -> list[str]:
         return violations(layout, self.request, self.shard_bytes)
+
+
+def _roomier(terms: CostTerms, share: float) -> CostTerms:
+    """Terms that plan for less of each container's vCPU, and give each one core nearly whole."""
+    least = min(TIMELY_VCPU, terms.max_vcpu)
+    return replace(terms, utilisation=terms.utilisation * share, least_vcpu=least)
+
+
+def _dollars_first(entry: _Packed) -> tuple[bool, float]:
+    return not entry.legal, entry.dollars
 
 
 def _loss(layout: Layout) -> int:

@@ -104,7 +104,9 @@ def bundle_source(
     accesses = sum(table.accesses for table in hotness.tables)
     locality = sum(table.locality * table.accesses for table in hotness.tables) / max(1, accesses)
     size = bundle.tower.size_bytes
-    measured = MeasuredSpeed(hotness.curves, hotness.towers, locality, size, hotness.disks)
+    measured = MeasuredSpeed(
+        hotness.curves, hotness.towers, locality, size, hotness.disks, hotness.gpus
+    )
     return PlanSource(bundle.model, tables, measured, bundle.digest, hotness.digest, notes)
 
 

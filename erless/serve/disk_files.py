@@ -79,7 +79,7 @@ def open_disk_shard(
             slices.append(
                 DiskSlice(
                     slice_table(part),
-                    manifest.precision,
+                    manifest.precision_of(part),
                     file.path,
                     file.info("rows").begin,
                     index,

@@ -397,7 +397,9 @@ def _shard(
         file = TensorFile(lease.folder / part.file.path)
         rows = file.map("rows", populate=True)
         slices.append(
-            StoredSlice(slice_table(part), manifest.precision, rows, slice_index(part, file))
+            StoredSlice(
+                slice_table(part), manifest.precision_of(part), rows, slice_index(part, file)
+            )
         )
     return manifest, EmbeddingShard(slices, name), mapped_files(lease, manifest.files())
 

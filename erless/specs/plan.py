@@ -68,6 +68,14 @@ class Precision(StrEnum):
             return 2 * dim
         return (dim if self is Precision.INT8 else (dim + 1) // 2) + 4
 
+    def at_least(self, floor: Precision) -> Precision:
+        """This precision, or `floor` where that is more exact.
+
+        >>> Precision.INT8.at_least(Precision.FP16), Precision.FP32.at_least(Precision.INT4)
+        (<Precision.FP16: 'fp16'>, <Precision.FP32: 'fp32'>)
+        """
+        return min(self, floor, key=list(Precision).index)
+
 
 class RankRange(Frozen):
     """Ranks `start` … `stop - 1` of one table, hottest first."""
@@ -175,11 +183,14 @@ class ShardPlan(Frozen):
     binding: str = Field("", description="what fixes its cut")
     disk: DiskPlan | None = Field(None, description="where its rows are read from a local disk")
     kept: KeptShard | None = Field(None, description="where it is not packed anew")
+    exact: dict[str, Precision] = Field(
+        default_factory=dict, description="precision of single tables, more exact than the others"
+    )
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
         """Leave out what there is none of, as plans did before there were any."""
-        later = ("disk", "kept")
+        later = ("disk", "kept", "exact")
         return {key: value for key, value in dump(self).items() if value or key not in later}
 
     @model_validator(mode="after")
@@ -194,6 +205,10 @@ class ShardPlan(Frozen):
     def rows(self) -> int:
         """Rows of one copy."""
         return sum(part.rows for part in self.slices)
+
+    def precision_of(self, table: str) -> Precision:
+        """How the rows of one of its tables are stored."""
+        return self.exact.get(table, self.precision)
 
 
 class GatewayPlan(Frozen):
@@ -254,6 +269,10 @@ class PolicyResult(Frozen):
     lower_bound: float = Field(description="of the objective: bytes, or dollars per month")
     lower_bound_gap: float = Field(description="objective ÷ lower bound - 1")
     feasible: bool = True
+    precisions: tuple[Precision, ...] = Field((), description="of rows, the most exact first")
+    disk_bytes: int = Field(0, description="rows on nodes' disks, all replicas")
+    disk_reads_per_s: float = Field(0.0, description="of all replicas, at the planned rate")
+    disk_latency_ms: float = Field(0.0, description="that reads add to the p95 of a query")
 
 
 class Plan(Artifact):

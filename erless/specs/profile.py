@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import ConfigDict, Field, model_serializer, model_validator
 
 from erless.specs.artifact import Artifact, FileEntry, Frozen
 from erless.specs.plan import Precision
@@ -23,6 +23,8 @@ __all__ = [
     "MANIFEST",
     "CurveSample",
     "DiskCurve",
+    "GpuTowerCurve",
+    "GpuTowerCurves",
     "Machine",
     "Profile",
     "TableAccess",
@@ -121,6 +123,29 @@ class TowerCurve(Frozen):
     samples: tuple[TowerSample, ...] = ()
 
 
+class GpuTowerCurve(Frozen):
+    """Seconds of one GPU for a pass of B samples: a + β·B, inputs and answer copied."""
+
+    name: str = Field(description="of the model whose tower it is")
+    gpu: str = Field(description="as its driver calls it")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    overhead_s: float = Field(gt=0, description="a")
+    sample_s: float = Field(ge=0, description="β")
+    cpu_s: float = Field(ge=0, description="CPU of one query at the function, beside the GPU")
+    macs_per_sample: int = Field(0, ge=0, description="multiply-adds of the layers")
+    residual: float = Field(0.0, ge=0, description="largest relative error of the fit")
+    machine: Machine | None = None
+    samples: tuple[TowerSample, ...] = ()
+
+
+class GpuTowerCurves(Frozen):
+    """The part of `benchmarks/gpu_tower.py`'s report that a profile takes."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    curves: tuple[GpuTowerCurve, ...] = Field(min_length=1)
+
+
 class DiskCurve(Frozen):
     """Random reads of one block of 4 KiB from a local disk, as the disk tier makes them."""
 
@@ -146,11 +171,12 @@ class Profile(Artifact):
     placed: bool = Field(
         False, description="rows are ranked as `erless replan` placed them: counts may rise"
     )
+    gpus: tuple[GpuTowerCurve, ...] = ()
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
         """Leave out what most have none of, so that their digests stay what they were."""
-        later = ("disks", "placed")
+        later = ("disks", "placed", "gpus")
         return {key: value for key, value in dump(self).items() if value or key not in later}
 
     @model_validator(mode="after")

@@ -85,6 +85,16 @@ class ShardSlice(Frozen):
     pooling: Pooling
     rows: int = Field(gt=0, description="rows of the table that this shard holds")
     file: FileEntry
+    precision: Precision | None = Field(None, description="where it is not the shard's")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out the precision where it is the shard's, so that digests stay what they were."""
+        return {
+            key: value
+            for key, value in dump(self).items()
+            if value is not None or key != "precision"
+        }
 
 
 class ShardManifest(Artifact):
@@ -123,12 +133,16 @@ class ShardManifest(Artifact):
     @property
     def row_bytes(self) -> int:
         """Bytes of the stored rows, without the index."""
-        return sum(part.rows * self.precision.row_bytes(part.dim) for part in self.slices)
+        return sum(part.rows * self.precision_of(part).row_bytes(part.dim) for part in self.slices)
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all files."""
         return sum(part.file.size_bytes for part in self.slices)
+
+    def precision_of(self, part: ShardSlice) -> Precision:
+        """How the rows of one of its slices are stored."""
+        return part.precision or self.precision
 
     def files(self) -> tuple[FileEntry, ...]:
         """All files of the shard."""
@@ -154,13 +168,20 @@ class ReleaseShard(Frozen):
         None, pattern=r"^[0-9a-f]{64}$", description="the release that it was packed for"
     )
     spare_rows: int = Field(0, ge=0, description="rows that it holds and others answer for")
+    exact: dict[str, Precision] = Field(
+        default_factory=dict, description="precision of single tables, where it is another"
+    )
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
-        """As of `ShardManifest`; and what only a kept shard has."""
-        later = ("kept_from", "spare_rows")
+        """As of `ShardManifest`; and what only some shards have."""
+        later = ("kept_from", "spare_rows", "exact")
         fields = _without_cache(dump(self))
         return {key: value for key, value in fields.items() if value or key not in later}
+
+    def precision_of(self, table: str) -> Precision:
+        """How the rows of one of its tables are stored."""
+        return self.exact.get(table, self.precision)
 
 
 class GatewayFiles(Frozen):

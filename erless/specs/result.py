@@ -87,6 +87,9 @@ class FunctionResult(Frozen):
     memory_bytes: Usage = Usage(mean=0.0, peak=0.0)
     usd_per_month: float = 0.0
     zero_share: float = Field(0.0, ge=0, le=1, description="of the time at zero replicas")
+    disk_bytes: Usage = Field(Usage(), description="rows on nodes' disks, all replicas")
+    disk_reads_s: Usage = Field(Usage(), description="reads per second of these disks")
+    disk_ms: float | None = Field(None, description="that reads add to p95, as planned")
 
 
 class Baseline(Frozen):
@@ -204,6 +207,11 @@ class RunResult(Artifact):
         if self.model_wise is None or not self.memory_bytes.mean:
             return None
         return self.model_wise.memory_bytes.mean / self.memory_bytes.mean
+
+    @property
+    def disk_bytes(self) -> float:
+        """Rows on nodes' disks, mean over the run."""
+        return sum(function.disk_bytes.mean for function in self.functions)
 
     @property
     def failed(self) -> int:

@@ -74,12 +74,12 @@ def quantized(folder: Path, bundle: Path, precision: Precision) -> Path:
 
 
 def test_a_graphs_losses_are_those_of_the_rows_quantized(ranker: Made, tmp_path: Path) -> None:
-    losses = measure_precisions(ranker.bundle, ranker.queries, tuple(Precision), WIDE)
+    losses = measure_precisions(ranker.bundle, ranker.queries, tuple(Precision), WIDE).losses
     tables = [table.name for table in ranker.model.tables]
     assert [loss.table for loss in losses] == ["", *tables] * 3
     inputs = ranker_inputs(SAMPLES, 5, seed=4)
     exact = WholeGraph(ranker.bundle).predict(inputs)["ctr"]
-    whole = {loss.precision: loss for loss in losses if not loss.table}
+    whole = {each.precision: each.loss for each in losses if not each.table}
     for precision in (Precision.FP16, Precision.INT8, Precision.INT4):
         bundle = quantized(tmp_path / precision.value, ranker.bundle, precision)
         served = WholeGraph(bundle, verify=False).predict(inputs)["ctr"]
@@ -112,9 +112,9 @@ def test_features_that_share_a_table_are_evaluated(tmp_path: Path) -> None:
     asked = query(spec, SAMPLES, np.random.default_rng(3))
     write_queries(made.queries, asked, list(names), 20)
     whole = {
-        loss.precision: loss
-        for loss in measure_precisions(made.bundle, made.queries, tuple(Precision), WIDE)
-        if not loss.table
+        each.precision: each.loss
+        for each in measure_precisions(made.bundle, made.queries, tuple(Precision), WIDE).losses
+        if not each.table
     }
     exact = Monolith.load(made.bundle).predict(asked)
     bundle = quantized(tmp_path / "int8", made.bundle, Precision.INT8)

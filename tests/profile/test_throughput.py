@@ -30,7 +30,7 @@ def test_fit_never_goes_below_zero() -> None:
 def test_real_kernels_give_rising_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "QUICK", 0.0)
     monkeypatch.setattr(throughput, "QUICK_TABLE_BYTES", 1 << 20)
-    curves, towers, _ = throughput.measure(quick=True)
+    curves, towers, *_ = throughput.measure(quick=True)
     assert {curve.precision for curve in curves} == {"fp32", "fp16", "int8", "int4"}
     for curve in curves:
         assert [sample.gathers for sample in curve.samples] == list(throughput.GATHERS)

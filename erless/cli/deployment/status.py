@@ -18,7 +18,7 @@ from erless.specs.functions import GATEWAY
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
-    from erless.deploy.target import Status, Target
+    from erless.deploy.target import FunctionStatus, Status, Target
 
 __all__ = ["status"]
 
@@ -111,7 +111,9 @@ def status_view(report: Status) -> Group:
     )
     sized = [function for function in report.functions if function.vcpu is not None]
     size = ("vCPU",) if sized else ()
-    numbers = ("replicas", *size, "calls/s", "p95 ms", "MB")
+    disks = any(function.disk_bytes for function in report.functions)
+    on_disk = ("on disk", "reads/s") if disks else ()
+    numbers = ("replicas", *size, "calls/s", "p95 ms", "MB", *on_disk)
     for heading in ("function", "tier", *numbers, "state"):
         numeric = heading in numbers
         table.add_column(heading, justify="right" if numeric else "left")
@@ -126,6 +128,7 @@ def status_view(report: Status) -> Group:
             f"{function.rps:,.1f}",
             "" if function.p95_ms is None else f"{function.p95_ms:,.1f}",
             f"{function.memory_bytes / 1e6:,.0f}",
+            *(_on_disk(function) if disks else ()),
             Text(state, style=colour),
         )
     reduction = report.model_wise_bytes / report.memory_bytes if report.memory_bytes else 0
@@ -135,6 +138,14 @@ def status_view(report: Status) -> Group:
     )
     decisions = [Text(f"{function.name}: {function.decision}") for function in sized]
     return Group(table, *decisions, Text(memory))
+
+
+def _on_disk(function: FunctionStatus) -> tuple[str, str]:
+    """MB and reads/s of a function's rows on nodes' disks."""
+    if not function.disk_bytes:
+        return "", ""
+    reads = "" if function.disk_reads_s is None else f"{function.disk_reads_s:,.0f}"
+    return f"{function.disk_bytes / 1e6:,.0f}", reads
 
 
 def _watch(target: Target, interval_s: float, output: Output) -> None:

@@ -193,23 +193,40 @@ def _times(pairs: list[str]) -> dict[str, float]:
 
 
 def node_of(plan: Plan, prices: Path | None) -> NodeType | None:
-    """The plan's most common machine."""
+    """The plan's most common machine; of those with a local disk, where rows lie on disks.
+
+    Raises:
+        PlanError: rows lie on disks, and the prices have no machine of the plan with one.
+    """
+    from erless.errors import PlanError
     from erless.observe.simulator.fleet import NodeType
     from erless.plan.nodes.prices import read_prices
 
     if not plan.nodes:
         return None
-    name = max(plan.nodes, key=lambda group: group.count).instance_type
-    machine_type = next(
-        (machine for machine in read_prices(prices).every if machine.name == name), None
-    )
-    if machine_type is None:
+    known = {machine.name: machine for machine in read_prices(prices).every}
+    machines = [
+        known[group.instance_type]
+        for group in sorted(plan.nodes, key=lambda group: -group.count)
+        if group.instance_type in known
+    ]
+    if machines and any(shard.disk for shard in plan.shards):
+        machines = [machine for machine in machines if machine.disk_bytes]
+        if not machines:
+            raise PlanError(
+                "the plan has rows on disks, and none of its machines has a local disk in the "
+                "prices: give those that it was made with (--prices), or --fixed-nodes"
+            )
+    if not machines:
         return None
+    machine_type = machines[0]
     return NodeType(
         machine_type.name,
         machine_type.usable_vcpu,
         machine_type.usable_bytes,
         machine_type.usd_per_hour,
+        machine_type.disk_bytes,
+        machine_type.read_iops,
     )
 
 

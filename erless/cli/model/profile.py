@@ -18,6 +18,8 @@ from erless.cli.run import Output, OutputOption, emit, note, trying, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from erless.profile.curves import MachineCurves
+    from erless.progress import Progress
     from erless.specs.config import Config
 
 __all__ = ["profile"]
@@ -74,8 +76,8 @@ class LiveProfileOptions:
 
 
 @dataclass(frozen=True)
-class MeasurementOptions:
-    """What this machine is measured for."""
+class SpeedOptions:
+    """How fast machines are: measured here, or reported from a GPU."""
 
     throughput: Annotated[
         bool, typer.Option("--throughput", help="Measure gathers and tower on this machine.")
@@ -87,6 +89,38 @@ class MeasurementOptions:
         Path | None,
         typer.Option("--disk", help="Measure random reads of the disk that this folder is on."),
     ] = None
+    gpu_towers: Annotated[
+        Path | None,
+        typer.Option(help="Take the GPU's speed from a report of benchmarks/gpu_tower.py."),
+    ] = None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is something to measure or to take."""
+        return self.throughput or self.disk is not None or self.gpu_towers is not None
+
+    def curves(self, model: Path | None, progress: Progress) -> MachineCurves:
+        """What was asked for, measured now.
+
+        Raises:
+            ArtifactError: the GPU's report is none.
+            StorageError, DiskReadError: the disk cannot be measured.
+        """
+        from erless.profile.curves import MachineCurves, read_gpu_towers
+
+        curves = MachineCurves()
+        if self.throughput:
+            from erless.profile.throughput import measure
+
+            curves = measure(model, quick=self.quick, progress=progress)
+        if self.disk is not None:
+            from erless.profile.disk import measure_disk
+
+            reads = measure_disk(self.disk, quick=self.quick, progress=progress)
+            curves = curves._replace(disks=(reads,))
+        if self.gpu_towers is not None:
+            curves = curves._replace(gpus=read_gpu_towers(self.gpu_towers))
+        return curves
 
 
 @verb
@@ -94,7 +128,7 @@ class MeasurementOptions:
 def profile(
     logs: LogOptions,
     heat: LiveProfileOptions,
-    machine: MeasurementOptions,
+    speed: SpeedOptions,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the profile [default: erless.yaml's].")
     ] = None,
@@ -124,25 +158,15 @@ def profile(
     if model is None and config.model.exists():
         model = config.model
     out = out or config.profile
-    log = _log_paths(logs, model, machine.throughput or machine.disk is not None)
+    log = _log_paths(logs, model, speed.any)
     from erless.errors import ArtifactError
     from erless.profile.access import extend_profile, profile_access
-    from erless.profile.curves import MachineCurves
     from erless.profile.formats import LogFormat, LogSource
 
     missing = f"`erless import` makes {model}, `erless example rm1 --out {model}` one to try"
     absent = trying(missing, ArtifactError) if model and not model.exists() else nullcontext()
     with bars() as progress, absent:
-        curves = MachineCurves()
-        if machine.throughput:
-            from erless.profile.throughput import measure
-
-            curves = measure(model, quick=machine.quick, progress=progress)
-        if machine.disk is not None:
-            from erless.profile.disk import measure_disk
-
-            measured = measure_disk(machine.disk, quick=machine.quick, progress=progress)
-            curves = curves._replace(disks=(measured,))
+        curves = speed.curves(model, progress)
         if log and model is not None:
             report = profile_access(
                 model,
@@ -201,7 +225,7 @@ def _log_paths(logs: LogOptions, model: Path | None, measures: bool) -> list[str
         what = "--log" if model else "--model BUNDLE and --log"
         raise typer.BadParameter(
             f"give {what} (`erless example rm1 --out m` makes both, to try), or --throughput or "
-            "--disk to measure this machine"
+            "--disk to measure this machine, or --gpu-towers"
         )
     if log and model is None:
         raise typer.BadParameter(
@@ -247,6 +271,11 @@ def _text(console: Console, document: dict[str, Any]) -> None:
         console.print(
             f"disk ({disk['engine']}): {disk['reads_per_s']:,.0f} reads/s of 4 KiB, "
             f"{1e6 * disk['read_cpu_s']:.2f} µs of CPU each, {1e6 * disk['seek_s']:.0f} µs alone"
+        )
+    for gpu in document["gpus"]:
+        console.print(
+            f"tower {gpu['name']} on {gpu['gpu']} in {gpu['precision']}: "
+            f"{1e6 * gpu['overhead_s']:.1f} µs + {1e6 * gpu['sample_s']:.3f} µs per sample"
         )
     for tower in document["towers"]:
         console.print(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from erless.plan.nodes.shared_pool import SharedPool
     from erless.plan.planner import Outcome
     from erless.plan.report.break_even import Point
+    from erless.plan.report.variations import AskedPlan
     from erless.plan.source import PlanSource
     from erless.specs.plan import Plan
 
@@ -90,13 +91,15 @@ def plan(
     planner = Planner(
         model_source.model, model_source.tables, request, prices, model_source.measured
     )
+    digests = model_source.model_digest, model_source.profile_digest
     with bars() as progress, progress.step("planning", None, "steps"):
         outcome = planner.outcome(POLICIES if report.compare else ())
-        document = plan_document(
-            outcome, model_source.model_digest, model_source.profile_digest, model_source.notes
-        )
+        document = plan_document(outcome, *digests, model_source.notes)
         points = _scales(report, model_source, outcome, prices)
         helping = _levers(report, model_source, outcome, prices)
+    lost = _lost(inputs, document)
+    if lost:
+        document = plan_document(outcome, *digests, [*model_source.notes, *lost])
     named = report.explain if report.explain != ALL else None
     reasons = tables.explain(document, named) if named else []
     sized = size_pools(document, prices, pools) if report.nodes_from else {}
@@ -148,6 +151,39 @@ def _next(source: SourceOptions, inputs: PlanInputs) -> str:
     return f"erless pack{named} --plan {inputs.out}"
 
 
+def _lost(inputs: PlanInputs, document: Plan) -> list[str]:
+    """What the plan's own precisions lose on the queries they were chosen by, tier by tier.
+
+    Nothing where all rows are fp32, or the profile is another bundle's, which ranks other rows.
+    """
+    import tempfile
+
+    from erless.specs.plan import Precision
+
+    losses, stale = inputs.losses, inputs.request.stale_profile
+    below = any(
+        shard.precision_of(part.table) is not Precision.FP32
+        for shard in document.shards
+        for part in shard.slices
+    )
+    if losses is None or stale or not below:
+        return []
+    from erless.cli.bars import bars
+    from erless.pack.evaluate import AS_PLANNED, planned_losses
+    from erless.pack.inputs import PackInputs
+
+    with tempfile.TemporaryDirectory(prefix="erless-") as folder, bars() as progress:
+        path = Path(folder) / "plan.json"
+        document.save(path)
+        found = planned_losses(
+            PackInputs(losses.bundle, losses.profile, path), losses.queries, progress
+        )
+    budget = losses.precisions.budget
+    over = "" if found[AS_PLANNED].within(budget) else f": over the budget ({budget}); try --exact"
+    tiers = [f"{name} rows alone: {loss}" for name, loss in found.items() if name != AS_PLANNED]
+    return [f"{AS_PLANNED}: {found[AS_PLANNED]}{over}", *tiers]
+
+
 def _scales(
     report: ReportOptions, source: PlanSource, outcome: Outcome, prices: Prices
 ) -> list[Point]:
@@ -156,13 +192,14 @@ def _scales(
 
     if not (report.plot or (report.compare and not outcome.request.equal_containers)):
         return []
-    return break_even(
-        source.model,
-        source.tables,
-        outcome.request,
-        outcome.demand.qps,
-        prices,
-        source.measured,
+    return break_even(_asked(source, outcome, prices))
+
+
+def _asked(source: PlanSource, outcome: Outcome, prices: Prices) -> AskedPlan:
+    from erless.plan.report.variations import AskedPlan
+
+    return AskedPlan(
+        source.model, source.tables, outcome.request, outcome.demand.qps, prices, source.measured
     )
 
 
@@ -175,14 +212,7 @@ def _levers(
     joint = outcome.best.get("joint")
     if not report.compare or joint is None or outcome.request.aim != "dollars":
         return []
-    tried = levers(
-        source.model,
-        source.tables,
-        outcome.request,
-        outcome.demand.qps,
-        prices,
-        source.measured,
-    )
+    tried = levers(_asked(source, outcome, prices))
     return lever_lines(tried, joint.packing.usd_per_month)
 
 

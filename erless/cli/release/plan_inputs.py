@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 from erless.cli.options import CONFIG_FILE, project
 
 if TYPE_CHECKING:
+    from erless.pack.accuracy import MeasuredPrecisions
     from erless.plan.request import PlanRequest
     from erless.plan.source import PlanSource
     from erless.specs.config import Config
@@ -73,16 +74,33 @@ class SourceOptions:
         Path | None,
         typer.Option(help="Query file: choose precisions by what they lose on it [erless.yaml's]."),
     ] = None
+    exact: Annotated[
+        bool, typer.Option("--exact", help="All rows in fp32, whatever queries would allow.")
+    ] = False
 
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """The request, the model with its traffic, the user's prices, and where the plan goes."""
+    """The request, the model with its traffic, the user's prices, and where the plan goes.
+
+    With `losses`, the precisions of the request were chosen by them.
+    """
 
     request: PlanRequest
     source: PlanSource
     prices: Path | None
     out: Path | None
+    losses: MeasuredLosses | None = None
+
+
+@dataclass(frozen=True)
+class MeasuredLosses:
+    """Precisions measured on queries, and what they were measured with."""
+
+    precisions: MeasuredPrecisions
+    bundle: Path
+    profile: Path
+    queries: Path
 
 
 def read_inputs(options: SourceOptions, requested: Mapping[str, Any]) -> PlanInputs:
@@ -103,6 +121,7 @@ def read_inputs(options: SourceOptions, requested: Mapping[str, Any]) -> PlanInp
     from erless.plan.source import profile_source, workload_source
 
     model, profile = options.model, options.profile
+    requested = _exact(options, requested)
     if options.workload:
         if model or profile or options.queries:
             raise PlanError(
@@ -129,13 +148,33 @@ def read_inputs(options: SourceOptions, requested: Mapping[str, Any]) -> PlanInp
     bundle, hotness = model or config.model, profile or config.profile
     _present(bundle, "model", "--model", "erless import")
     _present(hotness, "profile", "--profile", "erless profile")
-    requested, losses = _measured(options, requested, config, bundle)
+    losses = _measured(options, requested, config, bundle, hotness)
+    if losses is not None:
+        requested = _allowed(requested, losses.precisions)
     request = _request(requested, configured(config) if written else {})
     source = profile_source(bundle, hotness, request.batch, request.stale_profile)
-    source.notes.extend(losses)
+    if losses is not None:
+        source = _with_floors(source, losses.precisions)
     implied = PLAN_FILE if written and model is None and profile is None else None
     prices = options.prices or (config.planner.prices if written else None)
-    return PlanInputs(request, source, prices, options.out or implied)
+    return PlanInputs(request, source, prices, options.out or implied, losses)
+
+
+def _exact(options: SourceOptions, requested: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options, `--exact` being `--precision fp32`.
+
+    Raises:
+        PlanError: another precision is named, too.
+    """
+    from erless.errors import PlanError
+    from erless.specs.plan import Precision
+
+    if not options.exact:
+        return requested
+    named = [word for word in requested.get("precision", ()) if word != Precision.FP32]
+    if named:
+        raise PlanError(f"--exact keeps all rows fp32: leave out --precision {named[0]}")
+    return {**requested, "precision": (Precision.FP32,)}
 
 
 def _from_logs(options: SourceOptions, request: PlanRequest) -> PlanSource:
@@ -168,14 +207,19 @@ def _from_logs(options: SourceOptions, request: PlanRequest) -> PlanSource:
 
 
 def _measured(
-    options: SourceOptions, requested: Mapping[str, Any], config: Config, bundle: Path
-) -> tuple[Mapping[str, Any], list[str]]:
-    """The options with the precisions that the queries allow, and what each of them loses.
+    options: SourceOptions,
+    requested: Mapping[str, Any],
+    config: Config,
+    bundle: Path,
+    profile: Path,
+) -> MeasuredLosses | None:
+    """What precisions lose on the queries, and what each table may have.
 
     Precisions are measured where there are queries and the command line names none, or `auto`.
 
     Raises:
-        PlanError: `auto` without queries, or beside another precision.
+        PlanError: `auto` without queries, or beside another precision; or nothing below fp32 keeps
+            to the budget.
         QueryError: the queries do not fit the model.
     """
     from erless.errors import PlanError
@@ -188,7 +232,7 @@ def _measured(
         why = "names precisions itself" if queries else "needs --queries, to measure what is lost"
         raise PlanError(f"--precision {AUTO} {why}")
     if queries is None or plain not in ([], [AUTO]):
-        return requested, []
+        return None
     import torch
 
     from erless.cli.bars import bars
@@ -200,16 +244,32 @@ def _measured(
     limits = config.precision
     budget = AccuracyBudget(limits.max_auc_loss, limits.max_relative_error)
     with bars() as progress:
-        losses = measure_precisions(bundle, queries, precisions, budget, progress)
-    met = [loss.precision for loss in losses if not loss.table and loss.within(budget)]
-    notes = [f"{loss}{'' if loss.within(budget) else ': over the budget'}" for loss in losses]
-    if not met:
-        notes.append(
-            f"no precision below fp32 keeps to the budget ({budget.auc_loss:g} of AUC, or "
-            f"{budget.relative_error:.2%} without labels): rows stay fp32"
+        found = measure_precisions(bundle, queries, precisions, budget, progress)
+    if plain == [AUTO] and not found.allowed:
+        least = "; ".join(str(each) for each in found.losses if not each.table)
+        raise PlanError(
+            f"--precision {AUTO}: nothing below fp32 keeps to the accuracy budget ({budget}), in "
+            f"any table: {least}: raise precision.max_auc_loss or precision.max_relative_error in "
+            f"{CONFIG_FILE}, or plan with --exact"
         )
-    tier_words = [word for word in words if "=" in word]
-    return {**requested, "precision": (*tier_words, Precision.FP32, *met)}, notes
+    return MeasuredLosses(found, bundle, profile, queries)
+
+
+def _allowed(requested: Mapping[str, Any], measured: MeasuredPrecisions) -> Mapping[str, Any]:
+    """The options with the precisions that some table may have."""
+    from erless.specs.plan import Precision
+
+    tiers = [word for word in requested.get("precision", ()) if "=" in word]
+    return {**requested, "precision": (*tiers, Precision.FP32, *measured.allowed)}
+
+
+def _with_floors(source: PlanSource, measured: MeasuredPrecisions) -> PlanSource:
+    """The source, no table's rows below what the queries allow it, and what they lose told."""
+    tables = [
+        replace(table, floor=measured.floors.get(table.spec.name, table.floor))
+        for table in source.tables
+    ]
+    return replace(source, tables=tables, notes=[*source.notes, *measured.notes()])
 
 
 def _rows(text: str, workload: str) -> int | None:

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from erless.deploy.knative.gateway_record import GatewayRecord, called_services, read_record
 from erless.deploy.knative.readiness import REVISION_LABEL, SERVICE_LABEL, condition, read_events
@@ -166,7 +166,7 @@ def _function(
     events: list[Object],
     scale: Object,
     used: Mapping[str, int],
-    rates: Mapping[str, tuple[float, float | None]],
+    rates: Mapping[str, _Rates],
 ) -> FunctionStatus:
     meta = service["metadata"]
     labels = meta["labels"]
@@ -175,10 +175,11 @@ def _function(
     wanted = max(int(scale.get("desiredScale") or 0), 0)
     state, reason = _state(service, pods, events, ready, wanted)
     measured = [rates[pod["metadata"]["name"]] for pod in pods if pod["metadata"]["name"] in rates]
-    rps = sum(rate for rate, _ in measured)
+    rps = sum(rate.rps for rate in measured)
     if state is FunctionState.SERVING and not rps:
         state = FunctionState.IDLE
-    tails = [p95 for _, p95 in measured if p95 is not None]
+    tails = [rate.p95_ms for rate in measured if rate.p95_ms is not None]
+    disk_bytes = int(meta["annotations"].get(names.DISK, "0"))
     return FunctionStatus(
         name=name,
         kind=cast(FunctionKind, labels.get(names.KIND, "sparse")),
@@ -191,6 +192,8 @@ def _function(
         memory_bytes=sum(used.get(pod["metadata"]["name"]) or _reserved(pod) for pod in staying),
         state=state,
         reason=reason,
+        disk_bytes=disk_bytes * ready,
+        disk_reads_s=sum(rate.disk_reads_s for rate in measured) if disk_bytes else None,
     )
 
 
@@ -239,8 +242,16 @@ def _used_memory(api: Api, namespace: str) -> dict[str, int]:
     }
 
 
-def _rates(api: Api, namespace: str, pods: list[Object]) -> dict[str, tuple[float, float | None]]:
-    """Requests per second and p95 in ms, by pod, from two readings of its metrics."""
+class _Rates(NamedTuple):
+    """Of one pod: requests and reads of its disk per second, p95 in ms."""
+
+    rps: float
+    p95_ms: float | None
+    disk_reads_s: float
+
+
+def _rates(api: Api, namespace: str, pods: list[Object]) -> dict[str, _Rates]:
+    """Rates by pod, from two readings of its metrics."""
     ready = [pod["metadata"]["name"] for pod in pods]
 
     def read(pod: str) -> Samples:
@@ -264,7 +275,7 @@ def _rates(api: Api, namespace: str, pods: list[Object]) -> dict[str, tuple[floa
 
 
 def _samples(text: str) -> Samples:
-    """Requests, and the cumulative buckets of their time, from Prometheus' text."""
+    """Requests, the cumulative buckets of their time, and reads, from Prometheus' text."""
     samples: Samples = {}
     for line in text.splitlines():
         match = _SAMPLE.match(line)
@@ -273,6 +284,8 @@ def _samples(text: str) -> Samples:
         name, labels, value = match[1], match[2] or "", float(match[3])
         if name == "erless_requests_total":
             samples["requests"] = samples.get("requests", 0.0) + value
+        elif name == "erless_disk_reads_total":
+            samples["disk"] = samples.get("disk", 0.0) + value
         elif name == "erless_request_seconds_bucket":
             bound = _LE.search(labels)
             if bound:
@@ -280,14 +293,15 @@ def _samples(text: str) -> Samples:
     return samples
 
 
-def _rate(first: Samples, second: Samples, took_s: float) -> tuple[float, float | None]:
-    requests = second.get("requests", 0.0) - first.get("requests", 0.0)
-    steps = {key: second[key] - first.get(key, 0.0) for key in second if key != "requests"}
+def _rate(first: Samples, second: Samples, took_s: float) -> _Rates:
+    grown = {key: second[key] - first.get(key, 0.0) for key in second}
+    requests, reads = grown.pop("requests", 0.0), grown.pop("disk", 0.0)
+    steps = grown
     if not steps.get("+Inf"):
         steps = {key: second[key] for key in steps}  # nothing just now: since it started
     total = steps.get("+Inf", 0.0)
     if not total:
-        return requests / took_s, None
+        return _Rates(requests / took_s, None, reads / took_s)
     bounds = sorted((float(key), count) for key, count in steps.items() if key != "+Inf")
     p95 = next((bound for bound, count in bounds if count >= 0.95 * total), bounds[-1][0])
-    return requests / took_s, 1e3 * p95
+    return _Rates(requests / took_s, 1e3 * p95, reads / took_s)

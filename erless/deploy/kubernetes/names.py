@@ -44,6 +44,7 @@ RELEASE = "erless.dev/release"
 HISTORY = "erless.dev/history"
 FUNCTION = "erless.dev/function"
 FULL_COPY = "erless.dev/full-copy-bytes"
+DISK = "erless.dev/disk-bytes"  # files that a replica reads from its node's disk as it serves
 SHORT = 16
 CLUSTER_LOCAL = "svc.cluster.local"  # the domain that Knative gives every route by default
 

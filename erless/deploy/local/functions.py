@@ -118,7 +118,7 @@ def _sparse(
 ) -> FunctionSpec:
     env = {**common, "ERLESS_SHARD": shard.digest}
     env |= _identity(site, f"sparse-{shard.digest[:SHORT]}")
-    return _function(
+    function = _function(
         "sparse",
         shard.name,
         shard.tier.value,
@@ -127,6 +127,9 @@ def _sparse(
         planned,
         site,
     )
+    if shard.cache_bytes is None:
+        return function
+    return function.model_copy(update={"disk_bytes": shard.size_bytes})
 
 
 def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -> FunctionSpec:

@@ -65,6 +65,8 @@ def _facts_from_processes(spec: FunctionSpec, pids: list[int], problem: str) -> 
         "rps": 0.0,
         "p95_ms": None,
         "memory_bytes": sum(map(pss_bytes, pids)),
+        "disk_bytes": spec.disk_bytes * len(pids),
+        "disk_reads_s": None,
         "state": (state if pids or missing else FunctionState.AT_ZERO).value,
         "reason": problem,
         "replicas": [{"pid": pid} for pid in pids],
@@ -88,6 +90,8 @@ def status_of(facts: dict[str, Any], target: str) -> Status:
             reason=function["reason"],
             vcpu=function.get("vcpu"),
             decision=function.get("decision", ""),
+            disk_bytes=function.get("disk_bytes", 0),  # a supervisor of an older erless has none
+            disk_reads_s=function.get("disk_reads_s"),
         )
         for function in facts["functions"]
     )

@@ -33,6 +33,8 @@ class FunctionSample:
     rps: float
     p95_ms: float | None
     memory_bytes: int
+    disk_bytes: int = 0
+    disk_reads_s: float | None = None
 
     @classmethod
     def of(cls, function: object) -> FunctionSample:
@@ -129,9 +131,20 @@ def usage_of(samples: Sequence[Sample]) -> dict[str, Any]:
                 replicas=usage([sample.ready for sample in moments], len(samples)),
                 memory_bytes=usage([sample.memory_bytes for sample in moments], len(samples)),
                 zero_share=1 - sum(sample.ready > 0 for sample in moments) / len(samples),
+                **_disk_of(moments, len(samples)),
             )
             for name, moments in by_name.items()
         ),
+    }
+
+
+def _disk_of(moments: Sequence[FunctionSample], count: int) -> dict[str, Usage]:
+    """`FunctionResult` fields about rows on disks; none where there are no such rows."""
+    if not any(sample.disk_bytes for sample in moments):
+        return {}
+    return {
+        "disk_bytes": usage([sample.disk_bytes for sample in moments], count),
+        "disk_reads_s": usage([sample.disk_reads_s or 0.0 for sample in moments], count),
     }
 
 

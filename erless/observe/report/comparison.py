@@ -100,6 +100,7 @@ def _side_by_side(a: RunResult, b: RunResult) -> str:
         row("late or failed", a.late_share, b.late_share, percent),
         row("memory, mean", a.memory_bytes.mean, b.memory_bytes.mean, size),
         row("memory, peak", a.memory_bytes.peak, b.memory_bytes.peak, size),
+        row("on disks, mean", a.disk_bytes or None, b.disk_bytes or None, size),
         row("replicas, mean", a.replicas.mean, b.replicas.mean),
         row("dollars a month", a.usd_per_month or None, b.usd_per_month or None),
         row("memory utility", a.memory_utility, b.memory_utility, percent),

@@ -25,7 +25,7 @@ from erless.observe.report.timeline import (
 from erless.observe.results import StoredResult, read_result
 from erless.pages.charts import Axis, Bar, ChartLine, bar_chart, line_chart, number, size
 from erless.pages.page import figure, page, table, tiles
-from erless.specs.result import RunResult
+from erless.specs.result import FunctionResult, RunResult
 
 __all__ = ["write_report"]
 
@@ -103,6 +103,8 @@ def _summary(document: RunResult) -> str:
     if document.sla_p95_ms:
         entries.append((f"{document.late_share:.2%}", "of queries late or failed"))
     entries.append((size(document.memory_bytes.mean), "memory, mean over the run"))
+    if document.disk_bytes:
+        entries.append((size(document.disk_bytes), "rows on nodes' disks"))
     if base and document.memory_reduction:
         ratio = document.memory_reduction
         word, shown = ("less", ratio) if ratio >= 1 else ("more", 1 / ratio)
@@ -293,6 +295,7 @@ def _prediction(document: RunResult) -> str:
 
 
 def _functions(document: RunResult) -> str:
+    disks = document.disk_bytes > 0
     rows = [
         [
             function.name,
@@ -302,11 +305,25 @@ def _functions(document: RunResult) -> str:
             size(function.memory_bytes.mean),
             size(function.memory_bytes.peak),
             f"{function.zero_share:.0%}",
+            *(_on_disk(function) if disks else ()),
         ]
         for function in document.functions
     ]
     header = ["function", "tier", "replicas", "most", "memory", "most", "at zero"]
+    header += ["on disk", "reads/s", "most", "reads add, p95"] if disks else []
     return f"<section><h2>Functions</h2>{table(header, rows)}</section>" if rows else ""
+
+
+def _on_disk(function: FunctionResult) -> list[str]:
+    """Rows on nodes' disks: their bytes, reads per second, and what reads were planned to add."""
+    if not function.disk_bytes.peak:
+        return [""] * 4
+    return [
+        size(function.disk_bytes.mean),
+        f"{function.disk_reads_s.mean:,.0f}",
+        f"{function.disk_reads_s.peak:,.0f}",
+        "" if function.disk_ms is None else f"{function.disk_ms:.1f} ms",
+    ]
 
 
 def _notes(document: RunResult) -> str:

@@ -44,7 +44,8 @@ class Trace:
 
     arrived: queries offered. failed: of them, past the deadline or refused. backlog_s: wait of a
     query that arrives at the middle of the step, behind what is queued. busy: share of the ready
-    replicas' time that arrivals take, ∞ at zero replicas. stretch: slowdown by a shared host.
+    replicas' time that arrivals take, ∞ at zero replicas. disk_busy: likewise of their disks.
+    stretch: slowdown by a shared host.
     """
 
     step_s: float
@@ -57,6 +58,7 @@ class Trace:
     placed: Counts
     backlog_s: Floats
     busy: Floats
+    disk_busy: Floats
     stretch: Floats
     nodes: Counts
     vcpu: Floats
@@ -119,7 +121,7 @@ def simulate(
     trace = _empty(steps, size, len(held), traffic.arriving(expected, generator))
     replicas = _Replicas(fleet)
     autoscalers = Autoscalers(fleet, terms, np.random.default_rng([seed, 2]))
-    pool = Nodes(node, terms, fleet.vcpu, fleet.memory) if node else None
+    pool = Nodes(node, terms, fleet.vcpu, fleet.memory, fleet.disks) if node else None
     if pool:
         pool.ready = pool.needed(replicas.ready)
     backlog = np.zeros(size)
@@ -134,7 +136,8 @@ def simulate(
         flow = np.where(ready > 0, expected[step] * fleet.touch, called)
         stretch = _stretch(fleet, flow, terms)
         rate = fleet.rate_at(autoscalers.vcpu) / stretch
-        capacity = ready * rate * TICK_S
+        served = ready * np.minimum(rate, fleet.disk_rate)
+        capacity = served * TICK_S
         _limit_by_gateway(flow, called, capacity[GATEWAY], backlog[GATEWAY])
         before = backlog
         backlog = np.maximum(0.0, before + flow - capacity)
@@ -144,18 +147,19 @@ def simulate(
             periods.left * ready[held] / (fleet.service_s[held] * stretch),
             backlog[held],
         )
-        backlog, lost = _deadline(ready, backlog, rate, terms)
-        served = ready * rate
+        backlog = np.maximum(backlog, _left_by_disks(fleet, before + flow, ready))
+        backlog, lost = _deadline(ready, backlog, np.minimum(rate, fleet.disk_rate), terms)
         with np.errstate(divide="ignore", invalid="ignore"):
+            disk = np.where(ready > 0, flow * fleet.disk_s / (ready * TICK_S), 0.0)
             wait = np.where(ready > 0, (before + backlog) / 2 / served, 0.0)
-            busy = np.where(ready > 0, flow / capacity, np.inf)
+            busy = np.where(ready > 0, flow / (ready * rate * TICK_S), np.inf)
         trace.called[step], trace.ready[step], trace.stretch[step] = called, ready, stretch
-        trace.backlog_s[step], trace.busy[step] = wait, busy
+        trace.backlog_s[step], trace.busy[step], trace.disk_busy[step] = wait, busy, disk
         trace.work[step], trace.ahead[step] = periods.work, periods.ahead
         trace.vcpu[step] = autoscalers.vcpu
         trace.failed[step] = min(int(trace.arrived[step]), lost)
         waits = (ready == 0) & (backlog > 0)
-        stay = _stay(fleet, terms, busy, wait, stretch, held, periods)
+        stay = _stay(fleet, terms, busy, disk, wait, stretch, held, periods)
         seen = Told.of(fleet, called, ready, waits, stay, held, periods)
         decisions = autoscalers.decide(now + TICK_S, seen)
         _follow(trace, step, fleet, replicas, decisions, waits)
@@ -165,6 +169,12 @@ def simulate(
         trace.placed[step] = replicas.placed
         trace.nodes[step] = pool.ready if pool else 0
     return trace
+
+
+def _left_by_disks(fleet: Fleet, offered: Floats, ready: Counts) -> Floats:
+    """Calls that the disks of a step's replicas leave, whatever their cores do: (F,)."""
+    room = np.where(fleet.disk_s > 0, ready * TICK_S / np.maximum(fleet.disk_s, 1e-12), np.inf)
+    return np.where(ready > 0, np.maximum(0.0, offered - room), 0.0)
 
 
 def _limit_by_gateway(flow: Floats, called: Floats, capacity: float, backlog: float) -> None:
@@ -230,6 +240,7 @@ def _empty(steps: int, size: int, held: int, arrived: Counts) -> Trace:
         placed=counts(),
         backlog_s=np.zeros((steps, size)),
         busy=np.zeros((steps, size)),
+        disk_busy=np.zeros((steps, size)),
         stretch=np.ones(steps),
         nodes=np.zeros(steps, np.int64),
         vcpu=np.zeros((steps, size)),
@@ -267,6 +278,7 @@ def _stay(
     fleet: Fleet,
     terms: Terms,
     busy: Floats,
+    disk: Floats,
     wait: Floats,
     stretch: float,
     held: NDArray[np.int64],
@@ -279,6 +291,7 @@ def _stay(
     service = fleet.service_s * stretch
     stay = service + wait + mean_wait(busy, fleet.servers, service, terms.call_spread)
     stay[held] = mean_stay(periods, service[held], fleet.servers[held])
+    stay += fleet.disk_s + mean_wait(disk, 1.0, fleet.disk_s, 0.0)
     if len(stay) > 1:
         stay[GATEWAY] += float(np.max(fleet.touch[1:] * (terms.hop_s + stay[1:])))
     return stay

@@ -19,7 +19,7 @@ from erless.autoscale.status import Sizing, Z
 from erless.errors import PlanError
 from erless.observe.simulator.policies import PolicyName
 from erless.specs.functions import FunctionKind
-from erless.specs.plan import Plan, Scaling, Tier
+from erless.specs.plan import DiskPlan, Plan, Scaling, Tier
 
 __all__ = ["Fleet", "Function", "NodeType", "Terms", "fleet_of"]
 
@@ -28,12 +28,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class NodeType:
-    """One kind of machine: what containers may use of it, and its price."""
+    """One kind of machine: what containers may use of it, and its price.
+
+    disk_bytes, read_iops: of its local disks; 0 where rows cannot lie there.
+    """
 
     name: str
     vcpu: float
     memory_bytes: float
     usd_per_hour: float
+    disk_bytes: float = 0.0
+    read_iops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,14 @@ class Function:
     qps_per_replica: float
     touch: float
     initial: int
+    disk: DiskPlan | None = None
+
+    @property
+    def disk_s(self) -> float:
+        """What the reads of one call take of the disk that a replica reserves; 0 without one."""
+        if self.disk is None or not self.disk.reserved_iops:
+            return 0.0
+        return self.disk.reads / max(self.touch, 1e-9) / self.disk.reserved_iops
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,9 @@ class Fleet:
     """All functions; each array is (F,), in the order of `functions`.
 
     vcpu: of a replica as planned; most_vcpu: as it may grow. quota: held by a CFS quota, so that
-    `service_s` is at full speed. rate: calls/s of a replica as planned.
+    `service_s` is at full speed. rate: calls/s of a replica as planned, by its cores. disk_s:
+    seconds of the disk that a replica reserves, per call. disks: (F, 2) bytes and reads/s of its
+    node's disk that a replica takes.
     """
 
     functions: tuple[Function, ...]
@@ -107,6 +122,14 @@ class Fleet:
     rate: Floats
     touch: Floats
     cold_start_s: Floats
+    disk_s: Floats
+    disks: Floats
+
+    @property
+    def disk_rate(self) -> Floats:
+        """Calls/s of one replica by its disk; ∞ without one: (F,)."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(1 / self.disk_s)
 
     def __len__(self) -> int:
         return len(self.functions)
@@ -160,6 +183,13 @@ def fleet_of(plan: Plan, terms: Terms, service_ms: Mapping[str, float] | None = 
         rate=np.where(quota, vcpu, servers) / service,
         touch=np.array([function.touch for function in functions]),
         cold_start_s=terms.start_s + loads / terms.load_bytes_s,
+        disk_s=np.array([function.disk_s for function in functions]),
+        disks=np.array(
+            [
+                (float(each.disk.size_bytes), each.disk.reserved_iops) if each.disk else (0.0, 0.0)
+                for each in functions
+            ]
+        ),
     )
 
 
@@ -197,6 +227,7 @@ def _functions(plan: Plan) -> list[Function]:
                 shard.qps_per_replica,
                 min(1.0, shard.touch_probability),
                 shard.replicas,
+                shard.disk,
             )
             for shard in plan.shards
             if shard.tier is not Tier.RESIDENT

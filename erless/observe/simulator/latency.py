@@ -75,7 +75,23 @@ def sample_latencies(fleet: Fleet, trace: Trace, terms: Terms, seed: int = 0) ->
 def _call(
     fleet: Fleet, trace: Trace, terms: Terms, index: int, count: int, generator: np.random.Generator
 ) -> Floats:
-    """Waiting and service at one function, (T, S)."""
+    """Waiting and service at one function, and reads of its disk, (T, S)."""
+    stay = _on_cores(fleet, trace, terms, index, count, generator)
+    reads, busy = float(fleet.disk_s[index]), trace.disk_busy[:, index]
+    if not reads:
+        return stay
+    each = np.full(len(busy), reads)
+    stay = stay + reads + draw_waits(generator, busy, 1.0, each, 0.0, count)
+    if not fleet.quota[index]:
+        return stay
+    # what waits for the disk is not among what waits for the cores
+    return np.asarray(stay + np.where(busy > 1, trace.backlog_s[:, index], 0.0)[:, None])
+
+
+def _on_cores(
+    fleet: Fleet, trace: Trace, terms: Terms, index: int, count: int, generator: np.random.Generator
+) -> Floats:
+    """Waiting and service, (T, S)."""
     servers = float(fleet.servers[index])
     service = fleet.service_s[index] * trace.stretch
     if fleet.quota[index]:

@@ -1,7 +1,8 @@
 """Machines under the replicas: when there is no room, a replica waits for a machine to boot.
 
-Room is counted in sums: Σ vCPU and Σ memory of all containers against the machines' times `fill`,
-instead of packing each container. Exact packing is the planner's; here it is one of 43,200 steps.
+Room is counted in sums: Σ vCPU, Σ memory and what disks give of all containers against the
+machines' times `fill`, instead of packing each container. Exact packing is the planner's; here it
+is one of 43,200 steps.
 """
 
 from __future__ import annotations
@@ -27,21 +28,35 @@ class Nodes:
         kind: of machine.
         terms: boot and idle times, fill, failures.
         vcpu, memory: (F,) of one replica of each function.
+        disks: (F, 2) bytes and reads/s of the machine's disk that one replica takes.
     """
 
     kind: NodeType
     terms: Terms
     vcpu: Floats
     memory: Floats
+    disks: Floats
     ready: int = 0
     booting: deque[tuple[float, int]] = field(default_factory=deque)
     _spare_since: float | None = None
 
     def needed(self, replicas: NDArray[np.int64]) -> int:
         """Machines that hold `replicas`."""
-        cpu = float(replicas @ self.vcpu) / (self.kind.vcpu * self.terms.fill)
-        memory = float(replicas @ self.memory) / (self.kind.memory_bytes * self.terms.fill)
-        return max(1, int(np.ceil(max(cpu, memory) - 1e-9)))
+        used = replicas @ self._needs
+        counts = used[used > 0] / self._each[used > 0]
+        return max(1, int(np.ceil(float(counts.max(initial=0.0)) - 1e-9)))
+
+    @property
+    def _needs(self) -> Floats:
+        """(F, 4) what one replica takes."""
+        return np.column_stack([self.vcpu, self.memory, self.disks])
+
+    @property
+    def _each(self) -> Floats:
+        """(4,) what one machine gives, as far as containers fill it."""
+        kind = self.kind
+        gives = (kind.vcpu, kind.memory_bytes, kind.disk_bytes, kind.read_iops)
+        return np.array(gives) * self.terms.fill
 
     def step(self, now_s: float, placed: NDArray[np.int64], waiting: NDArray[np.int64]) -> None:
         """Boot what is missing for placed and waiting replicas; drop what was spare for long."""
@@ -62,13 +77,12 @@ class Nodes:
 
     def room(self, placed: NDArray[np.int64], waiting: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many of the `waiting` replicas fit now, function by function: (F,)."""
-        cpu = self.ready * self.kind.vcpu * self.terms.fill - float(placed @ self.vcpu)
-        memory = self.ready * self.kind.memory_bytes * self.terms.fill
-        memory -= float(placed @ self.memory)
+        needs = self._needs
+        free = self.ready * self._each - placed @ needs
         fits = np.zeros_like(waiting)
         for index in np.flatnonzero(waiting):
-            most = min(cpu / self.vcpu[index], memory / max(self.memory[index], 1.0))
-            fits[index] = max(0, min(int(waiting[index]), int(most + 1e-9)))
-            cpu -= fits[index] * self.vcpu[index]
-            memory -= fits[index] * self.memory[index]
+            need = needs[index]
+            most = float((free[need > 0] / need[need > 0]).min(initial=np.inf))
+            fits[index] = max(0, min(float(waiting[index]), np.floor(most + 1e-9)))
+            free -= fits[index] * need
         return fits

@@ -182,9 +182,23 @@ def _functions(simulation: Simulation) -> tuple[FunctionResult, ...]:
             memory_bytes=_usage(trace.placed[:, index] * fleet.memory[index]),
             usd_per_month=simulation.usd_per_month * float(shares[index]),
             zero_share=float((trace.ready[:, index] == 0).mean()),
+            **_disk(simulation, index),
         )
         for index, function in enumerate(fleet.functions)
     )
+
+
+def _disk(simulation: Simulation, index: int) -> dict[str, Any]:
+    """Fields about a function's rows on disks; none where it has none there."""
+    function, trace = simulation.fleet.functions[index], simulation.trace
+    if function.disk is None:
+        return {}
+    reads = function.disk.reads / max(function.touch, 1e-9)
+    return {
+        "disk_bytes": _usage(trace.placed[:, index] * float(function.disk.size_bytes)),
+        "disk_reads_s": _usage(trace.called[:, index] / trace.step_s * reads),
+        "disk_ms": function.disk.latency_ms,
+    }
 
 
 def _dollar_shares(simulation: Simulation) -> NDArray[np.float64]:

@@ -314,7 +314,7 @@ class Publisher:
         changed = []
         for name, (ids, vectors) in tables.items():
             tensors[f"ids.{name}"] = ids
-            tensors[f"rows.{name}"] = encode(vectors, shard.precision)
+            tensors[f"rows.{name}"] = encode(vectors, shard.precision_of(name))
             total = cut.rows.get(name, self._tables[name].rows)
             changed.append(TableChange(table=name, changed=len(ids), rows=total))
         state = ShardState.create(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from erless.plan.costs.curves import TableLoad
 from erless.specs.plan import Precision
 
 __all__ = [
@@ -93,6 +94,10 @@ class CostTerms:
             if curve.precision is precision:
                 return curve.at(precision.row_bytes(dim))
         return self.beta(precision.row_bytes(dim))
+
+    def beta_for(self, table: TableLoad, precision: Precision) -> float:
+        """β in seconds for a row of `table` in a function of this precision."""
+        return self.beta_of(table.spec.dim, table.kept(precision))
 
     def on(self, max_vcpu: float) -> CostTerms:
         """The same terms with containers of at most `max_vcpu`."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from erless.dlrm.workload import PowerLaw
 from erless.specs.model import TableSpec
+from erless.specs.plan import Precision
 
 __all__ = ["AccessCurve", "TableLoad", "partial_vectors"]
 
@@ -120,17 +121,27 @@ class TableLoad:
         gathers: rows read per query (batch × pooling factor).
         bags: vectors that a sample wants of it: one for each feature that pools, infinite where
             each row read is a vector of its own.
+        floor: least exact precision that its rows may have, whatever the function's.
     """
 
     spec: TableSpec
     gathers: float
     curve: AccessCurve
     bags: float = 1.0
+    floor: Precision = Precision.INT4
 
     @property
     def rows(self) -> int:
         """Rows of the table."""
         return self.spec.rows
+
+    def kept(self, precision: Precision) -> Precision:
+        """How its rows are stored in a function of this precision."""
+        return precision.at_least(self.floor)
+
+    def row_bytes(self, precision: Precision) -> int:
+        """Bytes of one of its rows in a function of this precision."""
+        return self.kept(precision).row_bytes(self.spec.dim)
 
     def gathers_between(self, start: int, stop: int) -> float:
         """Gathers per query that fall on ranks start … stop-1."""
@@ -145,7 +156,7 @@ class TableLoad:
             share = share / share[-1]
         spec = self.spec.model_copy(update={"rows": stop - start})
         curve = AccessCurve(ranks.astype(np.int64) - start, share)
-        return TableLoad(spec, self.gathers_between(start, stop), curve, self.bags)
+        return TableLoad(spec, self.gathers_between(start, stop), curve, self.bags, self.floor)
 
 
 def partial_vectors(gathered: Floats, bags: float) -> Floats:

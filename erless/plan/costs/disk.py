@@ -6,7 +6,7 @@
     latency  = seek + reads / iops, and the waiting of queries for each other
 
 u is how busy the disk may be, w how long the reads of one query may take. A node's reads per second
-are shared out like its memory: the disks of a plan never promise more than they were measured at.
+are shared out like its memory: the disks of a plan never promise more than they are rated at.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class DiskTerms:
         """As of `CostTerms`."""
         return {
             "disk tier": f"{self.read_s * 1e6:g} µs of CPU a read ({self.source}), "
-            f"{self.utilisation:.0%} of a disk's measured reads/s, at most "
+            f"{self.utilisation:.0%} of a disk's rated reads/s, at most "
             f"{self.wait_s * 1e3:g} ms for the reads of a query, "
             f"{self.cache_hits:.0%} of the hits of a perfect cache"
         }

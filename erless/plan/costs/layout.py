@@ -47,12 +47,14 @@ class DenseDemand:
         service_s: seconds of one vCPU, or of one GPU, per query.
         memory_bytes: of one replica.
         cpu_s: seconds of one vCPU per query beside the GPU.
+        source: where the GPU's seconds are from.
     """
 
     device: Literal["cpu", "cuda"]
     service_s: float
     memory_bytes: float
     cpu_s: float = 0.0
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,7 @@ class Demand:
 
     def sparse_s(self, terms: CostTerms, precision: Precision = Precision.FP32) -> float:
         """Seconds of one vCPU per query for all gathers."""
-        return sum(
-            table.gathers * terms.beta_of(table.spec.dim, precision) for table in self.tables
-        )
+        return sum(table.gathers * terms.beta_for(table, precision) for table in self.tables)
 
     def monolith_s(self, terms: CostTerms) -> float:
         """Seconds of one vCPU per query in a model-wise replica: a + β·(all gathers) + tower."""
@@ -132,9 +132,16 @@ class Layout:
         return cls(demand, terms, gateway, tuple(functions))
 
     def resized(
-        self, terms: CostTerms | None = None, precisions: Sequence[Precision] = ()
+        self,
+        terms: CostTerms | None = None,
+        precisions: Sequence[Precision] = (),
+        disk_wait: float = 1.0,
     ) -> Layout:
-        """The same rows in the same functions, sized under other terms or precisions."""
+        """The same rows in the same functions, sized under other terms or precisions.
+
+        `disk_wait`: the reads of a query may take so many times as long, so that more or fewer
+        reads per second are reserved.
+        """
         terms = terms or self.terms
         kinds = precisions or [shard.precision for shard in self.shards]
         made = Layout.of(
@@ -147,7 +154,7 @@ class Layout:
             precisions=kinds,
         )
         named = (
-            _as_before(self.demand, terms, old, new)
+            _as_before(self.demand, terms, old, new, disk_wait)
             for new, old in zip(made.shards, self.shards, strict=True)
         )
         return Layout(self.demand, terms, made.gateway, tuple(named))
@@ -204,11 +211,16 @@ class Layout:
 
 
 def _as_before(
-    demand: Demand, terms: CostTerms, old: PlannedFunction, new: PlannedFunction
+    demand: Demand,
+    terms: CostTerms,
+    old: PlannedFunction,
+    new: PlannedFunction,
+    disk_wait: float,
 ) -> PlannedFunction:
     """`new`, sized anew from the rows of `old`, with its name, its role and its disk."""
     if old.disk is not None:
-        new = on_disk(demand, terms, new, old.disk.terms)
+        disk = replace(old.disk.terms, wait_s=old.disk.terms.wait_s * disk_wait)
+        new = on_disk(demand, terms, new, disk)
     return replace(new, name=old.name, role=old.role)
 
 
@@ -271,13 +283,13 @@ def _contents(
 ) -> _Contents:
     rows = 0
     gathers = row_bytes = seconds = partials = 0.0
-    widths: dict[int, tuple[int, float]] = {}
+    widths: dict[tuple[int, Precision], tuple[int, float]] = {}
     for part in slices:
         table = demand.tables[part.table]
-        dim = table.spec.dim
-        if dim not in widths:
-            widths[dim] = precision.row_bytes(dim), terms.beta_of(dim, precision)
-        width, beta = widths[dim]
+        dim, floor = table.spec.dim, table.floor
+        if (dim, floor) not in widths:
+            widths[dim, floor] = table.row_bytes(precision), terms.beta_for(table, precision)
+        width, beta = widths[dim, floor]
         gathered = table.gathers_between(part.start, part.stop)
         gathers += gathered
         rows += part.stop - part.start

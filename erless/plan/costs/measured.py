@@ -15,7 +15,7 @@ import numpy as np
 from erless.plan.costs.cost import EXCHANGE_S, BetaCurve, CostTerms
 from erless.plan.costs.disk import DiskTerms
 from erless.specs.plan import Precision
-from erless.specs.profile import DiskCurve, ThroughputCurve, TowerCurve
+from erless.specs.profile import DiskCurve, GpuTowerCurve, ThroughputCurve, TowerCurve
 
 __all__ = ["MeasuredSpeed", "disk_terms", "measured_terms"]
 
@@ -30,6 +30,7 @@ class MeasuredSpeed:
         locality: share of accesses that the hottest 10 % of rows take, over all tables.
         archive_bytes: size of the tower's file.
         disks: random reads, as `erless profile --disk` measured them.
+        gpus: the dense tower on a GPU, as `benchmarks/gpu_tower.py` measured it.
     """
 
     curves: tuple[ThroughputCurve, ...] = ()
@@ -37,6 +38,7 @@ class MeasuredSpeed:
     locality: float = 0.9
     archive_bytes: int | None = None
     disks: tuple[DiskCurve, ...] = ()
+    gpus: tuple[GpuTowerCurve, ...] = ()
 
 
 def measured_terms(terms: CostTerms, measured: MeasuredSpeed) -> CostTerms:

@@ -14,11 +14,14 @@ from itertools import pairwise
 from erless.errors import PlanError
 from erless.plan.costs.cost import CostTerms
 from erless.specs.model import DlrmTower, Interaction, ModelSpec
-from erless.specs.profile import TowerCurve
+from erless.specs.profile import GpuTowerCurve, TowerCurve
 
-__all__ = ["TowerCost", "tower_cost", "tower_macs"]
+__all__ = ["COALESCED_SAMPLES", "GpuCost", "TowerCost", "gpu_cost", "tower_cost", "tower_macs"]
 
 WEIGHT_BYTES = 4
+COALESCED_SAMPLES = 256  # of one pass of the dense function, where queries wait
+GPU_MACS = 1e12  # per second: 2 TFLOP/s fp32, a quarter of a T4's peak; shipped, not measured
+GPU_CALL_S = 5e-5  # launches of a coalesced batch, per query
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,35 @@ def tower_cost(
         f"{seconds * 1e3:.3g} ms per query: {macs:,.0f} multiply-adds "
         f"{how} at {rate} (shipped default)",
     )
+
+
+@dataclass(frozen=True)
+class GpuCost:
+    """Seconds of one GPU per query, of one vCPU beside it, and where they come from.
+
+    Queries that wait are answered by one pass, so a pass's launches are shared out.
+    """
+
+    seconds: float
+    cpu_s: float
+    source: str
+
+
+def gpu_cost(
+    model: ModelSpec, batch: int, tower: TowerCost, curves: Sequence[GpuTowerCurve] = ()
+) -> GpuCost:
+    """The tower's cost on a GPU: as measured in fp32, else by a shipped default."""
+    for curve in curves:
+        if (
+            curve.name == model.name
+            and curve.precision == "fp32"
+            and curve.macs_per_sample in (0, _weights(model))
+        ):
+            passes = batch / max(batch, COALESCED_SAMPLES)
+            seconds = curve.overhead_s * passes + curve.sample_s * batch
+            return GpuCost(seconds, curve.cpu_s, f"measured on {curve.gpu}")
+    source = f"a shipped default ({2e-12 * GPU_MACS:g} TFLOP/s), not measured"
+    return GpuCost(GPU_CALL_S + tower.macs / GPU_MACS, 0.0, source)
 
 
 def _macs(model: ModelSpec, archive_bytes: int | None) -> tuple[int, str]:

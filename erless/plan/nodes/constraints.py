@@ -16,7 +16,7 @@ __all__ = ["check_request", "check_used", "no_node", "shard_bytes", "violations"
 
 JOINT_ONLY = (
     *("tier_precision", "resident_share", "max_resident_bytes"),
-    *("frozen", "frozen_share", "disk"),
+    *("frozen", "frozen_share"),
 )
 
 
@@ -44,8 +44,13 @@ def check_used(request: PlanRequest, policies: Sequence[Policy]) -> None:
     if "joint" in policies:
         return
     names = ", ".join(policies)
-    if any(kind is not Precision.FP32 for kind in request.precisions):
-        raise PlanError(f"precision: {names} keeps fp32; only joint lowers it")
+    lowers = "model-wise" in policies and not request.equal_containers
+    if not lowers and any(kind is not Precision.FP32 for kind in request.precisions):
+        raise PlanError(
+            f"precision: {names} keeps fp32; only joint lowers it, and model-wise in dollars"
+        )
+    if request.disk and "model-wise" not in policies:
+        raise PlanError(f"disk: {names} takes no such wish; only joint and model-wise do")
     for name in JOINT_ONLY:
         if getattr(request, name):
             raise PlanError(f"{name}: {names} takes no such wish; only joint does")
@@ -90,7 +95,7 @@ def _sla(request: PlanRequest, demand: Demand, terms: CostTerms) -> list[str]:
 def _row(request: PlanRequest, demand: Demand, terms: CostTerms, prices: Prices) -> list[str]:
     limit = shard_bytes(request, terms, prices)
     widest = max(demand.tables, key=lambda table: table.spec.dim)
-    row = request.smallest.shards.row_bytes(widest.spec.dim) + terms.shard_memory_bytes
+    row = widest.row_bytes(request.smallest.shards) + terms.shard_memory_bytes
     if row <= limit:
         return []
     return [

@@ -49,7 +49,7 @@ class InstanceType:
         allocatable_gib: likewise; 0: all but 0.25 GiB and 3 %.
         local_nvme_gb: size of the disks that the price includes.
         spot_usd_per_hour: of a node that may be taken back; 0: none are sold.
-        read_iops: random reads/s of 4 KiB that its local disk was measured at; 0: not known.
+        read_iops: random reads/s of 4 KiB that its local disks are rated at; 0: not known.
     """
 
     name: str
@@ -269,7 +269,7 @@ def _type(where: str, row: dict[str, str]) -> InstanceType:
 
 @cache
 def _shipped_iops() -> dict[str, float]:
-    """Random reads/s of the local disks that were measured, by type."""
+    """Random reads/s that local disks are rated at, by type."""
     with SHIPPED_DISKS.open(encoding="utf-8") as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))
         return {row["instance_type"]: float(row["read_iops"]) for row in rows}

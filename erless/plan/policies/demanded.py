@@ -122,7 +122,7 @@ class _Shapes:
     def _bytes(self, cut: Ints) -> float:
         """Bytes of the rows below `cut` in the gateway."""
         kind = self.stored.resident
-        widths = [kind.row_bytes(table.spec.dim) for table in self.demand.tables]
+        widths = [table.row_bytes(kind) for table in self.demand.tables]
         return float(np.dot(cut, widths))
 
     def resident_cuts(self) -> list[Ints]:
@@ -187,7 +187,7 @@ class _Shapes:
         if not 1 <= number <= len(tables):
             return []
         load = np.array(self._loads(resident, frozen))[tables]
-        widths = [self.stored.shards.row_bytes(table.spec.dim) for table in self.demand.tables]
+        widths = [table.row_bytes(self.stored.shards) for table in self.demand.tables]
         size = ((frozen - resident) * np.array(widths))[tables].astype(np.float64)
         coldest = np.argsort(load / size, kind="stable")
         points = fluid_cuts(
@@ -254,7 +254,7 @@ class _Shapes:
         """Per table, seconds of one vCPU per query of ranks start … stop-1."""
         return [
             table.gathers_between(int(low), int(high))
-            * self.terms.beta_of(table.spec.dim, self.stored.shards)
+            * self.terms.beta_for(table, self.stored.shards)
             for table, low, high in zip(self.demand.tables, start, stop, strict=True)
         ]
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from erless.errors import PlanError
 from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, DenseDemand
-from erless.plan.costs.tower import TowerCost
+from erless.plan.costs.tower import GpuCost, TowerCost
 from erless.plan.nodes.prices import Prices
 from erless.plan.request import PlanRequest
 
@@ -20,12 +20,15 @@ __all__ = ["placements"]
 
 CPU_MEMORY = 0.3e9  # torch and the tower
 GPU_MEMORY = 2.5e9  # torch with CUDA in host memory
-GPU_MACS = 1e12  # per second: 2 TFLOP/s fp32, a quarter of a T4's peak; shipped, not measured
-GPU_CALL_S = 5e-5  # launches of a coalesced batch, per query
 
 
 def placements(
-    request: PlanRequest, demand: Demand, tower: TowerCost, terms: CostTerms, prices: Prices
+    request: PlanRequest,
+    demand: Demand,
+    tower: TowerCost,
+    gpu_tower: GpuCost,
+    terms: CostTerms,
+    prices: Prices,
 ) -> list[Demand]:
     """The demand with the tower in each place worth trying, the gateway first.
 
@@ -35,8 +38,9 @@ def placements(
     inside = [demand]
     apart = replace(demand, tower_s=max(terms.remote_call_s, terms.call_s / 2))
     cpu = replace(apart, dense=DenseDemand("cpu", terms.call_s + tower.seconds, CPU_MEMORY))
-    seconds = GPU_CALL_S + tower.macs / GPU_MACS
-    gpu = replace(apart, dense=DenseDemand("cuda", seconds, GPU_MEMORY, terms.call_s))
+    beside = max(terms.call_s, gpu_tower.cpu_s)
+    on_gpu = DenseDemand("cuda", gpu_tower.seconds, GPU_MEMORY, beside, gpu_tower.source)
+    gpu = replace(apart, dense=on_gpu)
     if request.dense == "gateway":
         return inside
     if request.dense == "gpu":

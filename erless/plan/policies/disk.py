@@ -27,7 +27,7 @@ from erless.plan.costs.layout import Demand, Layout, Slice, cover, on_disk
 from erless.plan.request import StoredAs
 from erless.plan.search.merged_order import MergedOrder
 
-__all__ = ["disk_layouts"]
+__all__ = ["disk_layouts", "whole_on_disk"]
 
 Ints = NDArray[np.int64]
 COLD = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.8, 0.6, 0.3)  # of all bytes, on disks
@@ -53,6 +53,17 @@ def disk_layouts(
     yield from _DiskShapes(demand, terms, disk, stored, most_shards).layouts()
 
 
+def whole_on_disk(
+    demand: Demand, terms: CostTerms, disk: DiskTerms, stored: StoredAs
+) -> Iterator[Layout]:
+    """The whole model in one function on disks, under caches of several sizes.
+
+    The gateway's own rows are always in memory, so this is what model-wise allocation with a disk
+    is: each replica of the function holds every row.
+    """
+    yield from _DiskShapes(demand, terms, disk, stored, 1).whole_tables()
+
+
 @dataclass(frozen=True)
 class _DiskShapes:
     demand: Demand
@@ -62,7 +73,7 @@ class _DiskShapes:
     most_shards: int
 
     def layouts(self) -> Iterator[Layout]:
-        yield from self._whole_tables()
+        yield from self.whole_tables()
         order = self.order
         for share in COLD:
             cut = order.cut(float(order.load_at(share * order.total_size)))
@@ -73,7 +84,8 @@ class _DiskShapes:
     def order(self) -> MergedOrder:
         return MergedOrder.of(self.demand.tables, self.terms, *self.stored)
 
-    def _whole_tables(self) -> Iterator[Layout]:
+    def whole_tables(self) -> Iterator[Layout]:
+        """All rows on disks, no table cut."""
         slices = [Slice(number, 0, table.rows) for number, table in enumerate(self.demand.tables)]
         for count in SHARDS:
             if count <= min(self.most_shards, len(slices)):
@@ -85,7 +97,7 @@ class _DiskShapes:
         """Ranks within the gateway: so much of the load of the rows below `cut`."""
         if inside in (0.0, 1.0):
             return (cut * inside).astype(np.int64)
-        widths = [self.stored.shards.row_bytes(t.spec.dim) for t in self.demand.tables]
+        widths = [t.row_bytes(self.stored.shards) for t in self.demand.tables]
         below = float(self.order.load_at(float(np.dot(self.order.table_rows - cut, widths))))
         load = below + (1 - inside) * (self.order.total_load - below)
         return np.minimum(self.order.cut(load), cut)
@@ -130,7 +142,7 @@ def _split(
     sizes = [0.0] * count
 
     def weight(part: Slice) -> float:
-        width = stored.shards.row_bytes(demand.tables[part.table].spec.dim)
+        width = demand.tables[part.table].row_bytes(stored.shards)
         return float((part.stop - part.start) * width)
 
     for part in sorted(slices, key=weight, reverse=True):

@@ -61,7 +61,7 @@ def cut_table(
     """Rank ranges of the table's shards, hottest first, of least memory over the candidates."""
     ranks = _candidates(table, demand, terms, points)
     share = table.curve.cdf(ranks)
-    beta = terms.beta_of(table.spec.dim, Precision.FP32)
+    beta = terms.beta_for(table, Precision.FP32)
     row = table.spec.row_bytes + terms.index_bytes_per_row
     replica_vcpu = terms.max_vcpu * terms.utilisation
 
@@ -117,7 +117,7 @@ def _candidates(
         return np.arange(table.rows + 1)
     ranks = table.curve.ranks
     picked = ranks[np.unique(np.linspace(0, len(ranks) - 1, points).astype(np.int64))]
-    load = demand.qps * terms.beta_of(table.spec.dim, Precision.FP32) * table.gathers
+    load = demand.qps * terms.beta_for(table, Precision.FP32) * table.gathers
     if load <= 0:
         return np.asarray(picked, np.int64)
     replica_vcpu = terms.max_vcpu * terms.utilisation

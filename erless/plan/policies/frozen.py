@@ -28,7 +28,7 @@ def idle_cut(
     """The first rank of each table from which on rows idle; its number of rows where none does."""
     gathers = min(math.log(2) / (demand.qps * request.frozen_window_s), request.frozen_error_budget)
     order = MergedOrder.of(demand.tables, terms, *stored)
-    cheapest = min(terms.beta_of(table.spec.dim, stored.shards) for table in demand.tables)
+    cheapest = min(terms.beta_for(table, stored.shards) for table in demand.tables)
     return order.cut(gathers * cheapest)
 
 

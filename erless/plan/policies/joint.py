@@ -150,7 +150,7 @@ def _load_above(
         for index, table in enumerate(demand.tables)
     )
     whole = sum(table.gathers for table in demand.tables)
-    uniform = len({table.spec.dim for table in demand.tables}) == 1
+    uniform = len({(table.spec.dim, table.floor) for table in demand.tables}) == 1
     return order.total_load * share / whole if uniform and whole else planned
 
 

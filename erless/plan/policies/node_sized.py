@@ -32,9 +32,7 @@ def node_shaped(
 
     The gateway stands beside the first shard, beside the last, or holds the last rows itself.
     """
-    stored = [
-        precision.row_bytes(table.spec.dim) + terms.index_bytes_per_row for table in demand.tables
-    ]
+    stored = [table.row_bytes(precision) + terms.index_bytes_per_row for table in demand.tables]
     whole = sum(
         table.rows * row_bytes for table, row_bytes in zip(demand.tables, stored, strict=True)
     )

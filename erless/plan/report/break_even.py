@@ -9,12 +9,9 @@ import numpy as np
 
 from erless.errors import InfeasibleError
 from erless.plan.costs.curves import AccessCurve, TableLoad
-from erless.plan.costs.measured import MeasuredSpeed
-from erless.plan.nodes.prices import Prices
-from erless.plan.planner import Planner
 from erless.plan.report.tables import PAYS
+from erless.plan.report.variations import AskedPlan
 from erless.plan.request import PlanRequest
-from erless.specs.model import ModelSpec
 
 __all__ = ["Point", "break_even", "lines"]
 
@@ -39,28 +36,22 @@ class Point:
         return self.model_wise is None or self.joint < self.model_wise * (1 - PAYS)
 
 
-def break_even(
-    model: ModelSpec,
-    tables: Sequence[TableLoad],
-    request: PlanRequest,
-    qps: float,
-    prices: Prices,
-    measured: MeasuredSpeed | None = None,
-) -> list[Point]:
+def break_even(asked: AskedPlan) -> list[Point]:
     """Model-wise and joint dollars over traffic, and over table size, around this request.
 
     No shape is demanded of joint: the question is whether sharding pays.
     """
     free = dict.fromkeys(("shards", "resident_share", "max_resident_bytes", "frozen_share"))
-    base = request.model_copy(update={"policy": "joint", "objective": "dollars", **free})
+    base = asked.request.model_copy(
+        update={"policy": "joint", "objective": "dollars", "qps": asked.qps, **free}
+    )
     points = []
     for factor in TRAFFIC:
-        scaled = base.model_copy(update={"qps": qps * factor})
-        points.append(_point("traffic", factor, model, tables, scaled, prices, measured))
+        scaled = base.model_copy(update={"qps": asked.qps * factor})
+        points.append(_point("traffic", factor, asked, scaled, asked.tables))
     for factor in SIZES:
-        grown = [_grow(table, factor) for table in tables]
-        scaled = base.model_copy(update={"qps": qps})
-        points.append(_point("rows", factor, model, grown, scaled, prices, measured))
+        grown = [_grow(table, factor) for table in asked.tables]
+        points.append(_point("rows", factor, asked, base, grown))
     return points
 
 
@@ -76,18 +67,12 @@ def _grow(table: TableLoad, factor: float) -> TableLoad:
 def _point(
     kind: str,
     factor: float,
-    model: ModelSpec,
-    tables: Sequence[TableLoad],
+    asked: AskedPlan,
     request: PlanRequest,
-    prices: Prices,
-    measured: MeasuredSpeed | None,
+    tables: Sequence[TableLoad],
 ) -> Point:
     try:
-        best = (
-            Planner(model, tables, request, prices, measured, coarse=True)
-            .outcome(["model-wise"])
-            .best
-        )
+        best = asked.again(request, ["model-wise"], tables).best
     except InfeasibleError:
         return Point(kind, factor, None, None)
     whole, joint = best.get("model-wise"), best.get("joint")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from erless.plan.costs.layout import PlannedFunction, Role
+from erless.plan.costs.tower import COALESCED_SAMPLES
 from erless.plan.planner import POLICIES, Outcome
 from erless.plan.policies.tiers import floor_of, tiers_of
 from erless.plan.report.notes import outcome_notes
@@ -19,6 +20,7 @@ from erless.specs.plan import (
     NodeGroup,
     Plan,
     PolicyResult,
+    Precision,
     RankRange,
     Scaling,
     ShardPlan,
@@ -27,7 +29,6 @@ from erless.specs.plan import (
 
 __all__ = ["plan_document", "policy_results"]
 
-MAX_BATCH = 256  # samples of one forward pass
 MAX_DELAY_MS, DELAY_SHARE = 1.0, 0.02  # a query waits for others at most so long
 LITTLE_SHARE = 0.65  # of the SLA: ElasticRec's latency target for the dense tower
 # Where the SLA is far above the latency, concurrency stays low until a replica saturates: the KPA
@@ -62,9 +63,33 @@ def policy_results(outcome: Outcome) -> tuple[PolicyResult, ...]:
                 predicted_p95_ms=layout.p95_s * 1e3,
                 lower_bound=outcome.bound,
                 lower_bound_gap=max(0.0, outcome.value(candidate) / outcome.bound - 1),
+                precisions=_precisions(outcome, candidate),
+                **_disks(candidate),
             )
         )
     return tuple(results)
+
+
+def _precisions(outcome: Outcome, candidate: Candidate) -> tuple[Precision, ...]:
+    """How rows are stored, the most exact first."""
+    used = {
+        outcome.demand.tables[part.table].kept(function.precision)
+        for function in candidate.layout.functions
+        for part in function.slices
+    }
+    return tuple(kind for kind in Precision if kind in used)
+
+
+def _disks(candidate: Candidate) -> dict[str, Any]:
+    """Fields about rows on disks."""
+    functions = candidate.layout.functions
+    on_disk = [(each.replicas, each.disk) for each in functions if each.disk]
+    tail = 0.05 / len(functions)
+    return {
+        "disk_bytes": math.ceil(sum(number * use.bytes for number, use in on_disk)),
+        "disk_reads_per_s": sum(number * use.rate for number, use in on_disk),
+        "disk_latency_ms": 1e3 * max((use.latency_s(tail) for _, use in on_disk), default=0.0),
+    }
 
 
 def plan_document(
@@ -156,7 +181,15 @@ def _shard(
         usd_per_month=0.0 if tier is Tier.RESIDENT else _dollars(candidate, function),
         binding=function.why,
         disk=_disk(function, len(candidate.layout.functions)),
+        exact=_exact(outcome, function),
     )
+
+
+def _exact(outcome: Outcome, function: PlannedFunction) -> dict[str, Precision]:
+    """Tables that may not be stored as the others of the function are, and how they are."""
+    held = (outcome.demand.tables[part.table] for part in function.slices)
+    kinds = {table.spec.name: table.kept(function.precision) for table in held}
+    return {name: kind for name, kind in kinds.items() if kind is not function.precision}
 
 
 def _disk(function: PlannedFunction, functions: int) -> DiskPlan | None:
@@ -224,7 +257,7 @@ def _dense(outcome: Outcome, candidate: Candidate) -> DensePlan | None:
         replicas=function.replicas,
         memory_bytes=math.ceil(function.memory),
         qps_per_replica=rate,
-        max_batch=max(MAX_BATCH, request.batch),
+        max_batch=max(COALESCED_SAMPLES, request.batch),
         max_delay_ms=min(MAX_DELAY_MS, DELAY_SHARE * sla),
         scaling=_concurrency(request, rate, function, candidate.policy, math.inf),
         usd_per_month=_dollars(candidate, function),

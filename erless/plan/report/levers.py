@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from erless.errors import PlanError
-from erless.plan.costs.curves import TableLoad
-from erless.plan.costs.measured import MeasuredSpeed
 from erless.plan.nodes.prices import Prices
-from erless.plan.planner import Planner
+from erless.plan.report.variations import AskedPlan
 from erless.plan.request import PlanRequest
-from erless.specs.model import ModelSpec
 from erless.specs.plan import Precision
 from erless.specs.planning import ARCHITECTURES
 
@@ -29,21 +26,14 @@ class Lever:
     usd_per_month: float | None
 
 
-def levers(
-    model: ModelSpec,
-    tables: Sequence[TableLoad],
-    request: PlanRequest,
-    qps: float,
-    prices: Prices,
-    measured: MeasuredSpeed | None = None,
-) -> list[Lever]:
+def levers(asked: AskedPlan) -> list[Lever]:
     """Each freedom that the request does not have yet, tried by itself, coarsely."""
     tried = []
-    for freedom, change in _freedoms(request, prices):
-        relaxed = request.model_copy(update={"policy": "joint", "qps": qps, **change})
+    for freedom, change in _freedoms(asked.request, asked.prices):
+        relaxed = asked.request.model_copy(update={"policy": "joint", "qps": asked.qps, **change})
         try:
-            outcome = Planner(model, tables, relaxed, prices, measured, coarse=True).outcome()
-            dollars: float | None = outcome.best["joint"].packing.usd_per_month
+            best = asked.again(relaxed).best
+            dollars: float | None = best["joint"].packing.usd_per_month
         except PlanError:
             dollars = None
         tried.append(Lever(freedom, dollars))

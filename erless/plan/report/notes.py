@@ -29,11 +29,12 @@ def _dense(outcome: Outcome) -> list[str]:
     if outcome.request.dense in ("function", "gpu"):
         return [f"the dense tower is a function of its own on {where}, as demanded"]
     tower = outcome.tower.seconds
+    apart = layout.demand.dense
+    source = apart.source if apart else ""
     cpu = outcome.demand.qps * tower / outcome.terms.utilisation
     return [
         f"the dense tower is a function of its own on {where}: in the gateway it would take "
-        f"{cpu:,.1f} vCPU and {tower * 1e3:.2f} ms of each query; GPU speed is a shipped "
-        "default (2 TFLOP/s), not measured"
+        f"{cpu:,.1f} vCPU and {tower * 1e3:.2f} ms of each query; GPU speed is {source}"
     ]
 
 

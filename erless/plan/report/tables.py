@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from erless.errors import PlanError
-from erless.specs.plan import DensePlan, GatewayPlan, Plan, ShardPlan, Tier
+from erless.specs.plan import DensePlan, GatewayPlan, Plan, PolicyResult, ShardPlan, Tier
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,13 +60,19 @@ def _add_row(
             (
                 str(len({part.table for part in shard.slices})),
                 _size(shard.row_data_bytes),
-                shard.precision.value,
+                _kinds(shard),
             )
             if shard
             else ("", "", "")
         )
         cells += [*held, f"{function.vcpu:g}", f"{function.qps_per_replica:,.0f}"]
     table.add_row(name, tier, *cells)
+
+
+def _kinds(shard: ShardPlan) -> str:
+    """How its rows are stored: most of them, and tables that are more exact."""
+    more = sorted({kind.value for kind in shard.exact.values()})
+    return " ".join([shard.precision.value, *(f"({kind})" for kind in more)])
 
 
 def node_line(plan: Plan) -> str:
@@ -84,7 +90,12 @@ def policy_table(plan: Plan, *, every: bool = False) -> Table:
     table.add_column("policy")
     for name in ("memory", "smaller", "functions", "nodes", "p95 ms", "$/month"):
         table.add_column(name, justify="right")
-    for name in ("utility", "containers", "fan-out", "vCPU", "above bound") if every else ():
+    disks = any(result.disk_bytes for result in plan.policies)
+    if disks:
+        table.add_column("on disk", justify="right")
+    more = ("utility", "containers", "fan-out", "vCPU", "above bound", "rows")
+    on_disk = ("reads/s", "reads add, ms") if disks else ()
+    for name in (*more, *on_disk) if every else ():
         table.add_column(name, justify="right")
     for result in plan.policies:
         cells = [
@@ -95,6 +106,8 @@ def policy_table(plan: Plan, *, every: bool = False) -> Table:
             f"{result.predicted_p95_ms:.2f}",
             f"{result.usd_per_month:,.0f}",
         ]
+        if disks:
+            cells.append(_size(result.disk_bytes) if result.disk_bytes else "")
         if every:
             cells += [
                 f"{result.memory_utility:.2%}",
@@ -102,9 +115,18 @@ def policy_table(plan: Plan, *, every: bool = False) -> Table:
                 str(result.fan_out),
                 f"{result.vcpu:g}",
                 f"{result.lower_bound_gap:.2%}",
+                " ".join(result.precisions),
+                *(_reads(result) if disks else ()),
             ]
         table.add_row(result.policy, *cells)
     return table
+
+
+def _reads(result: PolicyResult) -> tuple[str, str]:
+    """Reads per second of disks, and what they add to the p95."""
+    if not result.disk_bytes:
+        return "", ""
+    return f"{result.disk_reads_per_s:,.0f}", f"{result.disk_latency_ms:.2f}"
 
 
 def explain(plan: Plan, name: str) -> list[str]:
@@ -120,7 +142,11 @@ def explain(plan: Plan, name: str) -> list[str]:
     lines = [
         f"{shard.name}: {shard.rows:,} rows of {len(shard.slices)} slices, "
         f"{shard.gathers:,.1f} gathers per query ({shard.share:.2%})",
-        *(f"  {part.table}: ranks {part.start:,} … {part.stop - 1:,}" for part in shard.slices[:5]),
+        *(
+            f"  {part.table}: ranks {part.start:,} … {part.stop - 1:,}, "
+            f"{shard.precision_of(part.table)}"
+            for part in shard.slices[:5]
+        ),
     ]
     if len(shard.slices) > 5:
         lines.append(f"  and {len(shard.slices) - 5} more")

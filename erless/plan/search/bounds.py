@@ -8,27 +8,24 @@ size limit is set, more containers may be needed; the search ignores that, so th
 Dollars: whatever the policy, the nodes must hold at least one copy of all rows and the code, and
 run at least the calls, gathers and tower. Either no function is remote, and then each node that
 serves holds all rows; or at least one is, then its call is paid too, and by the size of the gateway
-either few gathers are resident or the gateway needs large nodes. Each case is a covering programme
-over whole nodes (HiGHS); the smallest value bounds every plan.
+either few gathers are resident or the gateway needs large nodes. Rows on several nodes are those of
+several functions, or copies, and each remote function's calls are paid. Each case is a covering
+programme over whole nodes (HiGHS); the smallest value bounds every plan.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand
+from erless.plan.nodes.covering import least_cover
 from erless.plan.nodes.prices import InstanceType, Prices
 from erless.plan.search.frontier import SearchLimits, search
 from erless.plan.search.merged_order import MergedOrder
@@ -37,7 +34,6 @@ from erless.specs.plan import Precision
 __all__ = ["dollars_bound", "memory_bound"]
 
 CLOSE = 2e-3  # relative, of a bound
-INFEASIBLE = 2  # status of scipy.optimize.milp
 
 
 def memory_bound(
@@ -73,15 +69,71 @@ def _least_sharded(work: _Work, terms: CostTerms, types: Sequence[InstanceType])
     the others by more than 0.2 %, so the bound is lower by so much where sizes differ.
     """
     sizes = sorted({kind.usable_bytes for kind in types})
-    load = work.need - work.route * work.resident_share(sizes[-1])
-    every = _cover(load, work.size + terms.shard_memory_bytes, terms, types)
+    every = _functions(work, terms, types, work.resident_share(sizes[-1]))
     least = math.inf
     for below, room in pairwise([0.0, *sizes]):
         if least * (1 - CLOSE) <= every:
             return every
         most = least * (1 - CLOSE)
         least = min(least, _sharded(work, terms, types, (below, room), most))
-    return least * (1 - CLOSE)
+    return max(every, least * (1 - CLOSE))
+
+
+def _functions(
+    work: _Work, terms: CostTerms, types: Sequence[InstanceType], resident: float
+) -> float:
+    """Least price of a plan whose gateway answers at most this share of the gathers itself.
+
+    Over whole nodes x, and z of them that stand for the functions, one for each; with n remote
+    functions
+
+        V + route·ȳ ≥ need + call·(n - 1)      Σ bytes·z ≥ size + n·m0      Σ z ≤ n + 1
+        Σ bytes/copies·x ≥ size                 z ≤ x
+
+    Of all functions that one node stands for, no more rows are there than it holds, so z holds
+    every row. n is Σ z - 1, or 1 where that is less.
+    """
+    vcpu, sizes = _gives(types)
+    none, count = np.zeros(len(types)), len(types)
+    least, more = _least_load(work, terms, resident), work.remote
+    if terms.fixed_vcpu:
+        more = 0.0
+    m0, size = terms.shard_memory_bytes / 1e9, work.size / 1e9
+    rows = [
+        (np.append(vcpu, np.full(count, -more)), least - 2 * more),
+        (np.append(vcpu, none), least),
+        (np.append(none, sizes - m0), size - m0),
+        (np.append(sizes / _copies(work, vcpu), none), size),
+        *((np.append(one, -one), 0.0) for one in np.eye(count)),
+    ]
+    left, right = zip(*rows, strict=True)
+    prices = np.append([kind.usd_per_month for kind in types], none)
+    return least_cover(prices, np.array(left), np.array(right)).bound
+
+
+def _gives(types: Sequence[InstanceType]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """vCPU and GB of each type."""
+    return (
+        np.array([kind.usable_vcpu for kind in types]),
+        np.array([kind.usable_bytes / 1e9 for kind in types]),
+    )
+
+
+def _copies(work: _Work, vcpu: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many copies there are at least of the rows on a node of so few vCPU.
+
+    A container takes at least its part of the calls, so one on a small node is one of several of
+    its function, which hold the same rows.
+    """
+    return np.maximum(1.0, np.ceil(work.shard_call / vcpu * (1 - 1e-9)))
+
+
+def _least_load(work: _Work, terms: CostTerms, resident: float) -> float:
+    """vCPU of a plan with a remote function, this share of the gathers resident."""
+    least = work.need - work.route * resident
+    if terms.fixed_vcpu:
+        least = math.ceil(least / terms.max_vcpu * (1 - 1e-9)) * terms.max_vcpu
+    return least
 
 
 @dataclass(frozen=True)
@@ -91,7 +143,8 @@ class _Work:
     Args:
         front: the gateway without gathers.
         gathers: all gathers, as in the gateway.
-        call: one call of a shard.
+        call: one call of a shard, at both ends, and of a dense function where there is one.
+        remote: one call of a shard, at both ends; shard_call: at the shard.
         route: the gateway's handling of all gathers, were they remote.
         size: one copy of all rows and the gateway's code.
         inside: a gateway with all rows.
@@ -102,6 +155,8 @@ class _Work:
     front: float
     gathers: float
     call: float
+    remote: float
+    shard_call: float
     route: float
     size: float
     inside: float
@@ -118,10 +173,10 @@ class _Work:
         vcpu = demand.qps / terms.utilisation
         gathers = route = 0.0
         for table in demand.tables:
-            gathers += table.gathers * min(terms.beta_of(table.spec.dim, kind) for kind in kinds)
+            gathers += table.gathers * min(terms.beta_for(table, kind) for kind in kinds)
             route += table.gathers * terms.route_s
-        rows = sum(table.rows * small.row_bytes(table.spec.dim) for table in demand.tables)
-        held = sum(table.rows * resident.row_bytes(table.spec.dim) for table in demand.tables)
+        rows = sum(table.rows * table.row_bytes(small) for table in demand.tables)
+        held = sum(table.rows * table.row_bytes(resident) for table in demand.tables)
         front, gpus = terms.call_s + demand.tower_s, 0.0
         if demand.dense and demand.dense.device == "cuda":
             gpus = vcpu * demand.dense.service_s
@@ -133,6 +188,8 @@ class _Work:
             vcpu * front,
             vcpu * gathers,
             vcpu * call,
+            vcpu * (terms.call_s + terms.remote_call_s),
+            vcpu * terms.call_s,
             vcpu * route,
             rows + m0,
             held + m0,
@@ -175,33 +232,30 @@ def _sharded(
     vCPU of all nodes and of the large ones:
 
         V + route·y ≥ front + gathers + call + route =: need        V' - gathers·y ≥ front
-        Σ bytes·x ≥ size                                            Σ x over large nodes ≥ 1
+        Σ bytes/copies·x ≥ size                                     Σ x over large nodes ≥ 1
 
     y is eliminated (Fourier-Motzkin): V ≥ need - route·ȳ, V' ≥ front, and
     gathers·V + route·V' ≥ gathers·need + route·front.
     """
     below, room = gateway
     large = np.array([kind.usable_bytes > below for kind in types], np.float64)
-    vcpu = np.array([kind.usable_vcpu for kind in types])
-    sizes = np.array([kind.usable_bytes / 1e9 for kind in types])
+    vcpu, sizes = _gives(types)
     need = work.need
-    least = need - work.route * work.resident_share(room)
-    if terms.fixed_vcpu:
-        least = math.ceil(least / terms.max_vcpu * (1 - 1e-9)) * terms.max_vcpu
     whole = max(work.gathers + work.route, 1e-12)
     both = (work.gathers * vcpu + work.route * vcpu * large) / whole
-    rows = np.array([vcpu, sizes, vcpu * large, large, both])
+    rows = np.array([vcpu, sizes / _copies(work, vcpu), vcpu * large, large, both])
     size = work.size + terms.shard_memory_bytes
     bounds = np.array(
         [
-            least,
+            _least_load(work, terms, work.resident_share(room)),
             size / 1e9,
             work.front,
             1.0,
             (work.gathers * need + work.route * work.front) / whole,
         ]
     )
-    return _solve(np.array([kind.usd_per_month for kind in types]), rows, bounds, most)
+    prices = np.array([kind.usd_per_month for kind in types])
+    return least_cover(prices, rows, bounds, most).bound
 
 
 def _gpu_nodes(gpus: float, prices: Prices) -> float:
@@ -222,56 +276,5 @@ def _cover(load: float, size: float, terms: CostTerms, types: Sequence[InstanceT
     rows = np.array(
         [[kind.usable_vcpu for kind in types], [kind.usable_bytes / 1e9 for kind in types]]
     )
-    return _solve(
-        np.array([kind.usd_per_month for kind in types]), rows, np.array([cpu, size / 1e9])
-    )
-
-
-def _solve(
-    price: NDArray[np.float64],
-    rows: NDArray[np.float64],
-    least: NDArray[np.float64],
-    most: float = math.inf,
-) -> float:
-    """The dual bound of min price·x with rows·x ≥ least, x ≥ 0 and whole; inf from `most` on."""
-    upper = np.full(len(rows), np.inf)
-    if math.isfinite(most):
-        rows, least = np.vstack([rows, price]), np.append(least, 0.0)
-        upper = np.append(upper, most)
-    with _quiet_stdout():
-        result = milp(
-            price,
-            constraints=LinearConstraint(rows, least - np.abs(least) * 1e-9, upper),
-            integrality=np.ones(len(price), np.int64),
-            bounds=Bounds(0, np.inf),
-            options={"time_limit": 5.0, "mip_rel_gap": 1e-3},
-        )
-    if result.status == INFEASIBLE:
-        return math.inf
-    bound = getattr(result, "mip_dual_bound", None)
-    return float(bound if bound is not None else 0.0)
-
-
-@contextmanager
-def _quiet_stdout() -> Iterator[None]:
-    """Keep off stdout what HiGHS prints there whatever its options say (SciPy 1.17).
-
-    `-o json` promises one document on stdout, so the C library's buffer is emptied both times.
-    """
-    sys.stdout.flush()
-    library = ctypes.CDLL(None)
-    library.fflush(None)
-    try:
-        kept = os.dup(1)
-    except OSError:  # no stdout at all
-        yield
-        return
-    sink = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(sink, 1)
-        yield
-    finally:
-        library.fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(sink)
+    prices = np.array([kind.usd_per_month for kind in types])
+    return least_cover(prices, rows, np.array([cpu, size / 1e9])).bound

@@ -78,10 +78,9 @@ class CutPath:
         rows = np.array([table.rows for table in tables])
 
         def each(kind: Precision) -> tuple[Floats, Floats]:
-            dims = [table.spec.dim for table in tables]
             return (
-                np.array([terms.beta_of(dim, kind) for dim in dims]),
-                np.array([kind.row_bytes(dim) for dim in dims], np.float64),
+                np.array([terms.beta_for(table, kind) for table in tables]),
+                np.array([table.row_bytes(kind) for table in tables], np.float64),
             )
 
         beta, width = each(precision)
@@ -151,8 +150,8 @@ def table_path(
     rows = np.array([table.rows for table in demand.tables], np.int64)
     heat = [
         table.gathers_between(int(low), table.rows)
-        * terms.beta_of(table.spec.dim, precision)
-        / max(1.0, float(table.rows - low) * precision.row_bytes(table.spec.dim))
+        * terms.beta_for(table, precision)
+        / max(1.0, float(table.rows - low) * table.row_bytes(precision))
         for table, low in zip(demand.tables, inside, strict=True)
     ]
     cuts, now = [rows], rows

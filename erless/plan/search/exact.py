@@ -82,9 +82,9 @@ def _shard_cost(
     seconds, size = terms.call_s, terms.shard_memory_bytes
     for row in rows:
         table = demand.tables[row.table]
-        beta = terms.beta_of(table.spec.dim, precision)
+        beta = terms.beta_for(table, precision)
         seconds += table.gathers_between(row.start, row.stop) * beta
-        size += precision.row_bytes(table.spec.dim) + terms.index_bytes_per_row
+        size += table.row_bytes(precision) + terms.index_bytes_per_row
     if size > limit:
         return math.inf
     return replicas(demand.qps * seconds, terms, demand.min_replicas) * size

@@ -40,7 +40,7 @@ def _atoms(layout: Layout) -> list[Slice]:
     demand, terms = layout.demand, layout.terms
     by_load = []
     for number, table in enumerate(demand.tables):
-        beta = terms.beta_of(table.spec.dim, Precision.FP32)
+        beta = terms.beta_for(table, Precision.FP32)
         for rank in range(min(MOST_ATOMS, table.rows)):
             load = demand.qps * beta * table.gathers_between(rank, rank + 1)
             if load < HEAVY * terms.max_vcpu:

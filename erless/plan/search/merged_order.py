@@ -50,13 +50,12 @@ class MergedOrder:
     ) -> MergedOrder:
         """Sort all bins by load per byte. O(n log n) in the number of bins."""
         curves = [traffic.curve for traffic in tables]
-        dims = [traffic.spec.dim for traffic in tables]
         counts = [len(curve.ranks) - 1 for curve in curves]
         table = np.repeat(np.arange(len(tables)), counts)
         start = np.concatenate([curve.ranks[:-1] for curve in curves])
         stop = np.concatenate([curve.ranks[1:] for curve in curves])
         row_size = np.array([_stored(traffic, terms, precision) for traffic in tables])
-        beta = np.array([terms.beta_of(dim, precision) for dim in dims])
+        beta = np.array([terms.beta_for(traffic, precision) for traffic in tables])
         gathers = np.concatenate(
             [np.diff(traffic.curve.share) * traffic.gathers for traffic in tables]
         )
@@ -68,8 +67,8 @@ class MergedOrder:
             [np.minimum.accumulate(part) for part in np.split(load / size, ends[:-1])]
         )
         order = np.lexsort((table, -start, heat))
-        above = np.array([terms.beta_of(dim, resident) for dim in dims])
-        wider = np.array([resident.row_bytes(dim) for dim in dims])
+        above = np.array([terms.beta_for(traffic, resident) for traffic in tables])
+        wider = np.array([traffic.row_bytes(resident) for traffic in tables])
         return cls(
             table[order],
             start[order],
@@ -116,4 +115,4 @@ class MergedOrder:
 
 
 def _stored(table: TableLoad, terms: CostTerms, precision: Precision) -> float:
-    return precision.row_bytes(table.spec.dim) + terms.index_bytes_per_row
+    return table.row_bytes(precision) + terms.index_bytes_per_row

@@ -166,7 +166,7 @@ def test_a_plan_says_what_lies_on_disks(plans: dict[bool, Plan]) -> None:
     [
         ({"shards": 2}, "one is demanded"),
         ({"equal_containers": True}, "has no disks"),
-        ({"policy": "elasticrec"}, "only joint does"),
+        ({"policy": "elasticrec"}, "only joint and model-wise do"),
     ],
 )
 def test_a_disk_where_none_can_be_is_refused(more: dict[str, Any], message: str) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from erless.plan.nodes.prices import InstanceType, Prices
 from erless.plan.report.levers import Lever, lever_lines, levers
+from erless.plan.report.variations import AskedPlan
 from erless.plan.request import PlanRequest
 from erless.plan.source import workload_tables
 
@@ -20,11 +21,11 @@ def test_each_freedom_is_tried_by_itself() -> None:
     model, tables = workload_tables("rm1", 0.9, 32)
     found = {
         lever.freedom.split()[0]: lever.usd_per_month
-        for lever in levers(model, tables, PlanRequest(), 50.0, PRICES)
+        for lever in levers(AskedPlan(model, tables, PlanRequest(), 50.0, PRICES))
     }
     assert found == {"int8": 0.25 * 730, "arm64": 0.5 * 730}
     free = PlanRequest(allowed=("fp32", "int8"), arch=("amd64", "arm64"))
-    assert levers(model, tables, free, 50.0, PRICES) == []
+    assert levers(AskedPlan(model, tables, free, 50.0, PRICES)) == []
 
 
 def test_local_disks_are_tried_where_nodes_have_some() -> None:
@@ -32,10 +33,12 @@ def test_local_disks_are_tried_where_nodes_have_some() -> None:
     prices = replace(PRICES, every=(*TYPES, disk))
     model, tables = workload_tables("rm3", 0.9, 32, 100_000_000)
     free = PlanRequest(allowed=("fp32", "int8"), arch=("amd64", "arm64"), sla_p95_ms=100.0)
-    (lever,) = levers(model, tables, free, 10.0, prices)
+    (lever,) = levers(AskedPlan(model, tables, free, 10.0, prices))
     assert "--disk" in lever.freedom
     assert lever.usd_per_month == 0.3 * 730  # 46 GB of rows on one small node
-    assert levers(model, tables, free.model_copy(update={"disk": True}), 10.0, prices) == []
+    assert (
+        levers(AskedPlan(model, tables, free.model_copy(update={"disk": True}), 10.0, prices)) == []
+    )
 
 
 def test_what_helps_most_is_told_first() -> None:

@@ -85,7 +85,10 @@ def shard_service_object(
         timeout_s=timeout_s(shard.size_bytes, settings, reaches_zero=to_zero),
     )
     spec = pod("sparse", part.tier, needs, environment, settings, desired.store)
-    return _service(part, spec, desired, settings)
+    service = _service(part, spec, desired, settings)
+    if needs.keeps_files:
+        service["metadata"]["annotations"][names.DISK] = str(shard.size_bytes)
+    return service
 
 
 def _shard_needs(shard: ReleaseShard, plan: ShardPlan) -> Needs:

@@ -119,6 +119,8 @@ class LocalFunction:
             "rps": rps,
             "p95_ms": p95_ms,
             "memory_bytes": sum(pss_bytes(replica.pid) for replica in self.replicas),
+            "disk_bytes": self.spec.disk_bytes * self.ready,
+            "disk_reads_s": self.disk_reads_s() if self.spec.disk_bytes else None,
             "state": self.state(rps).value,
             "reason": self.reason,
             "decision": self.decision,
@@ -145,6 +147,13 @@ class LocalFunction:
             "wanted": self.wanted,
             "replicas": [replica.facts() for replica in self.replicas],
         }
+
+    def disk_reads_s(self) -> float:
+        """Reads/s of the disk over the last rate window."""
+        if len(self._history) < 2:
+            return 0.0
+        (begin, first), (end, last) = self._history[0], self._history[-1]
+        return (last.disk_reads - first.disk_reads) / (end - begin)
 
     # Commands
 

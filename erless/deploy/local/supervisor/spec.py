@@ -35,6 +35,7 @@ class FunctionSpec(FromElsewhere):
     vcpu: float = 1.0
     memory_bytes: int = Field(0, ge=0, description="that a replica is planned to need")
     requests_per_vcpu_s: float = Field(0.0, ge=0, description="that one vCPU can serve")
+    disk_bytes: int = Field(0, ge=0, description="files that it reads from the disk as it serves")
 
     @property
     def changes_size(self) -> bool:

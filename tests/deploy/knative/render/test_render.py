@@ -17,7 +17,7 @@ from erless.deploy.knative.render import Rendered, render
 from erless.deploy.knative.render.functions import DEADLINE_S
 from erless.deploy.knative.render.scaling import scaling_annotations
 from erless.deploy.knative.schema import check_objects, findings
-from erless.deploy.kubernetes.names import GATEWAY, shard_service
+from erless.deploy.kubernetes.names import DISK, GATEWAY, shard_service
 from erless.errors import ConfigError, DeployError, PlanError
 from erless.specs.config import Config, GatewayConfig
 from erless.specs.functions import FunctionKind
@@ -351,6 +351,8 @@ def test_a_shard_of_the_disk_tier_takes_disk_instead_of_memory() -> None:
     assert "ephemeral-storage" not in in_memory["requests"]
     memory = [int(each["limits"]["memory"].removesuffix("Mi")) for each in (on_disk, in_memory)]
     assert memory[1] - memory[0] > 100  # 115 MB of rows
+    noted = [each["metadata"]["annotations"].get(DISK) for each in rendered.functions]
+    assert set(noted) == {None, str(wanted.release.shard("frozen-0").size_bytes)}
 
 
 def test_a_disk_that_is_not_the_pod_s_own_is_not_reserved() -> None:

@@ -12,7 +12,8 @@ __all__ = ["Counters", "get_admin", "parse_counters"]
 
 _LINE = re.compile(
     r"^erless_(requests_total|concurrency_seconds_total|request_seconds_bucket|cold_starts_total|"
-    r'gathers_total|load_seconds|in_flight)(?:\{(?:[^}]*?le="([^"]*)"[^}]*|[^}]*)\})? ([^ \n]+)',
+    r"gathers_total|disk_reads_total|load_seconds|in_flight)"
+    r'(?:\{(?:[^}]*?le="([^"]*)"[^}]*|[^}]*)\})? ([^ \n]+)',
     re.MULTILINE,
 )
 MAX_BYTES = 4 << 20
@@ -29,6 +30,7 @@ class Counters:
     concurrency_s: float = 0.0
     cold_starts: float = 0.0
     gathers: float = 0.0
+    disk_reads: float = 0.0
     buckets: dict[float, float] = field(default_factory=dict)
     load_s: float = 0.0
     in_flight: float = 0.0
@@ -39,6 +41,7 @@ class Counters:
         self.concurrency_s += max(0.0, now.concurrency_s - before.concurrency_s)
         self.cold_starts += max(0.0, now.cold_starts - before.cold_starts)
         self.gathers += max(0.0, now.gathers - before.gathers)
+        self.disk_reads += max(0.0, now.disk_reads - before.disk_reads)
         for bound, count in now.buckets.items():
             grown = max(0.0, count - before.buckets.get(bound, 0.0))
             self.buckets[bound] = self.buckets.get(bound, 0.0) + grown
@@ -50,6 +53,7 @@ class Counters:
             self.concurrency_s,
             self.cold_starts,
             self.gathers,
+            self.disk_reads,
             dict(self.buckets),
             self.load_s,
             self.in_flight,
@@ -90,6 +94,8 @@ def parse_counters(text: str) -> Counters:
                 counters.cold_starts += value
             case "gathers_total":
                 counters.gathers += value
+            case "disk_reads_total":
+                counters.disk_reads += value
             case "load_seconds":
                 counters.load_s = value
             case "in_flight":
