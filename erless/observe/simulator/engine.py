@@ -136,8 +136,7 @@ def simulate(
         flow = np.where(ready > 0, expected[step] * fleet.touch, called)
         stretch = _stretch(fleet, flow, terms)
         rate = fleet.rate_at(autoscalers.vcpu) / stretch
-        served = ready * np.minimum(rate, fleet.disk_rate)
-        capacity = served * TICK_S
+        capacity = ready * np.minimum(rate, fleet.disk_rate) * TICK_S
         _limit_by_gateway(flow, called, capacity[GATEWAY], backlog[GATEWAY])
         before = backlog
         backlog = np.maximum(0.0, before + flow - capacity)
@@ -151,7 +150,7 @@ def simulate(
         backlog, lost = _deadline(ready, backlog, np.minimum(rate, fleet.disk_rate), terms)
         with np.errstate(divide="ignore", invalid="ignore"):
             disk = np.where(ready > 0, flow * fleet.disk_s / (ready * TICK_S), 0.0)
-            wait = np.where(ready > 0, (before + backlog) / 2 / served, 0.0)
+            wait = np.where(ready > 0, (before + backlog) / 2 / capacity * TICK_S, 0.0)
             busy = np.where(ready > 0, flow / (ready * rate * TICK_S), np.inf)
         trace.called[step], trace.ready[step], trace.stretch[step] = called, ready, stretch
         trace.backlog_s[step], trace.busy[step], trace.disk_busy[step] = wait, busy, disk

@@ -200,7 +200,7 @@ def test_the_verb(tmp_path: Path, cli: Cli) -> None:
     assert run.returncode == 0, run.stderr
     assert '"source": "simulate"' in run.stdout
     notes = json.loads(run.stdout)["notes"]
-    assert "node_boot_s 90" in notes[1], notes
+    assert "a machine boots in 90 s" in notes[1], notes
     bad = cli("simulate", "--plan", path, "--traffic", "wave:3", "--out", tmp_path / "t")
     assert bad.returncode == 1
     assert "shapes are constant, step, ramp" in bad.stderr and not (tmp_path / "t").exists()
