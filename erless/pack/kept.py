@@ -71,11 +71,13 @@ class KeptShards:
         release, number = self._find(planned)
         before = release.shards[number]
         manifest = load_shard(self._store, before.digest)
-        if manifest.precision is not planned.precision:
-            raise PlanError(
-                f"shard {planned.name}: kept rows are {manifest.precision}, the plan says "
-                f"{planned.precision}"
-            )
+        for part in manifest.slices:
+            stored, wanted = manifest.precision_of(part), planned.precision_of(part.table)
+            if stored is not wanted:
+                raise PlanError(
+                    f"shard {planned.name}: kept rows of table {part.table} are {stored}, the plan "
+                    f"says {wanted}"
+                )
         if manifest.rows < planned.rows:
             raise PlanError(
                 f"shard {planned.name} is kept, and has {manifest.rows:,} rows of the plan's "
@@ -94,6 +96,7 @@ class KeptShards:
             cache_bytes=manifest.cache_bytes,
             kept_from=before.kept_from or release.digest,
             spare_rows=manifest.rows - planned.rows,
+            exact=before.exact,
         )
 
     def defaults(self, planned: ShardPlan) -> dict[str, NDArray[np.float32]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from erless.cli.options import EndpointOption, StoreOption, project, store_of
-from erless.cli.release.plan_inputs import request_like
+from erless.cli.release.plan_inputs import floors_like, request_like
 
 if TYPE_CHECKING:
     from erless.plan.live.drift import Drift
@@ -146,5 +146,10 @@ def live_plan(options: LiveOptions, requested: Mapping[str, Any]) -> Iterator[Li
         report = profile_live(store, release, folder, before=before, heat=heat)
         source = bundle_source(bundle, folder, request.batch)
         prices = read_prices(options.prices or config.planner.prices)
-        planner = Planner(source.model, source.tables, request, prices, source.measured)
+        floors = floors_like(plan, requested)
+        tables = [
+            replace(table, floor=floors.get(table.spec.name, table.floor))
+            for table in source.tables
+        ]
+        planner = Planner(source.model, tables, request, prices, source.measured)
         yield LivePlan(store, release, plan, heat, report.profile, folder, planner, options)

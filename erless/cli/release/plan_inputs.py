@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from erless.plan.request import PlanRequest
     from erless.plan.source import PlanSource
     from erless.specs.config import Config
-    from erless.specs.plan import Plan
+    from erless.specs.plan import Plan, Precision
 
-__all__ = ["PlanInputs", "SourceOptions", "read_inputs", "request_like"]
+__all__ = ["PlanInputs", "SourceOptions", "floors_like", "read_inputs", "request_like"]
 
 PLAN_FILE = Path("plan.json")
 DEFAULT_LOCALITY = 0.9
@@ -327,6 +327,22 @@ def request_like(plan: Plan, requested: Mapping[str, Any], config: Config) -> Pl
         "disk": any(shard.disk for shard in plan.shards),
     }
     return _request(requested, configured(config) | planned)
+
+
+def floors_like(plan: Plan, requested: Mapping[str, Any]) -> dict[str, Precision]:
+    """The least exact precision of each table, where `plan` keeps some more exact than others.
+
+    Nothing where the options name precisions themselves.
+    """
+    if "precision" in requested or not any(shard.exact for shard in plan.shards):
+        return {}
+    kinds: dict[str, Precision] = {}
+    for shard in plan.shards:
+        for part in shard.slices:
+            kind = shard.precision_of(part.table)
+            known = kinds.get(part.table, kind)
+            kinds[part.table] = kind if known.at_least(kind) is known else known
+    return kinds
 
 
 def _request(requested: Mapping[str, Any], config: Mapping[str, Any]) -> PlanRequest:

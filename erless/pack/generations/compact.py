@@ -279,7 +279,7 @@ class _Compaction:
         larger = RowIndex.build(
             self._rows[part.table], itertools.chain(index.chunks(), [changed.ids[~stored]])
         ).array
-        width = stored_width(manifest.precision, part.dim)
+        width = stored_width(manifest.precision_of(part), part.dim)
         info = base.info("rows")
         if changed.rows.dtype != info.dtype or changed.rows.shape[1:] != (width,):
             raise ArtifactError(f"changed rows of table {part.table} are not stored as its own")
