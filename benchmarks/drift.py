@@ -46,7 +46,7 @@ from erless.observe.loadtest.encoded_queries import build
 from erless.observe.simulator.fleet import Terms
 from erless.observe.simulator.outcome import run_simulation, write_simulation
 from erless.plan.costs.curves import AccessCurve, TableLoad
-from erless.plan.live.auto import AutoReplan, Decision
+from erless.plan.live.auto import AutoReplan, Replanning
 from erless.plan.live.drift import Seen, compare
 from erless.plan.live.placed import Placement, layout_of, placed_shards
 from erless.plan.live.replan import Choice, replan
@@ -329,7 +329,7 @@ class Way:
             planner = Planner(MODEL, loads([AccessCurve.power_law(ROWS, 0.9)] * TABLES), REQUEST)
             now_s = hour * HOUR_S + (look + 1) * HOUR_S / LOOKS
             drifted = compare(planner, self.deployed.plan, seen, 0.02).drifted
-            if self.auto.look(now_s, drifted) is Decision.ACT:
+            if self.auto.look(now_s, drifted) is Replanning.ACT:
                 self.auto.put_off(now_s)
                 moved = self.replan()
                 if moved:
