@@ -232,7 +232,7 @@ def test_parts_of_an_artifact_that_contradict_each_other_are_refused(
     bundle["tables"].reverse()
     refused(BundleManifest, bundle, "table user cannot lie in tables/shop.safetensors")
     release["shards"][0]["rows"] += 1
-    refused(ReleaseManifest, release, r"the shards hold 4,\d+ rows, the model has 4,\d+")
+    refused(ReleaseManifest, release, r"the shards answer for 4,\d+ rows, the model has 4,\d+")
     empty = {"table": "user", "start": 5, "stop": 5}
     plan = copy.deepcopy(documents["plan"])
     plan["shards"][0]["slices"][0] = empty
