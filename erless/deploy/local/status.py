@@ -119,7 +119,8 @@ def status_of(facts: dict[str, Any], target: str) -> Status:
     return Status(
         target=target,
         release=facts["release"] or "",
-        url=gateway_url(facts["port"], facts["scheme"]),
+        # a supervisor from before TLS names no scheme
+        url=gateway_url(facts["port"], facts.get("scheme", "http")),
         functions=functions,
         memory_bytes=memory,
         model_wise_bytes=max(1, copies) * facts["full_copy_bytes"],
