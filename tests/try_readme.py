@@ -19,7 +19,7 @@ README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"(?:<!-- not run here: ([^>]+) -->\n)?```console\n(.*?)```", re.DOTALL)
 TIMEOUT_S = 600
 SMALL = {
-    "--rows 200000": "--rows 20000",
+    "--rows 200000": "--rows 5000",
     "step:20,60,20 ": "step:20,60,20 --duration 6 ",
     "--duration 86400": "--duration 7200",
 }
