@@ -34,11 +34,15 @@ class LogFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LogSource:
-    """A log as the user named it: `PATH`, or `TABLE:PATH` for the log of one table."""
+    """A log as the user named it: `PATH`, or `TABLE:PATH` for the log of one table.
+
+    columns: (table, column) of tables whose column in it has another name.
+    """
 
     text: str
     path: Path
     table: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> LogSource:
@@ -71,7 +75,7 @@ def open_log(
     if not source.path.exists():
         raise LogError(f"{source.path}: no such file")
     if not source.path.is_dir():
-        yield _open_file(source.path, source.table, dict(table_rows), log_format)
+        yield _open_file(source, source.path, source.table, dict(table_rows), log_format)
         return
     parts = list(_parts(source.path))
     if not parts:
@@ -82,7 +86,7 @@ def open_log(
             continue  # as rows of other tables in one file
         if table is not None and table not in table_rows:
             raise unknown_table(path, table, table_rows)
-        yield _open_file(path, table or source.table, dict(table_rows), log_format)
+        yield _open_file(source, path, table or source.table, dict(table_rows), log_format)
 
 
 def _parts(folder: Path) -> Iterator[Path]:
@@ -119,14 +123,20 @@ def _partition_table(folder: Path, path: Path) -> str | None:
 
 
 def _open_file(
-    path: Path, table: str | None, table_rows: dict[str, int], log_format: LogFormat
+    source: LogSource,
+    path: Path,
+    table: str | None,
+    table_rows: dict[str, int],
+    log_format: LogFormat,
 ) -> AccessLog:
-    tables = tuple(table_rows)
+    tables, columns = tuple(table_rows), dict(source.columns)
     with arrow_errors(path):
         size = path.stat().st_size
         if not size:
             raise LogError(f"{path}: the log is empty: the file has 0 bytes")
     actual = _detect(path) if log_format is LogFormat.AUTO else log_format
+    if columns and actual is not LogFormat.PARQUET:
+        raise LogError(f"{path}: columns are those of parquet, this is read as {actual}")
     if actual is LogFormat.QUERIES:
         return QueryLog(path, tables, table)
     if actual is LogFormat.CRITEO:
@@ -136,9 +146,9 @@ def _open_file(
     if actual is LogFormat.COUNTS:
         return CountLog(path, tables, table)
     return (
-        open_parquet(path, tables, table)
+        open_parquet(path, tables, table, columns)
         if log_format is LogFormat.AUTO
-        else ListLog(path, tables, table)
+        else ListLog(path, tables, table, columns)
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,23 @@ COUNT_COLUMNS = {"id", "count"}
 SAMPLES_KEY = b"samples"  # schema metadata of an aggregated log: samples it covers, as text
 
 
-def open_parquet(path: Path, tables: Sequence[str], only: str | None) -> ListLog | CountLog:
+def open_parquet(
+    path: Path, tables: Sequence[str], only: str | None, columns: Mapping[str, str] | None = None
+) -> ListLog | CountLog:
     """The log at `path`, by its schema: columns `id` and `count` make it an aggregated one.
 
     Args:
         path: a parquet file.
         tables: the model's tables.
         only: the one table that the log is of, where the user said so.
+        columns: of tables whose column has another name.
 
     Raises:
         LogError: not parquet, truncated, or its columns fit no table.
     """
-    if set(_open(path).schema_arrow.names) >= COUNT_COLUMNS:
+    if not columns and set(_open(path).schema_arrow.names) >= COUNT_COLUMNS:
         return CountLog(path, tables, only)
-    return ListLog(path, tables, only)
+    return ListLog(path, tables, only, columns)
 
 
 def id_columns(path: Path) -> list[str]:
@@ -93,19 +96,37 @@ class ListLog:
     """One row per sample; column `<table>` holds the ids of that table's bag.
 
     A column is a list of integers, or plain integers (bags of one id); null is an empty bag.
-    Columns of other types (labels, dense features, times) are not looked at.
+    Columns of other types (labels, dense features, times) are not looked at. `columns` names those
+    of tables that are called otherwise; what it leaves out is then not looked at either.
     """
 
     unit: Unit = "rows"
 
-    def __init__(self, path: Path, tables: Sequence[str], only: str | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tables: Sequence[str],
+        only: str | None,
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = path
         self.samples: int | None = 0
         self._file = _open(path)
         self._schema = self._file.schema_arrow
         self.total: int | None = self._file.metadata.num_rows
-        self._columns = self._match(tables, only)
+        self._columns = self._renamed(tables, columns) if columns else self._match(tables, only)
         self.tables = tuple(self._columns)
+
+    def _renamed(self, tables: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
+        """Table → column, for tables that are named and those whose column has their name."""
+        for table, column in columns.items():
+            if table not in tables:
+                raise unknown_table(self.path, table, tables)
+            if column not in self._schema.names:
+                has = ", ".join(self._schema.names[:8])
+                raise LogError(f"{self.path}: no column {column!r}; it has {has}")
+        names = {name: columns.get(name, name) for name in tables}
+        return {table: column for table, column in names.items() if column in self._schema.names}
 
     def _match(self, tables: Sequence[str], only: str | None) -> dict[str, str]:
         """Table → column."""

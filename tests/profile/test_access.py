@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -346,3 +347,16 @@ def test_criteo_with_crlf_and_gzip(
     ]
     assert counts_of(tmp_path / "p-a.csv", "C26") == counts_of(tmp_path / "p-b.csv.gz", "C26")
     assert all(each.tables[25].access.samples == 324 for each in found)
+
+
+def test_columns_of_other_names(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    """`--column user=user_id`: what else the log has is not looked at."""
+    bundle = make_bundle({"user": 10, "item": 10})
+    table = pa.table({"user_id": [1, 2, 2], "item": [[3], [3, 4], []], "clicked": [[9], [9], [9]]})
+    pq.write_table(table, tmp_path / "log.parquet")
+    source = LogSource("log", tmp_path / "log.parquet", columns=(("user", "user_id"),))
+    report = profile_access(bundle, [source], tmp_path / "p")
+    assert {each.table: each.accesses for each in report.profile.tables} == {"user": 3, "item": 3}
+    for wrong, says in (((("user", "uid"),), "no column 'uid'"), ((("age", "item"),), "age")):
+        with pytest.raises(LogError, match=says):
+            profile_access(bundle, [replace(source, columns=wrong)], tmp_path / "q")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +49,13 @@ class LogOptions:
             "--log",
             help="PATH, or TABLE:PATH for the log of one table. Repeatable. "
             "[default: access.parquet beside the model]",
+        ),
+    ] = None
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TABLE=COLUMN",
+            help="A table whose column in parquet logs has another name. Repeatable.",
         ),
     ] = None
     log_format: Annotated[
@@ -170,7 +177,7 @@ def profile(
         if log and model is not None:
             report = profile_access(
                 model,
-                [LogSource.parse(path) for path in log],
+                [replace(LogSource.parse(path), columns=_columns(logs.column)) for path in log],
                 out,
                 log_format=LogFormat(logs.log_format.value),
                 samples=logs.samples,
@@ -210,6 +217,19 @@ def _live(
             console.print(source)
 
     emit(output, document, draw)
+
+
+def _columns(given: list[str] | None) -> tuple[tuple[str, str], ...]:
+    """TABLE=COLUMN options as pairs.
+
+    Raises:
+        typer.BadParameter: one is not written so.
+    """
+    pairs = [text.partition("=") for text in given or ()]
+    for table, equals, column in pairs:
+        if not (table and equals and column):
+            raise typer.BadParameter(f"--column {table}{equals}{column}: expected TABLE=COLUMN")
+    return tuple((table, column) for table, _, column in pairs)
 
 
 def _log_paths(logs: LogOptions, model: Path | None, measures: bool) -> list[str]:
