@@ -73,6 +73,8 @@ class GenerationFollower:
                     await self._move_to(self._prepare(parts))
             except ErlessError as error:
                 self._tell(str(error))
+            except Exception as error:  # a fault of ours: told, and looked at again
+                self._tell(f"{type(error).__name__}: {error}")
 
     async def _move_to(self, view: GatewayView) -> None:
         """Move on once all shards that are awake hold their part, or tell who does not."""
