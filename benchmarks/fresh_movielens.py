@@ -136,7 +136,7 @@ class Deployment:
     def start(self, shards: int) -> str:
         """Profile, plan, pack, deploy and follow; returns the gateway's URL."""
         self.erless("profile", "--log", self.work / "access.parquet")
-        self.erless("plan", "--shards", shards)
+        self.erless("plan", "--shards", shards, "--out", "plan.json")
         self.erless("pack")
         url = str(self.erless("deploy")["url"])
         follow = [sys.executable, "-m", "erless", "update", "--follow", "incoming"]
@@ -265,7 +265,7 @@ def follow(
 
 def markdown(document: dict[str, Any]) -> str:
     """The page's table."""
-    lines = ["| ratings | rows changed | published → answered | AUC with | AUC without |"]
+    lines = ["| ratings | rows changed before | published → answered | AUC with | AUC without |"]
     lines.append("|" + "---|" * 5)
     for each in document["slices"]:
         moved = f"{each['rows']:,} | {each['visible_s']:.2f} s" if each["generation"] else "– | –"

@@ -10,7 +10,7 @@ next. Generations that are published meanwhile are carried over: their parts are
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from erless.dlrm.disk import BLOCK_BYTES, BlockChecksums
 from erless.dlrm.rows import INDEX_WORDS, RowIndex
 from erless.errors import ArtifactError, StoreError
+from erless.pack.generations.carry import Carrying
 from erless.pack.inputs import LAYOUT
 from erless.pack.keys import Keys, json_bytes
 from erless.pack.quantize import stored_width
@@ -29,12 +30,8 @@ from erless.progress import Progress, Silent
 from erless.specs.artifact import FileEntry
 from erless.specs.generations import (
     GenerationManifest,
-    ShardState,
     generations,
-    load_generation,
     newest_generation,
-    publish_generation,
-    publish_state,
     state_chain,
 )
 from erless.specs.release import (
@@ -49,8 +46,8 @@ from erless.specs.release import (
 )
 from erless.specs.stored import find_release, keep_by_digest, load_shard, record_release
 from erless.storage.digests import digest_json
-from erless.storage.store import Blob, Ignore, Store, verify_blob
-from erless.storage.tensors import ALIGNMENT_BYTES, TensorFile, write_tensors
+from erless.storage.store import Blob, Store, verify_blob
+from erless.storage.tensors import ALIGNMENT_BYTES, TensorFile
 
 __all__ = ["Compacted", "changed_share", "compact"]
 
@@ -167,7 +164,7 @@ class _Compaction:
             release_name(release.digest),
             json_bytes(release.model_dump(mode="json")),
         )
-        carried = _Carrying(self._store, base, newest, release, self._stage).run() if fresh else 0
+        carried = Carrying(self._store, base, newest, release, self._stage).run() if fresh else 0
         record_release(self._store, release.digest)  # from now on it is the last that was packed
         return Compacted(
             release, newest.number, carried, self._written, self._kept, self._keys.bytes_written
@@ -358,108 +355,3 @@ def _replaced(base: TensorFile, count: int, places: Int64s, rows: Rows) -> Itera
         first, last = np.searchsorted(places, [begin, end])
         chunk[places[first:last] - begin] = rows[first:last]
         yield chunk
-
-
-class _Carrying:
-    """Generations of `base` behind the one that `release` stores become generations of `release`.
-
-    Their parts stay what they are, since the shards have the same numbers and precisions.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        base: ReleaseManifest,
-        folded: GenerationManifest,
-        release: ReleaseManifest,
-        stage: Path,
-    ) -> None:
-        self._store, self._base, self._folded, self._release = store, base, folded, release
-        self._stage = stage
-        self._digests = {
-            before.digest: after.digest
-            for before, after in zip(base.shards, release.shards, strict=True)
-        }
-        # by the digest of the state before; None: it is in the release
-        self._moved: dict[str, ShardState | None] = dict.fromkeys(folded.states.values())
-
-    def run(self) -> int:
-        """Carry all over; returns how many there were."""
-        carried = 0
-        numbers = generations(self._store, self._base.digest)
-        for number in numbers[self._folded.number :]:
-            carried += 1
-            manifest = load_generation(self._store, self._base.digest, number)
-            publish_generation(self._store, self._carry(manifest, carried))
-        return carried
-
-    def _carry(self, manifest: GenerationManifest, number: int) -> GenerationManifest:
-        lost = self._folded.states.keys() - manifest.states.keys()
-        if lost or (self._folded.tower and not manifest.tower):
-            raise self._went_back(manifest.number)
-        states = {}
-        for shard, digest in manifest.states.items():
-            state = self._state(shard, digest, manifest.number)
-            if state is not None:
-                states[self._digests[shard]] = state.digest
-        tables = {
-            table.name: manifest.tables[table.name]
-            for table in self._release.model.tables
-            if manifest.tables.get(table.name, table.rows) > table.rows
-        }
-        return GenerationManifest.create(
-            release=self._release.digest,
-            number=number,
-            made_at_s=manifest.made_at_s,
-            states=states,
-            tables=tables,
-            routing=self._routing(manifest, tables),
-            tower=None if manifest.tower == self._folded.tower else manifest.tower,
-            **{name: getattr(manifest, name) for name in ("changed", "added", "deleted")},
-            size_bytes=manifest.size_bytes,
-        )
-
-    def _state(self, shard: str, digest: str, number: int) -> ShardState | None:
-        """The state on top of the folded shard; None: it is the folded one itself."""
-        chain, below = state_chain(self._store, digest, shard, self._moved)
-        if below is None and shard in self._folded.states:
-            raise self._went_back(number)
-        state = self._moved[below] if below else None
-        for step in reversed(chain):
-            state = ShardState.create(
-                shard=self._digests[shard],
-                previous=state.digest if state else None,
-                depth=state.depth + 1 if state else 1,
-                tables=step.tables,
-                part=step.part,
-            )
-            publish_state(self._store, state)
-            self._moved[step.digest] = state
-        return state
-
-    def _routing(self, manifest: GenerationManifest, tables: Mapping[str, int]) -> FileEntry | None:
-        """The shards of the rows that were added behind those that the release stores."""
-        if not tables or manifest.routing is None:
-            return None
-        entry = manifest.routing
-        path, fetched = self._stage / "carried", self._stage / "added"
-        self._store.fetch(Blob(entry.path, entry.size_bytes, entry.sha256), fetched, Ignore())
-        file = TensorFile(fetched)
-        pairs = zip(self._base.model.tables, self._release.model.tables, strict=True)
-        behind = {
-            now.name: file.read_rows(
-                now.name, now.rows - before.rows, tables[now.name] - before.rows
-            )
-            for before, now in pairs
-            if now.name in tables
-        }
-        size, sha256 = write_tensors(path, behind)
-        kept = FileEntry(path=f"blobs/{sha256}.safetensors", size_bytes=size, sha256=sha256)
-        self._store.adopt(path, Blob(kept.path, size, sha256), Ignore())
-        return kept
-
-    def _went_back(self, number: int) -> StoreError:
-        return StoreError(
-            f"{self._store.url}: generation {number} went back behind generation "
-            f"{self._folded.number}, which was being folded: fold anew"
-        )
