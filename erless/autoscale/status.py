@@ -10,6 +10,8 @@ replicas and the line through its last `TREND_S` (`trend.py`):
     stable  else                  D = the line's largest value over the next cold start, + zσ
     vCPU    c* = D / (n · μ₁ · ρ): n replicas, μ₁ requests/s of one vCPU, ρ the utilisation
             up at once; down at most by half, only if ≥ 10 % lower; undone if it throttles
+    starved more than half of the periods throttled: μ₁ was told too high. vCPU doubles; at the
+            largest size a replica is added. Neither is taken back for a window
 
 Replicas are added where c* would pass 0.9 of the largest size; once they are ready n is larger, and
 the vCPU of all shrinks step by step. One is let go where n - 1 could bear the largest demand of the
@@ -36,6 +38,7 @@ SMALLEST_CUT = 0.10
 LARGEST_CUT = 0.5
 FULL, ROOMY = 0.9, 0.7  # of the largest size: add replicas beyond, let one go below
 THROTTLED = 0.10  # share of periods: a cut that leads to more is undone
+STARVED = 0.50  # share of periods: more, and a replica is too small whatever its demand is
 LEAST_VCPU = 0.01  # the kernel's smallest allowance, in periods of 100 ms
 PERIOD_S, LEAST_CALLS = 0.1, 2  # a replica may serve so many calls in each CFS period
 
@@ -206,8 +209,11 @@ def _replicas(
     if most > FULL * each * have:
         needed = ceil(most / (FULL * each))
         return state, needed, f"{needed} replicas: {have} would pass {FULL:.0%} of their size"
+    if seen.throttled > STARVED and state.vcpu >= sizing.most_vcpu and seen.ready >= have:
+        return state, have + 1, f"{have + 1} replicas: throttled at their largest size"
     peak = state.demands[0][1]
-    if have > 1 and peak <= ROOMY * each * (have - 1):
+    kept = seen.now_s < state.keep_until_s
+    if have > 1 and not kept and peak <= ROOMY * each * (have - 1):
         return state, have - 1, f"{have - 1} replicas bear {peak:.3g}/s at {ROOMY:.0%} of theirs"
     return state, have, ""
 
@@ -224,6 +230,10 @@ def _size(
         state = state._replace(vcpu=uncut, uncut=None, keep_until_s=seen.now_s + scaling.window_s)
         return state, f"{uncut:.3g} vCPU again: {seen.throttled:.0%} of the periods throttled"
     state = state._replace(uncut=None)
+    if seen.throttled > STARVED:
+        best = min(max(best, 2 * vcpu), sizing.most_vcpu)
+        state = state._replace(vcpu=best, keep_until_s=seen.now_s + scaling.window_s)
+        return state, f"{best:.3g} vCPU each: {seen.throttled:.0%} of the periods throttled"
     if best > vcpu:
         return state._replace(vcpu=best), f"{best:.3g} vCPU each"
     if best > vcpu * (1 - SMALLEST_CUT):

@@ -97,6 +97,25 @@ def test_a_cut_that_throttles_is_undone_and_not_tried_again_at_once() -> None:
     assert any("a cut was undone" in reason for reason in reasons)
 
 
+def test_a_replica_that_is_slower_than_was_told_is_not_starved() -> None:
+    """It answers a twentieth of what its plan says, so that load alone asks for too little."""
+    scaler, real = StatusScaler(SCALING, SIZING, 0.0, 1, 0.05), SIZING.requests_per_vcpu_s / 20
+    offered, ready, served = 25.0, 1, 0.0
+    for tick in range(1, 60):
+        capacity = ready * scaler.state.vcpu * real
+        served = min(offered, capacity)
+        seen = Observation(
+            tick * TICK_S,
+            served,
+            ready,
+            requests_s=served,
+            throttled=1.0 if offered >= capacity else 0.0,
+        )
+        ready = scaler.observe(seen).wanted
+    assert served == offered
+    assert ready * SIZING.most_vcpu * real >= offered
+
+
 def vcpu_of(scaler: StatusScaler) -> float:
     return scaler.state.vcpu
 
