@@ -239,7 +239,7 @@ def _size(
     if best > vcpu * (1 - SMALLEST_CUT):
         return state, f"{vcpu:.3g} vCPU each"
     if seen.now_s < state.keep_until_s:
-        return state, f"{vcpu:.3g} vCPU each, a cut was undone"
+        return state, f"{vcpu:.3g} vCPU each, kept since it throttled"
     cut = max(best, vcpu * LARGEST_CUT)
     return state._replace(vcpu=cut, uncut=vcpu), f"down to {cut:.3g} vCPU each"
 
