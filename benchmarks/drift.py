@@ -395,7 +395,6 @@ def sampling(running: Fleet, options: argparse.Namespace) -> dict[str, Any]:
         "sample": options.sample,
         "cpu_ms": spread(plain_ms.cpu_ms),
         "cpu_ratio": spread(ratios),
-        "gathers": int(bodies[0].gathers) if hasattr(bodies[0], "gathers") else None,
     }
 
 

@@ -128,7 +128,7 @@ def read_live(store: Store, release: ReleaseManifest) -> Heat:
     manifests = [entry for entry in found if entry.name.endswith(".json")]
     where = f"live heat of release {release.digest[:12]}"
     if not manifests:
-        raise LogError(f"{where}: there is none: no gateway has sampled a query")
+        raise LogError(f"{where}: there is none: no gateway has sampled a query (`observe.sample`)")
     newest_s = max(entry.modified_s for entry in manifests)
     spills: list[HeatSpill] = []
     contents: list[dict[str, NDArray[Any]]] = []
@@ -250,7 +250,8 @@ def _source(heat: Heat) -> str:
     """Where the profile comes from, in words."""
     shares = sorted({spill.sample for spill in heat.spills})
     return (
-        f"live heat of release {heat.release.digest[:12]}: {len(heat.spills)} replicas, "
+        f"live heat of release {heat.release.digest[:12]}: {len(heat.spills)} "
+        f"replica{'s' if len(heat.spills) > 1 else ''}, "
         f"{heat.samples:,.0f} samples of {', '.join(f'{100 * share:g} %' for share in shares)} "
         f"of the queries, half-life {max(s.half_life_s for s in heat.spills):g} s"
     )

@@ -86,7 +86,7 @@ class Choice:
 
     def document(self) -> dict[str, Any]:
         """As JSON types."""
-        words = {None: "nothing changes", -1: "a plan of its own"}
+        words = {None: "nothing changes", -1: "a plan of its own", 1: "1 shard is kept"}
         return {
             "what": words.get(self.kept, f"{self.kept} shards are kept"),
             "moved_bytes": self.moved_bytes,
