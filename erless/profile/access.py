@@ -82,6 +82,7 @@ class AccessReport:
                 curve.model_dump(mode="json", exclude=drop) for curve in self.profile.curves
             ],
             "disks": [curve.model_dump(mode="json", exclude=drop) for curve in self.profile.disks],
+            "gpus": [curve.model_dump(mode="json", exclude=drop) for curve in self.profile.gpus],
             "towers": [
                 curve.model_dump(mode="json", exclude=drop) for curve in self.profile.towers
             ],
