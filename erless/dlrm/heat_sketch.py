@@ -157,8 +157,8 @@ def merged(sketches: Sequence[TableSketch], weights: Sequence[float]) -> TableSk
 def capacities(rows: Sequence[int], memory_bytes: int) -> list[int]:
     """Counters for each table within `memory_bytes`: all rows where they fit, else equally many.
 
-    >>> capacities([10, 1000, 1000], 16 * 210)
-    [10, 80, 80]
+    >>> capacities([10, 1000, 1000], 20 * 210)
+    [10, 100, 100]
     """
     left = int(memory_bytes / (COUNTER_BYTES * SLACK))
     shares = dict.fromkeys(range(len(rows)), 1)

@@ -94,6 +94,7 @@ class ServerConnection(Receiving):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start serving a client."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        self.server.arriving -= not self.private
         admits = self.server.admits
         if admits is not None and not self.private and not admits(transport):
             self.server.refused(401)

@@ -151,19 +151,23 @@ class HttpServer:
     def _adopt(self, client: socket.socket, host: str, *, private: bool) -> None:
         """Serve `client`; from here on a drain waits for it."""
         client.setblocking(False)
+        self.state.arriving += not private
         task = self._loop.create_task(self._connect(client, host, private=private))
         self.state.adopting.add(task)
         task.add_done_callback(self._adopted)
 
     async def _connect(self, client: socket.socket, host: str, *, private: bool) -> None:
-        tls = None if private or self._tls is None else self._tls()
+        connection = ServerConnection(self.state, host, private=private)
         with contextlib.suppress(OSError):  # gone before we had it, or no handshake
+            tls = None if private or self._tls is None else self._tls()
             await self._loop.connect_accepted_socket(
-                lambda: ServerConnection(self.state, host, private=private),
+                lambda: connection,
                 client,
                 ssl=tls,
                 ssl_handshake_timeout=HANDSHAKE_S if tls else None,
             )
+            return
+        self.state.arriving -= not private
 
     def _adopted(self, task: asyncio.Task[None]) -> None:
         self.state.adopting.discard(task)

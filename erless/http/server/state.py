@@ -92,7 +92,8 @@ class ServerState:
         self.admits: Callable[[asyncio.BaseTransport], bool] | None = None
         self.date = b""
         self.swept = 0.0  # when the time limits were enforced last
-        self.adopting: set[asyncio.Task[None]] = set()  # accepted, and not connected yet
+        self.adopting: set[asyncio.Task[None]] = set()  # accepted, and not looked after yet
+        self.arriving = 0  # public ones that were accepted and are no connection yet: handshakes
         self._tasks: set[asyncio.Task[None]] = set()
         self._drained: asyncio.Future[None] | None = None
 
@@ -129,7 +130,7 @@ class ServerState:
             return self.shed(
                 connection for connection in self.connections if connection.client == client
             )
-        if len(self.connections) + len(self.adopting) - self._private >= limits.connections:
+        if len(self.connections) + self.arriving - self._private >= limits.connections:
             return self.shed(
                 connection for connection in self.connections if not connection.private
             )

@@ -112,7 +112,7 @@ def test_prune(cli: Cli, packed_release: Made) -> None:
 
 
 MISTAKES = [
-    (("pack", "--model", "nope"), "nope is not a model bundle: no such directory"),
+    (("pack", "--model", "nope"), "no model at nope"),
     (("releases", "list", "--store", "nope"), "nope is not a release store: no such directory"),
     (("releases", "show", "abc", "--store", "{store}"), "holds no release abc"),
     (("releases", "verify", "abc", "--store", "{store}"), "0 releases begin with 'abc'"),
