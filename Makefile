@@ -28,15 +28,16 @@ demo: $(READY) ## Serve RM1 by shards on this machine, measure it, write erless-
 evaluate: $(READY) ## The paper's evaluation: measured here, simulated at full scale (15 minutes)
 	$(BIN)/python -m benchmarks.evaluation
 
-test: $(READY) ## Run all tests, a file at a time on two cores: many of them wait
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+TEST_JOBS ?= 2
+test: $(READY) ## Run all tests, TEST_JOBS files at a time: many of them wait
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 FUZZ_SECONDS ?= 60
 fuzz: $(READY) ## Fuzz the C kernels for FUZZ_SECONDS each, two at a time, where there is clang
 	$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 coverage: $(READY) ## The same with coverage of this process's code, which may not fall (pyproject.toml)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 bench-serve: $(READY) ## Measure serving by shards against one process with the whole model
 	$(BIN)/python -m benchmarks.serving --output json
