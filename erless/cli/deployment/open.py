@@ -54,20 +54,22 @@ def open_(
         return status_document(report) | freshness(report, token)
 
     title = f"erless: {destination.name}"
-    with LivePage(ask, title, _planned(config, first.release), port) as page:
+    desktop = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    with (
+        LivePage(ask, title, _planned(config, first.release), port) as page,
+        suppress(KeyboardInterrupt),  # how one ends it
+    ):
         emit(
             output,
             {"url": page.url, "target": destination.name, "release": first.release},
             lambda console: console.print(f"{page.url}  (Ctrl-C ends it)"),
         )
         sys.stdout.flush()
-        desktop = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
         if browser if browser is not None else desktop and sys.stdout.isatty():
             import webbrowser
 
             webbrowser.open(page.url)
-        with suppress(KeyboardInterrupt):  # how one ends it
-            Event().wait()
+        Event().wait()
 
 
 def _planned(config: Config, release: str) -> Mapping[str, Any] | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import Callable, Mapping
 
@@ -36,6 +37,7 @@ CONNECTION_WINDOW_BYTES = 16 << 20
 FRAME_BYTES = 256 << 10  # of a body in one piece
 STREAMS = 256  # of one client at once; proxies open several connections
 CHOKED_BYTES = 4 << 20
+LEFT_S = 1.0  # that a client has to read GOAWAY and close
 RESETS = 200  # streams that a client may give up in excess of those that it lets us answer
 # What HTTP/1.1's hop-by-hop headers say, HTTP/2 says in frames (RFC 9113, 8.2.2).
 _HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
@@ -118,6 +120,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._streams: dict[int, _Stream] = {}
         self._newest = 0  # the highest number of a stream
         self._leaving = self._choked = False
+        self._left = math.inf  # when its last stream had ended
         self._answered = self._resets = 0
         self._h2 = h2.connection.H2Connection(_CONFIG)
 
@@ -367,7 +370,15 @@ class Http2Connection(asyncio.BufferedProtocol):
         self.transport.write(frame.serialize())
 
     def _close_if_left(self) -> None:
-        if self._leaving and not self._streams:
+        """Close behind the last stream, unless the client does, a while after GOAWAY was written.
+
+        What it sends meanwhile would reset a closed socket, and take away what it has not read yet.
+        """
+        if not self._leaving or self._streams:
+            return
+        now = self.server.now()
+        self._left = min(self._left, now)
+        if now - self._left > LEFT_S:
             self.close()
 
     def close(self) -> None:
