@@ -30,6 +30,7 @@ _INPUT_KEYS = frozenset({"name", "datatype", "shape", "data", "parameters"})
 _INPUT_PARAMETERS = frozenset({"binary_data_size"})
 _LENGTH_BYTES = 4  # before each string
 _LARGEST_SIZE = 1 << 40
+_DTYPES = {datatype: np.dtype(kind) for datatype, kind in DTYPES.items()}
 _JSON_TYPES: dict[str, set[type]] = {"i": {int}, "u": {int}, "b": {bool}, "O": {str}}
 
 Array = NDArray[Any]
@@ -115,7 +116,7 @@ def _numbers(
 ) -> tuple[Array, int]:
     """The tensor whose `size` bytes begin at `offset`, and where they end."""
     name, datatype = entry["name"], entry["datatype"]
-    dtype, elements = np.dtype(DTYPES[datatype]), math.prod(shape)
+    dtype, elements = _DTYPES[datatype], math.prod(shape)
     if isinstance(size, bool) or not isinstance(size, int) or size != elements * dtype.itemsize:
         raise QueryError(
             f"input {name}: binary_data_size is {shown(size)}, {datatype} {list(shape)} takes "
@@ -179,7 +180,7 @@ def _from_json(
     """A tensor whose `data` is nested or flat."""
     if not isinstance(entry.get("data"), list):
         raise QueryError(f"input {spec.name} has no data")
-    dtype = np.dtype(DTYPES[datatype])
+    dtype = _DTYPES[datatype]
     flat: list[Any] = entry["data"]
     types = set(map(type, flat))
     for _ in shape[1:]:  # nested no deeper than the shape
