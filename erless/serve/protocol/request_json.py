@@ -94,11 +94,10 @@ def refuse_unknown(
     """
     if document.keys() <= known:
         return
-    for name in document:
-        if name not in known:
-            raise QueryError(
-                f"{noun} {shown(name)} of {where} is unknown: there is {', '.join(sorted(known))}"
-            )
+    name = next(name for name in document if name not in known)
+    raise QueryError(
+        f"{noun} {shown(name)} of {where} is unknown: there is {', '.join(sorted(known))}"
+    )
 
 
 def object_of(document: Mapping[str, Any], key: str) -> dict[str, Any]:
