@@ -20,6 +20,7 @@ from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.layout import Demand, Layout, Slice
 from erless.plan.nodes.covering import covers
 from erless.plan.nodes.prices import InstanceType
+from erless.plan.policies.node_sized import WHY
 from erless.specs.plan import Precision
 
 __all__ = ["mixed_nodes"]
@@ -27,7 +28,6 @@ __all__ = ["mixed_nodes"]
 MOST_NODES = 12  # each holds a shard, and each shard is called by every query
 COVERS, STEP = 4, 0.004  # tried, and how much dearer each is than the one before
 STEPS = 40  # of the bisection for the rows that a node has vCPU for
-WHY = "node: one more row would not fit on the node"
 
 
 def mixed_nodes(
