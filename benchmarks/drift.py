@@ -47,13 +47,14 @@ from erless.observe.simulator.fleet import Terms
 from erless.observe.simulator.outcome import run_simulation, write_simulation
 from erless.plan.costs.curves import AccessCurve, TableLoad
 from erless.plan.live.auto import AutoReplan, Replanning
-from erless.plan.live.drift import Seen, compare
+from erless.plan.live.drift import compare
 from erless.plan.live.placed import Placement, layout_of, placed_shards
 from erless.plan.live.replan import Choice, replan
 from erless.plan.planner import Planner
 from erless.plan.report.document import plan_document
 from erless.plan.request import PlanRequest
 from erless.profile.live import distribution, ranked
+from erless.specs.heat import Seen
 from erless.specs.model import DlrmTower, ModelSpec, TableSpec
 from erless.specs.placement import routes_of
 from erless.specs.plan import Plan

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from erless.profile.tally import CountDistribution
 from erless.profile.thinned import CERTAIN, mixture
 from erless.specs.artifact import FileEntry
 from erless.specs.counts import open_counts
-from erless.specs.heat import UNITS, HeatSpill, heat_prefix, read_heat
+from erless.specs.heat import UNITS, HeatSpill, Seen, heat_prefix, read_heat
 from erless.specs.profile import MANIFEST, Profile, TableAccess
 from erless.specs.release import ReleaseManifest
 from erless.specs.stored import find_release
@@ -34,27 +34,13 @@ from erless.storage.atomic import staged_directory
 from erless.storage.store import Store
 from erless.storage.tensors import write_tensors
 
-__all__ = ["Heat", "Lately", "live_release", "profile_live", "read_live"]
+__all__ = ["Heat", "live_release", "profile_live", "read_live"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 FORGOTTEN = 1 / 1024  # what weighs less is left out
 LEAST_SHARE = 0.002  # of the accesses may go to rows that are listed with none
 MOST_SCALE = 10_000.0
-
-
-class Lately(NamedTuple):
-    """What went where in a window that ends now.
-
-    gathers: (S, T) of sampled queries, by shard and table. touched: (S,) of them that asked each
-    shard. queries: how many were sampled. qps: of all. seconds: that the window lasted.
-    """
-
-    gathers: Ints
-    touched: Ints
-    queries: int
-    qps: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -79,7 +65,7 @@ class Heat:
     ages_s: tuple[float, ...]
     warnings: tuple[str, ...]
 
-    def lately(self, window_s: float) -> Lately:
+    def lately(self, window_s: float) -> Seen:
         """What replicas that still write have counted in the last `window_s`, or a little more."""
         shape = len(self.release.shards), len(self.release.model.tables)
         gathers, touched = np.zeros(shape, np.int64), np.zeros(shape[0], np.int64)
@@ -99,7 +85,7 @@ class Heat:
             queries += counted
             qps += counted / spill.sample / spent_s if spent_s else 0.0
             longest_s = max(longest_s, spent_s)
-        return Lately(gathers, touched, queries, qps, longest_s)
+        return Seen(gathers, touched, queries, qps, longest_s)
 
 
 def live_release(store: Store, prefix: str = "") -> ReleaseManifest:

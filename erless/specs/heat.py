@@ -18,8 +18,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -28,10 +29,24 @@ from erless.specs.artifact import Artifact, FileEntry, Frozen
 from erless.storage.store import Blob, Ignore, Store
 from erless.storage.tensors import TensorFile, write_tensors
 
-__all__ = ["UNITS", "HeatSpill", "HeatTable", "heat_prefix", "publish_heat", "read_heat"]
+__all__ = ["UNITS", "HeatSpill", "HeatTable", "Seen", "heat_prefix", "publish_heat", "read_heat"]
 
 UNITS = 256  # counts are in units of 1/256 access
 _HEX = r"^[0-9a-f]{64}$"
+
+
+class Seen(NamedTuple):
+    """What went where in a window that ends now.
+
+    gathers: (S, T) of sampled queries, by shard and table. touched: (S,) of them that asked each
+    shard. queries: how many were sampled. qps: of all. seconds: that the window lasted.
+    """
+
+    gathers: NDArray[np.int64]
+    touched: NDArray[np.int64]
+    queries: int
+    qps: float
+    seconds: float
 
 
 class HeatTable(Frozen):

@@ -75,10 +75,10 @@ class LivePlan:
         Raises:
             PlanError: no query was sampled.
         """
-        from erless.plan.live.drift import Seen, compare
+        from erless.plan.live.drift import compare
 
         lately = self.heat.lately(self.options.window_s)
-        return compare(self.planner, self.plan, Seen(*lately), self.options.tolerance)
+        return compare(self.planner, self.plan, lately, self.options.tolerance)
 
     def replan(self, tolerance: Tolerance) -> Replan:
         """The plan to change to. Errors as `erless.plan.live.replan.replan`.

@@ -1,6 +1,6 @@
 """How far live heat has moved from what a plan was cut for, and what that costs.
 
-`Seen` is what the gateways counted lately, shard by shard. A share has drifted where it differs
+What the gateways counted lately is a `Seen`, shard by shard. A share has drifted where it differs
 from the planned one by more than the tolerance, and by more than three standard errors of a share
 among as many samples: a handful of queries proves nothing.
 """
@@ -13,38 +13,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from erless.errors import PlanError
 from erless.plan.live.placed import Placement, candidate_of, placed_shards
 from erless.plan.planner import Planner
 from erless.plan.selection import Candidate
+from erless.specs.heat import Seen
 from erless.specs.plan import Plan, Tier
 
-__all__ = ["Drift", "Seen", "ShardDrift", "compare"]
+__all__ = ["Drift", "ShardDrift", "compare"]
 
-Ints = NDArray[np.int64]
 STANDARD_ERRORS = 3.0
 IDLE_S = 60.0  # frozen: odds that nobody asks for so long
 AWAKE = 0.5  # below such odds a frozen function is hardly ever at zero
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What was counted of sampled queries over `seconds`.
-
-    Args:
-        gathers: (S, T) by shard and table.
-        touched: (S,) queries that asked each shard.
-        queries: that were sampled.
-        qps: of all queries, sampled or not.
-    """
-
-    gathers: Ints
-    touched: Ints
-    queries: int
-    qps: float
-    seconds: float
 
 
 @dataclass(frozen=True)
