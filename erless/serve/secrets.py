@@ -7,23 +7,21 @@ one, and the old one be taken away, while functions run.
 
 from __future__ import annotations
 
-import contextlib
-import hmac
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from erless.errors import ConfigError
+from erless.serve.known_values import KnownValues
 from erless.serve.settings import Settings
 
 __all__ = ["SECRET", "DeploymentSecret", "open_secret"]
 
 SECRET = b"erless-secret"  # the header
-AGAIN_S = 1.0  # between two looks at the file
 _FORM = re.compile(r"[A-Za-z0-9_\-]{16,128}")
 
 
-class DeploymentSecret:
+class DeploymentSecret(KnownValues):
     """The secret that a gateway shows, and those that the other functions accept.
 
     Args:
@@ -35,46 +33,12 @@ class DeploymentSecret:
     def __init__(
         self, texts: tuple[str, ...], file: Path | None, clock: Callable[[], float]
     ) -> None:
-        self._texts = tuple(text.encode() for text in texts)
-        self._file, self._clock = file, clock
-        self._looked = clock()
-        self._changed = file.stat().st_mtime_ns if file else 0
+        super().__init__(_encoded(texts), file, lambda path: _encoded(_read(path)), clock)
 
     @property
     def shown(self) -> bytes:
         """The secret that a gateway sends."""
-        return self._texts[0]
-
-    def accepts(self, text: bytes) -> bool:
-        """Whether `text` is one of the secrets; compared in constant time.
-
-        One that is not known is refused only after a look at the file: it may have been put there
-        since the last look, by a deploy that took less than `AGAIN_S`.
-        """
-        self.refresh(self._clock())
-        if self._knows(text):
-            return True
-        self._look()
-        return self._knows(text)
-
-    def refresh(self, now: float) -> None:
-        """Read the file again, where it has changed; at most once in `AGAIN_S` seconds."""
-        if now - self._looked >= AGAIN_S:
-            self._looked = now
-            self._look()
-
-    def _knows(self, text: bytes) -> bool:
-        return sum(hmac.compare_digest(text, accepted) for accepted in self._texts) > 0
-
-    def _look(self) -> None:
-        """Read the file again where its time has changed."""
-        if self._file is None:
-            return
-        with contextlib.suppress(OSError, ConfigError):  # being replaced: what was known stays
-            changed = self._file.stat().st_mtime_ns
-            if changed != self._changed:
-                self._texts = tuple(text.encode() for text in _read(self._file))
-                self._changed = changed
+        return self.values[0]
 
 
 def open_secret(settings: Settings, clock: Callable[[], float]) -> DeploymentSecret | None:
@@ -103,3 +67,7 @@ def _checked(texts: tuple[str, ...], where: str) -> tuple[str, ...]:
     if not texts or not all(_FORM.fullmatch(text) for text in texts):
         raise ConfigError(f"{where}: expected secrets of 16 to 128 characters A-Z a-z 0-9 _ -")
     return texts
+
+
+def _encoded(texts: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(text.encode() for text in texts)

@@ -13,8 +13,9 @@ import pytest
 
 from erless.dlrm.reference import Monolith
 from erless.errors import ConfigError
+from erless.serve.known_values import AGAIN_S
 from erless.serve.protocol.client import QueryClient
-from erless.serve.secrets import AGAIN_S, DeploymentSecret, open_secret
+from erless.serve.secrets import DeploymentSecret, open_secret
 from erless.serve.settings import Settings
 from tests.releases import Made, random_query
 from tests.serve.functions import Fleet, Function, predict
