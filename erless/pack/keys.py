@@ -18,7 +18,7 @@ from erless.storage.digests import digest_file
 from erless.storage.store import Blob, Store
 from erless.storage.strict_json import read_json
 
-__all__ = ["Keys", "json_bytes"]
+__all__ = ["Keys"]
 
 
 class Keys:
@@ -93,7 +93,7 @@ class Keys:
     def remember(self, key: str, entry: FileEntry, **more: Any) -> None:
         """Record that `key` became `entry`, which is in the store."""
         record = {"files": [entry.model_dump()], **more}
-        self._store.replace(_name(key), json_bytes(record))
+        self._store.replace(_name(key), _json_bytes(record))
         self._records[key] = record
 
     def adopt(self, staged: Path, entry: FileEntry) -> FileEntry:
@@ -111,7 +111,7 @@ class Keys:
         return entry if self._is_whole(entry) else self.adopt(staged, entry)
 
 
-def json_bytes(document: dict[str, Any]) -> bytes:
+def _json_bytes(document: dict[str, Any]) -> bytes:
     """`document` as the store keeps it."""
     return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
 

@@ -19,7 +19,7 @@ import numpy as np
 from erless.errors import ArtifactError, PlanError
 from erless.pack.inputs import PackInputs, PackSlice
 from erless.pack.kept import KeptShards
-from erless.pack.keys import Keys, json_bytes
+from erless.pack.keys import Keys
 from erless.pack.ranks import Window
 from erless.pack.stream import Pipeline, StreamWriter
 from erless.pack.table import PackedSlice, pack_table
@@ -165,7 +165,7 @@ class Packer:
                 for part in slices
             ),
         )
-        self._write_manifest(shard_name(manifest.digest), manifest)
+        keep_by_digest(self.store, shard_name(manifest.digest), manifest.text)
         return ReleaseShard(
             name=planned.name,
             tier=planned.tier,
@@ -199,7 +199,7 @@ class Packer:
             plan=self._copy(inputs.plan_path, stage),
             profile=self._copy(inputs.profile_folder / PROFILE_MANIFEST, stage),
         )
-        self._write_manifest(release_name(release.digest), release)
+        keep_by_digest(self.store, release_name(release.digest), release.text)
         record_release(self.store, release.digest)
         return release
 
@@ -276,6 +276,3 @@ class Packer:
         if expected and entry.sha256 != expected.sha256:
             raise ArtifactError(f"{path}: altered: sha256 does not match the bundle's")
         return entry
-
-    def _write_manifest(self, name: str, manifest: ShardManifest | ReleaseManifest) -> None:
-        keep_by_digest(self.store, name, json_bytes(manifest.model_dump(mode="json")))

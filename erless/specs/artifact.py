@@ -111,15 +111,21 @@ class Artifact(Frozen):
                 ": ".join((where, *filter(None, [".".join(keys)]), words))
             ) from error
 
+    @property
+    def text(self) -> bytes:
+        """The artifact as folders and stores keep it: JSON, indented."""
+        document = self.model_dump(mode="json")
+        return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
+
     def save(self, path: Path) -> None:
         """Write the artifact to `path`, atomically.
 
         Raises:
             StorageError: the disk refused.
         """
-        text = json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+        text = self.text
         with staged_file(path) as stage, os_errors(stage):
-            stage.write_text(text, encoding="utf-8")
+            stage.write_bytes(text)
 
 
 def _digest(document: dict[str, Any]) -> str:

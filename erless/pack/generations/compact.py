@@ -23,7 +23,7 @@ from erless.dlrm.rows import INDEX_WORDS, RowIndex
 from erless.errors import ArtifactError, StoreError
 from erless.pack.generations.carry import Carrying
 from erless.pack.inputs import LAYOUT
-from erless.pack.keys import Keys, json_bytes
+from erless.pack.keys import Keys
 from erless.pack.quantize import stored_width
 from erless.pack.stream import CHUNK_BYTES, Pipeline, StreamWriter
 from erless.progress import Progress, Silent
@@ -159,11 +159,7 @@ class _Compaction:
             folds=Folded(release=base.digest, generation=newest.number),
         )
         fresh = not generations(self._store, release.digest)
-        keep_by_digest(
-            self._store,
-            release_name(release.digest),
-            json_bytes(release.model_dump(mode="json")),
-        )
+        keep_by_digest(self._store, release_name(release.digest), release.text)
         carried = Carrying(self._store, base, newest, release, self._stage).run() if fresh else 0
         record_release(self._store, release.digest)  # from now on it is the last that was packed
         return Compacted(
@@ -206,9 +202,7 @@ class _Compaction:
         )
         self._kept += len(slices) - len(changes)
         folded = manifest.amended(slices=slices)
-        keep_by_digest(
-            self._store, shard_name(folded.digest), json_bytes(folded.model_dump(mode="json"))
-        )
+        keep_by_digest(self._store, shard_name(folded.digest), folded.text)
         sizes = {name: getattr(folded, name) for name in ("digest", "rows", "row_bytes")}
         return shard.model_copy(update={**sizes, "size_bytes": folded.size_bytes})
 
