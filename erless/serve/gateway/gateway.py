@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -312,12 +312,13 @@ class Gateway:
         out = opened.combiner.begin(buckets.batch) if lanes is None else lanes.out
         self._resends.earn(len(remote))
         fan_out = FanOut(self._loop, call.deadline, self._resends)
+        hedge = self._hedged if self._settings.hedge else None
         try:
             for number in remote:
                 remote_shard = view.remote[number]
                 part, span = _part_of(call, remote_shard)
                 work = SparseWork(opened, remote_shard, buckets, sums, out, part, now)
-                self._call(fan_out, work, span)
+                self._call(fan_out, work, span, self._error_budget, hedge)
         except BaseException:
             fan_out.settle()
             raise
@@ -348,15 +349,20 @@ class Gateway:
                 raise form.not_finite(query, pooled)
         return self._build_answer(fanned, outputs)
 
-    def _call(self, fan_out: FanOut, work: ShardWork, span: QuerySpan | None) -> None:
-        hedge = self._hedged if self._settings.hedge else None
-        budget = self._error_budget
-        if span is not None:
-            call: ShardCall = TracedCall(
-                span, self._loop, fan_out, work, error_budget=budget, hedge=hedge
-            )
+    def _call(
+        self,
+        fan_out: FanOut,
+        work: ShardWork,
+        span: QuerySpan | None,
+        error_budget: ErrorBudget | None = None,
+        hedge: Callable[[], None] | None = None,
+    ) -> None:
+        """Call a function, and record that where the query is traced. As `ShardCall`."""
+        loop = self._loop
+        if span is None:
+            call = ShardCall(loop, fan_out, work, error_budget=error_budget, hedge=hedge)
         else:
-            call = ShardCall(self._loop, fan_out, work, error_budget=budget, hedge=hedge)
+            call = TracedCall(span, loop, fan_out, work, error_budget=error_budget, hedge=hedge)
         call.start()
 
     def _pool_resident(self, fanned: _FannedOut) -> None:
@@ -404,10 +410,7 @@ class Gateway:
         part, span = _part_of(call, dense)
         work = DenseWork(dense, tensors, part, self._now())
         self._metrics.fan_out += 1
-        if span is not None:
-            TracedCall(span, self._loop, last, work).start()
-        else:
-            ShardCall(self._loop, last, work).start()
+        self._call(last, work, span)
         try:
             await last.done
         except asyncio.CancelledError:
