@@ -112,7 +112,8 @@ class KeptShards:
         if not routed.any():
             return
         release, number = self._find(planned)
-        held = self._release(release.digest)[1].of(number, table)[begin : begin + len(routed)]
+        window = slice(begin, begin + len(routed))
+        held = self._release(release.digest)[1].of(number, table, window)
         missing = np.flatnonzero(routed & ~held)
         if len(missing):
             raise PlanError(

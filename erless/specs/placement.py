@@ -51,6 +51,7 @@ class HeldRows:
     def __init__(self, store: Store, release: ReleaseManifest) -> None:
         self._store, self._release = store, release
         self._routes: dict[str, dict[str, NDArray[np.uint8]]] = {}
+        self._packed: dict[int, tuple[ReleaseManifest, int]] = {}
 
     @property
     def routes(self) -> dict[str, NDArray[np.uint8]]:
@@ -62,17 +63,24 @@ class HeldRows:
             self._routes[release.digest] = routes_of(self._store, release)
         return self._routes[release.digest]
 
-    def of(self, number: int, table: str) -> NDArray[np.bool_]:
-        """(rows,) whether shard `number` holds each row of `table`.
+    def of(self, number: int, table: str, rows: slice = slice(None)) -> NDArray[np.bool_]:
+        """(rows,) whether shard `number` holds each row of `table`, or of `rows` of it.
 
         Raises:
             ArtifactError: the release that it was packed for is gone, or does not have it.
         """
+        if number not in self._packed:
+            self._packed[number] = self._find(number)
+        release, place = self._packed[number]
+        return np.asarray(self._routes_in(release)[table][rows] == place)
+
+    def _find(self, number: int) -> tuple[ReleaseManifest, int]:
+        """The release that shard `number` was packed for, and its number there."""
         shard = self._release.shards[number]
         release = self._release
         if shard.kept_from is not None:
             release = load_release(self._store, shard.kept_from)
         for place, packed in enumerate(release.shards):
             if packed.digest == shard.digest:
-                return np.asarray(self._routes_in(release)[table] == place)
+                return release, place
         raise ArtifactError(f"release {release.digest[:12]} has no shard {shard.digest[:12]}")
