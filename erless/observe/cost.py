@@ -1,14 +1,15 @@
 """What a plan says of a measured run: its dollars at the replicas that ran, and its disks.
 
-A replica's dollars are its part of the machines that the plan packs its containers onto
-(`usd_per_month`, half by vCPU and half by memory); scaled by how many there were on average.
+A replica's dollars are its part of the machines that the plan packs its containers onto, scaled by
+how many there were on average (`erless/specs/dollars.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from erless.specs.plan import Plan, Tier
+from erless.specs.dollars import replica_usd
+from erless.specs.plan import Plan
 from erless.specs.result import FunctionResult
 
 __all__ = ["priced", "whole_model_usd"]
@@ -19,7 +20,7 @@ def priced(functions: Iterable[FunctionResult], plan: Plan) -> tuple[FunctionRes
 
     One that the plan does not know stays at 0.
     """
-    each_usd = _replica_usd(plan)
+    each_usd = replica_usd(plan)
     disks = {shard.name: shard.disk.latency_ms for shard in plan.shards if shard.disk}
     return tuple(
         function.model_copy(
@@ -36,13 +37,3 @@ def whole_model_usd(plan: Plan) -> float:
     """Dollars a month of one model-wise replica; 0 where the plan did not reckon any."""
     whole = next((policy for policy in plan.policies if policy.policy == "model-wise"), None)
     return whole.usd_per_month / whole.containers if whole and whole.containers else 0.0
-
-
-def _replica_usd(plan: Plan) -> dict[str, float]:
-    prices = {"gateway": plan.gateway.usd_per_month / plan.gateway.replicas}
-    for shard in plan.shards:
-        if shard.tier is not Tier.RESIDENT:
-            prices[shard.name] = shard.usd_per_month / max(1, shard.replicas)
-    if plan.dense is not None:
-        prices["dense"] = plan.dense.usd_per_month / max(1, plan.dense.replicas)
-    return prices

@@ -224,7 +224,6 @@ def node_of(plan: Plan, prices: Path | None) -> NodeType | None:
         machine_type.name,
         machine_type.usable_vcpu,
         machine_type.usable_bytes,
-        machine_type.usd_per_hour,
         machine_type.disk_bytes,
         machine_type.read_iops,
     )

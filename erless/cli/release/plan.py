@@ -192,7 +192,7 @@ def _scales(
 
     if not (report.plot or (report.compare and not outcome.request.equal_containers)):
         return []
-    return break_even(_asked(source, outcome, prices))
+    return break_even(_asked(source, outcome, prices), outcome)
 
 
 def _asked(source: PlanSource, outcome: Outcome, prices: Prices) -> AskedPlan:

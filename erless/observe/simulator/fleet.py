@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class NodeType:
-    """One kind of machine: what containers may use of it, and its price.
+    """One kind of machine: what containers may use of it.
 
     disk_bytes, read_iops: of its local disks; 0 where rows cannot lie there.
     """
@@ -36,7 +36,6 @@ class NodeType:
     name: str
     vcpu: float
     memory_bytes: float
-    usd_per_hour: float
     disk_bytes: float = 0.0
     read_iops: float = 0.0
 

@@ -14,6 +14,8 @@ from erless.observe.results import Series, write_result
 from erless.observe.simulator.engine import Trace, simulate
 from erless.observe.simulator.fleet import Fleet, NodeType, Terms, fleet_of
 from erless.observe.simulator.latency import Samples, sample_latencies, weighted_quantiles
+from erless.observe.simulator.nodes import Nodes
+from erless.specs.dollars import part_of_machines, plan_usd
 from erless.specs.plan import Plan
 from erless.specs.result import Baseline, FunctionResult, Latency, RunResult, Usage
 from erless.specs.traffic import Traffic
@@ -22,7 +24,6 @@ __all__ = ["Simulation", "run_simulation", "write_simulation"]
 
 Columns = dict[str, NDArray[Any]]
 ROWS = 1440  # of the timeline: a minute each for a day
-HOURS_PER_MONTH = 730.0
 QUANTILES = (0.50, 0.95, 0.99)
 
 
@@ -55,10 +56,20 @@ class Simulation:
 
     @property
     def usd_per_month(self) -> float:
-        """The machines' price at their mean number; 0 without machines."""
+        """The plan's dollars, by how many machines there were and how many its replicas take.
+
+        As many as the plan's own replicas take cost what its table says; fixed machines always do.
+        """
         if self.node is None:
-            return 0.0
-        return float(self.trace.nodes.mean()) * self.node.usd_per_hour * HOURS_PER_MONTH
+            return plan_usd(self.plan)
+        machines = float(self.trace.nodes.mean()) / self._planned_nodes(self.node)
+        return plan_usd(self.plan) * machines
+
+    def _planned_nodes(self, node: NodeType) -> int:
+        """Machines that hold the plan's replicas, by the same count as in the simulation."""
+        fleet = self.fleet
+        pool = Nodes(node, self.terms, fleet.vcpu, fleet.memory, fleet.disks)
+        return pool.needed(np.array([function.initial for function in fleet.functions]))
 
     def baseline(self) -> Baseline:
         """This simulation as what another is compared with."""
@@ -202,10 +213,10 @@ def _disk(simulation: Simulation, index: int) -> dict[str, Any]:
 
 
 def _dollar_shares(simulation: Simulation) -> NDArray[np.float64]:
-    """A function's part of the machines: half by its vCPU, half by its memory."""
+    """Each function's part of the machines: (F,)."""
     replicas = simulation.trace.placed.mean(axis=0)
     cpu, memory = simulation.vcpu_of_functions, replicas * simulation.fleet.memory
-    return np.asarray((cpu / max(cpu.sum(), 1e-9) + memory / max(memory.sum(), 1e-9)) / 2)
+    return part_of_machines(cpu / max(cpu.sum(), 1e-9), memory / max(memory.sum(), 1e-9))
 
 
 def _timeline(simulation: Simulation, group: int, sla_ms: float | None) -> Columns:

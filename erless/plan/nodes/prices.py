@@ -16,6 +16,7 @@ from pathlib import Path
 
 from erless.errors import PlanError
 from erless.plan.nodes.hull import Price, hull_prices
+from erless.specs.dollars import month_usd
 from erless.specs.planning import ARCHITECTURES, Architecture
 from erless.storage.atomic import os_errors, staged_file
 
@@ -24,7 +25,6 @@ __all__ = ["InstanceType", "Prices", "read_prices", "write_prices"]
 SHIPPED = Path(__file__).with_name("prices.csv")
 SHIPPED_DISKS = Path(__file__).with_name("nvme.csv")
 DISK_SHARE = 0.85  # of a local disk for rows: images and logs lie there, too
-HOURS_PER_MONTH = 730.0
 GIB = 1 << 30
 COLUMNS = ("instance_type", "vcpu", "memory_gib", "gpu", "usd_per_hour")
 # May be left out, or empty: x86 without NVMe, not sold on the spot market, room by kubelet's rule
@@ -86,7 +86,7 @@ class InstanceType:
     @property
     def usd_per_month(self) -> float:
         """730 hours."""
-        return self.usd_per_hour * HOURS_PER_MONTH
+        return month_usd(self.usd_per_hour)
 
 
 @dataclass(frozen=True)

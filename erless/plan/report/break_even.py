@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from erless.errors import InfeasibleError
 from erless.plan.costs.curves import AccessCurve, TableLoad
+from erless.plan.planner import Outcome
 from erless.plan.report.tables import PAYS
 from erless.plan.report.variations import AskedPlan
-from erless.plan.request import PlanRequest
+from erless.plan.request import PlanRequest, Policy
 
 __all__ = ["Point", "break_even", "lines"]
 
@@ -36,11 +37,13 @@ class Point:
         return self.model_wise is None or self.joint < self.model_wise * (1 - PAYS)
 
 
-def break_even(asked: AskedPlan) -> list[Point]:
+def break_even(asked: AskedPlan, outcome: Outcome) -> list[Point]:
     """Model-wise and joint dollars over traffic, and over table size, around this request.
 
-    No shape is demanded of joint: the question is whether sharding pays.
+    No shape is demanded of joint: the question is whether sharding pays. At 1× stands what
+    `outcome`, the request's own, came to.
     """
+    here = _dollars_here(outcome)
     free = dict.fromkeys(("shards", "resident_share", "max_resident_bytes", "frozen_share"))
     base = asked.request.model_copy(
         update={"policy": "joint", "objective": "dollars", "qps": asked.qps, **free}
@@ -48,11 +51,22 @@ def break_even(asked: AskedPlan) -> list[Point]:
     points = []
     for factor in TRAFFIC:
         scaled = base.model_copy(update={"qps": asked.qps * factor})
-        points.append(_point("traffic", factor, asked, scaled, asked.tables))
+        known = here if factor == 1 else {}
+        points.append(_point("traffic", factor, asked, scaled, asked.tables, known))
     for factor in SIZES:
         grown = [_grow(table, factor) for table in asked.tables]
-        points.append(_point("rows", factor, asked, base, grown))
+        points.append(_point("rows", factor, asked, base, grown, here if factor == 1 else {}))
     return points
+
+
+def _dollars_here(outcome: Outcome) -> dict[Policy, float]:
+    """Dollars of what was planned already and is what the points at 1× ask for."""
+    if outcome.request.aim != "dollars":
+        return {}
+    found = dict(outcome.best)
+    if outcome.free:
+        found["joint"] = outcome.free
+    return {policy: candidate.packing.usd_per_month for policy, candidate in found.items()}
 
 
 def _grow(table: TableLoad, factor: float) -> TableLoad:
@@ -70,18 +84,16 @@ def _point(
     asked: AskedPlan,
     request: PlanRequest,
     tables: Sequence[TableLoad],
+    known: Mapping[Policy, float],
 ) -> Point:
-    try:
-        best = asked.again(request, ["model-wise"], tables).best
-    except InfeasibleError:
-        return Point(kind, factor, None, None)
-    whole, joint = best.get("model-wise"), best.get("joint")
-    return Point(
-        kind,
-        factor,
-        whole.packing.usd_per_month if whole else None,
-        joint.packing.usd_per_month if joint else None,
-    )
+    dollars = dict(known)
+    if not {"model-wise", "joint"} <= set(known):
+        try:
+            best = asked.again(request, ["model-wise"], tables).best
+        except InfeasibleError:
+            return Point(kind, factor, None, None)
+        dollars = {policy: each.packing.usd_per_month for policy, each in best.items()} | dollars
+    return Point(kind, factor, dollars.get("model-wise"), dollars.get("joint"))
 
 
 def lines(points: Sequence[Point]) -> list[str]:

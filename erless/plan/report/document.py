@@ -13,6 +13,7 @@ from erless.plan.policies.tiers import floor_of, tiers_of
 from erless.plan.report.notes import outcome_notes
 from erless.plan.request import PlanRequest, Policy
 from erless.plan.selection import Candidate
+from erless.specs.dollars import part_of_machines
 from erless.specs.plan import (
     DensePlan,
     DiskPlan,
@@ -285,8 +286,8 @@ def _concurrency(
 
 
 def _dollars(candidate: Candidate, function: PlannedFunction) -> float:
-    """A function's part of the nodes: half by its vCPU, half by its memory."""
+    """A function's part of the nodes."""
     layout = candidate.layout
     cpu = function.vcpu * function.replicas / layout.vcpu
     memory = function.total_memory / layout.memory
-    return candidate.packing.usd_per_month * (cpu + memory) / 2
+    return candidate.packing.usd_per_month * part_of_machines(cpu, memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from erless.errors import PlanError
+from erless.specs.dollars import plan_usd
 from erless.specs.plan import DensePlan, GatewayPlan, Plan, PolicyResult, ShardPlan, Tier
 
 if TYPE_CHECKING:
@@ -78,8 +79,7 @@ def _kinds(shard: ShardPlan) -> str:
 def node_line(plan: Plan) -> str:
     """The nodes that hold all containers, and what they cost."""
     nodes = ", ".join(f"{node.count} × {node.instance_type}" for node in plan.nodes)
-    dollars = plan.result.usd_per_month if plan.result else 0.0
-    return f"nodes: {nodes}: ${dollars:,.0f} a month at prices of {plan.prices_date}"
+    return f"nodes: {nodes}: ${plan_usd(plan):,.0f} a month at prices of {plan.prices_date}"
 
 
 def policy_table(plan: Plan, *, every: bool = False) -> Table:

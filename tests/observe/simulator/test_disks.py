@@ -57,7 +57,7 @@ def test_a_disk_limits_what_its_cores_could_serve() -> None:
 
 def test_machines_give_disks_too() -> None:
     fleet: Fleet = fleet_of(plan(fixed(1, DISK)), CALM)
-    kind = NodeType("i", 8.0, 64 * GB, 1.0, disk_bytes=100 * GB, read_iops=1e6)
+    kind = NodeType("i", 8.0, 64 * GB, disk_bytes=100 * GB, read_iops=1e6)
     replicas = np.array([1, 4])
     room = replace(CALM, fill=1.0)
     takes = fleet.vcpu, fleet.memory, fleet.disks

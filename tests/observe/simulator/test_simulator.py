@@ -21,7 +21,7 @@ from erless.specs.traffic import Traffic, parse_traffic
 from tests.conftest import Cli
 from tests.observe.simulator.plans import GB, plan, shard
 
-NODE = NodeType("n", 4.0, 10 * GB, 0.1)
+NODE = NodeType("n", 4.0, 10 * GB)
 
 
 def run(traffic: str | Traffic, *shards: Any, seconds: float = 600, **terms: Any) -> Simulation:
