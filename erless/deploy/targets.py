@@ -21,8 +21,8 @@ def _local(config: Config, images: Sequence[str]) -> Target:
 
 
 def _knative(config: Config, images: Sequence[str]) -> Target:
-    from erless.deploy.knative.cluster_settings import parse_image_options
     from erless.deploy.knative.target import KnativeTarget
+    from erless.deploy.kubernetes.cluster_settings import parse_image_options
 
     return KnativeTarget(config, parse_image_options(images))
 

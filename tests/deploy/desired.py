@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from erless.deploy.knative.cluster_settings import ClusterSettings
+from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.deploy.target import Desired
 from erless.specs.artifact import FileEntry
 from erless.specs.config import Config

@@ -24,7 +24,7 @@ from erless.deploy.image.layer import Item, write_layer
 from erless.deploy.image.oci import Base, append, push_archive
 from erless.deploy.image.reference import parse_reference
 from erless.deploy.image.registry import Registry, resolve_digest
-from erless.deploy.knative.cluster_settings import read_images, resolve_settings
+from erless.deploy.kubernetes.cluster_settings import read_images, resolve_settings
 from erless.errors import ConfigError, ImageError
 from erless.specs.config import Config
 from erless.specs.functions import FunctionKind

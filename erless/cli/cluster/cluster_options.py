@@ -12,7 +12,7 @@ import typer
 from erless.cli.options import EndpointOption, InfraOption, StoreOption, project
 
 if TYPE_CHECKING:
-    from erless.deploy.knative.cluster_settings import ClusterSettings
+    from erless.deploy.kubernetes.cluster_settings import ClusterSettings
     from erless.deploy.target import Desired
     from erless.specs.config import Config
 
@@ -109,7 +109,7 @@ def cluster_settings_of(config: Config, images: Sequence[str] | None = None) -> 
         InfraError: Terraform's outputs cannot be read.
     """
     from erless.deploy.infra import read_infra
-    from erless.deploy.knative.cluster_settings import parse_image_options, resolve_settings
+    from erless.deploy.kubernetes.cluster_settings import parse_image_options, resolve_settings
 
     folder = config.targets.knative.infra
     return resolve_settings(

@@ -12,7 +12,7 @@ from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
-    from erless.deploy.knative.deployment_secret import SecretChange
+    from erless.deploy.kubernetes.deployment_secret import SecretChange
 
 __all__ = ["secret"]
 
@@ -42,11 +42,11 @@ def secret(
     Example: `erless cluster secret --namespace recs`
     """
     from erless.deploy.infra import read_infra
-    from erless.deploy.knative.cluster_settings import resolve_settings
-    from erless.deploy.knative.deployment_secret import ensure_secret
-    from erless.deploy.knative.render.pods import SECRET_NAME
     from erless.deploy.kubernetes.api import connect
+    from erless.deploy.kubernetes.cluster_settings import resolve_settings
+    from erless.deploy.kubernetes.deployment_secret import ensure_secret
     from erless.deploy.kubernetes.kinds import NAMESPACE
+    from erless.deploy.kubernetes.render.pods import SECRET_NAME
     from erless.errors import ClusterError, OptionError
 
     config = cluster.config()
@@ -82,7 +82,7 @@ def _write(out: Path, namespace: str) -> None:
     """
     import yaml
 
-    from erless.deploy.knative.deployment_secret import fresh_secret
+    from erless.deploy.kubernetes.deployment_secret import fresh_secret
     from erless.errors import ArtifactError
     from erless.storage.atomic import create_file
 
@@ -92,7 +92,7 @@ def _write(out: Path, namespace: str) -> None:
 
 
 def _words(change: SecretChange, rotate: bool) -> str:
-    from erless.deploy.knative.deployment_secret import SETTLED_S
+    from erless.deploy.kubernetes.deployment_secret import SETTLED_S
 
     if change == "kept" and rotate:
         return (

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from erless.deploy.cluster.doctor import Finding
-    from erless.deploy.knative.cluster_settings import ClusterSettings
     from erless.deploy.knative.render import Rendered
+    from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 
 __all__ = ["doctor"]
 

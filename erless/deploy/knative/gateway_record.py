@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from erless.deploy.knative.render.functions import TrafficTarget
+from erless.deploy.knative.render.services import TrafficTarget
 from erless.deploy.kubernetes import names
 
 __all__ = [

@@ -19,7 +19,6 @@ import copy
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
-from erless.deploy.knative.deployment_secret import ensure_secret
 from erless.deploy.knative.gateway_record import (
     NEXT,
     GatewayRecord,
@@ -37,10 +36,11 @@ from erless.deploy.knative.readiness import (
     is_ready,
 )
 from erless.deploy.knative.render import Object, Rendered
-from erless.deploy.knative.render.functions import TrafficTarget
 from erless.deploy.knative.render.scaling import MIN_SCALE
+from erless.deploy.knative.render.services import TrafficTarget
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
+from erless.deploy.kubernetes.deployment_secret import ensure_secret
 from erless.deploy.kubernetes.kinds import BUDGET, KSERVICE, POD, POD_AUTOSCALER, REVISION
 from erless.deploy.kubernetes.mirror import Deadline, Mirror
 from erless.deploy.kubernetes.reasons import pod_problems

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, cast
 
 from erless.deploy.knative.gateway_record import GatewayRecord, called_services, read_record
 from erless.deploy.knative.readiness import REVISION_LABEL, SERVICE_LABEL, condition, read_events
-from erless.deploy.knative.render.pods import PORT
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api, Missing
 from erless.deploy.kubernetes.kinds import KSERVICE, POD, POD_AUTOSCALER, POD_METRICS, REVISION
 from erless.deploy.kubernetes.reasons import pod_problems
+from erless.deploy.kubernetes.render.pods import PORT
 from erless.deploy.target import FunctionState, FunctionStatus, Status
 from erless.errors import DeployError, NotDeployedError
 from erless.specs.functions import FunctionKind

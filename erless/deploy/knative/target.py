@@ -8,7 +8,6 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from erless.deploy.infra import read_infra
-from erless.deploy.knative.cluster_settings import ClusterSettings, resolve_settings
 from erless.deploy.knative.diff import compare
 from erless.deploy.knative.dry_run import DryRun
 from erless.deploy.knative.faults import KnativeFaults
@@ -26,6 +25,7 @@ from erless.deploy.knative.schema import check_objects
 from erless.deploy.knative.status import function_name, read_status
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api, connect
+from erless.deploy.kubernetes.cluster_settings import ClusterSettings, resolve_settings
 from erless.deploy.kubernetes.kinds import (
     CLAIM,
     CONFIG_MAP,

@@ -1,1 +1,1 @@
-"""The Kubernetes API as a deploy needs it: apply, watch, wait, lock, and why a pod does not run."""
+"""What targets on Kubernetes share: the API as a deploy needs it, and what they render alike."""

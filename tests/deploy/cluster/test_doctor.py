@@ -10,9 +10,9 @@ import pytest
 from kubernetes import client
 
 from erless.deploy.cluster.doctor import Examination, Finding, examine
-from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.deploy.knative.render import render
 from erless.deploy.kubernetes.api import Api
+from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.specs.config import GatewayConfig
 from tests.deploy.desired import cluster_settings, desired
 from tests.deploy.fake_cluster import FakeCluster

@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Literal
 
 from erless.deploy.cluster.settings import SERVING
-from erless.deploy.knative.cluster_settings import ClusterSettings
 from erless.deploy.knative.render import Object, Rendered
 from erless.deploy.kubernetes.api import Api
+from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.deploy.kubernetes.kinds import CONFIG_MAP
 
 __all__ = ["Examination", "Finding", "patch_command"]

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from erless.deploy.knative.cluster_settings import ClusterSettings
-from erless.deploy.knative.render import policies
-from erless.deploy.knative.render.functions import (
-    Object,
-    dense_service,
+from erless.deploy.knative.render.routes import routes
+from erless.deploy.knative.render.services import (
+    SERVICE_LABEL,
+    function_service,
     gateway_service,
-    shard_service_object,
+)
+from erless.deploy.kubernetes.cluster_settings import ClusterSettings
+from erless.deploy.kubernetes.render import policies
+from erless.deploy.kubernetes.render.functions import (
+    Object,
+    gateway_function,
+    released_functions,
 )
 from erless.deploy.target import Desired
 
@@ -60,14 +65,15 @@ def render(desired: Desired, settings: ClusterSettings) -> Rendered:
     if settings.options.create_service_account:
         base.append(policies.account(digest, settings))
     if settings.options.network_policies:
-        base += policies.network_policies(digest, settings, desired.store)
-    shards = sorted(desired.release.remote, key=lambda shard: shard.digest)
-    functions = [shard_service_object(desired, shard, settings) for shard in shards]
-    dense = dense_service(desired, settings)
-    if dense is not None:
-        functions.append(dense)
-    gateway = gateway_service(desired, settings, dense)
-    extras = policies.budgets([*functions, gateway], digest, settings)
+        base += policies.network_policies(digest, settings, desired.store, routes(settings))
+    functions = released_functions(desired, settings)
+    gateway = gateway_function(desired, settings, functions)
+    extras = policies.budgets([*functions, gateway], SERVICE_LABEL, digest, settings)
     if settings.options.pod_monitor:
         extras.append(policies.monitor(digest, settings))
-    return Rendered(tuple(base), tuple(functions), gateway, tuple(extras))
+    return Rendered(
+        tuple(base),
+        tuple(function_service(function, desired, settings) for function in functions),
+        gateway_service(gateway, desired, settings),
+        tuple(extras),
+    )

@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from erless.deploy.infra import read_infra
-from erless.deploy.knative.cluster_settings import ClusterSettings, resolve_settings
 from erless.deploy.knative.render import Rendered, render
-from erless.deploy.knative.render.functions import DEADLINE_S
 from erless.deploy.knative.render.scaling import scaling_annotations
 from erless.deploy.knative.schema import check_objects, findings
+from erless.deploy.kubernetes.cluster_settings import ClusterSettings, resolve_settings
 from erless.deploy.kubernetes.names import DISK, GATEWAY, shard_service
+from erless.deploy.kubernetes.render.functions import DEADLINE_S
 from erless.errors import ConfigError, DeployError, PlanError
 from erless.specs.config import Config, GatewayConfig
 from erless.specs.functions import FunctionKind

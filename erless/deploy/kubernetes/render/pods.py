@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from erless.deploy.knative.cluster_settings import ClusterSettings
+from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.errors import ConfigError
 from erless.specs.functions import FunctionKind
 

@@ -15,10 +15,10 @@ import secrets
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from erless.deploy.knative.render.pods import SECRET_KEY, SECRET_NAME
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import SECRET
+from erless.deploy.kubernetes.render.pods import SECRET_KEY, SECRET_NAME
 
 __all__ = ["SETTLED_S", "SecretChange", "ensure_secret", "fresh_secret", "rotated"]
 

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from erless.deploy.knative.cluster_settings import ClusterSettings
-from erless.deploy.knative.render.pods import PORT
-from erless.deploy.knative.render.scaling import MIN_SCALE
 from erless.deploy.kubernetes import names
+from erless.deploy.kubernetes.cluster_settings import ClusterSettings
+from erless.deploy.kubernetes.render.functions import ClusterFunction, Object
+from erless.deploy.kubernetes.render.pods import PORT
 
-__all__ = ["account", "budgets", "monitor", "namespace", "network_policies"]
+__all__ = [
+    "Routes",
+    "account",
+    "budgets",
+    "monitor",
+    "namespace",
+    "namespace_peer",
+    "network_policies",
+    "tcp",
+]
 
-Object = dict[str, Any]
-SERVING = "knative-serving"
 DNS_PORTS = (53, 5353)  # of the DNS servers' pods, which is what policies see; OpenShift's: 5353
 HTTP_PORT, HTTPS_PORT = 80, 443
 POD_IDENTITY = "169.254.170.23/32"  # of the agent on an EKS node: credentials, by HTTP
-QUEUE_PORTS = (8012, 8013, 8022, 9090, 9091, 8112)  # queue-proxy: requests, admin, metrics, TLS
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """How queries reach pods on a target, in the words of network policies.
+
+    carriers: who carries queries to any function, beside the gateway itself. ports: of a pod, where
+    they arrive. public: rules for a gateway that anybody may reach. calls: where the gateway
+    connects to when it calls the functions.
+    """
+
+    carriers: Sequence[Object]
+    ports: Sequence[int]
+    public: Sequence[Object]
+    calls: Object
 
 
 def namespace(release: str, settings: ClusterSettings) -> Object:
@@ -50,32 +72,35 @@ def account(release: str, settings: ClusterSettings) -> Object:
     }
 
 
-def network_policies(release: str, settings: ClusterSettings, store: str) -> list[Object]:
+def network_policies(
+    release: str, settings: ClusterSettings, store: str, routes: Routes
+) -> list[Object]:
     """Who may connect to our pods, and where to they may.
 
-    Knative's components may connect to all, the gateway to the others. A call through Knative's
-    ingress comes from the ingress, whoever made it: who may use the ingress is the ingress's
-    matter. All may connect to the store and the collector of traces; besides only the gateway has
-    somewhere to connect to, the ingress, through which it calls the others.
+    Who carries queries may connect to all, the gateway to the others. All may connect to the store
+    and the collector of traces; besides only the gateway has somewhere to connect to, the functions
+    that it calls.
 
     Args:
         release: that they are applied for.
         settings: the cluster.
         store: of the releases; a folder is mounted by the node, and no connection of a pod's.
+        routes: of the target.
     """
     options = settings.options
     ours = {names.MANAGED: names.MANAGER}
     front = {"matchLabels": {**ours, names.KIND: "gateway"}}
     shards = {"matchLabels": ours, "matchExpressions": [_kinds("In", "sparse", "dense")]}
     outward = _outward(settings, store)
-    calls = {"to": [_namespace(space) for space in options.ingress_namespaces]}
 
     def entry(*more: Object) -> list[Object]:
-        knative = [_namespace(space) for space in (SERVING, *options.ingress_namespaces)]
-        rules = [{"from": [*knative, *more], "ports": _tcp(PORT, *QUEUE_PORTS)}]
+        callers = [*routes.carriers, *more]
+        rules: list[Object] = []
+        if callers:  # a rule that names nobody would let everybody in
+            rules.append({"from": callers, "ports": tcp(*routes.ports)})
         if options.pod_monitor:
-            scraper = _namespace(options.monitoring_namespace)
-            rules.append({"from": [scraper], "ports": _tcp(PORT)})
+            scraper = namespace_peer(options.monitoring_namespace)
+            rules.append({"from": [scraper], "ports": tcp(PORT)})
         return rules
 
     def policy(name: str, selector: Object, entries: list[Object], exits: list[Object]) -> Object:
@@ -92,10 +117,11 @@ def network_policies(release: str, settings: ClusterSettings, store: str) -> lis
             },
         }
 
-    public = [{"ports": _tcp(QUEUE_PORTS[0])}] if settings.gateway.visibility == "public" else []
+    public = routes.public if settings.gateway.visibility == "public" else ()
+    exits = [routes.calls, *(outward or [_dns()])]
     return [
         policy("erless-shards", shards, entry({"podSelector": front}), outward),
-        policy("erless-gateway", front, [*entry(), *public], [calls, *(outward or [_dns()])]),
+        policy("erless-gateway", front, [*entry(), *public], exits),
     ]
 
 
@@ -107,9 +133,9 @@ def _outward(settings: ClusterSettings, store: str) -> list[Object]:
         urls += [settings.options.endpoint_url or "https://", "https://"]
     if not urls:
         return []
-    rules = [_dns(), {"ports": _tcp(*sorted({_port(url) for url in urls}))}]
+    rules = [_dns(), {"ports": tcp(*sorted({_port(url) for url in urls}))}]
     if bucket:
-        rules.append({"to": [{"ipBlock": {"cidr": POD_IDENTITY}}], "ports": _tcp(HTTP_PORT)})
+        rules.append({"to": [{"ipBlock": {"cidr": POD_IDENTITY}}], "ports": tcp(HTTP_PORT)})
     return rules
 
 
@@ -119,12 +145,11 @@ def _port(url: str) -> int:
 
 
 def _dns() -> Object:
-    return {
-        "ports": [*_tcp(*DNS_PORTS), *({"protocol": "UDP", "port": port} for port in DNS_PORTS)]
-    }
+    return {"ports": [*tcp(*DNS_PORTS), *({"protocol": "UDP", "port": port} for port in DNS_PORTS)]}
 
 
-def _tcp(*ports: int) -> list[Object]:
+def tcp(*ports: int) -> list[Object]:
+    """Ports of a rule."""
     return [{"protocol": "TCP", "port": port} for port in ports]
 
 
@@ -132,18 +157,27 @@ def _kinds(operator: str, *values: str) -> Object:
     return {"key": names.KIND, "operator": operator, "values": list(values)}
 
 
-def _namespace(name: str) -> Object:
+def namespace_peer(name: str) -> Object:
+    """All pods of a namespace, as a peer of a rule."""
     return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 
 
-def budgets(services: list[Object], release: str, settings: ClusterSettings) -> list[Object]:
-    """One disruption budget per function that always has two replicas or more."""
+def budgets(
+    functions: Sequence[ClusterFunction], label: str, release: str, settings: ClusterSettings
+) -> list[Object]:
+    """One disruption budget per function that always has two replicas or more.
+
+    Args:
+        functions: all of the release.
+        label: of pods, whose value is their function's Service.
+        release: that they are applied for.
+        settings: the cluster.
+    """
     rendered = []
-    for service in services:
-        annotations = service["spec"]["template"]["metadata"]["annotations"]
-        if int(annotations[MIN_SCALE]) < 2:
+    for function in functions:
+        if function.scaling.min_scale < 2:
             continue  # it may be at zero or at one anyway: a budget would only block node upgrades
-        name = service["metadata"]["name"]
+        name = function.service
         rendered.append(
             {
                 "apiVersion": "policy/v1",
@@ -151,7 +185,7 @@ def budgets(services: list[Object], release: str, settings: ClusterSettings) -> 
                 "metadata": names.metadata(name, release, namespace=settings.options.namespace),
                 "spec": {
                     "maxUnavailable": 1,
-                    "selector": {"matchLabels": {"serving.knative.dev/service": name}},
+                    "selector": {"matchLabels": {label: name}},
                 },
             }
         )

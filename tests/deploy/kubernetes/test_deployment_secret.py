@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from erless.deploy.knative.deployment_secret import ROTATED_AT, ensure_secret, rotated
+from erless.deploy.kubernetes.deployment_secret import ROTATED_AT, ensure_secret, rotated
 from erless.progress import Silent
 from tests.conftest import Cli
 from tests.deploy.desired import desired

@@ -1,0 +1,137 @@
+"""The functions as Knative Services. Of the gateway's, only the traffic moves between releases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from erless.deploy.knative.render.scaling import scaling_annotations
+from erless.deploy.kubernetes import names
+from erless.deploy.kubernetes.cluster_settings import ClusterSettings
+from erless.deploy.kubernetes.render.functions import ClusterFunction, Object, progress_s
+from erless.deploy.kubernetes.render.pods import check_timeout
+from erless.deploy.target import Desired
+
+__all__ = ["SERVICE_LABEL", "TrafficTarget", "function_service", "gateway_service"]
+
+API = "serving.knative.dev/v1"
+SERVICE_LABEL = "serving.knative.dev/service"  # of pods
+# A function may answer before Knative's proxies have seen the end of the request; without this they
+# then cut the answer short (golang/go#40747, seen here on loaded nodes as "unexpected EOF").
+FULL_DUPLEX = {"features.knative.dev/http-full-duplex": "Enabled"}
+QUEUE_PROXY = "queue.sidecar.serving.knative.dev"
+QUEUE_PROXY_MILLICORES = 1000  # its limit where pods have one: throttling it lengthens every answer
+LOCAL = {"networking.knative.dev/visibility": "cluster-local"}
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficTarget:
+    """One line of the gateway's traffic; a tag makes the revision reachable at 0 % already."""
+
+    revision: str
+    percent: int
+    tag: str = ""
+
+    def document(self) -> Object:
+        """In Knative's words."""
+        tag = {"tag": self.tag} if self.tag else {}
+        return {
+            "revisionName": self.revision,
+            "percent": self.percent,
+            "latestRevision": False,
+            **tag,
+        }
+
+
+def gateway_service(
+    gateway: ClusterFunction,
+    desired: Desired,
+    settings: ClusterSettings,
+    traffic: Sequence[TrafficTarget] = (),
+) -> Object:
+    """The gateway's Service, with a revision named for the release.
+
+    Args:
+        gateway: the function.
+        desired: release and plan.
+        settings: the cluster.
+        traffic: the share of each revision; all to this release where it is empty.
+    """
+    service = function_service(gateway, desired, settings)
+    template = service["spec"]["template"]
+    # a kept release's revision must not be collected: rollback needs it
+    template["metadata"]["annotations"]["serving.knative.dev/no-gc"] = "true"
+    name = names.revision_name(desired.release.digest, template)
+    template["metadata"]["name"] = name
+    lines = traffic or [TrafficTarget(name, 100)]
+    service["spec"]["traffic"] = [line.document() for line in lines]
+    return service
+
+
+def function_service(
+    function: ClusterFunction, desired: Desired, settings: ClusterSettings
+) -> Object:
+    """A Knative Service that moves to its newest revision when that is ready.
+
+    Raises:
+        ConfigError: its cold start takes longer than Knative lets an answer take, or no image.
+        PlanError: its scaling is outside Knative's bounds.
+    """
+    check_timeout(function.name, function.timeout_s, settings)
+    return {
+        "apiVersion": API,
+        "kind": "Service",
+        "metadata": function.metadata(
+            desired.release.digest, settings, **({} if function.public else LOCAL)
+        ),
+        "spec": {
+            "template": {
+                "metadata": {
+                    "labels": function.labels,
+                    "annotations": scaling_annotations(
+                        function.name, function.scaling, settings.options.min_window_s
+                    )
+                    | FULL_DUPLEX
+                    | {names.DIGEST: function.digest}
+                    | _progress_deadline(function, settings)
+                    | _queue_proxy(settings),
+                },
+                "spec": {
+                    "containerConcurrency": 0,  # functions bound their queues, and say Retry-After
+                    "timeoutSeconds": function.timeout_s,
+                    "responseStartTimeoutSeconds": function.timeout_s,
+                    **function.pod(settings, desired.store),
+                },
+            },
+            "traffic": [{"latestRevision": True, "percent": 100}],
+        },
+    }
+
+
+def _progress_deadline(function: ClusterFunction, settings: ClusterSettings) -> dict[str, str]:
+    """How long Knative waits for a revision before it calls it failed for good."""
+    seconds = progress_s(function.size_bytes, settings)
+    return {"serving.knative.dev/progress-deadline": f"{seconds}s"}
+
+
+def _queue_proxy(settings: ClusterSettings) -> dict[str, str]:
+    """Requests and limits of Knative's container in every pod.
+
+    Where a ResourceQuota counts memory limits, a pod with a container without one is refused. The
+    limit has to hold all requests that are on their way at once, or the pod loses its way in.
+    Knative 1.23's took at most 34 MiB for 100 at once, 76 for 512, 121 for 1000, 226 for 2000 and
+    392 for 4000 (bodies of 100 kB; with 1 MB no more); 2000 killed it under a limit of 128 MiB.
+    Each replica of the ingress lets 1024 through, which is Envoy's default.
+    """
+    options = settings.options
+    cpu = math.ceil(1000 * options.queue_proxy_cpu / options.cpu_overcommit)
+    most_mb = max(options.queue_proxy_memory_limit_mb, options.queue_proxy_memory_mb)
+    values = {
+        "cpu-resource-request": f"{cpu}m",
+        "memory-resource-request": f"{options.queue_proxy_memory_mb}Mi",
+        "memory-resource-limit": f"{most_mb}Mi",
+    }
+    if options.cpu_limits:
+        values["cpu-resource-limit"] = f"{max(QUEUE_PROXY_MILLICORES, cpu)}m"
+    return {f"{QUEUE_PROXY}/{name}": value for name, value in values.items()}

@@ -1,0 +1,1 @@
+"""Render: release + plan + cluster → what the targets on Kubernetes have in common."""
