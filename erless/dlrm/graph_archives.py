@@ -136,8 +136,10 @@ def open_compute(
         return from_numpy(array) if device == "cpu" else from_numpy(array).to(device)
 
     def tensor(name: str, array: NDArray[Any]) -> Tensor:
-        repeated = array.ndim > 0 and len(array) > 1 and not array.strides[0]
-        if name in single and len(array) > 1 and not repeated:
+        if array.ndim == 0 or len(array) < 2:
+            return place(array)
+        repeated = not array.strides[0]
+        if name in single and not repeated:
             raise QueryError(f"{name} comes once per request, but has {len(array):,} samples")
         if not (expanded and repeated):
             return place(array)
@@ -145,8 +147,7 @@ def open_compute(
         return one if name in single else one.expand(len(array), *one.shape[1:])
 
     def compute(values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        tensors = [tensor(name, values[name]) for name in takes]
-        results = _run(module, tensors, {name: values[name].shape for name in takes})
+        results = _run(module, takes, [tensor(name, values[name]) for name in takes])
         return {name: to_numpy(result) for name, result in zip(gives, results, strict=True)}
 
     return compute
@@ -184,10 +185,8 @@ def _repeated_inputs(
     return True, {takes[number] for number in compute_once(module, repeated, wide)}
 
 
-def _run(
-    module: GraphModule, tensors: Sequence[Tensor], shapes: Mapping[str, tuple[int, ...]]
-) -> Sequence[Tensor]:
-    """Results of `module` for `tensors`, which came in these shapes.
+def _run(module: GraphModule, names: Sequence[str], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Results of `module` for `tensors`, which errors call by these names.
 
     Raises:
         QueryError: it does not take them.
@@ -201,7 +200,9 @@ def _run(
     except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError) as error:
         raise ServeError(f"the model cannot compute: {first_line(error)}", 503) from error
     except (RuntimeError, IndexError) as error:
-        text = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        text = ", ".join(
+            f"{name} {list(tensor.shape)}" for name, tensor in zip(names, tensors, strict=True)
+        )
         raise QueryError(f"the model does not take {text}: {first_line(error)[:200]}") from error
     return results
 

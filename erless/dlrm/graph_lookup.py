@@ -138,7 +138,8 @@ class GraphLookup:
         self._weighted = model.has_weights
         self._per_request = per_request(model)
         self._samples = {t.name for t in model.inputs if t.per == "sample" and t.shape}
-        self._vectors = {feature.name for feature in model.features}
+        self._lane_names = [feature.name for feature in self.lanes.features]
+        self._vectors = set(self._lane_names)
         self._rows = [rule.most for rule in self._rules]
         self._repeated = [name for name in self.tower.takes if name in self._per_request]
 
@@ -164,12 +165,16 @@ class GraphLookup:
         tensors = {
             name: values[name].copy() for name in self.tower.takes if name not in self._vectors
         }
+        lengths = np.concatenate([feature_bags.lengths for feature_bags in bags])
+        all_kept = all(feature_bags.divisors is feature_bags.lengths for feature_bags in bags)
         return GraphQuery(
             values=rows,
-            lengths=np.concatenate([feature_bags.lengths for feature_bags in bags]),
+            lengths=lengths,
             weights=self._weights(bags) if self._weighted else None,
             begins=_begins(len(feature_bags.lengths) for feature_bags in bags),
-            divisors=np.concatenate([feature_bags.divisors for feature_bags in bags]),
+            divisors=lengths
+            if all_kept
+            else np.concatenate([feature_bags.divisors for feature_bags in bags]),
             shapes=[feature_bags.shape for feature_bags in bags],
             tensors=tensors,
             batch=batch,
@@ -186,12 +191,7 @@ class GraphLookup:
 
         Samples of what comes once per request are one and the same memory, with a stride of 0.
         """
-        vectors = {
-            feature.name: vector.reshape(*shape, vector.shape[1])
-            for feature, vector, shape in zip(
-                self.lanes.features, sums.every_vector(), query.shapes, strict=True
-            )
-        }
+        vectors = dict(zip(self._lane_names, sums.vectors(query.shapes), strict=True))
         taken = {
             name: vectors[name] if name in vectors else query.tensors[name]
             for name in self.tower.takes

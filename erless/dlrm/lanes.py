@@ -163,7 +163,8 @@ class LaneSums:
             ValueError: the partial does not have the size that `lengths` asks for.
         """
         lanes = list(self._holdings[shard])
-        begins = np.concatenate([[0], np.cumsum(np.diff(self._begins)[lanes])])
+        begins = np.zeros(len(lanes) + 1, np.int64)
+        np.cumsum((self._begins[1:] - self._begins[:-1])[lanes], out=begins[1:])
         places = np.ascontiguousarray(self._places[lanes])
         _kernels.combine(begins, out, places, np.ascontiguousarray(lengths), partial, packed)
 
@@ -176,11 +177,13 @@ class LaneSums:
         _kernels.combine_end(self._begins, out, self._places, np.ascontiguousarray(lengths))
         return out
 
-    def every_vector(self) -> list[Floats]:
-        """(bags, dim) of each lane: views, where lanes lie one after the other."""
-        bags = np.diff(self._begins).tolist()
-        spans = self._places[:, :2].tolist()
+    def vectors(self, shapes: Sequence[tuple[int, ...]]) -> list[Floats]:
+        """Each lane's vectors, (*shape, dim): views, where lanes lie one after the other."""
+        starts, out = self._places[:, 0].tolist(), self.out
+        dims = self._places[:, 1].tolist()
         return [
-            self.out[column : column + count * dim].reshape(count, dim)
-            for count, (column, dim) in zip(bags, spans, strict=True)
+            out[start:end].reshape(*shape, dim)
+            for start, end, shape, dim in zip(
+                starts, [*starts[1:], None], shapes, dims, strict=True
+            )
         ]

@@ -306,6 +306,8 @@ class HeatSampler:
                     self._refused = ""
             except ErlessError as error:
                 self._tell(str(error))
+            except Exception as error:  # a fault of ours: told, and counting goes on
+                self._tell(f"{type(error).__name__}: {error}")
 
     def _fold(self) -> None:
         taken = []

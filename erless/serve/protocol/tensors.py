@@ -81,9 +81,10 @@ def read_tensors(
         arrays[spec.name], offset = _read_tensor(entry, spec, tail, offset)
     if offset != len(tail):
         raise QueryError(f"{len(tail) - offset:,} bytes are left behind the last tensor")
-    for spec in specs:
-        if spec.name not in arrays and not spec.optional:
-            raise QueryError(f"input {spec.name} is missing")
+    if len(arrays) < len(specs):
+        for spec in specs:
+            if spec.name not in arrays and not spec.optional:
+                raise QueryError(f"input {spec.name} is missing")
     return arrays
 
 
@@ -98,8 +99,9 @@ def _read_tensor(
         )
     shape = _shape(entry, spec)
     parameters = object_of(entry, "parameters")
-    refuse_unknown("key", entry, _INPUT_KEYS, f"input {spec.name}")
-    refuse_unknown("parameter", parameters, _INPUT_PARAMETERS, f"input {spec.name}")
+    if not (entry.keys() <= _INPUT_KEYS and parameters.keys() <= _INPUT_PARAMETERS):
+        refuse_unknown("key", entry, _INPUT_KEYS, f"input {spec.name}")
+        refuse_unknown("parameter", parameters, _INPUT_PARAMETERS, f"input {spec.name}")
     size = parameters.get("binary_data_size")
     if size is None:
         return _from_json(entry, spec, datatype, shape), offset
@@ -108,16 +110,15 @@ def _read_tensor(
     if datatype == "BYTES":
         strings, end = _strings(tail, offset, size, math.prod(shape), spec.name)
         return strings.reshape(shape), end
-    return _numbers(entry, shape, tail, offset, size)
+    return _numbers(spec.name, datatype, shape, tail, offset, size)
 
 
 def _numbers(
-    entry: Mapping[str, Any], shape: tuple[int, ...], tail: memoryview, offset: int, size: object
+    name: str, datatype: str, shape: tuple[int, ...], tail: memoryview, offset: int, size: object
 ) -> tuple[Array, int]:
     """The tensor whose `size` bytes begin at `offset`, and where they end."""
-    name, datatype = entry["name"], entry["datatype"]
     dtype, elements = _DTYPES[datatype], math.prod(shape)
-    if isinstance(size, bool) or not isinstance(size, int) or size != elements * dtype.itemsize:
+    if type(size) is not int or size != elements * dtype.itemsize:
         raise QueryError(
             f"input {name}: binary_data_size is {shown(size)}, {datatype} {list(shape)} takes "
             f"{elements * dtype.itemsize:,} bytes"
