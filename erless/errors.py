@@ -32,6 +32,7 @@
         ├── ForbiddenError       the cluster does not let this user do that
         ├── ConflictError        somebody else owns or changes what we would change
         │   └── OtherModelError  a deploy would replace another model
+        ├── SeveralModelsError   several models are deployed there, and none is named
         └── SupervisorEndedError  the local supervisor ended before it had answered
 
 Library errors state facts. The CLI adds the next command to try (`erless.cli.run`).
@@ -68,6 +69,7 @@ __all__ = [
     "PlanError",
     "QueryError",
     "ServeError",
+    "SeveralModelsError",
     "StorageError",
     "StoreError",
     "SupervisorEndedError",
@@ -242,6 +244,10 @@ class ConflictError(DeployError):
 
 class OtherModelError(ConflictError):
     """A deploy would put one model in the place of another that answers queries."""
+
+
+class SeveralModelsError(DeployError):
+    """Several models are deployed in one place, and it is not said which one is meant."""
 
 
 class SupervisorEndedError(DeployError):

@@ -60,9 +60,11 @@ HINTS: dict[type[errors.ErlessError], str] = {
     errors.ImageError: "see `erless image build --help`: --base, --wheels, --registry",
     errors.InfraError: "run `terraform -chdir=DIR init` and `terraform -chdir=DIR apply` first",
     errors.NotDeployedError: "`erless deploy` first",
+    errors.SeveralModelsError: "name one by --model",
     errors.UnreachableError: "set KUBECONFIG, or pass --kubeconfig and --context",
     errors.ForbiddenError: "`erless doctor` lists every permission that is missing",
-    errors.OtherModelError: "--replace-model lets it take the place of the model that serves",
+    errors.OtherModelError: "--model with its own name deploys it beside what serves; "
+    "--replace-model in its place",
     errors.ConflictError: "whoever is named is at work or owns it: let them end, or give it up",
     errors.ClusterError: "mend what is named and run it again: it goes on from there",
     errors.DeployError: "see `erless status` and `erless logs`",

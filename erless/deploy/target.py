@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from erless.errors import DeployError, NotDeployedError, OtherModelError
+from erless.errors import DeployError, NotDeployedError
 from erless.progress import Progress
 from erless.specs.churn import FaultSite
 from erless.specs.functions import FunctionKind
@@ -29,7 +29,6 @@ __all__ = [
     "Target",
     "Validates",
     "place_to_restore",
-    "refuse_other_model",
     "served_model",
 ]
 
@@ -167,12 +166,26 @@ class Breakable(Protocol):
 
 
 class Target(Protocol):
-    """A place to run functions. Every method may raise DeployError or a subclass of it."""
+    """A place to run functions. Every method may raise DeployError or a subclass of it.
+
+    Several models may be deployed in it (`erless.deploy.deployed_models`): every method is about
+    one, and raises SeveralModelsError where it is not said which.
+    """
 
     name: str
 
+    def by_model(self) -> Sequence[Target]:
+        """This target once per deployed model, each about that one; one where a model is named."""
+
+    def replaced_model(self, desired: Desired) -> str:
+        """The model that answers queries where `desired` goes; empty for a deployment of its own.
+
+        Raises:
+            OtherModelError: another model does, and `desired` may not take its place.
+        """
+
     def diff(self, desired: Desired) -> tuple[Change, ...]:
-        """What `deploy` would do now; changes nothing."""
+        """What `deploy` would do now; changes nothing. Compared too where `deploy` refuses."""
 
     def deploy(self, desired: Desired, progress: Progress, timeout_s: float) -> Deployment:
         """Start what is missing, wait until all of it is ready, cut over, let the old one drain.
@@ -189,7 +202,7 @@ class Target(Protocol):
         """What runs now. Raises NotDeployedError where nothing does."""
 
     def deployments(self) -> tuple[Deployment, ...]:
-        """KeptRelease releases, newest first."""
+        """The kept releases of the model, newest first."""
 
     def rollback(self, release: str | None, progress: Progress, timeout_s: float) -> Deployment:
         """Make a kept release current again; None: the one before the current."""
@@ -198,7 +211,7 @@ class Target(Protocol):
         """The last `lines` of one function or all, then what comes."""
 
     def destroy(self, progress: Progress, timeout_s: float) -> None:
-        """Drain and remove everything that erless owns here. Nothing there: nothing to do."""
+        """Drain and remove all that erless owns of the model. Nothing there: nothing to do."""
 
 
 def served_model(deployments: Iterable[Deployment]) -> str:
@@ -228,14 +241,3 @@ def place_to_restore(digests: Sequence[str], current: int | None, prefix: str | 
             return place
     kept = ", ".join(digest[:12] for digest in digests)
     raise NotDeployedError(f"no kept release begins with {prefix!r}; kept are {kept}")
-
-
-def refuse_other_model(deployments: Iterable[Deployment], desired: Desired) -> None:
-    """Clients of one model must not get another's answers because of a wrong `--store`.
-
-    Raises:
-        OtherModelError: another model answers queries, and `desired` may not take its place.
-    """
-    served, model = served_model(deployments), desired.release.model.name
-    if served and served != model and not desired.replace_model:
-        raise OtherModelError(f"model {served!r} answers queries here, not {model!r}")

@@ -222,6 +222,12 @@ class TargetsConfig(Section):
     """Where to deploy."""
 
     default: Literal["local", "knative"] = Field("local", description="Target of `erless deploy`.")
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="Name of the model, where several are deployed in one namespace or state "
+        "folder; its objects carry it. Default: the only one there.",
+    )
     local: LocalConfig = LocalConfig()
     knative: KnativeConfig = KnativeConfig()
 

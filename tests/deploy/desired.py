@@ -48,6 +48,7 @@ def desired(
     hot_min_scale: int = 2,
     gateway_min_scale: int = 1,
     on_disk: tuple[Tier, ...] = (),
+    model: str = "ranker",
 ) -> Desired:
     """Release `version`; between versions only the shards of the tiers in `changed` differ."""
     start, shards, released = 0, [], []
@@ -112,7 +113,7 @@ def desired(
         profile_digest=digest_of("profile"),
         model=ModelSpec.model_validate(
             {
-                "name": "ranker",
+                "name": model,
                 "tables": [{"name": "items", "rows": start, "dim": 32, "pooling": "sum"}],
                 "dense_features": 13,
                 "tower": {"kind": "dlrm", "bottom_mlp": [32], "top_mlp": [1]},

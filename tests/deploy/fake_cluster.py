@@ -153,6 +153,8 @@ class FakeCluster:
             self.log.append((self.version, "DELETED", key, document))
             name = key[2]
             for other in [*self.objects]:
+                if other not in self.objects:
+                    continue  # it went with another
                 owner = self.objects[other]["metadata"].get("ownerReferences", [{}])[0]
                 if self.stale_pods and other[0] == PODS:
                     continue
@@ -465,8 +467,12 @@ class _Handler(BaseHTTPRequestHandler):
     @staticmethod
     def _matches(document: Object, query: dict[str, str]) -> bool:
         labels = document["metadata"].get("labels", {})
-        pairs = [pair.split("=") for pair in query.get("labelSelector", "").split(",") if pair]
-        return all(labels.get(name) == value for name, value in pairs)
+        terms = [term for term in query.get("labelSelector", "").split(",") if term]
+        absent = [term[1:] for term in terms if term.startswith("!")]
+        pairs = [term.split("=") for term in terms if not term.startswith("!")]
+        return not labels.keys() & set(absent) and all(
+            labels.get(name) == value for name, value in pairs
+        )
 
     def _list(self, key: Key, query: dict[str, str]) -> None:
         cluster = self.cluster

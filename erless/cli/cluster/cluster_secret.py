@@ -13,6 +13,7 @@ from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
     from erless.deploy.kubernetes.deployment_secret import SecretChange
+    from erless.deploy.kubernetes.names import Scope
 
 __all__ = ["secret"]
 
@@ -46,18 +47,18 @@ def secret(
     from erless.deploy.kubernetes.cluster_settings import resolve_settings
     from erless.deploy.kubernetes.deployment_secret import ensure_secret
     from erless.deploy.kubernetes.kinds import NAMESPACE
-    from erless.deploy.kubernetes.render.pods import SECRET_NAME
     from erless.errors import ClusterError, OptionError
 
     config = cluster.config()
     infra = config.targets.knative.infra
-    options = resolve_settings(config, read_infra(infra) if infra else None).options
-    namespace = options.namespace
+    settings = resolve_settings(config, read_infra(infra) if infra else None)
+    options, scope = settings.options, settings.scope
+    namespace, name = scope.namespace, scope.secret
     if out is not None:
         if rotate:
             raise OptionError("--out makes fresh values; --rotate changes those of a cluster")
-        _write(out, namespace)
-        document = {"name": SECRET_NAME, "namespace": namespace, "file": str(out)}
+        _write(out, scope)
+        document = {"name": name, "namespace": namespace, "file": str(out)}
         return emit(output, document, lambda console: console.print(f"wrote {out}"))
     api = connect(options.kubeconfig, options.context)
     if api.get(NAMESPACE, None, namespace) is None:
@@ -65,16 +66,16 @@ def secret(
             f"namespace {namespace} is not there yet: `kubectl create namespace {namespace}`, or "
             "apply what `erless render` wrote, which has it"
         )
-    change = ensure_secret(api, namespace, rotate=rotate)
-    document = {"name": SECRET_NAME, "namespace": namespace, "change": change}
+    change = ensure_secret(api, scope, rotate=rotate)
+    document = {"name": name, "namespace": namespace, "change": change}
     return emit(
         output,
         document,
-        lambda console: console.print(f"{SECRET_NAME} in {namespace}: {_words(change, rotate)}"),
+        lambda console: console.print(f"{name} in {namespace}: {_words(change, rotate)}"),
     )
 
 
-def _write(out: Path, namespace: str) -> None:
+def _write(out: Path, scope: Scope) -> None:
     """A Secret as YAML, in a file that nobody else reads.
 
     Raises:
@@ -86,7 +87,7 @@ def _write(out: Path, namespace: str) -> None:
     from erless.errors import ArtifactError
     from erless.storage.atomic import create_file
 
-    text = yaml.safe_dump(fresh_secret(namespace), sort_keys=False)
+    text = yaml.safe_dump(fresh_secret(scope), sort_keys=False)
     if not create_file(out, text.encode(), OWNER_ONLY):
         raise ArtifactError(f"{out} is there already; its values may be in use")
 

@@ -37,9 +37,7 @@ class DeployOptions:
     ] = False
     replace_model: Annotated[
         bool,
-        typer.Option(
-            "--replace-model", help="Let a release take the place of one of another model."
-        ),
+        typer.Option("--replace-model", help="Let a release take the place of another model's."),
     ] = False
 
 
@@ -89,7 +87,7 @@ def deploy(
     """Run a release: start what is missing, wait until all is ready, then switch queries over.
 
     Until the switch the old release serves, whatever happens; Ctrl-C undoes. Deploying what runs
-    already changes nothing.
+    already changes nothing. Where another model runs, --model NAME deploys NAME beside it.
 
     Example: `erless deploy --store releases`, `erless deploy --diff`
     """
@@ -183,17 +181,17 @@ def _document(
 
 def _models(destination: Target, desired: Desired, offline: bool) -> dict[str, Any]:
     """Which model answers now and which would; `refused`: not without --replace-model."""
-    from erless.deploy.target import refuse_other_model, served_model
+    from dataclasses import replace
+
     from erless.errors import OtherModelError
 
-    deployments = () if offline else destination.deployments()
-    try:
-        refuse_other_model(deployments, desired)
-    except OtherModelError as error:
-        refused = str(error)
-    else:
-        refused = ""
-    served = served_model(deployments)
+    served = refused = ""
+    if not offline:
+        try:
+            served = destination.replaced_model(desired)
+        except OtherModelError as error:
+            refused = str(error)
+            served = destination.replaced_model(replace(desired, replace_model=True))
     return {"now": served, "then": desired.release.model.name, "refused": refused}
 
 
@@ -206,7 +204,8 @@ def _draw_dry(
     models = document["model"]
     console.print(f"model {models['now'] or 'none'} → {models['then']}")
     if models["refused"]:
-        console.print(f"[red]it would be refused[/red]: {models['refused']} (--replace-model)")
+        mend = f"--model {models['then']} beside it, --replace-model in its place"
+        console.print(f"[red]it would be refused[/red]: {models['refused']} ({mend})")
     if checked is not None:
         for rendered in checked.objects:
             console.print(f"  {rendered['kind']} {rendered['metadata']['name']}{_shares(rendered)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,16 +44,20 @@ def status(
     """Show every function: replicas, rate, latency, memory, state and, where it fails, why.
 
     With --watch the gateway's traffic and latency of the last minutes and what changed are shown
-    too; with -o json each look is a line. Exit 1 where nothing is deployed.
+    too; with -o json each look is a line. Where several models are deployed, all are shown and
+    summed. Exit 1 where nothing is deployed.
 
     Example: `erless status --watch`
     """
     destination, config = resolve_target(where)
     token = os.environ.get(config.gateway.token_env) if config.gateway.token_env else None
+    models = destination.by_model()
+    if len(models) > 1:
+        return _several(models, watch, output)
     if watch:
         with suppress(KeyboardInterrupt):  # how one ends it
             _watch(destination, interval_s, output)
-        return
+        return None
     report = destination.status()
     fresh = freshness(report, token)
 
@@ -64,7 +68,39 @@ def status(
 
     failing = next((each.name for each in report.functions if each.reason), "")
     then = f"erless logs {failing}" if failing else "erless predict QUERIES"
-    emit(output, status_document(report) | fresh, draw, then=then)
+    return emit(output, status_document(report) | fresh, draw, then=then)
+
+
+def _several(models: Sequence[Target], watch: bool, output: Output) -> None:
+    """Every model's table, and what all of them hold together.
+
+    Raises:
+        SeveralModelsError: one has to be watched at a time.
+    """
+    from erless.deploy.target import served_model
+    from erless.errors import SeveralModelsError
+
+    by_name = {served_model(model.deployments()): model for model in models}
+    if watch:
+        raise SeveralModelsError(f"one model is watched at a time; here are {', '.join(by_name)}")
+    reports = {name: model.status() for name, model in by_name.items()}
+    documents = [{"model": name, **status_document(report)} for name, report in reports.items()]
+    memory = sum(report.memory_bytes for report in reports.values())
+    model_wise = sum(report.model_wise_bytes for report in reports.values())
+    document = {
+        "target": models[0].name,
+        "models": documents,
+        "memory_bytes": memory,
+        "model_wise_bytes": model_wise,
+    }
+
+    def draw(console: Console) -> None:
+        for name, report in reports.items():
+            console.print(f"model {name}")
+            console.print(status_view(report))
+        console.print(f"{len(reports)} models: {memory_line(memory, model_wise)}")
+
+    emit(output, document, draw, then="erless status --model NAME")
 
 
 def freshness(report: Status, token: str | None) -> dict[str, Any]:
@@ -131,13 +167,18 @@ def status_view(report: Status) -> Group:
             *(_on_disk(function) if disks else ()),
             Text(state, style=colour),
         )
-    reduction = report.model_wise_bytes / report.memory_bytes if report.memory_bytes else 0
-    memory = (
-        f"{report.memory_bytes / 1e6:,.0f} MB in all; as many model-wise replicas would hold "
-        f"{report.model_wise_bytes / 1e6:,.0f} MB ({reduction:.2f}× as much)"
-    )
+    memory = memory_line(report.memory_bytes, report.model_wise_bytes)
     decisions = [Text(f"{function.name}: {function.decision}") for function in sized]
     return Group(table, *decisions, Text(memory))
+
+
+def memory_line(memory_bytes: int, model_wise_bytes: int) -> str:
+    """What runs holds, against whole copies of the model."""
+    reduction = model_wise_bytes / memory_bytes if memory_bytes else 0
+    return (
+        f"{memory_bytes / 1e6:,.0f} MB in all; as many model-wise replicas would hold "
+        f"{model_wise_bytes / 1e6:,.0f} MB ({reduction:.2f}× as much)"
+    )
 
 
 def _on_disk(function: FunctionStatus) -> tuple[str, str]:

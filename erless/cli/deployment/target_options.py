@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from erless.deploy.target import Target
     from erless.specs.config import Config
 
-__all__ = ["TargetOptions", "TimeoutOption", "resolve_target"]
+__all__ = ["PlaceOptions", "TargetOptions", "TimeoutOption", "resolve_target"]
 
 TargetOption = Annotated[
     str | None, typer.Option("--target", "-t", help="local or knative [default: erless.yaml's].")
@@ -29,13 +29,17 @@ TargetOption = Annotated[
 StateOption = Annotated[
     Path | None, typer.Option(help="State folder [default: erless.yaml's] [local].")
 ]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Name of the model, where several are deployed [the only one]."),
+]
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", min=1, help="Most that it may take, in seconds.")
 ]
 
 
 @dataclass(frozen=True)
-class TargetOptions:
+class PlaceOptions:
     """Which target, and where it is."""
 
     target: TargetOption = None
@@ -45,8 +49,15 @@ class TargetOptions:
     namespace: NamespaceOption = None
 
 
+@dataclass(frozen=True)
+class TargetOptions(PlaceOptions):
+    """Which target, where it is, and which of the models there."""
+
+    model: ModelOption = None
+
+
 def resolve_target(
-    options: TargetOptions,
+    options: PlaceOptions,
     *,
     local: Mapping[str, Any] | None = None,
     knative: Mapping[str, Any] | None = None,
@@ -55,7 +66,7 @@ def resolve_target(
     """The target that options and `erless.yaml` name, and the configuration behind it.
 
     Args:
-        options: which target, and where.
+        options: which target, where, and which model.
         local: further values for target local, above `erless.yaml`'s; None is none.
         knative: likewise for target knative.
         images: KIND=IMAGE, above those of the configuration.
@@ -72,6 +83,9 @@ def resolve_target(
         "namespace": options.namespace,
     }
     config = cluster_config(config, where | dict(knative or {}))
+    if isinstance(options, TargetOptions) and options.model:
+        targets = config.targets.model_copy(update={"model": options.model})
+        config = config.model_copy(update={"targets": targets})
     return open_target(options.target, config, images), config
 
 

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from erless.cli.bars import bars
-from erless.cli.deployment.target_options import TargetOptions, resolve_target
+from erless.cli.deployment.target_options import PlaceOptions, resolve_target
 from erless.cli.options import project, store_of
 from erless.cli.run import note
 from erless.deploy.desired_release import load_desired
@@ -17,6 +17,7 @@ from erless.specs.stored import find_release
 from erless.storage.stores import open_store
 
 if TYPE_CHECKING:
+    from erless.deploy.target import Target
     from erless.specs.generations import GenerationManifest
 
 __all__ = ["FreshRelease"]
@@ -81,11 +82,12 @@ class FreshRelease:
 
     def _compact(self) -> None:
         before = self.digest
-        destination, _ = resolve_target(TargetOptions())
-        deployed = destination.deployments()
-        if not any(found.release == before and found.current for found in deployed):
+        place, _ = resolve_target(PlaceOptions())
+        serving = (target for target in place.by_model() if _serves(target, before))
+        destination = next(serving, None)
+        if destination is None:
             raise DeployError(
-                f"release {before[:12]} is not what target {destination.name} serves: fold it with "
+                f"release {before[:12]} is not what target {place.name} serves: fold it with "
                 "`erless pack --onto`, and deploy it where it is served"
             )
         with bars() as progress:
@@ -104,3 +106,7 @@ class FreshRelease:
 
     def __exit__(self, *_: object) -> None:
         self.publisher.close()
+
+
+def _serves(target: Target, release: str) -> bool:
+    return any(kept.release == release and kept.current for kept in target.deployments())

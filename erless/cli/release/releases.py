@@ -234,12 +234,12 @@ def _digests_to_keep(
     store: Store, named: Iterable[str], targets: Iterable[str], newest: int
 ) -> set[str]:
     """Releases of `store` that stay: those named, the `newest`, and what the targets keep."""
-    from erless.cli.deployment.target_options import TargetOptions, resolve_target
+    from erless.cli.deployment.target_options import PlaceOptions, resolve_target
     from erless.specs.stored import find_release, list_releases
 
     stored = [name for name, _ in list_releases(store)]
     digests = {*stored[:newest], *(find_release(store, digest).digest for digest in named)}
     for name in targets:
-        deployments = resolve_target(TargetOptions(name))[0].deployments()
-        digests |= {deployment.release for deployment in deployments}.intersection(stored)
+        for target in resolve_target(PlaceOptions(name))[0].by_model():
+            digests |= {kept.release for kept in target.deployments()}.intersection(stored)
     return digests

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from erless.cli.deployment.target_options import TargetOptions
+from erless.cli.deployment.target_options import PlaceOptions
 from erless.cli.option_groups import grouped
 from erless.cli.release.live_inputs import LiveOptions, LivePlan, live_plan
 from erless.cli.release.plan import RequestOptions
@@ -58,7 +58,7 @@ def replan(
     options: ReplanOptions,
     requested: RequestOptions,
     auto: AutoOptions,
-    where: TargetOptions,
+    where: PlaceOptions,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Plan the deployed release anew for what gateways see, and move as few rows as that allows.

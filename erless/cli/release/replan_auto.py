@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.deployment.target_options import TargetOptions, resolve_target
+from erless.cli.deployment.target_options import PlaceOptions, resolve_target
 from erless.cli.options import project, store_of
 from erless.cli.release.live_inputs import LiveOptions, LivePlan, live_plan
 
@@ -55,7 +55,7 @@ Write = Callable[[LivePlan], tuple[int, Path] | None]
 def watch(
     source: LiveOptions,
     options: AutoOptions,
-    where: TargetOptions,
+    where: PlaceOptions,
     requested: Mapping[str, Any],
     write: Write,
 ) -> Iterator[dict[str, Any]]:
@@ -88,7 +88,7 @@ def _look(
     auto: Any,
     source: LiveOptions,
     options: AutoOptions,
-    where: TargetOptions,
+    where: PlaceOptions,
     requested: Mapping[str, Any],
     write: Write,
 ) -> tuple[dict[str, Any], LiveOptions]:
@@ -119,7 +119,7 @@ def _look(
 
 
 def _pack_and_deploy(
-    live: LivePlan, folder: Path, source: LiveOptions, options: AutoOptions, where: TargetOptions
+    live: LivePlan, folder: Path, source: LiveOptions, options: AutoOptions, where: PlaceOptions
 ) -> str:
     """Make a release of the new plan and switch queries over to it; its digest."""
     from erless.cli.cluster.cluster_options import desired_release

@@ -22,10 +22,10 @@ _NOTES = (names.RELEASE, "app.kubernetes.io/version", names.FUNCTION)
 _SHOWN = 6  # fields per object; a changed image and scale are seen, a page of JSON is not
 
 
-def compare(api: Api, rendered: Rendered, namespace: str, trial: DryRun) -> tuple[Change, ...]:
+def compare(api: Api, rendered: Rendered, scope: names.Scope, trial: DryRun) -> tuple[Change, ...]:
     """One change per object, and those that go away once no kept release needs them."""
     changes = []
-    running = _running(api, namespace)
+    running = _running(api, scope)
     for document in rendered.objects:
         meta = document["metadata"]
         subject = meta["annotations"].get(names.FUNCTION) or f"{document['kind']} {meta['name']}"
@@ -47,12 +47,13 @@ def compare(api: Api, rendered: Rendered, namespace: str, trial: DryRun) -> tupl
             changes.append(Change("update", subject, "; ".join(fields[:_SHOWN]) + more))
         else:
             changes.append(Change("keep", subject))
-    return (*changes, *_orphans(api, rendered, namespace))
+    return (*changes, *_orphans(api, rendered, scope))
 
 
-def _running(api: Api, namespace: str) -> dict[str, str]:
+def _running(api: Api, scope: names.Scope) -> dict[str, str]:
     """Function name → Service, of the current release."""
-    record = read_record(api.get(KSERVICE, namespace, names.GATEWAY))
+    namespace = scope.namespace
+    record = read_record(api.get(KSERVICE, namespace, scope.gateway))
     revision = api.get(REVISION, namespace, record.revision) if record.revision else None
     service_of = {}
     for service in called_services(revision) if revision else ():
@@ -64,7 +65,8 @@ def _running(api: Api, namespace: str) -> dict[str, str]:
 
 def _tried(trial: DryRun, document: Object, live: Object) -> Object:
     """`document` as the server would store it, beside the live record of kept releases."""
-    if document["metadata"]["name"] == names.GATEWAY and document["kind"] == KSERVICE.kind:
+    is_gateway = document["metadata"]["name"] == names.scope_of(document).gateway
+    if is_gateway and document["apiVersion"] == KSERVICE.api:
         record = read_record(live)
         lines = read_record(document).traffic
         document = with_traffic(document, lines, record.history, None)
@@ -81,17 +83,17 @@ def _revision_name(service: Object) -> str:
     return str(service["spec"]["template"]["metadata"].get("name"))
 
 
-def _orphans(api: Api, rendered: Rendered, namespace: str) -> Iterator[Change]:
+def _orphans(api: Api, rendered: Rendered, scope: names.Scope) -> Iterator[Change]:
     """Functions that neither this release nor one to be kept calls."""
-    services, _ = api.list(KSERVICE, namespace, names.OWNED)
+    services, _ = api.list(KSERVICE, scope.namespace, scope.selector)
     record = read_record(
         next(
-            (service for service in services if service["metadata"]["name"] == names.GATEWAY), None
+            (service for service in services if service["metadata"]["name"] == scope.gateway), None
         )
     )
-    needed = {document["metadata"]["name"] for document in rendered.functions} | {names.GATEWAY}
+    needed = {document["metadata"]["name"] for document in rendered.functions} | {scope.gateway}
     for kept in record.history:
-        revision = api.get(REVISION, namespace, kept.revision)
+        revision = api.get(REVISION, scope.namespace, kept.revision)
         needed |= called_services(revision) if revision else set()
     for service in services:
         name = service["metadata"]["name"]

@@ -36,7 +36,7 @@ class PodReplica:
 
 
 class KnativeFaults:
-    """Faults of the deployment in `namespace`.
+    """Faults of the deployment in `scope`.
 
     A pod cannot be made to hang from outside its node: the kernel ignores SIGSTOP from within for a
     container's first process. Knative keeps the number of pods to itself.
@@ -48,12 +48,13 @@ class KnativeFaults:
     kinds = frozenset({FaultKind.KILL, FaultKind.DRAIN, FaultKind.GATEWAY})
     shared = True
 
-    def __init__(self, api: Api, namespace: str) -> None:
-        self._api, self._namespace = api, namespace
+    def __init__(self, api: Api, scope: names.Scope) -> None:
+        namespace = scope.namespace
+        self._api, self._scope, self._namespace = api, scope, namespace
         self._listed: tuple[float, list[PodReplica]] = (-LIST_S, [])
-        services, _ = api.list(KSERVICE, namespace, names.OWNED)
+        services, _ = api.list(KSERVICE, namespace, scope.selector)
         by_name = {service["metadata"]["name"]: service for service in services}
-        record = read_record(by_name.get(names.GATEWAY))
+        record = read_record(by_name.get(scope.gateway))
         if record.service is None or not record.revision:
             raise NotDeployedError(f"nothing is deployed in namespace {namespace}")
         self._gateway_revision = record.revision
@@ -62,7 +63,7 @@ class KnativeFaults:
         self._functions = {
             name: function_name(service)
             for name, service in by_name.items()
-            if name in called or name == names.GATEWAY
+            if name in called or name == scope.gateway
         }
 
     def replicas(self) -> Sequence[PodReplica]:
@@ -70,7 +71,7 @@ class KnativeFaults:
         listed_s, known = self._listed
         if time.monotonic() - listed_s < LIST_S:
             return known
-        pods, _ = self._api.list(POD, self._namespace, names.OWNED)
+        pods, _ = self._api.list(POD, self._namespace, self._scope.selector)
         found = [replica for pod in pods if (replica := self._replica(pod)) is not None]
         self._listed = time.monotonic(), found
         return found
@@ -81,7 +82,8 @@ class KnativeFaults:
         service = meta["labels"].get(SERVICE_LABEL, "")
         if service not in self._functions:
             return None
-        if service == names.GATEWAY and meta["labels"][REVISION_LABEL] != self._gateway_revision:
+        revision = meta["labels"].get(REVISION_LABEL)
+        if service == self._scope.gateway and revision != self._gateway_revision:
             return None
         created = datetime.fromisoformat(meta["creationTimestamp"])
         return PodReplica(

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import EVENT, POD, REVISION
+from erless.deploy.kubernetes.names import Scope
 from erless.deploy.kubernetes.reasons import PodProblem, pod_problems
 from erless.errors import DeployError, ForbiddenError
 
@@ -62,14 +62,15 @@ class FailureWatch:
 
     Args:
         api: the cluster.
-        namespace: of the Services.
+        scope: of the Services.
         older: uids of pods that were there before this deploy. Their trouble may be what the deploy
             mends (a pull that was refused is tried again only after minutes), so it is told, but it
             ends no wait.
     """
 
-    def __init__(self, api: Api, namespace: str, older: frozenset[str] = frozenset()) -> None:
-        self._api, self._namespace, self._older = api, namespace, older
+    def __init__(self, api: Api, scope: Scope, older: frozenset[str] = frozenset()) -> None:
+        self._api, self._scope, self._older = api, scope, older
+        self._namespace = scope.namespace
         self._looked = 0.0
         self._false_since: dict[str, float] = {}
         self.reason = ""
@@ -114,7 +115,7 @@ class FailureWatch:
 
     def _problems(self, waiting: dict[str, Object]) -> dict[str, PodProblem]:
         """The worst problem per Service, from the pods of its newest revision."""
-        pods, _ = self._api.list(POD, self._namespace, names.OWNED)
+        pods, _ = self._api.list(POD, self._namespace, self._scope.selector)
         newest = {
             service["status"]["latestCreatedRevisionName"]
             for service in waiting.values()

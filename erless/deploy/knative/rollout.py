@@ -52,27 +52,27 @@ __all__ = ["Rollout"]
 
 
 class Rollout:
-    """One change of the release that is deployed in a namespace.
+    """One change of the release that is deployed in a scope.
 
     Args:
         api: the cluster.
-        namespace: where.
+        scope: a model in a namespace.
         progress: shown while it runs.
         deadline: for all of it.
         keep: deployed releases to keep.
     """
 
     def __init__(
-        self, api: Api, namespace: str, progress: Progress, deadline: Deadline, keep: int
+        self, api: Api, scope: names.Scope, progress: Progress, deadline: Deadline, keep: int
     ) -> None:
-        self._api, self._namespace = api, namespace
+        self._api, self._scope, self._namespace = api, scope, scope.namespace
         self._progress, self._deadline, self._keep = progress, deadline, keep
-        self._services = Mirror(api, KSERVICE, namespace, names.OWNED)
+        self._services = Mirror(api, KSERVICE, scope.namespace, scope.selector)
         self._older: frozenset[str] = frozenset()  # uids of pods from before this rollout
 
     def record(self) -> GatewayRecord:
         """What the gateway's Service says now."""
-        return read_record(self._api.get(KSERVICE, self._namespace, names.GATEWAY))
+        return read_record(self._api.get(KSERVICE, self._namespace, self._scope.gateway))
 
     def deploy(
         self, release: str, rendered: Rendered, canary_percent: int = 0, model: str = ""
@@ -80,11 +80,11 @@ class Rollout:
         """All steps for `rendered`, the objects of `release`, which is of `model`."""
         before = self.record()
         functions = {service["metadata"]["name"] for service in rendered.functions}
-        self._clear_failed(functions | {names.GATEWAY}, before)
+        self._clear_failed(functions | {self._scope.gateway}, before)
         for document in rendered.base:
             self._api.apply(document)
         rotate = before.revision != rendered.revision
-        ensure_secret(self._api, self._namespace, release, rotate=rotate)
+        ensure_secret(self._api, self._scope, release, rotate=rotate)
         for document in rendered.functions:
             self._api.apply(document)
         self._restore(functions)
@@ -109,7 +109,7 @@ class Rollout:
         if before.service is None or revision is None:
             raise NotDeployedError(f"revision {target.revision} of {target.release[:12]} is gone")
         called = called_services(revision)
-        ensure_secret(self._api, self._namespace, target.release, rotate=False)
+        ensure_secret(self._api, self._scope, target.release, rotate=False)
         self._restore(called)
         self._wait_ready("functions ready", called)
         service = _labelled(before.service, target.release)
@@ -158,10 +158,10 @@ class Rollout:
 
     def _wait_routed(self, label: str, revision: str, percent: int) -> None:
         """Wait until the gateway's route reaches `revision` with `percent` of the traffic."""
-        self._wait(label, {names.GATEWAY}, lambda live: _routed(live, revision, percent))
+        self._wait(label, {self._scope.gateway}, lambda live: _routed(live, revision, percent))
 
     def _wait(self, label: str, services: set[str], ready: Callable[[Object], bool]) -> None:
-        watch = FailureWatch(self._api, self._namespace, self._older)
+        watch = FailureWatch(self._api, self._scope, self._older)
         late = set(services)
         with self._progress.step(label, len(services), "steps") as step:
 
@@ -188,8 +188,8 @@ class Rollout:
         """
         spared = {line.revision for line in before.traffic if line.percent}
         spared |= {kept.revision for kept in before.history}
-        revisions, _ = self._api.list(REVISION, self._namespace, names.OWNED)
-        pods, _ = self._api.list(POD, self._namespace, names.OWNED)
+        revisions, _ = self._api.list(REVISION, self._namespace, self._scope.selector)
+        pods, _ = self._api.list(POD, self._namespace, self._scope.selector)
         self._older = frozenset(pod["metadata"].get("uid", "") for pod in pods)
         stuck = {problem.pod for problem in pod_problems(pods, ()) if not problem.unplaced}
         hopeless = {
@@ -229,8 +229,8 @@ class Rollout:
         self._services.refresh()
         lives = {name: self._services.objects.get(name, _NONE) for name in services}
         revisions = {_revision(live): live for live in lives.values() if _revision(live)}
-        revisions[gateway] = self._services.objects.get(names.GATEWAY, _NONE)
-        scalers = Mirror(self._api, POD_AUTOSCALER, self._namespace, names.OWNED)
+        revisions[gateway] = self._services.objects.get(self._scope.gateway, _NONE)
+        scalers = Mirror(self._api, POD_AUTOSCALER, self._namespace, self._scope.selector)
         scalers.refresh()
         cold = {
             revision: live
@@ -239,7 +239,7 @@ class Rollout:
         }
         for revision in cold:
             self._scale(revision, "1")
-        watch = FailureWatch(self._api, self._namespace, self._older)
+        watch = FailureWatch(self._api, self._scope, self._older)
 
         def done(objects: dict[str, Object]) -> bool:
             late = [revision for revision in cold if not _awake(objects.get(revision, _NONE))]
@@ -261,7 +261,7 @@ class Rollout:
             line.revision for line in now.traffic
         }
         revisions, _ = self._api.list(
-            REVISION, self._namespace, f"{names.OWNED},{names.KIND}=gateway"
+            REVISION, self._namespace, f"{self._scope.selector},{names.KIND}=gateway"
         )
         called: dict[str, set[str]] = {
             revision["metadata"]["name"]: called_services(revision) for revision in revisions
@@ -274,7 +274,7 @@ class Rollout:
                 self._api.delete(REVISION, self._namespace, revision["metadata"]["name"])
         self._services.refresh()
         for name, live in self._services.objects.items():
-            if name == names.GATEWAY:
+            if name == self._scope.gateway:
                 continue
             if name not in needed:
                 self._api.delete(BUDGET, self._namespace, name)

@@ -63,27 +63,28 @@ def function_name(service: Object) -> str:
     return str(meta.get("annotations", {}).get(names.FUNCTION, meta["name"]))
 
 
-def read_status(api: Api, namespace: str) -> Status:
-    """Everything that runs in `namespace`.
+def read_status(api: Api, scope: names.Scope) -> Status:
+    """Everything that runs in `scope`.
 
     Raises:
         NotDeployedError: no gateway of ours is there.
     """
-    services, _ = api.list(KSERVICE, namespace, names.OWNED)
+    namespace = scope.namespace
+    services, _ = api.list(KSERVICE, namespace, scope.selector)
     by_name = {service["metadata"]["name"]: service for service in services}
-    record = read_record(by_name.get(names.GATEWAY))
+    record = read_record(by_name.get(scope.gateway))
     if record.service is None:
         raise NotDeployedError(f"nothing is deployed in namespace {namespace}")
-    pods, _ = api.list(POD, namespace, names.OWNED)
-    scalers, _ = api.list(POD_AUTOSCALER, namespace, names.OWNED)
+    pods, _ = api.list(POD, namespace, scope.selector)
+    scalers, _ = api.list(POD_AUTOSCALER, namespace, scope.selector)
     scale = {scaler["metadata"]["name"]: scaler.get("status", {}) for scaler in scalers}
-    used = _used_memory(api, namespace)
+    used = _used_memory(api, scope)
     rates = _rates(api, namespace, [pod for pod in pods if pod_serves(pod)])
     called = _called(api, namespace, record)
     events = read_events(api, namespace) if any(not pod_serves(pod) for pod in pods) else []
     functions = []
     for service in services:
-        is_gateway = service["metadata"]["name"] == names.GATEWAY
+        is_gateway = _is_gateway(service)
         for revision in _revisions(service, record):
             function_pods = _pods_of(pods, service, revision)
             now = service["metadata"]["name"] in called or (
@@ -115,6 +116,10 @@ def read_status(api: Api, namespace: str) -> Status:
     )
 
 
+def _is_gateway(service: Object) -> bool:
+    return bool(service["metadata"]["name"] == names.scope_of(service).gateway)
+
+
 def _full_copy(gateway: Object) -> int:
     """Bytes of one replica of the whole model, as the gateway's Service notes them."""
     return int(gateway["metadata"].get("annotations", {}).get(names.FULL_COPY, "0"))
@@ -133,7 +138,7 @@ def _display_name(service: Object, revision: str, now: bool) -> str:
 
 def _revisions(service: Object, record: GatewayRecord) -> Iterable[str]:
     """The revisions of a Service that anyone can reach."""
-    if service["metadata"]["name"] == names.GATEWAY:
+    if _is_gateway(service):
         return [line.revision for line in record.traffic]
     status = service.get("status", {})
     return [status.get("latestReadyRevisionName") or status.get("latestCreatedRevisionName", "")]
@@ -145,7 +150,7 @@ def _pods_of(pods: list[Object], service: Object, revision: str) -> list[Object]
     A shard's or tower's newest revision may fail while an older one answers; its pods know why.
     """
     name = service["metadata"]["name"]
-    if name == names.GATEWAY:
+    if _is_gateway(service):
         return [pod for pod in pods if pod["metadata"]["labels"].get(REVISION_LABEL) == revision]
     return [pod for pod in pods if pod["metadata"]["labels"].get(SERVICE_LABEL) == name]
 
@@ -228,10 +233,10 @@ def _reserved(pod: Object) -> int:
     )
 
 
-def _used_memory(api: Api, namespace: str) -> dict[str, int]:
+def _used_memory(api: Api, scope: names.Scope) -> dict[str, int]:
     """Working sets by pod, where a metrics server runs."""
     try:
-        measured, _ = api.list(POD_METRICS, namespace, names.OWNED)
+        measured, _ = api.list(POD_METRICS, scope.namespace, scope.selector)
     except DeployError:
         return {}
     return {

@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from erless.deploy.deployed_models import model_key
 from erless.deploy.infra import Infra
 from erless.deploy.kubernetes.kinds import CLAIM, SECRET, Kind
+from erless.deploy.kubernetes.names import Scope
 from erless.errors import ConfigError, OptionError
 from erless.specs.config import Config, GatewayConfig, ObserveConfig, TracesConfig
 from erless.specs.functions import FunctionKind
@@ -30,7 +32,8 @@ DIGEST = re.compile(r"^[^\s@]+@sha256:[0-9a-f]{64}$")
 class ClusterSettings:
     """A cluster to render for.
 
-    images: function kind → image by digest. sla_ms: p95 objective of a query.
+    images: function kind → image by digest. sla_ms: p95 objective of a query. model: key of the
+    model's name, where its objects carry it.
     """
 
     options: KnativeConfig
@@ -40,6 +43,12 @@ class ClusterSettings:
     create_namespace: bool = True
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     traces: TracesConfig = field(default_factory=TracesConfig)
+    model: str = ""
+
+    @property
+    def scope(self) -> Scope:
+        """The objects of this deployment among those of its namespace."""
+        return Scope(self.options.namespace, self.model)
 
     def image(self, kind: FunctionKind) -> str:
         """The image of a function.
@@ -133,6 +142,7 @@ def resolve_settings(
         config.traffic.sla_p95_ms,
         observe=config.observe,
         traces=config.traces,
+        model=model_key(config.targets.model or ""),
     )
 
 

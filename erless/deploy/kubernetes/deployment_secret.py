@@ -1,4 +1,4 @@
-"""The secret that the functions of a namespace show each other, so that nobody else reads rows.
+"""The secret that the functions of a model show each other, so that nobody else reads rows.
 
 It lies in a Kubernetes Secret that every pod mounts as a file, one value a line: gateways send the
 first, functions accept all. It rotates with a deploy that makes a new gateway. A running pod sees
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import SECRET
-from erless.deploy.kubernetes.render.pods import SECRET_KEY, SECRET_NAME
+from erless.deploy.kubernetes.render.pods import SECRET_KEY
 
 __all__ = ["SETTLED_S", "SecretChange", "ensure_secret", "fresh_secret", "rotated"]
 
@@ -30,35 +30,36 @@ SecretChange = Literal["made", "rotated", "kept"]
 
 
 def ensure_secret(
-    api: Api, namespace: str, release: str = "", *, rotate: bool = False
+    api: Api, scope: names.Scope, release: str = "", *, rotate: bool = False
 ) -> SecretChange:
-    """Make the namespace's secret where it is absent; with `rotate`, change it.
+    """Make the secret where it is absent; with `rotate`, change it.
 
     Args:
         api: the cluster.
-        namespace: of the functions.
+        scope: of the functions.
         release: that is being deployed, where one is.
         rotate: change it, unless its last change is younger than `SETTLED_S`.
     """
-    live = api.get(SECRET, namespace, SECRET_NAME)
+    live = api.get(SECRET, scope.namespace, scope.secret)
     values = _values(live)
     if values and not (rotate and _age_s(live) > SETTLED_S):
         return "kept"
-    api.apply(_document(namespace, release, rotated(values)))
+    api.apply(_document(scope, release, rotated(values)))
     return "rotated" if values else "made"
 
 
-def fresh_secret(namespace: str) -> dict[str, Any]:
+def fresh_secret(scope: names.Scope) -> dict[str, Any]:
     """A Secret with values of its own, for whoever brings it to the cluster sealed."""
-    return _document(namespace, "", rotated([]))
+    return _document(scope, "", rotated([]))
 
 
-def _document(namespace: str, release: str, values: list[str]) -> dict[str, Any]:
+def _document(scope: names.Scope, release: str, values: list[str]) -> dict[str, Any]:
     text = "".join(f"{value}\n" for value in values)
     metadata = names.metadata(
-        SECRET_NAME,
+        scope.secret,
         release,
-        namespace=namespace,
+        namespace=scope.namespace,
+        labels=scope.labels,
         annotations={ROTATED_AT: datetime.now(UTC).isoformat(timespec="seconds")},
     )
     return {

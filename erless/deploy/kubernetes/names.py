@@ -3,12 +3,17 @@
 A function is named by its content, so that the same shard in two releases is the same Service.
 Everything else is named for its role. A label holds at most 63 characters: it has the first 16
 digits of a digest, the annotation beside it all 64.
+
+Several models may live in one namespace. Each but one is deployed under its model's name, which all
+names end in and all labels carry; the objects of the one without a name end in nothing and carry
+none. No two share an object but the namespace and the service account.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from erless.version import __version__
@@ -22,14 +27,14 @@ __all__ = [
     "HISTORY",
     "KIND",
     "MANAGED",
+    "MODEL",
     "OWNED",
     "RELEASE",
     "TIER",
-    "dense_name",
+    "Scope",
     "function_labels",
     "metadata",
-    "revision_name",
-    "shard_service",
+    "scope_of",
     "short",
 ]
 
@@ -40,6 +45,7 @@ OWNED = f"{MANAGED}={MANAGER}"  # the label selector of all that is ours
 KIND = "app.kubernetes.io/component"  # gateway, sparse, dense
 TIER = "erless.dev/tier"
 DIGEST = "erless.dev/digest"
+MODEL = "erless.dev/model"
 RELEASE = "erless.dev/release"
 HISTORY = "erless.dev/history"
 FUNCTION = "erless.dev/function"
@@ -54,27 +60,77 @@ def short(digest: str) -> str:
     return digest[:SHORT]
 
 
-def shard_service(digest: str) -> str:
-    """The Knative Service of the shard with `digest`.
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One model's objects in a namespace; `model` is the key of its name, or empty.
 
-    >>> shard_service("0123456789abcdef" * 4)
+    >>> Scope("recs", "ads").shard("0123456789abcdef" * 4)
+    'erless-s-0123456789abcdef-ads'
+    >>> Scope("recs").shard("0123456789abcdef" * 4)
     'erless-s-0123456789abcdef'
     """
-    return f"erless-s-{short(digest)}"
+
+    namespace: str
+    model: str = ""
+
+    def name(self, base: str) -> str:
+        """The name of what is `base` where there is one model."""
+        return f"{base}-{self.model}" if self.model else base
+
+    @property
+    def gateway(self) -> str:
+        """The gateway's Service."""
+        return self.name(GATEWAY)
+
+    @property
+    def secret(self) -> str:
+        """The Secret that the functions show each other."""
+        return self.name("erless-secret")
+
+    @property
+    def lock(self) -> str:
+        """The Lease that a deploy holds."""
+        return self.name("erless-deploy")
+
+    def shard(self, digest: str) -> str:
+        """The Service of the shard with `digest`."""
+        return self.name(f"erless-s-{short(digest)}")
+
+    def dense(self, digest: str) -> str:
+        """The Service of the dense tower with `digest`."""
+        return self.name(f"erless-d-{short(digest)}")
+
+    def revision(self, release: str, template: dict[str, Any]) -> str:
+        """The gateway's revision for `release`; a changed `template` gets another name.
+
+        Knative refuses a changed template under an old name, and keeps the revision otherwise.
+        """
+        text = json.dumps(template, sort_keys=True, separators=(",", ":"))
+        mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{self.gateway}-{short(release)}-{mark}"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of all objects and pods, beside what says that they are erless's."""
+        return {MODEL: self.model} if self.model else {}
+
+    @property
+    def selector(self) -> str:
+        """The label selector of all objects and pods."""
+        return f"{OWNED},{MODEL}={self.model}" if self.model else f"{OWNED},!{MODEL}"
+
+    def matching(self, *more: dict[str, Any]) -> dict[str, Any]:
+        """The selector of the pods in an object's own words, with further expressions."""
+        absent = {"key": MODEL, "operator": "DoesNotExist"}
+        expressions = [*([] if self.model else [absent]), *more]
+        labels = {"matchLabels": {MANAGED: MANAGER} | self.labels}
+        return labels | ({"matchExpressions": expressions} if expressions else {})
 
 
-def dense_name(digest: str) -> str:
-    """The Knative Service of the dense tower with `digest`."""
-    return f"erless-d-{short(digest)}"
-
-
-def revision_name(release: str, template: dict[str, Any]) -> str:
-    """The gateway's revision for `release`; a changed `template` gets another name.
-
-    Knative refuses a changed template under an old name, and keeps the revision otherwise.
-    """
-    text = json.dumps(template, sort_keys=True, separators=(",", ":"))
-    return f"{GATEWAY}-{short(release)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+def scope_of(document: dict[str, Any]) -> Scope:
+    """The scope that an object of ours belongs to."""
+    meta = document["metadata"]
+    return Scope(meta.get("namespace", ""), meta.get("labels", {}).get(MODEL, ""))
 
 
 def function_labels(kind: str, tier: str, digest: str) -> dict[str, str]:

@@ -10,9 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from erless.deploy.deployed_models import (
+    deployment_to_change,
+    deployment_to_compare,
+    deployment_to_destroy,
+    find_deployment,
+)
 from erless.deploy.local import systemd
 from erless.deploy.local.faults import LocalFaults
 from erless.deploy.local.functions import LocalSettings, changes, place
+from erless.deploy.local.model_folders import deployed_in, model_folder, remove_empty
 from erless.deploy.local.status import facts_without_supervisor, gateway_url, status_of
 from erless.deploy.local.supervisor.client import call, command
 from erless.deploy.local.supervisor.folder.identities import check_cryptography
@@ -22,7 +29,7 @@ from erless.deploy.local.supervisor.replica.cgroups import obstacle
 from erless.deploy.local.supervisor.replica.orphans import end_all
 from erless.deploy.local.supervisor.spec import ReleaseSpec, StoredState, Timing
 from erless.deploy.local.supervisor.watchdog import end_watchdog
-from erless.deploy.target import Change, Deployment, Desired, Status, refuse_other_model
+from erless.deploy.target import Change, Deployment, Desired, Status, served_model
 from erless.errors import ConfigError, ConflictError, DeployError, NotDeployedError, StorageError
 from erless.progress import Progress
 from erless.specs.config import Config
@@ -40,6 +47,7 @@ class LocalTarget:
     Args:
         config: of the project.
         timing: how often the supervisor polls; tests take smaller numbers.
+        key: of the model that all verbs are about, where that is known.
 
     Raises:
         ConfigError: the gateway's token is to come from a variable that is not set.
@@ -47,9 +55,13 @@ class LocalTarget:
 
     name = "local"
 
-    def __init__(self, config: Config, timing: Timing | None = None) -> None:
+    def __init__(
+        self, config: Config, timing: Timing | None = None, key: str | None = None
+    ) -> None:
         options = config.targets.local
-        self._folder = StateFolder(Path(options.state))
+        self._root = Path(options.state)
+        self._config, self._key = config, key
+        self._asked = config.targets.model or ""
         self._timing = timing or Timing(poll_s=options.poll_s)
         self._options = options
         if config.security.mutual_tls:
@@ -57,27 +69,68 @@ class LocalTarget:
         name = config.gateway.token_env
         if name and not os.environ.get(name):
             raise ConfigError(f"gateway.token_env: the environment has no variable {name}")
-        self._site = LocalSettings(
-            cache=self._folder.cache,
+
+    def _site(self, folder: StateFolder) -> LocalSettings:
+        """What functions of the deployment in `folder` need to know."""
+        config, name = self._config, self._config.gateway.token_env
+        return LocalSettings(
+            cache=folder.cache,
             gateway=config.gateway,
             observe=config.observe,
             traces=config.traces,
             token=os.environ[name] if name else None,
-            identities=self._folder.identities.path if config.security.mutual_tls else None,
+            identities=folder.identities.path if config.security.mutual_tls else None,
             sla_ms=config.traffic.sla_p95_ms,
-            window_s=options.window_s,
-            grace_s=options.grace_s,
+            window_s=self._options.window_s,
+            grace_s=self._options.grace_s,
         )
+
+    def by_model(self) -> tuple[LocalTarget, ...]:
+        """See `Target.by_model`."""
+        if self._key is not None or self._asked:
+            keys = [self._find_key()]
+        else:
+            keys = [deployment.key for deployment in deployed_in(self._root)]
+        return tuple(LocalTarget(self._config, self._timing, key) for key in keys)
+
+    def _find_key(self) -> str:
+        """The key of the deployment that verbs are about. Errors as `find_deployment`."""
+        if self._key is not None:
+            return self._key
+        return find_deployment(self._asked, deployed_in(self._root))
+
+    @property
+    def _folder(self) -> StateFolder:
+        """Of the deployment that verbs are about. Errors as `find_deployment`."""
+        return model_folder(self._root, self._find_key())
+
+    def _folder_for(self, desired: Desired, *, compare: bool = False) -> StateFolder:
+        """Where `desired` goes, or where that is refused is compared with.
+
+        Errors as `deployment_to_change`.
+        """
+        choose = deployment_to_compare if compare else deployment_to_change
+        model, replaces = desired.release.model.name, desired.replace_model
+        key = self._key
+        if key is None:
+            key = choose(self._asked, model, deployed_in(self._root), replace=replaces)
+        return model_folder(self._root, key)
+
+    def replaced_model(self, desired: Desired) -> str:
+        """See `Target.replaced_model`."""
+        folder = self._folder_for(desired)
+        return served_model(_deployments(folder))
 
     def diff(self, desired: Desired) -> tuple[Change, ...]:
         """What `deploy` would do now; changes nothing."""
-        state = self._folder.load()
-        return changes(state.release(state.current), place(desired, self._site))
+        folder = self._folder_for(desired, compare=True)
+        state = folder.load()
+        return changes(state.release(state.current), place(desired, self._site(folder)))
 
     def deploy(self, desired: Desired, progress: Progress, timeout_s: float) -> Deployment:
         """See `Target.deploy`."""
-        refuse_other_model(self.deployments(), desired)
-        release = place(desired, self._site)
+        folder = self._folder_for(desired)
+        release = place(desired, self._site(folder))
         if self._options.limits and (reason := obstacle()):
             raise DeployError(f"targets.local.limits: {reason}")
         if not self._options.limits and (sized := _sized(release)):
@@ -93,37 +146,23 @@ class LocalTarget:
         )
         if self._options.systemd and (reason := systemd.obstacle()):
             raise DeployError(f"targets.local.systemd: {reason}")
-        self._folder.make()
+        folder.make()
         request = {
             "do": "deploy",
             "release": release.model_dump(mode="json"),
             "settings": settings.model_dump(mode="json"),
         }
         try:
-            self._change(request, progress, timeout_s, len(release.functions))
+            _change(folder, request, progress, timeout_s, len(release.functions))
         except KeyboardInterrupt:
-            if self._folder.load().current == release.key:
+            if folder.load().current == release.key:
                 raise KeyboardInterrupt(
                     f"release {release.release[:12]} is current: the switch had been made"
                 ) from None
             raise
         if self._options.systemd:
-            self._hand_to_systemd()
-        return self._current()
-
-    def _hand_to_systemd(self) -> None:
-        """Have the supervisor run by systemd, where it does not yet.
-
-        The one that made the deployment is killed: the one that systemd starts follows it as any
-        other would, without a refused query.
-        """
-        path = self._folder.path
-        systemd.write_unit(path)
-        pid = self._folder.supervisor_pid()
-        if pid is not None and not systemd.runs(path, pid):
-            end_watchdog(path)
-            self._end_supervisor(signal.SIGKILL, time.monotonic() + KILL_S)
-        systemd.start_unit(path)
+            _hand_to_systemd(folder)
+        return _current(folder)
 
     def status(self) -> Status:
         """See `Target.status`.
@@ -144,62 +183,50 @@ class LocalTarget:
 
     def faults(self) -> LocalFaults:
         """The ways to break this deployment on purpose. Raises NotDeployedError."""
-        self._must_exist()
-        return LocalFaults(self._folder)
+        return LocalFaults(self._existing_folder())
 
     def _facts(self) -> dict[str, Any]:
-        self._must_exist()
+        folder = self._existing_folder()
         facts: dict[str, Any]
         try:
-            facts = command(self._folder, {"do": "status"}, ANSWER_S)
+            facts = command(folder, {"do": "status"}, ANSWER_S)
         except (DeployError, StorageError) as error:
-            self._must_exist()  # it may have been destroyed meanwhile
-            return facts_without_supervisor(self._folder, str(error))
+            # it may have been destroyed meanwhile
+            return facts_without_supervisor(self._existing_folder(), str(error))
         if facts["current"] is None and not facts["changing"]:
-            raise NotDeployedError(f"nothing is deployed in {self._folder.path}")
+            raise NotDeployedError(f"nothing is deployed in {folder.path}")
         return facts
 
-    def _must_exist(self) -> None:
-        if not self._folder.exists:
-            raise NotDeployedError(f"nothing is deployed in {self._folder.path}")
+    def _existing_folder(self) -> StateFolder:
+        folder = self._folder
+        if not folder.exists:
+            raise NotDeployedError(f"nothing is deployed in {folder.path}")
+        return folder
 
     def deployments(self) -> tuple[Deployment, ...]:
-        """KeptRelease releases, newest first."""
-        state = self._folder.load()
-        return tuple(_deployment(release, state) for release in state.releases)
+        """See `Target.deployments`."""
+        try:
+            return _deployments(self._folder)
+        except NotDeployedError:
+            return ()
 
     def rollback(self, release: str | None, progress: Progress, timeout_s: float) -> Deployment:
         """See `Target.rollback`; `release` may be the beginning of a digest."""
-        self._must_exist()
-        self._change({"do": "rollback", "release": release}, progress, timeout_s, None)
-        return self._current()
-
-    def _change(
-        self, request: dict[str, Any], progress: Progress, timeout_s: float, total: int | None
-    ) -> None:
-        with progress.step(request["do"], total, "steps") as step:
-            reported = 0
-
-            def report(label: str, done: int, of: int) -> None:
-                nonlocal reported
-                step.advance(max(0, done - reported) if label == "functions ready" else 1)
-                reported = max(reported, done)
-
-            command(self._folder, request, timeout_s, report)
-
-    def _current(self) -> Deployment:
-        return next(deployment for deployment in self.deployments() if deployment.current)
+        folder = self._existing_folder()
+        _change(folder, {"do": "rollback", "release": release}, progress, timeout_s, None)
+        return _current(folder)
 
     def logs(self, function: str | None, lines: int, follow: bool) -> Iterator[str]:
         """See `Target.logs`. Function names are the plan's; `supervisor` is one of them."""
+        folder = self._folder
         names = {
             spec.key: spec.name
-            for release in reversed(self._folder.load().releases)
+            for release in reversed(folder.load().releases)
             for spec in release.functions
         }
         names["supervisor"] = "supervisor"
-        if not self._folder.logs.is_dir():
-            raise NotDeployedError(f"nothing was deployed in {self._folder.path}")
+        if not folder.logs.is_dir():
+            raise NotDeployedError(f"nothing was deployed in {folder.path}")
         if function is not None and function not in names.values():
             listed = ", ".join(sorted(set(names.values())))
             raise DeployError(f"there is no function {function!r}; there are {listed}")
@@ -208,21 +235,24 @@ class LocalTarget:
             name = names.get(key, key)
             return name if function in (None, name) else None
 
-        return read_logs(self._folder.logs, display_name, lines, follow)
+        return read_logs(folder.logs, display_name, lines, follow)
 
     def destroy(self, progress: Progress, timeout_s: float) -> None:
         """See `Target.destroy`. Works without a supervisor, and with one that hangs, as well.
 
         Interrupted, it is completed by the supervisor, or by the next `destroy`.
         """
-        folder = self._folder
+        key = self._key
+        if key is None:
+            key = deployment_to_destroy(self._asked, deployed_in(self._root))
+        folder = model_folder(self._root, key)
         if not folder.path.is_dir() or (not folder.run.is_dir() and not folder.exists):
             return
         with progress.step("destroy", None, "steps"):
             deadline_s = time.monotonic() + timeout_s
             try:
                 if folder.supervisor_pid() is not None:
-                    self._destroy_by_supervisor(deadline_s)
+                    _destroy_by_supervisor(folder, deadline_s)
             except KeyboardInterrupt:
                 if folder.exists:
                     raise
@@ -232,38 +262,83 @@ class LocalTarget:
             end_all(folder.path, max(1.0, deadline_s - time.monotonic()))
             folder.remove()
             systemd.remove_unit(folder.path)
+            remove_empty(self._root)
 
-    def _destroy_by_supervisor(self, deadline_s: float) -> None:
-        """Have the supervisor drain everything and end; end it where it does not answer.
 
-        Raises:
-            ConflictError: another change is under way.
-        """
-        folder, left_s = self._folder, deadline_s - time.monotonic()
-        try:
-            call(folder, {"do": "ping"}, ANSWER_S)
-            call(folder, {"do": "destroy"}, left_s)
-        except ConflictError:
-            raise
-        except DeployError:  # it hangs, or has ended meanwhile
-            folder.forget_state()
-            end_watchdog(folder.path)
-            self._end_supervisor(signal.SIGTERM, min(deadline_s, time.monotonic() + KILL_S))
-            self._end_supervisor(signal.SIGKILL, time.monotonic() + KILL_S)
-            return
-        while folder.supervisor_pid() is not None:
-            if time.monotonic() > deadline_s:
-                raise DeployError("the supervisor did not end in time")
-            time.sleep(0.02)
+def _hand_to_systemd(folder: StateFolder) -> None:
+    """Have the supervisor run by systemd, where it does not yet.
 
-    def _end_supervisor(self, number: signal.Signals, deadline_s: float) -> None:
-        pid = self._folder.supervisor_pid()
-        if pid is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-        while self._folder.supervisor_pid() is not None and time.monotonic() < deadline_s:
-            time.sleep(0.02)
+    The one that made the deployment is killed: the one that systemd starts follows it as any
+    other would, without a refused query.
+    """
+    path = folder.path
+    systemd.write_unit(path)
+    pid = folder.supervisor_pid()
+    if pid is not None and not systemd.runs(path, pid):
+        end_watchdog(path)
+        _end_supervisor(folder, signal.SIGKILL, time.monotonic() + KILL_S)
+    systemd.start_unit(path)
+
+
+def _change(
+    folder: StateFolder,
+    request: dict[str, Any],
+    progress: Progress,
+    timeout_s: float,
+    total: int | None,
+) -> None:
+    with progress.step(request["do"], total, "steps") as step:
+        reported = 0
+
+        def report(label: str, done: int, of: int) -> None:
+            nonlocal reported
+            step.advance(max(0, done - reported) if label == "functions ready" else 1)
+            reported = max(reported, done)
+
+        command(folder, request, timeout_s, report)
+
+
+def _current(folder: StateFolder) -> Deployment:
+    return next(deployment for deployment in _deployments(folder) if deployment.current)
+
+
+def _deployments(folder: StateFolder) -> tuple[Deployment, ...]:
+    state = folder.load()
+    return tuple(_deployment(release, state) for release in state.releases)
+
+
+def _destroy_by_supervisor(folder: StateFolder, deadline_s: float) -> None:
+    """Have the supervisor drain everything and end; end it where it does not answer.
+
+    Raises:
+        ConflictError: another change is under way.
+    """
+    left_s = deadline_s - time.monotonic()
+    try:
+        call(folder, {"do": "ping"}, ANSWER_S)
+        call(folder, {"do": "destroy"}, left_s)
+    except ConflictError:
+        raise
+    except DeployError:  # it hangs, or has ended meanwhile
+        folder.forget_state()
+        end_watchdog(folder.path)
+        _end_supervisor(folder, signal.SIGTERM, min(deadline_s, time.monotonic() + KILL_S))
+        _end_supervisor(folder, signal.SIGKILL, time.monotonic() + KILL_S)
+        return
+    while folder.supervisor_pid() is not None:
+        if time.monotonic() > deadline_s:
+            raise DeployError("the supervisor did not end in time")
+        time.sleep(0.02)
+
+
+def _end_supervisor(folder: StateFolder, number: signal.Signals, deadline_s: float) -> None:
+    pid = folder.supervisor_pid()
+    if pid is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+    while folder.supervisor_pid() is not None and time.monotonic() < deadline_s:
+        time.sleep(0.02)
 
 
 def _sized(release: ReleaseSpec) -> str:

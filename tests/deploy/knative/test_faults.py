@@ -11,7 +11,7 @@ from kubernetes import client
 from erless.deploy.knative.faults import LIST_S, KnativeFaults
 from erless.deploy.knative.target import KnativeTarget
 from erless.deploy.kubernetes.api import Api
-from erless.deploy.kubernetes.names import GATEWAY, KIND, OWNED, shard_service
+from erless.deploy.kubernetes.names import GATEWAY, KIND, OWNED, Scope
 from erless.deploy.target import Breakable
 from erless.errors import DeployError, NotDeployedError
 from erless.progress import Silent
@@ -72,7 +72,7 @@ def test_pods_of_the_current_release_are_broken_and_no_others(
     assert site.shared
 
     gateway = cluster.get(SERVICES, SPACE, GATEWAY)["status"]["latestReadyRevisionName"]
-    hot = shard_service(digest_of(f"{Tier.HOT.value}-1"))
+    hot = Scope(SPACE).shard(digest_of(f"{Tier.HOT.value}-1"))
     put_pod(cluster, GATEWAY, "g1", gateway)
     put_pod(cluster, GATEWAY, "of-another-release", "erless-gateway-0000")
     put_pod(cluster, hot, "h1", "r")

@@ -17,8 +17,8 @@ from erless.deploy.desired_release import load_desired
 from erless.deploy.knative.target import KnativeTarget
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import KSERVICE, LEASE
-from erless.deploy.kubernetes.lock import LOCK, locked
-from erless.deploy.kubernetes.names import GATEWAY, HISTORY, shard_service
+from erless.deploy.kubernetes.lock import locked
+from erless.deploy.kubernetes.names import GATEWAY, HISTORY, Scope
 from erless.deploy.target import FunctionState, FunctionStatus, served_model
 from erless.errors import (
     ConfigError,
@@ -27,6 +27,7 @@ from erless.errors import (
     ForbiddenError,
     NotDeployedError,
     OtherModelError,
+    SeveralModelsError,
 )
 from erless.progress import Silent
 from erless.specs.config import Config
@@ -37,6 +38,8 @@ from tests.deploy.fake_cluster import MIN_SCALE, PODS, REVISIONS, SERVICES, Fake
 from tests.releases import make_release
 
 SPACE = "recs"
+SCOPE = Scope(SPACE)
+LOCK = SCOPE.lock
 TIMEOUT_S = 30.0
 
 
@@ -52,8 +55,9 @@ def connection(cluster: FakeCluster, retry_s: float = 10.0) -> Api:
 
 
 def target(cluster: FakeCluster, **options: Any) -> KnativeTarget:
+    model = options.pop("model", None)
     knative = {"images": IMAGES, "namespace": SPACE, "gateway_address": "127.0.0.1:9", **options}
-    config = Config.model_validate({"targets": {"knative": knative}})
+    config = Config.model_validate({"targets": {"knative": knative, "model": model}})
     return KnativeTarget(config, api=connection(cluster))
 
 
@@ -70,7 +74,7 @@ def traffic(cluster: FakeCluster) -> dict[str, int]:
 
 
 def shard(tier: Tier, version: str = "1") -> str:
-    return shard_service(digest_of(f"{tier.value}-{version}"))
+    return SCOPE.shard(digest_of(f"{tier.value}-{version}"))
 
 
 def services(cluster: FakeCluster) -> set[str]:
@@ -215,6 +219,51 @@ def test_another_model_takes_the_place_of_the_served_one_only_when_told_to(
     assert served_model(target(cluster).deployments()) == "ranker"
     target(cluster).deploy(replace(other, replace_model=True), Silent(), TIMEOUT_S)
     assert served_model(target(cluster).deployments()) == "other"
+
+
+def test_two_models_live_in_one_namespace_and_know_nothing_of_each_other(
+    cluster: FakeCluster,
+) -> None:
+    """Content that both hold is not shared: each has its own functions, secret and policies."""
+    recs, ads = desired("1"), desired("1", model="ads")
+    first, second = target(cluster), target(cluster, model="ads")
+    first.deploy(recs, Silent(), TIMEOUT_S)
+    with pytest.raises(OtherModelError, match="'ranker' answers queries here, not 'ads'"):
+        first.deploy(ads, Silent(), TIMEOUT_S)
+    first_objects = set(cluster.objects)
+    second.deploy(ads, Silent(), TIMEOUT_S)
+    named = {key for key in set(cluster.objects) - first_objects if key[0] != PODS}
+    assert all("ads" in key[2] for key in named)
+    assert {"erless-gateway-ads", "erless-secret-ads"} <= {key[2] for key in named}
+    policy = cluster.get("networkpolicies.networking.k8s.io", SPACE, "erless-shards-ads")
+    assert policy["spec"]["podSelector"]["matchLabels"]["erless.dev/model"] == "ads"
+    callers = policy["spec"]["ingress"][0]["from"]
+    assert callers[-1]["podSelector"]["matchLabels"]["erless.dev/model"] == "ads"
+
+    with pytest.raises(SeveralModelsError, match="'ads', 'ranker'|'ranker', 'ads'"):
+        target(cluster).status()
+    by_model = {served_model(each.deployments()): each for each in target(cluster).by_model()}
+    assert by_model["ads"].status().release == ads.release.digest
+    assert by_model["ranker"].status().release == recs.release.digest
+    with pytest.raises(NotDeployedError, match="'adz' is not deployed here"):
+        target(cluster, model="adz").status()
+
+    # the next releases find their own, and a rollback of one leaves the other
+    target(cluster).deploy(desired("2"), Silent(), TIMEOUT_S)
+    target(cluster, keep_releases=2, model="ads").deploy(
+        desired("2", model="ads"), Silent(), TIMEOUT_S
+    )
+    second.rollback(None, Silent(), TIMEOUT_S)
+    kept = {name: each.deployments() for name, each in by_model.items()}
+    assert [each.current for each in kept["ads"]] == [False, True]
+    assert [each.current for each in kept["ranker"]] == [True, False]
+
+    second.destroy(Silent(), TIMEOUT_S)
+    assert not [key for key in cluster.objects if "ads" in key[2]]
+    assert cluster.get("serviceaccounts", SPACE, "erless-functions")
+    assert target(cluster).status().release == desired("2").release.digest
+    target(cluster).destroy(Silent(), TIMEOUT_S)
+    assert [key for key in cluster.objects if SPACE in key] == []
 
 
 def trouble(**state: Any) -> dict[str, Any]:
@@ -375,7 +424,7 @@ def test_a_field_of_somebody_else_is_not_taken_over(cluster: FakeCluster) -> Non
 def test_one_deploy_at_a_time_and_a_dead_one_blocks_nobody(cluster: FakeCluster) -> None:
     deploy(cluster)
     api = connection(cluster)
-    with locked(api, SPACE), pytest.raises(ConflictError, match=f"deploys to namespace {SPACE}"):
+    with locked(api, SCOPE), pytest.raises(ConflictError, match=f"deploys to namespace {SPACE}"):
         deploy(cluster)
     assert api.get(LEASE, SPACE, LOCK) is None
     dead = {

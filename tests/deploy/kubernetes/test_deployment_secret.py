@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from erless.deploy.kubernetes.deployment_secret import ROTATED_AT, ensure_secret, rotated
+from erless.deploy.kubernetes.names import Scope
 from erless.progress import Silent
 from tests.conftest import Cli
 from tests.deploy.desired import desired
@@ -123,7 +124,7 @@ def test_it_is_made_by_hand_for_objects_that_kubectl_applies(
 
 def test_what_a_deploy_finds_stays(cluster: FakeCluster) -> None:
     cluster.store(("namespaces", "", SPACE), {"metadata": {"name": SPACE}})
-    made = ensure_secret(connection(cluster), SPACE)
+    made = ensure_secret(connection(cluster), Scope(SPACE))
     before = values(cluster)
     deploy(cluster)
     assert made == "made"

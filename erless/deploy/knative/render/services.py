@@ -62,7 +62,7 @@ def gateway_service(
     template = service["spec"]["template"]
     # a kept release's revision must not be collected: rollback needs it
     template["metadata"]["annotations"]["serving.knative.dev/no-gc"] = "true"
-    name = names.revision_name(desired.release.digest, template)
+    name = settings.scope.revision(desired.release.digest, template)
     template["metadata"]["name"] = name
     lines = traffic or [TrafficTarget(name, 100)]
     service["spec"]["traffic"] = [line.document() for line in lines]
@@ -88,7 +88,7 @@ def function_service(
         "spec": {
             "template": {
                 "metadata": {
-                    "labels": function.labels,
+                    "labels": function.labels(settings),
                     "annotations": scaling_annotations(
                         function.name, function.scaling, settings.options.min_window_s
                     )

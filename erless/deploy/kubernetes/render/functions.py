@@ -58,10 +58,10 @@ class ClusterFunction:
     disk_bytes: int = 0
     full_copy_bytes: int = 0
 
-    @property
-    def labels(self) -> dict[str, str]:
+    def labels(self, settings: ClusterSettings) -> dict[str, str]:
         """Of the function and of its pods."""
-        return names.function_labels(self.kind, self.tier, self.digest)
+        own = names.function_labels(self.kind, self.tier, self.digest)
+        return own | settings.scope.labels
 
     def metadata(self, release: str, settings: ClusterSettings, **labels: str) -> Object:
         """Of the object that stands for the function, applied for `release`; with further labels.
@@ -80,7 +80,7 @@ class ClusterFunction:
             self.service,
             release,
             namespace=settings.options.namespace,
-            labels=self.labels | labels,
+            labels=self.labels(settings) | labels,
             annotations=notes,
         )
 
@@ -109,7 +109,7 @@ def _shard_function(
     environment = {"ERLESS_SHARD": shard.digest, "ERLESS_WORKERS": str(workers)} | _sizes(desired)
     to_zero = plan.scaling.min_scale == 0
     return ClusterFunction(
-        service=names.shard_service(shard.digest),
+        service=settings.scope.shard(shard.digest),
         name=shard.name,
         kind="sparse",
         tier=shard.tier.value,
@@ -162,7 +162,7 @@ def _dense_function(desired: Desired, settings: ClusterSettings) -> ClusterFunct
     } | _sizes(desired)
     to_zero = plan.scaling.min_scale == 0
     return ClusterFunction(
-        service=names.dense_name(tower.sha256),
+        service=settings.scope.dense(tower.sha256),
         name="dense",
         kind="dense",
         tier="dense",
@@ -189,7 +189,7 @@ def gateway_function(
     deadline_s = _deadline_s(desired, settings)
     own_start_s = timeout_s(size, settings, reaches_zero=plan.scaling.min_scale == 0)
     return ClusterFunction(
-        service=names.GATEWAY,
+        service=settings.scope.gateway,
         name="gateway",
         kind="gateway",
         tier="gateway",

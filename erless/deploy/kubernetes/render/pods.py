@@ -26,7 +26,6 @@ from erless.specs.functions import FunctionKind
 __all__ = [
     "PORT",
     "SECRET_KEY",
-    "SECRET_NAME",
     "STORE_MOUNT",
     "Needs",
     "check_timeout",
@@ -56,7 +55,7 @@ LIVENESS_PERIOD_S, LIVENESS_FAILURES, LIVENESS_TIMEOUT_S = 2, 4, 2
 # A hung replica gets no new queries after period + threshold × timeout = 5 s.
 READINESS_PERIOD_S, READINESS_FAILURES, READINESS_TIMEOUT_S = 1, 2, 2
 LISTENING_S = 30  # the slowest start of a process up to listening, torch on a throttled node
-SECRET_NAME, SECRET_KEY = "erless-secret", "secret"
+SECRET_KEY = "secret"  # noqa: S105 - the name of a field
 SECRET_MOUNT = "/var/run/erless"  # noqa: S105
 
 
@@ -272,7 +271,7 @@ def _volumes(
     options = settings.options
     volumes: list[dict[str, Any]] = [
         {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
-        {"name": "secret", "secret": {"secretName": SECRET_NAME}},
+        {"name": "secret", "secret": {"secretName": settings.scope.secret}},
     ]
     mounts: list[dict[str, Any]] = [
         {"name": "tmp", "mountPath": TMP_MOUNT},

@@ -88,9 +88,9 @@ def network_policies(
         routes: of the target.
     """
     options = settings.options
-    ours = {names.MANAGED: names.MANAGER}
-    front = {"matchLabels": {**ours, names.KIND: "gateway"}}
-    shards = {"matchLabels": ours, "matchExpressions": [_kinds("In", "sparse", "dense")]}
+    scope = settings.scope
+    front = scope.matching(_kinds("In", "gateway"))
+    shards = scope.matching(_kinds("In", "sparse", "dense"))
     outward = _outward(settings, store)
 
     def entry(*more: Object) -> list[Object]:
@@ -108,7 +108,7 @@ def network_policies(
         return {
             "apiVersion": "networking.k8s.io/v1",
             "kind": "NetworkPolicy",
-            "metadata": names.metadata(name, release, namespace=options.namespace),
+            "metadata": _metadata(name, release, settings),
             "spec": {
                 "podSelector": selector,
                 "policyTypes": ["Ingress", "Egress"] if closed else ["Ingress"],
@@ -120,9 +120,15 @@ def network_policies(
     public = routes.public if settings.gateway.visibility == "public" else ()
     exits = [routes.calls, *(outward or [_dns()])]
     return [
-        policy("erless-shards", shards, entry({"podSelector": front}), outward),
-        policy("erless-gateway", front, [*entry(), *public], exits),
+        policy(scope.name("erless-shards"), shards, entry({"podSelector": front}), outward),
+        policy(scope.gateway, front, [*entry(), *public], exits),
     ]
+
+
+def _metadata(name: str, release: str, settings: ClusterSettings) -> Object:
+    """Of an object of this deployment."""
+    scope = settings.scope
+    return names.metadata(name, release, namespace=scope.namespace, labels=scope.labels)
 
 
 def _outward(settings: ClusterSettings, store: str) -> list[Object]:
@@ -182,7 +188,7 @@ def budgets(
             {
                 "apiVersion": "policy/v1",
                 "kind": "PodDisruptionBudget",
-                "metadata": names.metadata(name, release, namespace=settings.options.namespace),
+                "metadata": _metadata(name, release, settings),
                 "spec": {
                     "maxUnavailable": 1,
                     "selector": {"matchLabels": {label: name}},
@@ -204,9 +210,9 @@ def monitor(release: str, settings: ClusterSettings) -> Object:
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
-        "metadata": names.metadata("erless", release, namespace=settings.options.namespace),
+        "metadata": _metadata(settings.scope.name("erless"), release, settings),
         "spec": {
-            "selector": {"matchLabels": {names.MANAGED: names.MANAGER}},
+            "selector": settings.scope.matching(),
             "podMetricsEndpoints": [endpoint],
             "podTargetLabels": [names.KIND, names.TIER, names.DIGEST],
         },

@@ -16,7 +16,7 @@ from erless.deploy.knative.render import Rendered, render
 from erless.deploy.knative.render.scaling import scaling_annotations
 from erless.deploy.knative.schema import check_objects, findings
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings, resolve_settings
-from erless.deploy.kubernetes.names import DISK, GATEWAY, shard_service
+from erless.deploy.kubernetes.names import DISK, GATEWAY, Scope
 from erless.deploy.kubernetes.render.functions import DEADLINE_S
 from erless.errors import ConfigError, DeployError, PlanError
 from erless.specs.config import Config, GatewayConfig
@@ -25,6 +25,7 @@ from erless.specs.plan import Scaling, Tier
 from tests.deploy.desired import IMAGES, cluster_settings, desired, digest_of
 from tests.deploy.infra_outputs import write_outputs
 
+SCOPE = Scope("erless")
 GOLDEN = Path(__file__).with_name("golden")
 
 
@@ -90,7 +91,7 @@ def test_cold_and_frozen_shards_may_reach_zero_and_all_start_once() -> None:
     lowest = {}
     for tier in (Tier.HOT, Tier.COLD, Tier.FROZEN):
         version = "1"
-        found = revision_annotations(rendered, shard_service(digest_of(f"{tier.value}-{version}")))
+        found = revision_annotations(rendered, SCOPE.shard(digest_of(f"{tier.value}-{version}")))
         lowest[tier.value] = found["autoscaling.knative.dev/min-scale"]
         assert int(found["autoscaling.knative.dev/initial-scale"]) >= 1
         assert found["autoscaling.knative.dev/metric"] == "rps"
@@ -127,7 +128,7 @@ def test_gateway_calls_exactly_its_releases_shards() -> None:
     environment = {each["name"]: each["value"] for each in container["env"]}
     urls = json.loads(environment["ERLESS_SHARD_URLS"])
     assert urls == {
-        each.digest: f"http://{shard_service(each.digest)}.erless.svc.cluster.local"
+        each.digest: f"http://{Scope('erless').shard(each.digest)}.erless.svc.cluster.local"
         for each in wanted.release.remote
     }
     assert environment["ERLESS_RELEASE"] == wanted.release.digest
@@ -148,7 +149,7 @@ def test_memory_is_rows_and_code_and_a_margin() -> None:
 
 def spec_of(rendered: Rendered, tier: Tier) -> dict[str, Any]:
     """The revision's spec of the shard of `tier`."""
-    name = shard_service(digest_of(f"{tier.value}-1"))
+    name = SCOPE.shard(digest_of(f"{tier.value}-1"))
     service = next(each for each in rendered.functions if each["metadata"]["name"] == name)
     found: dict[str, Any] = service["spec"]["template"]["spec"]
     return found
@@ -333,7 +334,7 @@ def test_schemas_find_what_a_server_would_refuse(path: str, value: Any, fact: st
 
 def container_of(objects: Rendered, digest: str) -> dict[str, Any]:
     service = next(
-        each for each in objects.functions if each["metadata"]["name"] == shard_service(digest)
+        each for each in objects.functions if each["metadata"]["name"] == SCOPE.shard(digest)
     )
     found: dict[str, Any] = service["spec"]["template"]["spec"]["containers"][0]
     return found

@@ -8,6 +8,7 @@
       run/            unix sockets: `control`, and one per replica
       logs/           one file per replica slot, and the supervisor's
       cache/          of what came from S3
+      models/         further state folders, of models that are deployed by name
 
 It is its owner's only (mode 0700): whoever reaches a socket in it may command the functions.
 """
@@ -36,10 +37,11 @@ from erless.deploy.local.supervisor.spec import StoredState
 from erless.errors import ArtifactError, ConflictError, StorageError
 from erless.storage.atomic import os_errors, staged_file
 
-__all__ = ["CONTROL", "StateFolder"]
+__all__ = ["CONTROL", "MODELS", "StateFolder"]
 
 CONTROL = "control"  # the supervisor's socket
 STATE = "state.json"
+MODELS = "models"
 SECRET = "secret"  # noqa: S105 - a file's name
 FILES = (STATE, SECRET, WATCHDOG_LOCK, LOCK)  # in the order in which they are removed
 FOLDERS = ("run", "logs", "cache", "identities")
@@ -86,7 +88,7 @@ class StateFolder:
 
     @staticmethod
     def _ours(name: str) -> bool:
-        return name in FILES or name in FOLDERS or _STAGE.fullmatch(name) is not None
+        return name in (*FILES, *FOLDERS, MODELS) or _STAGE.fullmatch(name) is not None
 
     def load(self) -> StoredState:
         """What was saved last; a fresh state where nothing was.
