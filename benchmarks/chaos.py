@@ -51,7 +51,6 @@ from erless.deploy.local.target import LocalTarget  # noqa: E402
 from erless.dlrm.queries import Query, QueryFile, write_queries  # noqa: E402
 from erless.dlrm.reference import Monolith  # noqa: E402
 from erless.errors import ErlessError  # noqa: E402
-from erless.pack.inputs import PackInputs  # noqa: E402
 from erless.pack.packer import Packer  # noqa: E402
 from erless.progress import Silent  # noqa: E402
 from erless.serve.protocol.client import QueryClient  # noqa: E402
@@ -249,7 +248,7 @@ def _release(folder: Path) -> Packed:
     queries, store = folder / "queries.safetensors", folder / "store"
     write_queries(queries, random_query(model, 0, 512), [t.name for t in model.tables], 32)
     opened = open_store(str(store), create=True)
-    release = Packer(PackInputs(bundle, profile, folder / "plan.json"), opened).pack().release
+    release = Packer(bundle, profile, folder / "plan.json", opened).pack().release
     assert release is not None
     blobs = {
         shard.name: store

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from erless.api.inputs import as_tensors
 from erless.errors import ServeError
-from erless.serve.protocol.client import QueryClient
+from erless.serve.protocol.client import ClientTls, QueryClient
 
 __all__ = ["AsyncClient", "Client", "Prediction"]
 
@@ -54,6 +55,15 @@ class Client:
         deadline_ms: of a query, all tries together; the gateway is told what is left of it.
         retries: further tries where no gateway answers or it is too busy.
         address: `host:port` to connect to, where the URL's own host is not known here.
+        ca: PEM file of the authorities that may have signed the gateway's certificate, where the
+            system does not know them.
+        certificate: PEM file of a certificate and its key, where an ingress asks clients for one; a
+            pair of files where they are apart.
+        verify: False talks to whoever answers at an https URL; for experiments alone.
+
+    Raises:
+        ServeError: the URL makes no sense.
+        ConfigError: a file cannot be used for TLS.
     """
 
     def __init__(
@@ -64,9 +74,17 @@ class Client:
         deadline_ms: float = 10_000.0,
         retries: int = 2,
         address: str = "",
+        ca: str | Path | None = None,
+        certificate: str | Path | tuple[str | Path, str | Path] | None = None,
+        verify: bool = True,
     ) -> None:
         self.url, self._deadline_ms, self._retries = url, deadline_ms, retries
-        self._client = QueryClient(url, token, timeout_s=deadline_ms / 1e3, address=address)
+        pair = certificate if isinstance(certificate, tuple) else (certificate, None)
+        authorities, own, key = (None if file is None else str(file) for file in (ca, *pair))
+        tls = ClientTls(authorities, own, key, verify)
+        self._client = QueryClient(
+            url, token, timeout_s=deadline_ms / 1e3, address=address, tls=tls
+        )
         self._metadata: dict[str, Any] | None = None
 
     def __enter__(self) -> Self:

@@ -19,7 +19,7 @@ from erless.storage.strict_json import read_json
 __all__ = ["Damage", "Pruned", "prune", "verify"]
 
 VERIFY_THREADS = 4
-_PRUNED = ("shards/", "keys/", "generations/", "states/", "heat/", "blobs/", "pieces/", "jobs/")
+_PRUNED = ("shards/", "keys/", "generations/", "states/", "heat/", "blobs/")
 GRACE_S = 24 * 3600.0  # a pack that runs longer than this between a blob and its manifest loses it
 
 

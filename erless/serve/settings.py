@@ -31,6 +31,8 @@ class Settings:
     cache_bytes: int = 64 << 30
     shard_urls: Mapping[str, str] | None = None
     dense_url: str | None = None
+    gateway_url: str | None = None
+    functions_wait_s: float = 660.0
     host: str = "127.0.0.1"
     port: int = 8080
     listen_fd: int | None = None
@@ -208,6 +210,8 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         cache_bytes=env.integer("ERLESS_CACHE_BYTES", 64 << 30),
         shard_urls=_shard_urls(env) if kind == "gateway" else None,
         dense_url=env.url("ERLESS_DENSE_URL") if kind == "gateway" else None,
+        gateway_url=env.url("ERLESS_GATEWAY_URL") if kind == "gateway" else None,
+        functions_wait_s=env.number("ERLESS_FUNCTIONS_WAIT_S", 660.0, 1.0),
         host=env.text("ERLESS_HOST") or "127.0.0.1",
         port=env.integer("PORT", 8080, 0),
         listen_fd=env.descriptor("ERLESS_LISTEN_FD"),

@@ -48,6 +48,16 @@ VARIABLES = (
         GATEWAY,
         "the dense function; without it the tower runs inside the gateway",
     ),
+    Variable(
+        "ERLESS_GATEWAY_URL",
+        "gateway_url",
+        GATEWAY,
+        "the deployment's gateway as its functions reach it: while that does not answer for this "
+        "release, a gateway gets ready only once all functions that it calls have answered",
+    ),
+    Variable(
+        "ERLESS_FUNCTIONS_WAIT_S", "functions_wait_s", GATEWAY, "longest that it waits so, in s"
+    ),
     Variable("ERLESS_HOST", "host", ALL, "address to listen on; `::` is all, IPv6 and IPv4"),
     Variable("PORT", "port", ALL, "port to listen on; 0 takes a free one and logs it"),
     Variable(

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from erless.dlrm.queries import Query
 from erless.dlrm.reference import Monolith
-from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
 from erless.pack.quantize import decode, encode
 from erless.serve.files import Source
@@ -118,7 +117,7 @@ def test_sharded_equals_whole(
     )
     plan.save(folder / "plan.json")
     store = open_store(str(folder / "store"), create=True)
-    release = Packer(PackInputs(bundle, profile_folder, folder / "plan.json"), store).pack().release
+    release = Packer(bundle, profile_folder, folder / "plan.json", store).pack().release
     assert release is not None
     query = random_query(model, seed, batch)
     found = sharded_pool(Source(store.url), release, query, packed=packed)

@@ -1,9 +1,11 @@
-"""`erless render`: the Kubernetes objects of a release, as YAML."""
+"""`erless render`: the Kubernetes objects of a release, as YAML, a kustomize base or a chart."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +20,18 @@ from erless.cli.option_groups import grouped
 from erless.cli.options import InfraOption, project, store_of
 from erless.cli.run import Output, OutputOption, emit, verb
 
+if TYPE_CHECKING:
+    from erless.deploy.knative.render import Rendered
+
 __all__ = ["render"]
+
+
+class ManifestFormat(StrEnum):
+    """How the objects are written."""
+
+    YAML = "yaml"
+    KUSTOMIZE = "kustomize"
+    HELM = "helm"
 
 
 @verb
@@ -28,7 +41,21 @@ def render(
     namespace: NamespaceOption = None,
     infra: InfraOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write the YAML here [default: stdout].")
+        Path | None,
+        typer.Option(
+            "--out", help="Write here: a file, or the folder of a base or chart [default: stdout]."
+        ),
+    ] = None,
+    layout: Annotated[
+        ManifestFormat,
+        typer.Option("--format", help="One YAML file, a kustomize base, or a Helm chart."),
+    ] = ManifestFormat.YAML,
+    previous: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A release whose functions stay, for a reconciler that prunes before the gateway "
+            "has moved; repeatable."
+        ),
     ] = None,
     monitoring: Annotated[
         bool, typer.Option("--monitoring", help="Add a PodMonitor, alerts and dashboards.")
@@ -41,18 +68,23 @@ def render(
     that the functions show each other is not among them: `erless cluster secret` makes it. With
     --monitoring also what Prometheus' operator and Grafana need, which deploy does not apply.
 
+    A kustomize base and a Helm chart have one object to a file, for a repository that Argo CD or
+    Flux applies; a folder that was written so before is replaced.
+
     Example: `erless render --store releases --namespace recs > release.yaml`
+
+    Example: `erless render --format kustomize --out deploy/recs --previous 3f9c`
     """
     import sys
     from dataclasses import replace
 
-    import yaml
-
     from erless.deploy.knative.render import render as render_objects
     from erless.deploy.knative.schema import check_objects
     from erless.deploy.monitoring.objects import monitoring_objects
-    from erless.storage.atomic import os_errors, staged_file
+    from erless.errors import OptionError
 
+    if layout is not ManifestFormat.YAML and out is None:
+        raise OptionError(f"--format {layout.value} writes a folder: name it with --out")
     config = cluster_config(project(), {"namespace": namespace, "infra": infra})
     settings = cluster_settings_of(config, source.image)
     if monitoring:
@@ -60,22 +92,60 @@ def render(
         settings = replace(settings, options=options)
     store = store_of(source.store, infra, config)
     endpoint = source.endpoint_url or settings.options.endpoint_url
-    desired = desired_release(config, store, source.release, endpoint)
-    rendered = render_objects(desired, settings)
-    check_objects(rendered.objects)
-    objects = list(rendered.objects)
+
+    def rendered(release: str) -> tuple[str, Rendered]:
+        desired = desired_release(config, store, release, endpoint)
+        return desired.release.digest, render_objects(desired, settings)
+
+    digest, newest = rendered(source.release)
+    objects = list(newest.with_functions_of([rendered(release)[1] for release in previous or ()]))
+    check_objects(objects)
     if monitoring:
-        options = settings.options
-        objects += monitoring_objects(desired.release.digest, options.namespace, settings.sla_ms)
-    text = yaml.safe_dump_all(objects, sort_keys=False, width=1000)
-    if out is not None:
-        with staged_file(out) as stage, os_errors(stage):
-            stage.write_text(text, encoding="utf-8")
-    document = {"release": desired.release.digest, "objects": objects}
+        objects += monitoring_objects(digest, settings.options.namespace, settings.sla_ms)
+    document = {"release": digest, "objects": objects}
     secret = f"erless cluster secret --namespace {settings.options.namespace}"
+    if out is not None:
+        _write(objects, digest, settings.options.namespace, layout, out)
     if output is Output.JSON or out is None:
         then = f"{secret} (pods wait for its Secret, which is not among these)"
+        text = _text(objects)
         emit(output, document, lambda _: print(text, end="", file=sys.stdout), then=then)
     else:
-        then = f"kubectl apply --server-side -f {out} and {secret}, or erless deploy"
+        then = f"{_apply(layout, out, settings.options.namespace)} and {secret}, or erless deploy"
         emit(output, document, lambda console: console.print(f"wrote {out}"), then=then)
+
+
+def _text(objects: Sequence[Mapping[str, Any]]) -> str:
+    """All objects as one YAML file."""
+    import yaml
+
+    text: str = yaml.safe_dump_all(objects, sort_keys=False, width=1000)
+    return text
+
+
+def _write(
+    objects: Sequence[Mapping[str, Any]],
+    release: str,
+    namespace: str,
+    layout: ManifestFormat,
+    out: Path,
+) -> None:
+    """Write the objects to `out`, a file or a folder."""
+    from erless.deploy.kubernetes.gitops import helm_chart, kustomize_base, write_folder
+    from erless.storage.atomic import replace_file
+
+    match layout:
+        case ManifestFormat.YAML:
+            replace_file(out, _text(objects).encode())
+        case ManifestFormat.KUSTOMIZE:
+            write_folder(kustomize_base(objects, release), out)
+        case ManifestFormat.HELM:
+            write_folder(helm_chart(objects, release, namespace), out)
+
+
+def _apply(layout: ManifestFormat, out: Path, namespace: str) -> str:
+    """The command that applies what was written."""
+    if layout is ManifestFormat.HELM:
+        return f"helm upgrade --install erless {out} -n {namespace} --create-namespace"
+    option = "-f" if layout is ManifestFormat.YAML else "-k"
+    return f"kubectl apply --server-side {option} {out}"

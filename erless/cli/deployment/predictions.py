@@ -19,7 +19,7 @@ from erless.dlrm.graph_queries import GraphQueryFile, served_inputs
 from erless.dlrm.queries import QueryFile
 from erless.dlrm.whole_graph import WholeGraph
 from erless.progress import Progress
-from erless.serve.protocol.client import Answered, QueryClient
+from erless.serve.protocol.client import Answered, ClientTls, QueryClient
 from erless.specs.bundle import BundleManifest
 from erless.specs.features import NamedTensor
 from erless.specs.model import GraphTower
@@ -57,7 +57,8 @@ class GatewayAddress:
 
     def client(self) -> QueryClient:
         """A client of it, for one thread at a time."""
-        return QueryClient(self.url, self.token, address=self.address, authorities=self.authorities)
+        tls = ClientTls(authorities=self.authorities)
+        return QueryClient(self.url, self.token, address=self.address, tls=tls)
 
 
 @dataclass(frozen=True)

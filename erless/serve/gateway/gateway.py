@@ -28,6 +28,7 @@ from erless.http.client.endpoint import Endpoint
 from erless.serve.files import OpenGateway, open_gateway, open_tower, source_of
 from erless.serve.gateway.error_budget import ErrorBudget
 from erless.serve.gateway.fan_out import FanOut, ShardCall, ShardWork
+from erless.serve.gateway.first_start import release_answers, wait_for_functions
 from erless.serve.gateway.follower import GenerationFollower
 from erless.serve.gateway.live_heat import HeatSampler
 from erless.serve.gateway.remote import RemoteDense, RemoteShard
@@ -173,7 +174,7 @@ class Gateway:
         urls = settings.shard_urls or {}
         secret = open_secret(settings, self._now)
         self._shown = secret.shown if secret else None
-        log = Log(settings.log, function=settings.kind, digest=settings.digest[:12])
+        self._log = log = Log(settings.log, function=settings.kind, digest=settings.digest[:12])
         self._peer = peers(settings, log.warning)
         self._endpoints = {
             number: self._endpoint(urls[shard.digest], "sparse", shard.digest, SHARED_WRITE)
@@ -422,6 +423,16 @@ class Gateway:
         return work.outputs
 
     # -- waking
+
+    async def wait_for_functions(self) -> None:
+        """As `first_start`, where the settings name the deployment's gateway."""
+        settings = self._settings
+        if not settings.gateway_url:
+            return
+        if not await release_answers(settings.gateway_url, self.model, self.digest):
+            await wait_for_functions(
+                tuple(self._view.functions), settings.functions_wait_s, self._log
+            )
 
     def _prewarm(self, called: list[int]) -> None:
         """The first query after idle wakes all functions at once, frozen ones excepted."""

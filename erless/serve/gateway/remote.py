@@ -102,19 +102,27 @@ class _Remote:
 
     async def holds_state(self) -> str:
         """Ask whether the function has its state; "" if it has, otherwise why not."""
+        return await self._ask(self._state_probe, STATE_S)
+
+    async def is_ready(self, limit_s: float) -> str:
+        """Wake the function and ask whether it is ready; "" if it is, otherwise why not."""
+        return await self._ask(self._probe, max(min(limit_s, WAKE_S), STATE_S))
+
+    async def _ask(self, probe: bytes, limit_s: float) -> str:
+        """Send `probe`; "" where 200 is the answer, otherwise why not."""
         answered: asyncio.Future[Reply | CallError] = asyncio.get_running_loop().create_future()
 
         def keep(result: Reply | CallError) -> None:
             if not answered.done():
                 answered.set_result(result)
 
-        call = self.endpoint.send([self._state_probe], keep)
+        call = self.endpoint.send([probe], keep)
         try:
-            async with asyncio.timeout(STATE_S):
+            async with asyncio.timeout(limit_s):
                 result = await answered
         except TimeoutError:
             call.abort()
-            return f"no answer within {STATE_S:g} s"
+            return f"no answer within {limit_s:g} s"
         if isinstance(result, CallError):
             return str(result)
         return "" if result.status == 200 else _reason(result)

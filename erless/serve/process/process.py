@@ -22,7 +22,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -43,7 +43,7 @@ from erless.serve.process.scrub import Scrubber
 from erless.serve.process.sockets import bind_socket, connection_limit, inherited_socket
 from erless.serve.process.workers import Board, Worker, run_workers
 from erless.serve.protocol.app import App
-from erless.serve.protocol.served import Served
+from erless.serve.protocol.served import CallsFunctions, Served
 from erless.serve.settings import Kind, Settings, read_settings
 from erless.serve.traces import open_traces
 from erless.specs.stored import load_shard
@@ -168,6 +168,8 @@ async def serve_until_signal(
         await function.drain()  # queries are answered 503: nothing is loaded
         log.info("stopped while loading")
         _leave()
+    if isinstance(served, CallsFunctions):
+        await _until_stopped(served.wait_for_functions(), stop)
     await function.get_ready(served, stop)
     await stop.wait()
     log.info("draining", in_flight=function.metrics.in_flight)
@@ -310,13 +312,25 @@ async def _load_unless_stopped(
     """The loaded function; None where a signal came before."""
     loop = asyncio.get_running_loop()
     loading = loop.run_in_executor(None, loader, settings, metrics)
-    stopped = loop.create_task(stop.wait())
-    either: list[asyncio.Future[Any]] = [loading, stopped]
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if not loading.done():
-        return None
+    await _first_of(loading, stop)
+    return (await loading)() if loading.done() else None
+
+
+async def _until_stopped(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> None:
+    """Await `work`; a signal cancels it."""
+    task = asyncio.get_running_loop().create_task(work)
+    await _first_of(task, stop)
+    if not task.done():
+        task.cancel()
+        return
+    await task
+
+
+async def _first_of(work: asyncio.Future[Any], stop: asyncio.Event) -> None:
+    """Wait for `work` or for a signal."""
+    stopped = asyncio.get_running_loop().create_task(stop.wait())
+    await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
-    return (await loading)()
 
 
 def process_age_s() -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 
 from erless.dlrm.infer_request import DTYPES, infer_request, query_tensors
 from erless.dlrm.queries import Query
-from erless.errors import ServeError, UntrustedError, first_line
+from erless.errors import ConfigError, ServeError, UntrustedError, first_line
 from erless.outbound import ca_bundle
 
-__all__ = ["Answered", "QueryClient"]
+__all__ = ["Answered", "ClientTls", "QueryClient"]
 
 INFER = "/infer"
 DEADLINE = "erless-deadline-ms"
@@ -42,6 +43,21 @@ class Answered:
     generation: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """Whom a client trusts at https, and as whom it comes; all of them PEM files.
+
+    authorities: that may have signed the gateway's certificate; None: the ones that the environment
+    names, or the system's. certificate, key: of the client, where an ingress asks for one; without
+    `key` it is in the same file. verify: False trusts anybody, which is for experiments.
+    """
+
+    authorities: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    verify: bool = True
+
+
 class QueryClient:
     """A client of the gateway at `url`.
 
@@ -50,8 +66,11 @@ class QueryClient:
         token: bearer token, where the gateway wants one.
         timeout_s: most that a query may take.
         address: `host:port` to connect to, where the URL's own host is not known here.
-        authorities: file of those that may have signed the gateway's certificate; None: the ones
-            that the environment names, or the system's.
+        tls: whom to trust, where the URL is of https.
+
+    Raises:
+        ServeError: the URL makes no sense.
+        ConfigError: a file of `tls` cannot be used.
     """
 
     def __init__(
@@ -60,16 +79,14 @@ class QueryClient:
         token: str | None = None,
         timeout_s: float = 60.0,
         address: str = "",
-        authorities: str | None = None,
+        tls: ClientTls = ClientTls(),
     ) -> None:
         location = urlsplit(url)
         if location.scheme not in ("http", "https") or not location.hostname:
             raise ServeError(f"{url!r} is not http://host:port or https://host:port", 400, "query")
         self.url, self._token = url, token
         peer = urlsplit(f"//{address}") if address else location
-        self._pool = _open_host(
-            location, peer, timeout_s=timeout_s, authorities=authorities or ca_bundle()
-        )
+        self._pool = _open_host(location, peer, timeout_s, tls)
         self._host = location.netloc
         self._path = ""
 
@@ -175,9 +192,13 @@ class QueryClient:
 
 
 def _open_host(
-    location: SplitResult, peer: SplitResult, *, timeout_s: float, authorities: str | None
+    location: SplitResult, peer: SplitResult, timeout_s: float, tls: ClientTls
 ) -> urllib3.HTTPConnectionPool:
-    """Connections to the gateway at URL `location`, by way of `peer`'s host and port."""
+    """Connections to the gateway at URL `location`, by way of `peer`'s host and port.
+
+    Raises:
+        ConfigError: a file of `tls` cannot be used.
+    """
     host = peer.hostname or ""
     if location.scheme == "http":
         return urllib3.HTTPConnectionPool(host, peer.port, timeout=timeout_s, retries=False)
@@ -186,10 +207,23 @@ def _open_host(
         peer.port,
         timeout=timeout_s,
         retries=False,
-        ca_certs=authorities,
+        ssl_context=_context(tls),
         server_hostname=location.hostname,
-        assert_hostname=location.hostname,
+        assert_hostname=location.hostname if tls.verify else False,
     )
+
+
+def _context(tls: ClientTls) -> ssl.SSLContext:
+    files = [file for file in (tls.authorities or ca_bundle(), tls.certificate, tls.key) if file]
+    try:
+        context = ssl.create_default_context(cafile=tls.authorities or ca_bundle())
+        if tls.certificate is not None:
+            context.load_cert_chain(tls.certificate, tls.key)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"{', '.join(files)}: cannot be used for TLS: {error}") from error
+    if not tls.verify:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def _answered(predictions: NDArray[Any], parameters: dict[str, Any], took_s: float) -> Answered:

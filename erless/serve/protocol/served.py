@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -14,7 +14,7 @@ from erless.serve.protocol.infer import InferRequest
 from erless.serve.protocol.tensors import TensorSpec
 from erless.serve.traces import QuerySpan
 
-__all__ = ["InferAnswer", "InferCall", "Served"]
+__all__ = ["CallsFunctions", "InferAnswer", "InferCall", "Served"]
 
 
 @dataclass(slots=True)
@@ -91,3 +91,11 @@ class Served(Protocol):
 
     def close(self) -> None:
         """Let go of files, threads and connections."""
+
+
+@runtime_checkable
+class CallsFunctions(Protocol):
+    """What is served by calling other functions."""
+
+    async def wait_for_functions(self) -> None:
+        """Wait until they can be called, as far as nobody else has seen to that."""

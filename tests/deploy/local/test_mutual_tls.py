@@ -25,7 +25,7 @@ from erless.dlrm.reference import Monolith
 from erless.errors import ConfigError, ServeError, UntrustedError
 from erless.http.tls import server_contexts
 from erless.progress import Silent
-from erless.serve.protocol.client import QueryClient
+from erless.serve.protocol.client import ClientTls, QueryClient
 from erless.specs.config import (
     Config,
     GatewayConfig,
@@ -86,7 +86,7 @@ class Site:
         return authority
 
     def client(self, url: str, token: str = "first") -> QueryClient:  # noqa: S107
-        return QueryClient(url, token, authorities=str(self.authorities))
+        return QueryClient(url, token, tls=ClientTls(authorities=str(self.authorities)))
 
 
 @pytest.fixture(scope="module")
@@ -195,12 +195,14 @@ def test_tokens_come_and_go_without_a_restart(site: Site, packed_release: Made) 
 def test_a_gateway_that_nobody_signed_for_is_not_trusted(site: Site, tmp_path: Path) -> None:
     url = site.target.deployments()[0].url
     stranger = private_authority(tmp_path)
-    with QueryClient(url, "first", authorities=str(stranger.certificate)) as client:
+    with QueryClient(url, "first", tls=ClientTls(authorities=str(stranger.certificate))) as client:
         with pytest.raises(UntrustedError, match="not trusted.*certificate verify failed"):
             _ = client.metadata
     host = urlsplit(url)
     elsewhere = f"https://localhost:{host.port}"
-    with QueryClient(elsewhere, "first", authorities=str(site.authorities)) as client:
+    with QueryClient(
+        elsewhere, "first", tls=ClientTls(authorities=str(site.authorities))
+    ) as client:
         with pytest.raises(UntrustedError, match="localhost"):
             _ = client.metadata
 

@@ -6,6 +6,7 @@ Pure: the same inputs give the same objects, byte for byte. `erless render` writ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from erless.deploy.knative.render.routes import routes
@@ -43,6 +44,22 @@ class Rendered:
     def objects(self) -> tuple[Object, ...]:
         """In the order of applying."""
         return (*self.base, *self.functions, self.gateway, *self.extras)
+
+    def with_functions_of(self, others: Sequence[Rendered]) -> tuple[Object, ...]:
+        """In the order of applying, with the functions that other releases have besides.
+
+        A reconciler that removes what is no longer rendered, before the gateway has moved, would
+        take them from the gateway that still serves.
+        """
+        known = {function["metadata"]["name"] for function in self.functions}
+        more = {
+            function["metadata"]["name"]: function
+            for other in others
+            for function in other.functions
+            if function["metadata"]["name"] not in known
+        }
+        functions = (*self.functions, *(more[name] for name in sorted(more)))
+        return (*self.base, *functions, self.gateway, *self.extras)
 
     @property
     def revision(self) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from erless.deploy.knative.render.scaling import scaling_annotations
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
-from erless.deploy.kubernetes.render.functions import ClusterFunction, Object, progress_s
+from erless.deploy.kubernetes.render.functions import ClusterFunction, Object
 from erless.deploy.kubernetes.render.pods import check_timeout
 from erless.deploy.target import Desired
 
@@ -94,7 +94,7 @@ def function_service(
                     )
                     | FULL_DUPLEX
                     | {names.DIGEST: function.digest}
-                    | _progress_deadline(function, settings)
+                    | {"serving.knative.dev/progress-deadline": f"{function.progress_s}s"}
                     | _queue_proxy(settings),
                 },
                 "spec": {
@@ -107,12 +107,6 @@ def function_service(
             "traffic": [{"latestRevision": True, "percent": 100}],
         },
     }
-
-
-def _progress_deadline(function: ClusterFunction, settings: ClusterSettings) -> dict[str, str]:
-    """How long Knative waits for a revision before it calls it failed for good."""
-    seconds = progress_s(function.size_bytes, settings)
-    return {"serving.knative.dev/progress-deadline": f"{seconds}s"}
 
 
 def _queue_proxy(settings: ClusterSettings) -> dict[str, str]:

@@ -21,7 +21,7 @@ from erless.specs.functions import FunctionKind
 from erless.specs.plan import Scaling, ShardPlan
 from erless.specs.release import ReleaseShard
 
-__all__ = ["ClusterFunction", "Object", "gateway_function", "progress_s", "released_functions"]
+__all__ = ["ClusterFunction", "Object", "gateway_function", "released_functions"]
 
 Object = dict[str, Any]
 LEAST_BYTES = 80_000_000  # m0: numpy, the server, buffers; measured 60 MB resident
@@ -31,6 +31,9 @@ QUERY_BYTES = 500_000
 TORCH_BYTES = 300_000_000  # with torch, where a plan says nothing
 MONOLITH_BYTES = 217_000_000  # torch, measured resident: a model-wise replica without rows
 PROGRESS_S = (600, 300)  # at least; for pulling an image and adding a node
+# The first gateway of a release waits for its functions longer than it may take to get ready: where
+# they do not come it counts as failed, and gets no queries.
+WAITS_ON_S = 60
 DEADLINE_S = 30.0  # docs/functions.md: of a query whose client names none
 
 
@@ -38,10 +41,10 @@ DEADLINE_S = 30.0  # docs/functions.md: of a query whose client names none
 class ClusterFunction:
     """One function of a release, whichever objects stand for it on the cluster.
 
-    service: its name in the cluster; name: as people and the plan call it. size_bytes: what it
-    loads. timeout_s: the longest answer, a cold start included where it may be at zero. disk_bytes:
-    files that a replica reads from its node's disk as it serves. full_copy_bytes: of one replica of
-    the whole model; the gateway's only.
+    service: its name in the cluster; name: as people and the plan call it. timeout_s: the longest
+    answer, a cold start included where it may be at zero. progress_s: how long it may take to get
+    ready before it counts as failed. disk_bytes: files that a replica reads from its node's disk as
+    it serves. full_copy_bytes: of one replica of the whole model; the gateway's only.
     """
 
     service: str
@@ -52,8 +55,8 @@ class ClusterFunction:
     scaling: Scaling
     needs: Needs
     environment: Mapping[str, str]
-    size_bytes: int
     timeout_s: int
+    progress_s: int
     public: bool = False
     disk_bytes: int = 0
     full_copy_bytes: int = 0
@@ -117,8 +120,8 @@ def _shard_function(
         scaling=plan.scaling,
         needs=needs,
         environment=environment,
-        size_bytes=shard.size_bytes,
         timeout_s=timeout_s(shard.size_bytes, settings, reaches_zero=to_zero),
+        progress_s=_progress_s(shard.size_bytes, settings),
         disk_bytes=shard.size_bytes if needs.keeps_files else 0,
     )
 
@@ -170,8 +173,8 @@ def _dense_function(desired: Desired, settings: ClusterSettings) -> ClusterFunct
         scaling=plan.scaling,
         needs=Needs(plan.vcpu, memory, tower.size_bytes, plan.gpus),
         environment=environment,
-        size_bytes=tower.size_bytes,
         timeout_s=timeout_s(tower.size_bytes, settings, reaches_zero=to_zero),
+        progress_s=_progress_s(tower.size_bytes, settings),
     )
 
 
@@ -188,6 +191,10 @@ def gateway_function(
     memory += settings.gateway.max_in_flight * QUERY_BYTES
     deadline_s = _deadline_s(desired, settings)
     own_start_s = timeout_s(size, settings, reaches_zero=plan.scaling.min_scale == 0)
+    if plan.scaling.min_scale == 0:  # where no gateway serves, the first waits for its functions
+        own_start_s += math.ceil(deadline_s)
+    longest_s = max(function.progress_s for function in functions) if functions else 0
+    longest_s = max(longest_s, _progress_s(size, settings))
     return ClusterFunction(
         service=settings.scope.gateway,
         name="gateway",
@@ -196,9 +203,13 @@ def gateway_function(
         digest=release.digest,
         scaling=plan.scaling,
         needs=Needs(plan.vcpu, memory, size),
-        environment=_gateway_environment(desired, settings, functions, deadline_s),
-        size_bytes=size,
+        environment=_gateway_environment(desired, settings, functions, deadline_s)
+        | {
+            "ERLESS_GATEWAY_URL": _url(settings.scope.gateway, settings),
+            "ERLESS_FUNCTIONS_WAIT_S": str(longest_s + WAITS_ON_S),
+        },
         timeout_s=max(math.ceil(deadline_s) + 5, own_start_s),
+        progress_s=longest_s,
         public=settings.gateway.visibility == "public",
         full_copy_bytes=release.model.embedding_bytes + MONOLITH_BYTES,
     )
@@ -270,6 +281,6 @@ def _url(service: str, settings: ClusterSettings) -> str:
     return f"http://{service}.{settings.options.namespace}.svc.cluster.local"
 
 
-def progress_s(size_bytes: int, settings: ClusterSettings) -> int:
+def _progress_s(size_bytes: int, settings: ClusterSettings) -> int:
     """How long a function that loads `size_bytes` may take to start before it counts as failed."""
     return max(PROGRESS_S[0], math.ceil(PROGRESS_S[1] + 2 * load_s(size_bytes, settings)))
