@@ -10,16 +10,15 @@ answers at once; a proxy would handle them one after the other.
 
 A connection that dies before an answer is whole is replaced once and the request sent again: that
 is what a replica that was stopped looks like, and a call changes nothing. Behind a Kubernetes
-Service the new one may be refused, while the replica that is gone still gets its share: it is tried
-a few times. Connections are replaced when they are old, so that new replicas behind the same
-address get their share. One on which no answer comes is distrusted: it takes no more calls, and
-closes.
+Service the new one may be refused, or get no answer, while the replica that is gone still gets its
+share: it is tried a few times. Connections are replaced when they are old, so that new replicas
+behind the same address get their share. One on which no answer comes is distrusted: it takes no
+more calls, and closes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import ssl
 import time
@@ -40,6 +39,10 @@ __all__ = ["CallError", "Endpoint", "HttpCall", "PeerTls", "Reply"]
 LATENCIES = 256  # of the last calls, for the p95 and the p99
 QUANTILE_CALLS = 32  # calls between two computations of them
 CONNECT_S = 10.0
+# A handshake of TCP takes milliseconds, one more second where a packet is lost. Where a pod has
+# vanished nobody answers, and the next connection may lead to another. (With TLS the call that
+# waits is asked again on another connection: gateway/silence.py.)
+REACH_S = 1.5
 TLS_CONNECT_S = 600.0  # a handshake waits for a function that starts, as a call does without TLS
 AWAKE_S = 30.0  # after an answer; no target scales an idle function to zero sooner
 REFUSED_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # after each refusal; then it is an error
@@ -57,6 +60,10 @@ class PeerTls:
 
     contexts: Callable[[], ssl.SSLContext]
     identity: str
+
+
+class _SilentError(OSError):
+    """Nobody answered a request for a connection."""
 
 
 class Endpoint:
@@ -200,19 +207,26 @@ class Endpoint:
             self._idle.append(connection)
 
     async def _dial(self) -> ClientConnection:
-        """A connection; tried again where it is refused."""
+        """A connection; tried again where it is refused, or gets no answer."""
         for pause_s in REFUSED_S:
-            with contextlib.suppress(ConnectionRefusedError):
+            try:
                 return await self._dial_once()
-            await asyncio.sleep(pause_s)
+            except ConnectionRefusedError:
+                await asyncio.sleep(pause_s)
+            except _SilentError:
+                continue
         return await self._dial_once()
 
     async def _dial_once(self) -> ClientConnection:
         tls = self._tls
         if tls is None:
-            _, connection = await self._loop.create_connection(
-                lambda: ClientConnection(self), self.host, self.port
-            )
+            try:
+                async with asyncio.timeout(REACH_S):
+                    _, connection = await self._loop.create_connection(
+                        lambda: ClientConnection(self), self.host, self.port
+                    )
+            except TimeoutError:
+                raise _SilentError(f"no answer within {REACH_S:g} s") from None
             return connection
         transport, connection = await self._loop.create_connection(
             lambda: ClientConnection(self),

@@ -117,7 +117,7 @@ class FanOut:
         next_s = LOOK_S if held_up else LOOK_MOST_S
         for call in waiting:
             left_s = call.silent_in_s()
-            if left_s <= 0 and not held_up and self._resends.spend():
+            if left_s <= 0 and not held_up and self._resends.spend(call.remote.endpoint):
                 call.ask_again()
                 left_s = call.silent_in_s()
             next_s = min(next_s, max(LOOK_S, left_s))
@@ -258,12 +258,13 @@ class ShardCall:
         if not self._sent or not self._sent[-1].open or self._resent >= MOST_RESENDS:
             return math.inf
         endpoint = self.remote.endpoint
-        return self._sent[-1].began + silent_after_s(endpoint) - endpoint.now()
+        return self._sent[-1].began + silent_after_s(endpoint, self._resent) - endpoint.now()
 
     def ask_again(self) -> None:
         """Ask once more, on a new connection; the first answer counts."""
         self._resent += 1
-        self.remote.endpoint.distrust(self._sent[-1])
+        if self.remote.endpoint.awake:  # else it may be starting, and answers all
+            self.remote.endpoint.distrust(self._sent[-1])
         self._send(apart=True)
 
     @property

@@ -4,6 +4,11 @@ A replica that hangs keeps its connections: nothing tells it from one that is sl
 that passes. A call is silent after T = max(SILENT_S, SILENT_P99 × the shard's own p99), and is then
 asked again on a new connection, which whoever still accepts takes up. T follows the load: calls of
 a slow shard raise its p99, so that overload does not multiply them; a budget bounds what is left.
+
+A function that has not answered for a while may be at zero, and its start takes as long as it
+takes; or the gateway is new, and the replica that got its first call hangs. Nothing tells these
+apart, so it is asked again after ASLEEP_S, twice that and so on, and the first call is left open:
+should the function start, both are answered, and the first answer counts.
 """
 
 from __future__ import annotations
@@ -19,40 +24,51 @@ __all__ = ["LOOK_MOST_S", "LOOK_S", "MOST_RESENDS", "SILENT_S", "Resends", "sile
 SILENT_S = 0.05
 SILENT_P99 = 4.0
 UNKNOWN_S = 0.3  # while a shard's p99 is not known
+ASLEEP_S = 2.0  # for one that may be at zero; most functions have started by then
 MOST_RESENDS = 3  # of a call
 RESENT_SHARE = 0.02  # of all calls, in the long run
 # in a row: behind Knative's ingress a replica of two that hangs takes half of all calls, new
 # connections or not, until its readiness fails (5 s); so many do for 30 calls a second and gateway
 RESENDS_SAVED = 200.0
+ASLEEP_SAVED = 20.0  # the same, of calls to functions that may be at zero
 LOOK_S = 0.02  # at least, between two looks at the calls of a query
 LOOK_MOST_S = 0.25
 
 
-def silent_after_s(endpoint: Endpoint) -> float:
-    """Seconds without an answer after which a call to `endpoint` is silent.
+def silent_after_s(endpoint: Endpoint, resent: int = 0) -> float:
+    """Seconds without an answer after which a call is silent.
 
-    Infinite for a function that may be at zero: its start takes as long as it takes.
+    Args:
+        endpoint: that it went to.
+        resent: how often it was asked again already.
     """
     if not endpoint.awake:
-        return math.inf
+        return ASLEEP_S * 2.0**resent
     return max(SILENT_S, SILENT_P99 * endpoint.p99_s) if endpoint.p99_s < math.inf else UNKNOWN_S
 
 
 class Resends:
-    """The budget of calls that are asked again, and their count."""
+    """The budget of calls that are asked again, and their count.
 
-    __slots__ = ("_budget", "_metrics")
+    Calls to functions that may be at zero have a budget of their own: many may wait for one start.
+    """
+
+    __slots__ = ("_asleep", "_awake", "_metrics")
 
     def __init__(self, metrics: Metrics) -> None:
-        self._budget, self._metrics = ErrorBudget(RESENT_SHARE, RESENDS_SAVED), metrics
+        self._awake = ErrorBudget(RESENT_SHARE, RESENDS_SAVED)
+        self._asleep = ErrorBudget(RESENT_SHARE, ASLEEP_SAVED)
+        self._metrics = metrics
 
     def earn(self, calls: int) -> None:
         """So many calls are made."""
-        self._budget.earn(calls)
+        self._awake.earn(calls)
+        self._asleep.earn(calls)
 
-    def spend(self) -> bool:
-        """Whether one more call may be asked again; it then counts."""
-        if not self._budget.spend():
+    def spend(self, endpoint: Endpoint) -> bool:
+        """Whether one more call to `endpoint` may be asked again; it then counts."""
+        budget = self._awake if endpoint.awake else self._asleep
+        if not budget.spend():
             return False
         self._metrics.resends += 1
         return True

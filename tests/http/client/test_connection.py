@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
 from collections.abc import Callable, Coroutine
@@ -239,6 +240,37 @@ def test_a_refused_connection_is_tried_again(monkeypatch: pytest.MonkeyPatch) ->
         assert "refused" in str(got["b"])
 
     run(case())
+
+
+def test_a_connection_that_nobody_answers_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Service that still names a pod whose address is gone: packets to it are lost."""
+    monkeypatch.setattr(client, "REACH_S", 0.2)
+    full = socket.socket()  # with a full backlog the kernel drops what asks for a connection
+    full.bind(("127.0.0.1", 0))
+    full.listen(0)
+    full.setblocking(False)
+    waiting = [socket.socket() for _ in range(2)]
+    for each in waiting:
+        each.setblocking(False)
+        each.connect_ex(full.getsockname())
+
+    async def case() -> None:
+        endpoint = Endpoint(f"http://127.0.0.1:{full.getsockname()[1]}", 60, lambda: None)
+        got: Got = {}
+        ask(endpoint, ["a"], got)
+        await asyncio.sleep(0.1)
+        assert not got and not endpoint.connections
+        began = endpoint.now()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                full.accept()[0].close()
+        await until(lambda: bool(endpoint.connections))
+        assert endpoint.now() - began < 0.6  # the kernel itself tries again after a second
+        endpoint.close()
+
+    run(case())
+    for each in (full, *waiting):
+        each.close()
 
 
 KINDS = [plain, general]

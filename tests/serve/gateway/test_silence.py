@@ -13,8 +13,10 @@ import uvloop
 
 from erless.http.client.endpoint import CallError, Endpoint, Reply
 from erless.http.client.reply import ANSWER_GENERAL
+from erless.serve.gateway import silence
 from erless.serve.gateway.fan_out import FanOut, ShardCall
 from erless.serve.gateway.silence import (
+    ASLEEP_SAVED,
     RESENDS_SAVED,
     RESENT_SHARE,
     SILENT_S,
@@ -189,6 +191,36 @@ def test_overload_does_not_multiply_calls(slow_s: float) -> None:
             assert shard.metrics.resends <= RESENDS_SAVED + RESENT_SHARE * (64 + 20 * 32)
 
     uvloop.run(asyncio.wait_for(case(), 60))
+
+
+def test_a_first_call_that_hangs_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was ever heard of the shard: it may start, so that its connection stays."""
+    monkeypatch.setattr(silence, "ASLEEP_S", 0.2)
+
+    async def case() -> None:
+        async with Shard(lambda number, count: None if number == 0 else 0) as shard:
+            assert not shard.endpoint.awake
+            fan_out, work = shard.start()
+            await asyncio.sleep(0.1)
+            assert not shard.metrics.resends
+            await asyncio.wait_for(fan_out.done, 10)  # the deadline is 30 s
+            fan_out.settle()
+            assert work.answers == 1 and shard.metrics.resends == 1
+            assert not shard.metrics.silent_connections
+
+    uvloop.run(asyncio.wait_for(case(), 60))
+
+
+def test_calls_that_wait_for_a_start_leave_the_budget_of_hung_replicas_alone() -> None:
+    metrics = SimpleNamespace(resends=0)
+    resends = Resends(metrics)  # type: ignore[arg-type]
+    asleep: Any = SimpleNamespace(awake=False)
+    awake: Any = SimpleNamespace(awake=True)
+    assert sum(resends.spend(asleep) for _ in range(999)) == ASLEEP_SAVED
+    assert sum(resends.spend(awake) for _ in range(999)) == RESENDS_SAVED
+    resends.earn(100)
+    assert resends.spend(asleep) and resends.spend(awake)
+    assert metrics.resends == ASLEEP_SAVED + RESENDS_SAVED + 2
 
 
 def test_a_silent_connection_fails_its_calls_after_a_second() -> None:
