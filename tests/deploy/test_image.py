@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import pytest
 
@@ -21,14 +22,18 @@ from erless.deploy.image import engine
 from erless.deploy.image.build import build_archive, default_base
 from erless.deploy.image.content import application_items
 from erless.deploy.image.layer import Item, write_layer
-from erless.deploy.image.oci import Base, append, push_archive
+from erless.deploy.image.oci import Base, append, push_archive, write_archive
+from erless.deploy.image.processors import own_processor
 from erless.deploy.image.reference import parse_reference
 from erless.deploy.image.registry import Registry, resolve_digest
 from erless.deploy.kubernetes.cluster_settings import read_images, resolve_settings
 from erless.errors import ConfigError, ImageError
 from erless.specs.config import Config
 from erless.specs.functions import FunctionKind
+from erless.specs.planning import ARCHITECTURES, Architecture
 from tests.conftest import Cli
+
+CROSS = "aarch64-linux-gnu-gcc"
 
 
 class _Registry(BaseHTTPRequestHandler):
@@ -135,15 +140,24 @@ def registry() -> Iterator[str]:
     server.server_close()
 
 
-def push_base(registry: str, folder: Path, python: str = "3.11.14") -> str:
+def push_base(
+    registry: str,
+    folder: Path,
+    python: str = "3.11.14",
+    architectures: Sequence[Architecture] = ("amd64",),
+) -> str:
     """A base image with one file, as another tool would have pushed it."""
     layer = write_layer([Item("usr/bin/python3", b"#!", executable=True)], folder / "base.tar.gz")
-    config = {"rootfs": {"type": "layers", "diff_ids": []}, "config": {}}
-    nothing = Base("scratch", (), config, {})
     environment = {"PYTHON_VERSION": python, "PATH": "/usr/bin"}
-    image = append(nothing, [layer], {"Cmd": ["python3"]}, environment, folder / "base.tar")
+    images = []
+    for architecture in architectures:
+        rootfs = {"type": "layers", "diff_ids": []}
+        config = {"architecture": architecture, "rootfs": rootfs, "config": {}}
+        nothing = Base("scratch", (), config, {})
+        images.append(append(nothing, [layer], {"Cmd": ["python3"]}, environment))
+    archive = write_archive(images, folder / "base.tar")
     reference = parse_reference(f"{registry}/python:slim")
-    push_archive(image.path, reference, folder)
+    push_archive(archive.path, reference, folder)
     return f"{registry}/python:slim"
 
 
@@ -163,7 +177,7 @@ def test_a_layer_is_its_files_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_the_application_brings_code_bytecode_and_kernels(tmp_path: Path) -> None:
-    paths = {item.path for item in application_items(tmp_path)}
+    paths = {item.path for item in application_items(own_processor(), tmp_path)}
     assert "app/erless/serve/__main__.py" in paths
     assert "app/erless/serve/functions/sparse.py" in paths
     assert any(
@@ -199,6 +213,45 @@ def test_built_twice_is_one_digest_and_the_registry_gives_back_what_it_took(
     assert len(config["rootfs"]["diff_ids"]) == len(manifest["layers"]) == 2
     for layer in manifest["layers"]:
         Registry(reference).pull(layer["digest"], tmp_path / "layer")
+
+
+@pytest.mark.skipif(shutil.which(CROSS) is None, reason=f"there is no {CROSS}")
+def test_one_image_is_for_two_processors(tmp_path: Path, registry: str) -> None:
+    base = push_base(registry, tmp_path, architectures=ARCHITECTURES)
+    file = tmp_path / "sparse.tar"
+    built = build_archive(
+        "sparse", base, file, tmp_path, architectures=ARCHITECTURES, dependencies=False
+    )
+    reference = parse_reference(f"{registry}/erless/sparse:1")
+    assert push_archive(file, reference, tmp_path) == reference.at(built.digest)
+    assert resolve_digest(reference) == reference.at(built.digest)
+    opened = Registry(reference)
+    for architecture, machine in (("amd64", 62), ("arm64", 183)):  # ELF's numbers
+        _, manifest = opened.manifest("1", cast(Architecture, architecture))
+        opened.pull(manifest["config"]["digest"], tmp_path / "config")
+        assert json.loads((tmp_path / "config").read_text())["architecture"] == architecture
+        opened.pull(manifest["layers"][-1]["digest"], tmp_path / "layer")
+        with tarfile.open(tmp_path / "layer") as layer:
+            kernels = [each for each in layer if each.name.endswith(".so")]
+            assert len(kernels) == 1
+            content = layer.extractfile(kernels[0])
+            assert content is not None
+            assert int.from_bytes(content.read(20)[18:], "little") == machine
+
+
+def test_a_processor_that_cannot_be_built_for_is_named(
+    tmp_path: Path, registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = next(name for name in ARCHITECTURES if name != own_processor().name)
+    ours = push_base(registry, tmp_path, architectures=[own_processor().name])
+    with pytest.raises(ImageError, match=f"python is for {own_processor().name}, not {other}"):
+        build_archive("sparse", ours, tmp_path / "x", tmp_path, architectures=[other])
+    both = push_base(registry, tmp_path, architectures=ARCHITECTURES)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ImageError, match=r"there is no .*-linux-gnu-gcc .*: gcc-"):
+        build_archive(
+            "sparse", both, tmp_path / "x", tmp_path, architectures=[other], dependencies=False
+        )
 
 
 def test_a_registry_that_asks_gets_dockers_credentials_and_nobody_else_does(

@@ -39,6 +39,13 @@ class Builder(StrEnum):
     NONE = "none"
 
 
+class ImageArchitecture(StrEnum):
+    """The processors that images are for."""
+
+    AMD64 = "amd64"
+    ARM64 = "arm64"
+
+
 class FunctionChoice(StrEnum):
     """The kinds of functions that have an image."""
 
@@ -79,6 +86,10 @@ def build(
     wheels: Annotated[
         Path | None, typer.Option(help="Folder of wheels instead of the package index.")
     ] = None,
+    arch: Annotated[
+        list[ImageArchitecture] | None,
+        typer.Option(help="amd64, arm64; may be repeated: one image for both [default: ours]."),
+    ] = None,
     out: FolderOption = ARCHIVES,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -105,6 +116,7 @@ def build(
                 dependencies=dependencies,
                 torch=torch or function == "dense",
                 wheels=wheels,
+                architectures=[each.value for each in arch or ()],
             )
             rows.append(
                 {

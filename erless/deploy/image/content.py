@@ -10,35 +10,35 @@ import py_compile
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
+from erless.deploy.image.kernels import PACKAGE, kernels_for
 from erless.deploy.image.layer import Item
-from erless.errors import DependencyError, ImageError
+from erless.deploy.image.processors import Processor, own_processor
+from erless.errors import DependencyError
 from erless.specs.functions import FunctionKind
 
 __all__ = ["APP", "REQUIREMENTS", "application_items", "dependency_items"]
 
 APP = "app"  # in the image
 SITE = f"{APP}/site-packages"
-PACKAGE = Path(__file__).resolve().parents[2]  # erless/
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")  # what the functions import, but torch
-SUFFIXES = {".py", ".json", ".csv", ".so"}
+SUFFIXES = {".py", ".json", ".csv"}
 PIP_TIMEOUT_S = 1800
 # what pip notes about how and when it installed; not what is installed
 NOTES = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
 
 
-def application_items(scratch: Path) -> list[Item]:
-    """The erless package that runs here, with compiled Python and the compiled kernels.
+def application_items(processor: Processor, scratch: Path) -> list[Item]:
+    """The erless package that runs here, with compiled Python and compiled kernels.
 
     Raises:
-        ImageError: the kernels are not built.
+        ImageError: there are no kernels for `processor`, and they cannot be compiled.
     """
-    extension = sysconfig.get_config_var("EXT_SUFFIX")
-    items = []
+    kernels = kernels_for(processor, scratch)
+    items = [Item(f"{APP}/{PACKAGE.name}/dlrm/{kernels.name}", kernels)]
     for path in sorted(PACKAGE.rglob("*")):
         if path.suffix not in SUFFIXES or not path.is_file() or "__pycache__" in path.parts:
             continue
@@ -46,8 +46,6 @@ def application_items(scratch: Path) -> list[Item]:
         items.append(Item(f"{APP}/{name.as_posix()}", path))
         if path.suffix == ".py":
             items.append(_compiled(path, name, scratch))
-    if not any(item.path.endswith(str(extension)) for item in items):
-        raise ImageError(f"{PACKAGE}/dlrm has no compiled kernels (*{extension})")
     return items
 
 
@@ -68,12 +66,13 @@ def _compiled(path: Path, name: Path, scratch: Path) -> Item:
 
 
 def dependency_items(
-    kind: FunctionKind, scratch: Path, *, torch: bool, wheels: Path | None
+    kind: FunctionKind, processor: Processor, scratch: Path, *, torch: bool, wheels: Path | None
 ) -> list[Item]:
     """What the function imports, at the versions installed here, as pip installs it.
 
     Args:
         kind: of the function.
+        processor: that it runs on.
         scratch: a folder to install into.
         torch: torch too (exported towers, GPUs).
         wheels: a folder of wheels instead of the package index.
@@ -81,7 +80,7 @@ def dependency_items(
     Raises:
         DependencyError: pip failed; with its own words.
     """
-    target = scratch / f"site-{kind}"
+    target = scratch / f"site-{kind}-{processor.name}"
     command = [
         sys.executable,
         "-m",
@@ -98,6 +97,9 @@ def dependency_items(
         "--requirement",
         str(REQUIREMENTS),
     ]
+    if processor != own_processor():
+        command += ["--python-version", f"{sys.version_info.major}.{sys.version_info.minor}"]
+        command += [f"--platform={platform}" for platform in processor.wheels]
     command += ["--no-index", "--find-links", str(wheels)] if wheels else []
     command += ["torch"] if torch else []
     try:
@@ -116,7 +118,7 @@ def dependency_items(
         source = f"folder {wheels}" if wheels else "package index"
         raise DependencyError(
             f"the {source} does not give what a {kind} imports ({REQUIREMENTS}) at the "
-            f"versions installed here: {_words(done.stderr)}"
+            f"versions installed here for {processor.name}: {_words(done.stderr)}"
         )
     shutil.rmtree(target / "bin", ignore_errors=True)  # scripts name this machine's Python
     return list(_installed(target, scratch))

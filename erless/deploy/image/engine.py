@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from erless.deploy.image.content import PACKAGE
+from erless.deploy.image.kernels import PACKAGE
 from erless.deploy.image.reference import parse_reference
 from erless.errors import ImageError
 from erless.specs.functions import FunctionKind

@@ -1,6 +1,7 @@
 """Images as documents: base + layers + what to start → an OCI archive, and an archive → a registry.
 
-An archive is the OCI image layout as one tar file: `oci-layout`, `index.json`, `blobs/sha256/…`.
+An archive is the OCI image layout as one tar file: `oci-layout`, `index.json`, `blobs/sha256/…`. It
+holds one image, or an index of images for several processors.
 `skopeo copy oci-archive:sparse.tar …`, podman and containerd read it too.
 """
 
@@ -9,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,10 @@ from erless.deploy.image.layer import Layer
 from erless.deploy.image.reference import ImageReference
 from erless.deploy.image.registry import Registry
 from erless.errors import ImageError
+from erless.specs.planning import Architecture
 from erless.storage.atomic import os_errors, staged_file
 
-__all__ = ["Base", "Image", "append", "load_base", "push_archive"]
+__all__ = ["Base", "Image", "ImageArchive", "append", "load_base", "push_archive", "write_archive"]
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -47,21 +51,30 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An archive on disk. digest: of its manifest."""
+    """An image for one processor: its manifest, and everything that it names."""
+
+    manifest: bytes
+    architecture: str
+    blobs: dict[str, bytes | Path]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageArchive:
+    """An archive on disk. digest: of its image's manifest, or of the index of its images."""
 
     path: Path
     digest: str
     size: int
 
 
-def load_base(reference: ImageReference, scratch: Path) -> Base:
-    """Pull a base's configuration and layers.
+def load_base(reference: ImageReference, scratch: Path, architecture: Architecture) -> Base:
+    """Pull a base's configuration and layers, of the image for `architecture`.
 
     Raises:
-        ImageError: the registry does not know it, or does not answer.
+        ImageError: the registry does not know it, or does not answer, or it is for others.
     """
     registry = Registry(reference)
-    _, manifest = registry.manifest(reference.version)
+    _, manifest = registry.manifest(reference.version, architecture)
     blobs = {}
     for layer in [manifest["config"], *manifest["layers"]]:
         target = scratch / layer["digest"].replace(":", "-")
@@ -69,6 +82,9 @@ def load_base(reference: ImageReference, scratch: Path) -> Base:
             registry.pull(layer["digest"], target)
         blobs[layer["digest"]] = target
     config = json.loads(blobs[manifest["config"]["digest"]].read_bytes())
+    found = config.get("architecture", "amd64")
+    if found != architecture:
+        raise ImageError(f"{reference.host}/{reference.name} is for {found}, not {architecture}")
     layers = [
         {**layer, "mediaType": LAYERS.get(layer["mediaType"], layer["mediaType"])}
         for layer in manifest["layers"]
@@ -77,16 +93,15 @@ def load_base(reference: ImageReference, scratch: Path) -> Base:
 
 
 def append(
-    base: Base, layers: list[Layer], settings: Document, environment: dict[str, str], target: Path
+    base: Base, layers: list[Layer], settings: Document, environment: dict[str, str]
 ) -> Image:
-    """Write `base` with `layers` on top as an archive.
+    """`base` with `layers` on top.
 
     Args:
         base: the layers below.
         layers: from the lowest.
         settings: `Entrypoint`, `User`, `WorkingDir`, … of the OCI configuration.
         environment: variables, added to the base's.
-        target: the archive's file.
     """
     inherited = base.config.get("config", {})
     variables = dict(variable.split("=", 1) for variable in inherited.get("Env", []))
@@ -123,18 +138,33 @@ def append(
     }
     blobs |= {layer.digest: layer.path for layer in layers}
     blobs |= {_sha256(text): text, _sha256(manifest): manifest}
-    _write_archive(blobs, manifest, target)
-    return Image(target, _sha256(manifest), target.stat().st_size)
+    return Image(manifest, config["architecture"], blobs)
 
 
-def _write_archive(blobs: dict[str, bytes | Path], manifest: bytes, target: Path) -> None:
-    entry = {"mediaType": MANIFEST, "size": len(manifest), "digest": _sha256(manifest)}
-    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}
+def write_archive(images: Sequence[Image], target: Path) -> ImageArchive:
+    """Write images for different processors, at least one, as one archive."""
+    blobs = {digest: content for image in images for digest, content in image.blobs.items()}
+    top, media_type = images[0].manifest, MANIFEST
+    if len(images) > 1:
+        entries = [
+            _entry(image.manifest, MANIFEST)
+            | {"platform": {"architecture": image.architecture, "os": "linux"}}
+            for image in images
+        ]
+        top = _canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
+        media_type = INDEX
+        blobs[_sha256(top)] = top
+    layout = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [_entry(top, media_type)]}
     with staged_file(target) as stage, os_errors(stage), tarfile.open(stage, "w") as archive:
         _put(archive, "oci-layout", _canonical({"imageLayoutVersion": "1.0.0"}))
-        _put(archive, "index.json", _canonical(index))
+        _put(archive, "index.json", _canonical(layout))
         for digest in sorted(blobs):
             _put(archive, f"blobs/{digest.replace(':', '/')}", blobs[digest])
+    return ImageArchive(target, _sha256(top), target.stat().st_size)
+
+
+def _entry(manifest: bytes, media_type: str) -> Document:
+    return {"mediaType": media_type, "size": len(manifest), "digest": _sha256(manifest)}
 
 
 def _put(archive: tarfile.TarFile, name: str, content: bytes | Path) -> None:
@@ -150,7 +180,7 @@ def _put(archive: tarfile.TarFile, name: str, content: bytes | Path) -> None:
 
 
 def push_archive(path: Path, reference: ImageReference, scratch: Path) -> str:
-    """Push an archive's image under `reference`'s tag; returns it by digest.
+    """Push what is in an archive under `reference`'s tag; returns it by digest.
 
     Raises:
         ImageError: not an archive, or the registry refused.
@@ -161,22 +191,36 @@ def push_archive(path: Path, reference: ImageReference, scratch: Path) -> str:
         file = path.open("rb")
     try:
         with file, tarfile.open(fileobj=file) as archive:
-            index = json.loads(_member(archive, "index.json").read())
-            digest = index["manifests"][0]["digest"]
-            text = _member(archive, f"blobs/{digest.replace(':', '/')}").read()
-            manifest = json.loads(text)
-            for layer in [manifest["config"], *manifest["layers"]]:
-                blob = scratch / layer["digest"].replace(":", "-")
-                with blob.open("wb") as out:
-                    source = _member(archive, f"blobs/{layer['digest'].replace(':', '/')}")
-                    while chunk := source.read(1 << 20):
-                        out.write(chunk)
-                registry.push(blob, layer["digest"])
-                blob.unlink()
+            layout = json.loads(_member(archive, "index.json").read())
+            digest = layout["manifests"][0]["digest"]
+            text = _blob(archive, digest).read()
+            document = json.loads(text)
+            for entry in document.get("manifests", ()):  # an index of images
+                manifest = _blob(archive, entry["digest"]).read()
+                _push_blobs(archive, json.loads(manifest), registry, scratch)
+                registry.tag(manifest.decode(), entry["digest"])
+            if "manifests" not in document:
+                _push_blobs(archive, document, registry, scratch)
     except (tarfile.TarError, KeyError, IndexError, ValueError) as error:
         raise ImageError(f"{path} is not an OCI archive: {error}") from error
     registry.tag(text.decode(), reference.tag)
     return reference.at(digest)
+
+
+def _push_blobs(
+    archive: tarfile.TarFile, manifest: Document, registry: Registry, scratch: Path
+) -> None:
+    """Push the configuration and layers of an image."""
+    for layer in [manifest["config"], *manifest["layers"]]:
+        file = scratch / layer["digest"].replace(":", "-")
+        with file.open("wb") as out:
+            shutil.copyfileobj(_blob(archive, layer["digest"]), out)
+        registry.push(file, layer["digest"])
+        file.unlink()
+
+
+def _blob(archive: tarfile.TarFile, digest: str) -> Any:
+    return _member(archive, f"blobs/{digest.replace(':', '/')}")
 
 
 def _member(archive: tarfile.TarFile, name: str) -> Any:

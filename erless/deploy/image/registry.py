@@ -21,6 +21,7 @@ from erless.deploy.image.credentials import find_credentials
 from erless.deploy.image.reference import ImageReference
 from erless.errors import ImageError, first_line
 from erless.outbound import open_pool
+from erless.specs.planning import Architecture
 from erless.storage.atomic import os_errors
 
 __all__ = ["Registry", "resolve_digest"]
@@ -28,7 +29,6 @@ __all__ = ["Registry", "resolve_digest"]
 TIMEOUT_S = 60.0
 CHUNK_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 4 << 20  # the distribution specification asks registries to take that much
-PLATFORM = ("linux", "amd64")
 MANIFEST_TYPES = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
@@ -57,8 +57,10 @@ class Registry:
         self._pool = open_pool(self._root, TIMEOUT_S)
         self._authorization: str | None = None
 
-    def manifest(self, version: str) -> tuple[str, dict[str, Any]]:
-        """Digest and document of a manifest; of an index, the one for this platform.
+    def manifest(
+        self, version: str, architecture: Architecture = "amd64"
+    ) -> tuple[str, dict[str, Any]]:
+        """Digest and document of a manifest; of an index, the one for Linux on `architecture`.
 
         Raises:
             ImageError: absent, refused, not what its digest says, or for other platforms only.
@@ -71,9 +73,9 @@ class Registry:
         if document.get("mediaType") in INDEX_TYPES or "manifests" in document:
             for entry in document["manifests"]:
                 platform = entry.get("platform", {})
-                if (platform.get("os"), platform.get("architecture")) == PLATFORM:
-                    return self.manifest(entry["digest"])
-            raise ImageError(f"{self._repository} has no image for {'/'.join(PLATFORM)}")
+                if (platform.get("os"), platform.get("architecture")) == ("linux", architecture):
+                    return self.manifest(entry["digest"], architecture)
+            raise ImageError(f"{self._repository} has no image for linux/{architecture}")
         return _sha256(data), document
 
     def digest(self, version: str) -> str:
