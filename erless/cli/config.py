@@ -93,7 +93,7 @@ def _asked(config: Config) -> Config:
             "batch": ask("Samples per query", traffic.batch),
             "sla_p95_ms": ask("p95 latency allowed, ms", f"{traffic.sla_p95_ms:g}"),
         },
-        "targets": {"default": ask("Deploy to (local or knative)", targets.default)},
+        "targets": {"default": ask("Deploy to (local, knative or kubernetes)", targets.default)},
     }
     try:
         return type(config).model_validate(answers)

@@ -89,11 +89,11 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "doctor": (
         "cluster.doctor:doctor",
-        "Check a cluster: reachable, Knative and its settings, permissions, nodes, images, store.",
+        "Check a cluster: reachable, set up for the target, rights, nodes, images, store.",
     ),
     "render": (
         "cluster.render:render",
-        "Write the exact Kubernetes objects that `erless deploy --target knative` applies.",
+        "Write the exact Kubernetes objects that `erless deploy` applies on a cluster.",
     ),
     "deploy": (
         "deployment.deploy:deploy",

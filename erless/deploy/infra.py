@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from erless.errors import InfraError
 from erless.specs.artifact import FromElsewhere
-from erless.specs.knative import PodPlacement, PodToleration
+from erless.specs.cluster import PodPlacement, PodToleration
 from erless.storage.atomic import os_errors
 
 __all__ = ["Identity", "Infra", "NodePool", "TerraformCluster", "read_infra"]

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError
 
 from erless.errors import ConfigError
+from erless.specs.cluster import ClusterConfig
 from erless.specs.knative import KnativeConfig
+from erless.specs.kubernetes import KubernetesConfig
 from erless.specs.plan import Precision
 from erless.specs.planning import (
     Architectures,
@@ -38,6 +40,7 @@ __all__ = [
     "FreshnessConfig",
     "GatewayConfig",
     "KnativeConfig",
+    "KubernetesConfig",
     "LocalConfig",
     "ObserveConfig",
     "PlannerConfig",
@@ -221,7 +224,9 @@ class LocalConfig(Section):
 class TargetsConfig(Section):
     """Where to deploy."""
 
-    default: Literal["local", "knative"] = Field("local", description="Target of `erless deploy`.")
+    default: Literal["local", "knative", "kubernetes"] = Field(
+        "local", description="Target of `erless deploy`."
+    )
     model: str | None = Field(
         None,
         min_length=1,
@@ -230,6 +235,7 @@ class TargetsConfig(Section):
     )
     local: LocalConfig = LocalConfig()
     knative: KnativeConfig = KnativeConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
 
 
 class Config(Section):
@@ -311,9 +317,8 @@ def _valid_names(keys: tuple[str, ...]) -> list[str]:
 
 def anchored(config: Config, folder: Path) -> Config:
     """`config` with paths relative to `folder`."""
-    local, knative = config.targets.local, config.targets.knative
+    targets = config.targets
     store = config.store if "://" in config.store else str(folder / config.store)
-    paths = {name: getattr(knative, name) for name in ("infra", "kubeconfig", "images_file")}
     prices = config.planner.prices and folder / config.planner.prices
     return config.model_copy(
         update={
@@ -322,16 +327,22 @@ def anchored(config: Config, folder: Path) -> Config:
             "store": store,
             "gateway": _anchored_gateway(config.gateway, folder),
             "planner": config.planner.model_copy(update={"prices": prices}),
-            "targets": config.targets.model_copy(
+            "targets": targets.model_copy(
                 update={
-                    "local": local.model_copy(update={"state": folder / local.state}),
-                    "knative": knative.model_copy(
-                        update={name: path and folder / path for name, path in paths.items()}
+                    "local": targets.local.model_copy(
+                        update={"state": folder / targets.local.state}
                     ),
+                    "knative": _anchored_cluster(targets.knative, folder),
+                    "kubernetes": _anchored_cluster(targets.kubernetes, folder),
                 }
             ),
         }
     )
+
+
+def _anchored_cluster(cluster: ClusterConfig, folder: Path) -> ClusterConfig:
+    paths = {name: getattr(cluster, name) for name in ("infra", "kubeconfig", "images_file")}
+    return cluster.model_copy(update={name: path and folder / path for name, path in paths.items()})
 
 
 def _anchored_gateway(gateway: GatewayConfig, folder: Path) -> GatewayConfig:

@@ -22,11 +22,14 @@ __all__ = ["HARNESSES", "Harness", "LocalHarness"]
 class Harness(Protocol):
     """A place of its own for one target, made for tests: windows of seconds, not minutes."""
 
-    def __init__(self, folder: Path) -> None: ...
+    scales_to_zero: bool
 
     @property
     def target(self) -> Target:
         """What is tested."""
+
+    def of_model(self, name: str) -> Target:
+        """The same place, as `--model NAME` means it."""
 
     def desired(self, made: Made) -> Desired:
         """`made` in a store that the target's functions reach."""
@@ -41,12 +44,19 @@ class Harness(Protocol):
 class LocalHarness:
     """Processes of this machine under a temporary folder."""
 
+    scales_to_zero = True
+
     def __init__(self, folder: Path) -> None:
         self.state = folder / "state"
         self.config = Config(
             targets=TargetsConfig(local=LocalConfig(state=self.state, window_s=3.0, grace_s=0.5))
         )
         self.target = LocalTarget(self.config, Timing(poll_s=0.2))
+
+    def of_model(self, name: str) -> Target:
+        targets = self.config.targets.model_copy(update={"model": name})
+        config = self.config.model_copy(update={"targets": targets})
+        return LocalTarget(config, Timing(poll_s=0.2))
 
     def desired(self, made: Made) -> Desired:
         return load_desired(made.store, made.release.digest, None)
@@ -59,13 +69,26 @@ class LocalHarness:
         return [f"process {each.pid} of {each.function}" for each in found] + files
 
     def end(self) -> None:
-        kill_everything(self.state)
+        for folder in (self.state, *self.state.glob("models/*")):
+            kill_everything(folder)
+
+
+def _kubernetes(folder: Path) -> Harness:
+    from erless.deploy.plain_kubernetes.target import KubernetesTarget
+    from tests.conformance.cluster import ClusterHarness
+
+    return ClusterHarness(KubernetesTarget)
 
 
 def _knative(folder: Path) -> Harness:
-    from tests.conformance.knative import KnativeHarness
+    from erless.deploy.knative.target import KnativeTarget
+    from tests.conformance.cluster import ClusterHarness
 
-    return KnativeHarness(folder)
+    return ClusterHarness(KnativeTarget)
 
 
-HARNESSES: dict[str, Callable[[Path], Harness]] = {"local": LocalHarness, "knative": _knative}
+HARNESSES: dict[str, Callable[[Path], Harness]] = {
+    "local": LocalHarness,
+    "knative": _knative,
+    "kubernetes": _kubernetes,
+}

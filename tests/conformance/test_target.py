@@ -20,7 +20,13 @@ from erless.deploy.target import (
 )
 from erless.dlrm.queries import QueryFile
 from erless.dlrm.reference import Monolith
-from erless.errors import ConflictError, DeployError, NotDeployedError, OtherModelError
+from erless.errors import (
+    ConflictError,
+    DeployError,
+    NotDeployedError,
+    OtherModelError,
+    SeveralModelsError,
+)
 from erless.pack.generations.changes import TableChanges
 from erless.pack.generations.publish import Publisher
 from erless.progress import Silent
@@ -47,6 +53,12 @@ def until(harness: Harness, name: str, state: FunctionState) -> None:
     while (found := function(harness, name)).state is not state:
         assert time.monotonic() < deadline, found
         time.sleep(0.2)
+
+
+def rest(harness: Harness, name: str) -> None:
+    """Wait until a function that may be at zero is there, on a target that has such."""
+    if harness.scales_to_zero:
+        until(harness, name, FunctionState.AT_ZERO)
 
 
 def test_nothing_is_there_before_a_deploy_and_a_diff_makes_nothing(
@@ -79,7 +91,7 @@ def test_deploys_and_deploying_again_changes_nothing(
 
 
 def test_status_tells_every_function(harness: Harness, deployed: Deployment) -> None:
-    until(harness, "frozen", FunctionState.AT_ZERO)
+    rest(harness, "frozen")
     status = harness.target.status()
     assert (status.release, status.url) == (deployed.release, deployed.url)
     found = {each.name: each for each in status.functions}
@@ -90,7 +102,8 @@ def test_status_tells_every_function(harness: Harness, deployed: Deployment) -> 
     }
     assert found["gateway"].ready >= 1
     assert found["gateway"].memory_bytes > 0
-    assert (found["frozen"].ready, found["frozen"].wanted) == (0, 0)
+    replicas = 0 if harness.scales_to_zero else 1
+    assert (found["frozen"].ready, found["frozen"].wanted) == (replicas, replicas)
     assert status.memory_bytes >= sum(each.memory_bytes for each in found.values())
     assert status.model_wise_bytes > 0
 
@@ -98,7 +111,7 @@ def test_status_tells_every_function(harness: Harness, deployed: Deployment) -> 
 def test_answers_exactly_and_wakes_what_sleeps(
     harness: Harness, releases: Releases, wanted: Wanted, deployed: Deployment
 ) -> None:
-    until(harness, "frozen", FunctionState.AT_ZERO)
+    rest(harness, "frozen")
     expected = wanted[deployed.release]
     with QueryClient(deployed.url, address=deployed.address) as client:
         answers = [client.predict(each) for each in QueryFile(releases.first.queries)]
@@ -106,9 +119,9 @@ def test_answers_exactly_and_wakes_what_sleeps(
         assert not wrong(answer.predictions, right)
     assert {each.release for each in answers} == {deployed.release}
     assert not any(each.degraded for each in answers)
-    assert answers[0].cold_start  # it waited for the frozen shard
+    assert answers[0].cold_start is harness.scales_to_zero  # it waited for the frozen shard
     assert not answers[-1].cold_start
-    until(harness, "frozen", FunctionState.AT_ZERO)
+    rest(harness, "frozen")
 
 
 class Traffic:
@@ -180,7 +193,7 @@ def test_upgrades_and_rolls_back_under_load_without_a_failed_or_mixed_answer(
 def test_a_generation_is_answered_with_and_wakes_nobody(
     harness: Harness, releases: Releases, wanted: Wanted, deployed: Deployment
 ) -> None:
-    until(harness, "frozen", FunctionState.AT_ZERO)
+    rest(harness, "frozen")
     made = releases.first
     queries = list(QueryFile(made.queries))
     changed = Monolith.load(made.bundle, mapped=False)
@@ -199,7 +212,7 @@ def test_a_generation_is_answered_with_and_wakes_nobody(
             while client.metadata["parameters"]["generation"] != number:
                 assert time.monotonic() < deadline, client.metadata
                 time.sleep(0.2)
-            assert function(harness, "frozen").state is FunctionState.AT_ZERO
+            assert function(harness, "frozen").ready == (0 if harness.scales_to_zero else 1)
             return [client.predict(query) for query in queries]
 
     try:
@@ -210,7 +223,7 @@ def test_a_generation_is_answered_with_and_wakes_nobody(
     finally:
         number = publisher.go_back(0).number
         publisher.close()
-    until(harness, "frozen", FunctionState.AT_ZERO)
+    rest(harness, "frozen")
     for answer, expected in zip(answered_with(number), wanted[deployed.release], strict=True):
         assert not wrong(answer.predictions, expected)
 
@@ -259,6 +272,37 @@ def test_another_model_is_refused_unless_it_is_told_to_replace(
     assert served_model(harness.target.deployments()) == "other"
     back = replace(harness.desired(releases.first), replace_model=True)
     assert harness.target.deploy(back, Silent(), TIMEOUT_S).release == deployed.release
+
+
+def test_two_models_side_by_side_know_nothing_of_each_other(
+    harness: Harness, releases: Releases, wanted: Wanted, deployed: Deployment, tmp_path: Path
+) -> None:
+    model = default_model().model_copy(update={"name": "beside"})
+    made = make_release(tmp_path, model=model, seed=3)
+    beside = harness.of_model("beside")
+    second = beside.deploy(harness.desired(made), Silent(), TIMEOUT_S)
+    for gateway, owner, right in (
+        (deployed, releases.first, wanted[deployed.release]),
+        (second, made, [Monolith.load(made.bundle).predict(q) for q in QueryFile(made.queries)]),
+    ):
+        with QueryClient(gateway.url, address=gateway.address) as client:
+            answers = [client.predict(query) for query in QueryFile(owner.queries)]
+        assert {each.release for each in answers} == {owner.release.digest}
+        assert not any(wrong(a.predictions, r) for a, r in zip(answers, right, strict=True))
+    with pytest.raises(SeveralModelsError):
+        harness.target.status()
+    parts = {served_model(each.deployments()): each.status() for each in harness.target.by_model()}
+    assert {name: each.release for name, each in parts.items()} == {
+        "small": deployed.release,
+        "beside": second.release,
+    }
+    with Traffic(deployed, releases.first.queries, wanted) as traffic:
+        traffic.more(5)
+        beside.destroy(Silent(), TIMEOUT_S)
+        traffic.more(5)
+    assert traffic.faults == []
+    assert harness.target.status().release == deployed.release
+    assert beside.deployments() == ()
 
 
 def test_two_deploys_at_once_do_not_mix(

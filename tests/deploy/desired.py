@@ -129,6 +129,12 @@ def desired(
     return Desired(store, release, plan)
 
 
+def plain_settings(**options: object) -> ClusterSettings:
+    """A cluster with `options` under targets.kubernetes."""
+    config = Config.model_validate({"targets": {"kubernetes": {"images": IMAGES, **options}}})
+    return ClusterSettings(config.targets.kubernetes, config.targets.kubernetes.images)
+
+
 def cluster_settings(**options: object) -> ClusterSettings:
     """A cluster with `options` under targets.knative."""
     config = Config.model_validate({"targets": {"knative": {"images": IMAGES, **options}}})

@@ -25,6 +25,7 @@ Key = tuple[str, str, str]  # plural.group, namespace, name
 MIN_SCALE = "autoscaling.knative.dev/min-scale"
 SERVICES, REVISIONS = "services.serving.knative.dev", "revisions.serving.knative.dev"
 SCALERS, PODS = "podautoscalers.autoscaling.internal.knative.dev", "pods"
+DEPLOYMENTS = "deployments.apps"
 
 
 class Refused(Exception):  # noqa: N818
@@ -87,6 +88,7 @@ class FakeCluster:
         self.stale_pods = False
         self.domain = "example.com"
         self.watch_limit = 1_000_000
+        self.resources: dict[str, list[str]] = {}  # of a group's version: /apis/GROUP/VERSION
         self.denied: set[tuple[str, str]] = set()
         self.watches = self.lists = 0
         self.requests: list[tuple[str, str]] = []
@@ -225,7 +227,9 @@ class FakeCluster:
             self.store(key, live)
             if key[0] == SERVICES:
                 self._reconcile(key)
-            return live
+            if key[0] == DEPLOYMENTS:
+                self._roll_out(key)
+            return self.objects[key]
 
     def merge(self, key: Key, patch: Object) -> Object:
         with self.changed:
@@ -235,7 +239,42 @@ class FakeCluster:
             self.store(key, live)
             if key[0] == REVISIONS and MIN_SCALE in live["metadata"].get("annotations", {}):
                 self._scale(key[1], key[2], live["metadata"]["annotations"][MIN_SCALE])
+            if key[0] == DEPLOYMENTS:
+                live["metadata"]["generation"] += 1
+                self._roll_out(key)
             return live
+
+    # --- the part of Kubernetes' own controllers
+
+    def _roll_out(self, key: Key) -> None:
+        """A Deployment's pods are there at once, and ready after a while."""
+        live = copy.deepcopy(self.objects[key])
+        replicas = live["spec"].setdefault("replicas", 1)
+        counts = {"replicas": replicas, "updatedReplicas": replicas, "availableReplicas": 0}
+        live["status"] = {"observedGeneration": live["metadata"]["generation"], **counts}
+        self.store(key, live)
+        for pod in self.find(PODS, key[1]):
+            if pod["metadata"].get("ownerReferences", [{}])[0].get("uid") == f"uid-{key[2]}":
+                self.remove((PODS, key[1], pod["metadata"]["name"]))
+        trouble = self.pod_trouble.get(key[2])
+        ready = {"conditions": [condition("Ready", "True")]}
+        for number in range(replicas):
+            name = f"{key[2]}-{self.version}-{number}"
+            meta = {
+                "name": name,
+                "namespace": key[1],
+                "labels": live["spec"]["template"]["metadata"]["labels"],
+                "ownerReferences": [{"uid": f"uid-{key[2]}", "of": DEPLOYMENTS}],
+            }
+            self.store((PODS, key[1], name), {"metadata": meta, "status": trouble or ready})
+        threading.Timer(self.ready_after_s, self._available, (key,)).start()
+
+    def _available(self, key: Key) -> None:
+        with self.changed:
+            if key in self.objects and key[2] not in self.pod_trouble:
+                live = copy.deepcopy(self.objects[key])
+                live["status"]["availableReplicas"] = live["spec"]["replicas"]
+                self.store(key, live)
 
     # --- Knative's part
 
@@ -414,6 +453,10 @@ class _Handler(BaseHTTPRequestHandler):
         cluster = self.cluster
         if path == "/version":
             return self._answer(200, {"gitVersion": "v1.33.0"})
+        if path.startswith("/apis/") and path.count("/") == 3:
+            if path not in cluster.resources:
+                raise Refused(404, f"{path}: no such API")
+            return self._answer(200, {"resources": [{"name": n} for n in cluster.resources[path]]})
         key, collection = self._key(path)
         verb = {"PATCH": "patch", "POST": "create", "DELETE": "delete", "PUT": "update"}
         doing = verb.get(self.command, "list" if collection else "get")

@@ -7,7 +7,7 @@ import pytest
 
 from erless.deploy.infra import read_infra
 from erless.errors import ArtifactError, InfraError
-from erless.specs.knative import PodPlacement
+from erless.specs.cluster import PodPlacement
 from tests.deploy.infra_outputs import VALUE, write_outputs
 
 

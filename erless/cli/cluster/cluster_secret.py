@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from erless.cli.cluster.cluster_options import ClusterOptions
+from erless.cli.cluster.cluster_options import ClusterTargetOptions, cluster_settings_of
 from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, emit, verb
 
@@ -23,7 +23,7 @@ OWNER_ONLY = 0o600
 @verb
 @grouped
 def secret(
-    cluster: ClusterOptions,
+    cluster: ClusterTargetOptions,
     rotate: Annotated[bool, typer.Option("--rotate", help="Change it where it is there.")] = False,
     out: Annotated[
         Path | None,
@@ -42,16 +42,13 @@ def secret(
 
     Example: `erless cluster secret --namespace recs`
     """
-    from erless.deploy.infra import read_infra
     from erless.deploy.kubernetes.api import connect
-    from erless.deploy.kubernetes.cluster_settings import resolve_settings
     from erless.deploy.kubernetes.deployment_secret import ensure_secret
     from erless.deploy.kubernetes.kinds import NAMESPACE
     from erless.errors import ClusterError, OptionError
 
     config = cluster.config()
-    infra = config.targets.knative.infra
-    settings = resolve_settings(config, read_infra(infra) if infra else None)
+    settings = cluster_settings_of(config, target=cluster.chosen(config))
     options, scope = settings.options, settings.scope
     namespace, name = scope.namespace, scope.secret
     if out is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,18 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.cluster.cluster_options import (
+    ClusterTargetOption,
+    ModelOption,
     NamespaceOption,
     ReleaseOptions,
     cluster_config,
     cluster_settings_of,
+    cluster_target,
     desired_release,
+    named_model,
 )
 from erless.cli.option_groups import grouped
 from erless.cli.options import InfraOption, project, store_of
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
-    from erless.deploy.knative.render import Rendered
+    from erless.deploy.kubernetes.render.rendered import Rendered
 
 __all__ = ["render"]
 
@@ -34,12 +39,21 @@ class ManifestFormat(StrEnum):
     HELM = "helm"
 
 
+@dataclass(frozen=True)
+class RenderedPlace:
+    """Where the objects are to live, and what is to run them."""
+
+    namespace: NamespaceOption = None
+    infra: InfraOption = None
+    target: ClusterTargetOption = None
+    model: ModelOption = None
+
+
 @verb
 @grouped
 def render(
     source: ReleaseOptions,
-    namespace: NamespaceOption = None,
-    infra: InfraOption = None,
+    place: RenderedPlace,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -62,7 +76,7 @@ def render(
     ] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Write the exact Kubernetes objects that `erless deploy --target knative` applies.
+    """Write the exact Kubernetes objects that `erless deploy` applies on a cluster.
 
     They are checked against Kubernetes' and Knative's definitions; no cluster is needed. The Secret
     that the functions show each other is not among them: `erless cluster secret` makes it. With
@@ -78,19 +92,22 @@ def render(
     import sys
     from dataclasses import replace
 
-    from erless.deploy.knative.render import render as render_objects
     from erless.deploy.knative.schema import check_objects
     from erless.deploy.monitoring.objects import monitoring_objects
+    from erless.deploy.targets import render_objects
     from erless.errors import OptionError
 
     if layout is not ManifestFormat.YAML and out is None:
         raise OptionError(f"--format {layout.value} writes a folder: name it with --out")
-    config = cluster_config(project(), {"namespace": namespace, "infra": infra})
-    settings = cluster_settings_of(config, source.image)
+    config = named_model(project(), place.model)
+    on = cluster_target(place.target, config)
+    values = {"namespace": place.namespace, "infra": place.infra}
+    config = cluster_config(config, values, on)
+    settings = cluster_settings_of(config, source.image, on)
     if monitoring:
         options = settings.options.model_copy(update={"pod_monitor": True})
         settings = replace(settings, options=options)
-    store = store_of(source.store, infra, config)
+    store = store_of(source.store, place.infra, config)
     endpoint = source.endpoint_url or settings.options.endpoint_url
 
     def rendered(release: str) -> tuple[str, Rendered]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.cluster.cluster_options import ReleaseOptions, desired_release
+from erless.cli.cluster.cluster_options import CLUSTER_TARGETS, ReleaseOptions, desired_release
 from erless.cli.deployment.target_options import TargetOptions, TimeoutOption, resolve_target
 from erless.cli.option_groups import grouped
 from erless.cli.options import InfraOption, store_of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["deploy"]
 
-VALIDATED = {"server": "API server and Knative", "schemas": "definitions; no cluster answers"}
+VALIDATED = {"server": "API server and its webhooks", "schemas": "definitions; no cluster answers"}
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class LocalOptions:
 
 
 @dataclass(frozen=True)
-class KnativeOptions:
-    """How target knative runs it."""
+class OnClusterOptions:
+    """How a target on a cluster runs it."""
 
     infra: InfraOption = None
     canary_percent: Annotated[
@@ -80,7 +80,7 @@ def deploy(
     how: DeployOptions,
     where: TargetOptions,
     local: LocalOptions,
-    knative: KnativeOptions,
+    on_cluster: OnClusterOptions,
     timeout_s: TimeoutOption = 600,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -92,12 +92,13 @@ def deploy(
     Example: `erless deploy --store releases`, `erless deploy --diff`
     """
     destination, config = resolve_target(
-        where, local=vars(local), knative=vars(knative), images=source.image or ()
+        where, local=vars(local), cluster=vars(on_cluster), images=source.image or ()
     )
     endpoint_url = source.endpoint_url
-    if destination.name == "knative":
-        endpoint_url = endpoint_url or config.targets.knative.endpoint_url
-    store = store_of(source.store, knative.infra, config)
+    if destination.name in CLUSTER_TARGETS:
+        section = getattr(config.targets, destination.name)
+        endpoint_url = endpoint_url or section.endpoint_url
+    store = store_of(source.store, on_cluster.infra, config)
     desired = desired_release(
         config, store, source.release, endpoint_url, replace_model=how.replace_model
     )

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.cluster.cluster_options import (
+    CLUSTER_TARGETS,
     ContextOption,
     KubeconfigOption,
+    ModelOption,
     NamespaceOption,
     cluster_config,
+    named_model,
 )
 from erless.cli.options import project
 
@@ -21,17 +24,18 @@ if TYPE_CHECKING:
     from erless.deploy.target import Target
     from erless.specs.config import Config
 
-__all__ = ["PlaceOptions", "TargetOptions", "TimeoutOption", "resolve_target"]
+__all__ = [
+    "PlaceOptions",
+    "TargetOptions",
+    "TimeoutOption",
+    "resolve_target",
+]
 
 TargetOption = Annotated[
-    str | None, typer.Option("--target", "-t", help="local or knative [default: erless.yaml's].")
+    str | None, typer.Option("--target", "-t", help="local, knative or kubernetes [erless.yaml's].")
 ]
 StateOption = Annotated[
     Path | None, typer.Option(help="State folder [default: erless.yaml's] [local].")
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", help="Name of the model, where several are deployed [the only one]."),
 ]
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", min=1, help="Most that it may take, in seconds.")
@@ -60,7 +64,7 @@ def resolve_target(
     options: PlaceOptions,
     *,
     local: Mapping[str, Any] | None = None,
-    knative: Mapping[str, Any] | None = None,
+    cluster: Mapping[str, Any] | None = None,
     images: Sequence[str] = (),
 ) -> tuple[Target, Config]:
     """The target that options and `erless.yaml` name, and the configuration behind it.
@@ -68,7 +72,7 @@ def resolve_target(
     Args:
         options: which target, where, and which model.
         local: further values for target local, above `erless.yaml`'s; None is none.
-        knative: likewise for target knative.
+        cluster: likewise for a target on a cluster.
         images: KIND=IMAGE, above those of the configuration.
 
     Raises:
@@ -82,10 +86,11 @@ def resolve_target(
         "context": options.context,
         "namespace": options.namespace,
     }
-    config = cluster_config(config, where | dict(knative or {}))
-    if isinstance(options, TargetOptions) and options.model:
-        targets = config.targets.model_copy(update={"model": options.model})
-        config = config.model_copy(update={"targets": targets})
+    on = options.target or config.targets.default
+    if on in CLUSTER_TARGETS:
+        config = cluster_config(config, where | dict(cluster or {}), on)
+    if isinstance(options, TargetOptions):
+        config = named_model(config, options.model)
     return open_target(options.target, config, images), config
 
 

@@ -32,7 +32,9 @@ class LoadedGatewayOptions:
     connect: Annotated[
         str | None, typer.Option(help="HOST:PORT to connect to, for the URL (an ingress).")
     ] = None
-    target: Annotated[str | None, typer.Option("--target", "-t", help="local or knative.")] = None
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="local, knative or kubernetes.")
+    ] = None
     monolith: Annotated[
         Path | None, typer.Option(help="Bundle: measure it whole in one process here.")
     ] = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from erless.deploy.cluster.checks import access, knative, nodes, sources
+from erless.deploy.cluster.checks import access, knative, nodes, plain, sources
 from erless.deploy.cluster.checks.examination import Examination, Finding
 from erless.deploy.kubernetes.api import Missing
 from erless.deploy.kubernetes.kinds import CRD
@@ -18,20 +18,32 @@ from erless.errors import DeployError, ForbiddenError, UnreachableError
 __all__ = ["CHECKS", "Examination", "Finding", "examine"]
 
 Check = Callable[[Examination], Iterator[Finding]]
-CHECKS: tuple[tuple[str, Check], ...] = (
+_FIRST: tuple[tuple[str, Check], ...] = (
     ("Kubernetes", knative.check_kubernetes),
     ("permissions", access.check_permissions),
+)
+_LAST: tuple[tuple[str, Check], ...] = (
+    ("references", access.check_references),
+    ("nodes", nodes.check_nodes),
+    ("metrics", nodes.check_metrics),
+    ("images", sources.check_images),
+    ("store", sources.check_store),
+)
+CHECKS: tuple[tuple[str, Check], ...] = (
+    *_FIRST,
     ("Knative", knative.check_knative),
     ("features", knative.check_features),
     ("scaling", knative.check_scaling),
     ("timeouts", knative.check_timeouts),
     ("ingress class", knative.check_ingress),
     ("domain", knative.check_domain),
-    ("references", access.check_references),
-    ("nodes", nodes.check_nodes),
-    ("metrics", nodes.check_metrics),
-    ("images", sources.check_images),
-    ("store", sources.check_store),
+    *_LAST,
+)
+PLAIN_CHECKS: tuple[tuple[str, Check], ...] = (
+    *_FIRST,
+    ("drain", plain.check_drain),
+    ("scaling", plain.check_scaling),
+    *_LAST,
 )
 
 
@@ -45,6 +57,9 @@ def examine(examination: Examination) -> Iterator[Finding]:
         yield Finding("fail", "cluster", str(error), mend)
         return
     examination = replace(examination, version=version)
+    if not examination.with_knative:
+        yield from _each(PLAIN_CHECKS, examination)
+        return
     try:
         installed = api.get(CRD, None, knative.KNATIVE_CRD) is not None
     except ForbiddenError:
@@ -53,7 +68,11 @@ def examine(examination: Examination) -> Iterator[Finding]:
         yield from knative.check_kubernetes(examination)
         yield Finding("fail", "Knative", "Serving is not installed", "erless cluster init")
         return
-    for name, check in CHECKS:
+    yield from _each(CHECKS, examination)
+
+
+def _each(checks: tuple[tuple[str, Check], ...], examination: Examination) -> Iterator[Finding]:
+    for name, check in checks:
         try:
             yield from check(examination)
         except (DeployError, Missing) as error:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
-from erless.deploy.knative.dry_run import DryRun
-from erless.deploy.knative.gateway_record import called_services, read_record, with_traffic
-from erless.deploy.knative.render import Object, Rendered
+from erless.deploy.knative.gateway_record import read_record, with_traffic
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
+from erless.deploy.kubernetes.differences import compared
+from erless.deploy.kubernetes.dry_run import DryRun
 from erless.deploy.kubernetes.kinds import KSERVICE, REVISION, kind_of
+from erless.deploy.kubernetes.releases import called_services
+from erless.deploy.kubernetes.render.rendered import Object, Rendered
 from erless.deploy.target import Change
 
 __all__ = ["compare"]
-
-_SERVERS = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
-# which release applied it last, by which version: true of every shared function, and no change
-_NOTES = (names.RELEASE, "app.kubernetes.io/version", names.FUNCTION)
-_SHOWN = 6  # fields per object; a changed image and scale are seen, a page of JSON is not
 
 
 def compare(api: Api, rendered: Rendered, scope: names.Scope, trial: DryRun) -> tuple[Change, ...]:
@@ -41,12 +36,7 @@ def compare(api: Api, rendered: Rendered, scope: names.Scope, trial: DryRun) -> 
                 )
             )
             continue
-        fields = list(_differences(live, _tried(trial, document, live)))
-        if fields:
-            more = f"; {len(fields) - _SHOWN} more" if len(fields) > _SHOWN else ""
-            changes.append(Change("update", subject, "; ".join(fields[:_SHOWN]) + more))
-        else:
-            changes.append(Change("keep", subject))
+        changes.append(compared(subject, live, _tried(trial, document, live)))
     return (*changes, *_orphans(api, rendered, scope))
 
 
@@ -56,7 +46,7 @@ def _running(api: Api, scope: names.Scope) -> dict[str, str]:
     record = read_record(api.get(KSERVICE, namespace, scope.gateway))
     revision = api.get(REVISION, namespace, record.revision) if record.revision else None
     service_of = {}
-    for service in called_services(revision) if revision else ():
+    for service in called_services(revision["spec"]) if revision else ():
         live = api.get(KSERVICE, namespace, service)
         if live is not None:
             service_of[live["metadata"]["annotations"].get(names.FUNCTION, service)] = service
@@ -94,29 +84,8 @@ def _orphans(api: Api, rendered: Rendered, scope: names.Scope) -> Iterator[Chang
     needed = {document["metadata"]["name"] for document in rendered.functions} | {scope.gateway}
     for kept in record.history:
         revision = api.get(REVISION, scope.namespace, kept.revision)
-        needed |= called_services(revision) if revision else set()
+        needed |= called_services(revision["spec"]) if revision else set()
     for service in services:
         name = service["metadata"]["name"]
         if name not in needed:
             yield Change("remove", name, "no kept release calls it")
-
-
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """Changed fields, as `path: old → new`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(set(old) | set(new)):
-            field = f"{path}.{key}".lstrip(".")
-            if path == "metadata" and key in _SERVERS:
-                continue
-            if field != "status" and not field.endswith(_NOTES):
-                yield from _differences(old.get(key), new.get(key), field)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (old_item, new_item) in enumerate(zip(old, new, strict=True)):
-            yield from _differences(old_item, new_item, f"{path}[{index}]")
-    elif old != new:
-        yield f"{path}: {_short(old)} → {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -17,41 +17,39 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 
 from erless.deploy.knative.gateway_record import (
     NEXT,
-    GatewayRecord,
-    KeptRelease,
-    called_services,
     read_record,
     traffic_after,
     with_traffic,
 )
-from erless.deploy.knative.readiness import (
-    REVISION_LABEL,
-    SERVICE_LABEL,
-    FailureWatch,
-    condition,
-    is_ready,
-)
-from erless.deploy.knative.render import Object, Rendered
+from erless.deploy.knative.readiness import ServiceWatch, is_ready
 from erless.deploy.knative.render.scaling import MIN_SCALE
-from erless.deploy.knative.render.services import TrafficTarget
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.deployment_secret import ensure_secret
 from erless.deploy.kubernetes.kinds import BUDGET, KSERVICE, POD, POD_AUTOSCALER, REVISION
 from erless.deploy.kubernetes.mirror import Deadline, Mirror
+from erless.deploy.kubernetes.pod_names import KNATIVE
 from erless.deploy.kubernetes.reasons import pod_problems
-from erless.deploy.target import place_to_restore
+from erless.deploy.kubernetes.releases import (
+    GatewayRecord,
+    TrafficTarget,
+    called_services,
+    history_after,
+    release_to_restore,
+)
+from erless.deploy.kubernetes.render.rendered import Object, Rendered
+from erless.deploy.kubernetes.watching import condition
+from erless.deploy.target import Desired
 from erless.errors import DeployError, NotDeployedError
 from erless.progress import Progress
 
-__all__ = ["Rollout"]
+__all__ = ["KnativeRollout"]
 
 
-class Rollout:
+class KnativeRollout:
     """One change of the release that is deployed in a scope.
 
     Args:
@@ -60,13 +58,21 @@ class Rollout:
         progress: shown while it runs.
         deadline: for all of it.
         keep: deployed releases to keep.
+        canary_percent: the new release's share of the queries; 0: all of them.
     """
 
     def __init__(
-        self, api: Api, scope: names.Scope, progress: Progress, deadline: Deadline, keep: int
+        self,
+        api: Api,
+        scope: names.Scope,
+        progress: Progress,
+        deadline: Deadline,
+        keep: int,
+        canary_percent: int,
     ) -> None:
         self._api, self._scope, self._namespace = api, scope, scope.namespace
         self._progress, self._deadline, self._keep = progress, deadline, keep
+        self._canary_percent = canary_percent
         self._services = Mirror(api, KSERVICE, scope.namespace, scope.selector)
         self._older: frozenset[str] = frozenset()  # uids of pods from before this rollout
 
@@ -74,10 +80,9 @@ class Rollout:
         """What the gateway's Service says now."""
         return read_record(self._api.get(KSERVICE, self._namespace, self._scope.gateway))
 
-    def deploy(
-        self, release: str, rendered: Rendered, canary_percent: int = 0, model: str = ""
-    ) -> None:
-        """All steps for `rendered`, the objects of `release`, which is of `model`."""
+    def deploy(self, desired: Desired, rendered: Rendered) -> None:
+        """All steps to `rendered`, the objects of `desired`."""
+        release = desired.release.digest
         before = self.record()
         functions = {service["metadata"]["name"] for service in rendered.functions}
         self._clear_failed(functions | {self._scope.gateway}, before)
@@ -92,7 +97,7 @@ class Rollout:
         self._add_candidate(rendered, before)
         if before.revision != rendered.revision:
             self._prewarm(functions, rendered.revision)
-        self._cut_over(rendered, release, canary_percent, model)
+        self._cut_over(rendered, release, desired.release.model.name)
         for document in rendered.extras:
             self._api.apply(document)
         self.settle()
@@ -104,11 +109,11 @@ class Rollout:
             NotDeployedError: there is none before the current, or none that begins so.
         """
         before = self.record()
-        target = _release_to_restore(before, release)
+        target = release_to_restore(before, release)
         revision = self._api.get(REVISION, self._namespace, target.revision)
         if before.service is None or revision is None:
             raise NotDeployedError(f"revision {target.revision} of {target.release[:12]} is gone")
-        called = called_services(revision)
+        called = called_services(revision["spec"])
         ensure_secret(self._api, self._scope, target.release, rotate=False)
         self._restore(called)
         self._wait_ready("functions ready", called)
@@ -138,17 +143,14 @@ class Rollout:
         self._api.apply(with_traffic(rendered.gateway, lines, before.history, template))
         self._wait_routed("gateway ready", revision, 0)
 
-    def _cut_over(self, rendered: Rendered, release: str, canary_percent: int, model: str) -> None:
+    def _cut_over(self, rendered: Rendered, release: str, model: str) -> None:
         """The cut-over: traffic and record in one write."""
         before, revision = self.record(), rendered.revision
         template = before.service["spec"]["template"] if before.service else None
-        lines = traffic_after(before, revision, canary_percent)
+        lines = traffic_after(before, revision, self._canary_percent)
         history, share = list(before.history), lines[-1].percent
-        already_current = before.current is not None and before.current.revision == revision
-        if share == 100 and not already_current:
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            history = [kept for kept in history if kept.release != release]
-            history = [KeptRelease(release, revision, now, model), *history][: self._keep]
+        if share == 100:
+            history = history_after(before, release, revision, model, self._keep)
         self._api.apply(with_traffic(rendered.gateway, lines, history, template))
         self._wait_routed("cut over", revision, share)
 
@@ -161,7 +163,7 @@ class Rollout:
         self._wait(label, {self._scope.gateway}, lambda live: _routed(live, revision, percent))
 
     def _wait(self, label: str, services: set[str], ready: Callable[[Object], bool]) -> None:
-        watch = FailureWatch(self._api, self._scope, self._older)
+        watch = ServiceWatch(self._api, self._scope, self._older)
         late = set(services)
         with self._progress.step(label, len(services), "steps") as step:
 
@@ -193,13 +195,13 @@ class Rollout:
         self._older = frozenset(pod["metadata"].get("uid", "") for pod in pods)
         stuck = {problem.pod for problem in pod_problems(pods, ()) if not problem.unplaced}
         hopeless = {
-            pod["metadata"]["labels"].get(REVISION_LABEL)
+            pod["metadata"]["labels"].get(KNATIVE.revision)
             for pod in pods
             if pod["metadata"]["name"] in stuck
         }
         for revision in revisions:
             name, ready = revision["metadata"]["name"], condition(revision, "Ready").get("status")
-            service = revision["metadata"]["labels"].get(SERVICE_LABEL)
+            service = revision["metadata"]["labels"].get(KNATIVE.service)
             if service not in services or name in spared or ready == "True":
                 continue
             if ready == "False" or name in hopeless:
@@ -239,7 +241,7 @@ class Rollout:
         }
         for revision in cold:
             self._scale(revision, "1")
-        watch = FailureWatch(self._api, self._scope, self._older)
+        watch = ServiceWatch(self._api, self._scope, self._older)
 
         def done(objects: dict[str, Object]) -> bool:
             late = [revision for revision in cold if not _awake(objects.get(revision, _NONE))]
@@ -264,7 +266,8 @@ class Rollout:
             REVISION, self._namespace, f"{self._scope.selector},{names.KIND}=gateway"
         )
         called: dict[str, set[str]] = {
-            revision["metadata"]["name"]: called_services(revision) for revision in revisions
+            revision["metadata"]["name"]: called_services(revision["spec"])
+            for revision in revisions
         }
         needed = set().union(*(called[name] for name in called if name in kept_revisions))
         serving = {line.revision for line in now.traffic}
@@ -324,10 +327,3 @@ def _labelled(service: Object, release: str) -> Object:
     }
     changed["metadata"]["annotations"] |= {names.RELEASE: release, names.DIGEST: release}
     return changed
-
-
-def _release_to_restore(record: GatewayRecord, prefix: str | None) -> KeptRelease:
-    """The release to go back to. Errors as `place_to_restore`."""
-    history, current = record.history, record.current
-    place = None if current is None else history.index(current)
-    return history[place_to_restore([kept.release for kept in history], place, prefix)]

@@ -17,9 +17,11 @@ from erless.deploy.infra import Infra
 from erless.deploy.kubernetes.kinds import CLAIM, SECRET, Kind
 from erless.deploy.kubernetes.names import Scope
 from erless.errors import ConfigError, OptionError
+from erless.specs.cluster import ClusterConfig, PodPlacement
 from erless.specs.config import Config, GatewayConfig, ObserveConfig, TracesConfig
 from erless.specs.functions import FunctionKind
-from erless.specs.knative import KnativeConfig, PodPlacement
+from erless.specs.knative import KnativeConfig
+from erless.specs.kubernetes import KubernetesConfig
 from erless.storage.atomic import os_errors
 
 __all__ = ["ClusterSettings", "parse_image_options", "read_images", "resolve_settings"]
@@ -36,7 +38,7 @@ class ClusterSettings:
     model's name, where its objects carry it.
     """
 
-    options: KnativeConfig
+    options: ClusterConfig
     images: Mapping[FunctionKind, str]
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     sla_ms: float = 100.0
@@ -44,6 +46,25 @@ class ClusterSettings:
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     traces: TracesConfig = field(default_factory=TracesConfig)
     model: str = ""
+
+    @property
+    def section(self) -> str:
+        """The section of `erless.yaml` that the options are from."""
+        return "kubernetes" if isinstance(self.options, KubernetesConfig) else "knative"
+
+    @property
+    def knative(self) -> KnativeConfig:
+        """The options, of a cluster with Knative."""
+        if not isinstance(self.options, KnativeConfig):
+            raise TypeError("these are settings of a cluster without Knative")
+        return self.options
+
+    @property
+    def plain(self) -> KubernetesConfig:
+        """The options, of a cluster without Knative."""
+        if not isinstance(self.options, KubernetesConfig):
+            raise TypeError("these are settings of a cluster with Knative")
+        return self.options
 
     @property
     def scope(self) -> Scope:
@@ -59,8 +80,8 @@ class ClusterSettings:
         image = self.images.get(kind)
         if image is None:
             raise OptionError(
-                f"no image for {kind} functions: pass --image, set targets.knative.images, or run "
-                f"`erless image push`, which writes {self.options.images_file}"
+                f"no image for {kind} functions: pass --image, set targets.{self.section}.images, "
+                f"or run `erless image push`, which writes {self.options.images_file}"
             )
         if not DIGEST.match(image):
             raise OptionError(
@@ -105,7 +126,10 @@ class ClusterSettings:
 
 
 def resolve_settings(
-    config: Config, infra: Infra | None = None, images: Mapping[str, str] | None = None
+    config: Config,
+    infra: Infra | None = None,
+    images: Mapping[str, str] | None = None,
+    options: ClusterConfig | None = None,
 ) -> ClusterSettings:
     """Combine configuration and infrastructure.
 
@@ -113,13 +137,15 @@ def resolve_settings(
         config: of `erless.yaml`.
         infra: what Terraform provisioned, if it did.
         images: function kind → image, above all others.
+        options: the target's section of `config`; default: target knative's.
 
     Raises:
         ImageError: a tag cannot be resolved.
         ConfigError: the images file is damaged, a digest has no registry, or `gateway.token_env`
             has no Secret beside it.
     """
-    options = config.targets.knative
+    if options is None:
+        options = config.targets.knative
     if infra is not None:
         options = _with_infra(options, infra)
     if config.gateway.token_env and not options.token_secret:
@@ -172,7 +198,7 @@ def _refuse_local_security(config: Config) -> None:
         )
 
 
-def _whole(kind: FunctionKind, image: str, options: KnativeConfig) -> str:
+def _whole(kind: FunctionKind, image: str, options: ClusterConfig) -> str:
     """`image`, or where it is a digest alone, that of the registry's repository for `kind`."""
     if not image.startswith("sha256:"):
         return image
@@ -232,7 +258,7 @@ def read_images(path: Path) -> dict[FunctionKind, str]:
         raise ConfigError(f"{path}: not a file of `erless image push` ({error!r})") from error
 
 
-def _with_infra(options: KnativeConfig, infra: Infra) -> KnativeConfig:
+def _with_infra(options: ClusterConfig, infra: Infra) -> ClusterConfig:
     """`options`, completed by what Terraform says where nothing is set by hand."""
     set_by_hand = options.model_fields_set
     identity = infra.identity

@@ -10,17 +10,20 @@ from erless.errors import DeployError
 __all__ = [
     "ACCESS_REVIEW",
     "ACCOUNT",
+    "AUTOSCALER",
     "BUDGET",
     "CLAIM",
     "CONFIG_MAP",
     "CRD",
     "DEPLOYMENT",
     "EVENT",
+    "HTTP_SCALER",
+    "KNATIVE_KINDS",
     "KSERVICE",
     "LEASE",
     "NAMESPACE",
     "NODE",
-    "OWNED_KINDS",
+    "PLAIN_KINDS",
     "POD",
     "POD_AUTOSCALER",
     "POD_METRICS",
@@ -63,6 +66,8 @@ CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
 CLAIM = Kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 SERVICE = Kind("v1", "Service", "services")
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
+AUTOSCALER = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
+HTTP_SCALER = Kind("http.keda.sh/v1alpha1", "HTTPScaledObject", "httpscaledobjects")
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 POLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 BUDGET = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
@@ -87,8 +92,10 @@ ACCESS_REVIEW = Kind(
 )
 
 # what deploy applies, in the order of removing: functions first, what they need last
-OWNED_KINDS = (KSERVICE, BUDGET, MONITOR, POLICY, ACCOUNT, SECRET, LEASE)
-_APPLIED = {document.kind: document for document in (NAMESPACE, *OWNED_KINDS)}
+_BESIDE = (BUDGET, MONITOR, POLICY, ACCOUNT, SECRET)
+KNATIVE_KINDS = (KSERVICE, *_BESIDE)
+PLAIN_KINDS = (HTTP_SCALER, AUTOSCALER, DEPLOYMENT, SERVICE, *_BESIDE)  # without Knative
+_APPLIED = {(kind.api, kind.kind): kind for kind in (NAMESPACE, *KNATIVE_KINDS, *PLAIN_KINDS)}
 
 
 def kind_of(document: dict[str, Any]) -> Kind:
@@ -97,7 +104,7 @@ def kind_of(document: dict[str, Any]) -> Kind:
     Raises:
         DeployError: erless applies no such kind.
     """
-    kind = _APPLIED.get(document["kind"])
-    if kind is None or kind.api != document["apiVersion"]:
+    kind = _APPLIED.get((document["apiVersion"], document["kind"]))
+    if kind is None:
         raise DeployError(f"{document['apiVersion']} {document['kind']} is none of erless's kinds")
     return kind

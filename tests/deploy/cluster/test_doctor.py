@@ -13,8 +13,10 @@ from erless.deploy.cluster.doctor import Examination, Finding, examine
 from erless.deploy.knative.render import render
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
+from erless.deploy.plain_kubernetes.render import render as render_plain
+from erless.deploy.plain_kubernetes.scaling_apis import ScalingApis
 from erless.specs.config import GatewayConfig
-from tests.deploy.desired import cluster_settings, desired
+from tests.deploy.desired import cluster_settings, desired, plain_settings
 from tests.deploy.fake_cluster import FakeCluster
 
 SERVING = "knative-serving"
@@ -228,3 +230,25 @@ def test_functions_that_need_longer_than_the_cluster_allows_fail(cluster: FakeCl
     assert "the cluster allows 600" in found.fact
     set_config(cluster, "defaults", {"max-revision-timeout-seconds": "900"})
     assert ask(cluster, slow)["timeouts"].level == "pass"
+
+
+def test_without_knative_it_asks_what_autoscalers_go_by(cluster: FakeCluster) -> None:
+    settings = plain_settings()
+    wanted = render_plain(desired(), settings, ScalingApis())
+    cluster.denied = {("delete", "httpscaledobjects"), ("list", "revisions")}  # not needed
+
+    def found() -> dict[str, Finding]:
+        examination = Examination(connection(cluster), settings, wanted)
+        return {finding.what: finding for finding in examine(examination)}
+
+    first = found()
+    assert first["autoscaling"].level == "warn"
+    assert first["scale to zero"].level == "warn"
+    assert first["permissions"].level == "pass"
+    assert "Knative" not in first
+    cluster.resources["/apis/metrics.k8s.io/v1beta1"] = ["nodes", "pods"]
+    assert found()["autoscaling"].fact.startswith("by CPU")
+    cluster.resources["/apis/custom.metrics.k8s.io/v1beta1"] = ["pods/erless_requests"]
+    assert found()["autoscaling"].fact == "by the pods' metric erless_requests"
+    cluster.denied = {("watch", "deployments")}
+    assert found()["permission"].fact == "you may not watch deployments.apps in erless"

@@ -9,7 +9,7 @@ import yaml
 
 from erless.deploy.desired_release import load_desired
 from tests.buckets import S3
-from tests.conformance.knative import _copy_to_bucket
+from tests.conformance.cluster import _copy_to_bucket
 from tests.conftest import Cli
 from tests.deploy.desired import IMAGES
 from tests.releases import Made

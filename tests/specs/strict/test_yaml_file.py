@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from erless.errors import ConfigError
+from erless.specs.cluster import PodPlacement
 from erless.specs.config import load_config
-from erless.specs.knative import PodPlacement
 from tests.conftest import ROOT
 
 LEVELS = 30

@@ -14,11 +14,13 @@ from erless.deploy.kubernetes.kinds import (
     CRD,
     DEPLOYMENT,
     EVENT,
+    HTTP_SCALER,
+    KNATIVE_KINDS,
     KSERVICE,
     LEASE,
     NAMESPACE,
     NODE,
-    OWNED_KINDS,
+    PLAIN_KINDS,
     POD,
     POD_AUTOSCALER,
     REVISION,
@@ -60,20 +62,25 @@ def needed_permissions(examination: Examination) -> Iterator[Permission]:
     """Every verb that deploy, status, logs, destroy and doctor use."""
     space, options = examination.namespace, examination.settings.options
     optional = {EVENT.kind, "PodDisruptionBudget"}
-    for kind in OWNED_KINDS:
+    kinds = KNATIVE_KINDS if examination.with_knative else PLAIN_KINDS
+    for kind in (*kinds, LEASE):
         if kind.kind == "PodMonitor" and not options.pod_monitor:
+            continue
+        if kind == HTTP_SCALER and not examination.scales_by_http:
             continue
         for verb in ("get", "list", "patch", "create", "delete"):
             yield Permission(kind, verb, space, optional=kind.kind in optional)
-    for kind, verbs in (
-        (KSERVICE, "watch"),
-        (REVISION, "get list patch delete"),
-        (POD, "list"),
-        (EVENT, "list"),
-        (POD_AUTOSCALER, "get list watch patch"),
-        (LEASE, "update"),
-        (CLAIM, "get"),
-    ):
+    targets_own = (
+        (
+            (KSERVICE, "watch"),
+            (REVISION, "get list patch delete"),
+            (POD, "list"),
+            (POD_AUTOSCALER, "get list watch patch"),
+        )
+        if examination.with_knative
+        else ((DEPLOYMENT, "watch"), (POD, "list delete"))
+    )
+    for kind, verbs in (*targets_own, (EVENT, "list"), (LEASE, "update"), (CLAIM, "get")):
         for verb in verbs.split():
             yield Permission(kind, verb, space, optional=kind.kind in optional)
     yield Permission(POD, "get", space, part="log")
@@ -81,8 +88,9 @@ def needed_permissions(examination: Examination) -> Iterator[Permission]:
     for verb in ("get", "patch"):
         yield Permission(NAMESPACE, verb, space, only=space)
     yield Permission(CRD, "get", "")
-    yield Permission(CONFIG_MAP, "get", SERVING, optional=True)
-    yield Permission(DEPLOYMENT, "list", SERVING, optional=True)
+    if examination.with_knative:
+        yield Permission(CONFIG_MAP, "get", SERVING, optional=True)
+        yield Permission(DEPLOYMENT, "list", SERVING, optional=True)
     yield Permission(NODE, "list", "", optional=True)
 
 
@@ -109,7 +117,9 @@ def check_permissions(examination: Examination) -> Iterator[Finding]:
 
 def _unseen_ingress(examination: Examination) -> Iterator[Finding]:
     """Where the ingress' Services may not be listed: they tell how its gateways are reached."""
-    options = examination.settings.options
+    if not examination.with_knative:
+        return
+    options = examination.settings.knative
     asked = [Permission(SERVICE, "list", space) for space in options.ingress_namespaces]
     if options.gateway_address or any(_is_allowed(examination, each) for each in asked):
         return

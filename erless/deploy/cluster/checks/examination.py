@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import Literal
 
 from erless.deploy.cluster.settings import SERVING
-from erless.deploy.knative.render import Object, Rendered
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
-from erless.deploy.kubernetes.kinds import CONFIG_MAP
+from erless.deploy.kubernetes.kinds import CONFIG_MAP, HTTP_SCALER
+from erless.deploy.kubernetes.render.rendered import Object, Rendered
+from erless.specs.knative import KnativeConfig
 
 __all__ = ["Examination", "Finding", "patch_command"]
 
@@ -56,8 +57,20 @@ class Examination:
 
     @property
     def services(self) -> tuple[Object, ...]:
-        """The functions' Knative Services, as far as a release is known."""
-        return (*self.rendered.functions, self.rendered.gateway) if self.rendered else ()
+        """What the functions' pods are made from, as far as a release is known."""
+        objects = self.rendered.objects if self.rendered else ()
+        return tuple(each for each in objects if "template" in each.get("spec", {}))
+
+    @property
+    def scales_by_http(self) -> bool:
+        """Whether the release has objects of KEDA's HTTP add-on."""
+        objects = self.rendered.objects if self.rendered else ()
+        return any(each["kind"] == HTTP_SCALER.kind for each in objects)
+
+    @property
+    def with_knative(self) -> bool:
+        """Whether it is for target knative."""
+        return isinstance(self.settings.options, KnativeConfig)
 
     def config(self, name: str) -> Mapping[str, str]:
         """Knative's ConfigMap `config-NAME`, read once.

@@ -25,6 +25,7 @@ __all__ = [
     "check_kubernetes",
     "check_scaling",
     "check_timeouts",
+    "version_number",
 ]
 
 OLDEST_KUBERNETES = (1, 25)
@@ -42,7 +43,7 @@ def check_kubernetes(examination: Examination) -> Iterator[Finding]:
 def check_knative(examination: Examination) -> Iterator[Finding]:
     """Knative's version, and whether every deployment of it is available."""
     api, label = examination.api, _knative_label(examination)
-    if _number(label):
+    if version_number(label):
         yield _version("Knative", f"Serving {label}", OLDEST_KNATIVE)
     else:
         yield Finding("pass", "Knative", f"Serving, version {label}")
@@ -68,14 +69,14 @@ def _knative_label(examination: Examination) -> str:
     return str(labels.get("app.kubernetes.io/version", "?"))
 
 
-def _number(text: str) -> tuple[int, int] | None:
+def version_number(text: str) -> tuple[int, int] | None:
     """Major and minor of the version in `text`; None where it names none."""
     match = re.search(r"(\d+)\.(\d+)", text)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def _version(subject: str, text: str, oldest: tuple[int, int]) -> Finding:
-    if (_number(text) or (0, 0)) >= oldest:
+    if (version_number(text) or (0, 0)) >= oldest:
         return Finding("pass", subject, text)
     return Finding("warn", subject, f"{text}; tested from {oldest[0]}.{oldest[1]} on")
 
@@ -104,7 +105,7 @@ def check_features(examination: Examination) -> Iterator[Finding]:
     flags = examination.config("features")
     for flag, why in _needed_features(examination).items():
         label = _knative_label(examination) if flag == HOST_PATH_FEATURE else ""
-        if (_number(label) or HOST_PATH_KNATIVE) < HOST_PATH_KNATIVE:
+        if (version_number(label) or HOST_PATH_KNATIVE) < HOST_PATH_KNATIVE:
             fact = f"Knative {label} knows no hostPath volumes, 1.17 does; needed for {why}"
             yield Finding("fail", flag, fact, "a newer Knative, or a claim: store_volume.claim")
             continue

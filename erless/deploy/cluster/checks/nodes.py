@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from erless.deploy.cluster.checks.examination import Examination, Finding
-from erless.deploy.knative.render import Object
 from erless.deploy.kubernetes.api import Missing
 from erless.deploy.kubernetes.kinds import NODE
+from erless.deploy.kubernetes.render.rendered import Object
 from erless.errors import DeployError
 
 __all__ = ["check_metrics", "check_nodes"]

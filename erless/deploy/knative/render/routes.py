@@ -18,10 +18,11 @@ QUEUE_PORTS = (8012, 8013, 8022, 9090, 9091, 8112)  # queue-proxy: requests, adm
 
 def routes(settings: ClusterSettings) -> Routes:
     """Knative's components reach all pods; the gateway calls functions through the ingress."""
-    spaces = settings.options.ingress_namespaces
+    spaces = settings.knative.ingress_namespaces
     return Routes(
         carriers=[namespace_peer(space) for space in (SERVING, *spaces)],
         ports=(PORT, *QUEUE_PORTS),
         public=[{"ports": tcp(QUEUE_PORTS[0])}],
+        cluster=(),  # they come through the ingress too
         calls={"to": [namespace_peer(space) for space in spaces]},
     )

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from erless.deploy.knative.render.scaling import scaling_annotations
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
+from erless.deploy.kubernetes.releases import TrafficTarget
 from erless.deploy.kubernetes.render.functions import ClusterFunction, Object
-from erless.deploy.kubernetes.render.pods import check_timeout
 from erless.deploy.target import Desired
+from erless.errors import ConfigError
 
-__all__ = ["SERVICE_LABEL", "TrafficTarget", "function_service", "gateway_service"]
+__all__ = ["function_service", "gateway_service", "traffic_line"]
 
 API = "serving.knative.dev/v1"
-SERVICE_LABEL = "serving.knative.dev/service"  # of pods
 # A function may answer before Knative's proxies have seen the end of the request; without this they
 # then cut the answer short (golang/go#40747, seen here on loaded nodes as "unexpected EOF").
 FULL_DUPLEX = {"features.knative.dev/http-full-duplex": "Enabled"}
@@ -25,23 +24,15 @@ QUEUE_PROXY_MILLICORES = 1000  # its limit where pods have one: throttling it le
 LOCAL = {"networking.knative.dev/visibility": "cluster-local"}
 
 
-@dataclass(frozen=True, slots=True)
-class TrafficTarget:
-    """One line of the gateway's traffic; a tag makes the revision reachable at 0 % already."""
-
-    revision: str
-    percent: int
-    tag: str = ""
-
-    def document(self) -> Object:
-        """In Knative's words."""
-        tag = {"tag": self.tag} if self.tag else {}
-        return {
-            "revisionName": self.revision,
-            "percent": self.percent,
-            "latestRevision": False,
-            **tag,
-        }
+def traffic_line(target: TrafficTarget) -> Object:
+    """A share of the traffic in Knative's words."""
+    tag = {"tag": target.tag} if target.tag else {}
+    return {
+        "revisionName": target.revision,
+        "percent": target.percent,
+        "latestRevision": False,
+        **tag,
+    }
 
 
 def gateway_service(
@@ -65,7 +56,7 @@ def gateway_service(
     name = settings.scope.revision(desired.release.digest, template)
     template["metadata"]["name"] = name
     lines = traffic or [TrafficTarget(name, 100)]
-    service["spec"]["traffic"] = [line.document() for line in lines]
+    service["spec"]["traffic"] = [traffic_line(line) for line in lines]
     return service
 
 
@@ -78,7 +69,7 @@ def function_service(
         ConfigError: its cold start takes longer than Knative lets an answer take, or no image.
         PlanError: its scaling is outside Knative's bounds.
     """
-    check_timeout(function.name, function.timeout_s, settings)
+    _check_timeout(function.name, function.timeout_s, settings)
     return {
         "apiVersion": API,
         "kind": "Service",
@@ -109,6 +100,22 @@ def function_service(
     }
 
 
+def _check_timeout(function: str, seconds: int, settings: ClusterSettings) -> None:
+    """Refuse a timeout beyond the cluster's maximum: Knative would cut the cold start off.
+
+    Raises:
+        ConfigError: names the function, what it needs and what is allowed.
+    """
+    most = settings.knative.max_timeout_s
+    if seconds > most:
+        raise ConfigError(
+            f"{function} needs up to {seconds} s for a cold start at "
+            f"{settings.options.load_mb_per_s:g} MB/s, and answers may take {most} s "
+            "(targets.knative.max_timeout_s); smaller shards (planner.max_shard_bytes), a faster "
+            "store (targets.knative.load_mb_per_s) or a higher maximum of the cluster mend it"
+        )
+
+
 def _queue_proxy(settings: ClusterSettings) -> dict[str, str]:
     """Requests and limits of Knative's container in every pod.
 
@@ -118,7 +125,7 @@ def _queue_proxy(settings: ClusterSettings) -> dict[str, str]:
     392 for 4000 (bodies of 100 kB; with 1 MB no more); 2000 killed it under a limit of 128 MiB.
     Each replica of the ingress lets 1024 through, which is Envoy's default.
     """
-    options = settings.options
+    options = settings.knative
     cpu = math.ceil(1000 * options.queue_proxy_cpu / options.cpu_overcommit)
     most_mb = max(options.queue_proxy_memory_limit_mb, options.queue_proxy_memory_mb)
     values = {

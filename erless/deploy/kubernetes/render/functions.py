@@ -21,7 +21,13 @@ from erless.specs.functions import FunctionKind
 from erless.specs.plan import Scaling, ShardPlan
 from erless.specs.release import ReleaseShard
 
-__all__ = ["ClusterFunction", "Object", "gateway_function", "released_functions"]
+__all__ = [
+    "ClusterFunction",
+    "Object",
+    "gateway_function",
+    "released_functions",
+    "released_kinds",
+]
 
 Object = dict[str, Any]
 LEAST_BYTES = 80_000_000  # m0: numpy, the server, buffers; measured 60 MB resident
@@ -44,7 +50,8 @@ class ClusterFunction:
     service: its name in the cluster; name: as people and the plan call it. timeout_s: the longest
     answer, a cold start included where it may be at zero. progress_s: how long it may take to get
     ready before it counts as failed. disk_bytes: files that a replica reads from its node's disk as
-    it serves. full_copy_bytes: of one replica of the whole model; the gateway's only.
+    it serves. full_copy_bytes: of one replica of the whole model; the gateway's only. port: where
+    the gateway calls it.
     """
 
     service: str
@@ -60,18 +67,26 @@ class ClusterFunction:
     public: bool = False
     disk_bytes: int = 0
     full_copy_bytes: int = 0
+    port: int = 80
+
+    def url(self, settings: ClusterSettings) -> str:
+        """Where the gateway calls it."""
+        return _url(self.service, settings, self.port)
 
     def labels(self, settings: ClusterSettings) -> dict[str, str]:
         """Of the function and of its pods."""
         own = names.function_labels(self.kind, self.tier, self.digest)
         return own | settings.scope.labels
 
-    def metadata(self, release: str, settings: ClusterSettings, **labels: str) -> Object:
-        """Of the object that stands for the function, applied for `release`; with further labels.
+    def metadata(
+        self, release: str, settings: ClusterSettings, *, name: str = "", **labels: str
+    ) -> Object:
+        """Of the object that stands for the function, applied for `release`.
 
         Args:
             release: the digest.
             settings: the cluster.
+            name: where that is not the name of its Service.
             labels: beside those of the function.
         """
         notes = {names.DIGEST: self.digest, names.FUNCTION: self.name}
@@ -80,7 +95,7 @@ class ClusterFunction:
         if self.full_copy_bytes:
             notes[names.FULL_COPY] = str(self.full_copy_bytes)
         return names.metadata(
-            self.service,
+            name or self.service,
             release,
             namespace=settings.options.namespace,
             labels=self.labels(settings) | labels,
@@ -102,6 +117,14 @@ def released_functions(desired: Desired, settings: ClusterSettings) -> list[Clus
     functions = [_shard_function(desired, shard, settings) for shard in shards]
     dense = _dense_function(desired, settings)
     return functions if dense is None else [*functions, dense]
+
+
+def released_kinds(desired: Desired) -> list[FunctionKind]:
+    """The kinds of functions that a release takes."""
+    kinds: list[FunctionKind] = ["gateway"]
+    kinds += ["sparse"] if desired.release.remote else []
+    kinds += ["dense"] if desired.plan.gateway.dense_placement == "function" else []
+    return kinds
 
 
 def _shard_function(
@@ -224,7 +247,7 @@ def _gateway_environment(
     """The gateway's own variables: the functions that it calls, its deadline and its limits."""
     options, vcpu = settings.gateway, desired.plan.gateway.vcpu
     urls = {
-        function.digest: _url(function.service, settings)
+        function.digest: function.url(settings)
         for function in functions
         if function.kind == "sparse"
     }
@@ -245,7 +268,7 @@ def _gateway_environment(
         environment["ERLESS_GRPC"] = "1"
     for function in functions:
         if function.kind == "dense":
-            environment["ERLESS_DENSE_URL"] = _url(function.service, settings)
+            environment["ERLESS_DENSE_URL"] = function.url(settings)
     return environment
 
 
@@ -277,8 +300,9 @@ def _sizes(desired: Desired) -> dict[str, str]:
     return {"ERLESS_MAX_BATCH": str(max(4096, desired.plan.batch))}
 
 
-def _url(service: str, settings: ClusterSettings) -> str:
-    return f"http://{service}.{settings.options.namespace}.svc.cluster.local"
+def _url(service: str, settings: ClusterSettings, port: int = 80) -> str:
+    host = f"{service}.{settings.options.namespace}.{names.CLUSTER_LOCAL}"
+    return f"http://{host}" if port == 80 else f"http://{host}:{port}"
 
 
 def _progress_s(size_bytes: int, settings: ClusterSettings) -> int:

@@ -24,12 +24,13 @@ from erless.errors import ConfigError
 from erless.specs.functions import FunctionKind
 
 __all__ = [
+    "DRAIN_S",
     "PORT",
     "SECRET_KEY",
     "STORE_MOUNT",
     "Needs",
-    "check_timeout",
     "load_s",
+    "millicores",
     "pod",
     "timeout_s",
 ]
@@ -96,22 +97,6 @@ def timeout_s(size_bytes: int, settings: ClusterSettings, *, reaches_zero: bool)
     if not reaches_zero:
         return max(math.ceil(query_s), TIMEOUT_S)
     return max(math.ceil(load_s(size_bytes, settings) + query_s), COLD_TIMEOUT_S)
-
-
-def check_timeout(function: str, seconds: int, settings: ClusterSettings) -> None:
-    """Refuse a timeout beyond the cluster's maximum: Knative would cut the cold start off.
-
-    Raises:
-        ConfigError: names the function, what it needs and what is allowed.
-    """
-    most = settings.options.max_timeout_s
-    if seconds > most:
-        raise ConfigError(
-            f"{function} needs up to {seconds} s for a cold start at "
-            f"{settings.options.load_mb_per_s:g} MB/s, and answers may take {most} s "
-            "(targets.knative.max_timeout_s); smaller shards (planner.max_shard_bytes), a faster "
-            "store (targets.knative.load_mb_per_s) or a higher maximum of the cluster mend it"
-        )
 
 
 def pod(
@@ -242,10 +227,10 @@ def _kept_mib(needs: Needs, settings: ClusterSettings, store: str) -> int:
 def _resources(needs: Needs, settings: ClusterSettings, kept_mib: int) -> dict[str, dict[str, str]]:
     options = settings.options
     memory = f"{needs.memory_mib}Mi"
-    requests = {"cpu": _millicores(needs.vcpu / options.cpu_overcommit), "memory": memory}
+    requests = {"cpu": millicores(needs.vcpu / options.cpu_overcommit), "memory": memory}
     limits = {"memory": memory}
     if options.cpu_limits:
-        limits["cpu"] = _millicores(needs.vcpu)
+        limits["cpu"] = millicores(needs.vcpu)
     if kept_mib:
         limits["ephemeral-storage"] = requests["ephemeral-storage"] = f"{kept_mib}Mi"
     if needs.gpus:
@@ -254,10 +239,10 @@ def _resources(needs: Needs, settings: ClusterSettings, kept_mib: int) -> dict[s
     return {"requests": requests, "limits": limits}
 
 
-def _millicores(vcpu: float) -> str:
+def millicores(vcpu: float) -> str:
     """vCPU in Kubernetes' words; 10m is the smallest difference that the scheduler makes.
 
-    >>> _millicores(2.0), _millicores(0.25)
+    >>> millicores(2.0), millicores(0.25)
     ('2', '250m')
     """
     milli = max(math.ceil(round(vcpu * 1000, 3)), 10)

@@ -8,15 +8,14 @@ from urllib.parse import urlsplit
 
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
+from erless.deploy.kubernetes.pod_names import PodNames
 from erless.deploy.kubernetes.render.functions import ClusterFunction, Object
 from erless.deploy.kubernetes.render.pods import PORT
 
 __all__ = [
     "Routes",
-    "account",
-    "budgets",
-    "monitor",
-    "namespace",
+    "base",
+    "extras",
     "namespace_peer",
     "network_policies",
     "tcp",
@@ -32,17 +31,36 @@ class Routes:
     """How queries reach pods on a target, in the words of network policies.
 
     carriers: who carries queries to any function, beside the gateway itself. ports: of a pod, where
-    they arrive. public: rules for a gateway that anybody may reach. calls: where the gateway
-    connects to when it calls the functions.
+    they arrive. public: rules for a gateway that anybody may reach; cluster: for one that only
+    pods of the cluster do. calls: where the gateway connects to when it calls the functions.
     """
 
     carriers: Sequence[Object]
     ports: Sequence[int]
     public: Sequence[Object]
+    cluster: Sequence[Object]
     calls: Object
 
 
-def namespace(release: str, settings: ClusterSettings) -> Object:
+def base(release: str, settings: ClusterSettings, store: str, routes: Routes) -> tuple[Object, ...]:
+    """What the functions live in: namespace and account where they are erless's, and policies."""
+    options = settings.options
+    return (
+        *([_namespace(release, settings)] if settings.create_namespace else []),
+        *([_account(release, settings)] if options.create_service_account else []),
+        *(network_policies(release, settings, store, routes) if options.network_policies else []),
+    )
+
+
+def extras(
+    functions: Sequence[ClusterFunction], pods: PodNames, release: str, settings: ClusterSettings
+) -> tuple[Object, ...]:
+    """What watches over the functions: disruption budgets, and where it is wanted a monitor."""
+    monitors = [_monitor(pods, release, settings)] if settings.options.pod_monitor else []
+    return (*_budgets(functions, pods, release, settings), *monitors)
+
+
+def _namespace(release: str, settings: ClusterSettings) -> Object:
     """The namespace, with the Pod Security Standard that our pods keep as a warning."""
     return {
         "apiVersion": "v1",
@@ -56,7 +74,7 @@ def namespace(release: str, settings: ClusterSettings) -> Object:
     }
 
 
-def account(release: str, settings: ClusterSettings) -> Object:
+def _account(release: str, settings: ClusterSettings) -> Object:
     """The service account of all functions; IRSA maps it to a role by an annotation."""
     role = settings.options.role_arn
     return {
@@ -117,7 +135,7 @@ def network_policies(
             },
         }
 
-    public = routes.public if settings.gateway.visibility == "public" else ()
+    public = routes.public if settings.gateway.visibility == "public" else routes.cluster
     exits = [routes.calls, *(outward or [_dns()])]
     return [
         policy(scope.name("erless-shards"), shards, entry({"podSelector": front}), outward),
@@ -168,17 +186,10 @@ def namespace_peer(name: str) -> Object:
     return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 
 
-def budgets(
-    functions: Sequence[ClusterFunction], label: str, release: str, settings: ClusterSettings
+def _budgets(
+    functions: Sequence[ClusterFunction], pods: PodNames, release: str, settings: ClusterSettings
 ) -> list[Object]:
-    """One disruption budget per function that always has two replicas or more.
-
-    Args:
-        functions: all of the release.
-        label: of pods, whose value is their function's Service.
-        release: that they are applied for.
-        settings: the cluster.
-    """
+    """One disruption budget per function that always has two replicas or more."""
     rendered = []
     for function in functions:
         if function.scaling.min_scale < 2:
@@ -191,19 +202,20 @@ def budgets(
                 "metadata": _metadata(name, release, settings),
                 "spec": {
                     "maxUnavailable": 1,
-                    "selector": {"matchLabels": {label: name}},
+                    "selector": {"matchLabels": {pods.service: name}},
                 },
             }
         )
     return rendered
 
 
-def monitor(release: str, settings: ClusterSettings) -> Object:
+def _monitor(pods: PodNames, release: str, settings: ClusterSettings) -> Object:
     """A PodMonitor: the Prometheus operator scrapes every function's own metrics.
 
     A gateway with a token answers them only with that token.
     """
-    endpoint: Object = {"port": "user-port", "path": "/metrics"}
+    port: Object = {"port": pods.port} if pods.port else {"portNumber": PORT}
+    endpoint = port | {"path": "/metrics"}
     if settings.options.token_secret:
         token = {"name": settings.options.token_secret, "key": "token"}
         endpoint["authorization"] = {"type": "Bearer", "credentials": token}

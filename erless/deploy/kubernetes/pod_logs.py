@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from erless.deploy.knative.readiness import SERVICE_LABEL
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api, Missing
 from erless.deploy.kubernetes.kinds import POD
@@ -21,13 +20,14 @@ LOG_TIMEOUT_S = 30.0
 
 
 def pod_logs(
-    api: Api, namespace: str, functions: Mapping[str, str], lines: int, follow: bool
+    api: Api, namespace: str, label: str, functions: Mapping[str, str], lines: int, follow: bool
 ) -> Iterator[str]:
     """The last `lines` of all `functions` together, in the order of time, then what comes.
 
     Args:
         api: the cluster.
         namespace: where.
+        label: of pods, whose value is their function's Service.
         functions: Service → the name that its lines begin with.
         lines: most lines of the past.
         follow: go on with what comes.
@@ -38,7 +38,7 @@ def pod_logs(
     """
     past: list[tuple[str, str]] = []
     refused: list[str] = []
-    for pod, name in _pods(api, namespace, functions):
+    for pod, name in _pods(api, namespace, label, functions):
         try:
             past += _tail(api, namespace, pod, name, lines)
         except DeployError as error:
@@ -46,7 +46,7 @@ def pod_logs(
     past.sort(key=lambda line: line[0])
     yield from (text for _, text in past[-lines:] if lines)
     if follow:
-        yield from _follow(api, namespace, functions)
+        yield from _follow(api, namespace, label, functions)
     if refused:
         raise DeployError("; ".join(refused))
 
@@ -55,11 +55,13 @@ def _unread(pod: str, error: DeployError) -> str:
     return f"the log of pod {pod} cannot be read: {error}"
 
 
-def _pods(api: Api, namespace: str, functions: Mapping[str, str]) -> list[tuple[str, str]]:
+def _pods(
+    api: Api, namespace: str, label: str, functions: Mapping[str, str]
+) -> list[tuple[str, str]]:
     """Pod and function name, of the pods whose function has ever started."""
     pods, _ = api.list(POD, namespace, names.OWNED)
     owners = [
-        (pod["metadata"]["name"], pod["metadata"]["labels"].get(SERVICE_LABEL))
+        (pod["metadata"]["name"], pod["metadata"]["labels"].get(label))
         for pod in pods
         if _has_started(pod)
     ]
@@ -86,7 +88,7 @@ def _tail(api: Api, namespace: str, pod: str, name: str, lines: int) -> list[tup
     return [(when, f"{name} | {message}") for when, _, message in parts]
 
 
-def _follow(api: Api, namespace: str, functions: Mapping[str, str]) -> Iterator[str]:
+def _follow(api: Api, namespace: str, label: str, functions: Mapping[str, str]) -> Iterator[str]:
     """What comes, from one thread per pod; new pods from their first line on."""
     arriving: queue.Queue[str] = queue.Queue(maxsize=10_000)
     followed: set[str] = set()
@@ -107,7 +109,7 @@ def _follow(api: Api, namespace: str, functions: Mapping[str, str]) -> Iterator[
 
     first = True
     while True:
-        for pod, name in _pods(api, namespace, functions):
+        for pod, name in _pods(api, namespace, label, functions):
             if pod not in followed:
                 followed.add(pod)
                 threading.Thread(target=read, args=(pod, name, not first), daemon=True).start()

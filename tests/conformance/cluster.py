@@ -1,4 +1,4 @@
-"""Target `knative` on the cluster of ERLESS_TEST_KUBECONFIG, in a namespace of its own.
+"""Targets on the cluster of ERLESS_TEST_KUBECONFIG, each in a namespace of its own.
 
 | variable | |
 |---|---|
@@ -19,13 +19,16 @@ import os
 import secrets
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from erless.deploy.desired_release import load_desired
 from erless.deploy.knative.target import KnativeTarget
-from erless.deploy.kubernetes.kinds import KSERVICE, NAMESPACE, OWNED_KINDS, POD, SECRET
+from erless.deploy.kubernetes.kinds import CRD, LEASE, NAMESPACE, POD, SECRET
 from erless.deploy.kubernetes.names import OWNED
+from erless.deploy.kubernetes.target import ClusterTarget
+from erless.deploy.plain_kubernetes.scaling_apis import KEDA_CRD
 from erless.deploy.target import Desired
 from erless.progress import Silent
 from erless.specs.config import Config
@@ -39,10 +42,14 @@ KEYS_SECRET = "store-keys"  # noqa: S105
 TIMEOUT_S = 300.0
 
 
-class KnativeHarness:
-    """A namespace on a real cluster; windows of seconds."""
+class ClusterHarness:
+    """A namespace on a real cluster; windows of seconds.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        kind: the target.
+    """
+
+    def __init__(self, kind: type[ClusterTarget]) -> None:
         images = Path(os.environ.get("ERLESS_TEST_IMAGES", ROOT / "images.json"))
         if not images.is_file():
             pytest.skip(f"no images: {images} is absent; `erless image push` writes it")
@@ -56,14 +63,23 @@ class KnativeHarness:
             "images_file": str(images),
             "min_window_s": 6,
             "cpu_overcommit": 20,  # a test cluster is small
-            "gateway_address": os.environ.get("ERLESS_TEST_GATEWAY"),
         }
+        gateway = {}
+        if kind is KnativeTarget:
+            options["gateway_address"] = os.environ.get("ERLESS_TEST_GATEWAY")
+            gateway["visibility"] = "public"
         if self._bucket and os.environ.get(KEYS[0]):
             options["credentials_secret"] = KEYS_SECRET
-        document = {"targets": {"knative": options}, "gateway": {"visibility": "public"}}
-        self.target = KnativeTarget(Config.model_validate(document))
+        self._document: dict[str, Any] = {"targets": {kind.name: options}, "gateway": gateway}
+        self.target = kind(Config.model_validate(self._document))
+        has_keda = self.target.api.get(CRD, None, KEDA_CRD) is not None
+        self.scales_to_zero = kind is KnativeTarget or has_keda
         if "credentials_secret" in options:
             self._make_secret()
+
+    def of_model(self, name: str) -> ClusterTarget:
+        targets = {**self._document["targets"], "model": name}
+        return type(self.target)(Config.model_validate(self._document | {"targets": targets}))
 
     def _make_secret(self) -> None:
         api = self.target.api
@@ -94,7 +110,7 @@ class KnativeHarness:
 
     def leftovers(self) -> list[str]:
         api, found = self.target.api, []
-        for kind in (*OWNED_KINDS, POD):
+        for kind in (*self.target.owned_kinds, LEASE, POD):
             found += [
                 f"{kind.kind} {each['metadata']['name']}"
                 for each in api.list(kind, self._namespace, OWNED)[0]
@@ -106,10 +122,12 @@ class KnativeHarness:
         return found
 
     def end(self) -> None:
-        self.target.destroy(Silent(), TIMEOUT_S)
+        for target in self.target.by_model() or (self.target,):
+            target.destroy(Silent(), TIMEOUT_S)
         self.target.api.delete(NAMESPACE, None, self._namespace)
         shutil.rmtree(self._folder, ignore_errors=True)
-        assert self.target.api.list(KSERVICE, self._namespace, OWNED)[0] == []
+        kind = self.target.function_kind
+        assert self.target.api.list(kind, self._namespace, OWNED)[0] == []
 
 
 def _copy_missing(source: Path, target: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from erless.deploy.knative.faults import LIST_S, KnativeFaults
 from erless.deploy.knative.target import KnativeTarget
 from erless.deploy.kubernetes.api import Api
+from erless.deploy.kubernetes.faults import LIST_S, PodFaults
 from erless.deploy.kubernetes.names import GATEWAY, KIND, OWNED, Scope
 from erless.deploy.target import Breakable
 from erless.errors import DeployError, NotDeployedError
@@ -58,7 +58,7 @@ def put_pod(cluster: FakeCluster, service: str, name: str, revision: str, **meta
 def test_pods_of_the_current_release_are_broken_and_no_others(
     cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("erless.deploy.knative.faults.LIST_S", 0.0)
+    monkeypatch.setattr("erless.deploy.kubernetes.faults.LIST_S", 0.0)
     assert LIST_S > 0
     api = Api(client.ApiClient(client.Configuration(host=cluster.url)), 5.0)
     knative = {"images": IMAGES, "namespace": SPACE, "gateway_address": "127.0.0.1:9"}
@@ -68,7 +68,7 @@ def test_pods_of_the_current_release_are_broken_and_no_others(
     target.deploy(desired("1"), Silent(), 30.0)
     assert isinstance(target, Breakable)
     site = target.faults()
-    assert isinstance(site, KnativeFaults)
+    assert isinstance(site, PodFaults)
     assert site.shared
 
     gateway = cluster.get(SERVICES, SPACE, GATEWAY)["status"]["latestReadyRevisionName"]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from erless.deploy.knative.pod_logs import CONTAINER, pod_logs
-from erless.deploy.knative.readiness import SERVICE_LABEL
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.names import OWNED
+from erless.deploy.kubernetes.pod_logs import CONTAINER, pod_logs
+from erless.deploy.kubernetes.pod_names import KNATIVE
 from erless.errors import DeployError
 from tests.deploy.fake_cluster import FakeCluster, Refused
 
@@ -27,7 +27,7 @@ def cluster() -> Iterator[FakeCluster]:
 
 def add_pod(cluster: FakeCluster, name: str, **container: Any) -> None:
     owned, _, value = OWNED.partition("=")
-    labels = {owned: value, SERVICE_LABEL: "erless-gateway"}
+    labels = {owned: value, KNATIVE.service: "erless-gateway"}
     status = {"containerStatuses": [{"name": CONTAINER, **container}]}
     pod = {"metadata": {"name": name, "labels": labels}, "status": status}
     cluster.store(("pods", "recs", name), pod)
@@ -35,7 +35,7 @@ def add_pod(cluster: FakeCluster, name: str, **container: Any) -> None:
 
 def logs(cluster: FakeCluster, lines: int = 100) -> Iterator[str]:
     api = Api(client.ApiClient(client.Configuration(host=cluster.url)), 1.0)
-    return pod_logs(api, "recs", FUNCTIONS, lines, follow=False)
+    return pod_logs(api, "recs", KNATIVE.service, FUNCTIONS, lines, follow=False)
 
 
 def test_a_log_that_cannot_be_read_is_told_after_the_others(cluster: FakeCluster) -> None:

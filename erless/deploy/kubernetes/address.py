@@ -1,40 +1,49 @@
-"""How this machine reaches the gateway's URL: by its name, or by an address of the ingress.
+"""How this machine reaches the gateway's URL: by its name, or by an address of a Service.
 
 A new cluster's domain is often known to nobody's DNS. Knative's ingress tells functions apart by
-the Host header, so connecting to any address of the ingress does too.
+the Host header, so connecting to any address of the ingress does too; without Knative any address
+of the gateway's own Service does.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from urllib.parse import urlsplit
 
 import urllib3
 
-from erless.deploy.knative.render import Object
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import NODE, SERVICE
+from erless.deploy.kubernetes.names import CLUSTER_LOCAL
+from erless.deploy.kubernetes.render.rendered import Object
 from erless.errors import DeployError
 
-__all__ = ["find_address"]
+__all__ = ["find_address", "ingress_services"]
 
 CONNECT_S, ANSWER_S = 0.5, 3.0
 LIVE = "/v2/health/live"
 HTTP_PORT, HTTP_OK = 80, 200
 
 
-def find_address(api: Api, url: str, namespaces: Sequence[str]) -> str:
+def find_address(api: Api, url: str, services: Callable[[], Iterable[Object]]) -> str:
     """HOST:PORT to connect to instead of the URL's own host; empty where that one will do.
 
     Empty too where nothing answers: the URL is right, only not from here.
+
+    Args:
+        api: the cluster.
+        url: of the gateway.
+        services: gives the Services whose addresses lead to it, the likeliest first.
     """
     host = urlsplit(url).hostname or ""
     if not host or _resolves(host):
         return ""
-    for address in _candidates(api, namespaces, internal=host.endswith(".svc.cluster.local")):
-        if _answers(address, urlsplit(url).netloc):
-            return address
+    nodes = _nodes(api)
+    for service in services():
+        for address in _addresses(service, nodes):
+            if _answers(address, urlsplit(url).netloc):
+                return address
     return ""
 
 
@@ -46,20 +55,23 @@ def _resolves(host: str) -> bool:
     return True
 
 
-def _candidates(api: Api, namespaces: Sequence[str], *, internal: bool) -> Iterator[str]:
-    """Addresses of the ingress' Services: load balancer, node port, cluster address."""
+def _nodes(api: Api) -> list[Object]:
+    """The nodes; none where this user may not see them."""
     try:
-        nodes, _ = api.list(NODE, None)
+        return api.list(NODE, None)[0]
     except DeployError:
-        nodes = []
+        return []
+
+
+def ingress_services(api: Api, url: str, namespaces: Sequence[str]) -> Iterator[Object]:
+    """The Services of Knative's ingress; those for `url`, public or within the cluster, first."""
+    internal = (urlsplit(url).hostname or "").endswith(CLUSTER_LOCAL)
     for namespace in namespaces:
         try:
             services, _ = api.list(SERVICE, namespace)
         except DeployError:
             continue
-        services.sort(key=lambda service: _is_internal(service) is not internal)
-        for service in services:
-            yield from _addresses(service, nodes)
+        yield from sorted(services, key=lambda service: _is_internal(service) is not internal)
 
 
 def _is_internal(service: Object) -> bool:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from erless.deploy.knative.gateway_record import called_services, read_record
-from erless.deploy.knative.readiness import REVISION_LABEL, SERVICE_LABEL
-from erless.deploy.knative.status import function_name, pod_serves
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api, Missing
-from erless.deploy.kubernetes.kinds import KSERVICE, POD, REVISION
-from erless.errors import DeployError, NotDeployedError
+from erless.deploy.kubernetes.kinds import POD
+from erless.deploy.kubernetes.pod_names import PodNames
+from erless.deploy.kubernetes.status import pod_serves
+from erless.errors import DeployError
 from erless.specs.churn import FaultKind, LiveReplica
 from erless.specs.functions import FunctionKind
 
-__all__ = ["KnativeFaults", "PodReplica"]
+__all__ = ["PodFaults", "PodReplica"]
 
 Object = dict[str, Any]
 LIST_S = 0.25  # pods are listed at most so often
@@ -35,36 +34,34 @@ class PodReplica:
     age_s: float
 
 
-class KnativeFaults:
+class PodFaults:
     """Faults of the deployment in `scope`.
 
     A pod cannot be made to hang from outside its node: the kernel ignores SIGSTOP from within for a
-    container's first process. Knative keeps the number of pods to itself.
+    container's first process. The autoscaler keeps the number of pods to itself.
 
-    Raises:
-        NotDeployedError: no gateway of ours is there.
+    Args:
+        api: the cluster.
+        scope: a model in a namespace.
+        pods: names on its pods.
+        functions: of the current release: their names in the cluster → as people call them.
+        revision: of the current release's gateway.
     """
 
     kinds = frozenset({FaultKind.KILL, FaultKind.DRAIN, FaultKind.GATEWAY})
     shared = True
 
-    def __init__(self, api: Api, scope: names.Scope) -> None:
-        namespace = scope.namespace
-        self._api, self._scope, self._namespace = api, scope, namespace
+    def __init__(
+        self,
+        api: Api,
+        scope: names.Scope,
+        pods: PodNames,
+        functions: Mapping[str, str],
+        revision: str,
+    ) -> None:
+        self._api, self._scope, self._namespace = api, scope, scope.namespace
+        self._pods, self._functions, self._revision = pods, functions, revision
         self._listed: tuple[float, list[PodReplica]] = (-LIST_S, [])
-        services, _ = api.list(KSERVICE, namespace, scope.selector)
-        by_name = {service["metadata"]["name"]: service for service in services}
-        record = read_record(by_name.get(scope.gateway))
-        if record.service is None or not record.revision:
-            raise NotDeployedError(f"nothing is deployed in namespace {namespace}")
-        self._gateway_revision = record.revision
-        live = api.get(REVISION, namespace, record.revision)
-        called = called_services(live) if live else set()
-        self._functions = {
-            name: function_name(service)
-            for name, service in by_name.items()
-            if name in called or name == scope.gateway
-        }
 
     def replicas(self) -> Sequence[PodReplica]:
         """See `FaultSite.replicas`."""
@@ -79,11 +76,11 @@ class KnativeFaults:
     def _replica(self, pod: Object) -> PodReplica | None:
         """The pod as a replica; None where the current release does not need it."""
         meta = pod["metadata"]
-        service = meta["labels"].get(SERVICE_LABEL, "")
+        service = meta["labels"].get(self._pods.service, "")
         if service not in self._functions:
             return None
-        revision = meta["labels"].get(REVISION_LABEL)
-        if service == self._scope.gateway and revision != self._gateway_revision:
+        revision = meta["labels"].get(self._pods.revision)
+        if service == self._scope.gateway and revision != self._revision:
             return None
         created = datetime.fromisoformat(meta["creationTimestamp"])
         return PodReplica(

@@ -1,4 +1,4 @@
-"""Ask the API server, and Knative's webhooks behind it, what they would make of our objects.
+"""Ask the API server, and the webhooks behind it, what they would make of our objects.
 
 A server-side dry run is real admission without the write. It wants what an object refers to: the
 namespace, and the service account (Knative tries a pod). Where a first deploy would only be about
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 
-from erless.deploy.knative.render import Object
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import ACCOUNT, KSERVICE, NAMESPACE
+from erless.deploy.kubernetes.render.rendered import Object
 
 __all__ = ["DryRun"]
 

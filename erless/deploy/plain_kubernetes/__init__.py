@@ -1,0 +1,1 @@
+"""Target `kubernetes`: releases as Deployments, Services and autoscalers, without Knative."""
