@@ -194,8 +194,8 @@ def gather_ratios(work: Path, queries: Sequence[Query]) -> dict[str, Any]:
     import torch
 
     from erless.dlrm.embedding import EmbeddingShard, StoredSlice
+    from erless.dlrm.quantize import encode
     from erless.dlrm.rows import INDEX_WORDS, RowIndex
-    from erless.pack.quantize import encode
     from erless.specs.bundle import TABLE_TENSOR, BundleManifest
     from erless.specs.plan import Precision
     from erless.storage.tensors import TensorFile

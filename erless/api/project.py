@@ -156,10 +156,12 @@ class Project:
             StoreError: no such release.
             DeployError: it did not get ready; with the function's own reason.
         """
+        from erless.api.decoys import with_decoys
         from erless.deploy.desired_release import load_desired
 
         target = self._target()
         desired = load_desired(self.config.store, release, replace_model=replace_model)
+        desired = with_decoys(desired, self.config, target.name, None)
         return target.deploy(desired, self._progress, timeout_s)
 
     def update(

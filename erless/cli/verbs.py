@@ -115,6 +115,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "deployment.logs:logs",
         "Print the log lines of one function, or of all in order of time.",
     ),
+    "alerts": (
+        "deployment.alerts:alerts",
+        "Print the alerts of decoys, canary tokens and alarms; with --follow as they come.",
+    ),
     "history": (
         "deployment.history:history",
         "List the releases that were deployed and are kept, newest first.",

@@ -1,4 +1,4 @@
-"""What shall run, read from a store: a release, and the plan that it was packed from."""
+"""What shall run, read from a store: a release, its plan, and its decoys."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from erless.deploy.target import Desired
 from erless.errors import ArtifactError
+from erless.specs.decoys import load_decoys
 from erless.specs.plan import Plan
 from erless.specs.stored import find_release
 from erless.storage.stores import open_store
@@ -42,4 +43,5 @@ def load_desired(
             f"{where_plan}: plan {plan.digest[:12]}, expected {release_manifest.plan_digest[:12]}"
         )
     where = location if location.startswith("s3://") else str(Path(location).resolve())
-    return Desired(where, release_manifest, plan, endpoint_url, replace_model)
+    decoys = load_decoys(store, release_manifest.digest)
+    return Desired(where, release_manifest, plan, endpoint_url, replace_model, decoys)

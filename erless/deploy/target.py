@@ -12,12 +12,15 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from erless.errors import DeployError, NotDeployedError
 from erless.progress import Progress
+from erless.specs.alerts import Alert
 from erless.specs.churn import FaultSite
+from erless.specs.decoys import DecoyShard
 from erless.specs.functions import FunctionKind
 from erless.specs.plan import Plan
 from erless.specs.release import ReleaseManifest
 
 __all__ = [
+    "Alerting",
     "Breakable",
     "Change",
     "Checked",
@@ -38,6 +41,7 @@ class Desired:
     """What shall run: a release from a store, placed as its plan says.
 
     replace_model: it may take the place of a release of another model.
+    decoys: that stand beside its shards.
     """
 
     store: str
@@ -45,6 +49,7 @@ class Desired:
     plan: Plan
     endpoint_url: str | None = None
     replace_model: bool = False
+    decoys: tuple[DecoyShard, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +168,18 @@ class Breakable(Protocol):
 
     def faults(self) -> FaultSite:
         """The ways to break it. Raises NotDeployedError."""
+
+
+@runtime_checkable
+class Alerting(Protocol):
+    """A target that says who touched what nobody should."""
+
+    def alerts(self, lines: int, follow: bool) -> Iterator[Alert]:
+        """The last `lines` alerts in order of time, then what comes.
+
+        Raises:
+            NotDeployedError: nothing is deployed.
+        """
 
 
 class Target(Protocol):

@@ -1,6 +1,6 @@
 """Gather-pool over a shard's stored rows, and combine of the partials.
 
-Rows are stored as `erless.pack.quantize` writes them. Those of fp32 and fp16 are plain arrays. A
+Rows are stored as `erless.dlrm.quantize` writes them. Those of fp32 and fp16 are plain arrays. A
 row of int8 or int4 consists of a scale and a bias, both fp16, and then its codes; two codes of int4
 share a byte, the first in the low nibble.
 

@@ -69,6 +69,7 @@ class Request:
     body: memoryview
     arrived: float  # loop time of the head
     private: bool = False  # it came by a socket that only the owner of the process can reach
+    peer: str = ""  # address of the client; empty where it has none
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """What precision costs in predictions: the plan's own, and each other below the resident tier.
 
 Only the rows that the queries touch are read, encoded and decoded, exactly as pack stores them
-(`erless.pack.quantize` works row by row), so any table size will do. Every variant then predicts
+(`erless.dlrm.quantize` works row by row), so any table size will do. Every variant then predicts
 every query (`erless.pack.replay`).
 """
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from erless.errors import ArtifactError, StoreError
 from erless.progress import Progress, Silent
 from erless.specs.artifact import FileEntry
+from erless.specs.decoys import decoys_name, load_decoys, load_shard_or_decoy
 from erless.specs.generations import generation_prefix, kept_by_generations
 from erless.specs.heat import heat_prefix
 from erless.specs.release import release_name, shard_name
@@ -19,7 +20,7 @@ from erless.storage.strict_json import read_json
 __all__ = ["Damage", "Pruned", "prune", "verify"]
 
 VERIFY_THREADS = 4
-_PRUNED = ("shards/", "keys/", "generations/", "states/", "heat/", "blobs/")
+_PRUNED = ("shards/", "decoys/", "keys/", "generations/", "states/", "heat/", "blobs/")
 GRACE_S = 24 * 3600.0  # a pack that runs longer than this between a blob and its manifest loses it
 
 
@@ -60,6 +61,11 @@ def verify(store: Store, digest: str, progress: Progress | None = None) -> list[
                 files[entry.path] = entry
         except ArtifactError as error:
             damage.append(Damage(shard_name(shard.digest), str(error)))
+    try:
+        for decoy in load_decoys(store, digest):
+            load_shard_or_decoy(store, decoy.shard.digest)
+    except ArtifactError as error:
+        damage.append(Damage(decoys_name(digest), str(error)))
     try:
         for entry in kept_by_generations(store, digest).files:
             files[entry.path] = entry
@@ -142,6 +148,8 @@ def _needed(store: Store, digests: list[str]) -> set[str]:
         for shard in release.shards:
             names.add(shard_name(shard.digest))
             names |= {entry.path for entry in load_shard(store, shard.digest).files()}
+        names |= {decoys_name(digest)}
+        names |= {shard_name(decoy.shard.digest) for decoy in load_decoys(store, digest)}
         names |= {stored.name for stored in store.list(heat_prefix(digest))}
         changes = kept_by_generations(store, digest)
         names |= changes.names | {entry.path for entry in changes.files}

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from erless.dlrm.graph_lookup import GraphQuery
 from erless.dlrm.graph_queries import GraphQueryFile
+from erless.dlrm.quantize import decode, encode
 from erless.dlrm.queries import Query, QueryFile, check_query
 from erless.dlrm.reference import Monolith
 from erless.dlrm.tower import load_tower
 from erless.dlrm.whole_graph import WholeGraph, shard_of
-from erless.pack.quantize import decode, encode
 from erless.specs.bundle import TABLE_TENSOR, BundleManifest
 from erless.specs.model import GraphTower, TableSpec
 from erless.specs.plan import Precision

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
 from erless.dlrm.disk import BLOCK_BYTES, BlockChecksums
+from erless.dlrm.quantize import decode, encode, stored_dtype, stored_width
 from erless.dlrm.rows import INDEX_ROWS, INDEX_WORDS, index_blocks
 from erless.errors import ArtifactError
 from erless.pack.inputs import PackInputs, PackSlice
-from erless.pack.quantize import decode, encode, stored_dtype, stored_width
 from erless.pack.ranks import Window
 from erless.pack.stream import CHUNK_BYTES, Pipeline, SourceTable, StreamWriter
 from erless.progress import Progress, Step

@@ -40,7 +40,7 @@ from erless.specs.artifact import FileEntry
 from erless.specs.features import VocabularyIds
 from erless.specs.generations import find_tower
 from erless.specs.model import ModelSpec, TableSpec
-from erless.specs.release import ReleaseManifest, ShardManifest, ShardSlice
+from erless.specs.release import ReleaseManifest, ShardSlice
 from erless.specs.stored import load_release, load_shard
 from erless.storage.node_cache import Lease, NodeCache, obtain
 from erless.storage.store import Blob, Counter, Store
@@ -147,7 +147,6 @@ class Opened:
 class OpenShard(Opened):
     """One shard, ready to answer."""
 
-    manifest: ShardManifest
     shard: EmbeddingShard
     mapped: tuple[MappedFile, ...]
     _leases: ExitStack = field(repr=False)
@@ -252,7 +251,7 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
         }
         rows = {table.name: table.rows for table in tables}
         # a shard that a compaction left as it was does not know of rows that were added elsewhere
-        resident = {number: shard.grown(rows) for number, (_, shard, _) in opened.items()}
+        resident = {number: shard.grown(rows) for number, (shard, _) in opened.items()}
         lanes = Lanes.of(release.model)
         lane_holdings = tuple(lanes.holding(tables) for tables in holdings)
         mapped = tuple(routes.map(table.name, populate=True) for table in tables)
@@ -270,7 +269,7 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
                 for number in range(len(release.shards))
             ),
             mapped=mapped_files(lease, entries)
-            + tuple(file for _, _, files in opened.values() for file in files),
+            + tuple(file for _, files in opened.values() for file in files),
             _leases=leases.pop_all(),
         )
 
@@ -389,7 +388,7 @@ def open_changed_tower(source: Source, released: OpenTower, sha256: str) -> Open
 
 def _shard(
     source: Source, store: Store, digest: str, name: str, leases: ExitStack, counter: Counter | None
-) -> tuple[ShardManifest, EmbeddingShard, tuple[MappedFile, ...]]:
+) -> tuple[EmbeddingShard, tuple[MappedFile, ...]]:
     manifest = load_shard(store, digest)
     lease = leases.enter_context(source.obtain(store, digest, manifest.files(), counter))
     slices = []
@@ -401,7 +400,7 @@ def _shard(
                 slice_table(part), manifest.precision_of(part), rows, slice_index(part, file)
             )
         )
-    return manifest, EmbeddingShard(slices, name), mapped_files(lease, manifest.files())
+    return EmbeddingShard(slices, name), mapped_files(lease, manifest.files())
 
 
 def slice_table(part: ShardSlice) -> TableSpec:

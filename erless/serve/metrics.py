@@ -51,6 +51,7 @@ class Metrics:
         self.codes: dict[int, int] = {}
         self.kinds: dict[str, int] = {}
         self.unknown: dict[str, int] = {}  # feature → ids that no rule knows
+        self.alerts: dict[str, int] = {}
         self._buckets = [0] * (len(BUCKETS_S) + 1)
         self._seconds = 0.0
         self.in_flight = 0
@@ -113,6 +114,10 @@ class Metrics:
         for name, count in counts.items():
             self.unknown[name] = self.unknown.get(name, 0) + count
 
+    def alerted(self, kind: str) -> None:
+        """Count something that nobody should have done, by the kind of its alert."""
+        self.alerts[kind] = self.alerts.get(kind, 0) + 1
+
     def gauge(self, name: str, what: str, read: Callable[[], float]) -> None:
         """From now on tell also what `read` says, of this process alone."""
         self._gauges[name] = (what, lambda: {"": read()})
@@ -133,6 +138,7 @@ class Metrics:
             "codes": {str(code): count for code, count in self.codes.items()},
             "kinds": dict(self.kinds),
             "unknown": dict(self.unknown),
+            "alerts": dict(self.alerts),
             "buckets": list(self._buckets),
             "seconds": self._seconds,
             "in_flight": self.in_flight,
@@ -150,6 +156,7 @@ class Metrics:
         self.codes = {int(code): count for code, count in counts.get("codes", {}).items()}
         self.kinds = dict(counts.get("kinds", {}))
         self.unknown = dict(counts.get("unknown", {}))
+        self.alerts = dict(counts.get("alerts", {}))
         self._buckets = list(counts.get("buckets", self._buckets))
         self._seconds = counts.get("seconds", 0.0)
         self._concurrency = counts.get("concurrency", 0.0)
@@ -177,6 +184,9 @@ class Metrics:
             yield from _metric(
                 "unknown_ids_total", "counter", "ids that their feature does not know", features
             )
+        alerts = [(f'{{kind="{kind}"}}', count) for kind, count in sorted(counts["alerts"].items())]
+        if alerts:
+            yield from _metric("alerts_total", "counter", "what nobody should do, by kind", alerts)
         yield "# HELP erless_request_seconds time that infer calls took"
         yield "# TYPE erless_request_seconds histogram"
         cumulative = list(accumulate(counts["buckets"]))

@@ -45,6 +45,8 @@ class Settings:
     float16_partials: bool = False
     token: str | None = None
     tokens_file: str | None = None
+    canary: str | None = None
+    alerts_socket: str | None = None
     tls_certificate: str | None = None
     tls_key: str | None = None
     identity: str | None = None
@@ -185,6 +187,15 @@ def _workers(environment: _Environment) -> int:
     return workers
 
 
+def _canary(environment: _Environment) -> str | None:
+    name = "ERLESS_CANARY_SHA256"
+    if environment.text(name) is None:
+        return None
+    if not environment.text("ERLESS_TOKEN") and not environment.text("ERLESS_TOKENS_FILE"):
+        raise ConfigError(f"{name} is set, and anybody may ask without a token: set ERLESS_TOKEN")
+    return environment.required(name, _DIGEST, "a SHA-256 as sha256sum prints it")
+
+
 def _identity_prefix(environment: _Environment) -> str:
     name, expected = "ERLESS_IDENTITY_PREFIX", "spiffe://DOMAIN/… up to the functions' own names"
     if environment.text(name) is None and environment.text("ERLESS_IDENTITY") is None:
@@ -224,6 +235,8 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         float16_partials=choice("ERLESS_HALF_PARTIALS", "0", "1") == "1",
         token=env.text("ERLESS_TOKEN") if kind == "gateway" else None,
         tokens_file=env.text("ERLESS_TOKENS_FILE") if kind == "gateway" else None,
+        canary=_canary(env) if kind == "gateway" else None,
+        alerts_socket=env.text("ERLESS_ALERTS_SOCKET"),
         tls_certificate=env.text("ERLESS_TLS_CERTIFICATE") if kind == "gateway" else None,
         tls_key=env.text("ERLESS_TLS_KEY") if kind == "gateway" else None,
         identity=env.text("ERLESS_IDENTITY"),

@@ -115,6 +115,19 @@ VARIABLES = (
         "any of them is accepted, and the file is looked at every second",
     ),
     Variable(
+        "ERLESS_CANARY_SHA256",
+        "canary",
+        GATEWAY,
+        "SHA-256 of a token that opens nothing: whoever sends it gets the 401 of any wrong token, "
+        "and an alert is raised (docs/decoys.md)",
+    ),
+    Variable(
+        "ERLESS_ALERTS_SOCKET",
+        "alerts_socket",
+        ALL,
+        "path of a unix datagram socket that takes alerts as JSON, beside the log",
+    ),
+    Variable(
         "ERLESS_TLS_CERTIFICATE",
         "tls_certificate",
         GATEWAY,

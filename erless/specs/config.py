@@ -36,7 +36,9 @@ from erless.specs.strict.section import Section
 from erless.specs.strict.yaml_file import Keys, read_yaml
 
 __all__ = [
+    "AlertConfig",
     "Config",
+    "DecoysConfig",
     "FreshnessConfig",
     "GatewayConfig",
     "KnativeConfig",
@@ -151,6 +153,11 @@ class GatewayConfig(Section):
     tokens_file: Path | None = Field(
         None, description="File of SHA-256 of bearer tokens, one a line; looked at every second."
     )
+    canary_token_env: str | None = Field(
+        None,
+        description="Environment variable with a token to leave lying about: it opens nothing, and "
+        "whoever sends it raises an alert.",
+    )
     tls: TlsConfig | None = Field(None, description="Speak HTTPS (target local).")
     grpc: bool = Field(
         False, description="Speak gRPC too, on the same port; needs the extra `grpc`."
@@ -198,6 +205,24 @@ class FreshnessConfig(Section):
         description="`erless update --follow` folds generations into a new release and deploys it "
         "once they are this share of its rows; 0: never.",
     )
+
+
+class AlertConfig(Section):
+    """Where alerts go beside `erless alerts`."""
+
+    webhook_env: str | None = Field(
+        None, description="Environment variable with the https:// URL that gets each alert as JSON."
+    )
+
+
+class DecoysConfig(Section):
+    """Functions that nobody should touch, and what becomes of it when somebody does."""
+
+    count: int = Field(0, ge=0, le=32, description="Decoy shards beside the release's own.")
+    budget_mb: int = Field(
+        0, ge=0, description="Memory that they may take once they are all awake; 0: any."
+    )
+    alert: AlertConfig = AlertConfig()
 
 
 class LocalConfig(Section):
@@ -254,6 +279,7 @@ class Config(Section):
     traces: TracesConfig = TracesConfig()
     observe: ObserveConfig = ObserveConfig()
     freshness: FreshnessConfig = FreshnessConfig()
+    decoys: DecoysConfig = DecoysConfig()
     targets: TargetsConfig = TargetsConfig()
 
 

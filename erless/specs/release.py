@@ -74,7 +74,7 @@ def _without_cache(fields: dict[str, Any]) -> dict[str, Any]:
 class ShardSlice(Frozen):
     """The rows of one table in one shard; `file` holds the tensors `rows` and the row-id index.
 
-    `rows` are in ascending order of row id; their layout is `erless.pack.quantize`'s. The index
+    `rows` are in ascending order of row id; their layout is `erless.dlrm.quantize`'s. The index
     (`erless.dlrm.rows.RowIndex`) gives a row id's position among them. Those of the disk tier begin
     at a multiple of 4096 bytes of the file, and `checksums` has the CRC-32C of each 4096 of them.
     """

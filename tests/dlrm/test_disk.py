@@ -26,9 +26,9 @@ from erless.dlrm.disk import (
 )
 from erless.dlrm.embedding import EmbeddingShard, StoredSlice
 from erless.dlrm.patches import RowChanges
+from erless.dlrm.quantize import encode
 from erless.dlrm.rows import RowIndex
 from erless.errors import ArtifactError, DiskBusyError, DiskReadError, QueryError
-from erless.pack.quantize import encode
 from erless.specs.features import POOLED
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from erless.dlrm import _kernels
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice, default_partial
+from erless.dlrm.quantize import decode, encode
 from erless.dlrm.rows import RowIndex
 from erless.errors import ArtifactError, QueryError
-from erless.pack.quantize import decode, encode
 from erless.specs.features import POOLED
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from erless.dlrm import _kernels
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
+from erless.dlrm.quantize import encode
 from erless.dlrm.rows import Buckets, Routing, RowIndex
 from erless.errors import ArtifactError, QueryError
-from erless.pack.quantize import encode
 from erless.specs.features import POOLED
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from erless.dlrm import _kernels
 from erless.dlrm.embedding import Combiner, EmbeddingShard, StoredSlice
 from erless.dlrm.patches import RowChanges
+from erless.dlrm.quantize import encode
 from erless.dlrm.rows import Routing, RowIndex
 from erless.errors import ArtifactError, QueryError
-from erless.pack.quantize import encode
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision
 

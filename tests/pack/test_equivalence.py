@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from erless.dlrm.quantize import decode, encode
 from erless.dlrm.queries import Query
 from erless.dlrm.reference import Monolith
 from erless.pack.packer import Packer
-from erless.pack.quantize import decode, encode
 from erless.serve.files import Source
 from erless.specs.features import POOLED
 from erless.specs.model import DlrmTower, Interaction, ModelSpec, TableSpec

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from erless.dlrm.graph_queries import write_graph_queries
+from erless.dlrm.quantize import decode, encode
 from erless.dlrm.queries import write_queries
 from erless.dlrm.reference import Monolith
 from erless.dlrm.whole_graph import WholeGraph
@@ -15,7 +16,6 @@ from erless.pack.accuracy import AccuracyBudget, measure_precisions
 from erless.pack.evaluate import AS_PLANNED, evaluate
 from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
-from erless.pack.quantize import decode, encode
 from erless.specs.bundle import BundleManifest
 from erless.specs.features import FeatureSpec
 from erless.specs.model import DlrmTower, ModelSpec, TableSpec

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from erless.deploy.target import Change, Checked, Desired, Target
+    from erless.specs.config import Config
 
 __all__ = ["deploy"]
 
@@ -39,6 +40,18 @@ class DeployOptions:
         bool,
         typer.Option("--replace-model", help="Let a release take the place of another model's."),
     ] = False
+
+
+DecoysOption = Annotated[
+    int | None,
+    typer.Option(
+        "--decoys",
+        min=0,
+        max=32,
+        help="Decoy shards beside the release's; whoever touches one raises an alert; 0: none "
+        "[default: erless.yaml's].",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,7 @@ def deploy(
     where: TargetOptions,
     local: LocalOptions,
     on_cluster: OnClusterOptions,
+    decoys: DecoysOption = None,
     timeout_s: TimeoutOption = 600,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -102,6 +116,8 @@ def deploy(
     desired = desired_release(
         config, store, source.release, endpoint_url, replace_model=how.replace_model
     )
+    writes = not (how.dry_run or how.diff)
+    desired = _with_decoys(desired, config, destination, decoys, write=writes)
     checked = _validate(destination, desired) if how.dry_run else None
     # where nobody answers, or images are to come, what would change is not known
     offline = checked is not None and (checked.by == "schemas" or bool(checked.missing))
@@ -132,6 +148,17 @@ def deploy(
         console.print(f"release {done.release[:12]} answers at {done.url}")
 
     emit(output, document, draw, then="erless status --watch")
+
+
+def _with_decoys(
+    desired: Desired, config: Config, destination: Target, count: int | None, *, write: bool
+) -> Desired:
+    """`desired` with its decoys; what draws them is imported only where there shall be some."""
+    if count is None and config.decoys.count in (0, len(desired.decoys)):
+        return desired
+    from erless.api.decoys import with_decoys
+
+    return with_decoys(desired, config, destination.name, count, write=write)
 
 
 def _agree(desired: Desired, changes: tuple[Change, ...], *, ask: bool) -> None:

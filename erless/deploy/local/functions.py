@@ -17,6 +17,7 @@ from erless.deploy.local.supervisor.spec import (
 from erless.deploy.target import Change, Desired
 from erless.errors import DeployError
 from erless.specs.config import GatewayConfig, ObserveConfig, TracesConfig
+from erless.specs.decoys import planned_shard
 from erless.specs.functions import GATEWAY
 from erless.specs.model import DlrmTower
 from erless.specs.plan import DensePlan, GatewayPlan, Scaling, ShardPlan
@@ -36,13 +37,15 @@ class LocalSettings:
     """What functions need to know besides release and plan.
 
     cache: folder for what comes from S3. identities: folder of the functions' certificates, where
-    they speak mutual TLS. window_s, grace_s: instead of the plan's, if not None.
+    they speak mutual TLS. canary: SHA-256 of a token that opens nothing. window_s, grace_s: instead
+    of the plan's, if not None.
     """
 
     cache: Path
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     token: str | None = None
+    canary: str | None = None
     identities: Path | None = None
     traces: TracesConfig = field(default_factory=TracesConfig)
     sla_ms: float = 100.0
@@ -65,6 +68,11 @@ def place(desired: Desired, site: LocalSettings) -> ReleaseSpec:
     common = _common(desired, site)
     planned = {shard.name: shard for shard in plan.shards}
     functions = [_sparse(shard, planned[shard.name], common, site) for shard in release.remote]
+    for decoy in desired.decoys:
+        like = planned_shard(release, plan, decoy)
+        if like is not None:
+            function = _sparse(decoy.shard, like, common, site)
+            functions.append(function.model_copy(update={"decoy": True}))
     if plan.gateway.dense_placement == "function" and plan.dense is not None:
         dense = plan.dense
         env = {
@@ -147,6 +155,8 @@ def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -
     }
     if site.token:
         env["ERLESS_TOKEN"] = site.token
+    if site.canary:
+        env["ERLESS_CANARY_SHA256"] = site.canary
     if options.tokens_file:
         env["ERLESS_TOKENS_FILE"] = str(options.tokens_file.absolute())
     if options.tls:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from erless.deploy.canary import canary_digest
 from erless.deploy.deployed_models import (
     deployment_to_change,
     deployment_to_compare,
@@ -24,14 +26,16 @@ from erless.deploy.local.status import facts_without_supervisor, gateway_url, st
 from erless.deploy.local.supervisor.client import call, command
 from erless.deploy.local.supervisor.folder.identities import check_cryptography
 from erless.deploy.local.supervisor.folder.logs import read_logs
-from erless.deploy.local.supervisor.folder.state_folder import StateFolder
+from erless.deploy.local.supervisor.folder.state_folder import ALERTS, StateFolder
 from erless.deploy.local.supervisor.replica.cgroups import obstacle
 from erless.deploy.local.supervisor.replica.orphans import end_all
 from erless.deploy.local.supervisor.spec import ReleaseSpec, StoredState, Timing
 from erless.deploy.local.supervisor.watchdog import end_watchdog
 from erless.deploy.target import Change, Deployment, Desired, Status, served_model
+from erless.deploy.webhook import webhook_url
 from erless.errors import ConfigError, ConflictError, DeployError, NotDeployedError, StorageError
 from erless.progress import Progress
+from erless.specs.alerts import Alert
 from erless.specs.config import Config
 from erless.specs.functions import GATEWAY
 
@@ -50,7 +54,7 @@ class LocalTarget:
         key: of the model that all verbs are about, where that is known.
 
     Raises:
-        ConfigError: the gateway's token is to come from a variable that is not set.
+        ConfigError: a token or the webhook is to come from a variable that is not set.
     """
 
     name = "local"
@@ -64,6 +68,7 @@ class LocalTarget:
         self._asked = config.targets.model or ""
         self._timing = timing or Timing(poll_s=options.poll_s)
         self._options = options
+        self._webhook = webhook_url(config.decoys.alert.webhook_env)
         if config.security.mutual_tls:
             check_cryptography()
         name = config.gateway.token_env
@@ -79,6 +84,7 @@ class LocalTarget:
             observe=config.observe,
             traces=config.traces,
             token=os.environ[name] if name else None,
+            canary=canary_digest(config.gateway, guarded=bool(name or config.gateway.tokens_file)),
             identities=folder.identities.path if config.security.mutual_tls else None,
             sla_ms=config.traffic.sla_p95_ms,
             window_s=self._options.window_s,
@@ -143,6 +149,7 @@ class LocalTarget:
             keep=self._options.keep,
             limits=self._options.limits,
             timing=self._timing,
+            webhook=self._webhook,
         )
         if self._options.systemd and (reason := systemd.obstacle()):
             raise DeployError(f"targets.local.systemd: {reason}")
@@ -224,7 +231,7 @@ class LocalTarget:
             for release in reversed(folder.load().releases)
             for spec in release.functions
         }
-        names["supervisor"] = "supervisor"
+        names |= {"supervisor": "supervisor", ALERTS: ALERTS}
         if not folder.logs.is_dir():
             raise NotDeployedError(f"nothing was deployed in {folder.path}")
         if function is not None and function not in names.values():
@@ -236,6 +243,19 @@ class LocalTarget:
             return name if function in (None, name) else None
 
         return read_logs(folder.logs, display_name, lines, follow)
+
+    def alerts(self, lines: int, follow: bool) -> Iterator[Alert]:
+        """See `Alerting.alerts`."""
+        folder = self._folder
+        if not folder.exists:
+            raise NotDeployedError(f"nothing is deployed in {folder.path}")
+
+        def display_name(key: str) -> str | None:
+            return ALERTS if key == ALERTS else None
+
+        for line in read_logs(folder.logs, display_name, lines, follow):
+            with contextlib.suppress(ValueError, KeyError):  # a line that was cut short
+                yield Alert.model_validate(json.loads(line.removeprefix(f"{ALERTS} "))["alert"])
 
     def destroy(self, progress: Progress, timeout_s: float) -> None:
         """See `Target.destroy`. Works without a supervisor, and with one that hangs, as well.

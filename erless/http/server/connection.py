@@ -330,7 +330,13 @@ class ServerConnection(Receiving):
         self.body = memoryview(b"")
         self.state = _State.WAIT
         request = Request(
-            head.method, head.path, head.headers, body, self.server.now(), self.private
+            head.method,
+            head.path,
+            head.headers,
+            body,
+            self.server.now(),
+            self.private,
+            self.client,
         )
         answer = self.server.handler(request)
         if isinstance(answer, Response):

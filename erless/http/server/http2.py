@@ -280,7 +280,9 @@ class Http2Connection(asyncio.BufferedProtocol):
             body[begin : begin + len(piece)] = piece
             begin += len(piece)
         self._forget_body(stream)
-        request = Request(stream.method, stream.path, stream.headers, body, self.since)
+        request = Request(
+            stream.method, stream.path, stream.headers, body, self.since, peer=self.client
+        )
         answer = self.server.handler(request)
         if isinstance(answer, Response):
             self.answer_stream(stream, answer)

@@ -12,11 +12,11 @@ import contextlib
 import errno
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from erless.http.budget import MemoryBudget
-from erless.http.messages import Handler, ServerLimits
+from erless.http.messages import Handler, Request, Response, ServerLimits
 from erless.http.server.connection import ServerConnection
 from erless.http.server.state import AnswerWhole, ServerState
 from erless.http.tls import HANDSHAKE_S
@@ -70,6 +70,17 @@ class HttpServer:
         """
         self.state.answer_whole = answer_whole
         self.state.answers_synchronously = answers_synchronously
+
+    def watch(self, seen: Callable[[Request], None]) -> None:
+        """Call `seen` with each request that comes by a socket that is not private, from now on."""
+        handler = self.state.handler
+
+        def watched(request: Request) -> Response | Awaitable[Response]:
+            if not request.private:
+                seen(request)
+            return handler(request)
+
+        self.state.handler = watched
 
     def allow_http2(self, refusal: Refusal | None = None) -> None:
         """Serve clients that begin with HTTP/2's preface too.

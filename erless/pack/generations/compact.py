@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.disk import BLOCK_BYTES, BlockChecksums
+from erless.dlrm.quantize import stored_width
 from erless.dlrm.rows import INDEX_WORDS, RowIndex
 from erless.errors import ArtifactError, StoreError
 from erless.pack.generations.carry import Carrying
 from erless.pack.inputs import LAYOUT
 from erless.pack.keys import Keys
-from erless.pack.quantize import stored_width
 from erless.pack.stream import CHUNK_BYTES, Pipeline, StreamWriter
 from erless.progress import Progress, Silent
 from erless.specs.artifact import FileEntry

@@ -17,9 +17,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from erless.dlrm.quantize import encode
 from erless.errors import ArtifactError, ModelError, StoreError
 from erless.pack.generations.changes import TableChanges
-from erless.pack.quantize import encode
 from erless.specs.artifact import FileEntry
 from erless.specs.bundle import BundleManifest
 from erless.specs.generations import (

@@ -117,6 +117,7 @@ class DenseFunction:
     fast_path = None
     request_parameters: frozenset[str] = frozenset()
     answers_synchronously = False
+    decoy = False
 
     def __init__(
         self, opened: OpenTower, predict: Predict, settings: Settings, metrics: Metrics

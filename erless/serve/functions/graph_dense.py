@@ -33,6 +33,7 @@ class GraphDenseFunction:
     fast_path = None
     request_parameters: frozenset[str] = frozenset()
     answers_synchronously = False
+    decoy = False
 
     def __init__(self, opened: OpenTower, tower: GraphTower, predict: PredictTensors) -> None:
         self._opened, self._predict = opened, predict

@@ -61,6 +61,7 @@ class MonolithFunction:
     fast_path = None
     request_parameters: frozenset[str] = frozenset()
     answers_synchronously = True
+    decoy = False
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
+from erless.dlrm._kernels import FastPath
 from erless.dlrm.embedding import EmbeddingShard
 from erless.dlrm.pool_call import PoolCall, ShardTables
 from erless.errors import QueryError
@@ -39,6 +40,7 @@ class ShardFunction:
     model = "shard"
     version_path = "shard"
     request_parameters = frozenset({"packed", "half"})
+    decoy = False
 
     def __init__(self, shape: ShardTables, settings: Settings, metrics: Metrics) -> None:
         self._shape, self._metrics = shape, metrics
@@ -131,7 +133,7 @@ class SparseFunction(ShardFunction):
         self.facts: dict[str, object] = {}
         secret = open_secret(settings, time.monotonic)
         heads, json32, json16 = answer_forms(self.digest.encode())
-        self.fast_path = self._shard.fast_path(
+        self.fast_path: FastPath | None = self._shard.fast_path(
             head_forms(self.version_path.encode(), secret=secret.shown if secret else None),
             request_forms(),
             (*heads, json32, json16),

@@ -154,6 +154,7 @@ class Gateway:
     fast_path = None
     request_parameters: frozenset[str] = frozenset()
     answers_synchronously = False
+    decoy = False
 
     def __init__(
         self,

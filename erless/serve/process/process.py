@@ -31,8 +31,9 @@ import uvloop
 
 from erless.errors import ArtifactError, ConfigError, ErlessError, ModelError, StoreError
 from erless.http.budget import MemoryBudget
-from erless.http.messages import ServerLimits
+from erless.http.messages import Request, ServerLimits
 from erless.http.server.server import HttpServer
+from erless.serve.alarm import Alarm, CanaryToken
 from erless.serve.files import source_of
 from erless.serve.identity import secure_server
 from erless.serve.logs import Log
@@ -46,7 +47,7 @@ from erless.serve.protocol.app import App
 from erless.serve.protocol.served import CallsFunctions, Served
 from erless.serve.settings import Kind, Settings, read_settings
 from erless.serve.traces import open_traces
-from erless.specs.stored import load_shard
+from erless.specs.decoys import DecoyManifest, load_shard_or_decoy
 from erless.version import __version__
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 TERMINATION_LOG = Path("/dev/termination-log")
+PROBED = (b"/v2/health/", b"/metrics")  # where no supervisor has a socket of its own
 LINGER_S = 0.3  # idle connections of a draining function stay open so long
 GC_OBJECTS = 20_000  # between two collections; Python's 700 cost 1.5 % of a gateway's CPU
 
@@ -66,7 +68,13 @@ def _load_sparse(settings: Settings, metrics: Metrics) -> Callable[[], Served]:
     from erless.serve.functions.sparse import load_sparse
 
     source = source_of(settings)
-    if load_shard(source.open(), settings.digest).cache_bytes is not None:
+    manifest = load_shard_or_decoy(source.open(), settings.digest)
+    if isinstance(manifest, DecoyManifest):
+        from erless.serve.functions.decoy import load_decoy
+
+        decoy = load_decoy(source, manifest, settings, metrics)
+        return lambda: decoy
+    if manifest.cache_bytes is not None:
         from erless.serve.functions.disk import DiskFunction, load_disk
 
         opened = load_disk(source, settings)
@@ -214,6 +222,9 @@ class _Function:
         )
         if grpc is not None:
             self._server.allow_http2(grpc.refuse)
+        self._alarm = Alarm(settings, log, self.metrics, time.monotonic)
+        if settings.canary:
+            self._server.watch(CanaryToken(settings.canary, self._alarm).look)
         secure_server(self._server, settings, log.warning)
         self._scrubber: Scrubber | None = None
         self._listener: socket.socket | None = None  # accepted from only once ready
@@ -241,6 +252,8 @@ class _Function:
             self._app.answer_whole if served.fast_path is not None else None,
             served.answers_synchronously,
         )
+        if served.decoy:
+            self._server.watch(self._touched)
         keep_heap()
         gc.collect()
         gc.freeze()  # what is loaded stays: collections need not look at it again
@@ -261,6 +274,12 @@ class _Function:
         disk = {"disk": served.facts["disk"]} if "disk" in served.facts else {}
         seconds = round(self.metrics.load_s, 3)
         self._log.info("ready", seconds=seconds, model=served.model, **disk)
+
+    def _touched(self, request: Request) -> None:
+        """Raise an alert of a request to a decoy, unless it is Knative that looks after its pod."""
+        if self._settings.admin_fd is None and request.path.startswith(PROBED):
+            return
+        self._alarm.touched("decoy", request)
 
     def _look_after(self, served: Served) -> None:
         """From now on read the mapped files again in the background; a damaged one ends serving."""

@@ -54,6 +54,7 @@ class Served(Protocol):
         request_parameters: names of request parameters beside the protocol's.
         answers_synchronously: `infer` never answers later, so that arrays may lie in the
             connection's own buffer.
+        decoy: nobody should ask it anything.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Served(Protocol):
     outputs: tuple[TensorSpec, ...]
     request_parameters: frozenset[str]
     answers_synchronously: bool
+    decoy: bool
 
     @property
     def mapped(self) -> Sequence[MappedFile]:

@@ -28,6 +28,7 @@ SUFFIXES = ("_bucket", "_count", "_sum")
 def served(packed_release: Made, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Every metric in the /metrics of a gateway with all switched on, and of its shards."""
     counted = Metrics("gateway", "", "", "", lambda: 0.0)
+    counted.alerted("canary")  # nobody sends any
     counted.unknown_ids({"user": 1})  # only a graph's features have rules that know ids
     pages = [counted.render()]
     folder = tmp_path_factory.mktemp("fleet")

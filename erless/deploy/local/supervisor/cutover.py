@@ -35,7 +35,7 @@ async def deploy(
     Args:
         fleet: what runs.
         release: what shall.
-        settings: port, keep, limits and timing from the user; the rest is not read.
+        settings: port, keep, limits, timing and webhook from the user; the rest is not read.
         timeout_s: until all is ready.
         report: called with the number of functions that are ready.
 
@@ -51,7 +51,9 @@ async def deploy(
                 f"the gateway listens on port {port}, not {settings.port}: it keeps its port "
                 "until it is destroyed"
             )
-        options = {name: getattr(settings, name) for name in ("keep", "limits", "timing")}
+        options = {
+            name: getattr(settings, name) for name in ("keep", "limits", "timing", "webhook")
+        }
         before = fleet.state
         pending = before.model_copy(update={**options, "port": port or settings.port})
         fleet.state = pending
@@ -185,7 +187,7 @@ async def _prove(
     """Start every function that has not been ready yet, a few at a time; then let it scale.
 
     One that may be at zero goes there at once: with tables larger than memory, cold shards are
-    proven one after the other.
+    proven one after the other. A decoy is never started.
     """
     limit = asyncio.Semaphore(max(2, os.cpu_count() or 2))
     specs = {spec.key: spec for spec in release.behind}
@@ -195,7 +197,7 @@ async def _prove(
         nonlocal done
         async with limit:
             spec = specs[function.spec.key]
-            if not function.proven:
+            if not function.proven and not spec.decoy:
                 function.hold = max(1, spec.scaling.initial_scale)
             function.activate(spec, serving.get(spec.name, 0))
             if function.hold:

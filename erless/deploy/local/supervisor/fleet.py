@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any
 
+from erless.deploy.local.supervisor.alerts import AlertDesk
 from erless.deploy.local.supervisor.folder.events import log_event
 from erless.deploy.local.supervisor.folder.state_folder import StateFolder
 from erless.deploy.local.supervisor.function import LocalFunction
@@ -55,6 +56,7 @@ class LocalFleet:
         self.folder, self.environment = folder, environment
         self.state: StoredState = folder.load()
         self.functions: dict[str, LocalFunction] = {}
+        self.alerts = AlertDesk(folder, lambda: self.state)
         self.spawner = Spawner(folder.path)
         self.guardian = Guardian(folder.path)
         self.public: socket.socket | None = None
@@ -103,7 +105,7 @@ class LocalFleet:
             urls = {
                 spec.digest: f"{spec.scheme}://{LOOPBACK}:{ports[spec.key]}"
                 for spec in release.behind
-                if spec.kind == "sparse"
+                if spec.kind == "sparse" and not spec.decoy
             }
             env = {"ERLESS_SHARD_URLS": json.dumps(urls)}
             for behind in release.behind:
@@ -123,6 +125,7 @@ class LocalFleet:
             self.state.timing,
             self.environment,
             self.state.limits,
+            self.alerts.raise_alert,
         )
         return LocalFunction(spec, opened, context, addresses)
 
@@ -350,8 +353,9 @@ class LocalFleet:
     # Status
 
     def replicas(self) -> list[dict[str, Any]]:
-        """The replicas of the current release, function by function."""
-        return [function.replica_facts() for function in self._current_functions()]
+        """The replicas of the current release, function by function, without decoys."""
+        functions = self._current_functions()
+        return [each.replica_facts() for each in functions if not each.spec.decoy]
 
     def add(self, name: str, seconds: float) -> None:
         """Run one replica of a function more for so long.

@@ -12,6 +12,7 @@ from collections import deque
 from typing import Any
 
 from erless.autoscale.kpa import Observation
+from erless.deploy.local.supervisor.callers import connection_alert
 from erless.deploy.local.supervisor.folder.events import log_event
 from erless.deploy.local.supervisor.folder.logs import rotate
 from erless.deploy.local.supervisor.refusals import Refusals
@@ -317,10 +318,22 @@ class LocalFunction:
     def _wake(self) -> None:
         """Start a replica: a connection waits, and there is none."""
         log_event("woken", self.spec.name)
+        if self.spec.decoy:
+            self._alert()
         self._watch(False)
         self._waiting = True
         self._observe((0.0, 0.0))
         self.converge()
+
+    def _alert(self) -> None:
+        """Tell who connected to a decoy, as soon as that is known."""
+
+        async def tell() -> None:
+            self._context.raise_alert(await connection_alert(self.spec, self.port))
+
+        task = self._loop.create_task(tell())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def tick(self) -> None:
         """Read the counters of all replicas, ask the autoscaler, and start or stop replicas."""

@@ -58,6 +58,7 @@ async def _supervise(folder: StateFolder) -> None:
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSTARTUP"}
     fleet = LocalFleet(folder, environment)
+    alerts = asyncio.get_running_loop().create_task(fleet.alerts.run())
     control = Control(fleet)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -70,6 +71,7 @@ async def _supervise(folder: StateFolder) -> None:
         fleet.guardian.end()  # asked to end: nobody shall bring us back
     ticking.cancel()
     await fleet.stop()
+    alerts.cancel()
     folder.forget(CONTROL)
     if ticking.done() and not ticking.cancelled():
         ticking.result()  # it never returns: this raises what broke it

@@ -36,6 +36,7 @@ class FunctionSpec(FromElsewhere):
     memory_bytes: int = Field(0, ge=0, description="that a replica is planned to need")
     requests_per_vcpu_s: float = Field(0.0, ge=0, description="that one vCPU can serve")
     disk_bytes: int = Field(0, ge=0, description="files that it reads from the disk as it serves")
+    decoy: bool = Field(False, description="nobody calls it: whoever does raises an alert")
 
     @property
     def changes_size(self) -> bool:
@@ -122,6 +123,7 @@ class StoredState(FromElsewhere):
     keep: int = Field(3, ge=1, description="releases")
     limits: bool = Field(False, description="cgroup limits where available")
     timing: Timing = Timing()
+    webhook: str | None = Field(None, description="where alerts are sent")
 
     def release(self, key: str | None) -> ReleaseSpec | None:
         """The kept release with `key`."""

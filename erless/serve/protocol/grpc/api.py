@@ -193,7 +193,13 @@ class GrpcApi:
     ) -> tuple[int, dict[str, Any]]:
         """What the HTTP API says to a request without a body: status, and its JSON."""
         asked = Request(
-            method, path, request.headers, memoryview(b""), request.arrived, request.private
+            method,
+            path,
+            request.headers,
+            memoryview(b""),
+            request.arrived,
+            request.private,
+            request.peer,
         )
         response = self._app(asked)
         assert isinstance(response, Response)  # noqa: S101 - infer calls take the other way

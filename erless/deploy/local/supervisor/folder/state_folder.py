@@ -5,7 +5,7 @@
       lock            flock of the live supervisor, with its pid
       watchdog.lock   flock of the live watchdog, with its pid
       secret          with which functions identify themselves to each other (mode 0600)
-      run/            unix sockets: `control`, and one per replica
+      run/            unix sockets: `control`, `alerts`, and one per replica
       logs/           one file per replica slot, and the supervisor's
       cache/          of what came from S3
       models/         further state folders, of models that are deployed by name
@@ -37,9 +37,11 @@ from erless.deploy.local.supervisor.spec import StoredState
 from erless.errors import ArtifactError, ConflictError, StorageError
 from erless.storage.atomic import os_errors, staged_file
 
-__all__ = ["CONTROL", "MODELS", "StateFolder"]
+__all__ = ["ALERTS", "ALERTS_SOCKET", "CONTROL", "MODELS", "StateFolder"]
 
 CONTROL = "control"  # the supervisor's socket
+ALERTS = "alerts"  # the socket of alerts, and their log
+ALERTS_SOCKET = f"run/{ALERTS}"  # as functions reach it, which run in the state folder
 STATE = "state.json"
 MODELS = "models"
 SECRET = "secret"  # noqa: S105 - a file's name
@@ -178,6 +180,25 @@ class StateFolder:
             with os_errors(self.run / name):
                 opened.bind(self.socket_path(name))
             opened.listen(BACKLOG)
+            opened.setblocking(False)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def bind_datagram(self, name: str) -> socket.socket:
+        """A unix datagram socket `run/name`, that does not block.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        with os_errors(self.run):
+            self.run.mkdir(exist_ok=True)
+        (self.run / name).unlink(missing_ok=True)
+        opened = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            with os_errors(self.run / name):
+                opened.bind(self.socket_path(name))
             opened.setblocking(False)
         except BaseException:
             opened.close()

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from erless.deploy.local.supervisor.folder.logs import last_words, log_file
-from erless.deploy.local.supervisor.folder.state_folder import StateFolder
+from erless.deploy.local.supervisor.folder.state_folder import ALERTS_SOCKET, StateFolder
 from erless.deploy.local.supervisor.replica import cgroups
 from erless.deploy.local.supervisor.replica.admin import Counters, get_admin, parse_counters
 from erless.deploy.local.supervisor.replica.liveness import Liveness, read_process
@@ -22,11 +22,13 @@ from erless.deploy.local.supervisor.replica.orphans import FUNCTION_MARK, RECORD
 from erless.deploy.local.supervisor.replica.spawner import Child, Spawner
 from erless.deploy.local.supervisor.spec import FunctionSpec, Timing
 from erless.errors import DeployError, ServeError
+from erless.specs.alerts import Alert
 
 __all__ = ["Replica", "ReplicaContext", "ReplicaPhase"]
 
 READY_PATH = "/v2/health/ready"
 SECRET_VARIABLE = "ERLESS_SECRET_FILE"  # noqa: S105 - a name; see docs/functions.md
+ALERTS_VARIABLE = "ERLESS_ALERTS_SOCKET"
 HTTP_OK = 200
 
 
@@ -44,7 +46,8 @@ class ReplicaContext:
     """What all replicas of a deployment are started with.
 
     environment: the supervisor's, on top of which the function's own comes; shared, and read at
-    every start. limit: hold replicas to the vCPU and memory of their plan.
+    every start. limit: hold replicas to the vCPU and memory of their plan. raise_alert: tells of
+    a touch that the supervisor saw itself.
     """
 
     folder: StateFolder
@@ -52,6 +55,7 @@ class ReplicaContext:
     timing: Timing
     environment: dict[str, str]
     limit: bool = False
+    raise_alert: Callable[[Alert], None] = lambda alert: None
 
 
 class Replica:
@@ -116,6 +120,7 @@ class Replica:
                         STATE_MARK: str(self._folder.path),
                         FUNCTION_MARK: self.spec.key,
                         SECRET_VARIABLE: str(self._folder.secret.path),
+                        ALERTS_VARIABLE: ALERTS_SOCKET,
                     },
                     {"ERLESS_LISTEN_FD": listen_fd, "ERLESS_ADMIN_FD": admin.fileno()},
                     log.fileno(),

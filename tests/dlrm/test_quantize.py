@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from erless.dlrm.quantize import decode, encode, error_bound, stored_dtype, stored_width
 from erless.errors import ModelError
-from erless.pack.quantize import decode, encode, error_bound, stored_dtype, stored_width
 from erless.specs.plan import Precision
 
 ROWS = hnp.arrays(

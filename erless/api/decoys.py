@@ -1,0 +1,97 @@
+"""Decoys of a release: chosen by the ways to its shards, drawn, and kept in its store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from erless.deploy.target import Desired
+from erless.errors import InfeasibleError
+from erless.pack.decoys import plant_decoys
+from erless.plan.decoys import (
+    DecoyOption,
+    Exposure,
+    attack_paths,
+    choose_decoys,
+    decoy_options,
+    share_met,
+)
+from erless.specs.config import Config
+from erless.specs.plan import Plan
+from erless.storage.stores import open_store
+
+__all__ = ["PlacedDecoys", "exposure_of", "place_decoys", "with_decoys"]
+
+MB = 1_000_000
+
+
+class PlacedDecoys:
+    """What `count` decoys beside the shards of a plan should look like.
+
+    Args:
+        plan: of the shards.
+        count: of decoys.
+        budget_mb: memory that all of them may take awake; 0: any.
+        exposure: the ways that are open.
+
+    Raises:
+        InfeasibleError: the plan has no shard to look like, or the budget is too small for one.
+    """
+
+    def __init__(self, plan: Plan, count: int, budget_mb: int, exposure: Exposure) -> None:
+        self.options: tuple[DecoyOption, ...] = decoy_options(plan)
+        paths = attack_paths(plan, exposure)
+        budget_bytes = budget_mb * MB if budget_mb else None
+        self.counts = choose_decoys(paths, self.options, count, budget_bytes)
+        self.share_met = share_met(paths, self.options, self.counts)
+        if count and not any(self.counts):
+            least = min(option.cost_bytes for option in self.options)
+            raise InfeasibleError(
+                "no decoy fits its budget",
+                (f"decoys.budget_mb is {budget_mb}; one takes {least / MB:,.0f} MB awake",),
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The shards to look like, one for each decoy."""
+        pairs = zip(self.options, self.counts, strict=True)
+        return tuple(option.name for option, count in pairs for _ in range(count))
+
+
+def exposure_of(config: Config, target: str) -> Exposure:
+    """The ways to a shard that `target` leaves open."""
+    if target == "local":  # any process of this machine reaches loopback
+        return Exposure(gateway=True, node=True, lists=False, pivot=True)
+    options = config.targets.knative
+    closed = options.network_policies and options.egress == "store"
+    return Exposure(pivot=not closed)
+
+
+def place_decoys(config: Config, target: str, plan: Plan, count: int) -> PlacedDecoys:
+    """`count` decoys beside the shards of `plan`, as `erless.yaml` allows. Errors as the class."""
+    return PlacedDecoys(plan, count, config.decoys.budget_mb, exposure_of(config, target))
+
+
+def with_decoys(
+    desired: Desired, config: Config, target: str, count: int | None, *, write: bool = True
+) -> Desired:
+    """`desired` with decoys beside its shards.
+
+    Args:
+        desired: a release, with the decoys that its store has for it.
+        config: how many there shall be, and their budget.
+        target: where it is deployed.
+        count: instead of the configuration's; 0 takes them away.
+        write: keep in the store what is drawn.
+
+    Raises:
+        InfeasibleError, PlanError: there is nothing to look like, or no budget for it.
+        StorageError: the store cannot be written to.
+    """
+    wanted = config.decoys.count if count is None else count
+    if count is None and (wanted == 0 or wanted == len(desired.decoys)):
+        return desired  # what an earlier deploy placed stays
+    store = open_store(desired.store, endpoint_url=desired.endpoint_url)
+    digests = {shard.name: shard.digest for shard in desired.release.shards}
+    names = place_decoys(config, target, desired.plan, wanted).names if wanted else ()
+    likes = [digests[name] for name in names]
+    return replace(desired, decoys=plant_decoys(store, desired.release, likes, write=write))

@@ -1,0 +1,78 @@
+"""`erless alerts`: who touched what nobody should."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from erless.cli.deployment.target_options import TargetOptions, resolve_target
+from erless.cli.option_groups import grouped
+from erless.cli.run import Output, OutputOption, emit, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from erless.specs.alerts import Alert
+
+__all__ = ["alerts"]
+
+
+@verb
+@grouped
+def alerts(
+    lines: Annotated[int, typer.Option("--lines", min=0, help="The last so many.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Then what comes.")] = False,
+    *,
+    where: TargetOptions,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Print the alerts of decoys, canary tokens and alarms; with --follow as they come.
+
+    With --follow -o json each alert is a line.
+
+    Example: `erless alerts --follow`
+    """
+    from erless.deploy.target import Alerting
+    from erless.errors import DeployError
+
+    destination, _ = resolve_target(where)
+    if not isinstance(destination, Alerting):
+        raise DeployError(f"target {destination.name} raises no alerts")
+    told = destination.alerts(lines, follow)
+    if not follow:
+        found = list(told)
+
+        def draw(console: Console) -> None:
+            for alert in found:
+                console.print(alert_line(alert), markup=False)
+            if not found:
+                console.print("no alerts")
+
+        document = [alert.model_dump(mode="json") for alert in found]
+        emit(output, {"target": destination.name, "alerts": document}, draw)
+        return
+    with suppress(KeyboardInterrupt):  # how one ends it
+        for alert in told:
+            as_json = output is Output.JSON
+            text = json.dumps(alert.model_dump(mode="json")) if as_json else alert_line(alert)
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+
+def alert_line(alert: Alert) -> str:
+    """An alert as a line of text."""
+    who = alert.source or "somebody"
+    who += f" ({alert.process})" if alert.process else ""
+    claims = ", ".join(f"{name}: {value}" for name, value in alert.forwarded.items())
+    parts = (
+        f"{alert.time} {alert.kind} {alert.function}: {who} {alert.asked or 'connected'}",
+        f"{alert.size_bytes:,} bytes" if alert.size_bytes else "",
+        f"{alert.count:,} times" if alert.count > 1 else "",
+        f"it says {claims}" if claims else "",
+        alert.detail,
+    )
+    return "; ".join(filter(None, parts))
