@@ -27,10 +27,11 @@ class PodToleration(Section):
 
 
 class PodPlacement(Section):
-    """Where pods of one role may run; empty means any node."""
+    """Where pods of one role may run, and before whom; empty means any node."""
 
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: tuple[PodToleration, ...] = ()
+    priority_class: str | None = Field(None, description="PriorityClass of the pods.")
 
 
 class StoreVolume(Section):
@@ -77,7 +78,13 @@ class ClusterConfig(Section):
     )
     placement: dict[Role, PodPlacement] = Field(
         default_factory=dict,
-        description="gateway, dense, hot, warm, cold, frozen: node_selector and tolerations.",
+        description="gateway, dense, hot, warm, cold, frozen: node_selector, tolerations and "
+        "priority_class.",
+    )
+    spread_over: str | None = Field(
+        None,
+        description="Node label over whose values replicas of a function are spread, such as "
+        "topology.kubernetes.io/zone.",
     )
     gpu_resource: str = Field("nvidia.com/gpu", description="Resource of a GPU.")
     cpu_overcommit: float = Field(

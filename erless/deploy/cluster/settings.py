@@ -5,10 +5,8 @@ Each is a ConfigMap of which erless owns the keys below and no other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-from erless.deploy.kubernetes.names import CLUSTER_LOCAL
 
 __all__ = [
     "DEPLOYERS",
@@ -18,7 +16,6 @@ __all__ = [
     "SERVING",
     "access",
     "may_be_mesh",
-    "public_domains",
     "settings",
 ]
 
@@ -83,20 +80,6 @@ def settings(
 def may_be_mesh(ingress_class: str) -> bool:
     """Whether pods may be unreachable by their own addresses: with Istio's networking layer."""
     return "istio" in ingress_class
-
-
-def public_domains(config_domain: Mapping[str, str]) -> list[str]:
-    """The domains of Knative's `config-domain` that lead in from outside.
-
-    A domain with a selector is for the Services that it selects; none of ours carries its label.
-    """
-    return [
-        domain
-        for domain, selector in config_domain.items()
-        if not domain.startswith("_")
-        and not domain.endswith(CLUSTER_LOCAL)
-        and "selector" not in selector
-    ]
 
 
 def access(

@@ -34,6 +34,8 @@ POD_FIELDS = {
     "imagePullSecrets",
     "nodeSelector",
     "tolerations",
+    "priorityClassName",
+    "topologySpreadConstraints",
 }
 REVISION_FIELDS = {"containerConcurrency", "timeoutSeconds", "responseStartTimeoutSeconds"}
 CONTAINER_FIELDS = {

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from erless.deploy.knative.diff import compare
 from erless.deploy.knative.gateway_record import read_record, traffic_after, with_traffic
+from erless.deploy.knative.limits import check_limits
 from erless.deploy.knative.render import render
 from erless.deploy.knative.rollout import KnativeRollout
 from erless.deploy.knative.schema import check_objects
@@ -80,8 +81,8 @@ class KnativeTarget(ClusterTarget):
         """See `ClusterTarget.read_status`."""
         return read_status(self.api, scope)
 
-    def check_cluster(self, scope: names.Scope) -> None:
-        """Refuse a cluster without Knative."""
+    def check_cluster(self, scope: names.Scope, rendered: Rendered) -> None:
+        """Refuse a cluster without Knative, or whose Knative would refuse what is rendered."""
         if self.api.get(CRD, None, "services.serving.knative.dev") is None:
             raise DeployError(f"the cluster at {self.api.host} has no Knative Serving")
         service = self.api.get(SERVICE, scope.namespace, scope.gateway)
@@ -91,6 +92,8 @@ class KnativeTarget(ClusterTarget):
                 "Knative's: destroy what target kubernetes deployed there, or take another "
                 "namespace or --model"
             )
+        public = self.settings.gateway.visibility == "public"
+        check_limits(self.api, (*rendered.functions, rendered.gateway), public=public)
 
     def url(self, service: Object) -> str:
         """See `ClusterTarget.url`."""

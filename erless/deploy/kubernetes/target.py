@@ -107,8 +107,8 @@ class ClusterTarget(ABC):
         """What runs in `scope`. Raises NotDeployedError."""
 
     @abstractmethod
-    def check_cluster(self, scope: names.Scope) -> None:
-        """Raise DeployError where the cluster cannot run the target."""
+    def check_cluster(self, scope: names.Scope, rendered: Rendered) -> None:
+        """Raise DeployError where the cluster cannot run the target, or what is rendered."""
 
     @abstractmethod
     def called(self, revision: str, scope: names.Scope) -> set[str]:
@@ -235,7 +235,7 @@ class ClusterTarget(ABC):
         deadline = Deadline(timeout_s)
         scope = self._scopes.receiving(desired)
         rendered = self.objects(desired, scope)
-        self.check_cluster(scope)
+        self.check_cluster(scope, rendered)
         self._check_references()
         for document in rendered.base:
             if document["kind"] == NAMESPACE.kind:

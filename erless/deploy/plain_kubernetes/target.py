@@ -86,7 +86,7 @@ class KubernetesTarget(ClusterTarget):
         service = self.api.get(SERVICE, scope.namespace, scope.gateway)
         return read_status(self.api, scope, self.url(service) if service else "")
 
-    def check_cluster(self, scope: names.Scope) -> None:
+    def check_cluster(self, scope: names.Scope, rendered: Rendered) -> None:
         """Refuse to take over the names of what Knative runs."""
         if self.api.list(KSERVICE, scope.namespace, scope.selector)[0]:
             raise DeployError(

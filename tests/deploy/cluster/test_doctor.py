@@ -252,3 +252,15 @@ def test_without_knative_it_asks_what_autoscalers_go_by(cluster: FakeCluster) ->
     assert found()["autoscaling"].fact == "by the pods' metric erless_requests"
     cluster.denied = {("watch", "deployments")}
     assert found()["permission"].fact == "you may not watch deployments.apps in erless"
+
+
+def test_long_names_and_flags_of_placement_are_asked_for(cluster: FakeCluster) -> None:
+    set_config(cluster, "domain", {"recs.example.com": ""})
+    set_config(cluster, "network", {"domain-template": "{{.Name}}-{{.Namespace}}.{{.Domain}}"})
+    zone, first = "topology.kubernetes.io/zone", {"gateway": {"priority_class": "serving"}}
+    where = cluster_settings(namespace="n" * 50, spread_over=zone, placement=first)
+    found = ask(cluster, replace(where, gateway=GatewayConfig(visibility="public")))
+    assert found["names"].level == "fail"
+    assert "has 70 characters, 63 are allowed" in found["names"].fact  # under the tag `next`
+    for flag in ("priorityclassname", "topologyspreadconstraints"):
+        assert found[f"kubernetes.podspec-{flag}"].level == "fail"

@@ -20,9 +20,9 @@ from erless.deploy.cluster.settings import (
     KOURIER,
     MESH,
     access,
-    public_domains,
     settings,
 )
+from erless.deploy.knative.limits import public_domains
 from erless.deploy.kubernetes.api import connect
 from erless.errors import ArtifactError, ConflictError, DeployError
 from tests.conftest import Cli

@@ -11,7 +11,12 @@ from erless.deploy.cluster.settings import (
     MESH,
     SERVING,
     may_be_mesh,
+)
+from erless.deploy.knative.limits import (
+    allowed_timeout_s,
+    needed_timeout_s,
     public_domains,
+    refused_hosts,
 )
 from erless.deploy.kubernetes.kinds import CRD, DEPLOYMENT
 from erless.deploy.kubernetes.names import CLUSTER_LOCAL
@@ -90,6 +95,10 @@ def _needed_features(examination: Examination) -> dict[str, str]:
             needed["kubernetes.podspec-nodeselector"] = "placement of tiers"
         if "tolerations" in spec:
             needed["kubernetes.podspec-tolerations"] = "placement of tiers"
+        if "priorityClassName" in spec:
+            needed["kubernetes.podspec-priorityclassname"] = "priority_class"
+        if "topologySpreadConstraints" in spec:
+            needed["kubernetes.podspec-topologyspreadconstraints"] = "spread_over"
         for volume in spec["volumes"]:
             if "hostPath" in volume:
                 needed[HOST_PATH_FEATURE] = "a store that is a folder"
@@ -141,11 +150,8 @@ def check_scaling(examination: Examination) -> Iterator[Finding]:
 
 def check_timeouts(examination: Examination) -> Iterator[Finding]:
     """Whether the cluster lets answers take as long as the slowest cold start."""
-    allowed_s = int(examination.config("defaults").get("max-revision-timeout-seconds", "600"))
-    needed_s = max(
-        (service["spec"]["template"]["spec"]["timeoutSeconds"] for service in examination.services),
-        default=0,
-    )
+    allowed_s = allowed_timeout_s(examination.config("defaults"))
+    needed_s = needed_timeout_s(examination.services)
     if needed_s > allowed_s:
         fact = f"functions need {needed_s} s, the cluster allows {allowed_s}"
         mend = patch_command("defaults", {"max-revision-timeout-seconds": str(needed_s)})
@@ -174,11 +180,21 @@ def check_ingress(examination: Examination) -> Iterator[Finding]:
         yield Finding("pass", MESH, mode)
 
 
+def _long_names(examination: Examination, domains: list[str]) -> Iterator[Finding]:
+    """Host names of a public gateway that no DNS takes."""
+    if examination.settings.gateway.visibility != "public":
+        return
+    gateway, network = examination.settings.scope.gateway, examination.config("network")
+    for fact in refused_hosts(gateway, examination.namespace, network, domains):
+        yield Finding("fail", "names", fact, "a shorter namespace, or other templates")
+
+
 def check_domain(examination: Examination) -> Iterator[Finding]:
     """Whether a gateway that shall be public gets a public name."""
     domains = public_domains(examination.config("domain"))
     if domains:
         yield Finding("pass", "domain", ", ".join(domains))
+        yield from _long_names(examination, domains)
     elif examination.settings.gateway.visibility == "public":
         fact = (
             f"{CLUSTER_LOCAL}, Knative's default: the gateway answers only within the cluster, "

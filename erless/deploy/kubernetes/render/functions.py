@@ -104,7 +104,17 @@ class ClusterFunction:
 
     def pod(self, settings: ClusterSettings, store: str) -> Object:
         """Its pods' spec. Raises ConfigError: no image, or one without a digest."""
-        return pod(self.kind, self.tier, self.needs, dict(self.environment), settings, store)
+        spec = pod(self.kind, self.tier, self.needs, dict(self.environment), settings, store)
+        if settings.options.spread_over:
+            spec["topologySpreadConstraints"] = [
+                {
+                    "maxSkew": 1,
+                    "topologyKey": settings.options.spread_over,
+                    "whenUnsatisfiable": "ScheduleAnyway",  # a zone that is gone stops nobody
+                    "labelSelector": {"matchLabels": self.labels(settings)},
+                }
+            ]
+        return spec
 
 
 def released_functions(desired: Desired, settings: ClusterSettings) -> list[ClusterFunction]:

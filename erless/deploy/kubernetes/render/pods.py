@@ -144,6 +144,8 @@ def pod(
     tolerations = [toleration.model_dump(exclude_none=True) for toleration in place.tolerations]
     if tolerations:
         spec["tolerations"] = tolerations
+    if place.priority_class:
+        spec["priorityClassName"] = place.priority_class
     return spec
 
 

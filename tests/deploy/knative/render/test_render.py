@@ -402,3 +402,23 @@ def test_functions_connect_to_the_collector_of_traces() -> None:
     egress = [each["spec"]["egress"] for each in rendered.base if "egress" in each.get("spec", {})]
     assert len(egress) == 2
     assert all({"ports": [{"protocol": "TCP", "port": 4318}]} in rules for rules in egress)
+
+
+def test_replicas_are_spread_over_zones_and_have_their_priority() -> None:
+    placement = {"gateway": {"priority_class": "serving"}, "frozen": {"priority_class": "spare"}}
+    zone = "topology.kubernetes.io/zone"
+    rendered = render(desired(), cluster_settings(spread_over=zone, placement=placement))
+    check_objects(rendered.objects)
+    for service in (*rendered.functions, rendered.gateway):
+        template = service["spec"]["template"]
+        (spread,) = template["spec"]["topologySpreadConstraints"]
+        assert spread["topologyKey"] == zone
+        selector = spread["labelSelector"]["matchLabels"].items()
+        assert selector <= template["metadata"]["labels"].items()
+        assert (
+            "erless.dev/digest",
+            template["metadata"]["labels"]["erless.dev/digest"],
+        ) in selector
+    assert rendered.gateway["spec"]["template"]["spec"]["priorityClassName"] == "serving"
+    assert spec_of(rendered, Tier.FROZEN)["priorityClassName"] == "spare"
+    assert "priorityClassName" not in spec_of(rendered, Tier.HOT)
