@@ -87,6 +87,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "cluster.cluster_init:app",
         "Make a Kubernetes cluster ready for erless: `init`, `secret`.",
     ),
+    "autoscale": (
+        "cluster.autoscale:autoscale",
+        "Change the vCPU of a cluster's pods in place, as the load rises and falls.",
+    ),
     "doctor": (
         "cluster.doctor:doctor",
         "Check a cluster: reachable, set up for the target, rights, nodes, images, store.",

@@ -90,6 +90,10 @@ class FakeCluster:
         self.watch_limit = 1_000_000
         self.resources: dict[str, list[str]] = {}  # of a group's version: /apis/GROUP/VERSION
         self.denied: set[tuple[str, str]] = set()
+        self.resizes = True
+        self.fits: Callable[[str], str] = lambda cpu: ""  # else why not: Deferred, Infeasible
+        self.requests_total: dict[str, float] = {}  # by pod, as its metrics say
+        self.throttling: dict[str, float] = {}  # more of every pod's metrics
         self.watches = self.lists = 0
         self.requests: list[tuple[str, str]] = []
         self.before: Callable[[str, str, Object], None] = lambda *_: None
@@ -276,6 +280,31 @@ class FakeCluster:
                 live["status"]["availableReplicas"] = live["spec"]["replicas"]
                 self.store(key, live)
 
+    def resize(self, key: Key, patch: Object) -> Object:
+        """What a kubelet does with a pod's new size: give it, let it wait, or never give it."""
+        with self.changed:
+            if not self.resizes or key not in self.objects:
+                raise Refused(404, "the server could not find the requested resource")
+            pod = copy.deepcopy(self.objects[key])
+            (change,) = patch["spec"]["containers"]
+            (container,) = [
+                each for each in pod["spec"]["containers"] if each["name"] == change["name"]
+            ]
+            for side, values in change["resources"].items():
+                container["resources"][side] |= values
+            status = pod["status"]
+            status["conditions"] = [
+                each for each in status["conditions"] if each["type"] != "PodResizePending"
+            ]
+            verdict = self.fits(container["resources"]["limits"]["cpu"])
+            if verdict:
+                pending = condition("PodResizePending", "True", reason=verdict, message="no room")
+                status["conditions"].append(pending)
+            else:
+                given = {"name": change["name"], "resources": copy.deepcopy(container["resources"])}
+                status["containerStatuses"] = [given]
+            return self.store(key, pod)
+
     # --- Knative's part
 
     def _scale(self, namespace: str, revision: str, low: str) -> None:
@@ -453,6 +482,11 @@ class _Handler(BaseHTTPRequestHandler):
         cluster = self.cluster
         if path == "/version":
             return self._answer(200, {"gitVersion": "v1.33.0"})
+        if path == "/api/v1":
+            names = ("pods", "pods/resize") if cluster.resizes else ("pods",)
+            return self._answer(200, {"resources": [{"name": name} for name in names]})
+        if path.endswith("/proxy/metrics"):
+            return self._metrics(path)
         if path.startswith("/apis/") and path.count("/") == 3:
             if path not in cluster.resources:
                 raise Refused(404, f"{path}: no such API")
@@ -474,6 +508,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith("/eviction"):
             cluster.remove(key)
             return self._answer(201, {"kind": "Status"})
+        if path.endswith("/resize"):
+            return self._answer(200, cluster.resize(key, body))
         if self.command == "POST":
             key = (key[0], key[1], body["metadata"]["name"])
             if key in cluster.objects:
@@ -496,6 +532,18 @@ class _Handler(BaseHTTPRequestHandler):
                 cluster.remove(key)
                 return self._answer(200, {"kind": "Status"})
             return self._answer(200, live)
+
+    def _metrics(self, path: str) -> None:
+        """The text that a pod of ours answers with."""
+        pod = path.rsplit("/", 3)[1].partition(":")[0]
+        if pod not in self.cluster.requests_total:
+            raise Refused(503, "no endpoints available")
+        lines = {"requests_total": self.cluster.requests_total[pod], **self.cluster.throttling}
+        text = "".join(f"erless_{name} {value}\n" for name, value in lines.items()).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
 
     def _key(self, path: str) -> tuple[Key, bool]:
         parts = path.strip("/").split("/")

@@ -101,7 +101,11 @@ def init(
             api,
             sources,
             settings(install.ingress_class, domain=install.domain, host_path=install.host_path),
-            access(space, ingress_namespaces=_present(api, sources, options.ingress_namespaces)),
+            access(
+                space,
+                ingress_namespaces=_present(api, sources, options.ingress_namespaces),
+                resize=options.resize,
+            ),
             dry_run=dry_run,
             force=force_conflicts,
             timeout_s=wait_timeout,

@@ -37,6 +37,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("timeouts", knative.check_timeouts),
     ("ingress class", knative.check_ingress),
     ("domain", knative.check_domain),
+    ("resize", nodes.check_resize),
     *_LAST,
 )
 PLAIN_CHECKS: tuple[tuple[str, Check], ...] = (

@@ -27,6 +27,7 @@ HOST_PATH_FEATURE = "kubernetes.podspec-volumes-hostpath"
 RBAC = "rbac.authorization.k8s.io"
 LABELS = {"app.kubernetes.io/managed-by": "erless"}
 DEPLOYERS = "erless:deployers"  # the group of infra/terraform's deployer role
+AUTOSCALER = "erless-autoscaler"  # the account of `erless autoscale`
 
 FEATURES = (
     "kubernetes.podspec-nodeselector",  # tiers are placed on node pools
@@ -83,7 +84,11 @@ def may_be_mesh(ingress_class: str) -> bool:
 
 
 def access(
-    namespace: str, group: str = DEPLOYERS, ingress_namespaces: Sequence[str] = ()
+    namespace: str,
+    group: str = DEPLOYERS,
+    ingress_namespaces: Sequence[str] = (),
+    *,
+    resize: bool = False,
 ) -> list[Object]:
     """The functions' namespace, and what `group` may do: administer it, and look around.
 
@@ -92,6 +97,7 @@ def access(
         group: who may deploy.
         ingress_namespaces: where Knative's ingress runs; its Services tell how a gateway whose name
             is in nobody's DNS is reached.
+        resize: add the account of `erless autoscale`, which may do that and nothing else.
     """
     warn = {"pod-security.kubernetes.io/warn": "restricted"}  # as the functions' pods keep it
     own = [
@@ -125,6 +131,27 @@ def access(
             _binding("erless-deployers", space, "Role", "erless-deployer", group)
             for space in ingress_namespaces
         ),
+        *(_autoscaler_access(namespace) if resize else ()),
+    ]
+
+
+def _autoscaler_access(namespace: str) -> list[Object]:
+    """The account of `erless autoscale`: to see pods, read their metrics, and change their size."""
+    rules = [
+        _rule("", "pods", "list"),
+        _rule("", "pods/proxy", "get"),
+        _rule("", "pods/resize", "patch"),
+    ]
+    binding = _binding(AUTOSCALER, namespace, "Role", AUTOSCALER, AUTOSCALER)
+    account = {"kind": "ServiceAccount", "name": AUTOSCALER, "namespace": namespace}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": _rbac_metadata(AUTOSCALER, namespace),
+        },
+        _role(AUTOSCALER, namespace, rules),
+        binding | {"subjects": [account]},
     ]
 
 

@@ -106,7 +106,7 @@ class KnativeTarget(ClusterTarget):
 
     def notes(self, desired: Desired, url: str) -> tuple[str, ...]:
         """Where the gateway is not reached as configured, and what Knative does not do."""
-        return self._visibility_note(url), _size_note(desired.plan)
+        return self._visibility_note(url), _size_note(desired.plan, self.settings.knative.resize)
 
     def _visibility_note(self, url: str) -> str:
         """Why a gateway that shall be public is not; empty where it is, or shall not be."""
@@ -120,12 +120,14 @@ class KnativeTarget(ClusterTarget):
         )
 
 
-def _size_note(plan: Plan) -> str:
-    """That replicas keep their size here, where the plan's autoscaler would change it."""
+def _size_note(plan: Plan, resize: bool) -> str:
+    """Who changes the size of replicas, where the plan's autoscaler would."""
     functions = (plan.gateway, *plan.shards, *((plan.dense,) if plan.dense else ()))
     if all(function.scaling.autoscaler == "kpa" for function in functions):
         return ""
+    if resize:
+        return "`erless autoscale` changes the vCPU of pods as long as it runs; Knative adds pods"
     return (
-        "the plan's autoscaler is status, which changes the vCPU of replicas on target local only: "
-        "here Knative's KPA scales replicas of the planned size"
+        "the plan's autoscaler is status, but targets.knative.resize is off: Knative's KPA scales "
+        "replicas of the planned size"
     )

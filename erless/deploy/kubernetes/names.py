@@ -30,6 +30,7 @@ __all__ = [
     "MODEL",
     "OWNED",
     "RELEASE",
+    "SIZING",
     "TIER",
     "Scope",
     "function_labels",
@@ -51,6 +52,7 @@ HISTORY = "erless.dev/history"
 FUNCTION = "erless.dev/function"
 FULL_COPY = "erless.dev/full-copy-bytes"
 DISK = "erless.dev/disk-bytes"  # files that a replica reads from its node's disk as it serves
+SIZING = "erless.dev/sizing"  # of pods whose vCPU `erless autoscale` changes
 SHORT = 16
 CLUSTER_LOCAL = "svc.cluster.local"  # the domain that Knative gives every route by default
 

@@ -10,11 +10,11 @@ from typing import Any
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api, Missing
 from erless.deploy.kubernetes.kinds import POD
+from erless.deploy.kubernetes.render.pods import CONTAINER
 from erless.errors import DeployError
 
 __all__ = ["pod_logs"]
 
-CONTAINER = "user-container"
 LOOK_S = 3.0  # new pods are found this often while following
 LOG_TIMEOUT_S = 30.0
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from erless.deploy.kubernetes import names
-from erless.deploy.kubernetes.api import Api, Missing
+from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import POD, POD_METRICS
+from erless.deploy.kubernetes.pod_metrics import Samples, read_samples
 from erless.deploy.kubernetes.reasons import pod_problems
 from erless.deploy.kubernetes.releases import GatewayRecord
-from erless.deploy.kubernetes.render.pods import PORT
 from erless.deploy.kubernetes.watching import condition, read_events
 from erless.deploy.target import FunctionState, FunctionStatus, Status
 from erless.errors import DeployError
@@ -35,9 +34,8 @@ __all__ = [
 ]
 
 Object = dict[str, Any]
-Samples = dict[str, float]
+OF_LIMITS = ("periods", "throttled")  # nothing that is shown
 RATE_S = 1.0  # between the two readings that rates come from
-THREADS = 16
 _UNITS = {
     "": 1.0,
     "n": 1e-9,
@@ -52,8 +50,6 @@ _UNITS = {
     "Gi": 2.0**30,
     "Ti": 2.0**40,
 }
-_SAMPLE = re.compile(r"^(erless_\w+)(?:\{([^}]*)\})? (\S+)")
-_LE = re.compile(r'le="([^"]+)"')
 
 
 def quantity(text: str) -> float:
@@ -222,48 +218,18 @@ class _Rates(NamedTuple):
 def _rates(api: Api, namespace: str, pods: list[Object]) -> dict[str, _Rates]:
     """Rates by pod, from two readings of its metrics."""
     ready = [pod["metadata"]["name"] for pod in pods]
-
-    def read(pod: str) -> Samples:
-        path = POD.path(namespace, f"{pod}:{PORT}", "proxy/metrics")
-        try:
-            return _samples(api.text(path, timeout_s=2))
-        except (DeployError, Missing):
-            return {}
-
-    if not ready:
+    began = time.monotonic()
+    first = read_samples(api, namespace, ready)
+    if not any(first.values()):
         return {}
-    with ThreadPoolExecutor(min(THREADS, len(ready))) as pool:
-        began = time.monotonic()
-        first = dict(zip(ready, pool.map(read, ready), strict=True))
-        if not any(first.values()):
-            return {}
-        time.sleep(RATE_S)
-        second = dict(zip(ready, pool.map(read, ready), strict=True))
-        took = time.monotonic() - began
+    time.sleep(RATE_S)
+    second = read_samples(api, namespace, ready)
+    took = time.monotonic() - began
     return {pod: _rate(first[pod], second[pod], took) for pod in ready if second[pod]}
 
 
-def _samples(text: str) -> Samples:
-    """Requests, the cumulative buckets of their time, and reads, from Prometheus' text."""
-    samples: Samples = {}
-    for line in text.splitlines():
-        match = _SAMPLE.match(line)
-        if match is None:
-            continue
-        name, labels, value = match[1], match[2] or "", float(match[3])
-        if name == "erless_requests_total":
-            samples["requests"] = samples.get("requests", 0.0) + value
-        elif name == "erless_disk_reads_total":
-            samples["disk"] = samples.get("disk", 0.0) + value
-        elif name == "erless_request_seconds_bucket":
-            bound = _LE.search(labels)
-            if bound:
-                samples[bound[1]] = samples.get(bound[1], 0.0) + value
-    return samples
-
-
 def _rate(first: Samples, second: Samples, took_s: float) -> _Rates:
-    grown = {key: second[key] - first.get(key, 0.0) for key in second}
+    grown = {key: second[key] - first.get(key, 0.0) for key in second if key not in OF_LIMITS}
     requests, reads = grown.pop("requests", 0.0), grown.pop("disk", 0.0)
     steps = grown
     if not steps.get("+Inf"):

@@ -40,6 +40,7 @@ from erless.serve.logs import Log
 from erless.serve.malloc import keep_heap
 from erless.serve.metrics import Metrics
 from erless.serve.process.memory import LEAST_BYTES, flight_bytes
+from erless.serve.process.quota import export_throttling
 from erless.serve.process.scrub import Scrubber
 from erless.serve.process.sockets import bind_socket, connection_limit, inherited_socket
 from erless.serve.process.workers import Board, Worker, run_workers
@@ -203,6 +204,7 @@ class _Function:
         self._settings, self._log, self._worker = settings, log, worker
         release = "" if settings.kind == "sparse" else settings.digest
         self.metrics = Metrics(settings.kind, settings.digest, release, __version__, time.monotonic)
+        export_throttling(self.metrics)
         self._budget = MemoryBudget(LEAST_BYTES)  # until all is loaded
         self._traces = open_traces(settings, log)
         self._app = App(settings, self.metrics, log, time.monotonic, self._budget, self._traces)

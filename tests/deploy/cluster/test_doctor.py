@@ -264,3 +264,12 @@ def test_long_names_and_flags_of_placement_are_asked_for(cluster: FakeCluster) -
     assert "has 70 characters, 63 are allowed" in found["names"].fact  # under the tag `next`
     for flag in ("priorityclassname", "topologyspreadconstraints"):
         assert found[f"kubernetes.podspec-{flag}"].level == "fail"
+
+
+def test_pods_that_shall_grow_in_place_need_a_cluster_that_does_it(cluster: FakeCluster) -> None:
+    assert "resize" not in ask(cluster)
+    wanted = cluster_settings(cpu_limits=True, resize=True)
+    assert ask(cluster, wanted)["resize"].level == "pass"
+    cluster.resizes = False
+    found = ask(cluster, wanted)["resize"]
+    assert found.level == "fail" and "v1.33.0" in found.fact and "1.35" in found.fact

@@ -380,3 +380,17 @@ def test_a_domain_and_folders_of_the_node_are_set_where_asked_for(
     features = cluster.objects[f"{space}/config-features"]["data"]
     assert features[HOST_PATH_FEATURE] == "enabled"
     assert public_domains(cluster.objects[f"{space}/config-domain"]["data"]) == ["recs.example.com"]
+
+
+def test_the_account_that_resizes_pods_may_do_nothing_else() -> None:
+    more = [each for each in access("recs", resize=True) if each not in access("recs")]
+    assert [each["kind"] for each in more] == ["ServiceAccount", "Role", "RoleBinding"]
+    rights = {
+        (kind, verb)
+        for rule in more[1]["rules"]
+        for kind in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert rights == {("pods", "list"), ("pods/proxy", "get"), ("pods/resize", "patch")}
+    assert all(each["metadata"]["namespace"] == "recs" for each in more)
+    assert [each["kind"] for each in more[2]["subjects"]] == ["ServiceAccount"]

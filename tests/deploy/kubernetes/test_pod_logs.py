@@ -10,8 +10,9 @@ from kubernetes import client
 
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.names import OWNED
-from erless.deploy.kubernetes.pod_logs import CONTAINER, pod_logs
+from erless.deploy.kubernetes.pod_logs import pod_logs
 from erless.deploy.kubernetes.pod_names import KNATIVE
+from erless.deploy.kubernetes.render.pods import CONTAINER
 from erless.errors import DeployError
 from tests.deploy.fake_cluster import FakeCluster, Refused
 

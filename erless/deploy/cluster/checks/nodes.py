@@ -10,7 +10,7 @@ from erless.deploy.kubernetes.kinds import NODE
 from erless.deploy.kubernetes.render.rendered import Object
 from erless.errors import DeployError
 
-__all__ = ["check_metrics", "check_nodes"]
+__all__ = ["check_metrics", "check_nodes", "check_resize"]
 
 
 def check_nodes(examination: Examination) -> Iterator[Finding]:
@@ -59,3 +59,17 @@ def check_metrics(examination: Examination) -> Iterator[Finding]:
         yield Finding("warn", "metrics", fact, "install metrics-server")
     else:
         yield Finding("pass", "metrics", "metrics server answers")
+
+
+def check_resize(examination: Examination) -> Iterator[Finding]:
+    """Whether pods can be resized in place, where that is wanted."""
+    if not examination.settings.knative.resize:
+        return
+    served = examination.api.call("GET", "/api/v1").get("resources", [])
+    if any(resource["name"] == "pods/resize" for resource in served):
+        yield Finding("pass", "resize", "pods are resized in place while `erless autoscale` runs")
+    else:
+        version = examination.version.get("gitVersion", "?")
+        fact = f"Kubernetes {version} does not resize pods in place; 1.35 does"
+        mend = "a newer Kubernetes, or targets.knative.resize: false"
+        yield Finding("fail", "resize", fact, mend)

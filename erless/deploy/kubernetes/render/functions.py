@@ -51,7 +51,7 @@ class ClusterFunction:
     answer, a cold start included where it may be at zero. progress_s: how long it may take to get
     ready before it counts as failed. disk_bytes: files that a replica reads from its node's disk as
     it serves. full_copy_bytes: of one replica of the whole model; the gateway's only. port: where
-    the gateway calls it.
+    the gateway calls it. requests_s: what one replica of its planned size can serve.
     """
 
     service: str
@@ -68,6 +68,7 @@ class ClusterFunction:
     disk_bytes: int = 0
     full_copy_bytes: int = 0
     port: int = 80
+    requests_s: float = 0.0
 
     def url(self, settings: ClusterSettings) -> str:
         """Where the gateway calls it."""
@@ -156,6 +157,7 @@ def _shard_function(
         timeout_s=timeout_s(shard.size_bytes, settings, reaches_zero=to_zero),
         progress_s=_progress_s(shard.size_bytes, settings),
         disk_bytes=shard.size_bytes if needs.keeps_files else 0,
+        requests_s=plan.qps_per_replica,
     )
 
 
@@ -208,6 +210,7 @@ def _dense_function(desired: Desired, settings: ClusterSettings) -> ClusterFunct
         environment=environment,
         timeout_s=timeout_s(tower.size_bytes, settings, reaches_zero=to_zero),
         progress_s=_progress_s(tower.size_bytes, settings),
+        requests_s=plan.qps_per_replica,
     )
 
 
@@ -245,6 +248,7 @@ def gateway_function(
         progress_s=longest_s,
         public=settings.gateway.visibility == "public",
         full_copy_bytes=release.model.embedding_bytes + MONOLITH_BYTES,
+        requests_s=plan.qps_per_replica,
     )
 
 

@@ -24,6 +24,7 @@ from erless.errors import ConfigError
 from erless.specs.functions import FunctionKind
 
 __all__ = [
+    "CONTAINER",
     "DRAIN_S",
     "PORT",
     "SECRET_KEY",
@@ -37,6 +38,7 @@ __all__ = [
 
 MIB = 1 << 20
 PORT = 8080
+CONTAINER = "user-container"  # as Knative calls it
 USER = 65532  # distroless' and our images' `nonroot`
 CACHE_MOUNT, STORE_MOUNT, TMP_MOUNT = "/var/cache/erless", "/var/lib/erless/store", "/tmp"  # noqa: S108
 MARGIN_SHARE, MARGIN_BYTES = 0.1, 64 * MIB  # buffers, the allocator, sockets under load
@@ -123,7 +125,7 @@ def pod(
         "enableServiceLinks": False,
         "containers": [
             {
-                "name": "user-container",
+                "name": CONTAINER,
                 "image": settings.image(kind),
                 "ports": [{"name": protocol, "containerPort": PORT, "protocol": "TCP"}],
                 "env": _environment(environment | _where(settings, store), kind, settings),

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from erless.deploy.infra import read_infra
 from erless.deploy.knative.render import Rendered, render
 from erless.deploy.knative.render.scaling import scaling_annotations
 from erless.deploy.knative.schema import check_objects, findings
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings, resolve_settings
-from erless.deploy.kubernetes.names import DISK, GATEWAY, Scope
+from erless.deploy.kubernetes.names import DISK, GATEWAY, SIZING, Scope
+from erless.deploy.kubernetes.pod_sizing import PodSizing
 from erless.deploy.kubernetes.render.functions import DEADLINE_S
 from erless.errors import ConfigError, DeployError, PlanError
 from erless.specs.config import Config, GatewayConfig
@@ -422,3 +424,36 @@ def test_replicas_are_spread_over_zones_and_have_their_priority() -> None:
     assert rendered.gateway["spec"]["template"]["spec"]["priorityClassName"] == "serving"
     assert spec_of(rendered, Tier.FROZEN)["priorityClassName"] == "spare"
     assert "priorityClassName" not in spec_of(rendered, Tier.HOT)
+
+
+def test_pods_that_are_resized_carry_their_sizing_and_are_added_last() -> None:
+    wanted = desired()
+    shards = tuple(
+        shard.model_copy(
+            update={
+                "qps_per_replica": 400.0,
+                "scaling": shard.scaling.model_copy(
+                    update={"autoscaler": "status", "max_vcpu": 1.5}
+                ),
+            }
+        )
+        for shard in wanted.plan.shards
+    )
+    wanted = replace(wanted, plan=wanted.plan.model_copy(update={"shards": shards}))
+    target = "autoscaling.knative.dev/target"
+    for resize in (False, True):
+        settings = cluster_settings(cpu_limits=True, cpu_overcommit=4, resize=resize)
+        rendered = render(wanted, settings)
+        template = rendered.functions[0]["spec"]["template"]
+        notes = template["metadata"]["annotations"]
+        if resize:
+            sizing = PodSizing.model_validate_json(notes[SIZING])
+            # 0.5 vCPU are one process, which uses no more than one
+            assert (sizing.vcpu, sizing.most_vcpu, sizing.requests_per_vcpu_s) == (0.5, 1.0, 800.0)
+            assert (sizing.utilisation, sizing.overcommit) == (0.7, 4)
+            assert notes[target] == "1400"
+        else:
+            assert SIZING not in notes and notes[target] == "700"
+        assert SIZING not in rendered.gateway["spec"]["template"]["metadata"]["annotations"]
+    with pytest.raises(ValidationError, match="set cpu_limits: true too"):
+        cluster_settings(resize=True)

@@ -1,0 +1,41 @@
+"""`erless autoscale`: the controller that grows and shrinks pods in place."""
+
+from __future__ import annotations
+
+import time
+
+from erless.cli.cluster.cluster_options import ClusterOptions, cluster_settings_of
+from erless.cli.option_groups import grouped
+from erless.cli.run import note, verb
+
+__all__ = ["autoscale"]
+
+
+@verb
+@grouped
+def autoscale(cluster: ClusterOptions) -> None:
+    """Change the vCPU of a cluster's pods in place, as the load rises and falls.
+
+    For a release whose plan has `planner.autoscaler: status`, deployed with
+    `targets.knative.resize`. Runs until it is ended; pods then keep what they have, and the next
+    run goes on from there.
+
+    Example: `erless autoscale --namespace recs`
+    """
+    from erless.autoscale.kpa import TICK_S
+    from erless.deploy.kubernetes.api import connect
+    from erless.deploy.kubernetes.pod_autoscaler import PodAutoscaler
+    from erless.errors import DeployError
+
+    settings = cluster_settings_of(cluster.config(), None, "knative")
+    api = connect(settings.options.kubeconfig, settings.options.context)
+    autoscaler = PodAutoscaler(api, settings.scope)
+    note(f"looks after the pods in {settings.options.namespace} every {TICK_S:g} s")
+    while True:
+        began = time.monotonic()
+        try:
+            for resized in autoscaler.tick():
+                note(str(resized))
+        except DeployError as error:
+            note(f"not this time: {error}")
+        time.sleep(max(0.0, began + TICK_S - time.monotonic()))
