@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from erless.cli.cluster.cluster_options import ClusterTargetOptions, cluster_settings_of
+from erless.cli.cluster.cluster_options import (
+    ClusterTargetOptions,
+    ModelOption,
+    cluster_settings_of,
+    named_model,
+)
 from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, emit, verb
 
@@ -24,6 +29,7 @@ OWNER_ONLY = 0o600
 @grouped
 def secret(
     cluster: ClusterTargetOptions,
+    model: ModelOption = None,
     rotate: Annotated[bool, typer.Option("--rotate", help="Change it where it is there.")] = False,
     out: Annotated[
         Path | None,
@@ -47,7 +53,7 @@ def secret(
     from erless.deploy.kubernetes.kinds import NAMESPACE
     from erless.errors import ClusterError, OptionError
 
-    config = cluster.config()
+    config = named_model(cluster.config(), model)
     settings = cluster_settings_of(config, target=cluster.chosen(config))
     options, scope = settings.options, settings.scope
     namespace, name = scope.namespace, scope.secret

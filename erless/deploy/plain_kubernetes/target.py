@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
 from functools import cached_property
 
 from erless.deploy.kubernetes import names
@@ -36,6 +38,8 @@ from erless.specs.cluster import ClusterConfig
 from erless.specs.config import Config
 
 __all__ = ["KubernetesTarget"]
+
+NEW_S = 4.0
 
 
 class KubernetesTarget(ClusterTarget):
@@ -104,13 +108,18 @@ class KubernetesTarget(ClusterTarget):
         return f"http://{meta['name']}.{meta['namespace']}.{names.CLUSTER_LOCAL}"
 
     def find_address(self, url: str, scope: names.Scope) -> str:
-        """See `ClusterTarget.find_address`: an address of the gateway's own Service."""
+        """See `ClusterTarget.find_address`: an address of the gateway's own Service.
 
-        def services() -> list[Object]:
-            live = self.api.get(SERVICE, scope.namespace, scope.gateway)
-            return [live] if live else []
-
-        return find_address(self.api, url, services)
+        One that was just made is tried for a while: nodes learn of it within a second or two.
+        """
+        live = self.api.get(SERVICE, scope.namespace, scope.gateway)
+        services = [live] if live else []
+        until = time.monotonic() + (NEW_S if live and _age_s(live) < NEW_S else 0.0)
+        address = find_address(self.api, url, lambda: services)
+        while not address and time.monotonic() < until:
+            time.sleep(0.2)
+            address = find_address(self.api, url, lambda: services)
+        return address
 
     def service_of(self, document: Object) -> str:
         """See `ClusterTarget.service_of`: a gateway has a Deployment for each release."""
@@ -157,3 +166,10 @@ class KubernetesTarget(ClusterTarget):
         if self.settings.gateway.visibility != "public" or names.CLUSTER_LOCAL not in url:
             return ""
         return "gateway.visibility is public, but no load balancer has given it an address yet"
+
+
+def _age_s(document: Object) -> float:
+    created = document["metadata"].get("creationTimestamp")
+    if not created:
+        return NEW_S
+    return (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
