@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 C_SOURCES := $(wildcard erless/dlrm/kernels/*/*.[ch] tests/fuzz/*.[ch])
 CHECKOV_VERSION := 3.3.30
+AXE_VERSION := 4.14.1
 CHECKOV := .venv-checkov/bin/checkov
 
 .DEFAULT_GOAL := help
-.PHONY: evaluate help setup demo readme test bench-serve check checkov docs format schema wheel clean fuzz coverage
+.PHONY: evaluate help setup demo readme test bench-serve check checkov axe docs format schema wheel clean fuzz coverage
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +72,12 @@ checkov: $(CHECKOV) ## Install checkov, which `make test` then runs over infra/t
 $(CHECKOV): # its pins contradict ours, so it gets an environment of its own
 	$(PYTHON) -m venv .venv-checkov
 	.venv-checkov/bin/pip install --quiet checkov==$(CHECKOV_VERSION)
+
+AXE := node_modules/axe-core/axe.min.js
+axe: $(AXE) ## Install axe-core, by which `make test` then judges every page, where there is npm
+
+$(AXE):
+	npm install --silent --no-audit --no-fund --no-save --no-package-lock axe-core@$(AXE_VERSION)
 
 format: $(READY) ## Format the code and mend what the linter can
 	$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ settings.register_profile("erless", deadline=None, max_examples=60)
 settings.load_profile("erless")
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+Browser = Callable[..., tuple[str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +72,34 @@ def _buckets() -> Iterator[Iterator[S3]]:
 def s3(_buckets: Iterator[S3]) -> S3:
     """A new bucket of a real S3 API server."""
     return next(_buckets)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Browser:
+    """Load a page in headless Chromium: (document after scripts ran, console lines)."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no headless browser: chromium is not installed")
+
+    def load(
+        page: Path | str, width: int = 1100, *, dark: bool = False, budget_ms: int = 2000
+    ) -> tuple[str, str]:
+        command = [
+            program,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            f"--user-data-dir={tmp_path / 'browser'}",
+            f"--window-size={width},900",
+            "--enable-logging=stderr",
+            "--dump-dom",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            f"--virtual-time-budget={budget_ms}",
+            page.as_uri() if isinstance(page, Path) else page,
+        ]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+        return run.stdout, "\n".join(console)
+
+    return load

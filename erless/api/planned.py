@@ -81,6 +81,7 @@ class Planned:
                     list(row)
                     for row in zip(*(column.cells for column in drawn.columns), strict=True)
                 ],
+                str(drawn.title),
             )
             for drawn in shown
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from erless.pages.access import hotness_curve
 from erless.specs.plan import Plan, Tier
 from erless.specs.profile import MANIFEST, Profile
 from erless.specs.result import AccessPlot
@@ -13,7 +14,6 @@ from erless.storage.tensors import TensorFile
 
 __all__ = ["access_plots"]
 
-POINTS = 160
 MOST_TABLES = 6
 
 
@@ -33,17 +33,12 @@ def access_plots(profile: Path, plan: Plan | None = None) -> tuple[AccessPlot, .
     plots = []
     for access, file in sorted(counted, key=lambda pair: -pair[0].accesses)[:MOST_TABLES]:
         counts = TensorFile(profile / file.path).map("counts")
-        total = np.cumsum(counts, dtype=np.int64)
-        ranks = np.unique(np.rint(np.geomspace(1, len(total), POINTS)).astype(np.int64))
-        share = total[ranks - 1] / max(1, int(total[-1]))
-        ends, heights = ranks.tolist(), share.tolist()
-        if access.rows > len(total):  # rows that the log never touched
-            ends, heights = [*ends, access.rows], [*heights, 1.0]
+        curve = hotness_curve(access.table, access.rows, counts)
         plots.append(
             AccessPlot(
                 table=access.table,
-                ranks=tuple(ends),
-                share=tuple(heights),
+                ranks=tuple(curve.ranks.astype(np.int64).tolist()),
+                share=tuple(curve.share.tolist()),
                 cuts=_cuts(plan, access.table, access.rows),
             )
         )

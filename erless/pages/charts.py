@@ -19,10 +19,9 @@ __all__ = [
     "CLOCK",
     "DECIMAL",
     "Axis",
-    "Bar",
     "ChartLine",
-    "bar_chart",
     "line_chart",
+    "milliseconds",
     "number",
     "size",
 ]
@@ -38,26 +37,17 @@ LOG = (1.0, 2.0, 5.0)  # ticks of a decade, where few decades are shown
 
 @dataclass(frozen=True)
 class ChartLine:
-    """One series; `colour` numbers the page's palette, 0 … 7. `dash`: a reference, not data."""
+    """One series; `colour` numbers the page's palette, 0 … 7.
+
+    dash: a reference, drawn as a broad broken line below the others, so that one line upon it
+    hides neither.
+    """
 
     name: str
     x: Floats
     y: Floats
     colour: int
     dash: bool = False
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One bar: parts are (name, value, colour)."""
-
-    label: str
-    parts: tuple[tuple[str, float, int], ...]
-
-    @property
-    def total(self) -> float:
-        """Length of the bar."""
-        return sum(value for _, value, _ in self.parts)
 
 
 @dataclass(frozen=True)
@@ -104,6 +94,15 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def milliseconds(value: float) -> str:
+    """A duration of `value` ms for people; long ones in seconds.
+
+    >>> milliseconds(3.25), milliseconds(25_606)
+    ('3.25 ms', '25.6 s')
+    """
+    return f"{number(value / 1e3)} s" if value >= 1e4 else f"{number(value)} ms"
+
+
 def size(count: float) -> str:
     """Bytes for people.
 
@@ -147,7 +146,7 @@ def line_chart(
         x_axis, y_axis: titles, and how values are written and spaced.
         limit: a horizontal line (value, name) such as the SLA.
         marks: vertical lines (x, name).
-        stacked: areas, first series lowest; all series share their x.
+        stacked: areas, first series lowest; all series share their x. References are lines.
     """
     thin = [_thin(line) for line in lines if len(line.x)]
     if not thin:
@@ -162,7 +161,9 @@ def line_chart(
         )
         body = [_axes(frame, x_axis.text, y_axis.text), _titles(frame, x_axis.name, y_axis.name)]
         body += [_mark(frame, at, label) for at, label in marks]
-        body += _areas(frame, drawn) if stacked else [_path(frame, line) for line in drawn]
+        body += _areas(frame, [line for line in drawn if not line.dash]) if stacked else []
+        lines_only = [line for line in drawn if line.dash or not stacked]
+        body += [_path(frame, line) for line in sorted(lines_only, key=lambda each: not each.dash)]
         if limit:
             body.append(_limit(frame, *limit))
         ends = (
@@ -199,37 +200,6 @@ def _crosshair_data(lines: Sequence[ChartLine], x_axis: Axis, y_axis: Axis) -> s
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def bar_chart(
-    bars: Sequence[Bar], *, text: Callable[[float], str] = number, legend: bool = True
-) -> str:
-    """Horizontal bars of stacked parts, longest full width; plain HTML, so it wraps by itself.
-
-    `legend`: of the parts' names; not needed where each bar has one part of its own name.
-    """
-    longest = max([bar.total for bar in bars] or [0.0]) or 1.0
-    named: dict[str, int] = {}
-    rows = []
-    for bar in bars:
-        pieces = []
-        for name, value, colour in bar.parts:
-            named.setdefault(name, colour)
-            share = 100 * value / longest
-            pieces.append(
-                f'<i style="width:{share:.2f}%;background:var(--c{colour})" '
-                f'title="{escape(name)}: {escape(text(value))}"></i>'
-            )
-        rows.append(
-            f'<div class="bar"><span>{escape(bar.label)}</span><b>{"".join(pieces)}</b>'
-            f"<em>{escape(text(bar.total))}</em></div>"
-        )
-    keys = "".join(
-        f'<li><i style="background:var(--c{colour})"></i>{escape(name)}</li>'
-        for name, colour in named.items()
-    )
-    listed = f'<ul class="legend">{keys}</ul>' if legend and len(named) > 1 else ""
-    return f'<div class="bars">{listed}{"".join(rows)}</div>'
-
-
 def _thin(line: ChartLine) -> ChartLine:
     """At most `POINTS` points; each stands for its bucket's maximum, so no spike is lost."""
     count = len(line.x)
@@ -244,9 +214,13 @@ def _thin(line: ChartLine) -> ChartLine:
 
 
 def _stack(lines: Sequence[ChartLine]) -> list[ChartLine]:
+    """Each upon those before it; references stay as they are."""
     total = np.zeros(len(lines[0].y))
     stacked = []
     for line in lines:
+        if line.dash:
+            stacked.append(line)
+            continue
         total = total + np.nan_to_num(line.y)
         stacked.append(ChartLine(line.name, line.x, total, line.colour))
     return stacked
@@ -355,7 +329,10 @@ def _y_ticks(frame: _Frame) -> list[float]:
 def _x_ticks(frame: _Frame) -> list[float]:
     if frame.log_x:
         low, high = math.ceil(math.log10(frame.low_x)), math.floor(math.log10(frame.high_x))
-        every = 1 if frame.width > 500 else 2
+        if high - low < 2:  # few whole powers: their parts as well
+            parts = [part * 10.0**power for power in range(low - 1, high + 1) for part in LOG]
+            return [tick for tick in parts if frame.low_x <= tick <= frame.high_x]
+        every = 1 if frame.width > 500 or high - low < 5 else 2
         return [10.0**power for power in range(low, high + 1, every)]
     span = frame.high_x - frame.low_x
     step = _step(span, 4 if frame.width < 500 else 8, frame.x_steps)

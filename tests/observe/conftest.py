@@ -1,14 +1,10 @@
-"""A small result, as a load test would write it, and a browser where one is installed."""
+"""A small result, as a load test would write it."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from erless.observe.queries import QueryOutcomes, timeline_of, totals_of
 from erless.observe.results import Event, Series, write_result
@@ -22,7 +18,6 @@ from erless.specs.result import (
 )
 
 DURATION_S = 60
-Browser = Callable[..., tuple[str, str]]
 
 
 def query_log(seed: int = 0) -> QueryOutcomes:
@@ -85,31 +80,3 @@ def write_small(folder: Path, title: str = "a <small> run", functions: int = 3) 
     events = [Event(30.0, "cold start", "hot-0", "woke in 0.4 s")]
     write_result(folder, fields, Series(timeline, columns, events))
     return folder
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Browser:
-    """Load a page in headless Chromium: (document after scripts ran, console lines)."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no headless browser: chromium is not installed")
-
-    def load(page: Path | str, width: int = 1100) -> tuple[str, str]:
-        command = [
-            program,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            f"--user-data-dir={tmp_path / 'browser'}",
-            f"--window-size={width},900",
-            "--enable-logging=stderr",
-            "--dump-dom",
-            "--virtual-time-budget=2000",
-            page.as_uri() if isinstance(page, Path) else page,
-        ]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
-        return run.stdout, "\n".join(console)
-
-    return load

@@ -11,7 +11,7 @@ import pytest
 
 from erless.errors import NotDeployedError
 from erless.observe.live import LivePage
-from tests.observe.conftest import Browser
+from tests.conftest import Browser
 
 FUNCTION = {"digest": "d", "wanted": 1, "rps": 12.5, "p95_ms": 3.25, "memory_bytes": 40_000_000}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +34,7 @@ class DeployOptions:
     diff: Annotated[
         bool, typer.Option("--diff", help="As --dry-run; exit 1 where something would change.")
     ] = False
+    plot: Annotated[Path | None, typer.Option(help="Write a page of what changes.")] = None
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Do not ask before a cluster is changed.")
     ] = False
@@ -103,7 +105,7 @@ def deploy(
     Until the switch the old release serves, whatever happens; Ctrl-C undoes. Deploying what runs
     already changes nothing. Where another model runs, --model NAME deploys NAME beside it.
 
-    Example: `erless deploy --store releases`, `erless deploy --diff`
+    Example: `erless deploy --store releases`, `erless deploy --diff --plot diff.html`
     """
     destination, config = resolve_target(
         where, local=vars(local), cluster=vars(on_cluster), images=source.image or ()
@@ -124,6 +126,8 @@ def deploy(
     changes = () if offline else destination.diff(desired)
     document = _document(destination, desired, changes, checked)
     document["changed"] = offline or any(change.action != "keep" for change in changes)
+    if how.plot:
+        _plot(how.plot, destination, desired, changes)
     if how.dry_run or how.diff:
         document["model"] = _models(destination, desired, offline)
         emit(
@@ -175,6 +179,22 @@ def _agree(desired: Desired, changes: tuple[Change, ...], *, ask: bool) -> None:
     console.print(node_line(desired.plan))
     if ask and sys.stdin.isatty() and sys.stderr.isatty() and not os.environ.get("CI"):
         typer.confirm("Deploy this?", abort=True, err=True)
+
+
+def _plot(out: Path, target: Target, desired: Desired, changes: tuple[Change, ...]) -> None:
+    """Write the page of what would change, beside the plan that serves where the store has it."""
+    from erless.deploy.desired_release import load_desired
+    from erless.deploy.diff_page import write_diff
+    from erless.errors import ErlessError
+
+    served = None
+    try:
+        now = next((each.release for each in target.deployments() if each.current), "")
+        served = load_desired(desired.store, now, desired.endpoint_url).plan if now else None
+    except ErlessError as error:
+        note(f"note: the plan that serves is not on the page: {error}")
+    write_diff(out, target.name, served, desired, changes)
+    note(f"wrote {out}")
 
 
 def _validate(destination: Target, desired: Desired) -> Checked | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,12 +11,14 @@ from erless.cli.bars import bars
 from erless.cli.deployment.target_options import TargetOptions, TimeoutOption, resolve_target
 from erless.cli.option_groups import grouped
 from erless.cli.options import StoreOption, store_of
-from erless.cli.run import Output, OutputOption, emit, trying, verb
+from erless.cli.run import Output, OutputOption, emit, note, trying, verb
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
-    from erless.deploy.target import Target
+    from erless.deploy.target import Deployment, Target
 
 __all__ = ["history", "rollback"]
 
@@ -24,16 +27,23 @@ __all__ = ["history", "rollback"]
 @grouped
 def history(
     where: TargetOptions,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a page: releases, plans and generations in time.")
+    ] = None,
+    store: StoreOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List the releases that were deployed and are kept, newest first.
 
-    Example: `erless history`
+    Example: `erless history`, `erless history --plot history.html`
     """
     from dataclasses import asdict
 
-    destination, _ = resolve_target(where)
+    destination, config = resolve_target(where)
     deployments = destination.deployments()
+    if plot is not None:
+        _plot(plot, destination.name, deployments, store_of(store, None, config))
+        note(f"wrote {plot}")
 
     def draw(console: Console) -> None:
         from rich.table import Table
@@ -55,6 +65,28 @@ def history(
     }
     then = "erless rollback" if len(deployments) > 1 else "erless status"
     emit(output, document, draw, then=then)
+
+
+def _plot(out: Path, target: str, deployments: Sequence[Deployment], location: str) -> None:
+    """Write the page; what the store does not have is left out."""
+    from erless.deploy.desired_release import load_desired
+    from erless.deploy.history_page import KeptRelease, write_history
+    from erless.errors import ErlessError
+    from erless.specs.generations import generations, load_generation
+    from erless.storage.stores import open_store
+
+    kept = []
+    for deployment in deployments:
+        plan, published = None, []
+        try:
+            plan = load_desired(location, deployment.release).plan
+            store = open_store(location)
+            numbers = sorted(generations(store, deployment.release), reverse=True)
+            published = [load_generation(store, deployment.release, each) for each in numbers]
+        except ErlessError as error:
+            note(f"note: {deployment.release[:12]}: {error}")
+        kept.append(KeptRelease(deployment, plan, published))
+    write_history(out, target, kept)
 
 
 @verb

@@ -16,6 +16,8 @@ from erless.cli.options import EndpointOption, StoreOption, project, store_of
 from erless.cli.run import Output, OutputOption, emit, note, trying, verb
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from erless.profile.curves import MachineCurves
@@ -144,6 +146,7 @@ def profile(
         typer.Option("--model", "-m", help="Model bundle of these tables [erless.yaml's]."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the profile.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write a page of how hot rows are.")] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Measure how hot each row is from access logs; with --throughput or --disk how fast this
@@ -160,7 +163,7 @@ def profile(
     """
     config = project()
     if heat.live:
-        _live(heat, out or LIVE, config, overwrite, output)
+        _live(heat, out or LIVE, config, overwrite, plot, output)
         return
     if model is None and config.model.exists():
         model = config.model
@@ -191,6 +194,7 @@ def profile(
         note(f"warning: {line}")
     document = report.document()
     document["out"] = str(out)
+    _plot(plot, out, report.warnings)
     then = "erless profile --log LOG" if not document["tables"] else "erless plan --compare"
     then += f" --model {model}" if model else ""
     then += f" --profile {out}" if document["tables"] else f" --out {out}"
@@ -198,7 +202,12 @@ def profile(
 
 
 def _live(
-    heat: LiveProfileOptions, out: Path, config: Config, overwrite: bool, output: Output
+    heat: LiveProfileOptions,
+    out: Path,
+    config: Config,
+    overwrite: bool,
+    plot: Path | None,
+    output: Output,
 ) -> None:
     """Make a profile of live heat, and say where it comes from."""
     from erless.profile.live import live_release, profile_live
@@ -210,13 +219,24 @@ def _live(
     for line in report.warnings:
         note(f"warning: {line}")
     document = {**report.document(), "out": str(out), "release": release.digest}
+    _plot(plot, out, report.warnings)
 
     def draw(console: Console) -> None:
         _text(console, document)
         for source in document["sources"]:
             console.print(source)
 
-    emit(output, document, draw)
+    emit(output, document, draw, then=f"erless plan --compare --profile {out}")
+
+
+def _plot(plot: Path | None, profile: Path, warnings: Sequence[str]) -> None:
+    """Write the page of the profile, where one is wanted."""
+    if plot is None:
+        return
+    from erless.profile.hotness_page import write_hotness
+
+    write_hotness(profile, plot, warnings)
+    note(f"wrote {plot}")
 
 
 def _columns(given: list[str] | None) -> tuple[tuple[str, str], ...]:

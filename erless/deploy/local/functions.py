@@ -305,8 +305,17 @@ def _differs(before: FunctionSpec | None, after: FunctionSpec) -> str:
             differences.append(name if name == "ERLESS_TOKEN" else f"{name} {old} → {new}")
     old_scaling, new_scaling = dict(before.scaling), dict(after.scaling)
     differences += [
-        f"{name} {old_scaling[name]} → {new_scaling[name]}"
+        f"{name} {_rounded(old_scaling[name])} → {_rounded(new_scaling[name])}"
         for name in old_scaling
         if old_scaling[name] != new_scaling[name]
     ]
     return ", ".join(differences)
+
+
+def _rounded(value: object) -> str:
+    """A scaling number for people.
+
+    >>> _rounded(105.39629005059022), _rounded("rps"), _rounded(2)
+    ('105.4', 'rps', '2')
+    """
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

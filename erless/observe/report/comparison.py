@@ -12,13 +12,12 @@ from erless.observe.report.timeline import (
     REPLICAS,
     TRAFFIC,
     lines_over_time,
-    save_page,
     sla_line,
     total_of_functions,
 )
 from erless.observe.results import read_result
-from erless.pages.charts import ChartLine, number, size
-from erless.pages.page import figure, page, table
+from erless.pages.charts import ChartLine, milliseconds, number, size
+from erless.pages.page import figure, page, save_page, table
 from erless.specs.result import RunResult
 
 __all__ = ["write_comparison"]
@@ -91,19 +90,23 @@ def _side_by_side(a: RunResult, b: RunResult) -> str:
     def percent(value: float) -> str:
         return f"{value:.2%}"
 
+    def dollars(value: float) -> str:
+        return f"${value:,.0f}"
+
     rows = [
         row("queries", a.queries, b.queries),
         row("answered", a.answered, b.answered),
-        row("p50, ms", a.latency.p50_ms, b.latency.p50_ms),
-        row("p95, ms", a.latency.p95_ms, b.latency.p95_ms),
-        row("p99, ms", a.latency.p99_ms, b.latency.p99_ms),
+        row("p50", a.latency.p50_ms, b.latency.p50_ms, milliseconds),
+        row("p95", a.latency.p95_ms, b.latency.p95_ms, milliseconds),
+        row("p99", a.latency.p99_ms, b.latency.p99_ms, milliseconds),
         row("late or failed", a.late_share, b.late_share, percent),
         row("memory, mean", a.memory_bytes.mean, b.memory_bytes.mean, size),
         row("memory, peak", a.memory_bytes.peak, b.memory_bytes.peak, size),
         row("on disks, mean", a.disk_bytes or None, b.disk_bytes or None, size),
         row("replicas, mean", a.replicas.mean, b.replicas.mean),
-        row("dollars a month", a.usd_per_month or None, b.usd_per_month or None),
+        row("a month", a.usd_per_month or None, b.usd_per_month or None, dollars),
         row("memory utility", a.memory_utility, b.memory_utility, percent),
         row("cold starts", a.cold_starts, b.cold_starts),
     ]
-    return table(["", "A", "B", "A ÷ B"], rows)
+    told = [cells for cells in rows if set(cells[1:]) != {"–"}]
+    return table(["", "A", "B", "A ÷ B"], told, "side by side")

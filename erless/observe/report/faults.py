@@ -53,7 +53,10 @@ def drill_parts(drill: DrillResult | None) -> list[str]:
     if unhealed:
         names = dict.fromkeys(f"{fault.kind} of {fault.function}" for fault in unhealed)
         caption += f" Not healed within the run: {', '.join(names)}."
-    return [figure("Faults", caption, table(HEADER, fault_rows(drill))), _healing(drill.faults)]
+    return [
+        figure("Faults", caption, table(HEADER, fault_rows(drill), "faults")),
+        _healing(drill.faults),
+    ]
 
 
 def _healing(faults: Sequence[FaultResult]) -> str:

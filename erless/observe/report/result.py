@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from erless.observe.report.timeline import (
     REPLICAS,
     TRAFFIC,
     lines_over_time,
-    save_page,
     sla_line,
     time_unit,
     total_of_functions,
 )
 from erless.observe.results import StoredResult, read_result
-from erless.pages.charts import Axis, Bar, ChartLine, bar_chart, line_chart, number, size
-from erless.pages.page import figure, page, table, tiles
+from erless.pages.access import HotnessCurve, access_chart
+from erless.pages.bars import Bar, bar_chart
+from erless.pages.charts import ChartLine, milliseconds, number, size
+from erless.pages.page import figure, notes, page, save_page, table, tiles
 from erless.specs.result import FunctionResult, RunResult
 
 __all__ = ["write_report"]
@@ -97,8 +99,11 @@ def _summary(document: RunResult) -> str:
     if latency.p95_ms is not None:
         limit = document.sla_p95_ms
         entries += [
-            (f"{number(latency.p95_ms)} ms", f"p95, SLA {number(limit)} ms" if limit else "p95"),
-            (f"{number(latency.p50_ms or 0)} / {number(latency.p99_ms or 0)} ms", "p50 / p99"),
+            (milliseconds(latency.p95_ms), f"p95, SLA {milliseconds(limit)}" if limit else "p95"),
+            (
+                f"{milliseconds(latency.p50_ms or 0)} / {milliseconds(latency.p99_ms or 0)}",
+                "p50 / p99",
+            ),
         ]
     if document.sla_p95_ms:
         entries.append((f"{document.late_share:.2%}", "of queries late or failed"))
@@ -191,12 +196,12 @@ def _replicas(stored: StoredResult) -> str:
     lines = _grouped(stored, "ready")
     if not lines:
         return ""
-    lines.append(total_of_functions(stored, "wanted", "wanted, all", 7))
-    lines[-1] = ChartLine(lines[-1].name, lines[-1].x, lines[-1].y, 7, dash=True)
+    wanted = total_of_functions(stored, "wanted", "wanted, all", 7)
+    lines.append(replace(wanted, dash=True))
     return figure(
         "Replicas",
-        "Ready replicas, and how many the autoscaler wanted in all.",
-        lines_over_time(lines, REPLICAS),
+        "Ready replicas, stacked, and how many the autoscaler wanted in all.",
+        lines_over_time(lines, REPLICAS, stacked=True),
     )
 
 
@@ -256,9 +261,9 @@ def _access(document: RunResult) -> str:
     if not document.access:
         return ""
     shown = document.access[:MOST_TABLES]
-    lines = [
-        ChartLine(access.table, np.array(access.ranks, np.float64), np.array(access.share), colour)
-        for colour, access in enumerate(shown)
+    curves = [
+        HotnessCurve(access.table, np.array(access.ranks, np.float64), np.array(access.share))
+        for access in shown
     ]
     marks = [
         (float(rank), f"{access.table}: {shard} ends at rank {rank:,}")
@@ -271,12 +276,7 @@ def _access(document: RunResult) -> str:
     return figure(
         "Access and cuts",
         caption,
-        line_chart(
-            lines,
-            Axis("rows, hottest first (count)", log=True),
-            Axis("accesses (share)"),
-            marks=marks,
-        ),
+        access_chart(curves, marks),
     )
 
 
@@ -311,7 +311,9 @@ def _functions(document: RunResult) -> str:
     ]
     header = ["function", "tier", "replicas", "most", "memory", "most", "at zero"]
     header += ["on disk", "reads/s", "most", "reads add, p95"] if disks else []
-    return f"<section><h2>Functions</h2>{table(header, rows)}</section>" if rows else ""
+    return (
+        f"<section><h2>Functions</h2>{table(header, rows, 'functions')}</section>" if rows else ""
+    )
 
 
 def _on_disk(function: FunctionResult) -> list[str]:
@@ -329,5 +331,4 @@ def _on_disk(function: FunctionResult) -> list[str]:
 def _notes(document: RunResult) -> str:
     if not document.notes:
         return ""
-    items = "".join(f"<li>{escape(note)}</li>" for note in document.notes)
-    return f'<section><h2>Notes</h2><ul class="notes soft">{items}</ul></section>'
+    return f"<section><h2>Notes</h2>{notes(document.notes)}</section>"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from erless.observe.results import StoredResult
-from erless.pages.charts import CLOCK, DECIMAL, Axis, ChartLine, line_chart, number, size
+from erless.pages.charts import CLOCK, DECIMAL, Axis, ChartLine, line_chart, milliseconds, size
 from erless.specs.result import RunResult
-from erless.storage.atomic import os_errors, staged_file
 
 __all__ = [
     "LATENCY",
@@ -19,7 +17,6 @@ __all__ = [
     "REPLICAS",
     "TRAFFIC",
     "lines_over_time",
-    "save_page",
     "sla_line",
     "time_unit",
     "total_of_functions",
@@ -32,7 +29,7 @@ TIME_UNITS = (
     ("d", 86400.0, np.inf),
 )
 TRAFFIC = Axis("traffic (queries/s)")
-LATENCY = Axis("latency (ms)", log=True)
+LATENCY = Axis("latency (ms)", text=milliseconds, log=True)
 MEMORY = Axis("memory (bytes)", text=size)
 REPLICAS = Axis("replicas (count)")
 
@@ -66,7 +63,7 @@ def time_unit(seconds: float) -> tuple[str, float]:
 def sla_line(document: RunResult) -> tuple[float, str] | None:
     """The latency objective as a horizontal line: its milliseconds and its label."""
     limit = document.sla_p95_ms
-    return (limit, f"SLA {number(limit)} ms") if limit else None
+    return (limit, f"SLA {milliseconds(limit)}") if limit else None
 
 
 def total_of_functions(stored: StoredResult, column: str, name: str, colour: int) -> ChartLine:
@@ -76,9 +73,3 @@ def total_of_functions(stored: StoredResult, column: str, name: str, colour: int
     values = stored.functions[column].astype(np.float64)
     sums = np.bincount(place, values, len(times)).astype(np.float64)
     return ChartLine(name, times, sums, colour)
-
-
-def save_page(out: Path, text: str) -> None:
-    """Write the page under a temporary name, then rename it."""
-    with staged_file(out) as stage, os_errors(stage):
-        stage.write_text(text, encoding="utf-8")

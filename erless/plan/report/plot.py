@@ -7,18 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from erless.pages.charts import Axis, Bar, ChartLine, bar_chart, line_chart, number, size
-from erless.pages.page import figure, page, sentences, tiles
-from erless.plan.costs.curves import TableLoad
+from erless.pages.access import HotnessCurve, access_chart
+from erless.pages.bars import Bar, bar_chart
+from erless.pages.charts import Axis, ChartLine, line_chart, number, size
+from erless.pages.page import figure, notes, page, save_page, sentences, tiles
 from erless.plan.costs.layout import Demand
 from erless.plan.report.break_even import Point
 from erless.specs.plan import DensePlan, GatewayPlan, Plan, PolicyResult, ShardPlan, Tier
-from erless.storage.atomic import os_errors, staged_file
 
 __all__ = ["plot_page", "write_plot"]
 
-MOST_CURVES = 8  # as many as the page has colours
-MOST_MARKS = 24
+MOST_MARKS, MOST_TOLD = 24, 8
 MEMORY, REPLICAS = 0, 1  # colours of the bars
 POLICY_COLOURS = {"model-wise": 7, "table-wise": 4, "elasticrec": 1, "joint": 0}  # on every figure
 
@@ -31,8 +30,7 @@ def write_plot(
     Raises:
         StorageError: the disk refused.
     """
-    with staged_file(path) as stage, os_errors(stage):
-        stage.write_text(plot_page(plan, demand, points, said), encoding="utf-8")
+    save_page(path, plot_page(plan, demand, points, said))
 
 
 def plot_page(plan: Plan, demand: Demand, points: Sequence[Point], said: Sequence[str] = ()) -> str:
@@ -43,8 +41,8 @@ def plot_page(plan: Plan, demand: Demand, points: Sequence[Point], said: Sequenc
         *_policies(plan),
         figure(
             "Where the rows are cut",
-            "Share of a table's accesses that its hottest rows take; tables of one shape are drawn "
-            "once. A mark is a rank at which a function begins.",
+            "Share of a table's accesses that its hottest rows take. Dotted: the rank at which a "
+            "function begins.",
             _access_chart(plan, demand),
         ),
         figure(
@@ -109,37 +107,24 @@ def _policies(plan: Plan) -> list[str]:
 
 
 def _access_chart(plan: Plan, demand: Demand) -> str:
-    shown = _distinct_curves(demand)[:MOST_CURVES]
-    names = {table.spec.name for table in shown}
-    begins: dict[int, str] = {}
-    for shard in plan.shards:
-        for part in shard.slices:
-            if part.start and part.table in names:
-                begins.setdefault(part.start, shard.name)
-    lines = [
-        ChartLine(
-            table.spec.name,
-            table.curve.ranks[1:].astype(np.float64),
-            table.curve.share[1:],
-            colour,
-        )
-        for colour, table in enumerate(shown)
+    """The tables' curves with the cuts in them, and the cuts in words."""
+    begins = [
+        (float(part.start), f"{shard.name} begins at rank {part.start:,} of {part.table}")
+        for shard in plan.shards
+        for part in shard.slices
+        if part.start
     ]
-    marks = [(float(rank), name) for rank, name in sorted(begins.items())[:MOST_MARKS]]
-    return line_chart(
-        lines,
-        Axis("rank, hottest first", log=True),
-        Axis("share of accesses", text=lambda share: f"{share:.0%}"),
-        marks=marks,
-    )
-
-
-def _distinct_curves(demand: Demand) -> list[TableLoad]:
-    """The first table of each size and access curve."""
-    first: dict[tuple[int, bytes], TableLoad] = {}
-    for table in demand.tables:
-        first.setdefault((table.rows, table.curve.share.tobytes()), table)
-    return list(first.values())
+    first: dict[str, tuple[float, str]] = {}  # of each function and rank, one is told
+    for rank, text in sorted(begins):
+        first.setdefault(text.split(" of ")[0], (rank, text))
+    marks = list(first.values())[:MOST_MARKS]
+    curves = [
+        HotnessCurve(
+            table.spec.name, table.curve.ranks[1:].astype(np.float64), table.curve.share[1:]
+        )
+        for table in demand.tables
+    ]
+    return access_chart(curves, marks) + notes([text for _, text in marks[:MOST_TOLD]])
 
 
 def _bars(plan: Plan, colour: int) -> list[Bar]:

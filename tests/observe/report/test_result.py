@@ -12,8 +12,8 @@ from erless.observe.report.comparison import write_comparison
 from erless.observe.report.result import write_report
 from erless.observe.report.timeline import lines_over_time
 from erless.pages.charts import Axis, ChartLine, line_chart
-from tests.conftest import Cli
-from tests.observe.conftest import Browser, write_small
+from tests.conftest import Browser, Cli
+from tests.observe.conftest import write_small
 
 HOVER = """<script>
 const svg = [...document.querySelectorAll('svg')].find(each => each.clientWidth > 0);
@@ -30,7 +30,7 @@ def test_the_page_in_a_browser(tmp_path: Path, browser: Browser, width: int) -> 
     document, console = browser(out, width)
     assert console == ""
     assert document.count('class="plot"') == 5
-    assert len(re.findall(r'class="line" ', document)) == 2 * 9  # wide, narrow
+    assert len(re.findall(r'class="line" ', document)) == 2 * 6  # wide, narrow
     titles = re.findall(r'class="tick"[^>]*>([a-z, ]+ \([^)]+\))<', document)
     assert titles.count("time (s)") == 2 * 4
     assert titles.count("rows, hottest first (count)") == 2
