@@ -133,7 +133,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "destroy": (
         "deployment.destroy:destroy",
-        "Answer what is in flight, then remove all functions, their state and logs.",
+        "Answer what is in flight, then remove a model's functions, their state and logs.",
     ),
     "loadtest": (
         "measure.loadtest:loadtest",
