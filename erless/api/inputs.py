@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.dlrm.infer_request import DTYPES
+from erless.dlrm.exact_cast import cast_exactly
 from erless.dlrm.queries import Query
 from erless.errors import QueryError
 
@@ -51,10 +51,12 @@ def as_tensors(query: Any, metadata: Mapping[str, Any]) -> dict[str, Array]:
         lengths = f"{name}.lengths"
         if lengths in listed and lengths not in columns:
             bags = _bags(value, name)
-            tensors[lengths] = _cast([len(bag) for bag in bags], listed[lengths])
-            tensors[name] = _cast(list(chain.from_iterable(bags)), listed[name])
+            counts = [len(bag) for bag in bags]
+            tensors[lengths] = cast_exactly(counts, lengths, listed[lengths]["datatype"])
+            entries = list(chain.from_iterable(bags))
+            tensors[name] = cast_exactly(entries, name, listed[name]["datatype"])
         else:
-            tensors[name] = _cast(value, listed[name])
+            tensors[name] = cast_exactly(value, name, listed[name]["datatype"])
     missing = [name for name in listed if name not in tensors and name != "weights"]
     if missing:
         raise QueryError(f"the query lacks {', '.join(missing)}")
@@ -113,31 +115,3 @@ def _jagged(columns: Mapping[str, Any], tables: Sequence[str], width: int) -> di
         "lengths": np.array([[len(bag) for bag in each] for each in bags], np.int32),
         "dense": np.ascontiguousarray(np.asarray(list(dense), np.float32).reshape(batch, -1)),
     }
-
-
-def _cast(value: Any, listed: Mapping[str, Any]) -> Array:
-    """`value` as the datatype that the model takes, where nothing is lost.
-
-    Raises:
-        QueryError: something would be.
-    """
-    name, dtype = listed["name"], np.dtype(DTYPES[listed["datatype"]])
-    array = np.asarray(value)
-    if dtype.kind == "O":
-        texts = [
-            item.encode() if isinstance(item, str) else item for item in array.ravel().tolist()
-        ]
-        strings = np.empty(len(texts), object)
-        strings[:] = texts
-        return strings.reshape(array.shape)
-    if array.dtype == object:  # a column of lists
-        try:
-            array = np.stack([np.asarray(row) for row in array.ravel().tolist()])
-        except ValueError as error:
-            raise QueryError(f"{name}: its samples differ in size") from error
-    with np.errstate(invalid="ignore", over="ignore"):
-        cast = np.ascontiguousarray(array.astype(dtype))
-    exact = dtype.kind == "f" and array.dtype.kind in "fiu"
-    if not exact and not np.array_equal(cast, array):
-        raise QueryError(f"{name} is {array.dtype}: {listed['datatype']} does not hold its values")
-    return cast

@@ -133,4 +133,9 @@ def schema(output: OutputOption = Output.TEXT) -> None:
     from erless.specs.schema import SCHEMA_FILE
 
     text = SCHEMA_FILE.read_text(encoding="utf-8")
-    emit(output, json.loads(text), lambda console: console.print(text, markup=False, end=""))
+    emit(
+        output,
+        json.loads(text),
+        lambda console: console.print(text, markup=False, end=""),
+        then="erless config check",
+    )

@@ -166,11 +166,12 @@ def emit(
     document: Mapping[str, Any],
     text: Callable[[Console], None],
     *,
-    then: str = "",
+    then: str,
 ) -> None:
     """Print a verb's result once: `document` as JSON, or what `text` draws.
 
-    `then` is the command that usually comes next: a line `next: …` on stderr, `next` in the JSON.
+    `then` is the command that usually comes next: a line `next: …` on stderr, `next` in the JSON;
+    empty where a verb goes on by itself.
     """
     if output is Output.JSON:
         _write_json({**document, "next": then} if then else document)

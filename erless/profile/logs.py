@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from erless.errors import LogError
 from erless.progress import Step, Unit
+from erless.storage.arrow import translate_arrow_errors
 
 __all__ = ["AccessLog", "Chunk", "arrow_errors", "as_ids", "unknown_table"]
 
@@ -73,26 +73,13 @@ def unknown_table(path: Path, name: str, tables: Collection[str]) -> LogError:
     return LogError(f"{path}: the model has no table {name!r}; the nearest is {near[0]!r}")
 
 
-@contextmanager
-def arrow_errors(path: Path) -> Iterator[None]:
+def arrow_errors(path: Path) -> AbstractContextManager[None]:
     """Translate what pyarrow raises while it reads `path`.
 
     Raises:
         LogError: truncated, damaged, or not what the format says.
     """
-    try:
-        yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise LogError(f"{path}: cannot be read: {_first_line(error)}") from error
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise LogError(f"{path}: cannot be read: {error.strerror or _first_line(error)}") from error
-    except OSError as error:  # parquet pages that do not decode
-        raise LogError(f"{path}: damaged: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    return translate_arrow_errors(path, LogError)
 
 
 def as_ids(values: Any, locate: Callable[[int], str], path: Path, name: str) -> NDArray[Any]:

@@ -62,7 +62,8 @@ def secret(
             raise OptionError("--out makes fresh values; --rotate changes those of a cluster")
         _write(out, scope)
         document = {"name": name, "namespace": namespace, "file": str(out)}
-        return emit(output, document, lambda console: console.print(f"wrote {out}"))
+        then = f"kubectl apply -f {out}, or seal it for GitOps"
+        return emit(output, document, lambda console: console.print(f"wrote {out}"), then=then)
     api = connect(options.kubeconfig, options.context)
     if api.get(NAMESPACE, None, namespace) is None:
         raise ClusterError(
@@ -75,6 +76,7 @@ def secret(
         output,
         document,
         lambda console: console.print(f"{name} in {namespace}: {_words(change, rotate)}"),
+        then=f"erless status --target knative --namespace {namespace}",
     )
 
 

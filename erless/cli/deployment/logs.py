@@ -35,7 +35,8 @@ def logs(
     destination, _ = resolve_target(where)
     log_lines = destination.logs(function, lines, follow)
     if output is Output.JSON:
-        emit(output, {"target": destination.name, "lines": list(log_lines)}, lambda _: None)
+        document = {"target": destination.name, "lines": list(log_lines)}
+        emit(output, document, lambda _: None, then="erless status")
         return
     with suppress(KeyboardInterrupt) if follow else nullcontext():  # how one ends it
         for line in log_lines:

@@ -63,6 +63,7 @@ def open_(
             output,
             {"url": page.url, "target": destination.name, "release": first.release},
             lambda console: console.print(f"{page.url}  (Ctrl-C ends it)"),
+            then="in another terminal: erless predict QUERIES, or erless loadtest",
         )
         sys.stdout.flush()
         if browser if browser is not None else desktop and sys.stdout.isatty():

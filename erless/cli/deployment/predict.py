@@ -10,6 +10,7 @@ import typer
 
 from erless.cli.deployment.target_options import TargetOptions, resolve_target
 from erless.cli.option_groups import grouped
+from erless.cli.query_columns import QueryColumnOption, query_file
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
@@ -56,31 +57,55 @@ class BundleOptions:
 @verb
 @grouped
 def predict(
-    queries: Annotated[Path, typer.Argument(help="Query file (safetensors).")],
+    queries: Annotated[
+        Path, typer.Argument(help="Query file (safetensors), or samples as parquet or CSV.")
+    ],
     gateway: GatewayOptions,
     bundle: BundleOptions,
     where: TargetOptions,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per query.")] = None,
+    column: QueryColumnOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Predict every query of a file by the deployment, or with --monolith by one process.
 
     With --against the answers are compared with a bundle's own; exit 1 where they differ.
 
-    Example: `erless predict m/queries.safetensors --against m`
+    Example: `erless predict m/queries.safetensors --against m`,
+    `erless predict samples.csv --column user=user_id`
     """
-    from erless.cli.deployment.predictions import bundle_inputs, gateway_inputs, open_queries
+    from erless.cli.deployment.predictions import bundle_shape, gateway_shape, open_queries
 
-    if bundle.monolith is not None:
-        file = open_queries(queries, batch, bundle_inputs(bundle.monolith))
-        outputs, document = _whole(file, bundle.monolith, bundle)
+    whole = bundle.monolith
+    if whole is not None:
+        shape = bundle_shape(whole)
+        with query_file(queries, column, lambda: shape, batch) as path:
+            file = open_queries(path, batch, shape.inputs)
+            document = _document(file, bundle, *_whole(file, whole, bundle))
     else:
         deployed = _gateway(gateway, where)
-        inputs = bundle_inputs(bundle.against) if bundle.against else gateway_inputs(deployed)
-        file = open_queries(queries, batch, inputs)
-        outputs, document = _deployed(file, deployed, gateway.concurrency)
+        shape = bundle_shape(bundle.against) if bundle.against else gateway_shape(deployed)
+        with query_file(queries, column, lambda: shape, batch) as path:
+            file = open_queries(path, batch, shape.inputs)
+            document = _document(file, bundle, *_deployed(file, deployed, gateway.concurrency))
+    named = "".join(f" --column {pair}" for pair in column or ())
+    then = f"erless bundle show {whole}" if whole else f"erless loadtest --queries {queries}{named}"
+    emit(output, document, lambda console: _draw(console, document), then=then)
+    if document.get("max_relative_error", 0.0) > bundle.tolerance:
+        difference = f"{document['max_relative_error']:.2g} > {bundle.tolerance:g}"
+        note(f"error: relative difference {difference}")
+        raise SystemExit(1)
+
+
+def _document(
+    file: QueryFile | GraphQueryFile,
+    bundle: BundleOptions,
+    outputs: Outputs,
+    measured: dict[str, Any],
+) -> dict[str, Any]:
+    """What was `measured`, the predictions, and how far they are from `bundle`'s, if wanted."""
     scores = next(iter(outputs.values()))
-    document |= {
+    document = measured | {
         "queries": len(file),
         "batch": file.batch,
         "predictions": scores.tolist(),
@@ -94,13 +119,7 @@ def predict(
         document["max_relative_error"] = max(
             _difference(outputs[name], array) for name, array in expected.items()
         )
-    whole = bundle.monolith
-    then = f"erless bundle show {whole}" if whole else f"erless loadtest --queries {queries}"
-    emit(output, document, lambda console: _draw(console, document), then=then)
-    if document.get("max_relative_error", 0.0) > bundle.tolerance:
-        difference = f"{document['max_relative_error']:.2g} > {bundle.tolerance:g}"
-        note(f"error: relative difference {difference}")
-        raise SystemExit(1)
+    return document
 
 
 def _gateway(options: GatewayOptions, where: TargetOptions) -> GatewayAddress:

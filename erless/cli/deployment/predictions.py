@@ -15,22 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.cli.bars import bars
-from erless.dlrm.graph_queries import GraphQueryFile, served_inputs
+from erless.dlrm.graph_queries import GraphQueryFile
 from erless.dlrm.queries import QueryFile
+from erless.dlrm.query_tables import QueryShape
 from erless.dlrm.whole_graph import WholeGraph
 from erless.progress import Progress
 from erless.serve.protocol.client import Answered, ClientTls, QueryClient
 from erless.specs.bundle import BundleManifest
 from erless.specs.features import NamedTensor
-from erless.specs.model import GraphTower
 
 __all__ = [
     "GatewayAddress",
     "Outputs",
     "Timings",
     "ask_gateway",
-    "bundle_inputs",
-    "gateway_inputs",
+    "bundle_shape",
+    "gateway_shape",
     "open_queries",
     "predict_whole",
 ]
@@ -69,16 +69,15 @@ class Timings:
     cpu_s: float
 
 
-def bundle_inputs(folder: Path) -> tuple[NamedTensor, ...]:
-    """The inputs of the bundle's model; none where it is no graph."""
-    model = BundleManifest.open(folder).model
-    return model.inputs if isinstance(model.tower, GraphTower) else ()
+def bundle_shape(folder: Path) -> QueryShape:
+    """What the bundle's model takes."""
+    return QueryShape.of_model(BundleManifest.open(folder).model)
 
 
-def gateway_inputs(gateway: GatewayAddress) -> tuple[NamedTensor, ...]:
-    """The inputs of the model that a gateway serves; none where it is no graph."""
+def gateway_shape(gateway: GatewayAddress) -> QueryShape:
+    """What the model takes that a gateway serves."""
     with gateway.client() as client:
-        return served_inputs(client.metadata["inputs"])
+        return QueryShape.of_metadata(client.metadata)
 
 
 def open_queries(

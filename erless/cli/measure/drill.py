@@ -126,7 +126,12 @@ def drill(
     now = target.status()
     if result.dry_run:
         document = _planned(plan, site, now, load.qps)
-        emit(output, document, lambda console: console.print("\n".join(document["lines"])))
+        emit(
+            output,
+            document,
+            lambda console: console.print("\n".join(document["lines"])),
+            then="the same without --dry-run",
+        )
         return
     if site.shared and not result.yes:
         raise OptionError(
@@ -196,10 +201,10 @@ def _expected(load: DrillLoadOptions, path: Path) -> Path:
     """Write the bundle's own predictions of the query file to `path`."""
     import json
 
-    from erless.cli.deployment.predictions import bundle_inputs, open_queries, predict_whole
+    from erless.cli.deployment.predictions import bundle_shape, open_queries, predict_whole
 
     assert load.against is not None  # noqa: S101 - checked before
-    file = open_queries(load.queries, load.batch, bundle_inputs(load.against))
+    file = open_queries(load.queries, load.batch, bundle_shape(load.against).inputs)
     outputs, _ = predict_whole(file, load.against, threads=1, check=True)
     scores = next(iter(outputs.values()))
     path.write_text(json.dumps({"predictions": scores.reshape(-1).tolist()}), encoding="utf-8")
@@ -218,7 +223,12 @@ def _show(output: Output, out: Path, measured: RunResult) -> None:
         "goodput_kept": drilled.kept,
         **measured.model_dump(mode="json"),
     }
-    lines = [*summary_lines(drilled), f"{out} has all of it: `erless report {out}` draws it"]
-    emit(output, document, lambda console: console.print("\n".join(lines), highlight=False))
+    lines = summary_lines(drilled)
+    emit(
+        output,
+        document,
+        lambda console: console.print("\n".join(lines), highlight=False),
+        then=f"erless report {out}",
+    )
     if drilled.failed or drilled.wrong:
         raise SystemExit(1)

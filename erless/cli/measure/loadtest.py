@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from erless.cli.option_groups import grouped
+from erless.cli.query_columns import QueryColumnOption, query_file
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
@@ -60,7 +61,11 @@ class TrafficOptions:
 class QueryOptions:
     """The queries, and how their answers are checked."""
 
-    queries: Annotated[Path | None, typer.Option(help="Query file; else drawn.")] = None
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="Query file, or samples as parquet or CSV; else drawn."),
+    ] = None
+    column: QueryColumnOption = None
     expected: Annotated[
         Path | None, typer.Option(help="`erless predict --monolith … -o json` of that file.")
     ] = None
@@ -75,11 +80,12 @@ class QueryOptions:
         bool, typer.Option("--cold", help="Measure from a cold start: wake nothing before.")
     ] = False
 
-    def of_locust(self) -> tuple[str, ...]:
-        """The locustfile's options."""
+    def of_locust(self, queries: Path | None) -> tuple[str, ...]:
+        """The locustfile's options, with what it can read of `queries`."""
         words: list[str] = []
+        read = replace(self, queries=queries, column=None)
         for option in fields(self):
-            value = getattr(self, option.name)
+            value = getattr(read, option.name)
             if value is True:
                 words.append(f"--{option.name}")
             elif value is not None and value is not False:
@@ -141,7 +147,7 @@ def loadtest(
             length_s,
             load.traffic,
             load.users,
-            query.of_locust(),
+            query.of_locust(_query_file(query, target, running)),
             load.processes,
             target.address,
         )
@@ -150,6 +156,19 @@ def loadtest(
             return
         measured = measure(locust, result.out, measuring, sla_ms=sla_ms)
     _show(output, result.out, measured)
+
+
+def _query_file(query: QueryOptions, target: _LoadedGateway, running: ExitStack) -> Path | None:
+    """The queries as a file that Locust reads, while `running`; None: they are drawn."""
+    import os
+
+    from erless.cli.deployment.predictions import GatewayAddress, gateway_shape
+
+    if query.queries is None:
+        return None
+    gateway = GatewayAddress(target.url, target.address, os.environ.get("ERLESS_TOKEN"))
+    made = query_file(query.queries, query.column, lambda: gateway_shape(gateway), query.batch)
+    return running.enter_context(made)
 
 
 def _facts(plan: Plan | None, profile: Path | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import typer
 from erless.cli.bars import bars
 from erless.cli.option_groups import grouped
 from erless.cli.options import EndpointOption, StoreOption, project, store_of
+from erless.cli.query_columns import column_pairs
 from erless.cli.run import Output, OutputOption, emit, note, trying, verb
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def profile(
         if log and model is not None:
             report = profile_access(
                 model,
-                [replace(LogSource.parse(path), columns=_columns(logs.column)) for path in log],
+                [replace(LogSource.parse(path), columns=column_pairs(logs.column)) for path in log],
                 out,
                 log_format=LogFormat(logs.log_format.value),
                 samples=logs.samples,
@@ -237,19 +238,6 @@ def _plot(plot: Path | None, profile: Path, warnings: Sequence[str]) -> None:
 
     write_hotness(profile, plot, warnings)
     note(f"wrote {plot}")
-
-
-def _columns(given: list[str] | None) -> tuple[tuple[str, str], ...]:
-    """TABLE=COLUMN options as pairs.
-
-    Raises:
-        typer.BadParameter: one is not written so.
-    """
-    pairs = [text.partition("=") for text in given or ()]
-    for table, equals, column in pairs:
-        if not (table and equals and column):
-            raise typer.BadParameter(f"--column {table}{equals}{column}: expected TABLE=COLUMN")
-    return tuple((table, column) for table, _, column in pairs)
 
 
 def _log_paths(logs: LogOptions, model: Path | None, measures: bool) -> list[str]:

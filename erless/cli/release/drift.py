@@ -55,7 +55,8 @@ def drift(
         "replan": better.taken.document() if better and better.changes else None,
         "words": lines,
     }
-    emit(output, document, lambda console: _draw(console, digest, found, lines))
+    then = "erless replan" if document["replan"] else "erless status"
+    emit(output, document, lambda console: _draw(console, digest, found, lines), then=then)
     if found.drifted:
         raise SystemExit(DRIFTED)
 

@@ -177,7 +177,8 @@ def verify(
         for fact in facts:
             note(f"damaged: {fact.fact}")
         raise ArtifactError(f"{opened.url}: {len(facts)} files are not as they were packed")
-    emit(output, document, lambda console: console.print(f"sound: {', '.join(damage)}"))
+    then = "erless pack, which replaces what is damaged" if facts else "erless deploy"
+    emit(output, document, lambda console: console.print(f"sound: {', '.join(damage)}"), then=then)
     if facts:
         raise SystemExit(1)
 
@@ -227,6 +228,7 @@ def prune(
             f"{word} {len(pruned.releases)} releases, {pruned.objects} objects, "
             f"{pruned.size_bytes / 1e6:,.1f} MB"
         ),
+        then="the same without --dry-run" if dry_run else "erless releases list",
     )
 
 

@@ -79,7 +79,7 @@ def replan(
         note("looking at the drift: Ctrl-C ends")
         for news in watch(source, auto, where, requested, lambda live: _written(live, options)):
             sentence = _sentence(news)
-            emit(output, news, partial(_say, sentence))
+            emit(output, news, partial(_say, sentence), then="")
         return
     written = False
     with live_plan(source, requested) as live:
@@ -97,7 +97,10 @@ def replan(
         "choices": [choice.document() for choice in found.choices],
         "plan": str(options.out / "plan.json") if written else None,
     }
-    emit(output, document, lambda console: _draw(console, found, digest))
+    then = "the same without --dry-run" if found.changes else "erless status"
+    if written:
+        then = f"erless pack --plan {options.out / 'plan.json'} --profile {options.out / 'profile'}"
+    emit(output, document, lambda console: _draw(console, found, digest), then=then)
 
 
 def _write(live: LivePlan, found: Replan, out: Path) -> None:

@@ -134,7 +134,8 @@ def _preview(publisher: Publisher, batch: Any, output: Output) -> None:
             console.print(f"{name}: {rows:,} rows would change")
         console.print("nothing was published: this was a dry run")
 
-    emit(output, {"release": publisher.release.digest, "shards": shards}, draw)
+    document = {"release": publisher.release.digest, "shards": shards}
+    emit(output, document, draw, then="the same without --dry-run")
 
 
 def _tell(manifest: GenerationManifest | None, error: str, name: str, output: Output) -> None:
@@ -144,6 +145,7 @@ def _tell(manifest: GenerationManifest | None, error: str, name: str, output: Ou
             output,
             {**document, "error": error},
             lambda console: console.print(f"{name}: not published: {error}"),
+            then="",
         )
         return
     text = (

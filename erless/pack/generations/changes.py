@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from erless.errors import ModelError
 from erless.specs.model import TableSpec
-from erless.storage.atomic import os_errors
 from erless.storage.tensors import TensorFile
 
 __all__ = ["TableChanges", "read_changes", "read_deletions"]
@@ -100,12 +99,11 @@ def _read_parquet(path: Path, with_vectors: bool) -> tuple[NDArray[Any], NDArray
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from erless.storage.arrow import translate_arrow_errors
+
     columns = ["id", "vector"] if with_vectors else ["id"]
-    try:
-        with os_errors(path, "read"):
-            table = pq.ParquetFile(path).read(columns)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise ModelError(f"{path}: not a parquet file that can be read: {error}") from None
+    with translate_arrow_errors(path, ModelError):
+        table = pq.ParquetFile(path).read(columns)
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise ModelError(f"{path}: no column {missing[0]}; needed are {' and '.join(columns)}")
