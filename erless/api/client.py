@@ -20,6 +20,7 @@ from erless.serve.protocol.client import ClientTls, QueryClient
 __all__ = ["AsyncClient", "Client", "Prediction"]
 
 AGAIN = (502, 503)  # no answer, or too busy: predicting changes nothing, so it may be asked again
+SHOWN = 10  # samples in a notebook
 PAUSE_S = 0.05  # before the second try; doubled with each, ± half
 
 
@@ -41,6 +42,20 @@ class Prediction:
     def scores(self) -> NDArray[Any]:
         """The first output: a DLRM's predictions, (B,)."""
         return next(iter(self.outputs.values()))
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: the first samples, and what answered."""
+        from erless.pages.page import notes, table
+
+        columns = {name: array.reshape(len(array), -1) for name, array in self.outputs.items()}
+        samples = min(SHOWN, *(len(array) for array in columns.values()))
+        rows = [
+            [str(row), *(" ".join(f"{x:.6g}" for x in array[row]) for array in columns.values())]
+            for row in range(samples)
+        ]
+        answered = f"release {self.release[:12]}, generation {self.generation}"
+        took = f"{self.took_s * 1e3:.2f} ms{', degraded' if self.degraded else ''}"
+        return table(["sample", *columns], rows, "outputs") + notes([f"{answered}, {took}"])
 
 
 class Client:

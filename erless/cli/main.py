@@ -61,7 +61,9 @@ def main() -> None:
     except SystemExit as error:
         wrong_usage = getattr(error.__context__, "format_message", None)  # of click's exceptions
         if wrong_usage is not None and _asks_for_json(sys.argv[1:]):
-            write_error("UsageError", wrong_usage())
+            context = getattr(error.__context__, "ctx", None)
+            command = context.command_path if context else "erless"
+            write_error("UsageError", wrong_usage(), hint=f"{command} --help")
         raise
 
 

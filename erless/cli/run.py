@@ -47,7 +47,7 @@ HINTS: dict[type[errors.ErlessError], str] = {
     errors.PlanError: "see `erless plan --help`",
     errors.TrafficError: "traffic is like step:50,150,50, or a table with columns t_s and qps",
     errors.LoadTestError: "see `erless status`, and `erless loadtest --help` for --host",
-    errors.StoreError: "see `erless releases list`; `erless pack` makes a release",
+    errors.StoreError: "`erless pack --store STORE` makes a release, `erless releases list` lists",
     errors.BaseImageError: (
         "--base names one that is reached from here: a mirror's python:3.X-slim-bookworm, or a "
         "registry's on 127.0.0.1; it needs this Python and libstdc++"

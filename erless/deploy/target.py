@@ -141,6 +141,27 @@ class Status:
             raise DeployError(f"the gateway of release {self.release[:12]} is not there: {reason}")
         return self.url
 
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        from erless.pages.charts import size
+        from erless.pages.page import notes, table
+
+        rows = [
+            [
+                each.name,
+                each.tier,
+                f"{each.ready} of {each.wanted}",
+                f"{each.rps:,.1f}",
+                "" if each.p95_ms is None else f"{each.p95_ms:,.1f}",
+                size(each.memory_bytes),
+                each.state.value + (f": {each.reason}" if each.reason else ""),
+            ]
+            for each in self.functions
+        ]
+        header = ["function", "tier", "replicas", "calls/s", "p95 ms", "memory", "state"]
+        where = f"{self.target}: release {self.release[:12]} at {self.url or 'no address'}"
+        return table(header, rows, "functions") + notes([where])
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:

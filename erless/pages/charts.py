@@ -262,15 +262,22 @@ def _step(span: float, count: int, steps: Sequence[float] = DECIMAL) -> float:
 
 
 def _path(frame: _Frame, line: ChartLine) -> str:
-    pieces, pen = [], "M"
-    for x, y, good in zip(
-        frame.x(line.x), frame.y(np.nan_to_num(line.y)), np.isfinite(line.y), strict=True
-    ):
+    """The line; a point without neighbours is a dot."""
+    pieces, pen, finite = [], "M", np.isfinite(line.y)
+    xs, ys = frame.x(line.x), frame.y(np.nan_to_num(line.y))
+    for x, y, good in zip(xs, ys, finite, strict=True):
         if good:
             pieces.append(f"{pen}{x:.1f} {y:.1f}")
         pen = "L" if good else "M"
     kind = "line dash" if line.dash else "line"
-    return f'<path class="{kind}" style="stroke:var(--c{line.colour})" d="{"".join(pieces)}"/>'
+    beside = np.pad(finite, 1)
+    alone = finite & ~beside[:-2] & ~beside[2:]
+    dots = "".join(
+        f'<circle r="3" cx="{x:.1f}" cy="{y:.1f}" style="fill:var(--c{line.colour})"/>'
+        for x, y in zip(xs[alone], ys[alone], strict=True)
+    )
+    drawn = f'<path class="{kind}" style="stroke:var(--c{line.colour})" d="{"".join(pieces)}"/>'
+    return drawn + dots
 
 
 def _areas(frame: _Frame, lines: Sequence[ChartLine]) -> list[str]:

@@ -60,6 +60,23 @@ class AccessReport:
     tables: tuple[TableHotness, ...]
     warnings: tuple[str, ...]
 
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: a row per table."""
+        from erless.pages.page import notes, table
+
+        rows = [
+            [
+                each.access.table,
+                f"{each.access.rows:,}",
+                f"{each.access.accesses:,}",
+                f"{each.access.touched:,}",
+                *(f"{share:.1%}" for share in each.shares),
+            ]
+            for each in self.tables
+        ]
+        header = ["table", "rows", "accesses", "touched", *(f"{100 * x:g} %" for x in SHARES)]
+        return table(header, rows, "hotness") + notes(self.warnings)
+
     def document(self) -> dict[str, Any]:
         """The report as JSON types."""
         drop = {"machine", "samples"}

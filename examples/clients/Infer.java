@@ -1,5 +1,4 @@
 // One query in JSON to a gateway: java Infer.java http://127.0.0.1:PORT MODEL
-// Written by the protocol; the tests of this repository do not run it.
 import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;

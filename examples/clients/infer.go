@@ -1,5 +1,4 @@
 // One query in JSON to a gateway: go run infer.go http://127.0.0.1:PORT MODEL
-// Written by the protocol; the tests of this repository do not run it.
 package main
 
 import (

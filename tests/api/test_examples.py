@@ -51,6 +51,7 @@ def test_queries_of_many_kinds_get_the_models_answers(served: dict[str, Any]) ->
             answer = client.predict(query)
             np.testing.assert_allclose(answer.scores, expected, rtol=1e-5)
             assert (len(answer.release), answer.generation, answer.degraded) == (64, 0, False)
+            assert f"<td>{answer.scores[1]:.6g}</td>" in answer._repr_html_()
         for wrong, says in (
             ({"user": users}, "lacks history"),
             ({"user": users, "history": histories, "age": [1, 2]}, "no input 'age'"),
@@ -74,23 +75,34 @@ def test_queries_of_many_kinds_get_the_models_answers(served: dict[str, Any]) ->
     np.testing.assert_allclose(scores, each, rtol=1e-5)
 
 
-@pytest.mark.parametrize("command", [[sys.executable, "infer.py"], ["sh", "infer.sh"]])
-def test_clients_of_other_kinds(served: dict[str, Any], command: list[str]) -> None:
-    if command[0] == "sh" and shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        ([sys.executable, "infer.py"], sys.executable),
+        (["sh", "infer.sh"], "curl"),
+        (["go", "run", "infer.go"], "go"),
+        (["java", "Infer.java"], "javac"),
+    ],
+    ids=["python", "curl", "go", "java"],
+)
+def test_clients_of_other_kinds(served: dict[str, Any], command: list[str], needed: str) -> None:
+    if shutil.which(needed) is None:
+        pytest.skip(f"{needed} is not installed")
     done = subprocess.run(
         [*command, served["deployment"].url, "model"],
         cwd=EXAMPLES / "clients",
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=240,  # go compiles its library the first time
     )
-    values = done.stdout.split("[", 1)[1] if command[0] != "sh" else ""
-    if command[0] == "sh":
-        values = str(json.loads(done.stdout)["outputs"][0]["data"])
-    numbers = [float(each) for each in values.strip(" []\n").split(",")]
-    assert len(numbers) == 2 and all(0 < number < 1 for number in numbers)
+    text = done.stdout  # the answer itself, or its numbers in brackets
+    values = str(json.loads(text)["outputs"][0]["data"]) if text[0] == "{" else text.split("[")[1]
+    torch, histories = served["torch"], [list(range(8)), list(range(8, 16))]
+    with torch.inference_mode():
+        expected = served["model"](torch.tensor([3, 17]), torch.tensor(histories)).numpy()
+    numbers = [float(each) for each in values.strip(" []\n").replace(",", " ").split()]
+    np.testing.assert_allclose(numbers, expected, rtol=1e-5)
 
 
 def test_plans_are_shown_and_errors_are_exceptions(served: dict[str, Any]) -> None:
@@ -99,6 +111,7 @@ def test_plans_are_shown_and_errors_are_exceptions(served: dict[str, Any]) -> No
     assert planned.verdict in text.replace("\n", " ").replace("  ", " ")
     assert max(map(len, text.splitlines())) <= 80
     assert "<table>" in planned._repr_html_() and "gateway" in planned._repr_html_()
+    assert "<td>1 of 1</td>" in served["project"].status()._repr_html_()
     with pytest.raises(erless.errors.PlanError, match="qps"):
         served["project"].plan(qps=-1)
     with pytest.raises(erless.errors.ConfigError, match="traffic.qps"):
@@ -109,7 +122,8 @@ def test_plans_are_shown_and_errors_are_exceptions(served: dict[str, Any]) -> No
 def test_a_callback_is_told_of_progress(served: dict[str, Any]) -> None:
     told: list[tuple[str, int, int | None]] = []
     project = erless.Project(served["folder"], progress=lambda *step: told.append(step))
-    project.profile(served["folder"] / "access.parquet", overwrite=True)
+    report = project.profile(served["folder"] / "access.parquet", overwrite=True)
+    assert f"<td>{report.tables[0].access.rows:,}</td>" in report._repr_html_()
     label, done, total = next(step for step in reversed(told) if step[0].startswith("read"))
     assert label == "read access.parquet" and done == total == 20_000
 

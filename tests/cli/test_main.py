@@ -123,6 +123,7 @@ def test_wrong_usage_is_one_document_too(cli: Cli, words: tuple[str, ...], says:
     error = json.loads(run.stdout)["error"]
     assert error["type"] == "UsageError"
     assert says in error["message"]
+    assert error["try"].endswith("--help")
     assert says in " ".join(run.stderr.replace("│", "").split())
 
 

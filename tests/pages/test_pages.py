@@ -67,3 +67,9 @@ def test_the_timeline_has_releases_and_generations(tmp_path: Path) -> None:
     assert page.count('<li class="now">') == page.count('<li class="kept">') == 1
     assert page.index("2026-11-02 10:00 UTC") < page.index("2026-11-01 10:00 UTC")
     assert "generation 10, 1,000 rows changed" in page and "and 2 before" in page
+
+
+def test_a_point_without_neighbours_is_seen(tmp_path: Path) -> None:
+    page = shown.drill(tmp_path)
+    healed = page[page.index("<h2>Until healed</h2>") :]
+    assert healed[: healed.index("</figure>")].count("<circle ") == 2 * 2  # kinds; wide, narrow

@@ -134,7 +134,7 @@ def deploy(
             output,
             document,
             lambda console: _draw_dry(console, document, changes, checked),
-            then=f"erless deploy --target {destination.name}",
+            then=_without_dry_run(destination.name, source),
         )
         if how.diff and document["changed"]:
             raise SystemExit(1)
@@ -163,6 +163,13 @@ def _with_decoys(
     from erless.api.decoys import with_decoys
 
     return with_decoys(desired, config, destination.name, count, write=write)
+
+
+def _without_dry_run(target: str, source: ReleaseOptions) -> str:
+    """The same deploy, for real."""
+    given = [("--store", source.store), ("--release", source.release)]
+    words = [f" {option} {value}" for option, value in given if value]
+    return f"erless deploy --target {target}{''.join(words)}"
 
 
 def _agree(desired: Desired, changes: tuple[Change, ...], *, ask: bool) -> None:

@@ -299,10 +299,9 @@ def _present(path: Path, artifact: str, option: str, verb: str) -> None:
     from erless.errors import PlanError
 
     if not path.exists():
-        raise PlanError(
-            f"no {artifact} at {path}: give {option}, name it in erless.yaml, or make one "
-            f"with `{verb}` (--workload rm1 plans without)"
-        )
+        missing = PlanError(f"no {artifact} at {path}: give {option}, or name it in erless.yaml")
+        missing.add_note(f"`{verb}` makes one; `erless plan --workload rm1 --compare` needs none")
+        raise missing
 
 
 def request_like(plan: Plan, requested: Mapping[str, Any], config: Config) -> PlanRequest:
