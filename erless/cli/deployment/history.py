@@ -53,7 +53,7 @@ def history(
             mark = "→" if deployment.current else ""
             table.add_row(
                 mark,
-                deployment.release,
+                deployment.release[:12],
                 deployment.deployed_at,
                 deployment.url if deployment.current else "",
             )

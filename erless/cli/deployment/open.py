@@ -15,6 +15,7 @@ from erless.cli.run import Output, OutputOption, emit, verb
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from erless.deploy.target import Target
     from erless.specs.config import Config
 
 __all__ = ["open_"]
@@ -56,7 +57,7 @@ def open_(
     title = f"erless: {destination.name}"
     desktop = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     with (
-        LivePage(ask, title, _planned(config, first.release), port) as page,
+        LivePage(ask, title, _planned(destination, config, first.release), port) as page,
         suppress(KeyboardInterrupt),  # how one ends it
     ):
         emit(
@@ -73,14 +74,34 @@ def open_(
         Event().wait()
 
 
-def _planned(config: Config, release: str) -> Mapping[str, Any] | None:
-    """What the plan of `release` says, where the store of erless.yaml has it."""
+def _planned(target: Target, config: Config, release: str) -> Mapping[str, Any] | None:
+    """What the plan of `release` says, where the store of erless.yaml has it, and what is newer."""
     from erless.deploy.desired_release import load_desired
     from erless.errors import ErlessError
     from erless.plan.report.tables import node_line, verdict
 
     try:
         plan = load_desired(config.store, release).plan
+        newer = _newer(target, config.store, release)
     except ErlessError:
         return None
-    return {"lines": [line for line in (verdict(plan), *plan.notes, node_line(plan)) if line]}
+    lines = (verdict(plan), *plan.notes, node_line(plan), newer)
+    return {"lines": [line for line in lines if line]}
+
+
+def _newer(target: Target, store: str, release: str) -> str:
+    """What deploying the newest release of the store would change; empty where it answers now."""
+    from erless.deploy.desired_release import load_desired
+
+    newest = load_desired(store)
+    if newest.release.digest == release:
+        return ""
+    changes = [
+        f"{change.action} {change.what}"
+        for change in target.diff(newest)
+        if change.action != "keep"
+    ]
+    return (
+        f"{store} has a newer release, {newest.release.digest[:12]}: `erless deploy` would "
+        f"{', '.join(changes) or 'change nothing'}"
+    )

@@ -83,10 +83,10 @@ def _draw(console: Console, rows: list[dict[str, Any]]) -> None:
     table = Table("release", "packed at", "model", "shards", "MB", "plan")
     for row in rows:
         if "damaged" in row:
-            table.add_row(row["release"], row["packed_at"], f"damaged: {row['damaged']}")
+            table.add_row(row["release"][:12], row["packed_at"], f"damaged: {row['damaged']}")
             continue
         table.add_row(
-            row["release"],
+            row["release"][:12],
             row["packed_at"],
             row["model"],
             str(row["shards"]),
