@@ -16,13 +16,13 @@ from erless.specs.dollars import plan_usd
 from erless.specs.generations import GenerationManifest
 from erless.specs.plan import Plan
 
-__all__ = ["KeptRelease", "write_history"]
+__all__ = ["DeployedRelease", "write_history"]
 
 MOST_GENERATIONS = 8  # of a release, the newest
 
 
 @dataclass(frozen=True)
-class KeptRelease:
+class DeployedRelease:
     """A deployed release, its plan where the store has it, and generations, the newest first."""
 
     deployment: Deployment
@@ -30,7 +30,7 @@ class KeptRelease:
     generations: Sequence[GenerationManifest]
 
 
-def write_history(out: Path, target: str, releases: Sequence[KeptRelease]) -> None:
+def write_history(out: Path, target: str, releases: Sequence[DeployedRelease]) -> None:
     """Write the page to `out`; `releases` are newest first.
 
     Raises:
@@ -53,7 +53,7 @@ def write_history(out: Path, target: str, releases: Sequence[KeptRelease]) -> No
     save_page(out, page(f"Releases on {target}", "what was deployed, and is kept", parts))
 
 
-def _entry(release: KeptRelease) -> str:
+def _entry(release: DeployedRelease) -> str:
     """One release, and below it the generations that were published on it."""
     deployment, plan = release.deployment, release.plan
     facts = [deployment.model and f"model {deployment.model}"]
@@ -101,7 +101,7 @@ def _moment(text: str) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _planned(releases: Sequence[KeptRelease]) -> list[str]:
+def _planned(releases: Sequence[DeployedRelease]) -> list[str]:
     """Memory and dollars of the releases side by side, where several plans are known."""
     known = [(each.deployment.release[:12], each.plan) for each in releases if each.plan]
     if len(known) < 2:

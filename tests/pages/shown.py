@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from erless.deploy.diff_page import write_diff
-from erless.deploy.history_page import KeptRelease, write_history
+from erless.deploy.history_page import DeployedRelease, write_history
 from erless.deploy.target import Change, Deployment
 from erless.observe.report.comparison import write_comparison
 from erless.observe.report.result import write_report
@@ -145,6 +145,6 @@ def history(folder: Path) -> str:
             )
             for each in range(10, 0, -1)
         ]
-        releases.append(KeptRelease(deployment, wanted.plan, [] if number else made))
+        releases.append(DeployedRelease(deployment, wanted.plan, [] if number else made))
     write_history(folder / "history.html", "local", releases)
     return (folder / "history.html").read_text()

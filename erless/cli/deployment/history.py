@@ -70,7 +70,7 @@ def history(
 def _plot(out: Path, target: str, deployments: Sequence[Deployment], location: str) -> None:
     """Write the page; what the store does not have is left out."""
     from erless.deploy.desired_release import load_desired
-    from erless.deploy.history_page import KeptRelease, write_history
+    from erless.deploy.history_page import DeployedRelease, write_history
     from erless.errors import ErlessError
     from erless.specs.generations import generations, load_generation
     from erless.storage.stores import open_store
@@ -85,7 +85,7 @@ def _plot(out: Path, target: str, deployments: Sequence[Deployment], location: s
             published = [load_generation(store, deployment.release, each) for each in numbers]
         except ErlessError as error:
             note(f"note: {deployment.release[:12]}: {error}")
-        kept.append(KeptRelease(deployment, plan, published))
+        kept.append(DeployedRelease(deployment, plan, published))
     write_history(out, target, kept)
 
 
