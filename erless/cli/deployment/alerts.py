@@ -53,7 +53,8 @@ def alerts(
                 console.print("no alerts")
 
         document = [alert.model_dump(mode="json") for alert in found]
-        emit(output, {"target": destination.name, "alerts": document}, draw)
+        answer = {"target": destination.name, "alerts": document}
+        emit(output, answer, draw, then="erless alerts --follow" if not found else "erless logs")
         return
     with suppress(KeyboardInterrupt):  # how one ends it
         for alert in told:
