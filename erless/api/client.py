@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -69,6 +69,8 @@ class Client:
         token: bearer token, where the gateway wants one.
         deadline_ms: of a query, all tries together; the gateway is told what is left of it.
         retries: further tries where no gateway answers or it is too busy.
+        prepare: what each query goes through first, where the model has no front of its own to do
+            so: a raw event → the mapping or DataFrame of inputs. It runs here, not in the gateway.
         address: `host:port` to connect to, where the URL's own host is not known here.
         ca: PEM file of the authorities that may have signed the gateway's certificate, where the
             system does not know them.
@@ -81,13 +83,14 @@ class Client:
         ConfigError: a file cannot be used for TLS.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  options that each stand for themselves
         self,
         url: str,
         *,
         token: str | None = None,
         deadline_ms: float = 10_000.0,
         retries: int = 2,
+        prepare: Callable[[Any], Any] | None = None,
         address: str = "",
         ca: str | Path | None = None,
         certificate: str | Path | tuple[str | Path, str | Path] | None = None,
@@ -100,6 +103,7 @@ class Client:
         self._client = QueryClient(
             url, token, timeout_s=deadline_ms / 1e3, address=address, tls=tls
         )
+        self._prepare = prepare
         self._metadata: dict[str, Any] | None = None
 
     def __enter__(self) -> Self:
@@ -128,7 +132,7 @@ class Client:
 
         Args:
             query: a mapping of inputs or tables to arrays or lists, or a pandas DataFrame whose
-                columns are these; see `erless.api.inputs`.
+                columns are these, see `erless.api.inputs`; or what `prepare` makes such of.
             deadline_ms: of this query, instead of the client's.
 
         Raises:
@@ -137,7 +141,8 @@ class Client:
         """
         limit_ms = self._deadline_ms if deadline_ms is None else deadline_ms
         end = time.monotonic() + limit_ms / 1e3
-        tensors = as_tensors(query, self.metadata)
+        prepared = query if self._prepare is None else self._prepare(query)
+        tensors = as_tensors(prepared, self.metadata)
         for attempt in range(self._retries + 1):
             left_ms = max(1.0, (end - time.monotonic()) * 1e3)
             try:

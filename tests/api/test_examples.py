@@ -63,6 +63,9 @@ def test_queries_of_many_kinds_get_the_models_answers(served: dict[str, Any]) ->
         with pytest.raises(erless.ErlessError, match="outside 0") as refused:
             client.predict({"user": [10**9, 1], "history": histories})
         assert getattr(refused.value, "status", None) == 400
+    with erless.Client(url, prepare=lambda rows: dict(zip(frame, zip(*rows)))) as client:  # noqa: B905
+        answer = client.predict(list(zip(users, histories, strict=True)))
+        np.testing.assert_allclose(answer.scores, expected, rtol=1e-5)
 
     async def at_once() -> list[Any]:
         async with erless.AsyncClient(url, connections=3) as clients:
