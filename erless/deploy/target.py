@@ -5,7 +5,7 @@ Render, then act: `diff` lists the changes that `deploy` would make, `deploy` ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -195,8 +195,10 @@ class Breakable(Protocol):
 class Alerting(Protocol):
     """A target that says who touched what nobody should."""
 
-    def alerts(self, lines: int, follow: bool) -> Iterator[Alert]:
+    def alerts(self, lines: int, follow: bool, decoys: Collection[str] = ()) -> Iterator[Alert]:
         """The last `lines` alerts in order of time, then what comes.
+
+        `decoys`: digests of the deployed releases' decoys, where the target does not know them.
 
         Raises:
             NotDeployedError: nothing is deployed.

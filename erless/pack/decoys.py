@@ -21,6 +21,7 @@ from erless.specs.decoys import (
     DecoyManifest,
     DecoyShard,
     DecoySlice,
+    decoy_name,
     keep_decoys,
     load_decoys,
 )
@@ -33,7 +34,6 @@ __all__ = ["plant_decoys"]
 
 SPREAD_OF_SIZES = 0.3  # standard deviation of a decoy's log size around a real shard's
 SAMPLE_BYTES = 64 << 20  # a larger file is not fetched to see how its elements are distributed
-DIGITS = 8  # of a digest, in a decoy's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def _draw(store: Store, like: ReleaseShard) -> tuple[DecoyManifest, DecoyShard]:
     beside = like.size_bytes - like.row_bytes  # indexes, which tables of the same rows have
     shard = like.model_copy(
         update={
-            "name": f"{like.tier.value}-{decoy.digest[:DIGITS]}",
+            "name": decoy_name(like.tier.value, decoy.digest),
             "digest": decoy.digest,
             "rows": rows,
             "row_bytes": row_bytes,

@@ -29,6 +29,7 @@ __all__ = [
     "DecoySet",
     "DecoyShard",
     "DecoySlice",
+    "decoy_name",
     "decoys_name",
     "keep_decoys",
     "load_decoys",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 DECOYS = "decoys/"
+DIGITS = 8  # of a digest, in a decoy's name
 _NAME = re.compile(r"decoys/([0-9a-f]{64})\.json")
 
 
@@ -83,6 +85,15 @@ class DecoySet(Artifact):
 
     release: str = Field(pattern=r"^[0-9a-f]{64}$")
     shards: tuple[DecoyShard, ...]
+
+
+def decoy_name(tier: str, digest: str) -> str:
+    """What people call a decoy, and a sleeping shard beside decoys: no number tells their order.
+
+    >>> decoy_name("cold", "0123456789abcdef")
+    'cold-01234567'
+    """
+    return f"{tier}-{digest[:DIGITS]}"
 
 
 def decoys_name(release: str) -> str:

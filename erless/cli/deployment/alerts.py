@@ -11,12 +11,14 @@ import typer
 
 from erless.cli.deployment.target_options import TargetOptions, resolve_target
 from erless.cli.option_groups import grouped
-from erless.cli.run import Output, OutputOption, emit, verb
+from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from erless.deploy.target import Target
     from erless.specs.alerts import Alert
+    from erless.specs.config import Config
 
 __all__ = ["alerts"]
 
@@ -39,10 +41,10 @@ def alerts(
     from erless.deploy.target import Alerting
     from erless.errors import DeployError
 
-    destination, _ = resolve_target(where)
+    destination, config = resolve_target(where)
     if not isinstance(destination, Alerting):
         raise DeployError(f"target {destination.name} raises no alerts")
-    told = destination.alerts(lines, follow)
+    told = destination.alerts(lines, follow, _decoys(destination, config))
     if not follow:
         found = list(told)
 
@@ -62,6 +64,27 @@ def alerts(
             text = json.dumps(alert.model_dump(mode="json")) if as_json else alert_line(alert)
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
+
+
+def _decoys(destination: Target, config: Config) -> frozenset[str]:
+    """Digests of the decoys of what is deployed, as the store has them; a supervisor knows its own.
+
+    Where the store cannot be read, decoys are known by what they log themselves.
+    """
+    from erless.errors import ErlessError
+    from erless.specs.decoys import load_decoys
+    from erless.storage.stores import open_store
+
+    if destination.name == "local":
+        return frozenset()
+    try:
+        store = open_store(config.store, endpoint_url=config.targets.knative.endpoint_url)
+        deployments = destination.deployments()
+        decoys = [load_decoys(store, deployment.release) for deployment in deployments]
+    except ErlessError as error:
+        note(f"decoys are told by their own logs alone, after a cold start: {error}")
+        return frozenset()
+    return frozenset(decoy.shard.digest for some in decoys for decoy in some)
 
 
 def alert_line(alert: Alert) -> str:

@@ -103,6 +103,7 @@ def access(
     own = [
         _rule("autoscaling.internal.knative.dev", "podautoscalers", "patch"),
         _rule("monitoring.coreos.com", "podmonitors", "get list patch create delete"),
+        _rule("", "events", "create"),  # of alerts
         # not in the ClusterRole, which is one for the deployers of all namespaces
         _rule("", "namespaces", "get patch", (namespace,)),
     ]

@@ -25,7 +25,7 @@ from erless.deploy.knative.gateway_record import (
     with_traffic,
 )
 from erless.deploy.knative.readiness import ServiceWatch, is_ready
-from erless.deploy.knative.render.scaling import MIN_SCALE
+from erless.deploy.knative.render.scaling import INITIAL_SCALE, MIN_SCALE
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.deployment_secret import ensure_secret
@@ -96,7 +96,7 @@ class KnativeRollout:
         self._wait_ready("functions ready", functions)
         self._add_candidate(rendered, before)
         if before.revision != rendered.revision:
-            self._prewarm(functions, rendered.revision)
+            self._prewarm(functions - rendered.decoys, rendered.revision)
         self._cut_over(rendered, release, desired.release.model.name)
         for document in rendered.extras:
             self._api.apply(document)
@@ -122,7 +122,7 @@ class KnativeRollout:
         if target.revision != before.revision:
             self._api.apply(with_traffic(service, lines, before.history, None))
             self._wait_routed("gateway ready", target.revision, 0)
-            self._prewarm(called, target.revision)
+            self._prewarm(called - self._asleep(), target.revision)
         only = [TrafficTarget(target.revision, 100)]
         self._api.apply(with_traffic(service, only, before.history, None))
         self._wait_routed("cut over", target.revision, 100)
@@ -225,6 +225,15 @@ class KnativeRollout:
             live = self._api.get(kind, self._namespace, revision) if revision else None
             if live and live["metadata"].get("annotations", {}).get(MIN_SCALE) != replicas:
                 self._api.merge(kind, self._namespace, revision, patch)
+
+    def _asleep(self) -> set[str]:
+        """Functions that were deployed asleep, maybe decoys: only who asks them wakes them."""
+        self._services.refresh()
+        return {
+            name
+            for name, live in self._services.objects.items()
+            if live["spec"]["template"]["metadata"].get("annotations", {}).get(INITIAL_SCALE) == "0"
+        }
 
     def _prewarm(self, services: set[str], gateway: str) -> None:
         """One replica of the gateway and of all it calls, at once: cold starts overlap."""

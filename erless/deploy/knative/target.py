@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from erless.deploy.knative.alerts import deployment_alerts
 from erless.deploy.knative.diff import compare
 from erless.deploy.knative.gateway_record import read_record, traffic_after, with_traffic
 from erless.deploy.knative.limits import check_limits
@@ -23,8 +25,10 @@ from erless.deploy.kubernetes.releases import GatewayRecord, called_services
 from erless.deploy.kubernetes.render.rendered import Object, Rendered
 from erless.deploy.kubernetes.target import ClusterTarget
 from erless.deploy.target import Change, Desired, Status
+from erless.deploy.webhook import webhook_url
 from erless.errors import DeployError
 from erless.progress import Progress
+from erless.specs.alerts import Alert
 from erless.specs.cluster import ClusterConfig
 from erless.specs.config import Config
 from erless.specs.plan import Plan
@@ -76,6 +80,11 @@ class KnativeTarget(ClusterTarget):
         return KnativeRollout(
             self.api, scope, progress, deadline, options.keep_releases, options.canary_percent
         )
+
+    def alerts(self, lines: int, follow: bool, decoys: Collection[str] = ()) -> Iterator[Alert]:
+        """See `Alerting.alerts`. Who follows leaves Events, and posts to the webhook."""
+        url = webhook_url(self._config.decoys.alert.webhook_env)
+        return deployment_alerts(self.api, self.scope, decoys, lines, follow, url)
 
     def read_status(self, scope: names.Scope) -> Status:
         """See `ClusterTarget.read_status`."""

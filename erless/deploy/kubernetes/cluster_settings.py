@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from erless.deploy.canary import canary_digest
 from erless.deploy.deployed_models import model_key
 from erless.deploy.infra import Infra
 from erless.deploy.kubernetes.kinds import CLAIM, SECRET, Kind
@@ -35,7 +36,7 @@ class ClusterSettings:
     """A cluster to render for.
 
     images: function kind → image by digest. sla_ms: p95 objective of a query. model: key of the
-    model's name, where its objects carry it.
+    model's name, where its objects carry it. canary: SHA-256 of a token that opens nothing.
     """
 
     options: ClusterConfig
@@ -46,6 +47,7 @@ class ClusterSettings:
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     traces: TracesConfig = field(default_factory=TracesConfig)
     model: str = ""
+    canary: str | None = None
 
     @property
     def section(self) -> str:
@@ -169,6 +171,7 @@ def resolve_settings(
         observe=config.observe,
         traces=config.traces,
         model=model_key(config.targets.model or ""),
+        canary=canary_digest(config.gateway, guarded=options.token_secret is not None),
     )
 
 

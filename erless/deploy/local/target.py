@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +244,7 @@ class LocalTarget:
 
         return read_logs(folder.logs, display_name, lines, follow)
 
-    def alerts(self, lines: int, follow: bool) -> Iterator[Alert]:
+    def alerts(self, lines: int, follow: bool, decoys: Collection[str] = ()) -> Iterator[Alert]:
         """See `Alerting.alerts`."""
         folder = self._folder
         if not folder.exists:

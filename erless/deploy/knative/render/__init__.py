@@ -37,4 +37,5 @@ def render(desired: Desired, settings: ClusterSettings) -> Rendered:
         service,
         policies.extras([*functions, gateway], KNATIVE, digest, settings),
         revision=str(service["spec"]["template"]["metadata"]["name"]),
+        decoys=frozenset(function.service for function in functions if function.decoy),
     )

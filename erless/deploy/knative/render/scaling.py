@@ -11,23 +11,27 @@ import math
 from erless.errors import PlanError
 from erless.specs.plan import Scaling
 
-__all__ = ["KPA", "MIN_SCALE", "scaling_annotations"]
+__all__ = ["INITIAL_SCALE", "KPA", "MIN_SCALE", "scaling_annotations"]
 
 PREFIX = "autoscaling.knative.dev"
-MIN_SCALE = f"{PREFIX}/min-scale"
+MIN_SCALE, INITIAL_SCALE = f"{PREFIX}/min-scale", f"{PREFIX}/initial-scale"
 KPA = "kpa.autoscaling.knative.dev"
 WINDOW_S = (6, 3600)
 LONGEST_S = 3600  # of the scale-down delay and of the last pod's retention
 
 
 def scaling_annotations(
-    function: str, scaling: Scaling, min_window_s: int | None = None
+    function: str,
+    scaling: Scaling,
+    min_window_s: int | None = None,
+    *,
+    starts_asleep: bool = False,
 ) -> dict[str, str]:
     """Annotations of a function's revisions.
 
     Every function starts once when it is deployed, which proves it, and which clusters without
-    `allow-zero-initial-scale` insist on. The activator stays out of the path of a running function:
-    its queue is our own.
+    `allow-zero-initial-scale` insist on; but for those that start asleep. The activator stays out
+    of the path of a running function: its queue is our own.
 
     Raises:
         PlanError: a number of the plan is outside Knative's bounds.
@@ -39,6 +43,7 @@ def scaling_annotations(
     delay, retention = math.ceil(scaling.scale_down_delay_s), math.ceil(scaling.retention_s)
     _check(function, "scale-down delay", delay, 0, LONGEST_S)
     _check(function, "retention of the last pod", retention, 0, LONGEST_S)
+    initial = str(min(max(scaling.initial_scale, low, 1), high) if low else 1)
     values = {
         "class": KPA,
         "metric": scaling.metric,
@@ -47,7 +52,7 @@ def scaling_annotations(
         "target-burst-capacity": "0",
         "min-scale": str(low),
         "max-scale": str(high),
-        "initial-scale": str(min(max(scaling.initial_scale, low, 1), high) if low else 1),
+        "initial-scale": "0" if starts_asleep else initial,
         "window": f"{window}s",
         "panic-window-percentage": f"{scaling.panic_window_percentage:.6g}",
         "panic-threshold-percentage": f"{scaling.panic_threshold_percentage:.6g}",

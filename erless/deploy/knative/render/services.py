@@ -86,7 +86,10 @@ def function_service(
                 "metadata": {
                     "labels": function.labels(settings),
                     "annotations": scaling_annotations(
-                        function.name, scaling, settings.options.min_window_s
+                        function.name,
+                        scaling,
+                        settings.options.min_window_s,
+                        starts_asleep=function.starts_asleep,
                     )
                     | FULL_DUPLEX
                     | {names.DIGEST: function.digest}

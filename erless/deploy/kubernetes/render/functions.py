@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from erless.deploy.kubernetes import names
@@ -17,6 +17,7 @@ from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.deploy.kubernetes.render.pods import Needs, load_s, pod, timeout_s
 from erless.deploy.target import Desired
 from erless.errors import PlanError
+from erless.specs.decoys import decoy_name, planned_shard
 from erless.specs.functions import FunctionKind
 from erless.specs.plan import Scaling, ShardPlan
 from erless.specs.release import ReleaseShard
@@ -51,7 +52,8 @@ class ClusterFunction:
     answer, a cold start included where it may be at zero. progress_s: how long it may take to get
     ready before it counts as failed. disk_bytes: files that a replica reads from its node's disk as
     it serves. full_copy_bytes: of one replica of the whole model; the gateway's only. port: where
-    the gateway calls it. requests_s: what one replica of its planned size can serve.
+    the gateway calls it. requests_s: what one replica of its planned size can serve. starts_asleep:
+    deploying it starts none. decoy: nobody calls it, and no object says so.
     """
 
     service: str
@@ -69,6 +71,8 @@ class ClusterFunction:
     full_copy_bytes: int = 0
     port: int = 80
     requests_s: float = 0.0
+    starts_asleep: bool = False
+    decoy: bool = False
 
     def url(self, settings: ClusterSettings) -> str:
         """Where the gateway calls it."""
@@ -119,13 +123,26 @@ class ClusterFunction:
 
 
 def released_functions(desired: Desired, settings: ClusterSettings) -> list[ClusterFunction]:
-    """Shards in the order of their digests, then the tower where it is not in the gateway.
+    """Shards and decoys in the order of their digests, then the tower if it is not in the gateway.
+
+    Beside decoys, shards that may be at zero start asleep and are named by their digests, as decoys
+    do and are: neither the order of names nor the number of replicas tells one from the other.
 
     Raises:
         PlanError: the plan does not know a shard.
     """
-    shards = sorted(desired.release.remote, key=lambda shard: shard.digest)
-    functions = [_shard_function(desired, shard, settings) for shard in shards]
+    planned = [(shard, _shard_plan(desired, shard), False) for shard in desired.release.remote]
+    for decoy in desired.decoys:
+        like = planned_shard(desired.release, desired.plan, decoy)
+        if like is not None:
+            planned.append((decoy.shard, like, True))
+    planned.sort(key=lambda entry: entry[0].digest)
+    functions = [
+        _among_decoys(_shard_function(desired, shard, plan, settings), decoy=decoy)
+        if desired.decoys and plan.scaling.min_scale == 0
+        else _shard_function(desired, shard, plan, settings)
+        for shard, plan, decoy in planned
+    ]
     dense = _dense_function(desired, settings)
     return functions if dense is None else [*functions, dense]
 
@@ -138,10 +155,15 @@ def released_kinds(desired: Desired) -> list[FunctionKind]:
     return kinds
 
 
+def _among_decoys(function: ClusterFunction, *, decoy: bool) -> ClusterFunction:
+    """A function that may be at zero, where some of those are decoys."""
+    name = decoy_name(function.tier, function.digest)
+    return replace(function, name=name, starts_asleep=True, decoy=decoy)
+
+
 def _shard_function(
-    desired: Desired, shard: ReleaseShard, settings: ClusterSettings
+    desired: Desired, shard: ReleaseShard, plan: ShardPlan, settings: ClusterSettings
 ) -> ClusterFunction:
-    plan = _shard_plan(desired, shard)
     needs, workers = _shard_needs(shard, plan), _shard_workers(shard, plan)
     environment = {"ERLESS_SHARD": shard.digest, "ERLESS_WORKERS": str(workers)} | _sizes(desired)
     to_zero = plan.scaling.min_scale == 0
@@ -278,6 +300,8 @@ def _gateway_environment(
         **_workers(vcpu),
         **_sizes(desired),
     }
+    if settings.canary:
+        environment["ERLESS_CANARY_SHA256"] = settings.canary
     if options.grpc:
         environment["ERLESS_GRPC"] = "1"
     for function in functions:

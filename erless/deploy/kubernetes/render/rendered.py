@@ -17,7 +17,8 @@ class Rendered:
 
     base: namespace, account, network policies. functions: shards and tower. gateway: the Service
     that queries go to. extras: budgets and the monitor. revision: the gateway's. candidate: what
-    the revision is besides, where the Service does not make it.
+    the revision is besides, where the Service does not make it. decoys: names of functions that
+    nothing may wake.
     """
 
     base: tuple[Object, ...]
@@ -26,6 +27,7 @@ class Rendered:
     extras: tuple[Object, ...]
     revision: str
     candidate: tuple[Object, ...] = ()
+    decoys: frozenset[str] = frozenset()
 
     @property
     def objects(self) -> tuple[Object, ...]:

@@ -33,6 +33,7 @@ def render(desired: Desired, settings: ClusterSettings, apis: ScalingApis) -> Re
     """
     settings = settings.with_endpoint(desired.endpoint_url)
     digest = desired.release.digest
+    desired = replace(desired, decoys=())  # none are placed here: docs/decoys.md
     functions = [
         replace(function, port=INTERCEPTOR_PORT) if reaches_zero(function, apis) else function
         for function in released_functions(desired, settings)
