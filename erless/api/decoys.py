@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from erless.deploy.target import Desired
-from erless.errors import InfeasibleError
+from erless.errors import InfeasibleError, PlanError
 from erless.pack.decoys import plant_decoys
 from erless.plan.decoys import (
     DecoyOption,
@@ -56,6 +57,24 @@ class PlacedDecoys:
         pairs = zip(self.options, self.counts, strict=True)
         return tuple(option.name for option, count in pairs for _ in range(count))
 
+    @property
+    def sentence(self) -> str:
+        """What the plan's report says of them."""
+        standing = ", ".join(f"{count} like {name}" for name, count in self._counted().items())
+        return (
+            f"decoys: {standing}; who tries functions in random order meets one before the shard "
+            f"he wants on {self.share_met:.0%} of the ways that are open"
+        )
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The same for `-o json`."""
+        return {"like": self._counted(), "share_met": round(self.share_met, 6)}
+
+    def _counted(self) -> dict[str, int]:
+        pairs = zip(self.options, self.counts, strict=True)
+        return {option.name: count for option, count in pairs if count}
+
 
 def exposure_of(config: Config, target: str) -> Exposure:
     """The ways to a shard that `target` leaves open."""
@@ -88,6 +107,11 @@ def with_decoys(
         StorageError: the store cannot be written to.
     """
     wanted = config.decoys.count if count is None else count
+    if target == "kubernetes" and wanted:
+        raise PlanError(
+            f"{wanted} decoys are asked for, and target kubernetes places none: without Knative a "
+            "function does not wait at zero; use target knative or local"
+        )
     if count is None and (wanted == 0 or wanted == len(desired.decoys)):
         return desired  # what an earlier deploy placed stays
     store = open_store(desired.store, endpoint_url=desired.endpoint_url)

@@ -17,6 +17,7 @@ from erless.plan.request import PlanRequest
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from erless.api.decoys import PlacedDecoys
     from erless.plan.nodes.prices import Prices
     from erless.plan.nodes.shared_pool import SharedPool
     from erless.plan.planner import Outcome
@@ -57,6 +58,10 @@ class ReportOptions:
     beside: Annotated[
         list[Path] | None,
         typer.Option("--with", help="Another plan.json on the same nodes; may repeat."),
+    ] = None
+    decoys: Annotated[
+        int | None,
+        typer.Option(min=0, max=32, help="Where so many decoys stand, and who meets one first."),
     ] = None
 
 
@@ -104,6 +109,7 @@ def plan(
     reasons = tables.explain(document, named) if named else []
     sized = size_pools(document, prices, pools) if report.nodes_from else {}
     shared = _shared(report, inputs, document, prices)
+    placed = _placed(report, document)
     verdict = [
         *([tables.verdict(document)] if report.compare else []),
         *document.notes,
@@ -111,6 +117,7 @@ def plan(
         *helping,
         *(f"pool {name}: {size}" for name, size in sized.items()),
         *(pool_lines(shared) if shared else []),
+        *([placed.sentence] if placed else []),
     ]
     if report.nodes_from:
         note(f"wrote {write_pools(report.nodes_from, sized)}")
@@ -125,6 +132,7 @@ def plan(
         "verdict": verdict,
         "explain": reasons,
         "pool": _pool(shared) if shared else None,
+        "decoys": placed.document if placed else None,
     }
     sentences = [*reasons, *verdict]
     emit(
@@ -133,6 +141,19 @@ def plan(
         lambda console: _draw(console, document, sentences, report),
         then=_next(source, inputs),
     )
+
+
+def _placed(report: ReportOptions, document: Plan) -> PlacedDecoys | None:
+    """Where decoys stand beside the plan's shards, where some are asked for."""
+    from erless.cli.options import project
+
+    config = project()
+    count = config.decoys.count if report.decoys is None else report.decoys
+    if not count:
+        return None
+    from erless.api.decoys import place_decoys
+
+    return place_decoys(config, config.targets.default, document, count)
 
 
 def _next(source: SourceOptions, inputs: PlanInputs) -> str:

@@ -135,9 +135,15 @@ def _sparse(
         planned,
         site,
     )
-    if shard.cache_bytes is None:
-        return function
-    return function.model_copy(update={"disk_bytes": shard.size_bytes})
+    update: dict[str, float] = {
+        "share": planned.share,
+        "rows_per_call": planned.gathers / planned.touch_probability
+        if planned.touch_probability
+        else 1.0,
+    }
+    if shard.cache_bytes is not None:
+        update["disk_bytes"] = shard.size_bytes
+    return function.model_copy(update=update)
 
 
 def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -> FunctionSpec:

@@ -10,20 +10,22 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pydantic import ValidationError
 
 from erless.deploy.local.supervisor.folder.events import log_event
 from erless.deploy.local.supervisor.folder.logs import log_file, rotate
 from erless.deploy.local.supervisor.folder.state_folder import ALERTS, StateFolder
-from erless.deploy.local.supervisor.spec import StoredState
+from erless.deploy.local.supervisor.spec import FunctionSpec, StoredState
+from erless.deploy.scraping import ScrapingWatch, ShardOdds
 from erless.deploy.webhook import Webhook
 from erless.errors import ConfigError, StorageError
-from erless.specs.alerts import ALERT_MESSAGE, Alert, AlertLimiter
+from erless.specs.alerts import ALERT_MESSAGE, Alert, AlertLimiter, utc_now
 
 __all__ = ["AlertDesk"]
 
+WATCHED_TIERS = ("cold", "frozen")
 MOST_BYTES = 64 << 10  # of one message
 
 
@@ -42,14 +44,22 @@ class AlertDesk:
         self._opened: socket.socket | None = None
         self._webhook: Webhook | None = None
         self._webhook_url: str | None = None
+        self._watched: str | None = None  # the release whose shards are watched
+        self._specs: dict[str, FunctionSpec] = {}
+        self._scraping = ScrapingWatch({}, self._loop.time)
 
-    async def run(self) -> None:
-        """Take alerts until this task is cancelled."""
+    async def run(self, gathers: Callable[[], Mapping[tuple[str, int], float]]) -> None:
+        """Take alerts, and watch for scrapers, until this task is cancelled.
+
+        Args:
+            gathers: what each process of each function has counted, by the function's key.
+        """
         try:
             while True:
                 with contextlib.suppress(StorageError):  # a full disk: the next turn tries again
                     self.open()
                 self.tick()
+                self._look_for_scrapers(gathers())
                 await asyncio.sleep(self._state().timing.poll_s)
         finally:
             self.close()
@@ -95,6 +105,33 @@ class AlertDesk:
         for alert in self._limiter.due():
             self._record(alert)
         rotate(log_file(self._folder.logs, ALERTS, 0))
+
+    def _look_for_scrapers(self, gathers: Mapping[tuple[str, int], float]) -> None:
+        """Compare the current release's shards with what its plan expects of them."""
+        state = self._state()
+        if state.current != self._watched:
+            release = state.release(state.current)
+            specs = {spec.key: spec for spec in release.functions} if release else {}
+            cold = {key: spec for key, spec in specs.items() if spec.tier in WATCHED_TIERS}
+            odds = {
+                key: ShardOdds(spec.share, spec.rows_per_call)
+                for key, spec in cold.items()
+                if not spec.decoy
+            }
+            self._watched, self._specs = state.current, specs
+            self._scraping = ScrapingWatch(odds, self._loop.time)
+        ours = {place: count for place, count in gathers.items() if place[0] in self._specs}
+        for key, reason in self._scraping.observe(ours).items():
+            spec = self._specs[key]
+            self.raise_alert(
+                Alert(
+                    time=utc_now(),
+                    kind="scraping",
+                    function=spec.name,
+                    digest=spec.digest,
+                    detail=reason,
+                )
+            )
 
     def _receive(self) -> None:
         opened = self._opened

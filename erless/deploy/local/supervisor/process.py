@@ -51,6 +51,15 @@ def _log_to(file: Path) -> None:
             os.dup2(opened.fileno(), descriptor)
 
 
+def _gathers(fleet: LocalFleet) -> dict[tuple[str, int], float]:
+    """Rows that each replica of each function has gathered, as of its last poll."""
+    return {
+        (key, replica.pid): replica.counters.gathers
+        for key, function in fleet.functions.items()
+        for replica in function.replicas
+    }
+
+
 async def _supervise(folder: StateFolder) -> None:
     """SIGTERM (the machine shuts down) drains all functions, and keeps the state.
 
@@ -58,7 +67,7 @@ async def _supervise(folder: StateFolder) -> None:
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSTARTUP"}
     fleet = LocalFleet(folder, environment)
-    alerts = asyncio.get_running_loop().create_task(fleet.alerts.run())
+    alerts = asyncio.get_running_loop().create_task(fleet.alerts.run(lambda: _gathers(fleet)))
     control = Control(fleet)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

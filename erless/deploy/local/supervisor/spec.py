@@ -36,6 +36,8 @@ class FunctionSpec(FromElsewhere):
     memory_bytes: int = Field(0, ge=0, description="that a replica is planned to need")
     requests_per_vcpu_s: float = Field(0.0, ge=0, description="that one vCPU can serve")
     disk_bytes: int = Field(0, ge=0, description="files that it reads from the disk as it serves")
+    share: float = Field(0.0, ge=0, description="of all gathers, as planned; 0: not watched")
+    rows_per_call: float = Field(1.0, ge=0, description="that a call gathers, as planned")
     decoy: bool = Field(False, description="nobody calls it: whoever does raises an alert")
 
     @property

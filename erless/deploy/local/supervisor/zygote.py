@@ -34,6 +34,7 @@ MOST_FDS = 8
 PRELOADED = (
     "erless.serve.process.process",
     "erless.serve.functions.sparse",
+    "erless.serve.functions.decoy",  # so that one wakes as fast as the others
     "erless.serve.gateway.gateway",
 )
 

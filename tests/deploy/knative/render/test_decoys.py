@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from erless.deploy.knative.gateway_record import called_services
 from erless.deploy.knative.render import Rendered, render
 from erless.deploy.knative.render.scaling import INITIAL_SCALE
+from erless.deploy.kubernetes.releases import called_services
 from erless.deploy.target import Desired
 from erless.specs.decoys import DecoyShard, decoy_name
 from erless.specs.plan import Tier
@@ -68,8 +68,8 @@ def test_releases_own_them_through_the_gateway_and_nothing_else_changes() -> Non
     plain, guarded = (render(with_decoys(count), cluster_settings()) for count in (0, 2))
     assert plain.decoys == frozenset()
     assert sleepers(plain) == []
-    revision = {"metadata": {}, "spec": guarded.gateway["spec"]["template"]["spec"]}
-    assert guarded.decoys < called_services(revision)  # rollback and settle go by these
+    called = called_services(guarded.gateway["spec"]["template"]["spec"])
+    assert guarded.decoys < called  # rollback and settle go by these
     assert [d["metadata"]["name"] for d in plain.base] == [
         d["metadata"]["name"] for d in guarded.base
     ]
