@@ -191,8 +191,8 @@ def wakings(count: int) -> bool:
     """Times to a first answer, of a decoy and of the shard that it looks like, in turns."""
     with deployed(1, 0.3) as place:
         (decoy,) = place.desired.decoys
-        shards = place.desired.release.shards
-        like = next(shard.name for shard in shards if shard.digest == decoy.like)
+        real = place.desired.release.shards
+        like = next(shard.name for shard in real if shard.digest == decoy.like)
         ports = {name: place.port(name) for name in (decoy.shard.name, like)}
         found: dict[str, list[float]] = {name: [] for name in ports}
         for _ in range(count):
@@ -204,7 +204,8 @@ def wakings(count: int) -> bool:
         p5, p50, p95 = np.percentile(values, [5, 50, 95])
         what = "decoy" if name == decoy.shard.name else "cold shard"
         print(f"{what}: {count} wakings, p5 {p5:.0f}, p50 {p50:.0f}, p95 {p95:.0f} ms")
-    tested = ks_2samp(*found.values())
+    decoys, shards = (np.array(values) for values in found.values())
+    tested = ks_2samp(decoys, shards)
     print(f"Kolmogorov-Smirnov: D = {tested.statistic:.3f}, p = {tested.pvalue:.3f}")
     return bool(tested.pvalue >= LEVEL)
 

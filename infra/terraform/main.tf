@@ -108,3 +108,12 @@ module "budget" {
   thresholds = var.budget.thresholds
   cost_tag   = var.budget.cost_tag
 }
+
+module "canary" {
+  source = "./modules/canary"
+  count  = var.canary == null ? 0 : 1
+
+  name      = var.name
+  role      = var.canary.role
+  alarm_arn = var.canary.alarm_arn
+}

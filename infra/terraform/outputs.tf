@@ -73,3 +73,14 @@ output "kubeconfig_command" {
   description = "Command that adds the cluster to your kubeconfig."
   value       = "aws eks update-kubeconfig --region ${data.aws_region.current.name} --name ${module.cluster.name}"
 }
+
+output "canary_access_key_id" {
+  description = "Id of the access key without rights; null without one."
+  value       = one(module.canary[*].access_key_id)
+}
+
+output "canary_secret_access_key" {
+  description = "Its secret: worth nothing but the alarm."
+  value       = one(module.canary[*].secret_access_key)
+  sensitive   = true
+}

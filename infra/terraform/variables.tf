@@ -367,6 +367,20 @@ variable "budget" {
   }
 }
 
+variable "canary" {
+  description = "An access key without rights, to leave where only a thief looks, and what its use is told to; null makes none."
+  type = object({
+    alarm_arn = string
+    role      = optional(string, "release-uploader")
+  })
+  default = null
+
+  validation {
+    condition     = var.canary == null || try(startswith(var.canary.alarm_arn, "arn:"), false)
+    error_message = "canary: the ARN of an SNS topic, SQS queue or Lambda function as alarm_arn."
+  }
+}
+
 variable "tags" {
   description = "Tags of every resource."
   type        = map(string)
