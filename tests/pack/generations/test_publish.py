@@ -268,7 +268,7 @@ def test_bad_parquet_is_named(tmp_path: Path, columns: dict[str, object], fact: 
 
 def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(ModelError, match="rows.parquet: not a parquet file"):
+    with pytest.raises(ModelError, match="rows.parquet: cannot be read"):
         read_changes(tmp_path / "rows.parquet", TABLE)
     (tmp_path / "rows.csv").write_text("id,vector\n")
     with pytest.raises(ModelError, match="rows come as"):
