@@ -25,6 +25,7 @@ from erless.deploy.local.target import LocalTarget
 from erless.dlrm.queries import QueryFile, write_queries
 from erless.dlrm.reference import Monolith
 from erless.errors import ErlessError
+from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
 from erless.progress import Silent
 from erless.serve.protocol.client import QueryClient
@@ -143,7 +144,8 @@ def _release(folder: Path) -> Packed:
     queries, store = folder / "queries.safetensors", folder / "store"
     write_queries(queries, random_query(model, 0, 512), [t.name for t in model.tables], 32)
     opened = open_store(str(store), create=True)
-    release = Packer(bundle, profile, folder / "plan.json", opened).pack().release
+    inputs = PackInputs(bundle, profile, folder / "plan.json")
+    release = Packer(inputs, opened).pack().release
     assert release is not None
     blobs = {
         shard.name: store

@@ -40,6 +40,7 @@ from erless.dlrm.infer_request import infer_request
 from erless.dlrm.tower import BuiltinTower, builtin_tower, tower_layers
 from erless.dlrm.workload import WORKLOADS
 from erless.observe.loadtest.encoded_queries import Body
+from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
 from erless.plan.costs.tower import tower_macs
 from erless.plan.planner import Planner
@@ -287,7 +288,9 @@ def packed(work: Path, name: str) -> tuple[str, ReleaseManifest]:
     outcome = Planner(source.model, source.tables, request, measured=source.measured).outcome()
     plan_document(outcome, source.model_digest, source.profile_digest).save(plan)
     store = str(work / "store")
-    release = Packer(model, profile, plan, open_store(store, create=True)).pack().release
+    release = (
+        Packer(PackInputs(model, profile, plan), open_store(store, create=True)).pack().release
+    )
     assert release is not None
     return store, release
 

@@ -149,11 +149,12 @@ def bring_in(way: str, folder: Path, rows: int) -> None:
 
 def pack(folder: Path) -> None:
     """Pack the bundle in int8."""
+    from erless.pack.inputs import PackInputs
     from erless.pack.packer import Packer
     from erless.storage.stores import open_store
 
     store = open_store(str(folder / "store"), create=True)
-    Packer(folder / "bundle", folder / "profile", folder / "plan.json", store).pack()
+    Packer(PackInputs(folder / "bundle", folder / "profile", folder / "plan.json"), store).pack()
 
 
 def prepare_pack(folder: Path, rows: int) -> None:

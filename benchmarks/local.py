@@ -37,6 +37,7 @@ from erless.dlrm.queries import QueryFile
 from erless.dlrm.reference import Monolith
 from erless.dlrm.workload import WORKLOADS
 from erless.importers.synthetic import ACCESS_LOG, QUERIES, make_example
+from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
 from erless.profile.access import profile_access
 from erless.profile.formats import LogSource
@@ -81,7 +82,7 @@ def deployed(
     )
     plan.save(work / "plan.json")
     opened = open_store(str(store), create=True)
-    release = Packer(bundle, profile, work / "plan.json", opened).pack().release
+    release = Packer(PackInputs(bundle, profile, work / "plan.json"), opened).pack().release
     assert release is not None
     options = LocalConfig(state=work / "state")
     target = LocalTarget(Config(targets=TargetsConfig(local=options)), timing)

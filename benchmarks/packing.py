@@ -46,11 +46,12 @@ TIERS = ((Tier.RESIDENT, 0.001), (Tier.HOT, 0.02), (Tier.COLD, 0.3), (Tier.FROZE
 IDS = 40_960  # RM1: batch 32 × pooling 128 × 10 tables
 
 PACK = (
-    "import sys; from pathlib import Path; from erless.pack.packer import Packer\n"
+    "import sys; from pathlib import Path\n"
+    "from erless.pack.inputs import PackInputs; from erless.pack.packer import Packer\n"
     "from erless.storage.stores import open_store\n"
     "f = Path(sys.argv[1])\n"
     "store = open_store(str(f/'store'), create=True)\n"
-    "Packer(f/'model', f/'profile', f/'plan.json', store).pack()\n"
+    "Packer(PackInputs(f/'model', f/'profile', f/'plan.json'), store).pack()\n"
 )
 LOAD = (
     "import sys; from pathlib import Path; import numpy as np\n"

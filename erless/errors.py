@@ -20,6 +20,7 @@
     ├── TrafficError             a traffic shape or trace cannot be replayed
     ├── LoadTestError            a load could not be sent
     ├── StoreError               a release store: absent, torn, contended
+    ├── WorkerError              a process, pod or executor of a stage failed: its own last line
     ├── ImageError               a function's image cannot be built, pulled or pushed
     │   ├── BaseImageError       the image to build on cannot be had, or is not one to build on
     │   └── DependencyError      pip could not bring what the functions import
@@ -76,6 +77,7 @@ __all__ = [
     "TrafficError",
     "UnreachableError",
     "UntrustedError",
+    "WorkerError",
     "first_line",
 ]
 
@@ -181,6 +183,10 @@ class LoadTestError(ErlessError):
 
 class StoreError(ErlessError):
     """A release store is absent, torn or contended."""
+
+
+class WorkerError(ErlessError):
+    """A process, pod or executor that does a part of a stage failed; tells its own last line."""
 
 
 class ImageError(ErlessError):

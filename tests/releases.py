@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from erless.dlrm.queries import Query, write_queries
+from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
 from erless.specs.artifact import FileEntry
 from erless.specs.bundle import BundleManifest
@@ -109,7 +110,7 @@ def make_release(
     write_queries(queries, random_query(model, seed, 64), [t.name for t in model.tables], 16)
     location = store or str(folder / "store")
     opened = open_store(location, endpoint_url=endpoint_url, create=True)
-    release = Packer(bundle, profile, plan, opened).pack().release
+    release = Packer(PackInputs(bundle, profile, plan), opened).pack().release
     assert release is not None
     return Made(location, release, bundle, profile, plan, queries, model)
 
@@ -120,7 +121,7 @@ def pack_bundle_of(folder: Path, spec: ModelSpec, tiers: Sequence[Cut]) -> Made:
     plan = folder / "plan.json"
     make_plan(bundle, profile, tiers).save(plan)
     store = open_store(str(folder / "store"), create=True)
-    release = Packer(bundle, profile, plan, store).pack().release
+    release = Packer(PackInputs(bundle, profile, plan), store).pack().release
     assert release is not None
     return Made(str(folder / "store"), release, bundle, profile, plan, plan, spec)
 

@@ -133,13 +133,14 @@ class Project:
             PlanError, ArtifactError: model, profile and plan do not belong together.
             StorageError: the store refused.
         """
+        from erless.pack.inputs import PackInputs
         from erless.pack.packer import Packer
         from erless.storage.stores import open_store
 
         places = self._places
         store = open_store(self.config.store, create=True)
         packed = Packer(
-            places.model, places.profile, places.plan, store, progress=self._progress
+            PackInputs(places.model, places.profile, places.plan), store, progress=self._progress
         ).pack()
         if packed.release is None:
             raise PlanError(f"packing left out shards: {', '.join(packed.missing)}")

@@ -125,7 +125,7 @@ def _shards(inputs: PackInputs, table: TableSpec, ids: NDArray[np.int64]) -> NDA
     """The shard of each id."""
     parts = []
     with tempfile.TemporaryDirectory(prefix="erless-") as scratch:
-        for window in inputs.ranks(table).windows(inputs.cuts[table.name], Path(scratch)):
+        for window in inputs.windows(table, Path(scratch)):
             span = np.searchsorted(ids, [window.begin, window.begin + len(window.routes)])
             parts.append(window.routes[ids[span[0] : span[1]] - window.begin])
     return np.concatenate(parts)

@@ -20,7 +20,17 @@ from erless.storage.strict_json import read_json
 __all__ = ["Damage", "Pruned", "prune", "verify"]
 
 VERIFY_THREADS = 4
-_PRUNED = ("shards/", "decoys/", "keys/", "generations/", "states/", "heat/", "blobs/")
+_PRUNED = (
+    "shards/",
+    "decoys/",
+    "keys/",
+    "generations/",
+    "states/",
+    "heat/",
+    "blobs/",
+    "pieces/",
+    "jobs/",
+)
 GRACE_S = 24 * 3600.0  # a pack that runs longer than this between a blob and its manifest loses it
 
 

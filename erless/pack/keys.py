@@ -8,10 +8,12 @@ killed in between makes them again and finds the same bytes.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from erless.errors import ArtifactError
+from erless.pack.table import PackedSlice
 from erless.progress import Progress
 from erless.specs.artifact import FileEntry
 from erless.storage.digests import digest_file
@@ -65,7 +67,8 @@ class Keys:
         return True
 
     def _list_blobs(self) -> None:
-        self._sizes |= {stored.name: stored.size_bytes for stored in self._store.list("blobs/")}
+        for prefix in ("blobs/", "pieces/"):
+            self._sizes |= {stored.name: stored.size_bytes for stored in self._store.list(prefix)}
 
     def _is_whole(self, entry: FileEntry) -> bool:
         if self._sizes.get(entry.path) != entry.size_bytes:
@@ -95,6 +98,22 @@ class Keys:
         record = {"files": [entry.model_dump()], **more}
         self._store.replace(_name(key), _json_bytes(record))
         self._records[key] = record
+
+    def keep_slice(self, packed: PackedSlice) -> None:
+        """Keep a slice that was made, and record it."""
+        self.adopt(packed.path, packed.file)
+        self.remember(
+            packed.slice.key, packed.file, error=packed.error, default=packed.default.tolist()
+        )
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Remove `keys`, whoever made them, and their files: nobody asks for them any more."""
+        self._list_blobs()
+        for key in keys:
+            if self.recall(key):
+                for entry in self._records.pop(key)["files"]:
+                    self._store.delete(entry["path"])
+                self._store.delete(_name(key))
 
     def adopt(self, staged: Path, entry: FileEntry) -> FileEntry:
         """Keep the local file `staged` as the blob that `entry` names."""

@@ -59,33 +59,26 @@ class Packer:
     """One plan about to be packed into one store.
 
     Args:
-        bundle: folder of the model bundle.
-        profile: folder of the profile that the plan was made from.
-        plan: the plan's file.
+        inputs: the plan, and what it was made from.
         store: where the release goes.
         verify: read what the store has already, and make again what is damaged.
         progress: shown while it runs.
 
-    Raises:
-        PlanError: the three do not belong together, or the plan misses a row.
-        ArtifactError: one of them is missing, truncated or altered.
+    `keys` are the records of the store.
     """
 
     def __init__(
         self,
-        bundle: Path,
-        profile: Path,
-        plan: Path,
+        inputs: PackInputs,
         store: Store,
         *,
         verify: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        self.inputs = PackInputs(bundle, profile, plan)
-        self.store = store
+        self.inputs, self.store = inputs, store
         self._progress = progress or Silent()
         self._kept = KeptShards(store, self.inputs.bundle.digest)
-        self._keys = Keys(store, verify=verify, progress=self._progress)
+        self.keys = Keys(store, verify=verify, progress=self._progress)
         self._written = 0
 
     def pack(self, shard: int | None = None) -> Packed:
@@ -102,30 +95,51 @@ class Packer:
             raise PlanError(f"there is no shard {shard}: the plan has {len(shards)}")
         selected = [part for part in slices if shard in (None, part.shard)]
         with self.store.locked(exclusive=False), self.store.staging() as stage:
-            self._keys.take_stock([part.key for part in slices])
+            self.keys.take_stock([part.key for part in slices])
             for number in range(len(self.inputs.model.tables)):
                 missing = [
                     part
                     for part in selected
-                    if part.table_number == number and part.key not in self._keys
+                    if part.table_number == number and part.key not in self.keys
                 ]
                 if missing:
                     pack_table(self.inputs, missing, stage, self._progress, self._keep)
             release = self._finish(stage)
-        absent = {shards[part.shard].name for part in slices if part.key not in self._keys}
         return Packed(
             release=release,
-            missing=tuple(sorted(absent)),
+            missing=self._missing(),
             slices_written=self._written,
             slices_kept=len(selected) - self._written,
-            bytes_written=self._keys.bytes_written,
+            bytes_written=self.keys.bytes_written,
+        )
+
+    def complete(self) -> Packed:
+        """Write what is left, and the release, once others have made all slices.
+
+        Raises as `pack`.
+        """
+        with self.store.locked(exclusive=False), self.store.staging() as stage:
+            before = [part for part in self.inputs.slices if part.key in self.keys]
+            release = self._finish(stage)
+        made = [part for part in self.inputs.slices if part.key in self.keys]
+        written = [self.keys.file(part.key).size_bytes for part in made if part not in before]
+        return Packed(
+            release=release,
+            missing=self._missing(),
+            slices_written=len(written),
+            slices_kept=len(before),
+            bytes_written=self.keys.bytes_written + sum(written),
+        )
+
+    def _missing(self) -> tuple[str, ...]:
+        """The names of the shards of which slices are missing."""
+        shards, slices = self.inputs.plan.shards, self.inputs.slices
+        return tuple(
+            sorted({shards[part.shard].name for part in slices if part.key not in self.keys})
         )
 
     def _keep(self, packed: PackedSlice) -> None:
-        self._keys.adopt(packed.path, packed.file)
-        self._keys.remember(
-            packed.slice.key, packed.file, error=packed.error, default=packed.default.tolist()
-        )
+        self.keys.keep_slice(packed)
         self._written += 1
 
     def _finish(self, stage: Path) -> ReleaseManifest | None:
@@ -138,7 +152,7 @@ class Packer:
                 continue
             parts = [part for part in self.inputs.slices if part.shard == number]
             # another worker may have finished a slice since we took stock
-            recalled = [self._keys.recall(part.key, late=True) for part in parts]
+            recalled = [self.keys.recall(part.key, late=True) for part in parts]
             if all(recalled):
                 shards.append(self._shard(number, parts))
             else:
@@ -159,7 +173,7 @@ class Packer:
                     dim=part.table.dim,
                     pooling=part.table.pooling,
                     rows=part.rows,
-                    file=self._keys.file(part.key),
+                    file=self.keys.file(part.key),
                     precision=planned.exact.get(part.table.name),
                 )
                 for part in slices
@@ -175,7 +189,7 @@ class Packer:
             rows=manifest.rows,
             row_bytes=manifest.row_bytes,
             size_bytes=manifest.size_bytes,
-            largest_error=max(self._keys[part.key]["error"] for part in slices),
+            largest_error=max(self.keys[part.key]["error"] for part in slices),
             cache_bytes=cache_bytes,
             exact=planned.exact,
         )
@@ -207,7 +221,7 @@ class Packer:
         """The gateway's routing: one byte per row of each table."""
         tables = self.inputs.model.tables
         key = self.inputs.routing_key()
-        if not self._keys.recall(key):
+        if not self.keys.recall(key):
             path = stage / "routing.safetensors"
             declared = {table.name: (np.uint8, (table.rows,)) for table in tables}
             total = sum(table.rows for table in tables)
@@ -217,15 +231,14 @@ class Packer:
                 self._progress.step("route", total, "rows") as step,
             ):
                 for table in tables:
-                    ranks = self.inputs.ranks(table)
-                    for window in ranks.windows(self.inputs.cuts[table.name], stage):
+                    for window in self.inputs.windows(table, stage):
                         self._check_kept(table.name, window)
                         writer.write(table.name, window.routes)
                         step.advance(len(window.routes))
                 size, sha256 = writer.close()
             entry = FileEntry(path=f"blobs/{sha256}.safetensors", size_bytes=size, sha256=sha256)
-            self._keys.remember(key, self._keys.adopt(path, entry))
-        return self._keys.file(key)
+            self.keys.remember(key, self.keys.adopt(path, entry))
+        return self.keys.file(key)
 
     def _check_kept(self, table: str, window: Window) -> None:
         """Raise PlanError where a row is routed to a kept shard that does not hold it."""
@@ -237,7 +250,7 @@ class Packer:
         """What stands in for the rows of a shard that is not awake."""
         path = stage / "defaults.safetensors"
         vectors = {
-            f"{part.shard}.{part.table.name}": np.array(self._keys[part.key]["default"], np.float32)
+            f"{part.shard}.{part.table.name}": np.array(self.keys[part.key]["default"], np.float32)
             for part in self.inputs.slices
         }
         for number, planned in enumerate(self.inputs.plan.shards):
@@ -245,7 +258,7 @@ class Packer:
                 before = self._kept.defaults(planned)
                 vectors |= {f"{number}.{table}": vector for table, vector in before.items()}
         write_tensors(path, vectors)
-        return self._keys.add(path, "safetensors")
+        return self.keys.add(path, "safetensors")
 
     @overload
     def _copy_entry(self, entry: FileEntry, stage: Path) -> FileEntry: ...
@@ -272,7 +285,7 @@ class Packer:
             copy.open("wb") as target,
         ):
             shutil.copyfileobj(source, target)
-        entry = self._keys.add(copy, path.suffix.removeprefix("."))
+        entry = self.keys.add(copy, path.suffix.removeprefix("."))
         if expected and entry.sha256 != expected.sha256:
             raise ArtifactError(f"{path}: altered: sha256 does not match the bundle's")
         return entry

@@ -93,52 +93,67 @@ class TableRanks:
     counts: Path | None
 
     def windows(
-        self, cuts: tuple[Cut, ...], scratch: Path, window_rows: int = WINDOW_ROWS
+        self,
+        cuts: tuple[Cut, ...],
+        scratch: Path,
+        window_rows: int = WINDOW_ROWS,
+        rows: range | None = None,
     ) -> Iterator[Window]:
-        """Route all rows, ascending by id.
+        """Route rows, ascending by id.
 
         Args:
             cuts: of the table, `cuts_of`.
             scratch: a folder to sort in: 9 bytes per touched row, where there are several windows.
             window_rows: rows of a window, a multiple of 192.
+            rows: those to route, from the beginning of a window on; all of the table if None.
 
         Raises:
             ArtifactError: the profile's counts name a row twice, or one that is not there.
             StorageError: `scratch` is full.
         """
-        touched = _Touched(self, cuts, scratch, window_rows)
+        rows = range(self.rows) if rows is None else rows
+        touched = _Touched(self, cuts, scratch, window_rows, rows)
         stops = np.array([cut.stop for cut in cuts], np.int64)
         shards = np.array([cut.shard for cut in cuts], np.uint8)
-        passed = 0  # touched rows in the windows so far
-        for begin in range(0, self.rows, window_rows):
-            size = min(window_rows, self.rows - begin)
+        passed = touched.before  # touched rows in the windows so far
+        for begin in range(rows.start, rows.stop, window_rows):
+            size = min(window_rows, rows.stop - begin)
             window = Window(begin, np.zeros(size, np.uint8), np.zeros(size, np.float32))
             for part in touched.parts(begin // window_rows):
                 window.routes[part["place"]] = part["shard"]
                 window.counts[part["place"]] = part["count"]
             passed += _route_untouched(window, touched.total + begin - passed, stops, shards)
             yield window
-        if passed != touched.total:
+        if passed != touched.before + touched.within:
             raise ArtifactError(
-                f"{self.counts}: lists {touched.total:,} rows, {passed:,} of them distinct rows of "
-                f"the table with a count above 0"
+                f"{self.counts}: lists {touched.within:,} rows, {passed - touched.before:,} of "
+                f"them distinct rows of the table with a count above 0"
             )
 
 
 class _Touched:
-    """The profile's list of touched rows, by window."""
+    """The profile's list of touched rows, by window.
+
+    `total` are listed, `within` of them among `rows`, and `before` before those.
+    """
 
     def __init__(
-        self, ranks: TableRanks, cuts: tuple[Cut, ...], scratch: Path, window_rows: int
+        self,
+        ranks: TableRanks,
+        cuts: tuple[Cut, ...],
+        scratch: Path,
+        window_rows: int,
+        rows: range,
     ) -> None:
         self._ranks, self._scratch, self._window_rows = ranks, scratch, window_rows
         self._stops = np.array([cut.stop for cut in cuts], np.int64)
         self._shards = np.array([cut.shard for cut in cuts], np.uint8)
         self._file = TensorFile(ranks.counts) if ranks.counts else None
         self.total = self._file.info("ids").shape[0] if self._file else 0
+        self.before, self.within = 0, self.total
         self._sorted = ranks.rows > window_rows
         if self._sorted:
-            self._sort()
+            self._sort(range(rows.start // window_rows, -(-rows.stop // window_rows)))
 
     def parts(self, number: int) -> Iterator[NDArray[Any]]:
         """What lies in window `number`, in chunks of TOUCHED."""
@@ -174,14 +189,20 @@ class _Touched:
             records["shard"] = self._shards[cuts]
             yield windows, records
 
-    def _sort(self) -> None:
-        """Append each record to its window's file."""
+    def _sort(self, wanted: range) -> None:
+        """Append each record of the `wanted` windows to its window's file."""
         for old in self._scratch.glob("window-*"):
             old.unlink()
-        for windows, records in self._scan():
+        self.within = 0
+        for all_windows, all_records in self._scan():
+            self.before += int(np.count_nonzero(all_windows < wanted.start))
+            inside = np.flatnonzero((all_windows >= wanted.start) & (all_windows < wanted.stop))
+            windows, records = all_windows[inside], all_records[inside]
+            self.within += len(inside)
             order = np.argsort(windows, kind="stable")
             numbers, begins = np.unique(windows[order], return_index=True)
-            for number, part in zip(numbers, np.split(records[order], begins[1:]), strict=True):
+            parts = np.split(records[order], begins[1:]) if len(numbers) else []
+            for number, part in zip(numbers, parts, strict=True):
                 path = self._path(int(number))
                 with os_errors(path), path.open("ab") as file:
                     file.write(part.tobytes())

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,9 +23,11 @@ from erless.errors import ArtifactError
 from erless.specs.artifact import FileEntry
 from erless.storage.atomic import os_errors
 from erless.storage.digests import FileDigest
-from erless.storage.tensors import ALIGNMENT_BYTES, TensorFile, TensorWriter
+from erless.storage.ranged import RangedFile, read_bytes
+from erless.storage.tensor_header import TensorHeader
+from erless.storage.tensors import ALIGNMENT_BYTES, TensorWriter
 
-__all__ = ["Pipeline", "SourceTable", "StreamWriter"]
+__all__ = ["CHUNK_BYTES", "Pipeline", "RawWriter", "SourceTable", "StreamWriter"]
 
 CHUNK_BYTES = 8 << 20
 QUEUE_BYTES = 64 << 20
@@ -103,64 +106,104 @@ class StreamWriter(TensorWriter):
         return super().close()
 
 
+class RawWriter:
+    """A file without a header, hashed and written by a pipeline's threads."""
+
+    def __init__(self, path: Path, pipeline: Pipeline) -> None:
+        self.path, self._pipeline = path, pipeline
+        self._hash = hashlib.sha256()
+        self._size = 0
+        with os_errors(path):
+            self._file = path.open("wb", buffering=0)
+
+    def write(self, chunk: NDArray[Any]) -> None:
+        """Append `chunk` (C order), which must not be changed afterwards."""
+        if chunk.size:
+            data = chunk.reshape(-1).view(np.uint8).data
+            self._pipeline.submit(self._hash, self._file, self.path, data)
+            self._size += len(data)
+
+    def close(self) -> FileDigest:
+        """Wait for the threads, make the file durable and say what it holds."""
+        self._pipeline.drain()
+        with os_errors(self.path), self._file:
+            os.fsync(self._file.fileno())
+        return FileDigest(self._size, self._hash.hexdigest())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
 class SourceTable:
-    """The rows of a bundle's table, read ahead in chunks and checked against the bundle's sha256.
+    """The rows of a bundle's table, read ahead in chunks: from a disk, or by ranges of a bucket.
 
     Args:
-        path: the table's file.
+        file: the table's file.
         entry: what the bundle says it holds.
         chunk_rows: rows per chunk.
+
+    Raises:
+        ArtifactError: no safetensors file, or of another size than the bundle says.
     """
 
-    def __init__(self, path: Path, entry: FileEntry, chunk_rows: int) -> None:
-        self.file = TensorFile(path)
-        self.entry = entry
-        self.info = self.file.info("rows")
-        self.chunk_rows = chunk_rows
+    def __init__(self, file: RangedFile, entry: FileEntry, chunk_rows: int) -> None:
+        if file.size_bytes != entry.size_bytes:
+            raise ArtifactError(
+                f"{file.name}: {file.size_bytes:,} bytes, expected {entry.size_bytes:,}: "
+                "truncated or altered"
+            )
+        self.file, self.entry, self.chunk_rows = file, entry, chunk_rows
+        self.info = TensorHeader(file.name, file.size_bytes, partial(read_bytes, file)).info("rows")
 
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        """Chunks (n, dim) float32, in order. The file's digest is checked at the end.
+    def chunks(self, rows: range) -> Iterator[NDArray[np.float32]]:
+        """Chunks (n, dim) float32 of `rows`, in order.
+
+        Where these are all rows, the file's digest is checked at the end.
 
         Raises:
             ArtifactError: the file is truncated, or not what the bundle says.
         """
+        whole = len(rows) == self.info.shape[0]
         state = hashlib.sha256()
+        if whole:
+            state.update(read_bytes(self.file, 0, self.info.begin))
+        begins = iter(rows[:: self.chunk_rows])
         with (
-            os_errors(self.file.path, "read"),
-            self.file.path.open("rb", buffering=0) as source,
-            ThreadPoolExecutor(1, "read") as reader,
+            ThreadPoolExecutor(self.file.parallel, "read") as reader,
+            ThreadPoolExecutor(1, "hash") as hasher,
         ):
-            os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            state.update(source.read(self.info.begin))
-            stop = threading.Event()
-            begins = range(0, self.info.shape[0], self.chunk_rows)
             ahead = deque(
-                reader.submit(self._read, source, state, begin, stop) for begin in begins[:2]
+                reader.submit(self._read, begin, rows.stop)
+                for begin in islice(begins, max(2, self.file.parallel))
             )
+            hashed: deque[Future[None]] = deque()
             try:
-                for place in range(len(begins)):
+                while ahead:
                     chunk = ahead.popleft().result()
-                    if place + 2 < len(begins):
-                        begin = begins[place + 2]
-                        ahead.append(reader.submit(self._read, source, state, begin, stop))
+                    if (begin := next(begins, None)) is not None:
+                        ahead.append(reader.submit(self._read, begin, rows.stop))
+                    if whole:
+                        hashed.append(
+                            hasher.submit(state.update, chunk.reshape(-1).view(np.uint8).data)
+                        )
+                    if len(hashed) > 1:
+                        hashed.popleft().result()
                     yield chunk
+                while hashed:
+                    hashed.popleft().result()
             finally:
-                stop.set()
-        if state.hexdigest() != self.entry.sha256:
-            raise ArtifactError(f"{self.file.path}: altered: sha256 does not match the bundle's")
+                for pending in ahead:
+                    pending.cancel()
+        if whole and state.hexdigest() != self.entry.sha256:
+            raise ArtifactError(f"{self.file.name}: altered: sha256 does not match the bundle's")
 
-    def _read(
-        self, source: Any, state: Any, begin: int, stop: threading.Event
-    ) -> NDArray[np.float32]:
-        """The next chunk, hashed."""
-        rows = min(self.chunk_rows, self.info.shape[0] - begin)
+    def _read(self, begin: int, stop: int) -> NDArray[np.float32]:
+        """The chunk from row `begin` on."""
+        rows = min(self.chunk_rows, stop - begin)
         chunk = np.empty((rows, self.info.shape[1]), np.float32)
-        view = chunk.reshape(-1).view(np.uint8).data
-        whole = view
-        while view and not stop.is_set():
-            read = source.readinto(view)
-            if not read:
-                raise ArtifactError(f"{self.file.path}: truncated in row {begin:,} or later")
-            view = view[read:]
-        state.update(whole)
+        offset = self.info.begin + begin * self.info.row_bytes
+        self.file.read_into(offset, chunk.reshape(-1).view(np.uint8).data)
         return chunk

@@ -1,11 +1,16 @@
-"""One table, read once, becomes the slices of all shards that hold rows of it."""
+"""One table, read once, becomes the slices of all shards that hold rows of it.
+
+A large table is cut in ranges of rows that different processes read (`erless.pack.pieces`): the
+same rows become the same bytes either way. What depends on the order of additions, the mean of a
+slice, is added up by windows of rows, and these in their order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +22,25 @@ from erless.dlrm.rows import INDEX_ROWS, INDEX_WORDS, index_blocks
 from erless.errors import ArtifactError
 from erless.pack.inputs import PackInputs, PackSlice
 from erless.pack.ranks import Window
-from erless.pack.stream import CHUNK_BYTES, Pipeline, SourceTable, StreamWriter
+from erless.pack.stream import CHUNK_BYTES, Pipeline, StreamWriter
 from erless.progress import Progress, Step
 from erless.specs.artifact import FileEntry
-from erless.specs.bundle import TABLE_TENSOR
 from erless.specs.plan import Precision
 from erless.storage.atomic import os_errors
 from erless.storage.tensors import ALIGNMENT_BYTES
 
-__all__ = ["PackedSlice", "pack_table"]
+__all__ = [
+    "PackedSlice",
+    "SliceFile",
+    "SliceRows",
+    "WindowSum",
+    "chunk_rows",
+    "pack_table",
+    "split",
+]
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 INDEX_CHUNK_BYTES = 4 << 20
 
@@ -48,6 +61,11 @@ class PackedSlice:
     ) -> None:
         self.slice, self.path, self.file = slice_, path, file
         self.default, self.error = default, error
+
+
+def chunk_rows(row_bytes: int) -> int:
+    """Rows that are read at once."""
+    return max(64, CHUNK_BYTES // row_bytes)
 
 
 def pack_table(
@@ -74,28 +92,64 @@ def pack_table(
         StorageError: the disk refused.
     """
     table, number = slices[0].table, slices[0].table_number
-    entry = inputs.bundle.tables[number]
-    chunk_rows = max(64, CHUNK_BYTES // table.row_bytes)
-    source = SourceTable(inputs.bundle_folder / entry.path, entry, chunk_rows)
-    if source.info.shape != (table.rows, table.dim) or source.info.dtype_name != "F32":
-        raise ArtifactError(
-            f"{source.file.path}: {TABLE_TENSOR} are {source.info.dtype_name} "
-            f"{source.info.shape}, expected F32 ({table.rows}, {table.dim})"
-        )
     with (
+        inputs.source(number, chunk_rows(table.row_bytes)) as source,
         ExitStack() as files,
         Pipeline() as pipeline,
         progress.step(f"pack {table.name}", table.table_bytes, "bytes") as step,
     ):
-        outputs = [files.enter_context(_Output(part, stage, pipeline)) for part in slices]
-        windows = inputs.ranks(table).windows(inputs.cuts[table.name], stage)
-        _split(source, windows, outputs, step)
+        outputs = [files.enter_context(_WholeSlice(part, stage, pipeline)) for part in slices]
+        windows = inputs.windows(table, stage)
+        split(source.chunks(range(table.rows)), windows, outputs, step)
         for output in outputs:
             done(output.finish())
 
 
-class _Output:
-    """A slice while it is written; its index waits in a file of its own, since rows come first."""
+class WindowSum(NamedTuple):
+    """Of a slice's rows in one window: the sum of their weights, and of weight × row (dim,)."""
+
+    weight: float
+    rows: Doubles
+
+
+class SliceRows:
+    """Picks a slice's rows out of chunks, stores them at its precision, measures the error.
+
+    `sums` is what the slice's mean is made of, one for each window begun. `error` is the largest
+    |stored - fp32| so far.
+    """
+
+    def __init__(self, slice_: PackSlice) -> None:
+        self.slice = slice_
+        self.error = 0.0
+        self.sums: list[WindowSum] = []
+
+    def begin(self) -> None:
+        """The rows that come now are of the next window."""
+        self.sums.append(WindowSum(0.0, np.zeros(self.slice.table.dim)))
+
+    def pick(self, chunk: Floats, routes: NDArray[np.uint8], counts: Floats) -> NDArray[Any] | None:
+        """The rows of `chunk` that belong to the slice, as they are stored; None where none do."""
+        stored_rows = np.count_nonzero(routes == self.slice.shard)
+        if not stored_rows:
+            return None
+        whole = stored_rows == len(chunk)
+        rows = chunk if whole else np.empty((stored_rows, chunk.shape[1]), np.float32)
+        before = self.sums[-1]
+        _, weight = _kernels.pick_rows(
+            chunk, routes, counts, None if whole else rows, before.rows, self.slice.shard
+        )
+        self.sums[-1] = before._replace(weight=before.weight + weight)
+        stored = encode(rows, self.slice.precision)
+        if self.slice.precision is not Precision.FP32:
+            values = decode(stored, self.slice.precision, rows.shape[1])
+            values -= rows
+            self.error = max(self.error, float(np.abs(values, out=values).max()))
+        return stored
+
+
+class SliceFile:
+    """The file of a slice while it is written: its rows, then an index, which waits in a file."""
 
     def __init__(self, slice_: PackSlice, stage: Path, pipeline: Pipeline) -> None:
         self.slice = slice_
@@ -119,9 +173,6 @@ class _Output:
         self._writer = StreamWriter(self._path, tensors, pipeline, alignment)
         self._indexed = 0  # stored rows in the windows so far
         self._rows = 0
-        self._weight = 0.0
-        self._weighted = np.zeros(table.dim)
-        self._error = 0.0
 
     def index(self, window: Window) -> None:
         """Append the window's part of the row index."""
@@ -133,29 +184,20 @@ class _Output:
         with os_errors(self._index_path):
             self._index.write(blocks.data)
 
-    def take(self, chunk: Floats, routes: NDArray[np.uint8], counts: Floats) -> None:
-        """Append the rows of `chunk` that belong to the slice, and add them to its mean."""
-        stored_rows = np.count_nonzero(routes == self.slice.shard)
-        if not stored_rows:
-            return
-        whole = stored_rows == len(chunk)
-        rows = chunk if whole else np.empty((stored_rows, chunk.shape[1]), np.float32)
-        _, weight = _kernels.pick_rows(
-            chunk, routes, counts, None if whole else rows, self._weighted, self.slice.shard
-        )
-        self._weight += weight
-        stored = encode(rows, self.slice.precision)
-        if self.slice.precision is not Precision.FP32:
-            values = decode(stored, self.slice.precision, rows.shape[1])
-            values -= rows
-            self._error = max(self._error, float(np.abs(values, out=values).max()))
+    def write(self, stored: NDArray[Any]) -> None:
+        """Append rows as they are stored, (n, width)."""
         self._writer.write("rows", stored)
         if self._checksums is not None:
             self._checksums.add(stored)
-        self._rows += len(rows)
+        self._rows += len(stored)
 
-    def finish(self) -> PackedSlice:
-        """Put the index behind the rows, make the file durable, and say what it became."""
+    def finish(self, sums: Sequence[WindowSum], error: float) -> PackedSlice:
+        """Put the index behind the rows, make the file durable, and say what it became.
+
+        Args:
+            sums: of all windows of the table, in their order.
+            error: of all rows.
+        """
         if self._rows != self.slice.rows:
             raise ArtifactError(
                 f"table {self.slice.table.name}: {self._rows:,} rows for shard "
@@ -172,33 +214,81 @@ class _Output:
             self._writer.write("checksums", self._checksums.finish())
         size, sha256 = self._writer.close()
         file = FileEntry(path=f"blobs/{sha256}.safetensors", size_bytes=size, sha256=sha256)
-        default = (self._weighted / self._weight).astype(np.float32)
-        return PackedSlice(self.slice, self._path, file, default, self._error)
+        weight, weighted = 0.0, np.zeros(self.slice.table.dim)
+        for window in sums:
+            weight += window.weight
+            weighted += window.rows
+        default = (weighted / weight).astype(np.float32)
+        return PackedSlice(self.slice, self._path, file, default, error)
 
-    def __enter__(self) -> _Output:
-        return self
-
-    def __exit__(self, *details: object) -> None:
+    def close(self) -> None:
+        """Close what is open; an unfinished file is of no use."""
         self._writer.__exit__(None, None, None)
         if self._index is not None:
             with suppress(OSError):  # what it still holds back is of no use any more
                 self._index.close()
 
 
-def _split(
-    source: SourceTable, windows: Iterator[Window], outputs: Sequence[_Output], step: Step
+class SliceOutput(Protocol):
+    """What takes the rows of one slice, window by window."""
+
+    def begin(self, window: Window) -> None:
+        """The rows that come now are of `window`."""
+
+    def take(self, chunk: Floats, routes: NDArray[np.uint8], counts: Floats) -> None:
+        """Append the rows of `chunk` that belong to the slice."""
+
+
+class _WholeSlice:
+    """A slice that is written in one reading of its table."""
+
+    def __init__(self, slice_: PackSlice, stage: Path, pipeline: Pipeline) -> None:
+        self._rows = SliceRows(slice_)
+        self._file = SliceFile(slice_, stage, pipeline)
+
+    def begin(self, window: Window) -> None:
+        self._file.index(window)
+        self._rows.begin()
+
+    def take(self, chunk: Floats, routes: NDArray[np.uint8], counts: Floats) -> None:
+        stored = self._rows.pick(chunk, routes, counts)
+        if stored is not None:
+            self._file.write(stored)
+
+    def finish(self) -> PackedSlice:
+        return self._file.finish(self._rows.sums, self._rows.error)
+
+    def __enter__(self) -> _WholeSlice:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._file.close()
+
+
+def split(
+    chunks: Iterator[Floats],
+    windows: Iterator[Window],
+    outputs: Sequence[SliceOutput],
+    step: Step,
 ) -> None:
-    """Send each chunk's rows to the slices they belong to."""
+    """Send each chunk's rows to the slices they belong to.
+
+    Args:
+        chunks: of rows, which begin where the first window does.
+        windows: of the same rows.
+        outputs: of the slices.
+        step: counts the chunks' bytes.
+    """
 
     def following() -> Window:
         window = next(windows)
         for output in outputs:
-            output.index(window)
+            output.begin(window)
         return window
 
     pending = following()
-    begin = 0
-    for chunk in source:
+    begin = pending.begin
+    for chunk in chunks:
         done = 0
         while done < len(chunk):
             if begin == pending.begin + len(pending.routes):
@@ -212,4 +302,4 @@ def _split(
             done, begin = done + size, begin + size
         step.advance(chunk.nbytes)
     for _ in windows:  # the last step of the iterator checks the profile's counts
-        raise AssertionError("windows go beyond the table")
+        raise AssertionError("windows go beyond the rows")

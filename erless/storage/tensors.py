@@ -18,7 +18,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -26,7 +26,7 @@ from numpy.typing import DTypeLike, NDArray
 from erless.errors import ArtifactError, StorageError
 from erless.storage.atomic import os_errors
 from erless.storage.digests import FileDigest
-from erless.storage.strict_json import MOST_BYTES, read_json
+from erless.storage.tensor_header import DTYPES, TensorHeader, TensorInfo
 
 __all__ = [
     "ALIGNMENT_BYTES",
@@ -40,45 +40,9 @@ __all__ = [
 ALIGNMENT_BYTES = 64
 MADV_POPULATE_READ = 22  # include/uapi/asm-generic/mman-common.h; Python 3.11 has no name for it
 POPULATE_BYTES = 16 << 20
-FORMATS = {  # other formats by their first bytes
-    b"PAR1": "a parquet file",
-    b"PK\x03\x04": "a zip archive, as torch.save and numpy.savez write it",
-    b"\x93NUMPY": "a .npy file",
-    b"\x80\x02": "a pickle",
-    b"{": "JSON text",
-}
 PIECE_BYTES = 16 << 20  # copied at a time where a chunk does not lie in C order
 
-_DTYPES = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "|i1",
-    "U64": "<u8",
-    "U32": "<u4",
-    "U16": "<u2",
-    "U8": "|u1",
-    "BOOL": "|b1",
-    "BF16": "<u2",  # numpy has no bfloat16: its bits
-}
-_NAMES = {np.dtype(code): name for name, code in _DTYPES.items() if name != "BF16"}
-
-
-class TensorInfo(NamedTuple):
-    """Where one tensor lies: `begin` and `end` are bytes from the start of the file."""
-
-    dtype_name: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The numpy dtype; bfloat16 reads as its uint16 bits."""
-        return np.dtype(_DTYPES[self.dtype_name])
+_NAMES = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16"}
 
 
 class TensorWriter:
@@ -212,7 +176,7 @@ def write_tensors(
         return writer.close()
 
 
-class TensorFile:
+class TensorFile(TensorHeader):
     """A safetensors file opened for mapping; its header is checked against its size.
 
     Raises:
@@ -222,58 +186,8 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with os_errors(path, "read"), path.open("rb") as file:
-            self.size_bytes = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or length > min(MOST_BYTES, self.size_bytes - 8):
-                for magic, other in FORMATS.items():
-                    if prefix.startswith(magic):
-                        raise ArtifactError(f"{path}: not a safetensors file but {other}")
-                raise ArtifactError(
-                    f"{path}: truncated or not a safetensors file: the header at offset 8 should "
-                    f"have {length:,} bytes, the file has {self.size_bytes:,}"
-                )
-            text = file.read(length)
-        where = f"{path}: the header at offset 8 is damaged"
-        header = read_json(text.rstrip(b" "), where)
-        try:
-            self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-            self.tensors = {name: _tensor_info(entry, 8 + length) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ArtifactError(f"{where}: {error}") from error
-        self._check_layout(8 + length)
-
-    def _check_layout(self, data_begin: int) -> None:
-        """The tensors must cover the rest of the file without gap or overlap."""
-        offset = data_begin
-        for name, info in sorted(self.tensors.items(), key=lambda item: item[1][2:]):
-            if info.begin != offset:
-                raise ArtifactError(
-                    f"{self.path}: tensor {name} begins at offset {info.begin:,}, "
-                    f"expected {offset:,}"
-                )
-            if info.end > self.size_bytes:
-                raise ArtifactError(
-                    f"{self.path}: truncated inside tensor {name}, which ends at offset "
-                    f"{info.end:,}; the file has {self.size_bytes:,} bytes"
-                )
-            offset = info.end
-        if offset != self.size_bytes:
-            raise ArtifactError(
-                f"{self.path}: {self.size_bytes - offset:,} unexpected bytes at offset {offset:,}"
-            )
-
-    def info(self, name: str) -> TensorInfo:
-        """Where tensor `name` lies.
-
-        Raises:
-            ArtifactError: there is no such tensor.
-        """
-        try:
-            return self.tensors[name]
-        except KeyError:
-            has = ", ".join(sorted(self.tensors)) or "nothing"
-            raise ArtifactError(f"{self.path}: no tensor {name}; the file has {has}") from None
+            size_bytes = os.fstat(file.fileno()).st_size
+            super().__init__(str(path), size_bytes, lambda begin, size: _read_at(file, begin, size))
 
     def map(self, name: str, *, populate: bool = False) -> NDArray[Any]:
         """Tensor `name` mapped copy-on-write: writes stay private.
@@ -317,7 +231,7 @@ class TensorFile:
         """
         info = self.info(name)
         array = np.empty((stop - start, *info.shape[1:]), info.dtype)
-        stride = info.dtype.itemsize * math.prod(info.shape[1:])
+        stride = info.row_bytes
         view = array.reshape(-1).view(np.uint8).data
         with os_errors(self.path, "read"), self.path.open("rb", buffering=0) as source:
             offset = info.begin + start * stride
@@ -339,18 +253,6 @@ def _populate(pages: mmap.mmap) -> None:
             pages.madvise(mmap.MADV_WILLNEED, begin, size)
 
 
-def _tensor_info(entry: Mapping[str, Any], data_begin: int) -> TensorInfo:
-    unknown = sorted(set(entry) - {"dtype", "shape", "data_offsets"})
-    if unknown:
-        raise ValueError(f"{unknown[0]} is not known")
-    numbers = [*entry["data_offsets"], *entry["shape"]]
-    if any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError("offsets and shapes must be whole numbers from 0 on")
-    begin, end = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    info = TensorInfo(entry["dtype"], shape, data_begin + begin, data_begin + end)
-    if info.dtype_name not in _DTYPES:
-        raise ValueError(f"unknown dtype {info.dtype_name}")
-    if end - begin != info.dtype.itemsize * math.prod(shape):
-        raise ValueError(f"shape {shape} does not match {end - begin} bytes")
-    return info
+def _read_at(file: BinaryIO, begin: int, size: int) -> bytes:
+    file.seek(begin)
+    return file.read(size)

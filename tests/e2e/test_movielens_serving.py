@@ -16,6 +16,7 @@ import tritonclient.http as triton
 from erless.dlrm.queries import Query, QueryFile, write_queries
 from erless.dlrm.reference import Monolith
 from erless.importers.movielens import movielens_model, read_movielens
+from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
 from erless.specs.artifact import FileEntry
 from erless.specs.bundle import BundleManifest
@@ -80,9 +81,7 @@ def movielens(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ma
     write_queries(queries, ratings.samples, [table.name for table in model.tables], BATCH)
     store = folder / "store"
     packer = Packer(
-        folder / "model",
-        folder / "profile",
-        folder / "plan.json",
+        PackInputs(folder / "model", folder / "profile", folder / "plan.json"),
         open_store(str(store), create=True),
     )
     release = packer.pack().release

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
 from erless.serve.protocol.client import QueryClient
 from erless.specs.bundle import BundleManifest
@@ -33,7 +34,7 @@ def serve(folder: Path) -> Iterator[QueryClient]:
     plan = folder / "plan.json"
     make_plan(bundle, profile, CUTS).save(plan)
     store = open_store(str(folder / "store"), create=True)
-    release = Packer(bundle, profile, plan, store).pack().release
+    release = Packer(PackInputs(bundle, profile, plan), store).pack().release
     assert release is not None
     made = Made(str(folder / "store"), release, bundle, profile, plan, plan, spec)
     with Fleet(made, folder) as fleet, QueryClient(fleet.gateway.url) as client:

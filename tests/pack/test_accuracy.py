@@ -8,6 +8,7 @@ import pytest
 
 from erless.dlrm.queries import write_queries
 from erless.pack.accuracy import AccuracyBudget, measure_precisions
+from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
 from erless.serve.files import Source, open_shard
 from erless.specs.features import POOLED
@@ -109,7 +110,9 @@ def test_a_release_stores_each_table_as_exactly_as_it_must(
     assert "over the budget" not in told
     assert any(note.startswith("cold rows alone: ") for note in plan.notes)
     store = open_store(str(tmp_path / "store"), create=True)
-    release = Packer(mixed.bundle, mixed.profile, tmp_path / "p.json", store).pack().release
+    release = (
+        Packer(PackInputs(mixed.bundle, mixed.profile, tmp_path / "p.json"), store).pack().release
+    )
     assert release is not None
     tables = {table.name: table for table in mixed.model.tables}
     for packed, planned in zip(release.shards, plan.shards, strict=True):

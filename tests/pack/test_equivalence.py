@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from erless.dlrm.quantize import decode, encode
 from erless.dlrm.queries import Query
 from erless.dlrm.reference import Monolith
+from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
 from erless.serve.files import Source
 from erless.specs.features import POOLED
@@ -117,7 +118,7 @@ def test_sharded_equals_whole(
     )
     plan.save(folder / "plan.json")
     store = open_store(str(folder / "store"), create=True)
-    release = Packer(bundle, profile_folder, folder / "plan.json", store).pack().release
+    release = Packer(PackInputs(bundle, profile_folder, folder / "plan.json"), store).pack().release
     assert release is not None
     query = random_query(model, seed, batch)
     found = sharded_pool(Source(store.url), release, query, packed=packed)

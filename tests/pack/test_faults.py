@@ -16,6 +16,7 @@ import pytest
 from erless.dlrm.queries import QueryFile
 from erless.errors import ArtifactError, ErlessError, StorageError, StoreError
 from erless.pack import inventory
+from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
 from erless.serve.files import Source, open_gateway, open_shard, open_tower
 from erless.specs.release import ReleaseManifest
@@ -63,7 +64,7 @@ def serve_all(made: Made) -> list[np.ndarray]:
 
 def mend(made: Made) -> None:
     store = open_store(made.store)
-    packed = Packer(made.bundle, made.profile, made.plan, store, verify=True).pack()
+    packed = Packer(PackInputs(made.bundle, made.profile, made.plan), store, verify=True).pack()
     assert packed.release == made.release
 
 
@@ -306,5 +307,5 @@ def test_a_bucket_serves_what_a_directory_does(made: Made, s3: S3, tmp_path: Pat
     store = open_store(there.store, endpoint_url=s3.endpoint_url)
     (damage,) = inventory.verify(store, there.release.digest)
     assert damage.name == blob.path
-    Packer(there.bundle, there.profile, there.plan, store, verify=True).pack()
+    Packer(PackInputs(there.bundle, there.profile, there.plan), store, verify=True).pack()
     assert inventory.verify(store, there.release.digest) == []

@@ -8,6 +8,7 @@ import pytest
 
 from erless.errors import ArtifactError, StoreError
 from erless.pack import inventory
+from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
 from erless.specs.plan import Precision
 from erless.specs.stored import find_release, list_releases
@@ -29,7 +30,7 @@ def two(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, Made, st
     store = open_store(made.store, endpoint_url=where.get("endpoint_url"))
     tiers = [*TIERS[:2], TIERS[2]._replace(precision=Precision.INT4), TIERS[3]]
     make_plan(made.bundle, made.profile, tiers).save(tmp_path / "second.json")
-    packed = Packer(made.bundle, made.profile, tmp_path / "second.json", store).pack()
+    packed = Packer(PackInputs(made.bundle, made.profile, tmp_path / "second.json"), store).pack()
     assert packed.release is not None
     return store, made, packed.release.digest
 
@@ -58,7 +59,7 @@ def test_pruning_leaves_what_is_kept_whole(two: tuple[Store, Made, str]) -> None
     assert done.objects == 1 + 1 + 1 + cold + cold + 1  # its place in the order, the old plan
     again = inventory.prune(store, keep={second}, grace_s=-60)
     assert again.objects == 0
-    packed = Packer(made.bundle, made.profile, made.plan, store).pack()
+    packed = Packer(PackInputs(made.bundle, made.profile, made.plan), store).pack()
     assert packed.slices_written == cold
     assert inventory.verify(store, made.release.digest) == []
 

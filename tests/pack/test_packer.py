@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from erless.errors import ArtifactError, PlanError
 from erless.pack import inventory
+from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packed, Packer
 from erless.pack.ranks import Cut as RankCut
 from erless.pack.ranks import TableRanks, cuts_of
@@ -41,7 +42,7 @@ def tree(store: str) -> dict[str, bytes]:
 
 def pack(made: Made, plan: Path | None = None) -> Packed:
     store = open_store(made.store, create=True)
-    return Packer(made.bundle, made.profile, plan or made.plan, store).pack()
+    return Packer(PackInputs(made.bundle, made.profile, plan or made.plan), store).pack()
 
 
 def test_the_shards_hold_every_row_once_and_exactly(packed_release: Made) -> None:
@@ -130,21 +131,22 @@ def test_many_workers_share_the_work(
     make_plan(bundle, profile, TIERS).save(folder / "plan.json")
     store = open_store(str(tmp_path / "store"), create=True)
     for done, shard in enumerate(order):
-        packed = Packer(bundle, profile, folder / "plan.json", store).pack(shard)
+        packed = Packer(PackInputs(bundle, profile, folder / "plan.json"), store).pack(shard)
         assert (packed.release is None) == (done < 3)
         assert len(packed.missing) == 3 - done
         assert len(list_releases(store)) == (done == 3)
     assert tree(store.url) == tree(packed_release.store)
     with pytest.raises(PlanError, match="there is no shard 4: the plan has 4"):
-        Packer(bundle, profile, folder / "plan.json", store).pack(4)
+        Packer(PackInputs(bundle, profile, folder / "plan.json"), store).pack(4)
 
 
 WORKER = (
     "import sys; from pathlib import Path\n"
-    "from erless.pack.packer import Packer; from erless.storage.stores import open_store\n"
+    "from erless.pack.inputs import PackInputs; from erless.pack.packer import Packer\n"
+    "from erless.storage.stores import open_store\n"
     "store, bundle, profile, plan, shard, endpoint = sys.argv[1:]\n"
     "opened = open_store(store, endpoint_url=endpoint or None, create=True)\n"
-    "packer = Packer(Path(bundle), Path(profile), Path(plan), opened)\n"
+    "packer = Packer(PackInputs(Path(bundle), Path(profile), Path(plan)), opened)\n"
     "print('ready', flush=True); sys.stdin.readline()\n"
     "packer.pack(int(shard) if shard else None)\n"
 )

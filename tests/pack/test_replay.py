@@ -41,7 +41,7 @@ def pack(folder: Path, spec: ModelSpec) -> Made:
     plan = folder / "plan.json"
     make_plan(bundle, profile, MIXED).save(plan)
     store = open_store(str(folder / "store"), create=True)
-    release = Packer(bundle, profile, plan, store).pack().release
+    release = Packer(PackInputs(bundle, profile, plan), store).pack().release
     assert release is not None
     return Made(str(folder / "store"), release, bundle, profile, plan, folder / "queries", spec)
 

@@ -10,6 +10,7 @@ import pytest
 
 from erless.errors import ArtifactError
 from erless.pack import inventory
+from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
 from erless.specs.plan import Precision
 from erless.specs.stored import find_release, list_releases, record_release
@@ -38,7 +39,7 @@ def two_releases(tmp_path: Path, where: Where) -> tuple[Store, str, str]:
     store = open_store(location, endpoint_url=endpoint)
     tiers = [*TIERS[:2], TIERS[2]._replace(precision=Precision.INT4), TIERS[3]]
     make_plan(made.bundle, made.profile, tiers).save(tmp_path / "second.json")
-    packed = Packer(made.bundle, made.profile, tmp_path / "second.json", store).pack()
+    packed = Packer(PackInputs(made.bundle, made.profile, tmp_path / "second.json"), store).pack()
     assert packed.release is not None
     return store, made.release.digest, packed.release.digest
 

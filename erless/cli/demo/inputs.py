@@ -204,13 +204,16 @@ def make_release(
     prepared: Prepared, plan: Plan, folder: Path, progress: Progress
 ) -> tuple[str, ReleaseManifest]:
     """Pack `plan`; the store and the release in it."""
+    from erless.pack.inputs import PackInputs
     from erless.pack.packer import Packer
     from erless.storage.stores import open_store
 
     file, store = folder / "plan.json", str(folder / "releases")
     plan.save(file)
     opened = open_store(store, create=True)
-    packed = Packer(prepared.bundle, prepared.profile, file, opened, progress=progress).pack()
+    packed = Packer(
+        PackInputs(prepared.bundle, prepared.profile, file), opened, progress=progress
+    ).pack()
     if packed.release is None:
         raise PlanError(f"packing left out shards: {', '.join(packed.missing)}")
     return store, packed.release

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from erless.pack.evaluate import Evaluation
-    from erless.pack.packer import Packed
+    from erless.pack.packer import Packed, Packer
+    from erless.progress import Progress
     from erless.specs.release import ReleaseManifest
 
 __all__ = ["pack"]
@@ -28,7 +29,12 @@ class PackOptions:
     """The inputs of a release, and the store that it goes to."""
 
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="Model bundle [default: erless.yaml's].")
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Model bundle, a folder or s3://bucket/prefix [default: erless.yaml's].",
+        ),
     ] = None
     profile: Annotated[
         Path | None,
@@ -47,6 +53,10 @@ class PackOptions:
         int | None,
         typer.Option(help="Only shard number I of the plan: many workers share the work.", min=0),
     ] = None
+    workers: Annotated[
+        int,
+        typer.Option(help="Processes of this machine that share the work.", min=1, max=256),
+    ] = 1
     verify: Annotated[
         bool, typer.Option("--verify", help="Read what the store has; make the damaged again.")
     ] = False
@@ -71,24 +81,39 @@ def pack(options: PackOptions, output: OutputOption = Output.TEXT) -> None:
     if options.onto is not None:
         _pack_onto(options, options.onto, output)
         return
-    from erless.errors import PlanError
+    from erless.errors import OptionError, PlanError
+    from erless.pack.bundle_files import bundle_files
     from erless.pack.inputs import PackInputs
     from erless.pack.packer import Packer
     from erless.storage.stores import open_store
 
     config = project()
-    bundle, profile = options.model or config.model, options.profile or config.profile
+    bundle, profile = options.model or str(config.model), options.profile or config.profile
+    if options.shard is not None and options.workers > 1:
+        raise OptionError("--shard is one worker's share already: leave out --workers")
+    if options.evaluate and bundle.startswith("s3://"):
+        raise OptionError("--evaluate reads rows at random: copy the bundle to this machine first")
     _present(bundle, profile, options.plan)
-    inputs = PackInputs(bundle, profile, options.plan)  # what cannot be packed makes no store
-    numbers = f"--shard takes 0 to {len(inputs.plan.shards) - 1}; `erless plan` shows the shards"
-    with bars() as progress:
+    with bars() as progress, bundle_files(bundle, options.endpoint_url) as files:
+        inputs = PackInputs(  # what cannot be packed makes no store
+            files.folder,
+            profile,
+            options.plan,
+            tables_at=files.tables_at,
+            endpoint_url=options.endpoint_url,
+        )
+        numbers = (
+            f"--shard takes 0 to {len(inputs.plan.shards) - 1}; `erless plan` shows the shards"
+        )
         where = store_of(options.store, options.infra, config)
         store = open_store(where, endpoint_url=options.endpoint_url, create=True)
-        packer = Packer(
-            bundle, profile, options.plan, store, verify=options.verify, progress=progress
-        )
+        packer = Packer(inputs, store, verify=options.verify, progress=progress)
         with trying(numbers, PlanError):
-            packed = packer.pack(options.shard)
+            packed = (
+                packer.pack(options.shard)
+                if options.workers == 1
+                else _pack_by_processes(packer, options, progress)
+            )
         evaluations: list[Evaluation] = []
         if options.evaluate:
             import torch
@@ -114,7 +139,20 @@ def pack(options: PackOptions, output: OutputOption = Output.TEXT) -> None:
     emit(output, document, draw, then=then)
 
 
-def _present(bundle: Path, profile: Path, plan: Path) -> None:
+def _pack_by_processes(packer: Packer, options: PackOptions, progress: Progress) -> Packed:
+    """Share the work between processes of this machine."""
+    from erless.pack.job import PackJob
+    from erless.pack.parallel import pack_in_portions
+    from erless.pack.portions import PortionSizes
+    from erless.pack.processes import Processes
+
+    inputs = packer.inputs
+    sizes = PortionSizes.for_workers(inputs, options.workers)
+    job = PackJob.here(inputs, packer.store, sizes)
+    return pack_in_portions(packer, sizes, Processes(job, options.workers), progress)
+
+
+def _present(bundle: str, profile: Path, plan: Path) -> None:
     """Say what makes each artifact that is not there, before its reader says what it misses.
 
     Raises:
@@ -122,13 +160,18 @@ def _present(bundle: Path, profile: Path, plan: Path) -> None:
     """
     from erless.errors import ArtifactError
 
+    model = Path(bundle)
     made_by = {
-        bundle: ("model", "`erless import`, or `erless example rm1 --out m` to try"),
+        model: (
+            "model",
+            "`erless import`, or `erless example rm1 --out m` to try",
+        ),
         profile: ("profile", f"`erless profile --model {bundle} --log LOG --out {profile}`"),
         plan: ("plan", f"`erless plan --model {bundle} --profile {profile} --out {plan}`"),
     }
     for path, (artifact, hint) in made_by.items():
-        if not path.exists():
+        in_bucket = path is model and bundle.startswith("s3://")
+        if not path.exists() and not in_bucket:
             with trying(f"{hint}; or name another with --{artifact}", ArtifactError):
                 raise ArtifactError(f"no {artifact} at {path}")
 

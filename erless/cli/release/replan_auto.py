@@ -124,12 +124,13 @@ def _pack_and_deploy(
     """Make a release of the new plan and switch queries over to it; its digest."""
     from erless.cli.cluster.cluster_options import desired_release
     from erless.errors import PlanError
+    from erless.pack.inputs import PackInputs
     from erless.pack.packer import Packer
 
     destination, config = resolve_target(where)
     bundle = options.model or config.model
     with bars() as progress:
-        packer = Packer(bundle, folder / "profile", folder / "plan.json", live.store)
+        packer = Packer(PackInputs(bundle, folder / "profile", folder / "plan.json"), live.store)
         release = packer.pack().release
         if release is None:
             raise PlanError("the new release was not packed whole")

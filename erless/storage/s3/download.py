@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from botocore.exceptions import HTTPClientError, ResponseStreamingError
 
@@ -16,7 +18,7 @@ from erless.storage.atomic import os_errors
 from erless.storage.s3.bucket import PART_BYTES, THREADS, S3Bucket, pause
 from erless.storage.store import Blob, Counter
 
-__all__ = ["download"]
+__all__ = ["download", "read_range"]
 
 READ_BYTES = 1 << 20
 
@@ -70,45 +72,81 @@ def _range(
     descriptor: int | None,
     stop: threading.Event,
 ) -> bytearray:
-    """Bytes `begin` … `end` - 1, taken up again where a connection broke."""
+    """Bytes `begin` … `end` - 1, and put them in their place."""
     data = bytearray(end - begin)
-    view = memoryview(data)
-    received = attempt = 0
-    while received < len(data):
-        if stop.is_set():
-            return data
-        before = received
-        with bucket.errors("read", blob.name):
-            try:
-                received = _read_into(bucket, view, blob, begin, received)
-            except (ResponseStreamingError, HTTPClientError):
-                if attempt >= bucket.attempts - 1:
-                    raise
-        if received < len(data):
-            attempt = 0 if received > before else attempt + 1
-            if attempt >= bucket.attempts:
-                raise BucketError(
-                    f"{bucket.url}/{blob.name}: no bytes at offset {begin + received:,} in "
-                    f"{bucket.attempts} attempts"
-                )
-            pause(attempt)
-    if descriptor is not None:
+    read_range(bucket, blob.name, blob.size_bytes, begin, memoryview(data), stop)
+    if descriptor is not None and not stop.is_set():
         with os_errors(Path(blob.name)):
             os.pwrite(descriptor, data, begin)
     return data
 
 
-def _read_into(bucket: S3Bucket, view: memoryview, blob: Blob, begin: int, received: int) -> int:
+def read_range(
+    bucket: S3Bucket,
+    name: str,
+    size_bytes: int,
+    begin: int,
+    view: memoryview,
+    stop: threading.Event,
+    **conditions: Any,
+) -> None:
+    """Fill `view` with the object's bytes from `begin` on, taken up again where a connection broke.
+
+    Args:
+        bucket: where it is.
+        name: of the object.
+        size_bytes: what the whole object should have.
+        begin: of the first byte.
+        view: what is filled; not whole where `stop` was set.
+        stop: give up.
+        conditions: that the object must meet, as boto3 takes them.
+
+    Raises:
+        ArtifactError: the object is missing, or of another size.
+        StoreError: it is not what the conditions say.
+        BucketError: the service refused, or the connection broke too often.
+    """
+    received = attempt = 0
+    while received < len(view):
+        if stop.is_set():
+            return
+        before = received
+        with bucket.errors("read", name):
+            try:
+                received = _read_into(bucket, view, name, size_bytes, begin, received, conditions)
+            except (ResponseStreamingError, HTTPClientError):
+                if attempt >= bucket.attempts - 1:
+                    raise
+        if received < len(view):
+            attempt = 0 if received > before else attempt + 1
+            if attempt >= bucket.attempts:
+                raise BucketError(
+                    f"{bucket.url}/{name}: no bytes at offset {begin + received:,} in "
+                    f"{bucket.attempts} attempts"
+                )
+            pause(attempt)
+
+
+def _read_into(
+    bucket: S3Bucket,
+    view: memoryview,
+    name: str,
+    size_bytes: int,
+    begin: int,
+    received: int,
+    conditions: Mapping[str, Any],
+) -> int:
     """One GET from `begin + received` on; returns how far it came."""
     answer = bucket.client.get_object(
-        **bucket.key(blob.name), Range=f"bytes={begin + received}-{begin + len(view) - 1}"
+        **bucket.key(name),
+        Range=f"bytes={begin + received}-{begin + len(view) - 1}",
+        **conditions,
     )
     total = int(answer.get("ContentRange", "/0").rpartition("/")[2])
-    if total != blob.size_bytes:
+    if total != size_bytes:
         answer["Body"].close()
         raise ArtifactError(
-            f"{bucket.url}/{blob.name}: {total:,} bytes, expected {blob.size_bytes:,}: "
-            "truncated or altered"
+            f"{bucket.url}/{name}: {total:,} bytes, expected {size_bytes:,}: truncated or altered"
         )
     with suppress(ResponseStreamingError, HTTPClientError), answer["Body"] as body:
         while chunk := body.read(min(READ_BYTES, len(view) - received)):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.queries import Query
+from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
 from erless.plan.planner import Planner
 from erless.plan.report.document import plan_document
@@ -128,7 +129,7 @@ def plan_and_pack(folder: Path, traffic: Traffic, request: PlanRequest = REQUEST
 
 
 def pack(bundle: Path, profile: Path, plan: Path, store: str) -> Planned:
-    packed = Packer(bundle, profile, plan, open_store(store, create=True)).pack()
+    packed = Packer(PackInputs(bundle, profile, plan), open_store(store, create=True)).pack()
     assert packed.release is not None
     return Planned(bundle, profile, plan, Plan.load(plan), store, packed.release)
 

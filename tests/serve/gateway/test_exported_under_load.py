@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from erless import export
 from erless.errors import ServeError
+from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packer
 from erless.serve.protocol.client import QueryClient
 from erless.specs.model import Pooling
@@ -75,7 +76,9 @@ def test_no_answer_is_wrong_when_a_shard_dies_under_load(tmp_path: Path) -> None
     bundle, profile = make_inputs(tmp_path, spec)
     plan = tmp_path / "plan.json"
     make_plan(bundle, profile, TIERS).save(plan)
-    release = Packer(bundle, profile, plan, open_store(str(tmp_path / "store"), create=True))
+    release = Packer(
+        PackInputs(bundle, profile, plan), open_store(str(tmp_path / "store"), create=True)
+    )
     packed = release.pack().release
     assert packed is not None
     made = Made(str(tmp_path / "store"), packed, bundle, profile, plan, plan, spec)
