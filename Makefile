@@ -9,7 +9,7 @@ AXE_VERSION := 4.14.1
 CHECKOV := .venv-checkov/bin/checkov
 
 .DEFAULT_GOAL := help
-.PHONY: evaluate help setup demo readme test bench-serve check checkov axe docs format schema wheel clean fuzz coverage
+.PHONY: evaluate help setup demo readme test bench-serve check checkov axe docs format schema spark wheel clean fuzz coverage
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ axe: $(AXE) ## Install axe-core, by which `make test` then judges every page, wh
 
 $(AXE):
 	npm install --silent --no-audit --no-fund --no-save --no-package-lock axe-core@$(AXE_VERSION)
+
+spark: $(READY) ## Install pyspark into .venv; with Java, `make test` then profiles on Spark
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[spark]'
 
 format: $(READY) ## Format the code and mend what the linter can
 	$(BIN)/ruff format .

@@ -20,6 +20,7 @@
     ├── TrafficError             a traffic shape or trace cannot be replayed
     ├── LoadTestError            a load could not be sent
     ├── StoreError               a release store: absent, torn, contended
+    ├── SparkError               no Java, a Spark that refuses, or a job of it that failed
     ├── WorkerError              a process, pod or executor of a stage failed: its own last line
     ├── ImageError               a function's image cannot be built, pulled or pushed
     │   ├── BaseImageError       the image to build on cannot be had, or is not one to build on
@@ -71,6 +72,7 @@ __all__ = [
     "QueryError",
     "ServeError",
     "SeveralModelsError",
+    "SparkError",
     "StorageError",
     "StoreError",
     "SupervisorEndedError",
@@ -183,6 +185,10 @@ class LoadTestError(ErlessError):
 
 class StoreError(ErlessError):
     """A release store is absent, torn or contended."""
+
+
+class SparkError(ErlessError):
+    """Spark cannot be started or reached, is of another version, or gave up a job of ours."""
 
 
 class WorkerError(ErlessError):

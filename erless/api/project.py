@@ -20,7 +20,7 @@ from erless.specs.strict.findings import first_finding
 if TYPE_CHECKING:
     from erless.api.client import Client
     from erless.deploy.target import Deployment, Status, Target
-    from erless.profile.access import AccessReport
+    from erless.profile.counted import AccessReport
     from erless.specs.generations import GenerationManifest
     from erless.specs.release import ReleaseManifest
 

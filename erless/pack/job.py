@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,16 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from erless.errors import OptionError
 from erless.pack.inputs import PackInputs
+from erless.pack.keys import Keys
 from erless.pack.portions import PortionSizes
 from erless.pack.ranks import WINDOW_ROWS
 from erless.specs.artifact import Artifact, FileEntry
-from erless.storage.atomic import path_inside
+from erless.specs.bundle import MANIFEST as BUNDLE_MANIFEST
+from erless.specs.profile import MANIFEST as PROFILE_MANIFEST
+from erless.specs.stored import keep_by_digest
+from erless.storage.atomic import os_errors, path_inside
 from erless.storage.store import Blob, Ignore, Store
 
 __all__ = ["MODEL", "PLAN", "PROFILE", "PackJob", "job_name"]
@@ -63,6 +69,45 @@ class PackJob(Artifact):
             window_rows=inputs.window_rows,
         )
 
+    @classmethod
+    def publish(
+        cls,
+        inputs: PackInputs,
+        keys: Keys,
+        store: Store,
+        sizes: PortionSizes,
+        endpoint_url: str | None,
+    ) -> PackJob:
+        """For pods: what they read besides the tables is put into `store`, and the job with it.
+
+        Args:
+            inputs: what is packed, of a bundle in a bucket.
+            keys: the store's.
+            store: a bucket.
+            sizes: of the portions.
+            endpoint_url: of the S3 API, as pods reach it.
+
+        Raises:
+            OptionError: pods could not reach bundle or store.
+            StorageError: the disk or bucket refused.
+        """
+        if inputs.tables_at is None or store.folder is not None:
+            raise OptionError(
+                "pods read the bundle, and write the release, in a bucket: --model s3://… and "
+                "--store s3://… (`aws s3 cp --recursive` brings a bundle there)"
+            )
+        job = cls.create(
+            store=store.url,
+            endpoint_url=endpoint_url,
+            tables_at=inputs.tables_at,
+            files=_published(inputs, keys, store),
+            usual_bytes=sizes.usual_bytes,
+            split_bytes=sizes.split_bytes,
+            window_rows=inputs.window_rows,
+        )
+        keep_by_digest(store, job_name(job.digest), job.text)
+        return job
+
     @property
     def sizes(self) -> PortionSizes:
         """How large portions are."""
@@ -90,3 +135,24 @@ class PackJob(Artifact):
                 endpoint_url=self.endpoint_url,
                 window_rows=self.window_rows,
             )
+
+
+def _published(inputs: PackInputs, keys: Keys, store: Store) -> dict[str, FileEntry]:
+    """The inputs' files but for tables, as blobs of `store`, by their names in a job."""
+    paths = {
+        f"{MODEL}/{BUNDLE_MANIFEST}": inputs.bundle_folder / BUNDLE_MANIFEST,
+        f"{PROFILE}/{PROFILE_MANIFEST}": inputs.profile_folder / PROFILE_MANIFEST,
+        PLAN: inputs.plan_path,
+    }
+    for table in inputs.model.tables:
+        entry = inputs.counts(table)
+        if entry is not None:
+            paths[f"{PROFILE}/{entry.path}"] = path_inside(inputs.profile_folder, entry.path)
+    files = {}
+    with store.staging() as stage:
+        for name, path in paths.items():
+            copy = stage / "input"
+            with os_errors(path, "read"):
+                shutil.copyfile(path, copy)
+            files[name] = keys.add(copy, path.suffix.removeprefix("."))
+    return files

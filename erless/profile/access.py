@@ -9,117 +9,30 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from erless.errors import ArtifactError, LogError
+from erless.profile.counted import AccessReport, Counted, Coverage, write_profile
 from erless.profile.curves import MachineCurves
 from erless.profile.formats import LogFormat, LogSource, open_log
 from erless.profile.logs import AccessLog
 from erless.profile.names import LogNames
 from erless.profile.tally import Tallies
 from erless.progress import Progress, Silent
-from erless.specs.artifact import FileEntry
 from erless.specs.bundle import MANIFEST as BUNDLE_MANIFEST
 from erless.specs.bundle import BundleManifest
 from erless.specs.model import GraphTower, ModelSpec, shape_digest
-from erless.specs.profile import MANIFEST, Profile, TableAccess
+from erless.specs.profile import MANIFEST, Profile
 from erless.storage.atomic import os_errors, staged_directory
 
-__all__ = [
-    "SHARES",
-    "AccessReport",
-    "TableHotness",
-    "extend_profile",
-    "profile_access",
-    "profile_shape",
-]
+__all__ = ["age_warning", "extend_profile", "kept_curves", "profile_access", "profile_shape"]
 
 DAY_S = 86400.0
 OLD_S = 7 * DAY_S  # a log that much older than the model is told of
-SHARES = (0.001, 0.01, 0.1, 0.5)  # fractions of a table's rows whose share of accesses is reported
 NO_CURVES = MachineCurves()
-LOCALITY_FRACTION = 0.1  # locality P is over the hottest 10 % of rows
-
-
-@dataclass(frozen=True, slots=True)
-class TableHotness:
-    """One table's accesses, and the `shares` that its hottest rows take, by `SHARES`."""
-
-    access: TableAccess
-    shares: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AccessReport:
-    """The profile written, and its warnings."""
-
-    profile: Profile
-    tables: tuple[TableHotness, ...]
-    warnings: tuple[str, ...]
-
-    def _repr_html_(self) -> str:
-        """As a notebook shows it: a row per table."""
-        from erless.pages.page import notes, table
-
-        rows = [
-            [
-                each.access.table,
-                f"{each.access.rows:,}",
-                f"{each.access.accesses:,}",
-                f"{each.access.touched:,}",
-                *(f"{share:.1%}" for share in each.shares),
-            ]
-            for each in self.tables
-        ]
-        header = ["table", "rows", "accesses", "touched", *(f"{100 * x:g} %" for x in SHARES)]
-        return table(header, rows, "hotness") + notes(self.warnings)
-
-    def document(self) -> dict[str, Any]:
-        """The report as JSON types."""
-        drop = {"machine", "samples"}
-        return {
-            "digest": self.profile.digest,
-            "model_digest": self.profile.model_digest,
-            "sources": list(self.profile.sources),
-            "tables": [
-                table.access.model_dump(mode="json", exclude={"counts"})
-                | {
-                    "pooling_factor": table.access.pooling_factor,
-                    "top_shares": {
-                        f"{fraction:g}": share
-                        for fraction, share in zip(SHARES, table.shares, strict=True)
-                    },
-                }
-                for table in self.tables
-            ],
-            "curves": [
-                curve.model_dump(mode="json", exclude=drop) for curve in self.profile.curves
-            ],
-            "disks": [curve.model_dump(mode="json", exclude=drop) for curve in self.profile.disks],
-            "gpus": [curve.model_dump(mode="json", exclude=drop) for curve in self.profile.gpus],
-            "towers": [
-                curve.model_dump(mode="json", exclude=drop) for curve in self.profile.towers
-            ],
-            "warnings": list(self.warnings),
-        }
-
-
-@dataclass
-class _Coverage:
-    """Samples that the logs cover per table; None once a log could not say."""
-
-    samples: dict[str, int | None]
-    covered: set[str]
-
-    def add(self, log: AccessLog, tables: set[str]) -> None:
-        for name in tables:
-            former = self.samples[name]
-            both = former is not None and log.samples is not None
-            self.samples[name] = (former or 0) + (log.samples or 0) if both else None
-            self.covered.add(name)
 
 
 def profile_access(
@@ -152,10 +65,8 @@ def profile_access(
     """
     bundle = BundleManifest.open(model)
     names = LogNames(bundle.model, model)
-    warnings = [line for source in sources if (line := _age_warning(source, model))]
-    existing = _existing_profile(out)
-    if existing:  # what was measured is of this machine still, whatever the log
-        curves = curves.over(existing)
+    warnings = [line for source in sources if (line := age_warning(source, model))]
+    curves, unfinished = kept_curves(out, curves)
     report = _profile(
         bundle.digest,
         names,
@@ -163,7 +74,7 @@ def profile_access(
         out,
         samples,
         curves,
-        overwrite or bool(existing and not existing.tables),
+        overwrite or unfinished,
         progress or Silent(),
     )
     return replace(report, warnings=(*warnings, *report.warnings))
@@ -199,30 +110,19 @@ def _profile(
     progress: Progress,
 ) -> AccessReport:
     """Count all accesses of the logs, and write the profile of the tables to `out`."""
-    rows = names.table_rows
-    sources = [source for source, _ in logs_of]
     with staged_directory(out, marker=MANIFEST, overwrite=overwrite) as stage:
         scratch = stage / "scratch"
-        (stage / "counts").mkdir()
         scratch.mkdir()
-        tallies = Tallies(rows, scratch)
-        coverage = _Coverage(dict.fromkeys(rows, 0), set())
+        tallies = Tallies(names.table_rows, scratch)
+        coverage = Coverage.of(names.table_rows)
         for source, logs in logs_of:
             if not _tally(logs, names, tallies, coverage, progress):
                 raise LogError(f"{source.path}: the log is empty: no accesses in it")
-        tables = _write_counts(rows, tallies, coverage, samples, stage, progress)
-        if not any(table.access.accesses for table in tables):
-            read = ", ".join(source.text for source in sources)
-            raise LogError(f"{read}: no accesses to any table of the model")
-        profile = Profile.create(
-            model_digest=model_digest,
-            sources=tuple(source.text for source in sources),
-            tables=tuple(table.access for table in tables),
-            **curves.fields(),
-        )
-        profile.save(stage / MANIFEST)
+        texts = tuple(source.text for source, _ in logs_of)
+        counted = Counted(model_digest, texts, tallies, coverage)
+        report = write_profile(counted, names, samples, curves, stage, progress)
         shutil.rmtree(scratch)
-    return AccessReport(profile, tuple(tables), tuple(_coverage_warnings(tables, coverage)))
+    return report
 
 
 def extend_profile(
@@ -253,17 +153,21 @@ def extend_profile(
     return AccessReport(profile, (), ())
 
 
-def _existing_profile(out: Path) -> Profile | None:
-    """The profile that is there; one that is damaged counts as none."""
-    if not (out / MANIFEST).is_file():
-        return None
+def kept_curves(out: Path, curves: MachineCurves) -> tuple[MachineCurves, bool]:
+    """`curves` over those of the profile at `out`, and whether that one has no tables yet.
+
+    What was measured is of this machine still, whatever the log; a damaged profile counts as none.
+    """
     try:
-        return Profile.load(out / MANIFEST)
+        existing = Profile.load(out / MANIFEST) if (out / MANIFEST).is_file() else None
     except ArtifactError:
-        return None
+        existing = None
+    if existing is None:
+        return curves, False
+    return curves.over(existing), not existing.tables
 
 
-def _age_warning(source: LogSource, model: Path) -> str | None:
+def age_warning(source: LogSource, model: Path) -> str | None:
     """A log from long before the model says little about how the model is used now.
 
     That it was written a while before the model was exported is how it usually is. A log inside
@@ -308,14 +212,14 @@ def _tally(
     logs: Iterable[AccessLog],
     names: LogNames,
     tallies: Tallies,
-    coverage: _Coverage,
+    coverage: Coverage,
     progress: Progress,
 ) -> int:
     """Count all accesses of `logs`, and return how many there are."""
     accesses = 0
     for log in logs:
         accesses += _read(log, names, tallies, progress)
-        coverage.add(log, names.tables(log.tables))
+        coverage.add(log.samples, names.tables(log.tables))
     return accesses
 
 
@@ -328,55 +232,3 @@ def _read(log: AccessLog, names: LogNames, tallies: Tallies, progress: Progress)
             tallies.add(chunk.table, chunk.ids, chunk.counts)
             ids += len(chunk.ids)
     return ids
-
-
-def _write_counts(
-    rows: dict[str, int],
-    tallies: Tallies,
-    coverage: _Coverage,
-    samples: int | None,
-    stage: Path,
-    progress: Progress,
-) -> list[TableHotness]:
-    """Rank and write each table."""
-    hotness = []
-    with progress.step("rank rows", len(rows), "steps") as step:
-        for name, table_rows in rows.items():
-            distribution = tallies.distribution(name)
-            entry = None
-            if distribution.touched:
-                path = f"counts/{name}.safetensors"
-                digest = tallies.write(name, distribution, stage / path)
-                entry = FileEntry(path=path, size_bytes=digest.size_bytes, sha256=digest.sha256)
-            covered = coverage.samples[name]
-            access = TableAccess(
-                table=name,
-                rows=table_rows,
-                samples=(samples or 0) if covered is None else covered,
-                accesses=distribution.accesses,
-                touched=distribution.touched,
-                locality=distribution.share(LOCALITY_FRACTION * table_rows),
-                counts=entry,
-            )
-            shares = tuple(distribution.share(share * table_rows) for share in SHARES)
-            hotness.append(TableHotness(access, shares))
-            step.advance(1)
-    return hotness
-
-
-def _coverage_warnings(tables: Sequence[TableHotness], coverage: _Coverage) -> list[str]:
-    warnings = []
-    cold = [table.access.table for table in tables if table.access.table not in coverage.covered]
-    if cold:
-        names = ", ".join(cold[:8]) + (f" and {len(cold) - 8} more" if len(cold) > 8 else "")
-        warnings.append(f"in no log, taken as never accessed (all rows cold): {names}")
-    unknown = [
-        table.access.table for table in tables if table.access.accesses and not table.access.samples
-    ]
-    if unknown:
-        names = ", ".join(unknown[:8]) + (" …" if len(unknown) > 8 else "")
-        warnings.append(
-            f"the log does not say how many samples it covers, so the pooling factor is unknown "
-            f"(give --samples): {names}"
-        )
-    return warnings

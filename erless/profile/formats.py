@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from erless.errors import LogError
@@ -14,9 +15,16 @@ from erless.profile.criteo import CriteoLog, looks_like_criteo
 from erless.profile.interactions import InteractionLog
 from erless.profile.logs import AccessLog, arrow_errors, unknown_table
 from erless.profile.parquet import CountLog, ListLog, open_parquet
-from erless.profile.querylog import QueryLog
 
-__all__ = ["LogFormat", "LogSource", "open_log"]
+__all__ = [
+    "LogFile",
+    "LogFormat",
+    "LogSource",
+    "format_of",
+    "log_files",
+    "open_log",
+    "open_log_file",
+]
 
 PARQUET_MAGIC = b"PAR1"
 
@@ -60,7 +68,7 @@ class LogSource:
 def open_log(
     source: LogSource, table_rows: Mapping[str, int], log_format: LogFormat = LogFormat.AUTO
 ) -> Iterator[AccessLog]:
-    """The readers of `source`: one per file; a directory is its parquet files, as Spark writes it.
+    """The readers of `source`, one per file.
 
     Args:
         source: the log.
@@ -70,12 +78,30 @@ def open_log(
     Raises:
         LogError: unreadable, of no known format, or about tables that the model lacks.
     """
+    for file in log_files(source, table_rows):
+        yield open_log_file(source, file, table_rows, log_format)
+
+
+class LogFile(NamedTuple):
+    """One file of a log; the table that it is of, where one is known; row groups, if not all."""
+
+    path: Path
+    table: str | None = None
+    groups: range | None = None
+
+
+def log_files(source: LogSource, table_rows: Collection[str]) -> Iterator[LogFile]:
+    """The files of `source`; of a directory its parquet files, as Spark writes it.
+
+    Raises:
+        LogError: there are none, or they are about tables that the model lacks.
+    """
     if source.table is not None and source.table not in table_rows:
         raise unknown_table(source.path, source.table, table_rows)
     if not source.path.exists():
         raise LogError(f"{source.path}: no such file")
     if not source.path.is_dir():
-        yield _open_file(source, source.path, source.table, dict(table_rows), log_format)
+        yield LogFile(source.path, source.table)
         return
     parts = list(_parts(source.path))
     if not parts:
@@ -86,7 +112,7 @@ def open_log(
             continue  # as rows of other tables in one file
         if table is not None and table not in table_rows:
             raise unknown_table(path, table, table_rows)
-        yield _open_file(source, path, table or source.table, dict(table_rows), log_format)
+        yield LogFile(path, table or source.table)
 
 
 def _parts(folder: Path) -> Iterator[Path]:
@@ -122,38 +148,49 @@ def _partition_table(folder: Path, path: Path) -> str | None:
     return None
 
 
-def _open_file(
+def open_log_file(
     source: LogSource,
-    path: Path,
-    table: str | None,
-    table_rows: dict[str, int],
-    log_format: LogFormat,
+    file: LogFile,
+    table_rows: Mapping[str, int],
+    log_format: LogFormat = LogFormat.AUTO,
 ) -> AccessLog:
+    """The reader of one file of `source`.
+
+    Raises:
+        LogError: unreadable, of no known format, or about tables that the model lacks.
+    """
+    path, table, groups = file
     tables, columns = tuple(table_rows), dict(source.columns)
     with arrow_errors(path):
         size = path.stat().st_size
         if not size:
             raise LogError(f"{path}: the log is empty: the file has 0 bytes")
-    actual = _detect(path) if log_format is LogFormat.AUTO else log_format
+    actual = format_of(path) if log_format is LogFormat.AUTO else log_format
     if columns and actual is not LogFormat.PARQUET:
         raise LogError(f"{path}: columns are those of parquet, this is read as {actual}")
     if actual is LogFormat.QUERIES:
+        from erless.profile.querylog import QueryLog  # C kernels, which no zip on a path can hold
+
         return QueryLog(path, tables, table)
     if actual is LogFormat.CRITEO:
-        return CriteoLog(path, table_rows, table)
+        return CriteoLog(path, dict(table_rows), table)
     if actual is LogFormat.INTERACTIONS:
         return InteractionLog(path, _one_table(path, table, tables))
     if actual is LogFormat.COUNTS:
-        return CountLog(path, tables, table)
+        return CountLog(path, tables, table, groups)
     return (
-        open_parquet(path, tables, table, columns)
+        open_parquet(path, tables, table, columns, groups)
         if log_format is LogFormat.AUTO
-        else ListLog(path, tables, table, columns)
+        else ListLog(path, tables, table, columns, groups)
     )
 
 
-def _detect(path: Path) -> LogFormat:
-    """The format by the first bytes, where the name does not decide it."""
+def format_of(path: Path) -> LogFormat:
+    """The format by the first bytes, where the name does not decide it.
+
+    Raises:
+        LogError: unreadable.
+    """
     if path.suffix == ".safetensors":
         return LogFormat.QUERIES
     with arrow_errors(path), path.open("rb") as file:

@@ -22,7 +22,7 @@ from erless.errors import LogError
 from erless.profile.logs import Chunk, arrow_errors, as_ids, unknown_table
 from erless.progress import Step, Unit
 
-__all__ = ["SAMPLES_KEY", "CountLog", "ListLog", "id_columns", "open_parquet"]
+__all__ = ["SAMPLES_KEY", "CountLog", "ListLog", "id_columns", "open_parquet", "row_group_bytes"]
 
 BATCH_IDS = 4_000_000  # ids in one batch, about: 32 MB
 MIN_BATCH_ROWS = 1024
@@ -32,7 +32,11 @@ SAMPLES_KEY = b"samples"  # schema metadata of an aggregated log: samples it cov
 
 
 def open_parquet(
-    path: Path, tables: Sequence[str], only: str | None, columns: Mapping[str, str] | None = None
+    path: Path,
+    tables: Sequence[str],
+    only: str | None,
+    columns: Mapping[str, str] | None = None,
+    groups: range | None = None,
 ) -> ListLog | CountLog:
     """The log at `path`, by its schema: columns `id` and `count` make it an aggregated one.
 
@@ -41,13 +45,46 @@ def open_parquet(
         tables: the model's tables.
         only: the one table that the log is of, where the user said so.
         columns: of tables whose column has another name.
+        groups: row groups to read; all if None.
 
     Raises:
         LogError: not parquet, truncated, or its columns fit no table.
     """
     if not columns and set(_open(path).schema_arrow.names) >= COUNT_COLUMNS:
-        return CountLog(path, tables, only)
-    return ListLog(path, tables, only, columns)
+        return CountLog(path, tables, only, groups)
+    return ListLog(path, tables, only, columns, groups)
+
+
+def row_group_bytes(path: Path) -> list[int]:
+    """The size of each row group of the parquet file at `path`, in its order.
+
+    Raises:
+        LogError: not parquet, or truncated.
+    """
+    meta = _open(path).metadata
+    return [meta.row_group(number).total_byte_size for number in range(meta.num_row_groups)]
+
+
+class _RowGroups:
+    """Which rows of a file are read, and how one of them is named."""
+
+    def __init__(self, file: Any, groups: range | None) -> None:
+        sizes = [
+            file.metadata.row_group(number).num_rows
+            for number in range(file.metadata.num_row_groups)
+        ]
+        self.groups = range(len(sizes)) if groups is None else groups
+        self._named = groups is not None
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self.first = sum(sizes[: self.groups.start])
+        self.rows = sum(sizes[number] for number in self.groups)
+
+    def name(self, row: int) -> str:
+        """Row number `row` of the file; with its row group where others read the others."""
+        if not self._named:
+            return f"row {row}"
+        group = int(np.searchsorted(self._ends, row, side="right"))
+        return f"row {row} in row group {group}"
 
 
 def id_columns(path: Path) -> list[str]:
@@ -108,12 +145,14 @@ class ListLog:
         tables: Sequence[str],
         only: str | None,
         columns: Mapping[str, str] | None = None,
+        groups: range | None = None,
     ) -> None:
         self.path = path
         self.samples: int | None = 0
         self._file = _open(path)
         self._schema = self._file.schema_arrow
-        self.total: int | None = self._file.metadata.num_rows
+        self._rows = _RowGroups(self._file, groups)
+        self.total: int | None = self._rows.rows
         self._columns = self._renamed(tables, columns) if columns else self._match(tables, only)
         self.tables = tuple(self._columns)
 
@@ -167,15 +206,15 @@ class ListLog:
         with arrow_errors(self.path):
             for name in self._columns.values():
                 self._check_type(name)
-            begin = 0
+            begin = self._rows.first
             batches = self._file.iter_batches(
-                self._batch_rows(), columns=list(self._columns.values())
+                self._batch_rows(), list(self._rows.groups), columns=list(self._columns.values())
             )
             for batch in batches:
                 for table, column in self._columns.items():
                     yield self._chunk(table, batch.column(batch.schema.names.index(column)), begin)
                 begin += batch.num_rows
-                self.samples = begin
+                self.samples = begin - self._rows.first
                 step.advance(batch.num_rows)
 
     def _check_type(self, column: str) -> None:
@@ -191,27 +230,27 @@ class ListLog:
 
     def _chunk(self, table: str, column: Any, begin: int) -> Chunk:
         if pa.types.is_null(column.type):  # a part in which every bag is null
-            return Chunk(table, np.empty(0, np.int64), lambda position: f"row {begin + position}")
+            return Chunk(table, np.empty(0, np.int64), lambda position: self._rows.name(begin))
         if pa.types.is_integer(column.type):
             rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
             values = column.drop_null()
 
             def locate(position: int) -> str:
-                return f"row {begin + int(rows[position])}"
+                return self._rows.name(begin + int(rows[position]))
 
         else:
             values = column.flatten()
             if not len(values):
                 values = pa.array([], pa.int64())
-            locate = _locate_in_lists(column, begin)  # type: ignore[assignment]
+            locate = _locate_in_lists(column, begin, self._rows)  # type: ignore[assignment]
         return Chunk(table, as_ids(values, locate, self.path, f"an id of {table}"), locate)
 
 
-def _locate_in_lists(column: Any, begin: int) -> Callable[[int], str]:
+def _locate_in_lists(column: Any, begin: int, file_rows: _RowGroups) -> Callable[[int], str]:
     def locate(position: int) -> str:
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
         ends = np.cumsum(lengths, dtype=np.int64)
-        return f"row {begin + int(np.searchsorted(ends, position, side='right'))}"
+        return file_rows.name(begin + int(np.searchsorted(ends, position, side="right")))
 
     return locate
 
@@ -225,12 +264,17 @@ class CountLog:
 
     unit: Unit = "rows"
 
-    def __init__(self, path: Path, tables: Sequence[str], only: str | None) -> None:
+    def __init__(
+        self, path: Path, tables: Sequence[str], only: str | None, groups: range | None = None
+    ) -> None:
         self.path = path
         self._file = _open(path)
         schema = self._file.schema_arrow
-        self.total: int | None = self._file.metadata.num_rows
+        self._rows = _RowGroups(self._file, groups)
+        self.total: int | None = self._rows.rows
         self.samples = _samples(path, schema.metadata or {})
+        if self.samples is not None and self._rows.groups.start:
+            self.samples = 0  # whoever reads the first row group has them
         self._only, self._model_tables = only, tuple(tables)
         self._total = 0.0
         self._has_table = "table" in schema.names
@@ -258,9 +302,10 @@ class CountLog:
     def chunks(self, step: Step) -> Iterator[Chunk]:
         """Batches of rows, each grouped by table."""
         columns = ["table", "id", "count"] if self._has_table else ["id", "count"]
-        begin = 0
+        begin = self._rows.first
+        groups = list(self._rows.groups)
         with arrow_errors(self.path):
-            for batch in self._file.iter_batches(BATCH_IDS // 4, columns=columns):
+            for batch in self._file.iter_batches(BATCH_IDS // 4, groups, columns=columns):
                 column = {name: batch.column(batch.schema.names.index(name)) for name in columns}
                 yield from self._grouped(column, begin)
                 begin += batch.num_rows
@@ -268,7 +313,7 @@ class CountLog:
 
     def _grouped(self, column: dict[str, Any], begin: int) -> Iterator[Chunk]:
         def row(position: int) -> str:
-            return f"row {begin + position}"
+            return self._rows.name(begin + position)
 
         ids = as_ids(column["id"], row, self.path, "id")
         counts = as_ids(column["count"], row, self.path, "count")
@@ -286,7 +331,8 @@ class CountLog:
         for name, rows in self._by_table(column["table"], row):
             if self._only is None or name == self._only:
                 self._seen.add(name)
-                yield Chunk(name, ids[rows], _locate_rows(rows, begin), counts[rows])
+                locate = _locate_rows(rows, begin, self._rows)
+                yield Chunk(name, ids[rows], locate, counts[rows])
 
     def _check_total(self, counts: NDArray[np.int64], row: Callable[[int], str]) -> None:
         """Sums of counts stay far from the limit of int64, also over many logs."""
@@ -317,8 +363,10 @@ class CountLog:
             yield name, rows
 
 
-def _locate_rows(rows: NDArray[np.int64], begin: int) -> Callable[[int], str]:
-    return lambda position: f"row {begin + int(rows[position])}"
+def _locate_rows(
+    rows: NDArray[np.int64], begin: int, file_rows: _RowGroups
+) -> Callable[[int], str]:
+    return lambda position: file_rows.name(begin + int(rows[position]))
 
 
 def _samples(path: Path, metadata: dict[bytes, bytes]) -> int | None:

@@ -242,12 +242,14 @@ class Tallies:
                 self._held = 0
         self._waiting = 0
 
+    def windows(self, table: str) -> Iterator[tuple[NDArray[np.int64], Counts]]:
+        """The touched rows of `table` with their counts, in the order of ids, in windows."""
+        self._flush()
+        return self._tables[table].windows()
+
     def distribution(self, table: str) -> CountDistribution:
         """How many rows of `table` have each count."""
-        self._flush()
-        windows = [
-            np.unique(counts, return_counts=True) for _, counts in self._tables[table].windows()
-        ]
+        windows = [np.unique(counts, return_counts=True) for _, counts in self.windows(table)]
         if not windows:
             return CountDistribution(np.empty(0, np.int64), np.empty(0, np.int64))
         total = _summed(

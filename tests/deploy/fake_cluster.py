@@ -94,6 +94,7 @@ class FakeCluster:
         self.fits: Callable[[str], str] = lambda cpu: ""  # else why not: Deferred, Infeasible
         self.requests_total: dict[str, float] = {}  # by pod, as its metrics say
         self.throttling: dict[str, float] = {}  # more of every pod's metrics
+        self.logs: dict[str, str] = {}  # pod → what it said
         self.watches = self.lists = 0
         self.requests: list[tuple[str, str]] = []
         self.before: Callable[[str, str, Object], None] = lambda *_: None
@@ -448,6 +449,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def _say(self, text: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
     def _serve(self) -> None:
         url = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
@@ -518,6 +526,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "PATCH" and "apply" in self.headers["Content-Type"]:
             done = cluster.apply(key, body, query["fieldManager"], "dryRun" in query, False)
             return self._answer(200, done)
+        if path.endswith("/log"):
+            return self._say(cluster.logs.get(key[2], ""))
         with cluster.changed:
             if key not in cluster.objects:
                 raise Refused(404, f"{key[0]} {key[2]!r} not found")

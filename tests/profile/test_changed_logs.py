@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erless.errors import ErlessError, LogError
-from erless.profile.access import AccessReport, profile_access
+from erless.profile.access import profile_access
+from erless.profile.counted import AccessReport
 from erless.profile.criteo import CRITEO
 from erless.profile.formats import LogFormat, LogSource
 from erless.storage.tensors import TensorFile

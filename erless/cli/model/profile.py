@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from erless.profile.counted import AccessReport
     from erless.profile.curves import MachineCurves
+    from erless.profile.formats import LogSource
     from erless.progress import Progress
     from erless.specs.config import Config
 
@@ -85,6 +87,57 @@ class LiveProfileOptions:
     endpoint_url: EndpointOption = None
 
 
+class Engine(StrEnum):
+    """Who counts the accesses."""
+
+    LOCAL = "local"
+    SPARK = "spark"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """This machine counts, or Spark."""
+
+    engine: Annotated[
+        Engine, typer.Option(help="Who counts the logs: this machine, or a Spark cluster.")
+    ] = Engine.LOCAL
+    master: Annotated[
+        str,
+        typer.Option(
+            help="Spark's master, as spark-submit takes it, or a Spark Connect URL "
+            "[default: what spark-submit says]."
+        ),
+    ] = ""
+    conf: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A property of Spark. Repeatable."),
+    ] = None
+    counts_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep Spark's counts as parquet there, where its executors can write "
+            "(s3a://bucket/prefix) [default: beside the profile, until it is written]."
+        ),
+    ] = None
+    every: Annotated[
+        int, typer.Option(help="Spark reads one of so many parts of the logs: a sample.", min=1)
+    ] = 1
+
+    def check(self) -> None:
+        """Refuse Spark's options without Spark.
+
+        Raises:
+            OptionError: names them.
+        """
+        from erless.errors import OptionError
+
+        given = self.master or self.conf or self.counts_out or self.every > 1
+        if self.engine is Engine.LOCAL and given:
+            raise OptionError(
+                "--master, --conf, --counts-out and --every are Spark's: add --engine spark"
+            )
+
+
 @dataclass(frozen=True)
 class SpeedOptions:
     """How fast machines are: measured here, or reported from a GPU."""
@@ -139,6 +192,7 @@ def profile(
     logs: LogOptions,
     heat: LiveProfileOptions,
     speed: SpeedOptions,
+    engine: EngineOptions,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the profile [default: erless.yaml's].")
     ] = None,
@@ -160,8 +214,10 @@ def profile(
     Logs: query files, parquet with a list of ids per table, Criteo TSV/CSV, interactions
     (`user item item …`), aggregated parquet (table, id, count); larger than memory is fine.
 
-    Example: `erless profile --model m --log m/access.parquet --out p`
+    Example: `erless profile --model m --log m/access.parquet --out p`,
+    `erless profile --engine spark --master 'local[4]'`
     """
+    engine.check()
     config = project()
     if heat.live:
         _live(heat, out or LIVE, config, overwrite, plot, output)
@@ -178,10 +234,14 @@ def profile(
     absent = trying(missing, ArtifactError) if model and not model.exists() else nullcontext()
     with bars() as progress, absent:
         curves = speed.curves(model, progress)
-        if log and model is not None:
+        columns = column_pairs(logs.column)
+        sources = [replace(LogSource.parse(path), columns=columns) for path in log]
+        if log and model is not None and engine.engine is Engine.SPARK:
+            report = _on_spark(engine, logs, model, sources, out, curves, overwrite, progress)
+        elif log and model is not None:
             report = profile_access(
                 model,
-                [replace(LogSource.parse(path), columns=column_pairs(logs.column)) for path in log],
+                sources,
                 out,
                 log_format=LogFormat(logs.log_format.value),
                 samples=logs.samples,
@@ -200,6 +260,37 @@ def profile(
     then += f" --model {model}" if model else ""
     then += f" --profile {out}" if document["tables"] else f" --out {out}"
     emit(output, document, lambda console: _text(console, document), then=then)
+
+
+def _on_spark(
+    engine: EngineOptions,
+    logs: LogOptions,
+    model: Path,
+    sources: list[LogSource],
+    out: Path,
+    curves: MachineCurves,
+    overwrite: bool,
+    progress: Progress,
+) -> AccessReport:
+    """Count the logs on Spark."""
+    from erless.profile.formats import LogFormat
+    from erless.profile.spark.job import SparkProfile, profile_on_spark
+    from erless.profile.spark.session import SparkOptions
+
+    pairs = [text.partition("=") for text in engine.conf or ()]
+    for key, equals, value in pairs:
+        if not (key and equals):
+            raise typer.BadParameter(f"--conf {key}{equals}{value}: expected KEY=VALUE")
+    how = SparkProfile(
+        log_format=LogFormat(logs.log_format.value),
+        samples=logs.samples,
+        every=engine.every,
+        counts_at=engine.counts_out,
+    )
+    spark = SparkOptions(engine.master, {key: value for key, _, value in pairs})
+    return profile_on_spark(
+        spark, model, sources, out, how, curves=curves, overwrite=overwrite, progress=progress
+    )
 
 
 def _live(

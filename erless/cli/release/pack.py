@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,12 +12,14 @@ import typer
 from erless.cli.bars import bars
 from erless.cli.option_groups import grouped
 from erless.cli.options import EndpointOption, InfraOption, StoreOption, project, store_of
+from erless.cli.release.pack_pods import PodOptions, pack_by_pods
 from erless.cli.run import Output, OutputOption, emit, note, trying, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from erless.pack.evaluate import Evaluation
+    from erless.pack.inputs import PackInputs
     from erless.pack.packer import Packed, Packer
     from erless.progress import Progress
     from erless.specs.release import ReleaseManifest
@@ -68,15 +71,30 @@ class PackOptions:
     endpoint_url: EndpointOption = None
 
 
+class PackEngine(StrEnum):
+    """Who cuts the tables."""
+
+    LOCAL = "local"
+    KUBERNETES = "kubernetes"
+
+
 @verb
 @grouped
-def pack(options: PackOptions, output: OutputOption = Output.TEXT) -> None:
+def pack(
+    options: PackOptions,
+    pods: PodOptions,
+    engine: Annotated[
+        PackEngine, typer.Option(help="Who cuts the tables: this machine, or Jobs on a cluster.")
+    ] = PackEngine.LOCAL,
+    output: OutputOption = Output.TEXT,
+) -> None:
     """Cut a model into the shards of a plan and keep them in a store.
 
     Packing what is there already does nothing; a run that was stopped is completed by the next.
 
     Example: `erless pack --model m --profile p --plan plan.json --store releases`,
-    `erless pack --onto last`
+    `erless pack --onto last`,
+    `erless pack --engine kubernetes --model s3://bucket/m --store s3://bucket/releases`
     """
     if options.onto is not None:
         _pack_onto(options, options.onto, output)
@@ -89,8 +107,9 @@ def pack(options: PackOptions, output: OutputOption = Output.TEXT) -> None:
 
     config = project()
     bundle, profile = options.model or str(config.model), options.profile or config.profile
-    if options.shard is not None and options.workers > 1:
-        raise OptionError("--shard is one worker's share already: leave out --workers")
+    shared = options.workers > 1 or engine is PackEngine.KUBERNETES
+    if options.shard is not None and shared:
+        raise OptionError("--shard is one worker's share already: leave out --workers and --engine")
     if options.evaluate and bundle.startswith("s3://"):
         raise OptionError("--evaluate reads rows at random: copy the bundle to this machine first")
     _present(bundle, profile, options.plan)
@@ -109,19 +128,17 @@ def pack(options: PackOptions, output: OutputOption = Output.TEXT) -> None:
         store = open_store(where, endpoint_url=options.endpoint_url, create=True)
         packer = Packer(inputs, store, verify=options.verify, progress=progress)
         with trying(numbers, PlanError):
-            packed = (
-                packer.pack(options.shard)
-                if options.workers == 1
-                else _pack_by_processes(packer, options, progress)
-            )
-        evaluations: list[Evaluation] = []
-        if options.evaluate:
-            import torch
-
-            from erless.pack.evaluate import evaluate
-
-            torch.set_num_threads(1)  # as `erless predict`: small layers gain nothing from more
-            evaluations = evaluate(packer.inputs, options.evaluate, progress=progress)
+            if engine is PackEngine.KUBERNETES:
+                made = pack_by_pods(packer, pods, options.endpoint_url, progress)
+            elif options.workers > 1:
+                made = _pack_by_processes(packer, options, progress)
+            else:
+                made = packer.pack(options.shard)
+        if made is None:
+            _tell_jobs(pods, output)
+            return
+        packed = made
+        evaluations = _evaluations(inputs, options.evaluate, progress)
     document = _document(packed, store.url)
     if options.evaluate:
         budget = config.precision.max_auc_loss
@@ -137,6 +154,25 @@ def pack(options: PackOptions, output: OutputOption = Output.TEXT) -> None:
     else:
         then = f"erless deploy --store {where}"
     emit(output, document, draw, then=then)
+
+
+def _evaluations(inputs: PackInputs, queries: Path | None, progress: Progress) -> list[Evaluation]:
+    """What precision costs on a query file, if one is given."""
+    if queries is None:
+        return []
+    import torch
+
+    from erless.pack.evaluate import evaluate
+
+    torch.set_num_threads(1)  # as `erless predict`: small layers gain nothing from more
+    return evaluate(inputs, queries, progress=progress)
+
+
+def _tell_jobs(pods: PodOptions, output: Output) -> None:
+    """Say what follows once the Jobs are written."""
+    document = {"jobs": str(pods.jobs_out)}
+    then = f"kubectl apply --server-side -f {pods.jobs_out}, then this command without --jobs-out"
+    emit(output, document, lambda console: console.print(f"wrote {pods.jobs_out}"), then=then)
 
 
 def _pack_by_processes(packer: Packer, options: PackOptions, progress: Progress) -> Packed:

@@ -18,6 +18,7 @@ __all__ = [
     "DEPLOYMENT",
     "EVENT",
     "HTTP_SCALER",
+    "JOB",
     "KNATIVE_KINDS",
     "KSERVICE",
     "LEASE",
@@ -65,6 +66,7 @@ SECRET = Kind("v1", "Secret", "secrets")
 CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
 CLAIM = Kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 SERVICE = Kind("v1", "Service", "services")
+JOB = Kind("batch/v1", "Job", "jobs")
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
 AUTOSCALER = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 HTTP_SCALER = Kind("http.keda.sh/v1alpha1", "HTTPScaledObject", "httpscaledobjects")
@@ -95,7 +97,7 @@ ACCESS_REVIEW = Kind(
 _BESIDE = (BUDGET, MONITOR, POLICY, ACCOUNT, SECRET)
 KNATIVE_KINDS = (KSERVICE, *_BESIDE)
 PLAIN_KINDS = (HTTP_SCALER, AUTOSCALER, DEPLOYMENT, SERVICE, *_BESIDE)  # without Knative
-_APPLIED = {(kind.api, kind.kind): kind for kind in (NAMESPACE, *KNATIVE_KINDS, *PLAIN_KINDS)}
+_APPLIED = {(kind.api, kind.kind): kind for kind in (NAMESPACE, *KNATIVE_KINDS, *PLAIN_KINDS, JOB)}
 
 
 def kind_of(document: dict[str, Any]) -> Kind:

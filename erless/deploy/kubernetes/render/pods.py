@@ -26,13 +26,16 @@ from erless.specs.functions import FunctionKind
 __all__ = [
     "CONTAINER",
     "DRAIN_S",
+    "MIB",
     "PORT",
     "SECRET_KEY",
     "STORE_MOUNT",
     "Needs",
     "load_s",
     "millicores",
+    "placed_pod",
     "pod",
+    "restricted",
     "timeout_s",
 ]
 
@@ -118,11 +121,8 @@ def pod(
     # Knative allows one port, and its proxies speak HTTP/2 to one that is named so, whatever their
     # clients speak. The gateway serves HTTP and gRPC on both versions of HTTP.
     protocol = "h2c" if kind == "gateway" and settings.gateway.grpc else "http1"
-    options, place = settings.options, settings.place(role)
-    spec: dict[str, Any] = {
-        "serviceAccountName": options.service_account,
-        "automountServiceAccountToken": False,  # nothing in a function talks to Kubernetes
-        "enableServiceLinks": False,
+    return {
+        **placed_pod(role, settings),
         "containers": [
             {
                 "name": CONTAINER,
@@ -132,12 +132,22 @@ def pod(
                 **_credentials(settings),
                 "resources": _resources(needs, settings, _kept_mib(needs, settings, store)),
                 **_probes(),
-                "securityContext": _security_context(),
+                **restricted(),
                 "terminationMessagePolicy": "FallbackToLogsOnError",
                 "volumeMounts": mounts,
             }
         ],
         "volumes": volumes,
+    }
+
+
+def placed_pod(role: str, settings: ClusterSettings) -> dict[str, Any]:
+    """What the pods of all our work have in common: whose rights they have, and where they run."""
+    options, place = settings.options, settings.place(role)
+    spec: dict[str, Any] = {
+        "serviceAccountName": options.service_account,
+        "automountServiceAccountToken": False,  # nothing in a function talks to Kubernetes
+        "enableServiceLinks": False,
     }
     if options.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in options.image_pull_secrets]
@@ -172,16 +182,18 @@ def _probes() -> dict[str, Any]:
     }
 
 
-def _security_context() -> dict[str, Any]:
-    """What the container may do: what the Pod Security Standard `restricted` allows."""
+def restricted() -> dict[str, Any]:
+    """What a container may do: what the Pod Security Standard `restricted` allows."""
     return {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": True,
-        "runAsNonRoot": True,
-        "runAsUser": USER,
-        "runAsGroup": USER,
-        "seccompProfile": {"type": "RuntimeDefault"},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
     }
 
 

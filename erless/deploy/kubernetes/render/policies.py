@@ -12,14 +12,7 @@ from erless.deploy.kubernetes.pod_names import PodNames
 from erless.deploy.kubernetes.render.functions import ClusterFunction, Object
 from erless.deploy.kubernetes.render.pods import PORT
 
-__all__ = [
-    "Routes",
-    "base",
-    "extras",
-    "namespace_peer",
-    "network_policies",
-    "tcp",
-]
+__all__ = ["Routes", "account", "base", "extras", "namespace_peer", "network_policies", "tcp"]
 
 DNS_PORTS = (53, 5353)  # of the DNS servers' pods, which is what policies see; OpenShift's: 5353
 HTTP_PORT, HTTPS_PORT = 80, 443
@@ -47,7 +40,7 @@ def base(release: str, settings: ClusterSettings, store: str, routes: Routes) ->
     options = settings.options
     return (
         *([_namespace(release, settings)] if settings.create_namespace else []),
-        *([_account(release, settings)] if options.create_service_account else []),
+        *([account(release, settings)] if options.create_service_account else []),
         *(network_policies(release, settings, store, routes) if options.network_policies else []),
     )
 
@@ -74,7 +67,7 @@ def _namespace(release: str, settings: ClusterSettings) -> Object:
     }
 
 
-def _account(release: str, settings: ClusterSettings) -> Object:
+def account(release: str, settings: ClusterSettings) -> Object:
     """The service account of all functions; IRSA maps it to a role by an annotation."""
     role = settings.options.role_arn
     return {

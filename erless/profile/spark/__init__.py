@@ -1,0 +1,1 @@
+"""Counting accesses on Spark: the same readers, the same profile."""

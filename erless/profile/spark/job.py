@@ -1,0 +1,197 @@
+"""The profile of logs, counted on Spark.
+
+    log units → tasks (`executor.py`) → group by table and row → sort → parquet → profile
+
+The parquet files lie at `counts_at`, where driver and executors both reach them: in the store, say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from erless.errors import LogError
+from erless.profile.access import age_warning, kept_curves
+from erless.profile.counted import AccessReport, Counted, Coverage, write_profile
+from erless.profile.curves import MachineCurves
+from erless.profile.formats import LogFormat, LogSource
+from erless.profile.names import LogNames
+from erless.profile.spark.counts import SortedCounts, SparkCounts
+from erless.profile.spark.executor import (
+    ACCESSES,
+    FAULT,
+    SAMPLES,
+    SCHEMA,
+    UNKNOWN_SAMPLES,
+    CountTask,
+)
+from erless.profile.spark.session import SparkOptions, spark_errors, spark_session
+from erless.profile.spark.units import LogUnit, log_units, shares
+from erless.profile.tally import CountDistribution
+from erless.progress import Progress, Silent
+from erless.specs.bundle import BundleManifest
+from erless.specs.profile import MANIFEST
+from erless.storage.atomic import staged_directory
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+__all__ = ["SparkProfile", "count_on_spark", "profile_on_spark"]
+
+NO_CURVES = MachineCurves()
+MOST_TASKS = 4096  # each keeps its own counts until it ends
+
+
+@dataclass(frozen=True)
+class SparkProfile:
+    """How the logs are counted.
+
+    log_format: how they are laid out. samples: that they cover, where they cannot say. every: of so
+    many units one is read. counts_at: where the counts are kept as parquet; none: beside the
+    profile, and only until it is written.
+    """
+
+    log_format: LogFormat = LogFormat.AUTO
+    samples: int | None = None
+    every: int = 1
+    counts_at: str | None = None
+
+
+def profile_on_spark(
+    spark: SparkOptions,
+    model: Path,
+    sources: Sequence[LogSource],
+    out: Path,
+    how: SparkProfile,
+    *,
+    curves: MachineCurves = NO_CURVES,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> AccessReport:
+    """Count the logs on Spark and write the profile of the bundle `model` to `out`.
+
+    The profile is the one that `erless.profile.access.profile_access` makes, byte for byte.
+
+    Raises:
+        MissingPackageError: pyspark is not installed.
+        SparkError: it cannot be started or reached, or gave up.
+        LogError: a log is empty, damaged, or has ids that are not rows of its table.
+        ArtifactError: no bundle there, or `out` exists.
+        StorageError: the disk refused.
+    """
+    progress = progress or Silent()
+    bundle = BundleManifest.open(model)
+    names = LogNames(bundle.model, model)
+    curves, unfinished = kept_curves(out, curves)
+    warnings = [line for source in sources if (line := age_warning(source, model))]
+    units = list(log_units(sources, names.rows, how.log_format))[:: how.every]
+    with (
+        staged_directory(out, marker=MANIFEST, overwrite=overwrite or unfinished) as stage,
+        _counts_folder(how.counts_at, out) as counts_at,
+        spark_session(spark) as session,
+    ):
+        task = _task(bundle, model, sources, units, how)
+        with progress.step("count on Spark", None, "rows"), spark_errors():
+            count_on_spark(session, task).write.parquet(counts_at)
+            counts = SortedCounts(counts_at)
+            coverage = _coverage(counts, sources, list(names.table_rows))
+            distributions = _distributions(session, counts_at)
+        numbers = {name: number for number, name in enumerate(names.table_rows)}
+        counted = Counted(
+            bundle.digest,
+            tuple(source.text for source in sources),
+            SparkCounts(counts, distributions, numbers),
+            coverage,
+        )
+        report = write_profile(counted, names, how.samples, curves, stage, progress)
+    return AccessReport(report.profile, report.tables, (*warnings, *report.warnings))
+
+
+@contextmanager
+def _counts_folder(counts_at: str | None, out: Path) -> Iterator[str]:
+    if counts_at is not None:
+        yield counts_at
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}-counts-", dir=out.parent) as folder:
+        yield str(Path(folder).absolute() / "counts")
+
+
+def _task(
+    bundle: BundleManifest,
+    model: Path,
+    sources: Sequence[LogSource],
+    units: Sequence[LogUnit],
+    how: SparkProfile,
+) -> CountTask:
+    return CountTask(
+        model=bundle.model.model_dump_json(),
+        folder=str(model.absolute()),
+        sources=tuple(sources),
+        log_format=how.log_format.value,
+        shares=tuple(tuple(share) for share in shares(units, MOST_TASKS)),
+    )
+
+
+def count_on_spark(session: SparkSession, task: CountTask) -> DataFrame:
+    """Rows (table, id, count, note), in a profile's order: hottest first, ties by id."""
+    from pyspark.sql import functions as sql
+
+    numbers = session.range(0, len(task.shares), 1, max(1, len(task.shares)))
+    return (
+        numbers.mapInArrow(task.run, SCHEMA)
+        .groupBy("table", "id")
+        .agg(sql.sum("count").alias("count"), sql.min("note").alias("note"))
+        .orderBy("table", sql.desc("count"), "id")
+    )
+
+
+def _distributions(session: SparkSession, counts_at: str) -> dict[int, CountDistribution]:
+    """How many rows have each count, by number of the table: the one thing that is held here."""
+    from pyspark.sql import functions as sql
+
+    counted = (
+        session.read.parquet(counts_at)
+        .where("table >= 0")
+        .groupBy("table", "count")
+        .agg(sql.count("*").alias("rows"))
+        .orderBy("table", sql.desc("count"))
+        .toArrow()
+    )
+    tables = counted.column("table").to_numpy()
+    values, rows = (counted.column(name).to_numpy().astype(np.int64) for name in ("count", "rows"))
+    numbers, begins = np.unique(tables, return_index=True)
+    ends = [*begins[1:].tolist(), len(tables)]
+    return {
+        int(number): CountDistribution(values[begin:end], rows[begin:end])
+        for number, begin, end in zip(numbers, begins.tolist(), ends, strict=True)
+    }
+
+
+def _coverage(counts: SortedCounts, sources: Sequence[LogSource], tables: list[str]) -> Coverage:
+    """Samples by table, and the first fault of the logs, if there is one.
+
+    Raises:
+        LogError: a log is damaged or empty, or has ids that are no rows.
+    """
+    facts: dict[int, list[dict[str, Any]]] = {}
+    for fact in counts.facts():
+        facts.setdefault(fact["table"], []).append(fact)
+    for fault in sorted(facts.get(FAULT, ()), key=lambda fact: int(fact["id"])):
+        raise LogError(fault["note"])
+    accesses = {fact["id"]: fact["count"] for fact in facts.get(ACCESSES, ())}
+    for number, source in enumerate(sources):
+        if not accesses.get(number):
+            raise LogError(f"{source.path}: the log is empty: no accesses in it")
+    coverage = Coverage.of(tables)
+    for fact in facts.get(SAMPLES, ()):
+        coverage.add(fact["count"], [tables[fact["id"]]])
+    for fact in facts.get(UNKNOWN_SAMPLES, ()):
+        coverage.add(None, [tables[fact["id"]]])
+    return coverage

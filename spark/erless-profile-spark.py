@@ -1,0 +1,16 @@
+"""`erless profile` as spark-submit runs it, on EMR, Dataproc or the Spark operator.
+
+    spark-submit --master yarn --py-files erless-*.whl erless-profile-spark.py \
+        --model m --log s3-mounted/log --out p --counts-out s3a://bucket/counts
+
+The options are those of `erless profile`. Driver and executors need numpy, pyarrow and pydantic;
+the driver erless' other dependencies too (docs/scale.md).
+"""
+
+import sys
+
+from erless.cli.main import main
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["profile", "--engine", "spark"]
+    main()
