@@ -186,6 +186,11 @@ class PackInputs:
             raise PlanError(
                 f"table {table.name} has {table.rows:,} rows, the profile {access.rows:,}"
             )
+        if access is not None and access.histogram is not None:
+            raise PlanError(
+                f"table {table.name}: the profile has a histogram of its {access.touched:,} rows, "
+                "enough to plan but not to rank them: profile with a larger --most-rows"
+            )
         return access
 
     def windows(

@@ -11,9 +11,9 @@ from erless.errors import PlanError
 from erless.plan.costs.curves import RATIO, AccessCurve, TableLoad
 from erless.plan.costs.measured import MeasuredSpeed
 from erless.specs.bundle import BundleManifest
-from erless.specs.counts import open_counts
+from erless.specs.counts import open_counts, read_histogram
 from erless.specs.model import ModelSpec, Pooling, shape_digest
-from erless.specs.profile import MANIFEST, Profile
+from erless.specs.profile import MANIFEST, Profile, TableAccess
 from erless.storage.digests import digest_json
 
 __all__ = [
@@ -168,8 +168,8 @@ def _tables(
     ]
     for spec in model.tables:
         access = accesses.get(spec.name)
-        counts = open_counts(folder, access) if access else None
-        if access is None or counts is None or not access.accesses:
+        curve = _curve(folder, access, spec.rows, ratio) if access else None
+        if access is None or curve is None:
             notes.append(f"table {spec.name} is not in the log: all its rows are cold")
             tables.append(TableLoad(spec, 0.0, AccessCurve.cold(spec.rows)))
             continue
@@ -183,10 +183,20 @@ def _tables(
                 f"{folder}: table {spec.name}: the log did not say how many samples it "
                 "covers, so traffic per query is unknown: profile again with --samples"
             )
-        curve = AccessCurve.from_counts(counts.map("counts"), spec.rows, ratio)
         bags = _bags(model, spec.name)
         tables.append(TableLoad(spec, access.pooling_factor * batch, curve, bags))
     return profile, tables, notes
+
+
+def _curve(folder: Path, access: TableAccess, rows: int, ratio: float) -> AccessCurve | None:
+    """The curve of one table's accesses; None where the log never touched it."""
+    histogram = read_histogram(folder, access)
+    if histogram is not None:
+        return AccessCurve.from_histogram(*histogram, rows, ratio)
+    counts = open_counts(folder, access)
+    if counts is None or not access.accesses:
+        return None
+    return AccessCurve.from_counts(counts.map("counts"), rows, ratio)
 
 
 def _bags(model: ModelSpec, table: str) -> float:

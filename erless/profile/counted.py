@@ -18,6 +18,7 @@ from erless.progress import Progress
 from erless.specs.artifact import FileEntry
 from erless.specs.profile import MANIFEST, Profile, TableAccess
 from erless.storage.digests import FileDigest
+from erless.storage.tensors import write_tensors
 
 __all__ = [
     "LOCALITY_FRACTION",
@@ -75,7 +76,7 @@ class AccessReport:
             "model_digest": self.profile.model_digest,
             "sources": list(self.profile.sources),
             "tables": [
-                table.access.model_dump(mode="json", exclude={"counts"})
+                table.access.model_dump(mode="json", exclude={"counts", "histogram"})
                 | {
                     "pooling_factor": table.access.pooling_factor,
                     "top_shares": {
@@ -129,12 +130,16 @@ class Coverage:
 
 
 class Counted(NamedTuple):
-    """What was read of logs: the model's digest, the logs as given, accesses, samples."""
+    """What was read of logs: the model's digest, the logs as given, accesses, samples.
+
+    Of tables with more than `most_rows` touched rows only a histogram is kept.
+    """
 
     model_digest: str
     sources: tuple[str, ...]
     counts: TableCounts
     coverage: Coverage
+    most_rows: int | None = None
 
 
 def write_profile(
@@ -188,11 +193,13 @@ def _write_counts(
     with progress.step("rank rows", len(rows), "steps") as step:
         for name, table_rows in rows.items():
             distribution = counts.distribution(name)
-            entry = None
-            if distribution.touched:
+            entry = histogram = None
+            if distribution.touched > (counted.most_rows or distribution.touched):
+                histogram = _write_histogram(name, distribution, stage)
+            elif distribution.touched:
                 path = f"counts/{name}.safetensors"
                 digest = counts.write(name, distribution, stage / path)
-                entry = FileEntry(path=path, size_bytes=digest.size_bytes, sha256=digest.sha256)
+                entry = FileEntry(path=path, **digest._asdict())
             covered = coverage.samples[name]
             access = TableAccess(
                 table=name,
@@ -202,11 +209,20 @@ def _write_counts(
                 touched=distribution.touched,
                 locality=distribution.share(LOCALITY_FRACTION * table_rows),
                 counts=entry,
+                histogram=histogram,
             )
             shares = tuple(distribution.share(share * table_rows) for share in SHARES)
             hotness.append(TableHotness(access, shares))
             step.advance(1)
     return hotness
+
+
+def _write_histogram(table: str, distribution: CountDistribution, stage: Path) -> FileEntry:
+    """Keep how many rows have each count."""
+    path = f"histograms/{table}.safetensors"
+    (stage / path).parent.mkdir(exist_ok=True)
+    tensors = {"values": distribution.values, "rows": distribution.rows}
+    return FileEntry(path=path, **write_tensors(stage / path, tensors)._asdict())
 
 
 def _coverage_warnings(tables: Sequence[TableHotness], coverage: Coverage) -> list[str]:

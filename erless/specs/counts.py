@@ -12,7 +12,7 @@ from erless.specs.profile import TableAccess
 from erless.storage.atomic import path_inside
 from erless.storage.tensors import TensorFile
 
-__all__ = ["open_counts"]
+__all__ = ["open_counts", "read_histogram"]
 
 NAMES = ("ids", "counts")
 CHUNK = 1 << 20  # rows compared at a time
@@ -42,6 +42,27 @@ def open_counts(profile: Path, access: TableAccess, *, placed: bool = False) -> 
             )
     _check_counts(file, file.map("counts"), access, placed)
     return file
+
+
+def read_histogram(
+    profile: Path, access: TableAccess
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Distinct counts, falling, and how many rows have each; None where there is no histogram.
+
+    Raises:
+        ArtifactError: it is missing, or not what the profile says of the table.
+    """
+    if access.histogram is None:
+        return None
+    file = TensorFile(path_inside(profile, access.histogram.path))
+    values, rows = file.read("values"), file.read("rows")
+    falling = len(values) == len(rows) > 0 and (np.diff(values) < 0).all() and values[-1] > 0
+    if not falling or (int(rows.sum()), int((values * rows).sum())) != (
+        access.touched,
+        access.accesses,
+    ):
+        raise ArtifactError(f"{file.path}: not the histogram that the profile speaks of")
+    return values, rows
 
 
 def _check_counts(

@@ -3,6 +3,8 @@
     profile/
       profile.json                      this document
       counts/<table>.safetensors        `ids` int64 and `counts` int64, hottest first
+      histograms/<table>.safetensors    or, of a table too large to rank, `values` and `rows` int64:
+                                        distinct counts, falling, and how many rows have each
 
 Rows are ranked by count, descending; ties, and the rows that the log never touched, by id. This is
 the one definition of a row's *rank* (`erless.pack.ranks`), which plans refer to. The profile of a
@@ -46,6 +48,14 @@ class TableAccess(Frozen):
     touched: int = Field(ge=0, description="distinct rows accessed")
     locality: float = Field(0.0, ge=0, le=1, description="share of the hottest 10 % of rows")
     counts: FileEntry | None = None
+    histogram: FileEntry | None = Field(
+        None, description="instead of counts: how many rows have each count; enough to plan"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out what most have none of, so that their digests stay what they were."""
+        return {key: value for key, value in dump(self).items() if value or key != "histogram"}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -56,6 +66,8 @@ class TableAccess(Frozen):
             )
         if self.counts and self.counts.path != f"counts/{self.table}.safetensors":
             raise ValueError(f"table {self.table}: its counts cannot lie in {self.counts.path}")
+        if self.histogram and self.histogram.path != f"histograms/{self.table}.safetensors":
+            raise ValueError(f"table {self.table}: no histogram lies in {self.histogram.path}")
         return self
 
     @property

@@ -44,9 +44,69 @@ class Format(StrEnum):
     COUNTS = "counts"
 
 
+class Engine(StrEnum):
+    """Who counts the accesses."""
+
+    LOCAL = "local"
+    SPARK = "spark"
+
+
 @dataclass(frozen=True)
-class LogOptions:
-    """The access logs."""
+class CountingOptions:
+    """This machine counts, or Spark."""
+
+    engine: Annotated[
+        Engine, typer.Option(help="Who counts the logs: this machine, or a Spark cluster.")
+    ] = Engine.LOCAL
+    master: Annotated[
+        str,
+        typer.Option(
+            help="Spark's master, as spark-submit takes it, or a Spark Connect URL "
+            "[default: what spark-submit says]."
+        ),
+    ] = ""
+    conf: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A property of Spark. Repeatable."),
+    ] = None
+    counts_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep Spark's counts as parquet there, where its executors can write "
+            "(s3a://bucket/prefix) [default: beside the profile, until it is written]."
+        ),
+    ] = None
+    every: Annotated[
+        int, typer.Option(help="Spark reads one of so many parts of the logs: a sample.", min=1)
+    ] = 1
+
+    most_rows: Annotated[
+        int,
+        typer.Option(
+            help="Touched rows of a table that Spark's profile ranks; of more it keeps a "
+            "histogram, which is enough to plan.",
+            min=1,
+        ),
+    ] = 10**9
+
+    def check(self) -> None:
+        """Refuse Spark's options without Spark.
+
+        Raises:
+            OptionError: names them.
+        """
+        from erless.errors import OptionError
+
+        given = self.master or self.conf or self.counts_out or self.every > 1
+        if self.engine is Engine.LOCAL and given:
+            raise OptionError(
+                "--master, --conf, --counts-out and --every are Spark's: add --engine spark"
+            )
+
+
+@dataclass(frozen=True)
+class LogOptions(CountingOptions):
+    """The access logs, and who counts them."""
 
     log: Annotated[
         list[str] | None,
@@ -85,57 +145,6 @@ class LiveProfileOptions:
     ] = ""
     store: StoreOption = None
     endpoint_url: EndpointOption = None
-
-
-class Engine(StrEnum):
-    """Who counts the accesses."""
-
-    LOCAL = "local"
-    SPARK = "spark"
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """This machine counts, or Spark."""
-
-    engine: Annotated[
-        Engine, typer.Option(help="Who counts the logs: this machine, or a Spark cluster.")
-    ] = Engine.LOCAL
-    master: Annotated[
-        str,
-        typer.Option(
-            help="Spark's master, as spark-submit takes it, or a Spark Connect URL "
-            "[default: what spark-submit says]."
-        ),
-    ] = ""
-    conf: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A property of Spark. Repeatable."),
-    ] = None
-    counts_out: Annotated[
-        str | None,
-        typer.Option(
-            help="Keep Spark's counts as parquet there, where its executors can write "
-            "(s3a://bucket/prefix) [default: beside the profile, until it is written]."
-        ),
-    ] = None
-    every: Annotated[
-        int, typer.Option(help="Spark reads one of so many parts of the logs: a sample.", min=1)
-    ] = 1
-
-    def check(self) -> None:
-        """Refuse Spark's options without Spark.
-
-        Raises:
-            OptionError: names them.
-        """
-        from erless.errors import OptionError
-
-        given = self.master or self.conf or self.counts_out or self.every > 1
-        if self.engine is Engine.LOCAL and given:
-            raise OptionError(
-                "--master, --conf, --counts-out and --every are Spark's: add --engine spark"
-            )
 
 
 @dataclass(frozen=True)
@@ -192,7 +201,6 @@ def profile(
     logs: LogOptions,
     heat: LiveProfileOptions,
     speed: SpeedOptions,
-    engine: EngineOptions,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the profile [default: erless.yaml's].")
     ] = None,
@@ -217,7 +225,7 @@ def profile(
     Example: `erless profile --model m --log m/access.parquet --out p`,
     `erless profile --engine spark --master 'local[4]'`
     """
-    engine.check()
+    logs.check()
     config = project()
     if heat.live:
         _live(heat, out or LIVE, config, overwrite, plot, output)
@@ -236,8 +244,8 @@ def profile(
         curves = speed.curves(model, progress)
         columns = column_pairs(logs.column)
         sources = [replace(LogSource.parse(path), columns=columns) for path in log]
-        if log and model is not None and engine.engine is Engine.SPARK:
-            report = _on_spark(engine, logs, model, sources, out, curves, overwrite, progress)
+        if log and model is not None and logs.engine is Engine.SPARK:
+            report = _on_spark(logs, model, sources, out, curves, overwrite, progress)
         elif log and model is not None:
             report = profile_access(
                 model,
@@ -263,7 +271,6 @@ def profile(
 
 
 def _on_spark(
-    engine: EngineOptions,
     logs: LogOptions,
     model: Path,
     sources: list[LogSource],
@@ -277,17 +284,18 @@ def _on_spark(
     from erless.profile.spark.job import SparkProfile, profile_on_spark
     from erless.profile.spark.session import SparkOptions
 
-    pairs = [text.partition("=") for text in engine.conf or ()]
+    pairs = [text.partition("=") for text in logs.conf or ()]
     for key, equals, value in pairs:
         if not (key and equals):
             raise typer.BadParameter(f"--conf {key}{equals}{value}: expected KEY=VALUE")
     how = SparkProfile(
         log_format=LogFormat(logs.log_format.value),
         samples=logs.samples,
-        every=engine.every,
-        counts_at=engine.counts_out,
+        every=logs.every,
+        most_rows=logs.most_rows,
+        counts_at=logs.counts_out,
     )
-    spark = SparkOptions(engine.master, {key: value for key, _, value in pairs})
+    spark = SparkOptions(logs.master, {key: value for key, _, value in pairs})
     return profile_on_spark(
         spark, model, sources, out, how, curves=curves, overwrite=overwrite, progress=progress
     )

@@ -68,12 +68,47 @@ class AccessCurve:
             return cls.cold(rows)
         marks = breakpoints(logged, ratio)
         sums = np.add.reduceat(counts, marks[:-1]).astype(np.float64)
+        once = logged - int(np.searchsorted(-counts, -1, side="left"))
+        return cls._measured(marks, sums, once, rows)
+
+    @classmethod
+    def from_histogram(
+        cls, values: NDArray[np.int64], having: NDArray[np.int64], rows: int, ratio: float = RATIO
+    ) -> AccessCurve:
+        """The curve of `from_counts`, where only how many rows have each count is known: the same.
+
+        Rows of one count are equally hot, so between two counts the sum of accesses is linear.
+
+        Args:
+            values: (v,) distinct counts above zero, descending.
+            having: (v,) how many rows have that count.
+            rows: of the table.
+            ratio: of neighbouring breakpoints.
+
+        >>> AccessCurve.from_histogram(np.array([6, 2]), np.array([1, 2]), 3).share.tolist()
+        [0.0, 0.6, 0.8, 1.0]
+        """
+        if not len(values):
+            return cls.cold(rows)
+        ends = np.cumsum(having)
+        marks = breakpoints(int(ends[-1]), ratio)
+        place = np.searchsorted(ends, marks, side="left")  # of the count that a mark falls into
+        before = np.concatenate([[0], np.cumsum(values * having)])
+        begins = np.concatenate([[0], ends])
+        reached = (
+            before[place] + (marks - begins[place]) * values[np.minimum(place, len(values) - 1)]
+        )
+        once = int(having[-1]) if int(values[-1]) == 1 else 0
+        return cls._measured(marks, np.diff(reached).astype(np.float64), once, rows)
+
+    @classmethod
+    def _measured(cls, marks: Ints, sums: Floats, once: int, rows: int) -> AccessCurve:
+        """From accesses between `marks`, of which `once` rows had one."""
         total = float(sums.sum())
-        not_logged = rows - logged
+        not_logged = rows - int(marks[-1])
         if not_logged <= 0:
             share = np.concatenate([[0.0], np.cumsum(sums)]) / total
             return cls(marks, share)
-        once = logged - int(np.searchsorted(-counts, -1, side="left"))
         missing = min(once / total, not_logged / (total + not_logged))
         logged_share = np.concatenate([[0.0], np.cumsum(sums)]) / total * (1 - missing)
         return cls(np.append(marks, rows), np.append(logged_share, 1.0))

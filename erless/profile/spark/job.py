@@ -53,13 +53,15 @@ class SparkProfile:
     """How the logs are counted.
 
     log_format: how they are laid out. samples: that they cover, where they cannot say. every: of so
-    many units one is read. counts_at: where the counts are kept as parquet; none: beside the
-    profile, and only until it is written.
+    many units one is read. most_rows: touched rows of a table that are ranked; of more a histogram
+    is kept. counts_at: where the counts are kept as parquet; none: beside the profile, and only
+    until it is written.
     """
 
     log_format: LogFormat = LogFormat.AUTO
     samples: int | None = None
     every: int = 1
+    most_rows: int = 10**9
     counts_at: str | None = None
 
 
@@ -108,6 +110,7 @@ def profile_on_spark(
             tuple(source.text for source in sources),
             SparkCounts(counts, distributions, numbers),
             coverage,
+            how.most_rows,
         )
         report = write_profile(counted, names, how.samples, curves, stage, progress)
     return AccessReport(report.profile, report.tables, (*warnings, *report.warnings))

@@ -64,9 +64,7 @@ def spark_session(options: SparkOptions) -> Iterator[SparkSession]:
             "pyspark is not installed: pip install 'erless[spark]'"
         ) from error
     if int(pyspark.__version__.split(".")[0]) != MAJOR:
-        raise SparkError(
-            f"pyspark {pyspark.__version__} is installed; this works with Spark {MAJOR}"
-        )
+        raise SparkError(f"pyspark here is {pyspark.__version__}: it must be of version {MAJOR}")
     _check_reachable(options.master)
     settings = {
         **(LOCAL if options.master.startswith("local") else {}),

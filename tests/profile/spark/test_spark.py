@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from erless.errors import LogError, SparkError, StorageError
+from erless.errors import ArtifactError, LogError, SparkError, StorageError
+from erless.plan.source import profile_tables
 from erless.profile.access import profile_access
 from erless.profile.counted import AccessReport
 from erless.profile.formats import LogFormat, LogSource
@@ -26,6 +27,8 @@ from erless.profile.spark.executor import CountTask
 from erless.profile.spark.job import SparkProfile, profile_on_spark
 from erless.profile.spark.session import SparkOptions, spark_session
 from erless.profile.spark.units import log_units, shares
+from erless.specs.bundle import BundleManifest
+from erless.storage.tensors import write_tensors
 from tests.conftest import ROOT
 
 from ..conftest import MakeBundle
@@ -155,6 +158,28 @@ def test_a_sample_reads_some_units(
     report = profile_on_spark(LOCAL, model, [LogSource.parse(str(log))], tmp_path / "p", how)
     access = report.profile.tables[0]
     assert (access.samples, access.accesses, access.pooling_factor) == (200, 400, 2.0)
+
+
+def test_of_a_table_beyond_the_bound_a_histogram_is_kept_to_plan_with(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    model = make_bundle(TABLES)
+    log = write_log(tmp_path / "a.parquet", t=bags(5000, 300, 0), u=bags(3, 300, 1))
+    sources = [LogSource.parse(str(log))]
+    how = SparkProfile(most_rows=3)
+    report = profile_on_spark(LOCAL, model, sources, tmp_path / "p", how)
+    large, small, _ = report.profile.tables
+    assert (large.counts, small.histogram) == (None, None)
+    profile_access(model, sources, tmp_path / "exact")
+    _, planned, _ = profile_tables(BundleManifest.open(model), tmp_path / "p", 32)
+    _, exact, _ = profile_tables(BundleManifest.open(model), tmp_path / "exact", 32)
+    for table, wanted in zip(planned, exact, strict=True):
+        assert table.gathers == wanted.gathers
+        np.testing.assert_allclose(table.curve.share, wanted.curve.share, atol=1e-12)
+    histogram = tmp_path / "p" / "histograms" / "t.safetensors"
+    write_tensors(histogram, {"values": np.array([2]), "rows": np.array([1])})
+    with pytest.raises(ArtifactError, match="not the histogram that the profile speaks of"):
+        profile_tables(BundleManifest.open(model), tmp_path / "p", 32)
 
 
 def test_an_executor_whose_work_fails_ends_the_job(make_bundle: MakeBundle, tmp_path: Path) -> None:
