@@ -121,6 +121,8 @@ def deploy(
     writes = not (how.dry_run or how.diff)
     desired = _with_decoys(desired, config, destination, decoys, write=writes)
     checked = _validate(destination, desired) if how.dry_run else None
+    if not (how.dry_run or how.diff):
+        destination.replaced_model(desired)  # where that is refused, say so before all else
     # where nobody answers, or images are to come, what would change is not known
     offline = checked is not None and (checked.by == "schemas" or bool(checked.missing))
     changes = () if offline else destination.diff(desired)
