@@ -149,7 +149,8 @@ def _autoscaler_access(namespace: str) -> list[Object]:
         {
             "apiVersion": "v1",
             "kind": "ServiceAccount",
-            "metadata": _rbac_metadata(AUTOSCALER, namespace),
+            # without our labels, by which `erless destroy` finds the accounts that it removes
+            "metadata": {"name": AUTOSCALER, "namespace": namespace},
         },
         _role(AUTOSCALER, namespace, rules),
         binding | {"subjects": [account]},

@@ -4,6 +4,8 @@ A replica that hangs keeps its connections: nothing tells it from one that is sl
 that passes. A call is silent after T = max(SILENT_S, SILENT_P99 × the shard's own p99), and is then
 asked again on a new connection, which whoever still accepts takes up. T follows the load: calls of
 a slow shard raise its p99, so that overload does not multiply them; a budget bounds what is left.
+Behind an ingress a new connection may lead to the replica that hangs again, three times in a row:
+the call is then asked again at longer intervals, until that replica's readiness has failed.
 
 A function that has not answered for a while may be at zero, and its start takes as long as it
 takes; or the gateway is new, and the replica that got its first call hangs. Nothing tells these
@@ -25,7 +27,8 @@ SILENT_S = 0.05
 SILENT_P99 = 4.0
 UNKNOWN_S = 0.3  # while a shard's p99 is not known
 ASLEEP_S = 2.0  # for one that may be at zero; most functions have started by then
-MOST_RESENDS = 3  # of a call
+QUICK_RESENDS = 3  # of a call, each after T
+MOST_RESENDS = 6  # the others after ASLEEP_S, twice that and so on
 RESENT_SHARE = 0.02  # of all calls, in the long run
 # in a row: behind Knative's ingress a replica of two that hangs takes half of all calls, new
 # connections or not, until its readiness fails (5 s); so many do for 30 calls a second and gateway
@@ -44,7 +47,11 @@ def silent_after_s(endpoint: Endpoint, resent: int = 0) -> float:
     """
     if not endpoint.awake:
         return ASLEEP_S * 2.0**resent
-    return max(SILENT_S, SILENT_P99 * endpoint.p99_s) if endpoint.p99_s < math.inf else UNKNOWN_S
+    known = endpoint.p99_s < math.inf
+    soon_s = max(SILENT_S, SILENT_P99 * endpoint.p99_s) if known else UNKNOWN_S
+    if resent < QUICK_RESENDS:
+        return soon_s
+    return max(soon_s, ASLEEP_S * 2.0 ** (resent - QUICK_RESENDS))
 
 
 class Resends:

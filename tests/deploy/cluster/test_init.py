@@ -393,4 +393,5 @@ def test_the_account_that_resizes_pods_may_do_nothing_else() -> None:
     }
     assert rights == {("pods", "list"), ("pods/proxy", "get"), ("pods/resize", "patch")}
     assert all(each["metadata"]["namespace"] == "recs" for each in more)
+    assert "labels" not in more[0]["metadata"]  # a destroy leaves it: it is the administrator's
     assert [each["kind"] for each in more[2]["subjects"]] == ["ServiceAccount"]

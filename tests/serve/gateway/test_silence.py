@@ -172,6 +172,29 @@ def test_a_hung_replica_behind_an_ingress_costs_each_of_its_calls_milliseconds()
     uvloop.run(asyncio.wait_for(case(), 60))
 
 
+def test_a_call_that_meets_the_hung_replica_each_time_is_asked_again_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Behind an ingress no connection is surely another replica's, until its readiness failed."""
+    monkeypatch.setattr(silence, "ASLEEP_S", 0.5)
+
+    async def case() -> None:
+        state = {"hung": False}
+        async with Shard(lambda number, count: None if state["hung"] else 0) as shard:
+            await shard.ask()
+            state["hung"] = True
+            fan_out, work = shard.start()
+            async with asyncio.timeout(20):
+                while shard.requests[1:] != [1, 1, 1]:
+                    await asyncio.sleep(0.01)
+            state["hung"] = False  # those that were asked stay hung, and none is closed
+            await asyncio.wait_for(fan_out.done, 20)
+            fan_out.settle()
+            assert work.answers == 1 and shard.metrics.resends == 4
+
+    uvloop.run(asyncio.wait_for(case(), 60))
+
+
 @pytest.mark.parametrize("slow_s", [0.12])
 def test_overload_does_not_multiply_calls(slow_s: float) -> None:
     """A shard that was quick gets slow: what is asked again stays within the budget, and ends."""
