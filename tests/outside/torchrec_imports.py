@@ -3,6 +3,7 @@
     python3 -m venv torchrec
     torchrec/bin/pip install numpy torch torchrec fbgemm-gpu-cpu    # releases that fit together
     torchrec/bin/pip uninstall -y fbgemm-gpu    # the build for CUDA, which torchrec brings along
+    torchrec/bin/pip install --force-reinstall --no-deps fbgemm-gpu-cpu    # they share files
     python -m tests.outside.torchrec_imports torchrec/bin/python
 
 The models of `torchrec_models.py` are made and saved by torchrec and imported by erless. A bundle

@@ -14,6 +14,7 @@ from erless.dlrm.whole_graph import WholeGraph
 from erless.importers.bundle import new_bundle
 from erless.importers.graph.check import smallest_batch
 from erless.importers.graph.cut import cut_program
+from erless.importers.graph.fused import fused_as_plain
 from erless.importers.graph.jagged import keys_as_inputs
 from erless.importers.graph.lookups import find_lookups
 from erless.importers.graph.once import check_single, repeat_request
@@ -76,7 +77,8 @@ def export(
     """
     request = options.get("request", ())
     given = Example.of(example_inputs)
-    with with_weights(model, options.get("weights")), keys_as_inputs(model, given) as named:
+    weights = with_weights(model, options.get("weights"))
+    with weights, fused_as_plain(model), keys_as_inputs(model, given) as named:
         example = repeat_request(model, named, request)
         program = export_program(model, example, options.get("dynamic"))
 
