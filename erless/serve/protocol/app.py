@@ -1,46 +1,38 @@
-"""The HTTP API that all functions share: routes, readiness, errors, metrics.
+"""The HTTP API that all functions share: infer calls, admitted, answered, counted, or refused.
 
-What a function does itself is a `Served`: decoded tensors in, tensors out, at once or later.
+What a function does itself is a `Served`: decoded tensors in, tensors out, at once or later. Who
+may ask is `Guard`'s, what is served `Standing`'s, everything that can only be read `Reads`'.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
 import math
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal
-from urllib.parse import unquote
 
 from erless.dlrm._kernels import FastPath
 from erless.dlrm.bfloat16 import all_finite
 from erless.errors import DiskBusyError, DiskReadError, QueryError, ServeError
 from erless.http.budget import MemoryBudget
-from erless.http.messages import DEADLINE, JSON_LENGTH, UP, Request, Response, body_offset, problem
+from erless.http.messages import DEADLINE, JSON_LENGTH, UP, Request, Response, body_offset
 from erless.serve.logs import Log
 from erless.serve.metrics import Metrics
-from erless.serve.protocol.fast_lane import LONGEST_MS, secret_prefix
+from erless.serve.protocol.fast_lane import LONGEST_MS
+from erless.serve.protocol.guard import Guard
 from erless.serve.protocol.infer import BINARY_TYPE, InferRequest
+from erless.serve.protocol.reads import Reads
 from erless.serve.protocol.served import InferAnswer, InferCall, Served
-from erless.serve.protocol.versions import OpenVersions, VersionError
-from erless.serve.protocol.wire import HTTP, RETRY_AFTER, Failure, Wire
-from erless.serve.secrets import SECRET, open_secret
+from erless.serve.protocol.standing import Standing
+from erless.serve.protocol.versions import VersionError
+from erless.serve.protocol.wire import HTTP, Failure, Wire
 from erless.serve.settings import Settings
-from erless.serve.tokens import open_tokens
 from erless.serve.traces import QuerySpan, Traces, trace_id
-from erless.version import __version__
 
 __all__ = ["App"]
 
-State = Literal["loading", "ready", "draining", "failed"]
-UP_FOR_S = 120.0  # answers carry the age of a function for so long
-METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
-READ = (b"GET", b"HEAD")
 LEFT = 499  # of a client that left before it was answered
-GUARDED = {"sparse", "dense"}
 TRACE_LINE = b"\r\ntraceparent: "
 TRACE_WITHIN = 1024  # bytes from a request's beginning
 # W3C Trace Context 1: version, trace id and parent id (not all zero), flags.
@@ -95,84 +87,41 @@ class App:
         self._traces = traces
         self.settings, self.metrics, self.log, self._clock = settings, metrics, log, clock
         self._budget = budget
-        self.state: State = "loading"
-        self.served: Served | None = None
-        self.version = self._reason = ""
-        self._ready_at = math.inf
-        self._served_at: dict[bytes, Served] = {}  # the paths of infer calls
-        self._fast_paths: tuple[tuple[bytes, FastPath], ...] = ()  # with a request's beginning
-        self._versions: OpenVersions | None = None
-        self._tokens = open_tokens(settings, clock)
-        # A gateway shows the secret; sparse and dense functions want to see it.
-        self._secret = open_secret(settings, clock) if settings.kind in GUARDED else None
-        self._openapi: bytes = b""
-        self._reads: dict[bytes, Callable[[], Response]] = {
-            b"": lambda: _document(self._front_page()),
-            b"/v2": lambda: _document(self._server()),
-            b"/v2/health/live": self._liveness,
-            b"/v2/health/ready": self._readiness,
-        }
-        self._closed_reads: dict[bytes, Callable[[], Response]] = {
-            b"/metrics": lambda: Response(200, (self.metrics.render(),), METRICS_TYPE),
-            b"/openapi.json": lambda: Response(200, (self._describe_api(),)),
-        }
-
-    def _front_page(self) -> dict[str, Any]:
-        """What answers here, for who opens the URL in a browser."""
-        return {
-            "name": "erless",
-            "function": self.settings.kind,
-            "state": self.state,
-            "protocol": "Open Inference Protocol v2",
-            "paths": ["/v2", "/v2/health/ready", *map(bytes.decode, self._closed_reads)],
-        }
+        self._guard = Guard(settings, clock)
+        self._standing = Standing(clock, settings.behind_s)
+        self._reads = Reads(settings, metrics, self._standing, self._guard)
 
     def get_ready(self, served: Served) -> None:
         """Serve `served`: everything is loaded and verified."""
-        self.served, self.state, self._ready_at = served, "ready", self._clock()
-        self.version = served.digest[:12]
+        self._standing.get_ready(served)
         self.metrics.info["digest"] = served.digest
-        if served.open_version is not None:
-            self._versions = OpenVersions(served.open_version, self._clock, self.settings.behind_s)
-        self._serve_versions(served)
-
-    def _serve_versions(self, base: Served) -> None:
-        """Know the paths of what is served, and of all its open versions."""
-        versions = self._versions.served if self._versions else ()
-        everything = (*versions, base)
-        self._served_at = {_infer_path(served.version_path): served for served in everything}
-        self._served_at[_infer_path(f"{base.model}/versions/{self.version}")] = base
-        self._fast_paths = tuple(
-            (secret_prefix(served.version_path.encode()), served.fast_path)
-            for served in everything
-            if served.fast_path is not None
-        )
 
     def fail(self, reason: str) -> None:
         """Refuse all queries from now on, with `reason`."""
-        self.state, self._reason = "failed", reason
+        self._standing.fail(reason)
 
     def close(self) -> bool:
         """Let go of all versions; whether no thread is still opening one."""
-        return self._versions is None or self._versions.close()
+        return self._standing.close()
 
     def begin_drain(self) -> None:
         """Answer probes of readiness with "draining" from now on."""
-        self.state = "draining"
+        self._standing.begin_drain()
 
     def __call__(self, request: Request) -> Response | Awaitable[Response]:
         """Answer `request`."""
-        served = self._served_at.get(request.path)
+        served = self._standing.at.get(request.path)
         if served is not None and request.method == b"POST":
             return self.infer(request, served, HTTP)
         try:
-            return self._route(request)
+            answer = self._reads.answer(request)
         except ServeError as error:
             return HTTP.refuse(self._failure(error))
+        return answer if isinstance(answer, Response) else self.infer(request, answer, HTTP)
 
     def served_at(self, path: bytes) -> Served | None:
         """What answers infer calls at `path`; None: whatever `__call__` says."""
-        return self._served_at.get(path)
+        return self._standing.at.get(path)
 
     # -- infer
 
@@ -232,16 +181,17 @@ class App:
 
         None: the request is for `__call__`, whatever it is.
         """
-        if not self._fast_paths or self._tokens or self.log.debugging or self.state == "failed":
+        guard, standing = self._guard, self._standing
+        if guard.wants_token or self.log.debugging or standing.state == "failed":
             return None
         if self._traces is not None and self._traced(buffer, begin, end):
             return None
         began = self._clock()
-        up = began - self._ready_at
-        up_ms = int(up * 1e3) if up < UP_FOR_S else -1
+        up = standing.up_s(began)
+        up_ms = -1 if up is None else int(up * 1e3)
         answered = None
-        for prefix, fast_path in self._fast_paths:
-            if self._secret is None or self._shows_secret(buffer, begin, began, prefix):
+        for prefix, fast_path in standing.fast_paths:
+            if guard.admits_head(buffer, begin, began, prefix):
                 answered = fast_path.answer(buffer, begin, end, 0, date, up_ms)
             if answered is not None:
                 break
@@ -258,18 +208,6 @@ class App:
             return False
         found = TRACEPARENT.match(buffer, place + len(TRACE_LINE))
         return found is not None and self._traces.wants(found[0])
-
-    def _shows_secret(self, buffer: bytearray, begin: int, now: float, prefix: bytes) -> bool:
-        """Whether a request of the known form begins with our secret.
-
-        Compared in constant time, before the kernels compare the whole head, which they do not.
-        """
-        if self._secret is None or not buffer.startswith(prefix, begin):
-            return False
-        self._secret.refresh(now)
-        begin += len(prefix)
-        secret = self._secret.shown
-        return hmac.compare_digest(buffer[begin : begin + len(secret)], secret)
 
     async def _later(
         self, asked: _Asked, inputs: InferRequest, answer: Awaitable[InferAnswer]
@@ -298,8 +236,8 @@ class App:
         self._budget.give(asked.held_bytes)
         metrics.bytes_sent += response.size
         took = metrics.end(asked.began, status)
-        up = asked.began + took - self._ready_at
-        if up < UP_FOR_S:
+        up = self._standing.up_s(asked.began + took)
+        if up is not None:
             response.headers = (*response.headers, (UP, b"%d" % max(0, int(up * 1e3))))
         if asked.span is not None:
             asked.span.end(
@@ -318,30 +256,12 @@ class App:
 
     def _admit(self, request: Request) -> None:
         """Raise ServeError unless the client may ask and there is room."""
-        self._authorize(request)
-        self._loaded()
+        self._guard.admit(request)
+        self._standing.loaded()
         if self.metrics.in_flight > self.settings.max_in_flight:
             raise ServeError(
                 f"{self.settings.max_in_flight} queries are in flight already", 503, "overload"
             )
-
-    def _authorize(self, request: Request) -> None:
-        """Raise ServeError where the request lacks the secret or token that is needed."""
-        if request.private:
-            return
-        if self._secret is not None and not self._secret.accepts(request.headers.get(SECRET, b"")):
-            raise ServeError("the deployment's secret is needed", 401, "query")
-        if self._tokens is None:
-            return
-        if not self._tokens.accepts(request.headers.get(b"authorization", b"")):
-            raise ServeError("a bearer token is needed", 401, "query")
-
-    def _loaded(self) -> Served:
-        if self.served is None:
-            raise ServeError("not ready: still loading", 503, "overload")
-        if self.state == "failed":
-            raise ServeError(self._reason, 503, "rows")
-        return self.served
 
     def _deadline(self, request: Request) -> float:
         text = request.headers.get(DEADLINE)
@@ -378,102 +298,8 @@ class App:
         if status >= 500 and status != 503 and not isinstance(error, QueryError):
             trace = _log_trace(traceparent)
             self.log.warning("a query was not answered", kind=kind, reason=str(error), **trace)
-        state = error.state if isinstance(error, VersionError) else self.state
+        state = error.state if isinstance(error, VersionError) else self._standing.state
         return Failure(status, kind, message, state if status == 503 and state != "ready" else "")
-
-    # -- everything else
-
-    def _route(self, request: Request) -> Response | Awaitable[Response]:
-        path = request.path.rstrip(b"/")
-        read = self._reads.get(path) or self._closed_reads.get(path)
-        if read is not None:
-            if path in self._closed_reads and self._tokens and not self.settings.open_reads:
-                self._authorize(request)
-            return read() if request.method in READ else _not_allowed(b"GET, HEAD")
-        parts = [unquote(part) for part in path.decode("latin-1").split("/")]
-        if parts[:3] == ["", "v2", "models"] and len(parts) > 3:
-            return self._model(request, parts[3], parts[4:])
-        return _not_found(request)
-
-    def _model(
-        self, request: Request, model: str, remainder: list[str]
-    ) -> Response | Awaitable[Response]:
-        self._authorize(request)
-        served = self._loaded()
-        if model != served.model:
-            raise ServeError(
-                f"there is no model {_cut(model)}: this serves {served.model}", 404, "query"
-            )
-        if remainder[:1] == ["versions"]:
-            if remainder[1:2] != [self.version]:
-                served = self._version(served, remainder[1] if len(remainder) > 1 else "")
-            remainder = remainder[2:]
-        if remainder == ["infer"]:
-            if request.method != b"POST":
-                return _not_allowed(b"POST")
-            if self._served_at.get(request.path) is served:  # a version that was just opened
-                return self.infer(request, served, HTTP)
-            return self._misspelt(served)
-        if remainder not in ([], ["ready"]):
-            return _not_found(request)
-        if request.method not in READ:
-            return _not_allowed(b"GET, HEAD")
-        return self._readiness() if remainder else _document(self._metadata(served))
-
-    def _version(self, base: Served, digest: str) -> Served:
-        """The version with `digest`. Raises ServeError where there is none, or not yet."""
-        if self._versions is None or not self._versions.is_digest(digest):
-            raise ServeError(f"there is no such version: this serves {self.version}", 404, "query")
-        known = self._versions.served
-        served = self._versions.get(digest)
-        if self._versions.served != known:
-            self._serve_versions(base)
-        return served
-
-    def _misspelt(self, served: Served) -> Response:
-        """404 for another spelling of the path: the hot path knows only the plain one."""
-        return problem(404, f"write the path as /v2/models/{served.model}/infer")
-
-    @property
-    def _behind(self) -> str:
-        """Why another function has to take the place of this one, which goes on answering."""
-        return self._versions.behind if self._versions else ""
-
-    def _liveness(self) -> Response:
-        if self._behind:
-            return problem(503, f"to be replaced: {self._behind}")
-        return _document({"live": True})
-
-    def _readiness(self) -> Response:
-        reason = self._reason or self._behind or self.state
-        if self.state == "ready" and not self._behind:
-            return _document({"ready": True})
-        return problem(503, f"not ready: {reason}", headers=RETRY_AFTER, state=self.state)
-
-    def _server(self) -> dict[str, Any]:
-        return {
-            "name": f"erless-{self.settings.kind}",
-            "version": __version__,
-            "extensions": ["binary_tensor_data"],
-            "models": [self.served.model] if self.served else [],
-        }
-
-    def _metadata(self, served: Served) -> dict[str, Any]:
-        return {
-            "name": served.model,
-            "versions": [served.digest[:12]],
-            "platform": f"erless-{self.settings.kind}",
-            "inputs": [tensor.describe() for tensor in served.inputs if not tensor.optional],
-            "outputs": [tensor.describe() for tensor in served.outputs],
-            "parameters": {"digest": served.digest, **served.facts},
-        }
-
-    def _describe_api(self) -> bytes:
-        if not self._openapi or self.served is None:
-            from erless.serve.protocol.openapi import openapi
-
-            self._openapi = openapi(self.settings, self.served)
-        return self._openapi
 
 
 def _trace(request: Request) -> bytes | None:
@@ -482,23 +308,3 @@ def _trace(request: Request) -> bytes | None:
     if trace is None or not TRACEPARENT.fullmatch(trace):
         return None
     return trace
-
-
-def _infer_path(version_path: str) -> bytes:
-    return f"/v2/models/{version_path}/infer".encode()
-
-
-def _document(document: dict[str, Any]) -> Response:
-    return Response(200, (json.dumps(document).encode(),))
-
-
-def _not_found(request: Request) -> Response:
-    return problem(404, f"there is nothing at {_cut(request.path.decode('latin-1'))}")
-
-
-def _not_allowed(methods: bytes) -> Response:
-    return problem(405, f"use {methods.decode()}", headers=((b"allow", methods),))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 80 else text[:80] + "…"
