@@ -70,6 +70,7 @@ class Request:
     arrived: float  # loop time of the head
     private: bool = False  # it came by a socket that only the owner of the process can reach
     peer: str = ""  # address of the client; empty where it has none
+    stranger: bool = False  # it came without the certificate that is wanted of those who ask
 
 
 @dataclass(slots=True)

@@ -89,19 +89,21 @@ class TlsIdentity:
     Args:
         folder: `tls.crt`, `tls.key`, `ca.crt`.
         fault: see `ReloadedContext`.
+        strangers: clients without a certificate may connect to its server.
 
     Raises:
         ConfigError: the files cannot be read, or do not fit together.
     """
 
-    def __init__(self, folder: Path, fault: Fault) -> None:
+    def __init__(self, folder: Path, fault: Fault, *, strangers: bool = False) -> None:
         certificate, key, authorities = (folder / n for n in (CERTIFICATE, KEY, AUTHORITIES))
         files = (certificate, key, authorities)
 
         def make(side: int) -> ssl.SSLContext:
             context = _context(side, certificate, key)
             context.check_hostname = False  # its URI says who a peer is
-            context.verify_mode = ssl.CERT_REQUIRED
+            optional = strangers and side == ssl.PROTOCOL_TLS_SERVER
+            context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
             context.load_verify_locations(authorities)
             return context
 

@@ -64,4 +64,6 @@ def secure_server(server: HttpServer, settings: Settings, fault: Fault) -> None:
         def admits(transport: asyncio.BaseTransport) -> bool:
             return peer_identity(transport.get_extra_info("ssl_object")) == gateway
 
-        server.secure(TlsIdentity(Path(settings.identity), fault).server, admits)
+        strangers = settings.open_reads
+        own = TlsIdentity(Path(settings.identity), fault, strangers=strangers)
+        server.secure(own.server, admits, strangers=strangers)

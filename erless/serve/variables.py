@@ -149,7 +149,13 @@ VARIABLES = (
         "URI that the names of all identities begin with, such as `spiffe://erless/NAME/`: behind "
         "it `gateway`, or the kind and the first 16 digits of the digest, `sparse-…`, `dense-…`",
     ),
-    Variable("ERLESS_OPEN_READS", "open_reads", GATEWAY, "`1`: these two need no token"),
+    Variable(
+        "ERLESS_OPEN_READS",
+        "open_reads",
+        ALL,
+        "`1`: `/metrics` and `/openapi.json` of a gateway need no token; whoever shows a function "
+        "with an identity no certificate, or another's, may ask for health and metrics",
+    ),
     Variable(
         "ERLESS_GRPC",
         "grpc",

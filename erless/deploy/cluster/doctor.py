@@ -44,6 +44,7 @@ PLAIN_CHECKS: tuple[tuple[str, Check], ...] = (
     *_FIRST,
     ("drain", plain.check_drain),
     ("scaling", plain.check_scaling),
+    ("certificates", plain.check_certificates),
     *_LAST,
 )
 

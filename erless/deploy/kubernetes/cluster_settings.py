@@ -37,6 +37,7 @@ class ClusterSettings:
 
     images: function kind → image by digest. sla_ms: p95 objective of a query. model: key of the
     model's name, where its objects carry it. canary: SHA-256 of a token that opens nothing.
+    mutual_tls: gateway and functions know each other by certificates.
     """
 
     options: ClusterConfig
@@ -48,6 +49,12 @@ class ClusterSettings:
     traces: TracesConfig = field(default_factory=TracesConfig)
     model: str = ""
     canary: str | None = None
+    mutual_tls: bool = False
+
+    @property
+    def identity_prefix(self) -> str:
+        """What the URIs of all functions' certificates begin with."""
+        return "/".join(filter(None, ("spiffe://erless", self.options.namespace, self.model))) + "/"
 
     @property
     def section(self) -> str:
@@ -155,7 +162,7 @@ def resolve_settings(
             "gateway.token_env is set; on Kubernetes the token comes from a Secret: name one under "
             "targets.knative.token_secret (key `token`)"
         )
-    _refuse_local_security(config)
+    _refuse_local_security(config, with_knative=isinstance(options, KnativeConfig))
     by_kind: dict[FunctionKind, str] = {}
     if options.images_file.exists():
         by_kind |= read_images(options.images_file)
@@ -172,13 +179,15 @@ def resolve_settings(
         traces=config.traces,
         model=model_key(config.targets.model or ""),
         canary=canary_digest(config.gateway, guarded=options.token_secret is not None),
+        mutual_tls=config.security.mutual_tls,
     )
 
 
-def _refuse_local_security(config: Config) -> None:
-    """Refuse files of this machine, and TLS in our processes.
+def _refuse_local_security(config: Config, *, with_knative: bool) -> None:
+    """Refuse files of this machine, and with Knative TLS between our processes.
 
-    Knative's queue-proxy stands before each process and speaks HTTP to it.
+    Its ingress, activator and queue-proxy stand between them: each ends TLS and speaks HTTP on, so
+    no certificate of the gateway's reaches a shard. Past them its autoscaler would see no call.
 
     Raises:
         ConfigError: says what does it on Knative.
@@ -193,11 +202,12 @@ def _refuse_local_security(config: Config) -> None:
             "gateway.tls: on Knative the ingress speaks HTTPS, by external-domain-tls in "
             "config-network or a DomainMapping with a certificate"
         )
-    if config.security.mutual_tls:
+    if config.security.mutual_tls and with_knative:
         raise ConfigError(
-            "security.mutual_tls: Knative's queue-proxy ends TLS before a function; let Knative "
-            "encrypt (system-internal-tls and cluster-local-domain-tls in config-network), or a "
-            "service mesh; callers are known by the deployment's secret and network policies"
+            "security.mutual_tls: Knative's proxies end TLS before a function; take target "
+            "kubernetes, which has it, or let Knative encrypt (system-internal-tls and "
+            "cluster-local-domain-tls in config-network), or a service mesh; callers are known by "
+            "the deployment's secret and network policies"
         )
 
 

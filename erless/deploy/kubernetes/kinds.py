@@ -12,12 +12,15 @@ __all__ = [
     "ACCOUNT",
     "AUTOSCALER",
     "BUDGET",
+    "CERTIFICATE",
+    "CERTIFICATES",
     "CLAIM",
     "CONFIG_MAP",
     "CRD",
     "DEPLOYMENT",
     "EVENT",
     "HTTP_SCALER",
+    "ISSUER",
     "JOB",
     "KNATIVE_KINDS",
     "KSERVICE",
@@ -30,6 +33,7 @@ __all__ = [
     "POD_METRICS",
     "REVISION",
     "SECRET",
+    "SECURED",
     "SERVICE",
     "Kind",
     "kind_of",
@@ -69,6 +73,9 @@ SERVICE = Kind("v1", "Service", "services")
 JOB = Kind("batch/v1", "Job", "jobs")
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
 AUTOSCALER = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
+CERTIFICATE = Kind("cert-manager.io/v1", "Certificate", "certificates")
+CERTIFICATES = "certificates.cert-manager.io"  # the name of the definition
+ISSUER = Kind("cert-manager.io/v1", "Issuer", "issuers")
 HTTP_SCALER = Kind("http.keda.sh/v1alpha1", "HTTPScaledObject", "httpscaledobjects")
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 POLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
@@ -96,7 +103,9 @@ ACCESS_REVIEW = Kind(
 # what deploy applies, in the order of removing: functions first, what they need last
 _BESIDE = (BUDGET, MONITOR, POLICY, ACCOUNT, SECRET)
 KNATIVE_KINDS = (KSERVICE, *_BESIDE)
-PLAIN_KINDS = (HTTP_SCALER, AUTOSCALER, DEPLOYMENT, SERVICE, *_BESIDE)  # without Knative
+SECURED = (CERTIFICATE, ISSUER)  # with mutual TLS
+# without Knative; certificates go before the Secrets that would be made anew
+PLAIN_KINDS = (HTTP_SCALER, AUTOSCALER, DEPLOYMENT, SERVICE, *SECURED, *_BESIDE)
 _APPLIED = {(kind.api, kind.kind): kind for kind in (NAMESPACE, *KNATIVE_KINDS, *PLAIN_KINDS, JOB)}
 
 

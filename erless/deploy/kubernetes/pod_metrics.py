@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from erless.deploy.kubernetes.api import Api, Missing
 from erless.deploy.kubernetes.kinds import POD
 from erless.deploy.kubernetes.render.pods import PORT
+from erless.deploy.kubernetes.render.rendered import Object
 from erless.errors import DeployError
 
-__all__ = ["Samples", "read_samples"]
+__all__ = ["Samples", "read_samples", "speaks_tls"]
 
 Samples = dict[str, float]
 THREADS = 16
@@ -26,17 +27,27 @@ _SAMPLE = re.compile(r"^(erless_\w+)(?:\{([^}]*)\})? (\S+)")
 _LE = re.compile(r'le="([^"]+)"')
 
 
-def read_samples(api: Api, namespace: str, pods: Sequence[str]) -> dict[str, Samples]:
+def speaks_tls(pod: Object) -> bool:
+    """Whether the kubelet asks the pod by HTTPS."""
+    containers = pod.get("spec", {}).get("containers", [])
+    asked = [container.get("readinessProbe", {}).get("httpGet", {}) for container in containers]
+    return any(get.get("scheme") == "HTTPS" for get in asked)
+
+
+def read_samples(
+    api: Api, namespace: str, pods: Sequence[str], secured: Collection[str] = ()
+) -> dict[str, Samples]:
     """Counters of each of the named pods, all asked at once; none of one that does not answer.
 
     `requests`, `disk`: of all requests and reads; `periods`, `throttled`: of its CPU limit; under
-    its bound, each cumulative bucket of the requests' seconds.
+    its bound, each cumulative bucket of the requests' seconds. Pods in `secured` speak TLS.
     """
     if not pods:
         return {}
 
     def read(pod: str) -> Samples:
-        path = POD.path(namespace, f"{pod}:{PORT}", "proxy/metrics")
+        scheme = "https:" if pod in secured else ""
+        path = POD.path(namespace, f"{scheme}{pod}:{PORT}", "proxy/metrics")
         try:
             return _parsed(api.text(path, timeout_s=TIMEOUT_S))
         except (DeployError, Missing):

@@ -140,4 +140,4 @@ def called_services(pod: Object) -> set[str]:
     }
     urls = list(json.loads(environment.get("ERLESS_SHARD_URLS") or "{}").values())
     urls.append(environment.get("ERLESS_DENSE_URL", ""))
-    return {url.removeprefix("http://").partition(".")[0] for url in urls if url}
+    return {url.partition("://")[2].partition(".")[0] for url in urls if url}

@@ -43,6 +43,8 @@ KINDS = {
 UNKNOWN = {
     ("monitoring.coreos.com/v1", "PodMonitor"),
     ("http.keda.sh/v1alpha1", "HTTPScaledObject"),
+    ("cert-manager.io/v1", "Certificate"),
+    ("cert-manager.io/v1", "Issuer"),
 }
 
 

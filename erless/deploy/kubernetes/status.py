@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import POD, POD_METRICS
-from erless.deploy.kubernetes.pod_metrics import Samples, read_samples
+from erless.deploy.kubernetes.pod_metrics import Samples, read_samples, speaks_tls
 from erless.deploy.kubernetes.reasons import pod_problems
 from erless.deploy.kubernetes.releases import GatewayRecord
 from erless.deploy.kubernetes.watching import condition, read_events
@@ -218,12 +218,13 @@ class _Rates(NamedTuple):
 def _rates(api: Api, namespace: str, pods: list[Object]) -> dict[str, _Rates]:
     """Rates by pod, from two readings of its metrics."""
     ready = [pod["metadata"]["name"] for pod in pods]
+    secured = {pod["metadata"]["name"] for pod in pods if speaks_tls(pod)}
     began = time.monotonic()
-    first = read_samples(api, namespace, ready)
+    first = read_samples(api, namespace, ready, secured)
     if not any(first.values()):
         return {}
     time.sleep(RATE_S)
-    second = read_samples(api, namespace, ready)
+    second = read_samples(api, namespace, ready, secured)
     took = time.monotonic() - began
     return {pod: _rate(first[pod], second[pod], took) for pod in ready if second[pod]}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 
@@ -12,10 +13,13 @@ from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.deploy.kubernetes.dry_run import DryRun
 from erless.deploy.kubernetes.kinds import (
     AUTOSCALER,
+    CERTIFICATES,
+    CRD,
     DEPLOYMENT,
     HTTP_SCALER,
     KSERVICE,
     PLAIN_KINDS,
+    SECURED,
     SERVICE,
     Kind,
 )
@@ -59,7 +63,9 @@ class KubernetesTarget(ClusterTarget):
     def _apis(self) -> ScalingApis:
         """What the cluster scales by; what is configured, where none answers."""
         options = self.settings.plain
-        return discover(self.api, options) if self.answers() else configured(options)
+        apis = discover(self.api, options) if self.answers() else configured(options)
+        # what wakes functions speaks HTTP
+        return replace(apis, zero=False) if self.settings.mutual_tls else apis
 
     def render(self, desired: Desired, settings: ClusterSettings) -> Rendered:
         """See `ClusterTarget.render`."""
@@ -91,7 +97,12 @@ class KubernetesTarget(ClusterTarget):
         return read_status(self.api, scope, self.url(service) if service else "")
 
     def check_cluster(self, scope: names.Scope, rendered: Rendered) -> None:
-        """Refuse to take over the names of what Knative runs."""
+        """Refuse names of what Knative runs, and mutual TLS where nobody makes certificates."""
+        if self.settings.mutual_tls and self.api.get(CRD, None, CERTIFICATES) is None:
+            raise DeployError(
+                f"security.mutual_tls: the cluster at {self.api.host} has no cert-manager, which "
+                "makes the functions' certificates"
+            )
         if self.api.list(KSERVICE, scope.namespace, scope.selector)[0]:
             raise DeployError(
                 f"target knative has deployed this model in namespace {scope.namespace}: destroy "
@@ -131,7 +142,10 @@ class KubernetesTarget(ClusterTarget):
         try:
             objects = super().owned(kind, scope)
         except ForbiddenError:
-            if kind == HTTP_SCALER and not self._apis.zero:
+            unused = (kind == HTTP_SCALER and not self._apis.zero) or (
+                kind in SECURED and not self.settings.mutual_tls
+            )
+            if unused:
                 return []
             raise
         if kind not in (DEPLOYMENT, SERVICE, AUTOSCALER):

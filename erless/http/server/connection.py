@@ -71,6 +71,7 @@ class ServerConnection(Receiving):
         "server",
         "since",
         "state",
+        "stranger",
         "task",
         "transport",
     )
@@ -78,6 +79,7 @@ class ServerConnection(Receiving):
     def __init__(self, server: ServerState, client: str = "", *, private: bool = False) -> None:
         super().__init__(server.shared)
         self.server, self.client, self.private = server, client, private
+        self.stranger = False  # its certificate does not admit it
         self.held = BudgetShare(server.budget)
         self.transport: asyncio.Transport | None = None
         self.state = _State.HEAD
@@ -97,10 +99,12 @@ class ServerConnection(Receiving):
         self.server.arriving -= not self.private
         admits = self.server.admits
         if admits is not None and not self.private and not admits(transport):
-            self.server.refused(401)
-            self.state = _State.CLOSED
-            self.transport.abort()
-            return
+            if not self.server.strangers:
+                self.server.refused(401)
+                self.state = _State.CLOSED
+                self.transport.abort()
+                return
+            self.stranger = True
         self.transport.set_write_buffer_limits(CHOKED_BYTES)
         self.server.remember(self)
 
@@ -197,6 +201,7 @@ class ServerConnection(Receiving):
         server, transport = self.server, self.transport
         if (
             server.answer_whole is None
+            or self.stranger
             or transport is None
             or server.draining
             or transport.is_closing()
@@ -337,6 +342,7 @@ class ServerConnection(Receiving):
             self.server.now(),
             self.private,
             self.client,
+            self.stranger,
         )
         answer = self.server.handler(request)
         if isinstance(answer, Response):

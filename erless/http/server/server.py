@@ -104,14 +104,17 @@ class HttpServer:
         self,
         contexts: Callable[[], ssl.SSLContext],
         admits: Callable[[asyncio.BaseTransport], bool] | None = None,
+        *,
+        strangers: bool = False,
     ) -> None:
         """Speak TLS on all sockets that are not private.
 
         Args:
             contexts: asked for at each handshake.
             admits: whether the peer behind a connection may ask; None: anybody may.
+            strangers: whoever may not is heard all the same, and their requests say so.
         """
-        self._tls, self.state.admits = contexts, admits
+        self._tls, self.state.admits, self.state.strangers = contexts, admits, strangers
 
     # -- listening
 

@@ -90,6 +90,7 @@ class ServerState:
         self.take_over: TakeOver | None = None  # None: HTTP/1.1 only
         # Whether the peer behind a connection may ask; None: anybody may.
         self.admits: Callable[[asyncio.BaseTransport], bool] | None = None
+        self.strangers = False  # whom it does not admit is heard all the same
         self.date = b""
         self.swept = 0.0  # when the time limits were enforced last
         self.adopting: set[asyncio.Task[None]] = set()  # accepted, and not looked after yet

@@ -32,9 +32,11 @@ class Guard:
         self.closed_reads = self.wants_token and not settings.open_reads
 
     def admit(self, request: Request) -> None:
-        """Raise ServeError where the request lacks the secret or token that is needed."""
+        """Raise ServeError where the request lacks the certificate, secret or token needed."""
         if request.private:
             return
+        if request.stranger:
+            raise ServeError("the certificate of this deployment's gateway is needed", 401, "query")
         if self._secret is not None and not self._secret.accepts(request.headers.get(SECRET, b"")):
             raise ServeError("the deployment's secret is needed", 401, "query")
         if self._tokens is None:

@@ -24,6 +24,7 @@ from erless.deploy.kubernetes.kinds import (
     POD,
     POD_AUTOSCALER,
     REVISION,
+    SECURED,
     SERVICE,
     Kind,
 )
@@ -67,6 +68,8 @@ def needed_permissions(examination: Examination) -> Iterator[Permission]:
         if kind.kind == "PodMonitor" and not options.pod_monitor:
             continue
         if kind == HTTP_SCALER and not examination.scales_by_http:
+            continue
+        if kind in SECURED and not examination.settings.mutual_tls:
             continue
         for verb in ("get", "list", "patch", "create", "delete"):
             yield Permission(kind, verb, space, optional=kind.kind in optional)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from erless.deploy.cluster.checks.examination import Examination, Finding
 from erless.deploy.cluster.checks.knative import version_number
+from erless.deploy.kubernetes.kinds import CERTIFICATES, CRD
 from erless.deploy.plain_kubernetes.scaling_apis import CUSTOM_METRIC, discover
 
-__all__ = ["check_drain", "check_scaling"]
+__all__ = ["check_certificates", "check_drain", "check_scaling"]
 
 SLEEPS = (1, 30)  # KEP-3960: a hook that waits without a program in the image, on by default
 
@@ -21,6 +22,17 @@ def check_drain(examination: Examination) -> Iterator[Finding]:
         yield Finding("fail", "drain", fact, "a newer Kubernetes, or target knative")
     else:
         yield Finding("pass", "drain", "preStop hooks may sleep")
+
+
+def check_certificates(examination: Examination) -> Iterator[Finding]:
+    """Whether cert-manager is there, where gateway and functions shall have certificates."""
+    if not examination.settings.mutual_tls:
+        return
+    if examination.api.get(CRD, None, CERTIFICATES) is None:
+        mend = "install cert-manager: https://cert-manager.io/docs/installation"
+        yield Finding("fail", "cert-manager", "not installed; needed for security.mutual_tls", mend)
+    else:
+        yield Finding("pass", "cert-manager", "installed")
 
 
 def check_scaling(examination: Examination) -> Iterator[Finding]:

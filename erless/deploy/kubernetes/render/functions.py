@@ -14,7 +14,14 @@ from typing import Any
 
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
-from erless.deploy.kubernetes.render.pods import Needs, load_s, pod, timeout_s
+from erless.deploy.kubernetes.render.pods import (
+    Needs,
+    identity_environment,
+    load_s,
+    mount_identity,
+    pod,
+    timeout_s,
+)
 from erless.deploy.target import Desired
 from erless.errors import PlanError
 from erless.specs.decoys import decoy_name, planned_shard
@@ -23,6 +30,7 @@ from erless.specs.plan import Scaling, ShardPlan
 from erless.specs.release import ReleaseShard
 
 __all__ = [
+    "HTTPS_PORT",
     "ClusterFunction",
     "Object",
     "gateway_function",
@@ -37,6 +45,7 @@ WORKER_BYTES = 70_000_000  # of each worker after the first: measured 30-72 MB p
 QUERY_BYTES = 500_000
 TORCH_BYTES = 300_000_000  # with torch, where a plan says nothing
 MONOLITH_BYTES = 217_000_000  # torch, measured resident: a model-wise replica without rows
+HTTPS_PORT = 443
 PROGRESS_S = (600, 300)  # at least; for pulling an image and adding a node
 # The first gateway of a release waits for its functions longer than it may take to get ready: where
 # they do not come it counts as failed, and gets no queries.
@@ -78,6 +87,17 @@ class ClusterFunction:
         """Where the gateway calls it."""
         return _url(self.service, settings, self.port)
 
+    @property
+    def identity(self) -> str:
+        """The end of the URI in its certificate (erless/serve/identity.py)."""
+        kind = self.kind
+        return kind if kind == "gateway" else f"{kind}-{names.short(self.digest)}"
+
+    @property
+    def identity_secret(self) -> str:
+        """The Secret with its certificate."""
+        return f"{self.service}-tls"
+
     def labels(self, settings: ClusterSettings) -> dict[str, str]:
         """Of the function and of its pods."""
         own = names.function_labels(self.kind, self.tier, self.digest)
@@ -109,7 +129,12 @@ class ClusterFunction:
 
     def pod(self, settings: ClusterSettings, store: str) -> Object:
         """Its pods' spec. Raises ConfigError: no image, or one without a digest."""
-        spec = pod(self.kind, self.tier, self.needs, dict(self.environment), settings, store)
+        environment = dict(self.environment)
+        if settings.mutual_tls:
+            environment |= identity_environment(self.kind, settings)
+        spec = pod(self.kind, self.tier, self.needs, environment, settings, store)
+        if settings.mutual_tls:
+            mount_identity(spec, self.kind, self.identity_secret)
         if settings.options.spread_over:
             spec["topologySpreadConstraints"] = [
                 {
@@ -340,6 +365,8 @@ def _sizes(desired: Desired) -> dict[str, str]:
 
 def _url(service: str, settings: ClusterSettings, port: int = 80) -> str:
     host = f"{service}.{settings.options.namespace}.{names.CLUSTER_LOCAL}"
+    if port == HTTPS_PORT:
+        return f"https://{host}"
     return f"http://{host}" if port == 80 else f"http://{host}:{port}"
 
 

@@ -31,8 +31,10 @@ __all__ = [
     "SECRET_KEY",
     "STORE_MOUNT",
     "Needs",
+    "identity_environment",
     "load_s",
     "millicores",
+    "mount_identity",
     "placed_pod",
     "pod",
     "restricted",
@@ -63,6 +65,7 @@ READINESS_PERIOD_S, READINESS_FAILURES, READINESS_TIMEOUT_S = 1, 2, 2
 LISTENING_S = 30  # the slowest start of a process up to listening, torch on a throttled node
 SECRET_KEY = "secret"  # noqa: S105 - the name of a field
 SECRET_MOUNT = "/var/run/erless"  # noqa: S105
+IDENTITY_MOUNT = "/var/run/erless-identity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,27 @@ def placed_pod(role: str, settings: ClusterSettings) -> dict[str, Any]:
     if place.priority_class:
         spec["priorityClassName"] = place.priority_class
     return spec
+
+
+def identity_environment(kind: FunctionKind, settings: ClusterSettings) -> dict[str, str]:
+    """The variables by which a function finds its certificate and knows those of others."""
+    return {
+        "ERLESS_IDENTITY": IDENTITY_MOUNT,
+        "ERLESS_IDENTITY_PREFIX": settings.identity_prefix,
+        # the kubelet, which probes, and Prometheus have no certificate
+        **({} if kind == "gateway" else {"ERLESS_OPEN_READS": "1"}),
+    }
+
+
+def mount_identity(spec: dict[str, Any], kind: FunctionKind, secret: str) -> None:
+    """Let the pod of `spec` have the certificate in `secret`: functions then speak TLS."""
+    (container,) = spec["containers"]
+    spec["volumes"].append({"name": "identity", "secret": {"secretName": secret}})
+    mount = {"name": "identity", "mountPath": IDENTITY_MOUNT, "readOnly": True}
+    container["volumeMounts"].append(mount)
+    if kind != "gateway":
+        for probe in ("readinessProbe", "livenessProbe"):
+            container[probe]["httpGet"]["scheme"] = "HTTPS"
 
 
 def _probes() -> dict[str, Any]:

@@ -202,6 +202,20 @@ def _budgets(
     return rendered
 
 
+def _by_scheme(endpoint: Object) -> list[Object]:
+    """`endpoint` of the gateway, which speaks HTTP, and of the functions, which speak TLS.
+
+    They show metrics to whoever asks, and nobody here knows their authority.
+    """
+    component = "__meta_kubernetes_pod_label_app_kubernetes_io_component"
+    gateway = {"sourceLabels": [component], "regex": "gateway"}
+    https = {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
+    return [
+        endpoint | {"relabelings": [gateway | {"action": "keep"}]},
+        endpoint | https | {"relabelings": [gateway | {"action": "drop"}]},
+    ]
+
+
 def _monitor(pods: PodNames, release: str, settings: ClusterSettings) -> Object:
     """A PodMonitor: the Prometheus operator scrapes every function's own metrics.
 
@@ -218,7 +232,7 @@ def _monitor(pods: PodNames, release: str, settings: ClusterSettings) -> Object:
         "metadata": _metadata(settings.scope.name("erless"), release, settings),
         "spec": {
             "selector": settings.scope.matching(),
-            "podMetricsEndpoints": [endpoint],
+            "podMetricsEndpoints": _by_scheme(endpoint) if settings.mutual_tls else [endpoint],
             "podTargetLabels": [names.KIND, names.TIER, names.DIGEST],
         },
     }

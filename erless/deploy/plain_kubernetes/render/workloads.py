@@ -10,7 +10,7 @@ from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.deploy.kubernetes.kinds import DEPLOYMENT, SERVICE
 from erless.deploy.kubernetes.pod_names import PLAIN
-from erless.deploy.kubernetes.render.functions import ClusterFunction, Object
+from erless.deploy.kubernetes.render.functions import HTTPS_PORT, ClusterFunction, Object
 from erless.deploy.kubernetes.render.pods import DRAIN_S, PORT
 from erless.deploy.target import Desired
 
@@ -101,7 +101,8 @@ def function_services(
     """
     selector = {PLAIN.service: function.service}
     if not interceptor:
-        spec = {"type": "ClusterIP", "selector": selector, "ports": _ports(PORT)}
+        ports = _ports(PORT, function.port)
+        spec = {"type": "ClusterIP", "selector": selector, "ports": ports}
         return [_service(function.service, function, release, settings, spec)]
     host = f"{INTERCEPTOR}.{interceptor}.{names.CLUSTER_LOCAL}"
     alias = {"type": "ExternalName", "externalName": host}
@@ -141,4 +142,5 @@ def _service(
 
 
 def _ports(target: int, port: int = 80) -> list[Object]:
-    return [{"name": "http", "port": port, "targetPort": target, "protocol": "TCP"}]
+    name = "https" if port == HTTPS_PORT else "http"
+    return [{"name": name, "port": port, "targetPort": target, "protocol": "TCP"}]
