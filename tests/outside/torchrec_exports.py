@@ -74,9 +74,11 @@ class Pooled(nn.Module):
 
 def fused(collection: EmbeddingBagCollection, **more: bool) -> nn.Module:
     """A collection like it whose lookups are fbgemm's, with random rows."""
-    made = FusedEmbeddingBagCollection(tables=collection.embedding_bag_configs(), **SGD, **more)
-    for table in made.embedding_bags.values():
-        nn.init.normal_(table.weight)
+    made: nn.Module = FusedEmbeddingBagCollection(
+        tables=collection.embedding_bag_configs(), **SGD, **more
+    )
+    for table in made.get_submodule("embedding_bags").children():
+        nn.init.normal_(table.get_parameter("weight"))
     return made
 
 
