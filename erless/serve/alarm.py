@@ -47,7 +47,11 @@ class Alarm:
         self._flush: asyncio.TimerHandle | None = None
 
     def touched(self, kind: AlertKind, request: Request) -> None:
-        """Raise an alert of `request`, once it has been answered."""
+        """Raise an alert of `request`, once it has been answered: no answer takes longer for it."""
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._raise, kind, request, len(request.body))
+
+    def _raise(self, kind: AlertKind, request: Request, size_bytes: int) -> None:
         path, _, _ = request.path.decode("latin-1").partition("?")
         alert = Alert(
             time=utc_now(),
@@ -57,11 +61,8 @@ class Alarm:
             source=request.peer,
             forwarded=_forwarded(request),
             asked=_cut(f"{request.method.decode('latin-1')} {path}"),
-            size_bytes=len(request.body),
+            size_bytes=size_bytes,
         )
-        asyncio.get_running_loop().call_soon(self._raise, alert)
-
-    def _raise(self, alert: Alert) -> None:
         if alert.kind != "decoy":  # whose /metrics the intruder reads too
             self._metrics.alerted(alert.kind)
         admitted = self._limiter.admit(alert)
