@@ -274,6 +274,13 @@ class FakeCluster:
             self.store((PODS, key[1], name), {"metadata": meta, "status": trouble or ready})
         threading.Timer(self.ready_after_s, self._available, (key,)).start()
 
+    def replace_pod(self, pod: Object) -> None:
+        """What a Deployment does when a pod of its own is deleted."""
+        owner = pod["metadata"].get("ownerReferences", [{}])[0]
+        key = (DEPLOYMENTS, pod["metadata"].get("namespace", ""), owner.get("uid", "")[4:])
+        if owner.get("of") == DEPLOYMENTS and key in self.objects:
+            self._roll_out(key)
+
     def _available(self, key: Key) -> None:
         with self.changed:
             if key in self.objects and key[2] not in self.pod_trouble:
@@ -540,6 +547,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(200, cluster.merge(key, body))
             if self.command == "DELETE":
                 cluster.remove(key)
+                cluster.replace_pod(live)
                 return self._answer(200, {"kind": "Status"})
             return self._answer(200, live)
 

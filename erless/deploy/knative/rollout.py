@@ -164,23 +164,8 @@ class KnativeRollout:
 
     def _wait(self, label: str, services: set[str], ready: Callable[[Object], bool]) -> None:
         watch = ServiceWatch(self._api, self._scope, self._older)
-        late = set(services)
         with self._progress.step(label, len(services), "steps") as step:
-
-            def done(objects: dict[str, Object]) -> bool:
-                now_ready = {name for name in late if name in objects and ready(objects[name])}
-                late.difference_update(now_ready)
-                step.advance(len(now_ready))
-                if late:
-                    watch.look([objects[name] for name in sorted(late) if name in objects])
-                return not late
-
-            if self._services.wait(done, self._deadline):
-                return
-        why = f": {watch.reason}" if watch.reason else ""
-        raise DeployError(
-            f"{', '.join(sorted(late))} not ready within {self._deadline.seconds:g} s{why}"
-        )
+            watch.wait(self._services, services, ready, step, self._deadline)
 
     def _clear_failed(self, services: set[str], before: GatewayRecord) -> None:
         """Remove revisions that failed, so that they are made again.

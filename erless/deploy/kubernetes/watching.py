@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import EVENT, POD
+from erless.deploy.kubernetes.mirror import Deadline, Mirror
 from erless.deploy.kubernetes.names import Scope
 from erless.deploy.kubernetes.reasons import PodProblem, pod_problems
 from erless.errors import DeployError, ForbiddenError
+from erless.progress import Step
 
 __all__ = ["FailureWatch", "condition", "read_events"]
 
@@ -72,6 +74,35 @@ class FailureWatch(ABC):
     def controllers_reason(self, document: Object) -> str:
         """What the controller says of a `document` whose pods say nothing."""
         return self.failing(document)
+
+    def wait(
+        self,
+        mirror: Mirror,
+        subjects: set[str],
+        ready: Callable[[Object], bool],
+        step: Step,
+        deadline: Deadline,
+    ) -> None:
+        """Wait until all `subjects`, names of objects of `mirror`, are `ready`.
+
+        Raises:
+            DeployError: one will never be, or is not in time, with what is known of why.
+        """
+        late = set(subjects)
+
+        def done(objects: dict[str, Object]) -> bool:
+            now_ready = {name for name in late if name in objects and ready(objects[name])}
+            late.difference_update(now_ready)
+            step.advance(len(now_ready))
+            if late:
+                self.look([objects[name] for name in sorted(late) if name in objects])
+            return not late
+
+        if not mirror.wait(done, deadline):
+            why = f": {self.reason}" if self.reason else ""
+            raise DeployError(
+                f"{', '.join(sorted(late))} not ready within {deadline.seconds:g} s{why}"
+            )
 
     def look(self, documents: Iterable[Object]) -> None:
         """Look at the pods of `documents`, none of which is ready.

@@ -42,7 +42,7 @@ from erless.deploy.plain_kubernetes.gateway_record import pointed_to, read_recor
 from erless.deploy.plain_kubernetes.readiness import DeploymentWatch, is_ready, pods_of
 from erless.deploy.plain_kubernetes.render.workloads import LOWEST
 from erless.deploy.target import Desired
-from erless.errors import DeployError, NotDeployedError
+from erless.errors import NotDeployedError
 from erless.progress import Progress
 
 __all__ = ["PlainRollout"]
@@ -156,23 +156,8 @@ class PlainRollout:
             if live["spec"].get("replicas", 1) < lowest:
                 self._scale(name, lowest)
         watch = DeploymentWatch(self._api, self._scope, self._older)
-        late = set(deployments)
         with self._progress.step(label, len(deployments), "steps") as step:
-
-            def done(objects: dict[str, Object]) -> bool:
-                now_ready = {name for name in late if name in objects and is_ready(objects[name])}
-                late.difference_update(now_ready)
-                step.advance(len(now_ready))
-                if late:
-                    watch.look([objects[name] for name in sorted(late) if name in objects])
-                return not late
-
-            if self._deployments.wait(done, self._deadline):
-                return
-        why = f": {watch.reason}" if watch.reason else ""
-        raise DeployError(
-            f"{', '.join(sorted(late))} not ready within {self._deadline.seconds:g} s{why}"
-        )
+            watch.wait(self._deployments, deployments, is_ready, step, self._deadline)
 
     def _scale(self, deployment: str, replicas: int) -> None:
         patch = {"spec": {"replicas": replicas}}

@@ -518,7 +518,7 @@ def test_a_deploy_tells_of_a_public_gateway_that_nobody_outside_reaches(
     gateway = growing.plan.gateway.model_copy(update={"scaling": scaling})
     growing = replace(growing, plan=growing.plan.model_copy(update={"gateway": gateway}))
     note = target(cluster).deploy(growing, Silent(), TIMEOUT_S).note
-    assert "here Knative's KPA scales replicas of the planned size" in note
+    assert "Knative's KPA scales replicas of the planned size" in note
 
 
 def test_status_gives_the_pods_own_reason_before_knatives(cluster: FakeCluster) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,7 @@ def test_a_pod_that_will_not_run_says_why_and_the_old_release_serves_on(
     cluster.pod_trouble = {hot("2"): {"containerStatuses": [container]}}
     with pytest.raises(DeployError, match="does not start: .*cannot be pulled: manifest unknown"):
         deploy(cluster, "2")
+    time.sleep(0.3)  # the double would have made it ready by now
     assert pointer(cluster) == before
     cluster.pod_trouble = {}
     deploy(cluster, "2")
