@@ -12,8 +12,8 @@ A connection that dies before an answer is whole is replaced once and the reques
 is what a replica that was stopped looks like, and a call changes nothing. Behind a Kubernetes
 Service the new one may be refused, or get no answer, while the replica that is gone still gets its
 share: it is tried a few times. Connections are replaced when they are old, so that new replicas
-behind the same address get their share. One on which no answer comes is distrusted: it takes no
-more calls, and closes.
+behind the same address get their share, the last one once its successor is there. One on which no
+answer comes is distrusted: it takes no more calls, and closes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import math
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -100,6 +100,7 @@ class Endpoint:
         self.shared = shared_buffer()
         self.direct = False  # the last answer came as our server writes it: no proxy in between
         self._idle: list[ClientConnection] = []
+        self._replacing = False  # a connection is being made in place of an old one
         self._filling: ClientConnection | None = None  # to which calls of this turn are added
         self._room = 0  # bytes of requests that it still takes
         self._tasks: set[asyncio.Task[None]] = set()
@@ -179,26 +180,24 @@ class Endpoint:
         if filling is not None:
             filling.flush()
 
-    def _connect(self, call: HttpCall | None) -> None:
-        task = self._loop.create_task(self._open(call))
-        if call is not None:
-            call.task = task
+    def _connect(self, call: HttpCall) -> None:
+        call.task = self._start(self._open(call))
+
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _open(self, call: HttpCall | None) -> None:
-        """A new connection for `call`, or, for None, an idle one."""
+    async def _open(self, call: HttpCall) -> None:
+        """A new connection for `call`."""
         try:
             async with asyncio.timeout(self._connect_s):
                 connection = await self._dial()
         except (OSError, TimeoutError) as error:
-            if call is not None:
-                call.task = None
-                why = first_line(error) if str(error) else f"no answer within {self._connect_s:g} s"
-                self.unanswered(call, f"no connection: {why}")
-            return
-        if call is None:
-            self._idle.append(connection)
+            call.task = None
+            why = first_line(error) if str(error) else f"no answer within {self._connect_s:g} s"
+            self.unanswered(call, f"no connection: {why}")
             return
         call.task = None
         if call.open:
@@ -265,13 +264,30 @@ class Endpoint:
         elif connection.calls:
             if not connection.calls[-1].open:
                 connection.close_if_unused()
-        elif self._is_old(connection, now):
+        elif not self._is_old(connection, now):
+            self._idle.append(connection)
+        elif self._idle:
             self._renewed_s, self._renewed_calls = now, self._calls
             connection.close()
-            if not self._idle:
-                self._connect(None)
         else:
             self._idle.append(connection)
+            if not self._replacing and now - self._renewed_s > RENEW_S:
+                self._renewed_s, self._renewed_calls = now, self._calls
+                self._replacing = True
+                self._start(self._replace(connection))
+
+    async def _replace(self, old: ClientConnection) -> None:
+        """An idle connection in place of `old`, which goes on where none is to be had."""
+        try:
+            async with asyncio.timeout(self._connect_s):
+                connection = await self._dial()
+        except (OSError, TimeoutError):
+            return
+        finally:
+            self._replacing = False
+        self._idle.append(connection)
+        if old in self._idle:  # else it carries calls, and is found old again behind them
+            old.close()
 
     def _is_old(self, connection: ClientConnection, now: float) -> bool:
         """Whether another connection shall take the place of this one, which has no open calls."""

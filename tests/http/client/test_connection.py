@@ -273,6 +273,54 @@ def test_a_connection_that_nobody_answers_is_tried_again(monkeypatch: pytest.Mon
         each.close()
 
 
+def test_an_old_connection_goes_on_until_another_is_to_be_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process without descriptors for new connections, or a replica that takes no more."""
+    monkeypatch.setattr(client, "REFUSED_S", ())
+    monkeypatch.setattr(client, "RENEW_S", 0.0)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(plain(b"a"))
+        writer.close()
+
+    async def case() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        retried: list[int] = []
+        endpoint = Endpoint(f"http://127.0.0.1:{port}", 0.01, lambda: retried.append(1))
+        got: Got = {}
+
+        async def ask_once() -> None:
+            got.clear()
+            await asyncio.sleep(0.02)
+            ask(endpoint, ["a"], got)
+            await until(lambda: bool(got))
+            assert got == {"a": b"a"}
+
+        await ask_once()
+        server.close()
+        await asyncio.sleep(0.05)
+        await ask_once()  # it may have been replaced before nobody listened any more
+        first = list(endpoint.connections)
+        for _ in range(10):
+            await ask_once()
+        assert list(endpoint.connections) == first and not retried
+        server = await asyncio.start_server(serve, "127.0.0.1", port)
+        for _ in range(100):
+            await ask_once()
+            if list(endpoint.connections) != first:
+                break
+        await until(lambda: first[0] not in endpoint.connections)
+        endpoint.close()
+        server.close()
+
+    run(case())
+
+
 KINDS = [plain, general]
 
 
