@@ -19,6 +19,7 @@ answer comes is distrusted: it takes no more calls, and closes.
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import ssl
 import time
@@ -50,6 +51,8 @@ REFUSED_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # after each refusal; then it is 
 # for both ends, as for one call): a replica that joins gets its first calls then.
 RENEW_S = 0.5
 RENEW_CALLS = 128
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+FREE_S = 0.001  # between two looks for a connection that got free
 DISTRUSTED_S = 1.0  # a connection closes so long after it was found silent
 BATCH_BYTES = 32 << 10  # of requests that share a write: some 0.2 ms of work for one replica
 
@@ -190,10 +193,10 @@ class Endpoint:
         return task
 
     async def _open(self, call: HttpCall) -> None:
-        """A new connection for `call`."""
+        """A connection for `call`."""
         try:
             async with asyncio.timeout(self._connect_s):
-                connection = await self._dial()
+                connection = await self._dial_or_share(call)
         except (OSError, TimeoutError) as error:
             call.task = None
             why = first_line(error) if str(error) else f"no answer within {self._connect_s:g} s"
@@ -204,6 +207,19 @@ class Endpoint:
             connection.send(call)
         else:
             self._idle.append(connection)
+
+    async def _dial_or_share(self, call: HttpCall) -> ClientConnection:
+        """A new connection; where this process has no descriptor for one, whichever gets free."""
+        while True:
+            try:
+                return await self._dial()
+            except OSError as error:
+                if error.errno not in NO_DESCRIPTOR or not (self.connections and call.open):
+                    raise
+            await asyncio.sleep(FREE_S)
+            connection = self._free()
+            if connection is not None:
+                return connection
 
     async def _dial(self) -> ClientConnection:
         """A connection; tried again where it is refused, or gets no answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import socket
 from collections.abc import Callable, Coroutine
@@ -315,6 +316,44 @@ def test_an_old_connection_goes_on_until_another_is_to_be_had(
             if list(endpoint.connections) != first:
                 break
         await until(lambda: first[0] not in endpoint.connections)
+        endpoint.close()
+        server.close()
+
+    run(case())
+
+
+def test_a_call_waits_for_a_connection_where_there_is_no_descriptor_for_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                await asyncio.sleep(0.05)
+                writer.write(plain(b"a"))
+        writer.close()
+
+    async def case() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        endpoint = Endpoint(f"http://127.0.0.1:{port}", 60, lambda: None)
+        got: Got = {}
+        ask(endpoint, ["a"], got)
+        await until(lambda: got == {"a": b"a"})
+
+        async def full(*_: object, **__: object) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(endpoint, "_dial", full)
+        ask(endpoint, ["b", "c", "d"], got)
+        await until(lambda: len(got) == 4)
+        assert got == dict.fromkeys("abcd", b"a")
+        assert len(endpoint.connections) == 1
+        for connection in list(endpoint.connections):
+            connection.close()
+        ask(endpoint, ["e"], got)
+        await until(lambda: "e" in got)
+        assert "Too many open files" in str(got["e"])
         endpoint.close()
         server.close()
 
