@@ -82,6 +82,7 @@ class Planner:
         coarse: bool = False,
     ) -> None:
         self.request, self.coarse = request, coarse
+        self._given = model, tables, prices, measured
         self.prices = (prices or read_prices()).limited(request.arch, request.spot)
         measured = measured or MeasuredSpeed()
         self.disk = _disk_terms(request, measured)
@@ -131,6 +132,8 @@ class Planner:
             found = self.selection.best(policy, pools[policy], policy == self.request.policy)
             if found:
                 best[policy] = self._frozen(found) if policy == "joint" else found
+        if self.disk is not None and "joint" in wanted:
+            best |= self._in_memory(best.get("joint"))
         free = best.get("joint") if self.request.shaped else None
         if free:
             best["joint"] = self._demanded(pools["joint"])
@@ -145,6 +148,22 @@ class Planner:
             self.disk,
             free,
         )
+
+    def _in_memory(self, found: Candidate | None) -> dict[Policy, Candidate]:
+        """The joint plan without disks, where it costs less than the one that was found with them.
+
+        Both are found by trying what looks good first, so either may be missed by the other.
+        """
+        model, tables, prices, measured = self._given
+        asked = self.request.model_copy(update={"disk": False, "policy": "joint"})
+        try:
+            outcome = Planner(model, tables, asked, prices, measured, self.coarse).outcome()
+        except InfeasibleError:
+            return {}
+        plain = outcome.free or outcome.best["joint"]
+        if found is not None and outcome.value(plain) >= outcome.value(found) - 1e-9:
+            return {}
+        return {"joint": plain}
 
     def _frozen(self, candidate: Candidate) -> Candidate:
         """With its idle rows in a function of their own, where frozen rows are wanted."""
