@@ -39,7 +39,7 @@ def model_key(model: str) -> str:
     """A model's name as part of Kubernetes' names and of folders: at most 20 of `[a-z0-9-]`.
 
     >>> model_key("ads"), model_key("Ads_v2"), model_key("")
-    ('ads', 'ads-v2-2c0ffa4c', '')
+    ('ads', 'ads-v2-51114c4d', '')
     """
     plain = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
     if plain == model and len(plain) <= KEY_LENGTH:

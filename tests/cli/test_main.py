@@ -186,7 +186,7 @@ def test_the_way_of_a_new_user(cli: Cli, tmp_path: Path) -> None:
     assert predicted.returncode == 0, predicted.stderr
     assert predicted.stderr.splitlines()[-1] == "next: erless bundle show m"
     other = cli("predict", "--monolith", "m", "m/access.parquet", cwd=tmp_path)
-    assert "not a safetensors file but a parquet file" in other.stderr
+    assert "--column dense=COLUMN names another" in other.stderr
     nothing = cli("profile", cwd=tmp_path)
     assert nothing.returncode == 2
     assert "erless example rm1" in " ".join(nothing.stderr.replace("│", "").split())

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 from erless.cli.cluster.cluster_options import ClusterOptions, cluster_settings_of
 from erless.cli.option_groups import grouped
-from erless.cli.run import note, verb
+from erless.cli.run import Output, OutputOption, note, verb
 
 __all__ = ["autoscale"]
 
 
 @verb
 @grouped
-def autoscale(cluster: ClusterOptions) -> None:
+def autoscale(cluster: ClusterOptions, output: OutputOption = Output.TEXT) -> None:
     """Change the vCPU of a cluster's pods in place, as the load rises and falls.
 
     For a release whose plan has `planner.autoscaler: status`, deployed with
     `targets.knative.resize`. Runs until it is ended; pods then keep what they have, and the next
-    run goes on from there.
+    run goes on from there. With -o json each change is a line.
 
     Example: `erless autoscale --namespace recs`
     """
@@ -35,7 +36,10 @@ def autoscale(cluster: ClusterOptions) -> None:
         began = time.monotonic()
         try:
             for resized in autoscaler.tick():
-                note(str(resized))
+                if output is Output.JSON:
+                    print(json.dumps(resized._asdict()), flush=True)
+                else:
+                    note(str(resized))
         except DeployError as error:
             note(f"not this time: {error}")
         time.sleep(max(0.0, began + TICK_S - time.monotonic()))

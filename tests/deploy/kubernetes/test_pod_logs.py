@@ -49,6 +49,7 @@ def test_a_log_that_cannot_be_read_is_told_after_the_others(cluster: FakeCluster
             raise Refused(500, "dial tcp 10.0.0.1:10250: i/o timeout")
 
     cluster.before = refuse
+    cluster.logs["sound"] = "2026-01-01T00:00:00Z ready\n"
     read = logs(cluster)
     assert next(read).startswith("gateway | ")
     with pytest.raises(DeployError, match=r"log of pod unreachable cannot be read: .*i/o timeout"):

@@ -40,7 +40,9 @@ int main(void) {
         for (int pooling = SUM; pooling <= WEIGHTED; pooling++)
             for (size_t d = 0; d < sizeof dims / sizeof *dims; d++) {
                 const int64_t dim = dims[d], size = stored_row_bytes(precision, dim);
-                const slice_t slice = {store, NULL, ROWS, ROWS, dim, size, precision, pooling};
+                const slice_t slice = {.rows = store, .stored = ROWS, .table_rows = ROWS, .dim = dim,
+                                       .row_bytes = size, .indexed = ROWS,
+                                       .precision = precision, .pooling = pooling};
                 fill(precision, dim, size);
                 for (int i = 0; i < BAG + POOL_AHEAD; i++) rows[i] = store + next() % ROWS * size;
                 for (int i = 0; i < BAG; i++) weights[i] = (float)(next() % 100) / 50.0f;
