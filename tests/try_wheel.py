@@ -90,8 +90,10 @@ STAGES = (
 IMAGE = """
 import pathlib, tempfile
 from erless.deploy.image.content import application_items
+from erless.deploy.image.processors import own_processor
 with tempfile.TemporaryDirectory() as scratch:
-    print(*(item.path for item in application_items(pathlib.Path(scratch))), sep=chr(10))
+    items = application_items(own_processor(), pathlib.Path(scratch))
+    print(*(item.path for item in items), sep=chr(10))
 """
 FILES = "import importlib.metadata as m; [print(f) for f in m.files('erless')]"
 VERBS = "from erless.cli.verbs import VERBS; print(*VERBS)"
