@@ -50,9 +50,7 @@ class Outcome:
 
     def value(self, candidate: Candidate) -> float:
         """The objective: bytes or dollars per month."""
-        if self.request.aim == "memory":
-            return candidate.layout.memory
-        return candidate.packing.usd_per_month
+        return _value(self.request, candidate)
 
 
 class Planner:
@@ -129,9 +127,9 @@ class Planner:
             pools["elasticrec"] = self.pools.of("elasticrec", self.request.shards)
         best: dict[Policy, Candidate] = {}
         for policy in wanted:
-            found = self.selection.best(policy, pools[policy], policy == self.request.policy)
+            found = self._chosen(policy, pools[policy])
             if found:
-                best[policy] = self._frozen(found) if policy == "joint" else found
+                best[policy] = found
         if self.disk is not None and "joint" in wanted:
             best |= self._in_memory(best.get("joint"))
         free = best.get("joint") if self.request.shaped else None
@@ -155,15 +153,24 @@ class Planner:
         Both are found by trying what looks good first, so either may be missed by the other.
         """
         model, tables, prices, measured = self._given
-        asked = self.request.model_copy(update={"disk": False, "policy": "joint"})
+        asked = self.request.model_copy(update={"disk": False})
         try:
-            outcome = Planner(model, tables, asked, prices, measured, self.coarse).outcome()
+            planner = Planner(model, tables, asked, prices, measured, self.coarse)
+            plain = planner._chosen("joint", planner.pools.of("joint"))
         except InfeasibleError:
             return {}
-        plain = outcome.free or outcome.best["joint"]
-        if found is not None and outcome.value(plain) >= outcome.value(found) - 1e-9:
+        if plain is None or (found and _value(asked, plain) >= _value(asked, found) - 1e-9):
             return {}
         return {"joint": plain}
+
+    def _chosen(self, policy: Policy, pool: Sequence[Layout | Proposal]) -> Candidate | None:
+        """The best of `pool`, whatever shape is demanded; None where nothing is feasible.
+
+        Raises:
+            InfeasibleError: nothing is, and it is the policy asked for.
+        """
+        found = self.selection.best(policy, pool, policy == self.request.policy)
+        return self._frozen(found) if found and policy == "joint" else found
 
     def _frozen(self, candidate: Candidate) -> Candidate:
         """With its idle rows in a function of their own, where frozen rows are wanted."""
@@ -232,6 +239,12 @@ class Planner:
             fan_out,
         )
         return least + (dense.memory_bytes if on_gpu and dense else 0.0)
+
+
+def _value(request: PlanRequest, candidate: Candidate) -> float:
+    if request.aim == "memory":
+        return candidate.layout.memory
+    return candidate.packing.usd_per_month
 
 
 def _disk_terms(request: PlanRequest, measured: MeasuredSpeed) -> DiskTerms | None:
