@@ -46,15 +46,18 @@ def kernels_for(processor: Processor, scratch: Path) -> Path:
     target = scratch / built.name
     command = [compiler, *FLAGS, f"-I{SOURCES}", f"-I{sysconfig.get_path('include')}"]
     command += [*map(str, sources), "-o", str(target), "-lm"]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        timeout=COMPILE_S,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=COMPILE_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ImageError(f"{processor.compiler} did not finish within {COMPILE_S} s") from error
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no reason"]
         raise ImageError(f"{processor.compiler} failed at the kernels: {lines[0]}")
