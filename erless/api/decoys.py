@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from erless.deploy.target import Desired
+from erless.deploy.desired_release import standing_decoys
+from erless.deploy.target import Desired, Target
 from erless.errors import InfeasibleError, PlanError
 from erless.pack.decoys import plant_decoys
 from erless.plan.decoys import (
@@ -20,7 +22,7 @@ from erless.specs.config import Config
 from erless.specs.plan import Plan
 from erless.storage.stores import open_store
 
-__all__ = ["PlacedDecoys", "exposure_of", "place_decoys", "with_decoys"]
+__all__ = ["PlacedDecoys", "exposure_of", "follow_with_decoys", "place_decoys", "with_decoys"]
 
 MB = 1_000_000
 
@@ -119,3 +121,31 @@ def with_decoys(
     names = place_decoys(config, target, desired.plan, wanted).names if wanted else ()
     likes = [digests[name] for name in names]
     return replace(desired, decoys=plant_decoys(store, desired.release, likes, write=write))
+
+
+def follow_with_decoys(
+    desired: Desired, config: Config, target: Target, tell: Callable[[str], None]
+) -> Desired:
+    """`desired` with as many decoys as `erless.yaml` says, or as stand beside what serves now.
+
+    For a release that takes over by itself: it does not wait for decoys that cannot be placed.
+
+    Args:
+        desired: as of `with_decoys`.
+        config: how many there shall be, and their budget.
+        target: what serves now.
+        tell: is called with the reason where there can be none.
+
+    Raises:
+        DeployError: the target does not tell what it serves.
+        StorageError: the store refused.
+    """
+    known = config.decoys.count or desired.decoys
+    count = None if known else standing_decoys(desired, target)
+    if count == 0:
+        return desired
+    try:
+        return with_decoys(desired, config, target.name, count)
+    except (InfeasibleError, PlanError) as error:
+        tell(f"release {desired.release.digest[:12]} has no decoys: {error}")
+        return desired

@@ -158,11 +158,13 @@ class Project:
             DeployError: it did not get ready; with the function's own reason.
         """
         from erless.api.decoys import with_decoys
-        from erless.deploy.desired_release import load_desired
+        from erless.deploy.desired_release import load_desired, standing_decoys
 
         target = self._target()
         desired = load_desired(self.config.store, release, replace_model=replace_model)
-        desired = with_decoys(desired, self.config, target.name, None)
+        known = self.config.decoys.count or desired.decoys
+        count = None if known else standing_decoys(desired, target)
+        desired = with_decoys(desired, self.config, target.name, count)
         return target.deploy(desired, self._progress, timeout_s)
 
     def update(

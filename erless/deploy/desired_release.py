@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from erless.deploy.target import Desired
+from erless.deploy.target import Desired, Target
 from erless.errors import ArtifactError
 from erless.specs.decoys import load_decoys
 from erless.specs.plan import Plan
 from erless.specs.stored import find_release
 from erless.storage.stores import open_store
 
-__all__ = ["load_desired"]
+__all__ = ["load_desired", "standing_decoys"]
 
 
 def load_desired(
@@ -45,3 +45,17 @@ def load_desired(
     where = location if location.startswith("s3://") else str(Path(location).resolve())
     decoys = load_decoys(store, release_manifest.digest)
     return Desired(where, release_manifest, plan, endpoint_url, replace_model, decoys)
+
+
+def standing_decoys(desired: Desired, target: Target) -> int:
+    """How many decoys stand beside what `target` serves now, as the store of `desired` has it.
+
+    Raises:
+        DeployError: the target does not tell.
+        StorageError: the disk or service refused.
+    """
+    serving = next((kept.release for kept in target.deployments() if kept.current), None)
+    if serving is None:
+        return 0
+    store = open_store(desired.store, endpoint_url=desired.endpoint_url)
+    return len(load_decoys(store, serving))

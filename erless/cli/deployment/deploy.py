@@ -160,11 +160,28 @@ def _with_decoys(
     desired: Desired, config: Config, destination: Target, count: int | None, *, write: bool
 ) -> Desired:
     """`desired` with its decoys; what draws them is imported only where there shall be some."""
-    if count is None and config.decoys.count in (0, len(desired.decoys)):
+    if count is None and not (config.decoys.count or desired.decoys):
+        count = _standing_decoys(desired, destination, write=write)
+        if count == 0:
+            return desired
+    elif count is None and config.decoys.count in (0, len(desired.decoys)):
         return desired
     from erless.api.decoys import with_decoys
 
     return with_decoys(desired, config, destination.name, count, write=write)
+
+
+def _standing_decoys(desired: Desired, destination: Target, *, write: bool) -> int:
+    """How many decoys stand beside what serves now; a dry run may have nobody to ask."""
+    from erless.deploy.desired_release import standing_decoys
+    from erless.errors import DeployError
+
+    try:
+        return standing_decoys(desired, destination)
+    except DeployError:
+        if write:
+            raise
+        return 0
 
 
 def _without_dry_run(target: str, source: ReleaseOptions) -> str:

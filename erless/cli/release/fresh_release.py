@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from erless.api.decoys import follow_with_decoys
 from erless.cli.bars import bars
 from erless.cli.deployment.target_options import PlaceOptions, resolve_target
 from erless.cli.options import project, store_of
@@ -82,7 +83,7 @@ class FreshRelease:
 
     def _compact(self) -> None:
         before = self.digest
-        place, _ = resolve_target(PlaceOptions())
+        place, config = resolve_target(PlaceOptions())
         serving = (target for target in place.by_model() if _serves(target, before))
         destination = next(serving, None)
         if destination is None:
@@ -94,6 +95,7 @@ class FreshRelease:
             folded = compact(self._store, before, progress)
             note(f"generation {folded.generation} of {before[:12]} → {folded.release.digest[:12]}")
             desired = load_desired(self._location, folded.release.digest, self._endpoint_url)
+            desired = follow_with_decoys(desired, config, destination, note)
             destination.deploy(desired, progress, DEPLOY_S)
         note(f"release {folded.release.digest[:12]} answers")
         self.publisher.close()

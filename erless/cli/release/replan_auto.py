@@ -14,6 +14,7 @@ from erless.cli.bars import bars
 from erless.cli.deployment.target_options import PlaceOptions, resolve_target
 from erless.cli.options import project, store_of
 from erless.cli.release.live_inputs import LiveOptions, LivePlan, live_plan
+from erless.cli.run import note
 
 __all__ = ["AutoOptions", "watch"]
 
@@ -122,6 +123,7 @@ def _pack_and_deploy(
     live: LivePlan, folder: Path, source: LiveOptions, options: AutoOptions, where: PlaceOptions
 ) -> str:
     """Make a release of the new plan and switch queries over to it; its digest."""
+    from erless.api.decoys import follow_with_decoys
     from erless.cli.cluster.cluster_options import desired_release
     from erless.errors import PlanError
     from erless.pack.inputs import PackInputs
@@ -136,5 +138,6 @@ def _pack_and_deploy(
             raise PlanError("the new release was not packed whole")
         location = store_of(source.store, None, project())
         desired = desired_release(config, location, release.digest, source.endpoint_url)
+        desired = follow_with_decoys(desired, config, destination, note)
         destination.deploy(desired, progress, options.timeout_s)
     return release.digest

@@ -37,7 +37,7 @@ class Project:
     def __init__(self, cli: Cli, made: Made, folder: Path) -> None:
         self._cli, self.made, self.folder = cli, made, folder
         (folder / "erless.yaml").write_text(CONFIG.format(store=made.store))
-        self.url = str(self.erless("deploy")["url"])
+        self.url = str(self.erless("deploy", "--decoys", 1)["url"])
         command = [sys.executable, "-m", "erless", "update", "--follow", "incoming"]
         self.log = folder / "follower.log"
         with self.log.open("wb") as log:
@@ -72,6 +72,14 @@ class Project:
         parameters = document["parameters"]
         by = (parameters["release"], parameters["generation"])
         return by, document["outputs"][0]["data"]
+
+    def decoys(self) -> dict[str, int]:
+        """How many stand beside the shards of each kept release."""
+        state = json.loads((self.folder / "state" / "state.json").read_text())
+        return {
+            release["release"]: sum(function["decoy"] for function in release["functions"])
+            for release in state["releases"]
+        }
 
     def close(self) -> None:
         self.follower.kill()
@@ -119,3 +127,4 @@ def test_generations_are_folded_once_they_are_much(project: Project) -> None:
     told = project.log.read_text()
     assert f"release {folded[:12]} answers" in told
     assert "not compacted" not in told
+    assert project.decoys() == {release: 1, folded: 1}

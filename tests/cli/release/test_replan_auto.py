@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from erless.specs.decoys import load_decoys
+from erless.storage.stores import open_store
 from tests.conftest import ROOT, Cli
 from tests.plan.live.traffic import Gateway, Planned, Traffic, drifting_model, plan_and_pack
 
@@ -33,7 +35,7 @@ def planned(tmp_path: Path, cli: Cli) -> Iterator[Planned]:
     """A release that is deployed."""
     made = plan_and_pack(tmp_path, Traffic(drifting_model()))
     (tmp_path / "erless.yaml").write_text(CONFIG.format(folder=tmp_path))
-    done = cli("deploy", cwd=tmp_path)
+    done = cli("deploy", "--decoys", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     yield made
     assert cli("destroy", "--yes", cwd=tmp_path).returncode == 0
@@ -82,3 +84,5 @@ def test_drift_that_lasts_is_cut_over(planned: Planned, cli: Cli, tmp_path: Path
     assert status["release"] == document["release"] != planned.release.digest
     kept = {shard.digest for shard in planned.release.remote}
     assert kept & {each["digest"] for each in status["functions"]}
+    (decoy,) = load_decoys(open_store(str(tmp_path / "store")), status["release"])
+    assert decoy.shard.digest in {each["digest"] for each in status["functions"]}

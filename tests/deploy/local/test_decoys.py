@@ -9,13 +9,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from erless.api.decoys import with_decoys
+from erless.api.decoys import follow_with_decoys, with_decoys
+from erless.deploy.desired_release import load_desired, standing_decoys
 from erless.deploy.local.supervisor.spec import Timing
 from erless.deploy.local.target import LocalTarget
 from erless.deploy.target import FunctionState
@@ -24,6 +26,8 @@ from erless.progress import Silent
 from erless.serve.protocol.client import QueryClient
 from erless.specs.alerts import Alert
 from erless.specs.config import Config, DecoysConfig, GatewayConfig, LocalConfig, TargetsConfig
+from erless.specs.decoys import load_decoys
+from erless.storage.stores import open_store
 from tests.conformance.harness import LocalHarness
 from tests.releases import Made, make_release, random_query
 
@@ -212,6 +216,28 @@ def test_alerts_are_followed_as_they_come(site: Site) -> None:
     thread.join(WAIT_S)
     assert [alert.asked for alert in seen] == ["GET /v2/models/shard"]
     assert seen[0].forwarded == {"user-agent": "probe/1"}
+
+
+def test_another_release_gets_as_many_decoys_as_stand(site: Site) -> None:
+    made = site.made
+    other = make_release(site.folder / "other", model=made.model, seed=2, store=made.store)
+    desired, config = load_desired(made.store, other.release.digest), Config()
+    assert standing_decoys(desired, site.target) == len(site.decoys) == 2
+    followed = follow_with_decoys(desired, config, site.target, pytest.fail)
+    assert followed.decoys == load_decoys(open_store(made.store), other.release.digest)
+    assert len(followed.decoys) == 2
+
+
+def test_a_release_that_takes_over_by_itself_does_without_decoys_where_none_fit(
+    site: Site,
+) -> None:
+    told: list[str] = []
+    tight = Config(decoys=DecoysConfig(count=3, budget_mb=1))
+    plan = site.desired.plan
+    vast = [shard.model_copy(update={"memory_bytes": 10**9}) for shard in plan.shards]
+    desired = replace(site.desired, plan=plan.model_copy(update={"shards": tuple(vast)}))
+    assert follow_with_decoys(desired, tight, site.target, told.append) is desired
+    assert "no decoy fits its budget" in told[0]
 
 
 def test_taking_decoys_away_is_a_change(site: Site) -> None:
