@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import ssl
 from typing import cast
 
 __all__ = ["Sink", "serve"]
@@ -66,9 +67,15 @@ def _response(body: bytes, extra: bytes = b"") -> bytes:
 
 
 async def serve(
-    tables: int, rows: int, dense: int, pooling: int, batch: int, protocol: type[Sink] = Sink
+    tables: int,
+    rows: int,
+    dense: int,
+    pooling: int,
+    batch: int,
+    protocol: type[Sink] = Sink,
+    tls: ssl.SSLContext | None = None,
 ) -> asyncio.Server:
-    """Listen on a free port of loopback."""
+    """Listen on a free port of loopback, by HTTPS where there is `tls`."""
     document = {
         "model_name": "sink",
         "outputs": [
@@ -100,7 +107,7 @@ async def serve(
         b"/v2/models/sink": _response(json.dumps(model).encode()),
     }
     loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: protocol(pages, answer), "127.0.0.1", 0)
+    return await loop.create_server(lambda: protocol(pages, answer), "127.0.0.1", 0, ssl=tls)
 
 
 async def _main() -> None:

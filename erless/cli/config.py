@@ -117,7 +117,7 @@ def check(
 
     config = load_config(path)
     document = {"config": str(path), "value": config.model_dump(mode="json")}
-    then = "erless profile" if config.model.exists() else "erless import --help"
+    then = "erless profile" if config.model.exists() else "erless import inspect CHECKPOINT"
     emit(output, document, lambda console: console.print(f"{path}: valid"), then=then)
 
 

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from erless.cli.hints import example
 from erless.cli.run import write_error
 from erless.cli.signals import unwind_on_signals
 from erless.cli.verbs import MARKUP, Verbs
@@ -62,8 +63,9 @@ def main() -> None:
         wrong_usage = getattr(error.__context__, "format_message", None)  # of click's exceptions
         if wrong_usage is not None and _asks_for_json(sys.argv[1:]):
             context = getattr(error.__context__, "ctx", None)
-            command = context.command_path if context else "erless"
-            write_error("UsageError", wrong_usage(), hint=f"{command} --help")
+            path = context.command_path if context else "erless"
+            hint = example(f"{context.command.help}\n{context.command.epilog}") if context else ""
+            write_error("UsageError", wrong_usage(), hint=hint or f"`{path} --help`")
         raise
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -65,7 +65,7 @@ class _Group:
     def parameters(self) -> list[inspect.Parameter]:
         hints = get_type_hints(self.kind, include_extras=True)
         return [
-            _parameter(option.name, hints[option.name], option.default)
+            _parameter(option.name, hints[option.name], _default(option.default))
             for option in fields(self.kind)
         ]
 
@@ -107,6 +107,11 @@ def _group(hint: Any) -> FilledBy | _Group | None:
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _default(default: Any) -> Any:
+    """A dataclass field's default as a parameter has it: an option without one must be given."""
+    return inspect.Parameter.empty if default is MISSING else default
 
 
 def _option(name: str, field: FieldInfo, words: bool) -> Any:

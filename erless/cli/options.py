@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIG_FILE",
+    "CaOption",
     "EndpointOption",
     "InfraOption",
     "OutOption",
@@ -31,6 +32,15 @@ StoreOption = Annotated[
 ]
 EndpointOption = Annotated[
     str | None, typer.Option("--endpoint-url", help="Of an S3 API other than AWS's.")
+]
+CaOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        exists=True,
+        dir_okay=False,
+        help="Authorities of an https gateway's certificate (PEM).",
+    ),
 ]
 InfraOption = Annotated[
     Path | None,

@@ -31,7 +31,7 @@ from erless.specs.planning import (
     ShardSizeLimit,
     Spot,
 )
-from erless.specs.strict.findings import first_finding
+from erless.specs.strict.findings import first_finding, places
 from erless.specs.strict.section import Section
 from erless.specs.strict.yaml_file import Keys, read_yaml
 
@@ -322,7 +322,8 @@ def _explain(path: Path, error: ValidationError, lines: dict[tuple[str, ...], in
     keys, words = first_finding(error)
     line = next((lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in lines), 1)
     where = f"{path}:{line}: {'.'.join(keys)}"
-    more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    others = places(error) - 1
+    more = f" ({others} more)" if others else ""
     if error.errors()[0]["type"] != "extra_forbidden":
         return f"{where}: {words}{more}"
     names = _valid_names(keys[:-1])

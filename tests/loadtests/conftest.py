@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from loadtests.sink import Sink, serve
+from tests.authority import Authority, private_authority
 
 ROOT = Path(__file__).parents[2]
 Locust = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -20,8 +22,8 @@ Locust = Callable[..., "subprocess.CompletedProcess[str]"]
 class _Background:
     """An asyncio server in a thread of its own."""
 
-    def __init__(self, protocol: type[Sink] = Sink) -> None:
-        self._protocol = protocol
+    def __init__(self, protocol: type[Sink] = Sink, tls: ssl.SSLContext | None = None) -> None:
+        self._protocol, self._tls = protocol, tls
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -29,7 +31,7 @@ class _Background:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._server = self._loop.run_until_complete(
-            serve(3, 1000, 8, 4, 16, protocol=self._protocol)
+            serve(3, 1000, 8, 4, 16, protocol=self._protocol, tls=self._tls)
         )
         self._ready.set()
         self._loop.run_forever()
@@ -42,7 +44,8 @@ class _Background:
     def __enter__(self) -> str:
         self._thread.start()
         assert self._ready.wait(30)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        scheme = "https" if self._tls else "http"
+        return f"{scheme}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -101,6 +104,17 @@ def sink() -> Iterator[str]:
 def faulty() -> Iterator[str]:
     _Faulty.count = 0
     with _Background(_Faulty) as url:
+        yield url
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return private_authority(tmp_path)
+
+
+@pytest.fixture
+def https_sink(authority: Authority) -> Iterator[str]:
+    with _Background(tls=authority.context()) as url:
         yield url
 
 

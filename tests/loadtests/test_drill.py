@@ -37,7 +37,7 @@ def test_a_drill_loses_no_query(deployed: Path, made: Made, cli: Cli) -> None:
     assert planned.returncode == 0, planned.stderr
     assert "  kill         6 times" in planned.stdout
     refused = cli(*words, "--against", made.bundle, cwd=deployed)
-    assert refused.returncode == 1 and "--last breaks a function's only one too" in refused.stderr
+    assert refused.returncode == 1 and "--last` breaks a function's only replica" in refused.stderr
     refused = cli(*words, "--last", cwd=deployed)
     assert refused.returncode == 1 and "what is right?" in refused.stderr
 

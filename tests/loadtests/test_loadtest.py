@@ -24,6 +24,7 @@ from erless.observe.loadtest.search import late_blocks, search
 from erless.observe.queries import QueryOutcomes
 from erless.observe.report.result import write_report
 from erless.observe.results import read_result
+from tests.authority import Authority
 from tests.conftest import ROOT, Cli
 
 
@@ -68,6 +69,20 @@ def test_nothing_there(tmp_path: Path, cli: Cli) -> None:
     assert not (tmp_path / "r").exists()
     run = cli("loadtest", "--out", tmp_path / "r", cwd=tmp_path)
     assert run.returncode == 1 and "nothing" in run.stderr and "erless deploy" in run.stderr
+
+
+def test_an_https_gateway_is_trusted_by_its_authority(
+    https_sink: str, authority: Authority, tmp_path: Path, cli: Cli
+) -> None:
+    words = ("loadtest", "--host", https_sink, "--duration", 2, "--users", 4)
+    run = cli(*words, "--ca", authority.certificate, "--out", tmp_path / "r")
+    assert run.returncode == 0, run.stderr
+    result = read_result(tmp_path / "r").document
+    assert result.answered > 10 and not result.failed
+    run = cli(*words, "--out", tmp_path / "untrusted")
+    assert run.returncode == 1
+    assert "is not trusted" in run.stderr and "--ca FILE" in run.stderr
+    assert not (tmp_path / "untrusted").exists()
 
 
 def test_ctrl_c_keeps_what_was_measured(sink: str, tmp_path: Path) -> None:

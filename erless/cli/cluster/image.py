@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from erless.cli.hints import trying
 from erless.cli.option_groups import grouped
 from erless.cli.options import InfraOption, project
 from erless.cli.run import Output, OutputOption, emit, note, verb
@@ -242,7 +243,8 @@ def _push_archive(archive: Path, image: str) -> str:
     from erless.errors import ImageError
 
     if not archive.exists():
-        raise ImageError(f"{archive} is not built yet")
+        with trying(f"`erless image build --out {archive.parent}`", ImageError):
+            raise ImageError(f"{archive} is not built yet")
     note(f"pushing {image}")
     with tempfile.TemporaryDirectory(prefix="erless-image-") as folder:
         return push_archive(archive, parse_reference(image), Path(folder))

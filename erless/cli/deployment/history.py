@@ -9,9 +9,10 @@ import typer
 
 from erless.cli.bars import bars
 from erless.cli.deployment.target_options import TargetOptions, TimeoutOption, resolve_target
+from erless.cli.hints import trying
 from erless.cli.option_groups import grouped
 from erless.cli.options import StoreOption, store_of
-from erless.cli.run import Output, OutputOption, emit, note, trying, verb
+from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,6 +10,7 @@ import typer
 
 from erless.cli.deployment.target_options import TargetOptions, resolve_target
 from erless.cli.option_groups import grouped
+from erless.cli.options import CaOption
 from erless.cli.query_columns import QueryColumnOption, query_file
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
@@ -29,12 +30,7 @@ class GatewayOptions:
 
     url: Annotated[str | None, typer.Option(help="A gateway [default: the deployment's].")] = None
     concurrency: Annotated[int, typer.Option(min=1, help="Queries in flight.")] = 1
-    ca: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="Authorities of an https gateway's certificate (PEM)."
-        ),
-    ] = None
+    ca: CaOption = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.deployment.target_options import TargetOptions, resolve_target
+from erless.cli.hints import again, trying
 from erless.cli.option_groups import grouped
+from erless.cli.options import CaOption
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class DrillLoadOptions:
     ] = None
     qps: Annotated[float, typer.Option(min=0.1, help="Queries per second.")] = 200.0
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per query.")] = None
+    ca: CaOption = None
     good_ms: Annotated[
         float | None, typer.Option(min=1, help="A later answer is late [default: the SLA].")
     ] = None
@@ -122,7 +125,8 @@ def drill(
         tolerance=load.tolerance,
         seed=churn.seed,
     )
-    plan.check(site)
+    with trying(f"{again('--last')} breaks a function's only replica too", OptionError):
+        plan.check(site)
     now = target.status()
     if result.dry_run:
         document = _planned(plan, site, now, load.qps)
@@ -134,10 +138,8 @@ def drill(
         )
         return
     if site.shared and not result.yes:
-        raise OptionError(
-            f"release {now.release[:12]} on {now.target} would be broken; --yes means it, "
-            "--dry-run shows how"
-        )
+        with trying(f"{again('--dry-run')} shows how, --yes means it", OptionError):
+            raise OptionError(f"release {now.release[:12]} on {now.target} would be broken")
     measured = _measure(plan, site, now, load, result, probe_of(target))
     _show(output, result.out, measured)
 
@@ -185,6 +187,7 @@ def _measure(
             f"constant:{load.qps:g}",
             options=tuple(map(str, words)),
             connect=now.address,
+            authorities=str(load.ca) if load.ca else "",
         )
         observed = Observed(
             probe,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.option_groups import grouped
+from erless.cli.options import CaOption
 from erless.cli.query_columns import QueryColumnOption, query_file
 from erless.cli.run import Output, OutputOption, emit, note, verb
 
@@ -36,6 +37,7 @@ class LoadedGatewayOptions:
     target: Annotated[
         str | None, typer.Option("--target", "-t", help="local, knative or kubernetes.")
     ] = None
+    ca: CaOption = None
     monolith: Annotated[
         Path | None, typer.Option(help="Bundle: measure it whole in one process here.")
     ] = None
@@ -150,6 +152,7 @@ def loadtest(
             query.of_locust(_query_file(query, target, running)),
             load.processes,
             target.address,
+            target.authorities or "",
         )
         if load.search:
             _search(locust, result.out, sla_ms, load.start_qps, output, measuring)
@@ -166,7 +169,8 @@ def _query_file(query: QueryOptions, target: _LoadedGateway, running: ExitStack)
 
     if query.queries is None:
         return None
-    gateway = GatewayAddress(target.url, target.address, os.environ.get("ERLESS_TOKEN"))
+    token = os.environ.get("ERLESS_TOKEN")
+    gateway = GatewayAddress(target.url, target.address, token, target.authorities)
     made = query_file(query.queries, query.column, lambda: gateway_shape(gateway), query.batch)
     return running.enter_context(made)
 
@@ -205,10 +209,12 @@ class _LoadedGateway:
     address: str = ""
     probe: Probe | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    authorities: str | None = None
 
 
 def _open_gateway(options: LoadedGatewayOptions, running: ExitStack) -> _LoadedGateway:
     """The gateway that the options name; a process that it needs ends with `running`."""
+    authorities = str(options.ca) if options.ca else None
     if options.monolith:
         from erless.observe.loadtest.monolith import MonolithServer
 
@@ -216,7 +222,7 @@ def _open_gateway(options: LoadedGatewayOptions, running: ExitStack) -> _LoadedG
         title = f"Load test of {options.monolith}, whole"
         return _LoadedGateway(server.url, options.connect or "", server.probe, {"title": title})
     if options.host is not None:
-        return _LoadedGateway(options.host, options.connect or "")
+        return _LoadedGateway(options.host, options.connect or "", authorities=authorities)
     from erless.cli.options import project
     from erless.deploy.targets import open_target
 
@@ -227,7 +233,11 @@ def _open_gateway(options: LoadedGatewayOptions, running: ExitStack) -> _LoadedG
         "release": now.release,
     }
     return _LoadedGateway(
-        now.answering_url(), options.connect or now.address, probe_of(target), facts
+        now.answering_url(),
+        options.connect or now.address,
+        probe_of(target),
+        facts,
+        authorities,
     )
 
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
+from erless.cli.hints import again, trying
 from erless.cli.option_groups import grouped
 from erless.cli.options import EndpointOption, StoreOption, project, store_of
 from erless.cli.query_columns import column_pairs
-from erless.cli.run import Output, OutputOption, emit, note, trying, verb
+from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,9 +100,8 @@ class CountingOptions:
 
         given = self.master or self.conf or self.counts_out or self.every > 1
         if self.engine is Engine.LOCAL and given:
-            raise OptionError(
-                "--master, --conf, --counts-out and --every are Spark's: add --engine spark"
-            )
+            with trying(again("--engine", "spark"), OptionError):
+                raise OptionError("--master, --conf, --counts-out and --every are Spark's")
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
+from erless.cli.hints import trying
 from erless.cli.option_groups import grouped
 from erless.cli.options import EndpointOption, InfraOption, StoreOption, project, store_of
 from erless.cli.release.pack_pods import PodOptions, pack_by_pods
-from erless.cli.run import Output, OutputOption, emit, note, trying, verb
+from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
     from rich.console import Console

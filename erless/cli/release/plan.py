@@ -159,9 +159,9 @@ def _placed(report: ReportOptions, document: Plan) -> PlacedDecoys | None:
 def _next(source: SourceOptions, inputs: PlanInputs) -> str:
     """What usually comes behind this plan."""
     if source.log:
-        return "erless import --help, or in Python: erless.export(model, example_inputs, out)"
+        return "erless import inspect CHECKPOINT, or in Python: erless.export(model, inputs, out)"
     if source.workload:
-        return "erless import --help, and erless plan --model BUNDLE with your own traffic"
+        return "erless import inspect CHECKPOINT, and erless plan --model BUNDLE --qps 500"
     named = "".join(
         f" --{name} {path}"
         for name, path in (("model", source.model), ("profile", source.profile))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
+from erless.cli.hints import trying
 from erless.cli.options import EndpointOption, StoreOption, project
-from erless.cli.run import Output, OutputOption, emit, note, trying, verb
+from erless.cli.run import Output, OutputOption, emit, note, verb
 
 if TYPE_CHECKING:
     from rich.console import Console

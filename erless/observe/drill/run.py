@@ -64,10 +64,7 @@ class Drill:
                 raise OptionError(f"churn {kind}: this target can only {able}")
             if choose_victim(kind, replicas, 0, last=self.last, busy=set()) is None:
                 what = "gateway" if kind is FaultKind.GATEWAY else "function behind the gateway"
-                raise OptionError(
-                    f"churn {kind}: no {what} has two ready replicas; --last breaks a "
-                    "function's only one too"
-                )
+                raise OptionError(f"churn {kind}: no {what} has two ready replicas")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import urllib3
 
 from erless.dlrm.graph_queries import served_inputs
-from erless.errors import ServeError, first_line
+from erless.errors import ServeError, UntrustedError, first_line
 from erless.specs.features import NamedTensor
 
 __all__ = ["ServedModel", "discover"]
@@ -47,13 +47,22 @@ def discover(
     token: str | None = None,
     wait_s: float = DISCOVERY_S,
     connect: str = "",
+    authorities: str | None = None,
 ) -> ServedModel:
     """Ask the gateway at `host` what it serves; tries again for `wait_s`.
 
-    connect: HOST:PORT to connect to, where the URL's own host is not known here.
+    Args:
+        host: its URL.
+        model: name of the one meant, where it serves several.
+        token: that it asks for.
+        wait_s: seconds.
+        connect: HOST:PORT to connect to, where the URL's own host is not known here.
+        authorities: PEM file of those that sign an https gateway's certificate; None: those that
+            urllib3 trusts.
 
     Raises:
         ServeError: it is down, not ready, or not a gateway.
+        UntrustedError: its certificate is signed by none of the authorities.
     """
     headers = {"authorization": f"Bearer {token}"} if token else {}
     location = host
@@ -61,8 +70,15 @@ def discover(
         parts = urlsplit(host)
         headers["host"] = parts.netloc
         location = f"{parts.scheme}://{connect}"
-    name = model or _served_name(_get(location, "/v2", headers, wait_s))
-    metadata = _get(location, f"/v2/models/{name}", headers, wait_s)
+    if not location.startswith(("http://", "https://")):
+        raise ServeError(f"{host}: a gateway's URL begins with http:// or https://")
+    trust: dict[str, Any] = {}
+    if location.startswith("https://"):
+        trust = {"ca_certs": authorities, "server_hostname": urlsplit(host).hostname}
+        trust["assert_hostname"] = trust["server_hostname"]
+    with urllib3.PoolManager(retries=False, timeout=wait_s, **trust) as pool:
+        name = model or _served_name(_get(pool, location, "/v2", headers, wait_s))
+        metadata = _get(pool, location, f"/v2/models/{name}", headers, wait_s)
     parameters = metadata.get("parameters", {})
     listed = metadata.get("inputs", ())
     try:
@@ -93,27 +109,28 @@ def _served_name(server: dict[str, Any]) -> str:
     return str(models[0])
 
 
-def _get(host: str, path: str, headers: dict[str, str], wait_s: float) -> dict[str, Any]:
+def _get(
+    pool: urllib3.PoolManager, host: str, path: str, headers: dict[str, str], wait_s: float
+) -> dict[str, Any]:
     """The JSON document at `path`; what may pass (no connection, 5xx) is tried until `wait_s`."""
     url = host.rstrip("/") + path
-    if not url.startswith(("http://", "https://")):
-        raise ServeError(f"{host}: a gateway's URL begins with http:// or https://")
     end = time.monotonic() + wait_s
-    with urllib3.PoolManager(retries=False, timeout=wait_s) as pool:
-        while True:
-            try:
-                response = pool.request("GET", url, headers=headers)
-            except urllib3.exceptions.HTTPError as error:
-                reason = first_line(error)
-            else:
-                if response.status == 200:
-                    return _document(url, response.data)
-                reason = f"HTTP {response.status}"
-                if response.status < 500:
-                    raise ServeError(f"{url}: {reason}", status=response.status)
-            if time.monotonic() > end:
-                raise ServeError(f"{url}: no answer within {wait_s:g} s ({reason})", kind="down")
-            time.sleep(0.2)
+    while True:
+        try:
+            response = pool.request("GET", url, headers=headers)
+        except urllib3.exceptions.SSLError as error:
+            raise UntrustedError(f"{url} is not trusted: {first_line(error)}", 502) from error
+        except urllib3.exceptions.HTTPError as error:
+            reason = first_line(error)
+        else:
+            if response.status == 200:
+                return _document(url, response.data)
+            reason = f"HTTP {response.status}"
+            if response.status < 500:
+                raise ServeError(f"{url}: {reason}", status=response.status)
+        if time.monotonic() > end:
+            raise ServeError(f"{url}: no answer within {wait_s:g} s ({reason})", kind="down")
+        time.sleep(0.2)
 
 
 def _document(url: str, body: bytes) -> dict[str, Any]:

@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
-__all__ = ["finding", "first_finding"]
+__all__ = ["finding", "first_finding", "places"]
 
+KEY = "[key]"  # says pydantic behind a mapping's key that it does not accept
+CHOICES = {"enum", "literal_error"}
 LONGEST = 80  # characters of a value that are shown
 
 _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -52,9 +54,31 @@ def finding(error: ErrorDetails) -> str:
 
 
 def first_finding(error: ValidationError) -> tuple[tuple[str, ...], str]:
-    """Where the first finding lies, as keys from the outside in, and the finding itself."""
-    first = error.errors()[0]
-    return tuple(str(part) for part in first["loc"]), finding(first)
+    """Where the first finding lies, as keys from the outside in, and the finding itself.
+
+    Of a key that may not be there the keys end with it. What one of several types would take there
+    is named with what the others would.
+    """
+    first, *others = error.errors()
+    keys = _keys(first)
+    accepted = [
+        _plain(other["ctx"]["expected"])
+        for other in (first, *others)
+        if _keys(other) == keys and other["type"] in CHOICES
+    ]
+    if first["type"] in CHOICES:
+        return keys, f"must be one of {', '.join(accepted)}, found {_shown(first['input'])}"
+    return keys, finding(first)
+
+
+def places(error: ValidationError) -> int:
+    """In how many places something was found."""
+    return len({_keys(found) for found in error.errors()})
+
+
+def _keys(error: ErrorDetails) -> tuple[str, ...]:
+    keys = [str(part) for part in error["loc"]]
+    return tuple(keys[: keys.index(KEY)] if KEY in keys else keys)
 
 
 def _plain(expected: object) -> str:

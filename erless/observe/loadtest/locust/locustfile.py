@@ -44,6 +44,7 @@ from erless.observe.loadtest.encoded_queries import (
 )
 from erless.observe.loadtest.locust import shapes
 from erless.observe.loadtest.served_model import ServedModel, discover
+from erless.outbound import ca_bundle
 
 WARM = 8  # queries before the first that is measured
 PAUSE_S = 0.1  # of a closed loop after a query that failed: a gateway that is down is not hammered
@@ -60,6 +61,7 @@ def _options(parser: LocustArgumentParser) -> None:
     group.add_argument("--traffic", default="", help="shape (step:50,150) or trace; open loop")
     group.add_argument("--duration", type=float, default=None, help="seconds of a shape")
     group.add_argument("--connect", default="", help="HOST:PORT to connect to, for --host")
+    group.add_argument("--ca", default="", help="authorities of an https gateway (PEM)")
     group.add_argument("--queries", default="", help="query file; else queries are drawn")
     group.add_argument("--distinct", type=int, default=64, help="most different queries")
     group.add_argument("--batch", type=int, default=None, help="samples per query")
@@ -145,12 +147,20 @@ class Session:
         if not host:
             raise ServeError("no gateway: give --host http://127.0.0.1:8080")
         token = os.environ.get("ERLESS_TOKEN")
-        self.served = discover(host, options.model or None, token, connect=options.connect)
+        self.authorities = options.ca or ca_bundle()
+        self.served = discover(
+            host,
+            options.model or None,
+            token,
+            connect=options.connect,
+            authorities=self.authorities,
+        )
         self.bodies = list(_bodies(self.served, options))
         self.expected = None
         if options.expected:
             self.expected = read_expected(Path(options.expected), self.bodies[0].batch)
         self.url = URL(host)
+        self.name = urlsplit(host).hostname
         self.deadline_s = options.deadline_ms / 1e3
         if options.connect:
             self.url = URL(f"{urlsplit(host).scheme}://{options.connect}")
@@ -195,8 +205,10 @@ class Session:
 
     def connect(self) -> HTTPClient:
         """A connection of one user's own; opened by its first query."""
+        trust = {"ca_certs": self.authorities} if self.authorities else {}
         return HTTPClient.from_url(
             self.url,
+            ssl_options={**trust, "server_hostname": self.name},
             connection_timeout=CONNECT_S,
             concurrency=1,
             block_size=BLOCK_BYTES,

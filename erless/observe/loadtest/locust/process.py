@@ -35,6 +35,8 @@ class Load:
         options: further options of the locustfile, such as `--queries`.
         processes: of Locust; one offers some 3,000 queries/s of RM1.
         connect: HOST:PORT to connect to, where the URL's own host is not known here.
+        authorities: PEM file of those that sign an https gateway's certificate; default: those
+            that this machine trusts.
     """
 
     host: str
@@ -44,6 +46,7 @@ class Load:
     options: tuple[str, ...] = ()
     processes: int = 1
     connect: str = ""
+    authorities: str = ""
 
     def command(self, record: Path) -> list[str]:
         """The command line."""
@@ -51,6 +54,7 @@ class Load:
         if self.traffic is not None:
             shape = ["--traffic", self.traffic, "--duration", f"{self.duration_s:g}"]
         connect = ["--connect", self.connect] if self.connect else []
+        trust = ["--ca", self.authorities] if self.authorities else []
         many = ["--processes", str(self.processes)] if self.processes > 1 else []
         return [
             sys.executable,
@@ -72,6 +76,7 @@ class Load:
             "WARNING",
             *shape,
             *connect,
+            *trust,
             *many,
             *self.options,
         ]
