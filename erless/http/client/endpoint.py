@@ -48,8 +48,8 @@ TLS_CONNECT_S = 600.0  # a handshake waits for a function that starts, as a call
 AWAKE_S = 30.0  # after an answer; no target scales an idle function to zero sooner
 REFUSED_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # after each refusal; then it is an error
 # One connection is replaced so often, where so many calls were answered meanwhile: a replica that
-# joins gets its first calls then. It takes 0.2 ms of CPU for both ends, as one call does: 3 % of the
-# calls' own at 128 calls/s, which is 0.08 % of a core, and less of them at any higher rate.
+# joins gets its first calls then. It takes 0.2 ms of CPU for both ends, as one call does: 3 % of
+# the calls' own at 128 calls/s, which is 0.08 % of a core, and less of them at any higher rate.
 RENEW_S = 0.25
 RENEW_CALLS = 32
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
