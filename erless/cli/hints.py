@@ -59,8 +59,9 @@ def trying(
 
 
 def again(*words: str) -> str:
-    """The command as it was given, with `words` added."""
-    return f"`{shlex.join(['erless', *sys.argv[1:], *words])}`"
+    """The command as it was given, with those of `words` added that it lacks."""
+    given = sys.argv[1:]
+    return f"`{shlex.join(['erless', *given, *(word for word in words if word not in given)])}`"
 
 
 def example(help_: str) -> str:

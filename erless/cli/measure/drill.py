@@ -125,7 +125,7 @@ def drill(
         tolerance=load.tolerance,
         seed=churn.seed,
     )
-    with trying(f"{again('--last')} breaks a function's only replica too", OptionError):
+    with trying(_possible(site), OptionError):
         plan.check(site)
     now = target.status()
     if result.dry_run:
@@ -142,6 +142,15 @@ def drill(
             raise OptionError(f"release {now.release[:12]} on {now.target} would be broken")
     measured = _measure(plan, site, now, load, result, probe_of(target))
     _show(output, result.out, measured)
+
+
+def _possible(site: FaultSite) -> str:
+    """What to try where nothing is there to be broken as asked."""
+    from erless.specs.functions import GATEWAY
+
+    if all(replica.kind == GATEWAY for replica in site.replicas()):
+        return f"{again('--churn', 'gateway:10s', '--last')} breaks the only function there is"
+    return f"{again('--last')} breaks a function's only replica too"
 
 
 def _planned(plan: Drill, site: FaultSite, now: Status, qps: float) -> dict[str, Any]:

@@ -64,7 +64,9 @@ class Drill:
                 raise OptionError(f"churn {kind}: this target can only {able}")
             if choose_victim(kind, replicas, 0, last=self.last, busy=set()) is None:
                 what = "gateway" if kind is FaultKind.GATEWAY else "function behind the gateway"
-                raise OptionError(f"churn {kind}: no {what} has two ready replicas")
+                if any(kind.befalls(replica.kind) for replica in replicas):
+                    raise OptionError(f"churn {kind}: no {what} has two ready replicas")
+                raise OptionError(f"churn {kind}: there is no {what}")
 
 
 @dataclass(frozen=True)
