@@ -19,27 +19,32 @@ def autoscale(cluster: ClusterOptions, output: OutputOption = Output.TEXT) -> No
 
     For a release whose plan has `planner.autoscaler: status`, deployed with
     `targets.knative.resize`. Runs until it is ended; pods then keep what they have, and the next
-    run goes on from there. With -o json each change is a line.
+    run goes on from there. Of several one is at work, and the next takes over within seconds of its
+    end. With -o json each change is a line.
 
     Example: `erless autoscale --namespace recs`
     """
     from erless.autoscale.kpa import TICK_S
     from erless.deploy.kubernetes.api import connect
+    from erless.deploy.kubernetes.lock import leading
     from erless.deploy.kubernetes.pod_autoscaler import PodAutoscaler
     from erless.errors import DeployError
 
     settings = cluster_settings_of(cluster.config(), None, "knative")
     api = connect(settings.options.kubeconfig, settings.options.context)
-    autoscaler = PodAutoscaler(api, settings.scope)
-    note(f"looks after the pods in {settings.options.namespace} every {TICK_S:g} s")
     while True:
-        began = time.monotonic()
-        try:
-            for resized in autoscaler.tick():
-                if output is Output.JSON:
-                    print(json.dumps(resized._asdict()), flush=True)
-                else:
-                    note(str(resized))
-        except DeployError as error:
-            note(f"not this time: {error}")
-        time.sleep(max(0.0, began + TICK_S - time.monotonic()))
+        with leading(api, settings.scope) as leads:
+            autoscaler = PodAutoscaler(api, settings.scope)
+            note(f"looks after the pods in {settings.options.namespace} every {TICK_S:g} s")
+            while leads():
+                began = time.monotonic()
+                try:
+                    for resized in autoscaler.tick():
+                        if output is Output.JSON:
+                            print(json.dumps(resized._asdict()), flush=True)
+                        else:
+                            note(str(resized))
+                except DeployError as error:
+                    note(f"not this time: {error}")
+                time.sleep(max(0.0, began + TICK_S - time.monotonic()))
+        note("another looks after them now; waits for its end")

@@ -137,11 +137,13 @@ def access(
 
 
 def _autoscaler_access(namespace: str) -> list[Object]:
-    """The account of `erless autoscale`: to see pods, read their metrics, and change their size."""
+    """The account of `erless autoscale`: to see pods, read their metrics, and resize them."""
     rules = [
         _rule("", "pods", "list"),
         _rule("", "pods/proxy", "get"),
         _rule("", "pods/resize", "patch"),
+        # by which one of several is at work; models name theirs, so that no name is asked for
+        _rule("coordination.k8s.io", "leases", "get create update delete"),
     ]
     binding = _binding(AUTOSCALER, namespace, "Role", AUTOSCALER, AUTOSCALER)
     account = {"kind": "ServiceAccount", "name": AUTOSCALER, "namespace": namespace}

@@ -94,6 +94,11 @@ class Scope:
         """The Lease that a deploy holds."""
         return self.name("erless-deploy")
 
+    @property
+    def leadership(self) -> str:
+        """The Lease of the pod autoscaler that is at work; others wait for it."""
+        return self.name("erless-autoscale")
+
     def shard(self, digest: str) -> str:
         """The Service of the shard with `digest`."""
         return self.name(f"erless-s-{short(digest)}")
