@@ -391,7 +391,8 @@ def test_the_account_that_resizes_pods_may_do_nothing_else() -> None:
         for kind in rule["resources"]
         for verb in rule["verbs"]
     }
-    assert rights == {("pods", "list"), ("pods/proxy", "get"), ("pods/resize", "patch")}
+    pods = {("pods", "list"), ("pods/proxy", "get"), ("pods/resize", "patch")}
+    assert rights == pods | {("leases", verb) for verb in ("get", "create", "update", "delete")}
     assert all(each["metadata"]["namespace"] == "recs" for each in more)
     assert "labels" not in more[0]["metadata"]  # a destroy leaves it: it is the administrator's
     assert [each["kind"] for each in more[2]["subjects"]] == ["ServiceAccount"]
