@@ -82,8 +82,10 @@ def test_answers_equal_the_monolith(
         for number in range(queries):
             asked = query(spec, 1 + number % 4, rng)
             found = client.predict(asked).predictions
+            # rtol: sums over shards are added in another order, and the cross layers multiply what
+            # that changes: 1.2e-5 in one of 750 predictions, on some processors
             # atol: a sigmoid's tail turns the last bit of a logit into more than its own
-            np.testing.assert_allclose(found, monolith.predict(asked), rtol=1e-5, atol=5e-7)
+            np.testing.assert_allclose(found, monolith.predict(asked), rtol=3e-5, atol=5e-7)
         bad = query(spec, 2, rng)
         while not bad.lengths[-1, -1]:
             bad = query(spec, 2, rng)
