@@ -17,21 +17,21 @@ from dataclasses import dataclass
 
 from erless import errors
 
-__all__ = ["Call", "again", "example", "hint_for", "trying"]
+__all__ = ["FailedVerb", "again", "example", "hint_for", "trying"]
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 EXAMPLE = re.compile(r"Example:\s*`([^`]+)`")
 
 
 @dataclass(frozen=True)
-class Call:
+class FailedVerb:
     """A verb that failed: the text of its help, and what its options were."""
 
     help: str
     options: Mapping[str, object]
 
 
-def hint_for(error: errors.ErlessError, call: Call) -> str:
+def hint_for(error: errors.ErlessError, failed: FailedVerb) -> str:
     """The next thing to try, by what failed; empty where there is nothing to say."""
     own = getattr(error, "__notes__", None)
     if own:
@@ -40,7 +40,7 @@ def hint_for(error: errors.ErlessError, call: Call) -> str:
     if isinstance(cause, OSError) and cause.errno in FULL:
         return "free space or choose another --out; nothing half-written was kept"
     hint = next((hint for kind, hint in HINTS.items() if isinstance(error, kind)), "")
-    return hint if isinstance(hint, str) else hint(call)
+    return hint if isinstance(hint, str) else hint(failed)
 
 
 @contextmanager
@@ -70,27 +70,27 @@ def example(help_: str) -> str:
     return f"`{' '.join(found[1].split())}`" if found else ""
 
 
-def _example(call: Call) -> str:
-    return example(call.help)
+def _example(failed: FailedVerb) -> str:
+    return example(failed.help)
 
 
-def _overwriting(call: Call) -> str:
+def _overwriting(failed: FailedVerb) -> str:
     """The command with --overwrite, where it has that option."""
-    if "overwrite" in call.options:
+    if "overwrite" in failed.options:
         return again("--overwrite")
     return "name another place, or move what is there"
 
 
-def _inspecting(call: Call) -> str:
+def _inspecting(failed: FailedVerb) -> str:
     """What lists a checkpoint's tensors, where another command was given one."""
-    checkpoint = call.options.get("checkpoint")
+    checkpoint = failed.options.get("checkpoint")
     if checkpoint is None:
-        return example(call.help)
+        return example(failed.help)
     inspect = shlex.join(["erless", "import", "inspect", str(checkpoint)])
     return f"`{inspect}` lists its tensors and proposes a command"
 
 
-HINTS: dict[type[errors.ErlessError], str | Callable[[Call], str]] = {
+HINTS: dict[type[errors.ErlessError], str | Callable[[FailedVerb], str]] = {
     errors.OptionError: _example,
     errors.KubeconfigError: "set KUBECONFIG, or pass --kubeconfig and --context",
     errors.ConfigError: "`erless init` writes one, commented; `erless config schema` has all keys",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 import typer
 
 from erless import errors
-from erless.cli.hints import Call, hint_for
+from erless.cli.hints import FailedVerb, hint_for
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,13 +49,13 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except errors.ErlessError as error:
-            _fail(error, Call(function.__doc__ or "", kwargs))
+            _fail(error, FailedVerb(function.__doc__ or "", kwargs))
         except ModuleNotFoundError as error:
             if error.name not in EXTRAS:
                 raise
             missing = errors.MissingPackageError(f"{error.name} is not installed")
             missing.add_note(f"pip install 'erless[{EXTRAS[error.name]}]'")
-            _fail(missing, Call(function.__doc__ or "", kwargs))
+            _fail(missing, FailedVerb(function.__doc__ or "", kwargs))
         except KeyboardInterrupt as interrupt:
             message = f"interrupted; {str(interrupt) or 'nothing half-written was kept'}"
             note(message)
@@ -66,15 +66,15 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def _fail(error: errors.ErlessError, call: Call) -> NoReturn:
+def _fail(error: errors.ErlessError, failed: FailedVerb) -> NoReturn:
     """Print the facts, then the next thing to try."""
-    hint = hint_for(error, call)
+    hint = hint_for(error, failed)
     details = list(error.violations) if isinstance(error, errors.InfeasibleError) else []
     for line in [f"error: {error}", *(f"  - {detail}" for detail in details)]:
         note(line)
     if hint:
         note(f"try: {hint}")
-    if call.options.get("output") is Output.JSON:
+    if failed.options.get("output") is Output.JSON:
         write_error(type(error).__name__, str(error), details, hint)
     raise SystemExit(1) from error
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from erless.cli.hints import Call, again, example, hint_for, trying
+from erless.cli.hints import FailedVerb, again, example, hint_for, trying
 from erless.errors import CheckpointError, ExistsError, LogError, OptionError, PlanError
 from tests.conftest import Cli
 
@@ -18,12 +18,12 @@ def test_a_note_stands_before_the_kind() -> None:
     with pytest.raises(PlanError) as raised, trying("other", OptionError):
         with trying("`erless plan`", PlanError):
             raise PlanError("no")
-    assert hint_for(raised.value, Call(HELP, {})) == "`erless plan`"
+    assert hint_for(raised.value, FailedVerb(HELP, {})) == "`erless plan`"
 
 
 @pytest.mark.parametrize("kind", [OptionError, LogError, PlanError])
 def test_the_example_of_the_verb_is_on_one_line(kind: type[OptionError]) -> None:
-    assert hint_for(kind("no"), Call(HELP, {})) == "`erless do it --once --again`"
+    assert hint_for(kind("no"), FailedVerb(HELP, {})) == "`erless do it --once --again`"
     assert example("Do it.") == ""
 
 
@@ -31,12 +31,12 @@ def test_the_command_that_was_given_may_be_pasted(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "argv", ["/bin/erless", "pack", "--out", "a b"])
     assert again("--overwrite") == "`erless pack --out 'a b' --overwrite`"
     there = ExistsError("there")
-    assert hint_for(there, Call(HELP, {"overwrite": False})) == again("--overwrite")
-    assert "--overwrite" not in hint_for(there, Call(HELP, {}))
+    assert hint_for(there, FailedVerb(HELP, {"overwrite": False})) == again("--overwrite")
+    assert "--overwrite" not in hint_for(there, FailedVerb(HELP, {}))
 
 
 def test_a_checkpoint_can_be_looked_into() -> None:
-    hint = hint_for(CheckpointError("odd"), Call(HELP, {"checkpoint": Path("a b.pt")}))
+    hint = hint_for(CheckpointError("odd"), FailedVerb(HELP, {"checkpoint": Path("a b.pt")}))
     assert hint.startswith("`erless import inspect 'a b.pt'`")
 
 
