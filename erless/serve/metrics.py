@@ -92,8 +92,8 @@ class Metrics:
         self._buckets[bisect_left(BUCKETS_S, took)] += 1
         return took
 
-    def answered_at_once(self, began: float, gathers: int, received: int, sent: int) -> None:
-        """A call that came at `began` was answered at once."""
+    def answered_at_once(self, began: float, gathers: int, received: int, sent: int) -> float:
+        """A call that came at `began` was answered at once; returns the seconds it took."""
         now = self._clock()
         took = now - began
         self._concurrency += self.in_flight * (now - self._changed) + took
@@ -104,6 +104,7 @@ class Metrics:
         self.gathers += gathers
         self.bytes_received += received
         self.bytes_sent += sent
+        return took
 
     def failed(self, kind: str) -> None:
         """Count an infer call, or a request that could not be read, that failed for `kind`."""

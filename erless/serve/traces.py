@@ -3,11 +3,13 @@
 The library is imported only where OTEL_EXPORTER_OTLP_ENDPOINT is set; the SDK reads its own
 variables (sampler, headers, delays). A gateway samples by its client's trace, or by the sampler
 where the client brings none; a function behind it records what the gateway records, and starts no
-trace.
+trace. The sampler is asked before anything is made for a query: what it does not take costs the
+drawing of a trace id.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +20,8 @@ from erless.version import __version__
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span, Tracer
+
+    from erless.serve.trace_ids import DrawnTraceIds
 
 __all__ = ["QuerySpan", "Traces", "open_traces", "trace_id"]
 
@@ -82,11 +86,16 @@ class Traces:
 
     Args:
         provider: of the SDK.
+        ids: that the provider gives to new traces.
         roots: whether a query that brings no trace may begin one.
     """
 
-    def __init__(self, provider: TracerProvider, roots: bool) -> None:
-        self._provider, self._roots = provider, roots
+    def __init__(self, provider: TracerProvider, ids: DrawnTraceIds, roots: bool) -> None:
+        from opentelemetry.sdk.trace.sampling import Decision
+
+        self._drop = Decision.DROP
+        self._provider, self._ids, self._roots = provider, ids, roots
+        self._sampler, self._no_parent = provider.sampler, _context(None)
         self._tracer = provider.get_tracer("erless", __version__)
 
     def wants(self, traceparent: bytes | None) -> bool:
@@ -95,12 +104,31 @@ class Traces:
             return self._roots
         return bool(int(traceparent[-2:], 16) & SAMPLED)
 
-    def begin(self, name: str, traceparent: bytes | None) -> QuerySpan | None:
-        """The span of a query that has come; None where it is not sampled."""
+    def begin(
+        self, name: str, traceparent: bytes | None, began_ns: int | None = None
+    ) -> QuerySpan | None:
+        """The span of a query that has come; None where it is not sampled.
+
+        Args:
+            name: of the span.
+            traceparent: as of `wants`.
+            began_ns: when it came, since the epoch; None: now.
+        """
         if not self.wants(traceparent):
             return None
-        span = _start(self._tracer, name, "server", _context(traceparent), {})
+        if traceparent is None:
+            decided = self._sampler.should_sample(self._no_parent, self._ids.draw(), name)
+            if decided.decision is self._drop:
+                return None
+        context = self._no_parent if traceparent is None else _context(traceparent)
+        span = _start(self._tracer, name, "server", context, {}, began_ns)
         return QuerySpan(self._tracer, span) if span.is_recording() else None
+
+    def record(self, name: str, traceparent: bytes, took_s: float, **attributes: Any) -> None:
+        """A query with a wanted `traceparent` that took `took_s` seconds, and has just ended."""
+        span = self.begin(name, traceparent, time.time_ns() - int(took_s * 1e9))
+        if span is not None:
+            span.end(**attributes)
 
     def close(self) -> None:
         """Export what is left, within FLUSH_MS. Blocks."""
@@ -108,11 +136,17 @@ class Traces:
 
 
 def _start(
-    tracer: Tracer, name: str, side: Side, context: Any, attributes: Mapping[str, Any]
+    tracer: Tracer,
+    name: str,
+    side: Side,
+    context: Any,
+    attributes: Mapping[str, Any],
+    began_ns: int | None = None,
 ) -> Span:
     from opentelemetry.trace import SpanKind
 
-    return tracer.start_span(name, context, SpanKind[side.upper()], attributes)
+    kind = SpanKind[side.upper()]
+    return tracer.start_span(name, context, kind, attributes, start_time=began_ns)
 
 
 def _context(traceparent: bytes | None) -> Any:
@@ -141,6 +175,8 @@ def open_traces(settings: Settings, log: Log) -> Traces | None:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        from erless.serve.trace_ids import DrawnTraceIds
     except ImportError as error:
         log.warning(
             f"OTEL_EXPORTER_OTLP_ENDPOINT is set and {error.name} is not installed: no traces; "
@@ -148,6 +184,9 @@ def open_traces(settings: Settings, log: Log) -> Traces | None:
         )
         return None
     attributes = {"service.name": f"erless-{settings.kind}", "erless.digest": settings.digest}
-    provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
+    ids = DrawnTraceIds()
+    provider = TracerProvider(
+        resource=Resource.create(attributes), id_generator=ids, shutdown_on_exit=False
+    )
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return Traces(provider, roots=settings.kind in ("gateway", "monolith"))
+    return Traces(provider, ids, roots=settings.kind in ("gateway", "monolith"))

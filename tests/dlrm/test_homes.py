@@ -63,7 +63,7 @@ class Setting:
     def query(
         self, batch: int, dtype: type[np.signedinteger]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        lengths = self.generator.integers(0, 9, (3, batch)).astype(np.int32)
+        lengths = self.generator.integers(0, 30, (3, batch)).astype(np.int32)
         values = np.concatenate(
             [
                 self.generator.integers(0, table.rows, int(row.sum()))

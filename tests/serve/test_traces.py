@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -11,12 +13,21 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from erless.dlrm.embedding import Combiner
+from erless.dlrm.rows import Routing
+from erless.http.client.endpoint import Endpoint
+from erless.serve.gateway.remote import RemoteShard
+from erless.serve.logs import Log
+from erless.serve.settings import Settings
+from erless.serve.traces import open_traces, trace_id
 from tests.releases import Made, random_query
 from tests.serve.functions import Fleet, body_of
+from tests.serve.protocol.test_fast_lane import shards_slices, stored_ids
 
 WAIT_S = 60.0
 ROOT = Path(__file__).parents[2]
@@ -151,6 +162,78 @@ def test_events_faults_and_log_lines(traced: Fleet, receiver: Receiver) -> None:
             assert "no connection" in cold.status.message and cold.status.code == 2
     event = strict.event("a query was not answered")
     assert event["trace_id"] == "6" * 32 and event["kind"] == "shard"
+
+
+def shard_requests(traced: Fleet, *traces: str | None) -> bytes:
+    """Requests to shard `frozen` in the fast lane's form, each with its trace or none."""
+    shard, slices = traced.made.release.shard("frozen"), shards_slices(traced)
+    specs = [each.table for each in slices]
+    routing = Routing(specs, [np.zeros(s.rows, np.uint8) for s in specs], [range(len(specs))])
+    lengths = np.zeros((len(specs), 1), np.int32)
+    lengths[0] = 2
+    buckets = routing.bucketize(np.array(stored_ids(traced)[:2], np.int32), lengths)
+
+    async def build() -> bytes:
+        remote = RemoteShard(
+            0,
+            "frozen",
+            shard.digest,
+            Endpoint("http://shard", 1, lambda: None),
+            places=Combiner(specs, [range(len(specs))]).places(0),
+            float16_partials=False,
+        )
+        requests = [remote.request(buckets, 5000, t.encode() if t else None) for t in traces]
+        return b"".join(bytes(each) for request in requests for each in request)
+
+    return asyncio.run(build())
+
+
+def test_the_fast_lane_records_what_is_sampled_and_nothing_beside_it(
+    traced: Fleet, receiver: Receiver
+) -> None:
+    """Small requests that come together: only the last one's trace is sampled."""
+    trace, unsampled = "8" * 32, "9" * 32
+    message = shard_requests(
+        traced, None, f"00-{unsampled}-{'7' * 16}-00", f"00-{trace}-{'7' * 16}-01"
+    )
+    with socket.create_connection(("127.0.0.1", traced.shards["frozen"].port)) as client:
+        client.sendall(message)
+        answers = b""
+        while answers.count(b"HTTP/1.1 200") < 3:
+            answers += client.recv(1 << 16)
+    ((service, span),) = receiver.of(trace, 1)
+    assert (service, span.name, span.kind) == ("erless-sparse", "infer", SERVER)
+    assert span.parent_span_id.hex() == "7" * 16
+    assert span.start_time_unix_nano < span.end_time_unix_nano
+    assert ask(traced, f"00-{'a' * 32}-{'7' * 16}-01") == 200
+    receiver.of("a" * 32, 2 * len(traced.shards) + 3)
+    assert not any(span.trace_id.hex() == unsampled for _, span in receiver.spans)
+    assert sum(span.trace_id.hex() == trace for _, span in receiver.spans) == 1
+
+
+def test_the_sampler_takes_its_share_of_new_traces(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A span is only made for a trace that is sampled, and has the id that was looked at."""
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.25")
+    url = f"http://127.0.0.1:{receiver.server.server_port}"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+    settings = Settings("gateway", "", "", otlp_endpoint=url)
+    traces = open_traces(settings, Log("info"))
+    assert traces is not None
+    spans = [traces.begin("infer", None) for _ in range(2000)]
+    ids = [trace_id(span.traceparent) for span in spans if span is not None]
+    assert 350 < len(ids) < 650
+    assert len(set(ids)) == len(ids)
+    assert all(int(each[16:], 16) < 1 << 62 for each in ids)  # a quarter of the 64 low bits
+    assert traces.begin("infer", f"00-{'b' * 32}-{'7' * 16}-00".encode()) is None
+    assert traces.begin("infer", f"00-{'b' * 32}-{'7' * 16}-01".encode()) is not None
+    for span in spans:
+        if span is not None:
+            span.end()
+    traces.close()
+    assert receiver.of(ids[-1], 1)
 
 
 def test_the_library_is_not_imported_without_a_collector() -> None:

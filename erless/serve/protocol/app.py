@@ -33,8 +33,10 @@ from erless.serve.traces import QuerySpan, Traces, trace_id
 __all__ = ["App"]
 
 LEFT = 499  # of a client that left before it was answered
-TRACE_LINE = b"\r\ntraceparent: "
-TRACE_WITHIN = 1024  # bytes from a request's beginning
+STATUS_CODE = "http.response.status_code"  # of a span, by OpenTelemetry's conventions
+TRACE_LINE, HEAD_END = b"\r\ntraceparent: ", b"\r\n\r\n"
+TRACE_BYTES = 55  # of a trace context
+HEAD_WITHIN = 1024  # bytes from a request's beginning
 # W3C Trace Context 1: version, trace id and parent id (not all zero), flags.
 TRACEPARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
@@ -184,8 +186,7 @@ class App:
         guard, standing = self._guard, self._standing
         if guard.wants_token or self.log.debugging or standing.state == "failed":
             return None
-        if self._traces is not None and self._traced(buffer, begin, end):
-            return None
+        trace = None if self._traces is None else self._wanted_trace(buffer, begin, end)
         began = self._clock()
         up = standing.up_s(began)
         up_ms = -1 if up is None else int(up * 1e3)
@@ -198,16 +199,24 @@ class App:
         if answered is None:
             return None
         answer, next_begin, gathers, received, json_bytes, partial_bytes = answered
-        self.metrics.answered_at_once(began, gathers, received, json_bytes + partial_bytes)
+        took_s = self.metrics.answered_at_once(began, gathers, received, json_bytes + partial_bytes)
+        if trace is not None and self._traces is not None:
+            self._traces.record("infer", trace, took_s, **{STATUS_CODE: 200})
         return answer, next_begin
 
-    def _traced(self, buffer: bytearray, begin: int, end: int) -> bool:
-        """Whether a request of the known form may have to be recorded."""
-        place = buffer.find(TRACE_LINE, begin, min(end, begin + TRACE_WITHIN))
-        if place < 0 or self._traces is None:
-            return False
-        found = TRACEPARENT.match(buffer, place + len(TRACE_LINE))
-        return found is not None and self._traces.wants(found[0])
+    def _wanted_trace(self, buffer: bytearray, begin: int, end: int) -> bytes | None:
+        """The trace context of a request of the known form that may have to be recorded.
+
+        It is the head's last line.
+        """
+        stop = buffer.find(HEAD_END, begin, min(end, begin + HEAD_WITHIN))
+        place = stop - TRACE_BYTES
+        if place - len(TRACE_LINE) < begin or self._traces is None:
+            return None
+        if not buffer.startswith(TRACE_LINE, place - len(TRACE_LINE)):
+            return None
+        trace = bytes(buffer[place:stop])
+        return trace if TRACEPARENT.fullmatch(trace) and self._traces.wants(trace) else None
 
     async def _later(
         self, asked: _Asked, inputs: InferRequest, answer: Awaitable[InferAnswer]
@@ -242,7 +251,7 @@ class App:
         if asked.span is not None:
             asked.span.end(
                 asked.fault or ("the client left" if status == LEFT else ""),
-                **{"http.response.status_code": status},
+                **{STATUS_CODE: status},
             )
         if self.log.debugging:
             trace = _log_trace(asked.traceparent)
