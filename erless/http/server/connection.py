@@ -28,6 +28,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\n"  # RFC 9113, 3.4: the half that looks like a
 LEFT_S = 1.0  # a client that has closed its half, as one that leaves does too, waits so long
 LINGER_S = 2.0  # a refused client that still sends
 CHOKED_BYTES = 4 << 20  # an answer this size waits for its reader before the next request
+TOGETHER_BYTES = 256 << 10  # of answers that leave in one write
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 BODYLESS = {204, 304}
 
@@ -41,7 +42,6 @@ class _State(Enum):
     CLOSED = 5
 
 
-_DEAF = {_State.LINGER, _State.CLOSED}
 _RETRY_AFTER = ((b"retry-after", b"1"),)
 
 
@@ -138,7 +138,7 @@ class ServerConnection(Receiving):
         """Where the next bytes go: the body's own buffer, while one is expected."""
         if self.state is _State.BODY:
             return self.body[self.received :]
-        if self.state in _DEAF:
+        if self._is_deaf():
             self.start = self.tail = 0
         return self.view[self.tail :] if self.tail else self.view
 
@@ -149,7 +149,7 @@ class ServerConnection(Receiving):
             if self.received < len(self.body):
                 return
             self._dispatch(self.body)
-        elif self.state in _DEAF:
+        elif self._is_deaf():
             return
         else:
             fresh = self.tail == self.start and self.state is _State.HEAD
@@ -159,6 +159,10 @@ class ServerConnection(Receiving):
                     return
                 self.since = self.server.now()  # the first byte of a head
         self.resume()
+
+    def _is_deaf(self) -> bool:
+        """Whether what comes is thrown away. (A set of states would hash an Enum each time.)"""
+        return self.state is _State.LINGER or self.state is _State.CLOSED
 
     def eof_received(self) -> bool:
         """The client has sent its last byte: answer every whole request, then close."""
@@ -197,7 +201,10 @@ class ServerConnection(Receiving):
         return self._answer_whole() or self._read_head()
 
     def _answer_whole(self) -> bool:
-        """Answer a whole request at once, where the owner knows it at first sight."""
+        """Answer whole requests at once, as far as the owner knows them at first sight.
+
+        Those that came together are answered in one write.
+        """
         server, transport = self.server, self.transport
         if (
             server.answer_whole is None
@@ -207,11 +214,21 @@ class ServerConnection(Receiving):
             or transport.is_closing()
         ):
             return False
-        answered = server.answer_whole(self.buffer, self.start, self.tail, server.date)
-        if answered is None:
+        answers: list[bytes] = []
+        size = 0
+        while self.start < self.tail and size < TOGETHER_BYTES:
+            answered = server.answer_whole(self.buffer, self.start, self.tail, server.date)
+            if answered is None:
+                break
+            answer, self.start = answered
+            answers.append(answer)
+            size += len(answer)
+        if not answers:
             return False
-        answer, self.start = answered
-        transport.write(answer)
+        if len(answers) == 1:
+            transport.write(answers[0])
+        else:
+            transport.writelines(answers)
         self.since = server.swept
         return True
 
@@ -250,7 +267,7 @@ class ServerConnection(Receiving):
             self._expect_body(self.head)
         except HeadError as error:
             self._refuse(error.status, str(error))
-        return self.state in {_State.HEAD, _State.CHUNKED}
+        return self.state is _State.HEAD or self.state is _State.CHUNKED
 
     def _speaks_http2(self) -> bool:
         """Hand a client that begins with HTTP/2's preface over, where that is spoken."""
@@ -418,7 +435,7 @@ class ServerConnection(Receiving):
         elif self.state is _State.HEAD:
             if waited > limits.head_s:
                 self._refuse(408, f"no complete head within {limits.head_s:g} s")
-        elif self.state in {_State.BODY, _State.CHUNKED}:
+        elif self.state is _State.BODY or self.state is _State.CHUNKED:
             received = self.received if self.chunked is None else len(self.chunked.data)
             if waited > limits.body_s + received / limits.body_rate:
                 self._refuse(408, f"no complete body within {waited:.0f} s")
