@@ -230,8 +230,8 @@ class DiskShard:
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """All rows that lie in memory: those that were changed."""
-        return tuple(chunk for patch in self._patches for chunk in patch.chunks)
+        """All that lies in memory: what generations changed."""
+        return tuple(array for patch in self._patches for array in patch.arrays)
 
     @property
     def event(self) -> int:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
-from erless.dlrm.patches import RowChanges, SlicePatch
+from erless.dlrm.patches import RowChanges, SlicePatch, aligned_copy
 from erless.dlrm.pool_call import PoolCall, ShardTables
 from erless.dlrm.query_arrays import Floats, Ids, Lengths, as_lengths
 from erless.dlrm.rows import Home, RowIndex
@@ -135,7 +135,7 @@ class StoredSlice:
                 places = before.places_of(self.index, ids, table_rows)
                 stored = places >= 0
                 if stored.any():
-                    whole = np.array(self.rows)
+                    whole = aligned_copy(self.rows)
                     whole[places[stored]] = rows[stored]
                 changes = RowChanges(ids[~stored], rows[~stored], table_rows)
             patch = before.changed(self.index, changes)
@@ -259,10 +259,10 @@ class EmbeddingShard:
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """All rows that lie in memory, changed ones and the release's."""
+        """All that lies in memory: the release's rows, and what generations changed."""
         patches = [part.patch for part in self.slices if part.patch]
-        chunks = [chunk for patch in patches for chunk in patch.chunks]
-        return (*(part.rows for part in self.slices), *chunks)
+        changed = [array for patch in patches for array in patch.arrays]
+        return (*(part.rows for part in self.slices), *changed)
 
     def homes(self, shard: int) -> list[Home]:
         """What `Routing` needs to find each slice's rows here, in the shard numbered `shard`."""

@@ -8,6 +8,7 @@ share all rows but those that differ.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -18,8 +19,9 @@ from erless.dlrm import _kernels
 from erless.dlrm.rows import RowIndex
 from erless.errors import ArtifactError
 
-__all__ = ["RowChanges", "SlicePatch"]
+__all__ = ["RowChanges", "SlicePatch", "aligned_copy"]
 
+LINE_BYTES = 64  # of the processor's caches
 SUPERSEDED = 2  # rows held ÷ rows looked up, beyond which those that are no longer are let go
 
 Rows = NDArray[Any]
@@ -78,7 +80,7 @@ class SlicePatch:
             return replace(self, table_rows=table_rows)
         numbers = np.full(len(ids), len(self.chunks), np.int32)
         kept = ~np.isin(self.keys, keys)
-        chunks = (*self.chunks, np.ascontiguousarray(rows))
+        chunks = (*self.chunks, aligned_copy(rows))
         patch = SlicePatch(
             table_rows,
             chunks,
@@ -109,7 +111,7 @@ class SlicePatch:
 
     def _gathered(self) -> SlicePatch:
         """The same rows in one chunk, without those that others took the place of."""
-        together = np.empty((self.rows, *self.chunks[0].shape[1:]), self.chunks[0].dtype)
+        together = _aligned((self.rows, *self.chunks[0].shape[1:]), self.chunks[0].dtype)
         for number, chunk in enumerate(self.chunks):
             mine = self.numbers == number
             together[mine] = chunk[self.places[mine]]
@@ -125,3 +127,26 @@ class SlicePatch:
         """The patch as the kernels look it up: beside `stored` rows of `row_bytes` each."""
         flat = tuple(chunk.reshape(-1).view(np.uint8) for chunk in self.chunks)
         return _kernels.Patch(row_bytes, stored, flat, self.keys, self.numbers, self.places)
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All that it holds in memory."""
+        return (*self.chunks, self.keys, self.numbers, self.places)
+
+
+def aligned_copy(rows: Rows) -> Rows:
+    """Copy `rows` to where a cache line begins, as rows of a release lie.
+
+    A row of 128 bytes that begins elsewhere is fetched as three lines instead of two, and each
+    vector of it as two.
+    """
+    copied = _aligned(rows.shape, rows.dtype)
+    copied[...] = rows
+    return copied
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Rows:
+    size = math.prod(shape) * dtype.itemsize
+    room = np.empty(size + LINE_BYTES, np.uint8)
+    begin = -room.ctypes.data % LINE_BYTES
+    return room[begin : begin + size].view(dtype).reshape(shape)

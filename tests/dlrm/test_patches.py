@@ -175,6 +175,61 @@ def test_a_patch_takes_nothing_that_is_not_there() -> None:
             _kernels.Patch(*wrong)
 
 
+@pytest.mark.parametrize("whole_table", [False, True])
+@pytest.mark.parametrize("dim", [1, 3, 7, 32])
+def test_each_of_many_rows_is_found(whole_table: bool, dim: int) -> None:
+    """Many blocks of the index, added rows with gaps, and rows of an odd size."""
+    random = np.random.default_rng(dim)
+    rows, total = 5_000, 6_000
+    values = random.normal(size=(total, dim)).astype(np.float32)
+    held = np.arange(rows)
+    if not whole_table:
+        held = np.sort(random.choice(rows, 1_700, replace=False))
+    table = TableSpec(name="items", rows=rows, dim=dim)
+    part = StoredSlice(table, Precision.FP32, values[held], RowIndex.build(rows, held))
+    for grown in (rows, 5_500, total):
+        added = np.arange(part.table.rows, grown)[::3]
+        ids = np.concatenate([random.choice(held, 150, replace=False), added])
+        values[ids] += 1
+        held = np.union1d(held, added)
+        part = part.changed(RowChanges(ids, values[ids], grown))
+    shard = EmbeddingShard([part])
+    query = random.permutation(held)
+    np.testing.assert_array_equal(
+        shard.pool(query, np.ones((1, len(query)), np.int32)), values[query]
+    )
+    with pytest.raises(QueryError, match="row id 5001"):
+        shard.pool(np.array([5_001]), np.ones((1, 1), np.int32))
+
+
+def test_changed_rows_begin_where_a_cache_line_does() -> None:
+    """Rows of 128 bytes took three lines each until they did."""
+    values = np.zeros((100, 32), np.float32)
+    table = TableSpec(name="items", rows=100, dim=32)
+    part = StoredSlice(table, Precision.FP32, values, RowIndex.build(100, np.arange(100)))
+    for size in (40, 40, 40, 40):  # the last ones are gathered
+        ids = np.arange(size)
+        part = part.changed(RowChanges(ids, values[ids], 100))
+        assert part.patch is not None
+        assert [chunk.ctypes.data % 64 for chunk in part.patch.chunks] == [0] * len(
+            part.patch.chunks
+        )
+    copied = part.changed(RowChanges(ids, values[ids], 100), copied=True)
+    assert copied.rows.ctypes.data % 64 == 0
+
+
+def test_an_index_beyond_the_stored_rows_is_no_wild_read() -> None:
+    part = make_slice(
+        np.ones((400, DIM), np.float32), np.arange(0, 400, 2), 400, Precision.FP32, Pooling.SUM
+    )
+    ids = np.arange(0, 400, 4)
+    changed = part.changed(RowChanges(ids, np.ones((100, DIM), np.float32), 400))
+    assert part.index.blocks is not None
+    part.index.blocks[1, 0] += np.uint64(150 << 16)
+    with pytest.raises(ValueError, match="beyond the stored rows"):
+        EmbeddingShard([changed])
+
+
 def test_an_added_row_may_lie_right_before_the_stored_ones() -> None:
     """Where rows lie to each other in memory is chance: no distance may pass for another row."""
     rows, added = 30, 20

@@ -213,94 +213,95 @@ bag_fn bag_function(const slice_t *slice) {
     return sets[set].bags[slice->precision][mode];
 }
 
-/* Which rows of a query were replaced: `count` of them, `which` has room for all. */
-typedef struct {
-    int32_t *which;
-    int64_t count;
-} replaced_t;
+static int is_patched(const slice_t *slice) {
+    return slice->patch && slice->patch->replacing;
+}
 
-/* Set ptrs[i] to the address of the stored row of ids[i]; where `replaced` is no NULL, the slice
- * has a patch, and those that it replaces are listed. Returns the first i that is not stored, or
- * -1. */
+static ALWAYS_INLINE int64_t id_of(const ids_t *ids, const int wide, int64_t at) {
+    return wide ? ((const int64_t *)ids->data)[at] : ((const int32_t *)ids->data)[at];
+}
+
+/* Set ptrs[i] to the address of the row of ids[i]; `which` has room for `n` numbers where the index
+ * is `fused` with the patch. Returns the first i that is not stored, or -1. */
 static ALWAYS_INLINE int64_t locate(const slice_t *slice, const ids_t *ids, int64_t begin,
-                                    int64_t n, const int wide, const uint8_t **ptrs,
-                                    replaced_t *replaced) {
+                                    int64_t n, const int wide, const int fused,
+                                    const uint8_t **ptrs, int32_t *which) {
     const uint64_t rows = (uint64_t)slice->indexed;
-    const int64_t *const far = (const int64_t *)ids->data + begin;
-    const int32_t *const near = (const int32_t *)ids->data + begin;
-    const patch_t *const patch = replaced ? slice->patch : NULL;
-    int32_t *which = replaced ? replaced->which : NULL;
+    const uint64_t *const blocks = fused ? slice->fused : slice->blocks;
+    const uint64_t words = fused ? 2 * INDEX_WORDS : INDEX_WORDS;
     int64_t count = 0, i = 0;
     for (; i < n; i++) {
-        const uint64_t id = (uint64_t)(wide ? far[i] : near[i]);
+        const uint64_t id = (uint64_t)id_of(ids, wide, begin + i);
         if (id >= rows) break;
-        if (slice->blocks && i + AHEAD < n) { /* an id that is no row is named when it comes */
-            const uint64_t next = (uint64_t)(wide ? far[i + AHEAD] : near[i + AHEAD]);
-            if (next < rows) __builtin_prefetch(slice->blocks + INDEX_WORDS * (next / INDEX_ROWS));
+        if (blocks && i + AHEAD < n) { /* an id that is no row is named when it comes */
+            const uint64_t next = (uint64_t)id_of(ids, wide, begin + i + AHEAD);
+            if (next < rows) __builtin_prefetch(blocks + words * (next / INDEX_ROWS));
         }
         int64_t local = (int64_t)id;
-        if (slice->blocks) {
-            local = index_local(slice->blocks, id);
+        if (blocks) {
+            const uint64_t word = id >> 6, block = word / 3, lane = word - 3 * block;
+            const uint64_t *entry = blocks + words * block;
+            local = index_rank_in(entry, lane, id & 63);
             /* a damaged index must not become a wild read */
             if ((uint64_t)local >= (uint64_t)slice->stored) break;
+            if (fused) { /* stored always: telling costs no mispredicted branch */
+                which[count] = (int32_t)i;
+                count += (int64_t)(entry[INDEX_WORDS + 1 + lane] >> (id & 63) & 1);
+            }
         }
         ptrs[i] = slice->rows + local * slice->row_bytes;
-        if (replaced) { /* stored always: telling costs no mispredicted branch */
-            which[count] = (int32_t)i;
-            count += patch_replaces(patch, local);
-        }
     }
-    if (replaced) replaced->count = count;
+    for (int64_t k = 0; k < count; k++) {
+        const uint64_t id = (uint64_t)id_of(ids, wide, begin + which[k]);
+        const uint64_t word = id >> 6, block = word / 3;
+        const uint64_t *entry = blocks + words * block + INDEX_WORDS;
+        ptrs[which[k]] = slice->patch->rows[index_rank_in(entry, word - 3 * block, id & 63)];
+    }
     return i < n ? i : -1;
 }
 
 static ALWAYS_INLINE int64_t locate_each(const slice_t *slice, const ids_t *ids, int64_t begin,
-                                         int64_t n, const uint8_t **ptrs, replaced_t *replaced) {
-    if (replaced == NULL)
-        return ids->wide ? locate(slice, ids, begin, n, 1, ptrs, NULL)
-                         : locate(slice, ids, begin, n, 0, ptrs, NULL);
-    return ids->wide ? locate(slice, ids, begin, n, 1, ptrs, replaced)
-                     : locate(slice, ids, begin, n, 0, ptrs, replaced);
+                                         int64_t n, const uint8_t **ptrs, int32_t *which) {
+    if (slice->fused)
+        return ids->wide ? locate(slice, ids, begin, n, 1, 1, ptrs, which)
+                         : locate(slice, ids, begin, n, 0, 1, ptrs, which);
+    return ids->wide ? locate(slice, ids, begin, n, 1, 0, ptrs, which)
+                     : locate(slice, ids, begin, n, 0, 0, ptrs, which);
 }
 
 #if defined(__x86_64__)
 POPCNT static int64_t locate_popcnt(const slice_t *slice, const ids_t *ids, int64_t begin,
-                                    int64_t n, const uint8_t **ptrs, replaced_t *replaced) {
-    return locate_each(slice, ids, begin, n, ptrs, replaced);
+                                    int64_t n, const uint8_t **ptrs, int32_t *which) {
+    return locate_each(slice, ids, begin, n, ptrs, which);
 }
 #endif
 
 static int64_t locate_any(const slice_t *slice, const ids_t *ids, int64_t begin, int64_t n,
-                          const uint8_t **ptrs, replaced_t *replaced) {
-    return locate_each(slice, ids, begin, n, ptrs, replaced);
+                          const uint8_t **ptrs, int32_t *which) {
+    return locate_each(slice, ids, begin, n, ptrs, which);
 }
 
 static int64_t locate_some(const slice_t *slice, const ids_t *ids, int64_t begin, int64_t n,
-                           const uint8_t **ptrs, replaced_t *replaced) {
+                           const uint8_t **ptrs, int32_t *which) {
 #if defined(__x86_64__)
-    if (HAS_POPCNT) return locate_popcnt(slice, ids, begin, n, ptrs, replaced);
+    if (HAS_POPCNT) return locate_popcnt(slice, ids, begin, n, ptrs, which);
 #endif
-    return locate_any(slice, ids, begin, n, ptrs, replaced);
-}
-
-static int is_patched(const slice_t *slice) {
-    return slice->patch && slice->patch->replacing;
+    return locate_any(slice, ids, begin, n, ptrs, which);
 }
 
 /* The same where a generation has changed or added rows; `which` has room for `n` numbers where it
  * has changed some. */
 static int64_t find_rows(const slice_t *slice, const ids_t *ids, int64_t begin, int64_t n,
                          const uint8_t **ptrs, int32_t *which) {
-    replaced_t replaced = {which, 0}, *const wanted = is_patched(slice) ? &replaced : NULL;
+    const int apart = is_patched(slice) && !slice->fused;
     for (int64_t done = 0; done < n; done++) {
-        const int64_t bad = locate_some(slice, ids, begin + done, n - done, ptrs + done, wanted);
-        if (replaced.count)
-            patch_replace(slice->patch, slice->rows, ptrs + done, which, replaced.count);
+        const int64_t bad = locate_some(slice, ids, begin + done, n - done, ptrs + done, which);
+        if (apart) patch_rows(slice->patch, slice->rows, ptrs + done, bad < 0 ? n - done : bad);
         if (bad < 0) break;
         done += bad; /* no stored row: perhaps an added one */
         const int64_t id = id_at(ids, begin + done);
         if (slice->patch == NULL || id < slice->indexed || id >= slice->table_rows) return done;
-        ptrs[done] = patch_find(slice->patch, patch_key_added(id));
+        ptrs[done] = patch_added_row(slice->patch, id);
         if (ptrs[done] == NULL) return done;
     }
     return -1;
@@ -404,7 +405,7 @@ int64_t pool(const slice_t *slices, const ids_t *values, const float *weights, c
     for (int64_t s = 0; s < count; s++) {
         const int64_t size = ids_in(bags, s);
         most = size > most ? size : most;
-        patched |= is_patched(&slices[s]);
+        patched |= slices[s].fused != NULL;
     }
     const size_t room = (size_t)(most + AHEAD), numbers = patched ? (size_t)most : 0;
     const uint8_t **rows = malloc(sizeof(*rows) * room + sizeof(int32_t) * numbers);

@@ -14,6 +14,7 @@ typedef struct {
     const uint8_t *rows;
     const uint64_t *blocks; /* the index (index.h), or NULL: every row of it is stored */
     const patch_t *patch;   /* rows that stand in for stored ones, and added rows; or NULL */
+    const uint64_t *fused; /* the index with the patch (patch_fuse), where it replaces rows of it */
     int64_t stored, table_rows, dim, row_bytes;
     int64_t
         indexed; /* the rows that the index is of: fewer than the table's where rows were added */

@@ -20,14 +20,18 @@ static inline int64_t blocks_for(int64_t rows) {
     return (rows + INDEX_ROWS - 1) / INDEX_ROWS;
 }
 
-static ALWAYS_INLINE int64_t index_local(const uint64_t *blocks, uint64_t id) {
-    const uint64_t word = id >> 6, block = word / 3, lane = word - 3 * block;
-    const uint64_t *entry = blocks + INDEX_WORDS * block;
-    const uint64_t bits = entry[1 + lane], bit = id & 63;
+/* The rank of a row in one block; -1 where its bit is clear. */
+static ALWAYS_INLINE int64_t index_rank_in(const uint64_t *entry, uint64_t lane, uint64_t bit) {
+    const uint64_t bits = entry[1 + lane];
     if (!(bits >> bit & 1)) return -1;
     const uint64_t inside = (entry[0] & 0xffff) << 8 >> (8 * lane) & 0xff;
     return (int64_t)((entry[0] >> 16) + inside +
                      (uint64_t)__builtin_popcountll(bits & (((uint64_t)1 << bit) - 1)));
+}
+
+static ALWAYS_INLINE int64_t index_local(const uint64_t *blocks, uint64_t id) {
+    const uint64_t word = id >> 6, block = word / 3;
+    return index_rank_in(blocks + INDEX_WORDS * block, word - 3 * block, id & 63);
 }
 
 /* Set the bit of each id. Returns the position of the first id outside the table, or -1. */

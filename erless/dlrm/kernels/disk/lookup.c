@@ -70,7 +70,7 @@ static miss_t *sort_misses(miss_t *misses, miss_t *spare, int64_t count) {
 /* The row in memory that was added as `id`; NULL: none was. */
 static const uint8_t *added_row(const slice_t *slice, int64_t id) {
     if (slice->patch == NULL || id < slice->indexed || id >= slice->table_rows) return NULL;
-    return patch_find(slice->patch, patch_key_added(id));
+    return patch_added_row(slice->patch, id);
 }
 
 /* Turn the `n` ids of slice s, from `begin` on, into keys; rows that lie in memory are found at
@@ -93,7 +93,7 @@ static int64_t find_slice_keys(const ask_t *ask, int64_t s, int64_t begin, int64
             if ((uint64_t)local >= (uint64_t)slice->stored) return done + i;
             keys[at + i] = key_of(s, local);
             if (replacing && patch_replaces(slice->patch, local))
-                rows[at + i] = patch_find(slice->patch, local * slice->row_bytes);
+                rows[at + i] = patch_stored_row(slice->patch, local);
         }
         if (bad < 0) break;
         done += bad; /* no stored row: perhaps an added one */

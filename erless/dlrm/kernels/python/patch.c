@@ -50,20 +50,20 @@ static int patch_fill(Patch *self, PyObject *keys, PyObject *chunks, PyObject *p
     const Py_ssize_t numbers = size < 0 ? -1 : take(chunks, &views[1], 4, 0, "numbers");
     const Py_ssize_t at = numbers < 0 ? -1 : take(places, &views[2], 8, 0, "places");
     if (at < 0 || !expect("numbers", numbers, size) || !expect("places", at, size)) goto done;
-    if (!patch_open(&self->patch, size, self->stored, self->row_bytes)) {
-        PyErr_NoMemory();
-        goto done;
-    }
     const int64_t *key = views[0].buf, *place = views[2].buf;
     const int32_t *number = views[1].buf;
-    for (Py_ssize_t i = 0; i < size; i++) {
+    for (Py_ssize_t i = 0; i < size; i++)
         if (!row_fits(self, key[i], number[i], place[i])) {
             PyErr_Format(PyExc_ValueError, "row %zd of the patch is none", i);
             goto done;
         }
-        const int64_t held = key[i] < 0 ? patch_key_added(-1 - key[i]) : key[i] * self->row_bytes;
+    if (!patch_open(&self->patch, key, size, self->stored, self->row_bytes)) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < size; i++) {
         const uint8_t *rows = self->chunks[number[i]].buf;
-        patch_add(&self->patch, held, rows + place[i] * self->row_bytes);
+        patch_put(&self->patch, key[i], rows + place[i] * self->row_bytes);
     }
     filled = 1;
 done:

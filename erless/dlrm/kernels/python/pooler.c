@@ -1,6 +1,8 @@
 /* Gather-pool, for Python. */
 #include "python/pooler.h"
 
+#include <stdlib.h>
+
 #include "arithmetic/index.h"
 
 static void pooler_free(PyObject *object) {
@@ -10,10 +12,26 @@ static void pooler_free(PyObject *object) {
         for (int64_t v = 0; v < 2 * self->count; v++)
             if (self->views[v].obj) PyBuffer_Release(&self->views[v]);
     Py_XDECREF(self->given);
+    if (self->slices)
+        for (int64_t s = 0; s < self->count; s++) free((void *)self->slices[s].fused);
     PyMem_Free(self->views);
     PyMem_Free(self->slices);
     type->tp_free(object);
     Py_DECREF(type);
+}
+
+/* Put index and patch of a slice together; sets an error where that fails. */
+static int pooler_fuse(slice_t *slice) {
+    const int64_t count = blocks_for(slice->indexed);
+    uint64_t *fused = aligned_alloc(64, sizeof(uint64_t) * 2 * INDEX_WORDS * (size_t)count);
+    slice->fused = fused;
+    if (fused == NULL) {
+        PyErr_NoMemory();
+        return 0;
+    }
+    if (patch_fuse(slice->patch, slice->blocks, count, fused)) return 1;
+    PyErr_SetString(PyExc_ValueError, "blocks: the index is beyond the stored rows");
+    return 0;
 }
 
 static int pooler_add(Pooler *self, int64_t s, PyObject *item) {
@@ -47,7 +65,8 @@ static int pooler_add(Pooler *self, int64_t s, PyObject *item) {
     const Py_ssize_t words = take(blocks, &views[1], 8, 0, "blocks");
     if (words < 0) return 0;
     slice->blocks = views[1].buf;
-    return expect("blocks", words, (Py_ssize_t)(INDEX_WORDS * blocks_for(indexed)));
+    if (!expect("blocks", words, (Py_ssize_t)(INDEX_WORDS * blocks_for(indexed)))) return 0;
+    return slice->patch == NULL || slice->patch->replacing == 0 || pooler_fuse(slice);
 }
 
 PyDoc_STRVAR(pooler_doc,
