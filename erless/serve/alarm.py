@@ -46,12 +46,12 @@ class Alarm:
         self._limiter = AlertLimiter(clock)
         self._flush: asyncio.TimerHandle | None = None
 
-    def touched(self, kind: AlertKind, request: Request) -> None:
+    def touched(self, kind: AlertKind, request: Request, detail: str = "") -> None:
         """Raise an alert of `request`, once it has been answered: no answer takes longer for it."""
         loop = asyncio.get_running_loop()
-        loop.call_soon(self._raise, kind, request, len(request.body))
+        loop.call_soon(self._raise, kind, request, len(request.body), detail)
 
-    def _raise(self, kind: AlertKind, request: Request, size_bytes: int) -> None:
+    def _raise(self, kind: AlertKind, request: Request, size_bytes: int, detail: str) -> None:
         path, _, _ = request.path.decode("latin-1").partition("?")
         alert = Alert(
             time=utc_now(),
@@ -62,6 +62,7 @@ class Alarm:
             forwarded=_forwarded(request),
             asked=_cut(f"{request.method.decode('latin-1')} {path}"),
             size_bytes=size_bytes,
+            detail=detail,
         )
         if alert.kind != "decoy":  # whose /metrics the intruder reads too
             self._metrics.alerted(alert.kind)

@@ -46,6 +46,7 @@ class Settings:
     token: str | None = None
     tokens_file: str | None = None
     canary: str | None = None
+    ids_in_order: bool = False
     alerts_socket: str | None = None
     tls_certificate: str | None = None
     tls_key: str | None = None
@@ -236,6 +237,7 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         token=env.text("ERLESS_TOKEN") if kind == "gateway" else None,
         tokens_file=env.text("ERLESS_TOKENS_FILE") if kind == "gateway" else None,
         canary=_canary(env) if kind == "gateway" else None,
+        ids_in_order=kind == "gateway" and choice("ERLESS_IDS_IN_ORDER", "0", "1") == "1",
         alerts_socket=env.text("ERLESS_ALERTS_SOCKET"),
         tls_certificate=env.text("ERLESS_TLS_CERTIFICATE") if kind == "gateway" else None,
         tls_key=env.text("ERLESS_TLS_KEY") if kind == "gateway" else None,

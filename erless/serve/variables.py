@@ -122,6 +122,12 @@ VARIABLES = (
         "and an alert is raised (docs/decoys.md)",
     ),
     Variable(
+        "ERLESS_IDS_IN_ORDER",
+        "ids_in_order",
+        GATEWAY,
+        "`1`: an alert where one client takes a table's ids in order (docs/decoys.md)",
+    ),
+    Variable(
         "ERLESS_ALERTS_SOCKET",
         "alerts_socket",
         ALL,

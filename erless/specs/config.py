@@ -213,6 +213,11 @@ class AlertConfig(Section):
     webhook_env: str | None = Field(
         None, description="Environment variable with the https:// URL that gets each alert as JSON."
     )
+    ids_in_order: bool = Field(
+        False,
+        description="Raise one where a client takes a table's ids in order, from query to query. A "
+        "job that scores everybody does so too.",
+    )
 
 
 class DecoysConfig(Section):

@@ -37,6 +37,7 @@ class ClusterSettings:
 
     images: function kind → image by digest. sla_ms: p95 objective of a query. model: key of the
     model's name, where its objects carry it. canary: SHA-256 of a token that opens nothing.
+    ids_in_order: who takes ids in order is an alert.
     mutual_tls: gateway and functions know each other by certificates.
     """
 
@@ -49,6 +50,7 @@ class ClusterSettings:
     traces: TracesConfig = field(default_factory=TracesConfig)
     model: str = ""
     canary: str | None = None
+    ids_in_order: bool = False
     mutual_tls: bool = False
 
     @property
@@ -179,6 +181,7 @@ def resolve_settings(
         traces=config.traces,
         model=model_key(config.targets.model or ""),
         canary=canary_digest(config.gateway, guarded=options.token_secret is not None),
+        ids_in_order=config.decoys.alert.ids_in_order,
         mutual_tls=config.security.mutual_tls,
     )
 

@@ -37,8 +37,8 @@ class LocalSettings:
     """What functions need to know besides release and plan.
 
     cache: folder for what comes from S3. identities: folder of the functions' certificates, where
-    they speak mutual TLS. canary: SHA-256 of a token that opens nothing. window_s, grace_s: instead
-    of the plan's, if not None.
+    they speak mutual TLS. canary: SHA-256 of a token that opens nothing. ids_in_order: who takes
+    ids in order is an alert. window_s, grace_s: instead of the plan's, if not None.
     """
 
     cache: Path
@@ -46,6 +46,7 @@ class LocalSettings:
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     token: str | None = None
     canary: str | None = None
+    ids_in_order: bool = False
     identities: Path | None = None
     traces: TracesConfig = field(default_factory=TracesConfig)
     sla_ms: float = 100.0
@@ -163,6 +164,8 @@ def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -
         env["ERLESS_TOKEN"] = site.token
     if site.canary:
         env["ERLESS_CANARY_SHA256"] = site.canary
+    if site.ids_in_order:
+        env["ERLESS_IDS_IN_ORDER"] = "1"
     if options.tokens_file:
         env["ERLESS_TOKENS_FILE"] = str(options.tokens_file.absolute())
     if options.tls:

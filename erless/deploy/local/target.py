@@ -84,6 +84,7 @@ class LocalTarget:
             observe=config.observe,
             traces=config.traces,
             token=os.environ[name] if name else None,
+            ids_in_order=config.decoys.alert.ids_in_order,
             canary=canary_digest(config.gateway, guarded=bool(name or config.gateway.tokens_file)),
             identities=folder.identities.path if config.security.mutual_tls else None,
             sla_ms=config.traffic.sla_p95_ms,

@@ -25,11 +25,13 @@ from erless.dlrm.lanes import LaneSums
 from erless.dlrm.rows import Buckets
 from erless.errors import ArtifactError, ServeError
 from erless.http.client.endpoint import Endpoint
+from erless.http.messages import Request
 from erless.serve.files import OpenGateway, open_gateway, open_tower, source_of
 from erless.serve.gateway.error_budget import ErrorBudget
 from erless.serve.gateway.fan_out import FanOut, ShardCall, ShardWork
 from erless.serve.gateway.first_start import release_answers, wait_for_functions
 from erless.serve.gateway.follower import GenerationFollower
+from erless.serve.gateway.ids_in_order import IdsInOrder
 from erless.serve.gateway.live_heat import HeatSampler
 from erless.serve.gateway.remote import RemoteDense, RemoteShard
 from erless.serve.gateway.silence import Resends
@@ -201,6 +203,7 @@ class Gateway:
         self._sampler: HeatSampler | None = None
         if settings.sample:
             self._sampler = HeatSampler(opened, source_of(settings), settings, metrics, log)
+        self._in_order: IdsInOrder | None = None
         self._error_budget = (
             ErrorBudget(settings.degraded_share) if settings.cold_miss == "default" else None
         )
@@ -277,6 +280,10 @@ class Gateway:
     def _distrusted(self) -> None:
         self._metrics.silent_connections += 1
 
+    def watch_ids(self, tell: Callable[[Request, str], None]) -> None:
+        """As `WatchesIds.watch_ids`."""
+        self._in_order = IdsInOrder(self._released.release.model, self._now, tell)
+
     # -- a query
 
     def memory_bytes(self, request: InferRequest) -> int:
@@ -291,10 +298,12 @@ class Gateway:
         buckets = query.lookup.bucketize(view.opened.routing)
         if self._sampler is not None:
             self._sampler.observe(query.lookup, buckets, query.batch)
+        if self._in_order is not None and call.origin is not None:
+            self._in_order.observe(call.origin, query.lookup)
         query.lookup.forget_ids()
         if query.graph is not None:
             self._metrics.unknown_ids(query.graph.unknown)
-        call.request.inputs = {}  # a query that waits does not hold its whole body
+        call.request.inputs, call.origin = {}, None  # a query that waits does not hold its body
         return self._answer(call, self._fan_out(call, view, query, buckets))
 
     def _fan_out(

@@ -23,6 +23,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -45,7 +46,7 @@ from erless.serve.process.scrub import Scrubber
 from erless.serve.process.sockets import bind_socket, connection_limit, inherited_socket
 from erless.serve.process.workers import Board, Worker, run_workers
 from erless.serve.protocol.app import App
-from erless.serve.protocol.served import CallsFunctions, Served
+from erless.serve.protocol.served import CallsFunctions, Served, WatchesIds
 from erless.serve.settings import Kind, Settings, read_settings
 from erless.serve.traces import open_traces
 from erless.specs.decoys import DecoyManifest, load_shard_or_decoy
@@ -256,6 +257,8 @@ class _Function:
         )
         if served.decoy:
             self._server.watch(self._touched)
+        if self._settings.ids_in_order and isinstance(served, WatchesIds):
+            served.watch_ids(partial(self._alarm.touched, "sequence"))
         keep_heap()
         gc.collect()
         gc.freeze()  # what is loaded stays: collections need not look at it again

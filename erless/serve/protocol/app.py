@@ -143,7 +143,8 @@ class App:
                 if quick is not None:
                     return self._done(asked, quick, 200)
             inputs = wire.decode(request, served)
-            call = InferCall(inputs, request.arrived, deadline, asked.traceparent, span)
+            origin = request if self.settings.ids_in_order else None
+            call = InferCall(inputs, request.arrived, deadline, asked.traceparent, span, origin)
             asked.held_bytes = self._take_budget(served.memory_bytes(inputs))
             answer = served.infer(call)
             if not isinstance(answer, InferAnswer):

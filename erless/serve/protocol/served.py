@@ -9,12 +9,13 @@ from typing import Any, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from erless.dlrm._kernels import FastPath
+from erless.http.messages import Request
 from erless.serve.files import MappedFile
 from erless.serve.protocol.infer import InferRequest
 from erless.serve.protocol.tensors import TensorSpec
 from erless.serve.traces import QuerySpan
 
-__all__ = ["CallsFunctions", "InferAnswer", "InferCall", "Served"]
+__all__ = ["CallsFunctions", "InferAnswer", "InferCall", "Served", "WatchesIds"]
 
 
 @dataclass(slots=True)
@@ -27,6 +28,8 @@ class InferCall:
         deadline: when its client stops waiting, in the loop's time.
         traceparent: the W3C trace context, to be passed on.
         span: of the query, where it is traced.
+        origin: the client's request, where somebody looks at who asks what. It holds the body: let
+            go of it before waiting.
     """
 
     request: InferRequest
@@ -34,6 +37,7 @@ class InferCall:
     deadline: float
     traceparent: bytes | None = None
     span: QuerySpan | None = None
+    origin: Request | None = None
 
 
 @dataclass(slots=True)
@@ -101,3 +105,11 @@ class CallsFunctions(Protocol):
 
     async def wait_for_functions(self) -> None:
         """Wait until they can be called, as far as nobody else has seen to that."""
+
+
+@runtime_checkable
+class WatchesIds(Protocol):
+    """What is served by ids that clients send."""
+
+    def watch_ids(self, tell: Callable[[Request, str], None]) -> None:
+        """From now on have `tell` called with the request of who takes ids in order, and why."""

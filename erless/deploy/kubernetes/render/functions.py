@@ -327,6 +327,8 @@ def _gateway_environment(
     }
     if settings.canary:
         environment["ERLESS_CANARY_SHA256"] = settings.canary
+    if settings.ids_in_order:
+        environment["ERLESS_IDS_IN_ORDER"] = "1"
     if options.grpc:
         environment["ERLESS_GRPC"] = "1"
     for function in functions:
