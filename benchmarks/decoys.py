@@ -1,12 +1,13 @@
 """What decoys cost and how quiet they are, on this machine (docs/decoys.md).
 
-    python -m benchmarks.decoys idle                   # CPU per query with decoys and without
+    python -m benchmarks.decoys idle                     # CPU per query: decoys, an alarm, neither
     python -m benchmarks.decoys quiet --queries 1000000  # alerts under ordinary work: none
-    python -m benchmarks.decoys wakings --count 200    # a woken decoy against a woken cold shard
+    python -m benchmarks.decoys wakings --count 200      # a woken decoy against a woken cold shard
 
-`quiet` sends queries while another thread deploys two releases in turns, rolls back, asks for
-status, compares, reads logs and prunes, over and over. `wakings` lets both fall asleep and
-wakes them in turns by one request; Kolmogorov and Smirnov's test compares the times to the answer.
+`idle` measures the three in turns, and quotes each round's ratio to neither. `quiet` sends queries
+while another thread deploys two releases in turns, rolls back, asks for status, compares, reads
+logs and prunes, over and over. `wakings` lets both fall asleep and wakes them in turns by one
+request; Kolmogorov and Smirnov's test compares the times to the answer.
 """
 
 from __future__ import annotations
@@ -34,27 +35,29 @@ from erless.deploy.target import Desired
 from erless.pack.inventory import prune
 from erless.progress import Silent
 from erless.serve.protocol.client import QueryClient
-from erless.specs.config import Config, DecoysConfig, LocalConfig, TargetsConfig
+from erless.specs.config import AlertConfig, Config, DecoysConfig, LocalConfig, TargetsConfig
 from erless.storage.stores import open_store
 from tests.releases import Made, default_model, make_release, random_query
 
 TIMEOUT_S = 120.0
 DECOYS = 2
 BATCH = 32
-ROUNDS = 5  # of the two kinds of deployment, in turns
+ROUNDS = 9  # of each kind of deployment, in turns
 LEVEL = 0.01  # of the test
 ROWS = 20_000
 
 
 class Deployed:
-    """A deployment on this machine with `count` decoys, in a folder of its own."""
+    """A deployment on this machine with decoys as `declared`, in a folder of its own."""
 
-    def __init__(self, folder: Path, made: Made, count: int, window_s: float = 2.0) -> None:
+    def __init__(
+        self, folder: Path, made: Made, declared: DecoysConfig, window_s: float = 2.0
+    ) -> None:
         local = LocalConfig(state=folder / "state", window_s=window_s, grace_s=0.0)
         self.made, self.folder = made, folder
         self.config = Config(
             store=made.store,
-            decoys=DecoysConfig(count=count),
+            decoys=declared,
             targets=TargetsConfig(local=local),
         )
         self.target = LocalTarget(self.config, Timing(poll_s=0.1))
@@ -84,12 +87,15 @@ class Deployed:
 
 
 @contextmanager
-def deployed(count: int, window_s: float = 2.0) -> Iterator[Deployed]:
-    """`Deployed`, destroyed at the end."""
+def deployed(
+    count: int, window_s: float = 2.0, *, ids_in_order: bool = False
+) -> Iterator[Deployed]:
+    """`Deployed` with so many decoys, destroyed at the end."""
+    declared = DecoysConfig(count=count, alert=AlertConfig(ids_in_order=ids_in_order))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = make_release(folder / "made", model=default_model(ROWS, 32))
-        place = Deployed(folder, made, count, window_s)
+        place = Deployed(folder, made, declared, window_s)
         try:
             yield place
         finally:
@@ -111,23 +117,33 @@ def cpu_per_query_us(place: Deployed, queries: int) -> float:
 
 def idle(queries: int) -> bool:
     """Decoys take no process, and no CPU of queries: medians of rounds in turns."""
-    with deployed(0, 600.0) as plain, deployed(DECOYS, 600.0) as guarded:
+    with (
+        deployed(0, 600.0) as plain,
+        deployed(DECOYS, 600.0) as guarded,
+        deployed(DECOYS, 600.0, ids_in_order=True) as alarmed,
+    ):
+        places = {"neither": plain, "decoys": guarded, "decoys and alarm": alarmed}
         names = [decoy.shard.name for decoy in guarded.desired.decoys]
-        found = {"without": list[float](), "with": list[float]()}
-        for _ in range(ROUNDS):
-            found["without"].append(cpu_per_query_us(plain, queries))
-            found["with"].append(cpu_per_query_us(guarded, queries))
+        found = {name: list[float]() for name in places}
+        for number in range(ROUNDS):
+            for name in (*places, *places)[number % len(places) :][: len(places)]:
+                found[name].append(cpu_per_query_us(places[name], queries))
         processes = sum(not guarded.asleep(name) for name in names)
         more = len(guarded.processes) - len(plain.processes)
     for name, values in found.items():
-        print(f"CPU per query, {name} decoys: {np.median(values):,.0f} µs, rounds {values}")
+        ratios = np.array(values) / np.array(found["neither"])
+        low, middle, high = np.percentile(ratios, [25, 50, 75])
+        print(
+            f"CPU per query, {name}: {np.median(values):,.0f} µs, "
+            f"{middle:.3f} ({low:.3f} to {high:.3f}) of that without"
+        )
     print(f"{len(names)} decoys: {processes} processes of theirs, {more} more in all")
     return processes == 0
 
 
 def quiet(queries: int) -> bool:
     """No alert under ordinary work."""
-    with deployed(DECOYS) as place:
+    with deployed(DECOYS, ids_in_order=True) as place:
         model, store = default_model(ROWS, 32), place.made.store
         other = make_release(place.folder / "other", model=model, seed=2, store=store)
         over, done = threading.Event(), dict[str, int]()

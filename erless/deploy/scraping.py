@@ -13,9 +13,11 @@ first window only learns.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["ScrapingWatch", "ShardOdds"]
+from erless.specs.odds import ShardOdds
+
+__all__ = ["ScrapingWatch"]
 
 WINDOW_S = 60.0
 TAIL = 1e-9  # one false alarm in 2,000 years of windows of a shard, were calls independent
@@ -25,15 +27,7 @@ LEAST_CALLS = 20.0
 LEARNING = 0.3  # weight of the last window in what is expected of the next
 LEAST_SHARE = 1e-6  # of a frozen shard whose rows the profile never saw
 
-Counts = Mapping[tuple[str, int], float]  # (function, process) → gathers so far
-
-
-@dataclass(frozen=True, slots=True)
-class ShardOdds:
-    """What the plan expects: its share of all gathers, and rows in a call that reaches it."""
-
-    share: float
-    rows_per_call: float
+Counts = Mapping[tuple[str, Any], float]  # (function, process or pod) → gathers so far
 
 
 class ScrapingWatch:

@@ -5,8 +5,8 @@ Render, then act: `diff` lists the changes that `deploy` would make, `deploy` ma
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ from erless.specs.alerts import Alert
 from erless.specs.churn import FaultSite
 from erless.specs.decoys import DecoyShard
 from erless.specs.functions import FunctionKind
+from erless.specs.odds import ShardOdds
 from erless.specs.plan import Plan
 from erless.specs.release import ReleaseManifest
 
@@ -31,6 +32,7 @@ __all__ = [
     "Status",
     "Target",
     "Validates",
+    "Watched",
     "place_to_restore",
     "served_model",
 ]
@@ -191,14 +193,28 @@ class Breakable(Protocol):
         """The ways to break it. Raises NotDeployedError."""
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What a store knows of the deployed releases and their cluster does not.
+
+    decoys: digests of their decoys. odds: of the cold and frozen shards of the one that serves, by
+    digest.
+    """
+
+    decoys: frozenset[str] = frozenset()
+    odds: Mapping[str, ShardOdds] = field(default_factory=dict)
+
+
 @runtime_checkable
 class Alerting(Protocol):
     """A target that says who touched what nobody should."""
 
-    def alerts(self, lines: int, follow: bool, decoys: Collection[str] = ()) -> Iterator[Alert]:
+    def alerts(
+        self, lines: int, follow: bool, watched: Callable[[], Watched] = Watched
+    ) -> Iterator[Alert]:
         """The last `lines` alerts in order of time, then what comes.
 
-        `decoys`: digests of the deployed releases' decoys, where the target does not know them.
+        `watched` tells what the target does not know by itself, now and after every deploy.
 
         Raises:
             NotDeployedError: nothing is deployed.

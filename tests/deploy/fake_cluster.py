@@ -93,6 +93,7 @@ class FakeCluster:
         self.resizes = True
         self.fits: Callable[[str], str] = lambda cpu: ""  # else why not: Deferred, Infeasible
         self.requests_total: dict[str, float] = {}  # by pod, as its metrics say
+        self.gathers_total: dict[str, float] = {}
         self.throttling: dict[str, float] = {}  # more of every pod's metrics
         self.logs: dict[str, str] = {}  # pod → what it said
         self.watches = self.lists = 0
@@ -526,7 +527,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith("/resize"):
             return self._answer(200, cluster.resize(key, body))
         if self.command == "POST":
-            key = (key[0], key[1], body["metadata"]["name"])
+            meta = body["metadata"]
+            meta.setdefault("name", f"{meta.get('generateName', '')}{cluster.version}")
+            key = (key[0], key[1], meta["name"])
             if key in cluster.objects:
                 raise Refused(409, "already exists")
             return self._answer(201, cluster.store(key, body))
@@ -554,9 +557,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _metrics(self, path: str) -> None:
         """The text that a pod of ours answers with."""
         pod = path.rsplit("/", 3)[1].partition(":")[0]
-        if pod not in self.cluster.requests_total:
+        counted = {
+            "requests_total": self.cluster.requests_total.get(pod),
+            "gathers_total": self.cluster.gathers_total.get(pod),
+        }
+        lines = {name: value for name, value in counted.items() if value is not None}
+        if not lines:
             raise Refused(503, "no endpoints available")
-        lines = {"requests_total": self.cluster.requests_total[pod], **self.cluster.throttling}
+        lines |= self.cluster.throttling
         text = "".join(f"erless_{name} {value}\n" for name, value in lines.items()).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(text)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from erless.deploy.scraping import WINDOW_S, ScrapingWatch, ShardOdds
+from erless.deploy.scraping import WINDOW_S, ScrapingWatch
+from erless.specs.odds import ShardOdds
 
 ODDS = {"cold-0": ShardOdds(0.02, 3.0), "frozen": ShardOdds(0.0, 1.0)}
 QUERIES = 2000  # a window

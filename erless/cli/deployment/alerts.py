@@ -16,9 +16,10 @@ from erless.cli.run import Output, OutputOption, emit, note, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from erless.deploy.target import Target
+    from erless.deploy.target import Target, Watched
     from erless.specs.alerts import Alert
     from erless.specs.config import Config
+    from erless.specs.odds import ShardOdds
 
 __all__ = ["alerts"]
 
@@ -44,7 +45,7 @@ def alerts(
     destination, config = resolve_target(where)
     if not isinstance(destination, Alerting):
         raise DeployError(f"target {destination.name} raises no alerts")
-    told = destination.alerts(lines, follow, _decoys(destination, config))
+    told = destination.alerts(lines, follow, lambda: _watched(destination, config))
     if not follow:
         found = list(told)
 
@@ -66,34 +67,38 @@ def alerts(
             sys.stdout.flush()
 
 
-def _decoys(destination: Target, config: Config) -> frozenset[str]:
-    """Digests of the decoys of what is deployed, as the store has them; a supervisor knows its own.
+def _watched(destination: Target, config: Config) -> Watched:
+    """Decoys and odds of what is deployed, as the store has them.
 
     Where the store cannot be read, decoys are known by what they log themselves.
     """
+    from erless.deploy.desired_release import load_desired
+    from erless.deploy.target import Watched
     from erless.errors import ErlessError
-    from erless.specs.decoys import load_decoys
-    from erless.storage.stores import open_store
+    from erless.specs.odds import release_odds
 
-    if destination.name == "local":
-        return frozenset()
+    decoys: set[str] = set()
+    odds: dict[str, ShardOdds] = {}
     try:
-        store = open_store(config.store, endpoint_url=config.targets.knative.endpoint_url)
-        deployments = destination.deployments()
-        decoys = [load_decoys(store, deployment.release) for deployment in deployments]
+        for kept in destination.deployments():
+            desired = load_desired(config.store, kept.release, config.targets.knative.endpoint_url)
+            decoys |= {decoy.shard.digest for decoy in desired.decoys}
+            if kept.current:
+                odds = release_odds(desired.release, desired.plan)
     except ErlessError as error:
         note(f"decoys are told by their own logs alone, after a cold start: {error}")
-        return frozenset()
-    return frozenset(decoy.shard.digest for some in decoys for decoy in some)
+    return Watched(frozenset(decoys), odds)
 
 
 def alert_line(alert: Alert) -> str:
     """An alert as a line of text."""
     who = alert.source or "somebody"
     who += f" ({alert.process})" if alert.process else ""
+    counted = alert.kind == "scraping"  # of all callers together: nobody in particular
     claims = ", ".join(f"{name}: {value}" for name, value in alert.forwarded.items())
     parts = (
-        f"{alert.time} {alert.kind} {alert.function}: {who} {alert.asked or 'connected'}",
+        f"{alert.time} {alert.kind} {alert.function}",
+        "" if counted else f"{who} {alert.asked or 'connected'}",
         f"{alert.size_bytes:,} bytes" if alert.size_bytes else "",
         f"{alert.count:,} times" if alert.count > 1 else "",
         f"it says {claims}" if claims else "",

@@ -7,22 +7,26 @@ say by whom. The watcher tells of both, and leaves each as an Event on the gatew
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
 
+from erless.deploy.knative.scraped import Gathers, read_gathers
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api, Gone
 from erless.deploy.kubernetes.kinds import EVENT, KSERVICE, POD
 from erless.deploy.kubernetes.pod_logs import pod_logs
 from erless.deploy.kubernetes.pod_names import KNATIVE
+from erless.deploy.scraping import ScrapingWatch
+from erless.deploy.target import Watched
 from erless.deploy.webhook import Webhook
 from erless.errors import DeployError, ForbiddenError, NotDeployedError
 from erless.specs.alerts import ALERT_MESSAGE, Alert, AlertLimiter, utc_now
@@ -35,24 +39,30 @@ ALERT = "erless.dev/alert"  # the annotation that has the whole of it
 LOG_LINES = 1000  # of each function, in which alerts are looked for
 WINDOW_S = 60
 MADE = "SuccessfulCreate"  # of a ReplicaSet's Events: it has made a pod
+KILLING = "Killing"  # of a pod's Events: it is being ended
+REPLACED_S = 5.0  # a pod that is made so soon beside the end of another takes its place
+GATHERS_S = 10.0  # between two looks at what functions have gathered
 MOST_CHARACTERS = 1024  # of an Event's message
 
 
 def deployment_alerts(
     api: Api,
     scope: names.Scope,
-    decoys: Collection[str],
+    watched: Callable[[], Watched],
     lines: int,
     follow: bool,
     webhook: str | None,
 ) -> Iterator[Alert]:
     """The last `lines` alerts of a scope, then what comes, which goes to the webhook as well.
 
+    Args:
+        watched: what the store knows of the deployed releases; asked again as these change.
+
     Raises:
         NotDeployedError: there is no function of ours.
         ForbiddenError: Events may not be left.
     """
-    watch = _AlertWatch(api, scope, decoys)
+    watch = _AlertWatch(api, scope, watched)
     if not watch.functions:
         raise NotDeployedError(f"nothing is deployed in namespace {scope.namespace}")
     yield from (watch.past()[-lines:] if lines else ())
@@ -72,12 +82,12 @@ class _AlertWatch:
     Args:
         api: the cluster.
         scope: of the deployment.
-        decoys: digests of its decoys, as far as the store tells.
+        watched: as of `deployment_alerts`.
     """
 
-    def __init__(self, api: Api, scope: names.Scope, decoys: Collection[str]) -> None:
+    def __init__(self, api: Api, scope: names.Scope, watched: Callable[[], Watched]) -> None:
         self._api, self._scope = api, scope
-        self._decoys = frozenset(decoys)
+        self._ask, self._watched = watched, watched()
         self.functions = self._named()
 
     def _named(self) -> dict[str, Object]:
@@ -91,7 +101,12 @@ class _AlertWatch:
 
     def _is_decoy(self, service: str) -> bool:
         live = self.functions.get(service, {"metadata": {}})
-        return live["metadata"].get("annotations", {}).get(names.DIGEST) in self._decoys
+        digest = live["metadata"].get("annotations", {}).get(names.DIGEST)
+        return digest in self._watched.decoys
+
+    def _look_again(self) -> None:
+        """A function is new: there was a deploy since."""
+        self.functions, self._watched = self._named(), self._ask()
 
     def past(self) -> list[Alert]:
         """What Events and logs still tell, in order of time, each once."""
@@ -104,6 +119,7 @@ class _AlertWatch:
         events, _ = self._api.list(EVENT, self._scope.namespace)
         told: set[str] = set()
         made: list[Alert] = []
+        ended = [event for event in events if event.get("reason") == KILLING]
         for event in events:
             text = event["metadata"].get("annotations", {}).get(ALERT)
             if text and event.get("reason") == REASON:
@@ -115,9 +131,9 @@ class _AlertWatch:
                 yield alert
             elif event.get("reason") == MADE:
                 service = self._service_of(event.get("involvedObject", {}).get("name", ""))
-                if service and self._is_decoy(service):
-                    time = event.get("lastTimestamp") or event["metadata"]["creationTimestamp"]
-                    made.append(self._woken(service, str(time).replace("Z", "+00:00")))
+                replaces = any(_replaces(event, other, service) for other in ended)
+                if service and self._is_decoy(service) and not replaces:
+                    made.append(self._woken(service, _time_of(event)))
         yield from (alert for alert in made if alert.function not in told)
 
     def _service_of(self, replica_set: str) -> str:
@@ -166,7 +182,7 @@ class _AlertWatch:
             except DeployError as error:
                 arriving.put(error)
 
-        for source in (self._wakings, lambda: self._from_logs(follow=True)):
+        for source in (self._wakings, self._scrapers, lambda: self._from_logs(follow=True)):
             threading.Thread(target=read, args=(source,), daemon=True).start()
         while True:
             try:
@@ -184,31 +200,76 @@ class _AlertWatch:
                 yield admitted
 
     def _wakings(self) -> Iterator[Alert]:
-        """Pods of decoys, as they are made."""
+        """Pods of decoys, as they are made; not those that take the place of others."""
         selector = f"{self._scope.selector},{names.KIND}=sparse"
-        known, version = self._pods(selector)
+        alive, version = self._pods(selector)
+        ended_s: dict[str, float] = {}  # by Service, when its last pod was gone
         while True:
             try:
                 for event, pod in self._api.watch(
                     POD, self._scope.namespace, selector, version, WINDOW_S
                 ):
                     version = pod["metadata"].get("resourceVersion", version)
-                    uid = pod["metadata"].get("uid", "")
-                    if event != "ADDED" or uid in known:
-                        continue
-                    known.add(uid)
-                    service = pod["metadata"].get("labels", {}).get(KNATIVE.service, "")
-                    if service not in self.functions:
-                        self.functions = self._named()
-                    if self._is_decoy(service):
-                        yield self._woken(service, utc_now())
+                    service, uid = _service_and_uid(pod)
+                    if event == "DELETED":
+                        alive.pop(uid, None)
+                        ended_s[service] = time.monotonic()
+                    elif event == "ADDED" and uid not in alive:
+                        lately = time.monotonic() - ended_s.get(service, -REPLACED_S) < REPLACED_S
+                        replaces = service in alive.values() or lately
+                        alive[uid] = service
+                        if not replaces:
+                            yield from self._waking(service)
             except Gone:
-                seen, version = self._pods(selector)
-                known |= seen
+                before = alive
+                alive, version = self._pods(selector)
+                for service in sorted(set(alive.values()) - set(before.values())):
+                    yield from self._waking(service)
 
-    def _pods(self, selector: str) -> tuple[set[str], str]:
+    def _waking(self, service: str) -> Iterator[Alert]:
+        """The alert of a pod that was made for `service`, where nobody should ask for it."""
+        if service not in self.functions:
+            self._look_again()
+        if self._is_decoy(service):
+            yield self._woken(service, utc_now())
+
+    def _pods(self, selector: str) -> tuple[dict[str, str], str]:
+        """The Service of each pod, by uid, and the list's version."""
         pods, version = self._api.list(POD, self._scope.namespace, selector)
-        return {pod["metadata"].get("uid", "") for pod in pods}, version
+        found = (_service_and_uid(pod) for pod in pods)
+        return {uid: service for service, uid in found}, version
+
+    def _scrapers(self) -> Iterator[Alert]:
+        """Shards that are asked far more than the plan's odds allow."""
+        odds = self._watched.odds
+        watch, gathers, asked_s = ScrapingWatch(odds, time.monotonic), Gathers(), time.monotonic()
+        while True:
+            time.sleep(GATHERS_S)
+            if time.monotonic() - asked_s > WINDOW_S:  # a release may have taken over
+                self._look_again()
+                asked_s = time.monotonic()
+            if self._watched.odds != odds:
+                odds = self._watched.odds
+                watch = ScrapingWatch(odds, time.monotonic)
+            with contextlib.suppress(DeployError):  # who watches goes on when the API is back
+                gathers = read_gathers(self._api, self._scope, gathers)
+            if not gathers:
+                continue
+            for digest, reason in watch.observe(gathers).items():
+                yield Alert(
+                    time=utc_now(),
+                    kind="scraping",
+                    function=self._named_by(digest),
+                    digest=digest,
+                    detail=reason,
+                )
+
+    def _named_by(self, digest: str) -> str:
+        """What `erless status` calls the function with a digest."""
+        for name, live in self.functions.items():
+            if live["metadata"].get("annotations", {}).get(names.DIGEST) == digest:
+                return self._display(name)
+        return digest
 
     def _leave_event(self, alert: Alert) -> None:
         """An Event on the gateway's Service, which stands for the release."""
@@ -248,3 +309,22 @@ class _AlertWatch:
         except ForbiddenError as error:
             error.add_note("`erless cluster init` gives deployers the right to leave Events")
             raise
+
+
+def _service_and_uid(pod: Object) -> tuple[str, str]:
+    meta = pod["metadata"]
+    return meta.get("labels", {}).get(KNATIVE.service, ""), meta.get("uid", "")
+
+
+def _time_of(event: Object) -> str:
+    """When an Event of Kubernetes last happened, as alerts say it."""
+    stamp = event.get("lastTimestamp") or event["metadata"]["creationTimestamp"]
+    return str(stamp).replace("Z", "+00:00")
+
+
+def _replaces(made: Object, ended: Object, service: str) -> bool:
+    """Whether a pod of `service` was made as another of its pods ended: `made` is no waking."""
+    if not ended.get("involvedObject", {}).get("name", "").startswith(f"{service}-"):
+        return False
+    times = [datetime.fromisoformat(_time_of(event)) for event in (made, ended)]
+    return abs((times[0] - times[1]).total_seconds()) <= REPLACED_S

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -24,7 +24,7 @@ from erless.deploy.kubernetes.pod_names import KNATIVE
 from erless.deploy.kubernetes.releases import GatewayRecord, called_services
 from erless.deploy.kubernetes.render.rendered import Object, Rendered
 from erless.deploy.kubernetes.target import ClusterTarget
-from erless.deploy.target import Change, Desired, Status
+from erless.deploy.target import Change, Desired, Status, Watched
 from erless.deploy.webhook import webhook_url
 from erless.errors import DeployError
 from erless.progress import Progress
@@ -81,10 +81,12 @@ class KnativeTarget(ClusterTarget):
             self.api, scope, progress, deadline, options.keep_releases, options.canary_percent
         )
 
-    def alerts(self, lines: int, follow: bool, decoys: Collection[str] = ()) -> Iterator[Alert]:
+    def alerts(
+        self, lines: int, follow: bool, watched: Callable[[], Watched] = Watched
+    ) -> Iterator[Alert]:
         """See `Alerting.alerts`. Who follows leaves Events, and posts to the webhook."""
         url = webhook_url(self._config.decoys.alert.webhook_env)
-        return deployment_alerts(self.api, self.scope, decoys, lines, follow, url)
+        return deployment_alerts(self.api, self.scope, watched, lines, follow, url)
 
     def read_status(self, scope: names.Scope) -> Status:
         """See `ClusterTarget.read_status`."""

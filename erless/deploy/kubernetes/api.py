@@ -280,11 +280,18 @@ class Api:
             raise DeployError(f"{path}: {first_line(error)}") from error
 
     def lines(self, path: str, query: Mapping[str, str]) -> Iterator[str]:
-        """A log as it grows, line by line, until the server ends it."""
+        """A log as it grows, line by line, until the server ends it.
+
+        Raises:
+            Missing: there is no such log.
+            DeployError: it was refused, or nobody answers.
+        """
         try:
             answer = self._send("GET", path, None, query, "application/json", (5.0, 3600.0))
         except ApiException as error:
             raise self._translate(error, "GET", path) from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise DeployError(f"{path}: {first_line(error)}") from error
         partial = b""
         try:
             for chunk in answer.stream(65536):

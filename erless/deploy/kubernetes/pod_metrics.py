@@ -12,17 +12,19 @@ from erless.deploy.kubernetes.render.pods import PORT
 from erless.deploy.kubernetes.render.rendered import Object
 from erless.errors import DeployError
 
-__all__ = ["Samples", "read_samples", "speaks_tls"]
+__all__ = ["COUNTERS", "Samples", "read_samples", "speaks_tls"]
 
 Samples = dict[str, float]
 THREADS = 16
 TIMEOUT_S = 2.0
 _SUMS = {
     "erless_requests_total": "requests",
+    "erless_gathers_total": "gathers",
     "erless_disk_reads_total": "disk",
     "erless_cpu_periods": "periods",
     "erless_cpu_throttled_periods": "throttled",
 }
+COUNTERS = frozenset(_SUMS.values())  # whatever else a pod's samples have is a bound
 _SAMPLE = re.compile(r"^(erless_\w+)(?:\{([^}]*)\})? (\S+)")
 _LE = re.compile(r'le="([^"]+)"')
 
@@ -39,8 +41,9 @@ def read_samples(
 ) -> dict[str, Samples]:
     """Counters of each of the named pods, all asked at once; none of one that does not answer.
 
-    `requests`, `disk`: of all requests and reads; `periods`, `throttled`: of its CPU limit; under
-    its bound, each cumulative bucket of the requests' seconds. Pods in `secured` speak TLS.
+    `requests`, `gathers`, `disk`: of all requests, rows and reads; `periods`, `throttled`: of its
+    CPU limit; under its bound, each cumulative bucket of the requests' seconds. Pods in `secured`
+    speak TLS.
     """
     if not pods:
         return {}

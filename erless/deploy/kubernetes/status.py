@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.api import Api
 from erless.deploy.kubernetes.kinds import POD, POD_METRICS
-from erless.deploy.kubernetes.pod_metrics import Samples, read_samples, speaks_tls
+from erless.deploy.kubernetes.pod_metrics import COUNTERS, Samples, read_samples, speaks_tls
 from erless.deploy.kubernetes.reasons import pod_problems
 from erless.deploy.kubernetes.releases import GatewayRecord
 from erless.deploy.kubernetes.watching import condition, read_events
@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 Object = dict[str, Any]
-OF_LIMITS = ("periods", "throttled")  # nothing that is shown
 RATE_S = 1.0  # between the two readings that rates come from
 _UNITS = {
     "": 1.0,
@@ -230,9 +229,9 @@ def _rates(api: Api, namespace: str, pods: list[Object]) -> dict[str, _Rates]:
 
 
 def _rate(first: Samples, second: Samples, took_s: float) -> _Rates:
-    grown = {key: second[key] - first.get(key, 0.0) for key in second if key not in OF_LIMITS}
-    requests, reads = grown.pop("requests", 0.0), grown.pop("disk", 0.0)
-    steps = grown
+    grown = {key: second[key] - first.get(key, 0.0) for key in second}
+    requests, reads = grown.get("requests", 0.0), grown.get("disk", 0.0)
+    steps = {key: count for key, count in grown.items() if key not in COUNTERS}
     if not steps.get("+Inf"):
         steps = {key: second[key] for key in steps}  # nothing just now: since it started
     total = steps.get("+Inf", 0.0)

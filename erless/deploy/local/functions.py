@@ -20,6 +20,7 @@ from erless.specs.config import GatewayConfig, ObserveConfig, TracesConfig
 from erless.specs.decoys import planned_shard
 from erless.specs.functions import GATEWAY
 from erless.specs.model import DlrmTower
+from erless.specs.odds import ShardOdds
 from erless.specs.plan import DensePlan, GatewayPlan, Scaling, ShardPlan
 from erless.specs.release import ReleaseManifest, ReleaseShard
 from erless.storage.digests import digest_json
@@ -136,12 +137,8 @@ def _sparse(
         planned,
         site,
     )
-    update: dict[str, float] = {
-        "share": planned.share,
-        "rows_per_call": planned.gathers / planned.touch_probability
-        if planned.touch_probability
-        else 1.0,
-    }
+    odds = ShardOdds.of(planned)
+    update: dict[str, float] = {"share": odds.share, "rows_per_call": odds.rows_per_call}
     if shard.cache_bytes is not None:
         update["disk_bytes"] = shard.size_bytes
     return function.model_copy(update=update)

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from erless.deploy.local.supervisor.replica.cgroups import obstacle
 from erless.deploy.local.supervisor.replica.orphans import end_all
 from erless.deploy.local.supervisor.spec import ReleaseSpec, StoredState, Timing
 from erless.deploy.local.supervisor.watchdog import end_watchdog
-from erless.deploy.target import Change, Deployment, Desired, Status, served_model
+from erless.deploy.target import Change, Deployment, Desired, Status, Watched, served_model
 from erless.deploy.webhook import webhook_url
 from erless.errors import ConfigError, ConflictError, DeployError, NotDeployedError, StorageError
 from erless.progress import Progress
@@ -245,7 +245,9 @@ class LocalTarget:
 
         return read_logs(folder.logs, display_name, lines, follow)
 
-    def alerts(self, lines: int, follow: bool, decoys: Collection[str] = ()) -> Iterator[Alert]:
+    def alerts(
+        self, lines: int, follow: bool, watched: Callable[[], Watched] = Watched
+    ) -> Iterator[Alert]:
         """See `Alerting.alerts`."""
         folder = self._folder
         if not folder.exists:

@@ -21,17 +21,27 @@ from erless.deploy.desired_release import load_desired, standing_decoys
 from erless.deploy.local.supervisor.spec import Timing
 from erless.deploy.local.target import LocalTarget
 from erless.deploy.target import FunctionState
+from erless.dlrm.queries import Query
 from erless.dlrm.reference import Monolith
 from erless.progress import Silent
+from erless.serve.gateway.ids_in_order import LEAST_IDS
 from erless.serve.protocol.client import QueryClient
 from erless.specs.alerts import Alert
-from erless.specs.config import Config, DecoysConfig, GatewayConfig, LocalConfig, TargetsConfig
+from erless.specs.config import (
+    AlertConfig,
+    Config,
+    DecoysConfig,
+    GatewayConfig,
+    LocalConfig,
+    TargetsConfig,
+)
 from erless.specs.decoys import load_decoys
 from erless.storage.stores import open_store
 from tests.conformance.harness import LocalHarness
-from tests.releases import Made, make_release, random_query
+from tests.releases import Made, default_model, make_release, random_query
 
 WAIT_S = 60.0
+ROWS = 3 * LEAST_IDS
 ALERT_S = 1.0  # from a touch to its alert
 VARIABLES = ("TOKEN_OF_CLIENTS", "TOKEN_OF_NOBODY")
 TOKEN, CANARY = "the-token-of-clients", "a-token-that-lies-about"
@@ -44,7 +54,7 @@ class Site:
         self.made, self.folder = made, folder
         self.config = Config(
             gateway=GatewayConfig(token_env=VARIABLES[0], canary_token_env=VARIABLES[1]),
-            decoys=DecoysConfig(count=2),
+            decoys=DecoysConfig(count=2, alert=AlertConfig(ids_in_order=True)),
             targets=TargetsConfig(
                 local=LocalConfig(state=folder / "state", window_s=2.0, grace_s=0.2)
             ),
@@ -103,7 +113,7 @@ def site(packed_release: Made, tmp_path_factory: pytest.TempPathFactory) -> Iter
     os.environ |= dict(zip(VARIABLES, (TOKEN, CANARY), strict=True))
     folder = tmp_path_factory.mktemp("decoys")
     try:
-        yield Site(folder, make_release(folder / "made"))
+        yield Site(folder, make_release(folder / "made", model=default_model(ROWS)))
     finally:
         LocalHarness(folder).end()
         for variable in VARIABLES:
@@ -216,6 +226,20 @@ def test_alerts_are_followed_as_they_come(site: Site) -> None:
     thread.join(WAIT_S)
     assert [alert.asked for alert in seen] == ["GET /v2/models/shard"]
     assert seen[0].forwarded == {"user-agent": "probe/1"}
+
+
+def test_a_client_that_takes_ids_in_order_is_told(site: Site) -> None:
+    batch, tables = 64, len(site.made.model.tables)
+    lengths = np.array([[1] * batch, *[[0] * batch] * (tables - 1)], np.int32)
+    dense = np.zeros((batch, site.made.model.dense_features), np.float32)
+    with QueryClient(site.url, TOKEN) as client:
+        for begin in range(0, ROWS - batch, batch):
+            client.predict(Query(dense, np.arange(begin, begin + batch), lengths))
+    site.await_alert(lambda alert: alert.kind == "sequence")
+    (alert,) = [alert for alert in site.alerts() if alert.kind == "sequence"]
+    assert (alert.function, alert.source) == ("gateway", "127.0.0.1")
+    assert "ids of table user in order" in alert.detail
+    assert TOKEN not in alert.model_dump_json()
 
 
 def test_another_release_gets_as_many_decoys_as_stand(site: Site) -> None:

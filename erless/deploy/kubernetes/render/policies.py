@@ -124,7 +124,8 @@ def network_policies(
                 "podSelector": selector,
                 "policyTypes": ["Ingress", "Egress"] if closed else ["Ingress"],
                 "ingress": entries,
-                **({"egress": exits} if closed else {}),
+                # an empty list is stored as none, so that each apply of it would be a change
+                **({"egress": exits} if closed and exits else {}),
             },
         }
 

@@ -18,14 +18,14 @@ from erless.deploy.local.supervisor.folder.events import log_event
 from erless.deploy.local.supervisor.folder.logs import log_file, rotate
 from erless.deploy.local.supervisor.folder.state_folder import ALERTS, StateFolder
 from erless.deploy.local.supervisor.spec import FunctionSpec, StoredState
-from erless.deploy.scraping import ScrapingWatch, ShardOdds
+from erless.deploy.scraping import ScrapingWatch
 from erless.deploy.webhook import Webhook
 from erless.errors import ConfigError, StorageError
 from erless.specs.alerts import ALERT_MESSAGE, Alert, AlertLimiter, utc_now
+from erless.specs.odds import WATCHED_TIERS, ShardOdds
 
 __all__ = ["AlertDesk"]
 
-WATCHED_TIERS = ("cold", "frozen")
 MOST_BYTES = 64 << 10  # of one message
 
 
@@ -116,7 +116,7 @@ class AlertDesk:
             odds = {
                 key: ShardOdds(spec.share, spec.rows_per_call)
                 for key, spec in cold.items()
-                if not spec.decoy
+                if not spec.decoy and any(other.share for other in specs.values())
             }
             self._watched, self._specs = state.current, specs
             self._scraping = ScrapingWatch(odds, self._loop.time)

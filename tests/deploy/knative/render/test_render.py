@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,20 @@ def test_objects_are_valid_and_stable(name: str, tmp_path: Path) -> None:
     for each in first.objects:
         assert each["metadata"]["annotations"]["erless.dev/release"] == digest
         assert each["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "erless"
+
+
+def empty_lists(value: Any, path: str = "") -> Iterator[str]:
+    if value == []:
+        yield path
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from empty_lists(item, f"{path}.{key}")
+
+
+@pytest.mark.parametrize("name", ["folder", "cloud"])
+def test_no_list_is_empty(name: str, tmp_path: Path) -> None:
+    """A real API server stores none, so that each apply of one was a change of its own."""
+    assert [found for each in scenario(name, tmp_path).objects for found in empty_lists(each)] == []
 
 
 def revision_annotations(rendered: Rendered, name: str) -> dict[str, str]:
@@ -382,10 +397,12 @@ def test_functions_connect_to_the_store_and_the_gateway_to_the_ingress(
         (found,) = [each["spec"] for each in rendered.base if each["metadata"]["name"] == name]
         return dict(found)
 
-    shards, gateway = spec("erless-shards")["egress"], spec("erless-gateway")["egress"]
+    shards = spec("erless-shards").get("egress", [])
+    gateway = spec("erless-gateway")["egress"]
     anywhere = [each["port"] for rule in shards if "to" not in rule for each in rule["ports"]]
     assert [port for port in anywhere if port not in (53, 5353)] == ports
     assert bool(shards) == bool(ports)  # a folder takes no connection, and so no name
+    assert spec("erless-shards")["policyTypes"] == ["Ingress", "Egress"]
     spaces = [
         peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
         for rule in gateway
