@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,6 +138,68 @@ def test_a_publisher_that_is_stopped_leaves_nothing_that_is_read(
     publisher.store.create = original  # type: ignore[method-assign]
     assert newest_generation(publisher.store, made.release.digest) is None
     assert publisher.publish(changes([5])).number == 1
+
+
+# Publishes in children that end themselves (-9) before their first, second, … change of a file.
+KILLED = """
+import os, signal, sys
+import numpy as np
+from erless.pack.generations.changes import TableChanges
+from erless.pack.generations.publish import Publisher
+from erless.pack.inventory import verify
+from erless.specs.generations import generations, load_generation, load_state
+from erless.storage.stores import open_store
+
+CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "fcntl.flock"}
+folder, digest = sys.argv[1:]
+
+def publish(value):
+    publisher = Publisher(open_store(folder), digest)
+    publisher.publish([TableChanges("user", np.arange(6), np.full((6, 8), value, np.float32))])
+    publisher.close()
+
+def publish_until(last):
+    left = last
+    def count(event, details):
+        nonlocal left
+        written = event == "open" and isinstance(details[2], int) and details[2] & 3
+        left -= event in CHANGES or bool(written)
+        if left < 0 and event != "os.kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(count)
+    publish(1 + last)
+
+publish(0)  # all that is imported later is there
+store, killed, status = open_store(folder), 0, -1
+while status:
+    child = os.fork()
+    if not child:
+        publish_until(killed)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL), status
+    killed += status == signal.SIGKILL
+    numbers = generations(store, digest)
+    assert list(numbers) == list(range(1, len(numbers) + 1)), numbers
+    for state in load_generation(store, digest, numbers[-1]).states.values():
+        load_state(store, state)
+assert not verify(store, digest)
+print(killed, len(numbers))
+"""
+
+
+def test_a_publisher_may_be_killed_before_each_change_of_a_file(made: Made) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, made.store, made.release.digest],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    killed, published = map(int, done.stdout.split())
+    assert killed > 10
+    assert 2 <= published < killed
 
 
 def test_a_gap_in_the_numbers_and_another_model_are_told(

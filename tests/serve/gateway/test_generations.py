@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -189,6 +190,23 @@ def test_who_starts_or_wakes_has_all_generations(fleet: Fleet, made: Made) -> No
     check(answered, trainer.expected(number, query))
     assert another.metric("erless_generation") == number
     assert fleet.shards["hot"].metric("erless_changed_bytes") > 0
+
+
+def test_clocks_that_disagree_change_nothing_but_the_age(
+    fleet: Fleet, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(made)
+    query = random_query(made.model, 6, 16)
+    for ahead_s in (86_400.0, -86_400.0):
+        clock = SimpleNamespace(time=lambda ahead_s=ahead_s: time.time() + ahead_s)
+        monkeypatch.setattr("erless.pack.generations.publish.time", clock)
+        number = trainer.train()
+        wait_for(fleet.gateway, made, number)
+        generation, answered = ask(fleet.gateway, made, query)
+        assert generation == number
+        check(answered, trainer.expected(number, query))
+        age_s = fleet.gateway.metric("erless_generation_age_seconds")
+        assert age_s == 0 if ahead_s > 0 else age_s > 86_000
 
 
 def test_a_damaged_part_holds_the_gateway_at_the_generation_before(
