@@ -43,6 +43,22 @@ static int row_fits(const Patch *self, int64_t key, int32_t chunk, int64_t place
     return place < self->chunks[chunk].len / self->row_bytes;
 }
 
+/* The first of `size` rows that is none, or `size`. */
+static Py_ssize_t first_wrong(const Patch *self, const int64_t *keys, const int32_t *chunks,
+                              const int64_t *places, Py_ssize_t size) {
+    Py_ssize_t i = 0;
+    while (i < size && row_fits(self, keys[i], chunks[i], places[i])) i++;
+    return i;
+}
+
+static void put_rows(Patch *self, const int64_t *keys, const int32_t *chunks, const int64_t *places,
+                     Py_ssize_t size) {
+    for (Py_ssize_t i = 0; i < size; i++) {
+        const uint8_t *rows = self->chunks[chunks[i]].buf;
+        patch_put(&self->patch, keys[i], rows + places[i] * self->row_bytes);
+    }
+}
+
 static int patch_fill(Patch *self, PyObject *keys, PyObject *chunks, PyObject *places) {
     Py_buffer views[3] = {{0}, {0}, {0}};
     int filled = 0;
@@ -51,19 +67,20 @@ static int patch_fill(Patch *self, PyObject *keys, PyObject *chunks, PyObject *p
     const Py_ssize_t at = numbers < 0 ? -1 : take(places, &views[2], 8, 0, "places");
     if (at < 0 || !expect("numbers", numbers, size) || !expect("places", at, size)) goto done;
     const int64_t *key = views[0].buf, *place = views[2].buf;
-    const int32_t *number = views[1].buf;
-    for (Py_ssize_t i = 0; i < size; i++)
-        if (!row_fits(self, key[i], number[i], place[i])) {
-            PyErr_Format(PyExc_ValueError, "row %zd of the patch is none", i);
-            goto done;
-        }
-    if (!patch_open(&self->patch, key, size, self->stored, self->row_bytes)) {
-        PyErr_NoMemory();
+    Py_ssize_t wrong = 0;
+    int opened = 0;
+    Py_BEGIN_ALLOW_THREADS /* queries are answered meanwhile */
+    wrong = first_wrong(self, key, views[1].buf, place, size);
+    if (wrong == size) opened = patch_open(&self->patch, key, size, self->stored, self->row_bytes);
+    if (opened) put_rows(self, key, views[1].buf, place, size);
+    Py_END_ALLOW_THREADS
+    if (wrong < size) {
+        PyErr_Format(PyExc_ValueError, "row %zd of the patch is none", wrong);
         goto done;
     }
-    for (Py_ssize_t i = 0; i < size; i++) {
-        const uint8_t *rows = self->chunks[number[i]].buf;
-        patch_put(&self->patch, key[i], rows + place[i] * self->row_bytes);
+    if (!opened) {
+        PyErr_NoMemory();
+        goto done;
     }
     filled = 1;
 done:

@@ -29,7 +29,11 @@ static int pooler_fuse(slice_t *slice) {
         PyErr_NoMemory();
         return 0;
     }
-    if (patch_fuse(slice->patch, slice->blocks, count, fused)) return 1;
+    int fits;
+    Py_BEGIN_ALLOW_THREADS /* queries are answered meanwhile */
+    fits = patch_fuse(slice->patch, slice->blocks, count, fused);
+    Py_END_ALLOW_THREADS
+    if (fits) return 1;
     PyErr_SetString(PyExc_ValueError, "blocks: the index is beyond the stored rows");
     return 0;
 }
