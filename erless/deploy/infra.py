@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from erless.deploy.programs import run_program
 from erless.errors import InfraError
 from erless.specs.artifact import FromElsewhere
 from erless.specs.cluster import PodPlacement, PodToleration
@@ -122,20 +122,8 @@ def _run_output(folder: Path, timeout_s: float) -> str:
             f"cannot read {folder}: neither {' nor '.join(PROGRAMS)} is on PATH; a file saved by "
             "`terraform output -json` is read without it"
         )
-    try:
-        done = subprocess.run(
-            [program, f"-chdir={folder}", "output", "-no-color", "-json"],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise InfraError(f"{folder}: no answer from {program} in {timeout_s:g} s") from error
-    except OSError as error:
-        raise InfraError(f"cannot start {program}: {error.strerror}") from error
+    command = [program, f"-chdir={folder}", "output", "-no-color", "-json"]
+    done = run_program(command, timeout_s, InfraError)
     if done.returncode:
         raise InfraError(f"{folder}: {_first_error(done.stderr)}")
     return done.stdout

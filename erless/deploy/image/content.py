@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import py_compile
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import distributions
@@ -17,6 +16,7 @@ from pathlib import Path
 from erless.deploy.image.kernels import PACKAGE, kernels_for
 from erless.deploy.image.layer import Item
 from erless.deploy.image.processors import Processor, own_processor
+from erless.deploy.programs import run_program
 from erless.errors import DependencyError
 from erless.specs.functions import FunctionKind
 
@@ -102,18 +102,7 @@ def dependency_items(
         command += [f"--platform={platform}" for platform in processor.wheels]
     command += ["--no-index", "--find-links", str(wheels)] if wheels else []
     command += ["torch"] if torch else []
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=PIP_TIMEOUT_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DependencyError(f"pip did not finish within {PIP_TIMEOUT_S} s") from error
+    done = run_program(command, PIP_TIMEOUT_S, DependencyError)
     if done.returncode:
         source = f"folder {wheels}" if wheels else "package index"
         raise DependencyError(

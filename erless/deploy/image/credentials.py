@@ -6,11 +6,11 @@ import base64
 import json
 import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from erless.deploy.image.reference import HUB_API
+from erless.deploy.programs import run_program
 from erless.errors import ImageError, first_line
 
 __all__ = ["find_credentials"]
@@ -61,18 +61,7 @@ def _decoded(text: Any, where: str) -> Credentials:
 
 def _from_helper(helper: str, key: str) -> Credentials:
     """Ask Docker's credential helper."""
-    try:
-        done = subprocess.run(
-            [f"docker-credential-{helper}", "get"],
-            input=key,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ImageError(f"docker-credential-{helper} failed: {first_line(error)}") from error
+    done = run_program([f"docker-credential-{helper}", "get"], TIMEOUT_S, ImageError, key)
     if done.returncode:
         return None, None
     try:

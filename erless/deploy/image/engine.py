@@ -10,6 +10,7 @@ from pathlib import Path
 
 from erless.deploy.image.kernels import PACKAGE
 from erless.deploy.image.reference import parse_reference
+from erless.deploy.programs import run_program
 from erless.errors import ImageError
 from erless.specs.functions import FunctionKind
 
@@ -38,14 +39,8 @@ def find_engine() -> str | None:
         if shutil.which(name) is None:
             continue
         try:
-            done = subprocess.run(
-                [name, "info"],
-                capture_output=True,
-                timeout=ANSWER_S,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
-        except (OSError, subprocess.TimeoutExpired):
+            done = run_program([name, "info"], ANSWER_S, ImageError)
+        except ImageError:
             continue
         if done.returncode == 0:
             return name
@@ -76,14 +71,7 @@ def push(engine: str, image: str) -> str:
         from erless.deploy.image.registry import resolve_digest
 
         return resolve_digest(parse_reference(image))
-    done = subprocess.run(
-        [engine, "image", "inspect", image],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        timeout=ANSWER_S,
-        check=False,
-    )
+    done = run_program([engine, "image", "inspect", image], ANSWER_S, ImageError)
     name = image.rpartition(":")[0]
     try:
         digests = json.loads(done.stdout)[0]["RepoDigests"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sysconfig
 from pathlib import Path
 
 from erless.deploy.image.processors import Processor, own_processor
+from erless.deploy.programs import run_program
 from erless.errors import ImageError
 
 __all__ = ["PACKAGE", "kernels_for"]
@@ -46,18 +46,7 @@ def kernels_for(processor: Processor, scratch: Path) -> Path:
     target = scratch / built.name
     command = [compiler, *FLAGS, f"-I{SOURCES}", f"-I{sysconfig.get_path('include')}"]
     command += [*map(str, sources), "-o", str(target), "-lm"]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=COMPILE_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ImageError(f"{processor.compiler} did not finish within {COMPILE_S} s") from error
+    done = run_program(command, COMPILE_S, ImageError)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no reason"]
         raise ImageError(f"{processor.compiler} failed at the kernels: {lines[0]}")

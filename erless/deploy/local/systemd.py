@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+from erless.deploy.programs import run_program
 from erless.errors import DeployError
 from erless.storage.atomic import replace_file
 
@@ -124,17 +124,7 @@ def _systemctl(*words: str) -> str:
         DeployError: it is not there, or refused.
     """
     command = ["systemctl", "--user", *words]
-    try:
-        done = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=ANSWER_S,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise DeployError(f"{' '.join(command)}: {error}") from error
+    done = run_program(command, ANSWER_S, DeployError)
     if done.returncode:
         raise DeployError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
