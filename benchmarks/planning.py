@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.planning_at_scale import many_tables
 from erless.dlrm.workload import WORKLOADS, PowerLaw, RowOrder
 from erless.plan.costs.cost import PAPER_TERMS
 from erless.plan.costs.curves import AccessCurve, TableLoad
@@ -165,8 +166,8 @@ def profile(accesses: int = 10**8, tables: int = 10, rows: int = 2_000_000) -> R
     """`erless profile` over a parquet log of so many accesses, as a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        _bundle(folder / "model", tables, rows)
-        written = _log(folder / "log.parquet", accesses, tables, rows)
+        write_bundle(folder / "model", tables, rows)
+        written = write_log(folder / "log.parquet", accesses, tables, rows)
         command = [
             sys.executable,
             "-m",
@@ -197,7 +198,8 @@ def profile(accesses: int = 10**8, tables: int = 10, rows: int = 2_000_000) -> R
         }
 
 
-def _bundle(folder: Path, tables: int, rows: int) -> None:
+def write_bundle(folder: Path, tables: int, rows: int) -> None:
+    """A bundle of `tables` tables with rows of one number: what a profile needs of a model."""
     (folder / "tables").mkdir(parents=True)
     entries = []
     for index in range(tables):
@@ -216,7 +218,7 @@ def _bundle(folder: Path, tables: int, rows: int) -> None:
     ).save(folder / MANIFEST)
 
 
-def _log(path: Path, accesses: int, tables: int, rows: int) -> int:
+def write_log(path: Path, accesses: int, tables: int, rows: int) -> int:
     """128 ids per bag, P = 90 %; returns the accesses written."""
     rng = np.random.default_rng(0)
     law, order = PowerLaw(rows, 0.9), RowOrder.seeded(rows, rng)
@@ -239,6 +241,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "int8": int8,
     "random": random_instances,
     "large": large,
+    "many_tables": many_tables,
     "growth": growth,
     "profile": profile,
 }
@@ -246,7 +249,7 @@ PARTS: dict[str, Callable[[], Any]] = {
 
 def run(part: str) -> Any:
     """One part in a process of its own, so that its peak memory is its own."""
-    command = [sys.executable, __file__, "--only", part]
+    command = [sys.executable, "-m", "benchmarks.planning", "--only", part]
     print(f"{part} …", file=sys.stderr, flush=True)
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
@@ -349,6 +352,7 @@ def _scale_checks(results: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
             f"{big['peak_bytes'] / 1e9:.2f} GB",
             big["peak_bytes"] <= 4e9,
         ),
+        *_many_checks(results["many_tables"]),
         (
             "10^5 → 10^7 rows per table: times slower",
             f"≤ {grown['rows_log_rows']:.0f} (rows·log)",
@@ -367,6 +371,24 @@ def _scale_checks(results: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
             "≤ 2 GB",
             f"{read['peak_bytes'] / 1e9:.2f} GB",
             read["peak_bytes"] <= 2e9,
+        ),
+    ]
+
+
+def _many_checks(many: Row) -> list[tuple[str, str, str, bool]]:
+    size = f"{many['tables']:,} tables, {many['rows']:.1e} rows, {many['accesses']:.1e} accesses"
+    return [
+        (
+            f"{size}: from histograms to plan.json",
+            "≤ 60 s",
+            f"{many['cpu_s']:.1f} CPU s, {many['wall_s']:.0f} s at load {many['load_average']:.1f}",
+            many["cpu_s"] <= 60,
+        ),
+        (
+            "its peak memory",
+            "≤ 4 GB",
+            f"{many['peak_bytes'] / 1e9:.2f} GB",
+            many["peak_bytes"] <= 4e9,
         ),
     ]
 

@@ -80,6 +80,7 @@ class PackInputs:
             else BundleManifest.open(bundle)
         )
         self.profile = Profile.load(profile / PROFILE_MANIFEST)
+        self._accesses = {access.table: access for access in self.profile.tables}
         self.plan = Plan.load(plan)
         self.model = self.bundle.model
         self._check_belong()
@@ -179,14 +180,12 @@ class PackInputs:
         return access.counts if access else None
 
     def _access(self, table: TableSpec) -> TableAccess | None:
-        access = next(
-            (access for access in self.profile.tables if access.table == table.name), None
-        )
+        access = self._accesses.get(table.name)
         if access is not None and access.rows != table.rows:
             raise PlanError(
                 f"table {table.name} has {table.rows:,} rows, the profile {access.rows:,}"
             )
-        if access is not None and access.histogram is not None:
+        if access is not None and access.histogram is not None and access.counts is None:
             raise PlanError(
                 f"table {table.name}: the profile has a histogram of its {access.touched:,} rows, "
                 "enough to plan but not to rank them: profile with a larger --most-rows"

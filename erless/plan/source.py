@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from erless.dlrm.workload import WORKLOADS
 from erless.errors import PlanError
-from erless.plan.costs.curves import RATIO, AccessCurve, TableLoad
+from erless.plan.costs.curves import AccessCurve, TableLoad, breakpoint_ratio
 from erless.plan.costs.measured import MeasuredSpeed
 from erless.specs.bundle import BundleManifest
 from erless.specs.counts import open_counts, read_histogram
@@ -17,7 +18,6 @@ from erless.specs.profile import MANIFEST, Profile, TableAccess
 from erless.storage.digests import digest_json
 
 __all__ = [
-    "MANY_ROWS",
     "PlanSource",
     "bundle_source",
     "profile_source",
@@ -27,7 +27,7 @@ __all__ = [
     "workload_tables",
 ]
 
-MANY_ROWS = 200  # tables from here on: coarser curves keep planning within its time
+COARSE = 1.05  # breakpoints farther apart than this are told
 
 
 def workload_tables(
@@ -159,7 +159,8 @@ def _tables(
         )
     accesses = {access.table: access for access in profile.tables}
     names = {spec.name for spec in model.tables}
-    ratio = RATIO if len(model.tables) < MANY_ROWS else 1.05
+    ratio = breakpoint_ratio([spec.rows for spec in model.tables])
+    bags = _bags(model)
     tables: list[TableLoad] = []
     notes = [
         f"table {name} of the profile is not in the model: its accesses are left out"
@@ -183,9 +184,20 @@ def _tables(
                 f"{folder}: table {spec.name}: the log did not say how many samples it "
                 "covers, so traffic per query is unknown: profile again with --samples"
             )
-        bags = _bags(model, spec.name)
-        tables.append(TableLoad(spec, access.pooling_factor * batch, curve, bags))
-    return profile, tables, notes
+        tables.append(TableLoad(spec, access.pooling_factor * batch, curve, bags[spec.name]))
+    return profile, tables, [*notes, *_coarseness(tables, ratio)]
+
+
+def _coarseness(tables: Sequence[TableLoad], ratio: float) -> list[str]:
+    """How far gathers may be off, where curves have fewer points than each alone would have."""
+    gathers = sum(table.gathers for table in tables)
+    if ratio <= COARSE or not gathers:
+        return []
+    off = sum(table.gathers * table.curve.most_under for table in tables) / gathers
+    return [
+        f"{len(tables):,} tables: their access curves have points {ratio:.2f}× apart, so the rows "
+        f"up to any cut take at most {off:.2%} more of all gathers than the plan counts"
+    ]
 
 
 def _curve(folder: Path, access: TableAccess, rows: int, ratio: float) -> AccessCurve | None:
@@ -199,12 +211,13 @@ def _curve(folder: Path, access: TableAccess, rows: int, ratio: float) -> Access
     return AccessCurve.from_counts(counts.map("counts"), rows, ratio)
 
 
-def _bags(model: ModelSpec, table: str) -> float:
-    """Vectors that a sample wants of `table`; infinite where a feature pools nothing.
+def _bags(model: ModelSpec) -> dict[str, float]:
+    """Vectors that a sample wants of each table; infinite where a feature pools nothing.
 
     A profile counts a table's accesses, not those of each feature: where one pools nothing, all
     count as vectors of their own.
     """
-    readers = [feature for feature in model.lookups if feature.table == table]
-    alone = any(feature.pooling is Pooling.NONE for feature in readers)
-    return math.inf if alone else float(len(readers))
+    bags = dict.fromkeys((spec.name for spec in model.tables), 0.0)
+    for feature in model.lookups:
+        bags[feature.table] += math.inf if feature.pooling is Pooling.NONE else 1.0
+    return bags

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 SHARES = (0.001, 0.01, 0.1, 0.5)  # fractions of a table's rows whose share of accesses is reported
+MANY_ROWS = 100_000  # touched: from here on a histogram lies beside the counts, for planning
 LOCALITY_FRACTION = 0.1  # locality P is over the hottest 10 % of rows
 
 
@@ -194,9 +195,10 @@ def _write_counts(
         for name, table_rows in rows.items():
             distribution = counts.distribution(name)
             entry = histogram = None
-            if distribution.touched > (counted.most_rows or distribution.touched):
+            ranked = distribution.touched <= (counted.most_rows or distribution.touched)
+            if not ranked or distribution.touched >= MANY_ROWS:
                 histogram = _write_histogram(name, distribution, stage)
-            elif distribution.touched:
+            if ranked and distribution.touched:
                 path = f"counts/{name}.safetensors"
                 digest = counts.write(name, distribution, stage / path)
                 entry = FileEntry(path=path, **digest._asdict())

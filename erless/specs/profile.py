@@ -3,8 +3,9 @@
     profile/
       profile.json                      this document
       counts/<table>.safetensors        `ids` int64 and `counts` int64, hottest first
-      histograms/<table>.safetensors    or, of a table too large to rank, `values` and `rows` int64:
-                                        distinct counts, falling, and how many rows have each
+      histograms/<table>.safetensors    of a large table, `values` and `rows` int64: distinct
+                                        counts, falling, and how many rows have each; enough to
+                                        plan, and all there is of a table too large to rank
 
 Rows are ranked by count, descending; ties, and the rows that the log never touched, by id. This is
 the one definition of a row's *rank* (`erless.pack.ranks`), which plans refer to. The profile of a
@@ -49,7 +50,7 @@ class TableAccess(Frozen):
     locality: float = Field(0.0, ge=0, le=1, description="share of the hottest 10 % of rows")
     counts: FileEntry | None = None
     histogram: FileEntry | None = Field(
-        None, description="instead of counts: how many rows have each count; enough to plan"
+        None, description="of a large table: how many rows have each count; enough to plan"
     )
 
     @model_serializer(mode="wrap")

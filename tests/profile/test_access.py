@@ -24,6 +24,7 @@ from erless.profile.access import extend_profile, profile_access
 from erless.profile.curves import MachineCurves
 from erless.profile.formats import LogFormat, LogSource
 from erless.profile.tally import Tallies
+from erless.specs.counts import open_counts, read_histogram
 from erless.specs.profile import Profile, ThroughputCurve
 from erless.storage.tensors import TensorFile
 
@@ -360,3 +361,23 @@ def test_columns_of_other_names(make_bundle: MakeBundle, tmp_path: Path) -> None
     for wrong, says in (((("user", "uid"),), "no column 'uid'"), ((("age", "item"),), "age")):
         with pytest.raises(LogError, match=says):
             profile_access(bundle, [replace(source, columns=wrong)], tmp_path / "q")
+
+
+def test_a_large_table_has_a_histogram_beside_its_counts(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planning reads that alone: counts of 10^10 rows are 80 GB."""
+    model = make_bundle({"t": 50, "few": 50})
+    bags = pa.array([[1, 2, 2], [2, 3, 4, 1, 2]], pa.list_(pa.int64()))
+    few = pa.array([[7], [7]], pa.list_(pa.int64()))
+    pq.write_table(pa.table({"t": bags, "few": few}), tmp_path / "log.parquet")
+    sources = [LogSource.parse(str(tmp_path / "log.parquet"))]
+    monkeypatch.setattr("erless.profile.counted.MANY_ROWS", 4)
+    large, small = profile_access(model, sources, tmp_path / "p").profile.tables
+    assert large.counts and large.histogram and small.counts and not small.histogram
+    counts = open_counts(tmp_path / "p", large)
+    assert counts is not None
+    values, rows = np.unique(counts.read("counts"), return_counts=True)
+    histogram = read_histogram(tmp_path / "p", large)
+    assert histogram is not None
+    assert [each.tolist() for each in histogram] == [values[::-1].tolist(), rows[::-1].tolist()]

@@ -7,7 +7,9 @@ about 1,700 bins and differs from the closed form by less than 1e-6 of the acces
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,11 +20,23 @@ from erless.dlrm.workload import PowerLaw
 from erless.specs.model import TableSpec
 from erless.specs.plan import Precision
 
-__all__ = ["AccessCurve", "TableLoad", "partial_vectors"]
+__all__ = ["AccessCurve", "TableLoad", "breakpoint_ratio", "partial_vectors"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 RATIO = 1.01  # neighbouring breakpoints; the chord then lies ≤ RATIO-dependent 1e-6 under F
+MANY_CURVES, MANY_RATIO = 200, 1.05  # from so many on coarser ones keep planning within its time
+MOST_POINTS = 600_000  # of all curves together: planning time and memory grow with them
+
+
+def breakpoint_ratio(rows: Sequence[int]) -> float:
+    """The ratio of neighbouring breakpoints for tables of so many rows: no finer than they need.
+
+    >>> breakpoint_ratio([1000, 2000]), round(breakpoint_ratio([10**6] * 10**4), 2)
+    (1.01, 1.26)
+    """
+    least = RATIO if len(rows) < MANY_CURVES else MANY_RATIO
+    return max(least, math.exp(sum(math.log(number) for number in rows) / MOST_POINTS))
 
 
 def breakpoints(rows: int, ratio: float = RATIO) -> Ints:
@@ -117,6 +131,21 @@ class AccessCurve:
     def rows(self) -> int:
         """Rows of the table."""
         return int(self.ranks[-1])
+
+    @property
+    def most_under(self) -> float:
+        """How far below the counts' own share `cdf` may lie at most, between two breakpoints.
+
+        The counts fall, so what they add up to lies below its neighbouring chords prolonged: for
+        slopes a ≥ b ≥ c of three bins, the middle one w wide, w·(a - b)·(b - c) / (a - c) above b.
+        """
+        width = np.diff(self.ranks).astype(np.float64)
+        slope = np.minimum.accumulate(np.diff(self.share) / width)  # but for rounding they fall
+        falls = -np.diff(slope, append=0.0)
+        before = np.concatenate([[np.inf], falls[:-1]])  # what comes before the first is not known
+        with np.errstate(all="ignore"):
+            above = falls / (1.0 + falls / before)
+        return float(np.where((width > 1) & (falls > 0), width * above, 0.0).max(initial=0.0))
 
     def cdf(self, ranks: Floats | Ints | float) -> Floats:
         """Share of accesses that the hottest `ranks` rows take."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.plan.costs.contents import contents_of, cut_rows
 from erless.plan.costs.cost import CostTerms, quantile_wait_s, replicas, vcpu_each
-from erless.plan.costs.curves import TableLoad
+from erless.plan.costs.demand import Demand, DenseDemand
 from erless.plan.costs.disk import (
     BUFFER_BYTES,
     CACHE_KEY_BYTES,
@@ -21,6 +20,7 @@ from erless.plan.costs.disk import (
     DiskTerms,
     DiskUse,
 )
+from erless.plan.costs.many_tables import MANY_TABLES, Slices
 from erless.plan.costs.planned import PlannedFunction, Role, Slice
 from erless.specs.plan import Precision
 
@@ -36,53 +36,6 @@ __all__ = [
 ]
 
 UTILITY_QUERIES = 1000
-
-
-@dataclass(frozen=True)
-class DenseDemand:
-    """The dense tower as a function of its own.
-
-    Args:
-        device: cpu, or cuda.
-        service_s: seconds of one vCPU, or of one GPU, per query.
-        memory_bytes: of one replica.
-        cpu_s: seconds of one vCPU per query beside the GPU.
-        source: where the GPU's seconds are from.
-    """
-
-    device: Literal["cpu", "cuda"]
-    service_s: float
-    memory_bytes: float
-    cpu_s: float = 0.0
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What must be served: tables with traffic, λ queries/s, tower seconds per query.
-
-    With `dense`, `tower_s` is what the gateway spends on calling that function.
-    """
-
-    tables: tuple[TableLoad, ...]
-    qps: float
-    tower_s: float
-    batch: int = 32
-    min_replicas: int = 1
-    dense: DenseDemand | None = None
-
-    def least_s(self, terms: CostTerms) -> float:
-        """Least latency of a query on one vCPU, in seconds: the tower and the calls around it."""
-        apart = self.dense.service_s + terms.hop_s if self.dense else 0.0
-        return terms.call_s + self.tower_s + apart
-
-    def sparse_s(self, terms: CostTerms, precision: Precision = Precision.FP32) -> float:
-        """Seconds of one vCPU per query for all gathers."""
-        return sum(table.gathers * terms.beta_for(table, precision) for table in self.tables)
-
-    def monolith_s(self, terms: CostTerms) -> float:
-        """Seconds of one vCPU per query in a model-wise replica: a + β·(all gathers) + tower."""
-        return terms.call_s + self.sparse_s(terms) + self.tower_s
 
 
 @dataclass(frozen=True)
@@ -119,15 +72,15 @@ class Layout:
 
         `precisions` has one for each shard, instead of `precision` for all.
         """
-        kept = [[part for part in rows if part.stop > part.start] for rows in shards]
+        kept = [demand.held(rows) for rows in shards]
         reasons = list(why) or [""] * len(kept)
         kinds = list(precisions) or [precision] * len(kept)
-        parts = [entry for entry in zip(kept, reasons, kinds, strict=True) if entry[0]]
+        parts = [entry for entry in zip(kept, reasons, kinds, strict=True) if len(entry[0])]
         functions = [
             _shard(demand, terms, f"shard-{index}", rows, kind, text)
             for index, (rows, text, kind) in enumerate(parts)
         ]
-        inside = [part for part in resident if part.stop > part.start]
+        inside = demand.held(resident)
         gateway = _gateway(demand, terms, inside, resident_precision, functions)
         return cls(demand, terms, gateway, tuple(functions))
 
@@ -265,41 +218,6 @@ def on_disk(
     )
 
 
-class _Contents(NamedTuple):
-    """What a function holds: gathers per query, rows, their bytes, seconds of gathering, partials.
-
-    Partials are vectors per query: of each slice, the bags that are likely to gather from it.
-    """
-
-    gathers: float
-    rows: int
-    row_bytes: float
-    seconds: float
-    partials: float
-
-
-def _contents(
-    demand: Demand, terms: CostTerms, slices: Sequence[Slice], precision: Precision
-) -> _Contents:
-    rows = 0
-    gathers = row_bytes = seconds = partials = 0.0
-    widths: dict[tuple[int, Precision], tuple[int, float]] = {}
-    for part in slices:
-        table = demand.tables[part.table]
-        dim, floor = table.spec.dim, table.floor
-        if (dim, floor) not in widths:
-            widths[dim, floor] = table.row_bytes(precision), terms.beta_for(table, precision)
-        width, beta = widths[dim, floor]
-        gathered = table.gathers_between(part.start, part.stop)
-        gathers += gathered
-        rows += part.stop - part.start
-        row_bytes += (part.stop - part.start) * width
-        seconds += gathered * beta
-        bags = table.bags * demand.batch  # see partial_vectors; numbers alone are quicker in math
-        partials += gathered if math.isinf(bags) else -bags * math.expm1(-gathered / bags)
-    return _Contents(gathers, rows, row_bytes, seconds, partials)
-
-
 def _dense(demand: Demand, dense: DenseDemand, terms: CostTerms) -> PlannedFunction:
     """On a GPU a replica has one, and the vCPU that feed it; its load then counts GPUs."""
     on_gpu = dense.device == "cuda"
@@ -332,7 +250,7 @@ def _shard(
     precision: Precision,
     why: str,
 ) -> PlannedFunction:
-    held = _contents(demand, terms, rows, precision)
+    held = contents_of(demand, terms, rows, precision)
     service = terms.call_s + held.seconds + terms.partial_s * held.partials
     load = demand.qps * service
     number = replicas(load, terms, demand.min_replicas)
@@ -340,7 +258,7 @@ def _shard(
     return PlannedFunction(
         name=name,
         role=Role.SHARD,
-        slices=tuple(rows),
+        slices=rows,
         precision=precision,
         gathers=held.gathers,
         rows=held.rows,
@@ -362,18 +280,18 @@ def _gateway(
     precision: Precision,
     shards: Sequence[PlannedFunction],
 ) -> PlannedFunction:
-    held = _contents(demand, terms, resident, precision)
+    held = contents_of(demand, terms, resident, precision)
     remote = sum(shard.gathers for shard in shards)
     service = terms.call_s + demand.tower_s + held.seconds
     service += terms.remote_call_s * len(shards) + terms.route_s * remote
     service += terms.partial_s * sum(shard.partials for shard in shards)
     load = demand.qps * service
     number = replicas(load, terms, demand.min_replicas)
-    routing_bytes = _cut_rows(demand, resident, shards) * terms.routing_bytes_per_row
+    routing_bytes = cut_rows(demand, resident, shards) * terms.routing_bytes_per_row
     return PlannedFunction(
         name="gateway",
         role=Role.GATEWAY,
-        slices=tuple(resident),
+        slices=resident,
         precision=precision,
         gathers=held.gathers,
         rows=held.rows,
@@ -389,18 +307,10 @@ def _gateway(
     )
 
 
-def _cut_rows(demand: Demand, resident: Sequence[Slice], shards: Sequence[PlannedFunction]) -> int:
-    """Rows of the tables that lie in more than one place: the gateway must route each of them."""
-    places = np.zeros(len(demand.tables), np.int64)
-    for part in [*resident, *(part for shard in shards for part in shard.slices)]:
-        places[part.table] += 1
-    return sum(
-        table.rows for table, number in zip(demand.tables, places, strict=True) if number > 1
-    )
-
-
-def cover(stops: Sequence[NDArray[np.int64]]) -> list[list[Slice]]:
+def cover(stops: Sequence[NDArray[np.int64]]) -> list[Sequence[Slice]]:
     """Slices between successive cut vectors, `stops` falling from all rows to 0 (coldest first)."""
+    if len(stops[0]) >= MANY_TABLES:
+        return [Slices.between(below, above) for above, below in itertools.pairwise(stops)]
     return [
         [
             Slice(table, int(below[table]), int(above[table]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -54,7 +55,7 @@ class PlannedFunction:
 
     name: str
     role: Role
-    slices: tuple[Slice, ...]
+    slices: Sequence[Slice]
     precision: Precision
     gathers: float
     rows: int

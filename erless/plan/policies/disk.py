@@ -117,9 +117,9 @@ class _DiskShapes:
 
     def _layout(
         self,
-        hot: list[Slice],
-        cold: Sequence[list[Slice]],
-        resident: list[Slice],
+        hot: Sequence[Slice],
+        cold: Sequence[Sequence[Slice]],
+        resident: Sequence[Slice],
         cached: float,
     ) -> Layout:
         shards = [*([hot] if hot else []), *cold]

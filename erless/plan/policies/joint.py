@@ -163,8 +163,8 @@ def _layout(
     resident_precision: Precision,
 ) -> Layout:
     runs = cover(list(cuts))
-    resident: list[Slice] = []
-    shards: list[list[Slice]] = []
+    resident: Sequence[Slice] = []
+    shards: list[Sequence[Slice]] = []
     reasons: list[str] = []
     for run, size in zip(runs, sizes, strict=True):
         if size.gateway:

@@ -18,12 +18,13 @@ from erless.plan.costs.layout import Demand
 from erless.plan.search.merged_order import MergedOrder
 from erless.specs.plan import Precision
 
-__all__ = ["CutPath", "merged_path", "table_path"]
+__all__ = ["MOST_TABLE_POINTS", "CutPath", "merged_path", "table_path"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 MOST_CELLS = 1_000_000  # of the array of partial vectors: pairs of points times tables
 MOST_POINTS, FEWEST_POINTS = 120, 40
+MOST_TABLE_POINTS = 256  # of whole tables, one by one up to here: else several between two points
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class CutPath:
 
         beta, width = each(precision)
         resident_beta, resident_width = each(resident)
+        bags = demand.batch * np.array([table.bags for table in tables])
+        sent = _whole_partials if whole_tables else _partials
         return cls(
             cuts,
             precision,
@@ -92,7 +95,7 @@ class CutPath:
             gathered @ beta,
             (rows - cuts) @ (width + terms.index_bytes_per_row),
             gathered.sum(axis=1),
-            _partials(gathered, demand.batch * np.array([table.bags for table in demand.tables])),
+            sent(gathered, bags),
             (whole - gathered) @ resident_beta,
             cuts @ resident_width,
             whole_tables,
@@ -113,6 +116,15 @@ def _partials(gathered: Floats, bags: Floats) -> Floats:
         between = np.maximum(column[None, :] - column[:, None], 0.0)
         sent += count * partial_vectors(between, own)
     return np.triu(sent, 1)
+
+
+def _whole_partials(gathered: Floats, bags: Floats) -> Floats:
+    """The same where a run has all that a table has outside the gateway, or nothing: by sums."""
+    points, _ = gathered.shape
+    upto = np.zeros(points)
+    for own in np.unique(bags):
+        upto += partial_vectors(gathered[:, bags == own], float(own)).sum(axis=1)
+    return np.triu(upto[None, :] - upto[:, None], 1)
 
 
 def merged_path(
@@ -148,18 +160,36 @@ def table_path(
     A run then holds all rows outside the gateway of its tables, so a bag comes back as one vector.
     """
     rows = np.array([table.rows for table in demand.tables], np.int64)
-    heat = [
-        table.gathers_between(int(low), table.rows)
-        * terms.beta_for(table, precision)
-        / max(1.0, float(table.rows - low) * table.row_bytes(precision))
-        for table, low in zip(demand.tables, inside, strict=True)
-    ]
-    cuts, now = [rows], rows
-    for number in np.argsort(heat, kind="stable"):
+    load = np.array(
+        [
+            table.gathers_between(int(low), table.rows) * terms.beta_for(table, precision)
+            for table, low in zip(demand.tables, inside, strict=True)
+        ]
+    )
+    width = np.array([table.row_bytes(precision) for table in demand.tables], np.float64)
+    size = (rows - inside) * width
+    coldest = np.argsort(load / np.maximum(1.0, size), kind="stable")
+    cuts, now, before = [rows], rows, 0
+    for end in _table_points(load[coldest], size[coldest]):
         now = now.copy()
-        now[number] = inside[number]
+        now[coldest[before:end]] = inside[coldest[before:end]]
         cuts.append(now)
+        before = end
     return CutPath.of(demand, terms, _falling(cuts), precision, resident, whole_tables=True)
+
+
+def _table_points(load: Floats, size: Floats) -> list[int]:
+    """After how many tables a path has its points: after each, or evenly by load and by bytes."""
+    count = len(load)
+    if count < MOST_TABLE_POINTS:
+        return list(range(1, count + 1))
+    step = np.linspace(0.0, 1.0, MOST_TABLE_POINTS // 2)[1:]
+    hottest = 1.0 - np.geomspace(1e-6, 1.0, MOST_TABLE_POINTS // 2)
+    ends = [np.array([count])]
+    for taken, shares in ((np.cumsum(load), step), (np.cumsum(size), hottest)):
+        ends.append(np.searchsorted(taken, shares * taken[-1]) + 1)
+    points = np.unique(np.minimum(np.concatenate(ends), count))
+    return [int(point) for point in points]
 
 
 def _falling(cuts: Sequence[Ints]) -> Ints:

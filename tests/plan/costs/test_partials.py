@@ -65,4 +65,4 @@ def test_searches_count_as_layouts_do(bags: float) -> None:
 
 def test_a_models_features_say_how_many() -> None:
     spec: ModelSpec = ranker_spec()
-    assert [_bags(spec, table.name) for table in spec.tables] == [math.inf, 1.0, math.inf]
+    assert list(_bags(spec).values()) == [math.inf, 1.0, math.inf]

@@ -1,18 +1,19 @@
 """Runs priced at a vCPU and a byte: the best of every choice of cuts on a path."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 
 from erless.plan.costs.cost import DEFAULT_TERMS
-from erless.plan.costs.curves import AccessCurve
+from erless.plan.costs.curves import AccessCurve, partial_vectors
 from erless.plan.costs.layout import Demand
 from erless.plan.nodes.hull import MEMORY, Price
 from erless.plan.nodes.prices import read_prices
 from erless.plan.policies.proposals import every_layout
 from erless.plan.policies.run_layouts import layout_of, run_proposals
-from erless.plan.search.cut_path import CutPath, merged_path, table_path
+from erless.plan.search.cut_path import MOST_TABLE_POINTS, CutPath, merged_path, table_path
 from erless.plan.search.frontier import SearchLimits
 from erless.plan.search.merged_order import MergedOrder
 from erless.plan.search.priced import cheapest_runs
@@ -116,3 +117,34 @@ def test_no_type_sells_below_a_hull_price() -> None:
         ]
         assert max(sums) == pytest.approx(1)
     assert sum(price.vcpu > 0 and price.memory > 0 for price in prices) >= 2
+
+
+@pytest.mark.parametrize("inside", [0.0, 0.3])
+def test_of_many_tables_a_path_has_some_points_and_the_same_partials(inside: float) -> None:
+    rng = np.random.default_rng(0)
+    tables = tuple(
+        replace(
+            table(f"t{n}", float(rng.integers(1, 99)), AccessCurve.power_law(2000, 0.8, 1.1)),
+            bags=[1.0, 3.0, np.inf][n % 3],
+        )
+        for n in range(MOST_TABLE_POINTS + 150)
+    )
+    served = Demand(tables, 100.0, 4e-4)
+    cut = np.full(len(tables), int(2000 * inside))
+    path = table_path(served, TERMS, cut, FP32, FP32)
+    assert 100 < len(path.cuts) <= MOST_TABLE_POINTS + 1
+    assert (path.cuts[0] == 2000).all()
+    assert (path.cuts[-1] == cut).all()
+    assert np.isin(path.cuts, (2000, cut[0])).all()  # no table is cut outside the gateway
+    gathered = np.array(
+        [
+            [t.gathers * (1 - t.curve.at(int(c))) for t, c in zip(tables, row, strict=True)]
+            for row in path.cuts
+        ]
+    )
+    for i, j in ((0, 1), (0, len(path.cuts) - 1), (40, 90)):
+        sent = sum(
+            float(partial_vectors(np.array([more]), t.bags * served.batch)[0])
+            for t, more in zip(tables, gathered[j] - gathered[i], strict=True)
+        )
+        assert path.partials[i, j] == pytest.approx(sent)
