@@ -1,4 +1,4 @@
-"""`erless render`: the Kubernetes objects of a release, as YAML, a kustomize base or a chart."""
+"""`erless render`: a release's Kubernetes objects, or a pack's: YAML, kustomize base or chart."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ from erless.cli.cluster.cluster_options import (
 )
 from erless.cli.option_groups import grouped
 from erless.cli.options import InfraOption, project, store_of
+from erless.cli.release.pack_pods import JobOptions
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
+    from erless.deploy.kubernetes.cluster_settings import ClusterSettings
     from erless.deploy.kubernetes.render.rendered import Rendered
+    from erless.specs.config import Config
 
 __all__ = ["render"]
 
@@ -49,11 +52,32 @@ class RenderedPlace:
     model: ModelOption = None
 
 
+@dataclass(frozen=True)
+class PackJobOptions(JobOptions):
+    """The Jobs that make a release, in place of a release."""
+
+    job: Annotated[
+        bool,
+        typer.Option(
+            "--job", help="Of `erless pack --engine kubernetes`: the Jobs, not a release."
+        ),
+    ] = False
+    bundle: Annotated[
+        str | None,
+        typer.Option(help="With --job: the bundle, s3://bucket/prefix [default: erless.yaml's]."),
+    ] = None
+    profile: Annotated[
+        Path | None, typer.Option(help="With --job: of the plan [default: erless.yaml's].")
+    ] = None
+    plan: Annotated[Path, typer.Option(help="With --job: the plan.")] = Path("plan.json")
+
+
 @verb
 @grouped
 def render(
     source: ReleaseOptions,
     place: RenderedPlace,
+    packing: PackJobOptions,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -85,9 +109,14 @@ def render(
     A kustomize base and a Helm chart have one object to a file, for a repository that Argo CD or
     Flux applies; a folder that was written so before is replaced.
 
+    With --job it writes the Jobs of `erless pack --engine kubernetes` instead. What their pods read
+    besides the tables is put into the store, so it must be a bucket.
+
     Example: `erless render --store releases --namespace recs > release.yaml`
 
     Example: `erless render --format kustomize --out deploy/recs --previous 3f9c`
+
+    Example: `erless render --job --bundle s3://bucket/m --store s3://bucket/releases > jobs.yaml`
     """
     import sys
     from dataclasses import replace
@@ -109,6 +138,17 @@ def render(
         settings = replace(settings, options=options)
     store = store_of(source.store, place.infra, config)
     endpoint = source.endpoint_url or settings.options.endpoint_url
+    if packing.job:
+        if previous or monitoring or source.release:
+            raise OptionError(
+                "--job makes a release: there is none yet for --release, --previous or --monitoring"
+            )
+        if layout is ManifestFormat.HELM:
+            raise OptionError(
+                "--job is written as YAML or as a kustomize base: a chart is a release"
+            )
+        _render_jobs(packing, config, store, settings.with_endpoint(endpoint), layout, out, output)
+        return
 
     def rendered(release: str) -> tuple[str, Rendered]:
         desired = desired_release(config, store, release, endpoint)
@@ -129,6 +169,46 @@ def render(
         emit(output, document, lambda _: print(text, end="", file=sys.stdout), then=then)
     else:
         then = f"{_apply(layout, out, settings.options.namespace)} and {secret}, or erless deploy"
+        emit(output, document, lambda console: console.print(f"wrote {out}"), then=then)
+
+
+def _render_jobs(
+    packing: PackJobOptions,
+    config: Config,
+    store: str,
+    settings: ClusterSettings,
+    layout: ManifestFormat,
+    out: Path | None,
+    output: Output,
+) -> None:
+    """Write the Jobs of a pack; what they read is put into the store."""
+    from erless.cli.release.pack_pods import job_objects
+    from erless.deploy.kubernetes.schema import check_objects
+    from erless.pack.bundle_files import bundle_files
+    from erless.pack.inputs import PackInputs
+    from erless.pack.packer import Packer
+    from erless.storage.stores import open_store
+
+    bundle, endpoint = packing.bundle or str(config.model), settings.options.endpoint_url
+    with bundle_files(bundle, endpoint) as files:
+        inputs = PackInputs(
+            files.folder,
+            packing.profile or config.profile,
+            packing.plan,
+            tables_at=files.tables_at,
+            endpoint_url=endpoint,
+        )
+        packer = Packer(inputs, open_store(store, endpoint_url=endpoint, create=True))
+        digest, objects = job_objects(packer, packing, settings)
+    check_objects(objects)
+    namespace = settings.options.namespace
+    if out is not None:
+        _write(objects, digest, namespace, layout, out)
+    then = f"erless pack --engine kubernetes --model {bundle} --store {store}, once they have run"
+    document = {"job": digest, "objects": objects}
+    if output is Output.JSON or out is None:
+        emit(output, document, lambda _: print(_text(objects), end=""), then=then)
+    else:
         emit(output, document, lambda console: console.print(f"wrote {out}"), then=then)
 
 

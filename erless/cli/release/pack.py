@@ -130,15 +130,11 @@ def pack(
         packer = Packer(inputs, store, verify=options.verify, progress=progress)
         with trying(numbers, PlanError):
             if engine is PackEngine.KUBERNETES:
-                made = pack_by_pods(packer, pods, options.endpoint_url, progress)
+                packed = pack_by_pods(packer, pods, options.endpoint_url, progress)
             elif options.workers > 1:
-                made = _pack_by_processes(packer, options, progress)
+                packed = _pack_by_processes(packer, options, progress)
             else:
-                made = packer.pack(options.shard)
-        if made is None:
-            _tell_jobs(pods, output)
-            return
-        packed = made
+                packed = packer.pack(options.shard)
         evaluations = _evaluations(inputs, options.evaluate, progress)
     document = _document(packed, store.url)
     if options.evaluate:
@@ -167,13 +163,6 @@ def _evaluations(inputs: PackInputs, queries: Path | None, progress: Progress) -
 
     torch.set_num_threads(1)  # as `erless predict`: small layers gain nothing from more
     return evaluate(inputs, queries, progress=progress)
-
-
-def _tell_jobs(pods: PodOptions, output: Output) -> None:
-    """Say what follows once the Jobs are written."""
-    document = {"jobs": str(pods.jobs_out)}
-    then = f"kubectl apply --server-side -f {pods.jobs_out}, then this command without --jobs-out"
-    emit(output, document, lambda console: console.print(f"wrote {pods.jobs_out}"), then=then)
 
 
 def _pack_by_processes(packer: Packer, options: PackOptions, progress: Progress) -> Packed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from erless.pack.portions import PackStep, Portions
     from erless.progress import Progress
 
-__all__ = ["PodOptions", "pack_by_pods"]
+__all__ = ["JobOptions", "PodOptions", "job_objects", "pack_by_pods"]
 
 GIB = 1 << 30
 POD_MEMORY_BYTES = 2 * GIB  # chunks, routing of a window, parts of an upload: measured 0.5 GB
@@ -36,20 +35,19 @@ SPARE_BYTES = 2 * GIB  # of a pod's disk: what the profile counted, sorted by wi
 
 
 @dataclass(frozen=True)
-class PodOptions:
-    """Pods that share the work, and where they run."""
+class JobOptions:
+    """Pods that share the work."""
 
     pods: Annotated[int, typer.Option(help="Pods at a time.", min=1)] = 16
     portion_gb: Annotated[
         float, typer.Option(help="GB of rows that one pod reads, about.", min=0.000001)
     ] = 16.0
-    jobs_out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Apply nothing: write the Jobs as YAML here, for GitOps. Once they have run, the "
-            "same command without this writes the release."
-        ),
-    ] = None
+
+
+@dataclass(frozen=True)
+class PodOptions(JobOptions):
+    """Pods that share the work, and where they run."""
+
     namespace: NamespaceOption = None
     kubeconfig: KubeconfigOption = None
     context: ContextOption = None
@@ -58,8 +56,8 @@ class PodOptions:
 
 def pack_by_pods(
     packer: Packer, options: PodOptions, endpoint_url: str | None, progress: Progress
-) -> Packed | None:
-    """Let Jobs make what is missing, then write the release; None where they were only written.
+) -> Packed:
+    """Let Jobs make what is missing, then write the release.
 
     Raises:
         OptionError: bundle or store are not in a bucket, or there is no image.
@@ -68,25 +66,45 @@ def pack_by_pods(
     """
     from erless.deploy.kubernetes.api import connect
     from erless.deploy.kubernetes.render.policies import account
-    from erless.pack.job import PackJob
     from erless.pack.parallel import pack_in_portions
-    from erless.pack.portions import Portions, PortionSizes
 
     chosen = {name: getattr(options, name) for name in ("namespace", "kubeconfig", "context")}
     config = cluster_config(project(), chosen)
     settings = cluster_settings_of(config, options.image).with_endpoint(endpoint_url)
+    jobs = _published(packer, options, settings)
+    api = connect(settings.options.kubeconfig, settings.options.context)
+    api.apply(account(jobs.job.digest, settings))
+    return pack_in_portions(packer, jobs.job.sizes, _Pods(api, jobs), progress)
+
+
+def job_objects(
+    packer: Packer, options: JobOptions, settings: ClusterSettings
+) -> tuple[str, list[dict[str, Any]]]:
+    """The job's digest, and the objects that `pack_by_pods` applies, in that order.
+
+    What the pods read besides the tables is put into the store, as there.
+
+    Raises:
+        OptionError: bundle or store are not in a bucket.
+        ConfigError: there is no image.
+    """
+    from erless.deploy.kubernetes.render.policies import account
+
+    jobs = _published(packer, options, settings)
+    return jobs.job.digest, [account(jobs.job.digest, settings), *jobs.documents()]
+
+
+def _published(packer: Packer, options: JobOptions, settings: ClusterSettings) -> _Jobs:
+    """The Jobs, whose inputs are in the store now."""
+    from erless.pack.job import PackJob
+    from erless.pack.portions import Portions, PortionSizes
+
     size = max(1, int(options.portion_gb * 1e9))
     sizes = PortionSizes(size, size)
     job = PackJob.publish(
         packer.inputs, packer.keys, packer.store, sizes, settings.options.endpoint_url
     )
-    jobs = _Jobs(job, Portions(packer.inputs, sizes), settings, options.pods)
-    if options.jobs_out is not None:
-        _write(options.jobs_out, [account(job.digest, settings), *jobs.documents()])
-        return None
-    api = connect(settings.options.kubeconfig, settings.options.context)
-    api.apply(account(job.digest, settings))
-    return pack_in_portions(packer, sizes, _Pods(api, jobs), progress)
+    return _Jobs(job, Portions(packer.inputs, sizes), settings, options.pods)
 
 
 class _Jobs:
@@ -95,15 +113,17 @@ class _Jobs:
     def __init__(
         self, job: PackJob, portions: Portions, settings: ClusterSettings, pods: int
     ) -> None:
-        self._job, self._portions, self._settings, self._pods = job, portions, settings, pods
+        self.job = job
+        self._portions, self._settings, self._pods = portions, settings, pods
 
     def document(self, step: PackStep) -> dict[str, Any]:
         """The Job of `step`."""
         from erless.deploy.kubernetes import names
         from erless.deploy.kubernetes.render.jobs import IndexedWork, indexed_job
+        from erless.pack.portions import PackStep
         from erless.pack.worker import FINAL
 
-        job, portions = self._job, self._portions.of(step)
+        job, portions = self.job, self._portions.of(step)
         command = ["python3", "-m", "erless.pack.worker", str(step)]
         command += ["--store", job.store, "--job", job.digest]
         if job.endpoint_url:
@@ -112,6 +132,7 @@ class _Jobs:
         work = IndexedWork(
             name=f"erless-pack-{step}-{names.short(job.digest)}",
             digest=job.digest,
+            wave=list(PackStep).index(step),
             role="cold",
             command=command,
             parts=len(portions),
@@ -146,13 +167,3 @@ class _Pods:
                 done(number)
 
         run_indexed_job(self._api, self._jobs.document(step), tell)
-
-
-def _write(path: Path, documents: list[dict[str, Any]]) -> None:
-    import yaml
-
-    from erless.storage.atomic import os_errors, staged_file
-
-    with staged_file(path) as stage, os_errors(stage):
-        text = yaml.safe_dump_all(documents, sort_keys=False, width=1000)
-        stage.write_text(text, encoding="utf-8")

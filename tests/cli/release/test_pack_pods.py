@@ -13,13 +13,17 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from erless.cli.main import app
 from erless.cli.release.pack_pods import PodOptions, pack_by_pods
+from erless.deploy.kubernetes.render.jobs import WAVE
 from erless.errors import ErlessError, ForbiddenError, OptionError, WorkerError
 from erless.pack import worker
 from erless.pack.bundle_files import bundle_files
 from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packed, Packer
+from erless.pack.ranks import WINDOW_ROWS
 from erless.progress import Silent
 from erless.specs.plan import Precision
 from erless.storage.stores import open_store
@@ -114,7 +118,7 @@ def controller(cluster: FakeCluster) -> Iterator[JobController]:
 @pytest.fixture
 def kubernetes(
     cluster: FakeCluster, tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Packed | None]:
+) -> Callable[..., Packed]:
     """Pack the inputs in `tmp_path`, whose bundle is in the bucket, by pods."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("erless.deploy.kubernetes.indexed_job.LOOK_S", 0.02)
@@ -128,7 +132,7 @@ def kubernetes(
             name = path.relative_to(tmp_path).as_posix()
             s3.client().put_object(Bucket=s3.bucket, Key=name, Body=path.read_bytes())
 
-    def pack(**more: Any) -> Packed | None:
+    def pack(window_rows: int = WINDOW, **more: Any) -> Packed:
         options = PodOptions(
             portion_gb=6e-5,
             namespace="default",
@@ -143,7 +147,7 @@ def kubernetes(
                 tmp_path / "plan.json",
                 tables_at=files.tables_at,
                 endpoint_url=s3.endpoint_url,
-                window_rows=WINDOW,
+                window_rows=window_rows,
             )
             store = open_store(s3.url, endpoint_url=s3.endpoint_url, create=True)
             return pack_by_pods(Packer(inputs, store), options, s3.endpoint_url, Silent())
@@ -161,11 +165,11 @@ def digest_of_one_machine(folder: Path) -> str:
 
 
 def test_pods_make_the_release_of_one_machine_though_some_are_killed_and_evicted(
-    kubernetes: Callable[..., Packed | None], controller: JobController, tmp_path: Path, s3: S3
+    kubernetes: Callable[..., Packed], controller: JobController, tmp_path: Path, s3: S3
 ) -> None:
     controller.kill[1], controller.evict[0] = 2, 7
     packed = kubernetes()
-    assert packed is not None and packed.release is not None
+    assert packed.release is not None
     assert packed.release.digest == digest_of_one_machine(tmp_path)
     for job in controller.jobs:
         ran = {index for name, index in controller.ran if name == job["metadata"]["name"]}
@@ -175,12 +179,12 @@ def test_pods_make_the_release_of_one_machine_though_some_are_killed_and_evicted
     store = open_store(s3.url, endpoint_url=s3.endpoint_url)
     assert not store.list("pieces/")
     again = kubernetes()
-    assert again is not None and again.slices_written == 0
+    assert again.slices_written == 0
     assert len(controller.jobs) == 2  # nothing was left to do
 
 
 def test_an_index_that_always_fails_is_told_by_its_own_line_and_the_next_run_goes_on(
-    kubernetes: Callable[..., Packed | None],
+    kubernetes: Callable[..., Packed],
     controller: JobController,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -197,12 +201,12 @@ def test_an_index_that_always_fails_is_told_by_its_own_line_and_the_next_run_goe
     with pytest.raises(WorkerError, match="index 0 left no log"):
         kubernetes()
     packed = kubernetes()
-    assert packed is not None and packed.release is not None
+    assert packed.release is not None
     assert packed.release.digest == digest_of_one_machine(tmp_path)
 
 
 def test_without_rights_or_a_bucket_nothing_is_started(
-    kubernetes: Callable[..., Packed | None], cluster: FakeCluster, tmp_path: Path
+    kubernetes: Callable[..., Packed], cluster: FakeCluster, tmp_path: Path
 ) -> None:
     cluster.denied.add(("patch", "jobs"))
     with pytest.raises(ForbiddenError, match='cannot patch resource "jobs"'):
@@ -213,24 +217,41 @@ def test_without_rights_or_a_bucket_nothing_is_started(
         pack_by_pods(Packer(local, store), PodOptions(), None, Silent())
 
 
-def test_jobs_can_be_written_instead(
-    kubernetes: Callable[..., Packed | None], cluster: FakeCluster, tmp_path: Path
+def test_render_writes_the_jobs_that_are_applied(
+    kubernetes: Callable[..., Packed], controller: JobController, tmp_path: Path, s3: S3
 ) -> None:
-    assert kubernetes(jobs_out=tmp_path / "jobs.yaml", pods=3) is None
-    account, cut, join = yaml.safe_load_all((tmp_path / "jobs.yaml").read_text())
-    assert account["kind"] == "ServiceAccount"
-    assert not cluster.find(JOBS)
-    spec = cut["spec"]
-    assert (spec["completionMode"], spec["backoffLimitPerIndex"], spec["parallelism"]) == (
-        "Indexed",
-        4,
-        3,
-    )
-    rules = spec["podFailurePolicy"]["rules"]
+    command = ["render", "--job", "--bundle", f"s3://{s3.bucket}/model", "--profile", "profile"]
+    command += ["--store", s3.url, "--endpoint-url", s3.endpoint_url, "--namespace", "default"]
+    command += ["--image", IMAGE, "--portion-gb", "6e-5", "--pods", "3"]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    account, cut, join = yaml.safe_load_all(shown.stdout)
+    assert not controller.cluster.find(JOBS)  # nothing is applied
+    packed = kubernetes(window_rows=WINDOW_ROWS, pods=3)
+    assert packed.release is not None
+    applied: list[dict[str, Any]] = [
+        {"apiVersion": "batch/v1", "kind": "Job"}
+        | {"metadata": {key: job["metadata"][key] for key in cut["metadata"]}, "spec": job["spec"]}
+        for job in controller.jobs
+    ]
+    assert applied == [cut, join]
+    assert [job["metadata"]["annotations"][WAVE] for job in applied] == ["0", "1"]
+    rules = cut["spec"]["podFailurePolicy"]["rules"]
     assert rules[0] == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
     assert rules[1]["onExitCodes"]["values"] == [worker.FINAL]
-    pod = spec["template"]["spec"]
+    pod = cut["spec"]["template"]["spec"]
     assert pod["serviceAccountName"] == account["metadata"]["name"]
     assert pod["containers"][0]["securityContext"]["runAsNonRoot"]
-    assert "cut" in pod["containers"][0]["command"]
-    assert "join" in join["spec"]["template"]["spec"]["containers"][0]["command"]
+    written = CliRunner().invoke(app, [*command, "--format", "kustomize", "--out", "base"])
+    assert written.exit_code == 0, written.output
+    base = yaml.safe_load((tmp_path / "base/kustomization.yaml").read_text())
+    assert [
+        yaml.safe_load((tmp_path / "base" / name).read_text()) for name in base["resources"]
+    ] == [account, cut, join]
+    for more, told in (
+        (["--format", "helm", "--out", "chart"], "YAML or as a kustomize base"),
+        (["--release", "12"], "there is none yet for --release"),
+    ):
+        refused = CliRunner().invoke(app, [*command, *more])
+        assert refused.exit_code == 1
+        assert told in " ".join(refused.output.split())

@@ -16,7 +16,7 @@ from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.deploy.kubernetes.render.functions import Object
 from erless.deploy.kubernetes.render.pods import MIB, millicores, placed_pod, restricted
 
-__all__ = ["CONTAINER", "INDEX_LABEL", "JOB_LABEL", "IndexedWork", "indexed_job"]
+__all__ = ["CONTAINER", "INDEX_LABEL", "JOB_LABEL", "WAVE", "IndexedWork", "indexed_job"]
 
 CONTAINER = "work"
 JOB_LABEL = "batch.kubernetes.io/job-name"  # set by Kubernetes
@@ -24,19 +24,22 @@ INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 TRIES_AGAIN = 4  # of one part
 KEPT_S = 3600  # a finished Job whose coordinator is gone removes itself
 SCRATCH = "/scratch"
+WAVE = "argocd.argoproj.io/sync-wave"  # Argo CD waits for the Jobs of a wave before the next
 
 
 @dataclass(frozen=True, slots=True)
 class IndexedWork:
     """What the pods of one Job do.
 
-    name: of the Job. digest: of what it works on. role: whose placement its pods share, as a
-    function's. command: of the container; the index comes in JOB_COMPLETION_INDEX. never: the exit
-    code that trying again does not mend. scratch_bytes: of the node's disk, for one part.
+    name: of the Job. digest: of what it works on. wave: Jobs of earlier ones come first. role:
+    whose placement its pods share, as a function's. command: of the container; the index comes in
+    JOB_COMPLETION_INDEX. never: the exit code that trying again does not mend. scratch_bytes: of
+    the node's disk, for one part.
     """
 
     name: str
     digest: str
+    wave: int
     role: str
     command: Sequence[str]
     parts: int
@@ -88,7 +91,11 @@ def indexed_job(work: IndexedWork, settings: ClusterSettings) -> Object:
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": names.metadata(
-            work.name, work.digest, namespace=options.namespace, labels=labels
+            work.name,
+            work.digest,
+            namespace=options.namespace,
+            labels=labels,
+            annotations={WAVE: str(work.wave)},
         ),
         "spec": {
             "completionMode": "Indexed",
