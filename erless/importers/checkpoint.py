@@ -19,11 +19,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from erless.errors import CheckpointError
+from erless.dlrm.archive.container import Bytes
+from erless.errors import ArtifactError, CheckpointError
 from erless.importers.bundle import row_chunks
-from erless.importers.distributed import METADATA, ShardedTensor, read_distributed
+from erless.importers.distributed import METADATA, read_distributed
+from erless.importers.lazy import LazyTensor, RangedTensor, checkpoint_errors
 from erless.importers.storages import read_torch_file
 from erless.storage.atomic import os_errors
+from erless.storage.ranged import LazyBytes, open_ranges
+from erless.storage.tensor_header import TensorHeader, TensorInfo
 from erless.storage.tensors import TensorFile
 
 __all__ = [
@@ -37,9 +41,22 @@ __all__ = [
     "whole",
 ]
 
-Stored = Tensor | ShardedTensor
+Stored = Tensor | LazyTensor
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+_SAFETENSORS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 # Where a training script puts the model's state dict.
 _MODEL_KEYS = ("state_dict", "model_state_dict", "model", "module")
@@ -99,11 +116,12 @@ class TableRows:
     chunks: Callable[[], Iterator[NDArray[np.float32]]]
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path | str, endpoint_url: str | None = None) -> Checkpoint:
     """The model's tensors in a checkpoint.
 
     It is a file of `torch.save` (zip or legacy), safetensors, or a folder of
-    `torch.distributed.checkpoint`.
+    `torch.distributed.checkpoint`; on a disk, or at `s3://bucket/…`, where rows are read by ranges
+    as they are asked for. `endpoint_url`: of the bucket's service, where it is not AWS's.
 
     A dictionary under `state_dict`, `model_state_dict`, `model` or `module` is unwrapped, and the
     words that DistributedDataParallel (`module`) and torch.compile (`_orig_mod`) put into names
@@ -114,7 +132,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             tensors of which it is not clear whether they belong to the model.
         ArtifactError: there is no such file.
     """
-    document = _read(path)
+    in_bucket = str(path).startswith("s3://")
+    document = _read_bucket(str(path), endpoint_url) if in_bucket else _read(Path(path))
     state = _unwrap(path, document)
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Stored)}
     if not tensors:
@@ -124,7 +143,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(plain if len(plain) == len(tensors) else tensors, ordered)
 
 
-def _unwrap(path: Path, document: Mapping[Any, Any]) -> Mapping[Any, Any]:
+def _unwrap(path: Path | str, document: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """The state dict in `document`; nothing beside it may be left over."""
     for _ in range(3):  # a script's dictionary around a trainer's
         key = next((key for key in _MODEL_KEYS if isinstance(document.get(key), Mapping)), None)
@@ -169,12 +188,42 @@ def _read(path: Path) -> Mapping[Any, Any]:
             raise CheckpointError(f"{path} is no file")
         size = path.stat().st_size
         data = np.memmap(path, np.uint8, "c") if size else np.zeros(0, np.uint8)
-    head = data[:9].tobytes()
+    if _is_safetensors(path, data):
+        return _read_safetensors(path)
+    return _read_saved(path, data)
+
+
+def _read_bucket(url: str, endpoint_url: str | None) -> Mapping[Any, Any]:
+    """What lies at `url`: an object, or else the prefix of a distributed checkpoint."""
+    try:
+        data = LazyBytes(open_ranges(url.rstrip("/"), endpoint_url))
+    except ArtifactError as error:
+        try:
+            return read_distributed(url, endpoint_url)
+        except ArtifactError:
+            raise CheckpointError(f"{error}, and no {METADATA} below it") from error
+    with checkpoint_errors():
+        if not _is_safetensors(Path(url), data):
+            return _read_saved(url, data)
+        header = TensorHeader(
+            url, len(data), lambda begin, size: data[begin : begin + size].tobytes()
+        )
+        return {name: _ranged(name, info, data) for name, info in header.tensors.items()}
+
+
+def _ranged(name: str, info: TensorInfo, data: LazyBytes) -> RangedTensor:
+    dtype = _SAFETENSORS.get(info.dtype_name)
+    if dtype is None:
+        raise CheckpointError(f"{name} holds {info.dtype_name}, which PyTorch has not")
+    return RangedTensor(name, dtype, info.shape, data[info.begin : info.end])
+
+
+def _read_saved(path: Path | str, data: Bytes) -> Mapping[Any, Any]:
+    """What torch.save wrote."""
+    head, size = data[:9].tobytes(), len(data)
     for magic, name in _COMPRESSED.items():
         if head.startswith(magic):
             raise CheckpointError(f"{path}: is compressed ({name}); decompress it first")
-    if _is_safetensors(path, head, size):
-        return _read_safetensors(path)
     if not head.startswith((b"PK\x03\x04", b"\x80")):
         raise CheckpointError(f"{path}: truncated or not a checkpoint ({size:,} bytes)")
     document = read_torch_file(path, data)
@@ -183,10 +232,13 @@ def _read(path: Path) -> Mapping[Any, Any]:
     return document
 
 
-def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
+def _is_safetensors(path: Path, data: Bytes) -> bool:
     """Whether the file begins as safetensors does: the size of a JSON object, and its brace."""
+    head = data[:9].tobytes()
+    if any(head.startswith(magic) for magic in _COMPRESSED):
+        return False
     length = int.from_bytes(head[:8], "little")
-    return path.suffix == ".safetensors" or (head[8:] == b"{" and 8 + length <= size)
+    return path.suffix == ".safetensors" or (head[8:] == b"{" and 8 + length <= len(data))
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -215,7 +267,7 @@ def to_float32(name: str, tensor: Stored) -> NDArray[np.float32]:
 
 def whole(stored: Stored) -> Tensor:
     """The tensor itself; one in pieces is put together in memory."""
-    return stored.whole() if isinstance(stored, ShardedTensor) else stored
+    return stored.whole() if isinstance(stored, LazyTensor) else stored
 
 
 def float_rows(name: str, tensor: Stored) -> Iterator[NDArray[np.float32]]:

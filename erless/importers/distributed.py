@@ -13,17 +13,19 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from erless.dlrm.archive.container import Bytes
 from erless.errors import ArtifactError, CheckpointError
+from erless.importers.lazy import LazyTensor, checkpoint_errors
 from erless.importers.pickles import Call, Name, read_pickle
 from erless.importers.storages import MAX_PICKLE_BYTES, read_tensor_bytes
 from erless.storage.atomic import os_errors, path_inside
+from erless.storage.ranged import LazyBytes, open_ranges
 
 __all__ = ["METADATA", "ShardedTensor", "read_distributed"]
 
@@ -45,7 +47,7 @@ class _Piece:
     """Part of a tensor: its box in the tensor, and the bytes of a file that hold it."""
 
     box: Box
-    file: Path
+    file: str
     begin: int
     size_bytes: int
 
@@ -55,30 +57,28 @@ class _Piece:
         return tuple(end - begin for begin, end in self.box)
 
 
-class ShardedTensor:
+class ShardedTensor(LazyTensor):
     """A tensor in pieces, of which rows are read as they are asked for.
 
     Args:
-        name: of the tensor, for errors.
-        dtype, shape: of the whole tensor.
+        name, dtype, shape: of the whole tensor.
         pieces: they cover it exactly.
+        folder: where their files are.
     """
 
     def __init__(
-        self, name: str, dtype: torch.dtype, shape: tuple[int, ...], pieces: list[_Piece]
+        self,
+        name: str,
+        dtype: torch.dtype,
+        shape: tuple[int, ...],
+        pieces: list[_Piece],
+        folder: CheckpointFolder,
     ) -> None:
-        self.name, self.dtype, self.shape, self._pieces = name, dtype, shape, pieces
-        self._opened: dict[_Piece, NDArray[np.uint8]] = {}  # mapped, their checksums compared
-
-    def __len__(self) -> int:
-        return self.shape[0]
+        super().__init__(name, dtype, shape)
+        self._pieces, self._folder = pieces, folder
+        self._opened: dict[_Piece, Bytes] = {}  # mapped, and their checksums compared
 
     def __getitem__(self, rows: slice) -> Tensor:
-        """Rows `rows.start` to `rows.stop - 1`.
-
-        Raises:
-            CheckpointError: a piece is damaged, or not of the size that `.metadata` says.
-        """
         begin, end, _ = rows.indices(self.shape[0])
         out = torch.empty((max(0, end - begin), *self.shape[1:]), dtype=self.dtype)
         for piece in self._pieces:
@@ -90,18 +90,8 @@ class ShardedTensor:
                 out[(slice(low - begin, high - begin), *inner)] = part
         return out
 
-    def dim(self) -> int:
-        """How many dimensions it has."""
-        return len(self.shape)
-
-    def element_size(self) -> int:
-        """Bytes of an element."""
-        return self.dtype.itemsize
-
-    def whole(self) -> Tensor:
-        """The tensor in memory. Raises as reading rows does."""
-        if self.shape:
-            return self[0 : len(self)]
+    def scalar(self) -> Tensor:
+        """The tensor, where it has no dimension."""
         return self._read(self._pieces[0], 0, 1).reshape(())
 
     def _read(self, piece: _Piece, begin: int, end: int) -> Tensor:
@@ -110,35 +100,87 @@ class ShardedTensor:
             self._opened[piece] = self._open(piece)
         sizes = piece.sizes
         row = math.prod(sizes[1:]) * self.dtype.itemsize
-        part = np.array(self._opened[piece][begin * row : end * row])
+        with checkpoint_errors():
+            part = np.array(self._opened[piece][begin * row : end * row])
         return torch.from_numpy(part).view(self.dtype).view(-1, *sizes[1:])
 
-    def _open(self, piece: _Piece) -> NDArray[np.uint8]:
+    def _open(self, piece: _Piece) -> Bytes:
         """The bytes of a piece's elements, in order."""
-        data: NDArray[np.uint8] = np.memmap(
-            piece.file, np.uint8, "c", offset=piece.begin, shape=(piece.size_bytes,)
-        )
-        elements, dtype, shape = read_tensor_bytes(piece.file, data)
+        where = f"{self._folder.name}/{piece.file}"
+        with checkpoint_errors():
+            data = self._folder.open(piece.file)[piece.begin : piece.begin + piece.size_bytes]
+            elements, dtype, shape = read_tensor_bytes(where, data)
         if dtype is not self.dtype or shape != piece.sizes:
             raise CheckpointError(
-                f"{piece.file}: a piece of {self.name} is {shape} of {dtype}, {METADATA} says "
+                f"{where}: a piece of {self.name} is {shape} of {dtype}, {METADATA} says "
                 f"{piece.sizes} of {self.dtype}: altered, or of another save"
             )
         return elements
 
 
-def read_distributed(folder: Path) -> dict[str, Any]:
-    """The tensors in the folder of a distributed checkpoint, nested as they were saved.
+class CheckpointFolder(Protocol):
+    """The files of a distributed checkpoint, wherever they lie."""
+
+    name: str
+
+    def open(self, file: str) -> Bytes:
+        """The bytes of a file: mapped, or read by ranges.
+
+        Raises:
+            ArtifactError: there is no such file, or it lies outside.
+            StorageError: the disk or bucket refused.
+        """
+
+
+class _LocalFolder:
+    """A folder on a disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name, self._folder = str(folder), folder
+
+    def open(self, file: str) -> Bytes:
+        path = path_inside(self._folder, file)
+        with os_errors(path, "read"):
+            size = path.stat().st_size
+            return np.memmap(path, np.uint8, "c") if size else np.zeros(0, np.uint8)
+
+
+class _BucketFolder:
+    """A prefix of a bucket, each of its files opened once."""
+
+    def __init__(self, url: str, endpoint_url: str | None) -> None:
+        self.name, self._endpoint_url = url.rstrip("/"), endpoint_url
+        self._files: dict[str, LazyBytes] = {}
+
+    def open(self, file: str) -> Bytes:
+        if any(part in ("", ".", "..") for part in file.split("/")):
+            raise ArtifactError(f"{self.name}/{file} leads out of {self.name}")
+        if file not in self._files:
+            self._files[file] = LazyBytes(open_ranges(f"{self.name}/{file}", self._endpoint_url))
+        return self._files[file]
+
+
+def read_distributed(location: Path | str, endpoint_url: str | None = None) -> dict[str, Any]:
+    """The tensors of a distributed checkpoint, nested as they were saved.
+
+    Args:
+        location: its folder, or its prefix in a bucket.
+        endpoint_url: of the bucket's service, where it is not AWS's.
 
     Raises:
         CheckpointError: damaged, of unknown form, or naming objects other than tensors.
         ArtifactError: a file is missing.
     """
-    path = folder / METADATA
-    with os_errors(path, "read"):
-        if path.stat().st_size > MAX_PICKLE_BYTES:
-            raise CheckpointError(f"{path}: has {path.stat().st_size:,} bytes")
-        document = _state(read_pickle(path.read_bytes(), str(path), _NAMES), "Metadata", path)
+    folder: CheckpointFolder = (
+        _BucketFolder(location, endpoint_url)
+        if isinstance(location, str)
+        else _LocalFolder(location)
+    )
+    path = f"{folder.name}/{METADATA}"
+    described = folder.open(METADATA)
+    if len(described) > MAX_PICKLE_BYTES:
+        raise CheckpointError(f"{path}: has {len(described):,} bytes")
+    document = _state(read_pickle(described.tobytes(), path, _NAMES), "Metadata", path)
     tensors, stored = document.get("state_dict_metadata"), document.get("storage_data")
     paths = document.get("planner_data") or {}
     if not (isinstance(tensors, dict) and isinstance(stored, dict) and isinstance(paths, dict)):
@@ -160,7 +202,7 @@ def read_distributed(folder: Path) -> dict[str, Any]:
     return nested
 
 
-def _state(value: Any, kind: str, path: Path) -> dict[str, Any]:
+def _state(value: Any, kind: str, path: str) -> dict[str, Any]:
     """The fields of an object of the class `kind`."""
     if not isinstance(value, Call) or not value.function.endswith(f".{kind}"):
         raise CheckpointError(f"{path}: is no distributed checkpoint's: {kind} is missing")
@@ -169,7 +211,7 @@ def _state(value: Any, kind: str, path: Path) -> dict[str, Any]:
     return value.state
 
 
-def _places(stored: dict[Any, Any], path: Path) -> Iterator[tuple[tuple[str, Any], dict[str, Any]]]:
+def _places(stored: dict[Any, Any], path: str) -> Iterator[tuple[tuple[str, Any], dict[str, Any]]]:
     """(name, offsets) of each piece, and where it is stored."""
     for index, info in stored.items():
         key = _state(index, "MetadataIndex", path)
@@ -179,10 +221,10 @@ def _places(stored: dict[Any, Any], path: Path) -> Iterator[tuple[tuple[str, Any
 
 
 def _tensor(
-    name: str, entry: Call, places: dict[tuple[str, Any], dict[str, Any]], folder: Path
+    name: str, entry: Call, places: dict[tuple[str, Any], dict[str, Any]], folder: CheckpointFolder
 ) -> ShardedTensor:
     """The tensor that an entry of the metadata describes; its pieces cover it exactly."""
-    path = folder / METADATA
+    path = f"{folder.name}/{METADATA}"
     fields = _state(entry, "TensorStorageMetadata", path)
     shape = _sizes(fields.get("size"), path)
     dtype = _dtype(fields.get("properties"), path)
@@ -201,11 +243,11 @@ def _tensor(
             raise CheckpointError(f"{path}: {name}: it is not said where the piece {offsets} lies")
         pieces.append(_piece(name, box, info, folder))
     _check_cover(name, shape, [piece.box for piece in pieces], path)
-    return ShardedTensor(name, dtype, shape, pieces)
+    return ShardedTensor(name, dtype, shape, pieces, folder)
 
 
-def _piece(name: str, box: Box, info: dict[str, Any], folder: Path) -> _Piece:
-    path = folder / METADATA
+def _piece(name: str, box: Box, info: dict[str, Any], folder: CheckpointFolder) -> _Piece:
+    path = f"{folder.name}/{METADATA}"
     if info.get("transform_descriptors"):
         raise CheckpointError(
             f"{path}: {name} is stored through {str(info['transform_descriptors'])[:100]}; save "
@@ -216,20 +258,17 @@ def _piece(name: str, box: Box, info: dict[str, Any], folder: Path) -> _Piece:
         raise CheckpointError(f"{path}: damaged: it is not said where a piece of {name} lies")
     if begin < 0 or size < 1:
         raise CheckpointError(f"{path}: damaged: a piece of {name} lies at {begin}, {size} bytes")
-    try:
-        place = path_inside(folder, file)
-    except ArtifactError as error:
-        raise CheckpointError(str(error)) from error
-    with os_errors(place, "read"):
-        file_bytes = place.stat().st_size
+    with checkpoint_errors():
+        file_bytes = len(folder.open(file))
     if begin + size > file_bytes:
         raise CheckpointError(
-            f"{place}: {file_bytes:,} bytes, a piece of {name} ends at {begin + size:,}: truncated"
+            f"{folder.name}/{file}: {file_bytes:,} bytes, a piece of {name} ends at "
+            f"{begin + size:,}: truncated"
         )
-    return _Piece(box, place, begin, size)
+    return _Piece(box, file, begin, size)
 
 
-def _check_cover(name: str, shape: tuple[int, ...], boxes: list[Box], path: Path) -> None:
+def _check_cover(name: str, shape: tuple[int, ...], boxes: list[Box], path: str) -> None:
     """Each element lies in exactly one piece: they fill the tensor, and no two overlap."""
     bounds = np.array(boxes, np.int64).reshape(len(boxes), len(shape), 2)
     outside = (bounds[:, :, 1] > np.array(shape, np.int64)).any()
@@ -246,7 +285,7 @@ def _check_cover(name: str, shape: tuple[int, ...], boxes: list[Box], path: Path
         )
 
 
-def _sizes(value: Any, path: Path) -> tuple[int, ...]:
+def _sizes(value: Any, path: str) -> tuple[int, ...]:
     """The numbers of a `torch.Size`."""
     sizes = value.arguments[0] if isinstance(value, Call) and len(value.arguments) == 1 else value
     if not isinstance(sizes, tuple | list) or not all(
@@ -256,7 +295,7 @@ def _sizes(value: Any, path: Path) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _dtype(properties: Any, path: Path) -> torch.dtype:
+def _dtype(properties: Any, path: str) -> torch.dtype:
     state = properties.state if isinstance(properties, Call) else None
     name = state[0] if isinstance(state, tuple) and state else None
     dtype = getattr(torch, name.path.rpartition(".")[2], None) if isinstance(name, Name) else None

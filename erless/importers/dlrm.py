@@ -23,7 +23,7 @@ __all__ = ["import_dlrm"]
 
 
 def import_dlrm(
-    checkpoint: Path,
+    checkpoint: Path | str,
     target: Path,
     options: ImportOptions | None = None,
     *,
@@ -43,7 +43,7 @@ def import_dlrm(
             the bundle does not predict the given samples as the original did.
     """
     options = options or ImportOptions()
-    tensors = open_checkpoint(checkpoint).tensors
+    tensors = open_checkpoint(checkpoint, options.endpoint_url).tensors
     tables = _dlrm_tables(tensors)
     parts = Parts(
         {name: tensors[tensor] for name, tensor in tables.items()},

@@ -36,7 +36,7 @@ class Inspected:
     command: str
 
 
-def inspect_checkpoint(path: Path) -> Inspected:
+def inspect_checkpoint(path: Path | str, endpoint_url: str | None = None) -> Inspected:
     """Look into a file of torch.save or safetensors, a distributed checkpoint, or an archive.
 
     Raises:
@@ -44,9 +44,9 @@ def inspect_checkpoint(path: Path) -> Inspected:
         StorageError: it cannot be read.
     """
     file = shlex.quote(str(path))
-    if _exported(path):
+    if not str(path).startswith("s3://") and _exported(Path(path)):
         return Inspected((), "torch.export.save", f"erless import torch {file} --out model")
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, endpoint_url)
     listed = tuple(
         Listed(
             name,

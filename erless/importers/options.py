@@ -33,6 +33,7 @@ class ImportOptions:
         features: table → names of the features that read it; one of its own name if not listed.
         quantized: the precision of tables that hold bytes.
         overwrite: replace an existing bundle.
+        endpoint_url: of the service of a checkpoint's bucket, where it is not AWS's.
         progress: shown while it runs; None: nothing is.
     """
 
@@ -42,6 +43,7 @@ class ImportOptions:
     features: Mapping[str, Sequence[str]] = field(default_factory=dict)
     quantized: Quantization | None = None
     overwrite: bool = False
+    endpoint_url: str | None = None
     progress: Progress | None = None
 
 

@@ -47,7 +47,7 @@ class Parts:
 
 
 def refuse_unused(
-    checkpoint: Path, tensors: Mapping[str, Stored], tables: list[str], parts: Parts
+    checkpoint: Path | str, tensors: Mapping[str, Stored], tables: list[str], parts: Parts
 ) -> None:
     """Refuse a checkpoint with a tensor that no part takes: the model computes with it.
 

@@ -11,19 +11,20 @@ from __future__ import annotations
 import io
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from erless.dlrm.archive.container import StoredZip
+from erless.dlrm.archive.container import Bytes, StoredZip
 from erless.errors import ArtifactError, CheckpointError
+from erless.importers.lazy import RangedTensor
 from erless.importers.pickles import Call, Name, Reference, read_pickle
+from erless.storage.ranged import LazyBytes
 
 __all__ = ["read_tensor_bytes", "read_torch_file"]
 
@@ -59,14 +60,15 @@ class _Storage:
         return self.elements * self.dtype.itemsize
 
 
-_Find = Callable[[_Storage], NDArray[np.uint8]]  # its bytes, `size_bytes` of them
+_Find = Callable[[_Storage], Bytes]  # its bytes, `size_bytes` of them
 
 
-def read_torch_file(path: Path, data: NDArray[np.uint8]) -> Any:
+def read_torch_file(path: Path | str, data: Bytes) -> Any:
     """The document that `torch.save` wrote: dictionaries, lists and numbers, tensors mapped.
 
     Args:
-        data: the bytes of the file at `path`, mapped.
+        data: the bytes of the file at `path`, mapped, or read by ranges: then tensors whose
+            elements lie in order are `RangedTensor`s.
 
     Raises:
         CheckpointError: truncated, damaged, or holding objects other than plain tensors.
@@ -75,9 +77,7 @@ def read_torch_file(path: Path, data: NDArray[np.uint8]) -> Any:
     return _Rebuilder(path, find).value(document)
 
 
-def read_tensor_bytes(
-    path: Path, data: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint8], torch.dtype, tuple[int, ...]]:
+def read_tensor_bytes(path: Path | str, data: Bytes) -> tuple[Bytes, torch.dtype, tuple[int, ...]]:
     """The one tensor that `torch.save` wrote: its elements' bytes in order, dtype and shape.
 
     Args:
@@ -91,8 +91,7 @@ def read_tensor_bytes(
     if not isinstance(document, Call):
         raise CheckpointError(f"{path}: holds a {type(document).__name__} where a tensor should be")
     storage, offset, sizes, strides = builder.layout(document, "tensor")
-    expected = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    if all(size == 1 or a == b for size, a, b in zip(sizes, strides, expected, strict=True)):
+    if _in_order(sizes, strides):
         begin, count = offset * storage.dtype.itemsize, math.prod(sizes) * storage.dtype.itemsize
         return find(storage)[begin : begin + count], storage.dtype, tuple(sizes)
     whole: Tensor = builder.value(document)
@@ -100,14 +99,14 @@ def read_tensor_bytes(
     return ordered, storage.dtype, tuple(sizes)
 
 
-def _open(path: Path, data: NDArray[np.uint8]) -> tuple[Any, _Find]:
+def _open(path: Path | str, data: Bytes) -> tuple[Any, _Find]:
     """The pickled document, and a function that finds the bytes of its storages."""
     if data[:4].tobytes() == b"PK\x03\x04":
         return _open_zip(path, data)
     return _open_legacy(path, data)
 
 
-def _open_zip(path: Path, data: NDArray[np.uint8]) -> tuple[Any, _Find]:
+def _open_zip(path: Path | str, data: Bytes) -> tuple[Any, _Find]:
     try:
         records = StoredZip(data, str(path), "checkpoint")
         roots = {name.partition("/")[0] for name in records.records}
@@ -124,7 +123,7 @@ def _open_zip(path: Path, data: NDArray[np.uint8]) -> tuple[Any, _Find]:
     except ArtifactError as error:
         raise CheckpointError(str(error)) from error
 
-    def find(storage: _Storage) -> NDArray[np.uint8]:
+    def find(storage: _Storage) -> Bytes:
         record = records.records.get(f"{root}/data/{storage.key}")
         if record is None or record.size != storage.size_bytes:
             stored = "no" if record is None else f"{record.size:,}"
@@ -140,7 +139,7 @@ def _open_zip(path: Path, data: NDArray[np.uint8]) -> tuple[Any, _Find]:
     return document, find
 
 
-def _open_legacy(path: Path, data: NDArray[np.uint8]) -> tuple[Any, _Find]:
+def _open_legacy(path: Path | str, data: Bytes) -> tuple[Any, _Find]:
     where = str(path)
     stream = io.BufferedReader(_Mapped(data))
     if read_pickle(stream, where) != MAGIC or read_pickle(stream, where) != LEGACY_VERSION:
@@ -151,7 +150,7 @@ def _open_legacy(path: Path, data: NDArray[np.uint8]) -> tuple[Any, _Find]:
     document = read_pickle(stream, where)
     keys = read_pickle(stream, where)
     by_key = {storage.key: storage for storage in _storages(document, where)}
-    places: dict[str, NDArray[np.uint8]] = {}
+    places: dict[str, Bytes] = {}
     place = stream.tell()
     for key in keys if isinstance(keys, list) else [None]:
         storage = by_key.get(key) if isinstance(key, str) else None
@@ -166,7 +165,7 @@ def _open_legacy(path: Path, data: NDArray[np.uint8]) -> tuple[Any, _Find]:
             )
         places[storage.key] = data[begin:place]
 
-    def find(storage: _Storage) -> NDArray[np.uint8]:
+    def find(storage: _Storage) -> Bytes:
         if storage.key not in places:
             raise CheckpointError(f"{path}: truncated: storage {storage.key} is missing")
         return places[storage.key]
@@ -177,7 +176,7 @@ def _open_legacy(path: Path, data: NDArray[np.uint8]) -> tuple[Any, _Find]:
 class _Mapped(io.RawIOBase):
     """A mapped file as a stream."""
 
-    def __init__(self, data: NDArray[np.uint8]) -> None:
+    def __init__(self, data: Bytes) -> None:
         self._data, self._place = data, 0
 
     def readable(self) -> bool:
@@ -209,7 +208,7 @@ class _Rebuilder:
         find: gives the bytes of a storage.
     """
 
-    def __init__(self, path: Path, find: _Find) -> None:
+    def __init__(self, path: Path | str, find: _Find) -> None:
         self._path, self._find = path, find
         self._storages: dict[str, tuple[_Storage, Tensor]] = {}
         self._built: dict[int, dict[Any, Any]] = {}
@@ -228,8 +227,13 @@ class _Rebuilder:
             return self._tensor(value, name)
         return value
 
-    def _tensor(self, call: Call, name: str) -> Tensor:
+    def _tensor(self, call: Call, name: str) -> Tensor | RangedTensor:
         storage, offset, sizes, strides = self.layout(call, name)
+        data = self._find(storage)
+        if isinstance(data, LazyBytes) and _in_order(sizes, strides):
+            width = storage.dtype.itemsize
+            part = data[offset * width : (offset + math.prod(sizes)) * width]
+            return RangedTensor(name, storage.dtype, tuple(sizes), part)
         return torch.as_strided(self._elements(storage), sizes, strides, offset)
 
     def layout(self, call: Call, name: str) -> tuple[_Storage, int, list[int], list[int]]:
@@ -271,7 +275,8 @@ class _Rebuilder:
     def _elements(self, storage: _Storage) -> Tensor:
         if storage.key not in self._storages:
             view = self._find(storage)
-            array = np.asarray(view) if view.ctypes.data % 16 == 0 else np.array(view)
+            mapped = isinstance(view, np.ndarray) and view.ctypes.data % 16 == 0
+            array = np.asarray(view) if mapped else np.array(view)
             elements = torch.from_numpy(array).view(storage.dtype)
             self._storages[storage.key] = storage, elements
         first, elements = self._storages[storage.key]
@@ -291,6 +296,12 @@ def _plain(call: Call) -> Call:
         case (Name(path=function), Name(), tuple(arguments), *_) if "from_type" in call.function:
             return Call(function, arguments)
     return call
+
+
+def _in_order(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether a tensor's elements lie one after another, the last axis first."""
+    expected = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    return all(size == 1 or a == b for size, a, b in zip(sizes, strides, expected, strict=True))
 
 
 def _whole(numbers: Any) -> bool:

@@ -29,7 +29,7 @@ _BESIDE_ROWS = re.compile(r"(?:.*\.)?tbes\.\d+\.[a-zA-Z_]+")
 
 
 def import_torchrec(
-    checkpoint: Path,
+    checkpoint: Path | str,
     target: Path,
     options: ImportOptions | None = None,
     *,
@@ -54,7 +54,7 @@ def import_torchrec(
         OptionError: the order, the pooling or the features of tables are not given or do not fit.
     """
     options = options or ImportOptions()
-    tensors, ordered = open_checkpoint(checkpoint)
+    tensors, ordered = open_checkpoint(checkpoint, options.endpoint_url)
     tables = {
         tensor: match[1]
         for tensor in tensors
@@ -82,7 +82,7 @@ def import_torchrec(
 
 
 def _cross_layers(
-    checkpoint: Path, tensors: Mapping[str, Stored]
+    checkpoint: Path | str, tensors: Mapping[str, Stored]
 ) -> tuple[tuple[str, str, str], ...]:
     """The names of V, W and b of each layer of a cross net of low rank.
 
@@ -107,7 +107,7 @@ def _cross_layers(
     )
 
 
-def _refuse_managed_collisions(checkpoint: Path, tensors: Mapping[str, Stored]) -> None:
+def _refuse_managed_collisions(checkpoint: Path | str, tensors: Mapping[str, Stored]) -> None:
     """Refuse tables whose ids torchrec moves to rows by a state of its own."""
     moved = next((name for name in tensors if "managed_collision" in name), None)
     if moved:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from erless.errors import ArtifactError
 from erless.storage.atomic import os_errors
 
-__all__ = ["LocalRanges", "RangedFile", "open_ranges", "read_bytes"]
+__all__ = ["LazyBytes", "LocalRanges", "RangedFile", "open_ranges", "read_bytes"]
+
+BLOCK_BYTES, KEPT_BLOCKS = 64 << 10, 4
+SHORT_BYTES = 8 << 10
 
 
 class RangedFile(Protocol):
@@ -84,3 +91,67 @@ def read_bytes(file: RangedFile, offset: int, size: int) -> bytes:
     data = bytearray(size)
     file.read_into(offset, memoryview(data))
     return bytes(data)
+
+
+class LazyBytes:
+    """A stretch of a file, of which nothing is read before it is asked for; a slice is one again.
+
+    Short reads bring the block around them, and the last blocks are kept: a directory of many small
+    entries costs a few reads.
+
+    Args:
+        file: that it is of.
+        begin, size: the stretch; by default all of it.
+
+    >>> from tempfile import NamedTemporaryFile
+    >>> with NamedTemporaryFile() as made:
+    ...     made.write(b"0123456789"), made.flush()
+    ...     LazyBytes(LocalRanges(Path(made.name)))[3:8][1:].tobytes()
+    (10, None)
+    b'4567'
+    """
+
+    def __init__(self, file: RangedFile, begin: int = 0, size: int | None = None) -> None:
+        self._file, self._begin = file, begin
+        self._size = file.size_bytes - begin if size is None else size
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> LazyBytes:
+        start, stop, step = part.indices(self._size)
+        if step != 1:
+            raise ValueError(f"bytes of {self._file.name} in steps of {step}")
+        view = LazyBytes(self._file, self._begin + start, max(0, stop - start))
+        view._blocks = self._blocks
+        return view
+
+    def tobytes(self) -> bytes:
+        """Read it.
+
+        Raises:
+            ArtifactError, StorageError: as `RangedFile.read_into`.
+        """
+        if self._size > SHORT_BYTES:
+            return read_bytes(self._file, self._begin, self._size)
+        data, place, end = b"", self._begin, self._begin + self._size
+        while place < end:
+            number = place // BLOCK_BYTES
+            block = self._block(number)
+            data += block[place - number * BLOCK_BYTES : end - number * BLOCK_BYTES]
+            place = (number + 1) * BLOCK_BYTES
+        return data
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
+        """The bytes, read now; they may be written to."""
+        return np.frombuffer(bytearray(self.tobytes()), np.uint8)
+
+    def _block(self, number: int) -> bytes:
+        if number not in self._blocks:
+            begin = number * BLOCK_BYTES
+            size = min(BLOCK_BYTES, self._file.size_bytes - begin)
+            self._blocks[number] = read_bytes(self._file, begin, size)
+            while len(self._blocks) > KEPT_BLOCKS:
+                self._blocks.popitem(last=False)
+        return self._blocks[number]

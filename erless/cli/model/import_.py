@@ -12,7 +12,7 @@ import typer
 
 from erless.cli.bars import bars
 from erless.cli.option_groups import grouped
-from erless.cli.options import OutOption, OverwriteOption
+from erless.cli.options import EndpointOption, OutOption, OverwriteOption
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
@@ -47,7 +47,10 @@ class InteractionChoice(StrEnum):
 
 
 CheckpointArgument = Annotated[
-    Path, typer.Argument(help="Checkpoint: torch.save's (zip or legacy) or safetensors.")
+    str,
+    typer.Argument(
+        help="Checkpoint: torch.save's (zip or legacy) or safetensors; a path or s3://bucket/key."
+    ),
 ]
 TablesOption = Annotated[
     str | None,
@@ -78,6 +81,7 @@ class SharedOptions:
         ),
     ] = None
     overwrite: OverwriteOption = False
+    endpoint_url: EndpointOption = None
 
     def of_import(self, progress: Progress, tables: str | None = None) -> ImportOptions:
         """These as the importers take them; `tables` is their order, separated by commas."""
@@ -89,6 +93,7 @@ class SharedOptions:
             tables=None if tables is None else [name.strip() for name in tables.split(",")],
             samples=self.check,
             overwrite=self.overwrite,
+            endpoint_url=self.endpoint_url,
             progress=progress,
         )
 
@@ -238,7 +243,10 @@ def saved_by_torch(
 @app.command("inspect")
 @verb
 def look(
-    checkpoint: Annotated[Path, typer.Argument(help="A file or folder that a model was saved to.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="What a model was saved to: a file, a folder, or s3://bucket/….")
+    ],
+    endpoint_url: EndpointOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List a checkpoint's tensors and say which command would import it; nothing is executed.
@@ -249,7 +257,7 @@ def look(
 
     from erless.importers.inspect import inspect_checkpoint
 
-    found = inspect_checkpoint(checkpoint)
+    found = inspect_checkpoint(checkpoint, endpoint_url)
 
     def draw(console: Console) -> None:
         from rich.table import Table

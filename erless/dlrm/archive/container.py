@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from erless.errors import ArtifactError
 from erless.storage.atomic import os_errors
+from erless.storage.ranged import LazyBytes
 
-__all__ = ["ArchiveRecords", "Record", "StoredZip"]
+__all__ = ["ArchiveRecords", "Bytes", "Record", "StoredZip"]
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -46,6 +47,7 @@ _RECORDS = {
     "data/constants/model_constants_config.json": MAX_JSON_BYTES,
     "data/sample_inputs/model.pt": 1 << 30,
 }
+Bytes = NDArray[np.uint8] | LazyBytes
 _PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_(0|[1-9][0-9]{0,5})")
 _PICKLED = re.compile(r"data/(weights|constants)/[^/]*\.pt|data/constants/\w+_obj_.*")
 
@@ -62,7 +64,7 @@ class StoredZip:
     """The records of a zip file in which nothing is compressed, encrypted, repeated or overlapping.
 
     Args:
-        data: the bytes of the file, usually a memory map.
+        data: the bytes of the file: a memory map, or read by ranges.
         where: how errors name the file.
         format_name: what the file should be, for errors.
 
@@ -70,9 +72,7 @@ class StoredZip:
         ArtifactError: it is no such file.
     """
 
-    def __init__(
-        self, data: NDArray[np.uint8], where: str, format_name: str = "torch.export archive"
-    ) -> None:
+    def __init__(self, data: Bytes, where: str, format_name: str = "torch.export archive") -> None:
         self._data, self._where, self._format_name = data, where, format_name
         self.records = self._read_directory()
 
@@ -82,26 +82,37 @@ class StoredZip:
         Raises:
             ArtifactError: there is no such record, or its checksum differs.
         """
-        return self.view(name).tobytes()
+        data = self._place(name).tobytes()
+        self._check(name, data)
+        return data
 
-    def view(self, name: str) -> NDArray[np.uint8]:
+    def view(self, name: str) -> Bytes:
         """The bytes of the record `name`, (size,), where they lie.
+
+        Of a file that is read by ranges nothing is read yet, so its checksum is not compared.
 
         Raises:
             ArtifactError: there is no such record, or its checksum differs.
         """
+        view = self._place(name)
+        if isinstance(view, np.ndarray):
+            self._check(name, view.data)
+        return view
+
+    def _place(self, name: str) -> Bytes:
         record = self.records.get(name)
         if record is None:
             raise ArtifactError(f"{self._where}: there is no record {name}")
-        view = self._data[record.begin : record.begin + record.size]
-        if zlib.crc32(view.data) != record.crc:
+        return self._data[record.begin : record.begin + record.size]
+
+    def _check(self, name: str, data: bytes | memoryview) -> None:
+        if zlib.crc32(data) != self.records[name].crc:
             raise ArtifactError(f"{self._where}: {name} is damaged (checksum)")
-        return view
 
     def _unpack(self, layout: struct.Struct, offset: int, signature: bytes) -> tuple[int, ...]:
         if not 0 <= offset <= len(self._data) - layout.size:
             raise self._damaged("its directory points outside of the file")
-        fields = layout.unpack_from(self._data.data, offset)
+        fields = layout.unpack(self._data[offset : offset + layout.size].tobytes())
         if fields[0] != signature:
             raise self._damaged("its directory is damaged")
         return fields[1:]
@@ -239,7 +250,7 @@ class ArchiveRecords:
             ArtifactError: there is no such record, or its checksum differs.
         """
         self.size(name)
-        return self._zip.view(f"{self._root}/{name}")
+        return np.asarray(self._zip.view(f"{self._root}/{name}"))
 
     def _inner_name(self, name: str) -> str:
         root, slash, inner = name.partition("/")

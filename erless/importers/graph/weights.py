@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from erless.errors import ModelError
 from erless.importers.checkpoint import open_checkpoint
-from erless.importers.distributed import ShardedTensor
+from erless.importers.lazy import LazyTensor
 
 __all__ = ["Weights", "with_weights"]
 
@@ -71,7 +71,7 @@ def _opened(weights: Weights) -> dict[str, Tensor]:
     path = Path(weights)
     tensors = {}
     for name, stored in open_checkpoint(path).tensors.items():
-        if isinstance(stored, ShardedTensor):
+        if isinstance(stored, LazyTensor):
             raise ModelError(
                 f"{path}: {name} lies in pieces; save the state dict as one file "
                 "(torch.save or safetensors)"
