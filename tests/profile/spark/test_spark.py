@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -226,10 +228,78 @@ def test_counts_that_cannot_be_read_are_told(tmp_path: Path) -> None:
         SortedCounts(str(tmp_path / "absent"))
 
 
-def test_spark_submit_runs_the_script(make_bundle: MakeBundle, tmp_path: Path) -> None:
-    """Its options are those of `erless profile`; without a log it says so, before Spark starts."""
+def test_a_cluster_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyspark
+    from pyspark.sql import SparkSession
+
+    with spark_session(LOCAL):
+        monkeypatch.setattr(SparkSession, "version", property(lambda _: "3.5.1"))
+        told = rf"the cluster runs Spark 3\.5\.1, pyspark here is {pyspark.__version__}: both must"
+        with pytest.raises(SparkError, match=told), spark_session(LOCAL):
+            pass
+
+
+def test_an_executor_lost_midway_costs_nothing_but_time(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    model = make_bundle(TABLES)
+    log = write_log(tmp_path / "a.parquet", t=bags(5000, 450, 0), u=bags(70, 450, 1))
+    marker = tmp_path / "killed"
+    script = "tests.profile.spark.losing_an_executor"
+    command = [sys.executable, "-m", script, str(model), str(log), str(tmp_path / "p"), str(marker)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=300,
+        env={**os.environ, "SPARK_HOME": pyspark_folder(), "SPARK_SCALA_VERSION": "2.13"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert marker.exists()
+    assert "Lost executor" in done.stderr
+    alone = profile_access(model, [LogSource.parse(str(log))], tmp_path / "alone")
+    assert done.stdout.split()[-1] == alone.profile.digest
+
+
+def pyspark_folder() -> str:
+    import pyspark
+
+    return str(Path(pyspark.__file__).parent)
+
+
+def test_spark_submit_runs_the_script_with_the_package_from_its_py_files(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    model = make_bundle(TABLES)
+    log = write_log(tmp_path / "a.parquet", t=bags(5000, 300, 0))
+    package = tmp_path / "erless.zip"
+    with zipfile.ZipFile(package, "w") as archive:
+        for path in (ROOT / "erless").rglob("*.py"):
+            archive.write(path, path.relative_to(ROOT).as_posix())
+    other = tmp_path / "other"  # an erless that is found, if that one is not
+    other.mkdir()
+    (other / "erless.py").write_text("raise ImportError('not the one of --py-files')\n")
     script = ROOT / "spark" / "erless-profile-spark.py"
-    command = [sys.executable, str(script), "--model", str(make_bundle(TABLES))]
+    command = [f"{pyspark_folder()}/bin/spark-submit", "--master", "local[2]"]
+    command += ["--conf", "spark.ui.enabled=false", "--conf", "spark.driver.bindAddress=127.0.0.1"]
+    command += ["--conf", "spark.driver.host=127.0.0.1", "--py-files", str(package), str(script)]
+    command += ["--model", str(model), "--log", str(log), "--out", str(tmp_path / "p")]
+    env = {**os.environ, "PYTHONPATH": str(other), "PYSPARK_PYTHON": sys.executable}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, check=False, env=env, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    profile_access(model, [LogSource.parse(str(log))], tmp_path / "alone")
+    assert tree(tmp_path / "p") == tree(tmp_path / "alone")
+    wheel = package.rename(tmp_path / "erless-0-py3-none-any.whl")
+    told = "Spark hands no .whl to executors: copy it to erless.zip"
+    env["PYTHONPATH"] = str(wheel)  # as spark-submit does with --py-files
+    command = [sys.executable, str(script), "--model", str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 1
+    assert told in done.stderr
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 2
+    assert done.returncode == 2  # as `erless profile`, before Spark starts
     assert "--log" in done.stderr
