@@ -21,9 +21,9 @@ from erless.cli.cluster.cluster_options import (
     desired_release,
     named_model,
 )
+from erless.cli.cluster.pack_jobs import JobOptions
 from erless.cli.option_groups import grouped
 from erless.cli.options import InfraOption, project, store_of
-from erless.cli.release.pack_pods import JobOptions
 from erless.cli.run import Output, OutputOption, emit, verb
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _render_jobs(
     output: Output,
 ) -> None:
     """Write the Jobs of a pack; what they read is put into the store."""
-    from erless.cli.release.pack_pods import job_objects
+    from erless.cli.cluster.pack_jobs import job_objects
     from erless.deploy.kubernetes.schema import check_objects
     from erless.pack.bundle_files import bundle_files
     from erless.pack.inputs import PackInputs

@@ -23,7 +23,6 @@ from erless.pack import worker
 from erless.pack.bundle_files import bundle_files
 from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packed, Packer
-from erless.pack.ranks import WINDOW_ROWS
 from erless.progress import Silent
 from erless.specs.plan import Precision
 from erless.storage.stores import open_store
@@ -132,7 +131,7 @@ def kubernetes(
             name = path.relative_to(tmp_path).as_posix()
             s3.client().put_object(Bucket=s3.bucket, Key=name, Body=path.read_bytes())
 
-    def pack(window_rows: int = WINDOW, **more: Any) -> Packed:
+    def pack(**more: Any) -> Packed:
         options = PodOptions(
             portion_gb=6e-5,
             namespace="default",
@@ -147,7 +146,7 @@ def kubernetes(
                 tmp_path / "plan.json",
                 tables_at=files.tables_at,
                 endpoint_url=s3.endpoint_url,
-                window_rows=window_rows,
+                window_rows=WINDOW,
             )
             store = open_store(s3.url, endpoint_url=s3.endpoint_url, create=True)
             return pack_by_pods(Packer(inputs, store), options, s3.endpoint_url, Silent())
@@ -218,8 +217,14 @@ def test_without_rights_or_a_bucket_nothing_is_started(
 
 
 def test_render_writes_the_jobs_that_are_applied(
-    kubernetes: Callable[..., Packed], controller: JobController, tmp_path: Path, s3: S3
+    kubernetes: Callable[..., Packed],
+    controller: JobController,
+    tmp_path: Path,
+    s3: S3,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    defaults = PackInputs.__init__.__kwdefaults__ or {}
+    monkeypatch.setitem(defaults, "window_rows", WINDOW)
     command = ["render", "--job", "--bundle", f"s3://{s3.bucket}/model", "--profile", "profile"]
     command += ["--store", s3.url, "--endpoint-url", s3.endpoint_url, "--namespace", "default"]
     command += ["--image", IMAGE, "--portion-gb", "6e-5", "--pods", "3"]
@@ -227,7 +232,7 @@ def test_render_writes_the_jobs_that_are_applied(
     assert shown.exit_code == 0, shown.output
     account, cut, join = yaml.safe_load_all(shown.stdout)
     assert not controller.cluster.find(JOBS)  # nothing is applied
-    packed = kubernetes(window_rows=WINDOW_ROWS, pods=3)
+    packed = kubernetes(pods=3)
     assert packed.release is not None
     applied: list[dict[str, Any]] = [
         {"apiVersion": "batch/v1", "kind": "Job"}
