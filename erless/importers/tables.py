@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from erless.errors import CheckpointError
 from erless.importers.bundle import row_chunks
+from erless.importers.checkpoint import float_rows, open_checkpoint
 from erless.importers.confined.tower import try_tower
 from erless.importers.options import ImportOptions, order_tables
 from erless.importers.samples import checked_bundle
@@ -46,7 +48,8 @@ def import_tables(
 
     Args:
         sources: each a folder, `PATH` or `NAME=PATH`; PATH is a `.npy` file (rows, dim) or a
-            safetensors file, whose two-dimensional tensors are the tables. Their order here is
+            safetensors file, whose two-dimensional tensors are the tables; one in a bucket
+            (`s3://bucket/key`) is read by ranges. Their order here is
             the order of the tower's `pooled` and of queries; a folder and a file of several
             tensors have none, so the options must say it.
         tower: an archive with inputs `dense (B,F)` and `pooled (B,T,D)`.
@@ -60,7 +63,7 @@ def import_tables(
         OptionError: the order or the pooling of tables is not given.
     """
     options = options or ImportOptions()
-    opened = [_open(source) for source in sources]
+    opened = [_open(source, options.endpoint_url) for source in sources]
     by_name = {table.name: table for group in opened for table in group}
     if not by_name:
         raise CheckpointError("no tables given")
@@ -81,10 +84,13 @@ def import_tables(
         return bundle.finish()
 
 
-def _open(source: str) -> list[_Table]:
+def _open(source: str, endpoint_url: str | None = None) -> list[_Table]:
     """The tables of one source; a file's content decides what it is."""
     name, equals, value = source.partition("=")
-    path = Path(value if equals else source)
+    location = value if equals else source
+    if location.startswith("s3://"):
+        return _open_in_bucket(location, name if equals else None, endpoint_url)
+    path = Path(location)
     if path.is_dir():
         return _open_folder(path)
     with os_errors(path, "read"), path.open("rb") as stream:
@@ -100,6 +106,20 @@ def _open(source: str) -> list[_Table]:
     if equals:
         raise CheckpointError(f"{path} holds {len(file.tensors)} tensors: give it without NAME=")
     return [_open_tensor(file, tensor, tensor) for tensor in file.tensors]
+
+
+def _open_in_bucket(url: str, name: str | None, endpoint_url: str | None) -> list[_Table]:
+    """The tables of a safetensors file in a bucket."""
+    if not url.endswith(".safetensors"):
+        raise CheckpointError(f"{url}: tables are read from .safetensors files in a bucket")
+    tensors = open_checkpoint(url, endpoint_url).tensors
+    if name is not None and len(tensors) > 1:
+        raise CheckpointError(f"{url} holds {len(tensors)} tensors: give it without NAME=")
+    alone = (name or Path(url).stem) if len(tensors) == 1 else None
+    return [
+        _Table(alone or tensor, tuple(rows.shape), partial(float_rows, tensor, rows))
+        for tensor, rows in tensors.items()
+    ]
 
 
 def _open_folder(path: Path) -> list[_Table]:

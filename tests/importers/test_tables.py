@@ -22,6 +22,7 @@ from erless.importers.tables import import_tables
 from erless.plan.source import profile_source
 from erless.serve.protocol.queries import check_query
 from erless.specs.model import Pooling
+from tests.buckets import S3
 from tests.towers import CrossV2, DeepFm, export
 
 SUM = ImportOptions(Poolings(Pooling.SUM))
@@ -59,6 +60,25 @@ def test_any_architecture_predicts_as_torch_does(folder: Path, architecture: typ
     np.testing.assert_allclose(monolith.predict(asked), expected, rtol=1e-5, atol=1e-6)
     items = safetensors.torch.load_file(folder / "items.safetensors")["weight"].float()
     assert torch.equal(monolith.tables[1], items)
+
+
+def test_tables_in_a_bucket_are_those_of_files(folder: Path, s3: S3) -> None:
+    users = torch.from_numpy(np.load(folder / "users.npy"))
+    safetensors.torch.save_file({"rows": users}, folder / "users.safetensors")
+    for path in folder.glob("*.safetensors"):
+        s3.client().put_object(Bucket=s3.bucket, Key=path.name, Body=path.read_bytes())
+    options = replace(SUM, endpoint_url=s3.endpoint_url)
+    remote = [f"people=s3://{s3.bucket}/users.safetensors", f"s3://{s3.bucket}/items.safetensors"]
+    local = [f"people={folder / 'users.npy'}", str(folder / "items.safetensors")]
+    tower = folder / "tower.pt2"
+    made = import_tables(remote, tower, 3, folder / "r", options)
+    assert made.digest == import_tables(local, tower, 3, folder / "l", SUM).digest
+    for source, told in (
+        (f"s3://{s3.bucket}/users.npy", "tables are read from .safetensors files in a bucket"),
+        (f"s3://{s3.bucket}/absent.safetensors", "does not exist"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            import_tables([source, local[1]], tower, 3, folder / "n", options)
 
 
 def test_tables_of_different_dims_are_padded(folder: Path) -> None:

@@ -195,7 +195,9 @@ def torchrec(
 def named_tables(
     sources: Annotated[
         list[str],
-        typer.Argument(help="Folder, PATH or NAME=PATH of .npy or safetensors tables, in order."),
+        typer.Argument(
+            help="Folder, PATH or NAME=PATH of .npy or safetensors tables, in order; or s3://….safetensors."
+        ),
     ],
     tower: Annotated[Path, typer.Option(help="torch.export archive: dense (B,F), pooled (B,T,D).")],
     dense_features: Annotated[int, typer.Option(min=0, help="Dense features F.")],
