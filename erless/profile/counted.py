@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from erless.errors import LogError
 from erless.profile.curves import MachineCurves
 from erless.profile.names import LogNames
-from erless.profile.tally import CountDistribution
+from erless.profile.ranking import CountDistribution
 from erless.progress import Progress
 from erless.specs.artifact import FileEntry
 from erless.specs.profile import MANIFEST, Profile, TableAccess

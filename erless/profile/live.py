@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from erless.dlrm.heat_sketch import FLOOR, TableSketch, merged
 from erless.errors import ArtifactError, ExistsError, LogError
 from erless.profile.counted import LOCALITY_FRACTION, SHARES, AccessReport, TableHotness
-from erless.profile.tally import CountDistribution
+from erless.profile.ranking import CountDistribution
 from erless.profile.thinned import CERTAIN, mixture
 from erless.specs.artifact import FileEntry
 from erless.specs.counts import open_counts

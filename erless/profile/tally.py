@@ -7,16 +7,13 @@
 2. Runs stay in memory up to `RUN_BYTES`; beyond it they move to a scratch file.
 3. At the end each table is walked in windows of `WINDOW_ROWS` ids: the runs' parts of the window
    are added up, which gives rows in id order with their total counts.
-4. Ranking is a counting sort on the counts: a first walk over the windows finds how many rows have
-   each count, hence where each count's rows begin; a second one writes ids to their places. Within
-   one count ids stay ascending, which is the tie rule of `erless.specs.profile`.
+4. The rows are ranked (`ranking.py`): two more walks over the windows.
 
-Memory is set by the three constants, not by log or table.
+Memory is set by these constants, not by log or table.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,54 +22,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.profile.ranking import (
+    WINDOW_ROWS,
+    CountDistribution,
+    distribution_of,
+    starts_of,
+    summed,
+    write_ranked,
+)
 from erless.storage.atomic import os_errors
 from erless.storage.digests import FileDigest
-from erless.storage.tensors import TensorWriter
 
-__all__ = ["CountDistribution", "Tallies"]
+__all__ = ["Tallies"]
 
 PENDING_IDS = 16_000_000  # 64 MB of int32
 RUN_BYTES = 384 << 20
-WINDOW_ROWS = 1 << 22  # 32 MB of counters; also the span that one sort key must tell apart
-WRITE_ROWS = 1 << 20
 SPARSE_WINDOW = 16  # a window with fewer entries than rows ÷ this is sorted, not scattered
 
 Counts = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class CountDistribution:
-    """How many of a table's rows have each count: all that its access CDF depends on.
-
-    Args:
-        values: (v,) distinct counts above zero, descending.
-        rows: (v,) how many rows have that count.
-    """
-
-    values: Counts
-    rows: Counts
-
-    @property
-    def accesses(self) -> int:
-        """All accesses of the table."""
-        return int((self.values * self.rows).sum())
-
-    @property
-    def touched(self) -> int:
-        """Rows with at least one access."""
-        return int(self.rows.sum())
-
-    def share(self, hottest: float) -> float:
-        """Share of accesses that the `hottest` rows take, linear between whole rows.
-
-        >>> CountDistribution(np.array([6, 2]), np.array([1, 2])).share(2.0)
-        0.8
-        """
-        if not len(self.values):
-            return 0.0
-        ranks = np.concatenate([[0], np.cumsum(self.rows)])
-        accesses = np.concatenate([[0], np.cumsum(self.values * self.rows)])
-        return float(np.interp(hottest, ranks, accesses) / accesses[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +96,13 @@ class _Tally:
             ids = np.concatenate(self.pending)
             self.pending.clear()
             ids.sort()
-            starts = _starts(ids)
+            starts = starts_of(ids)
             self.runs.append(_Run(ids[starts], np.diff(starts, append=len(ids))))
         if self.weighted:
             ids = np.concatenate([part for part, _ in self.weighted])
             counts = np.concatenate([part for _, part in self.weighted])
             self.weighted.clear()
-            self.runs.append(_summed(ids, counts))
+            self.runs.append(_Run(*summed(ids, counts)))
         return sum(run.size_bytes for run in self.runs[begin:])
 
     def spill(self) -> None:
@@ -159,11 +126,11 @@ class _Tally:
             if not parts:
                 continue
             if sum(len(ids) for ids, _ in parts) * SPARSE_WINDOW < end - base:
-                run = _summed(
+                ids, counts = summed(
                     np.concatenate([ids for ids, _ in parts]),
                     np.concatenate([counts for _, counts in parts]),
                 )
-                ids, counts = run.ids.astype(np.int64), run.counts
+                ids = ids.astype(np.int64)
             else:
                 totals = np.zeros(end - base, np.int64)
                 for part_ids, part_counts in parts:
@@ -176,22 +143,6 @@ class _Tally:
                 ids, counts = ids[touched], counts[touched]
             if len(ids):  # aggregated logs may count 0 for every row of a window
                 yield ids, counts
-
-
-def _starts(ids: NDArray[Any]) -> NDArray[np.int64]:
-    """Where each distinct id of sorted, non-empty `ids` begins."""
-    first = np.empty(len(ids), np.bool_)
-    first[0] = True
-    np.not_equal(ids[1:], ids[:-1], out=first[1:])
-    return np.flatnonzero(first)
-
-
-def _summed(ids: NDArray[Any], counts: Counts) -> _Run:
-    """Distinct ids, ascending, with the sum of their counts."""
-    order = np.argsort(ids, kind="stable")
-    ids = ids[order]
-    starts = _starts(ids)
-    return _Run(ids[starts], np.add.reduceat(counts[order], starts))
 
 
 class Tallies:
@@ -249,14 +200,7 @@ class Tallies:
 
     def distribution(self, table: str) -> CountDistribution:
         """How many rows of `table` have each count."""
-        windows = [np.unique(counts, return_counts=True) for _, counts in self.windows(table)]
-        if not windows:
-            return CountDistribution(np.empty(0, np.int64), np.empty(0, np.int64))
-        total = _summed(
-            np.concatenate([values for values, _ in windows]),
-            np.concatenate([rows for _, rows in windows]),
-        )
-        return CountDistribution(total.ids[::-1].copy(), total.counts[::-1].copy())
+        return distribution_of(self.windows(table))
 
     def write(self, table: str, distribution: CountDistribution, path: Path) -> FileDigest:
         """Write `ids` and `counts` of the touched rows, hottest first, as safetensors.
@@ -264,46 +208,4 @@ class Tallies:
         Raises:
             StorageError: the disk refused.
         """
-        touched = distribution.touched
-        ranked = self._rank(table, distribution)
-        shape = {"ids": (np.int64, (touched,)), "counts": (np.int64, (touched,))}
-        ends = np.cumsum(distribution.rows)
-        with TensorWriter(path, shape) as writer, os_errors(ranked, "read"):
-            for begin in range(0, touched, WRITE_ROWS):
-                size = min(WRITE_ROWS, touched - begin)
-                writer.write("ids", np.fromfile(ranked, np.int64, size, offset=8 * begin))
-            for begin in range(0, touched, WRITE_ROWS):
-                ranks = np.arange(begin, min(begin + WRITE_ROWS, touched))
-                values = distribution.values[np.searchsorted(ends, ranks, side="right")]
-                writer.write("counts", values)
-            digest = writer.close()
-        ranked.unlink()
-        return digest
-
-    def _rank(self, table: str, distribution: CountDistribution) -> Path:
-        """A scratch file of the touched ids as int64, hottest first, ties by id."""
-        path = self._scratch / "ranked"
-        ascending = distribution.values[::-1]
-        cursor = np.cumsum(distribution.rows) - distribution.rows  # where each count's rows begin
-        span = WINDOW_ROWS.bit_length() - 1
-        with os_errors(path), path.open("wb", buffering=0) as file:
-            for ids, counts in self._tables[table].windows():
-                place = len(ascending) - 1 - np.searchsorted(ascending, counts)
-                keys = (place << span) | np.arange(len(ids))
-                keys.sort()
-                place, ids = keys >> span, ids[keys & (WINDOW_ROWS - 1)]  # noqa: PLW2901
-                starts = _starts(place)
-                stops = [*starts[1:].tolist(), len(ids)]
-                for start, stop in zip(starts.tolist(), stops, strict=True):
-                    value = int(place[start])
-                    _write_at(file.fileno(), ids[start:stop], 8 * int(cursor[value]))
-                    cursor[value] += stop - start
-        return path
-
-
-def _write_at(descriptor: int, chunk: NDArray[np.int64], offset: int) -> None:
-    """Write all of `chunk` at byte `offset`."""
-    view = chunk.view(np.uint8).data
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+        return write_ranked(self.windows(table), distribution, path, self._scratch)

@@ -1,20 +1,23 @@
 """What runs on Spark's executors: our readers over a share of the log, into Arrow batches.
 
 A task counts its share as one machine would (`erless.profile.tally`, bounded memory) and hands on
-distinct rows with their counts, so that the shuffle moves rows of tables and not accesses. Facts
-about the log travel as rows too, with a negative table: a task that raised would be run again and
-again, for a log that stays damaged.
+distinct rows with their counts, a window of 2^20 ids to a row of Spark's: so the shuffle moves rows
+of tables and not accesses, and the JVM handles few large rows and not many small ones. Facts about
+the log travel as rows too, with a negative table: a task that raised would be run again and again,
+for a log that stays damaged.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from erless.errors import ErlessError
 from erless.profile.formats import LogFormat, LogSource, open_log_file
@@ -24,13 +27,30 @@ from erless.profile.tally import Tallies
 from erless.progress import Silent
 from erless.specs.model import ModelSpec
 
-__all__ = ["ACCESSES", "FAULT", "SAMPLES", "SCHEMA", "UNKNOWN_SAMPLES", "CountTask"]
+__all__ = [
+    "ACCESSES",
+    "FAULT",
+    "SAMPLES",
+    "SCHEMA",
+    "UNKNOWN_SAMPLES",
+    "WINDOW_ROWS",
+    "CountTask",
+    "WindowSums",
+    "window_rows",
+]
 
-SCHEMA = "table int, id long, count long, note string"
+SCHEMA = "table int, id long, count long, note string, ids binary, counts binary"
 ARROW_SCHEMA = pa.schema(
-    [("table", pa.int32()), ("id", pa.int64()), ("count", pa.int64()), ("note", pa.string())]
+    [
+        ("table", pa.int32()),
+        ("id", pa.int64()),
+        ("count", pa.int64()),
+        ("note", pa.string()),
+        ("ids", pa.binary()),
+        ("counts", pa.binary()),
+    ]
 )
-BATCH_ROWS = 1 << 20
+WINDOW_ROWS = 1 << 20  # ids of a row: 12 MB at most, and 8 MB to add up
 # In the place of a table: samples of table `id`; that they are not known; accesses in log `id`;
 # what is wrong in unit `id`.
 SAMPLES, UNKNOWN_SAMPLES, ACCESSES, FAULT = -1, -2, -3, -4
@@ -40,7 +60,7 @@ SAMPLES, UNKNOWN_SAMPLES, ACCESSES, FAULT = -1, -2, -3, -4
 class CountTask:
     """What all tasks share, and the share of each.
 
-    model: as JSON; folder: of its bundle, for vocabularies.
+    model: as JSON; folder: of its bundle, for vocabularies; window_rows: ids of a row of Spark's.
     """
 
     model: str
@@ -48,6 +68,7 @@ class CountTask:
     sources: tuple[LogSource, ...]
     log_format: str
     shares: tuple[tuple[tuple[int, LogUnit], ...], ...]
+    window_rows: int = WINDOW_ROWS
 
     def run(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Count the shares whose numbers come in column `id`."""
@@ -76,9 +97,7 @@ class CountTask:
             yield _facts(facts)
             for name, number in numbers.items():
                 for ids, counts in tallies.windows(name):
-                    for begin in range(0, len(ids), BATCH_ROWS):
-                        part = slice(begin, begin + BATCH_ROWS)
-                        yield _counts(number, ids[part], counts[part])
+                    yield from _windows(number, ids, counts, self.window_rows)
 
     def _read(
         self, unit: LogUnit, names: LogNames, tallies: Tallies
@@ -95,14 +114,78 @@ class CountTask:
         return log.samples, names.tables(log.tables), accesses
 
 
-def _counts(table: int, ids: np.ndarray, counts: np.ndarray) -> pa.RecordBatch:
-    size = len(ids)
-    columns = [np.full(size, table, np.int32), ids, counts, pa.nulls(size, pa.string())]
-    return pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=ARROW_SCHEMA)
+@dataclass(frozen=True)
+class WindowSums:
+    """Adds up the parts of windows that come one after another: `run` is a function for Spark.
+
+    Columns of a part, in rows that are sorted by table, then id: a window's table, its first id,
+    how many of its rows were touched; these as 32-bit offsets from the first, ascending, and their
+    counts as 64-bit integers, both little-endian. Facts pass as they are.
+    """
+
+    window_rows: int
+
+    def run(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """One row for each window."""
+        key: tuple[int, int] | None = None
+        totals = np.zeros(self.window_rows, np.int64)
+        for batch in batches:
+            keys = zip(*(batch.column(name).to_pylist() for name in ("table", "id")), strict=True)
+            for row, (table, base) in enumerate(keys):
+                if key is not None and (table, base) != key:
+                    yield _summed(*key, totals)
+                    key = None
+                if table < 0:
+                    yield batch.slice(row, 1)
+                    continue
+                key = (table, base)
+                offsets, counts = window_rows(batch, row)
+                totals[offsets] += counts  # those of one part are distinct
+        if key is not None:
+            yield _summed(*key, totals)
+
+
+def _summed(table: int, base: int, totals: NDArray[np.int64]) -> pa.RecordBatch:
+    """The window of these totals, which are then 0."""
+    touched = np.flatnonzero(totals)
+    counts = totals[touched]
+    totals[touched] = 0
+    return _window(table, base, touched, counts)
+
+
+def window_rows(batch: pa.RecordBatch, row: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Offsets of the touched rows of the window in this row of a batch, ascending; their counts."""
+    ids, counts = (batch.column(name)[row].as_buffer() for name in ("ids", "counts"))
+    return np.frombuffer(ids, "<u4").astype(np.int64), np.frombuffer(counts, "<i8")
+
+
+def _windows(
+    table: int, ids: NDArray[np.int64], counts: NDArray[np.int64], window_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Touched rows in the order of ids as rows of windows."""
+    first, last = int(ids[0]) // window_rows, int(ids[-1]) // window_rows
+    bases = window_rows * np.arange(first, last + 2)
+    cuts = np.searchsorted(ids, bases).tolist()
+    for base, begin, end in zip(bases.tolist()[:-1], cuts[:-1], cuts[1:], strict=True):
+        if end > begin:
+            yield _window(table, base, ids[begin:end] - base, counts[begin:end])
+
+
+def _window(
+    table: int, base: int, offsets: NDArray[np.int64], counts: NDArray[np.int64]
+) -> pa.RecordBatch:
+    data = offsets.astype("<u4").tobytes(), counts.astype("<i8").tobytes()
+    row = ([table], [base], [len(offsets)], [None], [data[0]], [data[1]])
+    return _batch(row)
 
 
 def _facts(facts: list[tuple[int, int, int, str | None]]) -> pa.RecordBatch:
     columns = list(zip(*facts, strict=True)) if facts else [(), (), (), ()]
+    none = [None] * len(facts)
+    return _batch((*columns, none, none))
+
+
+def _batch(columns: Sequence[Sequence[Any]]) -> pa.RecordBatch:
     arrays = [
         pa.array(column, field.type) for column, field in zip(columns, ARROW_SCHEMA, strict=True)
     ]

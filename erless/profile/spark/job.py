@@ -1,6 +1,6 @@
 """The profile of logs, counted on Spark.
 
-    log units → tasks (`executor.py`) → group by table and row → sort → parquet → profile
+    log units → tasks (`executor.py`) → windows of a table together → their sums → parquet → profile
 
 The parquet files lie at `counts_at`, where driver and executors both reach them: in the store, say.
 """
@@ -14,26 +14,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from erless.errors import LogError
 from erless.profile.access import age_warning, kept_curves
 from erless.profile.counted import AccessReport, Counted, Coverage, write_profile
 from erless.profile.curves import MachineCurves
 from erless.profile.formats import LogFormat, LogSource
 from erless.profile.names import LogNames
-from erless.profile.spark.counts import SortedCounts, SparkCounts
+from erless.profile.spark.counts import SparkCounts
 from erless.profile.spark.executor import (
     ACCESSES,
     FAULT,
     SAMPLES,
     SCHEMA,
     UNKNOWN_SAMPLES,
+    WINDOW_ROWS,
     CountTask,
+    WindowSums,
 )
 from erless.profile.spark.session import SparkOptions, spark_errors, spark_session
 from erless.profile.spark.units import LogUnit, log_units, shares
-from erless.profile.tally import CountDistribution
 from erless.progress import Progress, Silent
 from erless.specs.bundle import BundleManifest
 from erless.specs.profile import MANIFEST
@@ -95,21 +94,23 @@ def profile_on_spark(
     units = list(log_units(sources, names.rows, how.log_format))[:: how.every]
     with (
         staged_directory(out, marker=MANIFEST, overwrite=overwrite or unfinished) as stage,
-        _counts_folder(how.counts_at, out) as counts_at,
-        spark_session(spark) as session,
+        _scratch_beside(out) as scratch,
     ):
+        counts_at = how.counts_at or str(scratch / "counts")
         task = _task(bundle, model, sources, units, how)
-        with progress.step("count on Spark", None, "rows"), spark_errors():
+        with (
+            progress.step("count on Spark", None, "rows"),
+            spark_session(spark) as session,
+            spark_errors(),
+        ):
             count_on_spark(session, task).write.parquet(counts_at)
-            counts = SortedCounts(counts_at)
-            coverage = _coverage(counts, sources, list(names.table_rows))
-            distributions = _distributions(session, counts_at)
         numbers = {name: number for number, name in enumerate(names.table_rows)}
+        counts = SparkCounts(counts_at, numbers, scratch)
         counted = Counted(
             bundle.digest,
             tuple(source.text for source in sources),
-            SparkCounts(counts, distributions, numbers),
-            coverage,
+            counts,
+            _coverage(counts, sources, list(names.table_rows)),
             how.most_rows,
         )
         report = write_profile(counted, names, how.samples, curves, stage, progress)
@@ -117,13 +118,10 @@ def profile_on_spark(
 
 
 @contextmanager
-def _counts_folder(counts_at: str | None, out: Path) -> Iterator[str]:
-    if counts_at is not None:
-        yield counts_at
-        return
+def _scratch_beside(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}-counts-", dir=out.parent) as folder:
-        yield str(Path(folder).absolute() / "counts")
+        yield Path(folder).absolute()
 
 
 def _task(
@@ -139,52 +137,29 @@ def _task(
         sources=tuple(sources),
         log_format=how.log_format.value,
         shares=tuple(tuple(share) for share in shares(units, MOST_TASKS)),
+        window_rows=WINDOW_ROWS,
     )
 
 
 def count_on_spark(session: SparkSession, task: CountTask) -> DataFrame:
-    """Rows (table, id, count, note), in a profile's order: hottest first, ties by id."""
-    from pyspark.sql import functions as sql
-
+    """Rows (table, id, count, note, ids, counts): a window of a table each, or a fact."""
     numbers = session.range(0, len(task.shares), 1, max(1, len(task.shares)))
     return (
         numbers.mapInArrow(task.run, SCHEMA)
-        .groupBy("table", "id")
-        .agg(sql.sum("count").alias("count"), sql.min("note").alias("note"))
-        .orderBy("table", sql.desc("count"), "id")
+        .repartition("table", "id")
+        .sortWithinPartitions("table", "id")
+        .mapInArrow(WindowSums(task.window_rows).run, SCHEMA)
     )
 
 
-def _distributions(session: SparkSession, counts_at: str) -> dict[int, CountDistribution]:
-    """How many rows have each count, by number of the table: the one thing that is held here."""
-    from pyspark.sql import functions as sql
-
-    counted = (
-        session.read.parquet(counts_at)
-        .where("table >= 0")
-        .groupBy("table", "count")
-        .agg(sql.count("*").alias("rows"))
-        .orderBy("table", sql.desc("count"))
-        .toArrow()
-    )
-    tables = counted.column("table").to_numpy()
-    values, rows = (counted.column(name).to_numpy().astype(np.int64) for name in ("count", "rows"))
-    numbers, begins = np.unique(tables, return_index=True)
-    ends = [*begins[1:].tolist(), len(tables)]
-    return {
-        int(number): CountDistribution(values[begin:end], rows[begin:end])
-        for number, begin, end in zip(numbers, begins.tolist(), ends, strict=True)
-    }
-
-
-def _coverage(counts: SortedCounts, sources: Sequence[LogSource], tables: list[str]) -> Coverage:
+def _coverage(counts: SparkCounts, sources: Sequence[LogSource], tables: list[str]) -> Coverage:
     """Samples by table, and the first fault of the logs, if there is one.
 
     Raises:
         LogError: a log is damaged or empty, or has ids that are no rows.
     """
     facts: dict[int, list[dict[str, Any]]] = {}
-    for fact in counts.facts():
+    for fact in counts.facts:
         facts.setdefault(fact["table"], []).append(fact)
     for fault in sorted(facts.get(FAULT, ()), key=lambda fact: int(fact["id"])):
         raise LogError(fault["note"])

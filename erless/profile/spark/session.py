@@ -32,7 +32,7 @@ LOCAL = {  # a session of this machine's own: nobody else reaches it
 }
 EVERYWHERE = {
     "spark.sql.session.timeZone": "UTC",
-    "spark.sql.execution.arrow.maxRecordsPerBatch": "1048576",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "4",  # windows of up to 12 MB each
 }
 
 

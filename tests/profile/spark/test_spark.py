@@ -55,9 +55,10 @@ def one_session() -> Iterator[None]:
 
 @pytest.fixture
 def unit_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each row group is a unit."""
+    """Each row group is a unit, and a table has several windows."""
 
     monkeypatch.setattr(job, "log_units", partial(log_units, unit_bytes=1))
+    monkeypatch.setattr(job, "WINDOW_ROWS", 512)
 
 
 def bags(rows: int, samples: int, seed: int) -> list[list[int]]:
@@ -222,10 +223,10 @@ def test_without_java_or_a_master_nothing_is_waited_for(monkeypatch: pytest.Monk
 
 
 def test_counts_that_cannot_be_read_are_told(tmp_path: Path) -> None:
-    from erless.profile.spark.counts import SortedCounts
+    from erless.profile.spark.counts import SparkCounts
 
     with pytest.raises(StorageError, match="the counts that Spark wrote cannot be read"):
-        SortedCounts(str(tmp_path / "absent"))
+        SparkCounts(str(tmp_path / "absent"), {}, tmp_path)
 
 
 def test_a_cluster_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
