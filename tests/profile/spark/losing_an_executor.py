@@ -15,7 +15,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pyarrow as pa
-from pyspark import cloudpickle
 
 from erless.profile.formats import LogSource
 from erless.profile.spark import job
@@ -46,6 +45,8 @@ class KillingTask(CountTask):
 
 def main(model: str, log: str, out: str, marker: str) -> None:
     """Count, and print the profile's digest."""
+    from pyspark import cloudpickle  # not where it is not installed: all modules are collected
+
     make = job._task
 
     def killing(*given: object) -> CountTask:
