@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from erless.plan.costs.cost import CostTerms
 from erless.plan.costs.curves import TableLoad
 from erless.plan.costs.many_tables import MANY_TABLES, AllTables, Slices
@@ -14,6 +17,8 @@ from erless.plan.costs.planned import Slice
 from erless.specs.plan import Precision
 
 __all__ = ["Demand", "DenseDemand"]
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,18 @@ class Demand:
         if self.many is not None:
             return Slices.of(slices)
         return tuple(part for part in slices if part.stop > part.start)
+
+    def gathers_between(self, start: Ints, stop: Ints) -> list[float]:
+        """Per table, gathers per query of ranks start … stop-1; both are (T,)."""
+        if self.many is not None:
+            slices = Slices.between(start, stop)
+            gathered = np.zeros(len(self.tables))
+            gathered[slices.table] = self.many.gathers(slices)
+            return gathered.tolist()
+        return [
+            table.gathers_between(int(low), int(high))
+            for table, low, high in zip(self.tables, start, stop, strict=True)
+        ]
 
     def least_s(self, terms: CostTerms) -> float:
         """Least latency of a query on one vCPU, in seconds: the tower and the calls around it."""

@@ -113,10 +113,7 @@ class _Shapes:
     def _share(self, cut: Ints) -> float:
         """Share of all gathers that ranks below `cut` take."""
         whole = sum(table.gathers for table in self.demand.tables)
-        inside = sum(
-            table.gathers_between(0, int(stop))
-            for table, stop in zip(self.demand.tables, cut, strict=True)
-        )
+        inside = sum(self.demand.gathers_between(np.zeros_like(cut), cut))
         return inside / whole if whole else 0.0
 
     def _bytes(self, cut: Ints) -> float:
@@ -252,10 +249,10 @@ class _Shapes:
 
     def _loads(self, start: Ints, stop: Ints) -> list[float]:
         """Per table, seconds of one vCPU per query of ranks start … stop-1."""
+        gathered = self.demand.gathers_between(start, stop)
         return [
-            table.gathers_between(int(low), int(high))
-            * self.terms.beta_for(table, self.stored.shards)
-            for table, low, high in zip(self.demand.tables, start, stop, strict=True)
+            gathers * self.terms.beta_for(table, self.stored.shards)
+            for table, gathers in zip(self.demand.tables, gathered, strict=True)
         ]
 
 

@@ -145,10 +145,7 @@ def _load_above(
     sizes = order.table_rows - cut
     if not sizes.any():
         return 0.0
-    share = sum(
-        table.gathers_between(int(cut[index]), table.rows)
-        for index, table in enumerate(demand.tables)
-    )
+    share = sum(demand.gathers_between(cut, order.table_rows))
     whole = sum(table.gathers for table in demand.tables)
     uniform = len({(table.spec.dim, table.floor) for table in demand.tables}) == 1
     return order.total_load * share / whole if uniform and whole else planned

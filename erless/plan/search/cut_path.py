@@ -160,10 +160,11 @@ def table_path(
     A run then holds all rows outside the gateway of its tables, so a bag comes back as one vector.
     """
     rows = np.array([table.rows for table in demand.tables], np.int64)
+    gathered = demand.gathers_between(inside, rows)
     load = np.array(
         [
-            table.gathers_between(int(low), table.rows) * terms.beta_for(table, precision)
-            for table, low in zip(demand.tables, inside, strict=True)
+            gathers * terms.beta_for(table, precision)
+            for table, gathers in zip(demand.tables, gathered, strict=True)
         ]
     )
     width = np.array([table.row_bytes(precision) for table in demand.tables], np.float64)
