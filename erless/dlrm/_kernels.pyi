@@ -121,7 +121,7 @@ class Split:
 class Router:
     def __new__(
         cls,
-        routes: tuple[_Array, ...],
+        routes: tuple[tuple[_Array, int, int, bytes], ...],
         slots: _Array,
         widths: _Array,
         homes: tuple[tuple[int, Pooler, int] | None, ...] | None = None,

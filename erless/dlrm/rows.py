@@ -27,6 +27,7 @@ from erless.dlrm.query_arrays import (
 )
 from erless.errors import ArtifactError, PlanError, QueryError
 from erless.specs.model import TableSpec
+from erless.specs.routes import TableRoute
 
 __all__ = [
     "INDEX_ROWS",
@@ -266,7 +267,7 @@ class Routing:
 
     Args:
         tables: the model's, in order.
-        routes: per table (rows,) uint8: the shard of each row.
+        routes: per table the shard of each row; beside a home, of the rows that are not there.
         holdings: per shard the indexes of the tables it stores rows of, ascending.
         homes: per table None, or where its rows lie in this process. That index is searched first;
             most ids are in it, so that only the others need routing.
@@ -279,7 +280,7 @@ class Routing:
     def __init__(
         self,
         tables: Sequence[TableSpec],
-        routes: Sequence[NDArray[np.uint8]],
+        routes: Sequence[TableRoute],
         holdings: Sequence[Sequence[int]],
         homes: Sequence[Home | None] | None = None,
         names: Sequence[str] | None = None,
@@ -291,10 +292,10 @@ class Routing:
         if not 0 < len(self.holdings) <= MAX_SHARDS:
             raise ArtifactError(f"{len(self.holdings)} shards, allowed are 1 … {MAX_SHARDS}")
         for table, route in zip(self.tables, routes, strict=True):
-            if route.dtype != np.uint8 or route.shape != (table.rows,):
+            if route.rows != table.rows:
                 raise ArtifactError(
-                    f"table {table.name}: its routing has shape {route.shape} of {route.dtype}, "
-                    f"expected ({table.rows},) of uint8"
+                    f"table {table.name}: its routing is of {route.rows:,} rows, expected "
+                    f"{table.rows:,}"
                 )
         slots = np.full((len(self.holdings), len(self.tables)), -1, np.int32)
         for shard, indexes in enumerate(self.holdings):
@@ -302,7 +303,12 @@ class Routing:
         widths = np.array([len(indexes) for indexes in self.holdings], np.int64)
         at_home = tuple(homes) if homes is not None and any(homes) else None
         try:
-            self._router = _kernels.Router(tuple(routes), slots, widths, at_home)
+            self._router = _kernels.Router(
+                tuple((r.codes, r.bits, r.rows, bytes(r.holders)) for r in routes),
+                slots,
+                widths,
+                at_home,
+            )
         except ValueError as error:
             raise ArtifactError(f"routing and shards do not fit together: {error}") from error
         self._grouped: dict[int, NDArray[np.int64]] = {}

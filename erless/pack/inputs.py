@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from erless.specs.model import TableSpec
 from erless.specs.plan import Plan, Precision
 from erless.specs.profile import MANIFEST as PROFILE_MANIFEST
 from erless.specs.profile import Profile, TableAccess
+from erless.specs.routes import PACKED
 from erless.storage.atomic import path_inside
 from erless.storage.digests import digest_file, digest_json
 from erless.storage.ranged import open_ranges
@@ -217,15 +218,20 @@ class PackInputs:
         open_counts(self.profile_folder, access, placed=self.profile.placed)
         return TableRanks(table.rows, path)
 
-    def routing_key(self) -> str:
-        """A digest of all that the gateway's routing depends on."""
+    def routing_key(self, holders: Mapping[str, Sequence[int]]) -> str:
+        """A digest of all that the gateway's routing depends on.
+
+        Args:
+            holders: table → the shards that have it, as of `erless.specs.routes`.
+        """
         counts = [self.counts(table) for table in self.model.tables]
         kept = [shard.kept.model_dump() for shard in self.plan.shards if shard.kept]
         return digest_json(
             {
                 **({"kept": kept} if kept else {}),
                 "what": "routing",
-                "layout": LAYOUT,
+                "layout": [LAYOUT, PACKED],
+                "holders": [list(holders[table.name]) for table in self.model.tables],
                 "tables": [[table.name, table.rows] for table in self.model.tables],
                 "counts": [entry.sha256 if entry else "" for entry in counts],
                 "cuts": [

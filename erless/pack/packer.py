@@ -10,6 +10,7 @@ work. The packer that finds all shards there writes the release manifest, last.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -36,6 +37,7 @@ from erless.specs.release import (
     release_name,
     shard_name,
 )
+from erless.specs.routes import PACKED, holders_of, pack_codes, packed_tensors
 from erless.specs.stored import keep_by_digest, record_release
 from erless.storage.atomic import os_errors
 from erless.storage.store import Store
@@ -202,7 +204,9 @@ class Packer:
             profile_digest=inputs.profile.digest,
             model=inputs.model,
             shards=shards,
-            gateway=GatewayFiles(routing=self._routing(stage), defaults=self._defaults(stage)),
+            gateway=GatewayFiles(
+                routing=self._routing(shards, stage), defaults=self._defaults(stage)
+            ),
             tower=self._copy_entry(inputs.bundle.tower, stage),
             front=self._copy_entry(inputs.bundle.front, stage),
             request_front=self._copy_entry(inputs.bundle.request_front, stage),
@@ -217,23 +221,24 @@ class Packer:
         record_release(self.store, release.digest)
         return release
 
-    def _routing(self, stage: Path) -> FileEntry:
-        """The gateway's routing: one byte per row of each table."""
+    def _routing(self, shards: Sequence[ReleaseShard], stage: Path) -> FileEntry:
+        """The gateway's routing (`erless.specs.routes`)."""
         tables = self.inputs.model.tables
-        key = self.inputs.routing_key()
+        holders = {table.name: holders_of(shards, table.name) for table in tables}
+        key = self.inputs.routing_key(holders)
         if not self.keys.recall(key):
             path = stage / "routing.safetensors"
-            declared = {table.name: (np.uint8, (table.rows,)) for table in tables}
             total = sum(table.rows for table in tables)
             with (
                 Pipeline() as pipeline,
-                StreamWriter(path, declared, pipeline) as writer,
+                StreamWriter(path, packed_tensors(tables, holders), pipeline, PACKED) as writer,
                 self._progress.step("route", total, "rows") as step,
             ):
                 for table in tables:
                     for window in self.inputs.windows(table, stage):
                         self._check_kept(table.name, window)
-                        writer.write(table.name, window.routes)
+                        codes = pack_codes(window.routes, holders[table.name])
+                        writer.write(table.name, codes)
                         step.advance(len(window.routes))
                 size, sha256 = writer.close()
             entry = FileEntry(path=f"blobs/{sha256}.safetensors", size_bytes=size, sha256=sha256)

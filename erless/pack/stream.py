@@ -91,10 +91,11 @@ class StreamWriter(TensorWriter):
         path: Path,
         tensors: Mapping[str, tuple[DTypeLike, tuple[int, ...]]],
         pipeline: Pipeline,
+        metadata: Mapping[str, str] | None = None,
         alignment_bytes: int = ALIGNMENT_BYTES,
     ) -> None:
         self._pipeline = pipeline
-        super().__init__(path, tensors, alignment_bytes=alignment_bytes)
+        super().__init__(path, tensors, metadata, alignment_bytes)
 
     def _put(self, data: bytes | memoryview) -> None:
         self._pipeline.submit(self._hash, self._file, self.path, memoryview(data))

@@ -170,7 +170,7 @@ class SliceFile:
             tensors["checksums"] = (np.uint32, (-(-row_data // BLOCK_BYTES),))
         self._path = stage / f"{slice_.key}.safetensors"
         alignment = BLOCK_BYTES if slice_.on_disk else ALIGNMENT_BYTES
-        self._writer = StreamWriter(self._path, tensors, pipeline, alignment)
+        self._writer = StreamWriter(self._path, tensors, pipeline, alignment_bytes=alignment)
         self._indexed = 0  # stored rows in the windows so far
         self._rows = 0
 

@@ -41,6 +41,7 @@ from erless.specs.features import VocabularyIds
 from erless.specs.generations import find_tower
 from erless.specs.model import ModelSpec, TableSpec
 from erless.specs.release import ReleaseManifest, ShardSlice
+from erless.specs.routes import RoutingFile, TableRoute, holders_of
 from erless.specs.stored import load_release, load_shard
 from erless.storage.node_cache import Lease, NodeCache, obtain
 from erless.storage.store import Blob, Counter, Store
@@ -159,7 +160,7 @@ class OpenGateway(Opened):
     Args:
         release: its manifest.
         routing: bucketizes queries.
-        routes: per table (rows,) uint8, of which `routing` was made.
+        routes: per table, of which `routing` was made.
         combiner: adds partials up.
         holdings: per shard number the indexes of the model's tables that it holds rows of.
         lane_holdings: the same in lanes (`erless.dlrm.lanes`).
@@ -171,7 +172,7 @@ class OpenGateway(Opened):
 
     release: ReleaseManifest
     routing: Routing
-    routes: tuple[NDArray[np.uint8], ...]
+    routes: tuple[TableRoute, ...]
     combiner: Combiner
     holdings: tuple[tuple[int, ...], ...]
     lane_holdings: tuple[tuple[int, ...], ...]
@@ -236,7 +237,6 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
     entries = (release.gateway.routing, release.gateway.defaults)
     with ExitStack() as leases:
         lease = leases.enter_context(source.obtain(store, digest, entries, counter))
-        routes = TensorFile(lease.folder / release.gateway.routing.path)
         vectors = TensorFile(lease.folder / release.gateway.defaults.path)
         tables = release.model.tables
         places = {table.name: index for index, table in enumerate(tables)}
@@ -250,12 +250,16 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
             if shard in release.resident
         }
         rows = {table.name: table.rows for table in tables}
+        routes = RoutingFile(lease.folder / release.gateway.routing.path, rows, release.shards)
         # a shard that a compaction left as it was does not know of rows that were added elsewhere
         resident = {number: shard.grown(rows) for number, (shard, _) in opened.items()}
         lanes = Lanes.of(release.model)
         lane_holdings = tuple(lanes.holding(tables) for tables in holdings)
-        mapped = tuple(routes.map(table.name, populate=True) for table in tables)
         homes = _homes(holdings, resident)
+        mapped = tuple(
+            routes.route(table.name, populate=_needs_codes(release, table.name, homes.get(place)))
+            for place, table in enumerate(tables)
+        )
         return OpenGateway(
             release=release,
             routing=_routing(release.model, lanes, mapped, lane_holdings, homes),
@@ -277,17 +281,27 @@ def open_gateway(source: Source, digest: str, counter: Counter | None = None) ->
 def _routing(
     model: ModelSpec,
     lanes: Lanes,
-    routes: Sequence[NDArray[np.uint8]],
+    routes: Sequence[TableRoute],
     lane_holdings: Sequence[Sequence[int]],
     homes: Mapping[int, Home],
 ) -> Routing:
+    away = [
+        route.elsewhere(homes[number].shard if number in homes else None)
+        for number, route in enumerate(routes)
+    ]
     return Routing(
         lanes.tables,
-        [routes[number] for number in lanes.numbers],
+        [away[number] for number in lanes.numbers],
         lane_holdings,
         [homes.get(number) for number in lanes.numbers],
         None if model.plain else lanes.names,
     )
+
+
+def _needs_codes(release: ReleaseManifest, table: str, home: Home | None) -> bool:
+    """Whether the rows of a table that are not at home lie in more than one shard."""
+    away = set(holders_of(release.shards, table)) - ({home.shard} if home else set())
+    return len(away) > 1
 
 
 def with_changes(
@@ -324,8 +338,8 @@ def with_changes(
         return replace(same, resident=known, routing=routing)
     routes = []
     for table, held in zip(model.tables, base.routes, strict=True):
-        more = added.read(table.name) if added and table.name in grown else held[:0]
-        routes.append(np.concatenate([held, more]) if len(more) else held)
+        more = added.read(table.name) if added and table.name in grown else np.empty(0, np.uint8)
+        routes.append(held.grown(more) if len(more) else held)
     larger = model.with_rows(rows)
     routing = _routing(larger, Lanes.of(larger), routes, base.lane_holdings, homes)
     return replace(base, resident=known, routing=routing)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from erless.errors import ArtifactError
 from erless.specs.release import ReleaseManifest
+from erless.specs.routes import RoutingFile
 from erless.specs.stored import load_release
 from erless.storage.store import Blob, Ignore, Store
 from erless.storage.tensors import TensorFile
@@ -26,16 +29,26 @@ def routes_of(store: Store, release: ReleaseManifest) -> dict[str, NDArray[np.ui
         StorageError: the disk or service refused.
     """
     entry = release.gateway.routing
-    return read_blob(store, Blob(entry.path, entry.size_bytes, entry.sha256))
+    tables = {table.name: table.rows for table in release.model.tables}
+    with _fetched(store, Blob(entry.path, entry.size_bytes, entry.sha256)) as path:
+        file = RoutingFile(path, tables, release.shards)
+        return {name: file.read(name, 0, rows) for name, rows in tables.items()}
 
 
 def read_blob(store: Store, blob: Blob) -> dict[str, NDArray[Any]]:
     """All tensors of a file, compared with its digest. Errors as `routes_of`."""
+    with _fetched(store, blob) as path:
+        file = TensorFile(path)
+        return {name: file.read(name) for name in file.tensors}
+
+
+@contextmanager
+def _fetched(store: Store, blob: Blob) -> Iterator[Path]:
+    """A verified copy of a file, for the block."""
     with tempfile.TemporaryDirectory(prefix="erless-") as folder:
         path = Path(folder) / "tensors.safetensors"
         store.fetch(blob, path, Ignore())
-        file = TensorFile(path)
-        return {name: file.read(name) for name in file.tensors}
+        yield path
 
 
 class HeldRows:

@@ -54,7 +54,10 @@ QueryRate = Annotated[float, Field(gt=0, description="Queries per second to plan
 BatchSize = Annotated[int, Field(ge=1, description="Samples per query.")]
 LatencyLimit = Annotated[float, Field(gt=0, description="95th percentile of latency, in ms.")]
 FanOutLimit = Annotated[
-    int, Field(ge=0, le=254, description="Most remote calls per query; routing is a byte per row.")
+    int,
+    Field(
+        ge=0, le=254, description="Most remote calls per query; a row's routing has at most a byte."
+    ),
 ]
 Architectures = Annotated[
     tuple[Architecture, ...],

@@ -38,7 +38,7 @@ __all__ = [
     "shard_name",
 ]
 
-ROUTING_LIMIT = 255  # shards of a release, the resident ones among them: one byte per row
+ROUTING_LIMIT = 255  # shards of a release, the resident ones among them: a code of one byte
 _LATER = ("front", "request_front", "vocabularies", "folds")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -187,7 +187,7 @@ class ReleaseShard(Frozen):
 class GatewayFiles(Frozen):
     """What the gateway loads besides the resident shards.
 
-    routing: one uint8 tensor (rows,) per table, named for it: row id → shard number.
+    routing: the shard of each row of each table (`erless.specs.routes`).
     defaults: one float32 tensor (dim,) per slice, `<shard number>.<table>`: the vector that stands
         in for a row whose shard is not awake, the mean of the slice's rows, each weighted by its
         accesses + 1.

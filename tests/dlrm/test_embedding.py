@@ -230,7 +230,7 @@ def test_the_kernels_check_sizes_themselves() -> None:
     with pytest.raises(ValueError, match="weights: 2 items"):
         pooler.pool(ids, np.ones(2, np.float32), lengths, np.zeros(4, np.float32), None, None)
     with pytest.raises(ValueError, match="slots: beyond"):
-        _kernels.Router((rows,), np.array([[1]], np.int32), np.array([1]))
+        _kernels.Router(((rows, 8, len(rows), b""),), np.array([[1]], np.int32), np.array([1]))
     with pytest.raises(ValueError, match="places: beyond"):
         _kernels.combine_begin(1, np.zeros(4, np.float32), np.array([[1, 4, 0, 4]]))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from erless.errors import ArtifactError, QueryError
 from erless.specs.features import POOLED
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision
+from erless.specs.routes import TableRoute
 
 SHARDS = 4
 
@@ -50,9 +53,13 @@ class Setting:
         self.shards = dict(enumerate(held))
         holdings = [range(3)] * SHARDS
         homes = held[home].homes(home)
-        self.plain = Routing(self.tables, self.routes, holdings)
-        self.routing = Routing(self.tables, self.routes, holdings, [homes[0], None, homes[2]])
+        self.plain = Routing(self.tables, self.packed(range(SHARDS)), holdings)
+        away = [route.elsewhere(home) for route in self.packed(range(SHARDS))]
+        self.routing = Routing(self.tables, away, holdings, [homes[0], None, homes[2]])
         self.combiner = Combiner(self.tables, holdings)
+
+    def packed(self, holders: Sequence[int]) -> list[TableRoute]:
+        return [TableRoute.of(route, holders) for route in self.routes]
 
     def slice(self, table: int, shard: int, precision: Precision) -> StoredSlice:
         spec = self.tables[table]
@@ -154,7 +161,7 @@ def one_table(stored: int, pooling: Pooling = Pooling.SUM) -> tuple[Routing, Emb
     shard = EmbeddingShard(
         [StoredSlice(table, Precision.FP32, np.ones((stored, 4), np.float32), index)]
     )
-    return Routing([table], [np.zeros(300, np.uint8)], [[0]], shard.homes(0)), shard
+    return Routing([table], [TableRoute.of(np.zeros(300, np.uint8))], [[0]], shard.homes(0)), shard
 
 
 def test_an_index_that_contradicts_the_routing_is_found() -> None:
@@ -174,14 +181,14 @@ def test_weights_are_asked_for() -> None:
 def test_a_home_that_does_not_fit_is_refused() -> None:
     routing, shard = one_table(299)
     home = shard.homes(0)[0]
-    route = np.zeros(300, np.uint8)
+    route = TableRoute.of(np.zeros(300, np.uint8))
     for table, place, message in (
         (routing.tables[0], home._replace(slice=1), "no such slice"),
         (routing.tables[0], home._replace(shard=1), "does not hold the table"),
         (routing.tables[0].model_copy(update={"rows": 301}), home, "homes: 300 items"),
     ):
         with pytest.raises(ArtifactError, match=message):
-            Routing([table], [np.zeros(table.rows, np.uint8)], [[0]], [place])
+            Routing([table], [TableRoute.of(np.zeros(table.rows, np.uint8))], [[0]], [place])
     index = shard.slices[0].index.array.copy()
     index[1, 0] += np.uint64(1 << 16)  # one row more before the last block than there is
     rows = shard.slices[0].rows

@@ -12,6 +12,7 @@ from erless.errors import QueryError
 from erless.specs.features import FeatureSpec
 from erless.specs.model import ExportedTower, ModelSpec, Pooling, TableSpec
 from erless.specs.plan import Precision
+from erless.specs.routes import TableRoute
 
 SHARDS = 5
 ROWS, DIMS = (700, 300), (4, 6)
@@ -58,7 +59,7 @@ class Setting:
         homes = self.shards[0].homes(0)
         self.routing = Routing(
             self.lanes.tables,
-            [routes[number] for number in self.lanes.numbers],
+            [TableRoute.of(routes[number]) for number in self.lanes.numbers],
             self.holdings,
             [homes[number] for number in self.lanes.numbers],
             self.lanes.names,

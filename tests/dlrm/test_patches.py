@@ -18,6 +18,7 @@ from erless.dlrm.rows import Routing, RowIndex
 from erless.errors import ArtifactError, QueryError
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision
+from erless.specs.routes import TableRoute
 
 DIM = 5
 
@@ -119,7 +120,7 @@ def test_changes_that_do_not_fit_are_refused(
 def split(values: NDArray[Any], home: StoredSlice, routes: NDArray[np.uint8]) -> Routing:
     """Two shards: the one in this process, and another with every other row."""
     shard = EmbeddingShard([home])
-    return Routing([home.table], [routes], [(0,), (0,)], shard.homes(0))
+    return Routing([home.table], [TableRoute.of(routes)], [(0,), (0,)], shard.homes(0))
 
 
 @pytest.mark.parametrize("precision", list(Precision))

@@ -11,6 +11,7 @@ from erless.dlrm import _kernels
 from erless.dlrm.rows import INDEX_ROWS, Routing, RowIndex, index_blocks
 from erless.errors import ArtifactError, PlanError, QueryError
 from erless.specs.model import Pooling, TableSpec
+from erless.specs.routes import TableRoute
 
 IdType = type[np.signedinteger]
 
@@ -85,7 +86,7 @@ def routing(rows: tuple[int, ...], shards: int, seed: int) -> tuple[Routing, lis
         for shard in range(shards)
     ]
     tables = [TableSpec(name=f"t{i}", rows=size, dim=4) for i, size in enumerate(rows)]
-    return Routing(tables, routes, holdings), routes
+    return Routing(tables, [TableRoute.of(each) for each in routes], holdings), routes
 
 
 @given(
@@ -156,17 +157,17 @@ def test_faults_name_table_sample_and_value() -> None:
 
 def test_a_row_that_no_shard_holds_is_told() -> None:
     tables = [TableSpec(name="t", rows=4, dim=4)]
-    router = Routing(tables, [np.array([0, 1, 0, 255], np.uint8)], [[0], [0]])
+    router = Routing(tables, [TableRoute.of(np.array([0, 1, 0, 255], np.uint8))], [[0], [0]])
     with pytest.raises(QueryError, match="row id 3 at values\\[1\\] is not stored in any"):
         router.bucketize(np.array([0, 3]), np.array([[2]], np.int32))
 
 
 def test_routes_that_do_not_fit_are_told() -> None:
     tables = [TableSpec(name="t", rows=4, dim=4)]
-    with pytest.raises(ArtifactError, match="table t: its routing has shape"):
-        Routing(tables, [np.zeros(3, np.uint8)], [[0]])
+    with pytest.raises(ArtifactError, match="table t: its routing is of 3 rows"):
+        Routing(tables, [TableRoute.of(np.zeros(3, np.uint8))], [[0]])
     with pytest.raises(ArtifactError, match="256 shards"):
-        Routing(tables, [np.zeros(4, np.uint8)], [[0]] * 256)
+        Routing(tables, [TableRoute.of(np.zeros(4, np.uint8))], [[0]] * 256)
     with pytest.raises(ArtifactError, match="0 routes for 1 tables"):
         Routing(tables, [], [[0]])
 

@@ -7,24 +7,41 @@
 
 enum { MOST_SHARDS = 4, NOWHERE = 255 };
 
-/* Shard 0 may be at home. Where it is, a table's slice stores exactly the rows routed there. */
+/* Shard 0 may be at home. What its slice of a table stores need not be what is routed there: such
+ * rows are found at home whatever their route says. */
 typedef struct {
     routing_t routing;
     int64_t rows[MOST_TABLES], dims[MOST_TABLES], widths[MOST_SHARDS], width;
     int poolings[MOST_TABLES];
-    uint8_t *routes[MOST_TABLES];
+    uint8_t *numbers[MOST_TABLES]; /* the shard that each row's route says, or NOWHERE */
+    uint8_t *codes[MOST_TABLES], *stored[MOST_TABLES];
+    route_t routes[MOST_TABLES];
     int32_t slots[MOST_SHARDS * MOST_TABLES];
     home_t homes[MOST_TABLES];
 } shards_t;
 
-static inline void make_routes(input_t *input, shards_t *made, int64_t t) {
+/* Codes of 8 bits are shards, of fewer places among the shards that hold the table. */
+static inline void make_route(input_t *input, shards_t *made, int64_t t) {
+    static const int widths[] = {0, 1, 2, 4, 8};
     const int64_t tables = made->routing.tables, shards = made->routing.shards;
     const uint8_t seed = any_byte(input), nowhere = any_byte(input);
-    made->routes[t] = exactly((size_t)made->rows[t]);
+    route_t *route = &made->routes[t];
+    int64_t count = 0;
+    route->bits = widths[any_of(input, 0, 4)];
+    memset(route->holders, NOWHERE, sizeof(route->holders));
+    for (int64_t s = 0; route->bits < 8 && s < shards && count < 1 << route->bits; s++)
+        if (made->slots[s * tables + t] >= 0) route->holders[count++] = (uint8_t)s;
+    const size_t bits = (size_t)made->rows[t] * (size_t)route->bits;
+    made->numbers[t] = exactly((size_t)made->rows[t]);
+    route->codes = made->codes[t] = exactly((bits + 7) / 8);
     for (int64_t id = 0; id < made->rows[t]; id++) {
-        const uint8_t shard = (uint8_t)((id * seed / 7) % shards);
+        uint8_t code = (uint8_t)((id * seed / 7) % shards);
         const int none = nowhere >= 128 && id % nowhere == 0;
-        made->routes[t][id] = made->slots[shard * tables + t] < 0 || none ? NOWHERE : shard;
+        if (route->bits == 8 && (made->slots[code * tables + t] < 0 || none)) code = NOWHERE;
+        code &= (uint8_t)((1 << route->bits) - 1);
+        made->numbers[t][id] = route->bits == 8 ? code : route->holders[code];
+        if (route->bits)
+            made->codes[t][id * route->bits / 8] |= (uint8_t)(code << (id * route->bits % 8));
     }
 }
 
@@ -33,9 +50,9 @@ static inline void make_home(input_t *input, shards_t *made, int64_t t) {
     const uint8_t choice = any_byte(input);
     home->shard = -1;
     if (choice & 1 || made->slots[t] < 0) return;
-    uint8_t *stored = exactly((size_t)made->rows[t]);
+    uint8_t *stored = made->stored[t] = exactly((size_t)made->rows[t]);
     for (int64_t id = 0; id < made->rows[t]; id++)
-        stored[id] = made->routes[t][id] == 0 || choice & 2;
+        stored[id] = made->numbers[t][id] == 0 || choice & 2 || (choice & 8 && id % 3 == 0);
     const int64_t indexed = choice & 4 ? any_of(input, 1, made->rows[t]) : made->rows[t];
     home->slice = make_slice(input, t, indexed, made->dims[t], choice & 2 ? NULL : stored, CHANGED);
     home->slice.table_rows = made->rows[t]; /* those added are not at home */
@@ -45,7 +62,6 @@ static inline void make_home(input_t *input, shards_t *made, int64_t t) {
         home->words = exactly(sizeof(word_t) * (size_t)home_words(&home->slice));
         REQUIRE(home_unpack(&home->slice, (word_t *)home->words));
     }
-    free(stored);
 }
 
 static inline void make_shards(input_t *input, shards_t *made, int with_homes) {
@@ -63,11 +79,11 @@ static inline void make_shards(input_t *input, shards_t *made, int with_homes) {
         made->rows[t] = any_of(input, 1, MOST_ROWS);
         made->dims[t] = any_of(input, 1, 40);
         made->poolings[t] = (int)any_of(input, SUM, MEAN);
-        make_routes(input, made, t);
+        make_route(input, made, t);
         if (with_homes) make_home(input, made, t);
     }
     if (with_homes) routing->homes = made->homes;
-    routing->routes = (const uint8_t **)made->routes;
+    routing->routes = made->routes;
     routing->rows = made->rows;
     routing->slots = made->slots;
     routing->widths = made->widths;
@@ -75,24 +91,26 @@ static inline void make_shards(input_t *input, shards_t *made, int with_homes) {
 
 static inline void free_shards(const shards_t *made) {
     for (int64_t t = 0; t < made->routing.tables; t++) {
-        free(made->routes[t]);
+        free(made->numbers[t]);
+        free(made->codes[t]);
+        free(made->stored[t]);
         if (made->routing.homes == NULL || made->homes[t].shard < 0) continue;
         free((void *)made->homes[t].words);
         free_slice(&made->homes[t].slice);
     }
 }
 
-/* Where row `id` of table t is: a shard, NOWHERE, or 0 where it is at home. */
-static inline int64_t shard_of(const shards_t *made, int64_t t, int64_t id) {
+static inline int at_home(const shards_t *made, int64_t t, int64_t id) {
     const home_t *home = &made->homes[t];
-    const int64_t shard = made->routes[t][id];
-    if (!made->routing.homes || home->shard < 0) return shard;
-    if (id >= home->slice.indexed) return shard == 0 ? NOWHERE : shard;
-    return home->slice.blocks == NULL ? 0 : shard;
+    if (!made->routing.homes || home->shard < 0 || id >= home->slice.indexed) return 0;
+    return home->slice.blocks == NULL || made->stored[t][id];
 }
 
-static inline int at_home(const shards_t *made, int64_t t, int64_t id) {
-    return made->routing.homes && made->homes[t].shard >= 0 && shard_of(made, t, id) == 0;
+/* Where row `id` of table t is: a shard, NOWHERE, or 0 where it is at home. */
+static inline int64_t shard_of(const shards_t *made, int64_t t, int64_t id) {
+    const int64_t shard = made->numbers[t][id];
+    if (at_home(made, t, id)) return 0;
+    return shard == 0 && made->routing.homes && made->homes[t].shard >= 0 ? NOWHERE : shard;
 }
 
 /* Whether the query is refused for the right reason. Returns whether it is refused. */

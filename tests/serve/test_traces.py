@@ -25,6 +25,7 @@ from erless.serve.gateway.remote import RemoteShard
 from erless.serve.logs import Log
 from erless.serve.settings import Settings
 from erless.serve.traces import open_traces, trace_id
+from erless.specs.routes import TableRoute
 from tests.releases import Made, random_query
 from tests.serve.functions import Fleet, body_of
 from tests.serve.protocol.test_fast_lane import shards_slices, stored_ids
@@ -168,7 +169,8 @@ def shard_requests(traced: Fleet, *traces: str | None) -> bytes:
     """Requests to shard `frozen` in the fast lane's form, each with its trace or none."""
     shard, slices = traced.made.release.shard("frozen"), shards_slices(traced)
     specs = [each.table for each in slices]
-    routing = Routing(specs, [np.zeros(s.rows, np.uint8) for s in specs], [range(len(specs))])
+    routes = [TableRoute.of(np.zeros(spec.rows, np.uint8)) for spec in specs]
+    routing = Routing(specs, routes, [range(len(specs))])
     lengths = np.zeros((len(specs), 1), np.int32)
     lengths[0] = 2
     buckets = routing.bucketize(np.array(stored_ids(traced)[:2], np.int32), lengths)

@@ -44,6 +44,7 @@ from erless.specs.release import (
     release_name,
     shard_name,
 )
+from erless.specs.routes import PACKED, RoutingFile, holders_of, pack_codes, packed_tensors
 from erless.specs.stored import find_release, keep_by_digest, load_shard, record_release
 from erless.storage.digests import digest_json
 from erless.storage.store import Blob, Store, verify_blob
@@ -288,7 +289,10 @@ class _Compaction:
         with (
             Pipeline() as pipeline,
             StreamWriter(
-                path, declared, pipeline, BLOCK_BYTES if on_disk else ALIGNMENT_BYTES
+                path,
+                declared,
+                pipeline,
+                alignment_bytes=BLOCK_BYTES if on_disk else ALIGNMENT_BYTES,
             ) as writer,
             self._progress.step(f"fold {part.table}", part.file.size_bytes, "bytes") as step,
         ):
@@ -318,16 +322,19 @@ class _Compaction:
         entry = self._base.gateway.routing
         if not self._added:
             return entry
-        held = TensorFile(self._local(entry))
+        before, shards = self._base.model.tables, self._base.shards
+        held = RoutingFile(self._local(entry), {t.name: t.rows for t in before}, shards)
         path = self._stage / "routing"
-        declared = {name: (np.uint8, (rows,)) for name, rows in self._rows.items()}
-        with Pipeline() as pipeline, StreamWriter(path, declared, pipeline) as writer:
-            for table in self._base.model.tables:
+        tables = self._base.model.with_rows(self._rows).tables
+        holders = {table.name: holders_of(shards, table.name) for table in tables}
+        declared = packed_tensors(tables, holders)
+        with Pipeline() as pipeline, StreamWriter(path, declared, pipeline, PACKED) as writer:
+            for table in before:
                 for begin in range(0, table.rows, CHUNK_BYTES):
-                    end = min(table.rows, begin + CHUNK_BYTES)
-                    writer.write(table.name, held.read_rows(table.name, begin, end))
-                if table.name in self._added:
-                    writer.write(table.name, self._added[table.name])
+                    numbers = held.read(table.name, begin, min(table.rows, begin + CHUNK_BYTES))
+                    if begin + CHUNK_BYTES >= table.rows and table.name in self._added:
+                        numbers = np.concatenate([numbers, self._added[table.name]])
+                    writer.write(table.name, pack_codes(numbers, holders[table.name]))
             writer.close()
         return self._keys.add(path, "safetensors")
 

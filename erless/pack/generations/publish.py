@@ -36,6 +36,7 @@ from erless.specs.generations import (
 from erless.specs.model import ModelSpec, TableSpec
 from erless.specs.plan import Tier
 from erless.specs.release import ReleaseManifest, ReleaseShard
+from erless.specs.routes import RoutingFile
 from erless.specs.stored import find_release, load_release
 from erless.storage.digests import digest_file
 from erless.storage.node_cache import NodeCache, obtain
@@ -90,7 +91,8 @@ class Publisher:
         self._lease = self._closed.enter_context(
             obtain(store, release, [blob], NodeCache(cache, 64 << 30) if cache else None)
         )
-        self._routes = TensorFile(self._lease.folder / entry.path)
+        rows = {name: table.rows for name, table in self._tables.items()}
+        self._routing = RoutingFile(self._lease.folder / entry.path, rows, self.release.shards)
         self._bytes = 0
 
     def close(self) -> None:
@@ -202,7 +204,7 @@ class Publisher:
                 cut.routes[spec.name], cut.rows[spec.name] = added, spec.rows + len(added)
             routes = np.empty(len(change.ids), np.uint8)
             stored = change.ids < spec.rows
-            routes[stored] = self._routes.map(spec.name)[change.ids[stored]]
+            routes[stored] = self._routing.route(spec.name).shards(change.ids[stored])
             routes[~stored] = added[change.ids[~stored] - spec.rows]
             for number in np.unique(routes):
                 mine = routes == number

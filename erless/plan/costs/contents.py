@@ -14,7 +14,7 @@ from erless.plan.costs.many_tables import AllTables, Slices
 from erless.plan.costs.planned import PlannedFunction, Slice
 from erless.specs.plan import Precision
 
-__all__ = ["Contents", "contents_of", "cut_rows"]
+__all__ = ["Contents", "contents_of", "routing_bytes"]
 
 
 class Contents(NamedTuple):
@@ -70,15 +70,32 @@ def _of_many(
     )
 
 
-def cut_rows(demand: Demand, resident: Sequence[Slice], shards: Sequence[PlannedFunction]) -> int:
-    """Rows of the tables that lie in more than one place: the gateway must route each of them."""
+def routing_bytes(
+    demand: Demand,
+    terms: CostTerms,
+    resident: Sequence[Slice],
+    shards: Sequence[PlannedFunction],
+) -> float:
+    """Bytes in each gateway to tell where the rows of cut tables are."""
+    if not terms.routing:
+        return 0.0
     if demand.many is not None:
-        held = [Slices.of(part).table for part in (resident, *(each.slices for each in shards))]
-        counts = np.bincount(np.concatenate(held), minlength=len(demand.tables))
-        return int(demand.many.rows[counts > 1].sum())
-    places = np.zeros(len(demand.tables), np.int64)
-    for part in [*resident, *(part for shard in shards for part in shard.slices)]:
-        places[part.table] += 1
+        count = len(demand.tables)
+        remote_of = np.zeros(count, np.int64)
+        for shard in shards:
+            remote_of[np.unique(Slices.of(shard.slices).table)] += 1
+        home = np.bincount(Slices.of(resident).table, minlength=count) > 0
+        numbers = range(int(remote_of.max()) + 1)
+        each = np.array(
+            [[terms.routing_bytes(n, inside) for n in numbers] for inside in (False, True)]
+        )
+        return float(demand.many.rows @ each[home.astype(np.int64), remote_of])
+    remote = [0] * len(demand.tables)
+    for shard in shards:
+        for number in {part.table for part in shard.slices}:
+            remote[number] += 1
+    at_home = {part.table for part in resident}
     return sum(
-        table.rows for table, number in zip(demand.tables, places, strict=True) if number > 1
+        table.rows * terms.routing_bytes(holders, number in at_home)
+        for number, (table, holders) in enumerate(zip(demand.tables, remote, strict=True))
     )

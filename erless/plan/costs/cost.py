@@ -20,6 +20,8 @@ import numpy as np
 
 from erless.plan.costs.curves import TableLoad
 from erless.specs.plan import Precision
+from erless.specs.release import ROUTING_LIMIT
+from erless.specs.routes import route_bits
 
 __all__ = [
     "DEFAULT_TERMS",
@@ -32,6 +34,10 @@ __all__ = [
     "vcpu_each",
 ]
 
+# In the gateway, per row of a table: its code, by how many hold rows of the table; and the index of
+# the rows at home, as it lies in the shard's file and unpacked for the search (kernels, home.h).
+CODE_BYTES = tuple(route_bits(holders) / 8 for holders in range(ROUTING_LIMIT + 1))
+HOME_BYTES = 32 / 192 + 16 / 64
 REFERENCE_BYTES = 128  # the row that β is quoted for: 32 fp32
 ROUNDING = 1e-9  # relative slack when a load is rounded up to whole replicas
 VCPU_STEP = 0.05
@@ -74,7 +80,7 @@ class CostTerms:
     remote_call_s: float = 0.0
     route_s: float = 0.0
     partial_s: float = 0.0
-    routing_bytes_per_row: float = 0.0
+    routing: bool = False  # whether the gateways' memory has what tells where rows are
     index_bytes_per_row: float = 0.0
     hop_s: float = 0.0
     utilisation: float = 1.0
@@ -99,6 +105,19 @@ class CostTerms:
         """β in seconds for a row of `table` in a function of this precision."""
         return self.beta_of(table.spec.dim, table.kept(precision))
 
+    def routing_bytes(self, remote: int, at_home: bool) -> float:
+        """Bytes in each gateway, per row of a table, to tell where its rows lie.
+
+        Args:
+            remote: shards that hold rows of it, besides the gateway.
+            at_home: the gateway holds some.
+        """
+        if not self.routing or remote == 0:
+            return 0.0
+        holders = min(remote + at_home, ROUTING_LIMIT)  # more are refused, and need no more
+        codes = CODE_BYTES[holders] if remote > 1 else 0.0
+        return codes + (HOME_BYTES if at_home else 0.0)
+
     def on(self, max_vcpu: float) -> CostTerms:
         """The same terms with containers of at most `max_vcpu`."""
         return replace(self, max_vcpu=max_vcpu)
@@ -120,12 +139,20 @@ class CostTerms:
             "gateway cost": f"{self.remote_call_s * 1e3:g} ms per remote call, "
             f"{self.route_s * 1e9:g} ns per remote gather",
             "partial vectors": f"{self.partial_s * 1e9:g} ns each, in the shard and in the gateway",
-            "tables of rows": f"{self.routing_bytes_per_row:g} B of routing per row of a cut table "
-            f"in each gateway, {self.index_bytes_per_row:g} B of index in each shard",
+            "tables of rows": f"{self._routing_text()}, {self.index_bytes_per_row:g} B of index "
+            "per row in each shard",
             "utilisation": f"{self.utilisation:.0%}",
             "vCPU per container": "exactly 1" if self.fixed_vcpu else f"up to {self.max_vcpu:g}",
             "queueing": queue,
         }
+
+    def _routing_text(self) -> str:
+        if not self.routing:
+            return "no routing"
+        return (
+            f"per row of a cut table in each gateway {HOME_BYTES:.2g} B where it holds some of "
+            "them, and 1, 2, 4 or 8 bits where several shards hold the others"
+        )
 
     def _gather_text(self) -> str:
         if self.betas:
@@ -156,7 +183,7 @@ DEFAULT_TERMS = CostTerms(
     remote_call_s=5e-5,
     route_s=6e-9,
     partial_s=6e-8,
-    routing_bytes_per_row=1.0,
+    routing=True,
     index_bytes_per_row=0.25,
     hop_s=5e-4,
     utilisation=0.7,

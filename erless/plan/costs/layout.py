@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.plan.costs.contents import contents_of, cut_rows
+from erless.plan.costs.contents import contents_of, routing_bytes
 from erless.plan.costs.cost import CostTerms, quantile_wait_s, replicas, vcpu_each
 from erless.plan.costs.demand import Demand, DenseDemand
 from erless.plan.costs.disk import (
@@ -287,7 +287,7 @@ def _gateway(
     service += terms.partial_s * sum(shard.partials for shard in shards)
     load = demand.qps * service
     number = replicas(load, terms, demand.min_replicas)
-    routing_bytes = cut_rows(demand, resident, shards) * terms.routing_bytes_per_row
+    routing = routing_bytes(demand, terms, resident, shards)
     return PlannedFunction(
         name="gateway",
         role=Role.GATEWAY,
@@ -300,7 +300,7 @@ def _gateway(
         load=load,
         replicas=number,
         vcpu=vcpu_each(load, number, terms),
-        memory=held.row_bytes + terms.gateway_memory_bytes + routing_bytes,
+        memory=held.row_bytes + terms.gateway_memory_bytes + routing,
         why="load: the gateway's replicas have no room for one more row's gathers"
         if shards
         else "the whole model in each replica",

@@ -4,7 +4,7 @@ A row in memory costs its bytes all month. On a disk it costs CPU and I/O for ea
 So the coldest rows go first, and how far is tried at several depths, in two shapes:
 
     above a cut   the hottest rows in the gateway or in a shard in memory, the rest on disks; the
-                  gateway routes each row of a cut table, one byte a row
+                  gateway routes each row of a cut table
     whole tables  all rows on disks, no table cut and so nothing routed; the hottest are where the
                   cache of each function keeps them
 

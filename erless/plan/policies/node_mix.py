@@ -96,8 +96,8 @@ class _Mix:
 
     @cached_property
     def _routing(self) -> float:
-        """Bytes of the routing of one cut table."""
-        return self.terms.routing_bytes_per_row * max(table.rows for table in self.demand.tables)
+        """Bytes of the routing of one cut table, per cut."""
+        return self.terms.routing_bytes(2, False) * max(table.rows for table in self.demand.tables)
 
     @cached_property
     def _bags(self) -> float:

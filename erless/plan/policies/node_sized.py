@@ -36,7 +36,7 @@ def node_shaped(
     whole = sum(
         table.rows * row_bytes for table, row_bytes in zip(demand.tables, stored, strict=True)
     )
-    routing = terms.routing_bytes_per_row * max(table.rows for table in demand.tables)
+    routing = terms.routing_bytes(2, False) * max(table.rows for table in demand.tables)
     sizes = {min(kind.usable_bytes, max_shard_bytes) for kind in types}
     layouts = []
     for size in sorted(size for size in sizes if whole / MOST_NODES < size < whole):

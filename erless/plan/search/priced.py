@@ -35,9 +35,8 @@ class PricedRuns:
 
     Args:
         costs: (K, N, 2) of the best of all runs, and of the best without resident rows; inf where
-            there is none. Where two shards or more share a path of cut tables, all rows count as
-            routed.
-        floors: (K, N, 2) the same runs' costs, with only those rows routed that surely are.
+            there is none. Where shards share a path of cut tables, each counts as a holder of all.
+        floors: (K, N, 2) the same runs' costs, with one shard counted as the holder of a table.
         ends: (K, N, 2) the point where the coldest rows of the gateway begin.
         origins: N-1 arrays (K, P): where the last shard of n + 1 that end at a point begins.
     """
@@ -125,19 +124,23 @@ def _gateway_costs(
 ) -> Floats:
     """(K, N, P): a gateway beside 0 … N-1 shards, with every row below each cut.
 
-    Beside two shards or more it routes all rows, or with `every_row` = 0 only those of the tables
-    that it holds a part of.
+    With `every_row` all shards may hold rows of each table, else only one of them does.
     """
     number = np.arange(partials.shape[1])[:, None]
     seconds = terms.call_s + demand.tower_s + path.resident_load + terms.route_s * path.gathers
     seconds = seconds + number * terms.remote_call_s + terms.partial_s * partials
-    routed = (((path.cuts > 0) & (path.cuts < path.cuts[0])) * path.cuts[0]).sum(axis=1)
-    if every_row and not path.whole_tables:
-        routed = np.where(number > 1, path.cuts[0].sum(), routed)
-    routing = routed * terms.routing_bytes_per_row
-    size = terms.gateway_memory_bytes + path.resident_size + routing
-    need, held = _sized(demand.qps * seconds, size, demand, terms)
-    return np.asarray(vcpu * need + memory * held, np.float64)
+    rows, held = path.cuts[0], path.cuts > 0
+    cut = path.cuts < rows
+    at_home, others = ((cut & held) * rows).sum(axis=1), ((cut & ~held) * rows).sum(axis=1)
+    most = partials.shape[1] if every_row and not path.whole_tables else 2
+    shards = np.minimum(np.arange(partials.shape[1]), most - 1)
+    beside, apart = (
+        np.array([terms.routing_bytes(int(count), home) for count in shards])[:, None]
+        for home in (True, False)
+    )
+    size = terms.gateway_memory_bytes + path.resident_size + beside * at_home + apart * others
+    need, size = _sized(demand.qps * seconds, size, demand, terms)
+    return np.asarray(vcpu * need + memory * size, np.float64)
 
 
 def _sized(load: Floats, size: Floats, demand: Demand, terms: CostTerms) -> tuple[Floats, Floats]:

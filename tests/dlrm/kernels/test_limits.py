@@ -20,6 +20,7 @@ from erless.errors import QueryError
 from erless.specs.features import POOLED
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision
+from erless.specs.routes import TableRoute
 
 HUGE_ROWS = 2**31 + 8  # beyond int32; its routing is zeros that nobody touches, so no memory
 DIM = 4
@@ -98,10 +99,15 @@ def huge_route() -> np.ndarray:
     return np.zeros(HUGE_ROWS, np.uint8)
 
 
+def plain_route(numbers: np.ndarray) -> tuple[np.ndarray, int, int, bytes]:
+    return numbers, 8, len(numbers), b""
+
+
 @pytest.fixture(scope="module")
 def routers(huge_route: np.ndarray) -> Iterator[list[_kernels.Router]]:
     """All rows in shard 0; without homes, and with the small tables at home in shard 1."""
     small = [np.zeros(rows, np.uint8) for rows in ROWS[:2]]
+    routes = tuple(plain_route(each) for each in (*small, huge_route))
     slots = np.tile(np.arange(3, dtype=np.int32), (2, 1))
     widths = np.full(2, 3, np.int64)
     pooler = _kernels.Pooler(
@@ -112,8 +118,8 @@ def routers(huge_route: np.ndarray) -> Iterator[list[_kernels.Router]]:
     )
     homes = (Home(1, pooler, 0), Home(1, pooler, 1), None)
     yield [
-        _kernels.Router((*small, huge_route), slots, widths, None),
-        _kernels.Router((*small, huge_route), slots, widths, homes),
+        _kernels.Router(routes, slots, widths, None),
+        _kernels.Router(routes, slots, widths, homes),
     ]
 
 
@@ -214,7 +220,7 @@ def test_the_index_agrees_with_plain_python(
 def test_an_id_below_zero_is_refused_beside_a_table_beyond_int32(huge_route: np.ndarray) -> None:
     """As uint32 it would be a row of such a table, and as an index lie before its routing."""
     table = TableSpec(name="huge", rows=HUGE_ROWS, dim=DIM)
-    routing = Routing([table], [huge_route], [[0]])
+    routing = Routing([table], [TableRoute.of(huge_route)], [[0]])
     for value in (-1, -(2**31), -9):
         with pytest.raises(QueryError, match=f"table huge, sample 0: row id {value} at values"):
             routing.bucketize(np.array([value], np.int32), np.array([[1]], np.int32))
@@ -228,7 +234,7 @@ def test_more_ids_than_counters_can_hold_are_refused() -> None:
     lengths = np.array([[2**31 - 1, 1]], np.int32)
     message = "values has 2,147,483,648 ids, at most 2,147,483,647 are taken"
     with pytest.raises(QueryError, match=message):
-        Routing([table], [np.zeros(4, np.uint8)], [[0]]).bucketize(values, lengths)
+        Routing([table], [TableRoute.of(np.zeros(4, np.uint8))], [[0]]).bucketize(values, lengths)
     rows = np.zeros((4, DIM), np.float32)
     shard = EmbeddingShard([StoredSlice(table, Precision.FP32, rows, RowIndex(4, ALL))])
     with pytest.raises(QueryError, match=message):
@@ -249,7 +255,7 @@ def test_a_weighted_sum_without_weights_is_refused(at_home: bool) -> None:
     message = "table weighted pools by weighted sum: the query has no weights"
     with pytest.raises(QueryError, match=message):
         if at_home:
-            routes = [np.zeros(4, np.uint8)] * 2
+            routes = [TableRoute.of(np.zeros(4, np.uint8))] * 2
             Routing(tables, routes, [[0, 1]], shard.homes(0)).bucketize(values, lengths)
         else:
             shard.pool(values, lengths)
@@ -267,9 +273,32 @@ def test_a_weighted_sum_without_weights_is_refused(at_home: bool) -> None:
     ],
 )
 def test_slots_that_do_not_fit_are_refused(slots: list[list[int]], widths: list[int]) -> None:
-    route = np.zeros(4, np.uint8)
+    route = plain_route(np.zeros(4, np.uint8))
     with pytest.raises(ValueError, match="slots"):
         _kernels.Router((route, route), np.array(slots, np.int32), np.array(widths, np.int64), None)
+
+
+@pytest.mark.parametrize(
+    ("codes", "bits", "rows", "holders"),
+    [
+        (1, 3, 2, b"\0"),
+        (2, 16, 1, b"\0"),
+        (1, -1, 1, b"\0"),
+        (1, 1, 9, b"\0\1"),  # a code of the ninth row is missing
+        (2, 1, 8, b"\0\1"),
+        (0, 0, 8, b""),  # no shard that has them
+        (0, 0, 8, b"\0\1"),
+        (4, 4, 8, b"\0" * 17),
+        (0, 8, -1, b""),
+        (0, 0, 2**62, b"\0"),
+    ],
+)
+def test_routes_that_do_not_fit_are_refused(
+    codes: int, bits: int, rows: int, holders: bytes
+) -> None:
+    route = (np.zeros(codes, np.uint8), bits, rows, holders)
+    with pytest.raises(ValueError, match="route"):
+        _kernels.Router((route,), np.zeros((1, 1), np.int32), np.ones(1, np.int64), None)
 
 
 def test_sizes_beyond_their_types_are_refused() -> None:

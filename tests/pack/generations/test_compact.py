@@ -70,8 +70,8 @@ def stored_ids(made: Made, release: ReleaseManifest, rows: dict[str, int]) -> di
     source = Source(made.store)
     opened = open_gateway(source, release.digest)
     return {
-        f"{shard.name}.{table.name}": np.flatnonzero(routes == number)
-        for table, routes in zip(release.model.tables, opened.routes, strict=True)
+        f"{shard.name}.{table.name}": np.flatnonzero(route.all_shards() == number)
+        for table, route in zip(release.model.tables, opened.routes, strict=True)
         for number, shard in enumerate(release.shards)
     }
 
@@ -137,7 +137,9 @@ def test_what_did_not_change_stays_and_prune_takes_the_rest(tmp_path: Path) -> N
     trainer = Trainer(made)
     store = open_store(made.store)
     hot = made.release.shard("hot")
-    rows = np.flatnonzero(open_gateway(Source(made.store), made.release.digest).routes[0] == 1)
+    rows = np.flatnonzero(
+        open_gateway(Source(made.store), made.release.digest).routes[0].all_shards() == 1
+    )
     trainer.publisher.publish([TableChanges("user", rows[:5], np.ones((5, 8), np.float32))])
     known: dict[str, int] = {}
     newest = newest_generation(store, made.release.digest)

@@ -142,7 +142,7 @@ class Gateway:
             self.heat = LiveHeat(
                 opened, sample=SAMPLE, half_life_s=half_life_s, memory_bytes=1 << 20
             )
-            self.routes = [route.copy() for route in opened.routes]
+            self.routes = [route.all_shards() for route in opened.routes]
         self._planned, self._shards = planned, len(planned.release.shards)
 
     def serve(self, traffic: Traffic, seconds: float, qps: float = QPS) -> None:

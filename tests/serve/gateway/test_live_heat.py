@@ -45,7 +45,7 @@ def open_routes(made: Made) -> list[np.ndarray]:
     from erless.serve.files import Source, open_gateway
 
     with open_gateway(Source(made.store), made.release.digest) as opened:
-        return [route.copy() for route in opened.routes]
+        return [route.all_shards() for route in opened.routes]
 
 
 def wait_for_queries(made: Made, number: int) -> Heat:

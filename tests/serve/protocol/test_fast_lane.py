@@ -31,6 +31,7 @@ from erless.serve.protocol.infer import BINARY_TYPE, decode
 from erless.serve.protocol.tensors import TensorSpec
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision
+from erless.specs.routes import TableRoute
 from tests.serve.functions import Fleet
 
 DIGEST = "ab" * 32
@@ -69,13 +70,16 @@ class Setting:
         held = [0, 2]
         self.routes = [generator.integers(0, 2, rows).astype(np.uint8) for _ in self.tables]
         self.routes[1][:] = 0
-        self.routing = Routing(self.tables, self.routes, [[0, 1, 2], held])
+        self.routing = self.routed(self.routes)
         self.combiner = Combiner(self.tables, [[0, 1, 2], held])
         self.shard = EmbeddingShard([self.slice(t) for t in held])
         heads, json32, json16 = answer_forms(DIGEST.encode())
         self.fast_path = self.shard.fast_path(
             head_forms(b"shard"), request_forms(), (*heads, json32, json16), 64, 1 << 20, LONGEST_MS
         )
+
+    def routed(self, routes: list[np.ndarray]) -> Routing:
+        return Routing(self.tables, [TableRoute.of(each) for each in routes], [[0, 1, 2], [0, 2]])
 
     def slice(self, table: int) -> StoredSlice:
         spec = self.tables[table]
@@ -291,7 +295,7 @@ def test_a_request_that_differs_takes_the_general_way(what: str) -> None:
     if what == "an absent row":  # routed to the shard, which does not store it
         absent = int(np.flatnonzero(setting.routes[0] == 0)[0])
         setting.routes[0][absent] = 1
-        setting.routing = Routing(setting.tables, setting.routes, [[0, 1, 2], [0, 2]])
+        setting.routing = setting.routed(setting.routes)
         values[0] = absent
     buckets = setting.routing.bucketize(values, lengths)
     message = bytearray(REFUSED[what](setting.requested(buckets)))
@@ -313,7 +317,7 @@ def test_sums_beyond_float16_are_answered_in_float32() -> None:
     fast_path = shard.fast_path(
         head_forms(b"shard"), request_forms(), (*heads, json32, json16), 9, 1 << 20, 9999
     )
-    routing = Routing(setting.tables[:1], setting.routes[:1], [[0], [0]])
+    routing = Routing(setting.tables[:1], [TableRoute.of(setting.routes[0])], [[0], [0]])
     combiner = Combiner(setting.tables[:1], [[0], [0]])
     row = int(np.flatnonzero(setting.routes[0] == 1)[0])
     for count, datatype in ((1, b"FP16"), (2, b"FP32")):
@@ -393,7 +397,7 @@ def test_a_function_answers_both_ways_alike(fleet: Fleet, pipelined: int) -> Non
     lengths[0] = [3, 0, 2, 0]
     values = np.array(stored[:5], np.int32)
     specs = [each.table for each in shards_slices(fleet)]
-    routes = [np.zeros(each.rows, np.uint8) for each in specs]
+    routes = [TableRoute.of(np.zeros(each.rows, np.uint8)) for each in specs]
     routing = Routing(specs, routes, [range(tables)])
     combiner = Combiner(specs, [range(tables)])
     buckets = routing.bucketize(values, lengths)

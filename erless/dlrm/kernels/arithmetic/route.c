@@ -5,7 +5,7 @@
 
 #include "arithmetic/platform.h"
 
-enum { AHEAD = 24 }; /* routing bytes prefetched ahead; tables of 10^7 rows exceed the L2 cache */
+enum { AHEAD = 24 }; /* codes prefetched ahead; tables of 10^7 rows exceed the L2 cache */
 
 /* Name the id at `position`, which is of table `table` and does not fit. */
 static void blame(const ids_t *values, const int32_t *lengths, int64_t samples, int64_t table,
@@ -34,13 +34,25 @@ static void blame(const ids_t *values, const int32_t *lengths, int64_t samples, 
     static int NAME##_fit(const ID *ids, int64_t size, int64_t rows) {                         \
         return HAS_AVX2 ? NAME##_fit_fast(ids, size, rows) : NAME##_fit_any(ids, size, rows);  \
     }                                                                                          \
-    static void NAME##_route(const uint8_t *route, const ID *ids, int64_t size, uint8_t *to) { \
-        int64_t i = 0;                                                                         \
-        for (; i + AHEAD < size; i++) {                                                        \
-            __builtin_prefetch(route + ids[i + AHEAD]);                                        \
-            to[i] = route[ids[i]];                                                             \
+    static ALWAYS_INLINE void NAME##_codes(const route_t *route, const ID *ids, int64_t size,  \
+                                           const int bits, uint8_t *restrict to) {             \
+        const uint8_t *const codes = route->codes;                                             \
+        const int shift = bits == 8 ? 0 : bits == 4 ? 1 : bits == 2 ? 2 : 3;                   \
+        uint8_t holders[MOST_HOLDERS];                                                         \
+        memcpy(holders, route->holders, sizeof(holders));                                      \
+        for (int64_t i = 0; i < size; i++) {                                                   \
+            if (i + AHEAD < size) __builtin_prefetch(codes + (ids[i + AHEAD] >> shift));       \
+            const unsigned code = codes[ids[i] >> shift];                                      \
+            const unsigned place = code >> ((ids[i] & ((1 << shift) - 1)) * bits);             \
+            to[i] = bits == 8 ? (uint8_t)code : holders[place & ((1u << bits) - 1)];           \
         }                                                                                      \
-        for (; i < size; i++) to[i] = route[ids[i]];                                           \
+    }                                                                                          \
+    static void NAME##_route(const route_t *route, const ID *ids, int64_t size, uint8_t *to) { \
+        if (route->bits == 0) memset(to, route->holders[0], (size_t)size);                     \
+        else if (route->bits == 1) NAME##_codes(route, ids, size, 1, to);                      \
+        else if (route->bits == 2) NAME##_codes(route, ids, size, 2, to);                      \
+        else if (route->bits == 4) NAME##_codes(route, ids, size, 4, to);                      \
+        else NAME##_codes(route, ids, size, 8, to);                                            \
     }                                                                                          \
     static void NAME##_scatter(const uint8_t *to, const ID *ids, const float *weights,         \
                                int64_t size, int64_t *cursor, ID *out, float *weights_out) {   \
@@ -156,10 +168,10 @@ static int split_table(const routing_t *routing, int64_t t, const ids_t *values,
     keep_away(routing, t, values, weights, lengths, samples, begin, size, split, sizes, kept);
     const int64_t away = split->size - first;
     if (split->wide)
-        wide_route(routing->routes[t], (const int64_t *)split->away + first, away,
+        wide_route(&routing->routes[t], (const int64_t *)split->away + first, away,
                    split->to + first);
     else
-        narrow_route(routing->routes[t], (const int32_t *)split->away + first, away,
+        narrow_route(&routing->routes[t], (const int32_t *)split->away + first, away,
                      split->to + first);
     split->ends[t] = split->size;
     if (count_bags(routing, t, samples, first, split, lengths_of, totals) == away) return 1;

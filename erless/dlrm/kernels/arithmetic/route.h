@@ -5,16 +5,28 @@
 
 #include "arithmetic/home.h"
 
-enum { MAX_SHARDS = 255 }; /* a row's shard has one byte; 255 says that no shard holds it */
+enum {
+    MAX_SHARDS = 255, /* a row's shard has at most one byte; 255 says that no shard holds it */
+    MOST_HOLDERS = 16 /* of one table, where codes have fewer than 8 bits */
+};
+
+/* The shard of each row of a table, as a code of `bits`: 8, the number of the shard; 1, 2 or 4, its
+ * place in `holders`; 0, every row is in holders[0]. A byte has the codes of several rows, that of
+ * the lowest row in its lowest bits (erless/specs/routes.py). */
+typedef struct {
+    const uint8_t *codes;
+    int bits;
+    uint8_t holders[MOST_HOLDERS]; /* 255 behind the last */
+} route_t;
 
 typedef struct {
     int64_t tables, shards;
-    int narrow;             /* whether all row ids fit int32, and leave as such */
-    const home_t *homes;    /* (tables) or NULL */
-    const uint8_t **routes; /* (tables): one byte per row, the number of the shard that holds it */
-    const int64_t *rows;    /* (tables) */
-    const int32_t *slots;   /* (shards, tables): row of the shard's lengths, or -1: holds none */
-    const int64_t *widths;  /* (shards): tables that the shard holds */
+    int narrow;            /* whether all row ids fit int32, and leave as such */
+    const home_t *homes;   /* (tables) or NULL */
+    const route_t *routes; /* (tables): beside a home, of the rows that are not there */
+    const int64_t *rows;   /* (tables) */
+    const int32_t *slots;  /* (shards, tables): row of the shard's lengths, or -1: holds none */
+    const int64_t *widths; /* (shards): tables that the shard holds */
 } routing_t;
 
 /* What counting leaves to placing: the ids that have to be routed, in order. */

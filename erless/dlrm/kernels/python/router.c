@@ -1,6 +1,7 @@
 /* Bucketize, for Python. */
 #include "python/router.h"
 
+#include "arithmetic/index.h"
 #include "python/pooler.h"
 #include "python/split.h"
 
@@ -107,12 +108,33 @@ static int router_homes(Router *self, PyObject *homes) {
     return 1;
 }
 
+/* Table t's route: (codes, bits, rows, holders). Returns its rows, or -1 with an error set. */
+static int64_t router_route(Router *self, Py_ssize_t t, PyObject *item, route_t *route) {
+    PyObject *codes;
+    long long rows;
+    const char *holders;
+    Py_ssize_t count;
+    if (!PyArg_ParseTuple(item, "OiLy#", &codes, &route->bits, &rows, &holders, &count)) return -1;
+    if ((route->bits & (route->bits - 1)) || route->bits < 0 || route->bits > 8 || rows < 0 ||
+        rows > MAX_ROWS || (route->bits < 8 && (count < 1 || count > 1 << route->bits))) {
+        PyErr_SetString(PyExc_ValueError, "route: bits, rows and holders do not fit");
+        return -1;
+    }
+    memset(route->holders, MAX_SHARDS, sizeof(route->holders));
+    if (route->bits < 8) memcpy(route->holders, holders, (size_t)count);
+    const Py_ssize_t size = take(codes, &self->tables[t], 1, 0, "route");
+    if (size < 0 || !expect("route", size, (Py_ssize_t)((rows * route->bits + 7) / 8))) return -1;
+    route->codes = self->tables[t].buf;
+    return rows;
+}
+
 static int router_tables(Router *self, PyObject *routes) {
     const Py_ssize_t tables = PyTuple_GET_SIZE(routes);
     self->tables = PyMem_Calloc((size_t)tables + 1, sizeof(Py_buffer));
     self->rows = PyMem_Calloc((size_t)tables + 1, sizeof(int64_t));
-    self->routing.routes = PyMem_Calloc((size_t)tables + 1, sizeof(uint8_t *));
-    if (!self->tables || !self->rows || !self->routing.routes) {
+    route_t *made = PyMem_Calloc((size_t)tables + 1, sizeof(route_t));
+    self->routing.routes = made;
+    if (!self->tables || !self->rows || !made) {
         PyErr_NoMemory();
         return 0;
     }
@@ -120,10 +142,9 @@ static int router_tables(Router *self, PyObject *routes) {
     self->routing.rows = self->rows;
     self->routing.narrow = 1;
     for (Py_ssize_t t = 0; t < tables; t++) {
-        const Py_ssize_t rows = take(PyTuple_GET_ITEM(routes, t), &self->tables[t], 1, 0, "route");
+        const int64_t rows = router_route(self, t, PyTuple_GET_ITEM(routes, t), &made[t]);
         if (rows < 0) return 0;
         self->rows[t] = rows;
-        self->routing.routes[t] = self->tables[t].buf;
         self->routing.narrow = self->routing.narrow && rows <= INT32_MAX;
     }
     return 1;
@@ -161,9 +182,10 @@ static int router_shards(Router *self, PyObject *slots, PyObject *widths) {
 }
 
 PyDoc_STRVAR(router_doc,
-             "Router(routes, slots, widths, homes or None): one uint8 array per table; int32 "
-             "(shards, tables); int64 (shards); per table None or (shard, its Pooler, the number "
-             "of the table's slice there). Row ids leave as int32 where all fit.");
+             "Router(routes, slots, widths, homes or None): per table (codes, bits, rows, holders) "
+             "as of route_t; int32 (shards, tables); int64 (shards); per table None or (shard, its "
+             "Pooler, the number of the table's slice there). Row ids leave as int32 where all "
+             "fit.");
 static PyObject *router_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     PyObject *routes, *slots, *widths, *homes = Py_None;
     (void)kwargs;
