@@ -40,24 +40,29 @@ static inline void make_patch(input_t *input, slice_t *slice, int64_t t, const u
     const int64_t step = any_of(input, 1, 9);
     owned_patch_t *owned = exactly(sizeof(owned_patch_t));
     patch_t *patch = &owned->patch;
-    int64_t local = 0;
+    int64_t local = 0, count = 0;
+    int64_t *keys = exactly(sizeof(int64_t) * (size_t)slice->table_rows);
+    for (int64_t id = 0; id < slice->table_rows; id++) {
+        if (stored != NULL && !stored[id]) continue;
+        if (id >= slice->indexed) keys[count++] = -1 - id;
+        else if (id % step == 0) keys[count++] = local;
+        local++;
+    }
     owned->rows = exactly((size_t)(slice->table_rows * slice->row_bytes));
-    REQUIRE(patch_open(patch, slice->table_rows, slice->stored, slice->row_bytes));
+    REQUIRE(patch_open(patch, keys, count, slice->stored, slice->row_bytes));
+    local = count = 0;
     for (int64_t id = 0; id < slice->table_rows; id++) {
         if (stored != NULL && !stored[id]) continue;
         const int64_t at = local++ * slice->row_bytes;
         uint8_t *row = owned->rows + id * slice->row_bytes;
         if (id < slice->indexed && id % step) continue;
         write_row(slice, row, t, id);
-        if (id >= slice->indexed) {
-            patch_add(patch, patch_key_added(id), row);
-            continue;
-        }
-        patch_add(patch, at, owned->rows); /* which the next takes the place of */
-        patch_add(patch, at, row);
+        patch_put(patch, keys[count++], row);
+        if (id >= slice->indexed) continue;
         memset((uint8_t *)slice->rows + at, 0, (size_t)slice->row_bytes);
         write_row(slice, (uint8_t *)slice->rows + at, t, id + 1);
     }
+    free(keys);
     slice->patch = patch;
 }
 
