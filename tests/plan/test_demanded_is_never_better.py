@@ -34,7 +34,14 @@ demands = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples each time: the search is no proof, and `benchmarks.demands` counts where it fails
+# (rm1, P 0.9, 2e8 rows, int8, 16x, two shards beside 8.9 GB resident: by 0.2 %).
+@settings(
+    max_examples=10,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(models, knobs, demands)
 @example(
     ("rm3", 0.99, 20_000_000),
