@@ -601,7 +601,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _watch(self, key: Key, query: dict[str, str]) -> None:
         cluster = self.cluster
-        cluster.watches += 1
+        with cluster.changed:
+            cluster.watches += 1
+            cluster.changed.notify_all()
         seen = int(query["resourceVersion"] or 0)
         if seen < cluster.forgotten:
             raise Refused(410, "too old resource version")

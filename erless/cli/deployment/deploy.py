@@ -174,11 +174,11 @@ def _with_decoys(
 def _standing_decoys(desired: Desired, destination: Target, *, write: bool) -> int:
     """How many decoys stand beside what serves now; a dry run may have nobody to ask."""
     from erless.deploy.desired_release import standing_decoys
-    from erless.errors import DeployError
+    from erless.errors import DeployError, KubeconfigError
 
     try:
         return standing_decoys(desired, destination)
-    except DeployError:
+    except (DeployError, KubeconfigError):
         if write:
             raise
         return 0
