@@ -96,6 +96,7 @@ class IdsInOrder:
         clock: seconds, monotonic.
         tell: is called with the request that made it known, and what it is.
         most_bytes: of all clients' walks; those of who has been silent longest are forgotten.
+        chance: by which queries are looked at; default: one that nobody can foretell.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class IdsInOrder:
         clock: Callable[[], float],
         tell: Callable[[Request, str], None],
         most_bytes: int = MOST_BYTES,
+        chance: random.Random | None = None,
     ) -> None:
         self._lanes = [table.name for table in Lanes.of(model).tables]
         self._tables = [table.name for table in model.tables]
@@ -111,7 +113,7 @@ class IdsInOrder:
         self._walks = max(len(self._lanes), len(self._tables))
         self._most_clients = max(16, most_bytes // (WALK_BYTES * self._walks))
         self._clients: dict[int, _Walks] = {}  # the longest silent first
-        self._random = random.Random()  # noqa: S311
+        self._random = chance or random.Random()  # noqa: S311
         self._left = self._gap()
 
     def _gap(self) -> int:
