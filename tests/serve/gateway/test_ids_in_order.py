@@ -32,7 +32,7 @@ class Watched:
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.now_s = 0.0
         self.told: list[tuple[str, str]] = []
-        chance = random.Random(1)  # noqa: S311
+        chance = random.Random(1)
         self.watch = IdsInOrder(MODEL, lambda: self.now_s, self._tell, most_bytes, chance)
 
     def _tell(self, request: Request, what: str) -> None:
