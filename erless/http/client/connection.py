@@ -116,6 +116,7 @@ class ClientConnection(Receiving):
         "received",
         "silent",
         "status",
+        "succeeded",
         "transport",
         "unsent",
         "used",
@@ -132,6 +133,7 @@ class ClientConnection(Receiving):
         self.parser: Any = None
         self.body: memoryview | None = None
         self.keep = True
+        self.succeeded = False  # another takes its place: it closes behind the last answer
         self.silent = False  # no answer has come for long: it takes no more calls
         self.born = self.used = owner.now()
 
