@@ -22,7 +22,14 @@ from erless.specs.config import Config
 from erless.specs.plan import Plan
 from erless.storage.stores import open_store
 
-__all__ = ["PlacedDecoys", "exposure_of", "follow_with_decoys", "place_decoys", "with_decoys"]
+__all__ = [
+    "PlacedDecoys",
+    "count_to_follow",
+    "exposure_of",
+    "follow_with_decoys",
+    "place_decoys",
+    "with_decoys",
+]
 
 MB = 1_000_000
 
@@ -123,6 +130,18 @@ def with_decoys(
     return replace(desired, decoys=plant_decoys(store, desired.release, likes, write=write))
 
 
+def count_to_follow(desired: Desired, config: Config, target: Target) -> int | None:
+    """How many decoys `desired` shall have: as stand now; None where it or `config` says how many.
+
+    Raises:
+        DeployError: the target does not tell what it serves.
+        StorageError: the store refused.
+    """
+    if config.decoys.count or desired.decoys:
+        return None
+    return standing_decoys(desired, target)
+
+
 def follow_with_decoys(
     desired: Desired, config: Config, target: Target, tell: Callable[[str], None]
 ) -> Desired:
@@ -140,8 +159,7 @@ def follow_with_decoys(
         DeployError: the target does not tell what it serves.
         StorageError: the store refused.
     """
-    known = config.decoys.count or desired.decoys
-    count = None if known else standing_decoys(desired, target)
+    count = count_to_follow(desired, config, target)
     if count == 0:
         return desired
     try:

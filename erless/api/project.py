@@ -157,13 +157,12 @@ class Project:
             StoreError: no such release.
             DeployError: it did not get ready; with the function's own reason.
         """
-        from erless.api.decoys import with_decoys
-        from erless.deploy.desired_release import load_desired, standing_decoys
+        from erless.api.decoys import count_to_follow, with_decoys
+        from erless.deploy.desired_release import load_desired
 
         target = self._target()
         desired = load_desired(self.config.store, release, replace_model=replace_model)
-        known = self.config.decoys.count or desired.decoys
-        count = None if known else standing_decoys(desired, target)
+        count = count_to_follow(desired, self.config, target)
         desired = with_decoys(desired, self.config, target.name, count)
         return target.deploy(desired, self._progress, timeout_s)
 

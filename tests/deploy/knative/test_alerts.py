@@ -248,12 +248,7 @@ def test_decoys_of_a_later_deploy_are_known(cluster: FakeCluster) -> None:
 def test_who_walks_a_cold_shard_is_told(
     cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("erless.deploy.knative.alerts.GATHERS_S", 0.02)
-    monkeypatch.setattr("erless.deploy.scraping.WINDOW_S", 0.2)
-    add_pod(cluster, REAL, "real-1")
-    add_pod(cluster, names.GATEWAY, "gateway-1")
-    odds = {"a" * 64: ShardOdds(share=0.001, rows_per_call=2.0)}
-    follower = Follower(cluster, lambda: Watched(odds=odds))
+    follower = scraping_follower(cluster, monkeypatch)
     told = walked(cluster, follower)
     assert isinstance(told, Alert)
     assert (told.kind, told.function) == ("scraping", "s-real")
@@ -264,13 +259,18 @@ def test_without_the_gateways_counts_nothing_is_compared(
     cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its metrics may want a token: a shard's share of what the others gather says nothing."""
+    follower = scraping_follower(cluster, monkeypatch)
+    assert walked(cluster, follower, gateway=False, turns=60) is None
+
+
+def scraping_follower(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> Follower:
+    """Who follows a gateway and a cold shard, and looks at their counters many times a second."""
     monkeypatch.setattr("erless.deploy.knative.alerts.GATHERS_S", 0.02)
     monkeypatch.setattr("erless.deploy.scraping.WINDOW_S", 0.2)
     add_pod(cluster, REAL, "real-1")
     add_pod(cluster, names.GATEWAY, "gateway-1")
     odds = {"a" * 64: ShardOdds(share=0.001, rows_per_call=2.0)}
-    follower = Follower(cluster, lambda: Watched(odds=odds))
-    assert walked(cluster, follower, gateway=False, turns=60) is None
+    return Follower(cluster, lambda: Watched(odds=odds))
 
 
 def walked(
