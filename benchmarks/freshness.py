@@ -3,14 +3,20 @@
     python -m benchmarks.freshness --output json        # RM1, 800,000 rows a table: 1 GB
 
 lookup_ratio     time to pool 40,960 gathers where a share of the rows was changed ÷ where none was,
-                 in one process, in turns
+                 in one process, in turns; changed rows beside the others
+rewritten_ratio  the same, changed rows in the places of the release's
 cpu_ratio        CPU per query of gateway and shards with that share changed ÷ by a gateway that
                  stays at the release, on the same shards in turns
+gateway_ratio    the gateways' part of it
+memory_mb        memory that the functions' processes take by themselves, before and after the rows
+                 were changed
 visible_s        from the call of `publish` until the gateway answers with the generation, while
                  queries come; 0.95 quantile of all
 wrong            answers that differ from those of the whole model with the rows of the generation
                  that they name; half of the changed rows are rows that the queries ask for
-p99_ratio        p99 of the queries meanwhile ÷ p99 of as long a time without publishing
+p99_ratio        p99 of the queries meanwhile ÷ p99 of as long a time without publishing. The rows
+                 are published from this process, which has drawn them and reckoned their answers
+                 before; queries come from another
 moved_ratio      bytes of the generations ÷ bytes of their rows and ids
 """
 
@@ -18,12 +24,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +40,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.functions import Client, Fleet, fleet
+from benchmarks.functions import Client, Fleet, Process, fleet
 from benchmarks.serving import Side, prepare, spread
 from erless.dlrm.embedding import EmbeddingShard, StoredSlice
 from erless.dlrm.patches import RowChanges
@@ -48,6 +55,7 @@ from erless.specs.plan import Precision
 from erless.specs.release import ReleaseManifest
 from erless.storage.stores import open_store
 
+Answer = tuple[float, int, int, NDArray[np.float32]]  # ms, generation, query, predictions
 VISIBLE_S = 60.0
 DIM = 32
 
@@ -84,7 +92,10 @@ class Trainer:
         self.expected[generation] = [self._whole.predict(query) for query in self._queries]
 
     def change(self, rows: int) -> list[TableChanges]:
-        """New vectors for `rows` rows of all tables together, half of them rows asked for."""
+        """New vectors for `rows` rows of all tables together, half of them rows asked for.
+
+        The next generation has to answer with them.
+        """
         model, changes = self._whole.model, []
         for spec, table, asked in zip(model.tables, self._whole.tables, self._asked, strict=True):
             each = max(1, rows // len(model.tables))
@@ -94,23 +105,22 @@ class Trainer:
             vectors = self.random.normal(size=(len(ids), spec.dim)).astype(np.float32) * 0.01
             table[torch.from_numpy(ids)] = torch.from_numpy(vectors)
             changes.append(TableChanges(spec.name, ids, vectors))
+        self.remember(max(self.expected) + 1)
         return changes
 
 
-def lookup_ratios(rows: int, share: float, rounds: int) -> list[float]:
-    """`lookup_ratio` of each round."""
+def lookup_ratios(rows: int, share: float, rounds: int) -> dict[str, Any]:
+    """`lookup_ratio` and `rewritten_ratio`."""
     random = np.random.default_rng(3)
     table = TableSpec(name="rows", rows=rows, dim=DIM)
     stored = random.normal(size=(rows, DIM)).astype(np.float32)
     base = StoredSlice(table, Precision.FP32, stored, RowIndex.build(rows, np.arange(rows)))
     ids = random.choice(rows, int(share * rows), replace=False)
-    sides = [
-        EmbeddingShard([base]),
-        EmbeddingShard([base.changed(RowChanges(ids, stored[ids], rows))]),
-    ]
+    changed = base.changed(RowChanges(ids, stored[ids], rows))
+    sides = [EmbeddingShard([part]) for part in (base, changed, changed.rewritten())]
     values = (random.zipf(1.2, 40_960) % rows).astype(np.int32)
     lengths = np.full((1, 320), 128, np.int32)
-    ratios = []
+    ratios: list[tuple[float, float]] = []
     for _ in range(rounds):
         took = []
         for side in sides:
@@ -118,8 +128,9 @@ def lookup_ratios(rows: int, share: float, rounds: int) -> list[float]:
             for _ in range(20):
                 side.pool(values, lengths)
             took.append(time.thread_time() - begin)
-        ratios.append(took[1] / took[0])
-    return ratios
+        ratios.append((took[1] / took[0], took[2] / took[0]))
+    names = ("lookup_ratio", "rewritten_ratio")
+    return {name: spread(each) for name, each in zip(names, zip(*ratios, strict=True), strict=True)}
 
 
 def generation_of(client: Client, model: str) -> int:
@@ -128,52 +139,80 @@ def generation_of(client: Client, model: str) -> int:
 
 
 def publish_and_wait(
-    publisher: Publisher, trainer: Trainer, rows: int, client: Client
+    publisher: Publisher, changes: Sequence[TableChanges], client: Client
 ) -> tuple[float, float]:
     """Seconds until a generation is answered with, and its bytes ÷ those of its rows and ids."""
-    changes = trainer.change(rows)
-    trainer.remember(max(trainer.expected) + 1)
     begin = time.monotonic()
     manifest = publisher.publish(changes)
     while generation_of(client, publisher.release.model.name) < manifest.number:
         if time.monotonic() - begin > VISIBLE_S:
             raise SystemExit(f"generation {manifest.number} was not seen in {VISIBLE_S:g} s")
-        time.sleep(0.005)
+        time.sleep(0.02)
     own = sum(change.vectors.nbytes + change.ids.nbytes for change in changes)
     return time.monotonic() - begin, manifest.size_bytes / own
 
 
-class _Load:
-    """Queries at a fixed rate from one thread: latencies, and answers that are wrong."""
-
-    def __init__(
-        self, client: Client, bodies: Sequence[Body], rate: float, trainer: Trainer
-    ) -> None:
-        self.latency_ms: list[float] = []
-        self.wrong = 0
-        self._client, self._bodies, self._rate = client, bodies, rate
-        self._expected = trainer.expected
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
+def _ask(orders: Connection, port: int, model: str, bodies: Sequence[Body], rate: float) -> None:
+    """Ask at a fixed rate between two orders; a third instead ends the process."""
+    client = Client(port, model)
+    while orders.recv():
+        answers: list[Answer] = []
         due = time.perf_counter()
-        while not self._over.is_set():
-            due += 1 / self._rate
-            number = len(self.latency_ms) % len(self._bodies)
+        while not orders.poll():
+            due += 1 / rate
+            number = len(answers) % len(bodies)
             time.sleep(max(0.0, due - time.perf_counter()))
             begin = time.perf_counter()
-            answered, parameters = self._client.infer_named(self._bodies[number])
-            self.latency_ms.append((time.perf_counter() - begin) * 1e3)
-            expected = self._expected[parameters["generation"]][number]
-            self.wrong += not np.allclose(answered, expected, rtol=1e-4, atol=1e-6)
+            predictions, parameters = client.infer_named(bodies[number])
+            latency_ms = (time.perf_counter() - begin) * 1e3
+            answers.append((latency_ms, parameters["generation"], number, predictions))
+        orders.recv()
+        orders.send(answers)
 
-    def stop(self) -> list[float]:
-        """End; the latencies."""
-        self._over.set()
-        self._thread.join()
-        return self.latency_ms
+
+class _Load:
+    """Queries at a fixed rate, from a process that does nothing else.
+
+    Args:
+        expected: by generation the answers to all queries.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        model: str,
+        bodies: Sequence[Body],
+        rate: float,
+        expected: Mapping[int, Sequence[NDArray[np.float32]]],
+    ) -> None:
+        self.wrong, self._expected = 0, expected
+        context = multiprocessing.get_context("spawn")
+        self._orders, theirs = context.Pipe()
+        self._process = context.Process(target=_ask, args=(theirs, port, model, bodies, rate))
+        self._process.start()
+
+    def begin(self) -> None:
+        """Ask from now on."""
+        self._orders.send(True)
+
+    def end(self) -> list[float]:
+        """Ask no more; the latencies since `begin`, in ms."""
+        self._orders.send(True)
+        answers: list[Answer] = self._orders.recv()
+        for _, generation, number, predictions in answers:
+            expected = self._expected[generation][number]
+            self.wrong += not np.allclose(predictions, expected, rtol=1e-4, atol=1e-6)
+        return [latency_ms for latency_ms, *_ in answers]
+
+    def close(self) -> None:
+        """End the process."""
+        self._orders.send(False)
+        self._process.join()
+
+
+def _private_mb(processes: Sequence[Process]) -> float:
+    """Memory that these take and share with no other."""
+    return round(sum(process.memory_mb()["anonymous"] for process in processes), 1)
 
 
 def measure(
@@ -192,32 +231,46 @@ def measure(
     rows = sum(table.rows for table in release.model.tables)
     for body in bodies[:8]:
         client.infer(body)
-    publish_and_wait(publisher, trainer, int(options.share * rows), client)
+    before_mb = _private_mb([fresh, *shards.values()])
+    publish_and_wait(publisher, trainer.change(int(options.share * rows)), client)
     sides = [Side(gateway, [gateway, *shards.values()], model) for gateway in (still, fresh)]
+    gateways_ms: list[list[float]] = [[], []]
     for _ in range(options.rounds):
-        for side in sides:
+        for side, own_ms in zip(sides, gateways_ms, strict=True):
+            own, all_of_it = side.processes[0].cpu_s(), side.cpu_s()
             side.many(bodies, options.seconds)
+            share = (side.processes[0].cpu_s() - own) / (side.cpu_s() - all_of_it)
+            own_ms.append(share * side.cpu_ms[-1])
+    still_ms, fresh_ms = (side.cpu_ms for side in sides)
+    cost = {
+        "cpu_ratio": spread([b / a for a, b in zip(still_ms, fresh_ms, strict=True)]),
+        "gateway_ratio": spread([b / a for a, b in zip(*gateways_ms, strict=True)]),
+        "cpu_ms": spread(fresh_ms),
+        "memory_mb": [before_mb, _private_mb([fresh, *shards.values()])],
+    }
+    if not options.publications:
+        publisher.close()
+        return cost
     quiet_ms: list[float] = []
     busy_ms: list[float] = []
-    visible, moved, wrong = [], [], 0
+    visible, moved = [], []
+    load = _Load(fresh.port, model, bodies, options.rate, trainer.expected)
     for _ in range(options.publications):
-        load = _Load(Client(fresh.port, model), bodies, options.rate, trainer)
+        changes = trainer.change(options.changed)
+        load.begin()
         time.sleep(options.every)
-        quiet_ms += load.stop()
-        wrong += load.wrong
-        load = _Load(Client(fresh.port, model), bodies, options.rate, trainer)
+        quiet_ms += load.end()
+        load.begin()
         begin = time.monotonic()
-        seconds, ratio = publish_and_wait(publisher, trainer, options.changed, client)
+        seconds, ratio = publish_and_wait(publisher, changes, client)
         visible.append(seconds)
         moved.append(ratio)
         time.sleep(max(0.0, options.every - (time.monotonic() - begin)))
-        busy_ms += load.stop()
-        wrong += load.wrong
+        busy_ms += load.end()
+    load.close()
     publisher.close()
-    still_ms, fresh_ms = (side.cpu_ms for side in sides)
     return {
-        "cpu_ratio": spread([b / a for a, b in zip(still_ms, fresh_ms, strict=True)]),
-        "cpu_ms": spread(fresh_ms),
+        **cost,
         "visible_s": {
             "median": round(float(np.median(visible)), 3),
             "p95": round(float(np.quantile(visible, 0.95)), 3),
@@ -226,7 +279,7 @@ def measure(
         "p99_ratio": round(float(np.quantile(busy_ms, 0.99) / np.quantile(quiet_ms, 0.99)), 3),
         "p99_ms": round(float(np.quantile(busy_ms, 0.99)), 2),
         "queries": len(busy_ms) + len(quiet_ms),
-        "wrong": wrong,
+        "wrong": load.wrong,
         "moved_ratio": spread(moved),
     }
 
@@ -254,7 +307,7 @@ def main() -> int:
         document = {
             "rows": options.rows,
             "changed_share": options.share,
-            "lookup_ratio": spread(lookup_ratios(options.rows, options.share, 15)),
+            **lookup_ratios(options.rows, options.share, 15),
             **measure(running, store, release, work, options),
         }
     if options.output == "json":

@@ -191,12 +191,8 @@ class DiskShard:
         self.engine = "io_uring" if kind == _kernels.ENGINE_URING else "pread"
         self.refusal = _REFUSALS.get(refusal, os.strerror(refusal))
 
-    def changed(self, changes: Mapping[str, RowChanges], *, copied: bool = False) -> Self:
+    def changed(self, changes: Mapping[str, RowChanges]) -> Self:
         """This shard with changed rows, by table, which lie in memory; it reads the same disk.
-
-        Args:
-            changes: by table.
-            copied: the rows stay on the disk, whatever it says.
 
         Raises:
             ArtifactError: an id is not this shard's, or rows have another shape or dtype.

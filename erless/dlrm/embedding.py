@@ -15,15 +15,16 @@ pooling.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
-from erless.dlrm.patches import RowChanges, SlicePatch, aligned_copy
+from erless.dlrm.patches import PAGE_BYTES, RowChanges, SlicePatch, aligned_copy
 from erless.dlrm.pool_call import PoolCall, ShardTables
 from erless.dlrm.query_arrays import Floats, Ids, Lengths, as_lengths
 from erless.dlrm.rows import Home, RowIndex
@@ -85,6 +86,8 @@ class StoredSlice:
         index: row id → position in `rows`.
         patch: rows that differ, where generations changed some; the table may have more rows then
             than the index.
+        anew: makes an array of the release's rows that shares their pages until it is written to;
+            None: all of them are copied.
 
     Raises:
         ArtifactError: rows, index and table do not fit together.
@@ -95,6 +98,7 @@ class StoredSlice:
     rows: NDArray[Any]
     index: RowIndex
     patch: SlicePatch | None = None
+    anew: Callable[[], NDArray[Any]] | None = None
 
     def __post_init__(self) -> None:
         shape = (self.index.stored, stored_width(self.precision, self.table.dim))
@@ -116,33 +120,38 @@ class StoredSlice:
         """Bytes of one stored row."""
         return int(self.rows.shape[1] * self.rows.itemsize)
 
-    def changed(self, changes: RowChanges, *, copied: bool = False) -> StoredSlice:
-        """This slice with changed rows in place of its own, or beside them.
-
-        Args:
-            copied: copy all rows, so that lookups cost what they did; else they stay where they
-                are, and those that differ lie in a patch beside them.
+    def changed(self, changes: RowChanges) -> StoredSlice:
+        """This slice with changed rows beside its own.
 
         Raises:
             ArtifactError: an id is not this slice's, or rows have another shape or dtype.
         """
-        whole = self.rows
         try:
             check_stored(changes, self.precision, self.table.dim)
             before = self.patch or SlicePatch.none(self.table.rows)
-            if copied:
-                ids, rows, table_rows = changes
-                places = before.places_of(self.index, ids, table_rows)
-                stored = places >= 0
-                if stored.any():
-                    whole = aligned_copy(self.rows)
-                    whole[places[stored]] = rows[stored]
-                changes = RowChanges(ids[~stored], rows[~stored], table_rows)
             patch = before.changed(self.index, changes)
         except ArtifactError as error:
             raise ArtifactError(f"table {self.table.name}: {error}") from error
         table = self.table.model_copy(update={"rows": changes.table_rows})
-        return replace(self, table=table, rows=whole, patch=patch)
+        return replace(self, table=table, patch=patch)
+
+    @property
+    def rewritten_bytes(self) -> int:
+        """Memory that `rewritten` takes."""
+        if self.patch is None or not (self.patch.keys >= 0).any():
+            return 0
+        return self.patch.pages(self.rows) * PAGE_BYTES if self.anew else self.rows.nbytes
+
+    def rewritten(self) -> StoredSlice:
+        """The same rows, those that differ in the places of the release's: beside them lie only
+        added ones. Lookups cost what they do without changes."""
+        if self.patch is None or not self.rewritten_bytes:
+            return self
+        rows = self.anew() if self.anew else aligned_copy(self.rows)
+        self.patch.write(rows)
+        added = self.patch.added()
+        grown = added.table_rows > self.index.rows
+        return replace(self, rows=rows, patch=added if grown else None)
 
 
 def check_stored(changes: RowChanges, precision: Precision, dim: int) -> None:
@@ -169,7 +178,11 @@ class EmbeddingShard:
         self.shape = ShardTables([stored.table for stored in slices], name)
         self.tables, self.width = self.shape.tables, self.shape.width
         self.has_weights = self.shape.has_weights
-        self._pooler = _kernels.Pooler(
+
+    @cached_property
+    def _pooler(self) -> _kernels.Pooler:
+        """Made when it is first needed: of a shard whose rows are rewritten it never is."""
+        return _kernels.Pooler(
             tuple(
                 (
                     np.ascontiguousarray(stored.rows).reshape(-1).view(np.uint8),
@@ -183,7 +196,7 @@ class EmbeddingShard:
                     else None,
                     stored.index.rows,
                 )
-                for stored in slices
+                for stored in self.slices
             )
         )
 
@@ -246,16 +259,23 @@ class EmbeddingShard:
             }
         )
 
-    def changed(self, changes: Mapping[str, RowChanges], *, copied: bool = False) -> EmbeddingShard:
-        """This shard with changed rows, by table. `copied` and errors as `StoredSlice.changed`."""
+    def changed(self, changes: Mapping[str, RowChanges]) -> EmbeddingShard:
+        """This shard with changed rows, by table. Errors as `StoredSlice.changed`."""
         self.shape.check_holds(changes)
         slices = [
-            part.changed(changes[part.table.name], copied=copied)
-            if part.table.name in changes
-            else part
+            part.changed(changes[part.table.name]) if part.table.name in changes else part
             for part in self.slices
         ]
         return EmbeddingShard(slices, self.name)
+
+    @property
+    def rewritten_bytes(self) -> int:
+        """Memory that `rewritten` takes; 0: it would be the shard itself."""
+        return sum(part.rewritten_bytes for part in self.slices)
+
+    def rewritten(self) -> EmbeddingShard:
+        """The same shard, changed rows in the places of the release's, in pages of its own."""
+        return EmbeddingShard([part.rewritten() for part in self.slices], self.name)
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:

@@ -1,14 +1,15 @@
 """Rows that took the place of a slice's own, or came beside them: what generations change.
 
 The rows of a release stay as they were mapped. What a generation changes lies in memory beside
-them, and a lookup finds it there (kernels/arithmetic/patch.h). Nothing is ever overwritten, so a
-query that began with one generation ends with it, and generations that are served at the same time
-share all rows but those that differ.
+them, and a lookup finds it there (kernels/arithmetic/patch.h); or it is written into pages that are
+a generation's own, so that lookups cost what they did. Nothing that is looked up is ever
+overwritten: a query that began with one generation ends with it.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -22,6 +23,8 @@ from erless.errors import ArtifactError
 __all__ = ["RowChanges", "SlicePatch", "aligned_copy"]
 
 LINE_BYTES = 64  # of the processor's caches
+PAGE_BYTES = mmap.PAGESIZE
+WRITTEN_ROWS = 1024  # at a time: some 3 ms of page faults, which keep other threads waiting
 SUPERSEDED = 2  # rows held ÷ rows looked up, beyond which those that are no longer are let go
 
 Rows = NDArray[Any]
@@ -50,7 +53,8 @@ class SlicePatch:
         table_rows: rows of the whole table, those that were added among them.
         chunks: rows as they are stored, (n, width) each; later ones came later.
         keys: (n,) int64: the local index of a row, or -1 - its id where the release has none.
-        numbers, places: (n,) int32 and int64: the chunk of each row, and which of its rows it is.
+        numbers, places: (n,) int32 and int64: the chunk of each row, ascending, and which of its
+            rows it is.
     """
 
     table_rows: int
@@ -122,6 +126,30 @@ class SlicePatch:
     def rows(self) -> int:
         """How many rows differ."""
         return len(self.keys)
+
+    def added(self) -> SlicePatch:
+        """Only the rows that the release does not store."""
+        beside = self.keys < 0
+        numbers, places = self.numbers[beside], self.places[beside]
+        return SlicePatch(self.table_rows, self.chunks, self.keys[beside], numbers, places)
+
+    def pages(self, rows: Rows) -> int:
+        """How many pages of memory `rows` has stored rows in that differ."""
+        begins = rows.ctypes.data % PAGE_BYTES + self.keys[self.keys >= 0] * rows[:1].nbytes
+        touched = np.zeros((PAGE_BYTES + rows.nbytes) // PAGE_BYTES + 1, np.bool_)
+        for page in range(-(-rows[:1].nbytes // PAGE_BYTES)):  # a row may have many
+            touched[(begins + page * PAGE_BYTES) // PAGE_BYTES] = True
+        touched[(begins + rows[:1].nbytes - 1) // PAGE_BYTES] = True
+        return int(np.count_nonzero(touched))
+
+    def write(self, rows: Rows) -> None:
+        """Put the rows that stand in for stored ones in their places in `rows`."""
+        ends = np.searchsorted(self.numbers, np.arange(len(self.chunks)), side="right")
+        for chunk, begin, end in zip(self.chunks, (0, *ends), ends, strict=False):
+            for first in range(begin, end, WRITTEN_ROWS):
+                some = slice(first, min(end, first + WRITTEN_ROWS))
+                keys, places = self.keys[some], self.places[some]
+                rows[keys[keys >= 0]] = chunk[places[keys >= 0]]
 
     def kernel(self, row_bytes: int, stored: int) -> _kernels.Patch:
         """The patch as the kernels look it up: beside `stored` rows of `row_bytes` each."""

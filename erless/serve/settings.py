@@ -60,6 +60,7 @@ class Settings:
     max_batch: int = 4096
     max_body_bytes: int = 64 << 20
     memory_in_flight_bytes: int | None = None
+    rewritten_bytes: int | None = None
     scrub_bytes_s: float = float(2 << 20)
     follow_s: float = 0.0
     sample: float = 0.0
@@ -128,9 +129,9 @@ class _Environment:
         most = "" if high is None else f" to {high}"
         return self.read(name, default, parse, f"a whole number from {low}{most}")
 
-    def optional_integer(self, name: str) -> int | None:
-        """A whole number of at least 1, or None."""
-        return self.integer(name, 1) if self.text(name) else None
+    def optional_integer(self, name: str, low: int = 1) -> int | None:
+        """A whole number of at least `low`, or None."""
+        return self.integer(name, low, low) if self.text(name) else None
 
     def choice(self, name: str, *choices: str) -> str:
         """One of `choices`; the first by default."""
@@ -251,6 +252,7 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         max_batch=env.integer("ERLESS_MAX_BATCH", 4096),
         max_body_bytes=env.integer("ERLESS_MAX_BODY_BYTES", 64 << 20),
         memory_in_flight_bytes=env.optional_integer("ERLESS_MEMORY_IN_FLIGHT_BYTES"),
+        rewritten_bytes=env.optional_integer("ERLESS_REWRITTEN_BYTES", 0),
         scrub_bytes_s=env.number("ERLESS_SCRUB_BYTES_S", 2 << 20),
         sample=env.number("ERLESS_SAMPLE", 0.0, 0.0, 1.0),
         heat_half_life_s=env.number("ERLESS_HEAT_HALF_LIFE_S", 1800.0, 1.0),

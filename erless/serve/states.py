@@ -1,5 +1,7 @@
 """A shard with the rows that generations changed: fetched, checked and put beside its own.
 
+Where there is room, they are written into a copy of its pages as well (`Rewriter`).
+
 A state leads back to the ones before it (`erless.specs.generations`). Those that are in memory are
 where the walk ends, so that following generations costs one part each, and a function that has just
 started fetches all of them.
@@ -11,10 +13,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Generic, Protocol, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from erless.dlrm.embedding import EmbeddingShard
 from erless.dlrm.patches import RowChanges
 from erless.errors import ArtifactError
 from erless.serve.files import Source
@@ -22,7 +26,7 @@ from erless.specs.generations import ShardState, state_chain
 from erless.storage.store import Store
 from erless.storage.tensors import TensorFile
 
-__all__ = ["KEPT_STATES", "ShardStates"]
+__all__ = ["KEPT_STATES", "Rewriter", "ShardStates"]
 
 KEPT_STATES = 4  # of a shard that is a function: gateways may still ask for them
 
@@ -34,8 +38,8 @@ class Changeable(Protocol):
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """All its rows that lie in memory."""
 
-    def changed(self, changes: Mapping[str, RowChanges], *, copied: bool = False) -> Self:
-        """It with changed rows, by table; `copied`: all rows are copied. Raises ArtifactError."""
+    def changed(self, changes: Mapping[str, RowChanges]) -> Self:
+        """It with changed rows, by table. Raises ArtifactError."""
 
 
 S = TypeVar("S", bound=Changeable)
@@ -49,21 +53,11 @@ class ShardStates(Generic[S]):
         digest: of the shard's manifest.
         shard: as its release has it.
         kept: how many states stay in memory, for who may still ask for them.
-        copied: a state copies all rows of the shard, so that lookups cost what they did; else those
-            that differ lie beside the others.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        digest: str,
-        shard: S,
-        *,
-        kept: int = KEPT_STATES,
-        copied: bool = False,
-    ) -> None:
+    def __init__(self, source: Source, digest: str, shard: S, *, kept: int = KEPT_STATES) -> None:
         self._source, self._digest, self._base = source, digest, shard
-        self._kept, self._copied = kept, copied
+        self._kept = kept
         self._opened: OrderedDict[str, S] = OrderedDict()
         self._one_at_a_time = threading.Lock()
         self._lock = threading.Lock()  # of `_opened`, and never held for long
@@ -98,7 +92,7 @@ class ShardStates(Generic[S]):
         todo, step = state_chain(store, digest, self._digest, self._opened)
         shard = self._base if step is None else self._opened[step]
         for state in reversed(todo):
-            shard = shard.changed(self._changes(store, state), copied=self._copied)
+            shard = shard.changed(self._changes(store, state))
         return shard
 
     def _changes(self, store: Store, state: ShardState) -> dict[str, RowChanges]:
@@ -116,3 +110,39 @@ class ShardStates(Generic[S]):
                 rows = file.read(f"rows.{change.table}")
                 changes[change.table] = RowChanges(ids, rows, change.rows)
         return changes
+
+
+class Rewriter:
+    """Has changed rows written in the places of the release's, in pages of their own.
+
+    May be used from any thread; one at a time rewrites.
+
+    Args:
+        room_bytes: most that such pages may take. A shard gets at most a third of them: the one
+            before it is asked until the new one is, and the one before that may have to be let go.
+    """
+
+    def __init__(self, room_bytes: int) -> None:
+        self._room_bytes = room_bytes
+        self._sizes: WeakKeyDictionary[EmbeddingShard, int] = WeakKeyDictionary()
+        self._lock = threading.Lock()  # of `_sizes`
+
+    def rewrite(self, shard: EmbeddingShard) -> EmbeddingShard:
+        """`shard` with its changed rows in place; the same shard where there are none, or no room.
+
+        Raises:
+            StorageError: the file of the release's rows cannot be mapped again.
+        """
+        size = shard.rewritten_bytes
+        if not 0 < size <= self._room_bytes // 3:
+            return shard
+        rewritten = shard.rewritten()
+        with self._lock:
+            self._sizes[rewritten] = size
+        return rewritten
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the pages that are in use."""
+        with self._lock:
+            return sum(self._sizes.values())

@@ -192,6 +192,15 @@ VARIABLES = (
         "half of what the container's limit leaves once all is loaded, or a quarter of the machine",
     ),
     Variable(
+        "ERLESS_REWRITTEN_BYTES",
+        "rewritten_bytes",
+        ("sparse", "gateway"),
+        "memory for pages into which rows that generations changed are written, so that lookups "
+        "cost what they did (docs/generations.md); beyond it such rows lie beside the others. "
+        "Without it a quarter of what the container's limit leaves once all rows are in memory, or "
+        "a sixteenth of the machine, and 128 MB in a gateway at least",
+    ),
+    Variable(
         "ERLESS_SCRUB_BYTES_S",
         "scrub_bytes_s",
         ("sparse", "gateway"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -205,6 +206,22 @@ class FreshnessConfig(Section):
         description="`erless update --follow` folds generations into a new release and deploys it "
         "once they are this share of its rows; 0: never.",
     )
+    memory_share: float = Field(
+        0.0,
+        ge=0,
+        le=4,
+        description="Memory that functions get beside what is planned, as a share of their rows in "
+        "memory: changed rows are written into pages of their own there, and looked up at no cost.",
+    )
+
+    def memory_bytes(self, row_bytes: int) -> int:
+        """For changed rows, of a function with so many bytes of rows in memory."""
+        return math.ceil(self.memory_share * row_bytes)
+
+    def environment(self, row_bytes: int) -> dict[str, str]:
+        """Its variables; none where nothing is configured."""
+        given = self.memory_bytes(row_bytes)
+        return {"ERLESS_REWRITTEN_BYTES": str(given)} if given else {}
 
 
 class AlertConfig(Section):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from erless.errors import ArtifactError, QueryError
 from erless.specs.model import Pooling, TableSpec
 from erless.specs.plan import Precision
 from erless.specs.routes import TableRoute
+from erless.storage.tensors import TensorFile, write_tensors
 
 DIM = 5
 
@@ -45,7 +48,7 @@ def whole(values: NDArray[Any], precision: Precision, pooling: Pooling) -> Embed
     pooling=st.sampled_from([Pooling.SUM, Pooling.MAX, Pooling.WEIGHTED_SUM]),
     whole_table=st.booleans(),
     wide=st.booleans(),
-    copied=st.booleans(),
+    rewritten=st.booleans(),
 )
 def test_a_patched_shard_answers_as_one_of_the_changed_rows(
     seed: int,
@@ -56,7 +59,7 @@ def test_a_patched_shard_answers_as_one_of_the_changed_rows(
     pooling: Pooling,
     whole_table: bool,
     wide: bool,
-    copied: bool,
+    rewritten: bool,
 ) -> None:
     random = np.random.default_rng(seed)
     values = random.normal(size=(rows + added, DIM)).astype(np.float32)
@@ -72,7 +75,8 @@ def test_a_patched_shard_answers_as_one_of_the_changed_rows(
         ids = np.concatenate([ids, np.arange(part.table.rows, total)]).astype(np.int64)
         values[ids] = random.normal(size=(len(ids), DIM))
         held = np.union1d(held, ids)
-        part = part.changed(RowChanges(ids, encode(values[ids], precision), total), copied=copied)
+        part = part.changed(RowChanges(ids, encode(values[ids], precision), total))
+    part = part.rewritten() if rewritten else part
     lengths = random.integers(0, 6, size=(1, 7)).astype(np.int32)
     query = random.choice(held, lengths.sum()).astype(np.int64 if wide else np.int32)
     weights = random.normal(size=len(query)).astype(np.float32)
@@ -126,9 +130,9 @@ def split(values: NDArray[Any], home: StoredSlice, routes: NDArray[np.uint8]) ->
 @pytest.mark.parametrize("precision", list(Precision))
 @pytest.mark.parametrize("every_row", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("rewritten", [False, True])
 def test_rows_at_home_are_changed_as_well(
-    precision: Precision, every_row: bool, weighted: bool, copied: bool
+    precision: Precision, every_row: bool, weighted: bool, rewritten: bool
 ) -> None:
     random = np.random.default_rng(7)
     rows, pooling = 1000, Pooling.WEIGHTED_SUM if weighted else Pooling.SUM
@@ -139,9 +143,8 @@ def test_rows_at_home_are_changed_as_well(
     before = make_slice(values, ids, rows, precision, pooling)
     changed = random.choice(ids, 100, replace=False)
     values[changed] += 1
-    after = before.changed(
-        RowChanges(changed, encode(values[changed], precision), rows), copied=copied
-    )
+    after = before.changed(RowChanges(changed, encode(values[changed], precision), rows))
+    after = after.rewritten() if rewritten else after
     lengths = random.integers(0, 9, size=(1, 50)).astype(np.int32)
     query = random.choice(ids, lengths.sum()).astype(np.int32)
     weights = random.normal(size=len(query)).astype(np.float32) if weighted else None
@@ -215,8 +218,7 @@ def test_changed_rows_begin_where_a_cache_line_does() -> None:
         assert [chunk.ctypes.data % 64 for chunk in part.patch.chunks] == [0] * len(
             part.patch.chunks
         )
-    copied = part.changed(RowChanges(ids, values[ids], 100), copied=True)
-    assert copied.rows.ctypes.data % 64 == 0
+    assert part.rewritten().rows.ctypes.data % 64 == 0
 
 
 def test_an_index_beyond_the_stored_rows_is_no_wild_read() -> None:
@@ -228,7 +230,7 @@ def test_an_index_beyond_the_stored_rows_is_no_wild_read() -> None:
     assert part.index.blocks is not None
     part.index.blocks[1, 0] += np.uint64(150 << 16)
     with pytest.raises(ValueError, match="beyond the stored rows"):
-        EmbeddingShard([changed])
+        EmbeddingShard([changed]).pool(ids, np.ones((1, 100), np.int32))
 
 
 def test_an_added_row_may_lie_right_before_the_stored_ones() -> None:
@@ -244,3 +246,38 @@ def test_an_added_row_may_lie_right_before_the_stored_ones() -> None:
     )
     ids = np.arange(rows + added)
     np.testing.assert_array_equal(shard.pool(ids, np.ones((1, len(ids)), np.int32)), values)
+
+
+def test_rewritten_rows_leave_those_of_the_release_and_their_file_as_they_are(
+    tmp_path: Path,
+) -> None:
+    random = np.random.default_rng(5)
+    stored = random.normal(size=(4_000, 33)).astype(np.float32)  # 132 bytes: some rows straddle
+    path = tmp_path / "rows.safetensors"
+    write_tensors(path, {"rows": stored})
+    file = TensorFile(path)
+    mapped = file.map("rows")
+    table = TableSpec(name="items", rows=4_000, dim=33)
+    index = RowIndex.build(4_000, np.arange(4_000))
+    part = StoredSlice(
+        table, Precision.FP32, mapped, index, anew=lambda: file.map("rows", populate=True)
+    )
+    assert part.rewritten_bytes == 0
+    assert part.rewritten() is part
+    values, states = stored.copy(), []
+    for size in (3, 40, 500):
+        ids = random.choice(4_000, size, replace=False)
+        values[ids] += 1
+        part = part.changed(RowChanges(ids, values[ids], 4_000))
+        states.append((part.rewritten(), values.copy()))
+    for state, expected in states:
+        np.testing.assert_array_equal(state.rows, expected)
+        assert state.patch is None
+    np.testing.assert_array_equal(mapped, stored)
+    np.testing.assert_array_equal(file.read("rows"), stored)
+    pages = {
+        (mapped.ctypes.data + offset) // mmap.PAGESIZE
+        for row in np.flatnonzero((values != stored).any(axis=1)).tolist()
+        for offset in (row * 132, row * 132 + 131)
+    }
+    assert part.rewritten_bytes == len(pages) * mmap.PAGESIZE

@@ -19,7 +19,13 @@ from erless.deploy.kubernetes.kinds import CLAIM, SECRET, Kind
 from erless.deploy.kubernetes.names import Scope
 from erless.errors import ConfigError, OptionError
 from erless.specs.cluster import ClusterConfig, PodPlacement
-from erless.specs.config import Config, GatewayConfig, ObserveConfig, TracesConfig
+from erless.specs.config import (
+    Config,
+    FreshnessConfig,
+    GatewayConfig,
+    ObserveConfig,
+    TracesConfig,
+)
 from erless.specs.functions import FunctionKind
 from erless.specs.knative import KnativeConfig
 from erless.specs.kubernetes import KubernetesConfig
@@ -47,6 +53,7 @@ class ClusterSettings:
     sla_ms: float = 100.0
     create_namespace: bool = True
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+    freshness: FreshnessConfig = field(default_factory=FreshnessConfig)
     traces: TracesConfig = field(default_factory=TracesConfig)
     model: str = ""
     canary: str | None = None
@@ -178,6 +185,7 @@ def resolve_settings(
         config.gateway,
         config.traffic.sla_p95_ms,
         observe=config.observe,
+        freshness=config.freshness,
         traces=config.traces,
         model=model_key(config.targets.model or ""),
         canary=canary_digest(config.gateway, guarded=options.token_secret is not None),

@@ -16,7 +16,7 @@ from erless.deploy.local.supervisor.spec import (
 )
 from erless.deploy.target import Change, Desired
 from erless.errors import DeployError
-from erless.specs.config import GatewayConfig, ObserveConfig, TracesConfig
+from erless.specs.config import FreshnessConfig, GatewayConfig, ObserveConfig, TracesConfig
 from erless.specs.decoys import planned_shard
 from erless.specs.functions import GATEWAY
 from erless.specs.model import DlrmTower
@@ -45,6 +45,7 @@ class LocalSettings:
     cache: Path
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+    freshness: FreshnessConfig = field(default_factory=FreshnessConfig)
     token: str | None = None
     canary: str | None = None
     ids_in_order: bool = False
@@ -126,7 +127,8 @@ def _common(desired: Desired, site: LocalSettings) -> dict[str, str]:
 def _sparse(
     shard: ReleaseShard, planned: ShardPlan, common: Mapping[str, str], site: LocalSettings
 ) -> FunctionSpec:
-    env = {**common, "ERLESS_SHARD": shard.digest}
+    in_memory = shard.row_bytes if shard.cache_bytes is None else 0
+    env = {**common, "ERLESS_SHARD": shard.digest, **site.freshness.environment(in_memory)}
     env |= _identity(site, f"sparse-{shard.digest[:SHORT]}")
     function = _function(
         "sparse",
@@ -138,7 +140,11 @@ def _sparse(
         site,
     )
     odds = ShardOdds.of(planned)
-    update: dict[str, float] = {"share": odds.share, "rows_per_call": odds.rows_per_call}
+    update: dict[str, float] = {
+        "share": odds.share,
+        "rows_per_call": odds.rows_per_call,
+        "memory_bytes": planned.memory_bytes + site.freshness.memory_bytes(in_memory),
+    }
     if shard.cache_bytes is not None:
         update["disk_bytes"] = shard.size_bytes
     return function.model_copy(update=update)
@@ -146,8 +152,10 @@ def _sparse(
 
 def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -> FunctionSpec:
     plan, options = desired.plan.gateway, site.gateway
+    resident = sum(shard.row_bytes for shard in desired.release.resident)
     env = {
         **common,
+        **site.freshness.environment(resident),
         "ERLESS_RELEASE": desired.release.digest,
         "ERLESS_SLA_MS": f"{site.sla_ms:g}",
         "ERLESS_COLD_MISS": options.cold_miss,
@@ -171,7 +179,7 @@ def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -
     if options.grpc:
         env["ERLESS_GRPC"] = "1"
     env |= _identity(site, GATEWAY)
-    return _function(
+    function = _function(
         GATEWAY,
         GATEWAY,
         GATEWAY,
@@ -180,6 +188,8 @@ def _gateway(desired: Desired, common: Mapping[str, str], site: LocalSettings) -
         plan,
         site,
     )
+    memory = plan.memory_bytes + site.freshness.memory_bytes(resident)
+    return function.model_copy(update={"memory_bytes": memory})
 
 
 def _identity(site: LocalSettings, name: str) -> dict[str, str]:

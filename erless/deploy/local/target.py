@@ -82,6 +82,7 @@ class LocalTarget:
             cache=folder.cache,
             gateway=config.gateway,
             observe=config.observe,
+            freshness=config.freshness,
             traces=config.traces,
             token=os.environ[name] if name else None,
             ids_in_order=config.decoys.alert.ids_in_order,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from erless.dlrm.embedding import EmbeddingShard
 from erless.dlrm.pool_call import PoolCall, ShardTables
 from erless.errors import QueryError
 from erless.serve.files import MappedFile, OpenShard, Source, open_shard
+from erless.serve.memory import rewritten_bytes
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.fast_lane import LONGEST_MS, answer_forms, head_forms, request_forms
 from erless.serve.protocol.infer import InferRequest
@@ -23,7 +25,7 @@ from erless.serve.protocol.served import InferAnswer, InferCall
 from erless.serve.protocol.tensors import TensorSpec
 from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
-from erless.serve.states import ShardStates
+from erless.serve.states import Rewriter, ShardStates
 
 __all__ = ["ShardFunction", "SparseFunction", "load_sparse"]
 
@@ -126,14 +128,23 @@ class SparseFunction(ShardFunction):
         state: str | None = None,
     ) -> None:
         super().__init__(shard.shape, settings, metrics)
-        self._shard = shard
+        self._settings = settings
         if state is not None:
             self.digest, self.version_path = state, f"shard/versions/{state}"
             self._parameters = {"digest": state}
         self.facts: dict[str, object] = {}
+        self._shard = shard
+        self.use(shard)
+
+    def use(self, shard: EmbeddingShard) -> EmbeddingShard:
+        """Look rows up in `shard` from now on, which has the same ones elsewhere in memory.
+
+        Returns where they were looked up before.
+        """
+        settings = self._settings
         secret = open_secret(settings, time.monotonic)
         heads, json32, json16 = answer_forms(self.digest.encode())
-        self.fast_path: FastPath | None = self._shard.fast_path(
+        self.fast_path: FastPath | None = shard.fast_path(
             head_forms(self.version_path.encode(), secret=secret.shown if secret else None),
             request_forms(),
             (*heads, json32, json16),
@@ -141,6 +152,8 @@ class SparseFunction(ShardFunction):
             settings.max_body_bytes,
             LONGEST_MS,
         )
+        before, self._shard = self._shard, shard
+        return before
 
     def infer(self, call: InferCall) -> InferAnswer:
         """Gather and pool."""
@@ -160,13 +173,28 @@ class ReleasedShard(SparseFunction):
         self._opened = opened
         self.mapped = opened.mapped
         states = ShardStates(source, settings.digest, opened.shard)
+        rewriter = Rewriter(rewritten_bytes(settings.rewritten_bytes, settings.workers))
+        newest: deque[tuple[SparseFunction, EmbeddingShard]] = deque()
+        # The event loop lets go of rewritten rows before us, who give back their pages: that takes
+        # a while.
+        leaving: list[EmbeddingShard] = []
 
         def open_state(digest: str) -> SparseFunction:
-            shard = states.open(digest)
-            return SparseFunction(shard, settings, metrics, digest)
+            beside = states.open(digest)
+            leaving.clear()
+            if len(newest) > 1:  # the last one is asked until gateways have moved on
+                older, its_rows = newest.popleft()
+                leaving.append(older.use(its_rows))
+            function = SparseFunction(rewriter.rewrite(beside), settings, metrics, digest)
+            newest.append((function, beside))
+            return function
 
         self.open_version = open_state
-        metrics.gauge("changed_bytes", "rows that generations changed", lambda: states.size_bytes)
+        metrics.gauge(
+            "changed_bytes",
+            "rows that generations changed",
+            lambda: states.size_bytes + rewriter.size_bytes,
+        )
 
     def close(self) -> None:
         """Let the cache evict the shard."""

@@ -189,6 +189,11 @@ class Gateway:
             tower = release.tower.sha256
             self._dense_endpoint = self._endpoint(settings.dense_url, "dense", tower)
         self._view = self._view_of(loaded.parts, None)
+        metrics.gauge(
+            "changed_bytes",
+            "rows that generations changed",
+            lambda: loaded.generations.size_bytes,
+        )
         self._follower: GenerationFollower | None = None
         if settings.follow_s:
             self._follower = GenerationFollower(

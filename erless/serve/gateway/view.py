@@ -6,6 +6,7 @@ routing, tower and the versions of the shards that it calls are all of one gener
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,15 +14,16 @@ from erless.dlrm.embedding import EmbeddingShard
 from erless.errors import ArtifactError
 from erless.serve.files import OpenGateway, Source, with_changes
 from erless.serve.gateway.remote import RemoteDense, RemoteShard
+from erless.serve.memory import rewritten_bytes
 from erless.serve.settings import Settings
-from erless.serve.states import ShardStates
+from erless.serve.states import Rewriter, ShardStates
 from erless.serve.towers import PredictTensors, open_named_tower
 from erless.specs.generations import GenerationManifest, newest_generation, next_generation
 from erless.storage.tensors import TensorFile
 
-# Of resident rows, which most lookups are of: finding changed ones beside them costs 0.7 ns each,
-# and a copy of so many takes 20 ms for each generation.
-COPIED_BYTES = 64 << 20
+# For pages of resident rows, which most lookups are of, whatever the container's limit leaves: a
+# plan gives every gateway 300 MB beside its rows.
+LEAST_REWRITTEN_BYTES = 128 << 20
 
 __all__ = ["GatewayGenerations", "GatewayParts", "GatewayView"]
 
@@ -86,14 +88,21 @@ class GatewayGenerations:
         opened = release.opened
         self._grown = ("", opened)  # sha256 of the added rows' routing, and what it was opened for
         self._states = {
-            number: ShardStates(
-                source,
-                opened.release.shards[number].digest,
-                shard,
-                kept=1,  # queries that began with another hold it themselves
-                copied=sum(array.nbytes for array in shard.arrays) <= COPIED_BYTES,
-            )
+            number: ShardStates(source, opened.release.shards[number].digest, shard, kept=1)
             for number, shard in opened.resident.items()
+        }
+        sizes = {
+            number: sum(array.nbytes for array in shard.arrays)
+            for number, shard in opened.resident.items()
+        }
+        room = rewritten_bytes(settings.rewritten_bytes, settings.workers, LEAST_REWRITTEN_BYTES)
+        self._rewriters = {
+            number: Rewriter(room * size // sum(sizes.values())) for number, size in sizes.items()
+        }
+        # By shard: state and rows, the newest last. Queries that began with the one before hold its
+        # rows as well: it is let go with the next, since giving pages back takes a while.
+        self._resident: dict[int, deque[tuple[str, EmbeddingShard]]] = {
+            number: deque(maxlen=2) for number in sizes
         }
 
     def newest(self) -> GatewayParts:
@@ -122,8 +131,22 @@ class GatewayGenerations:
         resident: dict[int, EmbeddingShard] = {}
         for number, shard in base.resident.items():
             state = manifest.states.get(base.release.shards[number].digest)
-            resident[number] = self._states[number].open(state) if state else shard
+            resident[number] = self._open_resident(number, state) if state else shard
         return GatewayParts(manifest, self._grow(manifest, resident), self._tower(manifest))
+
+    def _open_resident(self, number: int, state: str) -> EmbeddingShard:
+        """Rows of a resident shard; where they are as before, the same pages."""
+        opened = self._resident[number]
+        if not opened or opened[-1][0] != state:
+            shard = self._rewriters[number].rewrite(self._states[number].open(state))
+            opened.append((state, shard))
+        return opened[-1][1]
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of resident rows that generations changed."""
+        beside = sum(states.size_bytes for states in self._states.values())
+        return beside + sum(rewriter.size_bytes for rewriter in self._rewriters.values())
 
     def _grow(
         self, manifest: GenerationManifest, resident: Mapping[int, EmbeddingShard]

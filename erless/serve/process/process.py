@@ -39,8 +39,8 @@ from erless.serve.files import source_of
 from erless.serve.identity import secure_server
 from erless.serve.logs import Log
 from erless.serve.malloc import keep_heap
+from erless.serve.memory import LEAST_BYTES, flight_bytes
 from erless.serve.metrics import Metrics
-from erless.serve.process.memory import LEAST_BYTES, flight_bytes
 from erless.serve.process.quota import export_throttling
 from erless.serve.process.scrub import Scrubber
 from erless.serve.process.sockets import bind_socket, connection_limit, inherited_socket
@@ -264,7 +264,9 @@ class _Function:
         gc.freeze()  # what is loaded stays: collections need not look at it again
         gc.set_threshold(GC_OBJECTS)  # queries leave no cycles behind; errors may
         settings = self._settings
-        self._budget.resize(flight_bytes(settings.memory_in_flight_bytes, settings.workers))
+        reserved = settings.rewritten_bytes or 0
+        in_flight = flight_bytes(settings.memory_in_flight_bytes, settings.workers, reserved)
+        self._budget.resize(in_flight)
         self.metrics.load_s = process_age_s()
         worker = self._worker
         if worker is not None:

@@ -111,7 +111,17 @@ def check(answered: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
     np.testing.assert_allclose(answered, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_answers_are_those_of_the_generation_that_they_name(fleet: Fleet, made: Made) -> None:
+@pytest.mark.parametrize("rewritten_bytes", ["0", str(1 << 30)])
+def test_answers_are_those_of_the_generation_that_they_name(
+    made: Made, tmp_path: Path, rewritten_bytes: str
+) -> None:
+    with Fleet(
+        made, tmp_path, ERLESS_FOLLOW_S=FOLLOW_S, ERLESS_REWRITTEN_BYTES=rewritten_bytes
+    ) as fleet:
+        answer_while_generations_come(fleet, made)
+
+
+def answer_while_generations_come(fleet: Fleet, made: Made) -> None:
     trainer = Trainer(made)
     queries = [random_query(made.model, seed, 4) for seed in range(20)]
     wrong: list[str] = []
@@ -189,7 +199,8 @@ def test_who_starts_or_wakes_has_all_generations(fleet: Fleet, made: Made) -> No
     assert generation == number, "a new gateway begins with the newest"
     check(answered, trainer.expected(number, query))
     assert another.metric("erless_generation") == number
-    assert fleet.shards["hot"].metric("erless_changed_bytes") > 0
+    for function in (fleet.shards["hot"], another):
+        assert function.metric("erless_changed_bytes") > 0
 
 
 def test_clocks_that_disagree_change_nothing_but_the_age(

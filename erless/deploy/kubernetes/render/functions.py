@@ -191,6 +191,10 @@ def _shard_function(
 ) -> ClusterFunction:
     needs, workers = _shard_needs(shard, plan), _shard_workers(shard, plan)
     environment = {"ERLESS_SHARD": shard.digest, "ERLESS_WORKERS": str(workers)} | _sizes(desired)
+    if shard.cache_bytes is None:
+        environment |= settings.freshness.environment(shard.row_bytes)
+        changed = settings.freshness.memory_bytes(shard.row_bytes)
+        needs = replace(needs, memory_bytes=needs.memory_bytes + changed)
     to_zero = plan.scaling.min_scale == 0
     return ClusterFunction(
         service=settings.scope.shard(shard.digest),
@@ -272,6 +276,8 @@ def gateway_function(
     memory = max(plan.memory_bytes, size + LEAST_BYTES)
     memory += (math.ceil(plan.vcpu) - 1) * WORKER_BYTES
     memory += settings.gateway.max_in_flight * QUERY_BYTES
+    resident = sum(shard.row_bytes for shard in release.resident)
+    memory += settings.freshness.memory_bytes(resident)
     deadline_s = _deadline_s(desired, settings)
     own_start_s = timeout_s(size, settings, reaches_zero=plan.scaling.min_scale == 0)
     if plan.scaling.min_scale == 0:  # where no gateway serves, the first waits for its functions
@@ -287,6 +293,7 @@ def gateway_function(
         scaling=plan.scaling,
         needs=Needs(plan.vcpu, memory, size),
         environment=_gateway_environment(desired, settings, functions, deadline_s)
+        | settings.freshness.environment(resident)
         | {
             "ERLESS_GATEWAY_URL": _url(settings.scope.gateway, settings),
             "ERLESS_FUNCTIONS_WAIT_S": str(longest_s + WAITS_ON_S),

@@ -22,7 +22,7 @@ from erless.deploy.kubernetes.names import DISK, GATEWAY, SIZING, Scope
 from erless.deploy.kubernetes.pod_sizing import PodSizing
 from erless.deploy.kubernetes.render.functions import DEADLINE_S
 from erless.errors import ConfigError, DeployError, PlanError
-from erless.specs.config import Config, GatewayConfig
+from erless.specs.config import Config, FreshnessConfig, GatewayConfig
 from erless.specs.functions import FunctionKind
 from erless.specs.plan import Scaling, Tier
 from tests.deploy.desired import IMAGES, cluster_settings, desired, digest_of
@@ -371,6 +371,27 @@ def test_a_shard_of_the_disk_tier_takes_disk_instead_of_memory() -> None:
     assert memory[1] - memory[0] > 100  # 115 MB of rows
     noted = [each["metadata"]["annotations"].get(DISK) for each in rendered.functions]
     assert set(noted) == {None, str(wanted.release.shard("frozen-0").size_bytes)}
+
+
+def test_functions_get_memory_for_changed_rows() -> None:
+    wanted, settings = desired(on_disk=(Tier.FROZEN,)), cluster_settings()
+    fresh = replace(settings, freshness=FreshnessConfig(memory_share=0.5))
+    for shard in wanted.release.remote:
+        before, after = (
+            container_of(render(wanted, each), shard.digest) for each in (settings, fresh)
+        )
+        names = [{each["name"] for each in made["env"]} for made in (before, after)]
+        memory = [
+            int(made["resources"]["limits"]["memory"].removesuffix("Mi")) << 20
+            for made in (before, after)
+        ]
+        if shard.cache_bytes is not None:
+            assert (before, memory[0]) == (after, memory[1]), "changed rows of a disk lie beside"
+            continue
+        assert names[1] - names[0] == {"ERLESS_REWRITTEN_BYTES"}
+        given = {each["name"]: each.get("value") for each in after["env"]}
+        assert int(given["ERLESS_REWRITTEN_BYTES"]) == shard.row_bytes / 2
+        assert memory[1] - memory[0] >= shard.row_bytes / 2 - 2**20
 
 
 def test_a_disk_that_is_not_the_pod_s_own_is_not_reserved() -> None:

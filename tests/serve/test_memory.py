@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from erless.serve.process.memory import container_limit, flight_bytes
+from erless.serve.memory import container_limit, flight_bytes, rewritten_bytes
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,6 @@ def test_the_least_limit_of_all_groups_counts(
 def test_workers_share_the_budget() -> None:
     assert flight_bytes(1000, 4) == 250
     assert 0 < flight_bytes(None, 2) <= flight_bytes(None, 1)
+    assert rewritten_bytes(1000, 4) == 250
+    assert rewritten_bytes(0, 1, least=1 << 60) == 0, "what is configured holds"
+    assert rewritten_bytes(None, 2, least=1 << 60) == 1 << 59
