@@ -31,6 +31,9 @@ ACCEPT_PAUSE_S = 0.1  # after running out of descriptors
 BUDGET_BYTES = 1 << 30  # of memory, where nobody says how much there is
 LOOK_S = 0.05  # a drain looks for idle connections so often
 TURNS = 4  # of the loop: a poll lies between two of them, whatever ran late
+YIELD_S = 0.001  # a replica leaves what comes so long to others, for each connection it has,
+MOST_YIELDED = 4  # and for no more than so many;
+TURN_S = 0.005  # then it takes what comes at once, for so long
 
 
 class HttpServer:
@@ -55,6 +58,7 @@ class HttpServer:
         self._loop = asyncio.get_running_loop()
         self._listening: dict[socket.socket, bool] = {}  # whether other processes accept too
         self._private: set[socket.socket] = set()
+        self._turn_until = 0.0  # until then what comes by a shared socket is taken at once
         self._tls: Callable[[], ssl.SSLContext] | None = None
         self._tick()
 
@@ -138,6 +142,8 @@ class HttpServer:
 
     def _accept(self, listener: socket.socket) -> None:
         """Take one connection: replicas that share a socket then share the connections."""
+        if self._yields(listener):
+            return
         try:
             client, address = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -157,6 +163,24 @@ class HttpServer:
             self._adopt(client, host, private=private)
         else:
             client.close()
+
+    def _yields(self, listener: socket.socket) -> bool:
+        """Whether a replica with fewer connections shall have the first chance of what has come.
+
+        All replicas wake for it, and those that are busy with their connections poll most often:
+        without this one that joins, and has none, gets a fifth of what comes.
+        """
+        if not self._listening[listener] or self.state.now() < self._turn_until:
+            return False
+        held = min(self.state.held, MOST_YIELDED)
+        if held:
+            self._loop.remove_reader(listener.fileno())
+            self._loop.call_later(held * YIELD_S, self._take_turn, listener)
+        return held > 0
+
+    def _take_turn(self, listener: socket.socket) -> None:
+        self._turn_until = self.state.now() + TURN_S
+        self._accept_again(listener)
 
     def _accept_again(self, listener: socket.socket) -> None:
         if listener in self._listening:

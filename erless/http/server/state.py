@@ -122,6 +122,11 @@ class ServerState:
             del self._of_client[connection.client]
         self.check_drained()
 
+    @property
+    def held(self) -> int:
+        """How many connections there are, those that arrive included and private ones not."""
+        return len(self.connections) + self.arriving - self._private
+
     def has_room(self, client: str, *, private: bool) -> bool:
         """Whether one more connection may be taken; idle ones give way, the oldest first."""
         limits = self.limits
@@ -131,7 +136,7 @@ class ServerState:
             return self.shed(
                 connection for connection in self.connections if connection.client == client
             )
-        if len(self.connections) + self.arriving - self._private >= limits.connections:
+        if self.held >= limits.connections:
             return self.shed(
                 connection for connection in self.connections if not connection.private
             )
