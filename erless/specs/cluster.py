@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from erless.specs.functions import FunctionKind
 from erless.specs.strict.section import Section
@@ -93,6 +93,11 @@ class ClusterConfig(Section):
     cpu_limits: bool = Field(
         False, description="Cap pods at the plan's vCPU; throttling lengthens p95 and cold starts."
     )
+    resize: bool = Field(
+        False,
+        description="`erless autoscale` changes the vCPU of pods in place, where the plan's "
+        "autoscaler is status; needs cpu_limits and Kubernetes 1.35.",
+    )
     load_mb_per_s: float = Field(
         50.0, gt=0, description="Slowest load of weights to allow for in every timeout."
     )
@@ -113,3 +118,9 @@ class ClusterConfig(Section):
     gateway_address: str | None = Field(
         None, description="HOST:PORT of the ingress from here; default: the gateway's own URL."
     )
+
+    @model_validator(mode="after")
+    def _has_limits_to_change(self) -> Self:
+        if self.resize and not self.cpu_limits:
+            raise ValueError("resize changes the pods' CPU limits: set cpu_limits: true too")
+        return self

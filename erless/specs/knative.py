@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
-
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from erless.specs.cluster import ClusterConfig, Name
 
@@ -33,14 +31,3 @@ class KnativeConfig(ClusterConfig):
     canary_percent: int = Field(
         0, ge=0, le=99, description="Share of traffic a new release gets; 0: all of it at once."
     )
-    resize: bool = Field(
-        False,
-        description="`erless autoscale` changes the vCPU of pods in place, where the plan's "
-        "autoscaler is status; needs cpu_limits and Kubernetes 1.35.",
-    )
-
-    @model_validator(mode="after")
-    def _has_limits_to_change(self) -> Self:
-        if self.resize and not self.cpu_limits:
-            raise ValueError("resize changes the pods' CPU limits: set cpu_limits: true too")
-        return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.deploy.target import Desired
@@ -139,3 +140,19 @@ def cluster_settings(**options: object) -> ClusterSettings:
     """A cluster with `options` under targets.knative."""
     config = Config.model_validate({"targets": {"knative": {"images": IMAGES, **options}}})
     return ClusterSettings(config.targets.knative, config.targets.knative.images)
+
+
+def with_status(wanted: Desired) -> Desired:
+    """The same by a plan whose shards grow, from half a vCPU and 400 requests/s."""
+    shards = tuple(
+        shard.model_copy(
+            update={
+                "qps_per_replica": 400.0,
+                "scaling": shard.scaling.model_copy(
+                    update={"autoscaler": "status", "max_vcpu": 1.5}
+                ),
+            }
+        )
+        for shard in wanted.plan.shards
+    )
+    return replace(wanted, plan=wanted.plan.model_copy(update={"shards": shards}))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Annotated
 
-from erless.cli.cluster.cluster_options import ClusterOptions, cluster_settings_of
+import typer
+
+from erless.cli.cluster.cluster_options import ClusterTargetOptions, cluster_settings_of
 from erless.cli.option_groups import grouped
 from erless.cli.run import Output, OutputOption, note, verb
 
@@ -14,23 +17,36 @@ __all__ = ["autoscale"]
 
 @verb
 @grouped
-def autoscale(cluster: ClusterOptions, output: OutputOption = Output.TEXT) -> None:
+def autoscale(
+    cluster: ClusterTargetOptions,
+    access: Annotated[
+        bool, typer.Option("--access", help="Print the account that it needs (YAML), and end.")
+    ] = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
     """Change the vCPU of a cluster's pods in place, as the load rises and falls.
 
     For a release whose plan has `planner.autoscaler: status`, deployed with
-    `targets.knative.resize`. Runs until it is ended; pods then keep what they have, and the next
+    `resize` of its target. Runs until it is ended; pods then keep what they have, and the next
     run goes on from there. Of several one is at work, and the next takes over within seconds of its
     end. With -o json each change is a line.
 
-    Example: `erless autoscale --namespace recs`
+    Example: `erless autoscale --namespace recs`, `erless autoscale --access | kubectl apply -f -`
     """
+    import yaml
+
     from erless.autoscale.kpa import TICK_S
+    from erless.deploy.cluster.settings import autoscaler_access
     from erless.deploy.kubernetes.api import connect
     from erless.deploy.kubernetes.lock import leading
     from erless.deploy.kubernetes.pod_autoscaler import PodAutoscaler
     from erless.errors import DeployError
 
-    settings = cluster_settings_of(cluster.config(), None, "knative")
+    config = cluster.config()
+    settings = cluster_settings_of(config, None, cluster.chosen(config))
+    if access:
+        print(yaml.safe_dump_all(autoscaler_access(settings.options.namespace), sort_keys=False))
+        return
     api = connect(settings.options.kubeconfig, settings.options.context)
     while True:
         with leading(api, settings.scope) as leads:

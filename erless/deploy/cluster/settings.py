@@ -15,6 +15,7 @@ __all__ = [
     "MESH",
     "SERVING",
     "access",
+    "autoscaler_access",
     "may_be_mesh",
     "settings",
 ]
@@ -132,12 +133,16 @@ def access(
             _binding("erless-deployers", space, "Role", "erless-deployer", group)
             for space in ingress_namespaces
         ),
-        *(_autoscaler_access(namespace) if resize else ()),
+        *(autoscaler_access(namespace) if resize else ()),
     ]
 
 
-def _autoscaler_access(namespace: str) -> list[Object]:
-    """The account of `erless autoscale`: to see pods, read their metrics, and resize them."""
+def autoscaler_access(namespace: str) -> list[Object]:
+    """The account of `erless autoscale`: to see pods, read their metrics, and resize them.
+
+    Args:
+        namespace: of the functions.
+    """
     rules = [
         _rule("", "pods", "list"),
         _rule("", "pods/proxy", "get"),

@@ -21,6 +21,7 @@ from erless.deploy.kubernetes.dry_run import DryRun
 from erless.deploy.kubernetes.kinds import CRD, KNATIVE_KINDS, KSERVICE, REVISION, SERVICE
 from erless.deploy.kubernetes.mirror import Deadline
 from erless.deploy.kubernetes.pod_names import KNATIVE
+from erless.deploy.kubernetes.pod_sizing import size_note
 from erless.deploy.kubernetes.releases import GatewayRecord, called_services
 from erless.deploy.kubernetes.render.rendered import Object, Rendered
 from erless.deploy.kubernetes.target import ClusterTarget
@@ -31,7 +32,6 @@ from erless.progress import Progress
 from erless.specs.alerts import Alert
 from erless.specs.cluster import ClusterConfig
 from erless.specs.config import Config
-from erless.specs.plan import Plan
 
 __all__ = ["KnativeTarget"]
 
@@ -117,7 +117,7 @@ class KnativeTarget(ClusterTarget):
 
     def notes(self, desired: Desired, url: str) -> tuple[str, ...]:
         """Where the gateway is not reached as configured, and what Knative does not do."""
-        return self._visibility_note(url), _size_note(desired.plan, self.settings.knative.resize)
+        return self._visibility_note(url), size_note(desired.plan, self.settings)
 
     def _visibility_note(self, url: str) -> str:
         """Why a gateway that shall be public is not; empty where it is, or shall not be."""
@@ -129,16 +129,3 @@ class KnativeTarget(ClusterTarget):
             "the cluster the gateway answers 404; `erless cluster init --domain DOMAIN` gives it a "
             "public name"
         )
-
-
-def _size_note(plan: Plan, resize: bool) -> str:
-    """Who changes the size of replicas, where the plan's autoscaler would."""
-    functions = (plan.gateway, *plan.shards, *((plan.dense,) if plan.dense else ()))
-    if all(function.scaling.autoscaler == "kpa" for function in functions):
-        return ""
-    if resize:
-        return "`erless autoscale` changes the vCPU of pods as long as it runs; Knative adds pods"
-    return (
-        "the plan's autoscaler is status, but targets.knative.resize is off: Knative's KPA scales "
-        "replicas of the planned size"
-    )

@@ -25,6 +25,7 @@ from erless.deploy.kubernetes.kinds import (
 )
 from erless.deploy.kubernetes.mirror import Deadline
 from erless.deploy.kubernetes.pod_names import PLAIN
+from erless.deploy.kubernetes.pod_sizing import size_note
 from erless.deploy.kubernetes.releases import GatewayRecord, called_services
 from erless.deploy.kubernetes.render.rendered import Object, Rendered
 from erless.deploy.kubernetes.schema import check_objects
@@ -154,7 +155,12 @@ class KubernetesTarget(ClusterTarget):
 
     def notes(self, desired: Desired, url: str) -> tuple[str, ...]:
         """What this cluster does not do that the plan counts on."""
-        return (self._zero_note(desired), self._metrics_note(), self._balancer_note(url))
+        return (
+            self._zero_note(desired),
+            self._metrics_note(),
+            size_note(desired.plan, self.settings),
+            self._balancer_note(url),
+        )
 
     def _zero_note(self, desired: Desired) -> str:
         """Which functions do not rest though they may."""

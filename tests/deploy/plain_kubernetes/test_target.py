@@ -13,8 +13,9 @@ from kubernetes import client
 
 from erless.deploy.knative.target import KnativeTarget
 from erless.deploy.kubernetes.api import Api
-from erless.deploy.kubernetes.names import GATEWAY, Scope
+from erless.deploy.kubernetes.names import GATEWAY, SIZING, Scope
 from erless.deploy.kubernetes.pod_names import PLAIN
+from erless.deploy.kubernetes.pod_sizing import PodSizing
 from erless.deploy.kubernetes.schema import check_objects, findings
 from erless.deploy.plain_kubernetes.render import render
 from erless.deploy.plain_kubernetes.scaling_apis import KEDA_CRD, ScalingApis
@@ -24,7 +25,7 @@ from erless.errors import DeployError, NotDeployedError, SeveralModelsError
 from erless.progress import Silent
 from erless.specs.config import Config
 from erless.specs.plan import Tier
-from tests.deploy.desired import IMAGES, desired, digest_of, plain_settings
+from tests.deploy.desired import IMAGES, desired, digest_of, plain_settings, with_status
 from tests.deploy.fake_cluster import DEPLOYMENTS, FakeCluster
 
 SPACE = "recs"
@@ -105,6 +106,33 @@ def test_autoscalers_go_by_what_the_cluster_measures() -> None:
     # 700 requests/s and 0.5 vCPU a replica, of which 70 % are to be used
     assert metric(ScalingApis(custom=True))["pods"]["target"]["averageValue"] == "490"
     assert metric(ScalingApis())["resource"]["target"]["averageValue"] == "350m"
+
+
+def test_pods_that_are_resized_carry_their_sizing_and_are_added_last() -> None:
+    wanted = with_status(desired())
+    for resize in (False, True):
+        settings = plain_settings(cpu_limits=True, cpu_overcommit=4, resize=resize)
+        rendered = render(wanted, settings, ScalingApis())
+        by_kind = {
+            each["kind"]: each for each in rendered.objects if each["metadata"]["name"] == hot("1")
+        }
+        notes = by_kind["Deployment"]["spec"]["template"]["metadata"]["annotations"]
+        wants = by_kind["HorizontalPodAutoscaler"]["spec"]["metrics"][0]["resource"]["target"]
+        if resize:
+            sizing = PodSizing.model_validate_json(notes[SIZING])
+            assert (sizing.vcpu, sizing.most_vcpu, sizing.overcommit) == (0.5, 1.0, 4)
+            assert wants["averageValue"] == "700m"  # 70 % of the largest size
+        else:
+            assert SIZING not in notes and wants["averageValue"] == "350m"
+        gateway = rendered.candidate[0]["spec"]["template"]["metadata"]["annotations"]
+        assert SIZING not in gateway
+
+
+def test_whoever_deploys_is_told_who_changes_sizes(cluster: FakeCluster) -> None:
+    wanted = with_status(desired())
+    for resize, told in ((False, "targets.kubernetes.resize is off"), (True, "`erless autoscale`")):
+        notes = target(cluster, cpu_limits=True, resize=resize).notes(wanted, "")
+        assert any(told in note for note in notes)
 
 
 def test_with_keda_cold_functions_rest_and_are_called_through_its_interceptor() -> None:

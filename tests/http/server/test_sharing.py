@@ -13,7 +13,7 @@ WAIT_S = 10.0
 
 
 def answer(request: Request) -> Response:
-    return Response(200, b"")
+    return Response(200)
 
 
 async def arrived(server: HttpServer, number: int) -> None:

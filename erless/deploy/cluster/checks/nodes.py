@@ -63,7 +63,7 @@ def check_metrics(examination: Examination) -> Iterator[Finding]:
 
 def check_resize(examination: Examination) -> Iterator[Finding]:
     """Whether pods can be resized in place, where that is wanted."""
-    if not examination.settings.knative.resize:
+    if not examination.settings.options.resize:
         return
     served = examination.api.call("GET", "/api/v1").get("resources", [])
     if any(resource["name"] == "pods/resize" for resource in served):
@@ -71,5 +71,6 @@ def check_resize(examination: Examination) -> Iterator[Finding]:
     else:
         version = examination.version.get("gitVersion", "?")
         fact = f"Kubernetes {version} does not resize pods in place; 1.35 does"
-        mend = "a newer Kubernetes, or targets.knative.resize: false"
+        section = examination.settings.section
+        mend = f"a newer Kubernetes, or targets.{section}.resize: false"
         yield Finding("fail", "resize", fact, mend)

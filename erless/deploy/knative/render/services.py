@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from erless.deploy.knative.render.scaling import scaling_annotations
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
-from erless.deploy.kubernetes.pod_sizing import PodSizing
 from erless.deploy.kubernetes.releases import TrafficTarget
 from erless.deploy.kubernetes.render.functions import ClusterFunction, Object
 from erless.deploy.target import Desired
@@ -71,10 +70,9 @@ def function_service(
         PlanError: its scaling is outside Knative's bounds.
     """
     _check_timeout(function.name, function.timeout_s, settings)
-    scaling, sizing = function.scaling, _pod_sizing(function, settings)
+    scaling, sizing = function.scaling, function.sizing(settings)
     if sizing is not None:  # pods grow first: Knative adds some where all are of the largest size
-        larger = sizing.most_vcpu / sizing.vcpu
-        scaling = scaling.model_copy(update={"target": scaling.target * larger})
+        scaling = scaling.model_copy(update={"target": scaling.target * sizing.growth})
     return {
         "apiVersion": API,
         "kind": "Service",
@@ -107,22 +105,6 @@ def function_service(
             "traffic": [{"latestRevision": True, "percent": 100}],
         },
     }
-
-
-def _pod_sizing(function: ClusterFunction, settings: ClusterSettings) -> PodSizing | None:
-    """What `erless autoscale` has to know of a function; None where its pods keep their size."""
-    scaling, vcpu = function.scaling, function.needs.vcpu
-    if not settings.knative.resize or scaling.autoscaler != "status" or not function.requests_s:
-        return None
-    return PodSizing(
-        function=function.name,
-        vcpu=vcpu,
-        # a process for each planned vCPU, of which none uses more than one
-        most_vcpu=max(vcpu, min(scaling.max_vcpu or vcpu, math.ceil(vcpu))),
-        requests_per_vcpu_s=function.requests_s / vcpu,
-        utilisation=scaling.target_utilisation,
-        overcommit=settings.options.cpu_overcommit,
-    )
 
 
 def _check_timeout(function: str, seconds: int, settings: ClusterSettings) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
+from erless.deploy.kubernetes.pod_sizing import PodSizing
 from erless.deploy.kubernetes.render.pods import (
     Needs,
     identity_environment,
@@ -97,6 +98,22 @@ class ClusterFunction:
     def identity_secret(self) -> str:
         """The Secret with its certificate."""
         return f"{self.service}-tls"
+
+    def sizing(self, settings: ClusterSettings) -> PodSizing | None:
+        """What `erless autoscale` has to know of it; None where its pods keep their size."""
+        scaling, vcpu = self.scaling, self.needs.vcpu
+        wanted = settings.options.resize and scaling.autoscaler == "status"
+        if not wanted or not self.requests_s:
+            return None
+        return PodSizing(
+            function=self.name,
+            vcpu=vcpu,
+            # a process for each planned vCPU, of which none uses more than one
+            most_vcpu=max(vcpu, min(scaling.max_vcpu or vcpu, math.ceil(vcpu))),
+            requests_per_vcpu_s=self.requests_s / vcpu,
+            utilisation=scaling.target_utilisation,
+            overcommit=settings.options.cpu_overcommit,
+        )
 
     def labels(self, settings: ClusterSettings) -> dict[str, str]:
         """Of the function and of its pods."""

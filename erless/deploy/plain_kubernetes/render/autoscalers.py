@@ -47,7 +47,7 @@ def autoscaler(
             "scaleTargetRef": _target(name),
             "minReplicas": low,
             "maxReplicas": max(scaling.max_scale, low),
-            "metrics": [_metric(function, apis)],
+            "metrics": [_metric(function, settings, apis)],
             "behavior": {
                 "scaleUp": {
                     "stabilizationWindowSeconds": 0,
@@ -63,11 +63,17 @@ def autoscaler(
     }
 
 
-def _metric(function: ClusterFunction, apis: ScalingApis) -> Object:
+def _growth(function: ClusterFunction, settings: ClusterSettings) -> float:
+    """Pods grow first: some are added where all are of the largest size, and do so much more."""
+    sizing = function.sizing(settings)
+    return sizing.growth if sizing else 1.0
+
+
+def _metric(function: ClusterFunction, settings: ClusterSettings, apis: ScalingApis) -> Object:
     """Requests/s for what a plan scales on rps, where that is measured; else vCPU."""
-    scaling = function.scaling
+    scaling, growth = function.scaling, _growth(function, settings)
     if apis.custom and scaling.metric == "rps":
-        value = millicores(scaling.target * scaling.target_utilisation)
+        value = millicores(growth * scaling.target * scaling.target_utilisation)
         return {
             "type": "Pods",
             "pods": {
@@ -75,7 +81,7 @@ def _metric(function: ClusterFunction, apis: ScalingApis) -> Object:
                 "target": {"type": "AverageValue", "averageValue": value},
             },
         }
-    value = millicores(function.needs.vcpu * scaling.target_utilisation)
+    value = millicores(growth * function.needs.vcpu * scaling.target_utilisation)
     return {
         "type": "Resource",
         "resource": {"name": "cpu", "target": {"type": "AverageValue", "averageValue": value}},
@@ -88,7 +94,8 @@ def _http_scaler(
     """KEDA's object: its interceptor holds the first request while a replica starts."""
     scaling = function.scaling
     window_s = settings.options.min_window_s or math.ceil(scaling.window_s)
-    target = max(math.ceil(scaling.target * scaling.target_utilisation), 1)
+    growth = _growth(function, settings)
+    target = max(math.ceil(growth * scaling.target * scaling.target_utilisation), 1)
     by_rate = {"requestRate": {"targetValue": target, "window": f"{window_s}s"}}
     host = f"{function.service}.{settings.options.namespace}.svc.cluster.local"
     return {

@@ -25,7 +25,7 @@ from erless.errors import ConfigError, DeployError, PlanError
 from erless.specs.config import Config, FreshnessConfig, GatewayConfig
 from erless.specs.functions import FunctionKind
 from erless.specs.plan import Scaling, Tier
-from tests.deploy.desired import IMAGES, cluster_settings, desired, digest_of
+from tests.deploy.desired import IMAGES, cluster_settings, desired, digest_of, with_status
 from tests.deploy.infra_outputs import write_outputs
 
 SCOPE = Scope("erless")
@@ -465,19 +465,7 @@ def test_replicas_are_spread_over_zones_and_have_their_priority() -> None:
 
 
 def test_pods_that_are_resized_carry_their_sizing_and_are_added_last() -> None:
-    wanted = desired()
-    shards = tuple(
-        shard.model_copy(
-            update={
-                "qps_per_replica": 400.0,
-                "scaling": shard.scaling.model_copy(
-                    update={"autoscaler": "status", "max_vcpu": 1.5}
-                ),
-            }
-        )
-        for shard in wanted.plan.shards
-    )
-    wanted = replace(wanted, plan=wanted.plan.model_copy(update={"shards": shards}))
+    wanted = with_status(desired())
     target = "autoscaling.knative.dev/target"
     for resize in (False, True):
         settings = cluster_settings(cpu_limits=True, cpu_overcommit=4, resize=resize)
