@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["loadtest", "probe_of"]
 
+MANY = 1 << 20  # queries: more than there are, or than memory may hold
+
 
 @dataclass(frozen=True)
 class LoadedGatewayOptions:
@@ -78,14 +80,24 @@ class QueryOptions:
     deadline_ms: Annotated[float, typer.Option(min=1, help="Of one query.")] = 10_000.0
     tolerance: Annotated[float, typer.Option(help="Relative, of predictions.")] = 1e-5
     seed: Annotated[int, typer.Option(help="Of arrivals and drawn queries.")] = 0
+    distinct: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most different queries [64; as many as 256 MB hold with rows on disks]."
+        ),
+    ] = None
     cold: Annotated[
         bool, typer.Option("--cold", help="Measure from a cold start: wake nothing before.")
     ] = False
 
-    def of_locust(self, queries: Path | None) -> tuple[str, ...]:
-        """The locustfile's options, with what it can read of `queries`."""
+    def of_locust(self, queries: Path | None, *, disks: bool) -> tuple[str, ...]:
+        """The locustfile's options, with what it can read of `queries`.
+
+        Where rows lie on `disks`, few queries asked over and over would meet them in a cache.
+        """
         words: list[str] = []
-        read = replace(self, queries=queries, column=None)
+        distinct = self.distinct or (MANY if disks else None)
+        read = replace(self, queries=queries, column=None, distinct=distinct)
         for option in fields(self):
             value = getattr(read, option.name)
             if value is True:
@@ -149,7 +161,7 @@ def loadtest(
             length_s,
             load.traffic,
             load.users,
-            query.of_locust(_query_file(query, target, running)),
+            query.of_locust(_query_file(query, target, running), disks=target.disks),
             load.processes,
             target.address,
             target.authorities or "",
@@ -210,6 +222,7 @@ class _LoadedGateway:
     probe: Probe | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     authorities: str | None = None
+    disks: bool = False  # some rows lie on one
 
 
 def _open_gateway(options: LoadedGatewayOptions, running: ExitStack) -> _LoadedGateway:
@@ -238,6 +251,7 @@ def _open_gateway(options: LoadedGatewayOptions, running: ExitStack) -> _LoadedG
         probe_of(target),
         facts,
         authorities,
+        any(function.disk_bytes for function in now.functions),
     )
 
 

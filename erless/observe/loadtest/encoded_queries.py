@@ -7,7 +7,7 @@ on sending.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ __all__ = [
     "from_graph_file",
     "read_answer",
     "read_expected",
+    "within",
 ]
 
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -149,6 +150,18 @@ def from_graph_file(
     for index in range(min(most, len(file))):
         query = file[index]
         yield _body(query, max(map(len, query.values())), index)
+
+
+def within(bodies: Iterable[Body], most_bytes: int) -> list[Body]:
+    """As many of `bodies` as take `most_bytes` in memory; the first in any case."""
+    kept: list[Body] = []
+    left = most_bytes
+    for body in bodies:
+        left -= len(body.data)
+        if kept and left < 0:
+            break
+        kept.append(body)
+    return kept
 
 
 def read_expected(path: Path, batch: int) -> Expected:

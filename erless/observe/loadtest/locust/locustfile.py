@@ -41,6 +41,7 @@ from erless.observe.loadtest.encoded_queries import (
     from_graph_file,
     read_answer,
     read_expected,
+    within,
 )
 from erless.observe.loadtest.locust import shapes
 from erless.observe.loadtest.served_model import ServedModel, discover
@@ -49,6 +50,7 @@ from erless.outbound import ca_bundle
 WARM = 8  # queries before the first that is measured
 PAUSE_S = 0.1  # of a closed loop after a query that failed: a gateway that is down is not hammered
 BLOCK_BYTES = 64 << 10
+BODIES_BYTES = 256 << 20  # of different queries
 CONNECT_S = 5.0
 GRACE_S = 1.0  # beyond the deadline, for the gateway's own 504
 FLUSH_EVERY_S = 0.5
@@ -63,7 +65,7 @@ def _options(parser: LocustArgumentParser) -> None:
     group.add_argument("--connect", default="", help="HOST:PORT to connect to, for --host")
     group.add_argument("--ca", default="", help="authorities of an https gateway (PEM)")
     group.add_argument("--queries", default="", help="query file; else queries are drawn")
-    group.add_argument("--distinct", type=int, default=64, help="most different queries")
+    group.add_argument("--distinct", type=int, default=64, help="most different queries; 256 MB")
     group.add_argument("--batch", type=int, default=None, help="samples per query")
     group.add_argument("--pooling", type=int, default=None, help="ids per bag, drawn queries")
     group.add_argument("--locality", type=float, default=0.9, help="P of drawn queries")
@@ -155,7 +157,7 @@ class Session:
             connect=options.connect,
             authorities=self.authorities,
         )
-        self.bodies = list(_bodies(self.served, options))
+        self.bodies = within(_bodies(self.served, options), BODIES_BYTES)
         self.expected = None
         if options.expected:
             self.expected = read_expected(Path(options.expected), self.bodies[0].batch)
