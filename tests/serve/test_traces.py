@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -15,18 +16,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from opentelemetry.context import Context
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from erless.dlrm.embedding import Combiner
 from erless.dlrm.rows import Routing
 from erless.http.client.endpoint import Endpoint
+from erless.serve import spans
 from erless.serve.gateway.remote import RemoteShard
 from erless.serve.logs import Log
 from erless.serve.settings import Settings
 from erless.serve.traces import open_traces, trace_id
 from erless.specs.routes import TableRoute
 from tests.releases import Made, random_query
+from tests.serve.fake_shard import FakeShard
 from tests.serve.functions import Fleet, body_of
 from tests.serve.protocol.test_fast_lane import shards_slices, stored_ids
 
@@ -137,6 +143,40 @@ def test_what_the_client_does_not_sample_is_not_recorded(traced: Fleet, receiver
     assert {span.trace_id.hex() for _, span in receiver.spans[before:]} == {"3" * 32}
 
 
+class Overheard(FakeShard):
+    """Passes everything on, and remembers the headers of infer calls."""
+
+    def __init__(self, real_port: int) -> None:
+        self.heads: list[dict[str, str]] = []
+        super().__init__(real_port)
+
+    def _answer(
+        self, client: socket.socket, path: str, headers: dict[str, str], body: bytes
+    ) -> bool:
+        if body:
+            self.heads.append(headers)
+        return super()._answer(client, path, headers, body)
+
+
+def test_shards_are_told_nothing_of_traces_where_a_query_is_not_sampled(
+    traced: Fleet, receiver: Receiver
+) -> None:
+    body = body_of(random_query(traced.made.model, 1, 40))
+    with Overheard(traced.shards["cold"].port) as shard:
+        urls = {**traced.urls, traced.made.release.shard("cold").digest: shard.url}
+        gateway = traced.start_gateway(urls).ready()
+        assert gateway.post("/v2/models/small/infer", body)[0] == 200
+        count = len(shard.heads)
+        trace = f"00-{'c' * 32}-{'7' * 16}-01"
+        assert gateway.post("/v2/models/small/infer", body, traceparent=trace)[0] == 200
+    receiver.of("c" * 32, 2 * len(traced.shards) + 3)
+    assert 0 < count < len(shard.heads)
+    for unsampled in shard.heads[:count]:
+        for sampled in shard.heads[count:]:
+            assert sampled.keys() - unsampled.keys() == {"traceparent"}
+            assert unsampled.keys() < sampled.keys()
+
+
 def test_events_faults_and_log_lines(traced: Fleet, receiver: Receiver) -> None:
     """Default vectors for a shard that is not there, then a failure without them."""
     gone = "http://127.0.0.1:1"
@@ -236,6 +276,47 @@ def test_the_sampler_takes_its_share_of_new_traces(
             span.end()
     traces.close()
     assert receiver.of(ids[-1], 1)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        f"{by_parent}{root}"
+        for by_parent in ("", "parentbased_")
+        for root in ("always_on", "always_off", "traceidratio")
+    ],
+)
+def test_the_samplers_decide_as_in_the_sdk(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the SDK reads from its variables; what a client has not sampled stays out of it."""
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.3")
+    traces = open_traces(
+        Settings("gateway", "", "", otlp_endpoint="http://127.0.0.1:9"), Log("info")
+    )
+    assert traces is not None
+    provider, draw = TracerProvider(shutdown_on_exit=False), random.Random(1)
+    for number in [draw.getrandbits(128) for _ in range(200)]:
+        monkeypatch.setattr(spans, "_random_id", lambda bits, number=number: number % (1 << bits))
+        wanted = provider.sampler.should_sample(Context(), number, "infer").decision.is_sampled()
+        span = traces.begin("infer", None)
+        assert (span is not None) is wanted
+        assert span is None or trace_id(span.traceparent) == f"{number:032x}"
+        for flags in ("01", "03"):
+            parent = f"00-{number:032x}-{'7' * 16}-{flags}"
+            remote = TraceContextTextMapPropagator().extract({"traceparent": parent}, Context())
+            wanted = provider.get_tracer("here").start_span("infer", remote).is_recording()
+            span = traces.begin("infer", parent.encode())
+            assert (span is not None) is wanted
+            if span is not None:
+                assert span.traceparent.startswith(parent.encode()[:36])
+                assert span.traceparent.endswith(flags.encode())
+        assert traces.begin("infer", f"00-{number:032x}-{'7' * 16}-00".encode()) is None
+
+
+def test_the_sdk_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    settings = Settings("gateway", "", "", otlp_endpoint="http://127.0.0.1:9")
+    assert open_traces(settings, Log("info")) is None
 
 
 def test_the_library_is_not_imported_without_a_collector() -> None:

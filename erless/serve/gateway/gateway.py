@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,9 +50,11 @@ from erless.serve.protocol.served import InferAnswer, InferCall
 from erless.serve.secrets import open_secret
 from erless.serve.settings import Settings
 from erless.serve.towers import PredictTensors, open_named_tower
-from erless.serve.traces import QuerySpan
 from erless.specs.model import GraphTower
 from erless.specs.plan import Tier
+
+if TYPE_CHECKING:
+    from erless.serve.spans import QuerySpan
 
 __all__ = ["Gateway", "LoadedGateway", "load_gateway"]
 

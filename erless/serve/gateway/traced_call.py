@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from erless.http.client.endpoint import CallError, Reply
 from erless.serve.gateway.fan_out import ShardCall
-from erless.serve.traces import QuerySpan
+
+if TYPE_CHECKING:
+    from erless.serve.spans import QuerySpan
 
 __all__ = ["TracedCall"]
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from erless.dlrm._kernels import FastPath
 from erless.dlrm.bfloat16 import all_finite
@@ -28,7 +29,10 @@ from erless.serve.protocol.standing import Standing
 from erless.serve.protocol.versions import VersionError
 from erless.serve.protocol.wire import HTTP, Failure, Wire
 from erless.serve.settings import Settings
-from erless.serve.traces import QuerySpan, Traces, trace_id
+from erless.serve.traces import trace_id
+
+if TYPE_CHECKING:
+    from erless.serve.spans import QuerySpan, Traces
 
 __all__ = ["App"]
 
@@ -36,7 +40,6 @@ LEFT = 499  # of a client that left before it was answered
 STATUS_CODE = "http.response.status_code"  # of a span, by OpenTelemetry's conventions
 TRACE_LINE, HEAD_END = b"\r\ntraceparent: ", b"\r\n\r\n"
 TRACE_BYTES = 55  # of a trace context
-HEAD_WITHIN = 1024  # bytes from a request's beginning
 # W3C Trace Context 1: version, trace id and parent id (not all zero), flags.
 TRACEPARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
@@ -187,7 +190,6 @@ class App:
         guard, standing = self._guard, self._standing
         if guard.wants_token or self.log.debugging or standing.state == "failed":
             return None
-        trace = None if self._traces is None else self._wanted_trace(buffer, begin, end)
         began = self._clock()
         up = standing.up_s(began)
         up_ms = -1 if up is None else int(up * 1e3)
@@ -201,23 +203,11 @@ class App:
             return None
         answer, next_begin, gathers, received, json_bytes, partial_bytes = answered
         took_s = self.metrics.answered_at_once(began, gathers, received, json_bytes + partial_bytes)
-        if trace is not None and self._traces is not None:
-            self._traces.record("infer", trace, took_s, **{STATUS_CODE: 200})
+        if self._traces is not None:
+            trace = _last_trace(buffer, next_begin - received)
+            if trace is not None and self._traces.wants(trace):
+                self._traces.record("infer", trace, took_s, **{STATUS_CODE: 200})
         return answer, next_begin
-
-    def _wanted_trace(self, buffer: bytearray, begin: int, end: int) -> bytes | None:
-        """The trace context of a request of the known form that may have to be recorded.
-
-        It is the head's last line.
-        """
-        stop = buffer.find(HEAD_END, begin, min(end, begin + HEAD_WITHIN))
-        place = stop - TRACE_BYTES
-        if place - len(TRACE_LINE) < begin or self._traces is None:
-            return None
-        if not buffer.startswith(TRACE_LINE, place - len(TRACE_LINE)):
-            return None
-        trace = bytes(buffer[place:stop])
-        return trace if TRACEPARENT.fullmatch(trace) and self._traces.wants(trace) else None
 
     async def _later(
         self, asked: _Asked, inputs: InferRequest, answer: Awaitable[InferAnswer]
@@ -318,3 +308,12 @@ def _trace(request: Request) -> bytes | None:
     if trace is None or not TRACEPARENT.fullmatch(trace):
         return None
     return trace
+
+
+def _last_trace(buffer: bytearray, body: int) -> bytes | None:
+    """The trace context at the end of a head of the known form, behind which `body` begins."""
+    stop = body - len(HEAD_END)
+    if not buffer.startswith(TRACE_LINE, stop - TRACE_BYTES - len(TRACE_LINE)):
+        return None
+    trace = bytes(buffer[stop - TRACE_BYTES : stop])
+    return trace if TRACEPARENT.fullmatch(trace) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -13,7 +13,9 @@ from erless.http.messages import Request
 from erless.serve.files import MappedFile
 from erless.serve.protocol.infer import InferRequest
 from erless.serve.protocol.tensors import TensorSpec
-from erless.serve.traces import QuerySpan
+
+if TYPE_CHECKING:
+    from erless.serve.spans import QuerySpan
 
 __all__ = ["CallsFunctions", "InferAnswer", "InferCall", "Served", "WatchesIds"]
 
