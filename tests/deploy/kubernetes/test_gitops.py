@@ -100,6 +100,27 @@ def test_a_chart_gives_every_object_back_but_the_namespace(
     assert check.startswith('{{- if ne .Release.Namespace "erless" }}\n{{- fail "')
 
 
+@pytest.mark.skipif(not shutil.which("helm"), reason="no helm here")
+def test_helm_takes_the_chart(objects: list[Object], tmp_path: Path) -> None:
+    write_folder(helm_chart(objects, "f" * 64, "erless"), tmp_path / "chart")
+
+    def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["helm", arguments[0], str(tmp_path / "chart"), *arguments[1:]]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    linted = helm("lint", "--strict", "--namespace", "erless")
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+    made = helm("template", "--namespace", "erless")
+    assert made.returncode == 0, made.stderr
+    found = [each for each in yaml.safe_load_all(made.stdout) if each]
+    wanted = [each for each in objects if each["kind"] != "Namespace"]
+    assert len(found) == len(wanted)
+    assert by_name(found) == by_name(wanted)
+    elsewhere = helm("template", "--namespace", "other")
+    assert elsewhere.returncode != 0
+    assert "rendered for namespace erless: pass --namespace erless" in elsewhere.stderr
+
+
 def test_a_folder_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "kustomization.yaml").write_text("resources: []\n")
     with pytest.raises(ArtifactError, match="not erless's to replace"):
