@@ -105,6 +105,8 @@ class TlsIdentity:
             optional = strangers and side == ssl.PROTOCOL_TLS_SERVER
             context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
             context.load_verify_locations(authorities)
+            if side == ssl.PROTOCOL_TLS_SERVER:
+                context.num_tickets = 0  # nobody resumes a session: our clients show certificates
             return context
 
         self.server = ReloadedContext(files, lambda: make(ssl.PROTOCOL_TLS_SERVER), fault)

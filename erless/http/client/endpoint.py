@@ -51,8 +51,8 @@ REFUSED_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # after each refusal; then it is 
 # joins gets its first calls then. It takes 0.2 ms of CPU for both ends, as one call does: 3 % of
 # the calls' own at 128 calls/s, which is 0.08 % of a core, and less of them at any higher rate.
 RENEW_S = 0.25
-TLS_RENEW_S = 5.0  # with TLS each takes both ends some 40 ms (benchmarks.mutual_tls, one in flight)
 RENEW_CALLS = 32
+TLS_RENEW_CALLS = 512  # a handshake takes both ends HANDSHAKE ms, most of it to check certificates
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 FREE_S = 0.001  # between two looks for a connection that got free
 DISTRUSTED_S = 1.0  # a connection closes so long after it was found silent
@@ -98,7 +98,7 @@ class Endpoint:
         self.authority = location.netloc.encode()
         self._tls = tls
         self._connect_s = CONNECT_S if tls is None else TLS_CONNECT_S
-        self._renew_s = RENEW_S if tls is None else TLS_RENEW_S
+        self._renew_calls = RENEW_CALLS if tls is None else TLS_RENEW_CALLS
         self._age_s, self._on_retry, self._batch = age_s, on_retry, batch
         self._on_silent = on_silent
         self._loop = asyncio.get_running_loop()
@@ -309,11 +309,11 @@ class Endpoint:
     def _is_old(self, connection: ClientConnection, now: float) -> bool:
         """Whether another connection shall take the place of this one, which has no open calls."""
         return (
-            now - self._renewed_s > self._renew_s
-            and now - connection.born > self._renew_s
+            now - self._renewed_s > RENEW_S
+            and now - connection.born > RENEW_S
             and (
                 now - connection.born > self._age_s
-                or self._calls - self._renewed_calls >= RENEW_CALLS
+                or self._calls - self._renewed_calls >= self._renew_calls
             )
         )
 
