@@ -14,7 +14,7 @@ from typing import Any, Literal
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
     NonRecordingSpan,
@@ -172,7 +172,8 @@ class Traces:
         context = Context()
         if parent is not None:
             context = set_span_in_context(NonRecordingSpan(parent), context)
-        return self._sampler.should_sample(context, trace, name).decision.is_sampled()
+        decided = self._sampler.should_sample(context, trace, name)
+        return decided.decision is Decision.RECORD_AND_SAMPLE
 
     def record(self, name: str, traceparent: bytes, took_s: float, **attributes: Any) -> None:
         """A query with a wanted `traceparent` that took `took_s` seconds, and has just ended."""
