@@ -56,6 +56,7 @@ class Prepared:
     labels: of the queries, where there are any.
     wake: a query that asks for frozen rows too.
     live: share of the rows that the traffic asks for.
+    calm: queries that are asked before the traffic.
     """
 
     bundle: Path
@@ -66,6 +67,12 @@ class Prepared:
     wake: Query
     wake_expected: NDArray[np.float32]
     live: float
+    calm: int
+
+    @property
+    def under_load(self) -> slice:
+        """Which queries the traffic asks: those that were not asked before, where there are any."""
+        return slice(self.calm if self.calm < len(self.queries) else 0, None)
 
 
 def make_model(
@@ -76,10 +83,12 @@ def make_model(
     live: float,
     progress: Progress,
     announce: Callable[[str], None],
+    more: int = 0,
 ) -> Prepared:
     """Build or train the model, profile its access log, and predict its queries with torch.
 
-    A synthetic model's log is of a whole day of its traffic, so that what nobody asks for shows.
+    A synthetic model's log is of a whole day of its traffic, so that what nobody asks for shows;
+    `more` of its queries are asked by the traffic alone.
     `announce` gets a line on each step that begins: without a terminal nothing else shows it.
     """
     import torch
@@ -99,7 +108,7 @@ def make_model(
         announce(f"training {name}")
         with ratings_in(data) as ratings:
             make_movielens(ratings, bundle, progress=progress)
-        wake, live = None, 1.0
+        wake, live, more = None, 1.0, 0
     else:
         from erless.dlrm.workload import WORKLOADS
         from erless.importers.synthetic import make_example, queries_of
@@ -108,7 +117,12 @@ def make_model(
         announce(f"building {name} at {rows:,} rows a table")
         day = round(MOST_QPS * DAY_S * workload.batch)
         make_example(
-            workload, bundle, queries=QUERIES, log_samples=day, counted=True, progress=progress
+            workload,
+            bundle,
+            queries=QUERIES + more,
+            log_samples=day,
+            counted=True,
+            progress=progress,
         )
         wake = queries_of(dataclasses.replace(workload, live=1.0), workload.batch, block=1)
     announce("profiling its access log")
@@ -120,7 +134,15 @@ def make_model(
     expected = [model.predict(query) for query in queries]
     wake = wake or queries[0]
     return Prepared(
-        bundle, profile, queries, expected, file.labels, wake, model.predict(wake), live
+        bundle,
+        profile,
+        queries,
+        expected,
+        file.labels,
+        wake,
+        model.predict(wake),
+        live,
+        len(queries) - more,
     )
 
 

@@ -157,7 +157,7 @@ def cpu_per_query(
     one_by_one(url, prepared.queries, prepared.expected, min(WARM, len(prepared.queries)))
     running = [psutil.Process(pid) for pid in pids()]
     before = _cpu_s(running)
-    count = len(prepared.queries)
+    count = prepared.calm
     answers, predictions = one_by_one(url, prepared.queries, prepared.expected, count)
     return (_cpu_s(running) - before) * 1e3 / count, answers, predictions
 
