@@ -8,9 +8,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from erless.errors import CheckpointError
+from erless.dlrm.archive.container import StoredZip
+from erless.errors import ArtifactError, CheckpointError
 from erless.importers.checkpoint import open_checkpoint
 from erless.storage.atomic import os_errors
+from erless.storage.ranged import LazyBytes, open_ranges
 
 __all__ = ["Inspected", "Listed", "inspect_checkpoint"]
 
@@ -44,7 +46,9 @@ def inspect_checkpoint(path: Path | str, endpoint_url: str | None = None) -> Ins
         StorageError: it cannot be read.
     """
     file = shlex.quote(str(path))
-    if not str(path).startswith("s3://") and _exported(Path(path)):
+    in_bucket = str(path).startswith("s3://")
+    exported = _exported_to(str(path), endpoint_url) if in_bucket else _exported(Path(path))
+    if exported:
         return Inspected((), "torch.export.save", f"erless import torch {file} --out model")
     checkpoint = open_checkpoint(path, endpoint_url)
     listed = tuple(
@@ -69,6 +73,15 @@ def inspect_checkpoint(path: Path | str, endpoint_url: str | None = None) -> Ins
         return Inspected(listed, "torchrec", command)
     command = f'in Python: erless.export(model, example_inputs, "model/", weights={str(path)!r})'
     return Inspected(listed, "a training script", command)
+
+
+def _exported_to(url: str, endpoint_url: str | None) -> bool:
+    """Whether the object is an archive of torch.export.save."""
+    try:
+        records = StoredZip(LazyBytes(open_ranges(url, endpoint_url)), url).records
+    except ArtifactError:  # no file, or no zip: what reads checkpoints says which
+        return False
+    return any(EXPORTED.fullmatch(name) for name in records)
 
 
 def _exported(path: Path) -> bool:

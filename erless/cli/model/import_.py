@@ -221,12 +221,18 @@ def named_tables(
 @app.command("torch")
 @verb
 def saved_by_torch(
-    archive: Annotated[Path, typer.Argument(help="A whole model, saved by torch.export.save.")],
+    archive: Annotated[
+        str,
+        typer.Argument(
+            help="A whole model, saved by torch.export.save; a path or s3://bucket/key."
+        ),
+    ],
     out: OutOption,
     small_rows: Annotated[
         int, typer.Option(min=0, help="Tables with fewer rows stay in the tower.")
     ] = 1_000,
     overwrite: OverwriteOption = False,
+    endpoint_url: EndpointOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Import a whole model of any architecture, cut at its embedding lookups.
@@ -237,7 +243,12 @@ def saved_by_torch(
 
     with bars() as progress:
         manifest = import_archive(
-            archive, out, small_rows=small_rows, overwrite=overwrite, progress=progress
+            archive,
+            out,
+            small_rows=small_rows,
+            overwrite=overwrite,
+            endpoint_url=endpoint_url,
+            progress=progress,
         )
     _emit(output, out, manifest)
 

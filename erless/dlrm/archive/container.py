@@ -28,6 +28,7 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR64 = struct.Struct("<4sLQL")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
+_CRC_OFFSET = 16  # of an entry
 _UNKNOWN32 = 0xFFFFFFFF
 _ALLOWED_FLAGS = 0x0808  # sizes follow the data; names are UTF-8
 
@@ -53,11 +54,15 @@ _PICKLED = re.compile(r"data/(weights|constants)/[^/]*\.pt|data/constants/\w+_ob
 
 
 class Record(NamedTuple):
-    """Where the bytes of one record lie in the file, and the checksum they must have."""
+    """Where the bytes of one record lie in the file, and the checksum they must have.
+
+    crc_begin: where that checksum stands in the file's directory, four bytes.
+    """
 
     begin: int
     size: int
     crc: int
+    crc_begin: int
 
 
 class StoredZip:
@@ -174,7 +179,11 @@ class StoredZip:
         data = self._data_begin(name, local)
         if data + size > directory:
             raise ArtifactError(f"{self._where}: {name} reaches past the end of the records")
-        return name, Record(data, size, crc), begin + name_bytes + extra_bytes + comment_bytes
+        return (
+            name,
+            Record(data, size, crc, place + _CRC_OFFSET),
+            begin + name_bytes + extra_bytes + comment_bytes,
+        )
 
     def _long_sizes(
         self, name: str, extra: bytes, values: tuple[int, int, int]
@@ -213,14 +222,18 @@ class StoredZip:
 class ArchiveRecords:
     """The records of the archive at `path`, by their names without the leading folder.
 
+    Args:
+        path: of the archive, or what errors call it.
+        data: its bytes; without, the file is mapped.
+
     Raises:
         ArtifactError: it is not an archive of one exported program, or holds any other record.
         StorageError: the file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str, data: Bytes | None = None) -> None:
         self.where = str(path)
-        self._zip = StoredZip(_map_file(path), self.where)
+        self._zip = StoredZip(_map_file(Path(path)) if data is None else data, self.where)
         if not self._zip.records:
             raise ArtifactError(f"{path}: not a torch.export archive (it is empty)")
         self._root = next(iter(self._zip.records)).partition("/")[0]
@@ -230,21 +243,25 @@ class ArchiveRecords:
             self._check_name(name)
 
     def size(self, name: str) -> int:
-        """Bytes of a record.
+        """Bytes of a record. Raises as `place`."""
+        return self.place(name).size
+
+    def place(self, name: str) -> Record:
+        """Where a record lies.
 
         Raises:
             ArtifactError: there is no such record.
         """
         if name not in self.names:
             raise ArtifactError(f"{self.where}: there is no record {name}")
-        return self._zip.records[f"{self._root}/{name}"].size
+        return self._zip.records[f"{self._root}/{name}"]
 
     def read(self, name: str) -> bytes:
         """The bytes of a record. Raises as `view`."""
         return self.view(name).tobytes()
 
     def view(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a record, (size,), in a private mapping of the file.
+        """The bytes of a record, (size,): in a private mapping of the file, or read now.
 
         Raises:
             ArtifactError: there is no such record, or its checksum differs.

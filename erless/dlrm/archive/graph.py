@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from erless.dlrm.archive import operators
 from erless.dlrm.archive.arguments import ArgumentReader, read_number
 from erless.dlrm.archive.arithmetic import FUNCTIONS
-from erless.dlrm.archive.container import ArchiveRecords
+from erless.dlrm.archive.container import ArchiveRecords, Bytes
 from erless.dlrm.archive.document import parse_document
 from erless.dlrm.archive.payload import Payloads
 from erless.dlrm.archive.samples import check_samples
@@ -29,7 +29,7 @@ from erless.dlrm.archive.schema import ExportedProgram, Node
 from erless.dlrm.archive.signature import Signature, read_signature
 from erless.errors import ArtifactError
 
-__all__ = ["Archive", "build_module", "move_module", "read_archive"]
+__all__ = ["Archive", "build_module", "count_uses", "move_module", "read_archive"]
 
 _PREFIX = "torch.ops.aten."
 
@@ -38,14 +38,18 @@ class Archive:
     """An archive taken apart: its program, signature and tensors, all checked.
 
     Args:
+        path: of the archive, or what errors call it.
         copy_weights: see `Payloads`.
+        data: see `ArchiveRecords`; of bytes that are read by ranges the weights are not read yet.
 
     Raises:
         ArtifactError: not an archive of one program, damaged, or holding anything unknown.
     """
 
-    def __init__(self, path: Path, copy_weights: bool = True) -> None:
-        records = ArchiveRecords(path)
+    def __init__(
+        self, path: Path | str, copy_weights: bool = True, data: Bytes | None = None
+    ) -> None:
+        records = ArchiveRecords(path, data)
         self.where = records.where
         check_samples(records)
         document = f"{self.where}: models/model.json"
@@ -115,7 +119,7 @@ class _Builder:
         self._sizes: dict[str, Value] = {}
         self._shared: set[str] = set()  # values that may be the memory of another
         self._arguments = ArgumentReader(archive.where, self._tensors, self._sizes)
-        self._uses = _count_uses(self._nodes)
+        self._uses = count_uses(self._nodes)
 
     def build(self) -> GraphModule:
         for place, value in enumerate(self._signature.inputs):
@@ -283,7 +287,7 @@ def _overload(name: str) -> Any:
     return getattr(getattr(torch.ops.aten, packet), overload)
 
 
-def _count_uses(nodes: list[Node]) -> dict[str, int]:
+def count_uses(nodes: list[Node]) -> dict[str, int]:
     """How many arguments name each tensor."""
     uses: dict[str, int] = {}
     for node in nodes:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erless.dlrm.archive.container import ArchiveRecords
+from erless.dlrm.archive.container import ArchiveRecords, Record
 from erless.dlrm.archive.document import parse_document
 from erless.dlrm.archive.tensor_schema import PayloadConfig, PayloadMeta, SymInt, TensorMeta
 from erless.errors import ArtifactError
@@ -74,6 +74,25 @@ class Payloads:
         strides = [_fixed(stride) for stride in meta.strides]
         storage = self._storage(record).view(DTYPES[meta.dtype])
         return torch.as_strided(storage, sizes, strides, _fixed(meta.storage_offset))
+
+    def rows_at(self, name: str) -> Record | None:
+        """Where the rows of the float32 matrix `name` lie, one after another.
+
+        None where it is no such matrix, or another tensor lies in the same record.
+        """
+        if name not in self._places:
+            return None
+        record, meta = self._places[name]
+        sizes, strides = ([_fixed(n) for n in numbers] for numbers in (meta.sizes, meta.strides))
+        place = self._records.place(record)
+        alone = sum(other == record for other, _ in self._places.values()) == 1
+        matrix = len(sizes) == 2 and strides == [sizes[1], 1] and _fixed(meta.storage_offset) == 0
+        whole = DTYPES[meta.dtype] is torch.float32 and 4 * math.prod(sizes) == place.size
+        return place if alone and matrix and whole else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The sizes of the tensor `name`."""
+        return tuple(_fixed(size) for size in self._places[name][1].sizes)
 
     def _entries(self, config: str) -> Iterator[tuple[str, PayloadMeta]]:
         where = f"{self._records.where}: {config}"

@@ -3,7 +3,7 @@
 `TriedModel` starts the process, `python -m erless.importers.confined.graph`, which imports torch,
 gives up its rights (`kernel`), limits itself (`limits`), and only then opens the archive. It is
 asked twice, a line of JSON each: to run the model on a made-up example, and to compare the bundle
-that was cut from it.
+that was cut from it. Tables that the archive lacks are then those of the bundle.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Literal, Self, cast
@@ -21,6 +22,8 @@ from erless.errors import ArtifactError, ErlessError, ModelError, StorageError
 from erless.importers.confined.kernel import drop_rights
 from erless.importers.confined.limits import Limits, set_limits
 from erless.importers.confined.tower import environment
+from erless.specs.bundle import TABLE_TENSOR, BundleManifest
+from erless.storage.tensors import TensorFile
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -37,6 +40,15 @@ _BYTES_PER_S = 50 << 20
 _ERRORS: dict[str, type[ErlessError]] = {
     kind.__name__: kind for kind in (ArtifactError, ModelError, StorageError)
 }
+
+
+class _Question(BaseModel):
+    """A bundle to compare; `tables`: weight of the module → table, where the archive has zeros."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bundle: Path | None = None
+    tables: dict[str, str] = {}
 
 
 class _Answer(BaseModel):
@@ -69,7 +81,7 @@ class TriedModel:
             env=environment(),
         )
         try:
-            self.enforced = self._ask("").enforced
+            self.enforced = self._ask(_Question()).enforced
         except BaseException:
             self.close()
             raise
@@ -90,22 +102,28 @@ class TriedModel:
         self._process.kill()
         self._process.communicate()
 
-    def smallest_batch(self, bundle: Path) -> int:
+    def smallest_batch(self, bundle: Path, tables: Mapping[str, str] | None = None) -> int:
         """Compare the bundle with the model. See `erless.importers.graph.check.smallest_batch`.
+
+        Args:
+            bundle: its folder.
+            tables: weights that the archive lacks, by the names that the rebuilt module gives
+                them, and the tables of the bundle that they are.
 
         Raises:
             ModelError: they predict otherwise.
         """
-        return self._ask(str(bundle.absolute())).batch_min
+        question = _Question(bundle=bundle.absolute(), tables=dict(tables or {}))
+        return self._ask(question).batch_min
 
-    def _ask(self, line: str) -> _Answer:
+    def _ask(self, question: _Question) -> _Answer:
         """Send a line, and take the answer."""
         process = self._process
         to_it, from_it = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
         watch = threading.Timer(self._deadline_s, process.kill)
         watch.start()
         try:
-            to_it.write(line + "\n")
+            to_it.write(question.model_dump_json() + "\n")
             to_it.flush()
             text = from_it.readline()
         except BrokenPipeError:
@@ -148,16 +166,25 @@ def main() -> None:
                 model = erless.importers.graph.made_up.run_model(path)
                 answer = _Answer(enforced=enforced)
             else:
-                answer = _Answer(batch_min=_compare(Path(line.strip()), *model))
+                question = _Question.model_validate_json(line)
+                answer = _Answer(batch_min=_compare(question, *model))
         except (ArtifactError, ModelError, StorageError) as error:
             answer = _Answer.model_validate({"error": type(error).__name__, "message": str(error)})
         print(answer.model_dump_json(), flush=True)
 
 
-def _compare(bundle: Path, module: GraphModule, example: Example) -> int:
+def _compare(question: _Question, module: GraphModule, example: Example) -> int:
+    from erless.dlrm.graph_archives import from_numpy
     from erless.dlrm.whole_graph import WholeGraph
     from erless.importers.graph.check import smallest_batch
 
+    assert question.bundle is not None  # noqa: S101 - the first question is answered
+    bundle = question.bundle
+    manifest = BundleManifest.open(bundle)
+    specs = {table.name: table for table in manifest.model.tables}
+    for weight, table in question.tables.items():
+        rows = TensorFile(manifest.table_file(bundle, specs[table])).map(TABLE_TENSOR)
+        setattr(module, weight, from_numpy(rows))
     return smallest_batch(WholeGraph(bundle, verify=False), module, example)
 
 

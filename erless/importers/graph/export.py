@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from torch import nn
+from torch.fx import Node
 
 from erless.dlrm.whole_graph import WholeGraph
 from erless.importers.bundle import new_bundle
@@ -82,7 +83,7 @@ def export(
         example = repeat_request(model, named, request)
         program = export_program(model, example, options.get("dynamic"))
 
-        def compare(folder: Path) -> int:
+        def compare(folder: Path, _: Mapping[str, Node]) -> int:
             return smallest_batch(WholeGraph(folder, verify=False), model, example)
 
         return write_bundle(
@@ -98,7 +99,7 @@ def export(
 def write_bundle(
     program: Program,
     out: Path,
-    compare: Callable[[Path], int],
+    compare: Callable[[Path, Mapping[str, Node]], int],
     *,
     small_rows: int,
     name: str,
@@ -108,8 +109,8 @@ def write_bundle(
     """Cut `program` and write it.
 
     Args:
-        compare: compares what the bundle in a folder predicts with the model, and returns the
-            smallest batch that it takes: see `smallest_batch`.
+        compare: compares what the bundle in a folder, whose tables are those weights, predicts
+            with the model, and returns the smallest batch that it takes: see `smallest_batch`.
 
     Raises as `export`.
     """
@@ -119,7 +120,7 @@ def write_bundle(
     with new_bundle(out, spec, overwrite=overwrite, progress=progress) as bundle:
         write_parts(bundle, program, cut)
         manifest = bundle.finish()
-        batch_min = compare(bundle.folder)
+        batch_min = compare(bundle.folder, cut.tables)
         check_single(program, batch_min)
         if batch_min != 1:
             bundle.model = with_batch_min(spec, batch_min)

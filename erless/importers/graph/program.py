@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from erless.errors import ModelError, first_line
 from erless.importers.graph.watch import Watch, line_of, quiet
+from erless.importers.lazy import LazyTensor
 
 __all__ = ["Example", "Program", "export_program", "slice_of"]
 
@@ -69,6 +70,7 @@ class Program:
         weights: placeholder → dotted name, of parameters, buffers and constants.
         original_names: placeholder → the name in the saved archive, where that is another.
         request: names of inputs that come once per request.
+        elsewhere: placeholder → the rows of a table whose weight here is zeros.
     """
 
     exported: ExportedProgram
@@ -77,6 +79,7 @@ class Program:
     weights: dict[Node, str]
     original_names: Mapping[Node, str] = field(default_factory=dict)
     request: frozenset[str] = frozenset()
+    elsewhere: Mapping[Node, LazyTensor] = field(default_factory=dict)
 
     def name_of(self, node: Node) -> str:
         """The name of a weight, for errors."""

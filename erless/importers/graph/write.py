@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from erless.errors import ModelError
 from erless.importers.bundle import BundleWriter, row_chunks
+from erless.importers.checkpoint import float_rows
 from erless.importers.graph.cut import GraphCut
 from erless.importers.graph.parts import part_of, save_part
 from erless.importers.graph.program import Program
@@ -82,7 +83,10 @@ def write_parts(bundle: BundleWriter, program: Program, cut: GraphCut) -> None:
             save_part(front, bundle.folder / file)
             bundle.add_archive(file)
     for table in bundle.model.tables:
-        bundle.add_table(table, _chunks(program.weight(cut.tables[table.name])))
+        node = cut.tables[table.name]
+        rows = program.elsewhere.get(node)
+        chunks = _chunks(program.weight(node)) if rows is None else float_rows(table.name, rows)
+        bundle.add_table(table, chunks)
     tower = part_of(
         program,
         [values[name] for name in cut.takes],
