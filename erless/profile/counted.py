@@ -13,11 +13,10 @@ from typing import Any, NamedTuple, Protocol
 from erless.errors import LogError
 from erless.profile.curves import MachineCurves
 from erless.profile.names import LogNames
-from erless.profile.ranking import CountDistribution
+from erless.profile.ranking import CountDistribution, Window, distribution_of, write_ranked
 from erless.progress import Progress
 from erless.specs.artifact import FileEntry
 from erless.specs.profile import MANIFEST, Profile, TableAccess
-from erless.storage.digests import FileDigest
 from erless.storage.tensors import write_tensors
 
 __all__ = [
@@ -100,13 +99,12 @@ class AccessReport:
 
 
 class TableCounts(Protocol):
-    """What was counted, table by table."""
+    """What was counted, table by table. `scratch`: a folder to rank rows in, 8 bytes a row."""
 
-    def distribution(self, table: str) -> CountDistribution:
-        """How many rows of `table` have each count."""
+    scratch: Path
 
-    def write(self, table: str, distribution: CountDistribution, path: Path) -> FileDigest:
-        """Write `ids` and `counts` of the touched rows, hottest first, as safetensors."""
+    def windows(self, table: str) -> Iterable[Window]:
+        """The touched rows of `table` with their counts, in the order of ids; as often as asked."""
 
 
 @dataclass
@@ -193,14 +191,16 @@ def _write_counts(
     counts, coverage = counted.counts, counted.coverage
     with progress.step("rank rows", len(rows), "steps") as step:
         for name, table_rows in rows.items():
-            distribution = counts.distribution(name)
+            distribution = distribution_of(counts.windows(name))
             entry = histogram = None
             ranked = distribution.touched <= (counted.most_rows or distribution.touched)
             if not ranked or distribution.touched >= MANY_ROWS:
                 histogram = _write_histogram(name, distribution, stage)
             if ranked and distribution.touched:
                 path = f"counts/{name}.safetensors"
-                digest = counts.write(name, distribution, stage / path)
+                digest = write_ranked(
+                    counts.windows(name), distribution, stage / path, counts.scratch
+                )
                 entry = FileEntry(path=path, **digest._asdict())
             covered = coverage.samples[name]
             access = TableAccess(

@@ -12,6 +12,7 @@ many accesses the j-th row takes is estimated from all that was seen (`erless.pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.heat_sketch import FLOOR, TableSketch, merged
-from erless.errors import ArtifactError, ExistsError, LogError
+from erless.errors import ArtifactError, ExistsError
 from erless.profile.counted import LOCALITY_FRACTION, SHARES, AccessReport, TableHotness
 from erless.profile.ranking import CountDistribution
+from erless.profile.spills import (
+    SpillRead,
+    SpillReader,
+    check_sampled,
+    find_spills,
+    left_out,
+    sketch_of,
+    uncounted,
+    weighted_samples,
+    weights_of,
+)
 from erless.profile.thinned import CERTAIN, mixture
 from erless.specs.artifact import FileEntry
 from erless.specs.counts import open_counts
-from erless.specs.heat import UNITS, HeatSpill, Seen, heat_prefix, read_heat
+from erless.specs.heat import HeatSpill, Seen
 from erless.specs.profile import MANIFEST, Profile, TableAccess
 from erless.specs.release import ReleaseManifest
 from erless.specs.stored import find_release
@@ -34,36 +46,44 @@ from erless.storage.atomic import staged_directory
 from erless.storage.store import Store
 from erless.storage.tensors import write_tensors
 
-__all__ = ["Heat", "live_release", "profile_live", "read_live"]
+__all__ = ["Heat", "MergedHeat", "live_release", "profile_live", "read_live"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-FORGOTTEN = 1 / 1024  # what weighs less is left out
 LEAST_SHARE = 0.002  # of the accesses may go to rows that are listed with none
 MOST_SCALE = 10_000.0
 
 
 @dataclass(frozen=True)
-class Heat:
-    """What all replicas saw.
+class MergedHeat:
+    """What all replicas saw, added up.
 
     Args:
         release: that they answer for.
         spills: one for each replica.
         tables: a sketch for each of the model's tables.
         samples: samples of the sampled queries, decayed.
-        recent: as in `erless.specs.heat`, of each replica.
-        ages_s: by which each spill is older than the newest.
         warnings: about what was left out.
     """
 
     release: ReleaseManifest
     spills: tuple[HeatSpill, ...]
-    tables: tuple[TableSketch, ...]
+    tables: Sequence[TableSketch]
     samples: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Heat(MergedHeat):
+    """The same, with what each replica saw lately.
+
+    Args:
+        recent: as in `erless.specs.heat`, of each replica.
+        ages_s: by which each spill is older than the newest.
+    """
+
     recent: tuple[dict[str, NDArray[Any]], ...]
     ages_s: tuple[float, ...]
-    warnings: tuple[str, ...]
 
     def lately(self, window_s: float) -> Seen:
         """What replicas that still write have counted in the last `window_s`, or a little more."""
@@ -110,79 +130,39 @@ def read_live(store: Store, release: ReleaseManifest) -> Heat:
         LogError: there is nothing, or nothing was sampled.
         ArtifactError: all of it is damaged, or of another model.
     """
-    found = store.list(heat_prefix(release.digest))
-    manifests = [entry for entry in found if entry.name.endswith(".json")]
-    where = f"live heat of release {release.digest[:12]}"
-    if not manifests:
-        raise LogError(f"{where}: there is none: no gateway has sampled a query (`observe.sample`)")
-    newest_s = max(entry.modified_s for entry in manifests)
-    spills: list[HeatSpill] = []
-    contents: list[dict[str, NDArray[Any]]] = []
-    weights: list[float] = []
+    reader = SpillReader.of(release)
+    read: list[SpillRead] = []
     ages_s: list[float] = []
     warnings: list[str] = []
-    damage: ArtifactError | None = None
-    for entry in manifests:
+    damage = ""
+    for found in find_spills(store, release):
         try:
-            spill, tensors = read_heat(store, entry.name, release.digest)
-            _check_model(spill, release, entry.name)
+            spill = reader.read(store, found)
         except ArtifactError as error:
-            damage = error
-            warnings.append(f"left out: {error}")
+            damage = str(error)
+            warnings.append(left_out(damage))
             continue
-        age_s = newest_s - entry.modified_s
-        weight = 2 ** (-age_s / spill.half_life_s)
-        if weight < FORGOTTEN:
-            continue
-        spills.append(spill)
-        contents.append(tensors)
-        weights.append(weight)
-        ages_s.append(age_s)
-        if spill.dropped:
-            warnings.append(
-                f"replica {spill.replica} left {spill.dropped:,} sampled queries uncounted"
-            )
-    if not spills:
-        assert damage is not None  # noqa: S101 - the newest weighs 1
-        raise damage
-    finest = max(spill.sample for spill in spills)
-    weights = [
-        weight * finest / spill.sample for weight, spill in zip(weights, spills, strict=True)
-    ]
+        if spill is not None:
+            read.append(spill)
+            ages_s.append(found.age_s)
+            warnings += uncounted(spill.spill)
+    if not read:
+        raise ArtifactError(damage)  # the newest weighs 1
+    spills = tuple(spill for spill, _, _ in read)
+    weights = weights_of([spill.sample for spill in spills], [weight for _, _, weight in read])
     tables = tuple(
-        merged([_sketch(*pair, number) for pair in zip(spills, contents, strict=True)], weights)
+        merged([sketch_of(spill, tensors, number) for spill, tensors, _ in read], weights)
         for number in range(len(release.model.tables))
     )
-    if not any(table.accesses for table in tables):
-        raise LogError(f"{where}: no query was sampled in the last hours")
-    samples = sum(spill.samples * weight for spill, weight in zip(spills, weights, strict=True))
+    check_sampled(release, tables)
     return Heat(
-        release, tuple(spills), tables, samples, tuple(contents), tuple(ages_s), tuple(warnings)
-    )
-
-
-def _check_model(spill: HeatSpill, release: ReleaseManifest, name: str) -> None:
-    tables = [(table.name, table.rows) for table in release.model.tables]
-    if spill.model != release.bundle_digest or tables != [(t.table, t.rows) for t in spill.tables]:
-        raise ArtifactError(f"{name}: is of another model, {spill.model[:12]}")
-
-
-def _sketch(spill: HeatSpill, tensors: dict[str, NDArray[Any]], number: int) -> TableSketch:
-    told = spill.tables[number]
-    ids = tensors[f"ids.{told.table}"]
-    order = np.argsort(ids)
-    return TableSketch(
-        rows=told.rows,
-        capacity=told.capacity,
-        ids=ids[order],
-        counts=tensors[f"counts.{told.table}"][order] / UNITS,
-        error=told.error,
-        accesses=told.accesses,
-        squares=told.squares,
-        level=told.level,
-        sampled=tensors[f"sampled.{told.table}"],
-        sampled_counts=tensors[f"sampled_counts.{told.table}"] / UNITS,
-        registers=tensors[f"registers.{told.table}"],
+        release=release,
+        spills=spills,
+        tables=tables,
+        samples=weighted_samples(spills, weights),
+        warnings=tuple(warnings),
+        recent=tuple(tensors for _, tensors, _ in read),
+        ages_s=tuple(ages_s),
     )
 
 
@@ -193,7 +173,7 @@ def profile_live(
     *,
     before: Path | None = None,
     overwrite: bool = False,
-    heat: Heat | None = None,
+    heat: MergedHeat | None = None,
 ) -> AccessReport:
     """Write a profile of what the gateways of `release` see.
 
@@ -232,7 +212,7 @@ def profile_live(
     return AccessReport(profile, tuple(hotness), tuple(warnings))
 
 
-def _source(heat: Heat) -> str:
+def _source(heat: MergedHeat) -> str:
     """Where the profile comes from, in words."""
     shares = sorted({spill.sample for spill in heat.spills})
     return (

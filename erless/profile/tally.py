@@ -22,16 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from erless.profile.ranking import (
-    WINDOW_ROWS,
-    CountDistribution,
-    distribution_of,
-    starts_of,
-    summed,
-    write_ranked,
-)
+from erless.profile.ranking import WINDOW_ROWS, starts_of, summed
 from erless.storage.atomic import os_errors
-from erless.storage.digests import FileDigest
 
 __all__ = ["Tallies"]
 
@@ -162,7 +154,7 @@ class Tallies:
         pending_ids: int = PENDING_IDS,
         run_bytes: int = RUN_BYTES,
     ) -> None:
-        self._scratch = scratch
+        self.scratch = scratch
         self._tables = {
             name: _Tally(rows, scratch / f"runs-{index}")
             for index, (name, rows) in enumerate(tables.items())
@@ -197,15 +189,3 @@ class Tallies:
         """The touched rows of `table` with their counts, in the order of ids, in windows."""
         self._flush()
         return self._tables[table].windows()
-
-    def distribution(self, table: str) -> CountDistribution:
-        """How many rows of `table` have each count."""
-        return distribution_of(self.windows(table))
-
-    def write(self, table: str, distribution: CountDistribution, path: Path) -> FileDigest:
-        """Write `ids` and `counts` of the touched rows, hottest first, as safetensors.
-
-        Raises:
-            StorageError: the disk refused.
-        """
-        return write_ranked(self.windows(table), distribution, path, self._scratch)

@@ -23,6 +23,7 @@ from erless.profile import tally
 from erless.profile.access import extend_profile, profile_access
 from erless.profile.curves import MachineCurves
 from erless.profile.formats import LogFormat, LogSource
+from erless.profile.ranking import distribution_of, write_ranked
 from erless.profile.tally import Tallies
 from erless.specs.counts import open_counts, read_histogram
 from erless.specs.profile import Profile, ThroughputCurve
@@ -124,9 +125,9 @@ def test_tally_equals_counter(
         for index, each in enumerate(ids.tolist()):
             wanted[each] += 1 if counts is None else int(counts[index])
     wanted = +wanted
-    distribution = tallies.distribution("t")
+    distribution = distribution_of(tallies.windows("t"))
     assert distribution.accesses == wanted.total()
-    tallies.write("t", distribution, scratch / "t.safetensors")
+    write_ranked(tallies.windows("t"), distribution, scratch / "t.safetensors", scratch)
     file = TensorFile(scratch / "t.safetensors")
     found = list(zip(file.read("ids").tolist(), file.read("counts").tolist(), strict=True))
     assert found == ranked(wanted)
@@ -142,9 +143,9 @@ def test_a_window_of_rows_that_were_all_counted_zero_times(
     monkeypatch.setattr(tally, "WINDOW_ROWS", 4)
     tallies = Tallies({"t": 8}, tmp_path)
     tallies.add("t", np.array([0, 1, 6]), np.array([0, 0, 3]))
-    distribution = tallies.distribution("t")
+    distribution = distribution_of(tallies.windows("t"))
     assert distribution.touched == 1
-    tallies.write("t", distribution, tmp_path / "t.safetensors")
+    write_ranked(tallies.windows("t"), distribution, tmp_path / "t.safetensors", tmp_path)
     assert TensorFile(tmp_path / "t.safetensors").read("ids").tolist() == [6]
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from erless.cli.bars import bars
-from erless.cli.hints import again, trying
+from erless.cli.hints import trying
+from erless.cli.model.counting import CountingOptions, Engine
 from erless.cli.option_groups import grouped
 from erless.cli.options import EndpointOption, StoreOption, project, store_of
 from erless.cli.query_columns import column_pairs
@@ -43,65 +44,6 @@ class Format(StrEnum):
     CRITEO = "criteo"
     INTERACTIONS = "interactions"
     COUNTS = "counts"
-
-
-class Engine(StrEnum):
-    """Who counts the accesses."""
-
-    LOCAL = "local"
-    SPARK = "spark"
-
-
-@dataclass(frozen=True)
-class CountingOptions:
-    """This machine counts, or Spark."""
-
-    engine: Annotated[
-        Engine, typer.Option(help="Who counts the logs: this machine, or a Spark cluster.")
-    ] = Engine.LOCAL
-    master: Annotated[
-        str,
-        typer.Option(
-            help="Spark's master, as spark-submit takes it, or a Spark Connect URL "
-            "[default: what spark-submit says]."
-        ),
-    ] = ""
-    conf: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A property of Spark. Repeatable."),
-    ] = None
-    counts_out: Annotated[
-        str | None,
-        typer.Option(
-            help="Keep Spark's counts as parquet there, where its executors can write "
-            "(s3a://bucket/prefix) [default: beside the profile, until it is written]."
-        ),
-    ] = None
-    every: Annotated[
-        int, typer.Option(help="Spark reads one of so many parts of the logs: a sample.", min=1)
-    ] = 1
-
-    most_rows: Annotated[
-        int,
-        typer.Option(
-            help="Touched rows of a table that Spark's profile ranks; of more it keeps a "
-            "histogram, which is enough to plan.",
-            min=1,
-        ),
-    ] = 10**9
-
-    def check(self) -> None:
-        """Refuse Spark's options without Spark.
-
-        Raises:
-            OptionError: names them.
-        """
-        from erless.errors import OptionError
-
-        given = self.master or self.conf or self.counts_out or self.every > 1
-        if self.engine is Engine.LOCAL and given:
-            with trying(again("--engine", "spark"), OptionError):
-                raise OptionError("--master, --conf, --counts-out and --every are Spark's")
 
 
 @dataclass(frozen=True)
@@ -228,7 +170,7 @@ def profile(
     logs.check()
     config = project()
     if heat.live:
-        _live(heat, out or LIVE, config, overwrite, plot, output)
+        _live(logs, heat, out or LIVE, config, overwrite, plot, output)
         return
     if model is None and config.model.exists():
         model = config.model
@@ -282,12 +224,7 @@ def _on_spark(
     """Count the logs on Spark."""
     from erless.profile.formats import LogFormat
     from erless.profile.spark.job import SparkProfile, profile_on_spark
-    from erless.profile.spark.session import SparkOptions
 
-    pairs = [text.partition("=") for text in logs.conf or ()]
-    for key, equals, value in pairs:
-        if not (key and equals):
-            raise typer.BadParameter(f"--conf {key}{equals}{value}: expected KEY=VALUE")
     how = SparkProfile(
         log_format=LogFormat(logs.log_format.value),
         samples=logs.samples,
@@ -295,13 +232,20 @@ def _on_spark(
         most_rows=logs.most_rows,
         counts_at=logs.counts_out,
     )
-    spark = SparkOptions(logs.master, {key: value for key, _, value in pairs})
     return profile_on_spark(
-        spark, model, sources, out, how, curves=curves, overwrite=overwrite, progress=progress
+        logs.spark(),
+        model,
+        sources,
+        out,
+        how,
+        curves=curves,
+        overwrite=overwrite,
+        progress=progress,
     )
 
 
 def _live(
+    counting: CountingOptions,
     heat: LiveProfileOptions,
     out: Path,
     config: Config,
@@ -313,9 +257,25 @@ def _live(
     from erless.profile.live import live_release, profile_live
     from erless.storage.stores import open_store
 
-    store = open_store(store_of(heat.store, None, config), endpoint_url=heat.endpoint_url)
+    location = store_of(heat.store, None, config)
+    store = open_store(location, endpoint_url=heat.endpoint_url)
     release = live_release(store, heat.release)
-    report = profile_live(store, release, out, before=config.profile, overwrite=overwrite)
+    if counting.engine is Engine.SPARK:
+        from erless.profile.spark.heat import StoreAt, profile_live_on_spark
+
+        with bars() as progress:
+            report = profile_live_on_spark(
+                counting.spark(),
+                StoreAt(location, heat.endpoint_url),
+                release,
+                out,
+                before=config.profile,
+                overwrite=overwrite,
+                sums_at=counting.counts_out,
+                progress=progress,
+            )
+    else:
+        report = profile_live(store, release, out, before=config.profile, overwrite=overwrite)
     for line in report.warnings:
         note(f"warning: {line}")
     document = {**report.document(), "out": str(out), "release": release.digest}

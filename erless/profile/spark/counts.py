@@ -19,12 +19,11 @@ import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 
 from erless.errors import StorageError, first_line
-from erless.profile.ranking import CountDistribution, Window, distribution_of, write_ranked
+from erless.profile.ranking import Window
 from erless.profile.spark.executor import window_rows
 from erless.storage.atomic import os_errors
-from erless.storage.digests import FileDigest
 
-__all__ = ["SparkCounts"]
+__all__ = ["SparkCounts", "read_rows"]
 
 BATCH_ROWS = 4  # of windows
 SCHEMES = {"s3a": "s3", "s3n": "s3"}  # what Spark calls them, and Arrow
@@ -43,13 +42,13 @@ class SparkCounts:
     """
 
     def __init__(self, url: str, numbers: Mapping[str, int], scratch: Path) -> None:
-        self.url, self._numbers, self._scratch = url, numbers, scratch
+        self._numbers, self.scratch = numbers, scratch
         self.facts: list[dict[str, Any]] = []
         self._path = scratch / "windows"
         # of each table's windows: first id, place in the scratch file, rows
         self._windows: dict[int, list[tuple[int, int, int]]] = {}
         with os_errors(self._path), self._path.open("wb") as file:
-            for batch in self._batches():
+            for batch in read_rows(url):
                 for row, table in enumerate(batch.column("table").to_pylist()):
                     if table < 0:
                         self.facts += batch.slice(row, 1).to_pylist()
@@ -68,34 +67,27 @@ class SparkCounts:
                 both = np.fromfile(self._path, np.int64, 2 * rows, offset=place)
                 yield both[:rows], both[rows:]
 
-    def distribution(self, table: str) -> CountDistribution:
-        """How many rows of `table` have each count."""
-        return distribution_of(self.windows(table))
 
-    def write(self, table: str, distribution: CountDistribution, path: Path) -> FileDigest:
-        """Write `ids` and `counts` of the touched rows, hottest first, as safetensors.
+def read_rows(url: str, batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+    """The rows of the parquet files that a job wrote to `url`, `batch_rows` at a time.
 
-        Raises:
-            StorageError: the disk refused.
-        """
-        return write_ranked(self.windows(table), distribution, path, self._scratch)
+    Raises:
+        StorageError: they cannot be read.
+    """
+    with _errors(url):
+        files, paths = _opened(url)
+    for path in paths:
+        with _errors(url), files.open_input_file(path) as opened:
+            yield from pq.ParquetFile(opened).iter_batches(batch_rows)
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        with self._errors():
-            files, paths = _opened(self.url)
-        for path in paths:
-            with self._errors(), files.open_input_file(path) as opened:
-                yield from pq.ParquetFile(opened).iter_batches(BATCH_ROWS)
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, pa.ArrowException) as error:
-            why = first_line(error)
-            raise StorageError(
-                f"{self.url}: the counts that Spark wrote cannot be read: {why}"
-            ) from error
+@contextmanager
+def _errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        why = first_line(error)
+        raise StorageError(f"{url}: what Spark wrote cannot be read: {why}") from error
 
 
 def _opened(url: str) -> tuple[pa_fs.FileSystem, list[str]]:

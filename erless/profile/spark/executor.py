@@ -50,7 +50,7 @@ ARROW_SCHEMA = pa.schema(
         ("counts", pa.binary()),
     ]
 )
-WINDOW_ROWS = 1 << 20  # ids of a row: 12 MB at most, and 8 MB to add up
+WINDOW_ROWS = 1 << 20  # ids of a row: 8 MB at most, 12 where counts are large, and 8 to add up
 # In the place of a table: samples of table `id`; that they are not known; accesses in log `id`;
 # what is wrong in unit `id`.
 SAMPLES, UNKNOWN_SAMPLES, ACCESSES, FAULT = -1, -2, -3, -4
@@ -120,7 +120,8 @@ class WindowSums:
 
     Columns of a part, in rows that are sorted by table, then id: a window's table, its first id,
     how many of its rows were touched; these as 32-bit offsets from the first, ascending, and their
-    counts as 64-bit integers, both little-endian. Facts pass as they are.
+    counts, as wide where all fit and otherwise as 64-bit integers, all little-endian. Facts pass as
+    they are.
     """
 
     window_rows: int
@@ -156,7 +157,8 @@ def _summed(table: int, base: int, totals: NDArray[np.int64]) -> pa.RecordBatch:
 def window_rows(batch: pa.RecordBatch, row: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Offsets of the touched rows of the window in this row of a batch, ascending; their counts."""
     ids, counts = (batch.column(name)[row].as_buffer() for name in ("ids", "counts"))
-    return np.frombuffer(ids, "<u4").astype(np.int64), np.frombuffer(counts, "<i8")
+    dtype = "<u4" if len(counts) == len(ids) else "<i8"
+    return np.frombuffer(ids, "<u4").astype(np.int64), np.frombuffer(counts, dtype).astype(np.int64)
 
 
 def _windows(
@@ -174,7 +176,8 @@ def _windows(
 def _window(
     table: int, base: int, offsets: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> pa.RecordBatch:
-    data = offsets.astype("<u4").tobytes(), counts.astype("<i8").tobytes()
+    dtype = "<u4" if int(counts.max()) < 1 << 32 else "<i8"
+    data = offsets.astype("<u4").tobytes(), counts.astype(dtype).tobytes()
     row = ([table], [base], [len(offsets)], [None], [data[0]], [data[1]])
     return _batch(row)
 

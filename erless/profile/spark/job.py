@@ -41,7 +41,7 @@ from erless.storage.atomic import staged_directory
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["SparkProfile", "count_on_spark", "profile_on_spark"]
+__all__ = ["MOST_TASKS", "SparkProfile", "count_on_spark", "profile_on_spark", "scratch_beside"]
 
 NO_CURVES = MachineCurves()
 MOST_TASKS = 4096  # each keeps its own counts until it ends
@@ -94,7 +94,7 @@ def profile_on_spark(
     units = list(log_units(sources, names.rows, how.log_format))[:: how.every]
     with (
         staged_directory(out, marker=MANIFEST, overwrite=overwrite or unfinished) as stage,
-        _scratch_beside(out) as scratch,
+        scratch_beside(out) as scratch,
     ):
         counts_at = how.counts_at or str(scratch / "counts")
         task = _task(bundle, model, sources, units, how)
@@ -118,7 +118,8 @@ def profile_on_spark(
 
 
 @contextmanager
-def _scratch_beside(out: Path) -> Iterator[Path]:
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, on the same disk, that goes when the block ends."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}-counts-", dir=out.parent) as folder:
         yield Path(folder).absolute()

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,23 +33,17 @@ from erless.storage.tensors import write_tensors
 from tests.conftest import ROOT
 
 from ..conftest import MakeBundle
+from .conftest import LOCAL
 
 pytest.importorskip("pyspark", reason="pyspark is not installed: `make spark`")
 pytestmark = [
     pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java"),
     pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # pyspark's own sockets
+    pytest.mark.usefixtures("one_session"),
 ]
 
-LOCAL = SparkOptions("local[2]", {"spark.sql.shuffle.partitions": "2"})
 TABLES = {"t": 5000, "u": 70, "untouched": 3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_session() -> Iterator[None]:
-    """All tests join one session: starting takes longer than they do."""
-    with spark_session(LOCAL):
-        yield
 
 
 @pytest.fixture
@@ -225,7 +218,7 @@ def test_without_java_or_a_master_nothing_is_waited_for(monkeypatch: pytest.Monk
 def test_counts_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     from erless.profile.spark.counts import SparkCounts
 
-    with pytest.raises(StorageError, match="the counts that Spark wrote cannot be read"):
+    with pytest.raises(StorageError, match="what Spark wrote cannot be read"):
         SparkCounts(str(tmp_path / "absent"), {}, tmp_path)
 
 

@@ -12,10 +12,12 @@ from erless.profile.spark.executor import SAMPLES, WindowSums, _facts, _windows,
 WINDOW = 16
 
 
+COUNTS = st.integers(1, 9) | st.integers((1 << 32) - 9, 1 << 40)  # of 32 bits, or more
+
+
 @given(
     parts=st.lists(
-        st.tuples(st.integers(0, 2), st.dictionaries(st.integers(0, 99), st.integers(1, 9))),
-        max_size=8,
+        st.tuples(st.integers(0, 2), st.dictionaries(st.integers(0, 99), COUNTS)), max_size=8
     )
 )
 def test_parts_of_windows_add_up_to_the_counts(parts: list[tuple[int, dict[int, int]]]) -> None:
