@@ -169,7 +169,9 @@ class Planner:
         Raises:
             InfeasibleError: nothing is, and it is the policy asked for.
         """
-        found = self.selection.best(policy, pool, policy == self.request.policy)
+        found = self.selection.best(
+            policy, pool, policy == self.request.policy, free=policy == "joint"
+        )
         return self._frozen(found) if found and policy == "joint" else found
 
     def _frozen(self, candidate: Candidate) -> Candidate:

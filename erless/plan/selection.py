@@ -17,16 +17,21 @@ from erless.plan.nodes.exact_packing import states
 from erless.plan.nodes.groups import groups_of
 from erless.plan.nodes.packing import Packing, cheapest_possible, pack
 from erless.plan.nodes.prices import Prices
+from erless.plan.policies.borders import filled, other_borders
 from erless.plan.policies.container_sizes import other_sizes
-from erless.plan.policies.joint import FEWER_FUNCTIONS, joint_memory
+from erless.plan.policies.joint import joint_memory
 from erless.plan.policies.proposals import Proposal, every_layout
 from erless.plan.policies.tiers import with_tiers
 from erless.plan.request import PlanRequest, Policy
 
 __all__ = ["Candidate", "Selection"]
 
+NEAR = 0.02  # of the least memory: what is filled anew
+FILLED = 8  # layouts at most
 REPACKED = 6  # layouts of which the nodes are chosen exactly
 RESIZED = 3  # of which functions' containers are tried in other sizes
+MOVES = 200  # of borders that are tried, of one layout
+MOVED = 4  # of these layouts, of which containers are tried in other sizes
 ROUNDING_WASTE = 1.01  # dollars over what vCPU and memory cost, below which nothing is to be gained
 MOST_STATES = 1500  # of containers left over, when nodes are chosen exactly
 TIMELY_VCPU = 0.95  # that a container has at least where the SLA needs it: two on two cores
@@ -49,6 +54,7 @@ class _Packed(NamedTuple):
     key: tuple[float, ...]
     legal: bool
     dollars: float
+    floor: float
     candidate: Candidate
 
 
@@ -61,9 +67,12 @@ class Selection:
     shard_bytes: float
 
     def best(
-        self, policy: Policy, pool: Sequence[Layout | Proposal], strict: bool
+        self, policy: Policy, pool: Sequence[Layout | Proposal], strict: bool, free: bool = False
     ) -> Candidate | None:
         """The cheapest layout that meets the constraints; for a baseline, else the cheapest.
+
+        Where the shape is `free`, the borders between functions of what is nearly the cheapest are
+        moved too.
 
         None where the pool has no layout, or, for a baseline, none that fits on nodes.
 
@@ -71,7 +80,8 @@ class Selection:
             InfeasibleError: `strict`, and no layout fits on nodes or meets the constraints.
         """
         by_memory = self.request.aim == "memory"
-        packed = self._by_memory(policy, pool) if by_memory else self._by_dollars(policy, pool)
+        choose = self._by_memory if by_memory else self._by_dollars
+        packed = choose(policy, pool, free)
         if not packed:
             sized = [self._sized(policy, layout) for layout in every_layout(pool)]
             if strict and sized:
@@ -114,21 +124,23 @@ class Selection:
             for made in entry.make():
                 add(made)
 
-    def _by_memory(self, policy: Policy, pool: Sequence[Layout | Proposal]) -> list[_Packed]:
-        """The layouts on nodes, least memory first, up to the first that is legal.
-
-        Of joint's legal ones, one with fewer functions comes first where it takes hardly more.
-        """
+    def _by_memory(
+        self, policy: Policy, pool: Sequence[Layout | Proposal], free: bool
+    ) -> list[_Packed]:
+        """The layouts on nodes, least memory first, up to the first that is legal."""
         layouts: list[Layout] = []
         legal: list[Layout] = []
         waiting = self._rising(policy, pool)
         for memory, layout in waiting:
-            if legal and memory > legal[0].memory * (1 + FEWER_FUNCTIONS):
+            if legal and memory > legal[0].memory * (1 + (NEAR if free else 0.0)):
                 waiting = itertools.chain([(memory, layout)], waiting)
                 break
             layouts.append(layout)
             if not self._violations(layout):
                 legal.append(layout)
+        if free:
+            anew = [self._sized(policy, filled(layout)) for layout in legal[:FILLED]]
+            legal += [layout for layout in anew if not self._violations(layout)]
         if policy == "joint" and legal:
             layouts = [joint_memory(legal), *layouts]
         packed = []
@@ -141,7 +153,9 @@ class Selection:
                     break
         return packed
 
-    def _by_dollars(self, policy: Policy, pool: Sequence[Layout | Proposal]) -> list[_Packed]:
+    def _by_dollars(
+        self, policy: Policy, pool: Sequence[Layout | Proposal], free: bool
+    ) -> list[_Packed]:
         """The layouts on nodes that may be the cheapest legal one.
 
         No packing is cheaper than the layout's floor, so floors are tried in rising order until
@@ -161,7 +175,44 @@ class Selection:
         if policy != "joint":
             return packed
         nearest = sorted(packed, key=lambda entry: entry.key)[:RESIZED]
-        return [*packed, *(self._resized(policy, entry) for entry in nearest)]
+        packed += [self._resized(policy, entry) for entry in nearest]
+        if free and packed:
+            best = min(packed, key=lambda entry: entry.key)
+            packed.append(self._moved(policy, best))
+        return packed
+
+    def _moved(self, policy: Policy, entry: _Packed) -> _Packed:
+        """The layout with single borders between functions moved, while that is cheaper.
+
+        Of all such layouts the cheapest, and those that could be cheapest on other nodes, are tried
+        with containers of other sizes too.
+        """
+        if self.request.tier_precision or self.request.tier_replicas:
+            return entry
+        while True:
+            near = []
+            for layout in itertools.islice(other_borders(entry.candidate.layout), MOVES):
+                sized = self._sized(policy, layout)
+                floor = cheapest_possible(sized, self.prices)
+                found = self._packed(policy, sized, floor) if floor < entry.dollars else None
+                if found is not None and found.legal:
+                    near.append(found)
+            cheapest = sorted(near, key=lambda each: each.key)[:MOVED]
+            promising = sorted(near, key=lambda each: each.floor)[:MOVED]
+            tried = {id(each): each for each in (*cheapest, *promising)}.values()
+            better = [self._resized(policy, self._repacked(each)) for each in tried]
+            best = min(better, key=lambda each: each.key, default=entry)
+            if _dollars_first(best) >= _dollars_first(entry):
+                return entry
+            entry = best
+
+    @property
+    def _container_sizes(self) -> list[float]:
+        """vCPU of each node type, at most what a container may have."""
+        most = self.request.max_vcpu or math.inf
+        return [
+            min(size, most) for size in sorted({kind.usable_vcpu for kind in self.prices.types})
+        ]
 
     def _resized(self, policy: Policy, entry: _Packed) -> _Packed:
         """The layout with single functions' containers in other sizes, while that is cheaper.
@@ -170,13 +221,11 @@ class Selection:
         """
         if self.request.tier_precision or self.request.tier_replicas:
             return entry
-        sizes = sorted({kind.usable_vcpu for kind in self.prices.types})
-        most = self.request.max_vcpu or math.inf
         while entry.dollars > ROUNDING_WASTE * cheapest_possible(
             entry.candidate.layout, self.prices
         ):
             better = entry
-            for layout in other_sizes(entry.candidate.layout, [min(size, most) for size in sizes]):
+            for layout in other_sizes(entry.candidate.layout, self._container_sizes):
                 floor = cheapest_possible(layout, self.prices)
                 if floor < better.dollars:
                     found = self._packed(policy, layout, floor)
@@ -197,7 +246,8 @@ class Selection:
         dollars = round(packing.usd_per_month, 6)
         legal, rank, _, *taste = entry.key
         key = (legal, rank, dollars, *taste)
-        return _Packed(key, entry.legal, dollars, replace(entry.candidate, packing=packing))
+        candidate = replace(entry.candidate, packing=packing)
+        return _Packed(key, entry.legal, dollars, entry.floor, candidate)
 
     def _sized(self, policy: Policy, layout: Layout) -> Layout:
         """The layout in time for the SLA, with the precision and replicas that its tiers need."""
@@ -213,7 +263,7 @@ class Selection:
         legal, dollars = not self._violations(layout), round(packing.usd_per_month, 6)
         taste = (_loss(layout), len(layout.shards), round(floor, 2), layout.memory)
         key = (not legal, rank, dollars, *taste)
-        return _Packed(key, legal, dollars, Candidate(policy, layout, packing))
+        return _Packed(key, legal, dollars, floor, Candidate(policy, layout, packing))
 
     def _in_time(self, layout: Layout) -> Layout:
         """The layout, with as much more vCPU per container as its p95 needs to meet the SLA.

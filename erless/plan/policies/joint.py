@@ -27,7 +27,6 @@ from erless.specs.plan import Precision
 __all__ = ["joint_layouts", "joint_memory"]
 
 ATOM_TABLES = 16  # tables up to which single hot rows are tried in other functions
-FEWER_FUNCTIONS = 0.004  # memory given up at most for fewer functions
 SLACK = (0.0, 1e-6, 1e-4, 1e-3)  # capacity left free for rows that do not divide
 
 
@@ -89,14 +88,9 @@ def _function_sizes(
 
 
 def joint_memory(layouts: Sequence[Layout]) -> Layout:
-    """The layout of least memory; within 0.4 % of it, the one with fewest functions.
-
-    Instances small enough for the exact method give nothing up.
-    """
+    """The layout of least memory; of several, the one with fewest functions."""
     least = min(layout.memory for layout in layouts)
-    rows = sum(table.rows for table in layouts[0].demand.tables)
-    margin = 0.0 if rows <= exact.MOST_ROWS else FEWER_FUNCTIONS
-    near = [layout for layout in layouts if layout.memory <= least * (1 + margin) + 1e-6]
+    near = [layout for layout in layouts if layout.memory <= least + 1e-6]
     return min(near, key=lambda layout: (len(layout.shards), layout.memory))
 
 

@@ -146,7 +146,7 @@ def test_no_baseline_is_below_the_bound_nor_below_joint(seed: int) -> None:
     ):
         assert_covers(layout)
         assert layout.memory >= bound * (1 - 1e-9)
-        assert layout.memory >= joint.memory * (1 - 0.005)
+        assert layout.memory >= joint.memory * (1 - 1e-9)
 
 
 def test_limited_fan_out_is_kept_and_its_bound_too() -> None:
