@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from erless.plan.nodes.groups import SLACK, Group, dimensions_of, room_of
+from erless.plan.nodes.groups import SLACK, Group, dimensions_of
 from erless.plan.nodes.prices import InstanceType
 
 __all__ = ["pack_exactly", "states"]
@@ -32,7 +32,7 @@ def pack_exactly(
     dimensions = dimensions_of(groups)
     held = np.indices([group.number + 1 for group in groups]).reshape(len(groups), -1).T
     used = held @ np.array([group.needs[:dimensions] for group in groups])
-    room = np.array([room_of(kind)[:dimensions] for kind in types]) + SLACK[:dimensions]
+    room = np.array([kind.room[:dimensions] for kind in types]) + SLACK[:dimensions]
     fits = (room[None, :, :] >= used[:, None, :]).all(axis=2)
     prices = np.where(fits, [kind.usd_per_month for kind in types], np.inf)
     cheapest = prices.argmin(axis=1)

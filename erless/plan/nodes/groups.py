@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from erless.plan.costs.layout import Layout
-from erless.plan.nodes.prices import InstanceType
 
-__all__ = ["SLACK", "Group", "Needs", "dimensions_of", "groups_of", "room_of"]
+__all__ = ["SLACK", "Group", "Needs", "dimensions_of", "groups_of"]
 
 Needs = tuple[float, float, float, float]
 SLACK = (1e-9, 0.0, 0.0, 1e-6)  # that rounding may take of each
@@ -27,11 +26,6 @@ class Group(NamedTuple):
     def needs(self) -> Needs:
         """What one container takes."""
         return (self.vcpu, self.memory, self.disk_bytes, self.iops)
-
-
-def room_of(kind: InstanceType) -> Needs:
-    """What a node has of each need."""
-    return (kind.usable_vcpu, kind.usable_bytes, kind.disk_bytes, kind.read_iops)
 
 
 def dimensions_of(groups: Sequence[Group]) -> int:

@@ -13,15 +13,17 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import ge
 
 from erless.plan.costs.layout import Layout
 from erless.plan.nodes.exact_packing import pack_exactly, states
-from erless.plan.nodes.groups import SLACK, Group, Needs, dimensions_of, groups_of, room_of
+from erless.plan.nodes.groups import SLACK, Group, Needs, dimensions_of, groups_of
 from erless.plan.nodes.prices import InstanceType, Prices
 
 __all__ = ["Packing", "cheapest_possible", "pack", "pack_equal", "pack_groups"]
 
 EXACT_STATES = 64
+ROUNDING = (1e-6, 1.0, 1.0, 1e-3)  # of what containers on one node sum up to
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def _fill(
     groups: Sequence[Group], kind: InstanceType, ladder: Sequence[InstanceType]
 ) -> Packing | None:
     dimensions = dimensions_of(groups)
-    room = room_of(kind)[:dimensions]
+    room = kind.room[:dimensions]
     slack = SLACK[:dimensions]
     if any(
         need > have + extra
@@ -142,12 +144,5 @@ def _largest_share(needs: Needs, room: Sequence[float]) -> float:
 
 
 def _cheapest(used: Sequence[float], ladder: Sequence[InstanceType]) -> InstanceType:
-    rounding = (1e-6, 1.0, 1.0, 1e-3)
-    return next(
-        kind
-        for kind in ladder
-        if all(
-            have + slack >= need
-            for have, need, slack in zip(room_of(kind), used, rounding, strict=False)
-        )
-    )
+    needs = [need - slack for need, slack in zip(used, ROUNDING, strict=False)]
+    return next(kind for kind in ladder if all(map(ge, kind.room, needs)))

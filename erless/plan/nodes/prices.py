@@ -79,6 +79,11 @@ class InstanceType:
         """Memory for containers."""
         return (self.allocatable_gib or self.memory_gib * 0.97 - 0.25) * GIB
 
+    @cached_property
+    def room(self) -> tuple[float, float, float, float]:
+        """What a node has for containers: vCPU, bytes, and of its disk bytes and reads/s."""
+        return (self.usable_vcpu, self.usable_bytes, self.disk_bytes, self.read_iops)
+
     def disk_holds(self, other: InstanceType) -> bool:
         """Whether its disk is as large and as fast as that of `other`."""
         return self.disk_bytes >= other.disk_bytes and self.read_iops >= other.read_iops
