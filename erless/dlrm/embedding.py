@@ -15,7 +15,7 @@ pooling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
-from erless.dlrm.patches import PAGE_BYTES, RowChanges, SlicePatch, aligned_copy
+from erless.dlrm.patches import RowChanges, SlicePatch, aligned_copy
 from erless.dlrm.pool_call import PoolCall, ShardTables
 from erless.dlrm.query_arrays import Floats, Ids, Lengths, as_lengths
 from erless.dlrm.rows import Home, RowIndex
@@ -86,8 +86,6 @@ class StoredSlice:
         index: row id → position in `rows`.
         patch: rows that differ, where generations changed some; the table may have more rows then
             than the index.
-        anew: makes an array of the release's rows that shares their pages until it is written to;
-            None: all of them are copied.
 
     Raises:
         ArtifactError: rows, index and table do not fit together.
@@ -98,7 +96,6 @@ class StoredSlice:
     rows: NDArray[Any]
     index: RowIndex
     patch: SlicePatch | None = None
-    anew: Callable[[], NDArray[Any]] | None = None
 
     def __post_init__(self) -> None:
         shape = (self.index.stored, stored_width(self.precision, self.table.dim))
@@ -138,16 +135,18 @@ class StoredSlice:
     @property
     def rewritten_bytes(self) -> int:
         """Memory that `rewritten` takes."""
-        if self.patch is None or not (self.patch.keys >= 0).any():
-            return 0
-        return self.patch.pages(self.rows) * PAGE_BYTES if self.anew else self.rows.nbytes
+        changed = self.patch is not None and bool((self.patch.keys >= 0).any())
+        return self.rows.nbytes if changed else 0
 
     def rewritten(self) -> StoredSlice:
-        """The same rows, those that differ in the places of the release's: beside them lie only
-        added ones. Lookups cost what they do without changes."""
+        """The same rows in a copy of all of them, those that differ in the places of the release's.
+
+        Lookups cost what they do without changes, and less where numpy gets huge pages: pages that
+        the kernel copies one by one, as they are written to, made them dearer than a patch does.
+        """
         if self.patch is None or not self.rewritten_bytes:
             return self
-        rows = self.anew() if self.anew else aligned_copy(self.rows)
+        rows = aligned_copy(self.rows)
         self.patch.write(rows)
         added = self.patch.added()
         grown = added.table_rows > self.index.rows
@@ -274,7 +273,7 @@ class EmbeddingShard:
         return sum(part.rewritten_bytes for part in self.slices)
 
     def rewritten(self) -> EmbeddingShard:
-        """The same shard, changed rows in the places of the release's, in pages of its own."""
+        """The same shard, changed rows in the places of the release's, in a copy of its rows."""
         return EmbeddingShard([part.rewritten() for part in self.slices], self.name)
 
     @property

@@ -1,15 +1,14 @@
 """Rows that took the place of a slice's own, or came beside them: what generations change.
 
 The rows of a release stay as they were mapped. What a generation changes lies in memory beside
-them, and a lookup finds it there (kernels/arithmetic/patch.h); or it is written into pages that are
-a generation's own, so that lookups cost what they did. Nothing that is looked up is ever
-overwritten: a query that began with one generation ends with it.
+them, and a lookup finds it there (kernels/arithmetic/patch.h); or it is written into a copy of all
+rows, so that lookups cost what they did. Nothing that is looked up is ever overwritten: a query
+that began with one generation ends with it.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -23,8 +22,6 @@ from erless.errors import ArtifactError
 __all__ = ["RowChanges", "SlicePatch", "aligned_copy"]
 
 LINE_BYTES = 64  # of the processor's caches
-PAGE_BYTES = mmap.PAGESIZE
-WRITTEN_ROWS = 1024  # at a time: some 3 ms of page faults, which keep other threads waiting
 SUPERSEDED = 2  # rows held ÷ rows looked up, beyond which those that are no longer are let go
 
 Rows = NDArray[Any]
@@ -133,23 +130,12 @@ class SlicePatch:
         numbers, places = self.numbers[beside], self.places[beside]
         return SlicePatch(self.table_rows, self.chunks, self.keys[beside], numbers, places)
 
-    def pages(self, rows: Rows) -> int:
-        """How many pages of memory `rows` has stored rows in that differ."""
-        begins = rows.ctypes.data % PAGE_BYTES + self.keys[self.keys >= 0] * rows[:1].nbytes
-        touched = np.zeros((PAGE_BYTES + rows.nbytes) // PAGE_BYTES + 1, np.bool_)
-        for page in range(-(-rows[:1].nbytes // PAGE_BYTES)):  # a row may have many
-            touched[(begins + page * PAGE_BYTES) // PAGE_BYTES] = True
-        touched[(begins + rows[:1].nbytes - 1) // PAGE_BYTES] = True
-        return int(np.count_nonzero(touched))
-
     def write(self, rows: Rows) -> None:
         """Put the rows that stand in for stored ones in their places in `rows`."""
         ends = np.searchsorted(self.numbers, np.arange(len(self.chunks)), side="right")
         for chunk, begin, end in zip(self.chunks, (0, *ends), ends, strict=False):
-            for first in range(begin, end, WRITTEN_ROWS):
-                some = slice(first, min(end, first + WRITTEN_ROWS))
-                keys, places = self.keys[some], self.places[some]
-                rows[keys[keys >= 0]] = chunk[places[keys >= 0]]
+            keys, places = self.keys[begin:end], self.places[begin:end]
+            rows[keys[keys >= 0]] = chunk[places[keys >= 0]]
 
     def kernel(self, row_bytes: int, stored: int) -> _kernels.Patch:
         """The patch as the kernels look it up: beside `stored` rows of `row_bytes` each."""

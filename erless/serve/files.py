@@ -23,7 +23,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -408,14 +408,10 @@ def _shard(
     slices = []
     for part in manifest.slices:
         file = TensorFile(lease.folder / part.file.path)
-        map_rows = partial(file.map, "rows", populate=True)
+        rows = file.map("rows", populate=True)
         slices.append(
             StoredSlice(
-                slice_table(part),
-                manifest.precision_of(part),
-                map_rows(),
-                slice_index(part, file),
-                anew=map_rows,
+                slice_table(part), manifest.precision_of(part), rows, slice_index(part, file)
             )
         )
     return EmbeddingShard(slices, name), mapped_files(lease, manifest.files())

@@ -57,8 +57,8 @@ def flight_bytes(configured: int | None, workers: int, reserved: int = 0) -> int
 
 
 def rewritten_bytes(configured: int | None, workers: int, least: int = 0) -> int:
-    """What this process may take to write changed rows into pages of its own, now that all rows
-    are in memory.
+    """What this process may take for copies of rows with those that generations changed in place,
+    now that all rows are in memory.
 
     Args:
         configured, workers: as of `flight_bytes`.

@@ -1,6 +1,6 @@
 """A shard with the rows that generations changed: fetched, checked and put beside its own.
 
-Where there is room, they are written into a copy of its pages as well (`Rewriter`).
+Where there is room, they are written into a copy of its rows as well (`Rewriter`).
 
 A state leads back to the ones before it (`erless.specs.generations`). Those that are in memory are
 where the walk ends, so that following generations costs one part each, and a function that has just
@@ -113,13 +113,13 @@ class ShardStates(Generic[S]):
 
 
 class Rewriter:
-    """Has changed rows written in the places of the release's, in pages of their own.
+    """Has changed rows written in the places of the release's, in a copy of these.
 
     May be used from any thread; one at a time rewrites.
 
     Args:
-        room_bytes: most that such pages may take. A shard gets at most a third of them: the one
-            before it is asked until the new one is, and the one before that may have to be let go.
+        room_bytes: most that copies may take. A shard gets at most half of it: the one before is
+            asked until the new one is.
     """
 
     def __init__(self, room_bytes: int) -> None:
@@ -128,13 +128,9 @@ class Rewriter:
         self._lock = threading.Lock()  # of `_sizes`
 
     def rewrite(self, shard: EmbeddingShard) -> EmbeddingShard:
-        """`shard` with its changed rows in place; the same shard where there are none, or no room.
-
-        Raises:
-            StorageError: the file of the release's rows cannot be mapped again.
-        """
+        """`shard` with changed rows in place; `shard` itself where none are, or without room."""
         size = shard.rewritten_bytes
-        if not 0 < size <= self._room_bytes // 3:
+        if not 0 < size <= self._room_bytes // 2:
             return shard
         rewritten = shard.rewritten()
         with self._lock:
@@ -143,6 +139,6 @@ class Rewriter:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the pages that are in use."""
+        """Memory of the copies that are in use."""
         with self._lock:
             return sum(self._sizes.values())

@@ -195,8 +195,8 @@ VARIABLES = (
         "ERLESS_REWRITTEN_BYTES",
         "rewritten_bytes",
         ("sparse", "gateway"),
-        "memory for pages into which rows that generations changed are written, so that lookups "
-        "cost what they did (docs/generations.md); beyond it such rows lie beside the others. "
+        "memory for copies of all rows with those that generations changed in place, so that "
+        "lookups cost what they did (docs/generations.md); beyond it changed rows lie beside. "
         "Without it a quarter of what the container's limit leaves once all rows are in memory, or "
         "a sixteenth of the machine, and 128 MB in a gateway at least",
     ),

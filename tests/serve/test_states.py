@@ -93,11 +93,11 @@ def changed_shard(share: float) -> EmbeddingShard:
     return EmbeddingShard([part.changed(RowChanges(ids, rows[ids] + 1, ROWS))])
 
 
-def test_rows_are_rewritten_where_a_third_of_the_room_suffices() -> None:
+def test_rows_are_rewritten_where_half_of_the_room_suffices() -> None:
     shard, size = changed_shard(0.1), ROWS * DIM * 4
-    for room_bytes in (0, size, 3 * size - 1):
+    for room_bytes in (0, size, 2 * size - 1):
         assert Rewriter(room_bytes).rewrite(shard) is shard
-    rewriter = Rewriter(3 * size)
+    rewriter = Rewriter(2 * size)
     rewritten = rewriter.rewrite(shard)
     assert rewritten is not shard
     one = np.ones((1, 2), np.int32)

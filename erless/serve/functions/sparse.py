@@ -133,14 +133,10 @@ class SparseFunction(ShardFunction):
             self.digest, self.version_path = state, f"shard/versions/{state}"
             self._parameters = {"digest": state}
         self.facts: dict[str, object] = {}
-        self._shard = shard
         self.use(shard)
 
-    def use(self, shard: EmbeddingShard) -> EmbeddingShard:
-        """Look rows up in `shard` from now on, which has the same ones elsewhere in memory.
-
-        Returns where they were looked up before.
-        """
+    def use(self, shard: EmbeddingShard) -> None:
+        """Look rows up in `shard` from now on, which has the same ones elsewhere in memory."""
         settings = self._settings
         secret = open_secret(settings, time.monotonic)
         heads, json32, json16 = answer_forms(self.digest.encode())
@@ -152,8 +148,7 @@ class SparseFunction(ShardFunction):
             settings.max_body_bytes,
             LONGEST_MS,
         )
-        before, self._shard = self._shard, shard
-        return before
+        self._shard = shard
 
     def infer(self, call: InferCall) -> InferAnswer:
         """Gather and pool."""
@@ -175,16 +170,12 @@ class ReleasedShard(SparseFunction):
         states = ShardStates(source, settings.digest, opened.shard)
         rewriter = Rewriter(rewritten_bytes(settings.rewritten_bytes, settings.workers))
         newest: deque[tuple[SparseFunction, EmbeddingShard]] = deque()
-        # The event loop lets go of rewritten rows before us, who give back their pages: that takes
-        # a while.
-        leaving: list[EmbeddingShard] = []
 
         def open_state(digest: str) -> SparseFunction:
             beside = states.open(digest)
-            leaving.clear()
             if len(newest) > 1:  # the last one is asked until gateways have moved on
                 older, its_rows = newest.popleft()
-                leaving.append(older.use(its_rows))
+                older.use(its_rows)
             function = SparseFunction(rewriter.rewrite(beside), settings, metrics, digest)
             newest.append((function, beside))
             return function

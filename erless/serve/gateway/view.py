@@ -21,7 +21,7 @@ from erless.serve.towers import PredictTensors, open_named_tower
 from erless.specs.generations import GenerationManifest, newest_generation, next_generation
 from erless.storage.tensors import TensorFile
 
-# For pages of resident rows, which most lookups are of, whatever the container's limit leaves: a
+# For copies of resident rows, which most lookups are of, whatever the container's limit leaves: a
 # plan gives every gateway 300 MB beside its rows.
 LEAST_REWRITTEN_BYTES = 128 << 20
 
@@ -100,9 +100,10 @@ class GatewayGenerations:
             number: Rewriter(room * size // sum(sizes.values())) for number, size in sizes.items()
         }
         # By shard: state and rows, the newest last. Queries that began with the one before hold its
-        # rows as well: it is let go with the next, since giving pages back takes a while.
+        # rows as well; it is let go before the next is opened, since giving memory back takes a
+        # while.
         self._resident: dict[int, deque[tuple[str, EmbeddingShard]]] = {
-            number: deque(maxlen=2) for number in sizes
+            number: deque() for number in sizes
         }
 
     def newest(self) -> GatewayParts:
@@ -135,9 +136,11 @@ class GatewayGenerations:
         return GatewayParts(manifest, self._grow(manifest, resident), self._tower(manifest))
 
     def _open_resident(self, number: int, state: str) -> EmbeddingShard:
-        """Rows of a resident shard; where they are as before, the same pages."""
+        """Rows of a resident shard, opened anew only where they changed."""
         opened = self._resident[number]
         if not opened or opened[-1][0] != state:
+            if len(opened) > 1:
+                opened.popleft()
             shard = self._rewriters[number].rewrite(self._states[number].open(state))
             opened.append((state, shard))
         return opened[-1][1]

@@ -194,8 +194,9 @@ class App:
         up = standing.up_s(began)
         up_ms = -1 if up is None else int(up * 1e3)
         answered = None
-        for prefix, fast_path in standing.fast_paths:
-            if guard.admits_head(buffer, begin, began, prefix):
+        for prefix, served in standing.fast_paths:
+            fast_path = served.fast_path
+            if fast_path is not None and guard.admits_head(buffer, begin, began, prefix):
                 answered = fast_path.answer(buffer, begin, end, 0, date, up_ms)
             if answered is not None:
                 break

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from erless.dlrm._kernels import FastPath
 from erless.errors import ServeError
 from erless.serve.protocol.fast_lane import secret_prefix
 from erless.serve.protocol.served import Served
@@ -34,7 +33,8 @@ class Standing:
         self._ready_at = math.inf
         self._versions: OpenVersions | None = None
         self.at: dict[bytes, Served] = {}  # the paths of infer calls
-        self.fast_paths: tuple[tuple[bytes, FastPath], ...] = ()  # with a request's beginning
+        # Who has one, with a request's beginning; whose rows have moved has another at once.
+        self.fast_paths: tuple[tuple[bytes, Served], ...] = ()
 
     def get_ready(self, served: Served) -> None:
         """Serve `served`: everything is loaded and verified."""
@@ -51,7 +51,7 @@ class Standing:
         self.at = {_infer_path(served.version_path): served for served in everything}
         self.at[_infer_path(f"{base.model}/versions/{self.version}")] = base
         self.fast_paths = tuple(
-            (secret_prefix(served.version_path.encode()), served.fast_path)
+            (secret_prefix(served.version_path.encode()), served)
             for served in everything
             if served.fast_path is not None
         )
