@@ -9,7 +9,7 @@ from erless.deploy.knative.render.scaling import scaling_annotations
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.deploy.kubernetes.releases import TrafficTarget
-from erless.deploy.kubernetes.render.functions import ClusterFunction, Object
+from erless.deploy.kubernetes.render.cluster_function import ClusterFunction, Object
 from erless.deploy.target import Desired
 from erless.errors import ConfigError
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.deploy.kubernetes.kinds import CERTIFICATE, ISSUER
-from erless.deploy.kubernetes.render.functions import ClusterFunction
+from erless.deploy.kubernetes.render.cluster_function import ClusterFunction
 from erless.deploy.kubernetes.render.rendered import Object
 
 __all__ = ["certificates"]

@@ -8,160 +8,35 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
-from erless.deploy.kubernetes.pod_sizing import PodSizing
-from erless.deploy.kubernetes.render.pods import (
-    Needs,
-    identity_environment,
-    load_s,
-    mount_identity,
-    pod,
-    timeout_s,
-)
+from erless.deploy.kubernetes.render.cluster_function import ClusterFunction, service_url
+from erless.deploy.kubernetes.render.pods import Needs, load_s, timeout_s
 from erless.deploy.target import Desired
 from erless.errors import PlanError
 from erless.specs.decoys import decoy_name, planned_shard
 from erless.specs.functions import FunctionKind
-from erless.specs.plan import Scaling, ShardPlan
+from erless.specs.plan import ShardPlan
 from erless.specs.release import ReleaseShard
 
 __all__ = [
-    "HTTPS_PORT",
-    "ClusterFunction",
-    "Object",
     "gateway_function",
     "released_functions",
     "released_kinds",
 ]
 
-Object = dict[str, Any]
 LEAST_BYTES = 80_000_000  # m0: numpy, the server, buffers; measured 60 MB resident
 WORKER_BYTES = 70_000_000  # of each worker after the first: measured 30-72 MB private
 # Of a query that waits in the gateway: what shards get, pooled vectors, dense features.
 QUERY_BYTES = 500_000
 TORCH_BYTES = 300_000_000  # with torch, where a plan says nothing
 MONOLITH_BYTES = 217_000_000  # torch, measured resident: a model-wise replica without rows
-HTTPS_PORT = 443
 PROGRESS_S = (600, 300)  # at least; for pulling an image and adding a node
 # The first gateway of a release waits for its functions longer than it may take to get ready: where
 # they do not come it counts as failed, and gets no queries.
 WAITS_ON_S = 60
 DEADLINE_S = 30.0  # docs/functions.md: of a query whose client names none
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterFunction:
-    """One function of a release, whichever objects stand for it on the cluster.
-
-    service: its name in the cluster; name: as people and the plan call it. timeout_s: the longest
-    answer, a cold start included where it may be at zero. progress_s: how long it may take to get
-    ready before it counts as failed. disk_bytes: files that a replica reads from its node's disk as
-    it serves. full_copy_bytes: of one replica of the whole model; the gateway's only. port: where
-    the gateway calls it. requests_s: what one replica of its planned size can serve. starts_asleep:
-    deploying it starts none. decoy: nobody calls it, and no object says so.
-    """
-
-    service: str
-    name: str
-    kind: FunctionKind
-    tier: str
-    digest: str
-    scaling: Scaling
-    needs: Needs
-    environment: Mapping[str, str]
-    timeout_s: int
-    progress_s: int
-    public: bool = False
-    disk_bytes: int = 0
-    full_copy_bytes: int = 0
-    port: int = 80
-    requests_s: float = 0.0
-    starts_asleep: bool = False
-    decoy: bool = False
-
-    def url(self, settings: ClusterSettings) -> str:
-        """Where the gateway calls it."""
-        return _url(self.service, settings, self.port)
-
-    @property
-    def identity(self) -> str:
-        """The end of the URI in its certificate (erless/serve/identity.py)."""
-        kind = self.kind
-        return kind if kind == "gateway" else f"{kind}-{names.short(self.digest)}"
-
-    @property
-    def identity_secret(self) -> str:
-        """The Secret with its certificate."""
-        return f"{self.service}-tls"
-
-    def sizing(self, settings: ClusterSettings) -> PodSizing | None:
-        """What `erless autoscale` has to know of it; None where its pods keep their size."""
-        scaling, vcpu = self.scaling, self.needs.vcpu
-        wanted = settings.options.resize and scaling.autoscaler == "status"
-        if not wanted or not self.requests_s:
-            return None
-        return PodSizing(
-            function=self.name,
-            vcpu=vcpu,
-            # a process for each planned vCPU, of which none uses more than one
-            most_vcpu=max(vcpu, min(scaling.max_vcpu or vcpu, math.ceil(vcpu))),
-            requests_per_vcpu_s=self.requests_s / vcpu,
-            utilisation=scaling.target_utilisation,
-            overcommit=settings.options.cpu_overcommit,
-        )
-
-    def labels(self, settings: ClusterSettings) -> dict[str, str]:
-        """Of the function and of its pods."""
-        own = names.function_labels(self.kind, self.tier, self.digest)
-        return own | settings.scope.labels
-
-    def metadata(
-        self, release: str, settings: ClusterSettings, *, name: str = "", **labels: str
-    ) -> Object:
-        """Of the object that stands for the function, applied for `release`.
-
-        Args:
-            release: the digest.
-            settings: the cluster.
-            name: where that is not the name of its Service.
-            labels: beside those of the function.
-        """
-        notes = {names.DIGEST: self.digest, names.FUNCTION: self.name}
-        if self.disk_bytes:
-            notes[names.DISK] = str(self.disk_bytes)
-        if self.full_copy_bytes:
-            notes[names.FULL_COPY] = str(self.full_copy_bytes)
-        return names.metadata(
-            name or self.service,
-            release,
-            namespace=settings.options.namespace,
-            labels=self.labels(settings) | labels,
-            annotations=notes,
-        )
-
-    def pod(self, settings: ClusterSettings, store: str) -> Object:
-        """Its pods' spec. Raises ConfigError: no image, or one without a digest."""
-        environment = dict(self.environment)
-        if settings.mutual_tls:
-            environment |= identity_environment(self.kind, settings)
-        spec = pod(self.kind, self.tier, self.needs, environment, settings, store)
-        if settings.mutual_tls:
-            mount_identity(spec, self.kind, self.identity_secret)
-        if settings.options.spread_over:
-            spec["topologySpreadConstraints"] = [
-                {
-                    "maxSkew": 1,
-                    "topologyKey": settings.options.spread_over,
-                    "whenUnsatisfiable": "ScheduleAnyway",  # a zone that is gone stops nobody
-                    "labelSelector": {"matchLabels": self.labels(settings)},
-                }
-            ]
-        return spec
 
 
 def released_functions(desired: Desired, settings: ClusterSettings) -> list[ClusterFunction]:
@@ -312,7 +187,7 @@ def gateway_function(
         environment=_gateway_environment(desired, settings, functions, deadline_s)
         | settings.freshness.environment(resident)
         | {
-            "ERLESS_GATEWAY_URL": _url(settings.scope.gateway, settings),
+            "ERLESS_GATEWAY_URL": service_url(settings.scope.gateway, settings),
             "ERLESS_FUNCTIONS_WAIT_S": str(longest_s + WAITS_ON_S),
         },
         timeout_s=max(math.ceil(deadline_s) + 5, own_start_s),
@@ -387,13 +262,6 @@ def _shard_plan(desired: Desired, shard: ReleaseShard) -> ShardPlan:
 def _sizes(desired: Desired) -> dict[str, str]:
     """Limits that every function shares."""
     return {"ERLESS_MAX_BATCH": str(max(4096, desired.plan.batch))}
-
-
-def _url(service: str, settings: ClusterSettings, port: int = 80) -> str:
-    host = f"{service}.{settings.options.namespace}.{names.CLUSTER_LOCAL}"
-    if port == HTTPS_PORT:
-        return f"https://{host}"
-    return f"http://{host}" if port == 80 else f"http://{host}:{port}"
 
 
 def _progress_s(size_bytes: int, settings: ClusterSettings) -> int:

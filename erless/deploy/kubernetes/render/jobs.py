@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
-from erless.deploy.kubernetes.render.functions import Object
+from erless.deploy.kubernetes.render.cluster_function import Object
 from erless.deploy.kubernetes.render.pods import MIB, millicores, placed_pod, restricted
 
 __all__ = ["CONTAINER", "INDEX_LABEL", "JOB_LABEL", "WAVE", "IndexedWork", "indexed_job"]

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.deploy.kubernetes.pod_names import PodNames
-from erless.deploy.kubernetes.render.functions import ClusterFunction, Object
+from erless.deploy.kubernetes.render.cluster_function import ClusterFunction, Object
 from erless.deploy.kubernetes.render.pods import PORT
 
 __all__ = ["Routes", "account", "base", "extras", "namespace_peer", "network_policies", "tcp"]

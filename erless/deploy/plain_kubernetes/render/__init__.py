@@ -8,11 +8,8 @@ from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.deploy.kubernetes.pod_names import PLAIN
 from erless.deploy.kubernetes.render import policies
 from erless.deploy.kubernetes.render.certificates import certificates
-from erless.deploy.kubernetes.render.functions import (
-    HTTPS_PORT,
-    gateway_function,
-    released_functions,
-)
+from erless.deploy.kubernetes.render.cluster_function import HTTPS_PORT
+from erless.deploy.kubernetes.render.functions import gateway_function, released_functions
 from erless.deploy.kubernetes.render.rendered import Object, Rendered
 from erless.deploy.plain_kubernetes.render.autoscalers import autoscaler, reaches_zero
 from erless.deploy.plain_kubernetes.render.routes import routes

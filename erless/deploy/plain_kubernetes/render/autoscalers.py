@@ -12,7 +12,7 @@ import math
 from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.deploy.kubernetes.kinds import AUTOSCALER, HTTP_SCALER
-from erless.deploy.kubernetes.render.functions import ClusterFunction, Object
+from erless.deploy.kubernetes.render.cluster_function import ClusterFunction, Object
 from erless.deploy.kubernetes.render.pods import PORT, millicores
 from erless.deploy.plain_kubernetes.scaling_apis import CUSTOM_METRIC, ScalingApis
 

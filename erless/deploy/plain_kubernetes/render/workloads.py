@@ -10,7 +10,7 @@ from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.deploy.kubernetes.kinds import DEPLOYMENT, SERVICE
 from erless.deploy.kubernetes.pod_names import PLAIN
-from erless.deploy.kubernetes.render.functions import HTTPS_PORT, ClusterFunction, Object
+from erless.deploy.kubernetes.render.cluster_function import HTTPS_PORT, ClusterFunction, Object
 from erless.deploy.kubernetes.render.pods import DRAIN_S, PORT
 from erless.deploy.target import Desired
 
