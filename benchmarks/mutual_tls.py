@@ -5,6 +5,7 @@
 Queries of RM1's size against one release, served in several ways that are asked in turns:
 
 plain      HTTP between gateway and shards
+again      the same once more: how far two equal ways are apart here
 tls        mutual TLS between them
 traced     plain, with a collector named and 1 % of the queries sampled
 
@@ -20,6 +21,7 @@ import json
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -117,6 +119,7 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         }
         sides = {
             "plain": start_plain(running, store, release),
+            "again": start_plain(running, store, release),
             "tls": start_tls(running, store, release, running.folder / "identities"),
             "traced": start_plain(running, store, release, **traces),
         }
@@ -145,17 +148,19 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         for number in range(options.rounds):
             for way in sides if number % 2 else reversed(sides):
                 count(way, LANES, lambda way=way: many(way))  # type: ignore[misc]
-                count(way, 1, lambda way=way: one(clients[way], queries))  # type: ignore[misc]
+                count(way, 1, lambda way=way: one(clients[way], queries, options.seconds))  # type: ignore[misc]
     return {
         key: shown(values, cpu[key.rpartition(": ")[0] + ": plain"]) for key, values in cpu.items()
     }
 
 
-def one(client: Client, queries: list[Body]) -> int:
-    """All queries, one after the other."""
-    for query in queries:
-        client.infer(query)
-    return len(queries)
+def one(client: Client, queries: list[Body], seconds: float) -> int:
+    """Queries one after the other for `seconds`; returns how many."""
+    until, asked = time.monotonic() + seconds, 0
+    while time.monotonic() < until:
+        client.infer(queries[asked % len(queries)])
+        asked += 1
+    return asked
 
 
 def main() -> None:
