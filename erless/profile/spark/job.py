@@ -143,11 +143,16 @@ def _task(
 
 
 def count_on_spark(session: SparkSession, task: CountTask) -> DataFrame:
-    """Rows (table, id, count, note, ids, counts): a window of a table each, or a fact."""
-    numbers = session.range(0, len(task.shares), 1, max(1, len(task.shares)))
+    """Rows (table, id, count, note, ids, counts): a window of a table each, or a fact.
+
+    As many tasks add up as have counted, or as `spark.sql.shuffle.partitions` says if that is less.
+    """
+    counting = max(1, len(task.shares))
+    adding = min(counting, int(session.conf.get("spark.sql.shuffle.partitions") or counting))
+    numbers = session.range(0, len(task.shares), 1, counting)
     return (
         numbers.mapInArrow(task.run, SCHEMA)
-        .repartition("table", "id")
+        .repartition(adding, "table", "id")
         .sortWithinPartitions("table", "id")
         .mapInArrow(WindowSums(task.window_rows).run, SCHEMA)
     )
