@@ -7,7 +7,6 @@ makes the next chunk. Both take chunks in order; at most `QUEUE_BYTES` wait.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,8 +20,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from erless.errors import ArtifactError
 from erless.specs.artifact import FileEntry
-from erless.storage.atomic import os_errors
 from erless.storage.digests import FileDigest
+from erless.storage.paged_file import PagedFile
 from erless.storage.ranged import RangedFile, read_bytes
 from erless.storage.tensor_header import TensorHeader
 from erless.storage.tensors import ALIGNMENT_BYTES, TensorWriter
@@ -42,14 +41,14 @@ class Pipeline:
         self._waiting: deque[tuple[int, Future[None], Future[None]]] = deque()
         self._bytes = 0
 
-    def submit(self, state: Any, file: Any, path: Path, data: memoryview) -> None:
+    def submit(self, state: Any, file: PagedFile, data: memoryview) -> None:
         """Hash and write `data`, which nobody may change any more. Raises what an earlier one did.
 
         Raises:
             StorageError: the disk refused.
         """
         hashed = self.hasher.submit(state.update, data)
-        written = self.writer.submit(_write, file, path, data)
+        written = self.writer.submit(file.write, data)
         self._waiting.append((len(data), hashed, written))
         self._bytes += len(data)
         while self._bytes > QUEUE_BYTES:
@@ -74,12 +73,6 @@ class Pipeline:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write(file: Any, path: Path, data: memoryview) -> None:
-    with os_errors(path):
-        while data:
-            data = data[file.write(data) or 0 :]
-
-
 class StreamWriter(TensorWriter):
     """A TensorWriter whose hashing and writing happen in a pipeline's threads.
 
@@ -98,7 +91,7 @@ class StreamWriter(TensorWriter):
         super().__init__(path, tensors, metadata, alignment_bytes)
 
     def _put(self, data: bytes | memoryview) -> None:
-        self._pipeline.submit(self._hash, self._file, self.path, memoryview(data))
+        self._pipeline.submit(self._hash, self._file, memoryview(data))
         self._size += len(data)
 
     def close(self) -> FileDigest:
@@ -114,21 +107,19 @@ class RawWriter:
         self.path, self._pipeline = path, pipeline
         self._hash = hashlib.sha256()
         self._size = 0
-        with os_errors(path):
-            self._file = path.open("wb", buffering=0)
+        self._file = PagedFile(path)
 
     def write(self, chunk: NDArray[Any]) -> None:
         """Append `chunk` (C order), which must not be changed afterwards."""
         if chunk.size:
             data = chunk.reshape(-1).view(np.uint8).data
-            self._pipeline.submit(self._hash, self._file, self.path, data)
+            self._pipeline.submit(self._hash, self._file, data)
             self._size += len(data)
 
     def close(self) -> FileDigest:
         """Wait for the threads, make the file durable and say what it holds."""
         self._pipeline.drain()
-        with os_errors(self.path), self._file:
-            os.fsync(self._file.fileno())
+        self._file.finish()
         return FileDigest(self._size, self._hash.hexdigest())
 
     def __enter__(self) -> Self:

@@ -26,6 +26,7 @@ from numpy.typing import DTypeLike, NDArray
 from erless.errors import ArtifactError, StorageError
 from erless.storage.atomic import os_errors
 from erless.storage.digests import FileDigest
+from erless.storage.paged_file import PagedFile
 from erless.storage.tensor_header import DTYPES, TensorHeader, TensorInfo
 
 __all__ = [
@@ -84,8 +85,7 @@ class TensorWriter:
         self._written = 0
         self._size = 0
         check_room(path, 8 + len(text) + offset)
-        with os_errors(path):
-            self._file = path.open("wb", buffering=0)
+        self._file = PagedFile(path)
         self._put(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, chunk: NDArray[Any]) -> None:
@@ -116,10 +116,7 @@ class TensorWriter:
 
     def _put(self, data: bytes | memoryview) -> None:
         self._hash.update(data)
-        with os_errors(self.path):
-            view = memoryview(data)
-            while view:
-                view = view[self._file.write(view) or 0 :]
+        self._file.write(data)
         self._size += len(data)
 
     def close(self) -> FileDigest:
@@ -128,11 +125,10 @@ class TensorWriter:
         Raises:
             ValueError: a declared tensor was not written whole.
         """
-        with self._file:
-            if self._ends and self._written != self._ends[-1][2]:
-                raise ValueError(f"{self.path.name}: tensor {self._ends[0][0]} is incomplete")
-            with os_errors(self.path):
-                os.fsync(self._file.fileno())
+        if self._ends and self._written != self._ends[-1][2]:
+            self._file.close()
+            raise ValueError(f"{self.path.name}: tensor {self._ends[0][0]} is incomplete")
+        self._file.finish()
         return FileDigest(self._size, self._hash.hexdigest())
 
     def __enter__(self) -> Self:
