@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 from erless.deploy.knative.render.scaling import scaling_annotations
-from erless.deploy.kubernetes import names
 from erless.deploy.kubernetes.cluster_settings import ClusterSettings
 from erless.deploy.kubernetes.releases import TrafficTarget
 from erless.deploy.kubernetes.render.cluster_function import ClusterFunction, Object
@@ -90,8 +89,7 @@ def function_service(
                         starts_asleep=function.starts_asleep,
                     )
                     | FULL_DUPLEX
-                    | {names.DIGEST: function.digest}
-                    | ({names.SIZING: sizing.model_dump_json()} if sizing else {})
+                    | function.pod_notes(settings)
                     | {"serving.knative.dev/progress-deadline": f"{function.progress_s}s"}
                     | _queue_proxy(settings),
                 },

@@ -86,6 +86,12 @@ class ClusterFunction:
             overcommit=settings.options.cpu_overcommit,
         )
 
+    def pod_notes(self, settings: ClusterSettings) -> dict[str, str]:
+        """Annotations of its pods: which content they have, and how their size may change."""
+        sizing = self.sizing(settings)
+        sized = {names.SIZING: sizing.model_dump_json()} if sizing else {}
+        return {names.DIGEST: self.digest} | sized
+
     def labels(self, settings: ClusterSettings) -> dict[str, str]:
         """Of the function and of its pods."""
         own = names.function_labels(self.kind, self.tier, self.digest)

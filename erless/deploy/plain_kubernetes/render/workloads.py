@@ -60,7 +60,7 @@ def _deployment(
 ) -> Object:
     metadata = function.metadata(desired.release.digest, settings, name=name)
     metadata["annotations"][LOWEST] = str(max(function.scaling.min_scale, 1))
-    pod, sizing = function.pod(settings, desired.store), function.sizing(settings)
+    pod = function.pod(settings, desired.store)
     container = pod["containers"][0]
     container["lifecycle"] = {"preStop": {"sleep": {"seconds": FORGOTTEN_S}}}
     container["livenessProbe"]["terminationGracePeriodSeconds"] = HUNG_GRACE_S
@@ -79,8 +79,7 @@ def _deployment(
             "template": {
                 "metadata": {
                     "labels": function.labels(settings) | labels,
-                    "annotations": {names.DIGEST: function.digest}
-                    | ({names.SIZING: sizing.model_dump_json()} if sizing else {}),
+                    "annotations": function.pod_notes(settings),
                 },
                 "spec": pod | {"terminationGracePeriodSeconds": GRACE_S},
             },
