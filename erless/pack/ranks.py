@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,8 @@ __all__ = ["Cut", "TableRanks", "Window", "cuts_of"]
 
 WINDOW_ROWS = INDEX_ROWS * 32_768  # 6.3 M rows: 6 MiB of routing, 24 MiB of accesses
 SCAN_ROWS = 1 << 20
-TOUCHED = np.dtype([("place", "<u4"), ("count", "<f4"), ("shard", "u1")])  # 9 bytes on disk
+RECORD_BYTES = 9  # on disk: a place (uint32), a count (float32), a shard (uint8)
+MOST_RADIX = 1 << 16  # numpy sorts integers of 16 bits by counting, wider ones by comparing
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +121,8 @@ class TableRanks:
             size = min(window_rows, rows.stop - begin)
             window = Window(begin, np.zeros(size, np.uint8), np.zeros(size, np.float32))
             for part in touched.parts(begin // window_rows):
-                window.routes[part["place"]] = part["shard"]
-                window.counts[part["place"]] = part["count"]
+                window.routes[part.places] = part.shards
+                window.counts[part.places] = part.counts
             passed += _route_untouched(window, touched.total + begin - passed, stops, shards)
             yield window
         if passed != touched.before + touched.within:
@@ -129,6 +130,32 @@ class TableRanks:
                 f"{self.counts}: lists {touched.within:,} rows, {passed - touched.before:,} of "
                 f"them distinct rows of the table with a count above 0"
             )
+
+
+class _Records(NamedTuple):
+    """Touched rows of one window, as columns: places in the window, counts and shards."""
+
+    places: NDArray[np.uint32]
+    counts: NDArray[np.float32]
+    shards: NDArray[np.uint8]
+
+    @classmethod
+    def read(cls, data: bytes) -> _Records:
+        """As `data` keeps them."""
+        size = len(data) // RECORD_BYTES
+        return cls(
+            np.frombuffer(data, np.uint32, size),
+            np.frombuffer(data, np.float32, size, 4 * size),
+            np.frombuffer(data, np.uint8, size, 8 * size),
+        )
+
+    def taken(self, order: NDArray[np.int64]) -> _Records:
+        """Those at the places `order`."""
+        return _Records(self.places[order], self.counts[order], self.shards[order])
+
+    def data(self, begin: int, stop: int) -> bytes:
+        """Records `begin` … `stop - 1`, column by column."""
+        return b"".join(column[begin:stop].tobytes() for column in self)
 
 
 class _Touched:
@@ -146,48 +173,47 @@ class _Touched:
         rows: range,
     ) -> None:
         self._ranks, self._scratch, self._window_rows = ranks, scratch, window_rows
-        self._stops = np.array([cut.stop for cut in cuts], np.int64)
-        self._shards = np.array([cut.shard for cut in cuts], np.uint8)
+        self._cuts = cuts
         self._file = TensorFile(ranks.counts) if ranks.counts else None
         self.total = self._file.info("ids").shape[0] if self._file else 0
         self.before, self.within = 0, self.total
+        self._sizes: dict[int, list[int]] = {}  # window number → records of each part on disk
         self._sorted = ranks.rows > window_rows
         if self._sorted:
             self._sort(range(rows.start // window_rows, -(-rows.stop // window_rows)))
 
-    def parts(self, number: int) -> Iterator[NDArray[Any]]:
-        """What lies in window `number`, in chunks of TOUCHED."""
+    def parts(self, number: int) -> Iterator[_Records]:
+        """What lies in window `number`, in chunks."""
         if not self._sorted:
             for _, records in self._scan():
                 yield records
             return
         path = self._path(number)
-        if not path.exists():
+        sizes = self._sizes.pop(number, [])
+        if not sizes:
             return
         with os_errors(path, "read"), path.open("rb") as file:
-            while data := file.read(SCAN_ROWS * TOUCHED.itemsize):
-                yield np.frombuffer(data, TOUCHED)
+            for size in sizes:
+                yield _Records.read(file.read(size * RECORD_BYTES))
         path.unlink()
 
-    def _scan(self) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
-        """The whole list in chunks: window numbers, and records with places inside them."""
+    def _scan(self) -> Iterator[tuple[NDArray[np.int64], _Records]]:
+        """The whole list in chunks: window numbers, and records."""
         if self._file is None:
             return
         for rank in range(0, self.total, SCAN_ROWS):
             stop = min(rank + SCAN_ROWS, self.total)
             ids = self._file.read_rows("ids", rank, stop)
-            if int(ids.min()) < 0 or int(ids.max()) >= self._ranks.rows:
-                wrong = ids.min() if ids.min() < 0 else ids.max()
+            least, most = int(ids.min()), int(ids.max())
+            if least < 0 or most >= self._ranks.rows:
+                wrong = least if least < 0 else most
                 raise ArtifactError(
                     f"{self._file.path}: row id {wrong} is outside 0 … {self._ranks.rows - 1}"
                 )
             windows = ids // self._window_rows
-            records = np.empty(len(ids), TOUCHED)
-            records["place"] = ids - windows * self._window_rows
-            records["count"] = self._file.read_rows("counts", rank, stop)
-            cuts = np.searchsorted(self._stops, np.arange(rank, stop), side="right")
-            records["shard"] = self._shards[cuts]
-            yield windows, records
+            places = (ids - windows * self._window_rows).astype(np.uint32)
+            counts = self._file.read_rows("counts", rank, stop).astype(np.float32)
+            yield windows, _Records(places, counts, _shards(self._cuts, rank, stop))
 
     def _sort(self, wanted: range) -> None:
         """Append each record of the `wanted` windows to its window's file."""
@@ -197,18 +223,27 @@ class _Touched:
         for all_windows, all_records in self._scan():
             self.before += int(np.count_nonzero(all_windows < wanted.start))
             inside = np.flatnonzero((all_windows >= wanted.start) & (all_windows < wanted.stop))
-            windows, records = all_windows[inside], all_records[inside]
             self.within += len(inside)
-            order = np.argsort(windows, kind="stable")
-            numbers, begins = np.unique(windows[order], return_index=True)
-            parts = np.split(records[order], begins[1:]) if len(numbers) else []
-            for number, part in zip(numbers, parts, strict=True):
-                path = self._path(int(number))
-                with os_errors(path), path.open("ab") as file:
-                    file.write(part.tobytes())
+            windows = all_windows[inside] - wanted.start
+            short = windows.astype(np.uint16) if len(wanted) <= MOST_RADIX else windows
+            records = all_records.taken(inside[np.argsort(short, kind="stable")])
+            begin = 0
+            for number, size in enumerate(np.bincount(windows).tolist(), wanted.start):
+                if size:
+                    path = self._path(number)
+                    with os_errors(path), path.open("ab") as file:
+                        file.write(records.data(begin, begin + size))
+                    self._sizes.setdefault(number, []).append(size)
+                    begin += size
 
     def _path(self, number: int) -> Path:
         return self._scratch / f"window-{number}"
+
+
+def _shards(cuts: tuple[Cut, ...], begin: int, stop: int) -> NDArray[np.uint8]:
+    """The shards of ranks `begin` … `stop - 1`."""
+    sizes = [max(0, min(cut.stop, stop) - max(cut.start, begin)) for cut in cuts]
+    return np.repeat(np.array([cut.shard for cut in cuts], np.uint8), sizes)
 
 
 def _route_untouched(
