@@ -1,6 +1,7 @@
 """Packing by one process and by two in turn, `dd` beside them: wall and CPU seconds, digests.
 
     python -m benchmarks.pack_workers --folder /tmp/packing --gigabytes 8 --rounds 2
+    python -m benchmarks.pack_workers --folder /tmp/packing --gigabytes 4 --rounds 3 --tables 8
 
 Needs three times the bytes on the disk of --folder, which is emptied at the end. Page caches of the
 bundle are dropped before each run, so that the disk takes part.
@@ -26,22 +27,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--gigabytes", type=float, default=8.0)
+    parser.add_argument("--tables", type=int, default=1, help="which have the bytes together")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     folder = options.folder
     folder.mkdir(parents=True)
-    rows = int(options.gigabytes * 1e9 / (4 * DIM))
+    rows = int(options.gigabytes * 1e9 / (4 * DIM) / options.tables)
     runs: dict[str, list[dict[str, Any]]] = {}
     try:
-        make(folder, rows)
+        make(folder, rows, options.tables)
         for _ in range(options.rounds):
             for name, command in (
                 ("one", _pack(folder, 1)),
                 ("many", _pack(folder, options.workers)),
                 ("dd", _copy(folder)),
             ):
-                drop(folder / "model" / "tables" / "t.safetensors")
+                drop(*(folder / "model" / "tables").iterdir())
                 spent, out = measured(command)
                 spent["load_average"] = os.getloadavg()[0]
                 if name != "dd":
@@ -53,7 +55,8 @@ def main() -> None:
         shutil.rmtree(folder)
     pairs = list(zip(runs["one"], runs["many"], strict=True))
     found = {
-        "bytes": rows * 4 * DIM,
+        "bytes": options.tables * rows * 4 * DIM,
+        "tables": options.tables,
         "workers": options.workers,
         "digests": len({run["release"] for name in ("one", "many") for run in runs[name]}),
         "speed_up": statistics.median(one["wall_s"] / many["wall_s"] for one, many in pairs),
@@ -77,8 +80,9 @@ def _pack(folder: Path, workers: int) -> list[str]:
 def _copy(folder: Path) -> list[str]:
     """The same bytes read and written by dd, and made durable."""
     target = folder / "copy"
-    script = f'mkdir "{target}" && dd if="{folder}/model/tables/t.safetensors" '
-    return ["sh", "-c", f'{script} of="{target}/t" bs=8M conv=fsync status=none']
+    script = f'mkdir "{target}" && cd "{folder}/model/tables" && for table in *; do '
+    script += f'dd if="$table" of="{target}/$table" bs=8M conv=fsync status=none; done'
+    return ["sh", "-c", script]
 
 
 if __name__ == "__main__":

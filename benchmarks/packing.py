@@ -64,11 +64,12 @@ LOAD = (
 )
 
 
-def make(folder: Path, rows: int) -> None:
-    """A bundle with one table of `rows`, a profile that touches a third of it, and a plan."""
-    table = TableSpec(name="t", rows=rows, dim=DIM)
+def make(folder: Path, rows: int, tables: int = 1) -> None:
+    """A bundle with tables of `rows`, a profile that touches a third of them, and a plan."""
+    names = ["t"] if tables == 1 else [f"t{number}" for number in range(tables)]
+    specs = tuple(TableSpec(name=name, rows=rows, dim=DIM) for name in names)
     model = ModelSpec(
-        dense_features=1, tables=(table,), tower=DlrmTower(bottom_mlp=(DIM,), top_mlp=(1,))
+        dense_features=1, tables=specs, tower=DlrmTower(bottom_mlp=(DIM,), top_mlp=(1,))
     )
     generator = np.random.default_rng(0)
 
@@ -77,35 +78,24 @@ def make(folder: Path, rows: int) -> None:
             yield generator.standard_normal((min(CHUNK_ROWS, rows - begin), DIM), np.float32)
 
     with new_bundle(folder / "model", model) as bundle:
-        bundle.add_table(table, chunks())
-        shapes = {"bottom.0": (DIM, 1), "top.0": (1, DIM + 1)}
+        for table in specs:
+            bundle.add_table(table, chunks())
+        shapes = {"bottom.0": (DIM, 1), "top.0": (1, DIM + tables * (tables + 1) // 2)}
         tower: dict[str, NDArray[np.float32]] = {}
         for name, shape in shapes.items():
             tower[f"{name}.weight"] = np.zeros(shape, np.float32)
             tower[f"{name}.bias"] = np.zeros(shape[0], np.float32)
         bundle.add_tower(tower)
         bundle.finish()
-    touched = rows // 3
-    ids = generator.permutation(rows)[:touched]
-    counts = np.maximum(1, 1e7 / np.arange(1, touched + 1)).astype(np.int64)
     (folder / "profile" / "counts").mkdir(parents=True)
-    path = "counts/t.safetensors"
-    digest = write_tensors(folder / "profile" / path, {"ids": ids, "counts": counts})
+    accesses = tuple(_access(folder / "profile", name, rows, generator) for name in names)
     own = BundleManifest.open(folder / "model").digest
-    access = TableAccess(
-        table="t",
-        rows=rows,
-        samples=1000,
-        accesses=int(counts.sum()),
-        touched=touched,
-        counts=FileEntry(path=path, **digest._asdict()),
-    )
-    profile = Profile.create(model_digest=own, sources=("benchmark",), tables=(access,))
+    profile = Profile.create(model_digest=own, sources=("benchmark",), tables=accesses)
     profile.save(folder / "profile" / MANIFEST)
     shards, start = [], 0
     for tier, to in TIERS:
         stop = round(to * rows)
-        slices = (RankRange(table="t", start=start, stop=stop),)
+        slices = tuple(RankRange(table=name, start=start, stop=stop) for name in names)
         shards.append(
             ShardPlan(name=tier.value, tier=tier, slices=slices, precision=Precision.FP32)
         )
@@ -113,6 +103,23 @@ def make(folder: Path, rows: int) -> None:
     Plan.create(
         model_digest=own, profile_digest=profile.digest, policy="joint", shards=tuple(shards)
     ).save(folder / "plan.json")
+
+
+def _access(profile: Path, table: str, rows: int, generator: np.random.Generator) -> TableAccess:
+    """A table's counts, of a third of its rows."""
+    touched = rows // 3
+    ids = generator.permutation(rows)[:touched]
+    counts = np.maximum(1, 1e7 / np.arange(1, touched + 1)).astype(np.int64)
+    path = f"counts/{table}.safetensors"
+    digest = write_tensors(profile / path, {"ids": ids, "counts": counts})
+    return TableAccess(
+        table=table,
+        rows=rows,
+        samples=1000,
+        accesses=int(counts.sum()),
+        touched=touched,
+        counts=FileEntry(path=path, **digest._asdict()),
+    )
 
 
 def drop(*paths: Path) -> None:

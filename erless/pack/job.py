@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,6 +108,11 @@ class PackJob(Artifact):
         )
         keep_by_digest(store, job_name(job.digest), job.text)
         return job
+
+    @property
+    def line(self) -> bytes:
+        """The job as one line."""
+        return json.dumps(json.loads(self.text)).encode() + b"\n"
 
     @property
     def sizes(self) -> PortionSizes:

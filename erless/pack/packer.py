@@ -10,7 +10,6 @@ work. The packer that finds all shards there writes the release manifest, last.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -37,7 +36,7 @@ from erless.specs.release import (
     release_name,
     shard_name,
 )
-from erless.specs.routes import PACKED, holders_of, pack_codes, packed_tensors
+from erless.specs.routes import PACKED, pack_codes, packed_tensors
 from erless.specs.stored import keep_by_digest, record_release
 from erless.storage.atomic import os_errors
 from erless.storage.store import Store
@@ -133,6 +132,14 @@ class Packer:
             bytes_written=self.keys.bytes_written + sum(written),
         )
 
+    def route(self) -> None:
+        """Write the gateway's routing, which the plan alone decides, while others make slices.
+
+        Raises as `pack`.
+        """
+        with self.store.staging() as stage:
+            self._routing(stage)
+
     def _missing(self) -> tuple[str, ...]:
         """The names of the shards of which slices are missing."""
         shards, slices = self.inputs.plan.shards, self.inputs.slices
@@ -204,9 +211,7 @@ class Packer:
             profile_digest=inputs.profile.digest,
             model=inputs.model,
             shards=shards,
-            gateway=GatewayFiles(
-                routing=self._routing(shards, stage), defaults=self._defaults(stage)
-            ),
+            gateway=GatewayFiles(routing=self._routing(stage), defaults=self._defaults(stage)),
             tower=self._copy_entry(inputs.bundle.tower, stage),
             front=self._copy_entry(inputs.bundle.front, stage),
             request_front=self._copy_entry(inputs.bundle.request_front, stage),
@@ -221,10 +226,21 @@ class Packer:
         record_release(self.store, release.digest)
         return release
 
-    def _routing(self, shards: Sequence[ReleaseShard], stage: Path) -> FileEntry:
+    def _holders(self) -> dict[str, tuple[int, ...]]:
+        """Table → the numbers of the shards that have rows of it."""
+        held: dict[str, set[int]] = {table.name: set() for table in self.inputs.model.tables}
+        for part in self.inputs.slices:
+            held[part.table.name].add(part.shard)
+        for number, planned in enumerate(self.inputs.plan.shards):
+            if planned.kept is not None:
+                for table in self._kept.shard(planned).tables:
+                    held[table].add(number)
+        return {table: tuple(sorted(numbers)) for table, numbers in held.items()}
+
+    def _routing(self, stage: Path) -> FileEntry:
         """The gateway's routing (`erless.specs.routes`)."""
         tables = self.inputs.model.tables
-        holders = {table.name: holders_of(shards, table.name) for table in tables}
+        holders = self._holders()
         key = self.inputs.routing_key(holders)
         if not self.keys.recall(key):
             path = stage / "routing.safetensors"

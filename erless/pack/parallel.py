@@ -30,12 +30,13 @@ def pack_in_portions(
     """
     portions = Portions(packer.inputs, sizes)
     everything = [part.key for part in packer.inputs.slices] + portions.piece_keys()
-    with packer.store.locked(exclusive=False), ThreadPoolExecutor(1, "check") as pool:
+    with packer.store.locked(exclusive=False), ThreadPoolExecutor(1, "beside") as pool:
         packer.keys.take_stock(everything)
         checks = {
             table: pool.submit(packer.inputs.check_table, table)
             for table in portions.cut_tables(packer.keys)
         }
+        routing = pool.submit(packer.route)
         for step in PackStep:
             _run(step, packer, portions, runner, progress)
         for table, check in checks.items():
@@ -44,6 +45,7 @@ def pack_in_portions(
             except ArtifactError:
                 packer.keys.forget(portions.keys_of(table))  # what was made of damage
                 raise
+        routing.result()
         packed = packer.complete()
         if packed.release is not None:
             packer.keys.forget(portions.piece_keys())
@@ -61,4 +63,5 @@ def _run(
     total = sum(portion.size_bytes for portion in wanted.values())
     if wanted:
         with progress.step(f"{step} tables", total, "bytes") as shown:
-            runner.run(step, list(wanted), lambda number: shown.advance(wanted[number].size_bytes))
+            largest_first = sorted(wanted, key=lambda number: -wanted[number].size_bytes)
+            runner.run(step, largest_first, lambda number: shown.advance(wanted[number].size_bytes))

@@ -31,6 +31,9 @@ T = TypeVar("T")
 MIB = 1 << 20
 LEAST_USUAL_BYTES = 128 * MIB  # of a table's rows: starting a process takes longer than less
 LEAST_SPLIT_BYTES = 1024 * MIB  # joining writes the rows once more
+THREADS = (
+    4  # that one process keeps busy at most: it takes 3 to 4 CPU s per GB, of which one takes 1
+)
 
 
 class PackStep(StrEnum):
@@ -49,11 +52,15 @@ class PortionSizes:
 
     @classmethod
     def for_workers(cls, inputs: PackInputs, workers: int) -> PortionSizes:
-        """So that `workers` processes of one machine end at about the same time."""
+        """So that `workers` processes of one machine end at about the same time.
+
+        A table is not cut where one process makes all its slices before others are done with the
+        rest: cutting has its rows hashed three times and written twice.
+        """
         total = sum(table.table_bytes for table in inputs.model.tables)
         return cls(
             usual_bytes=max(LEAST_USUAL_BYTES, total // (4 * workers)),
-            split_bytes=max(LEAST_SPLIT_BYTES, total // workers),
+            split_bytes=max(LEAST_SPLIT_BYTES, THREADS * total // workers),
         )
 
 

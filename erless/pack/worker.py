@@ -1,7 +1,8 @@
-"""Make one portion of a pack: `python -m erless.pack.worker cut --number 3 < job.json`.
+"""Make portions of a pack: `python -m erless.pack.worker`, told what on its standard input.
 
-In a pod of an Indexed Job the number is the index, and the job is in the store:
-`python -m erless.pack.worker cut --store s3://bucket/prefix --job DIGEST`.
+The first line is the job, each other line a portion, such as `cut 3`, and is answered by a line.
+In a pod of an Indexed Job there is one portion, its number is the index, and the job is in the
+store: `python -m erless.pack.worker cut --store s3://bucket/prefix --job DIGEST`.
 
 Exit codes: 0 made; 1 failed, may be tried again; 2 cannot be made, however often it is tried.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from erless.errors import ErlessError, StorageError, StoreError
 from erless.pack.job import PackJob, job_name
@@ -27,29 +28,39 @@ AGAIN, FINAL = 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the portion, and return the exit code."""
+    """Make the portions, and return the exit code."""
     parser = argparse.ArgumentParser(prog="erless.pack.worker", description=__doc__)
-    parser.add_argument("step", type=PackStep)
+    parser.add_argument("step", type=PackStep, nargs="?")
     parser.add_argument("--number", type=int, help=f"of the portion; otherwise {INDEX}")
     parser.add_argument("--store")
     parser.add_argument("--endpoint-url")
     parser.add_argument("--job", help="its digest, in the store")
     options = parser.parse_args(arguments)
-    number = int(os.environ[INDEX]) if options.number is None else options.number
     try:
         if options.job:
             store = open_store(options.store, endpoint_url=options.endpoint_url)
             job = load_by_digest(store, job_name(options.job), PackJob, options.job)
         else:
-            job = PackJob.parse(sys.stdin.buffer.read(), "the job on standard input")
+            job = PackJob.parse(sys.stdin.buffer.readline(), "the job on standard input")
             store = open_store(job.store, endpoint_url=job.endpoint_url)
         with job.inputs(store) as inputs:
-            made = make_portion(inputs, store, job.sizes, options.step, number, Silent())
+            for step, number in _portions(options.step, options.number):
+                made = make_portion(inputs, store, job.sizes, step, number, Silent())
+                print(f"portion {number}: {made} slices and pieces made", flush=True)
     except ErlessError as error:
         print(error, file=sys.stderr, flush=True)
         return AGAIN if isinstance(error, StorageError | StoreError) else FINAL
-    print(f"portion {number}: {made} slices and pieces made", flush=True)  # a pod's log
     return 0
+
+
+def _portions(step: PackStep | None, number: int | None) -> Iterator[tuple[PackStep, int]]:
+    """The one of the options, or those on standard input as they come."""
+    if step is not None:
+        yield step, int(os.environ[INDEX]) if number is None else number
+        return
+    for line in sys.stdin.buffer:
+        name, place = line.decode().split()
+        yield PackStep(name), int(place)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from erless.pack.parallel import pack_in_portions
 from erless.pack.portions import PackStep, Portions, PortionSizes, make_portion
 from erless.pack.processes import Processes
 from erless.progress import Silent
+from erless.specs.model import DlrmTower, ModelSpec, TableSpec
 from erless.specs.plan import Precision
 from erless.storage.store import Store
 from erless.storage.stores import open_store
@@ -171,8 +172,37 @@ def test_processes_share_a_pack_and_one_that_is_killed_is_run_again(
     packed = pack_in_portions(Packer(inputs, store), sizes, runner, Silent())
     assert packed.release is not None
     assert tree(store.url) == tree(alone.url)
-    portions = Portions(inputs, sizes)
-    assert len(started) == 1 + sum(len(portions.of(step)) for step in PackStep)
+    portions = [len(Portions(inputs, sizes).of(step)) for step in PackStep]
+    assert portions[0] > 2
+    assert len(started) == 1 + sum(min(2, number) for number in portions)
+
+
+class Sized:
+    """What `PortionSizes.for_workers` looks at: tables of so many GB."""
+
+    def __init__(self, *gigabytes: int) -> None:
+        rows = [each * 10**9 // 128 for each in gigabytes]
+        tables = tuple(TableSpec(name=f"t{n}", rows=size, dim=32) for n, size in enumerate(rows))
+        tower = DlrmTower(bottom_mlp=(32,), top_mlp=(1,))
+        self.model = ModelSpec(dense_features=1, tables=tables, tower=tower)
+
+
+@pytest.mark.parametrize(
+    ("workers", "gigabytes", "cut"),
+    [
+        (2, (8,), False),  # one process keeps both cores busy
+        (4, (8,), False),
+        (8, (8,), True),
+        (8, (2, 2, 2, 2), False),  # four processes keep eight cores busy
+        (64, (2, 2, 2, 2), True),
+        (64, (1, 1), False),  # too small to be worth it
+    ],
+)
+def test_processes_cut_a_table_that_one_alone_would_be_last_with(
+    workers: int, gigabytes: tuple[int, ...], cut: bool
+) -> None:
+    sizes = PortionSizes.for_workers(Sized(*gigabytes), workers)  # type: ignore[arg-type]
+    assert (max(gigabytes) * 10**9 > sizes.split_bytes) == cut
 
 
 def test_a_portion_that_cannot_be_made_is_tried_once_and_tells_why(

@@ -169,11 +169,13 @@ def _pack_by_processes(packer: Packer, options: PackOptions, progress: Progress)
     """Share the work between processes of this machine."""
     from erless.pack.job import PackJob
     from erless.pack.parallel import pack_in_portions
-    from erless.pack.portions import PortionSizes
+    from erless.pack.portions import PackStep, Portions, PortionSizes
     from erless.pack.processes import Processes
 
     inputs = packer.inputs
     sizes = PortionSizes.for_workers(inputs, options.workers)
+    if len(Portions(inputs, sizes).of(PackStep.CUT)) == 1:
+        return packer.pack()  # one process would do it all, and this one would wait
     job = PackJob.here(inputs, packer.store, sizes)
     return pack_in_portions(packer, sizes, Processes(job, options.workers), progress)
 

@@ -51,6 +51,8 @@ def test_from_example_to_a_verified_release(cli: Cli, flow: Path) -> None:
     assert [each["release"] for each in listed["releases"]] == [document["release"]]
     shown = cli("releases", "show", document["release"][:8], cwd=flow)
     assert document["shards"][0]["digest"] in shown.stdout
+    shared = cli("pack", "--workers", 2, "--store", "shared", "-o", "json", cwd=flow)
+    assert json.loads(shared.stdout)["release"] == document["release"]
 
 
 def test_erless_yaml_says_where(cli: Cli, flow: Path) -> None:
