@@ -10,6 +10,8 @@ work. The packer that finds all shards there writes the release manifest, last.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -20,8 +22,7 @@ from erless.errors import ArtifactError, PlanError
 from erless.pack.inputs import PackInputs, PackSlice
 from erless.pack.kept import KeptShards
 from erless.pack.keys import Keys
-from erless.pack.ranks import Window
-from erless.pack.stream import Pipeline, StreamWriter
+from erless.pack.routing import RoutingWriter, holders
 from erless.pack.table import PackedSlice, pack_table
 from erless.progress import Progress, Silent
 from erless.specs.artifact import FileEntry
@@ -36,7 +37,6 @@ from erless.specs.release import (
     release_name,
     shard_name,
 )
-from erless.specs.routes import PACKED, pack_codes, packed_tensors
 from erless.specs.stored import keep_by_digest, record_release
 from erless.storage.atomic import os_errors
 from erless.storage.store import Store
@@ -97,14 +97,11 @@ class Packer:
         selected = [part for part in slices if shard in (None, part.shard)]
         with self.store.locked(exclusive=False), self.store.staging() as stage:
             self.keys.take_stock([part.key for part in slices])
-            for number in range(len(self.inputs.model.tables)):
-                missing = [
-                    part
-                    for part in selected
-                    if part.table_number == number and part.key not in self.keys
-                ]
-                if missing:
-                    pack_table(self.inputs, missing, stage, self._progress, self._keep)
+            if shard is None and not self.keys.recall(self._routing_key()):
+                with self._router(stage) as routing:
+                    self._make(selected, stage, routing)
+            else:
+                self._make(selected, stage)
             release = self._finish(stage)
         return Packed(
             release=release,
@@ -113,6 +110,26 @@ class Packer:
             slices_kept=len(selected) - self._written,
             bytes_written=self.keys.bytes_written,
         )
+
+    def _make(
+        self, selected: list[PackSlice], stage: Path, routing: RoutingWriter | None = None
+    ) -> None:
+        """Make what is missing of the slices `selected`, and note in `routing` where rows go."""
+        for number, table in enumerate(self.inputs.model.tables):
+            missing = [
+                part
+                for part in selected
+                if part.table_number == number and part.key not in self.keys
+            ]
+            if not missing and routing is None:
+                continue
+            windows = self.inputs.windows(table, stage)
+            if routing is not None:
+                windows = routing.through(table, windows)
+            if missing:
+                pack_table(self.inputs, missing, windows, stage, self._progress, self._keep)
+            for _ in windows:
+                pass  # the routing's, where nothing is missing
 
     def complete(self) -> Packed:
         """Write what is left, and the release, once others have made all slices.
@@ -226,46 +243,30 @@ class Packer:
         record_release(self.store, release.digest)
         return release
 
-    def _holders(self) -> dict[str, tuple[int, ...]]:
-        """Table → the numbers of the shards that have rows of it."""
-        held: dict[str, set[int]] = {table.name: set() for table in self.inputs.model.tables}
-        for part in self.inputs.slices:
-            held[part.table.name].add(part.shard)
-        for number, planned in enumerate(self.inputs.plan.shards):
-            if planned.kept is not None:
-                for table in self._kept.shard(planned).tables:
-                    held[table].add(number)
-        return {table: tuple(sorted(numbers)) for table, numbers in held.items()}
+    def _routing_key(self) -> str:
+        return self.inputs.routing_key(holders(self.inputs, self._kept))
+
+    @contextmanager
+    def _router(self, stage: Path) -> Iterator[RoutingWriter]:
+        """Writes the routing, which is kept once all windows went through."""
+        with RoutingWriter(self.inputs, self._kept, stage) as routing:
+            yield routing
+            entry = routing.finish()
+        self.keys.remember(self._routing_key(), self.keys.adopt(routing.path, entry))
 
     def _routing(self, stage: Path) -> FileEntry:
-        """The gateway's routing (`erless.specs.routes`)."""
-        tables = self.inputs.model.tables
-        holders = self._holders()
-        key = self.inputs.routing_key(holders)
+        """The gateway's routing, made now unless it was."""
+        tables, key = self.inputs.model.tables, self._routing_key()
         if not self.keys.recall(key):
-            path = stage / "routing.safetensors"
             total = sum(table.rows for table in tables)
             with (
-                Pipeline() as pipeline,
-                StreamWriter(path, packed_tensors(tables, holders), pipeline, PACKED) as writer,
+                self._router(stage) as routing,
                 self._progress.step("route", total, "rows") as step,
             ):
                 for table in tables:
-                    for window in self.inputs.windows(table, stage):
-                        self._check_kept(table.name, window)
-                        codes = pack_codes(window.routes, holders[table.name])
-                        writer.write(table.name, codes)
+                    for window in routing.through(table, self.inputs.windows(table, stage)):
                         step.advance(len(window.routes))
-                size, sha256 = writer.close()
-            entry = FileEntry(path=f"blobs/{sha256}.safetensors", size_bytes=size, sha256=sha256)
-            self.keys.remember(key, self.keys.adopt(path, entry))
         return self.keys.file(key)
-
-    def _check_kept(self, table: str, window: Window) -> None:
-        """Raise PlanError where a row is routed to a kept shard that does not hold it."""
-        for number, planned in enumerate(self.inputs.plan.shards):
-            if planned.kept is not None:
-                self._kept.check(planned, table, window.begin, window.routes == number)
 
     def _defaults(self, stage: Path) -> FileEntry:
         """What stands in for the rows of a shard that is not awake."""

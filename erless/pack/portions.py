@@ -224,7 +224,8 @@ class _Maker:
         """Read the rows once, for all slices that lack them."""
         missing = _lacking(part, self._keys)
         if missing and part.whole:
-            pack_table(self._inputs, missing, self._stage, self._progress, self._keep)
+            windows = self._inputs.windows(missing[0].table, self._stage)
+            pack_table(self._inputs, missing, windows, self._stage, self._progress, self._keep)
         elif missing:
             keep = self._keep_piece(part.rows)
             cut_range(self._inputs, missing, part.rows, self._stage, self._progress, keep)

@@ -71,6 +71,7 @@ def chunk_rows(row_bytes: int) -> int:
 def pack_table(
     inputs: PackInputs,
     slices: Sequence[PackSlice],
+    windows: Iterator[Window],
     stage: Path,
     progress: Progress,
     done: Callable[[PackedSlice], None],
@@ -82,6 +83,7 @@ def pack_table(
     Args:
         inputs: what is packed.
         slices: of one table.
+        windows: of the table's rows.
         stage: folder for the files.
         progress: counts the table's bytes.
         done: called with each slice when its file is complete.
@@ -99,7 +101,6 @@ def pack_table(
         progress.step(f"pack {table.name}", table.table_bytes, "bytes") as step,
     ):
         outputs = [files.enter_context(_WholeSlice(part, stage, pipeline)) for part in slices]
-        windows = inputs.windows(table, stage)
         split(source.chunks(range(table.rows)), windows, outputs, step)
         for output in outputs:
             done(output.finish())

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from erless.pack import inventory
 from erless.pack.inputs import PackInputs
 from erless.pack.packer import Packed, Packer
 from erless.pack.ranks import Cut as RankCut
-from erless.pack.ranks import TableRanks, cuts_of
+from erless.pack.ranks import TableRanks, Window, cuts_of
 from erless.serve.files import Source, open_shard
 from erless.specs.model import DlrmTower, ModelSpec, TableSpec
 from erless.specs.plan import Plan, Precision, RankRange, ShardPlan, Tier
@@ -89,6 +90,21 @@ def test_packing_twice_does_nothing(tmp_path: Path) -> None:
     assert packed.slices_kept == sum(len(each.tables) for each in made.release.shards)
     assert packed.release == made.release
     assert {path: path.stat().st_mtime_ns for path in Path(made.store).rglob("blobs/*")} == before
+
+
+def test_each_table_is_routed_once_for_slices_and_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routed: list[str] = []
+    windows = PackInputs.windows
+
+    def note(self: PackInputs, table: TableSpec, scratch: Path) -> Iterator[Window]:
+        routed.append(table.name)
+        return windows(self, table, scratch)
+
+    monkeypatch.setattr(PackInputs, "windows", note)
+    made = make_release(tmp_path)
+    assert routed == [table.name for table in made.release.model.tables]
 
 
 def test_a_plan_that_changed_one_shard_rewrites_one_shard(tmp_path: Path) -> None:
