@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm import _kernels
-from erless.dlrm.patches import RowChanges, SlicePatch, aligned_copy
+from erless.dlrm.patches import RowChanges, SlicePatch
 from erless.dlrm.pool_call import PoolCall, ShardTables
 from erless.dlrm.query_arrays import Floats, Ids, Lengths, as_lengths
+from erless.dlrm.row_copies import RowCopy
 from erless.dlrm.rows import Home, RowIndex
 from erless.errors import ArtifactError
 from erless.specs.model import Pooling, TableSpec
@@ -138,16 +139,15 @@ class StoredSlice:
         changed = self.patch is not None and bool((self.patch.keys >= 0).any())
         return self.rows.nbytes if changed else 0
 
-    def rewritten(self) -> StoredSlice:
+    def rewritten(self, copy: RowCopy | None = None) -> StoredSlice:
         """The same rows in a copy of all of them, those that differ in the places of the release's.
 
-        Lookups cost what they do without changes, and less where numpy gets huge pages: pages that
-        the kernel copies one by one, as they are written to, made them dearer than a patch does.
+        Args:
+            copy: of an earlier state, which nobody looks up any more; otherwise one is made.
         """
         if self.patch is None or not self.rewritten_bytes:
             return self
-        rows = aligned_copy(self.rows)
-        self.patch.write(rows)
+        rows = (copy or RowCopy(self.rows)).bring(self.patch)
         added = self.patch.added()
         grown = added.table_rows > self.index.rows
         return replace(self, rows=rows, patch=added if grown else None)
@@ -272,9 +272,21 @@ class EmbeddingShard:
         """Memory that `rewritten` takes; 0: it would be the shard itself."""
         return sum(part.rewritten_bytes for part in self.slices)
 
-    def rewritten(self) -> EmbeddingShard:
-        """The same shard, changed rows in the places of the release's, in a copy of its rows."""
-        return EmbeddingShard([part.rewritten() for part in self.slices], self.name)
+    def rewritten(self, copies: dict[int, RowCopy] | None = None) -> EmbeddingShard:
+        """The same shard, changed rows in the places of the release's, in copies of its rows.
+
+        Args:
+            copies: by number of the slice those of an earlier state, which nobody looks up any
+                more. What is missing is made, and put there.
+        """
+        copies = {} if copies is None else copies
+        slices = list(self.slices)
+        for number, part in enumerate(slices):
+            if part.rewritten_bytes:
+                copy = copies.get(number) or RowCopy(part.rows)
+                slices[number] = part.rewritten(copy)
+                copies[number] = copy
+        return EmbeddingShard(slices, self.name)
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:

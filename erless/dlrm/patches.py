@@ -2,7 +2,7 @@
 
 The rows of a release stay as they were mapped. What a generation changes lies in memory beside
 them, and a lookup finds it there (kernels/arithmetic/patch.h); or it is written into a copy of all
-rows, so that lookups cost what they did. Nothing that is looked up is ever overwritten: a query
+rows (`erless.dlrm.row_copies`), so that lookups cost what they did. Nothing that is looked up is ever overwritten: a query
 that began with one generation ends with it.
 """
 
@@ -19,7 +19,7 @@ from erless.dlrm import _kernels
 from erless.dlrm.rows import RowIndex
 from erless.errors import ArtifactError
 
-__all__ = ["RowChanges", "SlicePatch", "aligned_copy"]
+__all__ = ["RowChanges", "Rows", "SlicePatch", "aligned_copy"]
 
 LINE_BYTES = 64  # of the processor's caches
 SUPERSEDED = 2  # rows held ÷ rows looked up, beyond which those that are no longer are let go
@@ -130,12 +130,24 @@ class SlicePatch:
         numbers, places = self.numbers[beside], self.places[beside]
         return SlicePatch(self.table_rows, self.chunks, self.keys[beside], numbers, places)
 
-    def write(self, rows: Rows) -> None:
-        """Put the rows that stand in for stored ones in their places in `rows`."""
-        ends = np.searchsorted(self.numbers, np.arange(len(self.chunks)), side="right")
-        for chunk, begin, end in zip(self.chunks, (0, *ends), ends, strict=False):
-            keys, places = self.keys[begin:end], self.places[begin:end]
-            rows[keys[keys >= 0]] = chunk[places[keys >= 0]]
+    def continues(self, before: SlicePatch) -> bool:
+        """Whether this patch is `before` with further chunks, none being let go."""
+        return len(before.chunks) <= len(self.chunks) and all(
+            mine is theirs for mine, theirs in zip(self.chunks, before.chunks, strict=False)
+        )
+
+    def write(self, rows: Rows, first: int = 0) -> None:
+        """Put the rows that stand in for stored ones in their places in `rows`.
+
+        Args:
+            rows: all of the slice's, as they are stored.
+            first: chunk from which on; rows of those before are there already.
+        """
+        begins = np.searchsorted(self.numbers, np.arange(len(self.chunks) + 1))
+        for number in range(first, len(self.chunks)):
+            part = slice(begins[number], begins[number + 1])
+            keys, places = self.keys[part], self.places[part]
+            rows[keys[keys >= 0]] = self.chunks[number][places[keys >= 0]]
 
     def kernel(self, row_bytes: int, stored: int) -> _kernels.Patch:
         """The patch as the kernels look it up: beside `stored` rows of `row_bytes` each."""

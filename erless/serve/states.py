@@ -1,6 +1,6 @@
 """A shard with the rows that generations changed: fetched, checked and put beside its own.
 
-Where there is room, they are written into a copy of its rows as well (`Rewriter`).
+Where there is room, they are written into copies of its rows as well (`Rewriter`).
 
 A state leads back to the ones before it (`erless.specs.generations`). Those that are in memory are
 where the walk ends, so that following generations costs one part each, and a function that has just
@@ -13,13 +13,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Generic, Protocol, Self, TypeVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from erless.dlrm.embedding import EmbeddingShard
 from erless.dlrm.patches import RowChanges
+from erless.dlrm.row_copies import RowCopy
 from erless.errors import ArtifactError
 from erless.serve.files import Source
 from erless.specs.generations import ShardState, state_chain
@@ -113,9 +113,11 @@ class ShardStates(Generic[S]):
 
 
 class Rewriter:
-    """Has changed rows written in the places of the release's, in a copy of these.
+    """Has the changed rows of one shard written in the places of the release's, in copies of these.
 
-    May be used from any thread; one at a time rewrites.
+    Two copies take turns: while one answers, the next state is written into the other, once no
+    query that it was asked for is under way. So a state costs the rows in which it differs from the
+    one before the last. May be used from any thread; one at a time rewrites.
 
     Args:
         room_bytes: most that copies may take. A shard gets at most half of it: the one before is
@@ -124,21 +126,27 @@ class Rewriter:
 
     def __init__(self, room_bytes: int) -> None:
         self._room_bytes = room_bytes
-        self._sizes: WeakKeyDictionary[EmbeddingShard, int] = WeakKeyDictionary()
-        self._lock = threading.Lock()  # of `_sizes`
+        self._copies: list[dict[int, RowCopy]] = []  # by slice; the newest last
 
     def rewrite(self, shard: EmbeddingShard) -> EmbeddingShard:
         """`shard` with changed rows in place; `shard` itself where none are, or without room."""
-        size = shard.rewritten_bytes
-        if not 0 < size <= self._room_bytes // 2:
+        used: list[dict[int, RowCopy]] = []
+        free: list[dict[int, RowCopy]] = []
+        for copies in self._copies:
+            (free if all(copy.free for copy in copies.values()) else used).append(copies)
+        if not 0 < shard.rewritten_bytes <= self._room_bytes // 2:
+            self._copies = used
             return shard
-        rewritten = shard.rewritten()
-        with self._lock:
-            self._sizes[rewritten] = size
-        return rewritten
+        copies = free[-1] if free else {}
+        self._copies = [*used, copies]
+        try:
+            return shard.rewritten(copies)
+        except OSError:  # there is no memory for a copy
+            self._copies = used
+            return shard
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the copies that are in use."""
-        with self._lock:
-            return sum(self._sizes.values())
+        """Memory of the copies."""
+        return sum(copy.size_bytes for copies in self._copies for copy in list(copies.values()))
+

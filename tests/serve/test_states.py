@@ -107,4 +107,33 @@ def test_rows_are_rewritten_where_half_of_the_room_suffices() -> None:
     assert rewriter.size_bytes == size, "nothing was changed, nothing is rewritten"
     del rewritten
     gc.collect()
-    assert rewriter.size_bytes == 0
+    rewriter.rewrite(changed_shard(0.0))
+    assert rewriter.size_bytes == 0, "the copy was kept for a next state until there was none"
+
+
+def test_two_copies_take_turns_and_none_is_written_that_is_looked_up() -> None:
+    shard, size = changed_shard(0.1), ROWS * DIM * 4
+    rewriter, places = Rewriter(2 * size), []
+    values = np.ones((ROWS, 1), np.float32) * (np.arange(ROWS) < ROWS // 10)[:, None]
+    earlier: EmbeddingShard | None = None
+    held = [rewriter.rewrite(shard)]
+    for number in range(6):
+        ids = np.arange(number, ROWS, 7)
+        values = values.copy()
+        values[ids] = number
+        rows = np.repeat(values[ids], DIM, axis=1)
+        shard = shard.changed({"items": RowChanges(ids, rows, ROWS)})
+        if len(held) > 1:
+            if number == 4:  # one query is slow
+                earlier, expected = held[0], states[0]
+            held.pop(0)
+        before = [each.copy() for each in [h.slices[0].rows for h in held]]
+        held.append(rewriter.rewrite(shard))
+        np.testing.assert_array_equal(held[0].slices[0].rows, before[0])
+        np.testing.assert_array_equal(held[-1].slices[0].rows[:, :1], values)
+        states = [each.slices[0].rows.copy() for each in held]
+        places.append(held[-1].slices[0].rows.ctypes.data)
+    assert places[0] == places[2] != places[1] == places[3]
+    assert places[4] not in places[:4], "that memory is looked up still"
+    assert earlier is not None
+    np.testing.assert_array_equal(earlier.slices[0].rows, expected)

@@ -165,7 +165,8 @@ class GatewayGenerations:
         with self._source.obtain(store, entry.sha256, [entry], None) as lease:
             added = TensorFile(lease.folder / entry.path)
             opened = with_changes(base, resident, manifest.tables, added)
-        self._grown = (entry.sha256, opened)
+        # kept for its routing alone: rows of that generation would stay in memory with it
+        self._grown = (entry.sha256, with_changes(base, base.resident, manifest.tables, None, opened))
         return opened
 
     def _tower(self, manifest: GenerationManifest) -> PredictTensors:
