@@ -17,6 +17,7 @@ wrong            answers that differ from those of the whole model with the rows
 p99_ratio        p99 of the queries meanwhile ÷ p99 of as long a time without publishing. The rows
                  are published from this process, which has drawn them and reckoned their answers
                  before; queries come from another
+busy_cpu_ratio   CPU of gateway and shards per query meanwhile ÷ without publishing
 moved_ratio      bytes of the generations ÷ bytes of their rows and ids
 """
 
@@ -32,7 +33,7 @@ import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -50,6 +51,7 @@ from erless.dlrm.rows import RowIndex
 from erless.observe.loadtest.encoded_queries import Body, build
 from erless.pack.generations.changes import TableChanges
 from erless.pack.generations.publish import Publisher
+from erless.specs.generations import newest_generation
 from erless.specs.model import TableSpec
 from erless.specs.plan import Precision
 from erless.specs.release import ReleaseManifest
@@ -153,7 +155,7 @@ def publish_and_wait(
 
 
 def _ask(orders: Connection, port: int, model: str, bodies: Sequence[Body], rate: float) -> None:
-    """Ask at a fixed rate between two orders; a third instead ends the process."""
+    """Ask at a fixed rate between two orders, again and again."""
     client = Client(port, model)
     while orders.recv():
         answers: list[Answer] = []
@@ -204,9 +206,11 @@ class _Load:
             self.wrong += not np.allclose(predictions, expected, rtol=1e-4, atol=1e-6)
         return [latency_ms for latency_ms, *_ in answers]
 
-    def close(self) -> None:
-        """End the process."""
-        self._orders.send(False)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
         self._process.join()
 
 
@@ -226,6 +230,8 @@ def measure(
     still = running.gateway(store, release, shards, ERLESS_FOLLOW_S="0")
     fresh = running.gateway(store, release, shards)
     running.ready()
+    if newest_generation(open_store(store), release.digest) is not None:
+        raise SystemExit(f"{work} holds generations of an earlier run: give another --work")
     publisher = Publisher(open_store(store), release.digest)
     client = Client(fresh.port, model)
     rows = sum(table.rows for table in release.model.tables)
@@ -254,20 +260,24 @@ def measure(
     quiet_ms: list[float] = []
     busy_ms: list[float] = []
     visible, moved = [], []
-    load = _Load(fresh.port, model, bodies, options.rate, trainer.expected)
-    for _ in range(options.publications):
-        changes = trainer.change(options.changed)
-        load.begin()
-        time.sleep(options.every)
-        quiet_ms += load.end()
-        load.begin()
-        begin = time.monotonic()
-        seconds, ratio = publish_and_wait(publisher, changes, client)
-        visible.append(seconds)
-        moved.append(ratio)
-        time.sleep(max(0.0, options.every - (time.monotonic() - begin)))
-        busy_ms += load.end()
-    load.close()
+    quiet_cpu_s, busy_cpu_s = 0.0, 0.0
+    with _Load(fresh.port, model, bodies, options.rate, trainer.expected) as load:
+        for _ in range(options.publications):
+            changes = trainer.change(options.changed)
+            load.begin()
+            quiet_cpu_s -= sides[1].cpu_s()
+            time.sleep(options.every)
+            quiet_cpu_s += sides[1].cpu_s()
+            quiet_ms += load.end()
+            load.begin()
+            busy_cpu_s -= sides[1].cpu_s()
+            begin = time.monotonic()
+            seconds, ratio = publish_and_wait(publisher, changes, client)
+            visible.append(seconds)
+            moved.append(ratio)
+            time.sleep(max(0.0, options.every - (time.monotonic() - begin)))
+            busy_cpu_s += sides[1].cpu_s()
+            busy_ms += load.end()
     publisher.close()
     return {
         **cost,
@@ -278,6 +288,7 @@ def measure(
         },
         "p99_ratio": round(float(np.quantile(busy_ms, 0.99) / np.quantile(quiet_ms, 0.99)), 3),
         "p99_ms": round(float(np.quantile(busy_ms, 0.99)), 2),
+        "busy_cpu_ratio": round(busy_cpu_s / len(busy_ms) / (quiet_cpu_s / len(quiet_ms)), 3),
         "queries": len(busy_ms) + len(quiet_ms),
         "wrong": load.wrong,
         "moved_ratio": spread(moved),
