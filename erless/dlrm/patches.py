@@ -2,8 +2,8 @@
 
 The rows of a release stay as they were mapped. What a generation changes lies in memory beside
 them, and a lookup finds it there (kernels/arithmetic/patch.h); or it is written into a copy of all
-rows (`erless.dlrm.row_copies`), so that lookups cost what they did. Nothing that is looked up is ever overwritten: a query
-that began with one generation ends with it.
+rows (`erless.dlrm.row_copies`), so that lookups cost what they did. Nothing that is looked up is
+ever overwritten: a query that began with one generation ends with it.
 """
 
 from __future__ import annotations

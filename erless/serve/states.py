@@ -1,6 +1,6 @@
 """A shard with the rows that generations changed: fetched, checked and put beside its own.
 
-Where there is room, they are written into copies of its rows as well (`Rewriter`).
+Where there is room, they are written into a copy of its rows as well (`Rewriter`).
 
 A state leads back to the ones before it (`erless.specs.generations`). Those that are in memory are
 where the walk ends, so that following generations costs one part each, and a function that has just
@@ -10,6 +10,7 @@ started fetches all of them.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -29,6 +30,8 @@ from erless.storage.tensors import TensorFile
 __all__ = ["KEPT_STATES", "Rewriter", "ShardStates"]
 
 KEPT_STATES = 4  # of a shard that is a function: gateways may still ask for them
+FREE_S = 2.0  # that lookups of a state may take to end
+POLL_S = 0.01
 
 
 class Changeable(Protocol):
@@ -113,40 +116,41 @@ class ShardStates(Generic[S]):
 
 
 class Rewriter:
-    """Has the changed rows of one shard written in the places of the release's, in copies of these.
+    """Has the changed rows of one shard written in the places of the release's, in a copy of these.
 
-    Two copies take turns: while one answers, the next state is written into the other, once no
-    query that it was asked for is under way. So a state costs the rows in which it differs from the
-    one before the last. May be used from any thread; one at a time rewrites.
+    There is one copy, which goes from state to state: a state costs the rows in which it differs
+    from the one that the copy held. So whoever looks that one up has to go back to rows beside the
+    release's first. For one thread.
 
     Args:
-        room_bytes: most that copies may take. A shard gets at most half of it: the one before is
-            asked until the new one is.
+        room_bytes: most that the copy may take.
     """
 
     def __init__(self, room_bytes: int) -> None:
         self._room_bytes = room_bytes
-        self._copies: list[dict[int, RowCopy]] = []  # by slice; the newest last
+        self._copies: dict[int, RowCopy] = {}  # by number of the slice
 
     def rewrite(self, shard: EmbeddingShard) -> EmbeddingShard:
-        """`shard` with changed rows in place; `shard` itself where none are, or without room."""
-        used: list[dict[int, RowCopy]] = []
-        free: list[dict[int, RowCopy]] = []
-        for copies in self._copies:
-            (free if all(copy.free for copy in copies.values()) else used).append(copies)
-        if not 0 < shard.rewritten_bytes <= self._room_bytes // 2:
-            self._copies = used
+        """`shard` with changed rows in place.
+
+        It is `shard` itself where none are changed, without room, and where lookups of the state
+        before do not end in time.
+        """
+        if not 0 < shard.rewritten_bytes <= self._room_bytes:
+            self._copies = {}
             return shard
-        copies = free[-1] if free else {}
-        self._copies = [*used, copies]
+        until = time.monotonic() + FREE_S
+        while not all(copy.free for copy in self._copies.values()):
+            if time.monotonic() > until:
+                return shard
+            time.sleep(POLL_S)
         try:
-            return shard.rewritten(copies)
+            return shard.rewritten(self._copies)
         except OSError:  # there is no memory for a copy
-            self._copies = used
+            self._copies = {}
             return shard
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the copies."""
-        return sum(copy.size_bytes for copies in self._copies for copy in list(copies.values()))
-
+        """Memory of the copy."""
+        return sum(copy.size_bytes for copy in list(self._copies.values()))

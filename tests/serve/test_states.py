@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import mmap
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from erless.dlrm.patches import RowChanges
 from erless.dlrm.rows import RowIndex
 from erless.pack.generations.changes import TableChanges
 from erless.pack.generations.publish import Publisher
+from erless.serve import states
 from erless.serve.files import Source, open_shard
 from erless.serve.functions.sparse import SparseFunction, load_sparse
 from erless.serve.metrics import Metrics
@@ -29,6 +30,7 @@ from erless.storage.stores import open_store
 from tests.releases import make_release
 
 ROWS, DIM = 10_000, 16
+WAIT_S = 20.0
 
 
 def rows_of(function: SparseFunction, held: list[NDArray[np.int64]]) -> NDArray[Any]:
@@ -67,7 +69,7 @@ def test_each_state_that_is_kept_answers_with_its_own_rows(tmp_path: Path, room_
     metrics = Metrics("sparse", digest, "", "0", time.monotonic)
     served = load_sparse(source, settings, metrics)
     released = np.concatenate([each.reshape(-1) for each in rows])
-    states = []
+    opened_states = []
     for _ in range(KEPT_STATES):
         changes = []
         for part, ids, own in zip(slices, held, rows, strict=True):
@@ -77,10 +79,16 @@ def test_each_state_that_is_kept_answers_with_its_own_rows(tmp_path: Path, room_
         state = publisher.publish(changes).states[digest]
         assert served.open_version is not None
         expected = np.concatenate([each.reshape(-1) for each in rows])
-        states.append((served.open_version(state), expected))
+        opened_states.append((served.open_version(state), expected))
         np.testing.assert_array_equal(rows_of(served, held), released)
-        for function, own_rows in states:
-            np.testing.assert_array_equal(rows_of(function, held), own_rows)
+        for waited in (False, True):  # beside the release's, and in their places
+            for function, own_rows in opened_states:
+                np.testing.assert_array_equal(rows_of(function, held), own_rows)
+            if room_bytes and not waited:
+                until = time.monotonic() + WAIT_S
+                while served.in_place != state:
+                    assert time.monotonic() < until
+                    time.sleep(0.01)
     served.close()
 
 
@@ -93,47 +101,45 @@ def changed_shard(share: float) -> EmbeddingShard:
     return EmbeddingShard([part.changed(RowChanges(ids, rows[ids] + 1, ROWS))])
 
 
-def test_rows_are_rewritten_where_half_of_the_room_suffices() -> None:
+def test_rows_are_rewritten_where_there_is_room() -> None:
     shard, size = changed_shard(0.1), ROWS * DIM * 4
-    for room_bytes in (0, size, 2 * size - 1):
+    for room_bytes in (0, size - 1):
         assert Rewriter(room_bytes).rewrite(shard) is shard
-    rewriter = Rewriter(2 * size)
+    rewriter = Rewriter(size)
     rewritten = rewriter.rewrite(shard)
     assert rewritten is not shard
     one = np.ones((1, 2), np.int32)
     np.testing.assert_array_equal(rewritten.pool(np.array([0, ROWS - 1]), one)[:, 0], [1, 0])
     assert rewriter.size_bytes == size
     assert rewriter.rewrite(changed_shard(0.0)).rewritten_bytes == 0
-    assert rewriter.size_bytes == size, "nothing was changed, nothing is rewritten"
-    del rewritten
-    gc.collect()
-    rewriter.rewrite(changed_shard(0.0))
-    assert rewriter.size_bytes == 0, "the copy was kept for a next state until there was none"
+    assert rewriter.size_bytes == 0, "nothing is changed any more, so the copy is let go"
 
 
-def test_two_copies_take_turns_and_none_is_written_that_is_looked_up() -> None:
+def test_one_copy_goes_from_state_to_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "FREE_S", 0.05)
     shard, size = changed_shard(0.1), ROWS * DIM * 4
-    rewriter, places = Rewriter(2 * size), []
-    values = np.ones((ROWS, 1), np.float32) * (np.arange(ROWS) < ROWS // 10)[:, None]
-    earlier: EmbeddingShard | None = None
-    held = [rewriter.rewrite(shard)]
-    for number in range(6):
+    rewriter, places = Rewriter(size), set()
+    values = (np.arange(ROWS) < ROWS // 10).astype(np.float32)
+    for number in range(5):
         ids = np.arange(number, ROWS, 7)
-        values = values.copy()
         values[ids] = number
-        rows = np.repeat(values[ids], DIM, axis=1)
+        rows = np.repeat(values[ids][:, None], DIM, axis=1)
         shard = shard.changed({"items": RowChanges(ids, rows, ROWS)})
-        if len(held) > 1:
-            if number == 4:  # one query is slow
-                earlier, expected = held[0], states[0]
-            held.pop(0)
-        before = [each.copy() for each in [h.slices[0].rows for h in held]]
-        held.append(rewriter.rewrite(shard))
-        np.testing.assert_array_equal(held[0].slices[0].rows, before[0])
-        np.testing.assert_array_equal(held[-1].slices[0].rows[:, :1], values)
-        states = [each.slices[0].rows.copy() for each in held]
-        places.append(held[-1].slices[0].rows.ctypes.data)
-    assert places[0] == places[2] != places[1] == places[3]
-    assert places[4] not in places[:4], "that memory is looked up still"
-    assert earlier is not None
-    np.testing.assert_array_equal(earlier.slices[0].rows, expected)
+        rewritten = rewriter.rewrite(shard)
+        np.testing.assert_array_equal(rewritten.slices[0].rows[:, 0], values)
+        places.add(rewritten.slices[0].rows.ctypes.data)
+        assert rewriter.rewrite(shard) is shard, "those rows are looked up still"
+        np.testing.assert_array_equal(rewritten.slices[0].rows[:, 0], values)
+        del rewritten
+    assert len(places) == 1
+    assert rewriter.size_bytes == size
+
+
+def test_without_memory_for_a_copy_rows_stay_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    shard, rewriter = changed_shard(0.1), Rewriter(1 << 30)
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    assert rewriter.rewrite(shard) is shard
+    assert rewriter.size_bytes == 0

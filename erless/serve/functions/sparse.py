@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from erless.dlrm.embedding import EmbeddingShard
 from erless.dlrm.pool_call import PoolCall, ShardTables
 from erless.errors import QueryError
 from erless.serve.files import MappedFile, OpenShard, Source, open_shard
+from erless.serve.low_priority import LowPriority
 from erless.serve.memory import rewritten_bytes
 from erless.serve.metrics import Metrics
 from erless.serve.protocol.fast_lane import LONGEST_MS, answer_forms, head_forms, request_forms
@@ -158,6 +159,13 @@ class SparseFunction(ShardFunction):
         """A state has nothing of its own to give back."""
 
 
+class _State(NamedTuple):
+    """A state of the shard, and its changed rows beside the release's."""
+
+    function: SparseFunction
+    shard: EmbeddingShard
+
+
 class ReleasedShard(SparseFunction):
     """The shard as its release has it; opens the states that generations give it."""
 
@@ -167,17 +175,20 @@ class ReleasedShard(SparseFunction):
         super().__init__(opened.shard, settings, metrics)
         self._opened = opened
         self.mapped = opened.mapped
-        states = ShardStates(source, settings.digest, opened.shard)
-        rewriter = Rewriter(rewritten_bytes(settings.rewritten_bytes, settings.workers))
-        newest: deque[tuple[SparseFunction, EmbeddingShard]] = deque()
+        self._states = states = ShardStates(source, settings.digest, opened.shard)
+        self._rewriter = rewriter = Rewriter(
+            rewritten_bytes(settings.rewritten_bytes, settings.workers)
+        )
+        self._later = LowPriority("rewrite")
+        # the state that was opened last, and the one whose rows are in the copy
+        self._newest: _State | None = None
+        self._in_place: _State | None = None
 
         def open_state(digest: str) -> SparseFunction:
-            beside = states.open(digest)
-            if len(newest) > 1:  # the last one is asked until gateways have moved on
-                older, its_rows = newest.popleft()
-                older.use(its_rows)
-            function = SparseFunction(rewriter.rewrite(beside), settings, metrics, digest)
-            newest.append((function, beside))
+            shard = states.open(digest)
+            function = SparseFunction(shard, settings, metrics, digest)
+            self._newest = _State(function, shard)
+            self._later.submit(partial(self._rewrite, self._newest))
             return function
 
         self.open_version = open_state
@@ -186,6 +197,23 @@ class ReleasedShard(SparseFunction):
             "rows that generations changed",
             lambda: states.size_bytes + rewriter.size_bytes,
         )
+
+    @property
+    def in_place(self) -> str | None:
+        """Digest of the state whose changed rows lie in the places of the release's."""
+        return self._in_place.function.digest if self._in_place else None
+
+    def _rewrite(self, state: _State) -> None:
+        """Have lookups in `state` cost what they do in the release, unless a newer one is here."""
+        if state is not self._newest:
+            return
+        before, self._in_place = self._in_place, None
+        if before is not None:  # asked until gateways have moved on, and seldom from then
+            before.function.use(before.shard)
+        rewritten = self._rewriter.rewrite(state.shard)
+        if rewritten is not state.shard:
+            state.function.use(rewritten)
+            self._in_place = state
 
     def close(self) -> None:
         """Let the cache evict the shard."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from erless.errors import ErlessError
 from erless.serve.gateway.remote import RemoteDense, RemoteShard
 from erless.serve.gateway.view import GatewayGenerations, GatewayParts, GatewayView
 from erless.serve.logs import Log
+from erless.serve.low_priority import LowPriority
 from erless.serve.metrics import Metrics
 
 __all__ = ["GenerationFollower"]
@@ -58,6 +60,7 @@ class GenerationFollower:
         metrics.gauge(
             "generation_waiting", "functions that the next one waits for", lambda: self.waiting
         )
+        self._later = LowPriority("rewrite")
         self._task = asyncio.get_running_loop().create_task(self._follow())
 
     def _age_s(self) -> float:
@@ -65,9 +68,13 @@ class GenerationFollower:
         return max(0.0, time.time() - manifest.made_at_s) if manifest else 0.0
 
     async def _follow(self) -> None:
+        begun = False
         while True:
             await asyncio.sleep(self._every_s)
             try:
+                if not begun:
+                    begun = True
+                    await self._rewrite()
                 parts = await asyncio.to_thread(self._generations.behind, self._current().parts)
                 if parts is not None:
                     await self._move_to(self._prepare(parts))
@@ -93,6 +100,15 @@ class GenerationFollower:
         self._adopt(view)
         self.reason = ""
         self._log.info("generation", number=view.parts.number)
+        await self._rewrite()
+
+    async def _rewrite(self) -> None:
+        """Answer with changed rows in place, where there is room for them."""
+        now = self._current().parts
+        work = partial(self._generations.rewritten, now)
+        rewritten = await asyncio.wrap_future(self._later.submit(work))
+        if rewritten is not now:
+            self._adopt(self._prepare(rewritten))
 
     async def _wait_for(
         self, remotes: Iterable[RemoteShard | RemoteDense]

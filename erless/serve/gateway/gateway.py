@@ -166,7 +166,7 @@ class Gateway:
         settings: Settings,
         metrics: Metrics,
     ) -> None:
-        opened, form = loaded.released, loaded.form
+        opened, form, generations = loaded.released, loaded.form, loaded.generations
         self._released = opened
         self._settings, self._metrics = settings, metrics
         self._loop = asyncio.get_running_loop()
@@ -194,12 +194,12 @@ class Gateway:
         metrics.gauge(
             "changed_bytes",
             "rows that generations changed",
-            lambda: loaded.generations.size_bytes,
+            lambda: generations.size_bytes,
         )
         self._follower: GenerationFollower | None = None
         if settings.follow_s:
             self._follower = GenerationFollower(
-                loaded.generations,
+                generations,
                 lambda: self._view,
                 lambda parts: self._view_of(parts, self._view),
                 self._adopt,

@@ -6,7 +6,6 @@ routing, tower and the versions of the shards that it calls are all of one gener
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -99,17 +98,29 @@ class GatewayGenerations:
         self._rewriters = {
             number: Rewriter(room * size // sum(sizes.values())) for number, size in sizes.items()
         }
-        # By shard: state and rows, the newest last. Queries that began with the one before hold its
-        # rows as well; it is let go before the next is opened, since giving memory back takes a
-        # while.
-        self._resident: dict[int, deque[tuple[str, EmbeddingShard]]] = {
-            number: deque() for number in sizes
-        }
 
     def newest(self) -> GatewayParts:
         """The newest generation, or the release where there is none. Errors as `behind`."""
         manifest = newest_generation(self._source.open(), self._release.opened.release.digest)
         return self._release if manifest is None else self._open(manifest)
+
+    def rewritten(self, parts: GatewayParts) -> GatewayParts:
+        """`parts` with changed rows in the places of the release's, where there is room.
+
+        Both answer alike; lookups in these cost what they do in the release. Of the generation
+        before no rows may be looked up any more.
+        """
+        manifest, base = parts.generation, self._release.opened
+        if manifest is None:
+            return parts
+        resident, any_moved = dict(base.resident), False
+        for number, state in self._changed(manifest).items():
+            shard = self._states[number].open(state)
+            resident[number] = self._rewriters[number].rewrite(shard)
+            any_moved |= resident[number] is not shard
+        if not any_moved:
+            return parts
+        return GatewayParts(manifest, self._grow(manifest, resident), parts.predict)
 
     def behind(self, parts: GatewayParts) -> GatewayParts | None:
         """The newest generation behind that of `parts`; None: there is none yet.
@@ -129,21 +140,20 @@ class GatewayGenerations:
             raise ArtifactError(
                 f"generation {manifest.number} changes a shard that the release does not have"
             )
-        resident: dict[int, EmbeddingShard] = {}
-        for number, shard in base.resident.items():
-            state = manifest.states.get(base.release.shards[number].digest)
-            resident[number] = self._open_resident(number, state) if state else shard
+        resident = dict(base.resident)
+        for number, state in self._changed(manifest).items():
+            resident[number] = self._states[number].open(state)
         return GatewayParts(manifest, self._grow(manifest, resident), self._tower(manifest))
 
-    def _open_resident(self, number: int, state: str) -> EmbeddingShard:
-        """Rows of a resident shard, opened anew only where they changed."""
-        opened = self._resident[number]
-        if not opened or opened[-1][0] != state:
-            if len(opened) > 1:
-                opened.popleft()
-            shard = self._rewriters[number].rewrite(self._states[number].open(state))
-            opened.append((state, shard))
-        return opened[-1][1]
+    def _changed(self, manifest: GenerationManifest) -> dict[int, str]:
+        """By number the resident shards of which rows differ from the release, and their states."""
+        base = self._release.opened
+        digests = {number: base.release.shards[number].digest for number in base.resident}
+        return {
+            number: manifest.states[digest]
+            for number, digest in digests.items()
+            if digest in manifest.states
+        }
 
     @property
     def size_bytes(self) -> int:
@@ -166,7 +176,8 @@ class GatewayGenerations:
             added = TensorFile(lease.folder / entry.path)
             opened = with_changes(base, resident, manifest.tables, added)
         # kept for its routing alone: rows of that generation would stay in memory with it
-        self._grown = (entry.sha256, with_changes(base, base.resident, manifest.tables, None, opened))
+        own = with_changes(base, base.resident, manifest.tables, None, opened)
+        self._grown = (entry.sha256, own)
         return opened
 
     def _tower(self, manifest: GenerationManifest) -> PredictTensors:
