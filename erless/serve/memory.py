@@ -57,7 +57,7 @@ def flight_bytes(configured: int | None, workers: int, reserved: int = 0) -> int
 
 
 def rewritten_bytes(configured: int | None, workers: int, least: int = 0) -> int:
-    """What this process may take for copies of rows with those that generations changed in place,
+    """What this process may take for a copy of rows with those that generations changed in place,
     now that all rows are in memory.
 
     Args:

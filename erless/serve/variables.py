@@ -195,7 +195,7 @@ VARIABLES = (
         "ERLESS_REWRITTEN_BYTES",
         "rewritten_bytes",
         ("sparse", "gateway"),
-        "memory for copies of all rows with those that generations changed in place, so that "
+        "memory for a copy of all rows with those that generations changed in place, so that "
         "lookups cost what they did (docs/generations.md); beyond it changed rows lie beside. "
         "Without it a quarter of what the container's limit leaves once all rows are in memory, or "
         "a sixteenth of the machine, and 128 MB in a gateway at least",

@@ -211,8 +211,8 @@ class FreshnessConfig(Section):
         ge=0,
         le=4,
         description="Memory that functions get beside what is planned, as a share of their rows in "
-        "memory: for two copies of them with changed rows in place, so that lookups cost nothing "
-        "more (2).",
+        "memory: for a copy of them with changed rows in place, so that lookups cost nothing more "
+        "(1).",
     )
 
     def memory_bytes(self, row_bytes: int) -> int:
