@@ -105,6 +105,8 @@ class GenerationFollower:
     async def _rewrite(self) -> None:
         """Answer with changed rows in place, where there is room for them."""
         now = self._current().parts
+        if now.generation is None:
+            return
         work = partial(self._generations.rewritten, now)
         rewritten = await asyncio.wrap_future(self._later.submit(work))
         if rewritten is not now:
