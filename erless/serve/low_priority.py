@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -41,7 +42,8 @@ class LowPriority:
         return done
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of one thread
+        with suppress(OSError):  # where a sandbox forbids it, at the priority of all
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of one thread
         while True:
             work, done = self._todo.get()
             if not done.set_running_or_notify_cancel():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from erless.dlrm.embedding import EmbeddingShard
 from erless.dlrm.pool_call import PoolCall, ShardTables
 from erless.errors import QueryError
 from erless.serve.files import MappedFile, OpenShard, Source, open_shard
+from erless.serve.logs import Log
 from erless.serve.low_priority import LowPriority
 from erless.serve.memory import rewritten_bytes
 from erless.serve.metrics import Metrics
@@ -184,11 +186,18 @@ class ReleasedShard(SparseFunction):
         self._newest: _State | None = None
         self._in_place: _State | None = None
 
+        log = Log(settings.log, function=settings.kind, digest=settings.digest[:12])
+
+        def told(moved: Future[None]) -> None:
+            if error := moved.exception():  # they stay beside the release's
+                log.warning("changed rows are not put in place", reason=str(error))
+
         def open_state(digest: str) -> SparseFunction:
             shard = states.open(digest)
             function = SparseFunction(shard, settings, metrics, digest)
             self._newest = _State(function, shard)
-            self._later.submit(partial(self._rewrite, self._newest))
+            moved = self._later.submit(partial(self._rewrite, self._newest))
+            moved.add_done_callback(told)
             return function
 
         self.open_version = open_state

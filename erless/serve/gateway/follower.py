@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
+from concurrent.futures import Future
 
 from erless.errors import ErlessError
 from erless.serve.gateway.remote import RemoteDense, RemoteShard
@@ -61,6 +61,7 @@ class GenerationFollower:
             "generation_waiting", "functions that the next one waits for", lambda: self.waiting
         )
         self._later = LowPriority("rewrite")
+        self._rewriting: set[asyncio.Task[None]] = set()
         self._task = asyncio.get_running_loop().create_task(self._follow())
 
     def _age_s(self) -> float:
@@ -68,13 +69,10 @@ class GenerationFollower:
         return max(0.0, time.time() - manifest.made_at_s) if manifest else 0.0
 
     async def _follow(self) -> None:
-        begun = False
+        self._rewrite()
         while True:
             await asyncio.sleep(self._every_s)
             try:
-                if not begun:
-                    begun = True
-                    await self._rewrite()
                 parts = await asyncio.to_thread(self._generations.behind, self._current().parts)
                 if parts is not None:
                     await self._move_to(self._prepare(parts))
@@ -100,16 +98,31 @@ class GenerationFollower:
         self._adopt(view)
         self.reason = ""
         self._log.info("generation", number=view.parts.number)
-        await self._rewrite()
+        self._rewrite()
 
-    async def _rewrite(self) -> None:
-        """Answer with changed rows in place, where there is room for them."""
+    def _rewrite(self) -> None:
+        """Have changed rows put in place beside the work, where there is room for them."""
         now = self._current().parts
         if now.generation is None:
             return
-        work = partial(self._generations.rewritten, now)
-        rewritten = await asyncio.wrap_future(self._later.submit(work))
-        if rewritten is not now:
+
+        def work() -> GatewayParts:
+            is_late = self._current().parts is not now  # another generation answers already
+            return now if is_late else self._generations.rewritten(now)
+
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._take(now, self._later.submit(work)))
+        self._rewriting.add(task)
+        task.add_done_callback(self._rewriting.discard)
+
+    async def _take(self, now: GatewayParts, moved: Future[GatewayParts]) -> None:
+        """Answer with changed rows in place once they are, unless a newer generation is here."""
+        try:
+            rewritten = await asyncio.wrap_future(moved)
+        except Exception as error:  # they stay beside the release's
+            self._log.warning("changed rows are not put in place", reason=str(error))
+            return
+        if rewritten is not now and self._current().parts is now:
             self._adopt(self._prepare(rewritten))
 
     async def _wait_for(
@@ -139,4 +152,5 @@ class GenerationFollower:
 
     def close(self) -> None:
         """Follow no more."""
-        self._task.cancel()
+        for task in (self._task, *self._rewriting):
+            task.cancel()
