@@ -31,9 +31,7 @@ T = TypeVar("T")
 MIB = 1 << 20
 LEAST_USUAL_BYTES = 128 * MIB  # of a table's rows: starting a process takes longer than less
 LEAST_SPLIT_BYTES = 1024 * MIB  # joining writes the rows once more
-THREADS = (
-    4  # that one process keeps busy at most: it takes 3 to 4 CPU s per GB, of which one takes 1
-)
+THREADS = 4  # that one process keeps busy at most: its busiest takes a quarter of the CPU time
 
 
 class PackStep(StrEnum):
