@@ -59,6 +59,7 @@ from erless.storage.stores import open_store
 
 Answer = tuple[float, int, int, NDArray[np.float32]]  # ms, generation, query, predictions
 VISIBLE_S = 60.0
+IDLE_S, IDLE_SHARE = 1.0, 0.1
 DIM = 32
 
 
@@ -154,6 +155,17 @@ def publish_and_wait(
     return time.monotonic() - begin, manifest.size_bytes / own
 
 
+def settle(processes: Sequence[Process]) -> None:
+    """Wait until these do nothing: until rows are copied, where there is room."""
+    until = time.monotonic() + VISIBLE_S
+    while time.monotonic() < until:
+        begin = sum(process.cpu_s() for process in processes)
+        time.sleep(IDLE_S)
+        if sum(process.cpu_s() for process in processes) - begin < IDLE_SHARE * IDLE_S:
+            return
+    raise SystemExit(f"functions still work {VISIBLE_S:g} s after a generation came")
+
+
 def _ask(orders: Connection, port: int, model: str, bodies: Sequence[Body], rate: float) -> None:
     """Ask at a fixed rate between two orders, again and again."""
     client = Client(port, model)
@@ -239,6 +251,7 @@ def measure(
         client.infer(body)
     before_mb = _private_mb([fresh, *shards.values()])
     publish_and_wait(publisher, trainer.change(int(options.share * rows)), client)
+    settle([still, fresh, *shards.values()])
     sides = [Side(gateway, [gateway, *shards.values()], model) for gateway in (still, fresh)]
     gateways_ms: list[list[float]] = [[], []]
     for _ in range(options.rounds):
