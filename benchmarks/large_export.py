@@ -161,28 +161,17 @@ def prepare_pack(folder: Path, rows: int) -> None:
     """A profile in which one row in a hundred is touched, and a plan of two int8 shards."""
     import numpy as np
 
-    from erless.specs.artifact import FileEntry
+    from benchmarks.packing import tally
     from erless.specs.bundle import BundleManifest
     from erless.specs.plan import Plan, Precision, RankRange, ShardPlan, Tier
-    from erless.specs.profile import MANIFEST, Profile, TableAccess
-    from erless.storage.tensors import write_tensors
+    from erless.specs.profile import MANIFEST, Profile
 
     manifest = BundleManifest.open(folder / "bundle")
     table = manifest.model.tables[0].name
     touched = max(1, rows // 100)
     ids = np.arange(touched, dtype=np.int64) * 100
-    counts = np.maximum(1, 1e7 / np.arange(1, touched + 1)).astype(np.int64)
-    path = f"counts/{table}.safetensors"
     (folder / "profile" / "counts").mkdir(parents=True)
-    digest = write_tensors(folder / "profile" / path, {"ids": ids, "counts": counts})
-    access = TableAccess(
-        table=table,
-        rows=rows,
-        samples=1000,
-        accesses=int(counts.sum()),
-        touched=touched,
-        counts=FileEntry(path=path, **digest._asdict()),
-    )
+    access = tally(folder / "profile", table, rows, ids)
     profile = Profile.create(model_digest=manifest.digest, sources=("benchmark",), tables=(access,))
     profile.save(folder / "profile" / MANIFEST)
     shards = tuple(

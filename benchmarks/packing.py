@@ -88,7 +88,10 @@ def make(folder: Path, rows: int, tables: int = 1) -> None:
         bundle.add_tower(tower)
         bundle.finish()
     (folder / "profile" / "counts").mkdir(parents=True)
-    accesses = tuple(_access(folder / "profile", name, rows, generator) for name in names)
+    accesses = tuple(
+        tally(folder / "profile", name, rows, generator.permutation(rows)[: rows // 3])
+        for name in names
+    )
     own = BundleManifest.open(folder / "model").digest
     profile = Profile.create(model_digest=own, sources=("benchmark",), tables=accesses)
     profile.save(folder / "profile" / MANIFEST)
@@ -105,11 +108,9 @@ def make(folder: Path, rows: int, tables: int = 1) -> None:
     ).save(folder / "plan.json")
 
 
-def _access(profile: Path, table: str, rows: int, generator: np.random.Generator) -> TableAccess:
-    """A table's counts, of a third of its rows."""
-    touched = rows // 3
-    ids = generator.permutation(rows)[:touched]
-    counts = np.maximum(1, 1e7 / np.arange(1, touched + 1)).astype(np.int64)
+def tally(profile: Path, table: str, rows: int, ids: NDArray[np.int64]) -> TableAccess:
+    """Write a table's counts of the rows `ids`, hottest first."""
+    counts = np.maximum(1, 1e7 / np.arange(1, len(ids) + 1)).astype(np.int64)
     path = f"counts/{table}.safetensors"
     digest = write_tensors(profile / path, {"ids": ids, "counts": counts})
     return TableAccess(
@@ -117,7 +118,7 @@ def _access(profile: Path, table: str, rows: int, generator: np.random.Generator
         rows=rows,
         samples=1000,
         accesses=int(counts.sum()),
-        touched=touched,
+        touched=len(ids),
         counts=FileEntry(path=path, **digest._asdict()),
     )
 

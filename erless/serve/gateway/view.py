@@ -7,7 +7,7 @@ routing, tower and the versions of the shards that it calls are all of one gener
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from erless.dlrm.embedding import EmbeddingShard
 from erless.errors import ArtifactError
@@ -110,17 +110,15 @@ class GatewayGenerations:
         Both answer alike; lookups in these cost what they do in the release. Of the generation
         before no rows may be looked up any more.
         """
-        manifest, base = parts.generation, self._release.opened
+        manifest, beside = parts.generation, parts.opened.resident
         if manifest is None:
             return parts
-        resident, any_moved = dict(base.resident), False
-        for number, state in self._changed(manifest).items():
-            shard = self._states[number].open(state)
-            resident[number] = self._rewriters[number].rewrite(shard)
-            any_moved |= resident[number] is not shard
-        if not any_moved:
+        resident = {
+            number: self._rewriters[number].rewrite(shard) for number, shard in beside.items()
+        }
+        if all(resident[number] is shard for number, shard in beside.items()):
             return parts
-        return GatewayParts(manifest, self._grow(manifest, resident), parts.predict)
+        return replace(parts, opened=self._grow(manifest, resident))
 
     def behind(self, parts: GatewayParts) -> GatewayParts | None:
         """The newest generation behind that of `parts`; None: there is none yet.
@@ -140,20 +138,11 @@ class GatewayGenerations:
             raise ArtifactError(
                 f"generation {manifest.number} changes a shard that the release does not have"
             )
-        resident = dict(base.resident)
-        for number, state in self._changed(manifest).items():
-            resident[number] = self._states[number].open(state)
+        resident: dict[int, EmbeddingShard] = {}
+        for number, shard in base.resident.items():
+            state = manifest.states.get(base.release.shards[number].digest)
+            resident[number] = self._states[number].open(state) if state else shard
         return GatewayParts(manifest, self._grow(manifest, resident), self._tower(manifest))
-
-    def _changed(self, manifest: GenerationManifest) -> dict[int, str]:
-        """By number the resident shards of which rows differ from the release, and their states."""
-        base = self._release.opened
-        digests = {number: base.release.shards[number].digest for number in base.resident}
-        return {
-            number: manifest.states[digest]
-            for number, digest in digests.items()
-            if digest in manifest.states
-        }
 
     @property
     def size_bytes(self) -> int:
