@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -30,7 +29,7 @@ class Standing:
         self.served: Served | None = None
         self.version = ""
         self._reason = ""
-        self._ready_at = math.inf
+        self._ready_at: float | None = None
         self._versions: OpenVersions | None = None
         self.at: dict[bytes, Served] = {}  # the paths of infer calls
         # Who has one, with a request's beginning; whose rows have moved has another at once.
@@ -69,7 +68,9 @@ class Standing:
         return self._versions is None or self._versions.close()
 
     def up_s(self, now: float) -> float | None:
-        """For how long it has been ready; None: for so long that nobody asks."""
+        """For how long it has been ready; None: for so long that nobody asks, or not yet."""
+        if self._ready_at is None:
+            return None
         up = now - self._ready_at
         return up if up < UP_FOR_S else None
 

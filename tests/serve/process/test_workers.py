@@ -46,6 +46,15 @@ def sparse(made: Made, folder: Path, workers: int) -> Function:
     )
 
 
+def asked_until_ready(function: Function) -> list[int]:
+    """What probes are answered from now on, until a hundred behind the first that said "ready"."""
+    said: list[int] = []
+    until = time.monotonic() + 60
+    while said.count(200) < 100 and time.monotonic() < until:
+        said.append(function.get("/v2/health/ready")[0])
+    return said
+
+
 @pytest.fixture(scope="module")
 def fleet(packed_release: Made, tmp_path_factory: pytest.TempPathFactory) -> object:
     folder = tmp_path_factory.mktemp("workers")
@@ -98,13 +107,26 @@ def test_a_crashed_worker_is_replaced(fleet: Fleet, packed_release: Made) -> Non
 def test_ready_means_that_all_are(packed_release: Made, tmp_path: Path) -> None:
     """Once one connection is told so, no other meets a worker that still loads."""
     function = sparse(packed_release, tmp_path, 4)
-    said: list[int] = []
-    until = time.monotonic() + 60
-    while len(said) < 100 and time.monotonic() < until:
-        status, _ = function.get("/v2/health/ready")
-        if said or status == 200:
-            said.append(status)
-    assert said == [200] * 100
+    said = asked_until_ready(function)
+    assert said[said.index(200) :] == [200] * 100
+    assert set(said) <= {200, 503}
+    assert function.stop() == 0
+
+
+def test_a_worker_that_waits_for_another_answers(packed_release: Made, tmp_path: Path) -> None:
+    """All that has loaded but one: until that has, who asks is told so."""
+    function = sparse(packed_release, tmp_path, 2)
+    wait_until(lambda: len(workers_of(function)) == 2, "both have begun")
+    slow = max(workers_of(function))
+    os.kill(slow, signal.SIGSTOP)
+    try:
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            assert function.get("/v2/health/ready")[0] == 503
+    finally:
+        os.kill(slow, signal.SIGCONT)
+    said = asked_until_ready(function)
+    assert said[said.index(200) :] == [200] * 100
     assert function.stop() == 0
 
 
