@@ -45,9 +45,12 @@ int home_unpack(const slice_t *slice, word_t *words) {
     return 1;
 }
 
+enum { AHEAD = 64 }; /* words prefetched ahead: other work has had the cache since the last query */
+
 /* Where the ids of a table come from, and where they go. */
 typedef struct {
     const void *ids;
+    int64_t last;         /* place of the last id */
     const float *weights; /* or NULL, as the other two */
     const uint8_t **rows;
     float *kept_weights;
@@ -71,6 +74,8 @@ static ALWAYS_INLINE int64_t split_bag(const home_t *home, const sides_t *to, co
     const uint8_t **const rows = to->rows + (done - others);
     int64_t kept = 0;
     for (int64_t i = 0; i < size; i++) {
+        const int64_t ahead = done + i + AHEAD < to->last ? done + i + AHEAD : to->last;
+        __builtin_prefetch(words + ((uint64_t)row_id(to->ids, wide, ahead) >> 6));
         const int64_t id = row_id(to->ids, wide, done + i), other = others + i - kept;
         const word_t *word = words + ((uint64_t)id >> 6);
         const uint64_t upto = word->bits << (~id & 63); /* the id's own bit comes first */
@@ -203,7 +208,10 @@ DEFINE_SPLIT(split_fast, POPCNT)
 int64_t home_find(const home_t *home, const ids_t *values, int64_t begin, int shrink,
                   const float *weights, const int32_t *lengths, int64_t samples, int32_t *sizes,
                   kept_t *kept, void *away, float *away_weights, int32_t *away_sizes) {
+    int64_t ids = 0;
+    for (int64_t b = 0; b < samples; b++) ids += lengths[b];
     const sides_t to = {(const char *)values->data + (size_t)begin * id_width(values),
+                        ids - 1,
                         weights,
                         kept->rows + kept->size,
                         weights ? kept->weights + kept->size : NULL,
