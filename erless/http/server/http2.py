@@ -221,7 +221,7 @@ class Http2Connection(asyncio.BufferedProtocol):
     def _open(self, event: h2.events.RequestReceived) -> None:
         number = event.stream_id
         if self._leaving:  # GOAWAY has said that it is not handled
-            self._h2.reset_stream(number, h2.errors.ErrorCodes.REFUSED_STREAM)
+            self._reset(number, h2.errors.ErrorCodes.REFUSED_STREAM)
             return
         self._newest = number
         stream = _Stream(self, number, self.server.now())
@@ -265,8 +265,12 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._forget_body(stream)
         self.answer_stream(stream, self._refusal(stream.headers, status, why))
         if stream.number not in self._streams:  # answered: what still comes is not wanted
-            with contextlib.suppress(h2.exceptions.StreamClosedError):  # nothing does
-                self._h2.reset_stream(stream.number, h2.errors.ErrorCodes.NO_ERROR)
+            self._reset(stream.number, h2.errors.ErrorCodes.NO_ERROR)
+
+    def _reset(self, number: int, code: h2.errors.ErrorCodes) -> None:
+        """Close a stream, unless its client has."""
+        with contextlib.suppress(h2.exceptions.StreamClosedError):
+            self._h2.reset_stream(number, code)
 
     def _dispatch(self, number: int) -> None:
         """Hand a whole request to the handler."""
@@ -353,7 +357,10 @@ class Http2Connection(asyncio.BufferedProtocol):
     def _continue(self) -> None:
         """The client takes more: go on with answers that wait for that."""
         for stream in [stream for stream in self._streams.values() if stream.rest]:
-            self._send(stream)
+            try:
+                self._send(stream)
+            except h2.exceptions.StreamClosedError:  # given up, in the turn that brought the window
+                self._streams.pop(stream.number, None)
 
     def _flush(self) -> None:
         data = self._h2.data_to_send()
@@ -412,8 +419,8 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     @property
     def idle(self) -> bool:
-        """Whether it waits for a request of which nothing has come yet."""
-        return not self._streams
+        """Whether it has left, and its client has had time to read so."""
+        return not self._streams and self.server.now() - self._left > LEFT_S
 
     @property
     def sheddable(self) -> bool:

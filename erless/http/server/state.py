@@ -47,7 +47,7 @@ class Peer(Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether it waits for a request of which nothing has come yet."""
+        """Whether a drain may close it: it waits for a request of which nothing has come yet."""
 
     @property
     def requested(self) -> bool:
@@ -158,6 +158,7 @@ class ServerState:
     def begin_drain(self) -> asyncio.Future[None]:
         """From now on connections close with their answer; the future ends with the last one."""
         self.draining = True
+        self.sweep()  # those of HTTP/2 say so at once
         self._drained = asyncio.get_running_loop().create_future()
         self.check_drained()
         return self._drained

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
 import h2.config
 import h2.connection
+import h2.errors
 import h2.events
 import h2.settings
 import pytest
+from hyperframe.frame import GoAwayFrame, HeadersFrame, RstStreamFrame, WindowUpdateFrame
 
 from erless.http.messages import Request, Response, ServerLimits
 from tests.http.server.test_drain import Drained, until
@@ -147,6 +150,55 @@ def test_a_drain_answers_what_was_asked_and_says_goaway() -> None:
         client.wait(99)
         assert client.left is not None and client.left.last_stream_id == 1
         assert client.closed
+
+
+def test_who_asks_before_it_has_read_goaway_is_told_to_ask_elsewhere() -> None:
+    """A client that is held up for longer than idle connections of HTTP/1.1 are kept."""
+    with serving() as served, Client(served.address) as client:
+        assert client.wait(client.ask(GET)) == b"/a"
+        served.go.set()
+        time.sleep(0.8)
+        late = client.ask(POST, b"x" * 1000)
+        received = b""
+        while data := client.socket.recv(65536):  # not reset: what was sent is there to be read
+            received += data
+        goaway = received.index(GoAwayFrame(0, last_stream_id=1).serialize())
+        refused = RstStreamFrame(late, error_code=h2.errors.ErrorCodes.REFUSED_STREAM)
+        assert received.index(refused.serialize()) > goaway
+
+
+def test_given_up_in_the_bytes_that_opened_it() -> None:
+    """Whoever reads GOAWAY takes back what it has just asked, and still waits for the rest."""
+    with serving() as served, Client(served.address, window=1000) as client:
+        first = client.ask(POST, bytes(2000))  # its answer does not fit the window
+        client.h2.acknowledge_received_data = lambda *_: None  # type: ignore[method-assign]
+        while len(client.bodies.get(first, b"")) < 1000:
+            client.receive()
+        served.go.set()
+        goaway = GoAwayFrame(0, last_stream_id=first).serialize()
+        assert goaway in client.socket.recv(65536)
+        frames = [
+            HeadersFrame(3, data=client.h2.encoder.encode(GET), flags=["END_HEADERS"]),
+            RstStreamFrame(3, error_code=h2.errors.ErrorCodes.CANCEL),
+            WindowUpdateFrame(1, window_increment=5000),
+        ]
+        client.socket.sendall(b"".join(frame.serialize() for frame in frames))
+        received = b""
+        while data := client.socket.recv(65536):
+            received += data
+        assert received.count(bytes(1000)) == 1  # the rest of the answer
+
+
+def test_given_up_in_the_bytes_that_widened_its_window() -> None:
+    with serving() as served, Client(served.address, window=1000) as client:
+        number = client.ask(POST, bytes(2000))
+        client.h2.acknowledge_received_data = lambda *_: None  # type: ignore[method-assign]
+        while len(client.bodies.get(number, b"")) < 1000:
+            client.receive()
+        client.h2.increment_flow_control_window(5000, number)
+        client.h2.reset_stream(number)
+        client.send()
+        assert client.wait(client.ask(GET)) == b"/a"
 
 
 @pytest.mark.parametrize("attack", ["resets", "garbage"])
