@@ -22,6 +22,7 @@ _COUNTERS = {
 }
 _GATEWAY_COUNTERS = {
     "fan_out": "calls to shards and the dense function",
+    "coalesced": "queries answered together with others that came in the same moment",
     "degraded": "queries answered with default vectors",
     "cold_starts": "queries that waited for a function to start",
     "retries": "calls repeated because their connection died before an answer",
@@ -61,7 +62,7 @@ class Metrics:
         self._gauges: dict[str, tuple[str, Callable[[], Mapping[str, float]]]] = {}
         self.gathers = self.bytes_received = self.bytes_sent = 0
         self.fan_out = self.degraded = self.cold_starts = self.retries = self.hedges = 0
-        self.resends = self.silent_connections = 0
+        self.resends = self.silent_connections = self.coalesced = 0
         self._elsewhere: dict[str, str] = {}  # counters that are kept by somebody else
         self._read_elsewhere: Callable[[], Sequence[int]] = tuple
         self._before: dict[str, int] = {}  # what a worker that crashed had of them

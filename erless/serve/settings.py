@@ -58,6 +58,7 @@ class Settings:
     secret_file: str | None = None
     max_in_flight: int = 512
     max_batch: int = 4096
+    coalesced_queries: int = 8
     max_body_bytes: int = 64 << 20
     memory_in_flight_bytes: int | None = None
     rewritten_bytes: int | None = None
@@ -250,6 +251,7 @@ def read_settings(kind: Kind, variables: Mapping[str, str]) -> Settings:
         secret_file=env.text("ERLESS_SECRET_FILE"),
         max_in_flight=env.integer("ERLESS_MAX_IN_FLIGHT", 512),
         max_batch=env.integer("ERLESS_MAX_BATCH", 4096),
+        coalesced_queries=env.integer("ERLESS_COALESCED_QUERIES", 8),
         max_body_bytes=env.integer("ERLESS_MAX_BODY_BYTES", 64 << 20),
         memory_in_flight_bytes=env.optional_integer("ERLESS_MEMORY_IN_FLIGHT_BYTES"),
         rewritten_bytes=env.optional_integer("ERLESS_REWRITTEN_BYTES", 0),

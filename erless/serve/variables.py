@@ -183,6 +183,13 @@ VARIABLES = (
         "ERLESS_MAX_IN_FLIGHT", "max_in_flight", ALL, "queries at once; beyond it 503, Retry-After"
     ),
     Variable("ERLESS_MAX_BATCH", "max_batch", ALL, "samples per query"),
+    Variable(
+        "ERLESS_COALESCED_QUERIES",
+        "coalesced_queries",
+        GATEWAY,
+        "most queries that are answered together where they come in the same moment; 1: each by "
+        "itself",
+    ),
     Variable("ERLESS_MAX_BODY_BYTES", "max_body_bytes", ALL, "of a request; 413 beyond it"),
     Variable(
         "ERLESS_MEMORY_IN_FLIGHT_BYTES",

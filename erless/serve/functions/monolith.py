@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from erless.dlrm.lanes import Lanes, LaneSums
 from erless.dlrm.whole_graph import whole_tables
 from erless.serve.files import MappedFile
 from erless.serve.metrics import Metrics
+from erless.serve.protocol.coalescing import Coalescer
 from erless.serve.protocol.forms import KjtForm, Lookup, QueryForm, SharedKjtForm
 from erless.serve.protocol.graph import GraphForm
 from erless.serve.protocol.infer import InferRequest
@@ -38,7 +40,7 @@ def load_monolith(settings: Settings, metrics: Metrics) -> MonolithFunction:
     bundle.verify(folder)
     form, predict = _model(folder, bundle, settings)
     return MonolithFunction(
-        bundle, whole_tables(folder, bundle, populate=True), form, predict, metrics
+        bundle, whole_tables(folder, bundle, populate=True), form, predict, settings, metrics
     )
 
 
@@ -60,7 +62,6 @@ class MonolithFunction:
     open_version = None
     fast_path = None
     request_parameters: frozenset[str] = frozenset()
-    answers_synchronously = True
     decoy = False
 
     def __init__(
@@ -69,6 +70,7 @@ class MonolithFunction:
         shard: EmbeddingShard,
         form: QueryForm,
         predict: PredictTensors,
+        settings: Settings,
         metrics: Metrics,
     ) -> None:
         model = bundle.model
@@ -78,6 +80,11 @@ class MonolithFunction:
         self.inputs, self.outputs = form.inputs, form.outputs
         self._shard, self._form, self._predict = shard, form, predict
         self._metrics = metrics
+        self._coalescer: Coalescer | None = None
+        if form.joins and settings.coalesced_queries > 1:
+            most = settings.coalesced_queries
+            self._coalescer = Coalescer(self._answer, most, form.max_batch, metrics)
+        self.answers_synchronously = self._coalescer is None
         self._parameters = {"digest": bundle.digest}
         dims = {table.dim for table in model.tables}
         # pooled vectors of one width that need no division are the tower's input as they come
@@ -92,8 +99,13 @@ class MonolithFunction:
         """What the query's form says."""
         return self._form.memory_bytes(request.inputs)
 
-    def infer(self, call: InferCall) -> InferAnswer:
+    def infer(self, call: InferCall) -> InferAnswer | Awaitable[InferAnswer]:
         """Predict."""
+        self._form.check(call.request.inputs)
+        return self._answer(call) if self._coalescer is None else self._coalescer.answer(call)
+
+    def _answer(self, call: InferCall, queries: int = 1) -> InferAnswer:
+        """Predict at once; `call` stands for so many queries."""
         form = self._form
         query = form.open(call.request.inputs)
         sums = form.sums(query, self._holdings)
@@ -102,10 +114,12 @@ class MonolithFunction:
         if query.graph is not None:
             self._metrics.unknown_ids(query.graph.unknown)
         outputs = form.finish(query, self._predict(form.tower_inputs(query, sums, out)))
-        for output in outputs.values():
-            if not all_finite(output):
-                raise form.not_finite(query, out)
-        return InferAnswer(outputs, {**self._parameters, **query.parameters})
+        fault = None
+        if not all(map(all_finite, outputs.values())):
+            fault = form.not_finite(query, out)
+            if queries == 1:
+                raise fault
+        return InferAnswer(outputs, {**self._parameters, **query.parameters}, fault)
 
     def _pool(self, lookup: Lookup) -> NDArray[np.float32]:
         """Vectors (B, T, D)."""

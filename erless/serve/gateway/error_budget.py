@@ -29,9 +29,9 @@ class ErrorBudget:
         """`count` more have come."""
         self._left = min(self._saved, self._left + count * self._share)
 
-    def spend(self) -> bool:
-        """Whether one more may be treated in the other way; it then counts."""
-        if self._left < 1:
+    def spend(self, count: int = 1) -> bool:
+        """Whether `count` more may be treated in the other way; they then count."""
+        if self._left < count:
             return False
-        self._left -= 1
+        self._left -= count
         return True

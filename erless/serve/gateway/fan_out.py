@@ -48,6 +48,7 @@ class FanOut:
         loop: that all of it runs on.
         deadline: of the query, in the loop's time.
         resends: the budget of calls asked again; None: silent shards are waited for.
+        queries: how many are answered by these calls together.
     """
 
     __slots__ = (
@@ -63,6 +64,7 @@ class FanOut:
         "done",
         "open",
         "over",
+        "queries",
     )
 
     def __init__(
@@ -70,8 +72,9 @@ class FanOut:
         loop: asyncio.AbstractEventLoop,
         deadline: float,
         resends: Resends | None = None,
+        queries: int = 1,
     ) -> None:
-        self._loop, self._resends = loop, resends
+        self._loop, self._resends, self.queries = loop, resends, queries
         self.done: asyncio.Future[None] = loop.create_future()
         self.calls: list[ShardCall] = []
         self.open = 0
@@ -334,7 +337,8 @@ class ShardCall:
         """Use default vectors if the budget allows; the call goes on, since it wakes the shard."""
         if self.over or self._error_budget is None or self._fan_out.over:
             return False
-        if not self._fan_out.degraded and not self._error_budget.spend():
+        queries = self._fan_out.queries
+        if not self._fan_out.degraded and not self._error_budget.spend(queries):
             self._error_budget = None  # the budget is spent: wait
             return False
         self._fan_out.degraded = True

@@ -23,7 +23,7 @@ from erless.dlrm.embedding import Combiner
 from erless.dlrm.graph_archives import open_lookup
 from erless.dlrm.lanes import LaneSums
 from erless.dlrm.rows import Buckets
-from erless.errors import ArtifactError, ServeError
+from erless.errors import ArtifactError, ErlessError, ServeError
 from erless.http.client.endpoint import Endpoint
 from erless.http.messages import Request
 from erless.serve.files import OpenGateway, open_gateway, open_tower, source_of
@@ -42,6 +42,7 @@ from erless.serve.identity import peers
 from erless.serve.logs import Log
 from erless.serve.malloc import HeapTrimmer
 from erless.serve.metrics import Metrics
+from erless.serve.protocol.coalescing import Coalescer
 from erless.serve.protocol.forms import KjtForm, OpenQuery, QueryForm, SharedKjtForm
 from erless.serve.protocol.graph import GraphForm
 from erless.serve.protocol.infer import InferRequest
@@ -210,6 +211,10 @@ class Gateway:
         self._sampler: HeatSampler | None = None
         if settings.sample:
             self._sampler = HeatSampler(opened, source_of(settings), settings, metrics, log)
+        self._coalescer: Coalescer | None = None
+        if form.joins and settings.coalesced_queries > 1:
+            most = settings.coalesced_queries
+            self._coalescer = Coalescer(self._start, most, form.max_batch, metrics)
         self._in_order: IdsInOrder | None = None
         self._error_budget = (
             ErrorBudget(settings.degraded_share) if settings.cold_miss == "default" else None
@@ -297,30 +302,41 @@ class Gateway:
         """As `QueryForm.memory_bytes`."""
         return self._form.memory_bytes(request.inputs)
 
-    def infer(self, call: InferCall) -> Awaitable[InferAnswer]:
+    def infer(self, call: InferCall) -> InferAnswer | Awaitable[InferAnswer]:
         """Predict."""
         self._trimmer.observe(self._metrics.in_flight)
+        self._form.check(call.request.inputs)
+        if self._sampler is not None and self._sampler.is_sampled():
+            return self._start(call, sampler=self._sampler)
+        if self._coalescer is None or self._in_order is not None:
+            return self._start(call)
+        return self._coalescer.answer(call)
+
+    def _start(
+        self, call: InferCall, queries: int = 1, *, sampler: HeatSampler | None = None
+    ) -> Awaitable[InferAnswer]:
+        """Sort the ids of `call`, which stands for so many queries, and ask the shards."""
         view = self._view
         query = self._form.open(call.request.inputs)
         buckets = query.lookup.bucketize(view.opened.routing)
-        if self._sampler is not None:
-            self._sampler.observe(query.lookup, buckets, query.batch)
+        if sampler is not None:
+            sampler.take(query.lookup, buckets, query.batch)
         if self._in_order is not None and call.origin is not None:
             self._in_order.observe(call.origin, query.lookup)
         query.lookup.forget_ids()
         if query.graph is not None:
             self._metrics.unknown_ids(query.graph.unknown)
         call.request.inputs, call.origin = {}, None  # a query that waits does not hold its body
-        return self._answer(call, self._fan_out(call, view, query, buckets))
+        return self._answer(call, self._fan_out(call, queries, view, query, buckets))
 
     def _fan_out(
-        self, call: InferCall, view: GatewayView, query: OpenQuery, buckets: Buckets
+        self, call: InferCall, queries: int, view: GatewayView, query: OpenQuery, buckets: Buckets
     ) -> _FannedOut:
         """Ask the shards, before any other query of this turn is computed with."""
         opened, now = view.opened, self._now()
         idle, self._last_query = now - self._last_query > IDLE_S, now
         if self._error_budget is not None:
-            self._error_budget.earn()
+            self._error_budget.earn(queries)
         remote: list[int] = []
         resident: list[int] = []
         for number in buckets.touched():
@@ -329,7 +345,7 @@ class Gateway:
         sums = opened.combiner if lanes is None else lanes
         out = opened.combiner.begin(buckets.batch) if lanes is None else lanes.out
         self._resends.earn(len(remote))
-        fan_out = FanOut(self._loop, call.deadline, self._resends)
+        fan_out = FanOut(self._loop, call.deadline, self._resends, queries)
         hedge = self._hedged if self._settings.hedge else None
         try:
             for number in remote:
@@ -362,10 +378,12 @@ class Gateway:
         pooled = sums.finish(fanned.out, query.lookup.finishing)
         tensors = form.tower_inputs(query, fanned.lanes, pooled)
         outputs = form.finish(query, await self._tower(fanned, tensors, call))
-        for output in outputs.values():
-            if not all_finite(output):
-                raise form.not_finite(query, pooled)
-        return self._build_answer(fanned, outputs)
+        fault = None
+        if not all(map(all_finite, outputs.values())):
+            fault = form.not_finite(query, pooled)
+            if fan_out.queries == 1:
+                raise fault
+        return self._build_answer(fanned, outputs, fault)
 
     def _call(
         self,
@@ -394,10 +412,12 @@ class Gateway:
             fanned.sums.add(fanned.out, number, partials, lengths, packed=True)
             self._metrics.gathers += len(values)
 
-    def _build_answer(self, fanned: _FannedOut, outputs: dict[str, Array]) -> InferAnswer:
+    def _build_answer(
+        self, fanned: _FannedOut, outputs: dict[str, Array], fault: ErlessError | None
+    ) -> InferAnswer:
         fan_out = fanned.fan_out
-        self._metrics.degraded += fan_out.degraded
-        self._metrics.cold_starts += fan_out.cold
+        self._metrics.degraded += fan_out.degraded * fan_out.queries
+        self._metrics.cold_starts += fan_out.cold * fan_out.queries
         return InferAnswer(
             outputs,
             {
@@ -408,6 +428,7 @@ class Gateway:
                 "fan_out": fanned.calls + (fanned.view.dense is not None),
                 **fanned.query.parameters,
             },
+            fault,
         )
 
     def _hedged(self) -> None:

@@ -247,12 +247,16 @@ class HeatSampler:
             return 1
         return 1 + int(math.log(1 - self._random.random()) / math.log(1 - self._share))
 
-    def observe(self, lookup: Lookup, buckets: Buckets, samples: int) -> None:
-        """A query has come; once in a while it is sampled."""
+    def is_sampled(self) -> bool:
+        """Whether the query that has come shall be sampled; asked once for each."""
         self._left -= 1
         if self._left > 0:
-            return
+            return False
         self._left = self._gap()
+        return True
+
+    def take(self, lookup: Lookup, buckets: Buckets, samples: int) -> None:
+        """Sample a query, sorted by shard."""
         if self._taken_ids - self._folded_ids > MOST_WAITING:
             self._dropped += 1
             return

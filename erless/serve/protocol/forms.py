@@ -101,12 +101,17 @@ class QueryForm(Protocol):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    max_batch: int  # samples of a query
+    joins: bool  # queries may be joined (`erless.serve.protocol.coalescing`)
 
     def memory_bytes(self, inputs: dict[str, Array]) -> int:
         """About how many bytes a query holds until it is answered."""
 
+    def check(self, inputs: dict[str, Array]) -> None:
+        """Check a query as far as `open` does not, nor sorting its ids. Raises QueryError."""
+
     def open(self, inputs: dict[str, Array]) -> OpenQuery:
-        """Read a query; nothing of the result lies in the request's bytes but `lookup`.
+        """Read a query that was checked; nothing of it lies in the request's bytes but `lookup`.
 
         Raises:
             QueryError: it does not fit the model.
@@ -136,18 +141,22 @@ class KjtForm:
     """One feature for each table: the KeyedJaggedTensor's rows are the model's tables."""
 
     outputs: tuple[TensorSpec, ...] = (TensorSpec("prediction", ("FP32",), (-1,)),)
+    joins = True
 
     def __init__(self, model: ModelSpec, max_batch: int) -> None:
-        self._max_batch, self._sample_bytes = model.largest_batch(max_batch), sample_bytes(model)
+        self.max_batch, self._sample_bytes = model.largest_batch(max_batch), sample_bytes(model)
         self.inputs = query_inputs(model)
 
     def memory_bytes(self, inputs: dict[str, Array]) -> int:
         """As `query_bytes`."""
         return query_bytes(self._sample_bytes, inputs)
 
+    def check(self, inputs: dict[str, Array]) -> None:
+        """As `check_query`."""
+        check_query(inputs, self.max_batch)
+
     def open(self, inputs: dict[str, Array]) -> OpenQuery:
-        """Check a query; its arrays are the lookup as they are."""
-        check_query(inputs, self._max_batch)
+        """The query's arrays are the lookup as they are."""
         lengths = inputs["lengths"].copy()
         lookup = Lookup(inputs["values"], lengths, inputs.get("weights"))
         return OpenQuery(lookup, {"dense": inputs["dense"].copy()}, lengths.shape[1])
@@ -181,8 +190,7 @@ class SharedKjtForm(KjtForm):
         self._weighted = model.has_weights
 
     def open(self, inputs: dict[str, Array]) -> OpenQuery:
-        """Check a query, and put its bags in the lanes' order."""
-        check_query(inputs, self._max_batch)
+        """Put the query's bags in the lanes' order."""
         values, lengths, weights = inputs["values"], inputs["lengths"], inputs.get("weights")
         order, lanes = list(self._lanes.order), self._lanes
         sizes = lengths.sum(axis=1, dtype=np.int64)

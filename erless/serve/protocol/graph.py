@@ -29,9 +29,11 @@ class GraphForm:
         max_batch: most samples that the server takes.
     """
 
+    joins = False  # a graph may let samples depend on each other
+
     def __init__(self, lookup: GraphLookup, max_batch: int) -> None:
         self._lookup, model = lookup, lookup.model
-        self._max_batch = model.largest_batch(max_batch)
+        self.max_batch = model.largest_batch(max_batch)
         self.inputs = tuple(_spec(tensor) for tensor in model.inputs)
         self.outputs = tuple(_spec(tensor) for tensor in model.outputs)
         dims = lookup.lanes.dims.tolist()
@@ -48,9 +50,12 @@ class GraphForm:
         )
         return int(4 * sum(array.nbytes for array in inputs.values()) + 8 * vectors)
 
+    def check(self, inputs: dict[str, Array]) -> None:
+        """Nothing: `open` checks all."""
+
     def open(self, inputs: dict[str, Array]) -> OpenQuery:
         """Read a query. Raises QueryError as `GraphLookup.open`."""
-        query = self._lookup.open(inputs, self._max_batch)
+        query = self._lookup.open(inputs, self.max_batch)
         lookup = Lookup(query.values, query.lengths, query.weights, query.begins, query.divisors)
         parameters: dict[str, Any] = {}
         if query.unknown:

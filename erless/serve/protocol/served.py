@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from erless.dlrm._kernels import FastPath
+from erless.errors import ErlessError
 from erless.http.messages import Request
 from erless.serve.files import MappedFile
 from erless.serve.protocol.infer import InferRequest
@@ -44,10 +45,14 @@ class InferCall:
 
 @dataclass(slots=True)
 class InferAnswer:
-    """Outputs by name, and response parameters."""
+    """Outputs by name, and response parameters.
+
+    `fault`: why some outputs are not finite, in an answer to several queries (`coalescing`).
+    """
 
     outputs: Mapping[str, NDArray[Any]]
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    fault: ErlessError | None = None
 
 
 class Served(Protocol):
