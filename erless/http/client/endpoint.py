@@ -128,6 +128,12 @@ class Endpoint:
         """An answer has come a short while ago."""
         return self.now() - self._answered_at < AWAKE_S
 
+    @property
+    def waited_s(self) -> float:
+        """For how long the oldest call has been waiting; 0 where none does."""
+        began = [each.calls[0].began for each in self.connections if each.calls]
+        return self.now() - min(began) if began else 0.0
+
     now = staticmethod(time.monotonic)  # the loop's clock, but finer
 
     def send(

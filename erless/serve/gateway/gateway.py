@@ -10,8 +10,9 @@ they are on their way; each partial is added when it comes. The first failure fa
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ from erless.serve.identity import peers
 from erless.serve.logs import Log
 from erless.serve.malloc import HeapTrimmer
 from erless.serve.metrics import Metrics
-from erless.serve.protocol.coalescing import Coalescer
+from erless.serve.protocol.coalescing import ApartError, Coalescer
 from erless.serve.protocol.forms import KjtForm, OpenQuery, QueryForm, SharedKjtForm
 from erless.serve.protocol.graph import GraphForm
 from erless.serve.protocol.infer import InferRequest
@@ -63,6 +64,7 @@ Floats = NDArray[np.float32]
 Array = NDArray[Any]
 IDLE_S = 5.0  # no query for so long: the next one touches every function
 SWEEP_S = 1.0
+FAR_S, FAR = 0.02, 4.0  # who takes longer, and so many times another's p95, is not waited for
 SHARED_WRITE = 8  # calls to a shard, of queries that came at once
 
 
@@ -125,6 +127,15 @@ def _part_of(
         return call, None
     span = call.span.child(remote.label, "client", **{"erless.digest": remote.digest})
     return replace(call, traceparent=span.traceparent), span
+
+
+def _are_alike(endpoints: Sequence[Endpoint]) -> bool:
+    """Whether a query that needs some of these functions loses little by waiting for all."""
+    known = [endpoint.p95_s for endpoint in endpoints if endpoint.p95_s < math.inf]
+    usual = max(FAR_S, FAR * min(known, default=0.0))
+    return all(endpoint.awake and endpoint.waited_s < usual for endpoint in endpoints) and (
+        max(known, default=0.0) < usual
+    )
 
 
 @dataclass(slots=True)
@@ -333,14 +344,17 @@ class Gateway:
         self, call: InferCall, queries: int, view: GatewayView, query: OpenQuery, buckets: Buckets
     ) -> _FannedOut:
         """Ask the shards, before any other query of this turn is computed with."""
-        opened, now = view.opened, self._now()
-        idle, self._last_query = now - self._last_query > IDLE_S, now
-        if self._error_budget is not None:
-            self._error_budget.earn(queries)
+        opened = view.opened
         remote: list[int] = []
         resident: list[int] = []
         for number in buckets.touched():
             (resident if number in opened.resident else remote).append(number)
+        if queries > 1 and not _are_alike([view.remote[number].endpoint for number in remote]):
+            raise ApartError
+        now = self._now()
+        idle, self._last_query = now - self._last_query > IDLE_S, now
+        if self._error_budget is not None:
+            self._error_budget.earn(queries)
         lanes = self._form.sums(query, opened.lane_holdings)
         sums = opened.combiner if lanes is None else lanes
         out = opened.combiner.begin(buckets.batch) if lanes is None else lanes.out

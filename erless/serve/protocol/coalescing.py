@@ -4,6 +4,9 @@ What has come by the end of a turn of the event loop becomes one query with all 
 ids are sorted in one pass, each shard is called once and the tower runs once; every client gets the
 rows of its own samples. A query that is alone in flight is answered at once.
 
+A query that is joined waits for all shards that the others need. So where one of these sleeps, or
+is slow (on a disk), the queries are answered one by one, and so are those of the next second.
+
 Only KeyedJaggedTensors are joined, whose samples do not depend on each other. Predictions then are
 the same up to the last bits, which depend on how many samples a matrix product has.
 """
@@ -25,15 +28,21 @@ from erless.serve.metrics import Metrics
 from erless.serve.protocol.infer import InferRequest
 from erless.serve.protocol.served import InferAnswer, InferCall
 
-__all__ = ["Coalescer", "join", "spans"]
+__all__ = ["ApartError", "Coalescer", "join", "spans"]
 
 Inputs = dict[str, NDArray[Any]]
-# Begins to answer a call that stands for so many queries. Raises QueryError as `Served.infer`.
+# Begins to answer a call that stands for so many queries. Raises QueryError as `Served.infer`, and
+# ApartError where these queries shall not wait for each other.
 Start = Callable[[InferCall, int], InferAnswer | Awaitable[InferAnswer]]
 
 MOST_IDS = 1 << 18  # of a joined query: they are copied while the queries' own bytes are still held
 MOST_SAMPLES = 1024
 DEADLINE_S = 0.1  # deadlines that differ by less are taken for the earliest of them
+APART_S = 1.0  # nothing is joined after queries that should not wait for each other
+
+
+class ApartError(Exception):
+    """Queries that shall not wait for each other: one needs what is slow, and others may not."""
 
 
 def spans(inputs: Inputs) -> list[slice] | None:
@@ -113,16 +122,17 @@ class Coalescer:
         self._most_queries = most_queries
         self._most_samples = min(most_samples, MOST_SAMPLES)
         self._waiting: list[_Waiting] = []
+        self._apart_until = 0.0  # in the loop's time
         self._groups: set[_Group] = set()
 
     def answer(self, call: InferCall) -> InferAnswer | Awaitable[InferAnswer]:
         """Answer `call`, together with others of this turn. Raises QueryError as `start`."""
-        own = None if self._alone(call) else spans(call.request.inputs)
+        loop, inputs = asyncio.get_running_loop(), call.request.inputs
+        alone = loop.time() < self._apart_until or self._is_alone(call)
+        own = None if alone else spans(inputs)
         if own is None:
             return self._start(call, 1)
-        inputs = call.request.inputs
         samples, ids = inputs["lengths"].shape[1], len(inputs["values"])
-        loop = asyncio.get_running_loop()
         query = _Waiting(call, own, loop.create_future(), samples, ids)
         if self._waiting and not self._fits(query):
             self._close()
@@ -133,7 +143,7 @@ class Coalescer:
             self._close()
         return self._wait(query)
 
-    def _alone(self, call: InferCall) -> bool:
+    def _is_alone(self, call: InferCall) -> bool:
         """Whether nobody else is in flight, or the query's own way is recorded in a trace."""
         trace = call.traceparent
         recorded = trace is not None and int(trace[-1:], 16) & 1 == 1
@@ -168,6 +178,8 @@ class Coalescer:
                 answer = self._start(self._joined(queries), len(queries))
             except QueryError:  # one of them does not fit the model: it is told so, no other
                 pass
+            except ApartError:
+                self._apart_until = asyncio.get_running_loop().time() + APART_S
             except Exception as error:  # the queries answer for it
                 for each in queries:
                     each.fail(error)

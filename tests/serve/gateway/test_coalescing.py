@@ -7,6 +7,7 @@ import http.client
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,10 @@ import pytest
 
 from erless.dlrm.queries import Query
 from erless.dlrm.reference import Monolith
+from erless.serve.files import Source, open_gateway
 from erless.specs.model import Pooling
 from tests.releases import Made, random_query
+from tests.serve.fake_shard import FakeShard
 from tests.serve.functions import Fleet, Function, body_of
 from tests.serve.gateway.test_shared_tables import DOT, model, pack, query
 
@@ -42,7 +45,8 @@ def stopped(function: Function) -> Iterator[None]:
 
 
 def at_once(function: Function, name: str, bodies: Sequence[bytes]) -> list[tuple[int, Any]]:
-    """The answers to `bodies`, which it finds in its sockets all at once."""
+    """The answers to `bodies`, which it finds in its sockets all at once; its shards are awake."""
+    assert function.post(f"/v2/models/{name}/infer", bodies[0])[0] == 200
     clients = [http.client.HTTPConnection("127.0.0.1", function.port, timeout=60) for _ in bodies]
     for client in clients:  # connected, and answered once
         client.request("GET", "/v2/health/live")
@@ -85,7 +89,7 @@ def test_a_query_that_does_not_fit_is_told_so_and_no_other(
 ) -> None:
     made = fleet.made
     queries = [random_query(made.model, 50 + n, 4) for n in range(QUERIES)]
-    bodies = [body_of(each) for each in queries]
+    bodies = [body_of(each) for each in queries]  # the first as it is
     wrong = queries[1]
     wrong.values[-1] = made.model.tables[-1].rows
     large = queries[3]
@@ -116,6 +120,54 @@ def test_the_tower_function_gets_them_joined(fleet_with_dense: Fleet, reference:
     queries = [random_query(made.model, 70 + n, 2 + n) for n in range(QUERIES)]
     bodies = [body_of(each) for each in queries]
     expect(at_once(fleet_with_dense.gateway, made.model.name, bodies), reference, queries)
+
+
+def without(made: Made, shard: str) -> Query:
+    """A query that does not need `shard`."""
+    number = [each.name for each in made.release.shards].index(shard)
+    with open_gateway(Source(made.store), made.release.digest) as opened:
+        for seed in range(1000):
+            query = random_query(made.model, seed, 1, longest=2)
+            if number not in opened.routing.bucketize(query.values, query.lengths).touched():
+                return query
+    raise AssertionError("every query needs it")
+
+
+def test_nobody_waits_for_a_shard_that_another_wakes(fleet: Fleet, reference: Monolith) -> None:
+    made = fleet.made
+    queries = [without(made, "cold"), random_query(made.model, 90, 16), without(made, "cold")]
+    path = f"/v2/models/{made.model.name}/infer"
+    with FakeShard(fleet.shards["cold"].port) as asleep:
+        asleep.behaviour = "hang"
+        urls = {**fleet.urls, made.release.shard("cold").digest: asleep.url}
+        gateway = fleet.start_gateway(urls).ready()
+        deadline = {"erless-deadline-ms": "4000"}
+        for _ in range(2):  # asleep, then awake, and hanging
+            hangs = threading.Thread(target=gateway.post, args=(path, body_of(queries[1])))
+            hangs.start()
+            time.sleep(0.3)
+            clients = [http.client.HTTPConnection("127.0.0.1", gateway.port) for _ in queries]
+            for client in clients:
+                client.request("GET", "/v2/health/live")
+                client.getresponse().read()
+            with stopped(gateway):
+                for client, query in zip(clients, queries, strict=True):
+                    client.request("POST", path, body_of(query), deadline)
+                time.sleep(0.05)
+            begin = time.monotonic()
+            answers = [
+                (r.status, json.loads(r.read()))
+                for r in (clients[0].getresponse(), clients[2].getresponse())
+            ]
+            assert time.monotonic() - begin < 3
+            expect(answers, reference, queries[::2])
+            assert clients[1].getresponse().status == 504
+            for client in clients:
+                client.close()
+            asleep.behaviour = "good"
+            hangs.join(60)
+            asleep.behaviour = "hang"
+        gateway.stop()
 
 
 @pytest.mark.parametrize("pooling", [Pooling.MEAN, Pooling.WEIGHTED_SUM])

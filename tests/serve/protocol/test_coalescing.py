@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from erless.errors import QueryError, ServeError
 from erless.serve.metrics import Metrics
-from erless.serve.protocol.coalescing import MOST_IDS, Coalescer, join, spans
+from erless.serve.protocol.coalescing import (
+    APART_S,
+    MOST_IDS,
+    ApartError,
+    Coalescer,
+    join,
+    spans,
+)
 from erless.serve.protocol.infer import InferRequest
 from erless.serve.protocol.served import InferAnswer, InferCall
 
@@ -109,11 +116,14 @@ class Model:
         self.go = asyncio.Event()
         self.go.set()
         self.error: Exception | None = None
+        self.apart = False
 
     def start(self, call: InferCall, queries: int) -> Awaitable[InferAnswer]:
         inputs = call.request.inputs
         if inputs["values"].min(initial=0) < 0:
             raise QueryError("an id is negative")
+        if self.apart and queries > 1:
+            raise ApartError
         self.asked.append(queries)
         self.deadlines.append(call.deadline)
         if self.error is not None:
@@ -237,6 +247,23 @@ def test_one_that_does_not_fit_harms_no_other() -> None:
         assert predictions([first, last]) == [[1.0], [3.0]]
         assert isinstance(bad, QueryError)
         assert model.asked == [1, 1]
+
+    asyncio.run(scenario())
+
+
+def test_queries_that_shall_not_wait_for_each_other() -> None:
+    """They are answered one by one, and the next without being joined first."""
+
+    async def scenario() -> None:
+        model = Model()
+        model.apart = True
+        assert predictions(await both(model.ask([1]), model.ask([2]))) == [[1.0], [2.0]]
+        model.apart = False
+        assert predictions(await both(model.ask([3]), model.ask([4]))) == [[3.0], [4.0]]
+        assert model.asked == [1] * 4
+        await asyncio.sleep(APART_S + 0.05)
+        await both(model.ask([5]), model.ask([6]))
+        assert model.asked == [1] * 4 + [2]
 
     asyncio.run(scenario())
 
