@@ -1,6 +1,6 @@
 """Queries that come together are answered as one: dynamic batching that waits for nothing.
 
-What has come by the end of a turn of the event loop becomes one query with all their samples. Its
+What has come by the end of the event loop's next turn becomes one query with all their samples. Its
 ids are sorted in one pass, each shard is called once and the tower runs once; every client gets the
 rows of its own samples. A query that is alone in flight is answered at once.
 
@@ -71,7 +71,7 @@ def join(queries: Sequence[tuple[Inputs, list[slice]]]) -> Inputs:
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A query that waits for the end of the turn, then for its answer."""
+    """A query that waits for others, then for its answer."""
 
     call: InferCall
     spans: list[slice]
@@ -105,7 +105,7 @@ class _Group:
 
 
 class Coalescer:
-    """Joins the queries of one turn.
+    """Joins the queries that come within two turns of the event loop.
 
     Args:
         start: begins to answer a call. The answer to one that stands for several queries tells of
@@ -126,7 +126,7 @@ class Coalescer:
         self._groups: set[_Group] = set()
 
     def answer(self, call: InferCall) -> InferAnswer | Awaitable[InferAnswer]:
-        """Answer `call`, together with others of this turn. Raises QueryError as `start`."""
+        """Answer `call`, together with others that come now. Raises QueryError as `start`."""
         loop, inputs = asyncio.get_running_loop(), call.request.inputs
         alone = loop.time() < self._apart_until or self._is_alone(call)
         own = None if alone else spans(inputs)
@@ -137,7 +137,8 @@ class Coalescer:
         if self._waiting and not self._fits(query):
             self._close()
         if not self._waiting:
-            loop.call_soon(self._close)
+            # behind one more look at the sockets: more has come while others were computed
+            loop.call_soon(loop.call_soon, self._close)
         self._waiting.append(query)
         if len(self._waiting) == self._most_queries:
             self._close()
@@ -167,7 +168,7 @@ class Coalescer:
                 query.group.left()
             raise
 
-    # -- the end of the turn
+    # -- all have come
 
     def _close(self) -> None:
         """Begin to answer the queries that wait."""

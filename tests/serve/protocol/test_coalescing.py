@@ -1,4 +1,4 @@
-"""Queries of one turn are joined, and each gets the answer that it would have got alone."""
+"""Queries that come together are joined, and each gets the answer that it would have got alone."""
 
 from __future__ import annotations
 
