@@ -179,11 +179,10 @@ def rounds(systems: Sequence[System], traffic: Traffic, options: argparse.Namesp
 
     What scales by itself (erless's gateway does) is then as large as the load wants it.
     """
-    for system in systems:
-        path = discover(system.url).path
-        run_closed_loop(system.url, path, traffic.bodies, options.connections, options.seconds)
     for number in range(options.rounds):
         for system in systems:
+            path = discover(system.url).path
+            run_closed_loop(system.url, path, traffic.bodies, options.connections, options.seconds)
             measure(system, traffic, options.connections, options.seconds)
             print(
                 f"round {number + 1}: {system.name} {system.qps[-1]:.0f} queries/s, "
