@@ -15,7 +15,7 @@ from erless.dlrm.lanes import Lanes, LaneSums
 from erless.dlrm.whole_graph import whole_tables
 from erless.serve.files import MappedFile
 from erless.serve.metrics import Metrics
-from erless.serve.protocol.coalescing import Coalescer
+from erless.serve.protocol.coalescing import open_coalescer
 from erless.serve.protocol.forms import KjtForm, Lookup, QueryForm, SharedKjtForm
 from erless.serve.protocol.graph import GraphForm
 from erless.serve.protocol.infer import InferRequest
@@ -80,10 +80,7 @@ class MonolithFunction:
         self.inputs, self.outputs = form.inputs, form.outputs
         self._shard, self._form, self._predict = shard, form, predict
         self._metrics = metrics
-        self._coalescer: Coalescer | None = None
-        if form.joins and settings.coalesced_queries > 1:
-            most = settings.coalesced_queries
-            self._coalescer = Coalescer(self._answer, most, form.max_batch, metrics)
+        self._coalescer = open_coalescer(form, settings, self._answer, metrics)
         self.answers_synchronously = self._coalescer is None
         self._parameters = {"digest": bundle.digest}
         dims = {table.dim for table in model.tables}

@@ -43,7 +43,7 @@ from erless.serve.identity import peers
 from erless.serve.logs import Log
 from erless.serve.malloc import HeapTrimmer
 from erless.serve.metrics import Metrics
-from erless.serve.protocol.coalescing import ApartError, Coalescer
+from erless.serve.protocol.coalescing import ApartError, open_coalescer
 from erless.serve.protocol.forms import KjtForm, OpenQuery, QueryForm, SharedKjtForm
 from erless.serve.protocol.graph import GraphForm
 from erless.serve.protocol.infer import InferRequest
@@ -222,10 +222,7 @@ class Gateway:
         self._sampler: HeatSampler | None = None
         if settings.sample:
             self._sampler = HeatSampler(opened, source_of(settings), settings, metrics, log)
-        self._coalescer: Coalescer | None = None
-        if form.joins and settings.coalesced_queries > 1:
-            most = settings.coalesced_queries
-            self._coalescer = Coalescer(self._start, most, form.max_batch, metrics)
+        self._coalescer = open_coalescer(form, settings, self._start, metrics)
         self._in_order: IdsInOrder | None = None
         self._error_budget = (
             ErrorBudget(settings.degraded_share) if settings.cold_miss == "default" else None

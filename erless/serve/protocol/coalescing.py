@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 from erless.dlrm.bfloat16 import all_finite
 from erless.errors import QueryError
 from erless.serve.metrics import Metrics
+from erless.serve.protocol.forms import QueryForm
 from erless.serve.protocol.infer import InferRequest
 from erless.serve.protocol.served import InferAnswer, InferCall
+from erless.serve.settings import Settings
 
-__all__ = ["ApartError", "Coalescer", "join", "spans"]
+__all__ = ["ApartError", "Coalescer", "join", "open_coalescer", "spans"]
 
 Inputs = dict[str, NDArray[Any]]
 # Begins to answer a call that stands for so many queries. Raises QueryError as `Served.infer`, and
@@ -225,6 +227,14 @@ class Coalescer:
                 each.fail(error)
         finally:
             self._groups.discard(group)
+
+
+def open_coalescer(
+    form: QueryForm, settings: Settings, start: Start, metrics: Metrics
+) -> Coalescer | None:
+    """What joins the queries of `form`; None where each is answered by itself."""
+    most = settings.coalesced_queries
+    return Coalescer(start, most, form.max_batch, metrics) if form.joins and most > 1 else None
 
 
 def _hand_out(answer: InferAnswer, queries: Sequence[_Waiting]) -> None:

@@ -26,7 +26,6 @@ from tests.serve.functions import Fleet, Function, body_of
 from tests.serve.gateway.test_shared_tables import DOT, model, pack, query
 
 QUERIES = 6
-PYTHON = [sys.executable]
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +43,34 @@ def stopped(function: Function) -> Iterator[None]:
         function.process.send_signal(signal.SIGCONT)
 
 
-def at_once(function: Function, name: str, bodies: Sequence[bytes]) -> list[tuple[int, Any]]:
-    """The answers to `bodies`, which it finds in its sockets all at once; its shards are awake."""
-    assert function.post(f"/v2/models/{name}/infer", bodies[0])[0] == 200
+def asked_at_once(
+    function: Function, path: str, bodies: Sequence[bytes], **headers: str
+) -> list[http.client.HTTPConnection]:
+    """Clients that wait for the answers to `bodies`, which it finds in its sockets all at once."""
     clients = [http.client.HTTPConnection("127.0.0.1", function.port, timeout=60) for _ in bodies]
     for client in clients:  # connected, and answered once
         client.request("GET", "/v2/health/live")
         client.getresponse().read()
     with stopped(function):
         for client, body in zip(clients, bodies, strict=True):
-            client.request("POST", f"/v2/models/{name}/infer", body)
+            client.request("POST", path, body, headers)
         time.sleep(0.05)
+    return clients
+
+
+def answer_of(client: http.client.HTTPConnection) -> tuple[int, Any]:
+    """The status and the document that it gets."""
+    response = client.getresponse()
+    return response.status, json.loads(response.read())
+
+
+def at_once(function: Function, name: str, bodies: Sequence[bytes]) -> list[tuple[int, Any]]:
+    """The answers to `bodies`, which it finds in its sockets all at once; its shards are awake."""
+    path = f"/v2/models/{name}/infer"
+    assert function.post(path, bodies[0])[0] == 200
     answers = []
-    for client in clients:
-        response = client.getresponse()
-        answers.append((response.status, json.loads(response.read())))
+    for client in asked_at_once(function, path, bodies):
+        answers.append(answer_of(client))
         client.close()
     return answers
 
@@ -89,7 +101,7 @@ def test_a_query_that_does_not_fit_is_told_so_and_no_other(
 ) -> None:
     made = fleet.made
     queries = [random_query(made.model, 50 + n, 4) for n in range(QUERIES)]
-    bodies = [body_of(each) for each in queries]  # the first as it is
+    bodies = [body_of(each) for each in queries]
     wrong = queries[1]
     wrong.values[-1] = made.model.tables[-1].rows
     large = queries[3]
@@ -146,22 +158,13 @@ def test_nobody_waits_for_a_shard_that_another_wakes(fleet: Fleet, reference: Mo
             hangs = threading.Thread(target=gateway.post, args=(path, body_of(queries[1])))
             hangs.start()
             time.sleep(0.3)
-            clients = [http.client.HTTPConnection("127.0.0.1", gateway.port) for _ in queries]
-            for client in clients:
-                client.request("GET", "/v2/health/live")
-                client.getresponse().read()
-            with stopped(gateway):
-                for client, query in zip(clients, queries, strict=True):
-                    client.request("POST", path, body_of(query), deadline)
-                time.sleep(0.05)
+            bodies = [body_of(each) for each in queries]
+            clients = asked_at_once(gateway, path, bodies, **deadline)
             begin = time.monotonic()
-            answers = [
-                (r.status, json.loads(r.read()))
-                for r in (clients[0].getresponse(), clients[2].getresponse())
-            ]
+            answers = [answer_of(client) for client in clients[::2]]
             assert time.monotonic() - begin < 3
             expect(answers, reference, queries[::2])
-            assert clients[1].getresponse().status == 504
+            assert answer_of(clients[1])[0] == 504
             for client in clients:
                 client.close()
             asleep.behaviour = "good"
@@ -185,8 +188,9 @@ def test_features_that_share_tables(tmp_path: Path, pooling: Pooling) -> None:
 def test_the_monoliths_server_joins_them_too(
     packed_release: Made, reference: Monolith, tmp_path: Path
 ) -> None:
-    command = ["-m", "erless.serve.process.monolith", "--model", str(packed_release.bundle)]
-    server = Function("monolith", tmp_path, [*PYTHON, *command, "--port", "0"]).ready()
+    command = [sys.executable, "-m", "erless.serve.process.monolith", "--port", "0"]
+    bundle = ["--model", str(packed_release.bundle)]
+    server = Function("monolith", tmp_path, [*command, *bundle]).ready()
     queries = [random_query(packed_release.model, 80 + n, 1 + n) for n in range(QUERIES)]
     queries[2].dense[:] = np.finfo(np.float32).max
     answers = at_once(server, packed_release.model.name, [body_of(each) for each in queries])
